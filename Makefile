@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: MIT
+# make          the program ./janus           make demo     draws a picture and answers a question about it
+# make test     the tests                     make verify   PyTorch's numbers beside ours (installs torch)
+# make deps     installs what is missing: a C compiler, the stb headers, Python's venv
+# make install  PREFIX=/usr/local DESTDIR=
+# STB=DIR names the folder that holds stb_image.h and stb_image_write.h where the system has none.
+
+CC = cc
+CFLAGS = -O2
+WARNINGS = -std=c99 -pedantic -Wall -Wextra -Wshadow
+LDLIBS = -lm -lpthread
+PREFIX = /usr/local
+DESTDIR =
+PYTHON = python3
+STB =
+VERIFY_ARGS = --suite
+
+# Sets the shell variable $stb to the compiler's flags for the stb headers, or says how to get them.
+FIND_STB = stb=""; found=""; \
+	if test -n "$(STB)"; then stb="-isystem $(STB) -DJANUS_STB_FLAT"; found=1; fi; \
+	for dir in "" /usr/local/include /opt/homebrew/include /opt/local/include; do \
+	    test -n "$$found" && break; \
+	    test -n "$$dir" && flag="-isystem $$dir" || flag=""; \
+	    if echo '\#include <stb/stb_image.h>' | sed 's/^.//' | $(CC) $$flag -E -x c - >/dev/null 2>&1; then stb="$$flag"; found=1; fi; \
+	done; \
+	if test -z "$$found" && pkg-config --exists stb 2>/dev/null; then \
+	    stb="`pkg-config --cflags stb | sed 's/-I/-isystem /g'` -DJANUS_STB_FLAT"; found=1; fi; \
+	if test -z "$$found"; then \
+	    echo "The stb headers are missing. Install them with:"; echo "    $$($(DEPS_COMMAND))"; \
+	    echo "or name the folder that holds stb_image.h: make STB=DIR"; exit 1; fi
+
+# Prints the one command that installs everything on this system.
+DEPS_COMMAND = sudo=""; test "`id -u`" = 0 || sudo="sudo "; \
+	if command -v apt-get >/dev/null; then echo "$${sudo}apt-get install -y gcc make libc6-dev libstb-dev python3-venv"; \
+	elif command -v dnf >/dev/null; then echo "$${sudo}dnf install -y gcc make glibc-devel stb-devel python3"; \
+	elif command -v apk >/dev/null; then echo "$${sudo}apk add gcc make musl-dev stb python3"; \
+	elif command -v pacman >/dev/null; then echo "$${sudo}pacman -S --needed --noconfirm gcc make stb python"; \
+	elif command -v brew >/dev/null; then echo "brew install stb python3"; \
+	elif command -v pkg >/dev/null; then echo "$${sudo}pkg install -y stb python3"; \
+	else echo "(no known package manager: get the headers from the stb project and use STB=DIR)"; fi
+
+all: janus
+
+janus: janus.c janus.h
+	@$(FIND_STB); set -x; $(CC) $(CFLAGS) $(WARNINGS) $$stb $(LDFLAGS) janus.c -o $@ $(LDLIBS)
+
+# The library, for C programs (libjanus.a) and for the Python tests (libjanus.so).
+libjanus.o: janus.c janus.h
+	@$(FIND_STB); set -x; $(CC) $(CFLAGS) $(WARNINGS) $$stb -fPIC -DJANUS_LIBRARY -c janus.c -o $@
+
+libjanus.a: libjanus.o
+	ar rcs $@ libjanus.o
+
+libjanus.so: libjanus.o
+	$(CC) -shared $(LDFLAGS) libjanus.o -o $@ $(LDLIBS)
+
+deps:
+	@if command -v apt-get >/dev/null && test "`id -u`" = 0; then apt-get update -q; fi
+	@command="`$(DEPS_COMMAND)`"; echo "$$command"; $$command
+
+clean:
+	rm -rf janus libjanus.o libjanus.a libjanus.so build
+
+.PHONY: all deps clean

@@ -1,0 +1,1295 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["gguf>=0.17", "numpy>=1.26", "safetensors>=0.5", "torch>=2.4", "tqdm>=4.66"]
+# ///
+"""Convert a Janus or Janus-Pro checkpoint into the one flat file that janus reads.
+
+    uv run convert.py CHECKPOINT_FOLDER -o janus.gguf [--dtype f32|f16|bf16|q8_0|q4_0]
+    uv run convert.py --random janus-pro-1b -o random.gguf [--seed 0]
+
+The folder is a checkpoint as published: config.json, tokenizer.json, preprocessor_config.json (or a
+processor_config.json that holds it) and the weights, .safetensors or .bin, whole or in shards, in the official
+layout (model_type multi_modality) or in that of transformers (model_type janus).  torch is imported for .bin only.
+
+The file
+========
+GGUF version 3, little-endian, general.architecture "janus", data aligned to 64 bytes, so that it can be mapped and
+used in place.  Metadata, all of it written always unless a line says otherwise:
+
+    janus.format_version                   1
+    janus.{embedding_length, block_count, feed_forward_length, context_length, vocab_size}
+    janus.attention.{head_count, head_count_kv, key_length, layer_norm_rms_epsilon}      janus.rope.freq_base
+    janus.vision.{image_size, patch_size, embedding_length, block_count, feed_forward_length}
+    janus.vision.attention.{head_count, layer_norm_epsilon}
+    janus.{aligner, gen_aligner}.depth     Linear layers, a gelu between two
+    janus.gen_head.embedding_length
+    janus.vq.{codebook_size, codebook_dim, base_channels, channel_multipliers, res_blocks, z_channels}
+    janus.vq.{group_count, group_norm_epsilon, grid_size}      grid_size: tokens a side
+    janus.image.{min_size, mean, std, rescale_factor, background_color, do_normalize}
+    janus.prompt.system
+    tokenizer.ggml.{model, pre, tokens, token_type, bos_token_id, eos_token_id, padding_token_id, add_bos_token}
+    tokenizer.ggml.merges                  absent when there are none
+    janus.tokenizer.{image_placeholder_id, begin_of_image_id, end_of_image_id}
+    janus.tokenizer.pre_tokenizer          one string a step: "split REGEX", "digits individual", "digits runs", "bytelevel"
+
+Tensors have the shapes that PyTorch gives them, with three exceptions: 3x3 and patch kernels are channel-last
+[out, height, width, in], 1x1 kernels are plain matrices [out, in], and the three projections of the vision
+attention are one matrix [q; k; v] in both layouts.  One-dimensional tensors and a few small tables are always f32.
+N counts blocks, L levels, B blocks of a level, I layers; {a,b} stands for either; each name takes .weight and .bias
+where there is a bias.  Under `transformers` every name but lm_head starts with "model.".
+
+    file                             official                                        transformers
+    -------------------------------  ----------------------------------------------  ------------------------------------------
+    vit.patch_embed                  vision_model.vision_tower.patch_embed.proj      vision_model.embeddings.patch_embedding
+    vit.pos_embed                    vision_model.vision_tower.pos_embed             vision_model.embeddings.position_embedding
+    vit.blk.N.norm{1,2}              vision_model.vision_tower.blocks.N.norm{1,2}    vision_model.encoder.layers.N.layer_norm{1,2}
+    vit.blk.N.qkv                    vision_model.vision_tower.blocks.N.attn.qkv     vision_model.encoder.layers.N.self_attn.{q,k,v}_proj
+    vit.blk.N.proj                   vision_model.vision_tower.blocks.N.attn.proj    vision_model.encoder.layers.N.self_attn.projection_layer
+    vit.blk.N.fc{1,2}                vision_model.vision_tower.blocks.N.mlp.fc{1,2}  vision_model.encoder.layers.N.mlp.fc{1,2}
+    vit.norm                         vision_model.vision_tower.norm                  vision_model.post_layernorm
+    aligner.I                        aligner.layers.2I                               aligner.fc1, aligner.hidden_layers.(I-1)
+    gen_embed                        gen_embed                                       generation_embeddings
+    gen_aligner.I                    gen_aligner.layers.2I                           generation_aligner.fc1, ....hidden_layers.(I-1)
+    gen_head.proj                    gen_head.output_mlp_projector                   generation_head.proj_out
+    gen_head.out                     gen_head.vision_head                            generation_head.vision_head
+    token_embd                       language_model.model.embed_tokens               language_model.embed_tokens
+    blk.N.attn_norm                  language_model.model.layers.N.input_layernorm   language_model.layers.N.input_layernorm
+    blk.N.attn_{q,k,v}               ....layers.N.self_attn.{q,k,v}_proj             ....layers.N.self_attn.{q,k,v}_proj
+    blk.N.attn_output                ....layers.N.self_attn.o_proj                   ....layers.N.self_attn.o_proj
+    blk.N.ffn_norm                   ....layers.N.post_attention_layernorm           ....layers.N.post_attention_layernorm
+    blk.N.ffn_{gate,up,down}         ....layers.N.mlp.{gate,up,down}_proj            ....layers.N.mlp.{gate,up,down}_proj
+    output_norm                      language_model.model.norm                       language_model.norm
+    output (absent when tied)        language_model.lm_head                          lm_head
+    vq.codebook                      gen_vision_model.quantize.embedding             vqmodel.quantize.embedding
+    vq.quant_conv                    gen_vision_model.quant_conv                     vqmodel.quant_conv
+    vq.post_quant_conv               gen_vision_model.post_quant_conv                vqmodel.post_quant_conv
+    vq.{enc,dec}.conv_in             gen_vision_model.{encoder,decoder}.conv_in      vqmodel.{encoder,decoder}.conv_in
+    vq.{enc,dec}.norm_out, .conv_out ....norm_out, ....conv_out                      ....norm_out, ....conv_out
+    vq.{enc,dec}.mid.{0,2}           ....mid.{0,2}                                   ....mid.block_{1,2}
+    vq.{enc,dec}.mid.1               ....mid.1                                       ....mid.attn_1
+    vq.enc.L.res.B, vq.dec.L.res.B   ....conv_blocks.L.res.B                         encoder.down.L.block.B, decoder.up.L.block.B
+    vq.enc.L.attn.B, vq.dec.L.attn.B ....conv_blocks.L.attn.B                        encoder.down.L.attn.B, decoder.up.L.attn.B
+    vq.enc.L.down                    encoder.conv_blocks.L.downsample.conv           encoder.down.L.downsample.conv
+    vq.dec.L.up                      decoder.conv_blocks.L.upsample.conv             decoder.up.L.upsample.conv
+
+Inside a residual block norm1, conv1, norm2, conv2 keep their names and nin_shortcut becomes shortcut; inside an
+attention block norm, q, k, v keep theirs and proj_out becomes proj.  Level 0 of the decoder is its deepest.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gguf import GGMLQuantizationType as Type
+from gguf import GGUFValueType, GGUFWriter, quants
+
+FORMAT_VERSION = 1
+ALIGNMENT = 64
+CHUNK_ELEMENTS = 1 << 24   # rows are read, checked and written in pieces of about this many numbers
+REOPEN_BYTES = 1 << 29     # a mapped .bin is opened anew after this much, to give its pages back
+MAX_JSON_BYTES = 1 << 27
+
+# Small tables that cost nothing and whose every bit counts; one-dimensional tensors are f32 as well.
+ALWAYS_F32 = {"vit.pos_embed", "vq.codebook.weight", "gen_embed.weight", "vq.quant_conv.weight", "vq.post_quant_conv.weight"}
+# --dtype q8_0 and q4_0: what the tensors that start with a prefix become.  The first that fits counts.
+QUANTISED_TYPES = (
+    ("vq.", {"q8_0": Type.F16, "q4_0": Type.F16}),
+    ("vit.", {"q8_0": Type.Q8_0, "q4_0": Type.Q8_0}),
+    ("aligner.", {"q8_0": Type.Q8_0, "q4_0": Type.Q8_0}),
+    ("gen_aligner.", {"q8_0": Type.Q8_0, "q4_0": Type.Q8_0}),
+    ("gen_head.", {"q8_0": Type.Q8_0, "q4_0": Type.Q8_0}),
+    ("output.", {"q8_0": Type.Q8_0, "q4_0": Type.Q8_0}),
+    ("token_embd.", {"q8_0": Type.Q8_0, "q4_0": Type.Q8_0}),
+    ("blk.", {"q8_0": Type.Q8_0, "q4_0": Type.Q4_0}),
+)
+FLOAT_TYPES = {"f32": Type.F32, "f16": Type.F16, "bf16": Type.BF16}
+FILE_TYPES = {"f32": 0, "f16": 1, "bf16": 32, "q8_0": 7, "q4_0": 2}
+STORED_DTYPES = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}  # numpy has no bf16: its bits
+
+# Names that official checkpoints carry and that the model never reads.
+IGNORED_TENSORS = re.compile(r".*\.attn_pool\..+|.*\.quantize\.codebook_used|.*\.rotary_emb\.inv_freq")
+
+# Sizes behind a model_name, janus/models/siglip_vit.py
+SIGLIP_MODELS = {
+    "siglip_large_patch16_384": {"width": 1024, "layers": 24, "heads": 16, "patch_size": 16, "mlp_ratio": 4},
+    "siglip_so400m_patch14_384": {"width": 1152, "layers": 27, "heads": 16, "patch_size": 14, "mlp_ratio": 3.7362},
+    "siglip_so400m_patch14_224": {"width": 1152, "layers": 27, "heads": 16, "patch_size": 14, "mlp_ratio": 3.7362},
+}
+GROUP_COUNT = 32        # of every GroupNorm of the VQ model
+GROUP_NORM_EPS = 1e-6
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)   # what both image processors take when the file has no mean
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+SYSTEM_PROMPT = ("You are a helpful language and vision assistant. You are able to understand the visual content that the user "
+                 "provides, and assist the user with a variety of tasks using natural language.")
+
+BOS, EOS, PAD = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"
+IMAGE_PLACEHOLDER, BEGIN_OF_IMAGE, END_OF_IMAGE = "<image_placeholder>", "<begin_of_image>", "<end_of_image>"
+
+# The letters of DeepSeek's second split, as code points: three of the range ends are characters that normalisation
+# would replace, so they are not written out.
+DEEPSEEK_LETTERS = """
+41-5A 61-7A B5 C0-D6 D8-F6 F8-1BA 1BC-1BF 1C4-293 295-2AF 370-373 376 377 37B-37D 37F 386 388-38A 38C 38E-3A1 3A3-3F5
+3F7-481 48A-52F 531-556 10A0-10C5 13A0-13F5 13F8-13FD 1C90-1CBA 1CBD-1CBF 1D00-1D2B 1D6B-1D77 1D79-1D9A 1E00-1F15
+1F18-1F1D 1F20-1F45 1F48-1F4D 1F50-1F57 1F59 1F5B 1F5D 1F5F-1F7D 1F80-1FB4 1FB6-1FBC 1FBE 1FC2-1FC4 1FC6-1FCC 1FD0-1FD3
+1FD6-1FDB 1FE0-1FEC 1FF2-1FF4 1FF6-1FFC 2102 2107 210A-2113 2115 2119-211D 2124 2126 2128 212A-212D 212F-2134 2139
+213C-213F 2145-2149 214E 2183 2184 2C00-2C7B 2C7E-2CE4 2CEB-2CEE 2CF2 2CF3 A640-A66D A680-A69B A722-A76F A771-A787
+A78B-A78E AB70-ABBF FB00-FB06 FB13-FB17 FF21-FF3A FF41-FF5A 10400-1044F 104B0-104D3 104D8-104FB 10C80-10CB2 10CC0-10CF2
+118A0-118DF 1E900-1E943"""
+
+
+class Refused(Exception):
+    """The input cannot be converted; the message says what, where and, where it helps, what to do."""
+
+
+# ---------------------------------------------------------------------------------------------------- configuration
+
+def load_json(path: Path) -> Any:
+    """The contents of a JSON file; refuses what is not JSON, repeats a key, or is absurdly large."""
+    def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result = dict(pairs)
+        if len(result) != len(pairs):
+            raise Refused(f"{path.name}: a key stands twice in one object")
+        return result
+
+    if not path.is_file():
+        raise Refused(f"{path.name} is missing in {path.parent}")
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise Refused(f"{path.name} has {path.stat().st_size} bytes, more than {MAX_JSON_BYTES}")
+    try:
+        values = json.loads(path.read_bytes(), object_pairs_hook=without_repeats)
+        json.dumps(values, ensure_ascii=False).encode()   # fails on half a surrogate pair
+        return values
+    except (ValueError, RecursionError) as error:
+        raise Refused(f"{path.name} is no valid JSON: {error}") from None
+
+
+class Config:
+    """A JSON object with typed access; errors name the file and the key.  A null counts as an absent key."""
+
+    def __init__(self, values: Any, where: str) -> None:
+        if not isinstance(values, dict):
+            raise Refused(f"{where}: expected an object")
+        self.values, self.where = values, where
+
+    def get(self, key: str, default: Any = None) -> Any:
+        value = self.values.get(key)
+        value = default if value is None else value
+        if value is None:
+            raise Refused(f"{self.where}: {key} is missing")
+        return value
+
+    def has(self, key: str) -> bool:
+        return self.values.get(key) is not None
+
+    def block(self, key: str) -> Config:
+        return Config(self.get(key, {}), f"{self.where}: {key}")
+
+    def integer(self, key: str, default: int | None = None, low: int = 1, high: int = 1 << 20) -> int:
+        value = self.get(key, default)
+        if type(value) is not int or not low <= value <= high:
+            raise Refused(f"{self.where}: {key} is {value!r:.60}, expected an integer from {low} to {high}")
+        return value
+
+    def number(self, key: str, default: float | None = None, low: float = 0.0, high: float = 1e9) -> float:
+        value = self.get(key, default)
+        if type(value) not in (int, float) or not low < value < high:
+            raise Refused(f"{self.where}: {key} is {value!r:.60}, expected a number between {low:g} and {high:g}")
+        return float(value)
+
+    def numbers(self, key: str, default: tuple[float, ...]) -> list[float]:
+        value = self.get(key, list(default))
+        if not isinstance(value, list) or len(value) != len(default) \
+                or any(type(x) not in (int, float) or not 0 <= x < 1e9 for x in value):
+            raise Refused(f"{self.where}: {key} is {value!r:.60}, expected {len(default)} numbers")
+        return [float(x) for x in value]
+
+    def require(self, key: str, *allowed: Any, default: Any = None) -> Any:
+        """The value, which must be one of those that this program understands."""
+        value = self.get(key, default)
+        if not any(type(value) is type(a) and value == a for a in allowed):
+            raise Refused(f"{self.where}: {key} is {value!r:.60}, supported is only {' or '.join(map(repr, allowed))}")
+        return value
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Every size and constant of a model.  The defaults are those of Janus-Pro-1B."""
+    hidden: int = 2048
+    layers: int = 24
+    feed_forward: int = 5632
+    context: int = 16384
+    vocabulary: int = 102400
+    heads: int = 16
+    kv_heads: int = 16
+    head_dim: int = 128
+    rms_eps: float = 1e-6
+    rope_theta: float = 10000.0
+    tied: bool = False
+    image_size: int = 384
+    patch_size: int = 16
+    vit_width: int = 1024
+    vit_layers: int = 24
+    vit_feed_forward: int = 4096
+    vit_heads: int = 16
+    vit_eps: float = 1e-6
+    aligner_depth: int = 2
+    gen_aligner_depth: int = 2
+    gen_head_width: int = 2048
+    codebook_size: int = 16384
+    codebook_dim: int = 8
+    vq_channels: int = 128
+    vq_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
+    vq_res_blocks: int = 2
+    vq_z: int = 256
+
+    @property
+    def grid(self) -> int:
+        """Patches, and generated tokens, a side."""
+        return self.image_size // self.patch_size
+
+
+TINY = Sizes(hidden=64, layers=2, feed_forward=128, context=512, vocabulary=512, heads=4, kv_heads=4, head_dim=16,
+             image_size=32, patch_size=8, vit_width=64, vit_layers=2, vit_feed_forward=128, vit_heads=2,
+             gen_head_width=64, codebook_size=128, vq_channels=32, vq_multipliers=(1, 1, 2, 2), vq_res_blocks=1, vq_z=16)
+GEOMETRIES = {
+    "janus-pro-1b": Sizes(),
+    "janus-pro-7b": Sizes(hidden=4096, layers=30, feed_forward=11008, heads=32, kv_heads=32, gen_head_width=4096),
+    "tiny": TINY,
+    "tiny-gqa": replace(TINY, kv_heads=2, head_dim=24),
+    "tiny-tied": replace(TINY, tied=True),
+    "tiny-odd": replace(TINY, image_size=60, patch_size=12, vit_width=96, vit_heads=3, vit_feed_forward=200, aligner_depth=1,
+                        gen_aligner_depth=3, gen_head_width=96, vq_multipliers=(1, 2, 3), vq_res_blocks=2, vq_z=24),
+}
+
+
+def read_llama(config: Config) -> dict[str, Any]:
+    """The sizes of the transformer from a LlamaConfig, with its defaults."""
+    config.require("model_type", "llama", default="llama")
+    config.require("hidden_act", "silu", default="silu")
+    config.require("attention_bias", False, default=False)
+    config.require("mlp_bias", False, default=False)
+    heads, hidden = config.integer("num_attention_heads", 32), config.integer("hidden_size", 4096)
+    kv_heads = config.integer("num_key_value_heads", heads)
+    head_dim = config.integer("head_dim", max(1, hidden // heads))
+    if hidden % heads or heads % kv_heads or head_dim % 2:
+        raise Refused(f"{config.where}: {heads} heads of {head_dim} with {kv_heads} key heads do not fit a width of {hidden}")
+    return dict(hidden=hidden, layers=config.integer("num_hidden_layers", 32, high=1024), heads=heads, kv_heads=kv_heads,
+                head_dim=head_dim, feed_forward=config.integer("intermediate_size", 11008),
+                vocabulary=config.integer("vocab_size", 32000, high=1 << 24),
+                context=config.integer("max_position_embeddings", 2048, high=1 << 24),
+                rms_eps=config.number("rms_norm_eps", 1e-6), rope_theta=read_rope_theta(config))
+
+
+def read_rope_theta(config: Config) -> float:
+    """rope_theta, which stands beside the other keys or, since transformers 5, inside rope_parameters."""
+    theta = config.number("rope_theta", 10000.0)
+    for key in ("rope_scaling", "rope_parameters"):
+        rope = config.block(key)
+        for unknown in set(rope.values) - {"rope_type", "type", "rope_theta", "partial_rotary_factor"}:
+            raise Refused(f"{rope.where}: {unknown} is not supported")
+        rope.require("rope_type", "default", default="default")
+        rope.require("type", "default", default="default")
+        rope.require("partial_rotary_factor", 1, 1.0, default=1.0)
+        inner = rope.number("rope_theta", theta)
+        if config.has("rope_theta") and inner != theta:
+            raise Refused(f"{rope.where}: rope_theta is {inner:g}, but {theta:g} beside it")
+        theta = inner
+    return theta
+
+
+def read_official_projector(config: Config, key: str, inner: int, outer: int) -> int:
+    """The depth of an MlpProjector that must lead from `inner` to `outer` channels."""
+    block = config.block(key)
+    block.require("cls", "MlpProjector")
+    params = block.block("params")
+    params.require("projector_type", "mlp_gelu")
+    params.require("input_dim", inner)
+    params.require("n_embed", outer)
+    return params.integer("depth", 1, high=64)
+
+
+def read_official_config(config: Config, shapes: dict[str, tuple[int, ...]]) -> Sizes:
+    """Sizes from a multi_modality config.  A VQ model is built without its params: its sizes are those of its tensors."""
+    llama = read_llama(config.block("language_config"))
+    vision = config.block("vision_config")
+    vision.require("cls", "CLIPVisionTower")
+    params = vision.block("params")
+    name = params.require("model_name", *SIGLIP_MODELS, default="siglip_large_patch16_384")
+    params.require("select_layer", -1, default=-2)
+    if params.has("pixel_mean") and params.has("pixel_std"):
+        raise Refused(f"{params.where}: pixel_mean and pixel_std are not supported")
+    known = SIGLIP_MODELS[name]
+    width = params.integer("width", known["width"])
+
+    gen_vision = config.block("gen_vision_config")
+    gen_vision.require("cls", "VQ-16")
+    vq = read_vq_shapes(shapes)
+    gen_vision.block("params").require("image_token_size", vq["codebook_size"])
+    gen_vision.block("params").require("n_embed", vq["codebook_dim"])
+    head = config.block("gen_head_config")
+    head.require("cls", "vision_head")
+    head.block("params").require("n_embed", llama["hidden"])
+    head.block("params").require("image_token_size", vq["codebook_size"])
+
+    return Sizes(**llama, **vq, tied=config.block("language_config").require("tie_word_embeddings", True, False, default=False),
+                 image_size=params.integer("image_size", 336), patch_size=params.integer("patch_size", known["patch_size"]),
+                 vit_width=width, vit_layers=params.integer("layers", known["layers"], high=1024),
+                 vit_heads=params.integer("heads", known["heads"]),
+                 vit_feed_forward=int(width * params.number("mlp_ratio", known["mlp_ratio"], high=1000)),
+                 aligner_depth=read_official_projector(config, "aligner_config", width, llama["hidden"]),
+                 gen_aligner_depth=read_official_projector(config, "gen_aligner_config", vq["codebook_dim"], llama["hidden"]),
+                 gen_head_width=head.block("params").integer("image_token_embed"))
+
+
+def read_vq_shapes(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
+    """Sizes of an official VQ model from its tensors; whether all the others agree is checked against the whole table."""
+    def shape(name: str, rank: int) -> tuple[int, ...]:
+        name = f"gen_vision_model.{name}.weight"
+        if name not in shapes:
+            raise Refused(f"tensor {name} is missing")
+        if len(shapes[name]) != rank or not all(shapes[name]):
+            raise Refused(f"tensor {name} has shape {list(shapes[name])}, expected {rank} dimensions")
+        return shapes[name]
+
+    def count(pattern: str) -> int:
+        found = (re.match(rf"gen_vision_model\.encoder\.conv_blocks\.{pattern}\.", name) for name in shapes)
+        return max((int(match[1]) + 1 for match in found if match), default=1)
+
+    channels, levels = shape("encoder.conv_in", 4)[0], min(count(r"(\d{1,3})"), 16)
+    codebook_size, codebook_dim = shape("quantize.embedding", 2)
+    return dict(vq_channels=channels, vq_res_blocks=min(count(r"0\.res\.(\d{1,3})"), 64), vq_z=shape("encoder.conv_out", 4)[0],
+                vq_multipliers=tuple(max(1, shape(f"encoder.conv_blocks.{level}.res.0.conv2", 4)[0] // channels)
+                                     for level in range(levels)),
+                codebook_size=codebook_size, codebook_dim=codebook_dim)
+
+
+def read_transformers_config(config: Config) -> Sizes:
+    """Sizes from a JanusConfig, with the defaults of its parts."""
+    llama = read_llama(config.block("text_config"))
+    vision, vq = config.block("vision_config"), config.block("vq_config")
+    for key, value in (("hidden_act", "gelu"), ("num_channels", 3), ("attention_bias", True), ("use_qk_norm", False)):
+        vision.require(key, value, default=value)
+    for key, value in (("hidden_act", "gelu"), ("in_channels", 3), ("out_channels", 3), ("double_latent", False)):
+        vq.require(key, value, default=value)
+    vision.require("projection_dim", llama["hidden"], default=2048)
+    vq.require("projection_dim", llama["hidden"], default=2048)
+    vq.require("image_token_embed_dim", llama["hidden"], default=2048)
+    multipliers = vq.get("channel_multiplier", [1, 1, 2, 2, 4])
+    if not isinstance(multipliers, list) or not 1 <= len(multipliers) <= 16 \
+            or any(type(m) is not int or not 1 <= m <= 64 for m in multipliers):
+        raise Refused(f"{vq.where}: channel_multiplier is {multipliers!r:.60}, expected 1 to 16 small integers")
+    width = vision.integer("hidden_size", 1024)
+    return Sizes(**llama, tied=config.require("tie_word_embeddings", True, False, default=True),
+                 image_size=vision.integer("image_size", 384), patch_size=vision.integer("patch_size", 16),
+                 vit_width=width, vit_layers=vision.integer("num_hidden_layers", 24, high=1024),
+                 vit_heads=vision.integer("num_attention_heads", 16), vit_eps=vision.number("layer_norm_eps", 1e-6),
+                 vit_feed_forward=int(width * vision.number("mlp_ratio", 4.0, high=1000)),
+                 aligner_depth=vision.integer("depth", 2, high=64),
+                 gen_aligner_depth=vq.integer("num_hidden_layers", 2, high=64), gen_head_width=vq.integer("projection_dim", 2048),
+                 codebook_size=vq.integer("num_embeddings", 16384, high=1 << 24), codebook_dim=vq.integer("embed_dim", 8),
+                 vq_channels=vq.integer("base_channels", 128), vq_multipliers=tuple(multipliers),
+                 vq_res_blocks=vq.integer("num_res_blocks", 2, high=64), vq_z=vq.integer("latent_channels", 256))
+
+
+def check_sizes(sizes: Sizes) -> None:
+    """Refuse sizes that no layer could have, whatever the tensors say."""
+    if sizes.image_size % sizes.patch_size:
+        raise Refused(f"config.json: image_size {sizes.image_size} is not a multiple of patch_size {sizes.patch_size}")
+    if sizes.vit_width % sizes.vit_heads or not sizes.vit_feed_forward:
+        raise Refused(f"config.json: {sizes.vit_heads} heads and an MLP of {sizes.vit_feed_forward} do not fit "
+                      f"a vision width of {sizes.vit_width}")
+    for multiplier in sizes.vq_multipliers:
+        if sizes.vq_channels * multiplier % GROUP_COUNT:
+            raise Refused(f"config.json: {sizes.vq_channels * multiplier} VQ channels are not a multiple of {GROUP_COUNT} groups")
+
+
+# ------------------------------------------------------------------------------------------ preprocessing, tokenizer
+
+Metadata = dict[str, tuple[GGUFValueType, Any]]   # key -> (type, value); the type of an array is that of its items
+
+
+def u32(value: int | list[int] | tuple[int, ...]) -> tuple[GGUFValueType, Any]:
+    return GGUFValueType.UINT32, list(value) if isinstance(value, tuple) else value
+
+
+def f32(value: float | list[float]) -> tuple[GGUFValueType, Any]:
+    return GGUFValueType.FLOAT32, value
+
+
+def text(value: str | list[str]) -> tuple[GGUFValueType, Any]:
+    return GGUFValueType.STRING, value
+
+
+def size_metadata(sizes: Sizes) -> Metadata:
+    """Every size and constant under its GGUF key."""
+    return {
+        "janus.format_version": u32(FORMAT_VERSION),
+        "janus.embedding_length": u32(sizes.hidden),
+        "janus.block_count": u32(sizes.layers),
+        "janus.feed_forward_length": u32(sizes.feed_forward),
+        "janus.context_length": u32(sizes.context),
+        "janus.vocab_size": u32(sizes.vocabulary),
+        "janus.attention.head_count": u32(sizes.heads),
+        "janus.attention.head_count_kv": u32(sizes.kv_heads),
+        "janus.attention.key_length": u32(sizes.head_dim),
+        "janus.attention.layer_norm_rms_epsilon": f32(sizes.rms_eps),
+        "janus.rope.freq_base": f32(sizes.rope_theta),
+        "janus.vision.image_size": u32(sizes.image_size),
+        "janus.vision.patch_size": u32(sizes.patch_size),
+        "janus.vision.embedding_length": u32(sizes.vit_width),
+        "janus.vision.block_count": u32(sizes.vit_layers),
+        "janus.vision.feed_forward_length": u32(sizes.vit_feed_forward),
+        "janus.vision.attention.head_count": u32(sizes.vit_heads),
+        "janus.vision.attention.layer_norm_epsilon": f32(sizes.vit_eps),
+        "janus.aligner.depth": u32(sizes.aligner_depth),
+        "janus.gen_aligner.depth": u32(sizes.gen_aligner_depth),
+        "janus.gen_head.embedding_length": u32(sizes.gen_head_width),
+        "janus.vq.codebook_size": u32(sizes.codebook_size),
+        "janus.vq.codebook_dim": u32(sizes.codebook_dim),
+        "janus.vq.base_channels": u32(sizes.vq_channels),
+        "janus.vq.channel_multipliers": u32(sizes.vq_multipliers),
+        "janus.vq.res_blocks": u32(sizes.vq_res_blocks),
+        "janus.vq.z_channels": u32(sizes.vq_z),
+        "janus.vq.group_count": u32(GROUP_COUNT),
+        "janus.vq.group_norm_epsilon": f32(GROUP_NORM_EPS),
+        "janus.vq.grid_size": u32(sizes.grid),
+        "janus.prompt.system": text(SYSTEM_PROMPT),
+    }
+
+
+def image_metadata(config: Config, sizes: Sizes) -> Metadata:
+    """The preprocessing values; `config` is a preprocessor_config of either layout, defaults those of both classes."""
+    for key in ("do_resize", "do_rescale", "do_pad"):
+        config.require(key, True, default=True)
+    config.require("resample", 3, default=3)
+    config.require("image_size", sizes.image_size, default=sizes.image_size if config.has("size") else 384)
+    for key in ("height", "width") if config.has("size") else ():
+        config.block("size").require(key, sizes.image_size)
+    mean = config.numbers("image_mean", CLIP_MEAN)
+    background = [int(x * 255) for x in mean]
+    config.require("background_color", background, default=background)
+    return {
+        "janus.image.min_size": u32(config.integer("min_size", 14, high=sizes.image_size)),
+        "janus.image.mean": f32(mean),
+        "janus.image.std": f32(config.numbers("image_std", CLIP_STD)),
+        "janus.image.rescale_factor": (GGUFValueType.FLOAT64, config.number("rescale_factor", 1 / 255)),
+        "janus.image.background_color": u32(background),
+        "janus.image.do_normalize": (GGUFValueType.BOOL, config.require("do_normalize", True, False, default=True)),
+    }
+
+
+def read_image_metadata(folder: Path, sizes: Sizes) -> Metadata:
+    """Preprocessing from preprocessor_config.json or, since transformers 5, from inside processor_config.json."""
+    processor = Config({}, "processor_config.json")
+    if (folder / "processor_config.json").exists():
+        processor = Config(load_json(folder / "processor_config.json"), "processor_config.json")
+        processor.require("num_image_tokens", sizes.grid**2, default=sizes.grid**2)
+        processor.require("sft_format", "deepseek", default="deepseek")
+        for key, tag in (("image_tag", IMAGE_PLACEHOLDER), ("image_start_tag", BEGIN_OF_IMAGE), ("image_end_tag", END_OF_IMAGE),
+                         ("pad_tag", PAD)):
+            processor.require(key, tag, default=tag)
+    if processor.has("image_processor") and not (folder / "preprocessor_config.json").exists():
+        return image_metadata(processor.block("image_processor"), sizes)
+    return image_metadata(Config(load_json(folder / "preprocessor_config.json"), "preprocessor_config.json"), sizes)
+
+
+def byte_alphabet() -> list[str]:
+    """The character that stands for each byte in a byte-level vocabulary: itself if printable, else one from U+0100 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [b for b in range(256) if b not in printable]
+    return [chr(b) if b in printable else chr(0x100 + others.index(b)) for b in range(256)]
+
+
+SPLIT_ITEM = re.compile(r"(?:\\s|\[(?P<set>(?:\\.|[^\\\[\]])+)\])(?P<repeat>[?+]?)", re.DOTALL)
+SET_ATOM = re.compile(r"\\s|(?P<low>\\[rnt\\\]\-\[^]|[^\\\[\]\-])(?:-(?P<high>\\[rnt\\\]\-\[^]|[^\\\[\]\-]))?", re.DOTALL)
+
+
+def check_split_pattern(pattern: str) -> None:
+    """Refuse a regular expression that is more than: items, then perhaps "$"; item = \\s or [set], then perhaps ? or +."""
+    body = pattern.removesuffix("$")
+    position = 0
+    while position < len(body) or not body:
+        item = SPLIT_ITEM.match(body, position)
+        if not item:
+            raise Refused(f"tokenizer.json: pre_tokenizer: the split pattern {pattern!r:.60} is not supported")
+        check_split_set(item["set"] or "", pattern)
+        position = item.end()
+
+
+def check_split_set(members: str, pattern: str) -> None:
+    """Refuse a negated or nested set, an intersection, a range that runs backwards, an unknown escape."""
+    position = 0
+    while position < len(members):
+        atom = SET_ATOM.match(members, position)
+        backwards = atom and atom["high"] and ord(atom["high"][-1]) < ord(atom["low"][-1])
+        if not atom or backwards or members.startswith(("^", "&&"), position):
+            raise Refused(f"tokenizer.json: pre_tokenizer: the set of the split pattern {pattern!r:.60} is not supported")
+        position = atom.end()
+
+
+def pre_tokenizer_steps(config: Config) -> list[str]:
+    """The steps of a pre-tokenizer in the words of janus.tokenizer.pre_tokenizer."""
+    kind = config.require("type", "Sequence", "Split", "Digits", "ByteLevel")
+    if kind == "Sequence":
+        parts = config.get("pretokenizers")
+        if not isinstance(parts, list) or len(parts) > 64:
+            raise Refused(f"{config.where}: pretokenizers is no list of steps")
+        nested = [Config(part, config.where) for part in parts]
+        if any(part.values.get("type") == "Sequence" for part in nested):
+            raise Refused(f"{config.where}: a sequence inside a sequence is not supported")
+        return [step for part in nested for step in pre_tokenizer_steps(part)]
+    if kind == "Split":
+        config.require("behavior", "Isolated")
+        config.require("invert", False, default=False)
+        pattern = config.block("pattern").get("Regex")
+        if not isinstance(pattern, str):
+            raise Refused(f"{config.where}: a split pattern is no text")
+        check_split_pattern(pattern)
+        return ["split " + pattern]
+    if kind == "Digits":
+        return ["digits individual" if config.require("individual_digits", True, False, default=False) else "digits runs"]
+    config.require("add_prefix_space", False, default=True)
+    config.require("use_regex", False, default=True)
+    return ["bytelevel"]
+
+
+def check_steps(steps: list[str]) -> list[str]:
+    """The steps, if they end in the only byte-level one, and if "$" can mean the end of a piece."""
+    if steps.count("bytelevel") != 1 or steps[-1] != "bytelevel":
+        raise Refused("tokenizer.json: pre_tokenizer: ByteLevel must be its last step and stand there once")
+    for number, step in enumerate(steps):
+        # In these expressions "$" is the end of a line; only once newlines are pieces of their own is that the end of the piece.
+        if step.startswith("split ") and step.endswith("$") and not {"split [\r\n]", "split [\\r\\n]"} & set(steps[:number]):
+            raise Refused(f"tokenizer.json: pre_tokenizer: {step!r:.60} needs a split at [\\r\\n] before it")
+    return steps
+
+
+def check_post_processor(values: Any) -> None:
+    """Refuse a post-processor that adds anything but BOS in front."""
+    if values is None:
+        return
+    config = Config(values, "tokenizer.json: post_processor")
+    kind = config.require("type", "ByteLevel", "TemplateProcessing", "Sequence")
+    if kind == "Sequence":
+        for part in config.get("processors", []):
+            Config(part, config.where).require("type", "ByteLevel", "TemplateProcessing")
+            check_post_processor(part)
+    if kind == "TemplateProcessing":
+        sequence = {"Sequence": {"id": "A", "type_id": 0}}
+        config.require("single", [sequence], [{"SpecialToken": {"id": BOS, "type_id": 0}}, sequence])
+
+
+def check_bpe(config: Config) -> None:
+    """Refuse what is not plain byte-pair encoding."""
+    config.require("type", "BPE")
+    plain = {"dropout": (0, 0.0), "continuing_subword_prefix": ("",), "end_of_word_suffix": ("",), "byte_fallback": (False,),
+             "ignore_merges": (False,), "fuse_unk": (True, False)}
+    for key, allowed in plain.items():
+        config.require(key, *allowed, default=allowed[0])
+    for unknown in set(config.values) - {"type", "vocab", "merges", "unk_token", *plain}:
+        raise Refused(f"{config.where}: {unknown} is not supported")
+    if config.has("unk_token"):
+        raise Refused(f"{config.where}: unk_token is not supported")
+
+
+def read_added_tokens(document: Config) -> dict[str, tuple[int, bool]]:
+    """Content -> (id, special) of the added tokens."""
+    added: dict[str, tuple[int, bool]] = {}
+    normalized: dict[bool, set[str]] = {True: set(), False: set()}
+    entries = document.get("added_tokens", [])
+    if not isinstance(entries, list):
+        raise Refused("tokenizer.json: added_tokens is no list")
+    for entry in entries:
+        config = Config(entry, "tokenizer.json: added_tokens")
+        content = config.get("content")
+        if not isinstance(content, str) or not content or content in added:
+            raise Refused(f"tokenizer.json: added_tokens: {content!r:.60} is no text or stands there twice")
+        config.where += f" {content!r}"
+        for key in ("lstrip", "rstrip", "single_word"):
+            config.require(key, False, default=False)
+        normalized[config.require("normalized", True, False, default=True)].add(content)
+        added[content] = (config.integer("id", low=0, high=1 << 24), config.require("special", True, False, default=False))
+    check_overlaps(normalized[False], normalized[True])
+    return added
+
+
+def check_overlaps(first: set[str], second: set[str]) -> None:
+    """Refuse two kinds of added tokens that could claim the same text: one kind is searched for before the other."""
+    for one, other in ((first, second), (second, first)):
+        starts = {token[:end] for token in other for end in range(1, len(token))}
+        for token in one:
+            parts = {token[a:b] for a in range(len(token)) for b in range(a + 1, len(token) + 1)}
+            if parts & other or {token[start:] for start in range(len(token))} & starts:
+                raise Refused(f"tokenizer.json: added_tokens: {token!r} overlaps one whose flag `normalized` differs")
+
+
+def read_merges(config: Config, vocabulary: dict[str, int]) -> list[str]:
+    """The merges as "left right", whichever of the two forms the file has."""
+    merges = config.get("merges")
+    if not isinstance(merges, list):
+        raise Refused(f"{config.where}: merges is no list")
+    result = []
+    for merge in merges:
+        pair = merge.split(" ") if isinstance(merge, str) else merge
+        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(p, str) and p and " " not in p for p in pair):
+            raise Refused(f"{config.where}: the merge {merge!r:.60} is no pair of tokens")
+        if not {pair[0], pair[1], pair[0] + pair[1]} <= vocabulary.keys():
+            raise Refused(f"{config.where}: the merge {merge!r:.60} names a token outside the vocabulary")
+        result.append(" ".join(pair))
+    return result
+
+
+def read_vocabulary(config: Config, size: int) -> dict[str, int]:
+    """Token -> id; refuses ids that are none, that stand twice or that the embedding has no row for."""
+    vocabulary = config.get("vocab")
+    if not isinstance(vocabulary, dict):
+        raise Refused(f"{config.where}: vocab is no object")
+    for token, number in vocabulary.items():
+        if type(number) is not int or not 0 <= number < size:
+            raise Refused(f"{config.where}: the id {number!r:.60} of token {token!r:.60} is outside 0..{size - 1}")
+    if len(set(vocabulary.values())) != len(vocabulary):
+        raise Refused(f"{config.where}: two tokens have one id")
+    valid_utf8 = (byte for byte in range(0xF5) if byte not in (0xC0, 0xC1))
+    for byte, character in ((byte, byte_alphabet()[byte]) for byte in valid_utf8):
+        if character not in vocabulary:
+            raise Refused(f"{config.where}: no token for the byte 0x{byte:02X}")
+    return vocabulary
+
+
+def tokenizer_metadata(values: Any, vocabulary_size: int) -> Metadata:
+    """The tokenizer from the contents of a tokenizer.json; anything not understood is refused."""
+    document = Config(values, "tokenizer.json")
+    if document.has("normalizer") and document.get("normalizer") != {"type": "Sequence", "normalizers": []}:
+        raise Refused("tokenizer.json: a normalizer is not supported")
+    document.block("decoder").require("type", "ByteLevel")
+    check_post_processor(document.values.get("post_processor"))
+    model = document.block("model")
+    check_bpe(model)
+    vocabulary, added = read_vocabulary(model, vocabulary_size), read_added_tokens(document)
+
+    tokens = [f"[PAD{number}]" for number in range(vocabulary_size)]
+    kinds = [5] * vocabulary_size
+    for token, number in vocabulary.items():
+        tokens[number], kinds[number] = token, 1
+    for token, (number, special) in added.items():
+        if number >= vocabulary_size:
+            raise Refused(f"tokenizer.json: the id {number} of added token {token!r} is outside 0..{vocabulary_size - 1}")
+        if (token in vocabulary or kinds[number] != 5) and vocabulary.get(token) != number:
+            raise Refused(f"tokenizer.json: added token {token!r} and the vocabulary disagree on the id {number}")
+        tokens[number], kinds[number] = token, 3 if special else 4
+    if len(set(tokens)) != vocabulary_size:
+        raise Refused("tokenizer.json: a token has the name of an unused one")
+
+    def id_of(token: str) -> tuple[GGUFValueType, int]:
+        if token not in added:
+            raise Refused(f"tokenizer.json: the token {token!r} is missing from added_tokens")
+        return u32(added[token][0])
+
+    return {
+        "tokenizer.ggml.model": text("gpt2"),
+        "tokenizer.ggml.pre": text("deepseek-llm"),
+        "tokenizer.ggml.tokens": text(tokens),
+        "tokenizer.ggml.token_type": (GGUFValueType.INT32, kinds),
+        "tokenizer.ggml.merges": text(read_merges(model, vocabulary)),
+        "tokenizer.ggml.bos_token_id": id_of(BOS),
+        "tokenizer.ggml.eos_token_id": id_of(EOS),
+        "tokenizer.ggml.padding_token_id": id_of(PAD),
+        "tokenizer.ggml.add_bos_token": (GGUFValueType.BOOL, True),
+        "janus.tokenizer.image_placeholder_id": id_of(IMAGE_PLACEHOLDER),
+        "janus.tokenizer.begin_of_image_id": id_of(BEGIN_OF_IMAGE),
+        "janus.tokenizer.end_of_image_id": id_of(END_OF_IMAGE),
+        "janus.tokenizer.pre_tokenizer": text(check_steps(pre_tokenizer_steps(document.block("pre_tokenizer")))),
+    }
+
+
+# ------------------------------------------------------------------------------------------------------ tensor table
+
+@dataclass(frozen=True)
+class Tensor:
+    """One tensor of the file: its name and shape there, and where each layout has it."""
+    name: str
+    shape: tuple[int, ...]
+    official: str
+    transformers: tuple[str, ...]   # several are joined along the first axis
+    stored: tuple[int, ...]         # shape in a checkpoint, before joining is undone
+    init: str                       # how a new official model fills it: "normal S", "uniform S", "ones", "zeros", "unit rows"
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    def sources(self, layout: str) -> dict[str, tuple[int, ...]]:
+        """Name -> shape of the tensors that make up this one in a layout."""
+        if layout == "official":
+            return {self.official: (1, *self.stored) if self.name == "vit.pos_embed" else self.stored}
+        return {name: (self.stored[0] // len(self.transformers), *self.stored[1:]) for name in self.transformers}
+
+
+@dataclass
+class Table:
+    """Collects the tensors of a model; each method adds one layer, given its name in the file and in both layouts."""
+    tensors: list[Tensor] = field(default_factory=list)
+
+    def add(self, name: str, official: str, transformers: str | tuple[str, ...], shape: tuple[int, ...], init: str,
+            stored: tuple[int, ...] | None = None) -> None:
+        names = (transformers,) if isinstance(transformers, str) else transformers
+        names = tuple(n if n.startswith("lm_head") else "model." + n for n in names)
+        self.tensors.append(Tensor(name, shape, official, names, stored or shape, init))
+
+    def linear(self, name: str, official: str, transformers: str | tuple[str, ...], outer: int, inner: int) -> None:
+        names = (transformers,) if isinstance(transformers, str) else transformers
+        init = f"uniform {inner ** -0.5}"
+        self.add(f"{name}.weight", f"{official}.weight", tuple(f"{n}.weight" for n in names), (outer, inner), init)
+        self.add(f"{name}.bias", f"{official}.bias", tuple(f"{n}.bias" for n in names), (outer,), init)
+
+    def norm(self, name: str, official: str, transformers: str, width: int) -> None:
+        self.add(f"{name}.weight", f"{official}.weight", f"{transformers}.weight", (width,), "ones")
+        self.add(f"{name}.bias", f"{official}.bias", f"{transformers}.bias", (width,), "zeros")
+
+    def conv(self, name: str, official: str, transformers: str, outer: int, inner: int, side: int) -> None:
+        init, stored = f"uniform {(inner * side * side) ** -0.5}", (outer, inner, side, side)
+        shape = (outer, inner) if side == 1 else (outer, side, side, inner)
+        self.add(f"{name}.weight", f"{official}.weight", f"{transformers}.weight", shape, init, stored)
+        self.add(f"{name}.bias", f"{official}.bias", f"{transformers}.bias", (outer,), init)
+
+    def res_block(self, name: str, official: str, transformers: str, outer: int, inner: int) -> None:
+        for part, width in (("norm1", inner), ("norm2", outer)):
+            self.norm(f"{name}.{part}", f"{official}.{part}", f"{transformers}.{part}", width)
+        for part, width in (("conv1", inner), ("conv2", outer)):
+            self.conv(f"{name}.{part}", f"{official}.{part}", f"{transformers}.{part}", outer, width, 3)
+        if outer != inner:
+            self.conv(f"{name}.shortcut", f"{official}.nin_shortcut", f"{transformers}.nin_shortcut", outer, inner, 1)
+
+    def attn_block(self, name: str, official: str, transformers: str, width: int) -> None:
+        self.norm(f"{name}.norm", f"{official}.norm", f"{transformers}.norm", width)
+        for part, old in (("q", "q"), ("k", "k"), ("v", "v"), ("proj", "proj_out")):
+            self.conv(f"{name}.{part}", f"{official}.{old}", f"{transformers}.{old}", width, width, 1)
+
+    def mlp(self, name: str, official: str, transformers: str, outer: int, inner: int, depth: int) -> None:
+        for i in range(depth):
+            last = f"{transformers}.hidden_layers.{i - 1}" if i else f"{transformers}.fc1"
+            self.linear(f"{name}.{i}", f"{official}.layers.{2 * i}", last, outer, outer if i else inner)
+
+    def vision(self, s: Sizes) -> None:
+        new, old, hf = "vit", "vision_model.vision_tower", "vision_model"
+        self.conv(f"{new}.patch_embed", f"{old}.patch_embed.proj", f"{hf}.embeddings.patch_embedding", s.vit_width, 3, s.patch_size)
+        self.add(f"{new}.pos_embed", f"{old}.pos_embed", f"{hf}.embeddings.position_embedding.weight",
+                 (s.grid**2, s.vit_width), "normal 0.02")
+        for n in range(s.vit_layers):
+            new, old, hf = f"vit.blk.{n}", f"vision_model.vision_tower.blocks.{n}", f"vision_model.encoder.layers.{n}"
+            self.norm(f"{new}.norm1", f"{old}.norm1", f"{hf}.layer_norm1", s.vit_width)
+            self.linear(f"{new}.qkv", f"{old}.attn.qkv", tuple(f"{hf}.self_attn.{p}_proj" for p in "qkv"),
+                        3 * s.vit_width, s.vit_width)
+            self.linear(f"{new}.proj", f"{old}.attn.proj", f"{hf}.self_attn.projection_layer", s.vit_width, s.vit_width)
+            self.norm(f"{new}.norm2", f"{old}.norm2", f"{hf}.layer_norm2", s.vit_width)
+            self.linear(f"{new}.fc1", f"{old}.mlp.fc1", f"{hf}.mlp.fc1", s.vit_feed_forward, s.vit_width)
+            self.linear(f"{new}.fc2", f"{old}.mlp.fc2", f"{hf}.mlp.fc2", s.vit_width, s.vit_feed_forward)
+        self.norm("vit.norm", "vision_model.vision_tower.norm", "vision_model.post_layernorm", s.vit_width)
+
+    def transformer(self, s: Sizes) -> None:
+        matrix, q, kv = "normal 0.02", s.heads * s.head_dim, s.kv_heads * s.head_dim
+        old, hf = "language_model.model", "language_model"
+        self.add("token_embd.weight", f"{old}.embed_tokens.weight", f"{hf}.embed_tokens.weight", (s.vocabulary, s.hidden), matrix)
+        for n in range(s.layers):
+            for name, part, shape in (
+                    ("attn_norm", "input_layernorm", (s.hidden,)),
+                    ("attn_q", "self_attn.q_proj", (q, s.hidden)), ("attn_k", "self_attn.k_proj", (kv, s.hidden)),
+                    ("attn_v", "self_attn.v_proj", (kv, s.hidden)), ("attn_output", "self_attn.o_proj", (s.hidden, q)),
+                    ("ffn_norm", "post_attention_layernorm", (s.hidden,)),
+                    ("ffn_gate", "mlp.gate_proj", (s.feed_forward, s.hidden)),
+                    ("ffn_up", "mlp.up_proj", (s.feed_forward, s.hidden)),
+                    ("ffn_down", "mlp.down_proj", (s.hidden, s.feed_forward))):
+                self.add(f"blk.{n}.{name}.weight", f"{old}.layers.{n}.{part}.weight", f"{hf}.layers.{n}.{part}.weight", shape,
+                         matrix if len(shape) == 2 else "ones")
+        self.add("output_norm.weight", f"{old}.norm.weight", f"{hf}.norm.weight", (s.hidden,), "ones")
+        if not s.tied:
+            self.add("output.weight", "language_model.lm_head.weight", "lm_head.weight", (s.vocabulary, s.hidden), matrix)
+
+    def generation(self, s: Sizes) -> None:
+        self.add("gen_embed.weight", "gen_embed.weight", "generation_embeddings.weight", (s.codebook_size, s.codebook_dim), "normal 1")
+        self.mlp("gen_aligner", "gen_aligner", "generation_aligner", s.hidden, s.codebook_dim, s.gen_aligner_depth)
+        self.linear("gen_head.proj", "gen_head.output_mlp_projector", "generation_head.proj_out", s.gen_head_width, s.hidden)
+        self.linear("gen_head.out", "gen_head.vision_head", "generation_head.vision_head", s.codebook_size, s.gen_head_width)
+
+    def vq(self, s: Sizes) -> None:
+        old, hf, deepest = "gen_vision_model", "vqmodel", s.vq_channels * s.vq_multipliers[-1]
+        widths = [s.vq_channels * m for m in s.vq_multipliers]
+        self.conv("vq.quant_conv", f"{old}.quant_conv", f"{hf}.quant_conv", s.codebook_dim, s.vq_z, 1)
+        self.conv("vq.post_quant_conv", f"{old}.post_quant_conv", f"{hf}.post_quant_conv", s.vq_z, s.codebook_dim, 1)
+        self.add("vq.codebook.weight", f"{old}.quantize.embedding.weight", f"{hf}.quantize.embedding.weight",
+                 (s.codebook_size, s.codebook_dim), "unit rows")
+        self.conv("vq.enc.conv_in", f"{old}.encoder.conv_in", f"{hf}.encoder.conv_in", s.vq_channels, 3, 3)
+        self.vq_levels("enc", "encoder", "down", [s.vq_channels, *widths], s.vq_res_blocks, 0 if len(widths) == 1 else len(widths) - 1)
+        self.vq_end("enc", "encoder", deepest, deepest, s.vq_z)
+        self.conv("vq.dec.conv_in", f"{old}.decoder.conv_in", f"{hf}.decoder.conv_in", deepest, s.vq_z, 3)
+        self.vq_levels("dec", "decoder", "up", [deepest, *reversed(widths)], s.vq_res_blocks + 1, 0)
+        self.vq_end("dec", "decoder", deepest, widths[0], 3)
+
+    def vq_levels(self, new: str, part: str, direction: str, widths: list[int], blocks: int, attention_level: int) -> None:
+        """The levels of one half, in the order of the data; widths[L] channels enter level L and widths[L + 1] leave it."""
+        for level, (inner, outer) in enumerate(zip(widths, widths[1:])):
+            name, old, hf = f"vq.{new}.{level}", f"gen_vision_model.{part}.conv_blocks.{level}", f"vqmodel.{part}.{direction}.{level}"
+            for b in range(blocks):
+                self.res_block(f"{name}.res.{b}", f"{old}.res.{b}", f"{hf}.block.{b}", outer, outer if b else inner)
+            for b in range(blocks if level == attention_level else 0):
+                self.attn_block(f"{name}.attn.{b}", f"{old}.attn.{b}", f"{hf}.attn.{b}", outer)
+            if level < len(widths) - 2:
+                self.conv(f"{name}.{direction}", f"{old}.{direction}sample.conv", f"{hf}.{direction}sample.conv", outer, outer, 3)
+
+    def vq_end(self, new: str, part: str, middle: int, last: int, outer: int) -> None:
+        name, old, hf = f"vq.{new}", f"gen_vision_model.{part}", f"vqmodel.{part}"
+        self.res_block(f"{name}.mid.0", f"{old}.mid.0", f"{hf}.mid.block_1", middle, middle)
+        self.attn_block(f"{name}.mid.1", f"{old}.mid.1", f"{hf}.mid.attn_1", middle)
+        self.res_block(f"{name}.mid.2", f"{old}.mid.2", f"{hf}.mid.block_2", middle, middle)
+        self.norm(f"{name}.norm_out", f"{old}.norm_out", f"{hf}.norm_out", last)
+        self.conv(f"{name}.conv_out", f"{old}.conv_out", f"{hf}.conv_out", outer, last, 3)
+
+
+def tensor_table(sizes: Sizes) -> list[Tensor]:
+    """Every tensor of a model of these sizes, in the order of the file."""
+    table = Table()
+    table.vision(sizes)
+    table.mlp("aligner", "aligner", "aligner", sizes.hidden, sizes.vit_width, sizes.aligner_depth)
+    table.generation(sizes)
+    table.transformer(sizes)
+    table.vq(sizes)
+    return table.tensors
+
+
+# -------------------------------------------------------------------------------------------------------- checkpoint
+
+class SafetensorsShard:
+    """A .safetensors file; rows are read from it, never mapped, so that memory holds one piece at a time."""
+
+    def __init__(self, path: Path) -> None:
+        from safetensors import SafetensorError, safe_open
+        self.path = path
+        try:
+            with safe_open(path, framework="numpy"):   # checks the header, the offsets and the length of the file
+                pass
+        except (SafetensorError, OSError) as error:
+            raise Refused(f"{path.name} is no whole safetensors file: {error}") from None
+        with path.open("rb") as file:
+            header_length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(header_length))
+        header.pop("__metadata__", None)
+        self.start = 8 + header_length
+        self.entries = {name: (entry["dtype"], tuple(entry["shape"])) for name, entry in header.items()}
+        self.offsets = {name: entry["data_offsets"][0] for name, entry in header.items()}
+
+    def read(self, name: str, first: int, last: int) -> np.ndarray:
+        """Rows first..last-1, bf16 as its bits."""
+        dtype, shape = self.entries[name]
+        row = math.prod(shape[1:])
+        offset = self.start + self.offsets[name] + first * row * STORED_DTYPES[dtype].itemsize
+        rows = np.fromfile(self.path, STORED_DTYPES[dtype], (last - first) * row, offset=offset)
+        if rows.size != (last - first) * row:
+            raise Refused(f"{self.path.name} ends within the tensor {name}")
+        return rows.reshape(last - first, *shape[1:])
+
+
+class TorchShard:
+    """A .bin file.  torch maps it; it is opened anew now and then, to give back the pages that were read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.reopen()
+        self.entries = {name: self.describe(name, tensor) for name, tensor in self.tensors.items()}
+
+    def reopen(self) -> None:
+        try:
+            import torch
+        except ImportError:
+            raise Refused(f"{self.path.name} needs torch to be read: install torch, or run this with `uv run`") from None
+        self.torch, self.tensors, self.bytes_read = torch, {}, 0
+        try:
+            self.tensors = torch.load(self.path, map_location="cpu", weights_only=True, mmap=True)
+        except Exception as error:   # whatever a hostile file brings about in torch's restricted unpickler
+            reason = str(error).strip().splitlines()
+            raise Refused(f"{self.path.name} is no state dict that can be loaded safely: {reason[0] if reason else error!r:.200}") from None
+        if not isinstance(self.tensors, dict):
+            raise Refused(f"{self.path.name} holds no state dict")
+
+    def describe(self, name: Any, tensor: Any) -> tuple[str, tuple[int, ...]]:
+        """Type and shape of an entry that must be a plain tensor which owns all its numbers."""
+        torch = self.torch
+        plain = isinstance(name, str) and type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.layout == torch.strided \
+            and tensor.device.type == "cpu" and tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()
+        if not plain:
+            raise Refused(f"{self.path.name}: the entry {name!r:.100} is no plain tensor")
+        names = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+        return names.get(tensor.dtype, str(tensor.dtype)), tuple(tensor.shape)
+
+    def read(self, name: str, first: int, last: int) -> np.ndarray:
+        """Rows first..last-1, bf16 as its bits."""
+        if self.bytes_read > REOPEN_BYTES:
+            self.reopen()
+        rows = self.tensors[name].detach()[first:last].contiguous()
+        self.bytes_read += rows.numel() * rows.element_size()
+        if rows.dtype == self.torch.bfloat16:
+            return rows.view(self.torch.int16).numpy().view(np.uint16)
+        return rows.numpy()
+
+
+class Checkpoint:
+    """All tensors of a folder, whichever its file format and however many its shards."""
+
+    FILES = (("model.safetensors", SafetensorsShard), ("pytorch_model.bin", TorchShard))
+
+    def __init__(self, folder: Path) -> None:
+        self.shards: dict[str, SafetensorsShard | TorchShard] = {}
+        for name, reader in self.FILES:
+            index = folder / f"{name}.index.json"
+            if (folder / name).is_file():
+                return self.add(reader(folder / name))
+            if index.is_file():
+                return self.add_indexed(Config(load_json(index), index.name), folder, reader)
+        raise Refused(f"no weights in {folder}: none of {', '.join(f'{n}, {n}.index.json' for n, _ in self.FILES)}")
+
+    def add(self, shard: SafetensorsShard | TorchShard) -> None:
+        for name in shard.entries:
+            if name in self.shards:
+                raise Refused(f"tensor {name} stands in {self.shards[name].path.name} and in {shard.path.name}")
+            self.shards[name] = shard
+
+    def add_indexed(self, index: Config, folder: Path, reader: Callable) -> None:
+        places = index.block("weight_map").values
+        for file in sorted(set(map(str, places.values()))):
+            if file in ("", ".", "..") or re.search(r"[/\\:\0]", file):
+                raise Refused(f"{index.where}: {file!r:.100} is no plain file name")
+            if not (folder / file).is_file():
+                raise Refused(f"{index.where}: the shard {file} is missing in {folder}")
+            self.add(reader(folder / file))
+        for name, file in places.items():
+            if name not in self.shards or self.shards[name].path.name != file:
+                raise Refused(f"{index.where}: tensor {name} is not in {file}")
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: shard.entries[name][1] for name, shard in self.shards.items()}
+
+    def dtype(self, name: str) -> str:
+        return self.shards[name].entries[name][0]
+
+    def rows(self, name: str) -> Iterator[np.ndarray]:
+        """A tensor as float32, some rows at a time."""
+        shape = self.shards[name].entries[name][1]
+        step = max(1, CHUNK_ELEMENTS // max(1, math.prod(shape[1:])))
+        for first in range(0, shape[0], step):
+            yield widen(self.shards[name].read(name, first, min(first + step, shape[0])))
+
+    def same(self, one: str, other: str) -> bool:
+        """Whether two tensors hold the same numbers."""
+        return self.shapes[one] == self.shapes[other] and \
+            all(np.array_equal(a, b) for a, b in zip(self.rows(one), self.rows(other)))
+
+
+def check_tensors(table: list[Tensor], checkpoint: Checkpoint, layout: str) -> None:
+    """Refuse a checkpoint that lacks a tensor, has one too many, or has one of another shape or type."""
+    shapes = checkpoint.shapes
+    expected = {name: shape for tensor in table for name, shape in tensor.sources(layout).items()}
+    for name, shape in expected.items():
+        if name not in shapes:
+            raise Refused(f"tensor {name} is missing")
+        if shapes[name] != shape:
+            raise Refused(f"tensor {name} has shape {list(shapes[name])}, expected {list(shape)}")
+        if checkpoint.dtype(name) not in STORED_DTYPES:
+            raise Refused(f"tensor {name} has type {checkpoint.dtype(name)}, expected one of {', '.join(STORED_DTYPES)}")
+    for name in shapes:
+        if name not in expected and not IGNORED_TENSORS.fullmatch(name):
+            raise Refused(f"tensor {name} is unknown")
+
+
+def settle_tied(sizes: Sizes, checkpoint: Checkpoint, layout: str) -> tuple[Sizes, set[str]]:
+    """Whether the file needs an output matrix of its own, and the tensors that it can do without.
+
+    transformers lets a stored lm_head win over tie_word_embeddings; in the official layout that would be a contradiction.
+    """
+    tied_names = {tensor.name: list(tensor.sources(layout))[0] for tensor in tensor_table(replace(sizes, tied=False))
+                  if tensor.name in ("output.weight", "token_embd.weight")}
+    head, embedding = tied_names["output.weight"], tied_names["token_embd.weight"]
+    if not sizes.tied or head not in checkpoint.shards or embedding not in checkpoint.shards:
+        return sizes, set()
+    if all(checkpoint.dtype(n) in STORED_DTYPES and checkpoint.shapes[n] for n in (head, embedding)) and checkpoint.same(head, embedding):
+        return sizes, {head}
+    if layout == "official":
+        raise Refused(f"tensor {head} differs from {embedding}, but config.json says tie_word_embeddings")
+    return replace(sizes, tied=False), set()
+
+
+# ---------------------------------------------------------------------------------------------------- number formats
+
+def widen(block: np.ndarray) -> np.ndarray:
+    """float32 of float32, float16, or the bits of bfloat16."""
+    if block.dtype == np.uint16:
+        return (block.astype(np.uint32) << 16).view(np.float32)
+    return block.astype(np.float32, copy=False)
+
+
+def encode(block: np.ndarray, kind: Type, name: str) -> np.ndarray:
+    """float32 rows in a format of the file, to nearest even; refuses what is not finite before or after."""
+    if not np.isfinite(block).all():
+        raise Refused(f"tensor {name} holds a number that is not finite")
+    if kind == Type.F32:
+        return np.ascontiguousarray(block, "<f4")
+    if kind == Type.BF16:
+        bits = np.ascontiguousarray(block).view(np.uint32)
+        packed = ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype("<u2")
+        scales = packed.view(np.uint16)
+        finite = not ((scales & 0x7F80) == 0x7F80).any()
+    else:
+        with np.errstate(over="ignore", invalid="ignore"):
+            packed = quants.quantize(np.ascontiguousarray(block), kind)
+        scales = packed if kind == Type.F16 else packed.reshape(-1, quant_bytes(kind))[:, :2].copy().view(np.float16)
+        finite = np.isfinite(scales).all()
+    if not finite:
+        raise Refused(f"tensor {name} holds a number too large for {kind.name}")
+    return packed
+
+
+def quant_bytes(kind: Type) -> int:
+    """Bytes of a block of 32 numbers; its first two are the scale."""
+    return {Type.Q8_0: 34, Type.Q4_0: 18}[kind]
+
+
+def storage_type(tensor: Tensor, dtype: str) -> Type:
+    """How a tensor is stored in a file of this --dtype."""
+    if len(tensor.shape) == 1 or tensor.name in ALWAYS_F32:
+        return Type.F32
+    if dtype in FLOAT_TYPES:
+        return FLOAT_TYPES[dtype]
+    kind = next(kinds[dtype] for prefix, kinds in QUANTISED_TYPES if tensor.name.startswith(prefix))
+    return kind if tensor.shape[-1] % 32 == 0 else Type.F16
+
+
+# ----------------------------------------------------------------------------------------------------------- writing
+
+Blocks = Callable[[Tensor], Iterator[np.ndarray]]   # a tensor's float32 rows, in the shape of the file
+
+
+def write_file(path: Path, metadata: Metadata, plan: list[tuple[Tensor, Type]], blocks: Blocks) -> None:
+    """Write the file under a temporary name and rename it when it is whole; on any failure nothing stays behind."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        write_header(part, metadata, plan)
+        with part.open("ab") as file:
+            write_tensors(file, plan, blocks)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_header(path: Path, metadata: Metadata, plan: list[tuple[Tensor, Type]]) -> None:
+    """Everything before the tensors' numbers."""
+    writer = GGUFWriter(path, "janus")
+    writer.add_custom_alignment(ALIGNMENT)
+    for key, (kind, value) in metadata.items():
+        if not isinstance(value, list):
+            writer.add_key_value(key, value, kind)
+        elif value:   # the format has no empty arrays
+            writer.add_key_value(key, value, GGUFValueType.ARRAY, sub_type=kind)
+    for tensor, kind in plan:
+        if kind in FLOAT_TYPES.values():
+            shape, item = tensor.shape, np.dtype("f4") if kind == Type.F32 else np.dtype("f2")
+        else:
+            shape, item = quants.quant_shape_to_byte_shape(tensor.shape, kind), np.dtype("u1")
+        writer.add_tensor_info(tensor.name, shape, item, math.prod(shape) * item.itemsize, raw_dtype=kind)
+    try:
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+    finally:
+        writer.close()
+
+
+def write_tensors(file: Any, plan: list[tuple[Tensor, Type]], blocks: Blocks) -> None:
+    """The tensors' numbers in the order of the plan, each aligned."""
+    from tqdm import tqdm
+    pad(file)
+    with tqdm(total=sum(tensor.size for tensor, _ in plan), unit=" weights", unit_scale=True, disable=not sys.stderr.isatty()) as bar:
+        for tensor, kind in plan:
+            bar.set_description(tensor.name.removesuffix(".weight"), refresh=False)
+            for block in blocks(tensor):
+                encode(block, kind, tensor.name).tofile(file)
+                bar.update(block.size)
+            pad(file)
+
+
+def pad(file: Any) -> None:
+    file.write(bytes(-file.tell() % ALIGNMENT))
+
+
+def convert(folder: Path, path: Path, dtype: str | None) -> None:
+    """Convert a checkpoint folder.  Everything that can be checked without reading the weights is checked first."""
+    if not folder.is_dir():
+        raise Refused(f"{folder} is no folder")
+    config = Config(load_json(folder / "config.json"), "config.json")
+    layout = {"multi_modality": "official", "janus": "transformers"}[config.require("model_type", "multi_modality", "janus")]
+    if config.has("quantization_config"):
+        raise Refused("config.json: quantization_config is not supported")
+    checkpoint = Checkpoint(folder)
+    sizes = read_official_config(config, checkpoint.shapes) if layout == "official" else read_transformers_config(config)
+    check_sizes(sizes)
+    sizes, unneeded = settle_tied(sizes, checkpoint, layout)
+    for name in unneeded:
+        del checkpoint.shards[name]
+    table = tensor_table(sizes)
+    check_tensors(table, checkpoint, layout)
+    metadata = read_image_metadata(folder, sizes)
+    metadata |= tokenizer_metadata(load_json(folder / "tokenizer.json"), sizes.vocabulary)
+    plan, dtype = make_plan(table, checkpoint, layout, dtype)
+
+    def blocks(tensor: Tensor) -> Iterator[np.ndarray]:
+        for name in tensor.sources(layout):
+            for block in checkpoint.rows(name):
+                yield to_file_shape(block, tensor)
+
+    name = os.fsencode(folder.resolve().name).decode("utf-8", "replace")
+    write_file(path, general_metadata(name, dtype) | size_metadata(sizes) | metadata, plan, blocks)
+
+
+def make_plan(table: list[Tensor], checkpoint: Checkpoint, layout: str, dtype: str | None) -> tuple[list[tuple[Tensor, Type]], str]:
+    """Tensors with their storage types, and the type of the whole; without `dtype` each keeps what it has."""
+    if dtype:
+        return [(tensor, storage_type(tensor, dtype)) for tensor in table], dtype
+    stored = {tensor: as_stored(checkpoint.dtype(name) for name in tensor.sources(layout)) for tensor in table}
+    most = max(FLOAT_TYPES, key=lambda kind: sum(tensor.size for tensor in table if stored[tensor] == kind))
+    return [(tensor, storage_type(tensor, stored[tensor])) for tensor in table], most
+
+
+def as_stored(dtypes: Iterator[str]) -> str:
+    """The type that holds tensors of these types exactly."""
+    kinds = {dtype.lower() for dtype in dtypes}
+    return kinds.pop() if len(kinds) == 1 else "f32"
+
+
+def to_file_shape(block: np.ndarray, tensor: Tensor) -> np.ndarray:
+    """Rows of a checkpoint's tensor in the shape of the file: kernels channel-last, 1x1 kernels and leading ones gone."""
+    if len(tensor.shape) == 4:
+        return block.transpose(0, 2, 3, 1)
+    return block.reshape(-1, *tensor.shape[1:])
+
+
+def general_metadata(name: str, dtype: str) -> Metadata:
+    return {"general.name": text(name), "general.file_type": u32(FILE_TYPES[dtype])}
+
+
+# ----------------------------------------------------------------------------------------------------- random models
+
+def synthetic_tokenizer(size: int) -> dict[str, Any]:
+    """A tokenizer.json of the DeepSeek form with `size` ids: all bytes, made-up merges, the special tokens, unused ids."""
+    letters = [part.split("-") for part in DEEPSEEK_LETTERS.split()]
+    letter_set = "".join("-".join(chr(int(end, 16)) for end in ends) for ends in letters)
+    patterns = ["[\r\n]", f"\\s?[{letter_set}]+", "\\s?[!-/:-~！-／：-～‘-‟　-。]+", "\\s+$", "[一-龥ࠀ-一가-퟿]+"]
+    split: dict[str, Any] = {"type": "Split", "behavior": "Isolated", "invert": False}
+    steps = [split | {"pattern": {"Regex": pattern}} for pattern in patterns]
+    steps += [{"type": "Digits", "individual_digits": True},
+              {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}]
+    special = [BOS, EOS, PAD, IMAGE_PLACEHOLDER, BEGIN_OF_IMAGE, END_OF_IMAGE, "<|User|>", "<|Assistant|>"]
+    vocabulary = {token: number for number, token in enumerate(byte_alphabet())}
+    merges = synthetic_merges(size - len(vocabulary) - len(special) - size // 64)
+    vocabulary |= {left + right: len(vocabulary) + i for i, (left, right) in enumerate(merges)}
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    added = [{"id": len(vocabulary) + i, "content": token} | plain for i, token in enumerate(special)]
+    return {"version": "1.0", "added_tokens": added, "normalizer": None, "pre_tokenizer": {"type": "Sequence", "pretokenizers": steps},
+            "post_processor": None, "decoder": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
+            "model": {"type": "BPE", "vocab": vocabulary, "merges": [list(merge) for merge in merges]}}
+
+
+def synthetic_merges(count: int) -> list[tuple[str, str]]:
+    """Pairs of bytes, commonest letters first, then triples of those."""
+    common = list("Ġetaoinshrdlcumwfgypbvk")
+    alphabet = common + [c for c in byte_alphabet() if c not in common]
+    pairs = sorted(((a, b) for a in range(256) for b in range(256)), key=lambda p: (max(p), p))[:count]
+    merges = [(alphabet[a], alphabet[b]) for a, b in pairs]
+    triples = ((left + right, c) for c in alphabet for left, right in merges[:len(pairs)])
+    return merges + [triple for triple, _ in zip(triples, range(count - len(merges)))]
+
+
+def random_rows(tensor: Tensor, seed: list[int]) -> Iterator[np.ndarray]:
+    """A tensor as a new official model would have it, some rows at a time."""
+    rng = np.random.default_rng(seed)
+    rule, _, scale = tensor.init.partition(" ")
+    row = math.prod(tensor.shape[1:])
+    step = max(1, CHUNK_ELEMENTS // row)
+    for first in range(0, tensor.shape[0], step):
+        shape = (min(step, tensor.shape[0] - first), *tensor.shape[1:])
+        if rule == "uniform":
+            yield (2 * rng.random(shape, np.float32) - 1) * np.float32(scale)
+        elif rule == "normal":
+            yield rng.standard_normal(shape, np.float32) * np.float32(scale)
+        elif rule == "unit":
+            rows = rng.uniform(-1, 1, shape).astype(np.float32)
+            yield rows / np.linalg.norm(rows, axis=-1, keepdims=True)
+        else:
+            yield np.full(shape, rule == "ones", np.float32)
+
+
+def write_random(geometry: str, path: Path, dtype: str, seed: int) -> None:
+    """Write a full-size file with seeded random weights and a made-up tokenizer."""
+    sizes = GEOMETRIES[geometry]
+    table = tensor_table(sizes)
+    number = {tensor: i for i, tensor in enumerate(table)}
+    image = Config({"image_size": sizes.image_size, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}, "image")
+    metadata = general_metadata(f"{geometry} with random weights", dtype) | size_metadata(sizes) | image_metadata(image, sizes)
+    metadata |= tokenizer_metadata(synthetic_tokenizer(sizes.vocabulary), sizes.vocabulary)
+    plan = [(tensor, storage_type(tensor, dtype)) for tensor in table]
+    write_file(path, metadata, plan, lambda tensor: random_rows(tensor, [seed, number[tensor]]))
+
+
+# ------------------------------------------------------------------------------------------------------ command line
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Convert a Janus or Janus-Pro checkpoint into one GGUF file for janus.",
+                                     epilog="Exit status: 0 done, 1 refused or failed, 2 wrong usage.")
+    parser.add_argument("folder", nargs="?", type=Path, help="checkpoint folder: config.json, tokenizer.json, "
+                        "preprocessor_config.json and the weights (.safetensors or .bin, whole or in shards)")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.gguf", help="file to write")
+    parser.add_argument("--dtype", choices=FILE_TYPES, help="type of the large weights (default: as stored; bf16 with --random)")
+    parser.add_argument("--random", choices=GEOMETRIES, metavar="GEOMETRY",
+                        help=f"write random weights instead of a checkpoint's: {', '.join(GEOMETRIES)}")
+    parser.add_argument("--seed", type=int, default=0, help="seed of --random (default: 0)")
+    options = parser.parse_args(arguments)
+    if (options.folder is None) == (options.random is None):
+        parser.error("give either a checkpoint folder or --random GEOMETRY")
+    if options.seed < 0:
+        parser.error("--seed takes no negative number")
+    return options
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse_arguments(arguments)
+    for name in {"SIGTERM", "SIGHUP"} & set(dir(signal)):
+        signal.signal(getattr(signal, name), lambda number, frame: sys.exit(128 + number))
+    try:
+        if not options.output.parent.is_dir() or options.output.exists() and not options.output.is_file():
+            raise Refused(f"cannot write {options.output}: its folder does not exist, or it is no plain file")
+        if options.random:
+            write_random(options.random, options.output, options.dtype or "bf16", options.seed)
+        else:
+            convert(options.folder, options.output, options.dtype)
+    except (Refused, OSError, UnicodeError, MemoryError) as error:
+        print(f"convert.py: {error or 'out of memory'}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,6660 @@
+#ifndef KERNEL_PASS
+/* janus.c - Janus-Pro in one file of C99: see images, draw images.   SPDX-License-Identifier: MIT
+
+   One autoregressive transformer reads and writes one sequence in which text and images stand side by side. Seeing and
+   drawing want different things from an image, so vision is decoupled into two encoders, and there are two heads:
+
+       see    image -> understanding encoder (SigLIP ViT) -> understanding adaptor --+
+              text  -> tokenizer -> token embedding ---------------------------------+-> transformer -> LM head    -> text
+
+       draw   text  -> tokenizer -> token embedding ---------------------------------+
+              image ids (so far) -> generation embedding -> generation adaptor ------+-> transformer -> image head -> next id
+              24 x 24 ids -> image decoder (VQ) -> picture        picture -> generation encoder (VQ) -> ids
+
+   No diffusion: a picture is 576 discrete tokens, sampled one after the other in raster order, then decoded in one pass.
+
+   Read it from the top to the bottom; each section uses only those above it:
+
+       1  Platform .................. files, mapped memory, time: all that differs between systems
+       2  Errors and memory ......... how calls fail; scratch memory
+       3  Number formats ............ f16, bf16, quantised blocks
+       4  Threads ................... a pool that splits a loop
+       5  Vector kernels ............ linear, convolution, attention, norms: plain definition and fast versions
+       6  Model file ................ GGUF: sizes, weights, all checked
+       7  Text ...................... byte-level BPE tokenizer
+       8  Image in .................. decode a file, resize as Pillow does, normalise
+       9  Understanding encoder ..... SigLIP ViT and its adaptor: what the model sees
+      10  Transformer ............... Llama blocks with a key/value cache
+      11  Heads and sampling ........ LM head, image head, guidance, PyTorch's random numbers
+      12  Generation encoder ........ VQ: picture -> ids, and ids -> embeddings
+      13  Image decoder ............. VQ: ids -> picture
+      14  The two tasks ............. drawing and answering, step by step
+      15  Public API ................ what janus.h promises
+      16  Command line .............. main()
+
+   One vocabulary of sizes in the whole file:
+       T  tokens (rows of activations)     D  width of the transformer     F  width of its MLP     V  vocabulary
+       H  query heads   G  key/value heads   d  numbers a head   S  positions in the key/value cache   R  sequences side by side
+       W  width of the ViT                 C  channels of a picture        N  pictures of a batch   K  codebook size
+   Activations are float32 rows: a text is (T, D), a picture is (height * width, C), channels last. A Linear layer has its
+   weight as (out, in) and computes y = x W^T + b; a convolution is a Linear layer over gathered rows.
+
+   Sources: the Janus-Pro report (arXiv 2501.17811) and the official code, github.com/deepseek-ai/Janus, cited by file name.
+
+   Switches (cc -DNAME): JANUS_LIBRARY no main(); JANUS_NO_THREADS; JANUS_NO_MMAP read the model instead of mapping it;
+   JANUS_NO_SIMD plain C only. */
+
+#if !defined(_WIN32) && !defined(_POSIX_C_SOURCE)
+#define _POSIX_C_SOURCE 200809L
+#endif
+#if !defined(_FILE_OFFSET_BITS)
+#define _FILE_OFFSET_BITS 64
+#endif
+
+#include "janus.h"
+
+#include <errno.h>
+#include <float.h>
+#include <limits.h>
+#include <math.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+/* ====================================================================================================================
+   1  Platform: all that differs between POSIX, Windows and the rest. Paths are UTF-8 everywhere.
+   ==================================================================================================================== */
+
+#if defined(_WIN32)
+#ifndef WIN32_LEAN_AND_MEAN
+#define WIN32_LEAN_AND_MEAN
+#endif
+#include <windows.h>
+#include <fcntl.h>
+#include <io.h>
+#else
+#include <sys/stat.h>
+#include <unistd.h>
+#if !defined(JANUS_NO_MMAP)
+#include <fcntl.h>
+#include <sys/mman.h>
+#endif
+#endif
+
+#if defined(_WIN32)
+/* UTF-8 -> UTF-16, malloc'ed; NULL when it is no UTF-8 or memory is short. */
+static wchar_t *wide_path(const char *path) {
+    int length = MultiByteToWideChar(CP_UTF8, MB_ERR_INVALID_CHARS, path, -1, NULL, 0);
+    wchar_t *wide = length > 0 ? malloc((size_t)length * sizeof *wide) : NULL;
+    if (wide != NULL) MultiByteToWideChar(CP_UTF8, MB_ERR_INVALID_CHARS, path, -1, wide, length);
+    if (wide == NULL) errno = EINVAL;
+    return wide;
+}
+#endif
+
+static FILE *file_open(const char *path, const char *mode) {
+#if defined(_WIN32)
+    wchar_t *wide = wide_path(path), *wide_mode = wide_path(mode);
+    FILE *file = wide != NULL && wide_mode != NULL ? _wfopen(wide, wide_mode) : NULL;
+    free(wide);
+    free(wide_mode);
+    return file;
+#else
+    return fopen(path, mode);
+#endif
+}
+
+static bool path_is_folder(const char *path) {
+#if defined(_WIN32)
+    wchar_t *wide = wide_path(path);
+    DWORD attributes = wide != NULL ? GetFileAttributesW(wide) : INVALID_FILE_ATTRIBUTES;
+    free(wide);
+    return attributes != INVALID_FILE_ATTRIBUTES && (attributes & FILE_ATTRIBUTE_DIRECTORY) != 0;
+#else
+    struct stat status;
+    return stat(path, &status) == 0 && S_ISDIR(status.st_mode);
+#endif
+}
+
+static bool path_is_device(const char *path) {
+#if defined(_WIN32)
+    (void)path;
+    return false;
+#else
+    struct stat status;
+    return stat(path, &status) == 0 && !S_ISREG(status.st_mode) && !S_ISDIR(status.st_mode);
+#endif
+}
+
+static void file_remove(const char *path) {
+#if defined(_WIN32)
+    wchar_t *wide = wide_path(path);
+    if (wide != NULL) _wremove(wide);
+    free(wide);
+#else
+    remove(path);
+#endif
+}
+
+/* Renames `from` to `to`, replacing it in one step. Returns 0 or -1. */
+static int file_replace(const char *from, const char *to) {
+#if defined(_WIN32)
+    wchar_t *wide_from = wide_path(from), *wide_to = wide_path(to);
+    bool done = wide_from != NULL && wide_to != NULL &&
+                MoveFileExW(wide_from, wide_to, MOVEFILE_REPLACE_EXISTING) != 0;
+    free(wide_from);
+    free(wide_to);
+    return done ? 0 : -1;
+#else
+    return rename(from, to);
+#endif
+}
+
+static int process_id(void) {
+#if defined(_WIN32)
+    return (int)GetCurrentProcessId();
+#else
+    return (int)getpid();
+#endif
+}
+
+/* Seconds on a clock that only runs forward. */
+static double clock_seconds(void) {
+#if defined(_WIN32)
+    LARGE_INTEGER ticks, frequency;
+    QueryPerformanceCounter(&ticks);
+    QueryPerformanceFrequency(&frequency);
+    return (double)ticks.QuadPart / (double)frequency.QuadPart;
+#else
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+#endif
+}
+
+static int processor_count(void) {
+#if defined(_WIN32)
+    SYSTEM_INFO info;
+    GetSystemInfo(&info);
+    return (int)info.dwNumberOfProcessors;
+#elif defined(_SC_NPROCESSORS_ONLN)
+    long count = sysconf(_SC_NPROCESSORS_ONLN);
+    return count < 1 ? 1 : count > 256 ? 256 : (int)count;
+#else
+    return 1;
+#endif
+}
+
+static bool big_endian(void) {
+    const uint16_t probe = 1;
+    unsigned char first;
+    memcpy(&first, &probe, 1);
+    return first == 0;
+}
+
+/* A whole file in memory: mapped where the system can, else read. The bytes are only written to on big-endian machines,
+   where the file is always read. */
+typedef struct {
+    uint8_t *bytes;
+    size_t size;
+    bool mapped;
+} FileImage;
+
+static void file_image_free(FileImage *image) {
+    if (image->mapped) {
+#if defined(_WIN32)
+        UnmapViewOfFile(image->bytes);
+#elif !defined(JANUS_NO_MMAP)
+        munmap(image->bytes, image->size);
+#endif
+    } else {
+        free(image->bytes);
+    }
+    memset(image, 0, sizeof *image);
+}
+
+/* Maps `path`. Returns 0; 1 where mapping is not possible and reading may be; -1 with errno set. */
+static int file_map(const char *path, FileImage *image) {
+#if defined(JANUS_NO_MMAP)
+    (void)path, (void)image;
+    return 1;
+#elif defined(_WIN32)
+    wchar_t *wide = wide_path(path);
+    HANDLE file = wide == NULL ? INVALID_HANDLE_VALUE
+                               : CreateFileW(wide, GENERIC_READ, FILE_SHARE_READ, NULL, OPEN_EXISTING, 0, NULL);
+    LARGE_INTEGER size;
+    HANDLE mapping = NULL;
+    free(wide);
+    if (file == INVALID_HANDLE_VALUE) {
+        errno = ENOENT;
+        return -1;
+    }
+    if (GetFileSizeEx(file, &size) && size.QuadPart > 0 && (uint64_t)size.QuadPart <= SIZE_MAX)
+        mapping = CreateFileMappingW(file, NULL, PAGE_READONLY, 0, 0, NULL);
+    CloseHandle(file);
+    if (mapping == NULL) return 1;
+    image->bytes = MapViewOfFile(mapping, FILE_MAP_READ, 0, 0, 0);
+    CloseHandle(mapping);
+    if (image->bytes == NULL) return 1;
+    image->size = (size_t)size.QuadPart;
+    image->mapped = true;
+    return 0;
+#else
+    struct stat status;
+    void *view = MAP_FAILED;
+    int file = open(path, O_RDONLY);
+    if (file < 0) return -1;
+    if (fstat(file, &status) == 0 && S_ISREG(status.st_mode) && status.st_size > 0 &&
+        (uintmax_t)status.st_size <= SIZE_MAX)
+        view = mmap(NULL, (size_t)status.st_size, PROT_READ, MAP_PRIVATE, file, 0);
+    close(file);
+    if (view == MAP_FAILED) return 1;
+    image->bytes = view;
+    image->size = (size_t)status.st_size;
+    image->mapped = true;
+    return 0;
+#endif
+}
+
+/* Reads `path` to the end, at most `limit` bytes. Returns 0; -1 with errno set (EFBIG: longer than `limit`). */
+static int file_read(const char *path, size_t limit, FileImage *image) {
+    FILE *file = file_open(path, "rb");
+    size_t size = 0, capacity = 0;
+    uint8_t *bytes = NULL;
+    int failure = 0;
+    if (file == NULL) return -1;
+    while (failure == 0) {
+        if (size == capacity) {
+            size_t wanted = capacity < 65536 ? 65536 : capacity > SIZE_MAX / 2 ? SIZE_MAX : capacity * 2;
+            uint8_t *grown = realloc(bytes, wanted);
+            if (grown == NULL) {
+                failure = ENOMEM;
+                break;
+            }
+            bytes = grown;
+            capacity = wanted;
+        }
+        errno = 0;
+        size_t got = fread(bytes + size, 1, capacity - size, file);
+        size += got;
+        if (size > limit) failure = EFBIG;
+        else if (got == 0 && ferror(file)) failure = errno != 0 ? errno : EIO;
+        else if (got == 0) break;
+    }
+    fclose(file);
+    if (failure != 0) {
+        free(bytes);
+        errno = failure;
+        return -1;
+    }
+    image->bytes = bytes;
+    image->size = size;
+    image->mapped = false;
+    return 0;
+}
+
+/* ====================================================================================================================
+   2  Errors and memory: a call that fails returns a status and leaves one line in the caller's JanusError. Scratch memory
+      comes from an arena: allocate what a stage needs, check once, give all of it back at the end.
+   ==================================================================================================================== */
+
+#if defined(__GNUC__)
+__attribute__((format(printf, 3, 4)))
+#endif
+static JanusStatus fail(JanusError *error, JanusStatus status, const char *format, ...) {
+    if (error != NULL) {
+        va_list arguments;
+        va_start(arguments, format);
+        error->status = status;
+        vsnprintf(error->message, sizeof error->message, format, arguments);
+        va_end(arguments);
+    }
+    return status;
+}
+
+static JanusStatus fail_memory(JanusError *error) {
+    return fail(error, JANUS_NO_MEMORY, "out of memory: close other programs, draw fewer pictures at once or use a smaller model");
+}
+
+/* a * b * c for sizes that are not negative; -1 when it does not fit an int64_t. */
+static int64_t checked_product(int64_t a, int64_t b, int64_t c) {
+    if (a < 0 || b < 0 || c < 0) return -1;
+    if (b != 0 && a > INT64_MAX / b) return -1;
+    if (c != 0 && a * b > INT64_MAX / c) return -1;
+    return a * b * c;
+}
+
+/* malloc for `count` items of `size` bytes; NULL when the product does not fit. */
+static void *allocate(int64_t count, size_t size) {
+    if (count < 0 || (uint64_t)count > (SIZE_MAX - 1) / size) return NULL;
+    return malloc((size_t)count * size + (count == 0));
+}
+
+/* Scratch memory as a stack of blocks. A failed allocation is remembered, so that a stage asks for all it needs and
+   checks `failed` once. */
+typedef struct ArenaBlock {
+    struct ArenaBlock *below;
+    void *memory;
+} ArenaBlock;
+
+typedef struct {
+    ArenaBlock *top;
+    bool failed;
+} Arena;
+
+static void *arena_allocate(Arena *arena, int64_t count, size_t size) {
+    ArenaBlock *block = malloc(sizeof *block);
+    void *memory = allocate(count, size);
+    if (block == NULL || memory == NULL) {
+        free(block);
+        free(memory);
+        arena->failed = true;
+        return NULL;
+    }
+    block->below = arena->top;
+    block->memory = memory;
+    arena->top = block;
+    return memory;
+}
+
+/* count_a * count_b floats. */
+static float *arena_floats(Arena *arena, int64_t count_a, int64_t count_b) {
+    return arena_allocate(arena, checked_product(count_a, count_b, 1), sizeof(float));
+}
+
+static ArenaBlock *arena_mark(const Arena *arena) { return arena->top; }
+
+/* Frees all that was allocated since `mark`. */
+static void arena_release(Arena *arena, const ArenaBlock *mark) {
+    while (arena->top != mark) {
+        ArenaBlock *block = arena->top;
+        arena->top = block->below;
+        free(block->memory);
+        free(block);
+    }
+    arena->failed = false;
+}
+
+
+#define KERNEL_FILE "janus.c"
+
+static int64_t min_i64(int64_t a, int64_t b) { return a < b ? a : b; }
+static int64_t max_i64(int64_t a, int64_t b) { return a > b ? a : b; }
+static int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
+
+// ================================================================================================
+// Threads
+//
+// A pool of workers that run one job at a time: [0, count) is cut into chunks of `grain`, and whoever is free takes
+// the next chunk. Which thread runs a chunk changes; what a chunk computes does not, so results are the same to the
+// last bit for every number of threads. Between jobs a worker spins for some 100 microseconds, then sleeps: the
+// hundreds of small jobs of one decoding step find it awake.
+// ================================================================================================
+
+#if defined(JANUS_NO_THREADS)
+typedef int Thread;
+typedef int Mutex;
+typedef int Condition;
+#define mutex_init(m) (*(m) = 0)
+#define mutex_lock(m) ((void)(m))
+#define mutex_unlock(m) ((void)(m))
+#define mutex_free(m) ((void)(m))
+#define condition_init(c) (*(c) = 0)
+#define condition_wait(c, m) ((void)(c))
+#define condition_wake_all(c) ((void)(c))
+#define condition_free(c) ((void)(c))
+#elif defined(_WIN32)
+typedef HANDLE Thread;
+typedef SRWLOCK Mutex;
+typedef CONDITION_VARIABLE Condition;
+#define mutex_init InitializeSRWLock
+#define mutex_lock AcquireSRWLockExclusive
+#define mutex_unlock ReleaseSRWLockExclusive
+#define mutex_free(m) ((void)(m))
+#define condition_init InitializeConditionVariable
+#define condition_wait(c, m) SleepConditionVariableSRW((c), (m), INFINITE, 0)
+#define condition_wake_all WakeAllConditionVariable
+#define condition_free(c) ((void)(c))
+#else
+#include <pthread.h>
+typedef pthread_t Thread;
+typedef pthread_mutex_t Mutex;
+typedef pthread_cond_t Condition;
+#define mutex_init(m) pthread_mutex_init((m), NULL)
+#define mutex_lock pthread_mutex_lock
+#define mutex_unlock pthread_mutex_unlock
+#define mutex_free pthread_mutex_destroy
+#define condition_init(c) pthread_cond_init((c), NULL)
+#define condition_wait pthread_cond_wait
+#define condition_wake_all pthread_cond_broadcast
+#define condition_free pthread_cond_destroy
+#endif
+
+typedef void (*Job)(void *ctx, int thread, int64_t begin, int64_t end);
+typedef struct Pool Pool;
+typedef struct {
+    Pool *pool;
+    int index;
+    Thread thread;
+} Worker;
+
+struct Pool {
+    int threads;                           // the caller of pool_run counts as thread 0
+    volatile int round, next, busy, quit;  // jobs given out, next chunk of this job, workers not done with it
+    volatile int sleepers;
+    Job job;
+    void *ctx;
+    int64_t count, grain;
+    Mutex mutex;
+    Condition changed;
+    Worker *workers;                       // (threads - 1)
+};
+
+// Sequentially consistent counters; a compiler without atomics takes the lock instead.
+#if defined(JANUS_NO_THREADS)
+static int counter_add(Pool *p, volatile int *counter, int n) { (void)p; *counter += n; return *counter - n; }
+static int counter_get(Pool *p, volatile int *counter) { (void)p; return *counter; }
+#elif defined(__GNUC__) && !defined(__TINYC__)
+static int counter_add(Pool *p, volatile int *counter, int n)
+{
+    (void)p;
+    return __atomic_fetch_add(counter, n, __ATOMIC_SEQ_CST);
+}
+static int counter_get(Pool *p, volatile int *counter) { (void)p; return __atomic_load_n(counter, __ATOMIC_SEQ_CST); }
+#elif defined(_WIN32)
+static int counter_add(Pool *p, volatile int *counter, int n)
+{
+    (void)p;
+    return InterlockedExchangeAdd((volatile LONG *)counter, n);
+}
+static int counter_get(Pool *p, volatile int *counter) { return counter_add(p, counter, 0); }
+#else
+static int counter_add(Pool *p, volatile int *counter, int n)
+{
+    mutex_lock(&p->mutex);
+    int old = *counter;
+    *counter = old + n;
+    mutex_unlock(&p->mutex);
+    return old;
+}
+static int counter_get(Pool *p, volatile int *counter) { return counter_add(p, counter, 0); }
+#endif
+
+#if defined(__GNUC__) && (defined(__x86_64__) || defined(__i386__)) && !defined(__TINYC__)
+#define cpu_relax() __builtin_ia32_pause()
+#elif defined(__GNUC__) && defined(__aarch64__) && !defined(__TINYC__)
+#define cpu_relax() __asm__ volatile("yield")
+#else
+#define cpu_relax() ((void)0)
+#endif
+
+#ifndef JANUS_NO_THREADS
+enum { SPIN_ROUNDS = 5000 };
+
+static void wait_until(Pool *p, volatile int *counter, int value)
+{
+    for (int i = 0; i < SPIN_ROUNDS; i++) {
+        if (counter_get(p, counter) == value)
+            return;
+        cpu_relax();
+    }
+    // A sleeper counts itself before it looks again; whoever changes a counter looks for sleepers after the change.
+    counter_add(p, &p->sleepers, 1);
+    while (counter_get(p, counter) != value) {
+        mutex_lock(&p->mutex);
+#if defined(__GNUC__) && !defined(__TINYC__) || defined(_WIN32)
+        int changed = counter_get(p, counter) == value;
+#else
+        int changed = *counter == value; // the lock is ours already
+#endif
+        if (!changed)
+            condition_wait(&p->changed, &p->mutex);
+        mutex_unlock(&p->mutex);
+    }
+    counter_add(p, &p->sleepers, -1);
+}
+
+static void wake_sleepers(Pool *p)
+{
+    if (counter_get(p, &p->sleepers) > 0) {
+        mutex_lock(&p->mutex);
+        condition_wake_all(&p->changed);
+        mutex_unlock(&p->mutex);
+    }
+}
+#endif
+
+static void run_chunks(Pool *p, int thread)
+{
+    int64_t chunks = (p->count + p->grain - 1) / p->grain;
+    for (int64_t i; (i = counter_add(p, &p->next, 1)) < chunks; )
+        p->job(p->ctx, thread, i * p->grain, min_i64(p->count, (i + 1) * p->grain));
+}
+
+#ifndef JANUS_NO_THREADS
+static void worker_loop(const Worker *worker)
+{
+    Pool *p = worker->pool;
+    for (unsigned round = 1;; round++) {
+        wait_until(p, &p->round, (int)round);
+        if (p->quit)
+            return;
+        run_chunks(p, worker->index);
+        counter_add(p, &p->busy, -1);
+        wake_sleepers(p);
+    }
+}
+#ifdef _WIN32
+static DWORD WINAPI worker_main(void *worker) { worker_loop(worker); return 0; }
+static int thread_start(Worker *w) { return (w->thread = CreateThread(NULL, 0, worker_main, w, 0, NULL)) != NULL; }
+static void thread_join(Worker *w) { WaitForSingleObject(w->thread, INFINITE); CloseHandle(w->thread); }
+#else
+static void *worker_main(void *worker) { worker_loop(worker); return NULL; }
+static int thread_start(Worker *w) { return pthread_create(&w->thread, NULL, worker_main, w) == 0; }
+static void thread_join(Worker *w) { pthread_join(w->thread, NULL); }
+#endif
+#endif
+
+// A pool of at most `threads` (fewer where the system gives no more), or NULL without memory.
+static Pool *pool_create(int threads)
+{
+    Pool *p = calloc(1, sizeof *p);
+    Worker *workers = threads > 1 ? calloc((size_t)threads - 1, sizeof *workers) : NULL;
+    if (p == NULL || (threads > 1 && workers == NULL)) {
+        free(workers);
+        free(p);
+        return NULL;
+    }
+    p->threads = 1;
+    p->workers = workers;
+    mutex_init(&p->mutex);
+    condition_init(&p->changed);
+#ifndef JANUS_NO_THREADS
+    for (; p->threads < threads; p->threads++) {
+        Worker *w = &workers[p->threads - 1];
+        w->pool = p;
+        w->index = p->threads;
+        if (!thread_start(w))
+            break;
+    }
+#endif
+    return p;
+}
+
+static void pool_free(Pool *p)
+{
+    if (p == NULL)
+        return;
+#ifndef JANUS_NO_THREADS
+    p->quit = 1;
+    counter_add(p, &p->round, 1);
+    wake_sleepers(p);
+    for (int i = 1; i < p->threads; i++)
+        thread_join(&p->workers[i - 1]);
+#endif
+    condition_free(&p->changed);
+    mutex_free(&p->mutex);
+    free(p->workers);
+    free(p);
+}
+
+// Runs job(ctx, thread, begin, end) over [0, count) in chunks of `grain`; returns when all are done.
+static void pool_run(Pool *p, Job job, void *ctx, int64_t count, int64_t grain)
+{
+    grain = max_i64(grain, count / (1 << 30) + 1); // chunk numbers fit an int
+    if (p->threads == 1 || count <= grain) {
+        for (int64_t i = 0; i < count; i += grain)
+            job(ctx, 0, i, min_i64(count, i + grain));
+        return;
+    }
+#ifndef JANUS_NO_THREADS
+    p->job = job;
+    p->ctx = ctx;
+    p->count = count;
+    p->grain = grain;
+    p->next = 0;
+    p->busy = p->threads - 1;
+    counter_add(p, &p->round, 1);
+    wake_sleepers(p);
+    run_chunks(p, 0);
+    wait_until(p, &p->busy, 0);
+#endif
+}
+
+// ================================================================================================
+// Number formats
+//
+// Weights are used in place, in the layouts of GGUF, all little-endian:
+//   F32   4 bytes    F16, BF16   2 bytes
+//   Q8_0  blocks of 32 along a row: f16 scale d, 32 x int8 q             w = d q              34 bytes
+//   Q4_0  blocks of 32 along a row: f16 scale d, 16 bytes of two nibbles w = d (nibble - 8)   18 bytes
+//         (byte j holds element j in its low half and element j + 16 in its high half)
+// ================================================================================================
+
+enum { TYPE_F32 = 0, TYPE_F16 = 1, TYPE_Q4_0 = 2, TYPE_Q8_0 = 8, TYPE_BF16 = 30 }; // GGUF's numbers
+enum { BLOCK = 32, Q8_0_BYTES = 34, Q4_0_BYTES = 18 };
+
+typedef struct {
+    int type;
+    const void *data;   // (rows, cols), row-major
+    int64_t rows, cols;
+} Weight;
+
+// Bytes of one row; 0 if the type is unknown or the row is not a whole number of blocks.
+static int64_t type_row_bytes(int type, int64_t cols)
+{
+    switch (type) {
+    case TYPE_F32: return cols * 4;
+    case TYPE_F16: case TYPE_BF16: return cols * 2;
+    case TYPE_Q8_0: return cols % BLOCK ? 0 : cols / BLOCK * Q8_0_BYTES;
+    case TYPE_Q4_0: return cols % BLOCK ? 0 : cols / BLOCK * Q4_0_BYTES;
+    default: return 0;
+    }
+}
+
+static uint32_t float_bits(float f) { uint32_t u; memcpy(&u, &f, 4); return u; }
+static float bits_float(uint32_t u) { float f; memcpy(&f, &u, 4); return f; }
+
+// Little-endian numbers at any address, on any machine.
+static uint16_t read_u16(const void *p)
+{
+    const unsigned char *b = p;
+    return (uint16_t)(b[0] | b[1] << 8);
+}
+static uint32_t read_u32(const void *p) { return read_u16(p) | (uint32_t)read_u16((const char *)p + 2) << 16; }
+static void write_u16(void *p, uint16_t u)
+{
+    unsigned char *b = p;
+    b[0] = (unsigned char)u;
+    b[1] = (unsigned char)(u >> 8);
+}
+
+static float bf16_to_f32(uint16_t h) { return bits_float((uint32_t)h << 16); }
+
+// To the nearest, ties to even; NaN stays NaN.
+static uint16_t f32_to_bf16(float f)
+{
+    uint32_t u = float_bits(f);
+    if ((u & 0x7fffffff) > 0x7f800000)
+        return (uint16_t)(u >> 16 | 0x40);
+    return (uint16_t)((u + 0x7fff + (u >> 16 & 1)) >> 16);
+}
+
+static float f16_to_f32(uint16_t h)
+{
+    uint32_t sign = (uint32_t)(h & 0x8000) << 16, exponent = h >> 10 & 31, fraction = h & 0x3ff;
+    if (exponent == 31)
+        return bits_float(sign | 0x7f800000 | fraction << 13);
+    if (exponent == 0) // subnormal: fraction x 2^-24, exact in f32
+        return bits_float(sign | float_bits((float)fraction * 5.9604644775390625e-8f));
+    return bits_float(sign | (exponent + 112) << 23 | fraction << 13);
+}
+
+static uint16_t f32_to_f16(float f)
+{
+    uint32_t u = float_bits(f), sign = u >> 16 & 0x8000, a = u & 0x7fffffff;
+    if (a > 0x7f800000)
+        return (uint16_t)(sign | 0x7e00 | (a >> 13 & 0x3ff));
+    if (a >= 0x477ff000) // 65520 and above round to infinity
+        return (uint16_t)(sign | 0x7c00);
+    if (a >= 0x38800000)
+        return (uint16_t)(sign | (a + 0xfff + (a >> 13 & 1) - 0x38000000) >> 13);
+    uint32_t shift = 126 - (a >> 23), fraction = (a & 0x7fffff) | 0x800000; // subnormal: a multiple of 2^-24
+    if (shift > 24)
+        return (uint16_t)sign;
+    uint32_t q = fraction >> shift, rest = fraction & ((1u << shift) - 1), half = 1u << (shift - 1);
+    return (uint16_t)(sign | (q + (rest > half || (rest == half && (q & 1)))));
+}
+
+// out (n) = elements [begin, begin + n) of one row; begin is a multiple of BLOCK if the type has blocks.
+static void expand_plain(float *out, int type, const void *row, int64_t begin, int64_t n)
+{
+    const unsigned char *p = row;
+    switch (type) {
+    case TYPE_F32:
+        for (int64_t i = 0; i < n; i++)
+            out[i] = bits_float(read_u32(p + 4 * (begin + i)));
+        break;
+    case TYPE_F16:
+        for (int64_t i = 0; i < n; i++)
+            out[i] = f16_to_f32(read_u16(p + 2 * (begin + i)));
+        break;
+    case TYPE_BF16:
+        for (int64_t i = 0; i < n; i++)
+            out[i] = bf16_to_f32(read_u16(p + 2 * (begin + i)));
+        break;
+    case TYPE_Q8_0:
+        for (int64_t i = 0; i < n; i++) {
+            const unsigned char *block = p + (begin + i) / BLOCK * Q8_0_BYTES;
+            int q = block[2 + i % BLOCK];
+            out[i] = f16_to_f32(read_u16(block)) * (float)(q < 128 ? q : q - 256);
+        }
+        break;
+    default:
+        for (int64_t i = 0; i < n; i++) {
+            const unsigned char *block = p + (begin + i) / BLOCK * Q4_0_BYTES;
+            int j = (int)(i % BLOCK), q = block[2 + j % 16] >> (j < 16 ? 0 : 4) & 15;
+            out[i] = f16_to_f32(read_u16(block)) * (float)(q - 8);
+        }
+    }
+}
+
+// One row of a weight as floats: embeddings, biases, norms.
+static void weight_row(float *out, const Weight *w, int64_t row)
+{
+    expand_plain(out, w->type, (const char *)w->data + row * type_row_bytes(w->type, w->cols), 0, w->cols);
+}
+
+static void quantize_block(unsigned char *out, int type, const float *x)
+{
+    float largest = 0;
+    for (int i = 0; i < BLOCK; i++)
+        if (fabsf(x[i]) > fabsf(largest))
+            largest = x[i];
+    float scale = type == TYPE_Q8_0 ? fabsf(largest) / 127 : largest / -8; // Q4_0: the largest becomes -8 exactly
+    float inverse = scale != 0 ? 1 / scale : 0;
+    write_u16(out, f32_to_f16(scale));
+    for (int i = 0; i < BLOCK && type == TYPE_Q8_0; i++)
+        out[2 + i] = (unsigned char)(int)roundf(x[i] * inverse);
+    for (int i = 0; i < BLOCK / 2 && type == TYPE_Q4_0; i++) {
+        int low = (int)(x[i] * inverse + 8.5f), high = (int)(x[i + 16] * inverse + 8.5f);
+        out[2 + i] = (unsigned char)((low < 15 ? low : 15) | (high < 15 ? high : 15) << 4);
+    }
+}
+
+// Floats (cols) to one row of the given type, rounded as ggml rounds.
+static void quantize_row(void *out, int type, const float *x, int64_t cols)
+{
+    unsigned char *p = out;
+    for (int64_t i = 0; i < cols && (type == TYPE_F16 || type == TYPE_BF16); i++)
+        write_u16(p + 2 * i, type == TYPE_F16 ? f32_to_f16(x[i]) : f32_to_bf16(x[i]));
+    for (int64_t i = 0; i < cols && type == TYPE_F32; i++) {
+        write_u16(p + 4 * i, (uint16_t)float_bits(x[i]));
+        write_u16(p + 4 * i + 2, (uint16_t)(float_bits(x[i]) >> 16));
+    }
+    for (int64_t i = 0; i < cols / BLOCK && (type == TYPE_Q8_0 || type == TYPE_Q4_0); i++)
+        quantize_block(p + i * (type == TYPE_Q8_0 ? Q8_0_BYTES : Q4_0_BYTES), type, x + i * BLOCK);
+}
+
+// ================================================================================================
+// Vector kernels
+//
+// Every heavy loop of the model is one of the functions of this table. There is one table per instruction set; the
+// plain one, which follows, defines what each function computes, and the test holds all others to it.
+//   few rows   out = x W^T by dot products along W's rows: W is read once, at the speed of memory
+//   many rows  out = x W^T by tiles of (tile_rows, tile_cols) kept in registers; x and W are first packed so that
+//              step k of a tile reads tile_rows floats of x and tile_cols floats of W side by side
+// ================================================================================================
+
+typedef struct {         // rows of numbers of one type, `stride` bytes from one to the next
+    int type;
+    const char *data;
+    int64_t stride;
+} Rows;
+
+enum { MAX_TILE_ROWS = 16, MAX_TILE_COLS = 64 };
+
+typedef struct {
+    const char *name;
+    int tile_rows, tile_cols;
+    int few_rows;        // up to so many rows of x, dot products are faster than tiles
+    // out[i] = element begin + i of a row
+    void (*expand)(float *out, int type, const void *row, int64_t begin, int64_t n);
+    // out[t * out_stride + o] = x[t] . w[o] + bias[o] for t < T, first <= o < last; rows of length n
+    void (*dot)(float *out, int64_t out_stride, const float *x, int64_t x_stride, int64_t T,
+                Rows w, const float *bias, int64_t n, int64_t first, int64_t last);
+    // out (n, tile_rows): element k of row r at out[k * tile_rows + r]; may write up to 15 floats past the end
+    void (*pack_rows)(float *out, const float *const *rows, int64_t n);
+    // out (n, tile_cols): element begin + k of row c at out[k * tile_cols + c], zero where c >= count
+    void (*pack_weights)(float *out, Rows w, int64_t count, int64_t begin, int64_t n);
+    // out[r * stride + c] = (bias ? bias[c] : out[r * stride + c]) + sum over k < n of a[k][r] b[k][c]
+    void (*tile)(float *out, int64_t stride, const float *a, const float *b, int64_t n, const float *bias);
+    // One block of an online softmax: *max is raised to the largest scale * x, x = exp(scale * x - *max);
+    // returns f = exp(old max - new max), *sum = f * *sum + the sum of x
+    float (*softmax_block)(float *x, int64_t n, float scale, float *max, float *sum);
+    // out (d) += sum over s of p[s] * row s
+    void (*weighted_rows)(float *out, const float *p, Rows rows, int64_t count, int64_t d);
+    void (*scale)(float *out, float factor, int64_t n);
+    void (*add)(float *out, const float *x, int64_t n);
+    void (*gelu)(float *x, int64_t n);
+    void (*silu)(float *x, const float *up, int64_t n);          // x = silu(x) * up; up may be NULL
+    // out = (x - mean) / sqrt(mean square of (x - mean) + eps) * weight + bias; mean is 0 unless centred
+    void (*norm)(float *out, const float *x, const float *weight, const float *bias, int64_t n, float eps, int centred);
+    // per channel over rows of x (count, n): mean, and sum of squared differences from it
+    void (*moments)(float *mean, float *squares, const float *x, int64_t count, int64_t n);
+    // rows of x (count, n): out = x * factor + shift per channel, then silu if swish
+    void (*affine)(float *out, const float *x, const float *factor, const float *shift, int64_t count, int64_t n, int swish);
+    void (*store_f16)(uint16_t *out, const float *x, int64_t n);
+} Kernels;
+
+// ---- plain ----
+
+enum { PLAIN_ROWS = 4, PLAIN_COLS = 8, PLAIN_LANES = 16 };
+
+// Sixteen partial sums: no chain of dependent additions, less rounding, and compilers turn them into vectors.
+static float dot_piece(float sums[PLAIN_LANES], const float *a, const float *b, int64_t n)
+{
+    int64_t i = 0;
+    for (; i + PLAIN_LANES <= n; i += PLAIN_LANES)
+        for (int j = 0; j < PLAIN_LANES; j++)
+            sums[j] += a[i + j] * b[i + j];
+    float rest = 0;
+    for (; i < n; i++)
+        rest += a[i] * b[i];
+    return rest;
+}
+
+static float sum_lanes(const float sums[PLAIN_LANES])
+{
+    float total = 0;
+    for (int j = 0; j < PLAIN_LANES; j++)
+        total += sums[j];
+    return total;
+}
+
+static void dot_plain(float *out, int64_t out_stride, const float *x, int64_t x_stride, int64_t T,
+                      Rows w, const float *bias, int64_t n, int64_t first, int64_t last)
+{
+    enum { PIECE = 256, GROUP = 8 }; // a piece of a weight row, expanded once for a group of rows of x
+    float piece[PIECE];
+    for (int64_t o = first; o < last; o++)
+        for (int64_t t0 = 0; t0 < T; t0 += GROUP) {
+            int64_t group = min_i64(GROUP, T - t0);
+            float sums[GROUP][PLAIN_LANES] = {{0}}, rest[GROUP] = {0};
+            for (int64_t k = 0; k < n; k += PIECE) {
+                int64_t m = min_i64(PIECE, n - k);
+                expand_plain(piece, w.type, w.data + o * w.stride, k, m);
+                for (int64_t t = 0; t < group; t++)
+                    rest[t] += dot_piece(sums[t], piece, x + (t0 + t) * x_stride + k, m);
+            }
+            for (int64_t t = 0; t < group; t++)
+                out[(t0 + t) * out_stride + o] = sum_lanes(sums[t]) + rest[t] + (bias ? bias[o] : 0);
+        }
+}
+
+static void pack_rows_plain(float *out, const float *const *rows, int64_t n)
+{
+    for (int64_t k = 0; k < n; k++)
+        for (int r = 0; r < PLAIN_ROWS; r++)
+            out[k * PLAIN_ROWS + r] = rows[r][k];
+}
+
+static void pack_weights_plain(float *out, Rows w, int64_t count, int64_t begin, int64_t n)
+{
+    float piece[BLOCK];
+    for (int64_t c = 0; c < PLAIN_COLS; c++)
+        for (int64_t k = 0; k < n; k += BLOCK) {
+            int64_t m = min_i64(BLOCK, n - k);
+            if (c < count)
+                expand_plain(piece, w.type, w.data + c * w.stride, begin + k, m);
+            for (int64_t i = 0; i < m; i++)
+                out[(k + i) * PLAIN_COLS + c] = c < count ? piece[i] : 0;
+        }
+}
+
+static void tile_plain(float *out, int64_t stride, const float *a, const float *b, int64_t n, const float *bias)
+{
+    float sums[PLAIN_ROWS][PLAIN_COLS] = {{0}};
+    for (int64_t k = 0; k < n; k++)
+        for (int r = 0; r < PLAIN_ROWS; r++)
+            for (int c = 0; c < PLAIN_COLS; c++)
+                sums[r][c] += a[k * PLAIN_ROWS + r] * b[k * PLAIN_COLS + c];
+    for (int r = 0; r < PLAIN_ROWS; r++)
+        for (int c = 0; c < PLAIN_COLS; c++)
+            out[r * stride + c] = (bias ? bias[c] : out[r * stride + c]) + sums[r][c];
+}
+
+static float softmax_block_plain(float *x, int64_t n, float scale, float *max, float *sum)
+{
+    float old = *max, total = 0;
+    for (int64_t i = 0; i < n; i++)
+        *max = fmaxf(*max, scale * x[i]);
+    for (int64_t i = 0; i < n; i++)
+        total += x[i] = expf(scale * x[i] - *max);
+    float factor = expf(old - *max);
+    *sum = factor * *sum + total;
+    return factor;
+}
+
+static void weighted_rows_plain(float *out, const float *p, Rows rows, int64_t count, int64_t d)
+{
+    float piece[BLOCK];
+    for (int64_t s = 0; s < count; s++)
+        for (int64_t i = 0; i < d; i += BLOCK) {
+            int64_t m = min_i64(BLOCK, d - i);
+            expand_plain(piece, rows.type, rows.data + s * rows.stride, i, m);
+            for (int64_t j = 0; j < m; j++)
+                out[i + j] += p[s] * piece[j];
+        }
+}
+
+static void scale_plain(float *out, float factor, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++)
+        out[i] *= factor;
+}
+
+static void add_plain(float *out, const float *x, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++)
+        out[i] += x[i];
+}
+
+static void gelu_plain(float *x, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++)
+        x[i] = 0.5f * x[i] * (1 + erff(x[i] * 0.70710678f));
+}
+
+static float silu_value(float x) { return x / (1 + expf(-x)); }
+
+static void silu_plain(float *x, const float *up, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++)
+        x[i] = silu_value(x[i]) * (up ? up[i] : 1);
+}
+
+static void norm_plain(float *out, const float *x, const float *weight, const float *bias, int64_t n, float eps,
+                       int centred)
+{
+    double mean = 0, square = 0;
+    for (int64_t i = 0; i < n && centred; i++)
+        mean += x[i];
+    mean /= (double)n;
+    for (int64_t i = 0; i < n; i++)
+        square += (x[i] - mean) * (x[i] - mean);
+    float factor = (float)(1 / sqrt(square / (double)n + eps));
+    for (int64_t i = 0; i < n; i++)
+        out[i] = (x[i] - (float)mean) * factor * weight[i] + (bias ? bias[i] : 0);
+}
+
+static void moments_plain(float *mean, float *squares, const float *x, int64_t count, int64_t n)
+{
+    memset(mean, 0, (size_t)n * sizeof *mean);
+    memset(squares, 0, (size_t)n * sizeof *squares);
+    for (int64_t r = 0; r < count; r++)
+        for (int64_t c = 0; c < n; c++)
+            mean[c] += x[r * n + c];
+    for (int64_t c = 0; c < n; c++)
+        mean[c] /= (float)count;
+    for (int64_t r = 0; r < count; r++)
+        for (int64_t c = 0; c < n; c++)
+            squares[c] += (x[r * n + c] - mean[c]) * (x[r * n + c] - mean[c]);
+}
+
+static void affine_plain(float *out, const float *x, const float *factor, const float *shift, int64_t count, int64_t n,
+                         int swish)
+{
+    for (int64_t r = 0; r < count; r++)
+        for (int64_t c = 0; c < n; c++) {
+            float y = x[r * n + c] * factor[c] + shift[c];
+            out[r * n + c] = swish ? silu_value(y) : y;
+        }
+}
+
+static void store_f16_plain(uint16_t *out, const float *x, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++)
+        write_u16(&out[i], f32_to_f16(x[i])); // little-endian like a weight, so that Rows can name it
+}
+
+static const Kernels kernels_plain = {
+    "plain", PLAIN_ROWS, PLAIN_COLS, 4, expand_plain, dot_plain, pack_rows_plain, pack_weights_plain, tile_plain,
+    softmax_block_plain, weighted_rows_plain, scale_plain, add_plain, gelu_plain, silu_plain, norm_plain, moments_plain,
+    affine_plain, store_f16_plain,
+};
+
+// ---- one source for all instruction sets ----
+//
+// This file includes itself, and each time only the part between here and the next line of dashes is read, with
+// KERNEL_PASS naming the instruction set. KERNEL(f) is f with its name: dot_avx2, dot_avx512, ...
+
+#define PASS_AVX2 1
+#define PASS_AVX512 2
+#define PASS_NEON 3
+#define JOIN_NAMES(a, b) a##_##b
+#define JOIN(a, b) JOIN_NAMES(a, b)
+#define KERNEL(f) JOIN(f, KERNEL_NAME)
+#define TEXT_OF(a) #a
+#define TEXT(a) TEXT_OF(a)
+
+#endif
+#ifdef KERNEL_PASS
+
+// vf is a vector of VL floats, vb sixteen bytes.
+#if KERNEL_PASS == PASS_AVX512
+#define vf __m512
+#define VL 16
+#define TILE_ROWS 12
+#define TILE_VECTORS 2
+#define DOT_ROWS 4
+#define v_zero _mm512_setzero_ps
+#define v_set1 _mm512_set1_ps
+#define v_load _mm512_loadu_ps
+#define v_store _mm512_storeu_ps
+#define v_add _mm512_add_ps
+#define v_sub _mm512_sub_ps
+#define v_mul _mm512_mul_ps
+#define v_div _mm512_div_ps
+#define v_max _mm512_max_ps
+#define v_min _mm512_min_ps
+#define v_fma _mm512_fmadd_ps
+#define v_abs _mm512_abs_ps
+#define v_sum _mm512_reduce_add_ps
+#define v_largest _mm512_reduce_max_ps
+#define v_round(a) _mm512_roundscale_ps(a, 8)
+#define v_power(n) _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)), 23))
+#define v_half(h) _mm512_cvtph_ps(_mm256_set1_epi16((short)(h)))
+#define v_load_f16(p) _mm512_cvtph_ps(_mm256_loadu_si256((const void *)(p)))
+#define v_load_bf16(p) _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)(p))), 16))
+#define v_store_f16(p, a) _mm256_storeu_si256((void *)(p), _mm512_cvtps_ph(a, 8))
+#define v_zip_low(a, b) _mm512_permutex2var_ps(a, _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23), b)
+#define v_zip_high(a, b) _mm512_permutex2var_ps(a, _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31), b)
+#define v_widen(w, b) ((w)[0] = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(b)))
+
+#elif KERNEL_PASS == PASS_AVX2
+#define vf __m256
+#define VL 8
+#define TILE_ROWS 6
+#define TILE_VECTORS 2
+#define DOT_ROWS 2
+#define v_zero _mm256_setzero_ps
+#define v_set1 _mm256_set1_ps
+#define v_load _mm256_loadu_ps
+#define v_store _mm256_storeu_ps
+#define v_add _mm256_add_ps
+#define v_sub _mm256_sub_ps
+#define v_mul _mm256_mul_ps
+#define v_div _mm256_div_ps
+#define v_max _mm256_max_ps
+#define v_min _mm256_min_ps
+#define v_fma _mm256_fmadd_ps
+#define v_abs(a) _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a)
+#define v_sum KERNEL(sum)
+#define v_largest KERNEL(largest)
+#define v_round(a) _mm256_round_ps(a, 8)
+#define v_power(n) _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23))
+#define v_half(h) _mm256_cvtph_ps(_mm_set1_epi16((short)(h)))
+#define v_load_f16(p) _mm256_cvtph_ps(_mm_loadu_si128((const void *)(p)))
+#define v_load_bf16(p) _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const void *)(p))), 16))
+#define v_store_f16(p, a) _mm_storeu_si128((void *)(p), _mm256_cvtps_ph(a, 8))
+#define v_zip_low(a, b) _mm256_permute2f128_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b), 0x20)
+#define v_zip_high(a, b) _mm256_permute2f128_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b), 0x31)
+#define v_widen(w, b) ((w)[0] = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(b)), \
+                       (w)[1] = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(b, 8))))
+
+#elif KERNEL_PASS == PASS_NEON
+#define vf float32x4_t
+#define VL 4
+#define TILE_ROWS 8
+#define TILE_VECTORS 2
+#define DOT_ROWS 4
+#define v_zero() vdupq_n_f32(0)
+#define v_set1 vdupq_n_f32
+#define v_load vld1q_f32
+#define v_store vst1q_f32
+#define v_add vaddq_f32
+#define v_sub vsubq_f32
+#define v_mul vmulq_f32
+#define v_div vdivq_f32
+#define v_max vmaxq_f32
+#define v_min vminq_f32
+#define v_fma(a, b, c) vfmaq_f32(c, a, b)
+#define v_abs vabsq_f32
+#define v_sum vaddvq_f32
+#define v_largest vmaxvq_f32
+#define v_round vrndnq_f32
+#define v_power(n) vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtnq_s32_f32(n), vdupq_n_s32(127)), 23))
+#define v_half(h) vcvt_f32_f16(vreinterpret_f16_u16(vdup_n_u16(h)))
+#define v_load_f16(p) vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16((const void *)(p))))
+#define v_load_bf16(p) vreinterpretq_f32_u32(vshll_n_u16(vld1_u16((const void *)(p)), 16))
+#define v_store_f16(p, a) vst1_u16((void *)(p), vreinterpret_u16_f16(vcvt_f16_f32(a)))
+#define v_zip_low vzip1q_f32
+#define v_zip_high vzip2q_f32
+#define v_widen(w, b) ((w)[0] = vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vget_low_s8(b))))), \
+                       (w)[1] = vcvtq_f32_s32(vmovl_high_s16(vmovl_s8(vget_low_s8(b)))), \
+                       (w)[2] = vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_high_s8(b)))), \
+                       (w)[3] = vcvtq_f32_s32(vmovl_high_s16(vmovl_high_s8(b))))
+#endif
+
+#if KERNEL_PASS == PASS_NEON
+#define vb int8x16_t
+#define b_load(p) vld1q_s8((const void *)(p))
+#define b_low_nibbles(b) vsubq_s8(vandq_s8(b, vdupq_n_s8(15)), vdupq_n_s8(8))
+#define b_high_nibbles(b) vsubq_s8(vreinterpretq_s8_u8(vshrq_n_u8(vreinterpretq_u8_s8(b), 4)), vdupq_n_s8(8))
+#else
+#define vb __m128i
+#define b_load(p) _mm_loadu_si128((const void *)(p))
+#define b_low_nibbles(b) _mm_sub_epi8(_mm_and_si128(b, _mm_set1_epi8(15)), _mm_set1_epi8(8))
+#define b_high_nibbles(b) b_low_nibbles(_mm_srli_epi16(b, 4))
+#endif
+
+#define TILE_COLS (TILE_VECTORS * VL)
+#define BLOCK_VECTORS (BLOCK / VL)
+
+#if KERNEL_PASS == PASS_AVX2
+INLINE float KERNEL(sum)(vf a)
+{
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+INLINE float KERNEL(largest)(vf a)
+{
+    __m128 s = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    s = _mm_max_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
+}
+#endif
+
+// w (BLOCK floats) = elements [k, k + BLOCK) of a row; k is a multiple of BLOCK.
+INLINE void KERNEL(load_block)(vf *w, const int type, const char *row, int64_t k)
+{
+    if (type == TYPE_F32 || type == TYPE_F16 || type == TYPE_BF16) {
+        UNROLL for (int i = 0; i < BLOCK_VECTORS; i++)
+            w[i] = type == TYPE_F32 ? v_load((const float *)(const void *)row + k + i * VL)
+                 : type == TYPE_F16 ? v_load_f16(row + 2 * (k + i * VL)) : v_load_bf16(row + 2 * (k + i * VL));
+        return;
+    }
+    const char *block = row + k / BLOCK * (type == TYPE_Q8_0 ? Q8_0_BYTES : Q4_0_BYTES);
+    uint16_t half;
+    memcpy(&half, block, sizeof half);
+    vf scale = v_half(half);
+    vb low = b_load(block + 2), high = low;
+    if (type == TYPE_Q8_0) {
+        high = b_load(block + 18);
+    } else {
+        high = b_high_nibbles(low);
+        low = b_low_nibbles(low);
+    }
+    v_widen(w, low);
+    v_widen(w + BLOCK_VECTORS / 2, high);
+    UNROLL for (int i = 0; i < BLOCK_VECTORS; i++)
+        w[i] = v_mul(w[i], scale);
+}
+
+// The same for the last n < BLOCK elements of a row without blocks: zeros follow.
+INLINE void KERNEL(load_rest)(vf *w, const int type, const char *row, int64_t k, int64_t n)
+{
+    char rest[4 * BLOCK] = {0};
+    size_t bytes = type == TYPE_F32 ? 4 : 2;
+    memcpy(rest, row + (size_t)k * bytes, (size_t)n * bytes);
+    KERNEL(load_block)(w, type, rest, 0);
+}
+
+INLINE void KERNEL(expand_type)(float *out, const int type, const void *row, int64_t begin, int64_t n)
+{
+    vf w[BLOCK_VECTORS];
+    int64_t k = 0;
+    for (; k + BLOCK <= n; k += BLOCK) {
+        KERNEL(load_block)(w, type, row, begin + k);
+        UNROLL for (int i = 0; i < BLOCK_VECTORS; i++)
+            v_store(out + k + i * VL, w[i]);
+    }
+    if (k < n) {
+        float rest[BLOCK];
+        KERNEL(load_rest)(w, type, row, begin + k, n - k);
+        UNROLL for (int i = 0; i < BLOCK_VECTORS; i++)
+            v_store(rest + i * VL, w[i]);
+        memcpy(out + k, rest, (size_t)(n - k) * sizeof *out);
+    }
+}
+
+static void KERNEL(expand)(float *out, int type, const void *row, int64_t begin, int64_t n)
+{
+    switch (type) {
+    case TYPE_F32: KERNEL(expand_type)(out, TYPE_F32, row, begin, n); break;
+    case TYPE_F16: KERNEL(expand_type)(out, TYPE_F16, row, begin, n); break;
+    case TYPE_BF16: KERNEL(expand_type)(out, TYPE_BF16, row, begin, n); break;
+    case TYPE_Q8_0: KERNEL(expand_type)(out, TYPE_Q8_0, row, begin, n); break;
+    default: KERNEL(expand_type)(out, TYPE_Q4_0, row, begin, n);
+    }
+}
+
+// DOT_ROWS rows of w against T <= 4 rows of x; x_rest (4, BLOCK) holds the end of each row of x, zeros after it.
+INLINE void KERNEL(dot_rows)(float sums[DOT_ROWS][4], const int type, const int T, const float *x, int64_t x_stride,
+                             const float *x_rest, const char *const *w, int64_t n)
+{
+    vf sum[DOT_ROWS][4], a[BLOCK_VECTORS];
+    int64_t k = 0;
+    UNROLL for (int r = 0; r < DOT_ROWS; r++)
+        UNROLL for (int t = 0; t < T; t++)
+            sum[r][t] = v_zero();
+    for (; k + BLOCK <= n; k += BLOCK)
+        UNROLL for (int r = 0; r < DOT_ROWS; r++) {
+            KERNEL(load_block)(a, type, w[r], k);
+            UNROLL for (int t = 0; t < T; t++)
+                UNROLL for (int i = 0; i < BLOCK_VECTORS; i++)
+                    sum[r][t] = v_fma(a[i], v_load(x + t * x_stride + k + i * VL), sum[r][t]);
+        }
+    if (k < n)
+        UNROLL for (int r = 0; r < DOT_ROWS; r++) {
+            KERNEL(load_rest)(a, type, w[r], k, n - k);
+            UNROLL for (int t = 0; t < T; t++)
+                UNROLL for (int i = 0; i < BLOCK_VECTORS; i++)
+                    sum[r][t] = v_fma(a[i], v_load(x_rest + t * BLOCK + i * VL), sum[r][t]);
+        }
+    UNROLL for (int r = 0; r < DOT_ROWS; r++)
+        UNROLL for (int t = 0; t < T; t++)
+            sums[r][t] = v_sum(sum[r][t]);
+}
+
+#define DOT_CASES(TYPE) \
+    case TYPE: \
+        switch (T) { \
+        case 1: KERNEL(dot_rows)(sums, TYPE, 1, x, x_stride, x_rest, w, n); break; \
+        case 2: KERNEL(dot_rows)(sums, TYPE, 2, x, x_stride, x_rest, w, n); break; \
+        case 3: KERNEL(dot_rows)(sums, TYPE, 3, x, x_stride, x_rest, w, n); break; \
+        default: KERNEL(dot_rows)(sums, TYPE, 4, x, x_stride, x_rest, w, n); \
+        } \
+        break
+
+static void KERNEL(dot_any)(float sums[DOT_ROWS][4], int type, int64_t T, const float *x, int64_t x_stride,
+                            const float *x_rest, const char *const *w, int64_t n)
+{
+    switch (type) {
+    DOT_CASES(TYPE_F32);
+    DOT_CASES(TYPE_F16);
+    DOT_CASES(TYPE_BF16);
+    DOT_CASES(TYPE_Q8_0);
+    DOT_CASES(TYPE_Q4_0);
+    }
+}
+#undef DOT_CASES
+
+static void KERNEL(dot)(float *out, int64_t out_stride, const float *x, int64_t x_stride, int64_t T,
+                        Rows w, const float *bias, int64_t n, int64_t first, int64_t last)
+{
+    int64_t whole = n / BLOCK * BLOCK;
+    for (int64_t o = first; o < last; o += DOT_ROWS) {
+        const char *rows[DOT_ROWS];
+        for (int r = 0; r < DOT_ROWS; r++)
+            rows[r] = w.data + min_i64(o + r, last - 1) * w.stride;
+        for (int64_t t = 0; t < T; t += 4) {
+            int64_t count = min_i64(4, T - t);
+            float sums[DOT_ROWS][4], x_rest[4 * BLOCK];
+            for (int64_t i = 0; i < count && whole < n; i++) {
+                memset(x_rest + i * BLOCK, 0, BLOCK * sizeof *x_rest);
+                memcpy(x_rest + i * BLOCK, x + (t + i) * x_stride + whole, (size_t)(n - whole) * sizeof *x);
+            }
+            KERNEL(dot_any)(sums, w.type, count, x + t * x_stride, x_stride, x_rest, rows, n);
+            for (int64_t r = 0; r < min_i64(DOT_ROWS, last - o); r++)
+                for (int64_t i = 0; i < count; i++)
+                    out[(t + i) * out_stride + o + r] = sums[r][i] + (bias ? bias[o + r] : 0);
+        }
+    }
+}
+
+// (VL, VL) transposed: an interleaving of rows i and i + VL / 2 rotates the bits of (row, column) by one.
+INLINE void KERNEL(transpose)(vf *r)
+{
+    UNROLL for (int step = 1; step < VL; step *= 2) {
+        vf z[VL];
+        UNROLL for (int i = 0; i < VL / 2; i++) {
+            z[2 * i] = v_zip_low(r[i], r[i + VL / 2]);
+            z[2 * i + 1] = v_zip_high(r[i], r[i + VL / 2]);
+        }
+        UNROLL for (int i = 0; i < VL; i++)
+            r[i] = z[i];
+    }
+}
+
+static void KERNEL(pack_rows)(float *out, const float *const *rows, int64_t n)
+{
+    int64_t k = 0;
+    for (; k + VL <= n; k += VL)
+        for (int first = 0; first < TILE_ROWS; first += VL) {
+            vf r[VL];
+            UNROLL for (int i = 0; i < VL; i++)
+                r[i] = first + i < TILE_ROWS ? v_load(rows[first + i] + k) : v_zero();
+            KERNEL(transpose)(r);
+            UNROLL for (int i = 0; i < VL; i++) // what a vector holds beyond TILE_ROWS, the next one overwrites
+                v_store(out + (k + i) * TILE_ROWS + first, r[i]);
+        }
+    for (; k < n; k++)
+        for (int r = 0; r < TILE_ROWS; r++)
+            out[k * TILE_ROWS + r] = rows[r][k];
+}
+
+static void KERNEL(pack_weights)(float *out, Rows w, int64_t count, int64_t begin, int64_t n)
+{
+    float block[VL][BLOCK];
+    for (int64_t first = 0; first < TILE_COLS; first += VL)
+        for (int64_t k = 0; k < n; k += BLOCK) {
+            int64_t m = min_i64(BLOCK, n - k);
+            for (int64_t c = 0; c < VL; c++)
+                if (first + c < count)
+                    KERNEL(expand)(block[c], w.type, w.data + (first + c) * w.stride, begin + k, m);
+                else
+                    memset(block[c], 0, sizeof block[c]);
+            for (int64_t i = 0; i < m; i += VL) {
+                vf r[VL];
+                UNROLL for (int c = 0; c < VL; c++)
+                    r[c] = v_load(block[c] + i);
+                KERNEL(transpose)(r);
+                for (int64_t j = 0; j < min_i64(VL, m - i); j++)
+                    v_store(out + (k + i + j) * TILE_COLS + first, r[j]);
+            }
+        }
+}
+
+static void KERNEL(tile)(float *out, int64_t stride, const float *a, const float *b, int64_t n, const float *bias)
+{
+    vf sum[TILE_ROWS][TILE_VECTORS];
+    UNROLL for (int r = 0; r < TILE_ROWS; r++)
+        UNROLL for (int v = 0; v < TILE_VECTORS; v++)
+            sum[r][v] = v_load((bias ? bias : out + r * stride) + v * VL);
+    for (int64_t k = 0; k < n; k++) {
+        vf w[TILE_VECTORS];
+        UNROLL for (int v = 0; v < TILE_VECTORS; v++)
+            w[v] = v_load(b + k * TILE_COLS + v * VL);
+        UNROLL for (int r = 0; r < TILE_ROWS; r++) {
+            vf x = v_set1(a[k * TILE_ROWS + r]);
+            UNROLL for (int v = 0; v < TILE_VECTORS; v++)
+                sum[r][v] = v_fma(x, w[v], sum[r][v]);
+        }
+    }
+    UNROLL for (int r = 0; r < TILE_ROWS; r++)
+        UNROLL for (int v = 0; v < TILE_VECTORS; v++)
+            v_store(out + r * stride + v * VL, sum[r][v]);
+}
+
+// e^x = 2^n e^r, n = round(x / ln 2), |r| <= ln 2 / 2: 1 + r + r^2 q(r). Within 1.5 ulp of the exact value between
+// -87.3 and 88.3; 0 below -87.7 (the subnormal results are left out), infinity above 88.4.
+INLINE vf KERNEL(exp)(vf x)
+{
+    x = v_max(v_set1(-88.02f), v_min(v_set1(89.0f), x)); // a NaN passes through
+    vf n = v_round(v_mul(x, v_set1(1.44269504f)));
+    vf r = v_fma(n, v_set1(-0.693359375f), x);
+    r = v_fma(n, v_set1(2.12194440e-4f), r);
+    vf q = v_fma(v_set1(0.00138144671f), r, v_set1(0.00836878045f));
+    q = v_fma(q, r, v_set1(0.0416683942f));
+    q = v_fma(q, r, v_set1(0.166665201f));
+    q = v_fma(q, r, v_set1(0.499999934f));
+    return v_mul(v_add(v_fma(v_mul(r, r), q, r), v_set1(1.0f)), v_power(n));
+}
+
+// gelu(x) = max(x, 0) - |x| h(|x|) e^(-x^2 / 2), where h(y) = erfc(y / sqrt 2) / 2 e^(y^2 / 2) is a polynomial of
+// degree 9 in 1 / (1 + 0.26 y), 2.2e-8 off relative.
+INLINE vf KERNEL(gelu_value)(vf x)
+{
+    const float c[] = {0.103761262f, 0.102980219f, 0.103285387f, 0.0500470549f, 0.163220259f, -0.154206233f,
+                       0.254317701f, -0.154189235f, 0.0307835742f};
+    vf y = v_min(v_abs(x), v_set1(13.2f)), t = v_div(v_set1(1.0f), v_fma(y, v_set1(0.26f), v_set1(1.0f)));
+    vf h = v_set1(c[8]);
+    UNROLL for (int i = 7; i >= 0; i--)
+        h = v_fma(h, t, v_set1(c[i]));
+    vf tail = v_mul(v_mul(h, t), KERNEL(exp)(v_mul(v_mul(y, v_set1(-0.5f)), y)));
+    return v_sub(v_max(v_zero(), x), v_mul(y, tail));
+}
+
+INLINE vf KERNEL(silu_value)(vf x)
+{
+    return v_div(x, v_add(v_set1(1.0f), KERNEL(exp)(v_sub(v_zero(), x))));
+}
+
+// For a loop over n floats by whole vectors: fewer than VL of them, padded with `fill`, and back.
+INLINE vf KERNEL(load_part)(const float *x, int64_t n, float fill)
+{
+    float part[VL];
+    for (int64_t i = 0; i < VL; i++)
+        part[i] = i < n ? x[i] : fill;
+    return v_load(part);
+}
+INLINE void KERNEL(store_part)(float *out, vf a, int64_t n)
+{
+    float part[VL];
+    v_store(part, a);
+    memcpy(out, part, (size_t)n * sizeof *out);
+}
+#define LOAD(p) (n - i >= VL ? v_load((p) + i) : KERNEL(load_part)((p) + i, n - i, 0))
+#define STORE(p, a) \
+    do { \
+        if (n - i >= VL) \
+            v_store((p) + i, a); \
+        else \
+            KERNEL(store_part)((p) + i, a, n - i); \
+    } while (0)
+
+static float KERNEL(softmax_block)(float *x, int64_t n, float scale, float *max, float *sum)
+{
+    vf top = v_set1(-INFINITY), total = v_zero(), factor = v_set1(scale);
+    for (int64_t i = 0; i < n; i += VL)
+        top = v_max(top, v_mul(factor, n - i >= VL ? v_load(x + i) : KERNEL(load_part)(x + i, n - i, x[i])));
+    float old = *max;
+    *max = fmaxf(old, v_largest(top));
+    vf shift = v_set1(-*max);
+    for (int64_t i = 0; i < n; i += VL) {
+        vf e = v_add(v_mul(factor, n - i >= VL ? v_load(x + i) : KERNEL(load_part)(x + i, n - i, -INFINITY)), shift);
+        e = KERNEL(exp)(e);
+        total = v_add(total, e);
+        STORE(x, e);
+    }
+    float correction = expf(old - *max);
+    *sum = correction * *sum + v_sum(total);
+    return correction;
+}
+
+INLINE void KERNEL(weighted_type)(float *out, const float *p, Rows rows, const int type, int64_t count, int64_t d)
+{
+    int64_t k = 0;
+    vf w[BLOCK_VECTORS], sum[BLOCK_VECTORS];
+    for (; k + BLOCK <= d; k += BLOCK) {
+        UNROLL for (int i = 0; i < BLOCK_VECTORS; i++)
+            sum[i] = v_load(out + k + i * VL);
+        for (int64_t s = 0; s < count; s++) {
+            vf weight = v_set1(p[s]);
+            KERNEL(load_block)(w, type, rows.data + s * rows.stride, k);
+            UNROLL for (int i = 0; i < BLOCK_VECTORS; i++)
+                sum[i] = v_fma(w[i], weight, sum[i]);
+        }
+        UNROLL for (int i = 0; i < BLOCK_VECTORS; i++)
+            v_store(out + k + i * VL, sum[i]);
+    }
+    for (int64_t s = 0; k < d && s < count; s++) {
+        float rest[BLOCK];
+        KERNEL(expand_type)(rest, type, rows.data + s * rows.stride, k, d - k);
+        for (int64_t i = 0; i < d - k; i++)
+            out[k + i] += p[s] * rest[i];
+    }
+}
+
+static void KERNEL(weighted_rows)(float *out, const float *p, Rows rows, int64_t count, int64_t d)
+{
+    if (rows.type == TYPE_F32)
+        KERNEL(weighted_type)(out, p, rows, TYPE_F32, count, d);
+    else
+        KERNEL(weighted_type)(out, p, rows, TYPE_F16, count, d);
+}
+
+static void KERNEL(scale)(float *out, float factor, int64_t n)
+{
+    for (int64_t i = 0; i < n; i += VL)
+        STORE(out, v_mul(LOAD(out), v_set1(factor)));
+}
+
+static void KERNEL(add)(float *out, const float *x, int64_t n)
+{
+    for (int64_t i = 0; i < n; i += VL)
+        STORE(out, v_add(LOAD(out), LOAD(x)));
+}
+
+static void KERNEL(gelu)(float *x, int64_t n)
+{
+    for (int64_t i = 0; i < n; i += VL)
+        STORE(x, KERNEL(gelu_value)(LOAD(x)));
+}
+
+static void KERNEL(silu)(float *x, const float *up, int64_t n)
+{
+    for (int64_t i = 0; i < n; i += VL) {
+        vf y = KERNEL(silu_value)(LOAD(x));
+        STORE(x, up ? v_mul(y, LOAD(up)) : y);
+    }
+}
+
+static void KERNEL(norm)(float *out, const float *x, const float *weight, const float *bias, int64_t n, float eps,
+                         int centred)
+{
+    vf sum = v_zero(), square = v_zero();
+    for (int64_t i = 0; i < n && centred; i += VL)
+        sum = v_add(sum, LOAD(x));
+    vf mean = v_set1(v_sum(sum) / (float)n);
+    for (int64_t i = 0; i < n; i += VL) {
+        vf y = v_sub(n - i >= VL ? v_load(x + i) : KERNEL(load_part)(x + i, n - i, v_sum(sum) / (float)n), mean);
+        square = v_fma(y, y, square);
+    }
+    vf factor = v_set1((float)(1 / sqrt((double)v_sum(square) / (double)n + eps)));
+    for (int64_t i = 0; i < n; i += VL) {
+        vf y = v_mul(v_mul(v_sub(LOAD(x), mean), factor), LOAD(weight));
+        STORE(out, bias ? v_add(y, LOAD(bias)) : y);
+    }
+}
+
+static void KERNEL(moments)(float *mean, float *squares, const float *x, int64_t count, int64_t n)
+{
+    for (int64_t i = 0; i < n; i += VL) {
+        vf sum = v_zero(), square = v_zero();
+        for (int64_t r = 0; r < count; r++)
+            sum = v_add(sum, LOAD(x + r * n));
+        vf middle = v_mul(sum, v_set1(1.0f / (float)count));
+        for (int64_t r = 0; r < count; r++) {
+            vf y = v_sub(LOAD(x + r * n), middle);
+            square = v_fma(y, y, square);
+        }
+        STORE(mean, middle);
+        STORE(squares, square);
+    }
+}
+
+static void KERNEL(affine)(float *out, const float *x, const float *factor, const float *shift, int64_t count, int64_t n,
+                           int swish)
+{
+    for (int64_t r = 0; r < count; r++, x += n, out += n)
+        for (int64_t i = 0; i < n; i += VL) {
+            vf y = v_fma(LOAD(x), LOAD(factor), LOAD(shift));
+            STORE(out, swish ? KERNEL(silu_value)(y) : y);
+        }
+}
+
+static void KERNEL(store_f16)(uint16_t *out, const float *x, int64_t n)
+{
+    int64_t i = 0;
+    for (; i + VL <= n; i += VL)
+        v_store_f16(out + i, v_load(x + i));
+    store_f16_plain(out + i, x + i, n - i);
+}
+
+static const Kernels KERNEL(kernels) = {
+    TEXT(KERNEL_NAME), TILE_ROWS, TILE_COLS, 8, KERNEL(expand), KERNEL(dot), KERNEL(pack_rows), KERNEL(pack_weights),
+    KERNEL(tile), KERNEL(softmax_block), KERNEL(weighted_rows), KERNEL(scale), KERNEL(add), KERNEL(gelu), KERNEL(silu),
+    KERNEL(norm), KERNEL(moments), KERNEL(affine), KERNEL(store_f16),
+};
+
+#undef vf
+#undef VL
+#undef TILE_ROWS
+#undef TILE_VECTORS
+#undef TILE_COLS
+#undef DOT_ROWS
+#undef BLOCK_VECTORS
+#undef v_zero
+#undef v_set1
+#undef v_load
+#undef v_store
+#undef v_add
+#undef v_sub
+#undef v_mul
+#undef v_div
+#undef v_max
+#undef v_min
+#undef v_fma
+#undef v_abs
+#undef v_sum
+#undef v_largest
+#undef v_round
+#undef v_power
+#undef v_half
+#undef v_load_f16
+#undef v_load_bf16
+#undef v_store_f16
+#undef v_zip_low
+#undef v_zip_high
+#undef v_widen
+#undef vb
+#undef b_load
+#undef b_low_nibbles
+#undef b_high_nibbles
+#undef LOAD
+#undef STORE
+#undef KERNEL_NAME
+
+// ------------------------------------------------------------------------------------------------
+#else
+
+#if defined(__clang__) && !defined(__TINYC__)
+#define INLINE static inline __attribute__((always_inline))
+#define UNROLL _Pragma("clang loop unroll(full)")
+#elif defined(__GNUC__)
+#define INLINE static inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 16")
+#endif
+
+#if defined(__GNUC__) && defined(__x86_64__) && !defined(__TINYC__) && !defined(JANUS_NO_SIMD)
+#define HAVE_X86_KERNELS
+#include <immintrin.h>
+
+#define KERNEL_PASS PASS_AVX2
+#define KERNEL_NAME avx2
+#ifdef __clang__
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c")
+#endif
+#include KERNEL_FILE
+#ifdef __clang__
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#undef KERNEL_PASS
+
+#define KERNEL_PASS PASS_AVX512
+#define KERNEL_NAME avx512
+#ifdef __clang__
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")
+#endif
+#include KERNEL_FILE
+#ifdef __clang__
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#undef KERNEL_PASS
+
+#elif defined(__GNUC__) && defined(__aarch64__) && defined(__ARM_NEON) && !defined(__AARCH64EB__) && !defined(JANUS_NO_SIMD)
+#define HAVE_NEON_KERNELS
+#include <arm_neon.h>
+#define KERNEL_PASS PASS_NEON
+#define KERNEL_NAME neon
+#include KERNEL_FILE
+#undef KERNEL_PASS
+#endif
+
+// The i-th table that this machine can run, best first; NULL after the last.
+static const Kernels *kernels_at(int i)
+{
+    const Kernels *usable[4] = {NULL};
+    int count = 0;
+#ifdef HAVE_X86_KERNELS
+    int avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
+        usable[count++] = &kernels_avx512;
+    if (avx2)
+        usable[count++] = &kernels_avx2;
+#elif defined(HAVE_NEON_KERNELS)
+    usable[count++] = &kernels_neon;
+#endif
+    usable[count++] = &kernels_plain;
+    return i < count ? usable[i] : NULL;
+}
+
+static const char *isa_names(int i)
+{
+    const Kernels *k = kernels_at(i);
+    return k ? k->name : NULL;
+}
+
+// ================================================================================================
+// Layers
+//
+// What the model is made of, over the kernels and the pool. Activations are float rows, (T, I) with T tokens or
+// pixels (an image is (H*W, channels)); weights are (O, I) rows of any type.
+// ================================================================================================
+
+typedef struct {
+    Pool *pool;
+    const Kernels *isa;
+    int failed;            // scratch could not be had; sticky: nothing is computed until it is cleared
+    int fast_activations;  // many-row products may round activations to bf16 or int8 where the weights are no finer
+    void *memory;
+    char *scratch;         // (threads, scratch_bytes), 64-byte aligned
+    int64_t scratch_bytes;
+} Compute;
+
+static void compute_free(Compute *cx)
+{
+    pool_free(cx->pool);
+    free(cx->memory);
+    memset(cx, 0, sizeof *cx);
+}
+
+// isa: a name of isa_names, or NULL or "native" for the best. 0, or -1: no memory, or no such instruction set here.
+static int compute_init(Compute *cx, int threads, const char *isa)
+{
+    memset(cx, 0, sizeof *cx);
+    int native = isa == NULL || strcmp(isa, "native") == 0;
+    for (int i = 0; cx->isa == NULL && kernels_at(i) != NULL; i++)
+        if (native || strcmp(isa, kernels_at(i)->name) == 0)
+            cx->isa = kernels_at(i);
+    if (cx->isa == NULL)
+        return -1;
+    cx->pool = pool_create(threads);
+    return cx->pool != NULL ? 0 : -1;
+}
+
+// At least so many floats of scratch for each thread, or cx->failed. Returns whether work can go on.
+static int reserve_scratch(Compute *cx, int64_t floats)
+{
+    int64_t bytes = round_up(floats * (int64_t)sizeof(float), 64) + 64;
+    if (cx->failed || bytes <= cx->scratch_bytes)
+        return !cx->failed;
+    free(cx->memory);
+    cx->scratch_bytes = 0;
+    cx->memory = malloc((size_t)(bytes * cx->pool->threads + 64));
+    if (cx->memory == NULL) {
+        cx->failed = 1;
+        return 0;
+    }
+    cx->scratch = (char *)cx->memory + (64 - (uintptr_t)cx->memory % 64) % 64;
+    cx->scratch_bytes = bytes;
+    return 1;
+}
+
+static float *thread_scratch(const Compute *cx, int thread)
+{
+    return (float *)(void *)(cx->scratch + thread * cx->scratch_bytes);
+}
+
+// ---- products: linear layers and convolutions ----
+//
+// A convolution is a linear layer over gathered rows: row (oy, ox) of its input is the kernel x kernel x I window of
+// the image around that pixel, which is never stored whole: tiles are gathered as they are packed.
+
+typedef struct {
+    int64_t H, W, I;          // the image, before upsampling
+    int kernel, stride;
+    int pad;                  // zeros above and to the left; right and bottom follow from Ho, Wo
+    int64_t Ho, Wo;
+    int upsample;             // 1: the image is first doubled, each pixel becoming 2 x 2
+} ConvShape;
+
+typedef struct {
+    Compute *cx;
+    float *out;               // (T, O)
+    const float *x;           // (T, K), or the image if conv
+    Rows w;                   // (O, K)
+    const float *bias;
+    int64_t T, O, K;
+    const ConvShape *conv;    // NULL: a linear layer
+    int64_t k_step;           // K is cut so that a packed panel of weights stays in the first-level cache,
+    int64_t row_step;         // T so that the packed rows stay in the second,
+    int64_t col_step;         // O so that there is work for all threads
+    int64_t grain;
+} Product;
+
+enum { K_STEP = 256, ROW_STEP = 288 };
+
+// Row `row` of the gathered input at window position `tap`; NULL: outside of the image.
+static const float *window_pixel(const Product *p, int64_t row, int64_t tap)
+{
+    const ConvShape *s = p->conv;
+    int64_t y = row / s->Wo * s->stride - s->pad + tap / s->kernel;
+    int64_t x = row % s->Wo * s->stride - s->pad + tap % s->kernel;
+    if (y < 0 || x < 0 || y >= s->H << s->upsample || x >= s->W << s->upsample)
+        return NULL;
+    return p->x + ((y >> s->upsample) * s->W + (x >> s->upsample)) * s->I;
+}
+
+// out (n, tile_rows) = columns [k, k + n) of `rows` rows of the input from `row` on.
+static void pack_input(const Product *p, float *out, int64_t row, int64_t rows, int64_t k, int64_t n, const float *zeros)
+{
+    const Kernels *isa = p->cx->isa;
+    int64_t width = p->conv ? p->conv->I : p->K;
+    while (n > 0) {
+        const float *source[MAX_TILE_ROWS];
+        int64_t tap = k / width, begin = k % width, count = min_i64(n, width - begin);
+        for (int64_t r = 0; r < isa->tile_rows; r++) {
+            const float *from = r >= rows ? NULL : p->conv ? window_pixel(p, row + r, tap) : p->x + (row + r) * p->K;
+            source[r] = from ? from + begin : zeros;
+        }
+        isa->pack_rows(out, source, count);
+        out += count * isa->tile_rows;
+        k += count;
+        n -= count;
+    }
+}
+
+// A tile at the edge goes through a whole one aside.
+static void tile_part(const Kernels *isa, float *out, int64_t stride, int64_t rows, int64_t cols,
+                      const float *a, const float *b, int64_t n, const float *bias)
+{
+    float whole[MAX_TILE_ROWS * MAX_TILE_COLS] = {0};
+    if (rows == isa->tile_rows && cols == isa->tile_cols) {
+        isa->tile(out, stride, a, b, n, bias);
+        return;
+    }
+    for (int64_t r = 0; r < rows; r++)
+        memcpy(whole + r * isa->tile_cols, out + r * stride, (size_t)cols * sizeof *out);
+    isa->tile(whole, isa->tile_cols, a, b, n, bias);
+    for (int64_t r = 0; r < rows; r++)
+        memcpy(out + r * stride, whole + r * isa->tile_cols, (size_t)cols * sizeof *out);
+}
+
+// Rows [row, row_end) x columns [col, col_end) of the output.
+static void product_block(const Product *p, int thread, int64_t row, int64_t row_end, int64_t col, int64_t col_end)
+{
+    const Kernels *isa = p->cx->isa;
+    int64_t tile_rows = isa->tile_rows, tile_cols = isa->tile_cols;
+    float *panel = thread_scratch(p->cx, thread), *packed = panel + p->k_step * tile_cols;
+    float *zeros = packed + p->row_step * p->k_step + MAX_TILE_ROWS;
+    memset(zeros, 0, (size_t)p->k_step * sizeof *zeros);
+    for (int64_t k = 0; k < p->K; k += p->k_step) {
+        int64_t n = min_i64(p->k_step, p->K - k);
+        for (int64_t r = row; r < row_end; r += tile_rows)
+            pack_input(p, packed + (r - row) * n, r, row_end - r, k, n, zeros);
+        for (int64_t c = col; c < col_end; c += tile_cols) {
+            Rows w = p->w;
+            int64_t cols = min_i64(tile_cols, col_end - c);
+            float bias[MAX_TILE_COLS] = {0};
+            if (p->bias != NULL)
+                memcpy(bias, p->bias + c, (size_t)cols * sizeof *bias);
+            w.data += c * w.stride;
+            isa->pack_weights(panel, w, cols, k, n);
+            for (int64_t r = row; r < row_end; r += tile_rows)
+                tile_part(isa, p->out + r * p->O + c, p->O, min_i64(tile_rows, row_end - r), cols,
+                          packed + (r - row) * n, panel, n, k == 0 ? bias : NULL);
+        }
+    }
+}
+
+static void product_job(void *ctx, int thread, int64_t begin, int64_t end)
+{
+    const Product *p = ctx;
+    int64_t blocks = (p->O + p->col_step - 1) / p->col_step;
+    for (int64_t i = begin; i < end; i++) {
+        int64_t row = i / blocks * p->row_step, col = i % blocks * p->col_step;
+        product_block(p, thread, row, min_i64(p->T, row + p->row_step), col, min_i64(p->O, col + p->col_step));
+    }
+}
+
+static void run_product(Product *p)
+{
+    const Kernels *isa = p->cx->isa;
+    int64_t k_steps = (p->K + K_STEP - 1) / K_STEP, row_steps, col_steps;
+    p->k_step = round_up((p->K + k_steps - 1) / k_steps, BLOCK);
+    row_steps = (p->T + ROW_STEP - 1) / ROW_STEP;
+    p->row_step = round_up((p->T + row_steps - 1) / row_steps, isa->tile_rows);
+    row_steps = (p->T + p->row_step - 1) / p->row_step;
+    col_steps = max_i64(1, min_i64(8 * p->cx->pool->threads / row_steps, p->O / (2 * isa->tile_cols)));
+    p->col_step = round_up((p->O + col_steps - 1) / col_steps, isa->tile_cols);
+    if (reserve_scratch(p->cx, p->k_step * (isa->tile_cols + p->row_step + 1) + MAX_TILE_ROWS))
+        pool_run(p->cx->pool, product_job, p, row_steps * ((p->O + p->col_step - 1) / p->col_step), 1);
+}
+
+static void few_rows_job(void *ctx, int thread, int64_t begin, int64_t end)
+{
+    const Product *p = ctx;
+    (void)thread;
+    p->cx->isa->dot(p->out, p->O, p->x, p->K, p->T, p->w, p->bias, p->K, begin, end);
+}
+
+// out (T, O) = x (T, I) w^T + bias, w (O, I).
+static void linear(Compute *cx, float *out, const float *x, const Weight *w, const float *bias, int64_t T)
+{
+    int64_t row_bytes = type_row_bytes(w->type, w->cols);
+    Product p = {cx, out, x, {w->type, w->data, row_bytes}, bias, T, w->rows, w->cols, NULL, 0, 0, 0, 0};
+    if (cx->failed)
+        return;
+    if (T > cx->isa->few_rows)
+        run_product(&p);
+    else // some 64 KiB of weights at a time
+        pool_run(cx->pool, few_rows_job, &p, w->rows, round_up(max_i64(1, 65536 / row_bytes), 8));
+}
+
+// out (Ho*Wo, O) = the convolution of x (H*W, I) with w (O, kernel*kernel*I) + bias.
+static void conv2d(Compute *cx, float *out, const float *x, const Weight *w, const float *bias, const ConvShape *shape)
+{
+    Product p = {cx, out, x, {w->type, w->data, type_row_bytes(w->type, w->cols)}, bias,
+                 shape->Ho * shape->Wo, w->rows, w->cols, shape, 0, 0, 0, 0};
+    if (!cx->failed)
+        run_product(&p);
+}
+
+// ---- attention ----
+//
+// out_t = sum over s of softmax_s(scale q_t . k_s) v_s, over the keys that query t sees, without the (T, S) matrix:
+// keys come in blocks, and the running maximum and sum of each query's softmax rescale what was added before
+// (Milakov and Gimelshein 2018, Dao et al. 2022). H query heads share KV key heads.
+
+typedef struct {              // keys and values of consecutive positions, (count, KV*d) each
+    const void *k, *v;
+    int type;                 // TYPE_F32 or TYPE_F16
+    int64_t count, stride;    // elements from one position to the next
+} KeyValue;
+
+typedef struct {
+    int64_t T, H, KV, d;      // queries, heads, key heads, width of a head
+    int64_t q_stride, out_stride;
+    int causal;               // query t is position S - T + t and sees no later one; 0: all see all
+    float scale;
+} AttentionShape;
+
+typedef struct {
+    Compute *cx;
+    float *out;               // (T, H*d), out_stride
+    const float *q;           // (T, H*d), q_stride
+    const KeyValue *spans;
+    int span_count;
+    int64_t S;
+    AttentionShape shape;
+    int64_t query_step;
+} Attention;
+
+enum { KEY_STEP = 64, QUERY_STEP = 96, FEW_QUERIES = 4 };
+
+typedef struct {              // one head's block of queries and the scratch for it
+    const Kernels *isa;
+    int64_t T, d;             // queries in the block
+    float *q, *scores, *packed, *panel;   // (T, d) in tiles; (T, KEY_STEP); (T, KEY_STEP) in tiles; keys or values
+    float *out, *max, *sum;
+    int64_t out_stride;
+    float scale;
+} QueryBlock;
+
+static int64_t query_block_floats(const Kernels *isa, int64_t T, int64_t d)
+{
+    int64_t rows = round_up(T, isa->tile_rows), width = round_up(d, isa->tile_cols);
+    return rows * (d + 2 * KEY_STEP + 2) + KEY_STEP * width + round_up(KEY_STEP, isa->tile_cols) * d + 4 * MAX_TILE_ROWS;
+}
+
+static QueryBlock query_block(const Attention *a, int thread, int64_t T)
+{
+    const Kernels *isa = a->cx->isa;
+    int64_t rows = round_up(T, isa->tile_rows), d = a->shape.d;
+    QueryBlock b = {isa, T, d, thread_scratch(a->cx, thread), NULL, NULL, NULL, NULL, NULL, NULL, 0, a->shape.scale};
+    b.scores = b.q + rows * d + MAX_TILE_ROWS;
+    b.packed = b.scores + rows * KEY_STEP;
+    b.max = b.packed + rows * KEY_STEP + MAX_TILE_ROWS;
+    b.sum = b.max + rows;
+    b.panel = b.sum + rows;
+    return b;
+}
+
+// out (n, tile_rows) tiles of rows `x` (T, n), `stride` apart.
+static void pack_tiles(const QueryBlock *b, float *out, const float *x, int64_t stride, int64_t n)
+{
+    for (int64_t t = 0; t < b->T; t += b->isa->tile_rows) {
+        const float *rows[MAX_TILE_ROWS];
+        for (int64_t r = 0; r < b->isa->tile_rows; r++)
+            rows[r] = x + min_i64(t + r, b->T - 1) * stride;
+        b->isa->pack_rows(out + t * n, rows, n);
+    }
+}
+
+// scores (T, n) = q k^T for n keys.
+static void block_scores(const QueryBlock *b, Rows k, int64_t n, const float *q_rows, int64_t q_stride)
+{
+    const Kernels *isa = b->isa;
+    if (b->T <= FEW_QUERIES) {
+        isa->dot(b->scores, KEY_STEP, q_rows, q_stride, b->T, k, NULL, b->d, 0, n);
+        return;
+    }
+    const float zeros[MAX_TILE_COLS] = {0};
+    for (int64_t c = 0; c < n; c += isa->tile_cols) {
+        Rows keys = k;
+        keys.data += c * k.stride;
+        isa->pack_weights(b->panel, keys, min_i64(n - c, isa->tile_cols), 0, b->d);
+        for (int64_t t = 0; t < b->T; t += isa->tile_rows)
+            isa->tile(b->scores + t * KEY_STEP + c, KEY_STEP, b->q + t * b->d, b->panel, b->d, zeros);
+    }
+}
+
+// out (T, d) += scores (T, n) v (n, d).
+static void block_values(const QueryBlock *b, Rows v, int64_t n)
+{
+    const Kernels *isa = b->isa;
+    if (b->T <= FEW_QUERIES) {
+        for (int64_t t = 0; t < b->T; t++)
+            isa->weighted_rows(b->out + t * b->out_stride, b->scores + t * KEY_STEP, v, n, b->d);
+        return;
+    }
+    pack_tiles(b, b->packed, b->scores, KEY_STEP, n);
+    for (int64_t c = 0; c < b->d; c += isa->tile_cols) {
+        int64_t cols = min_i64(isa->tile_cols, b->d - c);
+        memset(b->panel, 0, (size_t)(n * isa->tile_cols) * sizeof *b->panel);
+        for (int64_t s = 0; s < n; s++)
+            isa->expand(b->panel + s * isa->tile_cols, v.type, v.data + s * v.stride, c, cols);
+        for (int64_t t = 0; t < b->T; t += isa->tile_rows)
+            tile_part(isa, b->out + t * b->out_stride + c, b->out_stride, min_i64(isa->tile_rows, b->T - t), cols,
+                      b->packed + t * n, b->panel, n, NULL);
+    }
+}
+
+// Adds n keys to the block's running softmax; query t sees visible + t of them.
+static void attend_block(const QueryBlock *b, Rows k, Rows v, int64_t n, int64_t visible, const float *q_rows,
+                         int64_t q_stride)
+{
+    block_scores(b, k, n, q_rows, q_stride);
+    for (int64_t t = 0; t < b->T; t++) {
+        float *row = b->scores + t * KEY_STEP;
+        for (int64_t s = max_i64(0, visible + t); s < n; s++)
+            row[s] = -INFINITY;
+        float correction = b->isa->softmax_block(row, n, b->scale, &b->max[t], &b->sum[t]);
+        if (correction != 1)
+            b->isa->scale(b->out + t * b->out_stride, correction, b->d);
+    }
+    block_values(b, v, n);
+}
+
+static void attend(const Attention *a, int thread, int64_t head, int64_t first, int64_t T)
+{
+    const AttentionShape *s = &a->shape;
+    const float *q = a->q + first * s->q_stride + head * s->d;
+    QueryBlock b = query_block(a, thread, T);
+    b.out = a->out + first * s->out_stride + head * s->d;
+    b.out_stride = s->out_stride;
+    if (T > FEW_QUERIES)
+        pack_tiles(&b, b.q, q, s->q_stride, s->d);
+    for (int64_t t = 0; t < T; t++) {
+        b.max[t] = -INFINITY;
+        b.sum[t] = 0;
+        memset(b.out + t * s->out_stride, 0, (size_t)s->d * sizeof *b.out);
+    }
+    int64_t position = 0, last = s->causal ? a->S - s->T + first + T : a->S;
+    for (int i = 0; i < a->span_count; i++) {
+        const KeyValue *span = &a->spans[i];
+        int64_t bytes = span->type == TYPE_F32 ? 4 : 2, offset = head / (s->H / s->KV) * s->d * bytes;
+        int64_t count = min_i64(span->count, last - position);
+        for (int64_t key = 0; key < count; key += KEY_STEP) {
+            int64_t n = min_i64(KEY_STEP, count - key), skip = key * span->stride * bytes + offset;
+            Rows k = {span->type, (const char *)span->k + skip, span->stride * bytes}, v = k;
+            v.data = (const char *)span->v + skip;
+            int64_t visible = s->causal ? a->S - s->T + first + 1 - position - key : n;
+            attend_block(&b, k, v, n, visible, q, s->q_stride);
+        }
+        position += span->count;
+    }
+    for (int64_t t = 0; t < T; t++)
+        b.isa->scale(b.out + t * s->out_stride, 1 / b.sum[t], s->d);
+}
+
+static void attention_job(void *ctx, int thread, int64_t begin, int64_t end)
+{
+    const Attention *a = ctx;
+    int64_t blocks = (a->shape.T + a->query_step - 1) / a->query_step;
+    for (int64_t i = begin; i < end; i++) {
+        int64_t first = i % blocks * a->query_step;
+        attend(a, thread, i / blocks, first, min_i64(a->query_step, a->shape.T - first));
+    }
+}
+
+static void attention(Compute *cx, float *out, const float *q, const KeyValue *spans, int span_count,
+                      const AttentionShape *shape)
+{
+    Attention a = {cx, out, q, spans, span_count, 0, *shape, 0};
+    for (int i = 0; i < span_count; i++)
+        a.S += spans[i].count;
+    int64_t blocks = (shape->T + QUERY_STEP - 1) / QUERY_STEP;
+    a.query_step = round_up((shape->T + blocks - 1) / blocks, cx->isa->tile_rows);
+    blocks = (shape->T + a.query_step - 1) / a.query_step;
+    if (reserve_scratch(cx, query_block_floats(cx->isa, a.query_step, shape->d)))
+        pool_run(cx->pool, attention_job, &a, shape->H * blocks, 1);
+}
+
+// ---- element by element, and norms ----
+
+typedef struct {
+    const Kernels *isa;
+    void (*unary)(float *x, int64_t n);
+    float *out;
+    uint16_t *halves;
+    const float *x, *weight, *bias;
+    int64_t T, D, groups;
+    float eps;
+    int centred, swish;
+    float *mean, *squares;    // (chunks, D) of group_norm; then its factor and shift (D)
+} Elementwise;
+
+enum { ELEMENT_STEP = 16384, MOMENT_ROWS = 64 };
+
+static void gelu_job(void *ctx, int thread, int64_t begin, int64_t end)
+{
+    const Elementwise *e = ctx;
+    (void)thread;
+    e->isa->gelu(e->out + begin, end - begin);
+}
+
+static void silu_job(void *ctx, int thread, int64_t begin, int64_t end)
+{
+    const Elementwise *e = ctx;
+    (void)thread;
+    e->isa->silu(e->out + begin, e->x ? e->x + begin : NULL, end - begin);
+}
+
+static void add_job(void *ctx, int thread, int64_t begin, int64_t end)
+{
+    const Elementwise *e = ctx;
+    (void)thread;
+    e->isa->add(e->out + begin, e->x + begin, end - begin);
+}
+
+static void store_f16_job(void *ctx, int thread, int64_t begin, int64_t end)
+{
+    const Elementwise *e = ctx;
+    (void)thread;
+    e->isa->store_f16(e->halves + begin, e->x + begin, end - begin);
+}
+
+static void run_elements(Compute *cx, Job job, float *out, uint16_t *halves, const float *x, int64_t n)
+{
+    Elementwise e = {0};
+    e.isa = cx->isa;
+    e.out = out;
+    e.halves = halves;
+    e.x = x;
+    if (!cx->failed)
+        pool_run(cx->pool, job, &e, n, ELEMENT_STEP);
+}
+
+static void gelu(Compute *cx, float *x, int64_t n) { run_elements(cx, gelu_job, x, NULL, NULL, n); }
+static void silu(Compute *cx, float *x, int64_t n) { run_elements(cx, silu_job, x, NULL, NULL, n); }
+static void silu_mul(Compute *cx, float *gate, const float *up, int64_t n) { run_elements(cx, silu_job, gate, NULL, up, n); }
+static void add(Compute *cx, float *out, const float *x, int64_t n) { run_elements(cx, add_job, out, NULL, x, n); }
+static void store_f16(Compute *cx, uint16_t *out, const float *x, int64_t n)
+{
+    run_elements(cx, store_f16_job, NULL, out, x, n);
+}
+
+// x (n) = softmax(x), one row.
+static void softmax(Compute *cx, float *x, int64_t n)
+{
+    float max = -INFINITY, sum = 0;
+    cx->isa->softmax_block(x, n, 1, &max, &sum);
+    cx->isa->scale(x, 1 / sum, n);
+}
+
+static void norm_job(void *ctx, int thread, int64_t begin, int64_t end)
+{
+    const Elementwise *e = ctx;
+    (void)thread;
+    for (int64_t t = begin; t < end; t++)
+        e->isa->norm(e->out + t * e->D, e->x + t * e->D, e->weight, e->bias, e->D, e->eps, e->centred);
+}
+
+static void run_norm(Compute *cx, float *out, const float *x, const float *weight, const float *bias, int64_t T,
+                     int64_t D, float eps, int centred)
+{
+    Elementwise e = {0};
+    e.isa = cx->isa;
+    e.out = out;
+    e.x = x;
+    e.weight = weight;
+    e.bias = bias;
+    e.D = D;
+    e.eps = eps;
+    e.centred = centred;
+    if (!cx->failed)
+        pool_run(cx->pool, norm_job, &e, T, max_i64(1, ELEMENT_STEP / D));
+}
+
+// out = x / sqrt(mean(x^2) + eps) * weight, row by row, x (T, D).
+static void rms_norm(Compute *cx, float *out, const float *x, const float *weight, int64_t T, int64_t D, float eps)
+{
+    run_norm(cx, out, x, weight, NULL, T, D, eps, 0);
+}
+
+// out = (x - mean(x)) / sqrt(var(x) + eps) * weight + bias, row by row, x (T, D).
+static void layer_norm(Compute *cx, float *out, const float *x, const float *weight, const float *bias, int64_t T,
+                       int64_t D, float eps)
+{
+    run_norm(cx, out, x, weight, bias, T, D, eps, 1);
+}
+
+static void moments_job(void *ctx, int thread, int64_t begin, int64_t end)
+{
+    const Elementwise *e = ctx;
+    (void)thread;
+    for (int64_t i = begin; i < end; i++)
+        e->isa->moments(e->mean + i * e->D, e->squares + i * e->D, e->x + i * MOMENT_ROWS * e->D,
+                        min_i64(MOMENT_ROWS, e->T - i * MOMENT_ROWS), e->D);
+}
+
+static void affine_job(void *ctx, int thread, int64_t begin, int64_t end)
+{
+    const Elementwise *e = ctx;
+    (void)thread;
+    e->isa->affine(e->out + begin * e->D, e->x + begin * e->D, e->mean, e->squares, end - begin, e->D, e->swish);
+}
+
+// Joins the moments of all chunks of one group (Chan's formula), and leaves factor and shift of its channels in
+// factor, shift: y = x * factor + shift.
+static void group_affine(const Elementwise *e, int64_t group, float *factor, float *shift)
+{
+    int64_t width = e->D / e->groups, first = group * width;
+    double count = 0, mean = 0, squares = 0;
+    for (int64_t row = 0, i = 0; row < e->T; row += MOMENT_ROWS, i++)
+        for (int64_t c = first; c < first + width; c++) {
+            double more = (double)min_i64(MOMENT_ROWS, e->T - row), gap = e->mean[i * e->D + c] - mean;
+            squares += e->squares[i * e->D + c] + gap * gap * count * more / (count + more);
+            mean += gap * more / (count + more);
+            count += more;
+        }
+    double inverse = 1 / sqrt(squares / count + e->eps);
+    for (int64_t c = first; c < first + width; c++) {
+        factor[c] = (float)(inverse * e->weight[c]);
+        shift[c] = (float)(e->bias[c] - mean * inverse * e->weight[c]);
+    }
+}
+
+// Mean and variance over all rows of each group of channels: out = (x - mean) / sqrt(var + eps) * weight + bias, then
+// swish, x sigmoid(x), if asked for; x (rows, channels).
+static void group_norm(Compute *cx, float *out, const float *x, const float *weight, const float *bias, int64_t rows,
+                       int64_t channels, int groups, float eps, int swish)
+{
+    int64_t chunks = (rows + MOMENT_ROWS - 1) / MOMENT_ROWS;
+    float *moments = cx->failed ? NULL : malloc((size_t)((2 * chunks + 2) * channels) * sizeof *moments);
+    if (moments == NULL) {
+        cx->failed = 1;
+        return;
+    }
+    float *factor = moments + 2 * chunks * channels, *shift = factor + channels;
+    Elementwise e = {0};
+    e.isa = cx->isa;
+    e.out = out;
+    e.x = x;
+    e.weight = weight;
+    e.bias = bias;
+    e.T = rows;
+    e.D = channels;
+    e.groups = groups;
+    e.eps = eps;
+    e.swish = swish;
+    e.mean = moments;
+    e.squares = moments + chunks * channels;
+    pool_run(cx->pool, moments_job, &e, chunks, 4);
+    for (int64_t group = 0; group < groups; group++)
+        group_affine(&e, group, factor, shift);
+    e.mean = factor;
+    e.squares = shift;
+    pool_run(cx->pool, affine_job, &e, rows, max_i64(1, ELEMENT_STEP / channels));
+    free(moments);
+}
+/* ==================================================== Text ====================================================
+
+   Between text and token ids stands a byte-level byte-pair encoding (BPE), that of DeepSeek's tokenizer.json. It encodes
+   in four steps:
+
+       Hi<|User|>: 42                         the text, UTF-8
+       Hi | <|User|> | : 42                   1. added tokens are cut out; they are ids already
+       Hi |          | : | _ | 4 | 2          2. the pre-tokenizer cuts the rest into pieces; no token spans two of them
+       H i                                    3. inside a piece every byte is a token
+       Hi                                     4. of all neighbours that are a merge, those of the lowest rank (the pair
+                                                 that training met most often has rank 0; the leftmost on ties) become
+                                                 one token; again and again until no neighbours are a merge
+
+   A word that is not in the vocabulary falls apart into smaller tokens, at worst into bytes: nothing is unknown.
+   Decoding puts the tokens' bytes one after the other. A character of several bytes may be cut between two tokens, so
+   a stream holds back what is not complete yet.
+
+   In: UTF-8 of any length. Out: ids, at most one a byte. The results are those of the `tokenizers` package.
+   Sources: tokenizer.json; Sennrich et al., arXiv 1508.07909 (merges); GPT-2 (byte-level alphabet). */
+
+typedef struct {
+    const char *text; /* not zero-terminated; not NULL, even when length is 0 */
+    size_t length;
+} StringView;
+
+typedef enum { TOKEN_NORMAL = 1, TOKEN_CONTROL = 3, TOKEN_USER_DEFINED = 4, TOKEN_UNUSED = 5 } TokenType;
+
+/* The tokenizer as the model file has it: normal tokens in the byte-level alphabet (see below), added tokens (control
+   and user-defined) as they stand in text. */
+typedef struct {
+    const StringView *tokens;   /* (vocab_size) */
+    const int32_t *token_types; /* (vocab_size) TokenType */
+    int32_t vocab_size;
+    const StringView *merges;   /* (merge_count) "left right", by rank */
+    int64_t merge_count;
+    const StringView *steps;    /* (step_count) "split REGEX", "digits runs", "digits individual", "bytelevel" */
+    int64_t step_count;
+    const int32_t *late_ids;    /* (late_count) added tokens that are looked for in what the others have left */
+    int64_t late_count;
+} TokenizerSpec;
+
+enum {
+    MAX_TEXT_BYTES = 1 << 27,
+    MAX_TOKEN_BYTES = 1 << 16,
+    MAX_ADDED_TOKEN_BYTES = 256, /* bounds the search at each position of a text */
+    MAX_PATTERN_BYTES = 1 << 16,
+    MAX_SPLIT_RULES = 16
+};
+
+/* ---- UTF-8 ---- */
+
+/* How many bytes a character has that begins with `lead`, 0 if none does. (C0 and C1 only begin overlong forms.) */
+static int utf8_size(unsigned char lead)
+{
+    if (lead < 0x80) return 1;
+    if (lead >= 0xC2 && lead <= 0xDF) return 2;
+    if (lead >= 0xE0 && lead <= 0xEF) return 3;
+    return lead >= 0xF0 && lead <= 0xF4 ? 4 : 0;
+}
+
+/* Whether `byte` may be byte number `index`, 1 to 3, of a character that begins with `lead`. */
+static int utf8_continues(unsigned char lead, int index, unsigned char byte)
+{
+    unsigned char lowest = 0x80, highest = 0xBF;
+    if (index == 1 && lead == 0xE0) lowest = 0xA0;  /* below: overlong */
+    if (index == 1 && lead == 0xED) highest = 0x9F; /* above: surrogates */
+    if (index == 1 && lead == 0xF0) lowest = 0x90;  /* below: overlong */
+    if (index == 1 && lead == 0xF4) highest = 0x8F; /* above: beyond U+10FFFF */
+    return byte >= lowest && byte <= highest;
+}
+
+/* How many bytes at the beginning of `text` are whole UTF-8 characters: `length` if all of it is valid. */
+static size_t utf8_valid_prefix(const char *text, size_t length)
+{
+    size_t position = 0;
+    while (position < length) {
+        unsigned char lead = (unsigned char)text[position];
+        int size = utf8_size(lead), index = 1;
+        if (size == 0 || (size_t)size > length - position) break;
+        while (index < size && utf8_continues(lead, index, (unsigned char)text[position + (size_t)index])) index++;
+        if (index < size) break;
+        position += (size_t)size;
+    }
+    return position;
+}
+
+static int utf8_valid(const char *text, size_t length)
+{
+    return utf8_valid_prefix(text, length) == length;
+}
+
+/* The character at text[*position]; *position moves behind it. The text must be valid. */
+static uint32_t utf8_next(const char *text, size_t *position)
+{
+    unsigned char lead = (unsigned char)text[(*position)++];
+    int size = utf8_size(lead), index;
+    uint32_t character = size == 1 ? lead : lead & (0x7Fu >> size);
+    for (index = 1; index < size; index++) character = character << 6 | ((unsigned char)text[(*position)++] & 0x3Fu);
+    return character;
+}
+
+/* A character of which some bytes have come and others have not. All zeros at first. */
+typedef struct {
+    unsigned char bytes[4];
+    int length;
+} Utf8Stream;
+
+static size_t append_bytes(char *out, size_t written, const void *bytes, int length)
+{
+    memcpy(out + written, bytes, (size_t)length);
+    return written + (size_t)length;
+}
+
+/* Ends the stream: an incomplete character becomes one U+FFFD. Returns the bytes written to `out`, 0 or 3. */
+static size_t utf8_stream_finish(Utf8Stream *stream, char *out)
+{
+    size_t written = stream->length > 0 ? append_bytes(out, 0, "\xEF\xBF\xBD", 3) : 0;
+    stream->length = 0;
+    return written;
+}
+
+/* Sends bytes through the stream; returns how many bytes of valid UTF-8 it wrote to `out`, at most 3 * (length + 1).
+   Wrong bytes become U+FFFD, one for each longest beginning of a character that nothing completes: the practice of the
+   Unicode standard, and so of Rust's from_utf8_lossy, which `tokenizers` uses. */
+static size_t utf8_stream_write(Utf8Stream *stream, const char *bytes, size_t length, char *out)
+{
+    size_t written = 0, i;
+    for (i = 0; i < length; i++) {
+        unsigned char byte = (unsigned char)bytes[i];
+        int size;
+        if (stream->length > 0 && !utf8_continues(stream->bytes[0], stream->length, byte))
+            written += utf8_stream_finish(stream, out + written);
+        stream->bytes[stream->length++] = byte;
+        size = utf8_size(stream->bytes[0]);
+        if (size == 0) written += utf8_stream_finish(stream, out + written);
+        if (stream->length == size) {
+            written = append_bytes(out, written, stream->bytes, size);
+            stream->length = 0;
+        }
+    }
+    return written;
+}
+
+/* ---- Sets of characters ---- */
+
+typedef struct {
+    uint32_t first, last;
+} CodeRange;
+
+typedef struct {
+    CodeRange *ranges; /* (count) sorted; no two touch */
+    int count;
+} CharClass;
+
+/* What \s means: the Unicode property White_Space. Derived by asking Split(Regex("\\s")) for every code point. */
+static const CodeRange WHITE_SPACE[] = {
+    {0x9, 0xD}, {0x20, 0x20}, {0x85, 0x85}, {0xA0, 0xA0}, {0x1680, 0x1680}, {0x2000, 0x200A}, {0x2028, 0x2029},
+    {0x202F, 0x202F}, {0x205F, 0x205F}, {0x3000, 0x3000},
+};
+
+/* What a digit is: the general categories Nd, Nl and No. Derived by asking Digits() for every code point. */
+static const CodeRange DIGITS[] = {
+    {0x30, 0x39}, {0xB2, 0xB3}, {0xB9, 0xB9}, {0xBC, 0xBE}, {0x660, 0x669}, {0x6F0, 0x6F9}, {0x7C0, 0x7C9},
+    {0x966, 0x96F}, {0x9E6, 0x9EF}, {0x9F4, 0x9F9}, {0xA66, 0xA6F}, {0xAE6, 0xAEF}, {0xB66, 0xB6F}, {0xB72, 0xB77},
+    {0xBE6, 0xBF2}, {0xC66, 0xC6F}, {0xC78, 0xC7E}, {0xCE6, 0xCEF}, {0xD58, 0xD5E}, {0xD66, 0xD78}, {0xDE6, 0xDEF},
+    {0xE50, 0xE59}, {0xED0, 0xED9}, {0xF20, 0xF33}, {0x1040, 0x1049}, {0x1090, 0x1099}, {0x1369, 0x137C},
+    {0x16EE, 0x16F0}, {0x17E0, 0x17E9}, {0x17F0, 0x17F9}, {0x1810, 0x1819}, {0x1946, 0x194F}, {0x19D0, 0x19DA},
+    {0x1A80, 0x1A89}, {0x1A90, 0x1A99}, {0x1B50, 0x1B59}, {0x1BB0, 0x1BB9}, {0x1C40, 0x1C49}, {0x1C50, 0x1C59},
+    {0x2070, 0x2070}, {0x2074, 0x2079}, {0x2080, 0x2089}, {0x2150, 0x2182}, {0x2185, 0x2189}, {0x2460, 0x249B},
+    {0x24EA, 0x24FF}, {0x2776, 0x2793}, {0x2CFD, 0x2CFD}, {0x3007, 0x3007}, {0x3021, 0x3029}, {0x3038, 0x303A},
+    {0x3192, 0x3195}, {0x3220, 0x3229}, {0x3248, 0x324F}, {0x3251, 0x325F}, {0x3280, 0x3289}, {0x32B1, 0x32BF},
+    {0xA620, 0xA629}, {0xA6E6, 0xA6EF}, {0xA830, 0xA835}, {0xA8D0, 0xA8D9}, {0xA900, 0xA909}, {0xA9D0, 0xA9D9},
+    {0xA9F0, 0xA9F9}, {0xAA50, 0xAA59}, {0xABF0, 0xABF9}, {0xFF10, 0xFF19}, {0x10107, 0x10133}, {0x10140, 0x10178},
+    {0x1018A, 0x1018B}, {0x102E1, 0x102FB}, {0x10320, 0x10323}, {0x10341, 0x10341}, {0x1034A, 0x1034A},
+    {0x103D1, 0x103D5}, {0x104A0, 0x104A9}, {0x10858, 0x1085F}, {0x10879, 0x1087F}, {0x108A7, 0x108AF},
+    {0x108FB, 0x108FF}, {0x10916, 0x1091B}, {0x109BC, 0x109BD}, {0x109C0, 0x109CF}, {0x109D2, 0x109FF},
+    {0x10A40, 0x10A48}, {0x10A7D, 0x10A7E}, {0x10A9D, 0x10A9F}, {0x10AEB, 0x10AEF}, {0x10B58, 0x10B5F},
+    {0x10B78, 0x10B7F}, {0x10BA9, 0x10BAF}, {0x10CFA, 0x10CFF}, {0x10D30, 0x10D39}, {0x10D40, 0x10D49},
+    {0x10E60, 0x10E7E}, {0x10F1D, 0x10F26}, {0x10F51, 0x10F54}, {0x10FC5, 0x10FCB}, {0x11052, 0x1106F},
+    {0x110F0, 0x110F9}, {0x11136, 0x1113F}, {0x111D0, 0x111D9}, {0x111E1, 0x111F4}, {0x112F0, 0x112F9},
+    {0x11450, 0x11459}, {0x114D0, 0x114D9}, {0x11650, 0x11659}, {0x116C0, 0x116C9}, {0x116D0, 0x116E3},
+    {0x11730, 0x1173B}, {0x118E0, 0x118F2}, {0x11950, 0x11959}, {0x11BF0, 0x11BF9}, {0x11C50, 0x11C6C},
+    {0x11D50, 0x11D59}, {0x11DA0, 0x11DA9}, {0x11DE0, 0x11DE9}, {0x11F50, 0x11F59}, {0x11FC0, 0x11FD4},
+    {0x12400, 0x1246E}, {0x16130, 0x16139}, {0x16A60, 0x16A69}, {0x16AC0, 0x16AC9}, {0x16B50, 0x16B59},
+    {0x16B5B, 0x16B61}, {0x16D70, 0x16D79}, {0x16E80, 0x16E96}, {0x16FF4, 0x16FF6}, {0x1CCF0, 0x1CCF9},
+    {0x1D2C0, 0x1D2D3}, {0x1D2E0, 0x1D2F3}, {0x1D360, 0x1D378}, {0x1D7CE, 0x1D7FF}, {0x1E140, 0x1E149},
+    {0x1E2F0, 0x1E2F9}, {0x1E4F0, 0x1E4F9}, {0x1E5F1, 0x1E5FA}, {0x1E8C7, 0x1E8CF}, {0x1E950, 0x1E959},
+    {0x1EC71, 0x1ECAB}, {0x1ECAD, 0x1ECAF}, {0x1ECB1, 0x1ECB4}, {0x1ED01, 0x1ED2D}, {0x1ED2F, 0x1ED3D},
+    {0x1F100, 0x1F10C}, {0x1FBF0, 0x1FBF9},
+};
+
+static int class_contains(const CharClass *class, uint32_t character)
+{
+    int low = 0, high = class->count;
+    while (low < high) { /* the first range that does not end before `character` lies in low..high */
+        int middle = low + (high - low) / 2;
+        if (class->ranges[middle].last < character) low = middle + 1;
+        else high = middle;
+    }
+    return low < class->count && class->ranges[low].first <= character;
+}
+
+/* Appends ranges in any order, for class_sort. The array's room is the power of two at or above its count. */
+static int class_add(CharClass *class, const CodeRange *ranges, int count)
+{
+    int i;
+    for (i = 0; i < count; i++) {
+        if ((class->count & (class->count - 1)) == 0) {
+            size_t room = class->count == 0 ? 1 : (size_t)class->count * 2;
+            CodeRange *grown = realloc(class->ranges, room * sizeof *grown);
+            if (grown == NULL) return -1;
+            class->ranges = grown;
+        }
+        class->ranges[class->count++] = ranges[i];
+    }
+    return 0;
+}
+
+static int compare_ranges(const void *left, const void *right)
+{
+    const CodeRange *a = left, *b = right;
+    return (a->first > b->first) - (a->first < b->first);
+}
+
+static void class_sort(CharClass *class)
+{
+    int i, kept = 0;
+    if (class->count == 0) return;
+    qsort(class->ranges, (size_t)class->count, sizeof *class->ranges, compare_ranges);
+    for (i = 1; i < class->count; i++) {
+        CodeRange *last = &class->ranges[kept];
+        if (class->ranges[i].first > last->last + 1) class->ranges[++kept] = class->ranges[i];
+        else if (class->ranges[i].last > last->last) last->last = class->ranges[i].last;
+    }
+    class->count = kept + 1;
+}
+
+/* ---- Pre-tokenizer ----
+   A list of rules. The first one cuts the text before and after each of its matches, the second one every piece that
+   this leaves, matches and gaps alike, and so on. A rule is the small part of regular expressions that DeepSeek uses:
+
+       pattern = [set "?"] set ["+"] ["$"]
+       set     = "\s" | "[" (character | character "-" character | "\s")+ "]"
+       escapes in a set: \s \r \n \t \\ \] \- \[ \^
+
+   so that a match is found by going over the piece once. Anything else is refused. */
+
+typedef struct {
+    CharClass before; /* one character in front if there is one: the \s? of " word"; empty: none */
+    CharClass body;
+    int repeated;     /* "+": as many characters of the body as there are */
+    int at_line_end;  /* "$": a match ends at the end of the piece or before a line feed */
+} SplitRule;
+
+typedef struct {
+    const char *text;
+    size_t position, length;
+    const char *problem;
+} PatternReader;
+
+static int pattern_accept(PatternReader *reader, const char *expected)
+{
+    size_t length = strlen(expected);
+    if (reader->length - reader->position < length) return 0;
+    if (memcmp(reader->text + reader->position, expected, length) != 0) return 0;
+    reader->position += length;
+    return 1;
+}
+
+static int pattern_refuse(PatternReader *reader, const char *problem)
+{
+    reader->problem = problem;
+    return -1;
+}
+
+/* One character inside brackets: a literal or an escape other than \s. */
+static int pattern_character(PatternReader *reader, uint32_t *character)
+{
+    static const char escapes[] = "\\]-[^", controls[] = "rnt", values[] = "\r\n\t";
+    const char *found;
+    if (reader->position == reader->length) return pattern_refuse(reader, "a set without its ]");
+    if (!pattern_accept(reader, "\\")) {
+        *character = (unsigned char)reader->text[reader->position];
+        if (*character == '[' || *character == ']' || *character == '-' || *character == '&')
+            return pattern_refuse(reader, "an unescaped [ ] - or & in a set");
+        *character = utf8_next(reader->text, &reader->position);
+        return 0;
+    }
+    *character = reader->position < reader->length ? (unsigned char)reader->text[reader->position] : 0;
+    found = *character ? strchr(controls, (int)*character) : NULL;
+    if (found != NULL) *character = (unsigned char)values[found - controls];
+    else if (*character == 0 || strchr(escapes, (int)*character) == NULL)
+        return pattern_refuse(reader, "an unknown escape");
+    reader->position++;
+    return 0;
+}
+
+/* "\s" or "[...]", added to `class`. */
+static int pattern_set(PatternReader *reader, CharClass *class)
+{
+    const int space_count = (int)(sizeof WHITE_SPACE / sizeof *WHITE_SPACE);
+    int bracket = pattern_accept(reader, "["), failed = 0;
+    if (bracket && pattern_accept(reader, "^")) return pattern_refuse(reader, "a negated set");
+    do {
+        CodeRange range;
+        if (pattern_accept(reader, "\\s")) {
+            failed = class_add(class, WHITE_SPACE, space_count);
+            continue;
+        }
+        if (!bracket) return pattern_refuse(reader, "neither \\s nor a set in brackets");
+        if (pattern_character(reader, &range.first) != 0) return -1;
+        range.last = range.first;
+        if (pattern_accept(reader, "-") && pattern_character(reader, &range.last) != 0) return -1;
+        if (range.first > range.last) return pattern_refuse(reader, "a range that ends before it begins");
+        failed = class_add(class, &range, 1);
+    } while (!failed && bracket && !pattern_accept(reader, "]"));
+    if (failed) return pattern_refuse(reader, "out of memory");
+    class_sort(class);
+    return 0;
+}
+
+static int pattern_rule(PatternReader *reader, SplitRule *rule)
+{
+    if (pattern_set(reader, &rule->body) != 0) return -1;
+    if (pattern_accept(reader, "?")) {
+        rule->before = rule->body;
+        memset(&rule->body, 0, sizeof rule->body);
+        if (pattern_set(reader, &rule->body) != 0) return -1;
+    }
+    rule->repeated = pattern_accept(reader, "+");
+    rule->at_line_end = pattern_accept(reader, "$");
+    if (reader->position < reader->length) return pattern_refuse(reader, "something that does not belong there");
+    return 0;
+}
+
+/* Where a match of the rule's body from `start` ends; `start` itself if there is none. *reached: how far it looked. */
+static size_t match_body(const SplitRule *rule, const char *text, size_t start, size_t end, size_t *reached)
+{
+    size_t position = start, match_end = start;
+    while (position < end) {
+        size_t next = position;
+        if (!class_contains(&rule->body, utf8_next(text, &next))) break;
+        position = next;
+        if (!rule->at_line_end || position == end || text[position] == '\n') match_end = position;
+        if (!rule->repeated) break;
+    }
+    *reached = position;
+    return match_end;
+}
+
+/* The first match of the rule in text[start..end): text[*match_start..*match_end). Returns 0 if there is none. */
+static int find_match(const SplitRule *rule, const char *text, size_t start, size_t end,
+                      size_t *match_start, size_t *match_end)
+{
+    while (start < end) {
+        size_t next = start, reached = start;
+        uint32_t character = utf8_next(text, &next);
+        *match_start = start;
+        if (class_contains(&rule->before, character)) {
+            *match_end = match_body(rule, text, next, end, &reached);
+            if (*match_end > next) return 1;
+        }
+        *match_end = match_body(rule, text, start, end, &reached);
+        if (*match_end > start) return 1;
+        /* A run of the body without a line end behind it has none from a later start either. */
+        start = rule->repeated && reached > next ? reached : next;
+    }
+    return 0;
+}
+
+/* ---- Vocabulary ---- */
+
+typedef struct {
+    uint64_t pair;  /* left id << 32 | right id */
+    int32_t rank;
+    int32_t merged; /* the id of the two in one */
+} Merge;
+
+typedef struct {
+    StringView name;
+    int32_t id;
+} NamedToken;
+
+typedef struct {
+    NamedToken *tokens; /* (count) sorted by name */
+    size_t count;
+} NamedTokens;
+
+typedef struct {
+    int32_t vocab_size;
+    char *bytes;               /* the bytes of all tokens, one token after the other */
+    size_t *starts;            /* (vocab_size + 1) token id is bytes[starts[id]..starts[id + 1]) */
+    size_t longest_token;      /* in bytes */
+    unsigned char *is_control; /* (vocab_size) 1: not part of an answer's text */
+    int32_t byte_ids[256];     /* the token that is this byte alone; -1 for bytes that UTF-8 never has */
+    Merge *merges;             /* (merge_count) sorted by pair, then rank */
+    size_t merge_count;
+    NamedTokens added[2];      /* early and late; the names lie in the model file, which must live as long */
+    SplitRule rules[MAX_SPLIT_RULES];
+    int rule_count;
+} Tokenizer;
+
+/* The byte-level alphabet writes every byte as a visible character: most of Latin-1 stands for itself, the other 68
+   bytes, in order, are the characters from U+0100. byte_of[character]: its byte, -1 if it is not of the alphabet. */
+enum { ALPHABET_END = 0x144 };
+
+static void fill_alphabet(int16_t byte_of[ALPHABET_END])
+{
+    int byte, next = 0x100;
+    for (byte = 0; byte < ALPHABET_END; byte++) byte_of[byte] = -1;
+    for (byte = 0; byte < 0x100; byte++) {
+        int visible = (byte > 0x20 && byte < 0x7F) || (byte > 0xA0 && byte != 0xAD);
+        byte_of[visible ? byte : next++] = (int16_t)byte;
+    }
+}
+
+/* Translates a token's name to its bytes, out (name.length at most); a name with characters that are not of the alphabet
+   is meant literally. */
+static size_t name_to_bytes(const int16_t byte_of[ALPHABET_END], StringView name, char *out)
+{
+    size_t position = 0, written = 0;
+    while (position < name.length) {
+        uint32_t character = utf8_next(name.text, &position);
+        if (character >= ALPHABET_END || byte_of[character] < 0) {
+            memcpy(out, name.text, name.length);
+            return name.length;
+        }
+        out[written++] = (char)(unsigned char)byte_of[character];
+    }
+    return written;
+}
+
+static JanusStatus check_tokens(const TokenizerSpec *spec, size_t *name_bytes, JanusError *error)
+{
+    uint64_t total = 0;
+    int32_t id;
+    if (spec->vocab_size < 1)
+        return fail(error, JANUS_BAD_MODEL, "tokenizer.ggml.tokens is empty; convert the checkpoint again");
+    for (id = 0; id < spec->vocab_size; id++) {
+        StringView name = spec->tokens[id];
+        int32_t type = spec->token_types[id];
+        if (type != TOKEN_NORMAL && type != TOKEN_CONTROL && type != TOKEN_USER_DEFINED && type != TOKEN_UNUSED)
+            return fail(error, JANUS_BAD_MODEL, "tokenizer.ggml.token_type[%ld] is %ld, must be 1, 3, 4 or 5; convert the "
+                        "checkpoint again", (long)id, (long)type);
+        if (name.length > MAX_TOKEN_BYTES || !utf8_valid(name.text, name.length))
+            return fail(error, JANUS_BAD_MODEL, "tokenizer.ggml.tokens[%ld] is not UTF-8 or longer than %d bytes; convert "
+                        "the checkpoint again", (long)id, MAX_TOKEN_BYTES);
+        total += name.length;
+    }
+    *name_bytes = (size_t)total;
+    return total <= SIZE_MAX / 4 ? JANUS_OK : fail(error, JANUS_NO_MEMORY, "the vocabulary does not fit into memory");
+}
+
+static void *allocate_array(size_t count, size_t size)
+{
+    return calloc(count > 0 ? count : 1, size);
+}
+
+/* Fills in bytes, starts, longest_token and is_control. */
+static JanusStatus build_bytes(Tokenizer *tokenizer, const TokenizerSpec *spec, const int16_t byte_of[ALPHABET_END],
+                               JanusError *error)
+{
+    size_t name_bytes = 0, written = 0;
+    int32_t id;
+    JanusStatus status = check_tokens(spec, &name_bytes, error);
+    if (status != JANUS_OK) return status;
+    tokenizer->bytes = allocate_array(name_bytes, 1);
+    tokenizer->starts = allocate_array((size_t)spec->vocab_size + 1, sizeof *tokenizer->starts);
+    tokenizer->is_control = allocate_array((size_t)spec->vocab_size, 1);
+    if (tokenizer->bytes == NULL || tokenizer->starts == NULL || tokenizer->is_control == NULL)
+        return fail(error, JANUS_NO_MEMORY, "no memory for the vocabulary");
+    for (id = 0; id < spec->vocab_size; id++) {
+        size_t length = 0;
+        if (spec->token_types[id] != TOKEN_UNUSED)
+            length = name_to_bytes(byte_of, spec->tokens[id], tokenizer->bytes + written);
+        if (length > tokenizer->longest_token) tokenizer->longest_token = length;
+        written += length;
+        tokenizer->starts[id + 1] = written;
+        tokenizer->is_control[id] = spec->token_types[id] == TOKEN_CONTROL;
+    }
+    tokenizer->vocab_size = spec->vocab_size;
+    return JANUS_OK;
+}
+
+/* Finds the tokens of one byte: those whose name is one character of the alphabet. */
+static JanusStatus build_byte_ids(Tokenizer *tokenizer, const TokenizerSpec *spec, const int16_t byte_of[ALPHABET_END],
+                                  JanusError *error)
+{
+    int32_t id;
+    int byte;
+    for (byte = 0; byte < 256; byte++) tokenizer->byte_ids[byte] = -1;
+    for (id = 0; id < spec->vocab_size; id++) {
+        StringView name = spec->tokens[id];
+        size_t position = 0;
+        uint32_t character = name.length > 0 ? utf8_next(name.text, &position) : ALPHABET_END;
+        if (spec->token_types[id] == TOKEN_UNUSED || position != name.length) continue;
+        if (character < ALPHABET_END && byte_of[character] >= 0) tokenizer->byte_ids[byte_of[character]] = id;
+    }
+    for (byte = 0; byte < 0xF5; byte++)
+        if (tokenizer->byte_ids[byte] < 0 && byte != 0xC0 && byte != 0xC1)
+            return fail(error, JANUS_BAD_MODEL, "tokenizer.ggml.tokens has no token for the byte 0x%02X, so not every text "
+                        "could be read; use a byte-level tokenizer that has them all", (unsigned)byte);
+    return JANUS_OK;
+}
+
+static int compare_views(StringView left, StringView right)
+{
+    int order = memcmp(left.text, right.text, left.length < right.length ? left.length : right.length);
+    return order != 0 ? order : (left.length > right.length) - (left.length < right.length);
+}
+
+static int compare_names(const void *left, const void *right)
+{
+    return compare_views(((const NamedToken *)left)->name, ((const NamedToken *)right)->name);
+}
+
+/* Compares `name` to `left` and `right` put together. */
+static int compare_joined(StringView name, StringView left, StringView right)
+{
+    StringView rest = {name.text + left.length, name.length - left.length};
+    int order;
+    if (name.length < left.length) return compare_views(name, left);
+    order = memcmp(name.text, left.text, left.length);
+    return order != 0 ? order : compare_views(rest, right);
+}
+
+/* The id of the token whose name is `left` and `right` put together, or -1. */
+static int32_t find_token(const NamedTokens *names, StringView left, StringView right)
+{
+    size_t low = 0, high = names->count;
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        int order = compare_joined(names->tokens[middle].name, left, right);
+        if (order == 0) return names->tokens[middle].id;
+        if (order < 0) low = middle + 1;
+        else high = middle;
+    }
+    return -1;
+}
+
+/* What a token is looked for as; a token may be several of these. */
+enum { FIND_IN_MERGES = 1, FIND_IN_TEXT_EARLY = 2, FIND_IN_TEXT_LATE = 4 };
+
+/* Collects the tokens that have `wanted` among their uses[id], sorted by name. */
+static JanusStatus collect_names(NamedTokens *names, const TokenizerSpec *spec, const unsigned char *uses, int wanted,
+                                 JanusError *error)
+{
+    size_t i = 0;
+    int32_t id;
+    for (id = 0; id < spec->vocab_size; id++) names->count += (uses[id] & wanted) != 0;
+    names->tokens = allocate_array(names->count, sizeof *names->tokens);
+    if (names->tokens == NULL) return fail(error, JANUS_NO_MEMORY, "no memory for the vocabulary");
+    for (id = 0; id < spec->vocab_size; id++) {
+        if ((uses[id] & wanted) == 0) continue;
+        names->tokens[i].name = spec->tokens[id];
+        names->tokens[i++].id = id;
+    }
+    qsort(names->tokens, names->count, sizeof *names->tokens, compare_names);
+    for (i = 1; i < names->count; i++)
+        if (compare_names(&names->tokens[i - 1], &names->tokens[i]) == 0)
+            return fail(error, JANUS_BAD_MODEL, "tokenizer.ggml.tokens[%ld] and [%ld] are the same; convert the checkpoint "
+                        "again", (long)names->tokens[i - 1].id, (long)names->tokens[i].id);
+    return JANUS_OK;
+}
+
+/* Sets uses[id] of every token. */
+static JanusStatus classify_tokens(const TokenizerSpec *spec, unsigned char *uses, JanusError *error)
+{
+    int64_t i;
+    for (i = 0; i < spec->vocab_size; i++) {
+        int added = spec->token_types[i] == TOKEN_CONTROL || spec->token_types[i] == TOKEN_USER_DEFINED;
+        if (added && spec->tokens[i].length > MAX_ADDED_TOKEN_BYTES)
+            return fail(error, JANUS_BAD_MODEL, "the added token tokenizer.ggml.tokens[%ld] is longer than %d bytes; convert "
+                        "a checkpoint with shorter ones", (long)i, MAX_ADDED_TOKEN_BYTES);
+        if (spec->token_types[i] != TOKEN_UNUSED) uses[i] = FIND_IN_MERGES;
+        if (added && spec->tokens[i].length > 0) uses[i] |= FIND_IN_TEXT_EARLY;
+    }
+    for (i = 0; i < spec->late_count; i++) {
+        int32_t id = spec->late_ids[i];
+        if (id < 0 || id >= spec->vocab_size || (uses[id] & (FIND_IN_TEXT_EARLY | FIND_IN_TEXT_LATE)) == 0)
+            return fail(error, JANUS_BAD_MODEL, "janus.tokenizer.added_normalized[%ld] is no added token; convert the "
+                        "checkpoint again", (long)i);
+        uses[id] = FIND_IN_MERGES | FIND_IN_TEXT_LATE;
+    }
+    return JANUS_OK;
+}
+
+static int compare_merges(const void *left, const void *right)
+{
+    const Merge *a = left, *b = right;
+    if (a->pair != b->pair) return a->pair < b->pair ? -1 : 1;
+    return (a->rank > b->rank) - (a->rank < b->rank);
+}
+
+/* Turns merge number `rank` from two names into ids. Returns 0 if the vocabulary does not have all three. */
+static int read_merge(const NamedTokens *names, StringView text, int32_t rank, Merge *merge)
+{
+    static const StringView nothing = {"", 0};
+    StringView left = text, right = text;
+    const char *space = memchr(text.text, ' ', text.length);
+    int32_t left_id, right_id;
+    if (space == NULL) return 0;
+    left.length = (size_t)(space - text.text);
+    right.text = space + 1;
+    right.length = text.length - left.length - 1;
+    if (left.length == 0 || right.length == 0) return 0;
+    left_id = find_token(names, left, nothing);
+    right_id = find_token(names, right, nothing);
+    merge->merged = find_token(names, left, right);
+    if (left_id < 0 || right_id < 0 || merge->merged < 0) return 0;
+    merge->pair = (uint64_t)left_id << 32 | (uint32_t)right_id;
+    merge->rank = rank;
+    return 1;
+}
+
+static JanusStatus build_merges(Tokenizer *tokenizer, const TokenizerSpec *spec, const NamedTokens *names,
+                                JanusError *error)
+{
+    int32_t rank;
+    if (spec->merge_count < 0 || spec->merge_count > INT32_MAX)
+        return fail(error, JANUS_BAD_MODEL, "tokenizer.ggml.merges is too long; convert the checkpoint again");
+    tokenizer->merge_count = (size_t)spec->merge_count;
+    tokenizer->merges = allocate_array(tokenizer->merge_count, sizeof *tokenizer->merges);
+    if (tokenizer->merges == NULL) return fail(error, JANUS_NO_MEMORY, "no memory for the merges");
+    for (rank = 0; rank < spec->merge_count; rank++)
+        if (!read_merge(names, spec->merges[rank], rank, &tokenizer->merges[rank]))
+            return fail(error, JANUS_BAD_MODEL, "tokenizer.ggml.merges[%ld] is not two tokens of the vocabulary that make up "
+                        "a third one; convert the checkpoint again", (long)rank);
+    qsort(tokenizer->merges, tokenizer->merge_count, sizeof *tokenizer->merges, compare_merges);
+    return JANUS_OK;
+}
+
+/* What the tokens `left` and `right` become together, NULL if they do not. A pair that was learnt twice has its later
+   rank, as in `tokenizers`. */
+static const Merge *find_merge(const Tokenizer *tokenizer, int32_t left, int32_t right)
+{
+    uint64_t pair = (uint64_t)left << 32 | (uint32_t)right;
+    size_t low = 0, high = tokenizer->merge_count;
+    while (low < high) { /* the first merge of a greater pair lies in low..high */
+        size_t middle = low + (high - low) / 2;
+        if (tokenizer->merges[middle].pair <= pair) low = middle + 1;
+        else high = middle;
+    }
+    return low > 0 && tokenizer->merges[low - 1].pair == pair ? &tokenizer->merges[low - 1] : NULL;
+}
+
+static int view_is(StringView view, const char *string)
+{
+    return view.length == strlen(string) && memcmp(view.text, string, view.length) == 0;
+}
+
+/* Reads one "split" or "digits" step. Returns what is wrong with it, or NULL. */
+static const char *read_split_rule(StringView step, SplitRule *rule)
+{
+    PatternReader reader = {NULL, 0, 0, NULL};
+    reader.text = step.text;
+    reader.length = step.length;
+    rule->repeated = view_is(step, "digits runs");
+    if (rule->repeated || view_is(step, "digits individual"))
+        return class_add(&rule->body, DIGITS, (int)(sizeof DIGITS / sizeof *DIGITS)) == 0 ? NULL : "out of memory";
+    if (step.length > MAX_PATTERN_BYTES) return "too long";
+    if (!utf8_valid(step.text, step.length)) return "not UTF-8";
+    if (!pattern_accept(&reader, "split ")) return "an unknown kind of step";
+    pattern_rule(&reader, rule);
+    return reader.problem;
+}
+
+static JanusStatus build_rules(Tokenizer *tokenizer, const TokenizerSpec *spec, JanusError *error)
+{
+    int64_t i, split_count = spec->step_count - 1;
+    if (split_count < 0 || split_count > MAX_SPLIT_RULES || !view_is(spec->steps[split_count], "bytelevel"))
+        return fail(error, JANUS_BAD_MODEL, "janus.tokenizer.pre_tokenizer must be at most %d splits and then bytelevel; "
+                    "this program cannot read such a tokenizer", MAX_SPLIT_RULES);
+    for (i = 0; i < split_count; i++) {
+        const char *problem = read_split_rule(spec->steps[i], &tokenizer->rules[tokenizer->rule_count++]);
+        if (problem != NULL)
+            return fail(error, JANUS_BAD_MODEL, "janus.tokenizer.pre_tokenizer[%d] has %s; this program cannot read such a "
+                        "tokenizer", (int)i, problem);
+    }
+    return JANUS_OK;
+}
+
+static void tokenizer_free(Tokenizer *tokenizer)
+{
+    int i;
+    for (i = 0; i < tokenizer->rule_count; i++) {
+        free(tokenizer->rules[i].before.ranges);
+        free(tokenizer->rules[i].body.ranges);
+    }
+    for (i = 0; i < 2; i++) free(tokenizer->added[i].tokens);
+    free(tokenizer->merges);
+    free(tokenizer->is_control);
+    free(tokenizer->starts);
+    free(tokenizer->bytes);
+    memset(tokenizer, 0, sizeof *tokenizer);
+}
+
+static JanusStatus build_vocabulary(Tokenizer *tokenizer, const TokenizerSpec *spec, unsigned char *uses,
+                                    NamedTokens *names, JanusError *error)
+{
+    int16_t byte_of[ALPHABET_END];
+    JanusStatus status;
+    fill_alphabet(byte_of);
+    status = build_bytes(tokenizer, spec, byte_of, error);
+    if (status == JANUS_OK) status = build_byte_ids(tokenizer, spec, byte_of, error);
+    if (status == JANUS_OK) status = classify_tokens(spec, uses, error);
+    if (status == JANUS_OK) status = collect_names(&tokenizer->added[0], spec, uses, FIND_IN_TEXT_EARLY, error);
+    if (status == JANUS_OK) status = collect_names(&tokenizer->added[1], spec, uses, FIND_IN_TEXT_LATE, error);
+    if (status == JANUS_OK) status = collect_names(names, spec, uses, FIND_IN_MERGES, error);
+    if (status == JANUS_OK) status = build_merges(tokenizer, spec, names, error);
+    return status;
+}
+
+/* Builds a tokenizer from what the model file says, which need not be sound. Of the spec only the names of the added
+   tokens are used later on. On failure nothing is left to free. */
+static JanusStatus tokenizer_init(Tokenizer *tokenizer, const TokenizerSpec *spec, JanusError *error)
+{
+    JanusStatus status;
+    NamedTokens names = {NULL, 0}; /* the vocabulary by name, only needed to read the merges */
+    unsigned char *uses = allocate_array(spec->vocab_size > 0 ? (size_t)spec->vocab_size : 0, 1);
+    memset(tokenizer, 0, sizeof *tokenizer);
+    status = uses == NULL ? fail(error, JANUS_NO_MEMORY, "no memory for the vocabulary")
+                          : build_vocabulary(tokenizer, spec, uses, &names, error);
+    if (status == JANUS_OK) status = build_rules(tokenizer, spec, error);
+    if (status != JANUS_OK) tokenizer_free(tokenizer);
+    free(names.tokens);
+    free(uses);
+    return status;
+}
+
+/* ---- Encoding ---- */
+
+enum { NO_RANK = -1 };
+
+/* A token of the piece that is being merged. The piece is a linked list, in an array with one place a byte. */
+typedef struct {
+    int32_t id;
+    int32_t previous, next; /* places in the array, -1 at the ends */
+    int32_t rank;           /* of the merge with the next one; NO_RANK: none */
+} Symbol;
+
+typedef struct {
+    const Tokenizer *tokenizer;
+    const char *text;
+    int32_t *ids;      /* (bytes of the text) */
+    size_t count;
+    Symbol *symbols;   /* (bytes of the text) */
+    uint64_t *queue;   /* (2 * bytes of the text) a binary heap of possible merges: rank << 32 | place of the left symbol */
+    size_t queue_count;
+} Encoder;
+
+static void queue_push(Encoder *encoder, uint64_t item)
+{
+    uint64_t *queue = encoder->queue;
+    size_t place = encoder->queue_count++;
+    while (place > 0 && queue[(place - 1) / 2] > item) {
+        queue[place] = queue[(place - 1) / 2];
+        place = (place - 1) / 2;
+    }
+    queue[place] = item;
+}
+
+/* Takes the least item: the lowest rank and, among equals, the leftmost place. */
+static uint64_t queue_pop(Encoder *encoder)
+{
+    uint64_t *queue = encoder->queue, least = queue[0], item = queue[--encoder->queue_count];
+    size_t place = 0, count = encoder->queue_count;
+    for (;;) {
+        size_t child = 2 * place + 1;
+        if (child + 1 < count && queue[child + 1] < queue[child]) child++;
+        if (child >= count || queue[child] >= item) break;
+        queue[place] = queue[child];
+        place = child;
+    }
+    queue[place] = item;
+    return least;
+}
+
+/* Looks up the merge of the symbol at `place` with its next one and queues it. */
+static void consider_merge(Encoder *encoder, int32_t place)
+{
+    Symbol *symbol = &encoder->symbols[place];
+    const Merge *merge = NULL;
+    if (symbol->next >= 0) merge = find_merge(encoder->tokenizer, symbol->id, encoder->symbols[symbol->next].id);
+    symbol->rank = merge != NULL ? merge->rank : NO_RANK;
+    if (merge != NULL) queue_push(encoder, (uint64_t)merge->rank << 32 | (uint32_t)place);
+}
+
+/* Makes one symbol of the one at `place` and its next one; its neighbours get new chances. */
+static void apply_merge(Encoder *encoder, int32_t place)
+{
+    Symbol *left = &encoder->symbols[place], *right = &encoder->symbols[left->next];
+    left->id = find_merge(encoder->tokenizer, left->id, right->id)->merged;
+    right->rank = NO_RANK;
+    left->next = right->next;
+    if (left->next >= 0) encoder->symbols[left->next].previous = place;
+    consider_merge(encoder, place);
+    if (left->previous >= 0) consider_merge(encoder, left->previous);
+}
+
+/* Byte-pair encoding of one piece. A queue of the possible merges makes it n log n, whatever the text. A queued merge whose
+   symbols have changed in the meantime is recognised by its rank, which is no longer the symbol's, and dropped. Each
+   merge takes one item out and puts two in at most, so the queue never holds twice as many as there are bytes. */
+static void encode_piece(Encoder *encoder, size_t start, size_t end)
+{
+    int32_t place, size = (int32_t)(end - start);
+    for (place = 0; place < size; place++) {
+        Symbol *symbol = &encoder->symbols[place];
+        symbol->id = encoder->tokenizer->byte_ids[(unsigned char)encoder->text[start + (size_t)place]];
+        symbol->previous = place - 1;
+        symbol->next = place + 1 < size ? place + 1 : -1;
+    }
+    for (place = 0; place < size; place++) consider_merge(encoder, place);
+    while (encoder->queue_count > 0) {
+        uint64_t item = queue_pop(encoder);
+        place = (int32_t)(item & 0xFFFFFFFF);
+        if (encoder->symbols[place].rank == (int32_t)(item >> 32)) apply_merge(encoder, place);
+    }
+    for (place = 0; place >= 0; place = encoder->symbols[place].next)
+        encoder->ids[encoder->count++] = encoder->symbols[place].id;
+}
+
+/* Cuts text[start..end) by the rules from number `rule` on and encodes the pieces. */
+static void encode_by_rules(Encoder *encoder, int rule, size_t start, size_t end)
+{
+    size_t match_start, match_end;
+    if (start == end) return;
+    if (rule == encoder->tokenizer->rule_count) {
+        encode_piece(encoder, start, end);
+        return;
+    }
+    while (find_match(&encoder->tokenizer->rules[rule], encoder->text, start, end, &match_start, &match_end)) {
+        encode_by_rules(encoder, rule + 1, start, match_start);
+        encode_by_rules(encoder, rule + 1, match_start, match_end);
+        start = match_end;
+    }
+    encode_by_rules(encoder, rule + 1, start, end);
+}
+
+/* The first of tokens[low..high), which agree on the bytes before `index`, that has at least `byte` there. */
+static size_t narrow_names(const NamedToken *tokens, size_t low, size_t high, size_t index, int byte)
+{
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        StringView name = tokens[middle].name;
+        if (index >= name.length || (unsigned char)name.text[index] < byte) low = middle + 1;
+        else high = middle;
+    }
+    return low;
+}
+
+/* The longest of the names that `text` begins with: its length and id, or 0. Byte by byte the sorted names are narrowed
+   down to those that begin like the text; the shortest of them comes first. */
+static size_t match_name(const NamedTokens *names, const char *text, size_t length, int32_t *id)
+{
+    size_t low = 0, high = names->count, index, longest = 0;
+    for (index = 0; index < length && low < high; index++) {
+        int byte = (unsigned char)text[index];
+        low = narrow_names(names->tokens, low, high, index, byte);
+        high = narrow_names(names->tokens, low, high, index, byte + 1);
+        if (low < high && names->tokens[low].name.length == index + 1) {
+            longest = index + 1;
+            *id = names->tokens[low].id;
+        }
+    }
+    return longest;
+}
+
+/* Cuts the added tokens out of text[start..end): from left to right, the longest at each place; first all the early ones,
+   then, in what lies between, the late ones. */
+static void encode_text(Encoder *encoder, int pass, size_t start, size_t end)
+{
+    size_t position = start;
+    if (pass == 2) {
+        encode_by_rules(encoder, 0, start, end);
+        return;
+    }
+    while (position < end) {
+        int32_t id = -1;
+        size_t length = match_name(&encoder->tokenizer->added[pass], encoder->text + position, end - position, &id);
+        if (length == 0) {
+            position++;
+            continue;
+        }
+        encode_text(encoder, pass + 1, start, position);
+        encoder->ids[encoder->count++] = id;
+        position += length;
+        start = position;
+    }
+    encode_text(encoder, pass + 1, start, end);
+}
+
+/* Text to ids, without a beginning-of-sentence token. `*ids` is owned by the caller: free(). */
+static JanusStatus tokenizer_encode(const Tokenizer *tokenizer, const char *text, size_t length, int32_t **ids,
+                                    size_t *count, JanusError *error)
+{
+    Encoder encoder = {NULL, NULL, NULL, 0, NULL, NULL, 0};
+    size_t valid;
+    *ids = NULL;
+    *count = 0;
+    if (length > MAX_TEXT_BYTES)
+        return fail(error, JANUS_BAD_ARGUMENT, "the text is longer than %d bytes; shorten it", MAX_TEXT_BYTES);
+    valid = utf8_valid_prefix(text, length);
+    if (valid < length)
+        return fail(error, JANUS_BAD_ARGUMENT, "the text is not UTF-8 at byte %lu; convert it to UTF-8",
+                    (unsigned long)valid);
+    encoder.tokenizer = tokenizer;
+    encoder.text = text;
+    encoder.ids = allocate_array(length, sizeof *encoder.ids);
+    encoder.symbols = allocate_array(length, sizeof *encoder.symbols);
+    encoder.queue = allocate_array(length * 2, sizeof *encoder.queue);
+    if (encoder.ids != NULL && encoder.symbols != NULL && encoder.queue != NULL) {
+        encode_text(&encoder, 0, 0, length);
+        *ids = encoder.ids;
+        *count = encoder.count;
+    } else {
+        free(encoder.ids);
+    }
+    free(encoder.symbols);
+    free(encoder.queue);
+    return *ids != NULL ? JANUS_OK : fail(error, JANUS_NO_MEMORY, "no memory for a text of %lu bytes", (unsigned long)length);
+}
+
+/* ---- Decoding ---- */
+
+/* The bytes of one token, which live as long as the tokenizer: an added token's are its content, an unused id has none.
+   They need not be whole characters. NULL if there is no such id. */
+static const char *token_bytes(const Tokenizer *tokenizer, int32_t id, size_t *length)
+{
+    if (id < 0 || id >= tokenizer->vocab_size) return NULL;
+    *length = tokenizer->starts[id + 1] - tokenizer->starts[id];
+    return tokenizer->bytes + tokenizer->starts[id];
+}
+
+/* Ids to text with a zero byte behind its `*length` bytes, owned by the caller: free(). Control tokens are written out. */
+static JanusStatus tokenizer_decode(const Tokenizer *tokenizer, const int32_t *ids, size_t count, char **text,
+                                    size_t *length, JanusError *error)
+{
+    Utf8Stream stream = {{0, 0, 0, 0}, 0};
+    size_t i, token_length, total = 0;
+    *text = NULL;
+    *length = 0;
+    for (i = 0; i < count; i++) {
+        if (token_bytes(tokenizer, ids[i], &token_length) == NULL)
+            return fail(error, JANUS_BAD_ARGUMENT, "id number %lu is %ld; ids go from 0 to %ld", (unsigned long)i,
+                        (long)ids[i], (long)tokenizer->vocab_size - 1);
+        if (token_length > SIZE_MAX / 4 - total) return fail(error, JANUS_NO_MEMORY, "the text does not fit into memory");
+        total += token_length;
+    }
+    *text = allocate_array(3 * (total + 1) + 1, 1);
+    if (*text == NULL) return fail(error, JANUS_NO_MEMORY, "no memory for a text of %lu bytes", (unsigned long)total);
+    for (i = 0; i < count; i++) {
+        const char *bytes = token_bytes(tokenizer, ids[i], &token_length);
+        *length += utf8_stream_write(&stream, bytes, token_length, *text + *length);
+    }
+    *length += utf8_stream_finish(&stream, *text + *length);
+    return JANUS_OK;
+}
+
+/* ====================================================================================================================
+   6  Model file: GGUF version 3 as convert.py writes it. A header, then key/value metadata (sizes, tokenizer, constants),
+      then a table of tensors, then their data, each at a multiple of 64 bytes, used in place. The file may come from a
+      stranger: every length is checked against the file before it is used. convert.py documents keys and tensors.
+   ==================================================================================================================== */
+
+enum { GGUF_U8, GGUF_I8, GGUF_U16, GGUF_I16, GGUF_U32, GGUF_I32, GGUF_F32, GGUF_BOOL, GGUF_STRING, GGUF_ARRAY, GGUF_U64,
+       GGUF_I64, GGUF_F64, GGUF_TYPE_COUNT };
+
+enum { METADATA_LIMIT = 4096, TENSOR_LIMIT = 8192, NAME_LIMIT = 128, DIMENSION_LIMIT = 1 << 26, LAYER_LIMIT = 512,
+       LEVEL_LIMIT = 8, RES_LIMIT = 8, ALIGNER_LIMIT = 8, SIDE_LIMIT = 4096 };
+
+typedef struct {
+    StringView key;
+    uint32_t type;          /* of the value, or of the elements of an array */
+    bool is_array;
+    uint64_t count;         /* elements of an array; 1 otherwise */
+    const uint8_t *value;   /* in the file, little-endian */
+} Metadata;
+
+typedef struct {
+    StringView name;
+    int type, dims;
+    int64_t shape[4];       /* outermost first, as PyTorch writes it; unused ones are 1 */
+    uint64_t offset, bytes; /* from the start of the file */
+    bool used;
+} TensorInfo;
+
+typedef struct {
+    FileImage image;
+    Metadata *metadata;
+    int64_t metadata_count;
+    TensorInfo *tensors;
+    int64_t tensor_count;
+} ModelFile;
+
+/* A place in the file while its header is read. `bad` is set, and zeros are returned, once it would run over the end. */
+typedef struct {
+    const uint8_t *bytes;
+    size_t size, at;
+    bool bad;
+} Cursor;
+
+static uint64_t load_little_endian(const uint8_t *bytes, int count) {
+    uint64_t value = 0;
+    for (int i = 0; i < count; i++) value |= (uint64_t)bytes[i] << (8 * i);
+    return value;
+}
+
+/* The next `count` bytes, or NULL. */
+static const uint8_t *cursor_take(Cursor *cursor, uint64_t count) {
+    if (cursor->bad || count > cursor->size - cursor->at) {
+        cursor->bad = true;
+        return NULL;
+    }
+    const uint8_t *bytes = cursor->bytes + cursor->at;
+    cursor->at += (size_t)count;
+    return bytes;
+}
+
+static uint32_t cursor_u32(Cursor *cursor) {
+    const uint8_t *bytes = cursor_take(cursor, 4);
+    return bytes == NULL ? 0 : (uint32_t)load_little_endian(bytes, 4);
+}
+
+static uint64_t cursor_u64(Cursor *cursor) {
+    const uint8_t *bytes = cursor_take(cursor, 8);
+    return bytes == NULL ? 0 : load_little_endian(bytes, 8);
+}
+
+static StringView cursor_string(Cursor *cursor) {
+    uint64_t length = cursor_u64(cursor);
+    const uint8_t *bytes = cursor_take(cursor, length);
+    StringView view = {(const char *)bytes, bytes == NULL ? 0 : (size_t)length};
+    return view;
+}
+
+/* Bytes of one value of a GGUF type; 0 for strings, arrays and unknown types. */
+static int gguf_type_bytes(uint32_t type) {
+    static const int bytes[GGUF_TYPE_COUNT] = {1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8};
+    return type < GGUF_TYPE_COUNT ? bytes[type] : 0;
+}
+
+static void read_metadata_entry(Cursor *cursor, Metadata *entry) {
+    entry->key = cursor_string(cursor);
+    entry->type = cursor_u32(cursor);
+    entry->is_array = entry->type == GGUF_ARRAY;
+    entry->count = 1;
+    if (entry->is_array) {
+        entry->type = cursor_u32(cursor);
+        entry->count = cursor_u64(cursor);
+    }
+    entry->value = cursor->bytes + cursor->at;
+    if (entry->type == GGUF_STRING) {
+        for (uint64_t i = 0; i < entry->count && !cursor->bad; i++) cursor_string(cursor);
+    } else {
+        int bytes = gguf_type_bytes(entry->type);
+        if (bytes == 0 || entry->count > cursor->size) cursor->bad = true;
+        else cursor_take(cursor, entry->count * (uint64_t)bytes);
+    }
+}
+
+/* Bytes of a matrix of this type; -1 for an unknown type, a row that is no whole number of blocks, or an overflow. */
+static int64_t weight_bytes(int type, int64_t rows, int64_t cols) {
+    const int64_t row = type_row_bytes(type, cols);
+    return row <= 0 ? -1 : checked_product(rows, row, 1);
+}
+
+/* Name, shape, type and offset of one tensor. GGUF stores the innermost size first. */
+static bool read_tensor_info(Cursor *cursor, TensorInfo *tensor) {
+    int64_t count = 1;
+    tensor->name = cursor_string(cursor);
+    uint32_t dims = cursor_u32(cursor);
+    if (cursor->bad || tensor->name.length >= NAME_LIMIT || dims < 1 || dims > 4) return false;
+    tensor->dims = (int)dims;
+    for (int i = 0; i < 4; i++) tensor->shape[i] = 1;
+    for (int i = tensor->dims - 1; i >= 0; i--) {
+        uint64_t size = cursor_u64(cursor);
+        if (size < 1 || size > DIMENSION_LIMIT) return false;
+        tensor->shape[i] = (int64_t)size;
+        count = checked_product(count, tensor->shape[i], 1);
+        if (count < 0 || count > INT64_MAX / 8) return false;
+    }
+    tensor->type = (int)cursor_u32(cursor);
+    tensor->offset = cursor_u64(cursor);
+    int64_t bytes = weight_bytes(tensor->type, count / tensor->shape[tensor->dims - 1], tensor->shape[tensor->dims - 1]);
+    tensor->bytes = (uint64_t)bytes;
+    return !cursor->bad && bytes >= 0;
+}
+
+static const Metadata *find_metadata(const ModelFile *file, const char *key) {
+    size_t length = strlen(key);
+    for (int64_t i = 0; i < file->metadata_count; i++) {
+        const Metadata *entry = &file->metadata[i];
+        if (entry->key.length == length && memcmp(entry->key.text, key, length) == 0) return entry;
+    }
+    return NULL;
+}
+
+static void model_file_close(ModelFile *file) {
+    free(file->metadata);
+    free(file->tensors);
+    file_image_free(&file->image);
+    memset(file, 0, sizeof *file);
+}
+
+/* Numbers in the data of a tensor are little-endian; a big-endian machine turns them round once, in its own copy. */
+static void swap_tensor_bytes(uint8_t *bytes, const TensorInfo *tensor) {
+    size_t unit = tensor->type == TYPE_F32 ? 4 : 2;
+    size_t stride = tensor->type == TYPE_Q8_0 ? 34 : tensor->type == TYPE_Q4_0 ? 18 : unit;
+    for (uint64_t at = tensor->offset; at < tensor->offset + tensor->bytes; at += stride) {
+        for (size_t i = 0; i < unit / 2; i++) {
+            uint8_t byte = bytes[at + i];
+            bytes[at + i] = bytes[at + unit - 1 - i];
+            bytes[at + unit - 1 - i] = byte;
+        }
+    }
+}
+
+/* Maps or reads the bytes of the file. */
+static JanusStatus load_file_image(const char *path, FileImage *image, JanusError *error) {
+    if (path_is_folder(path))
+        return fail(error, JANUS_IO_ERROR, "%s is a folder: name the .gguf file that convert.py wrote", path);
+    int mapped = big_endian() ? 1 : file_map(path, image);
+    if (mapped == 1) mapped = file_read(path, SIZE_MAX - 1, image);
+    if (mapped != 0 && errno == ENOMEM) return fail_memory(error);
+    if (mapped != 0) return fail(error, JANUS_IO_ERROR, "cannot read the model %s: %s", path, strerror(errno));
+    return JANUS_OK;
+}
+
+static JanusStatus read_header(Cursor *cursor, const char *path, int64_t *tensor_count, int64_t *metadata_count,
+                               JanusError *error) {
+    const uint8_t *magic = cursor_take(cursor, 4);
+    uint32_t version = cursor_u32(cursor);
+    uint64_t tensors = cursor_u64(cursor), entries = cursor_u64(cursor);
+    if (magic == NULL || memcmp(magic, "GGUF", 4) != 0)
+        return fail(error, JANUS_BAD_MODEL, "%s is not a model file (no GGUF header): make one with convert.py", path);
+    if (version != 3)
+        return fail(error, JANUS_BAD_MODEL, "%s is GGUF version %lu; this program reads version 3", path,
+                    (unsigned long)version);
+    if (cursor->bad || tensors > TENSOR_LIMIT || entries > METADATA_LIMIT)
+        return fail(error, JANUS_BAD_MODEL, "%s is truncated or damaged: its counts of tensors or metadata are absurd",
+                    path);
+    *tensor_count = (int64_t)tensors;
+    *metadata_count = (int64_t)entries;
+    return JANUS_OK;
+}
+
+/* Turns the offsets of the table, which count from the aligned end of the header, into places in the file. */
+static JanusStatus place_tensors(ModelFile *file, const Cursor *cursor, const char *path, JanusError *error) {
+    uint64_t size = file->image.size, start = ((uint64_t)cursor->at + 63) / 64 * 64;
+    for (int64_t i = 0; i < file->tensor_count; i++) {
+        TensorInfo *tensor = &file->tensors[i];
+        if (start > size || tensor->offset % 64 != 0 || tensor->offset > size - start ||
+            tensor->bytes > size - start - tensor->offset)
+            return fail(error, JANUS_BAD_MODEL, "%s is truncated or damaged: tensor %.*s lies outside the file", path,
+                        (int)tensor->name.length, tensor->name.text);
+        tensor->offset += start;
+        if (big_endian()) swap_tensor_bytes(file->image.bytes, tensor);
+    }
+    return JANUS_OK;
+}
+
+static JanusStatus read_tables(ModelFile *file, Cursor *cursor, const char *path, JanusError *error) {
+    for (int64_t i = 0; i < file->metadata_count; i++) read_metadata_entry(cursor, &file->metadata[i]);
+    if (cursor->bad)
+        return fail(error, JANUS_BAD_MODEL, "%s is truncated or damaged: its metadata runs over the end", path);
+    const Metadata *alignment = find_metadata(file, "general.alignment");
+    if (alignment == NULL || alignment->is_array || alignment->type != GGUF_U32 ||
+        load_little_endian(alignment->value, 4) != 64)
+        return fail(error, JANUS_BAD_MODEL, "%s: general.alignment is not 64: make the file with convert.py", path);
+    for (int64_t i = 0; i < file->tensor_count; i++) {
+        if (!read_tensor_info(cursor, &file->tensors[i]))
+            return fail(error, JANUS_BAD_MODEL, "%s is truncated or damaged: entry %d of its tensor table is malformed",
+                        path, (int)i);
+    }
+    return place_tensors(file, cursor, path, error);
+}
+
+static JanusStatus model_file_open(ModelFile *file, const char *path, JanusError *error) {
+    Cursor cursor = {0};
+    memset(file, 0, sizeof *file);
+    JanusStatus status = load_file_image(path, &file->image, error);
+    if (status != JANUS_OK) return status;
+    cursor.bytes = file->image.bytes;
+    cursor.size = file->image.size;
+    status = read_header(&cursor, path, &file->tensor_count, &file->metadata_count, error);
+    if (status == JANUS_OK) {
+        file->metadata = calloc((size_t)file->metadata_count + 1, sizeof *file->metadata);
+        file->tensors = calloc((size_t)file->tensor_count + 1, sizeof *file->tensors);
+        status = file->metadata == NULL || file->tensors == NULL ? fail_memory(error)
+                                                                 : read_tables(file, &cursor, path, error);
+    }
+    if (status != JANUS_OK) model_file_close(file);
+    return status;
+}
+
+/* ---- What the file must hold: the sizes, then every weight with its shape ---- */
+
+typedef struct {
+    int hidden, layers, mlp, heads, kv_heads, head_dim, vocab, context;     /* transformer: D, F, H, G, d, V */
+    float rms_epsilon, rope_base;
+    int image_side, patch, vit_width, vit_layers, vit_mlp, vit_heads;       /* understanding encoder: W */
+    float vit_epsilon;
+    int aligner_depth, gen_aligner_depth, gen_head_width;
+    int codebook, code_dim, base_channels, levels, multipliers[LEVEL_LIMIT], res_blocks, z_channels, groups, grid;
+    float group_epsilon;
+    int min_side, background[3];                                            /* preprocessing */
+    float mean[3], std[3];
+    double rescale;
+    bool normalize;
+    int bos, eos, pad, image_placeholder, begin_of_image, end_of_image;     /* token ids */
+    StringView system_prompt;
+} Config;
+
+typedef struct {
+    Weight weight;     /* (out, in) */
+    const float *bias; /* (out), NULL: none */
+} Linear;
+
+typedef struct {
+    const float *weight, *bias; /* (width); bias NULL for RMSNorm */
+} Norm;
+
+typedef struct {
+    Norm norm1, norm2;              /* (W) */
+    Linear qkv, proj;               /* (3W, W), (W, W) */
+    Linear fc1, fc2;                /* (mlp, W), (W, mlp) */
+} VitBlock;
+
+typedef struct {
+    const float *attn_norm, *ffn_norm; /* (D) */
+    Weight q, k, v, output;            /* (H*d, D), (G*d, D), (G*d, D), (D, H*d) */
+    Weight gate, up, down;             /* (F, D), (F, D), (D, F) */
+} TransformerBlock;
+
+typedef struct {
+    int in, out;
+    Norm norm1, norm2;              /* (in), (out) */
+    Linear conv1, conv2, shortcut;  /* (out, 3*3*in), (out, 3*3*out), (out, in); shortcut only where in != out */
+} ResBlock;
+
+typedef struct {
+    int width;
+    Norm norm;                      /* (C) */
+    Linear q, k, v, proj;           /* (C, C) */
+} AttnBlock;
+
+typedef struct {
+    ResBlock res[RES_LIMIT + 1];    /* res_blocks of them in the encoder, one more in the decoder */
+    AttnBlock attn[RES_LIMIT + 1];  /* on the deepest level only */
+    Linear resample;                /* (C, 3*3*C): downsample or upsample; none on the last level */
+} VqLevel;
+
+/* One half of the VQ model: conv_in, levels (encoder: shallow to deep, then mid; decoder: mid, then deep to shallow),
+   norm_out, conv_out. */
+typedef struct {
+    int mid_width, out_width;       /* channels at the mid block and before conv_out */
+    Linear conv_in, conv_out;
+    ResBlock mid_res[2];
+    AttnBlock mid_attn;
+    VqLevel level[LEVEL_LIMIT];
+    Norm norm_out;
+} VqHalf;
+
+struct JanusModel {
+    ModelFile file;
+    Config config;
+    char *name;
+    int64_t parameters;
+    Tokenizer tokenizer;
+    StringView *token_strings, *merge_strings, *step_strings;
+    int32_t *token_types, *late_ids;
+    /* understanding encoder and adaptor */
+    Linear patch_embed;             /* (W, patch*patch*3) */
+    const float *pos_embed;         /* (tokens of an image, W) */
+    VitBlock *vit_blocks;
+    Norm vit_norm;
+    Linear aligner[ALIGNER_LIMIT];  /* (D, W), then (D, D) */
+    /* transformer and heads */
+    Weight token_embed;             /* (V, D) */
+    TransformerBlock *blocks;
+    const float *output_norm;       /* (D) */
+    Weight lm_head;                 /* (V, D) */
+    Linear gen_head_proj, gen_head; /* (E, D), (K, E) */
+    /* generation: embedding and adaptor, VQ encoder and decoder */
+    Weight gen_embed;               /* (K, code_dim) */
+    Linear gen_aligner[ALIGNER_LIMIT]; /* (D, code_dim), then (D, D) */
+    VqHalf vq_encoder, vq_decoder;
+    Linear quant_conv, post_quant_conv; /* (code_dim, z), (z, code_dim) */
+    Weight codebook;                /* (K, code_dim) */
+};
+
+/* Reads a model; the first thing that is wrong is kept in `status` and `error`, and all later calls do nothing. */
+typedef struct {
+    JanusModel *model;
+    const char *path;
+    JanusStatus status;
+    JanusError *error;
+} Loader;
+
+static void loader_fail(Loader *loader, const char *what, const char *name, const char *advice) {
+    if (loader->status != JANUS_OK) return;
+    loader->status = fail(loader->error, JANUS_BAD_MODEL, "%s: %s %s%s", loader->path, what, name, advice);
+}
+
+/* The entry `key`, if it has this type and number of elements (0: a scalar). */
+static const uint8_t *need_value(Loader *loader, const char *key, uint32_t type, uint64_t count) {
+    const Metadata *entry = find_metadata(&loader->model->file, key);
+    if (entry != NULL && entry->type == type && entry->is_array == (count > 0) && (count == 0 || entry->count == count))
+        return entry->value;
+    loader_fail(loader, "metadata is missing or has another type:", key, " (convert the checkpoint again)");
+    return NULL;
+}
+
+/* An integer between `low` and `high`. */
+static int need_integer(Loader *loader, const char *key, int low, int high) {
+    const uint8_t *value = need_value(loader, key, GGUF_U32, 0);
+    uint64_t number = value == NULL ? (uint64_t)low : load_little_endian(value, 4);
+    if (number < (uint64_t)low || number > (uint64_t)high) {
+        loader_fail(loader, "value out of range:", key, "");
+        return low;
+    }
+    return (int)number;
+}
+
+static float float_from_bytes(const uint8_t *bytes) {
+    uint32_t bits = (uint32_t)load_little_endian(bytes, 4);
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+static float check_positive(Loader *loader, const char *key, float value) {
+    if (value > 0 && value <= FLT_MAX) return value;
+    loader_fail(loader, "value is not a positive number:", key, "");
+    return 1;
+}
+
+static float need_float(Loader *loader, const char *key) {
+    const uint8_t *value = need_value(loader, key, GGUF_F32, 0);
+    return check_positive(loader, key, value == NULL ? 1 : float_from_bytes(value));
+}
+
+static void need_transformer_config(Loader *loader, Config *c) {
+    c->hidden = need_integer(loader, "janus.embedding_length", 1, 1 << 20);
+    c->layers = need_integer(loader, "janus.block_count", 1, LAYER_LIMIT);
+    c->mlp = need_integer(loader, "janus.feed_forward_length", 1, 1 << 22);
+    c->vocab = need_integer(loader, "janus.vocab_size", 1, 1 << 24);
+    c->context = need_integer(loader, "janus.context_length", 1, 1 << 24);
+    c->heads = need_integer(loader, "janus.attention.head_count", 1, 4096);
+    c->kv_heads = need_integer(loader, "janus.attention.head_count_kv", 1, 4096);
+    c->head_dim = need_integer(loader, "janus.attention.key_length", 2, 4096);
+    c->rms_epsilon = need_float(loader, "janus.attention.layer_norm_rms_epsilon");
+    c->rope_base = need_float(loader, "janus.rope.freq_base");
+    if (c->heads % c->kv_heads != 0) loader_fail(loader, "not a multiple of head_count_kv:", "head_count", "");
+    if (c->head_dim % 2 != 0) loader_fail(loader, "odd:", "janus.attention.key_length", "");
+}
+
+static void need_vision_config(Loader *loader, Config *c) {
+    c->image_side = need_integer(loader, "janus.vision.image_size", 1, SIDE_LIMIT);
+    c->patch = need_integer(loader, "janus.vision.patch_size", 1, SIDE_LIMIT);
+    c->vit_width = need_integer(loader, "janus.vision.embedding_length", 1, 1 << 16);
+    c->vit_layers = need_integer(loader, "janus.vision.block_count", 1, LAYER_LIMIT);
+    c->vit_mlp = need_integer(loader, "janus.vision.feed_forward_length", 1, 1 << 20);
+    c->vit_heads = need_integer(loader, "janus.vision.attention.head_count", 1, 4096);
+    c->vit_epsilon = need_float(loader, "janus.vision.attention.layer_norm_epsilon");
+    c->aligner_depth = need_integer(loader, "janus.aligner.depth", 1, ALIGNER_LIMIT);
+    if (c->image_side % c->patch != 0) loader_fail(loader, "not a multiple of patch_size:", "image_size", "");
+    if (c->vit_width % c->vit_heads != 0) loader_fail(loader, "not a multiple of head_count:", "vision width", "");
+}
+
+static void need_generation_config(Loader *loader, Config *c) {
+    c->gen_aligner_depth = need_integer(loader, "janus.gen_aligner.depth", 1, ALIGNER_LIMIT);
+    c->gen_head_width = need_integer(loader, "janus.gen_head.embedding_length", 1, 1 << 20);
+    c->codebook = need_integer(loader, "janus.vq.codebook_size", 2, 1 << 22);
+    c->code_dim = need_integer(loader, "janus.vq.codebook_dim", 1, 4096);
+    c->base_channels = need_integer(loader, "janus.vq.base_channels", 1, 4096);
+    c->res_blocks = need_integer(loader, "janus.vq.res_blocks", 1, RES_LIMIT);
+    c->z_channels = need_integer(loader, "janus.vq.z_channels", 1, 65536);
+    c->groups = need_integer(loader, "janus.vq.group_count", 1, 4096);
+    c->group_epsilon = need_float(loader, "janus.vq.group_norm_epsilon");
+    c->grid = need_integer(loader, "janus.vq.grid_size", 1, SIDE_LIMIT);
+    const char *key = "janus.vq.channel_multipliers";
+    const Metadata *entry = find_metadata(&loader->model->file, key);
+    bool known = entry != NULL && entry->is_array && entry->type == GGUF_U32 && entry->count >= 1 &&
+                 entry->count <= LEVEL_LIMIT;
+    if (!known) loader_fail(loader, "not an array of 1 to 8 u32:", key, "");
+    c->levels = known ? (int)entry->count : 1;
+    for (int i = 0; i < c->levels; i++) {
+        uint64_t multiplier = known ? load_little_endian(entry->value + 4 * i, 4) : 1;
+        if (multiplier < 1 || multiplier > 64) loader_fail(loader, "value out of range:", key, "");
+        c->multipliers[i] = multiplier > 64 ? 1 : (int)multiplier;
+        if (c->base_channels * c->multipliers[i] % c->groups != 0)
+            loader_fail(loader, "widths are not multiples of janus.vq.group_count:", key, "");
+    }
+    if (c->base_channels % c->groups != 0) loader_fail(loader, "not a multiple of group_count:", "base_channels", "");
+    if ((int64_t)c->grid << (c->levels - 1) > SIDE_LIMIT) loader_fail(loader, "value out of range:", "janus.vq.grid_size", "");
+}
+
+static void need_image_config(Loader *loader, Config *c) {
+    const uint8_t *mean = need_value(loader, "janus.image.mean", GGUF_F32, 3);
+    const uint8_t *std = need_value(loader, "janus.image.std", GGUF_F32, 3);
+    const uint8_t *background = need_value(loader, "janus.image.background_color", GGUF_U32, 3);
+    const uint8_t *rescale = need_value(loader, "janus.image.rescale_factor", GGUF_F64, 0);
+    const uint8_t *normalize = need_value(loader, "janus.image.do_normalize", GGUF_BOOL, 0);
+    c->min_side = need_integer(loader, "janus.image.min_size", 1, c->image_side);
+    if (loader->status != JANUS_OK) return;
+    for (int i = 0; i < 3; i++) {
+        uint64_t level = load_little_endian(background + 4 * i, 4);
+        c->mean[i] = float_from_bytes(mean + 4 * i);
+        c->std[i] = check_positive(loader, "janus.image.std", float_from_bytes(std + 4 * i));
+        c->background[i] = level > 255 ? 255 : (int)level;
+        if (level > 255) loader_fail(loader, "value out of range:", "janus.image.background_color", "");
+    }
+    uint64_t bits = load_little_endian(rescale, 8);
+    memcpy(&c->rescale, &bits, sizeof c->rescale);
+    check_positive(loader, "janus.image.rescale_factor", (float)c->rescale);
+    c->normalize = *normalize != 0;
+}
+
+static void need_config(Loader *loader) {
+    Config *c = &loader->model->config;
+    const Metadata *architecture = find_metadata(&loader->model->file, "general.architecture");
+    Cursor cursor = {0};
+    if (architecture != NULL && architecture->type == GGUF_STRING && !architecture->is_array) {
+        cursor.bytes = architecture->value;
+        cursor.size = 8 + 5;
+    }
+    StringView name = cursor.bytes != NULL && load_little_endian(cursor.bytes, 8) == 5 ? cursor_string(&cursor)
+                                                                                     : (StringView){NULL, 0};
+    if (name.length != 5 || memcmp(name.text, "janus", 5) != 0) {
+        loader_fail(loader, "the architecture is not", "janus", ": convert a Janus checkpoint with convert.py");
+        return;
+    }
+    if (need_integer(loader, "janus.format_version", 0, INT_MAX) != 1)
+        loader_fail(loader, "unknown format version:", "janus.format_version", " (convert the checkpoint again)");
+    need_transformer_config(loader, c);
+    need_vision_config(loader, c);
+    need_generation_config(loader, c);
+    need_image_config(loader, c);
+    c->bos = need_integer(loader, "tokenizer.ggml.bos_token_id", 0, c->vocab - 1);
+    c->eos = need_integer(loader, "tokenizer.ggml.eos_token_id", 0, c->vocab - 1);
+    c->pad = need_integer(loader, "tokenizer.ggml.padding_token_id", 0, c->vocab - 1);
+    c->image_placeholder = need_integer(loader, "janus.tokenizer.image_placeholder_id", 0, c->vocab - 1);
+    c->begin_of_image = need_integer(loader, "janus.tokenizer.begin_of_image_id", 0, c->vocab - 1);
+    c->end_of_image = need_integer(loader, "janus.tokenizer.end_of_image_id", 0, c->vocab - 1);
+}
+
+/* The tensor `name` of this shape; 1-D tensors are always float32. */
+static const void *need_tensor(Loader *loader, const char *name, int dims, const int64_t *shape, int *type) {
+    ModelFile *file = &loader->model->file;
+    size_t length = strlen(name);
+    if (loader->status != JANUS_OK) return NULL;
+    for (int64_t i = 0; i < file->tensor_count; i++) {
+        TensorInfo *tensor = &file->tensors[i];
+        if (tensor->name.length != length || memcmp(tensor->name.text, name, length) != 0) continue;
+        bool same = tensor->dims == dims && (dims > 1 || tensor->type == TYPE_F32);
+        for (int k = 0; same && k < dims; k++) same = tensor->shape[k] == shape[k];
+        if (!same) loader_fail(loader, "wrong shape or type of tensor", name, " (convert the checkpoint again)");
+        tensor->used = true;
+        *type = tensor->type;
+        loader->model->parameters += checked_product(tensor->shape[0] * tensor->shape[1], tensor->shape[2], tensor->shape[3]);
+        return file->image.bytes + tensor->offset;
+    }
+    loader_fail(loader, "missing tensor", name, " (convert the checkpoint again)");
+    return NULL;
+}
+
+static const float *need_vector(Loader *loader, const char *prefix, const char *suffix, int64_t size) {
+    char name[2 * NAME_LIMIT];
+    int type;
+    snprintf(name, sizeof name, "%s%s", prefix, suffix);
+    return need_tensor(loader, name, 1, &size, &type);
+}
+
+static Weight need_matrix(Loader *loader, const char *prefix, const char *suffix, int64_t rows, int64_t cols) {
+    char name[2 * NAME_LIMIT];
+    int64_t shape[2];
+    Weight weight = {0};
+    shape[0] = weight.rows = rows;
+    shape[1] = weight.cols = cols;
+    snprintf(name, sizeof name, "%s%s", prefix, suffix);
+    weight.data = need_tensor(loader, name, 2, shape, &weight.type);
+    return weight;
+}
+
+/* weight (out, in) and bias (out) */
+static Linear need_linear(Loader *loader, const char *prefix, int64_t out, int64_t in) {
+    Linear layer;
+    layer.weight = need_matrix(loader, prefix, ".weight", out, in);
+    layer.bias = need_vector(loader, prefix, ".bias", out);
+    return layer;
+}
+
+/* A convolution kernel, stored (out, kernel, kernel, in), seen as a matrix (out, kernel*kernel*in). */
+static Linear need_conv(Loader *loader, const char *prefix, int64_t out, int64_t kernel, int64_t in) {
+    char name[2 * NAME_LIMIT];
+    int64_t shape[4];
+    Linear layer = {{0}, NULL};
+    shape[0] = out, shape[1] = shape[2] = kernel, shape[3] = in;
+    snprintf(name, sizeof name, "%s.weight", prefix);
+    layer.weight.rows = out;
+    layer.weight.cols = kernel * kernel * in;
+    layer.weight.data = need_tensor(loader, name, 4, shape, &layer.weight.type);
+    layer.bias = need_vector(loader, prefix, ".bias", out);
+    return layer;
+}
+
+static Norm need_norm(Loader *loader, const char *prefix, int64_t width) {
+    Norm norm;
+    norm.weight = need_vector(loader, prefix, ".weight", width);
+    norm.bias = need_vector(loader, prefix, ".bias", width);
+    return norm;
+}
+
+/* A name such as vit.blk.3.fc1 in a buffer of its own. */
+typedef struct { char text[NAME_LIMIT]; } Name;
+
+#if defined(__GNUC__)
+__attribute__((format(printf, 1, 2)))
+#endif
+static Name name_of(const char *format, ...) {
+    Name name;
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(name.text, sizeof name.text, format, arguments);
+    va_end(arguments);
+    return name;
+}
+
+static void need_vision(Loader *loader) {
+    JanusModel *m = loader->model;
+    const Config *c = &m->config;
+    int64_t width = c->vit_width, side = c->image_side / c->patch;
+    m->patch_embed = need_conv(loader, "vit.patch_embed", width, c->patch, 3);
+    Weight pos_embed = need_matrix(loader, "vit.pos_embed", "", side * side, width);
+    if (pos_embed.data != NULL && pos_embed.type != TYPE_F32) loader_fail(loader, "not float32: tensor", "vit.pos_embed", "");
+    m->pos_embed = pos_embed.data;
+    m->vit_norm = need_norm(loader, "vit.norm", width);
+    for (int i = 0; i < c->vit_layers && loader->status == JANUS_OK; i++) {
+        VitBlock *block = &m->vit_blocks[i];
+        block->norm1 = need_norm(loader, name_of("vit.blk.%d.norm1", i).text, width);
+        block->qkv = need_linear(loader, name_of("vit.blk.%d.qkv", i).text, 3 * width, width);
+        block->proj = need_linear(loader, name_of("vit.blk.%d.proj", i).text, width, width);
+        block->norm2 = need_norm(loader, name_of("vit.blk.%d.norm2", i).text, width);
+        block->fc1 = need_linear(loader, name_of("vit.blk.%d.fc1", i).text, c->vit_mlp, width);
+        block->fc2 = need_linear(loader, name_of("vit.blk.%d.fc2", i).text, width, c->vit_mlp);
+    }
+    for (int i = 0; i < c->aligner_depth; i++)
+        m->aligner[i] = need_linear(loader, name_of("aligner.%d", i).text, c->hidden, i == 0 ? width : c->hidden);
+}
+
+static void need_transformer(Loader *loader) {
+    JanusModel *m = loader->model;
+    const Config *c = &m->config;
+    int64_t hidden = c->hidden, q_width = (int64_t)c->heads * c->head_dim, kv_width = (int64_t)c->kv_heads * c->head_dim;
+    m->token_embed = need_matrix(loader, "token_embd", ".weight", c->vocab, hidden);
+    m->output_norm = need_vector(loader, "output_norm", ".weight", hidden);
+    for (int i = 0; i < c->layers && loader->status == JANUS_OK; i++) {
+        TransformerBlock *block = &m->blocks[i];
+        Name prefix = name_of("blk.%d", i);
+        block->attn_norm = need_vector(loader, prefix.text, ".attn_norm.weight", hidden);
+        block->q = need_matrix(loader, prefix.text, ".attn_q.weight", q_width, hidden);
+        block->k = need_matrix(loader, prefix.text, ".attn_k.weight", kv_width, hidden);
+        block->v = need_matrix(loader, prefix.text, ".attn_v.weight", kv_width, hidden);
+        block->output = need_matrix(loader, prefix.text, ".attn_output.weight", hidden, q_width);
+        block->ffn_norm = need_vector(loader, prefix.text, ".ffn_norm.weight", hidden);
+        block->gate = need_matrix(loader, prefix.text, ".ffn_gate.weight", c->mlp, hidden);
+        block->up = need_matrix(loader, prefix.text, ".ffn_up.weight", c->mlp, hidden);
+        block->down = need_matrix(loader, prefix.text, ".ffn_down.weight", hidden, c->mlp);
+    }
+    /* a checkpoint with tied embeddings has no matrix of its own for the LM head */
+    m->lm_head = m->token_embed;
+    for (int64_t i = 0; i < m->file.tensor_count; i++) {
+        const StringView name = m->file.tensors[i].name;
+        if (name.length == 13 && memcmp(name.text, "output.weight", 13) == 0)
+            m->lm_head = need_matrix(loader, "output", ".weight", c->vocab, hidden);
+    }
+}
+
+static ResBlock need_res_block(Loader *loader, const char *prefix, int in, int out) {
+    ResBlock block = {0};
+    block.in = in;
+    block.out = out;
+    block.norm1 = need_norm(loader, name_of("%s.norm1", prefix).text, in);
+    block.conv1 = need_conv(loader, name_of("%s.conv1", prefix).text, out, 3, in);
+    block.norm2 = need_norm(loader, name_of("%s.norm2", prefix).text, out);
+    block.conv2 = need_conv(loader, name_of("%s.conv2", prefix).text, out, 3, out);
+    if (in != out) block.shortcut = need_linear(loader, name_of("%s.shortcut", prefix).text, out, in);
+    return block;
+}
+
+static AttnBlock need_attn_block(Loader *loader, const char *prefix, int width) {
+    AttnBlock block;
+    block.width = width;
+    block.norm = need_norm(loader, name_of("%s.norm", prefix).text, width);
+    block.q = need_linear(loader, name_of("%s.q", prefix).text, width, width);
+    block.k = need_linear(loader, name_of("%s.k", prefix).text, width, width);
+    block.v = need_linear(loader, name_of("%s.v", prefix).text, width, width);
+    block.proj = need_linear(loader, name_of("%s.proj", prefix).text, width, width);
+    return block;
+}
+
+/* The levels of one half; `depth[i]` is how deep level i lies. Returns the channels after the last of them. */
+static int need_levels(Loader *loader, VqHalf *half, const char *prefix, int width, bool decoder) {
+    const Config *c = &loader->model->config;
+    for (int i = 0; i < c->levels && loader->status == JANUS_OK; i++) {
+        VqLevel *level = &half->level[i];
+        int depth = decoder ? c->levels - 1 - i : i, out = c->base_channels * c->multipliers[depth];
+        for (int b = 0; b < c->res_blocks + (decoder ? 1 : 0); b++) {
+            level->res[b] = need_res_block(loader, name_of("%s.%d.res.%d", prefix, i, b).text, width, out);
+            width = out;
+            if (depth == c->levels - 1)
+                level->attn[b] = need_attn_block(loader, name_of("%s.%d.attn.%d", prefix, i, b).text, width);
+        }
+        if (i < c->levels - 1)
+            level->resample = need_conv(loader, name_of("%s.%d.%s", prefix, i, decoder ? "up" : "down").text, width, 3, width);
+    }
+    return width;
+}
+
+static void need_vq_half(Loader *loader, VqHalf *half, const char *prefix, bool decoder) {
+    const Config *c = &loader->model->config;
+    int deepest = c->base_channels * c->multipliers[c->levels - 1], first = decoder ? deepest : c->base_channels;
+    half->mid_width = deepest;
+    half->conv_in = need_conv(loader, name_of("%s.conv_in", prefix).text, first, 3, decoder ? c->z_channels : 3);
+    half->out_width = need_levels(loader, half, prefix, first, decoder);
+    half->mid_res[0] = need_res_block(loader, name_of("%s.mid.0", prefix).text, deepest, deepest);
+    half->mid_attn = need_attn_block(loader, name_of("%s.mid.1", prefix).text, deepest);
+    half->mid_res[1] = need_res_block(loader, name_of("%s.mid.2", prefix).text, deepest, deepest);
+    half->norm_out = need_norm(loader, name_of("%s.norm_out", prefix).text, half->out_width);
+    half->conv_out = need_conv(loader, name_of("%s.conv_out", prefix).text, decoder ? 3 : c->z_channels, 3, half->out_width);
+}
+
+static void need_generation(Loader *loader) {
+    JanusModel *m = loader->model;
+    const Config *c = &m->config;
+    m->gen_embed = need_matrix(loader, "gen_embed", ".weight", c->codebook, c->code_dim);
+    for (int i = 0; i < c->gen_aligner_depth; i++)
+        m->gen_aligner[i] = need_linear(loader, name_of("gen_aligner.%d", i).text, c->hidden,
+                                        i == 0 ? c->code_dim : c->hidden);
+    m->gen_head_proj = need_linear(loader, "gen_head.proj", c->gen_head_width, c->hidden);
+    m->gen_head = need_linear(loader, "gen_head.out", c->codebook, c->gen_head_width);
+    need_vq_half(loader, &m->vq_encoder, "vq.enc", false);
+    need_vq_half(loader, &m->vq_decoder, "vq.dec", true);
+    m->quant_conv = need_linear(loader, "vq.quant_conv", c->code_dim, c->z_channels);
+    m->post_quant_conv = need_linear(loader, "vq.post_quant_conv", c->z_channels, c->code_dim);
+    m->codebook = need_matrix(loader, "vq.codebook", ".weight", c->codebook, c->code_dim);
+}
+
+/* The strings of the array `key`, as views into the file; `count` must match unless it is 0. */
+static StringView *need_strings(Loader *loader, const char *key, uint64_t count, uint64_t limit, uint64_t *found) {
+    const ModelFile *file = &loader->model->file;
+    const Metadata *entry = find_metadata(file, key);
+    if (entry == NULL || !entry->is_array || entry->type != GGUF_STRING || entry->count > limit ||
+        (count != 0 && entry->count != count)) {
+        loader_fail(loader, "metadata is missing or has another type or length:", key, " (convert the checkpoint again)");
+        return NULL;
+    }
+    StringView *strings = allocate((int64_t)entry->count, sizeof *strings);
+    if (strings == NULL) {
+        loader->status = fail_memory(loader->error);
+        return NULL;
+    }
+    Cursor cursor = {0};
+    cursor.bytes = file->image.bytes;
+    cursor.size = file->image.size;
+    cursor.at = (size_t)(entry->value - file->image.bytes);
+    for (uint64_t i = 0; i < entry->count; i++) strings[i] = cursor_string(&cursor);
+    *found = entry->count;
+    return strings;
+}
+
+/* The added tokens that are looked for last; there may be none. */
+static const int32_t *need_late_ids(Loader *loader, int64_t *count) {
+    JanusModel *m = loader->model;
+    const Metadata *entry = find_metadata(&m->file, "janus.tokenizer.late_ids");
+    *count = 0;
+    if (entry == NULL) return NULL;
+    const uint8_t *values = need_value(loader, "janus.tokenizer.late_ids", GGUF_I32, entry->count);
+    m->late_ids = values == NULL ? NULL : allocate((int64_t)entry->count, sizeof *m->late_ids);
+    if (values != NULL && m->late_ids == NULL) loader->status = fail_memory(loader->error);
+    if (m->late_ids == NULL) return NULL;
+    for (uint64_t i = 0; i < entry->count; i++) m->late_ids[i] = (int32_t)load_little_endian(values + 4 * i, 4);
+    *count = (int64_t)entry->count;
+    return m->late_ids;
+}
+
+static void need_tokenizer(Loader *loader) {
+    JanusModel *m = loader->model;
+    TokenizerSpec spec = {0};
+    uint64_t tokens = 0, merges = 0, steps = 0, vocab = (uint64_t)m->config.vocab;
+    m->token_strings = need_strings(loader, "tokenizer.ggml.tokens", vocab, vocab, &tokens);
+    m->merge_strings = need_strings(loader, "tokenizer.ggml.merges", 0, 1 << 24, &merges);
+    m->step_strings = need_strings(loader, "janus.tokenizer.pre_tokenizer", 0, 64, &steps);
+    const uint8_t *types = need_value(loader, "tokenizer.ggml.token_type", GGUF_I32, vocab);
+    if (loader->status != JANUS_OK) return;
+    m->token_types = allocate(m->config.vocab, sizeof *m->token_types);
+    if (m->token_types == NULL) {
+        loader->status = fail_memory(loader->error);
+        return;
+    }
+    for (int i = 0; i < m->config.vocab; i++)
+        m->token_types[i] = (int32_t)load_little_endian(types + 4 * (size_t)i, 4);
+    spec.tokens = m->token_strings;
+    spec.token_types = m->token_types;
+    spec.vocab_size = m->config.vocab;
+    spec.merges = m->merge_strings;
+    spec.merge_count = (int64_t)merges;
+    spec.steps = m->step_strings;
+    spec.step_count = (int64_t)steps;
+    spec.late_ids = need_late_ids(loader, &spec.late_count);
+    if (loader->status == JANUS_OK) loader->status = tokenizer_init(&m->tokenizer, &spec, loader->error);
+}
+
+/* A copy of a string of the metadata, "" when it is absent. */
+static char *copy_metadata_string(Loader *loader, const char *key) {
+    const Metadata *entry = find_metadata(&loader->model->file, key);
+    bool found = entry != NULL && entry->type == GGUF_STRING && !entry->is_array;
+    size_t length = found ? (size_t)load_little_endian(entry->value, 8) : 0;
+    char *copy = malloc(length + 1);
+    if (copy == NULL) {
+        if (loader->status == JANUS_OK) loader->status = fail_memory(loader->error);
+        return NULL;
+    }
+    if (found) memcpy(copy, entry->value + 8, length);
+    copy[length] = 0;
+    return copy;
+}
+
+static void need_every_tensor_used(Loader *loader) {
+    const ModelFile *file = &loader->model->file;
+    for (int64_t i = 0; i < file->tensor_count && loader->status == JANUS_OK; i++) {
+        if (file->tensors[i].used) continue;
+        Name name = name_of("%.*s", (int)file->tensors[i].name.length, file->tensors[i].name.text);
+        loader_fail(loader, "unknown or duplicate tensor", name.text, " (convert the checkpoint again)");
+    }
+}
+
+static void need_model(Loader *loader) {
+    JanusModel *m = loader->model;
+    need_config(loader);
+    if (loader->status != JANUS_OK) return;
+    const Metadata *prompt = find_metadata(&m->file, "janus.prompt.system");
+    if (prompt != NULL && prompt->type == GGUF_STRING && !prompt->is_array) {
+        m->config.system_prompt.length = (size_t)load_little_endian(prompt->value, 8);
+        m->config.system_prompt.text = (const char *)prompt->value + 8;
+    } else {
+        loader_fail(loader, "metadata is missing or has another type:", "janus.prompt.system", "");
+    }
+    m->name = copy_metadata_string(loader, "general.name");
+    m->vit_blocks = calloc((size_t)m->config.vit_layers, sizeof *m->vit_blocks);
+    m->blocks = calloc((size_t)m->config.layers, sizeof *m->blocks);
+    if (m->vit_blocks == NULL || m->blocks == NULL) {
+        loader->status = fail_memory(loader->error);
+        return;
+    }
+    need_vision(loader);
+    need_transformer(loader);
+    need_generation(loader);
+    need_every_tensor_used(loader);
+    need_tokenizer(loader);
+}
+
+/* ====================================================================================================================
+   8  Image in: a file's bytes -> RGB -> the square of numbers that an encoder reads. Source: Pillow's resampling
+      (Resample.c) and the official image_processing_vlm.py, whose results are reproduced to the last bit: the understanding
+      encoder was trained on pictures that were resized exactly so.
+   ==================================================================================================================== */
+
+#define STB_IMAGE_IMPLEMENTATION
+#define STB_IMAGE_STATIC
+#define STBI_NO_STDIO
+#define STBI_ONLY_PNG
+#define STBI_ONLY_JPEG
+#define STBI_ONLY_BMP
+#define STBI_MAX_DIMENSIONS 16384
+#define STB_IMAGE_WRITE_IMPLEMENTATION
+#define STB_IMAGE_WRITE_STATIC
+#define STBI_WRITE_NO_STDIO
+#if defined(__GNUC__) /* what the switches above leave out is declared all the same */
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wunused-function"
+#endif
+#if defined(JANUS_STB_FLAT)
+#include <stb_image.h>
+#include <stb_image_write.h>
+#else
+#include <stb/stb_image.h>
+#include <stb/stb_image_write.h>
+#endif
+#if defined(__GNUC__)
+#pragma GCC diagnostic pop
+#endif
+
+enum { IMAGE_SIDE_LIMIT = 16384, IMAGE_PIXEL_LIMIT = 64000000, IMAGE_FILE_LIMIT = 1 << 29 };
+
+static JanusStatus decode_image(const void *bytes, size_t length, JanusImage *image, const char *what, JanusError *error) {
+    int width, height, channels;
+    if (length == 0 || length > INT_MAX)
+        return fail(error, JANUS_BAD_IMAGE, "%s is %s", what, length == 0 ? "empty" : "too large for an image");
+    if (!stbi_info_from_memory(bytes, (int)length, &width, &height, &channels))
+        return fail(error, JANUS_BAD_IMAGE, "%s is not a PNG, JPEG or BMP image", what);
+    if (width < 1 || height < 1 || width > IMAGE_SIDE_LIMIT || height > IMAGE_SIDE_LIMIT ||
+        (int64_t)width * height > IMAGE_PIXEL_LIMIT)
+        return fail(error, JANUS_BAD_IMAGE, "%s is %d x %d: at most 16384 pixels a side and 64 million in all are accepted",
+                    what, width, height);
+    uint8_t *rgb = stbi_load_from_memory(bytes, (int)length, &width, &height, &channels, 3);
+    if (rgb == NULL) return fail(error, JANUS_BAD_IMAGE, "%s is damaged: %s", what, stbi_failure_reason());
+    image->width = width;
+    image->height = height;
+    image->rgb = rgb;
+    return JANUS_OK;
+}
+
+/* Two cubic pieces with a = -1/2 (Catmull-Rom), zero from |x| = 2 on. */
+static double bicubic(double x) {
+    const double a = -0.5;
+    if (x < 0) x = -x;
+    if (x < 1) return ((a + 2) * x - (a + 3)) * x * x + 1;
+    if (x < 2) return (((x - 5) * x + 8) * x - 4) * a;
+    return 0;
+}
+
+enum { RESAMPLE_BITS = 22 }; /* fractional bits of Pillow's fixed-point weights */
+
+/* The weights with which one output position reads its neighbourhood of the input. */
+typedef struct {
+    int first, count; /* input positions first .. first + count - 1 */
+} ResampleSpan;
+
+/* Fills in spans (out) and weights (out, stride) for one direction; returns the stride. When shrinking, the filter is
+   widened by the ratio, so that every input pixel counts. */
+static int resample_weights(int in, int out, ResampleSpan *spans, int32_t *weights) {
+    const double scale = (double)in / out, widening = scale < 1 ? 1 : scale, support = 2 * widening;
+    const int stride = (int)ceil(support) * 2 + 1;
+    for (int o = 0; o < out && weights != NULL; o++) {
+        const double center = (o + 0.5) * scale;
+        int first = (int)(center - support + 0.5), last = (int)(center + support + 0.5);
+        double sum = 0;
+        if (first < 0) first = 0;
+        if (last > in) last = in;
+        spans[o].first = first;
+        spans[o].count = last - first;
+        for (int i = first; i < last; i++) sum += bicubic((i - center + 0.5) * (1.0 / widening));
+        for (int i = first; i < last; i++) {
+            double weight = bicubic((i - center + 0.5) * (1.0 / widening));
+            if (sum != 0) weight /= sum;
+            weights[(int64_t)o * stride + i - first] = (int32_t)(weight * (1 << RESAMPLE_BITS) + (weight < 0 ? -0.5 : 0.5));
+        }
+    }
+    return stride;
+}
+
+/* One output byte: the weighted sum of `count` input bytes that lie `step` apart, rounded and clipped. */
+static uint8_t resample_byte(const uint8_t *in, int64_t step, const int32_t *weights, int count) {
+    int32_t sum = 1 << (RESAMPLE_BITS - 1);
+    for (int i = 0; i < count; i++) sum += in[i * step] * weights[i];
+    const int32_t value = sum < 0 ? 0 : sum >> RESAMPLE_BITS;
+    return (uint8_t)(value > 255 ? 255 : value);
+}
+
+/* Resizes along one direction: `in` holds `lines` lines of in_count pixels, `out` as many of out_count; neighbours along
+   the direction are `step` pixels apart in both, lines are in_pitch and out_pitch pixels apart. */
+static JanusStatus resize_direction(uint8_t *out, const uint8_t *in, int in_count, int out_count, int lines, int64_t step,
+                                    int64_t in_pitch, int64_t out_pitch, JanusError *error) {
+    const int stride = resample_weights(in_count, out_count, NULL, NULL);
+    ResampleSpan *spans = allocate(out_count, sizeof *spans);
+    int32_t *weights = allocate(checked_product(out_count, stride, 1), sizeof *weights);
+    if (spans == NULL || weights == NULL) {
+        free(spans);
+        free(weights);
+        return fail_memory(error);
+    }
+    resample_weights(in_count, out_count, spans, weights);
+    for (int line = 0; line < lines; line++) {
+        for (int o = 0; o < out_count; o++) {
+            const uint8_t *from = in + 3 * (line * in_pitch + spans[o].first * step);
+            uint8_t *to = out + 3 * (line * out_pitch + o * step);
+            for (int c = 0; c < 3; c++)
+                to[c] = resample_byte(from + c, 3 * step, weights + (int64_t)o * stride, spans[o].count);
+        }
+    }
+    free(spans);
+    free(weights);
+    return JANUS_OK;
+}
+
+/* Pillow's Image.resize(..., BICUBIC) on RGB: horizontally, then vertically, each rounded to 8 bits. `out` is
+   (out_height, out_width, 3), provided by the caller. */
+static JanusStatus resize_bicubic(uint8_t *out, int out_width, int out_height, const JanusImage *image, JanusError *error) {
+    uint8_t *narrowed = allocate(checked_product(image->height, out_width, 3), 1);
+    if (narrowed == NULL) return fail_memory(error);
+    JanusStatus status = resize_direction(narrowed, image->rgb, image->width, out_width, image->height, 1, image->width,
+                                          out_width, error);
+    if (status == JANUS_OK)
+        status = resize_direction(out, narrowed, image->height, out_height, out_width, out_width, 1, 1, error);
+    free(narrowed);
+    return status;
+}
+
+/* Understanding: the long side becomes `side`, the rest is background. pixels is (side, side, 3), normalised.
+   official: VLMImageProcessor */
+static JanusStatus preprocess_for_vit(const Config *c, const JanusImage *image, float *pixels, JanusError *error) {
+    const int side = c->image_side, longest = image->width > image->height ? image->width : image->height;
+    int width = (int)((double)image->width / longest * side), height = (int)((double)image->height / longest * side);
+    if (width < c->min_side) width = c->min_side;
+    if (height < c->min_side) height = c->min_side;
+    const int left = (side - width) / 2, top = (side - height) / 2;
+    uint8_t *resized = allocate(checked_product(height, width, 3), 1);
+    if (resized == NULL) return fail_memory(error);
+    JanusStatus status = resize_bicubic(resized, width, height, image, error);
+    for (int y = 0; y < side && status == JANUS_OK; y++) {
+        for (int x = 0; x < side; x++) {
+            const bool inside = y >= top && y < top + height && x >= left && x < left + width;
+            const uint8_t *rgb = resized + 3 * ((int64_t)(y - top) * width + (x - left));
+            for (int k = 0; k < 3; k++) {
+                const float value = (float)((inside ? rgb[k] : c->background[k]) * c->rescale);
+                pixels[((int64_t)y * side + x) * 3 + k] = c->normalize ? (value - c->mean[k]) / c->std[k] : value;
+            }
+        }
+    }
+    free(resized);
+    return status;
+}
+
+/* Generation: the short side becomes `side`, the middle is cut out. pixels is (side, side, 3) in -1..1.
+   report, section 3.1 */
+static JanusStatus preprocess_for_vq(const Config *c, const JanusImage *image, float *pixels, JanusError *error) {
+    const int side = c->grid << (c->levels - 1), shortest = image->width < image->height ? image->width : image->height;
+    const int64_t width = (int64_t)side * image->width / shortest, height = (int64_t)side * image->height / shortest;
+    const int64_t left = (width - side) / 2, top = (height - side) / 2;
+    if (width > IMAGE_SIDE_LIMIT * 4 || height > IMAGE_SIDE_LIMIT * 4)
+        return fail(error, JANUS_BAD_ARGUMENT, "an image of %d x %d is too long and thin to encode: crop it first",
+                    image->width, image->height);
+    uint8_t *resized = allocate(checked_product(height, width, 3), 1);
+    if (resized == NULL) return fail_memory(error);
+    JanusStatus status = resize_bicubic(resized, (int)width, (int)height, image, error);
+    for (int y = 0; y < side && status == JANUS_OK; y++) {
+        const uint8_t *row = resized + 3 * ((top + y) * width + left);
+        for (int i = 0; i < 3 * side; i++) pixels[(int64_t)y * side * 3 + i] = (float)row[i] / 127.5f - 1.0f;
+    }
+    free(resized);
+    return status;
+}
+
+/* ---- What all the stages below work with: kernels, scratch memory, and the caller's callbacks ---- */
+
+typedef struct {
+    Compute compute;
+    Arena arena;
+    JanusSessionOptions hooks;
+} Work;
+
+/* The state of a stage after its kernels have run. */
+static JanusStatus work_status(Work *work, JanusError *error) {
+    if (!work->compute.failed && !work->arena.failed) return JANUS_OK;
+    work->compute.failed = 0;
+    return fail_memory(error);
+}
+
+/* Gives a stage's scratch memory back and says whether it went well. */
+static JanusStatus work_end(Work *work, const ArenaBlock *mark, JanusError *error) {
+    const JanusStatus status = work_status(work, error);
+    arena_release(&work->arena, mark);
+    return status;
+}
+
+static JanusStatus work_progress(Work *work, const char *stage, int64_t done, int64_t total, JanusError *error) {
+    if (work->hooks.progress == NULL || work->hooks.progress(work->hooks.user, stage, done, total) == 0) return JANUS_OK;
+    return fail(error, JANUS_CANCELLED, "stopped on request while working on: %s", stage);
+}
+
+/* Hands a named tensor of shape (a), (a, b) or (a, b, c) to the caller; unused sizes are 0. */
+static void work_tap(Work *work, const char *name, JanusElement type, const void *data, int64_t a, int64_t b, int64_t c) {
+    int64_t shape[3];
+    shape[0] = a, shape[1] = b, shape[2] = c;
+    if (work->hooks.tap != NULL) work->hooks.tap(work->hooks.user, name, type, data, shape, c > 0 ? 3 : b > 0 ? 2 : 1);
+}
+
+static void tap(Work *work, const char *name, const float *data, int64_t a, int64_t b, int64_t c) {
+    work_tap(work, name, JANUS_FLOAT32, data, a, b, c);
+}
+
+/* y = x W^T + b for T rows: out (T, out), x (T, in) */
+static void apply(Work *work, float *out, const float *x, const Linear *layer, int64_t T) {
+    linear(&work->compute, out, x, &layer->weight, layer->bias, T);
+}
+
+/* An adaptor: Linear, then (gelu, Linear) for each further layer. out (T, D), x (T, in); hidden (T, D) is scratch.
+   official: MlpProjector, projector_type mlp_gelu */
+static void adaptor(Work *work, float *out, const float *x, const Linear *layers, int depth, int64_t T, float *hidden) {
+    const int64_t width = layers[0].weight.rows;
+    float *to = depth % 2 == 1 ? out : hidden, *from;
+    apply(work, to, x, &layers[0], T);
+    for (int i = 1; i < depth; i++) {
+        from = to;
+        to = from == out ? hidden : out;
+        gelu(&work->compute, from, T * width);
+        apply(work, to, from, &layers[i], T);
+    }
+}
+
+/* ====================================================================================================================
+   9  Understanding encoder: SigLIP ViT, then the understanding adaptor.    image (side, side, 3) -> (T, D)
+      Cut into T = (side / patch)^2 patches; each becomes a token: a Linear layer over its pixels, plus a learned position.
+      Then blocks of  x += proj(attention(norm1(x)));  x += fc2(gelu(fc1(norm2(x))))  in which every patch attends to
+      every other; LayerNorm; and the adaptor, which turns what was seen into embeddings beside the words'.
+      official: siglip_vit.py, clip_encoder.py, projector.py
+   ==================================================================================================================== */
+
+/* Self-attention without a mask: out (T, W) from the joined q, k, v rows (T, 3W). */
+static void vit_attention(Work *work, const Config *c, float *out, const float *qkv, int64_t T) {
+    const int64_t width = c->vit_width, d = width / c->vit_heads;
+    KeyValue keys;
+    AttentionShape shape;
+    keys.k = qkv + width;
+    keys.v = qkv + 2 * width;
+    keys.type = TYPE_F32;
+    keys.count = T;
+    keys.stride = 3 * width;
+    shape.T = T;
+    shape.H = shape.KV = c->vit_heads;
+    shape.d = d;
+    shape.q_stride = 3 * width;
+    shape.out_stride = width;
+    shape.causal = 0;
+    shape.scale = 1.0f / sqrtf((float)d);
+    attention(&work->compute, out, qkv, &keys, 1, &shape);
+}
+
+/* x (T, W) -> x (T, W); h (T, W) and wide (T, max(3W, mlp)) are scratch. */
+static void vit_block(Work *work, const Config *c, const VitBlock *block, float *x, int64_t T, float *h, float *wide) {
+    Compute *cx = &work->compute;
+    const int64_t width = c->vit_width;
+    layer_norm(cx, h, x, block->norm1.weight, block->norm1.bias, T, width, c->vit_epsilon);
+    apply(work, wide, h, &block->qkv, T);
+    vit_attention(work, c, h, wide, T);
+    apply(work, wide, h, &block->proj, T);
+    add(cx, x, wide, T * width);
+    layer_norm(cx, h, x, block->norm2.weight, block->norm2.bias, T, width, c->vit_epsilon);
+    apply(work, wide, h, &block->fc1, T);
+    gelu(cx, wide, T * c->vit_mlp);
+    apply(work, h, wide, &block->fc2, T);
+    add(cx, x, h, T * width);
+}
+
+/* The number of tokens that an image is for the transformer when it is seen. */
+static int vision_tokens(const Config *c) { return (c->image_side / c->patch) * (c->image_side / c->patch); }
+
+/* pixels (side, side, 3) -> x (T, W) */
+static JanusStatus vit_forward(Work *work, const JanusModel *m, const float *pixels, float *x, JanusError *error) {
+    const Config *c = &m->config;
+    const int64_t T = vision_tokens(c), width = c->vit_width, grid = c->image_side / c->patch;
+    const int64_t widest = 3 * width > c->vit_mlp ? 3 * width : c->vit_mlp;
+    const ArenaBlock *mark = arena_mark(&work->arena);
+    float *h = arena_floats(&work->arena, T, width), *wide = arena_floats(&work->arena, T, widest);
+    JanusStatus status = work_status(work, error);
+    if (status == JANUS_OK) {
+        ConvShape shape = {0};
+        shape.H = shape.W = c->image_side;
+        shape.I = 3;
+        shape.kernel = shape.stride = c->patch;
+        shape.Ho = shape.Wo = grid;
+        conv2d(&work->compute, x, pixels, &m->patch_embed.weight, m->patch_embed.bias, &shape);
+        tap(work, "vision.patch_embed", x, T, width, 0);
+        add(&work->compute, x, m->pos_embed, T * width);
+    }
+    for (int i = 0; i < c->vit_layers && status == JANUS_OK; i++) {
+        vit_block(work, c, &m->vit_blocks[i], x, T, h, wide);
+        tap(work, name_of("vision.block.%d", i).text, x, T, width, 0);
+        status = work_progress(work, "see", i + 1, c->vit_layers, error);
+    }
+    if (status == JANUS_OK) {
+        layer_norm(&work->compute, x, x, m->vit_norm.weight, m->vit_norm.bias, T, width, c->vit_epsilon);
+        tap(work, "vision.output", x, T, width, 0);
+    }
+    const JanusStatus end = work_end(work, mark, error);
+    return status != JANUS_OK ? status : end;
+}
+
+/* A picture becomes T embeddings for the transformer: out (T, D). */
+static JanusStatus see_image(Work *work, const JanusModel *m, const JanusImage *image, float *out, JanusError *error) {
+    const Config *c = &m->config;
+    const int64_t T = vision_tokens(c);
+    const ArenaBlock *mark = arena_mark(&work->arena);
+    float *pixels = arena_floats(&work->arena, checked_product(c->image_side, c->image_side, 1), 3);
+    float *x = arena_floats(&work->arena, T, c->vit_width), *hidden = arena_floats(&work->arena, T, c->hidden);
+    JanusStatus status = work_status(work, error);
+    if (status == JANUS_OK) status = preprocess_for_vit(c, image, pixels, error);
+    if (status == JANUS_OK) {
+        tap(work, "vision.pixel_values", pixels, c->image_side, c->image_side, 3);
+        status = vit_forward(work, m, pixels, x, error);
+    }
+    if (status == JANUS_OK) {
+        adaptor(work, out, x, m->aligner, c->aligner_depth, T, hidden);
+        tap(work, "aligner.output", out, T, c->hidden, 0);
+    }
+    const JanusStatus end = work_end(work, mark, error);
+    return status != JANUS_OK ? status : end;
+}
+
+/* ====================================================================================================================
+   10  Transformer: Llama. It reads T embeddings (words, seen images and drawn tokens alike) and returns as many hidden
+       states; what it has read is kept as keys and values, so that each token is read once.    (T, D) -> (T, D)
+       Block:  x += output(attention(rope(q), rope(k), v));  x += down(silu(gate(y)) * up(y)),  y = rms_norm(x).
+       Causal; G key/value heads serve H query heads; no biases. Several sequences of equal length run side by side, so
+       that the weights are read once for all of them.
+       official: LlamaForCausalLM as language_model in modeling_vlm.py
+   ==================================================================================================================== */
+
+/* Keys and values of one sequence: a row of G*d floats a position, for each layer. */
+typedef struct {
+    int64_t length, capacity;
+    int layers;
+    float **keys, **values; /* (layers)(capacity, G*d) */
+} KvCache;
+
+/* A sequence that goes on from a shared beginning: the pictures of a batch share their prompt. */
+typedef struct {
+    const KvCache *shared; /* NULL: none */
+    KvCache own;
+} Sequence;
+
+static void kv_cache_free(KvCache *cache) {
+    for (int i = 0; i < cache->layers; i++) {
+        if (cache->keys != NULL) free(cache->keys[i]);
+        if (cache->values != NULL) free(cache->values[i]);
+    }
+    free(cache->keys);
+    free(cache->values);
+    memset(cache, 0, sizeof *cache);
+}
+
+/* Makes room for `length` positions. The content stays, also when it fails. */
+static JanusStatus kv_cache_reserve(KvCache *cache, const Config *c, int64_t length, JanusError *error) {
+    if (length <= cache->capacity) return JANUS_OK;
+    if (cache->keys == NULL) {
+        cache->layers = c->layers;
+        cache->keys = calloc((size_t)c->layers, sizeof *cache->keys);
+        cache->values = calloc((size_t)c->layers, sizeof *cache->values);
+        if (cache->keys == NULL || cache->values == NULL) return fail_memory(error);
+    }
+    const int64_t capacity = length > 2 * cache->capacity ? length : 2 * cache->capacity;
+    const int64_t count = checked_product(capacity, c->kv_heads, c->head_dim);
+    if (count < 0 || (uint64_t)count > SIZE_MAX / sizeof(float)) return fail_memory(error);
+    for (int i = 0; i < 2 * c->layers; i++) {
+        float **rows = i < c->layers ? &cache->keys[i] : &cache->values[i - c->layers];
+        float *grown = realloc(*rows, (size_t)count * sizeof **rows);
+        if (grown == NULL) return fail_memory(error);
+        *rows = grown;
+    }
+    cache->capacity = capacity;
+    return JANUS_OK;
+}
+
+static int64_t sequence_length(const Sequence *sequence) {
+    return (sequence->shared != NULL ? sequence->shared->length : 0) + sequence->own.length;
+}
+
+/* Rotary embedding tables for T positions from `first` on: cosines and sines (T, d/2). The angle of pair i is
+   position / base^(2i/d), rounded to float32 at each step as PyTorch does. */
+static void rope_table(const Config *c, int64_t first, int64_t T, float *cosines, float *sines) {
+    const int half = c->head_dim / 2;
+    for (int i = 0; i < half; i++) {
+        const float exponent = (float)(2 * i) / (float)c->head_dim;
+        const float frequency = 1.0f / (float)pow((double)c->rope_base, (double)exponent);
+        for (int64_t t = 0; t < T; t++) {
+            const float angle = (float)(first + t) * frequency;
+            cosines[t * half + i] = (float)cos((double)angle);
+            sines[t * half + i] = (float)sin((double)angle);
+        }
+    }
+}
+
+/* Rotates T rows of `heads` heads in place: pairs are (i, i + d/2), halves, not neighbours. */
+static void rope(float *x, int64_t T, int heads, int d, const float *cosines, const float *sines) {
+    const int half = d / 2;
+    for (int64_t t = 0; t < T; t++) {
+        const float *cosine = cosines + t * half, *sine = sines + t * half;
+        for (int h = 0; h < heads; h++) {
+            float *low = x + (t * heads + h) * d, *high = low + half;
+            for (int i = 0; i < half; i++) {
+                const float a = low[i], b = high[i];
+                low[i] = a * cosine[i] - b * sine[i];
+                high[i] = b * cosine[i] + a * sine[i];
+            }
+        }
+    }
+}
+
+/* Scratch of one pass over R sequences of T tokens. */
+typedef struct {
+    int64_t R, T;
+    float *h, *q;            /* (R*T, max(D, H*d)) */
+    float *k, *v;            /* (R*T, G*d) */
+    float *gate, *up;        /* (R*T, F) */
+    float *cosines, *sines;  /* (R, T, d/2) */
+} TransformerScratch;
+
+static TransformerScratch transformer_scratch(Arena *arena, const Config *c, int64_t R, int64_t T) {
+    const int64_t rows = R * T, q_width = (int64_t)c->heads * c->head_dim, kv_width = (int64_t)c->kv_heads * c->head_dim;
+    const int64_t widest = q_width > c->hidden ? q_width : c->hidden;
+    TransformerScratch s;
+    s.R = R;
+    s.T = T;
+    s.h = arena_floats(arena, rows, widest);
+    s.q = arena_floats(arena, rows, widest);
+    s.k = arena_floats(arena, rows, kv_width);
+    s.v = arena_floats(arena, rows, kv_width);
+    s.gate = arena_floats(arena, rows, c->mlp);
+    s.up = arena_floats(arena, rows, c->mlp);
+    s.cosines = arena_floats(arena, rows, c->head_dim / 2);
+    s.sines = arena_floats(arena, rows, c->head_dim / 2);
+    return s;
+}
+
+/* One sequence's part of a block: its T rows of q, k, v are rotated, k and v are kept, and out (T, H*d) is what its
+   queries find in all the positions up to their own. */
+static void sequence_attention(Work *work, const Config *c, const TransformerScratch *s, int64_t r, int layer,
+                               Sequence *sequence, float *out) {
+    const int64_t T = s->T, q_width = (int64_t)c->heads * c->head_dim, kv_width = (int64_t)c->kv_heads * c->head_dim;
+    const int64_t past = sequence->own.length;
+    float *q = s->q + r * T * q_width, *k = s->k + r * T * kv_width, *v = s->v + r * T * kv_width;
+    const float *cosines = s->cosines + r * T * (c->head_dim / 2), *sines = s->sines + r * T * (c->head_dim / 2);
+    KeyValue spans[2];
+    AttentionShape shape;
+    int count = 0;
+    rope(q, T, c->heads, c->head_dim, cosines, sines);
+    rope(k, T, c->kv_heads, c->head_dim, cosines, sines);
+    memcpy(sequence->own.keys[layer] + past * kv_width, k, (size_t)(T * kv_width) * sizeof *k);
+    memcpy(sequence->own.values[layer] + past * kv_width, v, (size_t)(T * kv_width) * sizeof *v);
+    for (int own = 0; own < 2; own++) {
+        const KvCache *cache = own ? &sequence->own : sequence->shared;
+        if (cache == NULL) continue;
+        spans[count].k = cache->keys[layer];
+        spans[count].v = cache->values[layer];
+        spans[count].type = TYPE_F32;
+        spans[count].count = own ? past + T : cache->length;
+        spans[count].stride = kv_width;
+        count++;
+    }
+    shape.T = T;
+    shape.H = c->heads;
+    shape.KV = c->kv_heads;
+    shape.d = c->head_dim;
+    shape.q_stride = shape.out_stride = q_width;
+    shape.causal = 1;
+    shape.scale = 1.0f / sqrtf((float)c->head_dim);
+    attention(&work->compute, out, q, spans, count, &shape);
+}
+
+/* x (R*T, D) -> x (R*T, D) */
+static void transformer_block(Work *work, const Config *c, const TransformerBlock *block, int layer,
+                              const TransformerScratch *s, Sequence *const *sequences, float *x) {
+    Compute *cx = &work->compute;
+    const int64_t rows = s->R * s->T, q_width = (int64_t)c->heads * c->head_dim;
+    rms_norm(cx, s->h, x, block->attn_norm, rows, c->hidden, c->rms_epsilon);
+    linear(cx, s->q, s->h, &block->q, NULL, rows);
+    linear(cx, s->k, s->h, &block->k, NULL, rows);
+    linear(cx, s->v, s->h, &block->v, NULL, rows);
+    for (int64_t r = 0; r < s->R; r++)
+        sequence_attention(work, c, s, r, layer, sequences[r], s->h + r * s->T * q_width);
+    linear(cx, s->q, s->h, &block->output, NULL, rows);
+    add(cx, x, s->q, rows * c->hidden);
+
+    rms_norm(cx, s->h, x, block->ffn_norm, rows, c->hidden, c->rms_epsilon);
+    linear(cx, s->gate, s->h, &block->gate, NULL, rows);
+    linear(cx, s->up, s->h, &block->up, NULL, rows);
+    silu_mul(cx, s->gate, s->up, rows * c->mlp);
+    linear(cx, s->h, s->gate, &block->down, NULL, rows);
+    add(cx, x, s->h, rows * c->hidden);
+}
+
+/* Taps x (R*T, D) as one tensor (T, D) a sequence: the first under its own name, the second behind "uncond.". */
+static void tap_sequences(Work *work, const char *name, const float *x, int64_t R, int64_t T, int64_t width) {
+    for (int64_t r = 0; r < R && r < 2; r++)
+        tap(work, name_of("%s%s", r == 0 ? "" : "uncond.", name).text, x + r * T * width, T, width, 0);
+}
+
+/* Reads T embeddings a sequence: x (R*T, D) in, the hidden states after the final norm out, and all keys and values are
+   kept. On failure every sequence is as long as before. */
+static JanusStatus transformer_forward(Work *work, const JanusModel *m, float *x, int64_t T, Sequence *const *sequences,
+                                       int64_t R, bool tapped, JanusError *error) {
+    const Config *c = &m->config;
+    const ArenaBlock *mark = arena_mark(&work->arena);
+    const TransformerScratch s = transformer_scratch(&work->arena, c, R, T);
+    JanusStatus status = work_status(work, error);
+    for (int64_t r = 0; r < R && status == JANUS_OK; r++) {
+        const int64_t offset = r * T * (c->head_dim / 2);
+        status = kv_cache_reserve(&sequences[r]->own, c, sequences[r]->own.length + T, error);
+        if (status == JANUS_OK) rope_table(c, sequence_length(sequences[r]), T, s.cosines + offset, s.sines + offset);
+    }
+    for (int i = 0; i < c->layers && status == JANUS_OK; i++) {
+        transformer_block(work, c, &m->blocks[i], i, &s, sequences, x);
+        if (tapped) tap_sequences(work, name_of("transformer.block.%d", i).text, x, R, T, c->hidden);
+        if (T > 1) status = work_progress(work, "read", i + 1, c->layers, error);
+    }
+    if (status == JANUS_OK) {
+        rms_norm(&work->compute, x, x, m->output_norm, R * T, c->hidden, c->rms_epsilon);
+        if (tapped) tap_sequences(work, "transformer.hidden", x, R, T, c->hidden);
+    }
+    const JanusStatus end = work_end(work, mark, error);
+    if (status == JANUS_OK) status = end;
+    for (int64_t r = 0; r < R && status == JANUS_OK; r++) sequences[r]->own.length += T;
+    return status;
+}
+
+/* ====================================================================================================================
+   11  Heads and sampling: the hidden state of the last position becomes the scores of the next token.
+       LM head: one matrix, (D) -> (V).  Image head: Linear, gelu, Linear, (D) -> (E) -> (K).
+       Guidance: logits = uncond + w (cond - uncond): w > 1 moves away from what would be drawn without the prompt.
+       official: vision_head in modeling_vlm.py, generation_inference.py
+   ==================================================================================================================== */
+
+/* logits (R, K) from hidden states (R, D) */
+static JanusStatus image_head(Work *work, const JanusModel *m, float *logits, const float *hidden, int64_t R,
+                              JanusError *error) {
+    const ArenaBlock *mark = arena_mark(&work->arena);
+    float *h = arena_floats(&work->arena, R, m->config.gen_head_width);
+    const JanusStatus status = work_status(work, error);
+    if (status == JANUS_OK) {
+        apply(work, h, hidden, &m->gen_head_proj, R);
+        gelu(&work->compute, h, R * m->config.gen_head_width);
+        apply(work, logits, h, &m->gen_head, R);
+    }
+    const JanusStatus end = work_end(work, mark, error);
+    return status != JANUS_OK ? status : end;
+}
+
+/* logits (K) from those of the two rows of one picture; each operation is rounded, as PyTorch's are */
+static void guide(float *logits, const float *cond, const float *uncond, int64_t K, float cfg_weight) {
+    for (int64_t i = 0; i < K; i++) {
+        const float difference = cond[i] - uncond[i];
+        const float step = cfg_weight * difference;
+        logits[i] = uncond[i] + step;
+    }
+}
+
+/* The most probable id; the first on ties. */
+static int argmax(const float *logits, int64_t count) {
+    int64_t best = 0;
+    for (int64_t i = 1; i < count; i++)
+        if (logits[i] > logits[best]) best = i;
+    return (int)best;
+}
+
+/* ---- Drawing an id as PyTorch draws it -------------------------------------------------------------------------
+ *
+ * Sampling turns the last row of logits into an id. With these functions a seed gives the ids that PyTorch gives on
+ * the CPU after torch.manual_seed(seed). File names below are PyTorch's, under aten/src/ATen.
+ *
+ * torch.multinomial(p, num_samples=1) is a race of exponentials (native/Distributions.cpp, multinomial_out):
+ *
+ *     q ~ Exp(1), shape (N, V), rows in order;    id[n] = argmax over v of p[n][v] / q[n][v], the first of equals
+ *
+ * so id v wins with probability p[n][v], and a step consumes N * V exponentials whatever p is. p is (N, V) row-major.
+ *
+ * The generator is mt19937 (core/MT19937RNGEngine.h), seeded from the low 32 bits of the seed alone. A step of it is
+ * 32 bits; nothing else in a drawing or an answer takes any. Tensor.exponential_ has had two kernels:
+ *
+ *   GENERIC  two steps a value, high word first (CPUGeneratorImpl.cpp, random64); the low 53 bits are u in [0, 1);
+ *            q = float(-log1p(-u)), in double (core/TransformationHelper.h, uniform_real and exponential), one value
+ *            after another on one thread (native/cpu/DistributionTemplates.h, exponential_kernel): there is no
+ *            vectorised form, and threads, instruction set and tensor size change nothing.
+ *            Used by every build since 2.7, and before that by every build without MKL (ARM, Debian's).
+ *   MKL      one step a call seeds MKL's MCG31m1, x <- 1132489760 x mod (2^31 - 1), whose first value is the seed;
+ *            u = float(x / (2^31 - 1)) in (0, 1]; q = float(-log u) + 2^-126 (native/cpu/DistributionKernels.cpp,
+ *            exponential_kernel). Threads skip ahead in the one stream, so they change nothing either.
+ *            Used by the x86-64 builds 2.0 to 2.6 of PyPI, on AMD processors too; switched off in 2.7 because 2^31
+ *            streams are too few (pull request 146174). 2.0 lacks the 2^-126, so that q can be 0 there.
+ *
+ * Measured against the wheels 2.13.0, 2.7.0, 2.6.0, 2.0.1 and Debian's 1.13.1 on x86-64. GENERIC: q has the same
+ * bits. MKL: its own float log rounds 7.5 % of the values to the other neighbour, here and always by one unit in the
+ * last place; an id follows only where the two best ratios are within 2^-22 of each other.
+ * log and log1p are libm's, in double and then rounded to float: two libms that differ in the last bit of the double
+ * give different floats about once in 10^9 values. */
+
+typedef struct {
+    uint32_t mt[624]; /* the generator's words */
+    int next;         /* index of the next word to hand out; 624: all are used */
+    int kind;         /* rng_kind */
+} TorchRng;
+
+static void torch_rng_seed(TorchRng *rng, int kind, uint64_t seed)
+{
+    rng->mt[0] = (uint32_t)(seed & 0xffffffffu);
+    for (int i = 1; i < 624; i++) {
+        uint32_t previous = rng->mt[i - 1];
+        rng->mt[i] = 1812433253u * (previous ^ (previous >> 30)) + (uint32_t)i;
+    }
+    rng->next = 624;
+    rng->kind = kind;
+}
+
+static void refill_words(uint32_t mt[624])
+{
+    for (int i = 0; i < 624; i++) {
+        uint32_t bits = (mt[i] & 0x80000000u) | (mt[(i + 1) % 624] & 0x7fffffffu);
+        mt[i] = mt[(i + 397) % 624] ^ (bits >> 1) ^ ((bits & 1u) ? 0x9908b0dfu : 0u);
+    }
+}
+
+static uint32_t next_word(TorchRng *rng)
+{
+    if (rng->next == 624) {
+        refill_words(rng->mt);
+        rng->next = 0;
+    }
+    uint32_t y = rng->mt[rng->next++];
+    y ^= y >> 11;
+    y ^= (y << 7) & 0x9d2c5680u;
+    y ^= (y << 15) & 0xefc60000u;
+    return y ^ (y >> 18);
+}
+
+static void mkl_exponential(float *q, int64_t count, uint32_t seed)
+{
+    const uint64_t modulus = 2147483647u; /* 2^31 - 1 */
+    uint64_t x = seed % modulus;
+    if (x == 0)
+        x = 1;
+    for (int64_t i = 0; i < count; i++) {
+        float u = (float)((double)x / (double)modulus);
+        q[i] = (float)-log((double)u) + 0x1p-126f;
+        x = x * 1132489760u % modulus;
+    }
+}
+
+/* q (count) ~ Exp(1): what torch.empty(count).exponential_(1) holds. */
+static void torch_exponential(TorchRng *rng, float *q, int64_t count)
+{
+    if (rng->kind == JANUS_RNG_TORCH_MKL) {
+        mkl_exponential(q, count, next_word(rng));
+        return;
+    }
+    for (int64_t i = 0; i < count; i++) {
+        uint64_t high = next_word(rng);
+        uint64_t bits = ((high << 32) | next_word(rng)) & (((uint64_t)1 << 53) - 1);
+        q[i] = (float)-log1p(-(double)bits * 0x1p-53);
+    }
+}
+
+/* Whether every entry is a finite number >= 0 and every row has one > 0: where this fails, torch.multinomial raises. */
+static int is_distribution(const float *probs, int N, int V)
+{
+    for (int n = 0; n < N; n++) {
+        const float *p = probs + (int64_t)n * V;
+        int positive = 0;
+        for (int v = 0; v < V; v++) {
+            if (!(p[v] >= 0.0f && p[v] < INFINITY))
+                return 0;
+            positive |= p[v] > 0.0f;
+        }
+        if (!positive)
+            return 0;
+    }
+    return 1;
+}
+
+/* ids (N), probs (N, V) that need not add up to 1, scratch (N, V). Returns 1; or 0, with nothing drawn, where probs is
+ * no distribution. q is 0 once in 2^53 values (GENERIC): then an id of probability 0 loses here, and wins in PyTorch,
+ * whose argmax takes 0 / 0 for the largest. */
+static int torch_multinomial(TorchRng *rng, int *ids, const float *probs, float *scratch, int N, int V)
+{
+    if (!is_distribution(probs, N, V))
+        return 0;
+    torch_exponential(rng, scratch, (int64_t)N * V);
+    for (int n = 0; n < N; n++) {
+        const float *p = probs + (int64_t)n * V, *q = scratch + (int64_t)n * V;
+        float best = -1.0f;
+        for (int v = 0; v < V; v++) {
+            float ratio = p[v] / q[v];
+            if (ratio > best) {
+                best = ratio;
+                ids[n] = v;
+            }
+        }
+    }
+    return 1;
+}
+
+/* ---- From logits to probabilities -------------------------------------------------------------------------------
+ *
+ * A picture's step (official generation_inference.py) is softmax(logits / T) and the race above, nothing more.
+ * An answer's step is what transformers' generate(do_sample=True, temperature=T, top_p=P) does, in this order
+ * (generation/utils.py, _get_logits_processor and _sample; generation/logits_process.py):
+ *
+ *     logits / T  ->  top-k  ->  top-p  ->  softmax  ->  the race above over all V ids, one row
+ *
+ * top-k is there although nobody asks for it: GenerationConfig's top_k is 50 unless the checkpoint or the caller sets
+ * another, and neither the official code nor its checkpoints do. It keeps all ids whose logit is >= the 50th largest.
+ * top-p sorts what is left upwards and drops ids while the running sum of softmax is <= 1 - P, never the last one.
+ * T and P are doubles as in Python: 1 - P is a double, then everything is float but torch's running sum (double).
+ * Probabilities agree with torch's to a few units in the last place, not to the bit: its exp is a vector one. Of
+ * equal logits at the edge of top-p the lower id goes first; torch's sort promises no order there. */
+
+/* x in: logits (V); out: x / temperature. */
+static void scale_temperature(float *x, int V, double temperature)
+{
+    for (int v = 0; v < V; v++)
+        x[v] /= (float)temperature;
+}
+
+static float softmax_weight(float x, float max)
+{
+    float shifted = x - max;
+    return (float)exp((double)shifted);
+}
+
+/* probs (V) = softmax(logits (V)); may be the same array. Logits of -inf get 0. */
+static void softmax_probs(float *probs, const float *logits, int V)
+{
+    float max = logits[0];
+    double sum = 0.0;
+    for (int v = 1; v < V; v++)
+        if (logits[v] > max)
+            max = logits[v];
+    for (int v = 0; v < V; v++) {
+        probs[v] = softmax_weight(logits[v], max);
+        sum += probs[v];
+    }
+    for (int v = 0; v < V; v++)
+        probs[v] *= (float)(1.0 / sum);
+}
+
+/* Sets the logits (V) below the top_k-th largest to -inf; top_k < 1 keeps all. largest: scratch (top_k). */
+static void keep_top_k(float *logits, int V, int top_k, float *largest)
+{
+    if (top_k < 1 || top_k >= V)
+        return;
+    for (int i = 0; i < top_k; i++)
+        largest[i] = -INFINITY;
+    for (int v = 0; v < V; v++) {
+        int at = top_k - 1; /* largest falls: a new one moves up from the end */
+        if (!(logits[v] > largest[at]))
+            continue;
+        for (; at > 0 && logits[v] > largest[at - 1]; at--)
+            largest[at] = largest[at - 1];
+        largest[at] = logits[v];
+    }
+    for (int v = 0; v < V; v++)
+        if (logits[v] < largest[top_k - 1])
+            logits[v] = -INFINITY;
+}
+
+typedef struct {
+    float logit;
+    int id;
+} RankedLogit;
+
+static int by_logit_then_id(const void *a, const void *b)
+{
+    const RankedLogit *x = a, *y = b;
+    if (x->logit != y->logit)
+        return x->logit < y->logit ? -1 : 1;
+    return x->id < y->id ? -1 : 1;
+}
+
+/* Sets the logits (V) outside the most probable ids that hold top_p of the probability to -inf. ranked: scratch (V). */
+static void keep_top_p(float *logits, int V, double top_p, RankedLogit *ranked)
+{
+    int kept = 0;
+    if (top_p >= 1.0)
+        return;
+    for (int v = 0; v < V; v++)
+        if (logits[v] > -INFINITY) {
+            ranked[kept].logit = logits[v];
+            ranked[kept++].id = v;
+        }
+    qsort(ranked, (size_t)kept, sizeof *ranked, by_logit_then_id);
+
+    double sum = 0.0, cumulative = 0.0;
+    for (int i = 0; i < kept; i++)
+        sum += softmax_weight(ranked[i].logit, ranked[kept - 1].logit);
+    for (int i = 0; i < kept - 1; i++) {
+        cumulative += softmax_weight(ranked[i].logit, ranked[kept - 1].logit) * (float)(1.0 / sum);
+        if ((float)cumulative > (float)(1.0 - top_p))
+            break;
+        logits[ranked[i].id] = -INFINITY;
+    }
+}
+
+/* ====================================================================================================================
+   12  Generation encoder: VQ-16 of LlamaGen, picture -> ids, and ids -> embeddings for the transformer.
+       Convolutions halve the picture's side level by level; each remaining position is one vector of z numbers, narrowed
+       to 8, and the id of the codebook row that points most nearly in the same direction.
+       ResBlock:  x + conv(swish(norm(conv(swish(norm(x))))))      AttnBlock:  x + proj(attention(norm(x))), one head
+       official: vq_model.py
+   ==================================================================================================================== */
+
+/* The side of the pictures that are drawn. */
+static int drawn_side(const Config *c) { return c->grid << (c->levels - 1); }
+
+static int64_t image_tokens(const Config *c) { return (int64_t)c->grid * c->grid; }
+
+/* 3x3 convolution of x (side*side, in) that keeps the side: zeros around the border. */
+static void conv3x3(Work *work, float *out, const float *x, const Linear *layer, int64_t side) {
+    ConvShape shape = {0};
+    shape.H = shape.W = shape.Ho = shape.Wo = side;
+    shape.I = layer->weight.cols / 9;
+    shape.kernel = 3;
+    shape.stride = shape.pad = 1;
+    conv2d(&work->compute, out, x, &layer->weight, layer->bias, &shape);
+}
+
+static void normalize_groups(Work *work, const Config *c, float *out, const float *x, const Norm *norm, int64_t rows,
+                             int64_t width, int swish) {
+    group_norm(&work->compute, out, x, norm->weight, norm->bias, rows, width, c->groups, c->group_epsilon, swish);
+}
+
+/* x (side*side, in) -> x (side*side, out), in place: x has room for the wider of the two. */
+static void res_block(Work *work, const Config *c, const ResBlock *block, float *x, int64_t side) {
+    const int64_t rows = side * side, widest = block->in > block->out ? block->in : block->out;
+    const ArenaBlock *mark = arena_mark(&work->arena);
+    float *h = arena_floats(&work->arena, rows, widest), *y = arena_floats(&work->arena, rows, block->out);
+    if (!work->arena.failed) {
+        normalize_groups(work, c, h, x, &block->norm1, rows, block->in, 1);
+        conv3x3(work, y, h, &block->conv1, side);
+        normalize_groups(work, c, y, y, &block->norm2, rows, block->out, 1);
+        conv3x3(work, h, y, &block->conv2, side);
+        if (block->in != block->out) {
+            apply(work, y, x, &block->shortcut, rows);
+            memcpy(x, y, (size_t)(rows * block->out) * sizeof *x);
+        }
+        add(&work->compute, x, h, rows * block->out);
+    } else {
+        work->compute.failed = 1;
+    }
+    arena_release(&work->arena, mark);
+}
+
+/* x (T, C) -> x (T, C): every position attends to every other. */
+static void attn_block(Work *work, const Config *c, const AttnBlock *block, float *x, int64_t T) {
+    const int64_t width = block->width;
+    const ArenaBlock *mark = arena_mark(&work->arena);
+    float *h = arena_floats(&work->arena, T, width), *q = arena_floats(&work->arena, T, width);
+    float *k = arena_floats(&work->arena, T, width), *v = arena_floats(&work->arena, T, width);
+    if (!work->arena.failed) {
+        KeyValue keys;
+        AttentionShape shape;
+        normalize_groups(work, c, h, x, &block->norm, T, width, 0);
+        apply(work, q, h, &block->q, T);
+        apply(work, k, h, &block->k, T);
+        apply(work, v, h, &block->v, T);
+        keys.k = k;
+        keys.v = v;
+        keys.type = TYPE_F32;
+        keys.count = T;
+        keys.stride = width;
+        shape.T = T;
+        shape.H = shape.KV = 1;
+        shape.d = shape.q_stride = shape.out_stride = width;
+        shape.causal = 0;
+        shape.scale = 1.0f / sqrtf((float)width);
+        attention(&work->compute, h, q, &keys, 1, &shape);
+        apply(work, q, h, &block->proj, T);
+        add(&work->compute, x, q, T * width);
+    } else {
+        work->compute.failed = 1;
+    }
+    arena_release(&work->arena, mark);
+}
+
+static void mid_block(Work *work, const Config *c, const VqHalf *half, float *x, int64_t side) {
+    res_block(work, c, &half->mid_res[0], x, side);
+    attn_block(work, c, &half->mid_attn, x, side * side);
+    res_block(work, c, &half->mid_res[1], x, side);
+}
+
+/* Floats that the widest stage of encoder and decoder holds. */
+static int64_t vq_room(const Config *c) {
+    int64_t room = image_tokens(c) * c->z_channels;
+    for (int i = 0; i < c->levels; i++) {
+        const int64_t side = (int64_t)c->grid << (c->levels - 1 - i);
+        /* a level is entered with the width of the level before it, on either way */
+        for (int near = i - 1; near <= i + 1; near++) {
+            const int multiplier = near < 0 ? 1 : near >= c->levels ? c->multipliers[i] : c->multipliers[near];
+            const int64_t floats = checked_product(side, side, (int64_t)c->base_channels * multiplier);
+            if (floats > room) room = floats;
+        }
+    }
+    return room;
+}
+
+/* Halves the side: x (side*side, C) -> out (side/2 * side/2, C). Zeros to the right and below only. */
+static void downsample(Work *work, float *out, const float *x, const Linear *layer, int64_t side) {
+    ConvShape shape = {0};
+    shape.H = shape.W = side;
+    shape.I = layer->weight.rows;
+    shape.kernel = 3;
+    shape.stride = 2;
+    shape.Ho = shape.Wo = side / 2;
+    conv2d(&work->compute, out, x, &layer->weight, layer->bias, &shape);
+}
+
+/* The levels of the encoder, shallow to deep, then its mid block; x (side*side, base) -> x (grid*grid, deepest). */
+static JanusStatus vq_encoder_levels(Work *work, const JanusModel *m, float *x, float *y, JanusError *error) {
+    const Config *c = &m->config;
+    int64_t side = drawn_side(c);
+    JanusStatus status = JANUS_OK;
+    for (int i = 0; i < c->levels && status == JANUS_OK; i++) {
+        const VqLevel *level = &m->vq_encoder.level[i];
+        const int64_t width = (int64_t)c->base_channels * c->multipliers[i];
+        for (int b = 0; b < c->res_blocks; b++) {
+            res_block(work, c, &level->res[b], x, side);
+            if (i == c->levels - 1) attn_block(work, c, &level->attn[b], x, side * side);
+        }
+        if (i < c->levels - 1) {
+            downsample(work, y, x, &level->resample, side);
+            side /= 2;
+            memcpy(x, y, (size_t)(side * side * width) * sizeof *x);
+        }
+        tap(work, name_of("vq.encoder.level.%d", i).text, x, side * side, width, 0);
+        status = work_status(work, error);
+        if (status == JANUS_OK) status = work_progress(work, "encode", i + 1, c->levels, error);
+    }
+    if (status == JANUS_OK) mid_block(work, c, &m->vq_encoder, x, side);
+    return status;
+}
+
+/* x (rows, dim) -> rows of length 1, as F.normalize */
+static void normalize_rows(float *x, int64_t rows, int64_t dim) {
+    for (int64_t r = 0; r < rows; r++, x += dim) {
+        float sum = 0;
+        for (int64_t i = 0; i < dim; i++) sum += x[i] * x[i];
+        const float norm = sqrtf(sum) > 1e-12f ? sqrtf(sum) : 1e-12f;
+        for (int64_t i = 0; i < dim; i++) x[i] /= norm;
+    }
+}
+
+static float dot_product(const float *a, const float *b, int64_t count) {
+    float sum = 0;
+    for (int64_t i = 0; i < count; i++) sum += a[i] * b[i];
+    return sum;
+}
+
+/* z (T, dim) -> ids (T): the nearest codebook row, both on the unit sphere; the first on ties. z is normalised in place. */
+static JanusStatus quantize(Work *work, const JanusModel *m, float *z, int32_t *ids, JanusError *error) {
+    const int64_t T = image_tokens(&m->config), K = m->config.codebook, dim = m->config.code_dim;
+    const ArenaBlock *mark = arena_mark(&work->arena);
+    float *codes = arena_floats(&work->arena, K, dim), *squares = arena_floats(&work->arena, K, 1);
+    const JanusStatus status = work_status(work, error);
+    if (status == JANUS_OK) {
+        for (int64_t i = 0; i < K; i++) weight_row(codes + i * dim, &m->codebook, i);
+        normalize_rows(codes, K, dim);
+        normalize_rows(z, T, dim);
+        for (int64_t i = 0; i < K; i++) squares[i] = dot_product(codes + i * dim, codes + i * dim, dim);
+        for (int64_t t = 0; t < T; t++) {
+            const float *row = z + t * dim;
+            const float square = dot_product(row, row, dim);
+            float nearest = FLT_MAX;
+            ids[t] = 0;
+            for (int64_t i = 0; i < K; i++) {
+                const float distance = square + squares[i] - 2 * dot_product(row, codes + i * dim, dim);
+                if (distance < nearest) nearest = distance, ids[t] = (int32_t)i;
+            }
+        }
+    }
+    arena_release(&work->arena, mark);
+    return status;
+}
+
+/* pixels (side, side, 3) in -1..1 -> ids (grid*grid) */
+static JanusStatus vq_encode(Work *work, const JanusModel *m, const float *pixels, int32_t *ids, JanusError *error) {
+    const Config *c = &m->config;
+    const VqHalf *encoder = &m->vq_encoder;
+    const int64_t side = drawn_side(c), T = image_tokens(c);
+    const ArenaBlock *mark = arena_mark(&work->arena);
+    float *x = arena_floats(&work->arena, vq_room(c), 1), *y = arena_floats(&work->arena, vq_room(c), 1);
+    float *z = arena_floats(&work->arena, T, c->code_dim);
+    JanusStatus status = work_status(work, error);
+    if (status == JANUS_OK) {
+        tap(work, "vq.encoder.input", pixels, side, side, 3);
+        conv3x3(work, x, pixels, &encoder->conv_in, side);
+        tap(work, "vq.encoder.conv_in", x, side * side, c->base_channels, 0);
+        status = vq_encoder_levels(work, m, x, y, error);
+    }
+    if (status == JANUS_OK) {
+        tap(work, "vq.encoder.mid", x, T, encoder->mid_width, 0);
+        normalize_groups(work, c, x, x, &encoder->norm_out, T, encoder->out_width, 1);
+        conv3x3(work, y, x, &encoder->conv_out, c->grid);
+        tap(work, "vq.encoder.output", y, T, c->z_channels, 0);
+        apply(work, z, y, &m->quant_conv, T);
+        tap(work, "vq.quant_conv", z, T, c->code_dim, 0);
+        status = quantize(work, m, z, ids, error);
+    }
+    if (status == JANUS_OK) work_tap(work, "vq.ids", JANUS_INT32, ids, T, 0, 0);
+    const JanusStatus end = work_end(work, mark, error);
+    return status != JANUS_OK ? status : end;
+}
+
+/* Image ids as inputs of the transformer: out (N, D). The table is its own, not the codebook.
+   official: prepare_gen_img_embeds */
+static JanusStatus embed_image_ids(Work *work, const JanusModel *m, const int32_t *ids, int64_t N, float *out,
+                                   JanusError *error) {
+    const Config *c = &m->config;
+    const ArenaBlock *mark = arena_mark(&work->arena);
+    float *rows = arena_floats(&work->arena, N, c->code_dim), *hidden = arena_floats(&work->arena, N, c->hidden);
+    const JanusStatus status = work_status(work, error);
+    if (status == JANUS_OK) {
+        for (int64_t i = 0; i < N; i++) weight_row(rows + i * c->code_dim, &m->gen_embed, ids[i]);
+        adaptor(work, out, rows, m->gen_aligner, c->gen_aligner_depth, N, hidden);
+        tap(work, "generation.embedding", out, c->hidden, 0, 0);
+    }
+    const JanusStatus end = work_end(work, mark, error);
+    return status != JANUS_OK ? status : end;
+}
+
+/* ====================================================================================================================
+   13  Image decoder: ids -> codebook rows on the unit sphere -> picture, the encoder's way back: mid block first, then
+       levels from the deepest up, each but the last followed by a doubling of the side.
+       official: vq_model.py (decode_code), generation_inference.py (pixels)
+   ==================================================================================================================== */
+
+/* Doubles the side: every pixel four times, then a 3x3 convolution; x (side*side, C) -> out (4*side*side, C). */
+static void upsample(Work *work, float *out, const float *x, const Linear *layer, int64_t side) {
+    ConvShape shape = {0};
+    shape.H = shape.W = side;
+    shape.I = layer->weight.rows;
+    shape.kernel = 3;
+    shape.stride = shape.pad = 1;
+    shape.Ho = shape.Wo = 2 * side;
+    shape.upsample = 1;
+    conv2d(&work->compute, out, x, &layer->weight, layer->bias, &shape);
+}
+
+/* The levels of the decoder; *x holds (grid*grid, deepest) and then (side*side, C); x and y change places. */
+static JanusStatus vq_decoder_levels(Work *work, const JanusModel *m, float **x, float **y, JanusError *error) {
+    const Config *c = &m->config;
+    int64_t side = c->grid;
+    JanusStatus status = JANUS_OK;
+    for (int i = 0; i < c->levels && status == JANUS_OK; i++) {
+        const VqLevel *level = &m->vq_decoder.level[i];
+        for (int b = 0; b <= c->res_blocks; b++) {
+            res_block(work, c, &level->res[b], *x, side);
+            if (i == 0) attn_block(work, c, &level->attn[b], *x, side * side);
+        }
+        if (i < c->levels - 1) {
+            float *filled = *y;
+            upsample(work, filled, *x, &level->resample, side);
+            *y = *x;
+            *x = filled;
+            side *= 2;
+        }
+        tap(work, name_of("vq.decoder.level.%d", i).text, *x, side * side,
+            (int64_t)c->base_channels * c->multipliers[c->levels - 1 - i], 0);
+        status = work_status(work, error);
+        if (status == JANUS_OK) status = work_progress(work, "decode", i + 1, c->levels, error);
+    }
+    return status;
+}
+
+/* y (count) in about -1..1 -> bytes, cut off and not rounded, as the official code does */
+static void to_pixels(uint8_t *rgb, const float *y, int64_t count) {
+    for (int64_t i = 0; i < count; i++) {
+        const float value = (y[i] + 1.0f) / 2.0f * 255.0f;
+        rgb[i] = (uint8_t)(value > 0 ? value < 255 ? value : 255 : 0);
+    }
+}
+
+static void tap_pixels(Work *work, const uint8_t *rgb, int64_t side) {
+    const int64_t count = side * side * 3;
+    const ArenaBlock *mark = arena_mark(&work->arena);
+    int32_t *levels = work->hooks.tap == NULL ? NULL : arena_allocate(&work->arena, count, sizeof *levels);
+    for (int64_t i = 0; i < count && levels != NULL; i++) levels[i] = rgb[i];
+    if (levels != NULL) work_tap(work, "image.pixels", JANUS_INT32, levels, side, side, 3);
+    arena_release(&work->arena, mark);
+}
+
+/* ids (grid*grid) -> rgb (side, side, 3) */
+static JanusStatus vq_decode(Work *work, const JanusModel *m, const int32_t *ids, uint8_t *rgb, JanusError *error) {
+    const Config *c = &m->config;
+    const VqHalf *decoder = &m->vq_decoder;
+    const int64_t side = drawn_side(c), T = image_tokens(c);
+    const ArenaBlock *mark = arena_mark(&work->arena);
+    float *x = arena_floats(&work->arena, vq_room(c), 1), *y = arena_floats(&work->arena, vq_room(c), 1);
+    float *codes = arena_floats(&work->arena, T, c->code_dim), *drawn = arena_floats(&work->arena, side * side, 3);
+    JanusStatus status = work_status(work, error);
+    if (status == JANUS_OK) {
+        for (int64_t t = 0; t < T; t++) weight_row(codes + t * c->code_dim, &m->codebook, ids[t]);
+        normalize_rows(codes, T, c->code_dim);
+        tap(work, "vq.codes", codes, T, c->code_dim, 0);
+        apply(work, y, codes, &m->post_quant_conv, T);
+        tap(work, "vq.post_quant", y, T, c->z_channels, 0);
+        conv3x3(work, x, y, &decoder->conv_in, c->grid);
+        tap(work, "vq.decoder.conv_in", x, T, decoder->mid_width, 0);
+        mid_block(work, c, decoder, x, c->grid);
+        tap(work, "vq.decoder.mid", x, T, decoder->mid_width, 0);
+        status = vq_decoder_levels(work, m, &x, &y, error);
+    }
+    if (status == JANUS_OK) {
+        normalize_groups(work, c, x, x, &decoder->norm_out, side * side, decoder->out_width, 1);
+        conv3x3(work, drawn, x, &decoder->conv_out, side);
+        tap(work, "vq.decoder.output", drawn, side, side, 3);
+        to_pixels(rgb, drawn, side * side * 3);
+        tap_pixels(work, rgb, side);
+    }
+    const JanusStatus end = work_end(work, mark, error);
+    return status != JANUS_OK ? status : end;
+}
+
+/* ====================================================================================================================
+   14  The two tasks, step by step. Prompts have the form in which the model was trained (official conversation.py,
+       template "deepseek"; processing_vlm.py):
+         draw    BOS <|User|>: PROMPT \n\n <|Assistant|>: <begin_of_image>
+         answer  BOS SYSTEM \n\n <|User|>: <image_placeholder>\n QUESTION \n\n <|Assistant|>:   then ANSWER EOS and the next turn,
+                 where each <image_placeholder> stands for <begin_of_image>, the image's T embeddings, <end_of_image>
+   ==================================================================================================================== */
+
+struct JanusSession {
+    const JanusModel *model;
+    Work work;
+    Sequence conversation;   /* keys and values of all that was said */
+    int32_t unread[2];       /* ids that were said but not yet read by the transformer: an answer's end */
+    int unread_count;
+};
+
+/* A growing list of ids. A failed allocation is remembered. */
+typedef struct {
+    int32_t *ids;
+    size_t count, capacity;
+    bool failed;
+} IdList;
+
+static void id_list_add(IdList *list, int32_t id, size_t times) {
+    if (list->failed || times > SIZE_MAX / 8 - list->count) {
+        list->failed = true;
+        return;
+    }
+    if (list->count + times > list->capacity) {
+        const size_t capacity = 2 * (list->count + times) + 64;
+        int32_t *grown = realloc(list->ids, capacity * sizeof *grown);
+        if (grown == NULL) {
+            list->failed = true;
+            return;
+        }
+        list->ids = grown;
+        list->capacity = capacity;
+    }
+    for (size_t i = 0; i < times; i++) list->ids[list->count++] = id;
+}
+
+/* The white space that Python's str.strip() removes. */
+static bool is_python_space(uint32_t c) {
+    return (c >= 0x09 && c <= 0x0D) || (c >= 0x1C && c <= 0x20) || c == 0x85 || c == 0xA0 || c == 0x1680 ||
+           (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 || c == 0x202F || c == 0x205F || c == 0x3000;
+}
+
+/* Valid UTF-8 without the white space at both ends. */
+static StringView strip(const char *text, size_t length) {
+    size_t start = length, end = 0, at = 0;
+    while (at < length) {
+        const size_t here = at;
+        if (is_python_space(utf8_next(text, &at))) continue;
+        if (start == length) start = here;
+        end = at;
+    }
+    StringView stripped = {text + start, end > start ? end - start : 0};
+    return stripped;
+}
+
+/* Checks a prompt or question that a person gave and strips it. */
+static JanusStatus check_text(const char *text, const char *what, StringView *stripped, JanusError *error) {
+    if (text == NULL) return fail(error, JANUS_BAD_ARGUMENT, "the %s is missing", what);
+    if (!utf8_valid(text, strlen(text))) return fail(error, JANUS_BAD_ARGUMENT, "the %s is not valid UTF-8", what);
+    *stripped = strip(text, strlen(text));
+    if (stripped->length == 0) return fail(error, JANUS_BAD_ARGUMENT, "the %s is empty: say something", what);
+    return JANUS_OK;
+}
+
+/* Joins up to six pieces; malloc'ed and zero-terminated, NULL without memory. */
+static char *join_text(const StringView *pieces, int count, size_t *length) {
+    size_t total = 0, at = 0;
+    for (int i = 0; i < count; i++) total += pieces[i].length;
+    char *text = malloc(total + 1);
+    for (int i = 0; i < count && text != NULL; i++) {
+        if (pieces[i].length > 0) memcpy(text + at, pieces[i].text, pieces[i].length);
+        at += pieces[i].length;
+    }
+    if (text != NULL) text[total] = 0;
+    *length = total;
+    return text;
+}
+
+static StringView view_of(const char *text) {
+    StringView view = {text, strlen(text)};
+    return view;
+}
+
+/* Adds the ids of `text`; every id `placeholder` becomes begin, `image_length` of them, end. */
+static JanusStatus add_text(IdList *list, const JanusModel *m, const char *text, size_t length, int *images,
+                            JanusError *error) {
+    const Config *c = &m->config;
+    int32_t *ids = NULL;
+    size_t count = 0;
+    const JanusStatus status = tokenizer_encode(&m->tokenizer, text, length, &ids, &count, error);
+    if (status != JANUS_OK) return status;
+    for (size_t i = 0; i < count; i++) {
+        if (ids[i] != c->image_placeholder) {
+            id_list_add(list, ids[i], 1);
+            continue;
+        }
+        id_list_add(list, c->begin_of_image, 1);
+        id_list_add(list, c->image_placeholder, (size_t)vision_tokens(c));
+        id_list_add(list, c->end_of_image, 1);
+        (*images)++;
+    }
+    free(ids);
+    return list->failed ? fail_memory(error) : JANUS_OK;
+}
+
+/* Embeddings of a prompt: x (T, D); the rows of image placeholders are taken from `seen`, one after the other. */
+static void embed_prompt(const JanusModel *m, const int32_t *ids, int64_t T, const float *seen, float *x) {
+    const int64_t width = m->config.hidden;
+    for (int64_t t = 0; t < T; t++) {
+        if (ids[t] == m->config.image_placeholder && seen != NULL) {
+            memcpy(x + t * width, seen, (size_t)width * sizeof *x);
+            seen += width;
+        } else {
+            weight_row(x + t * width, &m->token_embed, ids[t]);
+        }
+    }
+}
+
+/* ---- Drawing ---- */
+
+/* The ids of a drawing prompt. */
+static JanusStatus drawing_prompt(const JanusModel *m, const char *prompt, IdList *list, JanusError *error) {
+    const Config *c = &m->config;
+    StringView pieces[3];
+    size_t length;
+    int images = 0;
+    JanusStatus status = check_text(prompt, "prompt", &pieces[1], error);
+    if (status != JANUS_OK) return status;
+    pieces[0] = view_of("<|User|>: ");
+    pieces[2] = view_of("\n\n<|Assistant|>:");
+    char *text = join_text(pieces, 3, &length);
+    if (text == NULL) return fail_memory(error);
+    id_list_add(list, c->bos, 1);
+    status = add_text(list, m, text, length, &images, error);
+    id_list_add(list, c->begin_of_image, 1);
+    free(text);
+    if (status != JANUS_OK) return status;
+    if (list->failed) return fail_memory(error);
+    if (images > 0) return fail(error, JANUS_BAD_ARGUMENT, "a drawing prompt cannot hold <image_placeholder>");
+    if ((int64_t)list->count + image_tokens(c) > c->context)
+        return fail(error, JANUS_BAD_ARGUMENT, "the prompt is %lu tokens long; with the picture's %d it exceeds the context of %d",
+                    (unsigned long)list->count, (int)image_tokens(c), c->context);
+    return JANUS_OK;
+}
+
+/* The sequences of a drawing: two prompts, with and without the words, and for each picture two that go on from them. */
+typedef struct {
+    Sequence prompts[2];
+    int64_t R;                 /* 2N rows: conditional, unconditional, conditional, ... */
+    Sequence *rows;            /* (R) */
+    Sequence **row_pointers;   /* (R) */
+    TorchRng rng;
+} Drawing;
+
+static void drawing_free(Drawing *drawing) {
+    for (int i = 0; i < 2; i++) kv_cache_free(&drawing->prompts[i].own);
+    for (int64_t r = 0; r < drawing->R && drawing->rows != NULL; r++) kv_cache_free(&drawing->rows[r].own);
+    free(drawing->rows);
+    free(drawing->row_pointers);
+}
+
+static JanusStatus drawing_start(Drawing *drawing, const Config *c, const JanusGenerateOptions *options, JanusError *error) {
+    memset(drawing, 0, sizeof *drawing);
+    drawing->R = 2 * (int64_t)options->count;
+    drawing->rows = calloc((size_t)drawing->R, sizeof *drawing->rows);
+    drawing->row_pointers = calloc((size_t)drawing->R, sizeof *drawing->row_pointers);
+    if (drawing->rows == NULL || drawing->row_pointers == NULL) return fail_memory(error);
+    for (int64_t r = 0; r < drawing->R; r++) {
+        drawing->rows[r].shared = &drawing->prompts[r % 2].own;
+        drawing->row_pointers[r] = &drawing->rows[r];
+        const JanusStatus status = kv_cache_reserve(&drawing->rows[r].own, c, image_tokens(c) - 1, error);
+        if (status != JANUS_OK) return status;
+    }
+    torch_rng_seed(&drawing->rng, options->rng, options->seed);
+    return JANUS_OK;
+}
+
+/* Both prompts are read side by side; x (R, D) receives their last hidden states, once for each picture. In the
+   unconditional one every id but the first and the last is the pad id, attended to like any other. */
+static JanusStatus read_drawing_prompt(Work *work, const JanusModel *m, Drawing *drawing, const IdList *prompt, float *x,
+                                       JanusError *error) {
+    const int64_t T = (int64_t)prompt->count, width = m->config.hidden;
+    const ArenaBlock *mark = arena_mark(&work->arena);
+    float *rows = arena_floats(&work->arena, 2 * T, width);
+    int32_t *padded = arena_allocate(&work->arena, T, sizeof *padded);
+    Sequence *sequences[2];
+    JanusStatus status = work_status(work, error);
+    sequences[0] = &drawing->prompts[0];
+    sequences[1] = &drawing->prompts[1];
+    if (status == JANUS_OK) {
+        for (int64_t t = 0; t < T; t++) padded[t] = t == 0 || t == T - 1 ? prompt->ids[t] : m->config.pad;
+        work_tap(work, "text.token_ids", JANUS_INT32, prompt->ids, T, 0, 0);
+        embed_prompt(m, prompt->ids, T, NULL, rows);
+        embed_prompt(m, padded, T, NULL, rows + T * width);
+        tap_sequences(work, "text.embeddings", rows, 2, T, width);
+        status = transformer_forward(work, m, rows, T, sequences, 2, true, error);
+    }
+    for (int64_t r = 0; r < drawing->R && status == JANUS_OK; r++)
+        memcpy(x + r * width, rows + ((r % 2 + 1) * T - 1) * width, (size_t)width * sizeof *x);
+    arena_release(&work->arena, mark);
+    return status;
+}
+
+/* logits (R, K) -> one id a picture, ids (N); probs and race (N, K) are scratch. */
+static JanusStatus pick_image_ids(Work *work, const JanusGenerateOptions *options, TorchRng *rng, const float *logits,
+                                  int64_t K, float *probs, float *race, int32_t *ids, JanusError *error) {
+    for (int n = 0; n < options->count; n++) {
+        float *guided = probs + n * K;
+        guide(guided, logits + 2 * n * K, logits + (2 * n + 1) * K, K, options->cfg_weight);
+        if (n == 0) {
+            tap(work, "generation.logits.cond", logits, K, 0, 0);
+            tap(work, "generation.logits.uncond", logits + K, K, 0, 0);
+            tap(work, "generation.logits", guided, K, 0, 0);
+        }
+        ids[n] = argmax(guided, K);
+        if (options->temperature > 0) {
+            scale_temperature(guided, (int)K, options->temperature);
+            softmax_probs(guided, guided, (int)K);
+        }
+    }
+    if (options->temperature > 0 && !torch_multinomial(rng, ids, probs, race, options->count, (int)K))
+        return fail(error, JANUS_BAD_MODEL, "the model's scores are not finite: its weights are damaged, or the temperature too low");
+    return JANUS_OK;
+}
+
+/* Draws N pictures token by token: ids (N, image_tokens). x (R, D) holds the last hidden states of the prompts. */
+static JanusStatus draw_tokens(Work *work, const JanusModel *m, const JanusGenerateOptions *options, Drawing *drawing,
+                               float *x, int32_t *ids, JanusError *error) {
+    const int64_t N = options->count, R = drawing->R, K = m->config.codebook, width = m->config.hidden;
+    const int64_t T = image_tokens(&m->config);
+    const ArenaBlock *mark = arena_mark(&work->arena);
+    float *logits = arena_floats(&work->arena, R, K), *probs = arena_floats(&work->arena, N, K);
+    float *race = arena_floats(&work->arena, N, K), *embedded = arena_floats(&work->arena, N, width);
+    int32_t *step_ids = arena_allocate(&work->arena, N, sizeof *step_ids);
+    JanusStatus status = work_status(work, error);
+    for (int64_t t = 0; t < T && status == JANUS_OK; t++) {
+        status = image_head(work, m, logits, x, R, error);
+        if (status == JANUS_OK)
+            status = pick_image_ids(work, options, &drawing->rng, logits, K, probs, race, step_ids, error);
+        if (status == JANUS_OK) status = work_progress(work, "draw", t + 1, T, error);
+        if (status != JANUS_OK) break;
+        for (int64_t n = 0; n < N; n++) ids[n * T + t] = step_ids[n];
+        if (t == T - 1) break;
+        status = embed_image_ids(work, m, step_ids, N, embedded, error);
+        if (status != JANUS_OK) break;
+        for (int64_t r = 0; r < R; r++) memcpy(x + r * width, embedded + r / 2 * width, (size_t)width * sizeof *x);
+        status = transformer_forward(work, m, x, 1, drawing->row_pointers, R, false, error);
+    }
+    arena_release(&work->arena, mark);
+    if (status == JANUS_OK) work_tap(work, "generation.ids", JANUS_INT32, ids, N, T, 0);
+    return status;
+}
+
+static JanusStatus draw(Work *work, const JanusModel *m, const char *prompt, const JanusGenerateOptions *options,
+                        int32_t *ids, JanusError *error) {
+    const ArenaBlock *mark = arena_mark(&work->arena);
+    IdList list = {0};
+    Drawing drawing = {0};
+    JanusStatus status = drawing_prompt(m, prompt, &list, error);
+    if (status == JANUS_OK) status = drawing_start(&drawing, &m->config, options, error);
+    if (status == JANUS_OK) {
+        float *x = arena_floats(&work->arena, drawing.R, m->config.hidden);
+        status = work_status(work, error);
+        if (status == JANUS_OK) status = read_drawing_prompt(work, m, &drawing, &list, x, error);
+        if (status == JANUS_OK) status = draw_tokens(work, m, options, &drawing, x, ids, error);
+    }
+    arena_release(&work->arena, mark);
+    drawing_free(&drawing);
+    free(list.ids);
+    return status;
+}
+
+/* ---- Answering ---- */
+
+/* The ids of a user's turn, after what the last answer left unread. */
+static JanusStatus turn_prompt(const JanusSession *session, const char *question, int image_count, IdList *list,
+                               JanusError *error) {
+    const JanusModel *m = session->model;
+    const bool first = session->conversation.own.length == 0;
+    StringView pieces[5], stripped, marks = {NULL, 0};
+    size_t length;
+    int images = 0;
+    JanusStatus status = check_text(question, "question", &stripped, error);
+    if (status != JANUS_OK) return status;
+    /* images stand before the question unless the question itself says where */
+    char *repeated = allocate(20 * (int64_t)image_count, 1);
+    if (repeated == NULL) return fail_memory(error);
+    for (int i = 0; i < image_count; i++) memcpy(repeated + 20 * i, "<image_placeholder>\n", 20);
+    if (strstr(question, "<image_placeholder>") == NULL) marks = (StringView){repeated, 20 * (size_t)image_count};
+    pieces[0] = first ? m->config.system_prompt : view_of("");
+    pieces[1] = view_of(first && m->config.system_prompt.length > 0 ? "\n\n<|User|>: " : "<|User|>: ");
+    pieces[2] = marks;
+    pieces[3] = stripped;
+    pieces[4] = view_of("\n\n<|Assistant|>:");
+    char *text = join_text(pieces, 5, &length);
+    free(repeated);
+    if (text == NULL) return fail_memory(error);
+    if (first) id_list_add(list, m->config.bos, 1);
+    for (int i = 0; i < session->unread_count; i++) id_list_add(list, session->unread[i], 1);
+    status = add_text(list, m, text, length, &images, error);
+    free(text);
+    if (status == JANUS_OK && images != image_count)
+        status = fail(error, JANUS_BAD_ARGUMENT, "the question has %d <image_placeholder>, but %d images were given", images,
+                      image_count);
+    return status;
+}
+
+/* Reads a turn: its images are seen, then all its tokens are read. hidden (D) is the state after the last one. */
+static JanusStatus read_turn(JanusSession *session, const IdList *list, const JanusImage *images, int image_count,
+                             float *hidden, JanusError *error) {
+    enum { CHUNK = 1024 }; /* tokens read at once: bounds the scratch memory of a long turn */
+    const JanusModel *m = session->model;
+    Work *work = &session->work;
+    Sequence *sequence = &session->conversation;
+    const int64_t T = (int64_t)list->count, width = m->config.hidden, seen_rows = vision_tokens(&m->config);
+    const ArenaBlock *mark = arena_mark(&work->arena);
+    float *x = arena_floats(&work->arena, T, width);
+    float *seen = arena_floats(&work->arena, image_count * seen_rows, width);
+    JanusStatus status = work_status(work, error);
+    for (int i = 0; i < image_count && status == JANUS_OK; i++)
+        status = see_image(work, m, &images[i], seen + i * seen_rows * width, error);
+    if (status == JANUS_OK) {
+        embed_prompt(m, list->ids, T, seen, x);
+        work_tap(work, "text.token_ids", JANUS_INT32, list->ids, T, 0, 0);
+        tap(work, "text.embeddings", x, T, width, 0);
+    }
+    for (int64_t t = 0; t < T && status == JANUS_OK;) {
+        const bool tapped = work->hooks.tap != NULL;
+        const int64_t count = tapped || T - t < CHUNK ? T - t : CHUNK;
+        status = transformer_forward(work, m, x + t * width, count, &sequence, 1, tapped, error);
+        t += count;
+    }
+    if (status == JANUS_OK) memcpy(hidden, x + (T - 1) * width, (size_t)width * sizeof *hidden);
+    arena_release(&work->arena, mark);
+    return status;
+}
+
+/* An answer while it is written: its bytes so far, and the incomplete character at its end. */
+typedef struct {
+    char *text;
+    size_t length, capacity;
+    Utf8Stream stream;
+    TorchRng rng;
+} Answer;
+
+/* Adds valid UTF-8 to the answer and hands it to the caller; white space before the first word is left out. */
+static JanusStatus answer_emit(Work *work, Answer *answer, const char *text, size_t length, JanusError *error) {
+    if (answer->length == 0) {
+        const StringView stripped = strip(text, length);
+        length = stripped.length == 0 ? 0 : length - (size_t)(stripped.text - text);
+        text = stripped.text;
+    }
+    if (length == 0) return JANUS_OK;
+    if (answer->length + length + 1 > answer->capacity) {
+        const size_t capacity = 2 * (answer->length + length) + 256;
+        char *grown = realloc(answer->text, capacity);
+        if (grown == NULL) return fail_memory(error);
+        answer->text = grown;
+        answer->capacity = capacity;
+    }
+    memcpy(answer->text + answer->length, text, length);
+    answer->length += length;
+    if (work->hooks.text != NULL && work->hooks.text(work->hooks.user, text, length) != 0)
+        return fail(error, JANUS_CANCELLED, "stopped on request while answering");
+    return JANUS_OK;
+}
+
+/* Adds one token to the answer; `id` < 0 ends it. Special tokens say nothing. */
+static JanusStatus answer_token(Work *work, const JanusModel *m, Answer *answer, int32_t id, JanusError *error) {
+    size_t length = 0;
+    const char *bytes = token_bytes(&m->tokenizer, id, &length);
+    if (id >= 0 && m->token_types[id] == TOKEN_CONTROL) return JANUS_OK;
+    char *text = malloc(3 * (length + 1));
+    if (text == NULL) return fail_memory(error);
+    length = id < 0 ? utf8_stream_finish(&answer->stream, text)
+                    : utf8_stream_write(&answer->stream, bytes, length, text);
+    const JanusStatus status = answer_emit(work, answer, text, length, error);
+    free(text);
+    return status;
+}
+
+/* logits (V) -> the next id; probs (V), race (V) and ranked (V) are scratch. */
+static JanusStatus pick_text_id(const JanusAskOptions *options, TorchRng *rng, float *logits, int V, float *race,
+                                RankedLogit *ranked, int32_t *id, JanusError *error) {
+    *id = argmax(logits, V);
+    if (options->temperature <= 0) return JANUS_OK;
+    scale_temperature(logits, V, options->temperature);
+    keep_top_k(logits, V, options->top_k, race);
+    keep_top_p(logits, V, options->top_p, ranked);
+    softmax_probs(logits, logits, V);
+    if (!torch_multinomial(rng, id, logits, race, 1, V))
+        return fail(error, JANUS_BAD_MODEL, "the model's scores are not finite: its weights are damaged, or the temperature too low");
+    return JANUS_OK;
+}
+
+/* Writes the answer token by token from the state hidden (D) after the question. */
+static JanusStatus write_answer(JanusSession *session, const JanusAskOptions *options, float *hidden, Answer *answer,
+                                IdList *said, JanusError *error) {
+    const JanusModel *m = session->model;
+    Work *work = &session->work;
+    Sequence *sequence = &session->conversation;
+    const int V = m->config.vocab;
+    const ArenaBlock *mark = arena_mark(&work->arena);
+    float *logits = arena_floats(&work->arena, V, 1), *race = arena_floats(&work->arena, V, 1);
+    RankedLogit *ranked = arena_allocate(&work->arena, V, sizeof *ranked);
+    JanusStatus status = work_status(work, error);
+    for (int n = 1; status == JANUS_OK; n++) {
+        int32_t id = m->config.eos;
+        linear(&work->compute, logits, hidden, &m->lm_head, NULL, 1);
+        tap(work, "lm.logits", logits, V, 0, 0);
+        status = pick_text_id(options, &answer->rng, logits, V, race, ranked, &id, error);
+        if (status == JANUS_OK) status = work_status(work, error);
+        if (status != JANUS_OK) break;
+        session->unread_count = 0;
+        session->unread[session->unread_count++] = id;
+        if (id == m->config.eos) break;
+        id_list_add(said, id, 1);
+        status = answer_token(work, m, answer, id, error);
+        if (status == JANUS_OK) status = work_progress(work, "answer", n, options->max_tokens, error);
+        if (status != JANUS_OK) break;
+        if (n >= options->max_tokens || sequence->own.length + 2 > m->config.context) {
+            session->unread[session->unread_count++] = m->config.eos;
+            break;
+        }
+        weight_row(hidden, &m->token_embed, id);
+        status = transformer_forward(work, m, hidden, 1, &sequence, 1, false, error);
+    }
+    if (status == JANUS_OK) status = answer_token(work, m, answer, -1, error);
+    if (status == JANUS_OK) work_tap(work, "lm.answer_ids", JANUS_INT32, said->ids, (int64_t)said->count, 0, 0);
+    arena_release(&work->arena, mark);
+    return said->failed ? fail_memory(error) : status;
+}
+
+/* One turn of a conversation. On failure the conversation is what it was. */
+static JanusStatus converse(JanusSession *session, const char *question, const JanusImage *images, int image_count,
+                            const JanusAskOptions *options, Answer *answer, JanusError *error) {
+    const Config *c = &session->model->config;
+    const ArenaBlock *mark = arena_mark(&session->work.arena);
+    const int64_t length_before = session->conversation.own.length;
+    const int unread_count = session->unread_count;
+    int32_t unread[2];
+    IdList turn = {0}, said = {0};
+    memcpy(unread, session->unread, sizeof unread);
+    float *hidden = arena_floats(&session->work.arena, c->hidden, 1);
+    JanusStatus status = work_status(&session->work, error);
+    if (status == JANUS_OK) status = turn_prompt(session, question, image_count, &turn, error);
+    if (status == JANUS_OK && length_before + (int64_t)turn.count > c->context)
+        status = fail(error, JANUS_BAD_ARGUMENT, "the conversation would be %ld tokens long; the context holds %d: start a new one",
+                      (long)(length_before + (int64_t)turn.count), c->context);
+    if (status == JANUS_OK) status = read_turn(session, &turn, images, image_count, hidden, error);
+    if (status == JANUS_OK) {
+        torch_rng_seed(&answer->rng, options->rng, options->seed);
+        status = write_answer(session, options, hidden, answer, &said, error);
+    }
+    if (status != JANUS_OK) {
+        session->conversation.own.length = length_before;
+        session->unread_count = unread_count;
+        memcpy(session->unread, unread, sizeof unread);
+    }
+    arena_release(&session->work.arena, mark);
+    free(turn.ids);
+    free(said.ids);
+    return status;
+}
+
+/* ====================================================================================================================
+   15  Public API: what janus.h promises, over the stages above. Arguments are checked here, once.
+   ==================================================================================================================== */
+
+JanusStatus janus_image_load_memory(const void *bytes, size_t length, JanusImage *image, JanusError *error) {
+    memset(image, 0, sizeof *image);
+    return decode_image(bytes, length, image, "the image", error);
+}
+
+JanusStatus janus_image_load(const char *path, JanusImage *image, JanusError *error) {
+    FileImage file = {0};
+    memset(image, 0, sizeof *image);
+    if (path_is_folder(path)) return fail(error, JANUS_IO_ERROR, "%s is a folder: name an image file", path);
+    if (file_read(path, IMAGE_FILE_LIMIT, &file) != 0) {
+        if (errno == ENOMEM) return fail_memory(error);
+        if (errno == EFBIG) return fail(error, JANUS_BAD_IMAGE, "%s is larger than 512 MiB", path);
+        return fail(error, JANUS_IO_ERROR, "cannot read the image %s: %s", path, strerror(errno));
+    }
+    const JanusStatus status = decode_image(file.bytes, file.size, image, path, error);
+    file_image_free(&file);
+    return status;
+}
+
+void janus_image_free(JanusImage *image) {
+    if (image == NULL) return;
+    stbi_image_free(image->rgb); /* free(), as for the images that this file allocates itself */
+    memset(image, 0, sizeof *image);
+}
+
+/* Where stb_image_write's bytes go; errors are remembered. */
+typedef struct {
+    FILE *file;
+    int error_number;
+} ImageSink;
+
+static void sink_write(void *context, void *bytes, int size) {
+    ImageSink *sink = context;
+    if (sink->error_number == 0 && fwrite(bytes, 1, (size_t)size, sink->file) != (size_t)size)
+        sink->error_number = errno != 0 ? errno : EIO;
+}
+
+/* Writes the picture as PNG or JPEG. Returns 0 or an errno. */
+static int write_image(FILE *file, const JanusImage *image, bool jpeg) {
+    ImageSink sink;
+    int written;
+    sink.file = file;
+    sink.error_number = 0;
+    errno = 0;
+    if (jpeg) written = stbi_write_jpg_to_func(sink_write, &sink, image->width, image->height, 3, image->rgb, 95);
+    else written = stbi_write_png_to_func(sink_write, &sink, image->width, image->height, 3, image->rgb, 3 * image->width);
+    if (sink.error_number == 0 && !written) sink.error_number = ENOMEM;
+    if (fflush(file) != 0 && sink.error_number == 0) sink.error_number = errno != 0 ? errno : EIO;
+    return sink.error_number;
+}
+
+static bool ends_with(const char *text, const char *end) {
+    const size_t length = strlen(text), end_length = strlen(end);
+    if (length < end_length) return false;
+    for (size_t i = 0; i < end_length; i++) {
+        const char c = text[length - end_length + i];
+        if ((c >= 'A' && c <= 'Z' ? c - 'A' + 'a' : c) != end[i]) return false;
+    }
+    return true;
+}
+
+JanusStatus janus_image_save(const char *path, const JanusImage *image, JanusError *error) {
+    const bool jpeg = ends_with(path, ".jpg") || ends_with(path, ".jpeg");
+    if (!jpeg && !ends_with(path, ".png"))
+        return fail(error, JANUS_BAD_ARGUMENT, "cannot write %s: the name must end in .png, .jpg or .jpeg", path);
+    if (image->rgb == NULL || image->width < 1 || image->height < 1 || image->width > IMAGE_SIDE_LIMIT ||
+        image->height > IMAGE_SIDE_LIMIT)
+        return fail(error, JANUS_BAD_ARGUMENT, "cannot write %s: the image is empty or too large", path);
+    const size_t length = strlen(path) + 32;
+    char *temporary = malloc(length);
+    if (temporary == NULL) return fail_memory(error);
+    if (path_is_device(path)) snprintf(temporary, length, "%s", path);
+    else snprintf(temporary, length, "%s.%d.part", path, process_id());
+    const bool renamed = strcmp(path, temporary) != 0;
+    FILE *file = path_is_folder(path) ? (errno = EISDIR, NULL) : file_open(temporary, "wb");
+    int error_number = file == NULL ? errno : write_image(file, image, jpeg);
+    if (file != NULL && fclose(file) != 0 && error_number == 0) error_number = errno != 0 ? errno : EIO;
+    if (error_number == 0 && renamed && file_replace(temporary, path) != 0) error_number = errno != 0 ? errno : EIO;
+    if (error_number != 0 && file != NULL && renamed) file_remove(temporary);
+    free(temporary);
+    if (error_number == ENOMEM) return fail_memory(error);
+    if (error_number != 0) return fail(error, JANUS_IO_ERROR, "cannot write %s: %s", path, strerror(error_number));
+    return JANUS_OK;
+}
+
+void janus_free(JanusModel *model) {
+    if (model == NULL) return;
+    tokenizer_free(&model->tokenizer);
+    free(model->token_strings);
+    free(model->merge_strings);
+    free(model->step_strings);
+    free(model->token_types);
+    free(model->late_ids);
+    free(model->vit_blocks);
+    free(model->blocks);
+    free(model->name);
+    model_file_close(&model->file);
+    free(model);
+}
+
+JanusStatus janus_load(const char *path, JanusModel **model, JanusError *error) {
+    Loader loader = {0};
+    *model = NULL;
+    loader.model = calloc(1, sizeof *loader.model);
+    if (loader.model == NULL) return fail_memory(error);
+    loader.path = path;
+    loader.error = error;
+    loader.status = model_file_open(&loader.model->file, path, error);
+    if (loader.status == JANUS_OK) need_model(&loader);
+    if (loader.status != JANUS_OK) janus_free(loader.model);
+    else *model = loader.model;
+    return loader.status;
+}
+
+static const char *type_name(int type) {
+    return type == TYPE_F32 ? "f32" : type == TYPE_F16 ? "f16" : type == TYPE_BF16 ? "bf16" : type == TYPE_Q8_0 ? "q8_0" : "q4_0";
+}
+
+JanusInfo janus_info(const JanusModel *model) {
+    const Config *c = &model->config;
+    JanusInfo info;
+    info.name = model->name;
+    info.weight_type = type_name(model->blocks[0].q.type);
+    info.file_bytes = (int64_t)model->file.image.size;
+    info.parameters = model->parameters;
+    info.hidden_size = c->hidden;
+    info.layers = c->layers;
+    info.heads = c->heads;
+    info.kv_heads = c->kv_heads;
+    info.head_dim = c->head_dim;
+    info.mlp_size = c->mlp;
+    info.vocab_size = c->vocab;
+    info.context_length = c->context;
+    info.vision_size = c->image_side;
+    info.vision_layers = c->vit_layers;
+    info.vision_width = c->vit_width;
+    info.vision_patch = c->patch;
+    info.vision_tokens = vision_tokens(c);
+    info.image_size = drawn_side(c);
+    info.image_tokens = (int)image_tokens(c);
+    info.codebook_size = c->codebook;
+    return info;
+}
+
+JanusStatus janus_tokenize(const JanusModel *model, const char *text, size_t length, int32_t **ids, size_t *count,
+                           JanusError *error) {
+    return tokenizer_encode(&model->tokenizer, text, length, ids, count, error);
+}
+
+JanusStatus janus_detokenize(const JanusModel *model, const int32_t *ids, size_t count, char **text, size_t *length,
+                             JanusError *error) {
+    size_t written = 0;
+    const JanusStatus status = tokenizer_decode(&model->tokenizer, ids, count, text, &written, error);
+    if (status == JANUS_OK) (*text)[written] = 0;
+    if (status == JANUS_OK && length != NULL) *length = written;
+    return status;
+}
+
+JanusSessionOptions janus_session_defaults(void) {
+    JanusSessionOptions options;
+    memset(&options, 0, sizeof options);
+    return options;
+}
+
+JanusStatus janus_session_new(const JanusModel *model, const JanusSessionOptions *options, JanusSession **session,
+                              JanusError *error) {
+    const JanusSessionOptions hooks = options != NULL ? *options : janus_session_defaults();
+    *session = NULL;
+    if (hooks.threads < 0 || hooks.threads > 256)
+        return fail(error, JANUS_BAD_ARGUMENT, "the number of threads must be 1 to 256, or 0 for all");
+    bool known = hooks.isa == NULL;
+    for (int i = 0; !known && isa_names(i) != NULL; i++) known = strcmp(isa_names(i), hooks.isa) == 0;
+    if (!known) return fail(error, JANUS_BAD_ARGUMENT, "the instruction set %s is unknown or not on this machine", hooks.isa);
+    JanusSession *made = calloc(1, sizeof *made);
+    if (made == NULL) return fail_memory(error);
+    made->model = model;
+    made->work.hooks = hooks;
+    if (compute_init(&made->work.compute, hooks.threads > 0 ? hooks.threads : processor_count(), hooks.isa) != 0) {
+        free(made);
+        return fail_memory(error);
+    }
+    *session = made;
+    return JANUS_OK;
+}
+
+void janus_session_free(JanusSession *session) {
+    if (session == NULL) return;
+    kv_cache_free(&session->conversation.own);
+    compute_free(&session->work.compute);
+    free(session);
+}
+
+void janus_reset(JanusSession *session) {
+    session->conversation.own.length = 0;
+    session->unread_count = 0;
+}
+
+int janus_conversation_length(const JanusSession *session) {
+    return (int)session->conversation.own.length + session->unread_count;
+}
+
+JanusGenerateOptions janus_generate_defaults(void) {
+    JanusGenerateOptions options;
+    memset(&options, 0, sizeof options);
+    options.count = 1;
+    options.cfg_weight = 5;
+    options.temperature = 1;
+    return options;
+}
+
+/* `value` lies in low..high and is a number. */
+static JanusStatus check_range(const char *what, double value, double low, double high, JanusError *error) {
+    if (value >= low && value <= high) return JANUS_OK;
+    return fail(error, JANUS_BAD_ARGUMENT, "%s must be a number from %g to %g", what, low, high);
+}
+
+JanusStatus janus_generate_ids(JanusSession *session, const char *prompt, const JanusGenerateOptions *options,
+                               int32_t *ids, JanusError *error) {
+    const JanusGenerateOptions chosen = options != NULL ? *options : janus_generate_defaults();
+    JanusStatus status = check_range("the number of pictures", chosen.count, 1, 64, error);
+    if (status == JANUS_OK) status = check_range("the guidance weight", chosen.cfg_weight, 0, 100, error);
+    if (status == JANUS_OK) status = check_range("the temperature", chosen.temperature, 0, 100, error);
+    if (status == JANUS_OK) status = check_range("the random number generator", (double)chosen.rng, 0, 1, error);
+    if (status != JANUS_OK) return status;
+    return draw(&session->work, session->model, prompt, &chosen, ids, error);
+}
+
+JanusStatus janus_decode_image(JanusSession *session, const int32_t *ids, JanusImage *image, JanusError *error) {
+    const Config *c = &session->model->config;
+    memset(image, 0, sizeof *image);
+    for (int64_t i = 0; i < image_tokens(c); i++)
+        if (ids[i] < 0 || ids[i] >= c->codebook)
+            return fail(error, JANUS_BAD_ARGUMENT, "image id %ld (number %d) is outside 0..%d", (long)ids[i], (int)i + 1,
+                        c->codebook - 1);
+    uint8_t *rgb = allocate(checked_product(drawn_side(c), drawn_side(c), 3), 1);
+    if (rgb == NULL) return fail_memory(error);
+    const JanusStatus status = vq_decode(&session->work, session->model, ids, rgb, error);
+    if (status != JANUS_OK) {
+        free(rgb);
+        return status;
+    }
+    image->width = image->height = drawn_side(c);
+    image->rgb = rgb;
+    return JANUS_OK;
+}
+
+JanusStatus janus_generate(JanusSession *session, const char *prompt, const JanusGenerateOptions *options,
+                           JanusImage *images, JanusError *error) {
+    const int count = options != NULL ? options->count : 1;
+    const int64_t tokens = image_tokens(&session->model->config);
+    int32_t *ids = count < 1 || count > 64 ? NULL : allocate(count * tokens, sizeof *ids);
+    if (ids == NULL && count >= 1 && count <= 64) return fail_memory(error);
+    JanusStatus status = janus_generate_ids(session, prompt, options, ids, error);
+    if (status == JANUS_OK) memset(images, 0, (size_t)count * sizeof *images);
+    for (int i = 0; i < count && status == JANUS_OK; i++)
+        status = janus_decode_image(session, ids + i * tokens, &images[i], error);
+    for (int i = 0; i < count && ids != NULL && status != JANUS_OK; i++)
+        if (status != JANUS_BAD_ARGUMENT) janus_image_free(&images[i]);
+    free(ids);
+    return status;
+}
+
+JanusAskOptions janus_ask_defaults(void) {
+    JanusAskOptions options;
+    memset(&options, 0, sizeof options);
+    options.max_tokens = 512;
+    options.top_p = 1;
+    options.top_k = 50;
+    return options;
+}
+
+static JanusStatus check_image(const JanusImage *image, JanusError *error) {
+    if (image->rgb != NULL && image->width >= 1 && image->height >= 1 && image->width <= IMAGE_SIDE_LIMIT &&
+        image->height <= IMAGE_SIDE_LIMIT)
+        return JANUS_OK;
+    return fail(error, JANUS_BAD_ARGUMENT, "an image is empty or larger than 16384 pixels a side");
+}
+
+JanusStatus janus_ask(JanusSession *session, const char *question, const JanusImage *images, int image_count,
+                      const JanusAskOptions *options, char **answer, JanusError *error) {
+    const JanusAskOptions chosen = options != NULL ? *options : janus_ask_defaults();
+    Answer said;
+    if (answer != NULL) *answer = NULL;
+    JanusStatus status = check_range("the number of tokens", chosen.max_tokens, 1, INT_MAX / 2, error);
+    if (status == JANUS_OK) status = check_range("the temperature", chosen.temperature, 0, 100, error);
+    if (status == JANUS_OK) status = check_range("top-p", chosen.top_p, FLT_MIN, 1, error);
+    if (status == JANUS_OK) status = check_range("top-k", chosen.top_k, 0, INT_MAX, error);
+    if (status == JANUS_OK) status = check_range("the random number generator", (double)chosen.rng, 0, 1, error);
+    if (status == JANUS_OK) status = check_range("the number of images", image_count, 0, 64, error);
+    for (int i = 0; i < image_count && status == JANUS_OK; i++) status = check_image(&images[i], error);
+    if (status != JANUS_OK) return status;
+    memset(&said, 0, sizeof said);
+    status = converse(session, question, images, image_count, &chosen, &said, error);
+    if (status == JANUS_OK && answer != NULL && said.text == NULL && (said.text = calloc(1, 1)) == NULL)
+        status = fail_memory(error);
+    if (status == JANUS_OK && answer != NULL) {
+        said.text[strip(said.text, said.length).length] = 0;
+        *answer = said.text;
+    } else {
+        free(said.text);
+    }
+    return status;
+}
+
+JanusStatus janus_preprocess(const JanusModel *model, const JanusImage *image, float *pixels, JanusError *error) {
+    const JanusStatus status = check_image(image, error);
+    return status != JANUS_OK ? status : preprocess_for_vit(&model->config, image, pixels, error);
+}
+
+JanusStatus janus_encode_image(JanusSession *session, const JanusImage *image, int32_t *ids, JanusError *error) {
+    const Config *c = &session->model->config;
+    const ArenaBlock *mark = arena_mark(&session->work.arena);
+    JanusStatus status = check_image(image, error);
+    if (status != JANUS_OK) return status;
+    float *pixels = arena_floats(&session->work.arena, checked_product(drawn_side(c), drawn_side(c), 1), 3);
+    status = work_status(&session->work, error);
+    if (status == JANUS_OK) status = preprocess_for_vq(c, image, pixels, error);
+    if (status == JANUS_OK) status = vq_encode(&session->work, session->model, pixels, ids, error);
+    arena_release(&session->work.arena, mark);
+    return status;
+}
+
+/* ====================================================================================================================
+   16  Command line: results go to stdout, all else to stderr; exit 0 done, 1 failed, 2 used wrongly.
+   ==================================================================================================================== */
+
+#if !defined(JANUS_LIBRARY)
+
+static const char USAGE[] =
+    "janus " JANUS_VERSION " - Janus-Pro on the CPU: see images, draw images\n"
+    "\n"
+    "  janus generate [-m MODEL] [-o OUT.png|.jpg] [-n N] [--seed S] [--cfg W] [--temperature T] \"PROMPT\"\n"
+    "  janus ask      [-m MODEL] -i IMAGE [-i IMAGE ...] [--max-tokens N] [--temperature T] [--top-p P] [--top-k K] [--seed S] \"QUESTION\"\n"
+    "  janus chat     [-m MODEL] [-i IMAGE]             turn by turn; /image FILE, /draw PROMPT, /reset, /quit\n"
+    "  janus encode   [-m MODEL] -i IMAGE               the picture's ids, on one line\n"
+    "  janus decode   [-m MODEL] [-o OUT] [IDS-FILE]    ids (of a file or stdin) to a picture\n"
+    "  janus tokenize [-m MODEL] [--decode] \"TEXT\"      text to token ids, or ids to text\n"
+    "  janus info     [-m MODEL]\n"
+    "\n"
+    "  -m MODEL       a .gguf file made by convert.py; default $JANUS_MODEL, else weights/tiny.gguf\n"
+    "  -o OUT         the picture to write, janus.png by default; - writes a PNG to stdout\n"
+    "  -n N           pictures of one prompt, drawn together; their files are numbered\n"
+    "  --seed S       same seed, same picture; one is made up and printed when it is left out\n"
+    "  --rng NAME     what the seed means: torch (default) or torch-mkl (PyTorch 2.0 to 2.6 on x86-64)\n"
+    "  --cfg W        guidance, default 5        --temperature T   default 1 (generate), 0 (ask, chat)\n"
+    "  --threads K    default: all processors    --isa NAME        kernels: plain, avx2, avx512, neon, ...\n"
+    "  --dump DIR     every intermediate tensor as a .npy file\n"
+    "  -q             no progress, no remarks    -h                this text\n";
+
+enum { EXIT_DONE = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, CLI_IMAGES = 64 };
+
+typedef struct {
+    const char *command, *model, *output, *dump, *isa, *text;
+    const char *images[CLI_IMAGES];
+    int image_count, count, threads, max_tokens, top_k, rng;
+    double cfg_weight, temperature, top_p;
+    uint64_t seed;
+    bool has_seed, has_temperature, quiet, decode, help;
+} CommandLine;
+
+/* One line on stderr that begins with the program's name. */
+#if defined(__GNUC__)
+__attribute__((format(printf, 1, 2)))
+#endif
+static void complain(const char *format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    fputs("janus: ", stderr);
+    vfprintf(stderr, format, arguments);
+    fputc('\n', stderr);
+    va_end(arguments);
+}
+
+static bool terminal(FILE *file) {
+#if defined(_WIN32)
+    return _isatty(_fileno(file)) != 0;
+#else
+    return isatty(fileno(file)) != 0;
+#endif
+}
+
+/* ---- Options ---- */
+
+static bool parse_number(const char *text, double low, double high, double *number) {
+    char *end;
+    errno = 0;
+    const double value = strtod(text, &end);
+    if (end == text || *end != 0 || errno == ERANGE || !(value >= low && value <= high)) return false;
+    *number = value;
+    return true;
+}
+
+static bool parse_integer(const char *text, long low, long high, int *number) {
+    char *end;
+    errno = 0;
+    const long value = strtol(text, &end, 10);
+    if (end == text || *end != 0 || errno == ERANGE || value < low || value > high) return false;
+    *number = (int)value;
+    return true;
+}
+
+static bool parse_seed(const char *text, uint64_t *seed) {
+    char *end;
+    errno = 0;
+    const unsigned long long value = strtoull(text, &end, 10);
+    if (text[0] < '0' || text[0] > '9' || *end != 0 || errno == ERANGE) return false;
+    *seed = value;
+    return true;
+}
+
+/* Takes the option `name` with its value. Returns 1: taken; 0: no such option; -1: its value is wrong. */
+static int parse_option(CommandLine *line, const char *name, const char *value) {
+    bool good = true;
+    if (strcmp(name, "-m") == 0) line->model = value;
+    else if (strcmp(name, "-o") == 0) line->output = value;
+    else if (strcmp(name, "--dump") == 0) line->dump = value;
+    else if (strcmp(name, "--isa") == 0) line->isa = value;
+    else if (strcmp(name, "-i") == 0) {
+        good = line->image_count < CLI_IMAGES;
+        if (good) line->images[line->image_count++] = value;
+    } else if (strcmp(name, "-n") == 0) good = parse_integer(value, 1, 64, &line->count);
+    else if (strcmp(name, "--threads") == 0) good = parse_integer(value, 1, 256, &line->threads);
+    else if (strcmp(name, "--max-tokens") == 0) good = parse_integer(value, 1, 1 << 24, &line->max_tokens);
+    else if (strcmp(name, "--top-k") == 0) good = parse_integer(value, 0, 1 << 24, &line->top_k);
+    else if (strcmp(name, "--cfg") == 0) good = parse_number(value, 0, 100, &line->cfg_weight);
+    else if (strcmp(name, "--top-p") == 0) good = parse_number(value, 1e-6, 1, &line->top_p);
+    else if (strcmp(name, "--temperature") == 0)
+        good = line->has_temperature = parse_number(value, 0, 100, &line->temperature);
+    else if (strcmp(name, "--seed") == 0) good = line->has_seed = parse_seed(value, &line->seed);
+    else if (strcmp(name, "--rng") == 0) {
+        line->rng = strcmp(value, "torch-mkl") == 0 ? JANUS_RNG_TORCH_MKL : JANUS_RNG_TORCH;
+        good = line->rng == JANUS_RNG_TORCH_MKL || strcmp(value, "torch") == 0;
+    } else return 0;
+    return good ? 1 : -1;
+}
+
+/* Reads the command line; prints what is wrong with it and returns false. */
+static bool parse_command_line(CommandLine *line, int argc, char **argv) {
+    bool options = true;
+    for (int i = 1; i < argc; i++) {
+        const char *argument = argv[i];
+        if (options && strcmp(argument, "--") == 0) options = false;
+        else if (options && (strcmp(argument, "-h") == 0 || strcmp(argument, "--help") == 0)) line->help = true;
+        else if (options && strcmp(argument, "-q") == 0) line->quiet = true;
+        else if (options && strcmp(argument, "--decode") == 0) line->decode = true;
+        else if (options && argument[0] == '-' && argument[1] != 0) {
+            const int taken = parse_option(line, argument, i + 1 < argc ? argv[i + 1] : "");
+            if (taken == 1 && i + 1 < argc) i++;
+            else {
+                if (taken == 0) complain("unknown option %s (janus -h lists them)", argument);
+                else if (i + 1 >= argc) complain("option %s needs a value", argument);
+                else complain("option %s: %s is no value for it (janus -h)", argument, argv[i + 1]);
+                return false;
+            }
+        } else if (line->command == NULL) line->command = argument;
+        else if (line->text == NULL) line->text = argument;
+        else {
+            complain("too many arguments at \"%s\": put the prompt in quotes", argument);
+            return false;
+        }
+    }
+    return true;
+}
+
+/* ---- Callbacks: progress bar, streamed text, tensor dump ---- */
+
+typedef struct DumpCount {
+    struct DumpCount *next;
+    int count;
+    char name[NAME_LIMIT];
+} DumpCount;
+
+typedef struct {
+    const CommandLine *line;
+    bool shows_progress, progress_shown, text_written;
+    const char *stage;      /* of the progress bar */
+    double stage_start;
+    DumpCount *dumped;
+    char dump_error[300];
+} Screen;
+
+static void clear_progress(Screen *screen) {
+    if (screen->progress_shown) fputs("\r\033[K", stderr);
+    screen->progress_shown = false;
+}
+
+static int show_progress(void *user, const char *stage, int64_t done, int64_t total) {
+    Screen *screen = user;
+    char bar[31];
+    if (!screen->shows_progress || screen->text_written) return 0;
+    const double now = clock_seconds();
+    if (screen->stage == NULL || strcmp(screen->stage, stage) != 0) {
+        screen->stage = stage;
+        screen->stage_start = now;
+        if (done < total && done > 0) return 0; /* the first unit only starts the clock */
+    }
+    const double seconds = now - screen->stage_start, rate = seconds > 0 ? (double)(done - 1) / seconds : 0;
+    const int filled = (int)(30 * done / total), left = rate > 0 ? (int)((double)(total - done) / rate) : 0;
+    for (int i = 0; i < 30; i++) bar[i] = i < filled ? '#' : '.';
+    bar[30] = 0;
+    fprintf(stderr, "\r%-7s [%s] %ld/%ld  %.1f/s  %d:%02d left\033[K", stage, bar, (long)done, (long)total, rate, left / 60, left % 60);
+    screen->progress_shown = true;
+    if (done == total) clear_progress(screen), screen->stage = NULL;
+    return 0;
+}
+
+static int show_text(void *user, const char *text, size_t length) {
+    Screen *screen = user;
+    clear_progress(screen);
+    screen->text_written = true;
+    return fwrite(text, 1, length, stdout) != length || fflush(stdout) != 0;
+}
+
+/* How often `name` was dumped before. -1: no memory. */
+static int dump_count(Screen *screen, const char *name) {
+    DumpCount *entry = screen->dumped;
+    while (entry != NULL && strcmp(entry->name, name) != 0) entry = entry->next;
+    if (entry != NULL) return ++entry->count;
+    entry = calloc(1, sizeof *entry);
+    if (entry == NULL) return -1;
+    snprintf(entry->name, sizeof entry->name, "%s", name);
+    entry->next = screen->dumped;
+    screen->dumped = entry;
+    return 0;
+}
+
+/* A .npy header, version 1.0: magic, length, a Python dict padded so that the data begins at a multiple of 64. */
+static void npy_header(char header[128], JanusElement type, const int64_t *shape, int dims) {
+    char text[118] = "";
+    int used = snprintf(text, sizeof text, "{'descr': '%c%c4', 'fortran_order': False, 'shape': (", big_endian() ? '>' : '<',
+                        type == JANUS_FLOAT32 ? 'f' : 'i');
+    for (int i = 0; i < dims; i++)
+        used += snprintf(text + used, sizeof text - (size_t)used, "%ld,%s", (long)shape[i], i + 1 < dims ? " " : "");
+    snprintf(text + used, sizeof text - (size_t)used, "), }");
+    memset(header, ' ', 128);
+    memcpy(header, "\x93NUMPY\x01\x00\x76\x00", 10);
+    memcpy(header + 10, text, strlen(text));
+    header[127] = '\n';
+}
+
+/* DIR/NAME.npy; a name that comes again gets .1, .2, ... */
+static void dump_tensor(void *user, const char *name, JanusElement type, const void *data, const int64_t *shape, int dims) {
+    Screen *screen = user;
+    char path[1024], header[128];
+    size_t count = 1;
+    const int before = dump_count(screen, name);
+    if (screen->dump_error[0] != 0) return;
+    if (before > 0) snprintf(path, sizeof path, "%s/%s.%d.npy", screen->line->dump, name, before);
+    else snprintf(path, sizeof path, "%s/%s.npy", screen->line->dump, name);
+    for (int i = 0; i < dims; i++) count *= (size_t)shape[i];
+    npy_header(header, type, shape, dims);
+    FILE *file = file_open(path, "wb");
+    bool good = file != NULL && fwrite(header, 1, sizeof header, file) == sizeof header && fwrite(data, 4, count, file) == count;
+    if (file != NULL && fclose(file) != 0) good = false;
+    if (!good) snprintf(screen->dump_error, sizeof screen->dump_error, "cannot write %.200s: %.60s", path, strerror(errno));
+}
+
+/* ---- Commands ---- */
+
+typedef struct {
+    CommandLine line;
+    Screen screen;
+    JanusModel *model;
+    JanusSession *session;
+    JanusError error;
+} Program;
+
+static int program_failed(Program *program) {
+    clear_progress(&program->screen);
+    if (program->screen.text_written) fputc('\n', stdout);
+    complain("%s", program->error.message);
+    return EXIT_FAILED;
+}
+
+/* The model to use: -m, else $JANUS_MODEL, else weights/tiny.gguf here or beside the program. */
+static const char *choose_model(const CommandLine *line, const char *program, char *buffer, size_t size) {
+    const char *chosen = line->model != NULL ? line->model : getenv("JANUS_MODEL");
+    if (chosen != NULL && chosen[0] != 0) return chosen;
+    FILE *file = file_open("weights/tiny.gguf", "rb");
+    if (file != NULL) {
+        fclose(file);
+        return "weights/tiny.gguf";
+    }
+    size_t folder = 0;
+    for (size_t i = 0; program[i] != 0; i++)
+        if (program[i] == '/' || program[i] == '\\') folder = i + 1;
+    snprintf(buffer, size, "%.*sweights/tiny.gguf", (int)folder, program);
+    return buffer;
+}
+
+static JanusStatus open_model(Program *program, const char *program_path) {
+    char buffer[1024];
+    JanusSessionOptions options = janus_session_defaults();
+    const CommandLine *line = &program->line;
+    JanusStatus status = janus_load(choose_model(line, program_path, buffer, sizeof buffer), &program->model, &program->error);
+    if (status != JANUS_OK) return status;
+    const bool sees_nothing = strcmp(line->command, "info") == 0 || strcmp(line->command, "tokenize") == 0;
+    if (sees_nothing) return JANUS_OK;
+    options.threads = line->threads;
+    options.isa = line->isa != NULL ? line->isa : getenv("JANUS_ISA");
+    options.user = &program->screen;
+    options.progress = show_progress;
+    options.text = show_text;
+    options.tap = line->dump != NULL ? dump_tensor : NULL;
+    program->screen.line = line;
+    program->screen.shows_progress = !line->quiet && terminal(stderr);
+    return janus_session_new(program->model, &options, &program->session, &program->error);
+}
+
+/* A seed for a run that was not given one. */
+static uint64_t make_up_seed(void) {
+    return ((uint64_t)time(NULL) * 1000003u + (uint64_t)process_id() * 7919u + (uint64_t)clock()) % 1000000000u;
+}
+
+/* The name of picture i of n: fox.png, or fox-1.png, fox-2.png, ... */
+static void numbered_name(char *name, size_t size, const char *output, int i, int n) {
+    const char *dot = strrchr(output, '.');
+    const int stem = dot == NULL ? (int)strlen(output) : (int)(dot - output);
+    if (n == 1) snprintf(name, size, "%s", output);
+    else snprintf(name, size, "%.*s-%d%s", stem, output, i + 1, dot == NULL ? "" : dot);
+}
+
+/* Saves the pictures and prints their names. */
+static int save_pictures(Program *program, const char *output, const JanusImage *images, int count) {
+    char name[1024];
+    if (strcmp(output, "-") == 0) {
+#if defined(_WIN32)
+        _setmode(_fileno(stdout), _O_BINARY);
+#endif
+        const int error_number = write_image(stdout, &images[0], false);
+        if (error_number != 0) complain("cannot write to stdout: %s", strerror(error_number));
+        return error_number == 0 ? EXIT_DONE : EXIT_FAILED;
+    }
+    for (int i = 0; i < count; i++) {
+        numbered_name(name, sizeof name, output, i, count);
+        if (janus_image_save(name, &images[i], &program->error) != JANUS_OK) return program_failed(program);
+        printf("%s\n", name);
+    }
+    return EXIT_DONE;
+}
+
+/* Draws options->count pictures of the prompt into files. */
+static int draw_pictures(Program *program, const char *prompt, const char *output, const JanusGenerateOptions *options) {
+    JanusImage images[64];
+    if (!program->line.quiet) fprintf(stderr, "seed %llu\n", (unsigned long long)options->seed);
+    if (janus_generate(program->session, prompt, options, images, &program->error) != JANUS_OK) return program_failed(program);
+    const int result = save_pictures(program, output, images, options->count);
+    for (int i = 0; i < options->count; i++) janus_image_free(&images[i]);
+    return result;
+}
+
+static JanusGenerateOptions generate_options(const CommandLine *line) {
+    JanusGenerateOptions options = janus_generate_defaults();
+    options.count = line->count;
+    options.seed = line->has_seed ? line->seed : make_up_seed();
+    options.cfg_weight = (float)line->cfg_weight;
+    if (line->has_temperature) options.temperature = (float)line->temperature;
+    options.rng = (JanusRng)line->rng;
+    return options;
+}
+
+static JanusAskOptions ask_options(const CommandLine *line) {
+    JanusAskOptions options = janus_ask_defaults();
+    options.max_tokens = line->max_tokens;
+    options.temperature = line->has_temperature ? (float)line->temperature : 0;
+    options.top_p = (float)line->top_p;
+    options.top_k = line->top_k;
+    options.seed = line->has_seed ? line->seed : make_up_seed();
+    options.rng = (JanusRng)line->rng;
+    return options;
+}
+
+static int command_generate(Program *program) {
+    const JanusGenerateOptions options = generate_options(&program->line);
+    const char *output = program->line.output != NULL ? program->line.output : "janus.png";
+    const bool to_stdout = strcmp(output, "-") == 0;
+    if (to_stdout && options.count > 1) {
+        complain("only one picture can be written to stdout");
+        return EXIT_USAGE;
+    }
+    if (!to_stdout && !ends_with(output, ".png") && !ends_with(output, ".jpg") && !ends_with(output, ".jpeg")) {
+        complain("cannot write %s: the name must end in .png, .jpg or .jpeg", output);
+        return EXIT_FAILED;
+    }
+    return draw_pictures(program, program->line.text, output, &options);
+}
+
+/* Asks one question about the images and writes the answer, as it comes, to stdout. */
+static int ask_question(Program *program, const char *question, const JanusImage *images, int count) {
+    const JanusAskOptions options = ask_options(&program->line);
+    program->screen.text_written = false;
+    if (options.temperature > 0 && !program->line.quiet) fprintf(stderr, "seed %llu\n", (unsigned long long)options.seed);
+    if (janus_ask(program->session, question, images, count, &options, NULL, &program->error) != JANUS_OK)
+        return program_failed(program);
+    clear_progress(&program->screen);
+    putchar('\n');
+    return EXIT_DONE;
+}
+
+static int command_ask(Program *program) {
+    JanusImage images[CLI_IMAGES];
+    const int count = program->line.image_count;
+    int loaded = 0, result = EXIT_DONE;
+    while (loaded < count && result == EXIT_DONE) {
+        if (janus_image_load(program->line.images[loaded], &images[loaded], &program->error) != JANUS_OK)
+            result = program_failed(program);
+        else loaded++;
+    }
+    if (result == EXIT_DONE) result = ask_question(program, program->line.text, images, count);
+    for (int i = 0; i < loaded; i++) janus_image_free(&images[i]);
+    return result;
+}
+
+static int command_encode(Program *program) {
+    JanusImage image;
+    const int count = janus_info(program->model).image_tokens;
+    int32_t *ids = allocate(count, sizeof *ids);
+    if (ids == NULL || janus_image_load(program->line.images[0], &image, &program->error) != JANUS_OK) {
+        free(ids);
+        return program_failed(program);
+    }
+    const JanusStatus status = janus_encode_image(program->session, &image, ids, &program->error);
+    janus_image_free(&image);
+    clear_progress(&program->screen);
+    for (int i = 0; i < count && status == JANUS_OK; i++) printf("%ld%c", (long)ids[i], i + 1 < count ? ' ' : '\n');
+    free(ids);
+    return status == JANUS_OK ? EXIT_DONE : program_failed(program);
+}
+
+/* Reads `path`, or stdin for NULL and "-", as text; malloc'ed and zero-terminated. NULL: said what is wrong. */
+static char *read_text(const char *path) {
+    const bool standard_input = path == NULL || strcmp(path, "-") == 0;
+    const size_t limit = 1 << 26;
+    size_t length = 0, capacity = 1 << 16;
+    FILE *file = standard_input ? stdin : path_is_folder(path) ? (errno = EISDIR, NULL) : file_open(path, "rb");
+    char *text = file == NULL ? NULL : malloc(capacity);
+    while (text != NULL) {
+        const size_t got = fread(text + length, 1, capacity - 1 - length, file);
+        length += got;
+        if (got == 0 || length > limit) break;
+        if (length + 1 == capacity) {
+            char *grown = realloc(text, capacity *= 2);
+            if (grown == NULL) free(text);
+            text = grown;
+        }
+    }
+    const bool damaged = file != NULL && ferror(file) != 0;
+    if (file == NULL || text == NULL || damaged)
+        complain("cannot read %s: %s", standard_input ? "stdin" : path, strerror(errno));
+    else if (length > limit) complain("%s is larger than 64 MiB", standard_input ? "stdin" : path);
+    if (file != NULL && !standard_input) fclose(file);
+    if (text != NULL && (damaged || length > limit)) {
+        free(text);
+        text = NULL;
+    }
+    if (text != NULL) text[length] = 0;
+    return text;
+}
+
+/* Numbers separated by white space or commas; malloc'ed. NULL: said what is wrong. */
+static int32_t *parse_ids(const char *text, size_t *count) {
+    int32_t *ids = allocate((int64_t)strlen(text) / 2 + 1, sizeof *ids);
+    *count = 0;
+    while (ids != NULL) {
+        char *end;
+        while (*text == ' ' || *text == ',' || (*text >= '\t' && *text <= '\r')) text++;
+        if (*text == 0) return ids;
+        errno = 0;
+        const long id = strtol(text, &end, 10);
+        if (end == text || errno == ERANGE || id < INT32_MIN || id > INT32_MAX ||
+            (*end != 0 && *end != ' ' && *end != ',' && !(*end >= '\t' && *end <= '\r'))) {
+            complain("\"%.20s\" (number %lu) is no id: give whole numbers with spaces between them", text, (unsigned long)*count + 1);
+            free(ids);
+            return NULL;
+        }
+        ids[(*count)++] = (int32_t)id;
+        text = end;
+    }
+    complain("out of memory");
+    return NULL;
+}
+
+static int command_decode(Program *program) {
+    JanusImage image = {0, 0, NULL};
+    const size_t expected = (size_t)janus_info(program->model).image_tokens;
+    size_t count = 0;
+    char *text = read_text(program->line.text);
+    int32_t *ids = text == NULL ? NULL : parse_ids(text, &count);
+    int result = EXIT_FAILED;
+    free(text);
+    if (ids != NULL && count != expected)
+        complain("a picture of this model has %lu ids, but %lu were given", (unsigned long)expected, (unsigned long)count);
+    else if (ids != NULL && janus_decode_image(program->session, ids, &image, &program->error) != JANUS_OK)
+        result = program_failed(program);
+    else if (ids != NULL)
+        result = save_pictures(program, program->line.output != NULL ? program->line.output : "janus.png", &image, 1);
+    janus_image_free(&image);
+    free(ids);
+    return result;
+}
+
+static int tokenize_decode(Program *program, const char *given) {
+    size_t count, length;
+    char *text = NULL;
+    int32_t *ids = parse_ids(given, &count);
+    if (ids == NULL) return EXIT_FAILED;
+    const JanusStatus status = janus_detokenize(program->model, ids, count, &text, &length, &program->error);
+    free(ids);
+    if (status != JANUS_OK) return program_failed(program);
+    fwrite(text, 1, length, stdout);
+    putchar('\n');
+    free(text);
+    return EXIT_DONE;
+}
+
+static int command_tokenize(Program *program) {
+    const bool from_stdin = strcmp(program->line.text, "-") == 0;
+    char *read = from_stdin ? read_text(NULL) : NULL;
+    const char *text = from_stdin ? read : program->line.text;
+    int32_t *ids = NULL;
+    size_t count = 0;
+    int result = EXIT_FAILED;
+    if (text == NULL) return EXIT_FAILED;
+    if (program->line.decode) result = tokenize_decode(program, text);
+    else if (janus_tokenize(program->model, text, strlen(text), &ids, &count, &program->error) != JANUS_OK)
+        result = program_failed(program);
+    else {
+        for (size_t i = 0; i < count; i++) printf("%s%ld", i > 0 ? " " : "", (long)ids[i]);
+        putchar('\n');
+        result = EXIT_DONE;
+    }
+    free(ids);
+    free(read);
+    return result;
+}
+
+static int command_info(Program *program) {
+    const JanusInfo i = janus_info(program->model);
+    printf("name            %s\n", i.name);
+    printf("parameters      %.1f million, %s, %.1f MB on disk\n", (double)i.parameters / 1e6, i.weight_type, (double)i.file_bytes / 1e6);
+    printf("transformer     %d layers, width %d, %d heads (%d for keys and values) of %d, MLP %d\n", i.layers, i.hidden_size,
+           i.heads, i.kv_heads, i.head_dim, i.mlp_size);
+    printf("vocabulary      %d tokens, context %d\n", i.vocab_size, i.context_length);
+    printf("sees            %d x %d pixels as %d tokens (patches of %d, %d layers, width %d)\n", i.vision_size, i.vision_size,
+           i.vision_tokens, i.vision_patch, i.vision_layers, i.vision_width);
+    printf("draws           %d x %d pixels as %d tokens (codebook %d)\n", i.image_size, i.image_size, i.image_tokens, i.codebook_size);
+    printf("key/value cache %.1f kB a token\n", 2e-3 * sizeof(float) * i.layers * i.kv_heads * i.head_dim);
+    printf("kernels         ");
+    for (int k = 0; isa_names(k) != NULL; k++) printf("%s%s", k > 0 ? ", " : "", isa_names(k));
+    putchar('\n');
+    return EXIT_DONE;
+}
+
+/* A line of stdin without its end; false at the end of the input. Longer lines are cut. */
+static bool read_line(char *line, int size) {
+    if (fgets(line, size, stdin) == NULL) return false;
+    size_t length = strlen(line);
+    if (length + 1 == (size_t)size && line[length - 1] != '\n')
+        for (int c = getchar(); c != EOF && c != '\n';) c = getchar();
+    while (length > 0 && (line[length - 1] == '\n' || line[length - 1] == '\r')) line[--length] = 0;
+    return true;
+}
+
+/* /draw PROMPT: the picture goes into the next free janus-K.png. */
+static void chat_draw(Program *program, const char *prompt) {
+    char name[32];
+    JanusGenerateOptions options = generate_options(&program->line);
+    options.count = 1;
+    program->screen.text_written = false;
+    for (int k = 1; k < 100000; k++) {
+        snprintf(name, sizeof name, "janus-%d.png", k);
+        FILE *file = file_open(name, "rb");
+        if (file == NULL) break;
+        fclose(file);
+    }
+    draw_pictures(program, prompt, name, &options);
+}
+
+/* The images that wait for the next question. */
+typedef struct {
+    JanusImage images[CLI_IMAGES];
+    int count;
+} Waiting;
+
+static void chat_image(Program *program, Waiting *waiting, const char *path) {
+    if (waiting->count == CLI_IMAGES) complain("no more than %d images fit one question", CLI_IMAGES);
+    else if (janus_image_load(path, &waiting->images[waiting->count], &program->error) != JANUS_OK)
+        complain("%s", program->error.message);
+    else waiting->count++;
+}
+
+static void chat_forget_images(Waiting *waiting) {
+    while (waiting->count > 0) janus_image_free(&waiting->images[--waiting->count]);
+}
+
+static int command_chat(Program *program) {
+    enum { LINE_LIMIT = 1 << 16 };
+    const bool talks = terminal(stdin) && !program->line.quiet;
+    Waiting *waiting = calloc(1, sizeof *waiting);
+    char *line = malloc(LINE_LIMIT);
+    int result = waiting == NULL || line == NULL ? EXIT_FAILED : EXIT_DONE;
+    for (int i = 0; i < program->line.image_count && result == EXIT_DONE; i++) {
+        chat_image(program, waiting, program->line.images[i]);
+        if (waiting->count != i + 1) result = EXIT_FAILED;
+    }
+    if (talks && result == EXIT_DONE) fputs("/image FILE, /draw PROMPT, /reset, /quit\n", stderr);
+    while (result == EXIT_DONE) {
+        if (talks) fputs("> ", stderr);
+        if (!read_line(line, LINE_LIMIT) || strcmp(line, "/quit") == 0) break;
+        if (strncmp(line, "/image ", 7) == 0) chat_image(program, waiting, line + 7);
+        else if (strncmp(line, "/draw ", 6) == 0) chat_draw(program, line + 6);
+        else if (strcmp(line, "/reset") == 0) janus_reset(program->session), chat_forget_images(waiting);
+        else if (line[0] == '/') complain("commands are /image FILE, /draw PROMPT, /reset, /quit");
+        else if (line[strspn(line, " \t")] != 0) {
+            if (ask_question(program, line, waiting->images, waiting->count) == EXIT_DONE) chat_forget_images(waiting);
+        }
+        if (fflush(stdout) != 0) result = EXIT_FAILED;
+    }
+    if (waiting != NULL) chat_forget_images(waiting);
+    free(waiting);
+    free(line);
+    return result;
+}
+
+typedef struct {
+    const char *name;
+    int (*run)(Program *program);
+    const char *needs; /* what must be given: t a text, i an image */
+} Command;
+
+static const Command COMMANDS[] = {
+    {"generate", command_generate, "t"}, {"ask", command_ask, "t"},  {"chat", command_chat, ""},
+    {"encode", command_encode, "i"},     {"decode", command_decode, ""}, {"tokenize", command_tokenize, "t"},
+    {"info", command_info, ""},
+};
+
+static const Command *find_command(const CommandLine *line) {
+    const int count = (int)(sizeof COMMANDS / sizeof COMMANDS[0]);
+    for (int i = 0; line->command != NULL && i < count; i++) {
+        const Command *command = &COMMANDS[i];
+        if (strcmp(command->name, line->command) != 0) continue;
+        if (strchr(command->needs, 't') != NULL && line->text == NULL) complain("%s needs a text (janus -h)", command->name);
+        else if (strchr(command->needs, 'i') != NULL && line->image_count != 1) complain("%s needs one -i IMAGE (janus -h)", command->name);
+        else return command;
+        return NULL;
+    }
+    if (line->command == NULL) fputs(USAGE, stderr);
+    else complain("unknown command %s (janus -h lists them)", line->command);
+    return NULL;
+}
+
+static bool make_dump_folder(const char *path) {
+    if (path_is_folder(path)) return true;
+#if defined(_WIN32)
+    wchar_t *wide = wide_path(path);
+    const bool made = wide != NULL && CreateDirectoryW(wide, NULL) != 0;
+    free(wide);
+#else
+    const bool made = mkdir(path, 0777) == 0;
+#endif
+    if (!made) complain("cannot make the folder %s: %s", path, strerror(errno));
+    return made;
+}
+
+static int run_program(Program *program, const Command *command, const char *program_path) {
+    if (program->line.dump != NULL && !make_dump_folder(program->line.dump)) return EXIT_FAILED;
+    if (open_model(program, program_path) != JANUS_OK) return program_failed(program);
+    int result = command->run(program);
+    if (program->screen.dump_error[0] != 0) {
+        complain("%s", program->screen.dump_error);
+        result = EXIT_FAILED;
+    }
+    if ((fflush(stdout) != 0 || ferror(stdout)) && result == EXIT_DONE) {
+        complain("cannot write to stdout: %s", strerror(errno));
+        result = EXIT_FAILED;
+    }
+    return result;
+}
+
+static int janus_main(int argc, char **argv) {
+    Program *program = calloc(1, sizeof *program);
+    int result = EXIT_FAILED;
+    if (program == NULL) {
+        complain("out of memory");
+        return EXIT_FAILED;
+    }
+    program->line.count = 1;
+    program->line.cfg_weight = 5;
+    program->line.max_tokens = 512;
+    program->line.top_p = 1;
+    program->line.top_k = 50;
+    if (!parse_command_line(&program->line, argc, argv)) result = EXIT_USAGE;
+    else if (program->line.help) result = fputs(USAGE, stdout) < 0 || fflush(stdout) != 0 ? EXIT_FAILED : EXIT_DONE;
+    else {
+        const Command *command = find_command(&program->line);
+        result = command == NULL ? EXIT_USAGE : run_program(program, command, argv[0]);
+    }
+    while (program->screen.dumped != NULL) {
+        DumpCount *entry = program->screen.dumped;
+        program->screen.dumped = entry->next;
+        free(entry);
+    }
+    janus_session_free(program->session);
+    janus_free(program->model);
+    free(program);
+    return result;
+}
+
+#if defined(_WIN32)
+/* Windows hands arguments over as UTF-16; all of this program speaks UTF-8. */
+int main(void) {
+    int argc = 0, result = EXIT_FAILED;
+    wchar_t **wide = CommandLineToArgvW(GetCommandLineW(), &argc);
+    char **argv = wide == NULL ? NULL : calloc((size_t)argc + 1, sizeof *argv);
+    bool good = argv != NULL;
+    for (int i = 0; i < argc && good; i++) {
+        const int bytes = WideCharToMultiByte(CP_UTF8, 0, wide[i], -1, NULL, 0, NULL, NULL);
+        argv[i] = malloc((size_t)bytes + 1);
+        good = argv[i] != NULL && WideCharToMultiByte(CP_UTF8, 0, wide[i], -1, argv[i], bytes, NULL, NULL) > 0;
+    }
+    SetConsoleOutputCP(CP_UTF8);
+    if (good) result = janus_main(argc, argv);
+    for (int i = 0; i < argc && argv != NULL; i++) free(argv[i]);
+    free(argv);
+    LocalFree(wide);
+    return result;
+}
+#else
+int main(int argc, char **argv) { return janus_main(argc, argv); }
+#endif
+
+#endif
+
+#endif

@@ -1,0 +1,202 @@
+/* janus.h - Janus-Pro in portable C: see images, draw images.   SPDX-License-Identifier: MIT
+
+   The whole use, without the error checks:
+
+       JanusModel *model;      janus_load("janus-pro-1b.gguf", &model, NULL);
+       JanusSession *session;  janus_session_new(model, NULL, &session, NULL);
+       JanusImage picture;     janus_generate(session, "a red fox in the snow", NULL, &picture, NULL);
+                               janus_image_save("fox.png", &picture, NULL);
+       char *answer;           janus_ask(session, "What is in the picture?", &picture, 1, NULL, &answer, NULL);
+                               puts(answer);
+       free(answer);  janus_image_free(&picture);  janus_session_free(session);  janus_free(model);
+
+   Build: compile janus.c with -DJANUS_LIBRARY (no main) and link with -lm -lpthread.
+   A model is read-only once loaded: any number of sessions, also in several threads, may share it and it must outlive
+   them. A session belongs to one thread at a time. The library keeps no global state, never prints and never exits.
+   Text is UTF-8 and ends with a zero byte. Memory that a call hands over ("owned by the caller") is released with free()
+   or with the function named there. */
+
+#ifndef JANUS_H
+#define JANUS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define JANUS_VERSION "1.0.0"
+
+/* ---- Errors. Every call that can fail returns a status. A call that fails leaves its outputs untouched or zeroed, and
+   the session as it was before the call (after JANUS_CANCELLED too). ---- */
+
+typedef enum {
+    JANUS_OK = 0,
+    JANUS_BAD_ARGUMENT, /* a value outside its range, text that is not UTF-8, a prompt that is empty or too long */
+    JANUS_BAD_MODEL,    /* the model file is not one, is damaged, or asks for what this program does not know */
+    JANUS_BAD_IMAGE,    /* the image file is not one, is damaged, or has a size outside the limits */
+    JANUS_IO_ERROR,     /* a file cannot be opened, read or written */
+    JANUS_NO_MEMORY,    /* an allocation failed */
+    JANUS_CANCELLED     /* a callback asked to stop */
+} JanusStatus;
+
+/* Filled in by a failing call when the caller passes one; NULL is allowed everywhere. */
+typedef struct {
+    JanusStatus status;
+    char message[400]; /* one line: what is wrong, where, and what to do about it */
+} JanusError;
+
+/* ---- Images ---- */
+
+typedef struct {
+    int width, height;
+    uint8_t *rgb; /* (height, width, 3), 8 bits a channel, rows from the top, no padding; owned by the image */
+} JanusImage;
+
+/* Reads a PNG, JPEG or BMP of at most 16384 pixels a side and 64 million pixels. An alpha channel is dropped, not
+   blended. `image` is owned by the caller: janus_image_free.
+   Errors: JANUS_IO_ERROR, JANUS_BAD_IMAGE, JANUS_NO_MEMORY. */
+JanusStatus janus_image_load(const char *path, JanusImage *image, JanusError *error);
+JanusStatus janus_image_load_memory(const void *bytes, size_t length, JanusImage *image, JanusError *error);
+
+/* Writes a .png, .jpg or .jpeg (quality 95), by the ending of `path`: first under a temporary name in the same folder,
+   then renamed, so that `path` is either the whole picture or what it was before.
+   Errors: JANUS_BAD_ARGUMENT (another ending, an empty image), JANUS_IO_ERROR, JANUS_NO_MEMORY. */
+JanusStatus janus_image_save(const char *path, const JanusImage *image, JanusError *error);
+
+/* Releases the pixels and zeroes the struct. NULL and zeroed images are allowed. */
+void janus_image_free(JanusImage *image);
+
+/* ---- Model ---- */
+
+typedef struct JanusModel JanusModel;
+
+/* What a model file holds; all sizes are counts unless noted. */
+typedef struct {
+    const char *name;            /* general.name of the file */
+    const char *weight_type;     /* "f32", "f16" or "bf16": the type of the transformer's matrices */
+    int64_t file_bytes, parameters;
+    int hidden_size, layers, heads, kv_heads, head_dim, mlp_size, vocab_size, context_length;
+    int vision_size, vision_layers, vision_width, vision_patch, vision_tokens;  /* understanding: side in pixels, ... */
+    int image_size, image_tokens, codebook_size;                                /* generation: side in pixels, ... */
+} JanusInfo;
+
+/* Maps the GGUF file that convert.py wrote and checks every size in it; weights are read from the mapping when they are
+   needed and never copied. The file must not be changed while the model lives.
+   Errors: JANUS_IO_ERROR, JANUS_BAD_MODEL, JANUS_NO_MEMORY. */
+JanusStatus janus_load(const char *path, JanusModel **model, JanusError *error);
+void janus_free(JanusModel *model);
+
+/* The strings are owned by the model. */
+JanusInfo janus_info(const JanusModel *model);
+
+/* ---- Text ---- */
+
+/* Text to token ids, without a beginning-of-sentence id. `*ids` is owned by the caller: free().
+   Errors: JANUS_BAD_ARGUMENT (text is not UTF-8), JANUS_NO_MEMORY. */
+JanusStatus janus_tokenize(const JanusModel *model, const char *text, size_t length, int32_t **ids, size_t *count,
+                           JanusError *error);
+
+/* Token ids to text, special tokens included as their content; bytes that form no UTF-8 become U+FFFD. `*text` has a zero
+   byte behind its `*length` bytes and is owned by the caller: free(). `length` may be NULL.
+   Errors: JANUS_BAD_ARGUMENT (an id outside 0..vocab_size-1), JANUS_NO_MEMORY. */
+JanusStatus janus_detokenize(const JanusModel *model, const int32_t *ids, size_t count, char **text, size_t *length,
+                             JanusError *error);
+
+/* ---- Session: a conversation's keys and values, the threads, and the callbacks ---- */
+
+typedef struct JanusSession JanusSession;
+
+typedef enum { JANUS_FLOAT32 = 0, JANUS_INT32 = 1 } JanusElement;
+
+typedef struct {
+    int threads;     /* 1..256; 0: as many as the machine has processors. Results do not depend on it. */
+    const char *isa; /* kernels: "plain", "avx2", "avx512", "neon"; NULL: the best that this machine has */
+    void *user;      /* handed to the callbacks */
+    /* Called as work goes on: `stage` is a word ("see", "read", "draw", "decode", "answer", "encode"), `done` of `total`
+       units are finished. Returns 0 to go on, anything else to cancel. */
+    int (*progress)(void *user, const char *stage, int64_t done, int64_t total);
+    /* Receives an answer as it is written: whole UTF-8 characters, not zero-terminated. Returns 0 to go on. */
+    int (*text)(void *user, const char *text, size_t length);
+    /* Receives every named intermediate tensor, C order, `shape` of `dims` numbers; the data is only valid in the call. */
+    void (*tap)(void *user, const char *name, JanusElement type, const void *data, const int64_t *shape, int dims);
+} JanusSessionOptions;
+
+JanusSessionOptions janus_session_defaults(void);
+
+/* `options` NULL: defaults. Errors: JANUS_BAD_ARGUMENT, JANUS_NO_MEMORY. */
+JanusStatus janus_session_new(const JanusModel *model, const JanusSessionOptions *options, JanusSession **session,
+                              JanusError *error);
+void janus_session_free(JanusSession *session);
+
+/* ---- Task 1: text -> picture (report, section 2; official generation_inference.py) ---- */
+
+typedef enum {
+    JANUS_RNG_TORCH = 0,    /* torch.multinomial on the CPU after manual_seed(seed): PyTorch 2.7 and later, every build */
+    JANUS_RNG_TORCH_MKL = 1 /* the same of PyTorch 2.0 to 2.6, x86-64 wheels (they drew from MKL) */
+} JanusRng;
+
+typedef struct {
+    int count;          /* pictures of the one prompt, as one batch, 1..64; default 1 */
+    uint64_t seed;      /* default 0 */
+    float cfg_weight;   /* guidance: uncond + w (cond - uncond), 0..100; default 5 */
+    float temperature;  /* 0..100; 0: always the most probable id; default 1 */
+    JanusRng rng;       /* which of PyTorch's generators `seed` means; default JANUS_RNG_TORCH */
+} JanusGenerateOptions;
+
+JanusGenerateOptions janus_generate_defaults(void);
+
+/* Draws options->count pictures of image_size x image_size into images[0..count-1], each owned by the caller. The session's
+   conversation is untouched. Errors: JANUS_BAD_ARGUMENT, JANUS_NO_MEMORY, JANUS_CANCELLED. */
+JanusStatus janus_generate(JanusSession *session, const char *prompt, const JanusGenerateOptions *options,
+                           JanusImage *images, JanusError *error);
+
+/* The same up to the ids: ids is (count, image_tokens) int32, raster order, provided by the caller. */
+JanusStatus janus_generate_ids(JanusSession *session, const char *prompt, const JanusGenerateOptions *options,
+                               int32_t *ids, JanusError *error);
+
+/* ---- Task 2: picture(s) + question -> answer (report, section 2; official inference.py) ---- */
+
+typedef struct {
+    int max_tokens;     /* of the answer, 1..; default 512 */
+    float temperature;  /* 0..100; 0: greedy; default 0 */
+    float top_p;        /* (0, 1]; 1: off; default 1. Only used with temperature > 0 */
+    int top_k;          /* 0: off; default 50, as transformers' generate. Only used with temperature > 0 */
+    uint64_t seed;      /* default 0 */
+    JanusRng rng;
+} JanusAskOptions;
+
+JanusAskOptions janus_ask_defaults(void);
+
+/* Adds a user turn to the session's conversation (the images, then the question) and writes the assistant's answer.
+   Earlier turns are not computed again. `answer` (may be NULL when the text callback is enough) is owned by the caller:
+   free(). Errors: JANUS_BAD_ARGUMENT (also: the conversation would exceed the context), JANUS_NO_MEMORY, JANUS_CANCELLED
+   (what was said up to then is dropped from the conversation). */
+JanusStatus janus_ask(JanusSession *session, const char *question, const JanusImage *images, int image_count,
+                      const JanusAskOptions *options, char **answer, JanusError *error);
+
+/* Forgets the conversation; the system prompt comes with the next question. */
+void janus_reset(JanusSession *session);
+
+/* The number of tokens in the conversation, images included. */
+int janus_conversation_length(const JanusSession *session);
+
+/* ---- The encoders and the decoder on their own ---- */
+
+/* What the understanding encoder sees: pixels is (vision_size, vision_size, 3) float, provided by the caller.
+   Equal to the official VLMImageProcessor, byte for byte before normalisation. */
+JanusStatus janus_preprocess(const JanusModel *model, const JanusImage *image, float *pixels, JanusError *error);
+
+/* Picture -> ids of the VQ codebook; ids is (image_tokens) int32, provided by the caller. The picture is resized so that
+   its short side is image_size and cropped around its centre. */
+JanusStatus janus_encode_image(JanusSession *session, const JanusImage *image, int32_t *ids, JanusError *error);
+
+/* Ids (image_tokens of them, each 0..codebook_size-1) -> picture of image_size x image_size, owned by the caller. */
+JanusStatus janus_decode_image(JanusSession *session, const int32_t *ids, JanusImage *image, JanusError *error);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,651 @@
+# SPDX-License-Identifier: MIT
+"""Janus-Pro in PyTorch: any checkpoint into the classes of `transformers`, and every intermediate tensor out of them.
+
+Three sources give the same model: a folder in the transformers layout, a folder in the official layout (names mapped by
+the table OFFICIAL), and a GGUF file of convert.py (names mapped by the table GGUF, weights dequantised to float32).
+The stages are recorded with forward hooks under the names that `janus --dump` uses.
+
+Three things of the port are put right here, because the official code does otherwise: the quantizer compares normalised
+vectors, pictures go through the official VLMImageProcessor, and the rows of a guided batch see every position.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import OrderedDict
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Callable, Iterator, Mapping
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import DynamicCache, JanusConfig, JanusForConditionalGeneration
+from transformers.initialization import no_init_weights
+
+SYSTEM_PROMPT = (
+    "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
+    "provides, and assist the user with a variety of tasks using natural language."
+)
+SPECIAL = {
+    "bos": "<｜begin▁of▁sentence｜>", "eos": "<｜end▁of▁sentence｜>", "pad": "<｜▁pad▁｜>",
+    "image": "<image_placeholder>", "begin_image": "<begin_of_image>", "end_image": "<end_of_image>",
+}
+
+# ---- Names. "{}" stands for a number; a name ends in .weight or .bias unless the table says it whole. ----
+
+OFFICIAL = [
+    ("vision_model.vision_tower.patch_embed.proj", "model.vision_model.embeddings.patch_embedding"),
+    ("vision_model.vision_tower.norm", "model.vision_model.post_layernorm"),
+    ("vision_model.vision_tower.blocks.{}.norm1", "model.vision_model.encoder.layers.{}.layer_norm1"),
+    ("vision_model.vision_tower.blocks.{}.norm2", "model.vision_model.encoder.layers.{}.layer_norm2"),
+    ("vision_model.vision_tower.blocks.{}.attn.proj", "model.vision_model.encoder.layers.{}.self_attn.projection_layer"),
+    ("vision_model.vision_tower.blocks.{}.mlp.fc1", "model.vision_model.encoder.layers.{}.mlp.fc1"),
+    ("vision_model.vision_tower.blocks.{}.mlp.fc2", "model.vision_model.encoder.layers.{}.mlp.fc2"),
+    ("gen_embed", "model.generation_embeddings"),
+    ("gen_head.output_mlp_projector", "model.generation_head.proj_out"),
+    ("gen_head.vision_head", "model.generation_head.vision_head"),
+    ("gen_vision_model.quant_conv", "model.vqmodel.quant_conv"),
+    ("gen_vision_model.post_quant_conv", "model.vqmodel.post_quant_conv"),
+    ("gen_vision_model.quantize.embedding", "model.vqmodel.quantize.embedding"),
+    ("language_model.model.embed_tokens", "model.language_model.embed_tokens"),
+    ("language_model.model.norm", "model.language_model.norm"),
+    ("language_model.lm_head", "lm_head"),
+]
+OFFICIAL += [(f"language_model.model.layers.{{}}.{part}", f"model.language_model.layers.{{}}.{part}") for part in (
+    "input_layernorm", "post_attention_layernorm", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj",
+    "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")]
+
+GGUF = [
+    ("vit.patch_embed", "model.vision_model.embeddings.patch_embedding"),
+    ("vit.norm", "model.vision_model.post_layernorm"),
+    ("vit.blk.{}.norm1", "model.vision_model.encoder.layers.{}.layer_norm1"),
+    ("vit.blk.{}.norm2", "model.vision_model.encoder.layers.{}.layer_norm2"),
+    ("vit.blk.{}.proj", "model.vision_model.encoder.layers.{}.self_attn.projection_layer"),
+    ("vit.blk.{}.fc1", "model.vision_model.encoder.layers.{}.mlp.fc1"),
+    ("vit.blk.{}.fc2", "model.vision_model.encoder.layers.{}.mlp.fc2"),
+    ("gen_embed", "model.generation_embeddings"),
+    ("gen_head.proj", "model.generation_head.proj_out"),
+    ("gen_head.out", "model.generation_head.vision_head"),
+    ("vq.quant_conv", "model.vqmodel.quant_conv"),
+    ("vq.post_quant_conv", "model.vqmodel.post_quant_conv"),
+    ("vq.codebook", "model.vqmodel.quantize.embedding"),
+    ("token_embd", "model.language_model.embed_tokens"),
+    ("output_norm", "model.language_model.norm"),
+    ("output", "lm_head"),
+    ("blk.{}.attn_norm", "model.language_model.layers.{}.input_layernorm"),
+    ("blk.{}.ffn_norm", "model.language_model.layers.{}.post_attention_layernorm"),
+    ("blk.{}.attn_output", "model.language_model.layers.{}.self_attn.o_proj"),
+]
+GGUF += [(f"blk.{{}}.attn_{x}", f"model.language_model.layers.{{}}.self_attn.{x}_proj") for x in "qkv"]
+GGUF += [(f"blk.{{}}.ffn_{x}", f"model.language_model.layers.{{}}.mlp.{x}_proj") for x in ("gate", "up", "down")]
+
+
+def _vq_names() -> None:
+    """Adds the VQ encoder and decoder, whose names repeat, to both tables."""
+    for side, short, levels, step, official_step, short_step in (
+            ("encoder", "enc", "down", "downsample.conv", "downsample.conv", "down"),
+            ("decoder", "dec", "up", "upsample.conv", "upsample.conv", "up")):
+        target, official, gguf = f"model.vqmodel.{side}", f"gen_vision_model.{side}", f"vq.{short}"
+        for part in ("conv_in", "conv_out", "norm_out"):
+            OFFICIAL.append((f"{official}.{part}", f"{target}.{part}"))
+            GGUF.append((f"{gguf}.{part}", f"{target}.{part}"))
+        for part, short_part in (("norm1", "norm1"), ("conv1", "conv1"), ("norm2", "norm2"), ("conv2", "conv2"),
+                                 ("nin_shortcut", "shortcut")):
+            OFFICIAL.append((f"{official}.conv_blocks.{{}}.res.{{}}.{part}", f"{target}.{levels}.{{}}.block.{{}}.{part}"))
+            GGUF.append((f"{gguf}.{{}}.res.{{}}.{short_part}", f"{target}.{levels}.{{}}.block.{{}}.{part}"))
+            for index, block in ((0, "block_1"), (2, "block_2")):
+                OFFICIAL.append((f"{official}.mid.{index}.{part}", f"{target}.mid.{block}.{part}"))
+                GGUF.append((f"{gguf}.mid.{index}.{short_part}", f"{target}.mid.{block}.{part}"))
+        for part, short_part in (("norm", "norm"), ("q", "q"), ("k", "k"), ("v", "v"), ("proj_out", "proj")):
+            OFFICIAL.append((f"{official}.conv_blocks.{{}}.attn.{{}}.{part}", f"{target}.{levels}.{{}}.attn.{{}}.{part}"))
+            GGUF.append((f"{gguf}.{{}}.attn.{{}}.{short_part}", f"{target}.{levels}.{{}}.attn.{{}}.{part}"))
+            OFFICIAL.append((f"{official}.mid.1.{part}", f"{target}.mid.attn_1.{part}"))
+            GGUF.append((f"{gguf}.mid.1.{short_part}", f"{target}.mid.attn_1.{part}"))
+        OFFICIAL.append((f"{official}.conv_blocks.{{}}.{official_step}", f"{target}.{levels}.{{}}.{step}"))
+        GGUF.append((f"{gguf}.{{}}.{short_step}", f"{target}.{levels}.{{}}.{step}"))
+
+
+_vq_names()
+
+IGNORED = re.compile(r"attn_pool\.|quantize\.codebook_used$|rotary_emb\.inv_freq$")
+
+
+def rename(name: str, table: list[tuple[str, str]]) -> str | None:
+    """The name of the other side of the table, numbers carried over; None where the table has no such name."""
+    for pattern, target in table:
+        match = re.fullmatch(re.escape(pattern).replace(r"\{\}", r"(\d+)") + r"\.(weight|bias)", name)
+        if match:
+            *numbers, kind = match.groups()
+            return f"{target.format(*numbers)}.{kind}"
+    return None
+
+
+def aligner_name(name: str, prefix: str, stride: int) -> str | None:
+    """`prefix`I.kind of the two adaptors, I counted in steps of `stride`, as fc1 and hidden_layers of transformers."""
+    match = re.fullmatch(re.escape(prefix) + r"(\d+)\.(weight|bias)", name)
+    if not match:
+        return None
+    layer = int(match[1]) // stride
+    target = "generation_aligner" if prefix.startswith("gen_") else "aligner"
+    return f"model.{target}.{'fc1' if layer == 0 else f'hidden_layers.{layer - 1}'}.{match[2]}"
+
+
+def to_transformers(name: str, tensor: torch.Tensor, layout: str) -> dict[str, torch.Tensor]:
+    """One tensor of a layout ("official" or "gguf") as the tensors of transformers that hold it."""
+    official = layout == "official"
+    qkv = re.fullmatch((r"vision_model\.vision_tower\.blocks" if official else r"vit\.blk")
+                       + r"\.(\d+)\." + ("attn\\." if official else "") + r"qkv\.(weight|bias)", name)
+    if qkv:
+        layer = f"model.vision_model.encoder.layers.{qkv[1]}.self_attn"
+        return {f"{layer}.{x}_proj.{qkv[2]}": part for x, part in zip("qkv", tensor.chunk(3))}
+    if name in ("vision_model.vision_tower.pos_embed", "vit.pos_embed"):
+        return {"model.vision_model.embeddings.position_embedding.weight": tensor.reshape(-1, tensor.shape[-1])}
+    for prefix, stride in (("aligner.layers.", 2), ("gen_aligner.layers.", 2), ("aligner.", 1), ("gen_aligner.", 1)):
+        target = aligner_name(name, prefix, stride)
+        if target:
+            return {target: tensor}
+    target = rename(name, OFFICIAL if official else GGUF)
+    if target is None:
+        raise ValueError(f"tensor {name} is in no table of the {layout} layout")
+    return {target: tensor}
+
+
+# ---- Checkpoint folders ----
+
+def read_tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor of a folder's .safetensors or .bin files, whole or in shards, one after the other."""
+    files = sorted(folder.glob("*.safetensors"))
+    if files:
+        from safetensors import safe_open
+        for file in files:
+            with safe_open(file, "pt") as shard:
+                for name in shard.keys():
+                    yield name, shard.get_tensor(name)
+        return
+    for file in sorted(folder.glob("*.bin")):
+        yield from torch.load(file, weights_only=True, mmap=True, map_location="cpu").items()
+
+
+def read_json(path: Path) -> dict:
+    """A JSON file, {} where there is none."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+@dataclass
+class ImageRules:
+    """preprocessor_config.json: how a picture becomes pixel values of (size, size, 3)."""
+    size: int
+    min_size: int = 14
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    rescale_factor: float = 1 / 255
+    background: tuple[int, ...] = (127, 127, 127)
+    do_normalize: bool = True
+
+
+@dataclass
+class Reference:
+    """A model with all that is needed to run both tasks on it."""
+    model: JanusForConditionalGeneration
+    tokenizer: Tokenizer
+    rules: ImageRules
+    ids: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def image_tokens(self) -> int:
+        """The number of positions that one seen image takes."""
+        return self.model.model.vision_model.embeddings.num_positions
+
+    @property
+    def grid(self) -> int:
+        """The side of a drawn picture in tokens."""
+        return self.model.model.vqmodel.quantize.quant_state_dims[0]
+
+
+def image_rules(folder: Path, size: int) -> ImageRules:
+    """The rules of a folder; the background follows from the mean, as in the official class."""
+    config = read_json(folder / "preprocessor_config.json")
+    mean = tuple(config.get("image_mean", (0.5, 0.5, 0.5)))
+    side = config.get("image_size", config.get("size", size))
+    side = side.get("height", size) if isinstance(side, dict) else side
+    return ImageRules(side, config.get("min_size", 14), mean, tuple(config.get("image_std", (0.5, 0.5, 0.5))),
+                      config.get("rescale_factor", 1 / 255), tuple(int(x * 255) for x in mean),
+                      config.get("do_normalize", True))
+
+
+def vq_sizes(shapes: Mapping[str, tuple[int, ...]]) -> dict:
+    """JanusVQVAEConfig values that the shapes of the VQ tensors (names of transformers) give."""
+    prefix = "model.vqmodel."
+    base = shapes[prefix + "encoder.conv_in.weight"][0]
+    found = [re.fullmatch(r"model\.vqmodel\.encoder\.down\.(\d+)\.block\.(\d+)\.conv2\.weight", name) for name in shapes]
+    blocks = {(int(m[1]), int(m[2])): shapes[m[0]][0] for m in found if m}
+    levels, count = 1 + max(level for level, _ in blocks), 1 + max(block for _, block in blocks)
+    codes, dim = shapes[prefix + "quantize.embedding.weight"]
+    return dict(base_channels=base, channel_multiplier=[blocks[level, count - 1] // base for level in range(levels)],
+                num_res_blocks=count, latent_channels=shapes[prefix + "encoder.conv_out.weight"][0],
+                embed_dim=dim, num_embeddings=codes)
+
+
+def mlp_ratio(width: int, hidden: int) -> float:
+    """A ratio r with int(width * r) == hidden, as transformers computes it."""
+    ratio = hidden / width
+    while int(width * ratio) < hidden:
+        ratio = math.nextafter(ratio, math.inf)
+    return ratio
+
+
+def vision_sizes(shapes: Mapping[str, tuple[int, ...]], heads: int, hidden_size: int, eps: float) -> dict:
+    """JanusVisionConfig values from the shapes of the ViT's and the adaptor's tensors."""
+    prefix = "model.vision_model."
+    width, _, patch, _ = shapes[prefix + "embeddings.patch_embedding.weight"]
+    positions = shapes[prefix + "embeddings.position_embedding.weight"][0]
+    layers = 1 + max(int(m[1]) for m in map(re.compile(r"model\.vision_model\.encoder\.layers\.(\d+)\.").match, shapes)
+                     if m)
+    hidden = shapes[prefix + "encoder.layers.0.mlp.fc1.weight"][0]
+    depth = sum(name.startswith("model.aligner.") and name.endswith(".weight") for name in shapes)
+    return dict(hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads, patch_size=patch,
+                image_size=math.isqrt(positions) * patch, mlp_ratio=mlp_ratio(width, hidden), layer_norm_eps=eps,
+                projection_dim=hidden_size, depth=depth, num_image_tokens=positions)
+
+
+def build(shapes: Mapping[str, tuple[int, ...]], text: dict, heads: int, grid: int, tied: bool, eps: float
+          ) -> JanusForConditionalGeneration:
+    """An empty float32 model whose sizes are those of `shapes` (names of transformers) and of the text config."""
+    size = text["hidden_size"]
+    vq = vq_sizes(shapes)
+    depth = sum(name.startswith("model.generation_aligner.") and name.endswith(".weight") for name in shapes)
+    vq.update(projection_dim=size, image_token_embed_dim=size, num_hidden_layers=depth)
+    config = JanusConfig(text_config=dict(text, model_type="llama", tie_word_embeddings=tied),
+                         vision_config=vision_sizes(shapes, heads, size, eps), vq_config=vq, tie_word_embeddings=tied)
+    config._attn_implementation = "eager"
+    with no_init_weights():
+        model = JanusForConditionalGeneration(config)
+    codes, width = shapes["model.generation_head.vision_head.weight"]
+    model.model.generation_head.proj_out = torch.nn.Linear(size, width)
+    model.model.generation_head.vision_head = torch.nn.Linear(width, codes)
+    model.model.vqmodel.quantize.quant_state_dims = [grid, grid]
+    if tied:
+        model.tie_weights()
+    return model.float().eval()
+
+
+def fill(model: JanusForConditionalGeneration, tensors: Iterator[tuple[str, torch.Tensor]], tied: bool) -> None:
+    """Copies every tensor into its parameter; every parameter must be met exactly once."""
+    parameters = OrderedDict(model.named_parameters(remove_duplicate=True))
+    with torch.no_grad():
+        for name, tensor in tensors:
+            if not (tied and name == "lm_head.weight"):
+                parameter = parameters.pop(name)
+                parameter.copy_(tensor.reshape(parameter.shape))
+    if parameters:
+        raise ValueError(f"the checkpoint lacks {', '.join(list(parameters)[:5])}")
+
+
+def official_tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors of an official folder under the names of transformers."""
+    for name, tensor in read_tensors(folder):
+        if not IGNORED.search(name):
+            yield from to_transformers(name, tensor, "official").items()
+
+
+def load_official(folder: Path, config: dict) -> JanusForConditionalGeneration:
+    """A folder in the official layout."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in official_tensors(folder)}
+    text = {key: value for key, value in config["language_config"].items()
+            if key not in ("model_type", "torch_dtype", "dtype", "architectures", "_attn_implementation", "cls")}
+    vocab, size = shapes["model.language_model.embed_tokens.weight"]
+    text.setdefault("hidden_size", size)
+    text.setdefault("vocab_size", vocab)
+    tied = bool(text.pop("tie_word_embeddings", False))
+    params = config["vision_config"]["params"]
+    width = shapes["model.vision_model.embeddings.patch_embedding.weight"][0]
+    heads = params.get("heads", params.get("num_heads", 16 if width in (1024, 1152) else None))
+    if heads is None:
+        raise ValueError("vision_config.params has no number of heads")
+    grid = math.isqrt(shapes["model.vision_model.embeddings.position_embedding.weight"][0])
+    model = build(shapes, text, heads, grid, tied, 1e-6)
+    fill(model, official_tensors(folder), tied)
+    return model
+
+
+def load_folder(folder: Path) -> Reference:
+    """A checkpoint folder of either layout, in float32."""
+    config = read_json(folder / "config.json")
+    if config.get("model_type") == "multi_modality":
+        model = load_official(folder, config)
+    else:
+        model = JanusForConditionalGeneration.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    size = model.config.vision_config.image_size
+    reference = Reference(model.eval(), Tokenizer.from_file(str(folder / "tokenizer.json")), image_rules(folder, size))
+    reference.ids = {key: reference.tokenizer.token_to_id(token) for key, token in SPECIAL.items()}
+    return reference
+
+
+# ---- GGUF files ----
+
+def gguf_tensor(tensor) -> torch.Tensor:
+    """A reader's tensor in float32, in the shape that PyTorch gives it: kernels (out, kh, kw, in) -> (out, in, kh, kw)."""
+    from gguf.quants import dequantize
+    data = torch.from_numpy(np.array(dequantize(tensor.data, tensor.tensor_type), dtype=np.float32))
+    data = data.reshape([int(n) for n in reversed(tensor.shape)])
+    return data.permute(0, 3, 1, 2).contiguous() if data.dim() == 4 else data
+
+
+def gguf_tensors(reader) -> Iterator[tuple[str, torch.Tensor]]:
+    """All tensors of a file under the names of transformers; 1x1 kernels keep their two dimensions."""
+    for tensor in reader.tensors:
+        yield from to_transformers(tensor.name, gguf_tensor(tensor), "gguf").items()
+
+
+def gguf_tokenizer(values: Mapping[str, object]) -> Tokenizer:
+    """The byte-level BPE tokenizer that a file's metadata describes."""
+    tokens, kinds = values["tokenizer.ggml.tokens"], values["tokenizer.ggml.token_type"]
+    added = {i for i, kind in enumerate(kinds) if kind in (3, 4)}
+    vocab = {token: i for i, token in enumerate(tokens) if kinds[i] == 1}
+    merges = [tuple(merge.split(" ")) for merge in values["tokenizer.ggml.merges"]]
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges))
+    steps = []
+    for step in values["janus.tokenizer.pre_tokenizer"]:
+        kind, _, rest = step.partition(" ")
+        steps.append(pre_tokenizers.Split(Regex(rest), "isolated") if kind == "split" else
+                     pre_tokenizers.Digits(rest == "individual") if kind == "digits" else
+                     pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
+    tokenizer.decoder = decoders.ByteLevel()
+    return add_tokens(tokenizer, tokens, kinds, sorted(added))
+
+
+def add_tokens(tokenizer: Tokenizer, tokens: list[str], kinds: list[int], added: list[int]) -> Tokenizer:
+    """Adds the special (3) and other (4) added tokens; their ids must come out as in the file."""
+    state = json.loads(tokenizer.to_str())
+    state["added_tokens"] = [dict(id=i, content=tokens[i], single_word=False, lstrip=False, rstrip=False,
+                                  normalized=False, special=kinds[i] == 3) for i in added]
+    state["model"]["vocab"].update({tokens[i]: i for i in added})
+    return Tokenizer.from_str(json.dumps(state))
+
+
+def gguf_values(reader) -> dict[str, object]:
+    """The metadata of a file as plain Python values."""
+    return {key: value.contents() for key, value in reader.fields.items()}
+
+
+def load_gguf(path: Path) -> Reference:
+    """A GGUF file of convert.py, in float32."""
+    from gguf import GGUFReader
+    reader = GGUFReader(path)
+    values = gguf_values(reader)
+    get = lambda key: values["janus." + key]  # noqa: E731
+    tied = all(tensor.name != "output.weight" for tensor in reader.tensors)
+    text = dict(hidden_size=get("embedding_length"), num_hidden_layers=get("block_count"), vocab_size=get("vocab_size"),
+                intermediate_size=get("feed_forward_length"), num_attention_heads=get("attention.head_count"),
+                num_key_value_heads=get("attention.head_count_kv"), head_dim=get("attention.key_length"),
+                rms_norm_eps=get("attention.layer_norm_rms_epsilon"), max_position_embeddings=get("context_length"),
+                rope_parameters=dict(rope_type="default", rope_theta=get("rope.freq_base")))
+    shapes = {name: tuple(tensor.shape) for name, tensor in gguf_tensors(reader)}
+    model = build(shapes, text, get("vision.attention.head_count"), get("vq.grid_size"), tied,
+                  get("vision.attention.layer_norm_epsilon"))
+    fill(model, gguf_tensors(reader), tied)
+    rules = ImageRules(get("vision.image_size"), get("image.min_size"), tuple(get("image.mean")), tuple(get("image.std")),
+                       get("image.rescale_factor"), tuple(get("image.background_color")), get("image.do_normalize"))
+    ids = {key: values[f"tokenizer.ggml.{name}_token_id"] for key, name in
+           (("bos", "bos"), ("eos", "eos"), ("pad", "padding"))}
+    ids |= {key: get(f"tokenizer.{name}_id") for key, name in
+            (("image", "image_placeholder"), ("begin_image", "begin_of_image"), ("end_image", "end_of_image"))}
+    return Reference(model, gguf_tokenizer(values), rules, ids)
+
+
+def load(path: Path) -> Reference:
+    """A checkpoint folder or a GGUF file."""
+    return load_folder(path) if path.is_dir() else load_gguf(path)
+
+
+# ---- Pictures ----
+
+def fit_square(image: Image.Image, rules: ImageRules) -> np.ndarray:
+    """The official VLMImageProcessor up to 8 bits: longer side to `size`, padded to (size, size, 3) uint8."""
+    width, height = image.size
+    longest = max(width, height)
+    size = (max(int(width / longest * rules.size), rules.min_size), max(int(height / longest * rules.size), rules.min_size))
+    if image.size != size:
+        image = image.resize(size, Image.Resampling.BICUBIC)
+    side = max(size)
+    square = Image.new("RGB", (side, side), rules.background)
+    square.paste(image, ((side - size[0]) // 2, (side - size[1]) // 2))
+    return np.asarray(square)
+
+
+def pixel_values(image: Image.Image, rules: ImageRules) -> np.ndarray:
+    """(S, S, 3) float32: rescaled in float64, then normalised in float32, as the official class does."""
+    x = (fit_square(image, rules).astype(np.float64) * rules.rescale_factor).astype(np.float32)
+    if rules.do_normalize:
+        x = (x - np.array(rules.mean, np.float32)) / np.array(rules.std, np.float32)
+    return x
+
+
+def crop_square(image: Image.Image, size: int) -> np.ndarray:
+    """The input of the VQ encoder: short side to `size`, centre crop, (size, size, 3) float32 in -1..1."""
+    width, height = image.size
+    short = min(width, height)
+    new = (size * width // short, size * height // short)
+    if image.size != new:
+        image = image.resize(new, Image.Resampling.BICUBIC)
+    left, top = (new[0] - size) // 2, (new[1] - size) // 2
+    pixels = np.asarray(image.crop((left, top, left + size, top + size)))
+    return pixels.astype(np.float32) / np.float32(127.5) - np.float32(1)
+
+
+def to_pixels(output: np.ndarray) -> np.ndarray:
+    """The decoder's (S, S, 3) output as 8-bit pixels: scaled, clipped, truncated."""
+    return np.clip((output + np.float32(1)) / np.float32(2) * np.float32(255), 0, 255).astype(np.int32)
+
+
+# ---- Prompts ----
+
+def encode_text(reference: Reference, text: str, bos: bool) -> list[int]:
+    """Token ids of a prompt."""
+    ids = reference.tokenizer.encode(text, add_special_tokens=False).ids
+    return [reference.ids["bos"], *ids] if bos else ids
+
+
+def question_ids(reference: Reference, question: str, images: int, first: bool = True) -> list[int]:
+    """One user turn of a conversation with an opened answer, image positions as placeholders."""
+    content = "<image_placeholder>\n" * images + question.strip()
+    text = (SYSTEM_PROMPT + "\n\n" if first else "") + f"<|User|>: {content.strip()}\n\n<|Assistant|>:"
+    ids, out = encode_text(reference, text, first), []
+    for token in ids:
+        placeholder = [reference.ids["begin_image"], *[token] * reference.image_tokens, reference.ids["end_image"]]
+        out += placeholder if token == reference.ids["image"] else [token]
+    return out
+
+
+def drawing_ids(reference: Reference, prompt: str) -> list[int]:
+    """The prompt of a picture."""
+    return encode_text(reference, f"<|User|>: {prompt.strip()}\n\n<|Assistant|>:<begin_of_image>", True)
+
+
+# ---- Stages ----
+
+class Taps:
+    """Named tensors in the order in which they were met; a name met again gets ".1", ".2", ... as janus gives them."""
+
+    def __init__(self) -> None:
+        self.values: "OrderedDict[str, np.ndarray]" = OrderedDict()
+        self.met: dict[str, int] = {}
+
+    def add(self, name: str, value: torch.Tensor | np.ndarray) -> None:
+        """Records a copy of `value`."""
+        count = self.met.get(name, 0)
+        self.met[name] = count + 1
+        array = value.detach().numpy() if isinstance(value, torch.Tensor) else value
+        self.values[f"{name}.{count}" if count else name] = np.array(array)
+
+
+def rows(tensor: torch.Tensor) -> torch.Tensor:
+    """(1, C, H, W) -> (H W, C)."""
+    return tensor[0].flatten(1).T
+
+
+@contextmanager
+def hooked(pairs: list[tuple[torch.nn.Module, Callable[[torch.Tensor], None]]]) -> Iterator[None]:
+    """Hands every output of the modules to their functions while the block runs."""
+    def hook(call: Callable[[torch.Tensor], None]):
+        return lambda module, inputs, output: call(output[0] if isinstance(output, tuple) else output)
+    handles = [module.register_forward_hook(hook(call)) for module, call in pairs]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def transformer_hooks(reference: Reference, taps: Taps) -> list:
+    """Blocks and final norm; of two rows the second is the unconditional one."""
+    def record(name: str) -> Callable[[torch.Tensor], None]:
+        def call(output: torch.Tensor) -> None:
+            taps.add(name, output[0])
+            if output.shape[0] == 2:
+                taps.add("uncond." + name, output[1])
+        return call
+    language = reference.model.model.language_model
+    pairs = [(layer, record(f"transformer.block.{i}")) for i, layer in enumerate(language.layers)]
+    return pairs + [(language.norm, record("transformer.hidden"))]
+
+
+def see(reference: Reference, image: Image.Image, taps: Taps) -> torch.Tensor:
+    """Picture -> (G G, D) embeddings, through ViT and understanding adaptor."""
+    values = pixel_values(image, reference.rules)
+    taps.add("vision.pixel_values", values)
+    vision, aligner = reference.model.model.vision_model, reference.model.model.aligner
+    pairs = [(vision.embeddings.patch_embedding, lambda y: taps.add("vision.patch_embed", rows(y)))]
+    for i, layer in enumerate(vision.encoder.layers):
+        pairs.append((layer, lambda y, i=i: taps.add(f"vision.block.{i}", y[0])))
+    with hooked(pairs):
+        hidden = vision(torch.from_numpy(values).permute(2, 0, 1)[None]).last_hidden_state
+    taps.add("vision.output", hidden[0])
+    embeddings = aligner(hidden)[0]
+    taps.add("aligner.output", embeddings)
+    return embeddings
+
+
+@dataclass
+class Turn:
+    """A user turn: what is asked, the pictures shown, and the answer's ids that are fed back."""
+    question: str
+    images: list[Image.Image]
+    answer: list[int]
+
+
+@torch.no_grad()
+def run_conversation(reference: Reference, turns: list[Turn], taps: Taps) -> list[list[np.ndarray]]:
+    """All turns over one cache; blocks are recorded while a turn is read. Returns, for each turn, the LM logits (V) that
+    choose each of its answer ids."""
+    language, cache, logits, ended = reference.model.model.language_model, DynamicCache(), [], []
+    hooks = transformer_hooks(reference, taps)
+
+    def step(embeddings: torch.Tensor, prompt: bool) -> np.ndarray:
+        with hooked(hooks if prompt else []):
+            hidden = language(inputs_embeds=embeddings[None], past_key_values=cache, use_cache=True).last_hidden_state
+        out = reference.model.lm_head(hidden[0, -1])
+        taps.add("lm.logits", out)
+        return out.numpy()
+
+    for number, turn in enumerate(turns):
+        ids = ended + question_ids(reference, turn.question, len(turn.images), number == 0)
+        seen = [see(reference, image, taps) for image in turn.images]
+        taps.add("text.token_ids", np.array(ids, np.int32))
+        embeddings = language.embed_tokens(torch.tensor(ids)).clone()
+        if seen:
+            embeddings[torch.tensor(ids) == reference.ids["image"]] = torch.cat(seen)
+        taps.add("text.embeddings", embeddings)
+        logits.append([step(embeddings, True)])
+        for token in turn.answer[:-1]:
+            logits[-1].append(step(language.embed_tokens(torch.tensor([token])), False))
+        said = turn.answer[:-1] if turn.answer[-1] == reference.ids["eos"] else turn.answer
+        taps.add("lm.answer_ids", np.array(said, np.int32))
+        ended = turn.answer[-1:] if turn.answer[-1] == reference.ids["eos"] else [*turn.answer[-1:], reference.ids["eos"]]
+    return logits
+
+
+@torch.no_grad()
+def run_drawing(reference: Reference, prompt: str, ids: list[int], weight: float, taps: Taps) -> list[np.ndarray]:
+    """Draws with the given ids fed back and guidance `weight`; returns the guided logits of each step."""
+    inner, cache, guided = reference.model.model, DynamicCache(), []
+    tokens = torch.tensor(drawing_ids(reference, prompt)).repeat(2, 1)
+    tokens[1, 1:-1] = reference.ids["pad"]
+    taps.add("text.token_ids", tokens[0].to(torch.int32))
+    embeddings = inner.language_model.embed_tokens(tokens)
+    taps.add("text.embeddings", embeddings[0])
+    taps.add("uncond.text.embeddings", embeddings[1])
+    taps.add("generation.ids", np.array([ids], np.int32))
+    past = 0
+    for number, token in enumerate(ids):
+        positions = torch.arange(past, past + embeddings.shape[1])[None].expand(2, -1)
+        with hooked(transformer_hooks(reference, taps) if number == 0 else []):
+            hidden = inner.language_model(inputs_embeds=embeddings, position_ids=positions, past_key_values=cache,
+                                          use_cache=True).last_hidden_state
+        past += embeddings.shape[1]
+        cond, uncond = inner.generation_head(hidden[:, -1])
+        logits = uncond + weight * (cond - uncond)
+        for name, value in (("generation.logits.cond", cond), ("generation.logits.uncond", uncond),
+                            ("generation.logits", logits)):
+            taps.add(name, value)
+        guided.append(logits.numpy())
+        if number + 1 == len(ids):
+            break
+        embedding = reference.model.prepare_embeddings_for_image_generation(torch.tensor([token]))
+        taps.add("generation.embedding", embedding[0])
+        embeddings = embedding[None].expand(2, 1, -1)
+    return guided
+
+
+def level_ends(levels: torch.nn.ModuleList, step: str) -> list[torch.nn.Module]:
+    """The module whose output ends each level of the VQ encoder or decoder."""
+    return [getattr(level, step) if hasattr(level, step) else list(level.attn)[-1] if len(level.attn)
+            else list(level.block)[-1] for level in levels]
+
+
+@torch.no_grad()
+def run_encoder(reference: Reference, image: Image.Image, taps: Taps) -> tuple[np.ndarray, np.ndarray]:
+    """Picture -> (G G) ids of the codebook and the (G G, codebook_size) squared distances that choose them."""
+    vq = reference.model.model.vqmodel
+    side = reference.grid << (len(vq.encoder.down) - 1)
+    pixels = crop_square(image, side)
+    taps.add("vq.encoder.input", pixels)
+    pairs = [(vq.encoder.conv_in, lambda y: taps.add("vq.encoder.conv_in", rows(y)))]
+    for i, module in enumerate(level_ends(vq.encoder.down, "downsample")):
+        pairs.append((module, lambda y, i=i: taps.add(f"vq.encoder.level.{i}", rows(y))))
+    pairs += [(vq.encoder.mid, lambda y: taps.add("vq.encoder.mid", rows(y))),
+              (vq.encoder.conv_out, lambda y: taps.add("vq.encoder.output", rows(y)))]
+    with hooked(pairs):
+        z = rows(vq.quant_conv(vq.encoder(torch.from_numpy(pixels).permute(2, 0, 1)[None])))
+    taps.add("vq.quant_conv", z)
+    z, codebook = F.normalize(z, dim=-1), F.normalize(vq.quantize.embedding.weight, dim=-1)
+    distances = z.square().sum(1, keepdim=True) + codebook.square().sum(1) - 2 * z @ codebook.T
+    ids = distances.argmin(1)
+    taps.add("vq.ids", ids.to(torch.int32))
+    return ids.numpy(), distances.numpy()
+
+
+@torch.no_grad()
+def run_decoder(reference: Reference, ids: list[int], taps: Taps) -> np.ndarray:
+    """(G G) ids -> the decoder's (S, S, 3) output before clipping."""
+    vq = reference.model.model.vqmodel
+    codes = vq.quantize.get_codebook_entry(torch.tensor(ids)[None])
+    taps.add("vq.codes", rows(codes))
+    latent = vq.post_quant_conv(codes)
+    taps.add("vq.post_quant", rows(latent))
+    pairs = [(vq.decoder.conv_in, lambda y: taps.add("vq.decoder.conv_in", rows(y))),
+             (vq.decoder.mid, lambda y: taps.add("vq.decoder.mid", rows(y)))]
+    for i, module in enumerate(level_ends(vq.decoder.up, "upsample")):
+        pairs.append((module, lambda y, i=i: taps.add(f"vq.decoder.level.{i}", rows(y))))
+    with hooked(pairs):
+        output = vq.decoder(latent)[0].permute(1, 2, 0)
+    taps.add("vq.decoder.output", output)
+    taps.add("image.pixels", to_pixels(output.numpy()))
+    return output.numpy()

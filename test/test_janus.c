@@ -1,0 +1,1034 @@
+/* test_janus.c - tests of the library, in seconds and without Python.   SPDX-License-Identifier: MIT
+
+   cc -DJANUS_LIBRARY test/test_janus.c janus.c -I. -o test_janus -lm -lpthread && ./test_janus [GOLDEN_FOLDER [TEMPORARY_FILE]]
+
+   First every stage of three small models against values that PyTorch computed (test/golden, record_golden.py), with each
+   kind of kernel that this machine has: one line a tensor, its shape, how often it was met, and the largest difference
+   relative to the largest value. Then what janus.h promises: sessions, turns, batches, cancellation, threads, errors. */
+
+#include "janus.h"
+
+#include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static int passed, failed;
+static const char *golden_folder = "test/golden", *temporary = "test_janus.tmp";
+
+/* Counts a check; prints it when it fails, and always when `shown`. */
+static int report(int good, int shown, const char *format, ...) {
+    va_list arguments;
+    if (good) passed++;
+    else failed++;
+    if (good && !shown) return good;
+    printf("%-7s", good ? "OK" : "NOT OK");
+    va_start(arguments, format);
+    vprintf(format, arguments);
+    va_end(arguments);
+    printf("\n");
+    return good;
+}
+
+static void *need(void *memory) {
+    if (memory == NULL) {
+        printf("NOT OK  out of memory\n");
+        exit(1);
+    }
+    return memory;
+}
+
+/* A whole file; NULL where it cannot be read. */
+static unsigned char *read_file(const char *path, size_t *length) {
+    FILE *file = fopen(path, "rb");
+    unsigned char *bytes;
+    long size;
+    if (file == NULL || fseek(file, 0, SEEK_END) != 0 || (size = ftell(file)) < 0) {
+        if (file != NULL) fclose(file);
+        return NULL;
+    }
+    rewind(file);
+    bytes = need(malloc((size_t)size + 1));
+    *length = fread(bytes, 1, (size_t)size, file);
+    fclose(file);
+    return bytes;
+}
+
+static void write_file(const char *path, const void *bytes, size_t length) {
+    FILE *file = fopen(path, "wb");
+    const int good = file != NULL && (length == 0 || fwrite(bytes, 1, length, file) == length);
+    if (file == NULL || fclose(file) != 0 || !good) {
+        printf("NOT OK  cannot write %s\n", path);
+        exit(1);
+    }
+}
+
+/* ---- Recorded values ---- */
+
+typedef struct {
+    char name[96];
+    int type, dims, met;   /* type: 0 float32, 1 int32, 2 bytes */
+    int64_t shape[4], count;
+    float *floats;
+    int32_t *ints;
+    char *text;
+} Record;
+
+typedef struct {
+    Record *items;
+    int count;
+} Recording;
+
+static uint64_t little_endian(const unsigned char *bytes, int count) {
+    uint64_t value = 0;
+    for (int i = count - 1; i >= 0; i--) value = value << 8 | bytes[i];
+    return value;
+}
+
+/* Reads one record and returns the bytes behind it. */
+static const unsigned char *read_record(const unsigned char *at, Record *record) {
+    const size_t length = (size_t)little_endian(at, 4);
+    memset(record, 0, sizeof *record);
+    memcpy(record->name, at + 4, length < sizeof record->name - 1 ? length : sizeof record->name - 1);
+    at += 4 + length;
+    record->type = (int)little_endian(at, 4);
+    record->dims = (int)little_endian(at + 4, 4);
+    at += 8;
+    record->count = 1;
+    for (int i = 0; i < record->dims; i++, at += 8) {
+        record->shape[i] = (int64_t)little_endian(at, 8);
+        record->count *= record->shape[i];
+    }
+    if (record->type == 2) {
+        record->text = need(calloc((size_t)record->count + 1, 1));
+        memcpy(record->text, at, (size_t)record->count);
+        return at + record->count;
+    }
+    if (record->type == 0) record->floats = need(malloc(((size_t)record->count + 1) * sizeof(float)));
+    else record->ints = need(malloc(((size_t)record->count + 1) * sizeof(int32_t)));
+    for (int64_t i = 0; i < record->count; i++, at += 4) {
+        const uint32_t bits = (uint32_t)little_endian(at, 4);
+        if (record->type == 0) memcpy(&record->floats[i], &bits, 4);
+        else memcpy(&record->ints[i], &bits, 4);
+    }
+    return at;
+}
+
+static Recording read_recording(const char *path) {
+    Recording recording = {NULL, 0};
+    size_t length = 0;
+    unsigned char *bytes = read_file(path, &length);
+    if (bytes == NULL || length < 8 || memcmp(bytes, "JANUSREC", 8) != 0) {
+        printf("NOT OK  %s is missing or is no recording (run this in the project's folder)\n", path);
+        exit(1);
+    }
+    for (const unsigned char *at = bytes + 8; at < bytes + length; recording.count++) {
+        if (recording.count % 64 == 0)
+            recording.items = need(realloc(recording.items, ((size_t)recording.count + 64) * sizeof(Record)));
+        at = read_record(at, &recording.items[recording.count]);
+    }
+    free(bytes);
+    return recording;
+}
+
+static void free_recording(Recording *recording) {
+    for (int i = 0; i < recording->count; i++) {
+        free(recording->items[i].floats);
+        free(recording->items[i].ints);
+        free(recording->items[i].text);
+    }
+    free(recording->items);
+}
+
+static Record *find_record(Recording *recording, const char *name) {
+    for (int i = 0; i < recording->count; i++)
+        if (strcmp(recording->items[i].name, name) == 0) return &recording->items[i];
+    return NULL;
+}
+
+static const Record *input(Recording *recording, const char *name) {
+    char full[96];
+    snprintf(full, sizeof full, "input/%s", name);
+    return need(find_record(recording, full));
+}
+
+static JanusImage input_image(Recording *recording) {
+    const Record *record = input(recording, "image");
+    JanusImage image;
+    image.height = (int)record->shape[0];
+    image.width = (int)record->shape[1];
+    image.rgb = need(malloc((size_t)record->count));
+    for (int64_t i = 0; i < record->count; i++) image.rgb[i] = (uint8_t)record->ints[i];
+    return image;
+}
+
+/* ---- Stages against the recording ---- */
+
+typedef struct {
+    char name[64], shape[40];
+    int times, wrong;
+    double worst;
+} Stage;
+
+/* What the tap of a session compares with. */
+typedef struct {
+    Recording *recording;
+    const char *task;     /* "ask", "draw" or "encode" */
+    Stage stages[128];
+    int stage_count;
+} Comparison;
+
+static Stage *stage_of(Comparison *c, const char *name) {
+    for (int i = 0; i < c->stage_count; i++)
+        if (strcmp(c->stages[i].name, name) == 0) return &c->stages[i];
+    if (c->stage_count == 128) return &c->stages[127];
+    Stage *stage = &c->stages[c->stage_count++];
+    memset(stage, 0, sizeof *stage);
+    snprintf(stage->name, sizeof stage->name, "%s", name);
+    return stage;
+}
+
+/* Two shapes without their sizes of 1. */
+static int same_shape(const Record *record, const int64_t *shape, int dims) {
+    int64_t a[4], b[4];
+    int count_a = 0, count_b = 0;
+    for (int i = 0; i < record->dims; i++)
+        if (record->shape[i] != 1) a[count_a++] = record->shape[i];
+    for (int i = 0; i < dims; i++)
+        if (shape[i] != 1) b[count_b++] = shape[i];
+    return count_a == count_b && memcmp(a, b, (size_t)count_a * sizeof *a) == 0;
+}
+
+/* Largest difference relative to the largest value; infinite for anything that is not finite. */
+static double relative_difference(const float *mine, const float *theirs, int64_t count) {
+    double difference = 0, largest = 1e-30;
+    for (int64_t i = 0; i < count; i++) {
+        if (!(fabs((double)mine[i]) < 1e30)) return HUGE_VAL;
+        if (fabs((double)mine[i] - theirs[i]) > difference) difference = fabs((double)mine[i] - theirs[i]);
+        if (fabs((double)theirs[i]) > largest) largest = fabs((double)theirs[i]);
+    }
+    return difference / largest;
+}
+
+/* The tap: looks the tensor up as task/name, task/name.1, ... and keeps the largest difference of its stage. 8-bit pixels
+   are truncated, so a tiny difference before that may move them by one. */
+static void compare_tap(void *user, const char *name, JanusElement type, const void *data, const int64_t *shape, int dims) {
+    Comparison *c = user;
+    Stage *stage = stage_of(c, name);
+    char full[160];
+    double difference = 0;
+    snprintf(full, sizeof full, stage->times == 0 ? "%s/%s" : "%s/%s.%d", c->task, name, stage->times);
+    Record *record = find_record(c->recording, full);
+    stage->times++;
+    if (record == NULL || record->type != (int)type || !same_shape(record, shape, dims)) {
+        stage->wrong++;
+        return;
+    }
+    record->met = 1;
+    for (int i = 0, at = 0; i < record->dims; i++)
+        at += snprintf(stage->shape + at, sizeof stage->shape - (size_t)at, "%s%ld", i ? "x" : "", (long)record->shape[i]);
+    if (type == JANUS_FLOAT32) {
+        difference = relative_difference(data, record->floats, record->count);
+    } else {
+        const int allowed = strcmp(name, "image.pixels") == 0;
+        for (int64_t i = 0; i < record->count; i++)
+            if (abs(((const int32_t *)data)[i] - record->ints[i]) > allowed) difference++;
+    }
+    if (difference > stage->worst) stage->worst = difference;
+}
+
+/* Prints the stages that a task met and checks that it met all that were recorded. */
+static void print_stages(Comparison *c, const char *model, double tolerance, int shown) {
+    for (int i = 0; i < c->stage_count; i++) {
+        const Stage *stage = &c->stages[i];
+        report(stage->wrong == 0 && stage->worst <= tolerance, shown, "%s %-6s %-30s %-12s x%-3d %.1e%s", model, c->task,
+               stage->name, stage->shape, stage->times, stage->worst, stage->wrong > 0 ? "  unknown, or of another shape" : "");
+    }
+    for (int i = 0; i < c->recording->count; i++) {
+        Record *record = &c->recording->items[i];
+        const size_t length = strlen(c->task);
+        if (strncmp(record->name, c->task, length) == 0 && record->name[length] == '/' && !record->met)
+            report(0, 1, "%s %s was not handed to the tap", model, record->name);
+        record->met = 0;
+    }
+}
+
+typedef struct {
+    JanusModel *model;
+    Recording recording;
+    JanusImage image;
+    char path[512];
+} Golden;
+
+static Golden open_golden(const char *name) {
+    Golden golden;
+    JanusError error = {JANUS_OK, ""};
+    char path[512];
+    snprintf(path, sizeof path, "%s/%s.rec", golden_folder, name);
+    golden.recording = read_recording(path);
+    golden.image = input_image(&golden.recording);
+    snprintf(golden.path, sizeof golden.path, "%s/%s.gguf", golden_folder, name);
+    if (!report(janus_load(golden.path, &golden.model, &error) == JANUS_OK, 0, "load %s: %s", golden.path, error.message)) exit(1);
+    return golden;
+}
+
+static void close_golden(Golden *golden) {
+    janus_free(golden->model);
+    janus_image_free(&golden->image);
+    free_recording(&golden->recording);
+}
+
+static JanusSession *open_session(const JanusModel *model, const JanusSessionOptions *options) {
+    JanusSession *session = NULL;
+    JanusError error = {JANUS_OK, ""};
+    if (!report(janus_session_new(model, options, &session, &error) == JANUS_OK, 0, "session: %s", error.message)) exit(1);
+    return session;
+}
+
+static JanusAskOptions greedy_answer(int max_tokens) {
+    JanusAskOptions options = janus_ask_defaults();
+    options.max_tokens = max_tokens;
+    return options;
+}
+
+static JanusGenerateOptions greedy_drawing(int count) {
+    JanusGenerateOptions options = janus_generate_defaults();
+    options.count = count;
+    options.temperature = 0;
+    return options;
+}
+
+static int answer_length(const Record *ids) { return (int)ids->count; }
+
+/* The two turns of the recorded conversation. */
+static int ask_recorded(JanusSession *session, Golden *golden, char *answers[2]) {
+    const JanusAskOptions options = greedy_answer(answer_length(input(&golden->recording, "answer_ids")));
+    return janus_ask(session, input(&golden->recording, "question")->text, &golden->image, 1, &options, &answers[0], NULL) ==
+               JANUS_OK &&
+           janus_ask(session, input(&golden->recording, "second_question")->text, NULL, 0, &options, &answers[1], NULL) ==
+               JANUS_OK;
+}
+
+static void test_stages(const char *name, const char *isa, double tolerance, int shown) {
+    Golden golden = open_golden(name);
+    Comparison *comparison = need(calloc(1, sizeof *comparison));
+    JanusSessionOptions options = janus_session_defaults();
+    const JanusGenerateOptions drawing = greedy_drawing(1);
+    JanusInfo info = janus_info(golden.model);
+    JanusImage picture = {0, 0, NULL};
+    char label[64], *answers[2] = {NULL, NULL};
+    int32_t *ids = need(malloc((size_t)info.image_tokens * sizeof *ids));
+    snprintf(label, sizeof label, "%s %s", name, isa);
+    options.isa = isa;
+    options.threads = 2;
+    options.tap = compare_tap;
+    options.user = comparison;
+    comparison->recording = &golden.recording;
+    JanusSession *session = open_session(golden.model, &options);
+
+    comparison->task = "ask";
+    report(ask_recorded(session, &golden, answers), 0, "%s: two turns", label);
+    print_stages(comparison, label, tolerance, shown);
+    memset(comparison->stages, 0, sizeof comparison->stages);
+    comparison->stage_count = 0;
+    comparison->task = "draw";
+    report(janus_generate(session, input(&golden.recording, "prompt")->text, &drawing, &picture, NULL) == JANUS_OK, 0,
+           "%s: draw", label);
+    print_stages(comparison, label, tolerance, shown);
+    memset(comparison->stages, 0, sizeof comparison->stages);
+    comparison->stage_count = 0;
+    comparison->task = "encode";
+    report(janus_encode_image(session, &golden.image, ids, NULL) == JANUS_OK, 0, "%s: encode", label);
+    print_stages(comparison, label, tolerance, shown);
+
+    free(ids);
+    free(answers[0]);
+    free(answers[1]);
+    free(comparison);
+    janus_image_free(&picture);
+    janus_session_free(session);
+    close_golden(&golden);
+}
+
+/* Every stage of the three models, with each kind of kernel that this machine has. */
+static void test_golden(void) {
+    static const struct { const char *name; double tolerance; } models[] = {
+        {"plain", 1e-4}, {"grouped", 2e-3}, {"tied", 2e-3}}; /* f32, f16, bf16 */
+    static const char *const kernels[] = {"plain", "avx2", "avx512", "neon"};
+    Golden golden = open_golden("plain");
+    int usable[4], shown = 1;
+    for (int k = 0; k < 4; k++) {
+        JanusSessionOptions options = janus_session_defaults();
+        JanusSession *session = NULL;
+        options.isa = kernels[k];
+        usable[k] = janus_session_new(golden.model, &options, &session, NULL) == JANUS_OK;
+        janus_session_free(session);
+    }
+    close_golden(&golden);
+    report(usable[0], 0, "the plain kernels work everywhere");
+    for (int k = 3; k >= 0; k--) {
+        if (!usable[k]) continue;
+        for (size_t i = 0; i < sizeof models / sizeof *models; i++) {
+            const int before = passed + failed, wrong = failed;
+            test_stages(models[i].name, kernels[k], models[i].tolerance, shown);
+            if (!shown)
+                printf("%-7s%s %s: %d stages\n", failed == wrong ? "OK" : "NOT OK", models[i].name, kernels[k],
+                       passed + failed - before);
+        }
+        shown = 0;
+    }
+}
+
+/* ---- Results that must not depend on how they are computed ---- */
+
+/* A fingerprint of everything that a session hands to its tap. */
+static void hash_tap(void *user, const char *name, JanusElement type, const void *data, const int64_t *shape, int dims) {
+    uint64_t *hash = user;
+    const unsigned char *bytes = data;
+    int64_t count = type == JANUS_FLOAT32 ? (int64_t)sizeof(float) : (int64_t)sizeof(int32_t);
+    for (int i = 0; i < dims; i++) count *= shape[i];
+    for (; *name != 0; name++) *hash = (*hash ^ (unsigned char)*name) * 1099511628211u;
+    for (int64_t i = 0; i < count; i++) *hash = (*hash ^ bytes[i]) * 1099511628211u;
+}
+
+/* Everything at once, on the given number of threads. */
+static uint64_t fingerprint(Golden *golden, int threads) {
+    uint64_t hash = 14695981039346656037u;
+    JanusSessionOptions options = janus_session_defaults();
+    JanusGenerateOptions drawing = janus_generate_defaults();
+    JanusImage pictures[2] = {{0, 0, NULL}, {0, 0, NULL}};
+    char *answers[2] = {NULL, NULL};
+    int32_t *ids = need(malloc((size_t)janus_info(golden->model).image_tokens * sizeof *ids));
+    options.threads = threads;
+    options.tap = hash_tap;
+    options.user = &hash;
+    drawing.count = 2;
+    drawing.seed = 7;
+    JanusSession *session = open_session(golden->model, &options);
+    report(ask_recorded(session, golden, answers), 0, "two turns on %d threads", threads);
+    report(janus_generate(session, "two blue cars", &drawing, pictures, NULL) == JANUS_OK, 0, "draw on %d threads", threads);
+    report(janus_encode_image(session, &golden->image, ids, NULL) == JANUS_OK, 0, "encode on %d threads", threads);
+    janus_image_free(&pictures[0]);
+    janus_image_free(&pictures[1]);
+    free(answers[0]);
+    free(answers[1]);
+    free(ids);
+    janus_session_free(session);
+    return hash;
+}
+
+static void test_threads(const char *name) {
+    Golden golden = open_golden(name);
+    const uint64_t one = fingerprint(&golden, 1);
+    report(fingerprint(&golden, 1) == one, 1, "%s: the same twice", name);
+    report(fingerprint(&golden, 2) == one, 1, "%s: 2 threads give the bits of 1", name);
+    report(fingerprint(&golden, 3) == one, 1, "%s: 3 threads give the bits of 1", name);
+    close_golden(&golden);
+}
+
+/* Pictures drawn side by side are those drawn one by one, and each is the decoded form of its ids. */
+static void test_batch(void) {
+    Golden golden = open_golden("grouped");
+    JanusSession *session = open_session(golden.model, NULL);
+    const JanusInfo info = janus_info(golden.model);
+    const size_t tokens = (size_t)info.image_tokens, bytes = 3 * (size_t)info.image_size * (size_t)info.image_size;
+    int32_t *ids = need(malloc(3 * tokens * sizeof *ids)), *single = need(malloc(tokens * sizeof *single));
+    JanusGenerateOptions options = greedy_drawing(3);
+    JanusImage pictures[3], decoded;
+    const char *prompt = input(&golden.recording, "prompt")->text;
+    report(janus_generate_ids(session, prompt, &options, ids, NULL) == JANUS_OK, 0, "three rows of ids");
+    options.count = 1;
+    report(janus_generate_ids(session, prompt, &options, single, NULL) == JANUS_OK, 0, "one row of ids");
+    for (int i = 0; i < 3; i++)
+        report(memcmp(ids + (size_t)i * tokens, single, tokens * sizeof *ids) == 0, 1, "greedy picture %d of 3 is the single one", i);
+    report(memcmp(single, input(&golden.recording, "drawn_ids")->ints, tokens * sizeof *ids) == 0, 1, "greedy ids are PyTorch's");
+
+    options.count = 3;
+    options.temperature = 1;
+    options.seed = 11;
+    report(janus_generate_ids(session, prompt, &options, ids, NULL) == JANUS_OK, 0, "three sampled rows");
+    report(janus_generate(session, prompt, &options, pictures, NULL) == JANUS_OK, 0, "three sampled pictures");
+    for (int i = 0; i < 3; i++) {
+        report(janus_decode_image(session, ids + (size_t)i * tokens, &decoded, NULL) == JANUS_OK, 0, "decode");
+        report(pictures[i].width == info.image_size && pictures[i].height == info.image_size &&
+                   memcmp(pictures[i].rgb, decoded.rgb, bytes) == 0, 1, "sampled picture %d of 3 is its decoded ids", i);
+        janus_image_free(&decoded);
+        janus_image_free(&pictures[i]);
+    }
+    report(memcmp(ids, ids + tokens, tokens * sizeof *ids) != 0, 1, "sampled pictures differ");
+    options.seed = 12;
+    options.count = 1;
+    report(janus_generate_ids(session, prompt, &options, ids + tokens, NULL) == JANUS_OK, 0, "another seed");
+    report(memcmp(ids, ids + tokens, tokens * sizeof *ids) != 0, 1, "another seed, another picture");
+    free(ids);
+    free(single);
+    janus_session_free(session);
+    close_golden(&golden);
+}
+
+/* ---- Conversations ---- */
+
+typedef struct {
+    char text[4096];
+    size_t length;
+    int calls, stop_after, valid;
+    int prompt_tokens; /* of the last text.token_ids */
+} Stream;
+
+/* Length of the UTF-8 character at `text`, 0 when there is none. */
+static size_t character_length(const unsigned char *text, size_t left) {
+    const size_t length = text[0] < 0x80 ? 1 : text[0] >= 0xC2 && text[0] < 0xE0 ? 2 : text[0] >= 0xE0 && text[0] < 0xF0 ? 3
+                          : text[0] >= 0xF0 && text[0] < 0xF5 ? 4 : 0;
+    if (length == 0 || length > left) return 0;
+    for (size_t i = 1; i < length; i++)
+        if ((text[i] & 0xC0) != 0x80) return 0;
+    return length;
+}
+
+static int stream_text(void *user, const char *text, size_t length) {
+    Stream *stream = user;
+    size_t at = 0;
+    stream->calls++;
+    while (at < length) {
+        const size_t character = character_length((const unsigned char *)text + at, length - at);
+        if (character == 0) break;
+        at += character;
+    }
+    if (at != length || length == 0) stream->valid = 0;
+    if (stream->length + length < sizeof stream->text) {
+        memcpy(stream->text + stream->length, text, length);
+        stream->length += length;
+        stream->text[stream->length] = 0;
+    }
+    return stream->stop_after > 0 && stream->calls >= stream->stop_after;
+}
+
+static void count_prompt(void *user, const char *name, JanusElement type, const void *data, const int64_t *shape, int dims) {
+    Stream *stream = user;
+    (void)type, (void)data, (void)dims;
+    if (strcmp(name, "text.token_ids") == 0) stream->prompt_tokens = (int)shape[0];
+}
+
+/* Turns are not read again, sessions do not touch each other, the streamed text is the answer. */
+static void test_conversation(void) {
+    Golden golden = open_golden("plain");
+    Stream stream;
+    JanusSessionOptions options = janus_session_defaults();
+    char *first[2] = {NULL, NULL}, *second[2] = {NULL, NULL}, *again = NULL;
+    const char *question = input(&golden.recording, "question")->text;
+    const char *second_question = input(&golden.recording, "second_question")->text;
+    const JanusAskOptions ask = greedy_answer((int)input(&golden.recording, "answer_ids")->count);
+    memset(&stream, 0, sizeof stream);
+    stream.valid = 1;
+    options.text = stream_text;
+    options.tap = count_prompt;
+    options.user = &stream;
+    JanusSession *a = open_session(golden.model, &options), *b = open_session(golden.model, NULL);
+
+    report(janus_conversation_length(a) == 0, 1, "a new conversation is empty");
+    report(janus_ask(a, question, &golden.image, 1, &ask, &first[0], NULL) == JANUS_OK, 0, "first turn");
+    report(stream.valid && strcmp(stream.text, first[0]) == 0, 1, "the streamed text is the answer, in whole characters");
+    const int length = janus_conversation_length(a), read = stream.prompt_tokens;
+    report(length > read - 1, 1, "the conversation holds the prompt's %d tokens", read);
+    report(janus_ask(b, question, &golden.image, 1, &ask, &second[0], NULL) == JANUS_OK, 0, "another session's first turn");
+    report(janus_ask(a, second_question, NULL, 0, &ask, &first[1], NULL) == JANUS_OK, 0, "second turn");
+    report(stream.prompt_tokens < read / 2, 1, "the second turn reads %d tokens, not the %d before it", stream.prompt_tokens, length);
+    report(janus_ask(b, second_question, NULL, 0, &ask, &second[1], NULL) == JANUS_OK, 0, "another session's second turn");
+    report(strcmp(first[0], second[0]) == 0 && strcmp(first[1], second[1]) == 0, 1, "two sessions in turn give the same answers");
+    janus_reset(a);
+    report(janus_conversation_length(a) == 0, 1, "reset forgets the conversation");
+    report(janus_ask(a, question, &golden.image, 1, &ask, &again, NULL) == JANUS_OK && strcmp(again, first[0]) == 0, 1,
+           "the first answer again after reset");
+    for (int i = 0; i < 2; i++) {
+        free(first[i]);
+        free(second[i]);
+    }
+    free(again);
+    janus_session_free(a);
+    janus_session_free(b);
+    close_golden(&golden);
+}
+
+/* A conversation until the context is full ends with an error and stays usable. */
+static void test_full_context(void) {
+    Golden golden = open_golden("tied");
+    JanusSession *session = open_session(golden.model, NULL);
+    JanusError error = {JANUS_OK, ""};
+    const JanusAskOptions ask = greedy_answer(40);
+    const int context = janus_info(golden.model).context_length;
+    JanusStatus status = JANUS_OK;
+    int turns = 0, length = 0;
+    for (; turns < 200 && status == JANUS_OK; turns++) {
+        length = janus_conversation_length(session);
+        status = janus_ask(session, "How many trees are there?", NULL, 0, &ask, NULL, &error);
+        if (janus_conversation_length(session) > context) break;
+    }
+    report(status == JANUS_BAD_ARGUMENT && turns > 1, 1, "turn %d would exceed the context: %s", turns, error.message);
+    report(janus_conversation_length(session) == length, 1, "the refused turn leaves the conversation's %d tokens", length);
+    janus_reset(session);
+    report(janus_ask(session, "Hello", NULL, 0, &ask, NULL, NULL) == JANUS_OK, 1, "a new conversation after that");
+    janus_session_free(session);
+    close_golden(&golden);
+}
+
+/* ---- Cancellation ---- */
+
+typedef struct {
+    int calls, stop_at; /* stop_at 0: never */
+} Stopper;
+
+static int stop_progress(void *user, const char *stage, int64_t done, int64_t total) {
+    Stopper *stopper = user;
+    if (stage == NULL || *stage == 0 || done < 0 || done > total) stopper->calls += 1000000;
+    return ++stopper->calls == stopper->stop_at;
+}
+
+/* One of the five long calls; the result is put into `ids` or `answer`. */
+static JanusStatus long_call(int which, JanusSession *session, Golden *golden, int32_t *ids, char **answer) {
+    const JanusAskOptions ask = greedy_answer(3);
+    const JanusGenerateOptions drawing = greedy_drawing(2);
+    JanusImage picture = {0, 0, NULL};
+    JanusStatus status;
+    if (which == 0) return janus_ask(session, "What is it?", &golden->image, 1, &ask, answer, NULL);
+    if (which == 1) return janus_generate_ids(session, "a heart", &drawing, ids, NULL);
+    if (which == 2) return janus_encode_image(session, &golden->image, ids, NULL);
+    status = janus_decode_image(session, input(&golden->recording, "drawn_ids")->ints, &picture, NULL);
+    for (int i = 0; i < 4 && status == JANUS_OK; i++) ids[i] = picture.rgb[i];
+    janus_image_free(&picture);
+    return status;
+}
+
+/* Stops a call at every one of its progress calls; after each, the whole call gives the result of an undisturbed one. */
+static void test_cancel_call(int which, const char *what) {
+    Golden golden = open_golden("plain");
+    const size_t bytes = 2 * (size_t)janus_info(golden.model).image_tokens * sizeof(int32_t);
+    int32_t *expected = need(calloc(1, bytes)), *ids = need(calloc(1, bytes));
+    char *expected_answer = NULL, *answer = NULL;
+    JanusSessionOptions options = janus_session_defaults();
+    Stopper stopper = {0, 0};
+    int cancelled = 0, same = 1, total;
+    options.progress = stop_progress;
+    options.user = &stopper;
+    JanusSession *session = open_session(golden.model, &options);
+    report(long_call(which, session, &golden, expected, &expected_answer) == JANUS_OK, 0, "%s", what);
+    total = stopper.calls;
+    for (int stop = 1; stop <= total; stop++) {
+        const int length = (janus_reset(session), janus_conversation_length(session));
+        stopper.calls = 0;
+        stopper.stop_at = stop;
+        cancelled += long_call(which, session, &golden, ids, &answer) == JANUS_CANCELLED;
+        same &= answer == NULL && janus_conversation_length(session) == length;
+        stopper.stop_at = 0;
+        same &= long_call(which, session, &golden, ids, &answer) == JANUS_OK && memcmp(ids, expected, bytes) == 0 &&
+                (answer == NULL) == (expected_answer == NULL) && (answer == NULL || strcmp(answer, expected_answer) == 0);
+        free(answer);
+        answer = NULL;
+    }
+    report(cancelled == total && total > 0 && total < 1000000, 1, "%s stops at each of its %d progress calls", what, total);
+    report(same, 1, "%s gives the same result after each of them", what);
+    free(expected_answer);
+    free(expected);
+    free(ids);
+    janus_session_free(session);
+    close_golden(&golden);
+}
+
+/* The text callback stops an answer; the turn is dropped from the conversation. */
+static void test_cancel_text(void) {
+    Golden golden = open_golden("grouped");
+    Stream stream;
+    JanusSessionOptions options = janus_session_defaults();
+    const JanusAskOptions ask = greedy_answer(40);
+    char *answer = NULL;
+    JanusError error = {JANUS_OK, ""};
+    memset(&stream, 0, sizeof stream);
+    stream.stop_after = 2;
+    options.text = stream_text;
+    options.user = &stream;
+    JanusSession *session = open_session(golden.model, &options);
+    report(janus_ask(session, "Describe it.", &golden.image, 1, &ask, &answer, &error) == JANUS_CANCELLED && answer == NULL &&
+               error.status == JANUS_CANCELLED && error.message[0] != 0, 1, "the text callback stops an answer: %s", error.message);
+    report(janus_conversation_length(session) == 0, 1, "the stopped turn is dropped");
+    janus_session_free(session);
+    close_golden(&golden);
+}
+
+/* ---- Errors: arguments ---- */
+
+static void expect(JanusStatus status, JanusStatus wanted, const JanusError *error, const char *what) {
+    const int said = error->status == wanted && error->message[0] != 0 && strchr(error->message, '\n') == NULL;
+    report(status == wanted && said, 0, "%s: status %d, expected %d; message: %s", what, (int)status, (int)wanted, error->message);
+}
+
+static void test_bad_texts(void) {
+    static const char *const bad[] = {"", "   \n\t ", "\xff\xfe", "abc\xc3", "\xed\xa0\x80", "\xf4\x90\x80\x80", "\xc0\x80"};
+    Golden golden = open_golden("plain");
+    JanusSession *session = open_session(golden.model, NULL);
+    JanusError error = {JANUS_OK, ""};
+    const JanusInfo info = janus_info(golden.model);
+    int32_t *ids = need(malloc((size_t)info.image_tokens * sizeof *ids)), *tokens = NULL;
+    size_t count = 0, long_length = 12 * (size_t)info.context_length;
+    char *text = need(malloc(long_length + 1));
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        memset(&error, 0, sizeof error);
+        expect(janus_generate_ids(session, bad[i], NULL, ids, &error), JANUS_BAD_ARGUMENT, &error, "drawing a bad prompt");
+        memset(&error, 0, sizeof error);
+        expect(janus_ask(session, bad[i], NULL, 0, NULL, NULL, &error), JANUS_BAD_ARGUMENT, &error, "asking a bad question");
+        if (i < 2) continue;
+        memset(&error, 0, sizeof error);
+        expect(janus_tokenize(golden.model, bad[i], strlen(bad[i]), &tokens, &count, &error), JANUS_BAD_ARGUMENT, &error,
+               "tokenizing bad UTF-8");
+    }
+    for (size_t i = 0; i < long_length; i++) text[i] = "a b c9 "[i % 7];
+    text[long_length] = 0;
+    memset(&error, 0, sizeof error);
+    expect(janus_generate_ids(session, text, NULL, ids, &error), JANUS_BAD_ARGUMENT, &error, "drawing a prompt that is too long");
+    memset(&error, 0, sizeof error);
+    expect(janus_ask(session, text, NULL, 0, NULL, NULL, &error), JANUS_BAD_ARGUMENT, &error, "asking too long a question");
+    memset(&error, 0, sizeof error);
+    expect(janus_ask(session, "<image_placeholder> and <image_placeholder>", &golden.image, 1, NULL, NULL, &error),
+           JANUS_BAD_ARGUMENT, &error, "two placeholders for one image");
+    report(janus_tokenize(golden.model, "", 0, &tokens, &count, NULL) == JANUS_OK && count == 0, 1, "an empty text has no tokens");
+    report(1, 1, "bad texts are refused");
+    free(tokens);
+    free(text);
+    free(ids);
+    janus_session_free(session);
+    close_golden(&golden);
+}
+
+static void test_bad_options(void) {
+    Golden golden = open_golden("plain");
+    JanusSession *session = open_session(golden.model, NULL), *none = NULL;
+    JanusError error = {JANUS_OK, ""};
+    int32_t *ids = need(malloc(65 * (size_t)janus_info(golden.model).image_tokens * sizeof *ids));
+    for (int i = 0; i < 8; i++) {
+        JanusGenerateOptions options = janus_generate_defaults();
+        if (i == 0) options.count = 0;
+        if (i == 1) options.count = 65;
+        if (i == 2) options.cfg_weight = -1;
+        if (i == 3) options.cfg_weight = (float)HUGE_VAL;
+        if (i == 4) options.temperature = -0.5f;
+        if (i == 5) options.temperature = 101;
+        if (i == 6) options.temperature = (float)(HUGE_VAL - HUGE_VAL);
+        if (i == 7) options.rng = (JanusRng)7;
+        memset(&error, 0, sizeof error);
+        expect(janus_generate_ids(session, "a cat", &options, ids, &error), JANUS_BAD_ARGUMENT, &error, "bad drawing options");
+    }
+    for (int i = 0; i < 7; i++) {
+        JanusAskOptions options = janus_ask_defaults();
+        if (i == 0) options.max_tokens = 0;
+        if (i == 1) options.temperature = -1;
+        if (i == 2) options.temperature = (float)(HUGE_VAL - HUGE_VAL);
+        if (i == 3) options.top_p = 0;
+        if (i == 4) options.top_p = 1.5f;
+        if (i == 5) options.top_k = -1;
+        if (i == 6) options.rng = (JanusRng)-1;
+        memset(&error, 0, sizeof error);
+        expect(janus_ask(session, "what?", NULL, 0, &options, NULL, &error), JANUS_BAD_ARGUMENT, &error, "bad asking options");
+    }
+    for (int i = 0; i < 3; i++) {
+        JanusSessionOptions options = janus_session_defaults();
+        if (i == 0) options.threads = -1;
+        if (i == 1) options.threads = 257;
+        if (i == 2) options.isa = "mmx";
+        memset(&error, 0, sizeof error);
+        expect(janus_session_new(golden.model, &options, &none, &error), JANUS_BAD_ARGUMENT, &error, "bad session options");
+        report(none == NULL, 0, "a refused session is NULL");
+    }
+    report(1, 1, "options outside their ranges are refused");
+    free(ids);
+    janus_session_free(session);
+    close_golden(&golden);
+}
+
+static void test_bad_ids(void) {
+    Golden golden = open_golden("plain");
+    JanusSession *session = open_session(golden.model, NULL);
+    JanusError error = {JANUS_OK, ""};
+    const JanusInfo info = janus_info(golden.model);
+    JanusImage picture = {0, 0, NULL};
+    int32_t *ids = need(calloc((size_t)info.image_tokens, sizeof *ids));
+    const int32_t bad[] = {-1, info.codebook_size, INT32_MAX, INT32_MIN};
+    char *text = NULL;
+    for (int i = 0; i < 4; i++) {
+        ids[info.image_tokens - 1] = bad[i];
+        memset(&error, 0, sizeof error);
+        expect(janus_decode_image(session, ids, &picture, &error), JANUS_BAD_ARGUMENT, &error, "decoding an id out of range");
+        report(picture.rgb == NULL, 0, "no picture after a failed call");
+        const int32_t token = i == 1 ? info.vocab_size : bad[i];
+        memset(&error, 0, sizeof error);
+        expect(janus_detokenize(golden.model, &token, 1, &text, NULL, &error), JANUS_BAD_ARGUMENT, &error,
+               "detokenizing an id out of range");
+        report(text == NULL, 0, "no text after a failed call");
+    }
+    report(1, 1, "ids out of range are refused");
+    free(ids);
+    janus_session_free(session);
+    close_golden(&golden);
+}
+
+/* ---- Errors: model files ---- */
+
+static void expect_bad_model(const void *bytes, size_t length, const char *what) {
+    JanusModel *model = NULL;
+    JanusError error = {JANUS_OK, ""};
+    write_file(temporary, bytes, length);
+    expect(janus_load(temporary, &model, &error), JANUS_BAD_MODEL, &error, what);
+    report(model == NULL, 0, "%s: no model after a failed load", what);
+    janus_free(model);
+}
+
+/* Cut off at many lengths: everywhere in the header's first kilobyte, then ever more coarsely. */
+static void test_truncated(const unsigned char *bytes, size_t length) {
+    int count = 0;
+    for (size_t cut = 0; cut < length; cut += cut < 512 ? 7 : cut < 65536 ? 997 : 30011, count++)
+        expect_bad_model(bytes, cut, "a truncated model");
+    expect_bad_model(bytes, length - 1, "a model without its last byte");
+    report(1, 1, "a model cut off at %d lengths is refused", count + 1);
+}
+
+/* Where `text` stands in the bytes; -1 for nowhere. */
+static long find_bytes(const unsigned char *bytes, size_t length, const char *text) {
+    const size_t size = strlen(text);
+    for (size_t i = 0; i + size <= length; i++)
+        if (memcmp(bytes + i, text, size) == 0) return (long)i;
+    return -1;
+}
+
+/* A copy of the model in which `count` bytes at `at` are replaced. */
+static void expect_bad_patch(const unsigned char *bytes, size_t length, long at, const void *patch, size_t count, const char *what) {
+    unsigned char *copy = need(malloc(length));
+    if (!report(at >= 0, 0, "%s: nothing to damage", what)) exit(1);
+    memcpy(copy, bytes, length);
+    memcpy(copy + at, patch, count);
+    expect_bad_model(copy, length, what);
+    free(copy);
+}
+
+static void test_damaged(const unsigned char *bytes, size_t length) {
+    static const char architecture[] = "general.architecture", norm[] = "output_norm.weight", token[] = "token_embd.weight";
+    static const unsigned char huge[8] = {0, 0, 0, 0, 0, 0, 0, 0x10}, far_away[8] = {0, 0, 0, 0, 0x40, 0, 0, 0};
+    static const unsigned char full[8] = {0xC0, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF};
+    const long name = find_bytes(bytes, length, norm), matrix = find_bytes(bytes, length, token);
+    const long size = name + (long)sizeof norm - 1 + 4, type = size + 8, offset = type + 4; /* one dimension */
+    expect_bad_patch(bytes, length, 0, "GGML", 4, "another magic");
+    expect_bad_patch(bytes, length, 4, "\2", 1, "another GGUF version");
+    expect_bad_patch(bytes, length, 8, huge, 8, "2^60 tensors");
+    expect_bad_patch(bytes, length, 16, huge, 8, "2^60 metadata entries");
+    expect_bad_patch(bytes, length, 24, huge, 8, "a key of 2^60 bytes");
+    expect_bad_patch(bytes, length, find_bytes(bytes, length, architecture) + (long)sizeof architecture - 1 + 12, "llama", 5,
+                     "another architecture");
+    expect_bad_patch(bytes, length, name, "output_morn", 11, "a missing tensor");
+    expect_bad_patch(bytes, length, size - 4, "\2", 1, "another number of dimensions");
+    expect_bad_patch(bytes, length, size, "\7\0", 2, "a misshapen tensor");
+    expect_bad_patch(bytes, length, size, huge, 8, "a tensor of 2^60 numbers");
+    expect_bad_patch(bytes, length, type, "\x63", 1, "an unknown tensor type");
+    expect_bad_patch(bytes, length, offset, far_away, 8, "an offset behind the file");
+    expect_bad_patch(bytes, length, offset, full, 8, "an offset that overflows");
+    expect_bad_patch(bytes, length, offset, "\1", 1, "an offset that is not aligned");
+    expect_bad_patch(bytes, length, matrix + (long)sizeof token - 1 + 4 + 8, huge, 8, "a matrix of 2^60 rows");
+    report(1, 1, "damaged models are refused");
+}
+
+/* Every size in the metadata set to what no model has: refused, or harmless, but never a crash. */
+static void test_absurd_sizes(const unsigned char *bytes, size_t length) {
+    static const char *const keys[] = {
+        "janus.embedding_length", "janus.block_count", "janus.feed_forward_length", "janus.vocab_size", "janus.attention.head_count",
+        "janus.attention.head_count_kv", "janus.attention.key_length", "janus.vision.image_size", "janus.vision.patch_size",
+        "janus.vision.embedding_length", "janus.vision.block_count", "janus.vision.feed_forward_length",
+        "janus.vision.attention.head_count", "janus.aligner.depth", "janus.gen_aligner.depth", "janus.gen_head.embedding_length",
+        "janus.vq.codebook_size", "janus.vq.codebook_dim", "janus.vq.base_channels", "janus.vq.res_blocks", "janus.vq.z_channels",
+        "janus.vq.group_count", "janus.vq.grid_size", "tokenizer.ggml.bos_token_id", "janus.tokenizer.image_placeholder_id",
+        "janus.format_version"};
+    static const unsigned char values[3][4] = {{0, 0, 0, 0}, {0xFF, 0xFF, 0xFF, 0xFF}, {0xFF, 0xFF, 0xFF, 0x7F}};
+    for (size_t k = 0; k < sizeof keys / sizeof *keys; k++) {
+        const long key = find_bytes(bytes, length, keys[k]);
+        for (int v = 0; v < 3; v++) {
+            if (strstr(keys[k], "token_id") != NULL && v == 0) continue; /* 0 is an id */
+            if (strstr(keys[k], "placeholder_id") != NULL && v == 0) continue;
+            expect_bad_patch(bytes, length, key < 0 ? key : key + (long)strlen(keys[k]) + 4, values[v], 4, keys[k]);
+        }
+    }
+    report(1, 1, "absurd sizes are refused");
+}
+
+/* Random damage to the header: whatever happens, it must be a status. A model that still loads must still be readable. */
+static void test_random_damage(const unsigned char *bytes, size_t length, int rounds) {
+    unsigned char *copy = need(malloc(length));
+    const long header = find_bytes(bytes, length, "output_norm.weight") + 4096;
+    uint64_t random = 88172645463325252u;
+    int loaded = 0;
+    for (int round = 0; round < rounds; round++) {
+        JanusModel *model = NULL;
+        memcpy(copy, bytes, length);
+        for (int i = 0; i < 1 + round % 4; i++) {
+            random ^= random << 13, random ^= random >> 7, random ^= random << 17;
+            copy[random % (uint64_t)header] ^= (unsigned char)(1 + (random >> 40) % 255);
+        }
+        write_file(temporary, copy, length);
+        if (janus_load(temporary, &model, NULL) == JANUS_OK) loaded += janus_info(model).parameters > 0;
+        janus_free(model);
+    }
+    report(1, 1, "%d random damages: %d still load, none crashes", rounds, loaded);
+    free(copy);
+}
+
+static void test_model_files(void) {
+    char path[512];
+    JanusModel *model = NULL;
+    JanusError error = {JANUS_OK, ""};
+    size_t length = 0;
+    snprintf(path, sizeof path, "%s/tied.gguf", golden_folder);
+    unsigned char *bytes = need(read_file(path, &length));
+    expect(janus_load("no/such/model.gguf", &model, &error), JANUS_IO_ERROR, &error, "a missing model");
+    memset(&error, 0, sizeof error);
+    expect(janus_load(golden_folder, &model, &error), JANUS_IO_ERROR, &error, "a folder as model");
+    expect_bad_model("GGUF", 4, "four bytes");
+    expect_bad_model("Not a model at all, but long enough to be looked at.", 52, "a text as model");
+    test_truncated(bytes, length);
+    test_damaged(bytes, length);
+    test_absurd_sizes(bytes, length);
+    test_random_damage(bytes, length, 400);
+    free(bytes);
+    remove(temporary);
+}
+
+/* ---- Images ---- */
+
+static void test_image_files(void) {
+    char path[560];
+    JanusError error = {JANUS_OK, ""};
+    JanusImage image = {0, 0, NULL}, back = {0, 0, NULL};
+    size_t length = 0;
+    uint8_t rgb[5 * 3 * 3];
+    for (int i = 0; i < 45; i++) rgb[i] = (uint8_t)(i * 37);
+    image.width = 5;
+    image.height = 3;
+    image.rgb = rgb;
+    snprintf(path, sizeof path, "%s.png", temporary);
+    report(janus_image_save(path, &image, NULL) == JANUS_OK && janus_image_load(path, &back, NULL) == JANUS_OK &&
+               back.width == 5 && back.height == 3 && memcmp(back.rgb, rgb, 45) == 0, 1, "a PNG comes back as it was written");
+    janus_image_free(&back);
+    unsigned char *bytes = need(read_file(path, &length));
+    for (size_t cut = 0; cut < length; cut++) {
+        memset(&error, 0, sizeof error);
+        const JanusStatus status = janus_image_load_memory(bytes, cut, &back, &error);
+        if (status == JANUS_OK && cut >= length - 16) janus_image_free(&back); /* only the end mark is missing */
+        else expect(status, JANUS_BAD_IMAGE, &error, "a truncated PNG");
+    }
+    remove(path);
+    memcpy(bytes + 16, "\x7F\xFF\xFF\xFF\x7F\xFF\xFF\xFF", 8);
+    memset(&error, 0, sizeof error);
+    expect(janus_image_load_memory(bytes, length, &back, &error), JANUS_BAD_IMAGE, &error, "a PNG of 2^31 pixels a side");
+    memcpy(bytes + 16, "\0\0\x40\0\0\0\x40\0", 8);
+    memset(&error, 0, sizeof error);
+    expect(janus_image_load_memory(bytes, length, &back, &error), JANUS_BAD_IMAGE, &error, "a PNG of 268 million pixels");
+    memset(&error, 0, sizeof error);
+    expect(janus_image_load_memory("hello", 5, &back, &error), JANUS_BAD_IMAGE, &error, "five bytes as image");
+    memset(&error, 0, sizeof error);
+    expect(janus_image_load("no/such.png", &back, &error), JANUS_IO_ERROR, &error, "a missing image");
+    free(bytes);
+    snprintf(path, sizeof path, "%s.gif", temporary);
+    memset(&error, 0, sizeof error);
+    expect(janus_image_save(path, &image, &error), JANUS_BAD_ARGUMENT, &error, "an ending that is not known");
+    memset(&error, 0, sizeof error);
+    expect(janus_image_save("no/such/folder/x.png", &image, &error), JANUS_IO_ERROR, &error, "a missing folder");
+    image.width = 0;
+    snprintf(path, sizeof path, "%s.png", temporary);
+    memset(&error, 0, sizeof error);
+    expect(janus_image_save(path, &image, &error), JANUS_BAD_ARGUMENT, &error, "an empty image");
+    snprintf(path, sizeof path, "%s.jpg", temporary);
+    image.width = 5;
+    report(janus_image_save(path, &image, NULL) == JANUS_OK && janus_image_load(path, &back, NULL) == JANUS_OK && back.width == 5,
+           1, "a JPEG is written and read");
+    janus_image_free(&back);
+    remove(path);
+    janus_image_free(&back);
+    janus_image_free(NULL);
+    report(1, 1, "bad images are refused");
+}
+
+/* Images of every awkward shape go through both preprocessors. */
+static void test_image_shapes(void) {
+    static const int sizes[][2] = {{1, 1}, {1, 300}, {300, 1}, {2, 3}, {1000, 7}, {24, 24}, {1, 16384}, {16384, 1}};
+    Golden golden = open_golden("plain");
+    JanusSession *session = open_session(golden.model, NULL);
+    const JanusInfo info = janus_info(golden.model);
+    float *pixels = need(malloc(3 * (size_t)info.vision_size * (size_t)info.vision_size * sizeof *pixels));
+    int32_t *ids = need(malloc((size_t)info.image_tokens * sizeof *ids));
+    const Record *recorded = need(find_record(&golden.recording, "ask/vision.pixel_values"));
+    report(janus_preprocess(golden.model, &golden.image, pixels, NULL) == JANUS_OK &&
+               memcmp(pixels, recorded->floats, (size_t)recorded->count * sizeof *pixels) == 0, 1, "pixel values are PyTorch's, bit by bit");
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+        JanusImage image;
+        JanusError error = {JANUS_OK, ""};
+        image.width = sizes[i][0];
+        image.height = sizes[i][1];
+        image.rgb = need(malloc(3 * (size_t)image.width * (size_t)image.height));
+        memset(image.rgb, 200, 3 * (size_t)image.width * (size_t)image.height);
+        report(janus_preprocess(golden.model, &image, pixels, &error) == JANUS_OK, 0, "%d x %d: %s", image.width, image.height, error.message);
+        const JanusStatus status = janus_encode_image(session, &image, ids, &error);
+        report(status == JANUS_OK || (status == JANUS_BAD_ARGUMENT && error.message[0] != 0), 0, "encoding %d x %d: %s", image.width,
+               image.height, error.message);
+        for (int t = 0; t < info.image_tokens && status == JANUS_OK; t++)
+            if (ids[t] < 0 || ids[t] >= info.codebook_size) report(0, 1, "encoding %d x %d: an id out of range", image.width, image.height);
+        janus_image_free(&image);
+    }
+    report(1, 1, "images of awkward shapes go through, or are refused");
+    free(pixels);
+    free(ids);
+    janus_session_free(session);
+    close_golden(&golden);
+}
+
+/* ---- Text ---- */
+
+static void test_text_round_trip(void) {
+    static const char *const texts[] = {
+        "Hello, world!", " leading and  double  spaces ", "tabs\tand\r\nlines\n\n", "na\xc3\xafve caf\xc3\xa9",
+        "\xe4\xbd\xa0\xe5\xa5\xbd\xef\xbc\x8c\xe4\xb8\x96\xe7\x95\x8c", "\xf0\x9f\xa6\x8a\xf0\x9f\x8f\xbd", "12345 3.14",
+        "<|User|>: hi<image_placeholder><|Assistant|>:", "\x01\x02\x7f", "\xd0\x9f\xd1\x80\xd0\xb8\xd0\xb2\xd0\xb5\xd1\x82"};
+    Golden golden = open_golden("plain");
+    for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
+        int32_t *ids = NULL;
+        char *text = NULL;
+        size_t count = 0, length = 0;
+        const int good = janus_tokenize(golden.model, texts[i], strlen(texts[i]), &ids, &count, NULL) == JANUS_OK &&
+                         janus_detokenize(golden.model, ids, count, &text, &length, NULL) == JANUS_OK;
+        report(good && length == strlen(texts[i]) && strcmp(text, texts[i]) == 0, 0, "decode(encode(x)) is x: %s", texts[i]);
+        free(ids);
+        free(text);
+    }
+    report(1, 1, "texts come back from their tokens");
+    close_golden(&golden);
+}
+
+int main(int count, char **arguments) {
+    if (count > 1) golden_folder = arguments[1];
+    if (count > 2) temporary = arguments[2];
+    setvbuf(stdout, NULL, _IOLBF, 4096);
+    test_golden();
+    test_threads("plain");
+    test_threads("grouped");
+    test_threads("tied");
+    test_batch();
+    test_conversation();
+    test_full_context();
+    test_cancel_call(0, "an answer");
+    test_cancel_call(1, "a drawing");
+    test_cancel_call(2, "encoding");
+    test_cancel_call(3, "decoding");
+    test_cancel_text();
+    test_bad_texts();
+    test_bad_options();
+    test_bad_ids();
+    test_model_files();
+    test_image_files();
+    test_image_shapes();
+    test_text_round_trip();
+    remove(temporary);
+    printf("%d passed, %d failed\n", passed, failed);
+    return failed > 0;
+}

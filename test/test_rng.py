@@ -1,0 +1,345 @@
+# SPDX-License-Identifier: MIT
+"""Holds the drawing of ids in C against PyTorch: the same seed and probabilities must give the same ids.
+
+    pytest test/test_rng.py             the quick form
+    python test/test_rng.py [--full]    the same, printing what was counted; --full: 1,000 seeds and 10^9 exponentials
+
+JANUS_LIBRARY names the shared library to test (default: libjanus.so beside janus.c). Needs torch and numpy, and
+transformers for the two tests of answers. The tests follow the torch that runs them: under torch 2.0 to 2.6 with MKL
+they hold the MKL variant to it, under any other the generic one.
+"""
+import argparse
+import ctypes
+import importlib.util
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+
+GENERIC, MKL = 0, 1
+CODEBOOKS = (1024, 16384)
+BATCHES = (1, 5, 16)
+STEPS = 20
+# torch 2.6.0, x86-64: torch.manual_seed(0), then torch.empty(6).exponential_(1) twice
+RECORDED_EXPONENTIALS = (
+    (2.326601028442383, 0.5150789022445679, 0.01330442912876606, 1.5706901550292969, 0.9228924512863159,
+     0.2658841907978058),
+    (1.683680772781372, 1.243404746055603, 1.0468724966049194, 0.13989317417144775, 1.7081667184829712,
+     1.3752237558364868))
+# the same: torch.manual_seed(1), then torch.multinomial((torch.arange(4096.) % 61 + 1).view(4, 1024), 1) five times
+RECORDED_IDS = [[816, 303, 693, 439], [810, 605, 991, 37], [851, 351, 873, 976], [969, 244, 621, 626],
+                [911, 256, 371, 235]]
+FLOATS = ctypes.POINTER(ctypes.c_float)
+
+
+class TorchRng(ctypes.Structure):
+    """The C struct of the same name."""
+
+    _fields_ = [("mt", ctypes.c_uint32 * 624), ("next", ctypes.c_int), ("kind", ctypes.c_int)]
+
+
+class RankedLogit(ctypes.Structure):
+    """The C struct of the same name: scratch of keep_top_p."""
+
+    _fields_ = [("logit", ctypes.c_float), ("id", ctypes.c_int)]
+
+
+def load_library() -> ctypes.CDLL:
+    """The library under test, with the argument types that ctypes cannot guess."""
+    default = Path(__file__).resolve().parent.parent / "libjanus.so"
+    library = ctypes.CDLL(os.environ.get("JANUS_LIBRARY", str(default)))
+    library.torch_rng_seed.argtypes = [ctypes.POINTER(TorchRng), ctypes.c_int, ctypes.c_uint64]
+    library.torch_exponential.argtypes = [ctypes.POINTER(TorchRng), FLOATS, ctypes.c_int64]
+    library.scale_temperature.argtypes = [FLOATS, ctypes.c_int, ctypes.c_double]
+    library.keep_top_p.argtypes = [FLOATS, ctypes.c_int, ctypes.c_double, ctypes.POINTER(RankedLogit)]
+    for name in ("torch_rng_seed", "torch_exponential", "scale_temperature", "softmax_probs", "keep_top_k",
+                 "keep_top_p"):
+        getattr(library, name).restype = None
+    return library
+
+
+LIBRARY = load_library()
+
+
+def floats(array: np.ndarray) -> "ctypes._Pointer[ctypes.c_float]":
+    """The address of a contiguous float32 array."""
+    assert array.dtype == np.float32 and array.flags.c_contiguous
+    return array.ctypes.data_as(FLOATS)
+
+
+def seeded(seed: int, kind: int) -> TorchRng:
+    """The C generator after torch.manual_seed(seed)."""
+    rng = TorchRng()
+    LIBRARY.torch_rng_seed(ctypes.byref(rng), kind, seed % 2**64)
+    return rng
+
+
+def exponential(rng: TorchRng, count: int) -> np.ndarray:
+    """(count) values of the C exponential."""
+    q = np.empty(count, np.float32)
+    LIBRARY.torch_exponential(ctypes.byref(rng), floats(q), count)
+    return q
+
+
+def multinomial(rng: TorchRng, probs: np.ndarray) -> "np.ndarray | None":
+    """ids (N) drawn by C from probs (N, V), or None where C refuses them."""
+    rows, width = probs.shape
+    ids = np.full(rows, -1, np.int32)
+    scratch = np.empty_like(probs)
+    drawn = LIBRARY.torch_multinomial(ctypes.byref(rng), ids.ctypes.data_as(ctypes.c_void_p), floats(probs),
+                                      floats(scratch), rows, width)
+    return ids if drawn else None
+
+
+def answer_probs(logits: np.ndarray, temperature: float, top_k: int, top_p: float) -> np.ndarray:
+    """probs (V) of an answer's next id as C computes them from logits (V)."""
+    width = logits.size
+    x, probs, largest = logits.copy(), np.empty_like(logits), np.empty_like(logits)
+    LIBRARY.scale_temperature(floats(x), width, temperature)
+    LIBRARY.keep_top_k(floats(x), width, top_k, floats(largest))
+    LIBRARY.keep_top_p(floats(x), width, top_p, (RankedLogit * width)())
+    LIBRARY.softmax_probs(floats(probs), floats(x), width)
+    return probs
+
+
+def torch_kind() -> int:
+    """Which of the two kernels the running torch has."""
+    release = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
+    return MKL if (2, 0) <= release < (2, 7) and torch.backends.mkl.is_available() else GENERIC
+
+
+def float_steps(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Distance of positive floats, counted in representable values."""
+    return np.abs(a.view(np.int32).astype(np.int64) - b.view(np.int32))
+
+
+def probability_pool(width: int, rows: int = 48) -> torch.Tensor:
+    """(rows, width) probabilities from nearly uniform to nearly certain; every sixth row keeps 50 ids, as top-k does."""
+    generator = torch.Generator().manual_seed(width)
+    scale = torch.logspace(-1, 1.3, rows)[torch.randperm(rows, generator=generator)]
+    logits = torch.randn(rows, width, generator=generator) * scale[:, None]
+    kth_largest = torch.topk(logits, 50)[0][:, -1:]
+    logits[::6] = logits[::6].masked_fill(logits[::6] < kth_largest[::6], -float("inf"))
+    return torch.softmax(logits, dim=-1)
+
+
+def differing_draws(seeds: range, width: int, batch: int) -> list[str]:
+    """Runs STEPS draws a seed in both; one line for each id that differs, with the two best ratios' distance."""
+    lines, pool = [], probability_pool(width)
+    for seed in seeds:
+        rng = seeded(seed, torch_kind())
+        torch.manual_seed(seed)
+        for step in range(STEPS):
+            first = (7 * seed + step * batch) % (pool.shape[0] - batch + 1)
+            probs = pool[first:first + batch]
+            state = torch.get_rng_state()
+            expected = torch.multinomial(probs, num_samples=1)[:, 0].numpy()
+            ids = multinomial(rng, probs.numpy())
+            if (ids == expected).all():
+                continue
+            torch.set_rng_state(state)
+            ratio = (probs / torch.empty_like(probs).exponential_(1)).numpy()
+            for row in np.flatnonzero(ids != expected):
+                best = ratio[row][[ids[row], expected[row]]]
+                lines.append(f"V {width} N {batch} seed {seed} step {step} row {row}: {ids[row]} for {expected[row]}, "
+                             f"ratios {float_steps(best[:1], best[1:])[0]} float steps apart")
+    return lines
+
+
+def check_draws(seeds: range) -> str:
+    """All ids of every width and batch; returns what was counted."""
+    lines, draws = [], 0
+    for width in CODEBOOKS:
+        for batch in BATCHES:
+            lines += differing_draws(seeds, width, batch)
+            draws += len(seeds) * STEPS * batch
+    report = f"{draws} ids drawn, {len(lines)} differ"
+    assert not lines, report + "\n" + "\n".join(lines)
+    return report
+
+
+def check_exponentials(calls: int) -> str:
+    """Values of torch's exponential_ and C's, in calls of uneven size; returns what was counted."""
+    differing = total = furthest = 0
+    sizes = np.random.default_rng(1).integers(1, 400_000, calls)
+    for seed, size in enumerate(sizes):
+        rng = seeded(seed, torch_kind())
+        torch.manual_seed(seed)
+        for count in (1, 623, int(size)):
+            steps = float_steps(torch.empty(count).exponential_(1).numpy(), exponential(rng, count))
+            differing, total = differing + int((steps > 0).sum()), total + count
+            furthest = max(furthest, int(steps.max()))
+    report = f"{total} exponentials, {differing} differ, by at most {furthest} float steps"
+    if torch_kind() == GENERIC:
+        assert differing == 0, report
+    else:
+        assert furthest <= 1 and differing < 0.09 * total, report
+    return report
+
+
+def test_exponentials(full: bool = False) -> None:
+    """GENERIC has torch's bits; MKL's own float log is one step away in about 7.5 % of the values."""
+    print(check_exponentials(5000 if full else 50))
+
+
+def test_draws(full: bool = False) -> None:
+    """Every id of every step, for pictures of both codebooks."""
+    print(check_draws(range(1000 if full else 15)))
+
+
+def test_generic_by_numpy() -> None:
+    """GENERIC derived a second time: numpy's mt19937, 53 bits of two words, log1p."""
+    for seed in (0, 5, 2**32 - 1):
+        words = np.random.RandomState(seed).randint(0, 2**32, size=400_000, dtype=np.uint64)
+        bits = ((words[0::2] << np.uint64(32)) | words[1::2]) & np.uint64(2**53 - 1)
+        expected = (-np.log1p(-bits.astype(np.float64) * 2.0**-53)).astype(np.float32)
+        assert (exponential(seeded(seed, GENERIC), 200_000) == expected).all()
+    print("3 seeds, 200000 values each")
+
+
+def test_mkl_by_record() -> None:
+    """MKL against what the x86-64 wheel of torch 2.6.0 gave."""
+    rng = seeded(0, MKL)
+    for values in RECORDED_EXPONENTIALS:
+        assert float_steps(exponential(rng, len(values)), np.array(values, np.float32)).max() <= 1
+    probs = (np.arange(4096, dtype=np.float32) % 61 + 1).reshape(4, 1024)
+    rng = seeded(1, MKL)
+    drawn = [multinomial(rng, probs).tolist() for _ in RECORDED_IDS]
+    assert drawn == RECORDED_IDS
+    print(f"{len(RECORDED_EXPONENTIALS)} calls, {len(RECORDED_IDS)} draws")
+
+
+def test_seed_range() -> None:
+    """Only the low 32 bits of a seed count, and a negative seed is taken modulo 2^64, as by torch.manual_seed."""
+    for seed in (5, 2**32 + 5, 2**63, 2**64 - 1, -1):
+        torch.manual_seed(seed)
+        expected = torch.empty(9).exponential_(1).numpy()
+        assert float_steps(exponential(seeded(seed, torch_kind()), 9), expected).max() <= 1
+    assert (exponential(seeded(5, GENERIC), 9) == exponential(seeded(2**32 + 5, GENERIC), 9)).all()
+    print("5 seeds")
+
+
+def test_refused_probabilities() -> None:
+    """Where torch.multinomial raises, C returns 0; neither advances its generator."""
+    refused = ([[np.nan, 1.0]], [[-1.0, 2.0]], [[np.inf, 2.0]], [[1.0, 1.0], [0.0, 0.0]])
+    for rows in refused:
+        probs = np.array(rows, np.float32)
+        rng = seeded(3, torch_kind())
+        torch.manual_seed(3)
+        try:
+            torch.multinomial(torch.from_numpy(probs), 1)
+            raise AssertionError("torch drew from " + str(rows))
+        except RuntimeError:
+            pass
+        assert multinomial(rng, probs) is None
+        assert float_steps(exponential(rng, 4), torch.empty(4).exponential_(1).numpy()).max() <= 1
+    print(f"{len(refused)} kinds")
+
+
+def test_ties() -> None:
+    """Of equal ratios the first wins: probabilities so large that most ratios overflow to infinity."""
+    probs = np.full((4, 1024), 3e38, np.float32)
+    probs[1:, ::2] = 0.0
+    for seed in range(20):
+        torch.manual_seed(seed)
+        expected = torch.multinomial(torch.from_numpy(probs), 1)[:, 0].numpy()
+        assert (multinomial(seeded(seed, torch_kind()), probs) == expected).all()
+    print("80 rows")
+
+
+def test_softmax() -> None:
+    """softmax(logits / T) of both. torch adds in float: a factor common to a row, which moves no argmax, is set aside."""
+    furthest = largest_factor = 0.0
+    generator = torch.Generator().manual_seed(1)
+    for width, scale, temperature in ((1024, 1, 1.0), (16384, 5, 1.0), (16384, 5, 0.7), (102400, 3, 1.3)):
+        logits = torch.randn(width, generator=generator) * scale
+        expected = torch.softmax(logits / temperature, dim=-1).double().numpy()
+        quotient = (answer_probs(logits.numpy(), temperature, 0, 1.0) / expected)[expected > 1e-30]
+        factor = float(np.median(quotient))
+        largest_factor = max(largest_factor, abs(factor - 1))
+        furthest = max(furthest, float(np.abs(quotient / factor - 1).max()))
+    assert furthest < 3e-7 and largest_factor < 2e-5
+    print(f"relative distance at most {furthest:.1e}, after common factors within {largest_factor:.1e} of 1")
+
+
+def warped(logits: torch.Tensor, temperature: float, top_k: int, top_p: float) -> torch.Tensor:
+    """Scores (V) that transformers' warpers leave of logits (V), in the order in which generate applies them."""
+    from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+    scores = TemperatureLogitsWarper(temperature)(None, logits[None])
+    if top_k:
+        scores = TopKLogitsWarper(top_k)(None, scores)
+    return TopPLogitsWarper(top_p)(None, scores)[0] if top_p < 1 else scores[0]
+
+
+def distance_to_edge(logits: torch.Tensor, temperature: float, top_k: int, top_p: float) -> float:
+    """How near the running sum of top-p comes to 1 - top_p, in float64."""
+    scores = warped(logits, temperature, top_k, 1.0).double()
+    running = torch.softmax(scores.sort()[0], dim=-1).cumsum(-1)
+    return float((running - (1 - top_p)).abs().min())
+
+
+def test_kept_ids() -> None:
+    """The ids left by top-k and top-p are transformers'; where not, the running sum is within 1e-6 of the edge."""
+    if importlib.util.find_spec("transformers") is None:
+        print("skipped: no transformers")
+        return
+    cases = near_edge = 0
+    generator = torch.Generator().manual_seed(2)
+    for width in (300, 102400):
+        for scale in (0.5, 2, 4, 8):
+            logits = torch.randn(width, generator=generator) * scale
+            logits[7] = logits[11]
+            for setting in ((1.0, 50, 0.95), (0.1, 50, 0.95), (0.7, 0, 0.9), (1.0, 1, 0.5), (1.5, 50, 0.0),
+                            (0.8, 200, 1.0), (1.0, 10**6, 0.999)):
+                expected = warped(logits, *setting).isfinite().numpy()
+                kept = answer_probs(logits.numpy(), *setting) > 0
+                cases += 1
+                if (kept != expected).any():
+                    near_edge += 1
+                    assert distance_to_edge(logits, *setting) < 1e-6, (width, scale, setting)
+    print(f"{cases} rows, {near_edge} differ at the edge of top-p")
+
+
+def test_generate(answers: int = 20, length: int = 24) -> None:
+    """Answers of a small random Llama by generate(do_sample=True, temperature, top_p), and from its logits by C."""
+    if importlib.util.find_spec("transformers") is None:
+        print("skipped: no transformers")
+        return
+    from transformers import LlamaConfig, LlamaForCausalLM
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=4000, hidden_size=32, intermediate_size=64, num_hidden_layers=1,
+                         num_attention_heads=2, num_key_value_heads=2, bos_token_id=0, eos_token_id=None)
+    model = LlamaForCausalLM(config).eval()
+    model.lm_head.weight.data *= 30
+    prompt = torch.tensor([[0, 17, 23]])
+    for seed in range(answers):
+        temperature, top_p = (1.0, 0.95) if seed % 2 else (0.6, 0.9)
+        torch.manual_seed(seed)
+        out = model.generate(prompt, attention_mask=torch.ones_like(prompt), do_sample=True, temperature=temperature,
+                             top_p=top_p, max_new_tokens=length, return_dict_in_generate=True, output_logits=True)
+        rng = seeded(seed, torch_kind())
+        for step, logits in enumerate(out.logits):
+            probs = answer_probs(logits[0].numpy(), temperature, 50, top_p)
+            assert multinomial(rng, probs[None])[0] == out.sequences[0, 3 + step], (seed, step)
+    print(f"{answers} answers of {length} ids identical")
+
+
+def main() -> None:
+    """Runs every test and prints what it counted."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--full", action="store_true", help="1,000 seeds and 10^9 exponentials: about 10 minutes")
+    full = parser.parse_args().full
+    torch.set_num_threads(1)
+    print(f"torch {torch.__version__}, variant {('GENERIC', 'MKL')[torch_kind()]}")
+    for test in (test_seed_range, test_refused_probabilities, test_generic_by_numpy, test_mkl_by_record, test_ties,
+                 test_softmax, test_kept_ids, test_generate):
+        print(end=f"{test.__name__}: ", flush=True)
+        test()
+    for test in (test_exponentials, test_draws):
+        print(end=f"{test.__name__}: ", flush=True)
+        test(full)
+
+
+if __name__ == "__main__":
+    main()
