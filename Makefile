@@ -58,7 +58,53 @@ deps:
 	@if command -v apt-get >/dev/null && test "`id -u`" = 0; then apt-get update -q; fi
 	@command="`$(DEPS_COMMAND)`"; echo "$$command"; $$command
 
-clean:
-	rm -rf janus libjanus.o libjanus.a libjanus.so build
+# ---- Tests ----
 
-.PHONY: all deps clean
+test/test_janus: test/test_janus.c libjanus.a
+	$(CC) $(CFLAGS) $(WARNINGS) -I. $(LDFLAGS) test/test_janus.c libjanus.a -o $@ $(LDLIBS)
+
+# Everything that needs no torch; alone: the C part, which needs no Python either.
+test: janus libjanus.so test/test_janus
+	@PYTHON="$(PYTHON)" sh test/run.sh c python
+
+test-c: janus test/test_janus
+	@sh test/run.sh c
+
+# The C tests once more under the address and undefined-behaviour sanitizers.
+test-asan:
+	@mkdir -p build
+	@$(FIND_STB); set -x; $(CC) -g -O1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined \
+	    -std=c99 $$stb -I. -DJANUS_LIBRARY janus.c test/test_janus.c -o build/test_janus_asan $(LDLIBS)
+	@TEST_JANUS=build/test_janus_asan sh test/run.sh c
+
+# The same checkpoints through PyTorch and through ./janus, stage by stage.
+verify: janus libjanus.so
+	@PYTHON="$(PYTHON)" sh test/run.sh verify
+
+# The real geometries with random weights: needs 40 GB of disk and half an hour.
+verify-full: janus libjanus.so
+	@PYTHON="$(PYTHON)" sh test/run.sh verify-full
+
+# ---- Showing and installing ----
+
+demo:
+	@$(FIND_STB); :
+	@$(MAKE) janus
+	@sh test/demo.sh
+
+install: janus libjanus.a
+	mkdir -p $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/include $(DESTDIR)$(PREFIX)/lib/pkgconfig
+	cp janus $(DESTDIR)$(PREFIX)/bin/
+	cp janus.h $(DESTDIR)$(PREFIX)/include/
+	cp libjanus.a $(DESTDIR)$(PREFIX)/lib/
+	printf 'Name: janus\nDescription: Janus-Pro in portable C\nVersion: 1.0.0\nCflags: -I%s/include\nLibs: -L%s/lib -ljanus -lm -lpthread\n' \
+	    $(PREFIX) $(PREFIX) > $(DESTDIR)$(PREFIX)/lib/pkgconfig/janus.pc
+
+uninstall:
+	rm -f $(DESTDIR)$(PREFIX)/bin/janus $(DESTDIR)$(PREFIX)/include/janus.h $(DESTDIR)$(PREFIX)/lib/libjanus.a
+	rm -f $(DESTDIR)$(PREFIX)/lib/pkgconfig/janus.pc
+
+clean:
+	rm -rf janus libjanus.o libjanus.a libjanus.so test/test_janus build
+
+.PHONY: all deps test test-c test-asan verify verify-full demo install uninstall clean

@@ -535,7 +535,7 @@ def check_split_set(members: str, pattern: str) -> None:
     while position < len(members):
         atom = SET_ATOM.match(members, position)
         backwards = atom and atom["high"] and ord(atom["high"][-1]) < ord(atom["low"][-1])
-        if not atom or backwards or members.startswith(("^", "&&"), position):
+        if not atom or backwards or members.startswith("^") or members.startswith("&&", position):
             raise Refused(f"tokenizer.json: pre_tokenizer: the set of the split pattern {pattern!r:.60} is not supported")
         position = atom.end()
 

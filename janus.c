@@ -2126,20 +2126,11 @@ static void run_elements(Compute *cx, Job job, float *out, uint16_t *halves, con
 }
 
 static void gelu(Compute *cx, float *x, int64_t n) { run_elements(cx, gelu_job, x, NULL, NULL, n); }
-static void silu(Compute *cx, float *x, int64_t n) { run_elements(cx, silu_job, x, NULL, NULL, n); }
 static void silu_mul(Compute *cx, float *gate, const float *up, int64_t n) { run_elements(cx, silu_job, gate, NULL, up, n); }
 static void add(Compute *cx, float *out, const float *x, int64_t n) { run_elements(cx, add_job, out, NULL, x, n); }
 static void store_f16(Compute *cx, uint16_t *out, const float *x, int64_t n)
 {
     run_elements(cx, store_f16_job, NULL, out, x, n);
-}
-
-// x (n) = softmax(x), one row.
-static void softmax(Compute *cx, float *x, int64_t n)
-{
-    float max = -INFINITY, sum = 0;
-    cx->isa->softmax_block(x, n, 1, &max, &sum);
-    cx->isa->scale(x, 1 / sum, n);
 }
 
 static void norm_job(void *ctx, int thread, int64_t begin, int64_t end)
@@ -2248,25 +2239,24 @@ static void group_norm(Compute *cx, float *out, const float *x, const float *wei
     pool_run(cx->pool, affine_job, &e, rows, max_i64(1, ELEMENT_STEP / channels));
     free(moments);
 }
-/* ==================================================== Text ====================================================
+/* ====================================================================================================================
+   7  Text: between text and token ids stands a byte-level byte-pair encoding (BPE), that of DeepSeek's tokenizer.json.
 
-   Between text and token ids stands a byte-level byte-pair encoding (BPE), that of DeepSeek's tokenizer.json. It encodes
-   in four steps:
+          Hi<|User|>: 42                    the text, UTF-8
+          Hi | <|User|> | : 42              1. added tokens are cut out; they are ids already
+          Hi |          | : | _ | 4 | 2     2. the pre-tokenizer cuts the rest into pieces; no token spans two of them
+          H i                               3. inside a piece every byte is a token
+          Hi                                4. of all neighbours that are a merge, those of the lowest rank (training
+                                               found rank 0 first; the leftmost on ties) become one token; again and
+                                               again until no neighbours are a merge
 
-       Hi<|User|>: 42                         the text, UTF-8
-       Hi | <|User|> | : 42                   1. added tokens are cut out; they are ids already
-       Hi |          | : | _ | 4 | 2          2. the pre-tokenizer cuts the rest into pieces; no token spans two of them
-       H i                                    3. inside a piece every byte is a token
-       Hi                                     4. of all neighbours that are a merge, those of the lowest rank (the pair
-                                                 that training met most often has rank 0; the leftmost on ties) become
-                                                 one token; again and again until no neighbours are a merge
+      A word that is not in the vocabulary falls apart into smaller tokens, at worst into bytes: nothing is unknown.
+      Decoding puts the tokens' bytes one after the other. A character of several bytes may be cut between two tokens,
+      so a stream holds back what is not complete yet.
 
-   A word that is not in the vocabulary falls apart into smaller tokens, at worst into bytes: nothing is unknown.
-   Decoding puts the tokens' bytes one after the other. A character of several bytes may be cut between two tokens, so
-   a stream holds back what is not complete yet.
-
-   In: UTF-8 of any length. Out: ids, at most one a byte. The results are those of the `tokenizers` package.
-   Sources: tokenizer.json; Sennrich et al., arXiv 1508.07909 (merges); GPT-2 (byte-level alphabet). */
+      In: UTF-8 of any length. Out: ids, at most one a byte. Results are those of the `tokenizers` package.
+      Sources: tokenizer.json; Sennrich et al., arXiv 1508.07909 (merges); the GPT-2 report (bytes as the alphabet).
+   ================================================================================================================= */
 
 typedef struct {
     const char *text; /* not zero-terminated; not NULL, even when length is 0 */
@@ -2283,25 +2273,22 @@ typedef struct {
     int32_t vocab_size;
     const StringView *merges;   /* (merge_count) "left right", by rank */
     int64_t merge_count;
-    const StringView *steps;    /* (step_count) "split REGEX", "digits runs", "digits individual", "bytelevel" */
+    const StringView *steps;    /* (step_count) "split REGEX", "digits runs" or "digits individual", then "bytelevel" */
     int64_t step_count;
-    const int32_t *late_ids;    /* (late_count) added tokens that are looked for in what the others have left */
-    int64_t late_count;
 } TokenizerSpec;
 
 enum {
-    MAX_TEXT_BYTES = 1 << 27,
-    MAX_TOKEN_BYTES = 1 << 16,
-    MAX_ADDED_TOKEN_BYTES = 256, /* bounds the search at each position of a text */
-    MAX_PATTERN_BYTES = 1 << 16,
-    MAX_SPLIT_RULES = 16
+    TEXT_LIMIT = 1 << 27,        /* bytes */
+    TOKEN_LIMIT = 1 << 16,       /* bytes of a token's name */
+    ADDED_TOKEN_LIMIT = 256,     /* bytes; bounds the search at each position of a text */
+    SPLIT_RULE_LIMIT = 16,
+    RANGE_LIMIT = 1024           /* ranges of a set of characters */
 };
 
 /* ---- UTF-8 ---- */
 
 /* How many bytes a character has that begins with `lead`, 0 if none does. (C0 and C1 only begin overlong forms.) */
-static int utf8_size(unsigned char lead)
-{
+static int utf8_size(uint8_t lead) {
     if (lead < 0x80) return 1;
     if (lead >= 0xC2 && lead <= 0xDF) return 2;
     if (lead >= 0xE0 && lead <= 0xEF) return 3;
@@ -2309,9 +2296,8 @@ static int utf8_size(unsigned char lead)
 }
 
 /* Whether `byte` may be byte number `index`, 1 to 3, of a character that begins with `lead`. */
-static int utf8_continues(unsigned char lead, int index, unsigned char byte)
-{
-    unsigned char lowest = 0x80, highest = 0xBF;
+static bool utf8_continues(uint8_t lead, int index, uint8_t byte) {
+    uint8_t lowest = 0x80, highest = 0xBF;
     if (index == 1 && lead == 0xE0) lowest = 0xA0;  /* below: overlong */
     if (index == 1 && lead == 0xED) highest = 0x9F; /* above: surrogates */
     if (index == 1 && lead == 0xF0) lowest = 0x90;  /* below: overlong */
@@ -2320,51 +2306,42 @@ static int utf8_continues(unsigned char lead, int index, unsigned char byte)
 }
 
 /* How many bytes at the beginning of `text` are whole UTF-8 characters: `length` if all of it is valid. */
-static size_t utf8_valid_prefix(const char *text, size_t length)
-{
-    size_t position = 0;
-    while (position < length) {
-        unsigned char lead = (unsigned char)text[position];
-        int size = utf8_size(lead), index = 1;
-        if (size == 0 || (size_t)size > length - position) break;
-        while (index < size && utf8_continues(lead, index, (unsigned char)text[position + (size_t)index])) index++;
+static size_t utf8_valid_prefix(const char *text, size_t length) {
+    size_t at = 0;
+    while (at < length) {
+        const uint8_t *bytes = (const uint8_t *)text + at;
+        const int size = utf8_size(bytes[0]);
+        int index = 1;
+        if (size == 0 || (size_t)size > length - at) break;
+        while (index < size && utf8_continues(bytes[0], index, bytes[index])) index++;
         if (index < size) break;
-        position += (size_t)size;
+        at += (size_t)size;
     }
-    return position;
+    return at;
 }
 
-static int utf8_valid(const char *text, size_t length)
-{
-    return utf8_valid_prefix(text, length) == length;
-}
+static bool utf8_valid(const char *text, size_t length) { return utf8_valid_prefix(text, length) == length; }
 
-/* The character at text[*position]; *position moves behind it. The text must be valid. */
-static uint32_t utf8_next(const char *text, size_t *position)
-{
-    unsigned char lead = (unsigned char)text[(*position)++];
-    int size = utf8_size(lead), index;
-    uint32_t character = size == 1 ? lead : lead & (0x7Fu >> size);
-    for (index = 1; index < size; index++) character = character << 6 | ((unsigned char)text[(*position)++] & 0x3Fu);
+/* The character at text[*at]; *at moves behind it. The text must be valid. */
+static uint32_t utf8_next(const char *text, size_t *at) {
+    const uint8_t *bytes = (const uint8_t *)text + *at;
+    const int size = utf8_size(bytes[0]);
+    uint32_t character = size == 1 ? bytes[0] : bytes[0] & (0x7Fu >> size);
+    for (int i = 1; i < size; i++) character = character << 6 | (bytes[i] & 0x3Fu);
+    *at += (size_t)size;
     return character;
 }
 
 /* A character of which some bytes have come and others have not. All zeros at first. */
 typedef struct {
-    unsigned char bytes[4];
+    uint8_t bytes[4];
     int length;
 } Utf8Stream;
 
-static size_t append_bytes(char *out, size_t written, const void *bytes, int length)
-{
-    memcpy(out + written, bytes, (size_t)length);
-    return written + (size_t)length;
-}
-
 /* Ends the stream: an incomplete character becomes one U+FFFD. Returns the bytes written to `out`, 0 or 3. */
-static size_t utf8_stream_finish(Utf8Stream *stream, char *out)
-{
-    size_t written = stream->length > 0 ? append_bytes(out, 0, "\xEF\xBF\xBD", 3) : 0;
+static size_t utf8_stream_finish(Utf8Stream *stream, char *out) {
+    const size_t written = stream->length > 0 ? 3 : 0;
+    memcpy(out, "\xEF\xBF\xBD", written);
     stream->length = 0;
     return written;
 }
@@ -2372,21 +2349,19 @@ static size_t utf8_stream_finish(Utf8Stream *stream, char *out)
 /* Sends bytes through the stream; returns how many bytes of valid UTF-8 it wrote to `out`, at most 3 * (length + 1).
    Wrong bytes become U+FFFD, one for each longest beginning of a character that nothing completes: the practice of the
    Unicode standard, and so of Rust's from_utf8_lossy, which `tokenizers` uses. */
-static size_t utf8_stream_write(Utf8Stream *stream, const char *bytes, size_t length, char *out)
-{
-    size_t written = 0, i;
-    for (i = 0; i < length; i++) {
-        unsigned char byte = (unsigned char)bytes[i];
-        int size;
+static size_t utf8_stream_write(Utf8Stream *stream, const char *bytes, size_t length, char *out) {
+    size_t written = 0;
+    for (size_t i = 0; i < length; i++) {
+        const uint8_t byte = (uint8_t)bytes[i];
         if (stream->length > 0 && !utf8_continues(stream->bytes[0], stream->length, byte))
             written += utf8_stream_finish(stream, out + written);
         stream->bytes[stream->length++] = byte;
-        size = utf8_size(stream->bytes[0]);
+        const int size = utf8_size(stream->bytes[0]);
         if (size == 0) written += utf8_stream_finish(stream, out + written);
-        if (stream->length == size) {
-            written = append_bytes(out, written, stream->bytes, size);
-            stream->length = 0;
-        }
+        if (stream->length == 0 || stream->length < size) continue;
+        memcpy(out + written, stream->bytes, (size_t)size);
+        written += (size_t)size;
+        stream->length = 0;
     }
     return written;
 }
@@ -2398,9 +2373,9 @@ typedef struct {
 } CodeRange;
 
 typedef struct {
-    CodeRange *ranges; /* (count) sorted; no two touch */
+    CodeRange ranges[RANGE_LIMIT]; /* once sorted no two overlap or touch */
     int count;
-} CharClass;
+} CharacterSet;
 
 /* What \s means: the Unicode property White_Space. Derived by asking Split(Regex("\\s")) for every code point. */
 static const CodeRange WHITE_SPACE[] = {
@@ -2439,183 +2414,172 @@ static const CodeRange DIGITS[] = {
     {0x1F100, 0x1F10C}, {0x1FBF0, 0x1FBF9},
 };
 
-static int class_contains(const CharClass *class, uint32_t character)
-{
-    int low = 0, high = class->count;
-    while (low < high) { /* the first range that does not end before `character` lies in low..high */
-        int middle = low + (high - low) / 2;
-        if (class->ranges[middle].last < character) low = middle + 1;
+static bool set_contains(const CharacterSet *set, uint32_t character) {
+    int low = 0, high = set->count;
+    while (low < high) { /* the first range that does not end before `character` is one of low..high */
+        const int middle = (low + high) / 2;
+        if (set->ranges[middle].last < character) low = middle + 1;
         else high = middle;
     }
-    return low < class->count && class->ranges[low].first <= character;
+    return low < set->count && set->ranges[low].first <= character;
 }
 
-/* Appends ranges in any order, for class_sort. The array's room is the power of two at or above its count. */
-static int class_add(CharClass *class, const CodeRange *ranges, int count)
-{
-    int i;
-    for (i = 0; i < count; i++) {
-        if ((class->count & (class->count - 1)) == 0) {
-            size_t room = class->count == 0 ? 1 : (size_t)class->count * 2;
-            CodeRange *grown = realloc(class->ranges, room * sizeof *grown);
-            if (grown == NULL) return -1;
-            class->ranges = grown;
-        }
-        class->ranges[class->count++] = ranges[i];
-    }
-    return 0;
+/* Appends ranges, in any order until set_sort. Returns false if there are too many. */
+static bool set_add(CharacterSet *set, const CodeRange *ranges, int count) {
+    if (count > RANGE_LIMIT - set->count) return false;
+    memcpy(set->ranges + set->count, ranges, (size_t)count * sizeof *ranges);
+    set->count += count;
+    return true;
 }
 
-static int compare_ranges(const void *left, const void *right)
-{
+static int compare_ranges(const void *left, const void *right) {
     const CodeRange *a = left, *b = right;
     return (a->first > b->first) - (a->first < b->first);
 }
 
-static void class_sort(CharClass *class)
-{
-    int i, kept = 0;
-    if (class->count == 0) return;
-    qsort(class->ranges, (size_t)class->count, sizeof *class->ranges, compare_ranges);
-    for (i = 1; i < class->count; i++) {
-        CodeRange *last = &class->ranges[kept];
-        if (class->ranges[i].first > last->last + 1) class->ranges[++kept] = class->ranges[i];
-        else if (class->ranges[i].last > last->last) last->last = class->ranges[i].last;
+static void set_sort(CharacterSet *set) {
+    int kept = 0;
+    qsort(set->ranges, (size_t)set->count, sizeof *set->ranges, compare_ranges);
+    for (int i = 1; i < set->count; i++) {
+        const CodeRange next = set->ranges[i];
+        if (next.first > set->ranges[kept].last + 1) set->ranges[++kept] = next;
+        else if (next.last > set->ranges[kept].last) set->ranges[kept].last = next.last;
     }
-    class->count = kept + 1;
+    set->count = kept + 1;
 }
 
 /* ---- Pre-tokenizer ----
    A list of rules. The first one cuts the text before and after each of its matches, the second one every piece that
-   this leaves, matches and gaps alike, and so on. A rule is the small part of regular expressions that DeepSeek uses:
+   this leaves, matches and gaps alike, and so on. A rule is the small part of regular expressions that DeepSeek uses,
 
        pattern = [set "?"] set ["+"] ["$"]
        set     = "\s" | "[" (character | character "-" character | "\s")+ "]"
-       escapes in a set: \s \r \n \t \\ \] \- \[ \^
+       escapes in brackets: \s \r \n \t \\ \] \- \[ \^
 
-   so that a match is found by going over the piece once. Anything else is refused. */
+   so that all matches are found by going over a piece once. Anything else is refused. */
 
 typedef struct {
-    CharClass before; /* one character in front if there is one: the \s? of " word"; empty: none */
-    CharClass body;
-    int repeated;     /* "+": as many characters of the body as there are */
-    int at_line_end;  /* "$": a match ends at the end of the piece or before a line feed */
+    CharacterSet before; /* one character in front if there is one, the \s? of " word"; empty: none */
+    CharacterSet body;
+    bool repeated;       /* "+": as many characters of the body as there are */
+    bool at_line_end;    /* "$": a match ends where the piece does or before a line feed */
 } SplitRule;
 
 typedef struct {
     const char *text;
-    size_t position, length;
-    const char *problem;
+    size_t at, length;
+    const char *problem; /* NULL: none yet */
 } PatternReader;
 
-static int pattern_accept(PatternReader *reader, const char *expected)
-{
-    size_t length = strlen(expected);
-    if (reader->length - reader->position < length) return 0;
-    if (memcmp(reader->text + reader->position, expected, length) != 0) return 0;
-    reader->position += length;
-    return 1;
+static bool pattern_accept(PatternReader *reader, const char *expected) {
+    const size_t length = strlen(expected);
+    if (reader->length - reader->at < length || memcmp(reader->text + reader->at, expected, length) != 0) return false;
+    reader->at += length;
+    return true;
 }
 
-static int pattern_refuse(PatternReader *reader, const char *problem)
-{
+static bool pattern_refuse(PatternReader *reader, const char *problem) {
     reader->problem = problem;
-    return -1;
+    return false;
 }
 
-/* One character inside brackets: a literal or an escape other than \s. */
-static int pattern_character(PatternReader *reader, uint32_t *character)
-{
-    static const char escapes[] = "\\]-[^", controls[] = "rnt", values[] = "\r\n\t";
-    const char *found;
-    if (reader->position == reader->length) return pattern_refuse(reader, "a set without its ]");
-    if (!pattern_accept(reader, "\\")) {
-        *character = (unsigned char)reader->text[reader->position];
-        if (*character == '[' || *character == ']' || *character == '-' || *character == '&')
-            return pattern_refuse(reader, "an unescaped [ ] - or & in a set");
-        *character = utf8_next(reader->text, &reader->position);
-        return 0;
-    }
-    *character = reader->position < reader->length ? (unsigned char)reader->text[reader->position] : 0;
-    found = *character ? strchr(controls, (int)*character) : NULL;
-    if (found != NULL) *character = (unsigned char)values[found - controls];
-    else if (*character == 0 || strchr(escapes, (int)*character) == NULL)
-        return pattern_refuse(reader, "an unknown escape");
-    reader->position++;
-    return 0;
+/* One character in brackets, literal or escaped. */
+static bool pattern_character(PatternReader *reader, uint32_t *character) {
+    static const char escapes[] = "rnt\\]-[^", meanings[] = "\r\n\t\\]-[^", reserved[] = "[]-";
+    const bool escaped = pattern_accept(reader, "\\");
+    if (reader->at == reader->length) return pattern_refuse(reader, "a set without its ]");
+    if (!escaped && pattern_accept(reader, "&&")) return pattern_refuse(reader, "an intersection of sets");
+    *character = utf8_next(reader->text, &reader->at);
+    const bool ascii = *character > 0 && *character < 0x80;
+    const char *escape = escaped && ascii ? strchr(escapes, (int)*character) : NULL;
+    if (escaped && escape == NULL) return pattern_refuse(reader, "an unknown escape");
+    if (!escaped && ascii && strchr(reserved, (int)*character) != NULL)
+        return pattern_refuse(reader, "an unescaped [ ] or - in a set");
+    if (escaped) *character = (uint8_t)meanings[escape - escapes];
+    return true;
 }
 
-/* "\s" or "[...]", added to `class`. */
-static int pattern_set(PatternReader *reader, CharClass *class)
-{
-    const int space_count = (int)(sizeof WHITE_SPACE / sizeof *WHITE_SPACE);
-    int bracket = pattern_accept(reader, "["), failed = 0;
-    if (bracket && pattern_accept(reader, "^")) return pattern_refuse(reader, "a negated set");
+static bool pattern_set(PatternReader *reader, CharacterSet *set) {
+    const bool brackets = pattern_accept(reader, "[");
+    bool fits;
+    if (brackets && pattern_accept(reader, "^")) return pattern_refuse(reader, "a negated set");
     do {
         CodeRange range;
         if (pattern_accept(reader, "\\s")) {
-            failed = class_add(class, WHITE_SPACE, space_count);
+            fits = set_add(set, WHITE_SPACE, (int)(sizeof WHITE_SPACE / sizeof *WHITE_SPACE));
             continue;
         }
-        if (!bracket) return pattern_refuse(reader, "neither \\s nor a set in brackets");
-        if (pattern_character(reader, &range.first) != 0) return -1;
+        if (!brackets) return pattern_refuse(reader, "something that is neither \\s nor a set in brackets");
+        if (!pattern_character(reader, &range.first)) return false;
         range.last = range.first;
-        if (pattern_accept(reader, "-") && pattern_character(reader, &range.last) != 0) return -1;
+        if (pattern_accept(reader, "-") && !pattern_character(reader, &range.last)) return false;
         if (range.first > range.last) return pattern_refuse(reader, "a range that ends before it begins");
-        failed = class_add(class, &range, 1);
-    } while (!failed && bracket && !pattern_accept(reader, "]"));
-    if (failed) return pattern_refuse(reader, "out of memory");
-    class_sort(class);
-    return 0;
+        fits = set_add(set, &range, 1);
+    } while (fits && brackets && !pattern_accept(reader, "]"));
+    if (!fits) return pattern_refuse(reader, "a set of too many ranges");
+    set_sort(set);
+    return true;
 }
 
-static int pattern_rule(PatternReader *reader, SplitRule *rule)
-{
-    if (pattern_set(reader, &rule->body) != 0) return -1;
+static bool pattern_rule(PatternReader *reader, SplitRule *rule) {
+    if (!pattern_set(reader, &rule->body)) return false;
     if (pattern_accept(reader, "?")) {
         rule->before = rule->body;
-        memset(&rule->body, 0, sizeof rule->body);
-        if (pattern_set(reader, &rule->body) != 0) return -1;
+        rule->body.count = 0;
+        if (!pattern_set(reader, &rule->body)) return false;
     }
     rule->repeated = pattern_accept(reader, "+");
     rule->at_line_end = pattern_accept(reader, "$");
-    if (reader->position < reader->length) return pattern_refuse(reader, "something that does not belong there");
-    return 0;
+    return reader->at == reader->length || pattern_refuse(reader, "more than a set, one in front of it, + and $");
+}
+
+/* Reads one step. Returns what is wrong with it, or NULL. */
+static const char *read_split_rule(StringView step, SplitRule *rule) {
+    PatternReader reader = {step.text, 0, step.length, NULL};
+    rule->before.count = rule->body.count = 0;
+    rule->at_line_end = false;
+    rule->repeated = pattern_accept(&reader, "digits runs");
+    if (rule->repeated || pattern_accept(&reader, "digits individual")) {
+        set_add(&rule->body, DIGITS, (int)(sizeof DIGITS / sizeof *DIGITS));
+        return reader.at == reader.length ? NULL : "an unknown kind of digits";
+    }
+    if (!pattern_accept(&reader, "split ")) return "an unknown kind of step";
+    if (!utf8_valid(step.text, step.length)) return "a pattern that is not UTF-8";
+    pattern_rule(&reader, rule);
+    return reader.problem;
 }
 
 /* Where a match of the rule's body from `start` ends; `start` itself if there is none. *reached: how far it looked. */
-static size_t match_body(const SplitRule *rule, const char *text, size_t start, size_t end, size_t *reached)
-{
-    size_t position = start, match_end = start;
-    while (position < end) {
-        size_t next = position;
-        if (!class_contains(&rule->body, utf8_next(text, &next))) break;
-        position = next;
-        if (!rule->at_line_end || position == end || text[position] == '\n') match_end = position;
+static size_t match_body(const SplitRule *rule, const char *text, size_t start, size_t end, size_t *reached) {
+    size_t match_end = start;
+    *reached = start;
+    while (*reached < end) {
+        size_t next = *reached;
+        if (!set_contains(&rule->body, utf8_next(text, &next))) break;
+        *reached = next;
+        if (!rule->at_line_end || next == end || text[next] == '\n') match_end = next;
         if (!rule->repeated) break;
     }
-    *reached = position;
     return match_end;
 }
 
-/* The first match of the rule in text[start..end): text[*match_start..*match_end). Returns 0 if there is none. */
-static int find_match(const SplitRule *rule, const char *text, size_t start, size_t end,
-                      size_t *match_start, size_t *match_end)
-{
+/* The first match of the rule in text[start..end) is text[*match_start..*match_end). Returns false if there is none. */
+static bool find_match(const SplitRule *rule, const char *text, size_t start, size_t end, size_t *match_start,
+                       size_t *match_end) {
     while (start < end) {
-        size_t next = start, reached = start;
-        uint32_t character = utf8_next(text, &next);
+        size_t next = start, reached;
+        const uint32_t character = utf8_next(text, &next);
         *match_start = start;
-        if (class_contains(&rule->before, character)) {
+        if (set_contains(&rule->before, character)) {
             *match_end = match_body(rule, text, next, end, &reached);
-            if (*match_end > next) return 1;
+            if (*match_end > next) return true;
         }
         *match_end = match_body(rule, text, start, end, &reached);
-        if (*match_end > start) return 1;
-        /* A run of the body without a line end behind it has none from a later start either. */
+        if (*match_end > start) return true;
+        /* Where a run of the body has no end of line behind it, it has none from a later start either. */
         start = rule->repeated && reached > next ? reached : next;
     }
-    return 0;
+    return false;
 }
 
 /* ---- Vocabulary ---- */
@@ -2633,154 +2597,145 @@ typedef struct {
 
 typedef struct {
     NamedToken *tokens; /* (count) sorted by name */
-    size_t count;
+    int64_t count;
 } NamedTokens;
 
 typedef struct {
     int32_t vocab_size;
-    char *bytes;               /* the bytes of all tokens, one token after the other */
-    size_t *starts;            /* (vocab_size + 1) token id is bytes[starts[id]..starts[id + 1]) */
-    size_t longest_token;      /* in bytes */
-    unsigned char *is_control; /* (vocab_size) 1: not part of an answer's text */
-    int32_t byte_ids[256];     /* the token that is this byte alone; -1 for bytes that UTF-8 never has */
-    Merge *merges;             /* (merge_count) sorted by pair, then rank */
-    size_t merge_count;
-    NamedTokens added[2];      /* early and late; the names lie in the model file, which must live as long */
-    SplitRule rules[MAX_SPLIT_RULES];
+    char *bytes;           /* the bytes of all tokens, one token after the other */
+    size_t *starts;        /* (vocab_size + 1) token id is bytes[starts[id]..starts[id + 1]) */
+    int32_t byte_ids[256]; /* the token that is this byte alone; -1 for bytes that UTF-8 never has */
+    Merge *merges;         /* (merge_count) sorted by pair, then by rank */
+    int64_t merge_count;
+    NamedTokens added;     /* the names lie in the model file, which must live as long */
+    SplitRule rules[SPLIT_RULE_LIMIT];
     int rule_count;
 } Tokenizer;
 
 /* The byte-level alphabet writes every byte as a visible character: most of Latin-1 stands for itself, the other 68
-   bytes, in order, are the characters from U+0100. byte_of[character]: its byte, -1 if it is not of the alphabet. */
-enum { ALPHABET_END = 0x144 };
+   bytes, in order, are the characters from U+0100 on (a space is U+0120). byte_of[character]: its byte, or -1. */
+enum { ALPHABET_SIZE = 0x144 };
 
-static void fill_alphabet(int16_t byte_of[ALPHABET_END])
-{
-    int byte, next = 0x100;
-    for (byte = 0; byte < ALPHABET_END; byte++) byte_of[byte] = -1;
-    for (byte = 0; byte < 0x100; byte++) {
-        int visible = (byte > 0x20 && byte < 0x7F) || (byte > 0xA0 && byte != 0xAD);
+static void fill_alphabet(int16_t byte_of[ALPHABET_SIZE]) {
+    int next = 0x100;
+    for (int i = 0; i < ALPHABET_SIZE; i++) byte_of[i] = -1;
+    for (int byte = 0; byte < 0x100; byte++) {
+        const bool visible = (byte > 0x20 && byte < 0x7F) || (byte > 0xA0 && byte != 0xAD);
         byte_of[visible ? byte : next++] = (int16_t)byte;
     }
 }
 
-/* Translates a token's name to its bytes, out (name.length at most); a name with characters that are not of the alphabet
-   is meant literally. */
-static size_t name_to_bytes(const int16_t byte_of[ALPHABET_END], StringView name, char *out)
-{
-    size_t position = 0, written = 0;
-    while (position < name.length) {
-        uint32_t character = utf8_next(name.text, &position);
-        if (character >= ALPHABET_END || byte_of[character] < 0) {
+/* Writes the bytes that a token's name stands for to `out`, at most as many as the name has; returns how many. A name
+   with a character outside the alphabet is meant literally. */
+static size_t name_to_bytes(const int16_t *byte_of, StringView name, char *out) {
+    size_t at = 0, written = 0;
+    while (at < name.length) {
+        const uint32_t character = utf8_next(name.text, &at);
+        if (character >= ALPHABET_SIZE || byte_of[character] < 0) {
             memcpy(out, name.text, name.length);
             return name.length;
         }
-        out[written++] = (char)(unsigned char)byte_of[character];
+        out[written++] = (char)(uint8_t)byte_of[character];
     }
     return written;
 }
 
-static JanusStatus check_tokens(const TokenizerSpec *spec, size_t *name_bytes, JanusError *error)
-{
-    uint64_t total = 0;
-    int32_t id;
-    if (spec->vocab_size < 1)
-        return fail(error, JANUS_BAD_MODEL, "tokenizer.ggml.tokens is empty; convert the checkpoint again");
-    for (id = 0; id < spec->vocab_size; id++) {
-        StringView name = spec->tokens[id];
-        int32_t type = spec->token_types[id];
-        if (type != TOKEN_NORMAL && type != TOKEN_CONTROL && type != TOKEN_USER_DEFINED && type != TOKEN_UNUSED)
-            return fail(error, JANUS_BAD_MODEL, "tokenizer.ggml.token_type[%ld] is %ld, must be 1, 3, 4 or 5; convert the "
-                        "checkpoint again", (long)id, (long)type);
-        if (name.length > MAX_TOKEN_BYTES || !utf8_valid(name.text, name.length))
-            return fail(error, JANUS_BAD_MODEL, "tokenizer.ggml.tokens[%ld] is not UTF-8 or longer than %d bytes; convert "
-                        "the checkpoint again", (long)id, MAX_TOKEN_BYTES);
-        total += name.length;
+static bool is_added(int32_t type) { return type == TOKEN_CONTROL || type == TOKEN_USER_DEFINED; }
+static bool is_used(int32_t type) { return type != TOKEN_UNUSED; }
+
+/* Checks every token; *name_bytes: the bytes of all names. */
+static JanusStatus check_tokens(const TokenizerSpec *spec, int64_t *name_bytes, JanusError *error) {
+    *name_bytes = 0;
+    for (int32_t id = 0; id < spec->vocab_size; id++) {
+        const StringView name = spec->tokens[id];
+        const int32_t type = spec->token_types[id];
+        if (type != TOKEN_NORMAL && !is_added(type) && is_used(type))
+            return fail(error, JANUS_BAD_MODEL, "tokenizer.ggml.token_type[%ld] is %ld, not 1, 3, 4 or 5; convert "
+                        "the checkpoint again", (long)id, (long)type);
+        if (name.length > TOKEN_LIMIT || !utf8_valid(name.text, name.length))
+            return fail(error, JANUS_BAD_MODEL, "tokenizer.ggml.tokens[%ld] is not UTF-8 or longer than %d bytes; "
+                        "convert the checkpoint again", (long)id, TOKEN_LIMIT);
+        if (is_added(type) && (name.length < 1 || name.length > ADDED_TOKEN_LIMIT))
+            return fail(error, JANUS_BAD_MODEL, "tokenizer.ggml.tokens[%ld] is an added token of %ld bytes, not 1 to "
+                        "%d; convert another checkpoint", (long)id, (long)name.length, ADDED_TOKEN_LIMIT);
+        *name_bytes += (int64_t)name.length;
     }
-    *name_bytes = (size_t)total;
-    return total <= SIZE_MAX / 4 ? JANUS_OK : fail(error, JANUS_NO_MEMORY, "the vocabulary does not fit into memory");
+    return JANUS_OK;
 }
 
-static void *allocate_array(size_t count, size_t size)
-{
-    return calloc(count > 0 ? count : 1, size);
-}
-
-/* Fills in bytes, starts, longest_token and is_control. */
-static JanusStatus build_bytes(Tokenizer *tokenizer, const TokenizerSpec *spec, const int16_t byte_of[ALPHABET_END],
-                               JanusError *error)
-{
-    size_t name_bytes = 0, written = 0;
-    int32_t id;
-    JanusStatus status = check_tokens(spec, &name_bytes, error);
+/* Fills in bytes, starts and byte_ids. */
+static JanusStatus build_bytes(Tokenizer *tokenizer, const TokenizerSpec *spec, JanusError *error) {
+    int16_t byte_of[ALPHABET_SIZE];
+    int64_t name_bytes;
+    const JanusStatus status = check_tokens(spec, &name_bytes, error);
     if (status != JANUS_OK) return status;
-    tokenizer->bytes = allocate_array(name_bytes, 1);
-    tokenizer->starts = allocate_array((size_t)spec->vocab_size + 1, sizeof *tokenizer->starts);
-    tokenizer->is_control = allocate_array((size_t)spec->vocab_size, 1);
-    if (tokenizer->bytes == NULL || tokenizer->starts == NULL || tokenizer->is_control == NULL)
-        return fail(error, JANUS_NO_MEMORY, "no memory for the vocabulary");
-    for (id = 0; id < spec->vocab_size; id++) {
-        size_t length = 0;
-        if (spec->token_types[id] != TOKEN_UNUSED)
-            length = name_to_bytes(byte_of, spec->tokens[id], tokenizer->bytes + written);
-        if (length > tokenizer->longest_token) tokenizer->longest_token = length;
-        written += length;
-        tokenizer->starts[id + 1] = written;
-        tokenizer->is_control[id] = spec->token_types[id] == TOKEN_CONTROL;
+    tokenizer->bytes = allocate(name_bytes, 1);
+    tokenizer->starts = allocate((int64_t)spec->vocab_size + 1, sizeof *tokenizer->starts);
+    if (tokenizer->bytes == NULL || tokenizer->starts == NULL) return fail_memory(error);
+    fill_alphabet(byte_of);
+    for (int byte = 0; byte < 256; byte++) tokenizer->byte_ids[byte] = -1;
+    tokenizer->starts[0] = 0;
+    for (int32_t id = 0; id < spec->vocab_size; id++) {
+        const StringView name = spec->tokens[id];
+        const bool used = is_used(spec->token_types[id]);
+        size_t at = 0;
+        const uint32_t first = used && name.length > 0 ? utf8_next(name.text, &at) : ALPHABET_SIZE;
+        const int byte = first < ALPHABET_SIZE && at == name.length ? byte_of[first] : -1;
+        if (byte >= 0) tokenizer->byte_ids[byte] = id;
+        tokenizer->starts[id + 1] = tokenizer->starts[id];
+        if (used) tokenizer->starts[id + 1] += name_to_bytes(byte_of, name, tokenizer->bytes + tokenizer->starts[id]);
     }
     tokenizer->vocab_size = spec->vocab_size;
-    return JANUS_OK;
-}
-
-/* Finds the tokens of one byte: those whose name is one character of the alphabet. */
-static JanusStatus build_byte_ids(Tokenizer *tokenizer, const TokenizerSpec *spec, const int16_t byte_of[ALPHABET_END],
-                                  JanusError *error)
-{
-    int32_t id;
-    int byte;
-    for (byte = 0; byte < 256; byte++) tokenizer->byte_ids[byte] = -1;
-    for (id = 0; id < spec->vocab_size; id++) {
-        StringView name = spec->tokens[id];
-        size_t position = 0;
-        uint32_t character = name.length > 0 ? utf8_next(name.text, &position) : ALPHABET_END;
-        if (spec->token_types[id] == TOKEN_UNUSED || position != name.length) continue;
-        if (character < ALPHABET_END && byte_of[character] >= 0) tokenizer->byte_ids[byte_of[character]] = id;
-    }
-    for (byte = 0; byte < 0xF5; byte++)
+    for (int byte = 0; byte < 0xF5; byte++)
         if (tokenizer->byte_ids[byte] < 0 && byte != 0xC0 && byte != 0xC1)
-            return fail(error, JANUS_BAD_MODEL, "tokenizer.ggml.tokens has no token for the byte 0x%02X, so not every text "
-                        "could be read; use a byte-level tokenizer that has them all", (unsigned)byte);
+            return fail(error, JANUS_BAD_MODEL, "tokenizer.ggml.tokens has no token for the byte 0x%02X, so not every "
+                        "text could be read; use a byte-level tokenizer that has them all", (unsigned)byte);
     return JANUS_OK;
 }
 
-static int compare_views(StringView left, StringView right)
-{
-    int order = memcmp(left.text, right.text, left.length < right.length ? left.length : right.length);
+static int compare_views(StringView left, StringView right) {
+    const int order = memcmp(left.text, right.text, left.length < right.length ? left.length : right.length);
     return order != 0 ? order : (left.length > right.length) - (left.length < right.length);
 }
 
-static int compare_names(const void *left, const void *right)
-{
+static int compare_names(const void *left, const void *right) {
     return compare_views(((const NamedToken *)left)->name, ((const NamedToken *)right)->name);
 }
 
-/* Compares `name` to `left` and `right` put together. */
-static int compare_joined(StringView name, StringView left, StringView right)
-{
-    StringView rest = {name.text + left.length, name.length - left.length};
-    int order;
-    if (name.length < left.length) return compare_views(name, left);
-    order = memcmp(name.text, left.text, left.length);
-    return order != 0 ? order : compare_views(rest, right);
+/* Collects the tokens of the types that `wanted` accepts, sorted by name. */
+static JanusStatus collect_names(NamedTokens *names, const TokenizerSpec *spec, bool (*wanted)(int32_t),
+                                 JanusError *error) {
+    for (int32_t id = 0; id < spec->vocab_size; id++) names->count += wanted(spec->token_types[id]);
+    names->tokens = allocate(names->count, sizeof *names->tokens);
+    if (names->tokens == NULL) return fail_memory(error);
+    NamedToken *next = names->tokens;
+    for (int32_t id = 0; id < spec->vocab_size; id++) {
+        if (!wanted(spec->token_types[id])) continue;
+        next->name = spec->tokens[id];
+        next++->id = id;
+    }
+    qsort(names->tokens, (size_t)names->count, sizeof *names->tokens, compare_names);
+    for (next = names->tokens + 1; next < names->tokens + names->count; next++)
+        if (compare_names(next - 1, next) == 0)
+            return fail(error, JANUS_BAD_MODEL, "tokenizer.ggml.tokens[%ld] and [%ld] are the same; convert the "
+                        "checkpoint again", (long)next[-1].id, (long)next->id);
+    return JANUS_OK;
 }
 
 /* The id of the token whose name is `left` and `right` put together, or -1. */
-static int32_t find_token(const NamedTokens *names, StringView left, StringView right)
-{
-    size_t low = 0, high = names->count;
+static int32_t find_token(const NamedTokens *names, StringView left, StringView right) {
+    int64_t low = 0, high = names->count;
     while (low < high) {
-        size_t middle = low + (high - low) / 2;
-        int order = compare_joined(names->tokens[middle].name, left, right);
+        const int64_t middle = (low + high) / 2;
+        const StringView name = names->tokens[middle].name;
+        StringView head = name, tail = {name.text + name.length, 0};
+        if (name.length > left.length) {
+            head.length = left.length;
+            tail.text = name.text + left.length;
+            tail.length = name.length - left.length;
+        }
+        int order = compare_views(head, left);
+        if (order == 0) order = compare_views(tail, right);
         if (order == 0) return names->tokens[middle].id;
         if (order < 0) low = middle + 1;
         else high = middle;
@@ -2788,237 +2743,134 @@ static int32_t find_token(const NamedTokens *names, StringView left, StringView 
     return -1;
 }
 
-/* What a token is looked for as; a token may be several of these. */
-enum { FIND_IN_MERGES = 1, FIND_IN_TEXT_EARLY = 2, FIND_IN_TEXT_LATE = 4 };
-
-/* Collects the tokens that have `wanted` among their uses[id], sorted by name. */
-static JanusStatus collect_names(NamedTokens *names, const TokenizerSpec *spec, const unsigned char *uses, int wanted,
-                                 JanusError *error)
-{
-    size_t i = 0;
-    int32_t id;
-    for (id = 0; id < spec->vocab_size; id++) names->count += (uses[id] & wanted) != 0;
-    names->tokens = allocate_array(names->count, sizeof *names->tokens);
-    if (names->tokens == NULL) return fail(error, JANUS_NO_MEMORY, "no memory for the vocabulary");
-    for (id = 0; id < spec->vocab_size; id++) {
-        if ((uses[id] & wanted) == 0) continue;
-        names->tokens[i].name = spec->tokens[id];
-        names->tokens[i++].id = id;
-    }
-    qsort(names->tokens, names->count, sizeof *names->tokens, compare_names);
-    for (i = 1; i < names->count; i++)
-        if (compare_names(&names->tokens[i - 1], &names->tokens[i]) == 0)
-            return fail(error, JANUS_BAD_MODEL, "tokenizer.ggml.tokens[%ld] and [%ld] are the same; convert the checkpoint "
-                        "again", (long)names->tokens[i - 1].id, (long)names->tokens[i].id);
-    return JANUS_OK;
+/* Turns "left right" into ids. Returns false if these two and what they make up are not all in the vocabulary. */
+static bool read_merge(const NamedTokens *names, StringView text, Merge *merge) {
+    const StringView nothing = {"", 0};
+    const char *space = memchr(text.text, ' ', text.length);
+    if (space == NULL || space == text.text) return false;
+    const StringView left = {text.text, (size_t)(space - text.text)};
+    const StringView right = {space + 1, text.length - left.length - 1};
+    const int32_t left_id = find_token(names, left, nothing), right_id = find_token(names, right, nothing);
+    merge->merged = find_token(names, left, right);
+    merge->pair = (uint64_t)(uint32_t)left_id << 32 | (uint32_t)right_id;
+    return right.length > 0 && left_id >= 0 && right_id >= 0 && merge->merged >= 0;
 }
 
-/* Sets uses[id] of every token. */
-static JanusStatus classify_tokens(const TokenizerSpec *spec, unsigned char *uses, JanusError *error)
-{
-    int64_t i;
-    for (i = 0; i < spec->vocab_size; i++) {
-        int added = spec->token_types[i] == TOKEN_CONTROL || spec->token_types[i] == TOKEN_USER_DEFINED;
-        if (added && spec->tokens[i].length > MAX_ADDED_TOKEN_BYTES)
-            return fail(error, JANUS_BAD_MODEL, "the added token tokenizer.ggml.tokens[%ld] is longer than %d bytes; convert "
-                        "a checkpoint with shorter ones", (long)i, MAX_ADDED_TOKEN_BYTES);
-        if (spec->token_types[i] != TOKEN_UNUSED) uses[i] = FIND_IN_MERGES;
-        if (added && spec->tokens[i].length > 0) uses[i] |= FIND_IN_TEXT_EARLY;
-    }
-    for (i = 0; i < spec->late_count; i++) {
-        int32_t id = spec->late_ids[i];
-        if (id < 0 || id >= spec->vocab_size || (uses[id] & (FIND_IN_TEXT_EARLY | FIND_IN_TEXT_LATE)) == 0)
-            return fail(error, JANUS_BAD_MODEL, "janus.tokenizer.added_normalized[%ld] is no added token; convert the "
-                        "checkpoint again", (long)i);
-        uses[id] = FIND_IN_MERGES | FIND_IN_TEXT_LATE;
-    }
-    return JANUS_OK;
-}
-
-static int compare_merges(const void *left, const void *right)
-{
+static int compare_merges(const void *left, const void *right) {
     const Merge *a = left, *b = right;
     if (a->pair != b->pair) return a->pair < b->pair ? -1 : 1;
     return (a->rank > b->rank) - (a->rank < b->rank);
 }
 
-/* Turns merge number `rank` from two names into ids. Returns 0 if the vocabulary does not have all three. */
-static int read_merge(const NamedTokens *names, StringView text, int32_t rank, Merge *merge)
-{
-    static const StringView nothing = {"", 0};
-    StringView left = text, right = text;
-    const char *space = memchr(text.text, ' ', text.length);
-    int32_t left_id, right_id;
-    if (space == NULL) return 0;
-    left.length = (size_t)(space - text.text);
-    right.text = space + 1;
-    right.length = text.length - left.length - 1;
-    if (left.length == 0 || right.length == 0) return 0;
-    left_id = find_token(names, left, nothing);
-    right_id = find_token(names, right, nothing);
-    merge->merged = find_token(names, left, right);
-    if (left_id < 0 || right_id < 0 || merge->merged < 0) return 0;
-    merge->pair = (uint64_t)left_id << 32 | (uint32_t)right_id;
-    merge->rank = rank;
-    return 1;
-}
-
 static JanusStatus build_merges(Tokenizer *tokenizer, const TokenizerSpec *spec, const NamedTokens *names,
-                                JanusError *error)
-{
-    int32_t rank;
+                                JanusError *error) {
     if (spec->merge_count < 0 || spec->merge_count > INT32_MAX)
         return fail(error, JANUS_BAD_MODEL, "tokenizer.ggml.merges is too long; convert the checkpoint again");
-    tokenizer->merge_count = (size_t)spec->merge_count;
-    tokenizer->merges = allocate_array(tokenizer->merge_count, sizeof *tokenizer->merges);
-    if (tokenizer->merges == NULL) return fail(error, JANUS_NO_MEMORY, "no memory for the merges");
-    for (rank = 0; rank < spec->merge_count; rank++)
-        if (!read_merge(names, spec->merges[rank], rank, &tokenizer->merges[rank]))
-            return fail(error, JANUS_BAD_MODEL, "tokenizer.ggml.merges[%ld] is not two tokens of the vocabulary that make up "
-                        "a third one; convert the checkpoint again", (long)rank);
-    qsort(tokenizer->merges, tokenizer->merge_count, sizeof *tokenizer->merges, compare_merges);
+    tokenizer->merges = allocate(spec->merge_count, sizeof *tokenizer->merges);
+    if (tokenizer->merges == NULL) return fail_memory(error);
+    tokenizer->merge_count = spec->merge_count;
+    for (int32_t rank = 0; rank < spec->merge_count; rank++) {
+        tokenizer->merges[rank].rank = rank;
+        if (!read_merge(names, spec->merges[rank], &tokenizer->merges[rank]))
+            return fail(error, JANUS_BAD_MODEL, "tokenizer.ggml.merges[%ld] is not two tokens of the vocabulary that "
+                        "make up a third one; convert the checkpoint again", (long)rank);
+    }
+    qsort(tokenizer->merges, (size_t)tokenizer->merge_count, sizeof *tokenizer->merges, compare_merges);
     return JANUS_OK;
 }
 
-/* What the tokens `left` and `right` become together, NULL if they do not. A pair that was learnt twice has its later
-   rank, as in `tokenizers`. */
-static const Merge *find_merge(const Tokenizer *tokenizer, int32_t left, int32_t right)
-{
-    uint64_t pair = (uint64_t)left << 32 | (uint32_t)right;
-    size_t low = 0, high = tokenizer->merge_count;
-    while (low < high) { /* the first merge of a greater pair lies in low..high */
-        size_t middle = low + (high - low) / 2;
+/* What the tokens `left` and `right` become together, NULL if they stay two. A pair that training found twice has its
+   later rank, as in `tokenizers`. */
+static const Merge *find_merge(const Tokenizer *tokenizer, int32_t left, int32_t right) {
+    const uint64_t pair = (uint64_t)left << 32 | (uint32_t)right;
+    int64_t low = 0, high = tokenizer->merge_count;
+    while (low < high) { /* the first merge of a greater pair is one of low..high */
+        const int64_t middle = (low + high) / 2;
         if (tokenizer->merges[middle].pair <= pair) low = middle + 1;
         else high = middle;
     }
     return low > 0 && tokenizer->merges[low - 1].pair == pair ? &tokenizer->merges[low - 1] : NULL;
 }
 
-static int view_is(StringView view, const char *string)
-{
-    return view.length == strlen(string) && memcmp(view.text, string, view.length) == 0;
-}
-
-/* Reads one "split" or "digits" step. Returns what is wrong with it, or NULL. */
-static const char *read_split_rule(StringView step, SplitRule *rule)
-{
-    PatternReader reader = {NULL, 0, 0, NULL};
-    reader.text = step.text;
-    reader.length = step.length;
-    rule->repeated = view_is(step, "digits runs");
-    if (rule->repeated || view_is(step, "digits individual"))
-        return class_add(&rule->body, DIGITS, (int)(sizeof DIGITS / sizeof *DIGITS)) == 0 ? NULL : "out of memory";
-    if (step.length > MAX_PATTERN_BYTES) return "too long";
-    if (!utf8_valid(step.text, step.length)) return "not UTF-8";
-    if (!pattern_accept(&reader, "split ")) return "an unknown kind of step";
-    pattern_rule(&reader, rule);
-    return reader.problem;
-}
-
-static JanusStatus build_rules(Tokenizer *tokenizer, const TokenizerSpec *spec, JanusError *error)
-{
-    int64_t i, split_count = spec->step_count - 1;
-    if (split_count < 0 || split_count > MAX_SPLIT_RULES || !view_is(spec->steps[split_count], "bytelevel"))
-        return fail(error, JANUS_BAD_MODEL, "janus.tokenizer.pre_tokenizer must be at most %d splits and then bytelevel; "
-                    "this program cannot read such a tokenizer", MAX_SPLIT_RULES);
-    for (i = 0; i < split_count; i++) {
-        const char *problem = read_split_rule(spec->steps[i], &tokenizer->rules[tokenizer->rule_count++]);
+static JanusStatus build_rules(Tokenizer *tokenizer, const TokenizerSpec *spec, JanusError *error) {
+    static const char bytelevel[] = "bytelevel";
+    const int64_t count = spec->step_count - 1;
+    if (count < 0 || count > SPLIT_RULE_LIMIT || spec->steps[count].length != strlen(bytelevel) ||
+        memcmp(spec->steps[count].text, bytelevel, strlen(bytelevel)) != 0)
+        return fail(error, JANUS_BAD_MODEL, "janus.tokenizer.pre_tokenizer is not at most %d splits and then "
+                    "bytelevel; this program cannot read such a tokenizer", SPLIT_RULE_LIMIT);
+    for (int i = 0; i < count; i++) {
+        const char *problem = read_split_rule(spec->steps[i], &tokenizer->rules[i]);
         if (problem != NULL)
-            return fail(error, JANUS_BAD_MODEL, "janus.tokenizer.pre_tokenizer[%d] has %s; this program cannot read such a "
-                        "tokenizer", (int)i, problem);
+            return fail(error, JANUS_BAD_MODEL, "janus.tokenizer.pre_tokenizer[%d] has %s; this program cannot read "
+                        "such a tokenizer", i, problem);
     }
+    tokenizer->rule_count = (int)count;
     return JANUS_OK;
 }
 
-static void tokenizer_free(Tokenizer *tokenizer)
-{
-    int i;
-    for (i = 0; i < tokenizer->rule_count; i++) {
-        free(tokenizer->rules[i].before.ranges);
-        free(tokenizer->rules[i].body.ranges);
-    }
-    for (i = 0; i < 2; i++) free(tokenizer->added[i].tokens);
-    free(tokenizer->merges);
-    free(tokenizer->is_control);
-    free(tokenizer->starts);
+static void tokenizer_free(Tokenizer *tokenizer) {
     free(tokenizer->bytes);
+    free(tokenizer->starts);
+    free(tokenizer->merges);
+    free(tokenizer->added.tokens);
     memset(tokenizer, 0, sizeof *tokenizer);
-}
-
-static JanusStatus build_vocabulary(Tokenizer *tokenizer, const TokenizerSpec *spec, unsigned char *uses,
-                                    NamedTokens *names, JanusError *error)
-{
-    int16_t byte_of[ALPHABET_END];
-    JanusStatus status;
-    fill_alphabet(byte_of);
-    status = build_bytes(tokenizer, spec, byte_of, error);
-    if (status == JANUS_OK) status = build_byte_ids(tokenizer, spec, byte_of, error);
-    if (status == JANUS_OK) status = classify_tokens(spec, uses, error);
-    if (status == JANUS_OK) status = collect_names(&tokenizer->added[0], spec, uses, FIND_IN_TEXT_EARLY, error);
-    if (status == JANUS_OK) status = collect_names(&tokenizer->added[1], spec, uses, FIND_IN_TEXT_LATE, error);
-    if (status == JANUS_OK) status = collect_names(names, spec, uses, FIND_IN_MERGES, error);
-    if (status == JANUS_OK) status = build_merges(tokenizer, spec, names, error);
-    return status;
 }
 
 /* Builds a tokenizer from what the model file says, which need not be sound. Of the spec only the names of the added
    tokens are used later on. On failure nothing is left to free. */
-static JanusStatus tokenizer_init(Tokenizer *tokenizer, const TokenizerSpec *spec, JanusError *error)
-{
-    JanusStatus status;
+static JanusStatus tokenizer_init(Tokenizer *tokenizer, const TokenizerSpec *spec, JanusError *error) {
     NamedTokens names = {NULL, 0}; /* the vocabulary by name, only needed to read the merges */
-    unsigned char *uses = allocate_array(spec->vocab_size > 0 ? (size_t)spec->vocab_size : 0, 1);
     memset(tokenizer, 0, sizeof *tokenizer);
-    status = uses == NULL ? fail(error, JANUS_NO_MEMORY, "no memory for the vocabulary")
-                          : build_vocabulary(tokenizer, spec, uses, &names, error);
-    if (status == JANUS_OK) status = build_rules(tokenizer, spec, error);
+    JanusStatus status = build_rules(tokenizer, spec, error);
+    if (status == JANUS_OK) status = build_bytes(tokenizer, spec, error);
+    if (status == JANUS_OK) status = collect_names(&tokenizer->added, spec, is_added, error);
+    if (status == JANUS_OK) status = collect_names(&names, spec, is_used, error);
+    if (status == JANUS_OK) status = build_merges(tokenizer, spec, &names, error);
     if (status != JANUS_OK) tokenizer_free(tokenizer);
     free(names.tokens);
-    free(uses);
     return status;
 }
 
 /* ---- Encoding ---- */
 
-enum { NO_RANK = -1 };
-
-/* A token of the piece that is being merged. The piece is a linked list, in an array with one place a byte. */
+/* A token of the piece that is being merged. A piece is a linked list, in an array with one place a byte. */
 typedef struct {
     int32_t id;
-    int32_t previous, next; /* places in the array, -1 at the ends */
-    int32_t rank;           /* of the merge with the next one; NO_RANK: none */
+    int32_t previous, next; /* places in the array; -1 at the ends */
+    int32_t rank;           /* of the merge with the next symbol; -1: they are no merge */
 } Symbol;
 
 typedef struct {
     const Tokenizer *tokenizer;
     const char *text;
-    int32_t *ids;      /* (bytes of the text) */
+    int32_t *ids;    /* (bytes of the text) */
     size_t count;
-    Symbol *symbols;   /* (bytes of the text) */
-    uint64_t *queue;   /* (2 * bytes of the text) a binary heap of possible merges: rank << 32 | place of the left symbol */
+    Symbol *symbols; /* (bytes of the text) */
+    uint64_t *queue; /* (2 * bytes of the text) a binary heap of merges: rank << 32 | place of the left symbol */
     size_t queue_count;
 } Encoder;
 
-static void queue_push(Encoder *encoder, uint64_t item)
-{
+static void queue_push(Encoder *encoder, uint64_t item) {
     uint64_t *queue = encoder->queue;
     size_t place = encoder->queue_count++;
-    while (place > 0 && queue[(place - 1) / 2] > item) {
-        queue[place] = queue[(place - 1) / 2];
-        place = (place - 1) / 2;
+    for (size_t parent; place > 0; place = parent) {
+        parent = (place - 1) / 2;
+        if (queue[parent] <= item) break;
+        queue[place] = queue[parent];
     }
     queue[place] = item;
 }
 
 /* Takes the least item: the lowest rank and, among equals, the leftmost place. */
-static uint64_t queue_pop(Encoder *encoder)
-{
-    uint64_t *queue = encoder->queue, least = queue[0], item = queue[--encoder->queue_count];
-    size_t place = 0, count = encoder->queue_count;
-    for (;;) {
-        size_t child = 2 * place + 1;
+static uint64_t queue_pop(Encoder *encoder) {
+    uint64_t *queue = encoder->queue;
+    const uint64_t least = queue[0], item = queue[--encoder->queue_count];
+    const size_t count = encoder->queue_count;
+    size_t place = 0;
+    for (size_t child = 1; child < count; child = 2 * place + 1) {
         if (child + 1 < count && queue[child + 1] < queue[child]) child++;
-        if (child >= count || queue[child] >= item) break;
+        if (queue[child] >= item) break;
         queue[place] = queue[child];
         place = child;
     }
@@ -3026,53 +2878,49 @@ static uint64_t queue_pop(Encoder *encoder)
     return least;
 }
 
-/* Looks up the merge of the symbol at `place` with its next one and queues it. */
-static void consider_merge(Encoder *encoder, int32_t place)
-{
+/* Queues the merge of the symbol at `place` with its next one, if they are one. */
+static void propose_merge(Encoder *encoder, int32_t place) {
     Symbol *symbol = &encoder->symbols[place];
     const Merge *merge = NULL;
     if (symbol->next >= 0) merge = find_merge(encoder->tokenizer, symbol->id, encoder->symbols[symbol->next].id);
-    symbol->rank = merge != NULL ? merge->rank : NO_RANK;
+    symbol->rank = merge != NULL ? merge->rank : -1;
     if (merge != NULL) queue_push(encoder, (uint64_t)merge->rank << 32 | (uint32_t)place);
 }
 
-/* Makes one symbol of the one at `place` and its next one; its neighbours get new chances. */
-static void apply_merge(Encoder *encoder, int32_t place)
-{
+/* Makes one symbol of the one at `place` and its next one, which gives it new neighbours. */
+static void apply_merge(Encoder *encoder, int32_t place) {
     Symbol *left = &encoder->symbols[place], *right = &encoder->symbols[left->next];
     left->id = find_merge(encoder->tokenizer, left->id, right->id)->merged;
-    right->rank = NO_RANK;
+    right->rank = -1;
     left->next = right->next;
     if (left->next >= 0) encoder->symbols[left->next].previous = place;
-    consider_merge(encoder, place);
-    if (left->previous >= 0) consider_merge(encoder, left->previous);
+    propose_merge(encoder, place);
+    if (left->previous >= 0) propose_merge(encoder, left->previous);
 }
 
-/* Byte-pair encoding of one piece. A queue of the possible merges makes it n log n, whatever the text. A queued merge whose
-   symbols have changed in the meantime is recognised by its rank, which is no longer the symbol's, and dropped. Each
-   merge takes one item out and puts two in at most, so the queue never holds twice as many as there are bytes. */
-static void encode_piece(Encoder *encoder, size_t start, size_t end)
-{
-    int32_t place, size = (int32_t)(end - start);
-    for (place = 0; place < size; place++) {
+/* Byte-pair encoding of one piece, in n log n steps whatever the text. A queued merge whose symbols have changed since
+   is known by its rank, which is no longer the symbol's, and dropped. Every merge takes one item out of the queue and
+   puts at most two in, so that there are never twice as many as bytes. */
+static void encode_piece(Encoder *encoder, size_t start, size_t end) {
+    const int32_t size = (int32_t)(end - start);
+    for (int32_t place = 0; place < size; place++) {
         Symbol *symbol = &encoder->symbols[place];
-        symbol->id = encoder->tokenizer->byte_ids[(unsigned char)encoder->text[start + (size_t)place]];
+        symbol->id = encoder->tokenizer->byte_ids[(uint8_t)encoder->text[start + (size_t)place]];
         symbol->previous = place - 1;
         symbol->next = place + 1 < size ? place + 1 : -1;
     }
-    for (place = 0; place < size; place++) consider_merge(encoder, place);
+    for (int32_t place = 0; place < size; place++) propose_merge(encoder, place);
     while (encoder->queue_count > 0) {
-        uint64_t item = queue_pop(encoder);
-        place = (int32_t)(item & 0xFFFFFFFF);
+        const uint64_t item = queue_pop(encoder);
+        const int32_t place = (int32_t)(item & UINT32_MAX);
         if (encoder->symbols[place].rank == (int32_t)(item >> 32)) apply_merge(encoder, place);
     }
-    for (place = 0; place >= 0; place = encoder->symbols[place].next)
+    for (int32_t place = 0; place >= 0; place = encoder->symbols[place].next)
         encoder->ids[encoder->count++] = encoder->symbols[place].id;
 }
 
 /* Cuts text[start..end) by the rules from number `rule` on and encodes the pieces. */
-static void encode_by_rules(Encoder *encoder, int rule, size_t start, size_t end)
-{
+static void encode_by_rules(Encoder *encoder, int rule, size_t start, size_t end) {
     size_t match_start, match_end;
     if (start == end) return;
     if (rule == encoder->tokenizer->rule_count) {
@@ -3087,123 +2935,110 @@ static void encode_by_rules(Encoder *encoder, int rule, size_t start, size_t end
     encode_by_rules(encoder, rule + 1, start, end);
 }
 
-/* The first of tokens[low..high), which agree on the bytes before `index`, that has at least `byte` there. */
-static size_t narrow_names(const NamedToken *tokens, size_t low, size_t high, size_t index, int byte)
-{
+/* The first of tokens[low..high), which agree on the bytes before number `index`, that has `byte` or more there. */
+static int64_t narrow_names(const NamedToken *tokens, int64_t low, int64_t high, size_t index, int byte) {
     while (low < high) {
-        size_t middle = low + (high - low) / 2;
-        StringView name = tokens[middle].name;
-        if (index >= name.length || (unsigned char)name.text[index] < byte) low = middle + 1;
+        const int64_t middle = (low + high) / 2;
+        const StringView name = tokens[middle].name;
+        if (index >= name.length || (uint8_t)name.text[index] < byte) low = middle + 1;
         else high = middle;
     }
     return low;
 }
 
-/* The longest of the names that `text` begins with: its length and id, or 0. Byte by byte the sorted names are narrowed
+/* The longest name that `text` begins with: its length and id; 0 if there is none. Byte by byte the sorted names narrow
    down to those that begin like the text; the shortest of them comes first. */
-static size_t match_name(const NamedTokens *names, const char *text, size_t length, int32_t *id)
-{
-    size_t low = 0, high = names->count, index, longest = 0;
-    for (index = 0; index < length && low < high; index++) {
-        int byte = (unsigned char)text[index];
+static size_t match_name(const NamedTokens *names, const char *text, size_t length, int32_t *id) {
+    int64_t low = 0, high = names->count;
+    size_t longest = 0;
+    for (size_t index = 0; index < length && low < high; index++) {
+        const int byte = (uint8_t)text[index];
         low = narrow_names(names->tokens, low, high, index, byte);
         high = narrow_names(names->tokens, low, high, index, byte + 1);
-        if (low < high && names->tokens[low].name.length == index + 1) {
-            longest = index + 1;
-            *id = names->tokens[low].id;
-        }
+        if (low == high || names->tokens[low].name.length != index + 1) continue;
+        longest = index + 1;
+        *id = names->tokens[low].id;
     }
     return longest;
 }
 
-/* Cuts the added tokens out of text[start..end): from left to right, the longest at each place; first all the early ones,
-   then, in what lies between, the late ones. */
-static void encode_text(Encoder *encoder, int pass, size_t start, size_t end)
-{
-    size_t position = start;
-    if (pass == 2) {
-        encode_by_rules(encoder, 0, start, end);
-        return;
-    }
-    while (position < end) {
+/* Cuts the added tokens out, from left to right, the longest at each place, and encodes what lies between. */
+static void encode_text(Encoder *encoder, size_t length) {
+    size_t start = 0, at = 0;
+    while (at < length) {
         int32_t id = -1;
-        size_t length = match_name(&encoder->tokenizer->added[pass], encoder->text + position, end - position, &id);
-        if (length == 0) {
-            position++;
+        const size_t name_length = match_name(&encoder->tokenizer->added, encoder->text + at, length - at, &id);
+        if (name_length == 0) {
+            at++;
             continue;
         }
-        encode_text(encoder, pass + 1, start, position);
+        encode_by_rules(encoder, 0, start, at);
         encoder->ids[encoder->count++] = id;
-        position += length;
-        start = position;
+        start = at += name_length;
     }
-    encode_text(encoder, pass + 1, start, end);
+    encode_by_rules(encoder, 0, start, length);
 }
 
 /* Text to ids, without a beginning-of-sentence token. `*ids` is owned by the caller: free(). */
 static JanusStatus tokenizer_encode(const Tokenizer *tokenizer, const char *text, size_t length, int32_t **ids,
-                                    size_t *count, JanusError *error)
-{
-    Encoder encoder = {NULL, NULL, NULL, 0, NULL, NULL, 0};
-    size_t valid;
+                                    size_t *count, JanusError *error) {
+    Encoder encoder = {tokenizer, text, NULL, 0, NULL, NULL, 0};
     *ids = NULL;
     *count = 0;
-    if (length > MAX_TEXT_BYTES)
-        return fail(error, JANUS_BAD_ARGUMENT, "the text is longer than %d bytes; shorten it", MAX_TEXT_BYTES);
-    valid = utf8_valid_prefix(text, length);
+    if (length > TEXT_LIMIT)
+        return fail(error, JANUS_BAD_ARGUMENT, "the text is longer than %d bytes: shorten it", TEXT_LIMIT);
+    const size_t valid = utf8_valid_prefix(text, length);
     if (valid < length)
-        return fail(error, JANUS_BAD_ARGUMENT, "the text is not UTF-8 at byte %lu; convert it to UTF-8",
+        return fail(error, JANUS_BAD_ARGUMENT, "the text is not valid UTF-8 at byte %lu: save it as UTF-8",
                     (unsigned long)valid);
-    encoder.tokenizer = tokenizer;
-    encoder.text = text;
-    encoder.ids = allocate_array(length, sizeof *encoder.ids);
-    encoder.symbols = allocate_array(length, sizeof *encoder.symbols);
-    encoder.queue = allocate_array(length * 2, sizeof *encoder.queue);
-    if (encoder.ids != NULL && encoder.symbols != NULL && encoder.queue != NULL) {
-        encode_text(&encoder, 0, 0, length);
-        *ids = encoder.ids;
-        *count = encoder.count;
-    } else {
-        free(encoder.ids);
-    }
+    encoder.ids = allocate((int64_t)length, sizeof *encoder.ids);
+    encoder.symbols = allocate((int64_t)length, sizeof *encoder.symbols);
+    encoder.queue = allocate((int64_t)length, 2 * sizeof *encoder.queue);
+    const bool ready = encoder.ids != NULL && encoder.symbols != NULL && encoder.queue != NULL;
+    if (ready) encode_text(&encoder, length);
+    else free(encoder.ids);
     free(encoder.symbols);
     free(encoder.queue);
-    return *ids != NULL ? JANUS_OK : fail(error, JANUS_NO_MEMORY, "no memory for a text of %lu bytes", (unsigned long)length);
+    if (!ready) return fail_memory(error);
+    *ids = encoder.ids;
+    *count = encoder.count;
+    return JANUS_OK;
 }
 
 /* ---- Decoding ---- */
 
-/* The bytes of one token, which live as long as the tokenizer: an added token's are its content, an unused id has none.
-   They need not be whole characters. NULL if there is no such id. */
-static const char *token_bytes(const Tokenizer *tokenizer, int32_t id, size_t *length)
-{
+/* The bytes of one token, which need not be whole characters and live as long as the tokenizer. A control token has
+   its content, an unused id nothing. NULL if there is no such id. */
+static const char *token_bytes(const Tokenizer *tokenizer, int32_t id, size_t *length) {
     if (id < 0 || id >= tokenizer->vocab_size) return NULL;
     *length = tokenizer->starts[id + 1] - tokenizer->starts[id];
     return tokenizer->bytes + tokenizer->starts[id];
 }
 
-/* Ids to text with a zero byte behind its `*length` bytes, owned by the caller: free(). Control tokens are written out. */
+/* Ids to text with a zero byte behind its `*length` bytes, owned by the caller: free(). Control tokens are written
+   out. */
 static JanusStatus tokenizer_decode(const Tokenizer *tokenizer, const int32_t *ids, size_t count, char **text,
-                                    size_t *length, JanusError *error)
-{
-    Utf8Stream stream = {{0, 0, 0, 0}, 0};
-    size_t i, token_length, total = 0;
+                                    size_t *length, JanusError *error) {
+    Utf8Stream stream = {{0}, 0};
+    size_t token_length = 0, total = 0;
     *text = NULL;
     *length = 0;
-    for (i = 0; i < count; i++) {
+    for (size_t i = 0; i < count; i++) {
         if (token_bytes(tokenizer, ids[i], &token_length) == NULL)
-            return fail(error, JANUS_BAD_ARGUMENT, "id number %lu is %ld; ids go from 0 to %ld", (unsigned long)i,
-                        (long)ids[i], (long)tokenizer->vocab_size - 1);
-        if (token_length > SIZE_MAX / 4 - total) return fail(error, JANUS_NO_MEMORY, "the text does not fit into memory");
+            return fail(error, JANUS_BAD_ARGUMENT, "there is no token %ld: ids go from 0 to %ld", (long)ids[i],
+                        (long)tokenizer->vocab_size - 1);
+        if (token_length > SIZE_MAX / 4 - total) return fail_memory(error);
         total += token_length;
     }
-    *text = allocate_array(3 * (total + 1) + 1, 1);
-    if (*text == NULL) return fail(error, JANUS_NO_MEMORY, "no memory for a text of %lu bytes", (unsigned long)total);
-    for (i = 0; i < count; i++) {
+    char *out = malloc(3 * (total + 1) + 1);
+    if (out == NULL) return fail_memory(error);
+    for (size_t i = 0; i < count; i++) {
         const char *bytes = token_bytes(tokenizer, ids[i], &token_length);
-        *length += utf8_stream_write(&stream, bytes, token_length, *text + *length);
+        *length += utf8_stream_write(&stream, bytes, token_length, out + *length);
     }
-    *length += utf8_stream_finish(&stream, *text + *length);
+    *length += utf8_stream_finish(&stream, out + *length);
+    out[*length] = 0;
+    *text = out;
     return JANUS_OK;
 }
 
@@ -4024,23 +3859,18 @@ static void need_model(Loader *loader) {
 #define STBI_ONLY_PNG
 #define STBI_ONLY_JPEG
 #define STBI_ONLY_BMP
+#define STBI_NO_GIF
 #define STBI_MAX_DIMENSIONS 16384
 #define STB_IMAGE_WRITE_IMPLEMENTATION
 #define STB_IMAGE_WRITE_STATIC
-#define STBI_WRITE_NO_STDIO
-#if defined(__GNUC__) /* what the switches above leave out is declared all the same */
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wunused-function"
-#endif
+/* declared but never defined in stb_image.h; a static function must be */
+#define stbi_set_unpremultiply_on_load_thread stbi_set_unpremultiply_on_load
 #if defined(JANUS_STB_FLAT)
 #include <stb_image.h>
 #include <stb_image_write.h>
 #else
 #include <stb/stb_image.h>
 #include <stb/stb_image_write.h>
-#endif
-#if defined(__GNUC__)
-#pragma GCC diagnostic pop
 #endif
 
 enum { IMAGE_SIDE_LIMIT = 16384, IMAGE_PIXEL_LIMIT = 64000000, IMAGE_FILE_LIMIT = 1 << 29 };
@@ -5575,7 +5405,7 @@ static JanusStatus write_answer(JanusSession *session, const JanusAskOptions *op
         status = answer_token(work, m, answer, id, error);
         if (status == JANUS_OK) status = work_progress(work, "answer", n, options->max_tokens, error);
         if (status != JANUS_OK) break;
-        if (n >= options->max_tokens || sequence->own.length + 2 > m->config.context) {
+        if (n >= options->max_tokens || sequence->own.length + 3 > m->config.context) { /* this id, one more, EOS */
             session->unread[session->unread_count++] = m->config.eos;
             break;
         }
@@ -5601,7 +5431,7 @@ static JanusStatus converse(JanusSession *session, const char *question, const J
     float *hidden = arena_floats(&session->work.arena, c->hidden, 1);
     JanusStatus status = work_status(&session->work, error);
     if (status == JANUS_OK) status = turn_prompt(session, question, image_count, &turn, error);
-    if (status == JANUS_OK && length_before + (int64_t)turn.count > c->context)
+    if (status == JANUS_OK && length_before + (int64_t)turn.count + 2 > c->context) /* an id of the answer, EOS */
         status = fail(error, JANUS_BAD_ARGUMENT, "the conversation would be %ld tokens long; the context holds %d: start a new one",
                       (long)(length_before + (int64_t)turn.count), c->context);
     if (status == JANUS_OK) status = read_turn(session, &turn, images, image_count, hidden, error);
@@ -6268,7 +6098,7 @@ static int save_pictures(Program *program, const char *output, const JanusImage 
 /* Draws options->count pictures of the prompt into files. */
 static int draw_pictures(Program *program, const char *prompt, const char *output, const JanusGenerateOptions *options) {
     JanusImage images[64];
-    if (!program->line.quiet) fprintf(stderr, "seed %llu\n", (unsigned long long)options->seed);
+    fprintf(stderr, "seed %llu\n", (unsigned long long)options->seed);
     if (janus_generate(program->session, prompt, options, images, &program->error) != JANUS_OK) return program_failed(program);
     const int result = save_pictures(program, output, images, options->count);
     for (int i = 0; i < options->count; i++) janus_image_free(&images[i]);
@@ -6315,7 +6145,7 @@ static int command_generate(Program *program) {
 static int ask_question(Program *program, const char *question, const JanusImage *images, int count) {
     const JanusAskOptions options = ask_options(&program->line);
     program->screen.text_written = false;
-    if (options.temperature > 0 && !program->line.quiet) fprintf(stderr, "seed %llu\n", (unsigned long long)options.seed);
+    if (options.temperature > 0) fprintf(stderr, "seed %llu\n", (unsigned long long)options.seed);
     if (janus_ask(program->session, question, images, count, &options, NULL, &program->error) != JANUS_OK)
         return program_failed(program);
     clear_progress(&program->screen);

@@ -95,19 +95,23 @@ def janus_config(geometry: Geometry, image_id: int) -> JanusConfig:
                        tie_word_embeddings=g.tied)
 
 
+def draw_weight(name: str, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+    """A random tensor of a scale at which its layer matters; knows both layouts' names."""
+    noise = torch.randn(shape, generator=generator)
+    if len(shape) == 1:
+        return 0.1 * noise + (1.0 if "norm" in name and name.endswith("weight") else 0.0)
+    if "embed" in name and "patch_embed" not in name:
+        return noise * (0.3 if "pos" in name else 1.0)
+    gain = 3.0 if "lm_head" in name or "vision_head" in name else 1.0
+    return noise * gain / noise[0].numel() ** 0.5
+
+
 def randomise(model: JanusForConditionalGeneration, seed: int) -> None:
-    """Draws every parameter anew, at a scale at which every layer matters."""
+    """Draws every parameter anew."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            if parameter.dim() == 1:
-                parameter.copy_(0.1 * noise + (1.0 if "norm" in name and name.endswith("weight") else 0.0))
-            elif "embed" in name and "patch" not in name:
-                parameter.copy_(noise * (0.3 if "position" in name else 1.0))
-            else:
-                gain = 3.0 if name.startswith("lm_head") or "vision_head" in name else 1.0
-                parameter.copy_(noise * gain / parameter[0].numel() ** 0.5)
+            parameter.copy_(draw_weight(name, tuple(parameter.shape), generator))
 
 
 def make_model(geometry: Geometry, seed: int) -> tuple[JanusForConditionalGeneration, Tokenizer]:
@@ -180,6 +184,22 @@ def official_config(geometry: Geometry) -> dict:
                              rope_theta=g.rope_theta, tie_word_embeddings=g.tied))
 
 
+def write_json_files(folder: Path, geometry: Geometry, layout: str, config: dict | None, tokenizer: Tokenizer) -> None:
+    """tokenizer.json, preprocessor_config.json and, unless transformers wrote it, config.json."""
+    tokenizer.save(str(folder / "tokenizer.json"))
+    side = geometry.patch * geometry.grid
+    image = dict(min_size=min(14, side // 4), image_mean=[0.5] * 3, image_std=[0.5] * 3, rescale_factor=1 / 255,
+                 background_color=[127] * 3, do_normalize=True)
+    if layout == "official":
+        image |= dict(image_size=side, image_processor_type="VLMImageProcessor", processor_class="VLChatProcessor")
+    else:
+        image |= dict(size=dict(height=side, width=side), image_processor_type="JanusImageProcessor",
+                      processor_class="JanusProcessor")
+    (folder / "preprocessor_config.json").write_text(json.dumps(image))
+    if config is not None:
+        (folder / "config.json").write_text(json.dumps(config))
+
+
 def in_shards(state: dict[str, torch.Tensor], count: int) -> Iterator[dict[str, torch.Tensor]]:
     """The state in `count` parts."""
     names = list(state)
@@ -210,12 +230,8 @@ def write_checkpoint(folder: Path, geometry: Geometry, seed: int, layout: str, k
     """A checkpoint folder: layout "official" or "transformers", kind "bin" or "safetensors"."""
     folder.mkdir(parents=True, exist_ok=True)
     model, tokenizer = make_model(geometry, seed)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    image = dict(image_size=geometry.patch * geometry.grid, min_size=6, image_mean=[0.5] * 3, image_std=[0.5] * 3,
-                 rescale_factor=1 / 255, background_color=[127] * 3, do_normalize=True)
     if layout == "official":
         config, state = official_config(geometry), official_state(model)
-        image |= dict(image_processor_type="VLMImageProcessor", processor_class="VLChatProcessor")
     elif kind == "safetensors":
         size = sum(p.numel() * 4 for p in model.parameters()) // shards + 1
         model.save_pretrained(folder, max_shard_size=size)
@@ -224,10 +240,6 @@ def write_checkpoint(folder: Path, geometry: Geometry, seed: int, layout: str, k
         config, state = model.config.to_dict(), dict(model.state_dict())
         if geometry.tied:
             state.pop("lm_head.weight")
-    if layout == "transformers":
-        image["size"] = dict(height=image["image_size"], width=image.pop("image_size"))
-        image |= dict(image_processor_type="JanusImageProcessor", processor_class="JanusProcessor")
-    (folder / "preprocessor_config.json").write_text(json.dumps(image))
-    if config is not None:
-        (folder / "config.json").write_text(json.dumps(config))
+    write_json_files(folder, geometry, layout, config, tokenizer)
+    if state is not None:
         write_weights(folder, state, kind, shards)

@@ -106,10 +106,11 @@ def main() -> int:
     for number, (name, (geometry, dtype)) in enumerate(MODELS.items()):
         file = folder / f"{name}.gguf"
         with tempfile.TemporaryDirectory() as work:
-            write_checkpoint(Path(work), geometry, 100 + number, "transformers", "safetensors", 1)
-            convert(Path(work), file, dtype)
+            checkpoint = Path(work) / f"golden-{name}"  # the folder's name becomes the model's
+            write_checkpoint(checkpoint, geometry, 100 + number, "transformers", "safetensors", 1)
+            convert(checkpoint, file, dtype)
             # f16 and bf16: float32 arithmetic on the rounded weights, which only the file has
-            reference = load(Path(work) if dtype is None else file)
+            reference = load(checkpoint if dtype is None else file)
             with open(folder / f"{name}.rec", "wb") as out:
                 out.write(b"JANUSREC")
                 record_model(out, reference)

@@ -25,7 +25,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import DynamicCache, JanusConfig, JanusForConditionalGeneration
+from transformers import (
+    DynamicCache, JanusConfig, JanusForConditionalGeneration, LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper,
+    TopPLogitsWarper)
 from transformers.initialization import no_init_weights
 
 SYSTEM_PROMPT = (
@@ -407,13 +409,18 @@ def load(path: Path) -> Reference:
 
 # ---- Pictures ----
 
+def resize_bicubic(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Pillow's bicubic resize, first horizontally, then vertically: what one call does up to Pillow 12.1. Later ones take
+    the other order where it is cheaper, which changes single bytes."""
+    return image.resize((size[0], image.height), Image.Resampling.BICUBIC).resize(size, Image.Resampling.BICUBIC)
+
+
 def fit_square(image: Image.Image, rules: ImageRules) -> np.ndarray:
     """The official VLMImageProcessor up to 8 bits: longer side to `size`, padded to (size, size, 3) uint8."""
     width, height = image.size
     longest = max(width, height)
     size = (max(int(width / longest * rules.size), rules.min_size), max(int(height / longest * rules.size), rules.min_size))
-    if image.size != size:
-        image = image.resize(size, Image.Resampling.BICUBIC)
+    image = resize_bicubic(image, size)
     side = max(size)
     square = Image.new("RGB", (side, side), rules.background)
     square.paste(image, ((side - size[0]) // 2, (side - size[1]) // 2))
@@ -433,8 +440,7 @@ def crop_square(image: Image.Image, size: int) -> np.ndarray:
     width, height = image.size
     short = min(width, height)
     new = (size * width // short, size * height // short)
-    if image.size != new:
-        image = image.resize(new, Image.Resampling.BICUBIC)
+    image = resize_bicubic(image, new)
     left, top = (new[0] - size) // 2, (new[1] - size) // 2
     pixels = np.asarray(image.crop((left, top, left + size, top + size)))
     return pixels.astype(np.float32) / np.float32(127.5) - np.float32(1)
@@ -602,6 +608,35 @@ def run_drawing(reference: Reference, prompt: str, ids: list[int], weight: float
         taps.add("generation.embedding", embedding[0])
         embeddings = embedding[None].expand(2, 1, -1)
     return guided
+
+
+@torch.no_grad()
+def sample_drawing(reference: Reference, prompt: str, ids: np.ndarray, weight: float, temperature: float, seed: int
+                   ) -> np.ndarray:
+    """The ids (N, T) that PyTorch draws with `seed`, as generation_inference.py does: rows conditional, unconditional,
+    conditional, ... Each step goes on from the given ids (N, T), so that one difference stays one."""
+    inner, cache = reference.model.model, DynamicCache()
+    count, drawn = len(ids), []
+    tokens = torch.tensor(drawing_ids(reference, prompt)).repeat(2 * count, 1)
+    tokens[1::2, 1:-1] = reference.ids["pad"]
+    embeddings = inner.language_model.embed_tokens(tokens)
+    generator = torch.Generator().manual_seed(seed)
+    for column in torch.from_numpy(ids).long().T:
+        hidden = inner.language_model(inputs_embeds=embeddings, past_key_values=cache, use_cache=True).last_hidden_state
+        logits = inner.generation_head(hidden[:, -1])
+        cond, uncond = logits[0::2], logits[1::2]
+        probs = torch.softmax((uncond + weight * (cond - uncond)) / temperature, dim=-1)
+        drawn.append(torch.multinomial(probs, num_samples=1, generator=generator)[:, 0])
+        embeddings = reference.model.prepare_embeddings_for_image_generation(column.repeat_interleave(2))[:, None]
+    return torch.stack(drawn, 1).numpy()
+
+
+def sample_answer(logits: list[np.ndarray], temperature: float, top_k: int, top_p: float, seed: int) -> list[int]:
+    """The ids that transformers' generate samples from the logits (V) of each step."""
+    generator = torch.Generator().manual_seed(seed)
+    steps = LogitsProcessorList([TemperatureLogitsWarper(temperature), TopKLogitsWarper(top_k), TopPLogitsWarper(top_p)])
+    return [int(torch.multinomial(torch.softmax(steps(None, torch.from_numpy(row)[None]), -1), 1, generator=generator))
+            for row in logits]
 
 
 def level_ends(levels: torch.nn.ModuleList, step: str) -> list[torch.nn.Module]:

@@ -562,7 +562,7 @@ static void test_full_context(void) {
     for (; turns < 200 && status == JANUS_OK; turns++) {
         length = janus_conversation_length(session);
         status = janus_ask(session, "How many trees are there?", NULL, 0, &ask, NULL, &error);
-        if (janus_conversation_length(session) > context) break;
+        report(janus_conversation_length(session) <= context, 0, "%d tokens after turn %d", janus_conversation_length(session), turns);
     }
     report(status == JANUS_BAD_ARGUMENT && turns > 1, 1, "turn %d would exceed the context: %s", turns, error.message);
     report(janus_conversation_length(session) == length, 1, "the refused turn leaves the conversation's %d tokens", length);
@@ -785,8 +785,7 @@ static void test_truncated(const unsigned char *bytes, size_t length) {
     int count = 0;
     for (size_t cut = 0; cut < length; cut += cut < 512 ? 7 : cut < 65536 ? 997 : 30011, count++)
         expect_bad_model(bytes, cut, "a truncated model");
-    expect_bad_model(bytes, length - 1, "a model without its last byte");
-    report(1, 1, "a model cut off at %d lengths is refused", count + 1);
+    report(1, 1, "a model cut off at %d lengths is refused", count);
 }
 
 /* Where `text` stands in the bytes; -1 for nowhere. */

@@ -227,16 +227,16 @@ def spoken(reference, ids: list[int]) -> str:
     return reference.tokenizer.decode(ids, skip_special_tokens=True).strip()
 
 
-def verify_ask(case: Case, shapes: list[tuple[int, int]]) -> None:
+def verify_ask(case: Case, shapes: list[tuple[int, int]], question: str = QUESTION) -> None:
     """Pictures and a question -> greedy answer."""
     from reference import Taps, Turn, run_conversation
     files = [case.picture(*shape, seed) for seed, shape in enumerate(shapes)]
     case.table.title(f"understanding, {len(files)} picture(s) " + ", ".join(f"{w}x{h}" for w, h in shapes))
     options = [part for path, _ in files for part in ("-i", path)]
-    out, dump = case.janus("ask", *options, "--max-tokens", case.max_tokens, "--temperature", 0, QUESTION)
+    out, dump = case.janus("ask", *options, "--max-tokens", case.max_tokens, "--temperature", 0, question)
     ids = answers(dump, case.reference.ids["eos"], case.max_tokens)[0]
     taps = Taps()
-    logits = run_conversation(case.reference, [Turn(QUESTION, [image for _, image in files], ids)], taps)
+    logits = run_conversation(case.reference, [Turn(question, [image for _, image in files], ids)], taps)
     compare(case.table, dump, taps)
     case.table.choices("greedy answer ids", ids, logits[0])
     case.table.check("printed answer", "", out.strip() == spoken(case.reference, ids))
@@ -282,6 +282,26 @@ def verify_generate(case: Case, weight: float = 5.0) -> None:
     case.table.check("written picture", "", bool((drawn == dump.get("image.pixels")).all()))
 
 
+def verify_sampling(case: Case, count: int, seed: int) -> None:
+    """Sampled pictures, drawn as one batch, and a sampled answer: the ids that PyTorch draws with the same seed."""
+    from reference import Taps, Turn, run_conversation, sample_answer, sample_drawing
+    case.table.title(f"sampled with seed {seed}: {count} pictures, one answer")
+    _, dump = case.janus("generate", "-n", count, "--seed", seed, "-o", case.work / "sampled.png", PROMPT)
+    ids = dump.get("generation.ids")
+    theirs = sample_drawing(case.reference, PROMPT, ids, 5.0, 1.0, seed)
+    case.table.row("sampled picture ids", "x".join(map(str, ids.shape)), ids.size, f"{int((ids != theirs).sum())} differ",
+                   bool((ids == theirs).all()))
+    path, image = case.picture(80, 50, 3)
+    _, dump = case.janus("ask", "-i", path, "--max-tokens", 12, "--temperature", 0.9, "--top-p", 0.8, "--top-k", 40,
+                         "--seed", seed, QUESTION)
+    said = dump.get("lm.answer_ids").tolist()
+    answer = said + [case.reference.ids["eos"]] * (len(dump.all("lm.logits")) - len(said))
+    logits = run_conversation(case.reference, [Turn(QUESTION, [image], answer)], Taps())[0]
+    sampled = sample_answer(logits, 0.9, 40, 0.8, seed)
+    wrong = sum(mine != other for mine, other in zip(answer, sampled))
+    case.table.row("sampled answer ids", str(len(answer)), len(answer), f"{wrong} differ", wrong == 0)
+
+
 def verify_encode(case: Case, width: int, height: int) -> None:
     """Picture -> ids -> picture through the VQ model alone."""
     from reference import Taps, run_decoder, run_encoder
@@ -305,17 +325,18 @@ def verify_encode(case: Case, width: int, height: int) -> None:
 
 
 def verify_model(case: Case, thorough: bool) -> None:
-    """All tasks on one model; thorough adds several pictures and conversations."""
+    """All tasks on one model; thorough adds several pictures, conversations and sampling."""
     verify_ask(case, [(97, 61)])
     if thorough:
         verify_ask(case, [(31, 90), (64, 64)])
         verify_chat(case, with_image=True)
         verify_chat(case, with_image=False)
+        verify_sampling(case, count=3, seed=7)
     verify_generate(case)
     verify_encode(case, 113, 75)
 
 
-def verify_path(path: Path, dtype: str | None, tolerance: float, threads: int, work: Path) -> Table:
+def verify_path(path: Path, dtype: str | None, tolerance: float, threads: int, work: Path, quick: bool) -> Table:
     """A user's checkpoint: folder (converted first) or GGUF file."""
     from reference import load
     file = path
@@ -325,7 +346,7 @@ def verify_path(path: Path, dtype: str | None, tolerance: float, threads: int, w
     # With another type than the stored one, PyTorch computes in float32 from the rounded weights of the file.
     reference = load(path if dtype is None else file)
     table = Table(tolerance)
-    verify_model(Case(file, reference, table, work, threads=threads), thorough=True)
+    verify_model(Case(file, reference, table, work, threads=threads), thorough=not quick)
     return table
 
 
@@ -383,6 +404,7 @@ def main() -> int:
     parser.add_argument("checkpoint", nargs="?", type=Path)
     parser.add_argument("--dtype", choices=["f32", "f16", "bf16"], help="convert to this type instead of the stored one")
     parser.add_argument("--tolerance", type=float, help="default 1e-4; 2e-3 with --dtype f16 or bf16")
+    parser.add_argument("--quick", action="store_true", help="one question, one picture, encode and decode")
     parser.add_argument("--suite", action="store_true")
     parser.add_argument("--full", action="store_true")
     parser.add_argument("--work", type=Path, help="folder for large temporary files")
@@ -400,7 +422,7 @@ def main() -> int:
     elif options.checkpoint:
         tolerance = options.tolerance or (2e-3 if options.dtype in ("f16", "bf16") else 1e-4)
         with tempfile.TemporaryDirectory(prefix="janus-verify-", dir=options.work) as work:
-            table = verify_path(options.checkpoint, options.dtype, tolerance, options.threads, Path(work))
+            table = verify_path(options.checkpoint, options.dtype, tolerance, options.threads, Path(work), options.quick)
     else:
         parser.error("give a checkpoint, --suite or --full")
     print(f"\n{table.passed} passed, {table.failed} failed")

@@ -1,0 +1,67 @@
+#!/bin/sh
+# SPDX-License-Identifier: MIT
+# Runs parts of the tests, one after the other, and adds up their counts: run.sh c|python|verify|verify-full ...
+# Python parts make an environment of their own in .venv or .venv-verify and only do so when its requirements changed.
+cd "$(dirname "$0")/.." || exit 1
+PYTHON=${PYTHON:-python3}
+passed=0
+failed=0
+left_out=""
+log=$(mktemp) || exit 1
+trap 'rm -f "$log"' EXIT
+
+# Adds the counts of the closing line of what just ran, "N passed, N failed" or pytest's "N failed, N passed in ...".
+# A part that failed, or that ran nothing, counts as one failure at least.
+count() {
+    counts=$(awk '/[0-9]+ (passed|failed|error)/ { good = bad = 0; for (i = 1; i < NF; i++) {
+                  if ($(i + 1) ~ /^passed/) good = $i; if ($(i + 1) ~ /^(failed|error)/) bad += $i } }
+                  END { print good + 0, bad + 0 }' "$log")
+    good=${counts% *}
+    bad=${counts#* }
+    if [ "$bad" = 0 ] && { [ "$1" != 0 ] || [ "$good" = 0 ]; }; then bad=1; fi
+    passed=$((passed + good))
+    failed=$((failed + bad))
+}
+
+# Runs a part with its output on the screen and in the log.
+part() {
+    echo "== $*"
+    { "$@" 2>&1; echo "exit $?" >"$log.status"; } | tee "$log"
+    count "$(sed -n 's/exit //p' "$log.status")"
+    rm -f "$log.status"
+}
+
+# environment FOLDER REQUIREMENTS: makes it when it is not there or out of date; sets $python. 1: cannot be made.
+environment() {
+    python=$1/bin/python
+    cmp -s "$2" "$1/requirements" && return 0
+    "$PYTHON" -c 'import venv, ensurepip' 2>/dev/null || return 1
+    echo "== making $1 from $2"
+    "$PYTHON" -m venv "$1" && "$python" -m pip install --quiet --disable-pip-version-check -r "$2" && cp "$2" "$1/requirements"
+}
+
+for name in "$@"; do
+    case $name in
+    c) part "${TEST_JANUS:-test/test_janus}" ;;
+    python)
+        if environment .venv test/requirements.txt; then
+            part "$python" -m pytest -q -p no:cacheprovider test/test_*.py
+        else
+            left_out="the Python tests (no Python 3 with venv and pip, or its packages could not be installed: make deps)"
+            [ -n "$CI" ] && failed=$((failed + 1))
+        fi ;;
+    verify|verify-full)
+        if ! environment .venv-verify test/requirements-verify.txt; then
+            echo "cannot make .venv-verify from test/requirements-verify.txt (make deps installs Python's venv)"
+            failed=$((failed + 1))
+        elif [ "$name" = verify ]; then
+            part "$python" -m pytest -q -p no:cacheprovider test/verify_*.py
+            part "$python" test/verify.py --suite
+        else
+            part "$python" test/verify.py --full --work "${WORK:-/tmp}"
+        fi ;;
+    esac
+done
+[ -n "$left_out" ] && echo "left out: $left_out"
+echo "$passed passed, $failed failed"
+[ "$failed" = 0 ]

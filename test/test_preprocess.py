@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: MIT
+"""janus_preprocess against Pillow: byte for byte on 200 random sizes, and the same arithmetic behind the bytes."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import random
+from pathlib import Path
+
+import numpy as np
+import PIL
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+LIBRARY = Path(os.environ.get("JANUS_LIBRARY_PATH", ROOT / "libjanus.so"))
+MODELS = ["plain", "grouped", "tied"]
+BACKGROUND = (127, 127, 127)
+CASES = 200
+
+
+class JanusImage(ctypes.Structure):
+    """JanusImage of janus.h."""
+    _fields_ = [("width", ctypes.c_int), ("height", ctypes.c_int), ("rgb", ctypes.c_void_p)]
+
+
+@pytest.fixture(scope="module")
+def janus() -> ctypes.CDLL:
+    """The library."""
+    return ctypes.CDLL(str(LIBRARY))
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def model(janus: ctypes.CDLL, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
+    """(handle, side, min_size) of a model."""
+    from gguf import GGUFReader
+    path = ROOT / "test" / "golden" / f"{request.param}.gguf"
+    values = {key: field.contents() for key, field in GGUFReader(path).fields.items() if key.startswith("janus.")}
+    handle = ctypes.c_void_p()
+    assert janus.janus_load(str(path).encode(), ctypes.byref(handle), None) == 0
+    yield handle, values["janus.vision.image_size"], values["janus.image.min_size"]
+    janus.janus_free(handle)
+
+
+def official_square(image: Image.Image, side: int, min_size: int) -> np.ndarray:
+    """VLMImageProcessor up to 8 bits, (side, side, 3), with Pillow's resize."""
+    width, height = image.size
+    longest = max(width, height)
+    size = (max(int(width / longest * side), min_size), max(int(height / longest * side), min_size))
+    # In two calls: from Pillow 12.2 on, one call takes the vertical direction first where that is cheaper.
+    resized = image.resize((size[0], height), Image.Resampling.BICUBIC).resize(size, Image.Resampling.BICUBIC)
+    if tuple(map(int, PIL.__version__.split(".")[:2])) < (12, 2):
+        assert np.array_equal(resized, image.resize(size, Image.Resampling.BICUBIC))
+    square = Image.new("RGB", (side, side), BACKGROUND)
+    square.paste(resized, ((side - size[0]) // 2, (side - size[1]) // 2))
+    return np.asarray(square)
+
+
+def official_values(square: np.ndarray) -> np.ndarray:
+    """(side, side, 3) uint8 -> float32: rescaled in float64, normalised in float32."""
+    return ((square.astype(np.float64) * (1 / 255)).astype(np.float32) - np.float32(0.5)) / np.float32(0.5)
+
+
+def preprocess(janus: ctypes.CDLL, handle: ctypes.c_void_p, rgb: np.ndarray, side: int) -> np.ndarray:
+    """janus_preprocess on (h, w, 3) uint8."""
+    rgb = np.ascontiguousarray(rgb)
+    image = JanusImage(rgb.shape[1], rgb.shape[0], rgb.ctypes.data)
+    out = np.full((side, side, 3), np.nan, np.float32)
+    assert janus.janus_preprocess(handle, ctypes.byref(image), out.ctypes.data_as(ctypes.c_void_p), None) == 0
+    return out
+
+
+def random_size(chance: random.Random, side: int) -> tuple[int, int]:
+    """A width and height: any ratio, both smaller and much larger than the target, at times exactly it."""
+    kind = chance.randrange(5)
+    if kind == 0:
+        return chance.randint(1, 3 * side), chance.randint(1, 3 * side)
+    if kind == 1:
+        long = chance.randint(side, 40 * side)
+        return (long, chance.randint(1, 9)) if chance.random() < 0.5 else (chance.randint(1, 9), long)
+    if kind == 2:
+        return side, chance.choice([side, side - 1, side + 1, chance.randint(1, side)])
+    if kind == 3:
+        return chance.randint(1, side), chance.randint(1, side)
+    ratio = chance.uniform(0.3, 3)
+    width = chance.randint(side // 2, 12 * side)
+    return width, max(1, int(width * ratio))
+
+
+def picture(chance: np.random.Generator, width: int, height: int) -> np.ndarray:
+    """Noise with hard edges: the values over- and undershoot under a bicubic filter."""
+    rgb = chance.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    rgb[chance.random((height, width)) < 0.3] = 255
+    rgb[chance.random((height, width)) < 0.3] = 0
+    return rgb
+
+
+def test_preprocessing_equals_pillow(janus: ctypes.CDLL, model: tuple) -> None:
+    """Bytes and floats, all CASES sizes."""
+    handle, side, min_size = model
+    chance, noise = random.Random(1), np.random.default_rng(1)
+    for _ in range(CASES):
+        width, height = random_size(chance, side)
+        rgb = picture(noise, width, height)
+        expected = official_values(official_square(Image.fromarray(rgb), side, min_size))
+        mine = preprocess(janus, handle, rgb, side)
+        assert np.array_equal(mine, expected), f"{width} x {height} -> {side}: {int((mine != expected).sum())} differ"
+
+
+def test_every_byte_value(janus: ctypes.CDLL, model: tuple) -> None:
+    """Each of the 256 values alone, where nothing is resized."""
+    handle, side, _ = model
+    for value in range(256):
+        rgb = np.full((side, side, 3), value, np.uint8)
+        assert np.array_equal(preprocess(janus, handle, rgb, side), official_values(rgb))
+
+
+@pytest.fixture(scope="module")
+def large_model(janus: ctypes.CDLL, tmp_path_factory: pytest.TempPathFactory):
+    """Handle of a model whose understanding encoder has the real side of 384 pixels."""
+    path, handle = tmp_path_factory.mktemp("large") / "large.gguf", ctypes.c_void_p()
+    write_large_model(path)
+    assert janus.janus_load(str(path).encode(), ctypes.byref(handle), None) == 0
+    yield handle
+    janus.janus_free(handle)
+
+
+@pytest.mark.parametrize("size", [(384, 384), (1024, 683), (683, 1024), (4000, 3000), (385, 383), (50, 384), (2, 2), (1, 500)])
+def test_real_side(janus: ctypes.CDLL, large_model: ctypes.c_void_p, size: tuple[int, int]) -> None:
+    """384 pixels and min_size 14, as in the published models."""
+    rgb = picture(np.random.default_rng(2), *size)
+    expected = official_values(official_square(Image.fromarray(rgb), 384, 14))
+    assert np.array_equal(preprocess(janus, large_model, rgb, 384), expected)
+
+
+def write_large_model(path: Path) -> None:
+    """The "grouped" model with 384 pixels a side (2 x 2 patches of 192) and empty patch weights."""
+    from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter
+    reader = GGUFReader(ROOT / "test" / "golden" / "grouped.gguf")
+    writer = GGUFWriter(path, "janus")
+    writer.add_custom_alignment(64)
+    replaced = {"janus.vision.image_size": 384, "janus.vision.patch_size": 192, "janus.image.min_size": 14}
+    for key, field in reader.fields.items():
+        if key.startswith("GGUF.") or key in ("general.architecture", "general.alignment"):
+            continue
+        value = replaced.get(key, field.contents())
+        kind = field.types[0]
+        writer.add_key_value(key, value, kind, field.types[-1] if kind == GGUFValueType.ARRAY else None)
+    for tensor in reader.tensors:
+        shape = [int(n) for n in reversed(tensor.shape)]
+        if tensor.name == "vit.patch_embed.weight":
+            writer.add_tensor(tensor.name, np.zeros((shape[0], 192, 192, 3), np.float16))
+        else:
+            raw = None if tensor.tensor_type in (GGMLQuantizationType.F32, GGMLQuantizationType.F16) else tensor.tensor_type
+            writer.add_tensor(tensor.name, np.array(tensor.data), raw_dtype=raw)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()

@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: MIT
+"""verify.py --full: the real geometries with random weights, from checkpoints in the official layout, in bfloat16.
+
+1B: one pytorch_model.bin; a question about a picture (a prefill of about 640 tokens), a picture of 576 steps, encode and
+decode, every stage against PyTorch in float32. 7B: shards; converted, then info, a prefill and ten steps of each task, with
+peak memory (what the process had in memory, mapped pages of the model file included) and time.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from verify import PROMPT, QUESTION, ROOT, Case, Table, photograph, verify_ask, verify_encode, verify_generate
+
+LONG_QUESTION = (
+    "Describe this image in detail. What is in the picture? How many trees are in this photo? Is there a blue car next to "
+    "the yellow house, or are there two green triangles above the small heart?")
+STEPS = 10
+
+
+def real_geometry(size: str):
+    """Janus-Pro-1B or -7B."""
+    from geometries import Geometry
+    big = size == "7b"
+    hidden, layers, heads, mlp = (4096, 30, 32, 11008) if big else (2048, 24, 16, 5632)
+    return Geometry(hidden=hidden, layers=layers, heads=heads, kv_heads=heads, head_dim=128, mlp=mlp, vocab=102400,
+                    context=16384, vision_width=1024, vision_layers=24, vision_heads=16, vision_mlp=4096, patch=16, grid=24,
+                    vq_base=128, vq_multipliers=(1, 1, 2, 2, 4), vq_latent=256, codes=16384)
+
+
+def write_random(folder: Path, size: str, shards: int) -> None:
+    """An official-layout checkpoint of bfloat16 .bin files, one shard in memory at a time."""
+    from geometries import draw_weight, janus_config, official_config, official_state, train_tokenizer, write_json_files
+    from reference import SPECIAL
+    from transformers import JanusForConditionalGeneration
+    geometry = real_geometry(size)
+    tokenizer = train_tokenizer(geometry.vocab)
+    with torch.device("meta"):
+        model = JanusForConditionalGeneration(janus_config(geometry, tokenizer.token_to_id(SPECIAL["image"])))
+    shapes = {name: tuple(tensor.shape) for name, tensor in official_state(model).items()}
+    write_json_files(folder, geometry, "official", official_config(geometry), tokenizer)
+    names, index = list(shapes), {}
+    for i in range(shards):
+        file = "pytorch_model.bin" if shards == 1 else f"pytorch_model-{i + 1:05d}-of-{shards:05d}.bin"
+        part = names[i * len(names) // shards:(i + 1) * len(names) // shards]
+        torch.save({name: draw_weight(name, shapes[name], torch.Generator().manual_seed(names.index(name))).bfloat16()
+                    for name in part}, folder / file)
+        index |= dict.fromkeys(part, file)
+    if shards > 1:
+        (folder / "pytorch_model.bin.index.json").write_text(json.dumps(dict(metadata={}, weight_map=index)))
+
+
+def measured(arguments: list[object]) -> tuple[str, float, float]:
+    """Runs a program; returns its standard output, seconds, and peak memory in MiB."""
+    start = time.monotonic()
+    with tempfile.TemporaryFile("w+") as out:
+        process = subprocess.Popen([str(a) for a in arguments], stdout=out)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        out.seek(0)
+        text = out.read()
+    if process.returncode != 0:
+        raise RuntimeError(f"{' '.join(map(str, arguments[:3]))} ... failed")
+    return text, time.monotonic() - start, usage.ru_maxrss / (1 if sys.platform == "darwin" else 1024) / (
+        1024 * 1024 if sys.platform == "darwin" else 1)
+
+
+def require_disk(folder: Path, gigabytes: int) -> None:
+    """Refuses to start what would fill the disk."""
+    free = shutil.disk_usage(folder).free / 1e9
+    if free < gigabytes:
+        raise SystemExit(f"{folder} has {free:.0f} GB free; this needs {gigabytes} GB: choose another folder with --work")
+
+
+def converted(table: Table, folder: Path, file: Path) -> None:
+    """convert.py on the folder, with its peak memory: less than 3 GiB whatever the size."""
+    _, seconds, peak = measured([sys.executable, ROOT / "convert.py", folder, "-o", file])
+    table.row("convert.py", f"{file.stat().st_size / 1e9:.1f} GB", 1, f"{seconds:.0f} s", True)
+    table.row("convert.py, peak memory", "< 3072 MiB", 1, f"{peak:.0f} MiB", peak < 3072)
+
+
+def full_1b(work: Path, threads: int) -> Table:
+    """Every stage of the real 1B geometry."""
+    from reference import load
+    require_disk(work, 10)
+    table = Table(2e-3)
+    folder, file = work / "checkpoint", work / "model.gguf"
+    folder.mkdir()
+    write_random(folder, "1b", 1)
+    table.title("Janus-Pro-1B geometry, random weights, official layout, bf16 .bin")
+    converted(table, folder, file)
+    reference = load(folder)
+    case = Case(file, reference, table, work, threads=threads)
+    verify_ask(case, [(1024, 683)], LONG_QUESTION)
+    verify_generate(case)
+    verify_encode(case, 800, 533)
+    return table
+
+
+# ---- Ten steps of each task through the library, as the command line has no such short form ----
+
+class SessionOptions(ctypes.Structure):
+    """JanusSessionOptions of janus.h."""
+    PROGRESS = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int64, ctypes.c_int64)
+    _fields_ = [("threads", ctypes.c_int), ("isa", ctypes.c_char_p), ("user", ctypes.c_void_p), ("progress", PROGRESS),
+                ("text", ctypes.c_void_p), ("tap", ctypes.c_void_p)]
+
+
+def ten_steps(library: Path, file: Path, threads: int) -> int:
+    """Draws STEPS tokens of a picture, then stops by the progress callback; prints the seconds they took."""
+    janus = ctypes.CDLL(str(library))
+    janus.janus_session_defaults.restype = SessionOptions
+    model, session = ctypes.c_void_p(), ctypes.c_void_p()
+    times: list[float] = []
+
+    def progress(user: object, stage: bytes, done: int, total: int) -> int:
+        if stage == b"draw":
+            times.append(time.monotonic())
+        return len(times) == STEPS
+
+    options = janus.janus_session_defaults()
+    options.threads, options.progress = threads, SessionOptions.PROGRESS(progress)
+    if janus.janus_load(str(file).encode(), ctypes.byref(model), None) != 0:
+        return 1
+    if janus.janus_session_new(model, ctypes.byref(options), ctypes.byref(session), None) != 0:
+        return 1
+    cancelled = 6
+    ids = (ctypes.c_int32 * 576)()
+    status = janus.janus_generate_ids(session, PROMPT.encode(), None, ids, None)
+    janus.janus_session_free(session)
+    janus.janus_free(model)
+    print(f"{(times[-1] - times[0]) / (STEPS - 1):.3f}")
+    return 0 if status == cancelled and len(times) == STEPS else 1
+
+
+def full_7b(work: Path, threads: int) -> Table:
+    """The real 7B geometry runs: converted from shards, and ten steps of each task."""
+    require_disk(work, 34)
+    table = Table(0.0)
+    folder, file, photo = work / "checkpoint", work / "model.gguf", work / "photo.png"
+    folder.mkdir()
+    write_random(folder, "7b", 8)
+    table.title("Janus-Pro-7B geometry, random weights, official layout, 8 bf16 .bin shards")
+    converted(table, folder, file)
+    shutil.rmtree(folder)
+    photograph(1024, 683, 0).save(photo)
+    out, seconds, peak = measured([ROOT / "janus", "info", "-m", file])
+    table.row("info", "", 1, f"{seconds:.1f} s", "30 layers, width 4096" in out)
+    out, seconds, peak = measured([ROOT / "janus", "ask", "-m", file, "-i", photo, "-q", "--threads", threads, "--max-tokens",
+                                   STEPS, QUESTION])
+    table.row("ask, prefill and 10 tokens", "", 1, f"{seconds:.0f} s", True)
+    table.row("ask, peak memory", "", 1, f"{peak:.0f} MiB", peak > 0)
+    out, seconds, peak = measured([sys.executable, Path(__file__), ROOT / "libjanus.so", file, threads])
+    table.row("generate, 10 of 576 tokens", "", 1, f"{float(out):.2f} s each", True)
+    table.row("generate, peak memory", "", 1, f"{peak:.0f} MiB", peak > 0)
+    return table
+
+
+def verify_full(work: Path | None, only: str | None, threads: int) -> Table:
+    """Both models, one after the other, each in a folder of its own that is removed afterwards."""
+    total = Table(0.0)
+    for name, run in (("1b", full_1b), ("7b", full_7b)):
+        if only in (None, name):
+            with tempfile.TemporaryDirectory(prefix=f"janus-full-{name}-", dir=work) as folder:
+                table = run(Path(folder), threads)
+            total.passed, total.failed = total.passed + table.passed, total.failed + table.failed
+    return total
+
+
+if __name__ == "__main__":
+    sys.exit(ten_steps(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])))
