@@ -32,7 +32,7 @@ used in place.  Metadata, all of it written always unless a line says otherwise:
     tokenizer.ggml.{model, pre, tokens, token_type, bos_token_id, eos_token_id, padding_token_id, add_bos_token}
     tokenizer.ggml.merges                  absent when there are none
     janus.tokenizer.{image_placeholder_id, begin_of_image_id, end_of_image_id}
-    janus.tokenizer.pre_tokenizer          one string a step: "split REGEX", "digits individual", "digits runs", "bytelevel"
+    janus.tokenizer.pre_tokenizer          a string a step: "split REGEX", "digits individual", "digits runs", "bytelevel"
 
 Tensors have the shapes that PyTorch gives them, with three exceptions: 3x3 and patch kernels are channel-last
 [out, height, width, in], 1x1 kernels are plain matrices [out, in], and the three projections of the vision
@@ -40,39 +40,44 @@ attention are one matrix [q; k; v] in both layouts.  One-dimensional tensors and
 N counts blocks, L levels, B blocks of a level, I layers; {a,b} stands for either; each name takes .weight and .bias
 where there is a bias.  Under `transformers` every name but lm_head starts with "model.".
 
-    file                             official                                        transformers
-    -------------------------------  ----------------------------------------------  ------------------------------------------
-    vit.patch_embed                  vision_model.vision_tower.patch_embed.proj      vision_model.embeddings.patch_embedding
-    vit.pos_embed                    vision_model.vision_tower.pos_embed             vision_model.embeddings.position_embedding
-    vit.blk.N.norm{1,2}              vision_model.vision_tower.blocks.N.norm{1,2}    vision_model.encoder.layers.N.layer_norm{1,2}
-    vit.blk.N.qkv                    vision_model.vision_tower.blocks.N.attn.qkv     vision_model.encoder.layers.N.self_attn.{q,k,v}_proj
-    vit.blk.N.proj                   vision_model.vision_tower.blocks.N.attn.proj    vision_model.encoder.layers.N.self_attn.projection_layer
-    vit.blk.N.fc{1,2}                vision_model.vision_tower.blocks.N.mlp.fc{1,2}  vision_model.encoder.layers.N.mlp.fc{1,2}
-    vit.norm                         vision_model.vision_tower.norm                  vision_model.post_layernorm
-    aligner.I                        aligner.layers.2I                               aligner.fc1, aligner.hidden_layers.(I-1)
-    gen_embed                        gen_embed                                       generation_embeddings
-    gen_aligner.I                    gen_aligner.layers.2I                           generation_aligner.fc1, ....hidden_layers.(I-1)
-    gen_head.proj                    gen_head.output_mlp_projector                   generation_head.proj_out
-    gen_head.out                     gen_head.vision_head                            generation_head.vision_head
-    token_embd                       language_model.model.embed_tokens               language_model.embed_tokens
-    blk.N.attn_norm                  language_model.model.layers.N.input_layernorm   language_model.layers.N.input_layernorm
-    blk.N.attn_{q,k,v}               ....layers.N.self_attn.{q,k,v}_proj             ....layers.N.self_attn.{q,k,v}_proj
-    blk.N.attn_output                ....layers.N.self_attn.o_proj                   ....layers.N.self_attn.o_proj
-    blk.N.ffn_norm                   ....layers.N.post_attention_layernorm           ....layers.N.post_attention_layernorm
-    blk.N.ffn_{gate,up,down}         ....layers.N.mlp.{gate,up,down}_proj            ....layers.N.mlp.{gate,up,down}_proj
-    output_norm                      language_model.model.norm                       language_model.norm
-    output (absent when tied)        language_model.lm_head                          lm_head
-    vq.codebook                      gen_vision_model.quantize.embedding             vqmodel.quantize.embedding
-    vq.quant_conv                    gen_vision_model.quant_conv                     vqmodel.quant_conv
-    vq.post_quant_conv               gen_vision_model.post_quant_conv                vqmodel.post_quant_conv
-    vq.{enc,dec}.conv_in             gen_vision_model.{encoder,decoder}.conv_in      vqmodel.{encoder,decoder}.conv_in
-    vq.{enc,dec}.norm_out, .conv_out ....norm_out, ....conv_out                      ....norm_out, ....conv_out
-    vq.{enc,dec}.mid.{0,2}           ....mid.{0,2}                                   ....mid.block_{1,2}
-    vq.{enc,dec}.mid.1               ....mid.1                                       ....mid.attn_1
-    vq.enc.L.res.B, vq.dec.L.res.B   ....conv_blocks.L.res.B                         encoder.down.L.block.B, decoder.up.L.block.B
-    vq.enc.L.attn.B, vq.dec.L.attn.B ....conv_blocks.L.attn.B                        encoder.down.L.attn.B, decoder.up.L.attn.B
-    vq.enc.L.down                    encoder.conv_blocks.L.downsample.conv           encoder.down.L.downsample.conv
-    vq.dec.L.up                      decoder.conv_blocks.L.upsample.conv             decoder.up.L.upsample.conv
+    file                      official                              transformers
+    ------------------------  ------------------------------------  -----------------------------------
+                              vision_model.vision_tower.            vision_model.
+    vit.patch_embed             patch_embed.proj                      embeddings.patch_embedding
+    vit.pos_embed               pos_embed                             embeddings.position_embedding
+    vit.blk.N.norm{1,2}         blocks.N.norm{1,2}                    encoder.layers.N.layer_norm{1,2}
+    vit.blk.N.qkv               blocks.N.attn.qkv                     encoder.layers.N.self_attn.{q,k,v}_proj
+    vit.blk.N.proj              blocks.N.attn.proj                    encoder.layers.N.self_attn.projection_layer
+    vit.blk.N.fc{1,2}           blocks.N.mlp.fc{1,2}                  encoder.layers.N.mlp.fc{1,2}
+    vit.norm                    norm                                  post_layernorm
+    aligner.0, .I             aligner.layers.0, .2I                 aligner.fc1, .hidden_layers.(I-1)
+    gen_embed                 gen_embed                             generation_embeddings
+    gen_aligner.0, .I         gen_aligner.layers.0, .2I             generation_aligner.fc1, .hidden_layers.(I-1)
+    gen_head.proj             gen_head.output_mlp_projector         generation_head.proj_out
+    gen_head.out              gen_head.vision_head                  generation_head.vision_head
+                              language_model.model.                 language_model.
+    token_embd                  embed_tokens                          embed_tokens
+    blk.N.attn_norm             layers.N.input_layernorm              layers.N.input_layernorm
+    blk.N.attn_{q,k,v}          layers.N.self_attn.{q,k,v}_proj       layers.N.self_attn.{q,k,v}_proj
+    blk.N.attn_output           layers.N.self_attn.o_proj             layers.N.self_attn.o_proj
+    blk.N.ffn_norm              layers.N.post_attention_layernorm     layers.N.post_attention_layernorm
+    blk.N.ffn_{gate,up,down}    layers.N.mlp.{gate,up,down}_proj      layers.N.mlp.{gate,up,down}_proj
+    output_norm                 norm                                  norm
+    output (none when tied)   language_model.lm_head                lm_head
+                              gen_vision_model.                     vqmodel.
+    vq.codebook                 quantize.embedding                    quantize.embedding
+    vq.quant_conv               quant_conv                            quant_conv
+    vq.post_quant_conv          post_quant_conv                       post_quant_conv
+                              gen_vision_model.{encoder,decoder}.   vqmodel.{encoder,decoder}.
+    vq.{enc,dec}.conv_in        conv_in                               conv_in
+    vq.{enc,dec}.mid.{0,2}      mid.{0,2}                             mid.block_{1,2}
+    vq.{enc,dec}.mid.1          mid.1                                 mid.attn_1
+    vq.{enc,dec}.L.res.B        conv_blocks.L.res.B                   {down,up}.L.block.B
+    vq.{enc,dec}.L.attn.B       conv_blocks.L.attn.B                  {down,up}.L.attn.B
+    vq.enc.L.down               conv_blocks.L.downsample.conv         down.L.downsample.conv
+    vq.dec.L.up                 conv_blocks.L.upsample.conv           up.L.upsample.conv
+    vq.{enc,dec}.norm_out       norm_out                              norm_out
+    vq.{enc,dec}.conv_out       conv_out                              conv_out
 
 Inside a residual block norm1, conv1, norm2, conv2 keep their names and nin_shortcut becomes shortcut; inside an
 attention block norm, q, k, v keep theirs and proj_out becomes proj.  Level 0 of the decoder is its deepest.
@@ -102,7 +107,8 @@ REOPEN_BYTES = 1 << 29     # a mapped .bin is opened anew after this much, to gi
 MAX_JSON_BYTES = 1 << 27
 
 # Small tables that cost nothing and whose every bit counts; one-dimensional tensors are f32 as well.
-ALWAYS_F32 = {"vit.pos_embed", "vq.codebook.weight", "gen_embed.weight", "vq.quant_conv.weight", "vq.post_quant_conv.weight"}
+ALWAYS_F32 = {"vit.pos_embed", "gen_embed.weight", "vq.codebook.weight", "vq.quant_conv.weight",
+              "vq.post_quant_conv.weight"}
 # --dtype q8_0 and q4_0: what the tensors that start with a prefix become.  The first that fits counts.
 QUANTISED_TYPES = (
     ("vq.", {"q8_0": Type.F16, "q4_0": Type.F16}),
@@ -121,6 +127,10 @@ STORED_DTYPES = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtyp
 # Names that official checkpoints carry and that the model never reads.
 IGNORED_TENSORS = re.compile(r".*\.attn_pool\..+|.*\.quantize\.codebook_used|.*\.rotary_emb\.inv_freq")
 
+# The output matrix and the embedding that it may share, by layout.
+HEADS = {"official": ("language_model.lm_head.weight", "language_model.model.embed_tokens.weight"),
+         "transformers": ("lm_head.weight", "model.language_model.embed_tokens.weight")}
+
 # Sizes behind a model_name, janus/models/siglip_vit.py
 SIGLIP_MODELS = {
     "siglip_large_patch16_384": {"width": 1024, "layers": 24, "heads": 16, "patch_size": 16, "mlp_ratio": 4},
@@ -132,8 +142,8 @@ GROUP_NORM_EPS = 1e-6
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)   # what both image processors take when the file has no mean
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
-SYSTEM_PROMPT = ("You are a helpful language and vision assistant. You are able to understand the visual content that the user "
-                 "provides, and assist the user with a variety of tasks using natural language.")
+SYSTEM_PROMPT = ("You are a helpful language and vision assistant. You are able to understand the visual content that the "
+                 "user provides, and assist the user with a variety of tasks using natural language.")
 
 BOS, EOS, PAD = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"
 IMAGE_PLACEHOLDER, BEGIN_OF_IMAGE, END_OF_IMAGE = "<image_placeholder>", "<begin_of_image>", "<end_of_image>"
@@ -262,16 +272,17 @@ class Sizes:
 
 
 TINY = Sizes(hidden=64, layers=2, feed_forward=128, context=512, vocabulary=512, heads=4, kv_heads=4, head_dim=16,
-             image_size=32, patch_size=8, vit_width=64, vit_layers=2, vit_feed_forward=128, vit_heads=2,
-             gen_head_width=64, codebook_size=128, vq_channels=32, vq_multipliers=(1, 1, 2, 2), vq_res_blocks=1, vq_z=16)
+             image_size=32, patch_size=8, vit_width=64, vit_layers=2, vit_feed_forward=128, vit_heads=2, gen_head_width=64,
+             codebook_size=128, vq_channels=32, vq_multipliers=(1, 1, 2, 2), vq_res_blocks=1, vq_z=16)
 GEOMETRIES = {
     "janus-pro-1b": Sizes(),
     "janus-pro-7b": Sizes(hidden=4096, layers=30, feed_forward=11008, heads=32, kv_heads=32, gen_head_width=4096),
     "tiny": TINY,
     "tiny-gqa": replace(TINY, kv_heads=2, head_dim=24),
     "tiny-tied": replace(TINY, tied=True),
-    "tiny-odd": replace(TINY, image_size=60, patch_size=12, vit_width=96, vit_heads=3, vit_feed_forward=200, aligner_depth=1,
-                        gen_aligner_depth=3, gen_head_width=96, vq_multipliers=(1, 2, 3), vq_res_blocks=2, vq_z=24),
+    "tiny-odd": replace(TINY, image_size=60, patch_size=12, vit_width=96, vit_heads=3, vit_feed_forward=200,
+                        aligner_depth=1, gen_aligner_depth=3, gen_head_width=96, vq_multipliers=(1, 2, 3),
+                        vq_res_blocks=2, vq_z=24),
 }
 
 
@@ -285,9 +296,10 @@ def read_llama(config: Config) -> dict[str, Any]:
     kv_heads = config.integer("num_key_value_heads", heads)
     head_dim = config.integer("head_dim", max(1, hidden // heads))
     if hidden % heads or heads % kv_heads or head_dim % 2:
-        raise Refused(f"{config.where}: {heads} heads of {head_dim} with {kv_heads} key heads do not fit a width of {hidden}")
-    return dict(hidden=hidden, layers=config.integer("num_hidden_layers", 32, high=1024), heads=heads, kv_heads=kv_heads,
-                head_dim=head_dim, feed_forward=config.integer("intermediate_size", 11008),
+        raise Refused(f"{config.where}: {heads} heads of {head_dim} and {kv_heads} key heads do not fit a width of {hidden}")
+    return dict(hidden=hidden, heads=heads, kv_heads=kv_heads, head_dim=head_dim,
+                layers=config.integer("num_hidden_layers", 32, high=1024),
+                feed_forward=config.integer("intermediate_size", 11008),
                 vocabulary=config.integer("vocab_size", 32000, high=1 << 24),
                 context=config.integer("max_position_embeddings", 2048, high=1 << 24),
                 rms_eps=config.number("rms_norm_eps", 1e-6), rope_theta=read_rope_theta(config))
@@ -310,11 +322,10 @@ def read_rope_theta(config: Config) -> float:
     return theta
 
 
-def read_official_projector(config: Config, key: str, inner: int, outer: int) -> int:
+def read_projector(config: Config, inner: int, outer: int) -> int:
     """The depth of an MlpProjector that must lead from `inner` to `outer` channels."""
-    block = config.block(key)
-    block.require("cls", "MlpProjector")
-    params = block.block("params")
+    config.require("cls", "MlpProjector")
+    params = config.block("params")
     params.require("projector_type", "mlp_gelu")
     params.require("input_dim", inner)
     params.require("n_embed", outer)
@@ -322,8 +333,13 @@ def read_official_projector(config: Config, key: str, inner: int, outer: int) ->
 
 
 def read_official_config(config: Config, shapes: dict[str, tuple[int, ...]]) -> Sizes:
-    """Sizes from a multi_modality config.  A VQ model is built without its params: its sizes are those of its tensors."""
-    llama = read_llama(config.block("language_config"))
+    """Sizes from a multi_modality config.
+
+    Its vision tower comes by name and its VQ model has no sizes in the config at all.  Smaller relatives give the
+    tower's width, layers, heads, patch_size, mlp_ratio beside the name; the sizes of the VQ model are its tensors'.
+    """
+    language = config.block("language_config")
+    llama = read_llama(language)
     vision = config.block("vision_config")
     vision.require("cls", "CLIPVisionTower")
     params = vision.block("params")
@@ -344,18 +360,20 @@ def read_official_config(config: Config, shapes: dict[str, tuple[int, ...]]) -> 
     head.block("params").require("n_embed", llama["hidden"])
     head.block("params").require("image_token_size", vq["codebook_size"])
 
-    return Sizes(**llama, **vq, tied=config.block("language_config").require("tie_word_embeddings", True, False, default=False),
-                 image_size=params.integer("image_size", 336), patch_size=params.integer("patch_size", known["patch_size"]),
-                 vit_width=width, vit_layers=params.integer("layers", known["layers"], high=1024),
+    return Sizes(**llama, **vq, tied=language.require("tie_word_embeddings", True, False, default=False),
+                 image_size=params.integer("image_size", 336),
+                 patch_size=params.integer("patch_size", known["patch_size"]),
+                 vit_width=width,
+                 vit_layers=params.integer("layers", known["layers"], high=1024),
                  vit_heads=params.integer("heads", known["heads"]),
                  vit_feed_forward=int(width * params.number("mlp_ratio", known["mlp_ratio"], high=1000)),
-                 aligner_depth=read_official_projector(config, "aligner_config", width, llama["hidden"]),
-                 gen_aligner_depth=read_official_projector(config, "gen_aligner_config", vq["codebook_dim"], llama["hidden"]),
+                 aligner_depth=read_projector(config.block("aligner_config"), width, llama["hidden"]),
+                 gen_aligner_depth=read_projector(config.block("gen_aligner_config"), vq["codebook_dim"], llama["hidden"]),
                  gen_head_width=head.block("params").integer("image_token_embed"))
 
 
 def read_vq_shapes(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
-    """Sizes of an official VQ model from its tensors; whether all the others agree is checked against the whole table."""
+    """Sizes of an official VQ model from a few of its tensors; check_tensors sees whether all the others agree."""
     def shape(name: str, rank: int) -> tuple[int, ...]:
         name = f"gen_vision_model.{name}.weight"
         if name not in shapes:
@@ -368,12 +386,12 @@ def read_vq_shapes(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
         found = (re.match(rf"gen_vision_model\.encoder\.conv_blocks\.{pattern}\.", name) for name in shapes)
         return max((int(match[1]) + 1 for match in found if match), default=1)
 
-    channels, levels = shape("encoder.conv_in", 4)[0], min(count(r"(\d{1,3})"), 16)
+    channels = shape("encoder.conv_in", 4)[0]
+    widths = [shape(f"encoder.conv_blocks.{level}.res.0.conv2", 4)[0] for level in range(min(count(r"(\d{1,3})"), 16))]
     codebook_size, codebook_dim = shape("quantize.embedding", 2)
-    return dict(vq_channels=channels, vq_res_blocks=min(count(r"0\.res\.(\d{1,3})"), 64), vq_z=shape("encoder.conv_out", 4)[0],
-                vq_multipliers=tuple(max(1, shape(f"encoder.conv_blocks.{level}.res.0.conv2", 4)[0] // channels)
-                                     for level in range(levels)),
-                codebook_size=codebook_size, codebook_dim=codebook_dim)
+    return dict(codebook_size=codebook_size, codebook_dim=codebook_dim, vq_channels=channels,
+                vq_multipliers=tuple(max(1, width // channels) for width in widths),
+                vq_res_blocks=min(count(r"0\.res\.(\d{1,3})"), 64), vq_z=shape("encoder.conv_out", 4)[0])
 
 
 def read_transformers_config(config: Config) -> Sizes:
@@ -393,15 +411,22 @@ def read_transformers_config(config: Config) -> Sizes:
         raise Refused(f"{vq.where}: channel_multiplier is {multipliers!r:.60}, expected 1 to 16 small integers")
     width = vision.integer("hidden_size", 1024)
     return Sizes(**llama, tied=config.require("tie_word_embeddings", True, False, default=True),
-                 image_size=vision.integer("image_size", 384), patch_size=vision.integer("patch_size", 16),
-                 vit_width=width, vit_layers=vision.integer("num_hidden_layers", 24, high=1024),
-                 vit_heads=vision.integer("num_attention_heads", 16), vit_eps=vision.number("layer_norm_eps", 1e-6),
+                 image_size=vision.integer("image_size", 384),
+                 patch_size=vision.integer("patch_size", 16),
+                 vit_width=width,
+                 vit_layers=vision.integer("num_hidden_layers", 24, high=1024),
+                 vit_heads=vision.integer("num_attention_heads", 16),
+                 vit_eps=vision.number("layer_norm_eps", 1e-6),
                  vit_feed_forward=int(width * vision.number("mlp_ratio", 4.0, high=1000)),
                  aligner_depth=vision.integer("depth", 2, high=64),
-                 gen_aligner_depth=vq.integer("num_hidden_layers", 2, high=64), gen_head_width=vq.integer("projection_dim", 2048),
-                 codebook_size=vq.integer("num_embeddings", 16384, high=1 << 24), codebook_dim=vq.integer("embed_dim", 8),
-                 vq_channels=vq.integer("base_channels", 128), vq_multipliers=tuple(multipliers),
-                 vq_res_blocks=vq.integer("num_res_blocks", 2, high=64), vq_z=vq.integer("latent_channels", 256))
+                 gen_aligner_depth=vq.integer("num_hidden_layers", 2, high=64),
+                 gen_head_width=vq.integer("projection_dim", 2048),
+                 codebook_size=vq.integer("num_embeddings", 16384, high=1 << 24),
+                 codebook_dim=vq.integer("embed_dim", 8),
+                 vq_channels=vq.integer("base_channels", 128),
+                 vq_multipliers=tuple(multipliers),
+                 vq_res_blocks=vq.integer("num_res_blocks", 2, high=64),
+                 vq_z=vq.integer("latent_channels", 256))
 
 
 def check_sizes(sizes: Sizes) -> None:
@@ -411,9 +436,9 @@ def check_sizes(sizes: Sizes) -> None:
     if sizes.vit_width % sizes.vit_heads or not sizes.vit_feed_forward:
         raise Refused(f"config.json: {sizes.vit_heads} heads and an MLP of {sizes.vit_feed_forward} do not fit "
                       f"a vision width of {sizes.vit_width}")
-    for multiplier in sizes.vq_multipliers:
-        if sizes.vq_channels * multiplier % GROUP_COUNT:
-            raise Refused(f"config.json: {sizes.vq_channels * multiplier} VQ channels are not a multiple of {GROUP_COUNT} groups")
+    for width in (sizes.vq_channels * multiplier for multiplier in (1, *sizes.vq_multipliers)):
+        if width % GROUP_COUNT:
+            raise Refused(f"config.json: {width} channels of the VQ model are no multiple of its {GROUP_COUNT} groups")
 
 
 # ------------------------------------------------------------------------------------------ preprocessing, tokenizer
@@ -498,8 +523,8 @@ def read_image_metadata(folder: Path, sizes: Sizes) -> Metadata:
         processor = Config(load_json(folder / "processor_config.json"), "processor_config.json")
         processor.require("num_image_tokens", sizes.grid**2, default=sizes.grid**2)
         processor.require("sft_format", "deepseek", default="deepseek")
-        for key, tag in (("image_tag", IMAGE_PLACEHOLDER), ("image_start_tag", BEGIN_OF_IMAGE), ("image_end_tag", END_OF_IMAGE),
-                         ("pad_tag", PAD)):
+        for key, tag in (("image_tag", IMAGE_PLACEHOLDER), ("image_start_tag", BEGIN_OF_IMAGE),
+                         ("image_end_tag", END_OF_IMAGE), ("pad_tag", PAD)):
             processor.require(key, tag, default=tag)
     if processor.has("image_processor") and not (folder / "preprocessor_config.json").exists():
         return image_metadata(processor.block("image_processor"), sizes)
@@ -507,37 +532,38 @@ def read_image_metadata(folder: Path, sizes: Sizes) -> Metadata:
 
 
 def byte_alphabet() -> list[str]:
-    """The character that stands for each byte in a byte-level vocabulary: itself if printable, else one from U+0100 on."""
+    """What stands for each byte in a byte-level vocabulary: the character itself if printable, else one from U+0100 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [b for b in range(256) if b not in printable]
     return [chr(b) if b in printable else chr(0x100 + others.index(b)) for b in range(256)]
 
 
-SPLIT_ITEM = re.compile(r"(?:\\s|\[(?P<set>(?:\\.|[^\\\[\]])+)\])(?P<repeat>[?+]?)", re.DOTALL)
-SET_ATOM = re.compile(r"\\s|(?P<low>\\[rnt\\\]\-\[^]|[^\\\[\]\-])(?:-(?P<high>\\[rnt\\\]\-\[^]|[^\\\[\]\-]))?", re.DOTALL)
+SPLIT_ITEM = re.compile(r"(?:\\s|\[(?P<set>(?:\\.|[^\\\[\]])+)\])[?+]?", re.DOTALL)
+SET_CHARACTER = r"(?:\\[rnt\\\]\-\[^]|[^\\\[\]\-])"
+SET_ATOM = re.compile(rf"\\s|(?P<low>{SET_CHARACTER})(?:-(?P<high>{SET_CHARACTER}))?", re.DOTALL)
 
 
 def check_split_pattern(pattern: str) -> None:
     """Refuse a regular expression that is more than: items, then perhaps "$"; item = \\s or [set], then perhaps ? or +."""
-    body = pattern.removesuffix("$")
-    position = 0
+    body, position = pattern.removesuffix("$"), 0
     while position < len(body) or not body:
         item = SPLIT_ITEM.match(body, position)
-        if not item:
+        if not item or not set_is_plain(item["set"] or ""):
             raise Refused(f"tokenizer.json: pre_tokenizer: the split pattern {pattern!r:.60} is not supported")
-        check_split_set(item["set"] or "", pattern)
         position = item.end()
 
 
-def check_split_set(members: str, pattern: str) -> None:
-    """Refuse a negated or nested set, an intersection, a range that runs backwards, an unknown escape."""
+def set_is_plain(members: str) -> bool:
+    """Whether a set is not negated or nested, no intersection, without unknown escapes and ranges that run backwards."""
     position = 0
     while position < len(members):
         atom = SET_ATOM.match(members, position)
-        backwards = atom and atom["high"] and ord(atom["high"][-1]) < ord(atom["low"][-1])
-        if not atom or backwards or members.startswith("^") or members.startswith("&&", position):
-            raise Refused(f"tokenizer.json: pre_tokenizer: the set of the split pattern {pattern!r:.60} is not supported")
+        if not atom or members.startswith("^") or members.startswith("&&", position):
+            return False
+        if atom["high"] and ord(atom["high"][-1]) < ord(atom["low"][-1]):
+            return False
         position = atom.end()
+    return True
 
 
 def pre_tokenizer_steps(config: Config) -> list[str]:
@@ -560,7 +586,7 @@ def pre_tokenizer_steps(config: Config) -> list[str]:
         check_split_pattern(pattern)
         return ["split " + pattern]
     if kind == "Digits":
-        return ["digits individual" if config.require("individual_digits", True, False, default=False) else "digits runs"]
+        return ["digits " + {True: "individual", False: "runs"}[config.require("individual_digits", True, False)]]
     config.require("add_prefix_space", False, default=True)
     config.require("use_regex", False, default=True)
     return ["bytelevel"]
@@ -571,8 +597,8 @@ def check_steps(steps: list[str]) -> list[str]:
     if steps.count("bytelevel") != 1 or steps[-1] != "bytelevel":
         raise Refused("tokenizer.json: pre_tokenizer: ByteLevel must be its last step and stand there once")
     for number, step in enumerate(steps):
-        # In these expressions "$" is the end of a line; only once newlines are pieces of their own is that the end of the piece.
-        if step.startswith("split ") and step.endswith("$") and not {"split [\r\n]", "split [\\r\\n]"} & set(steps[:number]):
+        # "$" is the end of a line there; only once newlines are pieces of their own is that the end of the piece.
+        if step.endswith("$") and not {"split [\r\n]", "split [\\r\\n]"} & set(steps[:number]):
             raise Refused(f"tokenizer.json: pre_tokenizer: {step!r:.60} needs a split at [\\r\\n] before it")
     return steps
 
@@ -595,8 +621,8 @@ def check_post_processor(values: Any) -> None:
 def check_bpe(config: Config) -> None:
     """Refuse what is not plain byte-pair encoding."""
     config.require("type", "BPE")
-    plain = {"dropout": (0, 0.0), "continuing_subword_prefix": ("",), "end_of_word_suffix": ("",), "byte_fallback": (False,),
-             "ignore_merges": (False,), "fuse_unk": (True, False)}
+    plain = {"dropout": (0, 0.0), "continuing_subword_prefix": ("",), "end_of_word_suffix": ("",),
+             "byte_fallback": (False,), "ignore_merges": (False,), "fuse_unk": (True, False)}
     for key, allowed in plain.items():
         config.require(key, *allowed, default=allowed[0])
     for unknown in set(config.values) - {"type", "vocab", "merges", "unk_token", *plain}:
@@ -620,8 +646,8 @@ def read_added_tokens(document: Config) -> dict[str, tuple[int, bool]]:
         config.where += f" {content!r}"
         for key in ("lstrip", "rstrip", "single_word"):
             config.require(key, False, default=False)
-        normalized[config.require("normalized", True, False, default=True)].add(content)
-        added[content] = (config.integer("id", low=0, high=1 << 24), config.require("special", True, False, default=False))
+        normalized[config.require("normalized", True, False)].add(content)
+        added[content] = config.integer("id", low=0, high=1 << 24), config.require("special", True, False)
     check_overlaps(normalized[False], normalized[True])
     return added
 
@@ -644,7 +670,8 @@ def read_merges(config: Config, vocabulary: dict[str, int]) -> list[str]:
     result = []
     for merge in merges:
         pair = merge.split(" ") if isinstance(merge, str) else merge
-        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(p, str) and p and " " not in p for p in pair):
+        plain = isinstance(pair, list) and len(pair) == 2 and all(isinstance(p, str) for p in pair)
+        if not plain or not all(pair) or " " in "".join(pair):
             raise Refused(f"{config.where}: the merge {merge!r:.60} is no pair of tokens")
         if not {pair[0], pair[1], pair[0] + pair[1]} <= vocabulary.keys():
             raise Refused(f"{config.where}: the merge {merge!r:.60} names a token outside the vocabulary")
@@ -686,7 +713,7 @@ def tokenizer_metadata(values: Any, vocabulary_size: int) -> Metadata:
         tokens[number], kinds[number] = token, 1
     for token, (number, special) in added.items():
         if number >= vocabulary_size:
-            raise Refused(f"tokenizer.json: the id {number} of added token {token!r} is outside 0..{vocabulary_size - 1}")
+            raise Refused(f"tokenizer.json: the id {number} of token {token!r} is outside 0..{vocabulary_size - 1}")
         if (token in vocabulary or kinds[number] != 5) and vocabulary.get(token) != number:
             raise Refused(f"tokenizer.json: added token {token!r} and the vocabulary disagree on the id {number}")
         tokens[number], kinds[number] = token, 3 if special else 4
@@ -725,7 +752,7 @@ class Tensor:
     official: str
     transformers: tuple[str, ...]   # several are joined along the first axis
     stored: tuple[int, ...]         # shape in a checkpoint, before joining is undone
-    init: str                       # how a new official model fills it: "normal S", "uniform S", "ones", "zeros", "unit rows"
+    init: str                       # in a new official model: "normal S", "uniform S", "ones", "zeros", "unit rows"
 
     @property
     def size(self) -> int:
@@ -784,10 +811,10 @@ class Table:
             self.linear(f"{name}.{i}", f"{official}.layers.{2 * i}", last, outer, outer if i else inner)
 
     def vision(self, s: Sizes) -> None:
-        new, old, hf = "vit", "vision_model.vision_tower", "vision_model"
-        self.conv(f"{new}.patch_embed", f"{old}.patch_embed.proj", f"{hf}.embeddings.patch_embedding", s.vit_width, 3, s.patch_size)
-        self.add(f"{new}.pos_embed", f"{old}.pos_embed", f"{hf}.embeddings.position_embedding.weight",
-                 (s.grid**2, s.vit_width), "normal 0.02")
+        self.conv("vit.patch_embed", "vision_model.vision_tower.patch_embed.proj",
+                  "vision_model.embeddings.patch_embedding", s.vit_width, 3, s.patch_size)
+        self.add("vit.pos_embed", "vision_model.vision_tower.pos_embed",
+                 "vision_model.embeddings.position_embedding.weight", (s.grid**2, s.vit_width), "normal 0.02")
         for n in range(s.vit_layers):
             new, old, hf = f"vit.blk.{n}", f"vision_model.vision_tower.blocks.{n}", f"vision_model.encoder.layers.{n}"
             self.norm(f"{new}.norm1", f"{old}.norm1", f"{hf}.layer_norm1", s.vit_width)
@@ -801,8 +828,8 @@ class Table:
 
     def transformer(self, s: Sizes) -> None:
         matrix, q, kv = "normal 0.02", s.heads * s.head_dim, s.kv_heads * s.head_dim
-        old, hf = "language_model.model", "language_model"
-        self.add("token_embd.weight", f"{old}.embed_tokens.weight", f"{hf}.embed_tokens.weight", (s.vocabulary, s.hidden), matrix)
+        old, hf, table = "language_model.model", "language_model", (s.vocabulary, s.hidden)
+        self.add("token_embd.weight", f"{old}.embed_tokens.weight", f"{hf}.embed_tokens.weight", table, matrix)
         for n in range(s.layers):
             for name, part, shape in (
                     ("attn_norm", "input_layernorm", (s.hidden,)),
@@ -812,50 +839,51 @@ class Table:
                     ("ffn_gate", "mlp.gate_proj", (s.feed_forward, s.hidden)),
                     ("ffn_up", "mlp.up_proj", (s.feed_forward, s.hidden)),
                     ("ffn_down", "mlp.down_proj", (s.hidden, s.feed_forward))):
-                self.add(f"blk.{n}.{name}.weight", f"{old}.layers.{n}.{part}.weight", f"{hf}.layers.{n}.{part}.weight", shape,
-                         matrix if len(shape) == 2 else "ones")
+                self.add(f"blk.{n}.{name}.weight", f"{old}.layers.{n}.{part}.weight", f"{hf}.layers.{n}.{part}.weight",
+                         shape, matrix if len(shape) == 2 else "ones")
         self.add("output_norm.weight", f"{old}.norm.weight", f"{hf}.norm.weight", (s.hidden,), "ones")
         if not s.tied:
-            self.add("output.weight", "language_model.lm_head.weight", "lm_head.weight", (s.vocabulary, s.hidden), matrix)
+            self.add("output.weight", HEADS["official"][0], HEADS["transformers"][0], table, matrix)
 
     def generation(self, s: Sizes) -> None:
-        self.add("gen_embed.weight", "gen_embed.weight", "generation_embeddings.weight", (s.codebook_size, s.codebook_dim), "normal 1")
+        self.add("gen_embed.weight", "gen_embed.weight", "generation_embeddings.weight",
+                 (s.codebook_size, s.codebook_dim), "normal 1")
         self.mlp("gen_aligner", "gen_aligner", "generation_aligner", s.hidden, s.codebook_dim, s.gen_aligner_depth)
-        self.linear("gen_head.proj", "gen_head.output_mlp_projector", "generation_head.proj_out", s.gen_head_width, s.hidden)
-        self.linear("gen_head.out", "gen_head.vision_head", "generation_head.vision_head", s.codebook_size, s.gen_head_width)
+        self.linear("gen_head.proj", "gen_head.output_mlp_projector", "generation_head.proj_out",
+                    s.gen_head_width, s.hidden)
+        self.linear("gen_head.out", "gen_head.vision_head", "generation_head.vision_head",
+                    s.codebook_size, s.gen_head_width)
 
     def vq(self, s: Sizes) -> None:
-        old, hf, deepest = "gen_vision_model", "vqmodel", s.vq_channels * s.vq_multipliers[-1]
+        old, hf = "gen_vision_model", "vqmodel"
         widths = [s.vq_channels * m for m in s.vq_multipliers]
         self.conv("vq.quant_conv", f"{old}.quant_conv", f"{hf}.quant_conv", s.codebook_dim, s.vq_z, 1)
         self.conv("vq.post_quant_conv", f"{old}.post_quant_conv", f"{hf}.post_quant_conv", s.vq_z, s.codebook_dim, 1)
         self.add("vq.codebook.weight", f"{old}.quantize.embedding.weight", f"{hf}.quantize.embedding.weight",
                  (s.codebook_size, s.codebook_dim), "unit rows")
-        self.conv("vq.enc.conv_in", f"{old}.encoder.conv_in", f"{hf}.encoder.conv_in", s.vq_channels, 3, 3)
-        self.vq_levels("enc", "encoder", "down", [s.vq_channels, *widths], s.vq_res_blocks, 0 if len(widths) == 1 else len(widths) - 1)
-        self.vq_end("enc", "encoder", deepest, deepest, s.vq_z)
-        self.conv("vq.dec.conv_in", f"{old}.decoder.conv_in", f"{hf}.decoder.conv_in", deepest, s.vq_z, 3)
-        self.vq_levels("dec", "decoder", "up", [deepest, *reversed(widths)], s.vq_res_blocks + 1, 0)
-        self.vq_end("dec", "decoder", deepest, widths[0], 3)
+        self.vq_half("enc", "encoder", "down", [s.vq_channels, *widths], s.vq_res_blocks, 3, s.vq_z)
+        self.vq_half("dec", "decoder", "up", [widths[-1], *reversed(widths)], s.vq_res_blocks + 1, s.vq_z, 3)
 
-    def vq_levels(self, new: str, part: str, direction: str, widths: list[int], blocks: int, attention_level: int) -> None:
-        """The levels of one half, in the order of the data; widths[L] channels enter level L and widths[L + 1] leave it."""
-        for level, (inner, outer) in enumerate(zip(widths, widths[1:])):
-            name, old, hf = f"vq.{new}.{level}", f"gen_vision_model.{part}.conv_blocks.{level}", f"vqmodel.{part}.{direction}.{level}"
+    def vq_half(self, half: str, part: str, way: str, widths: list[int], blocks: int, inner: int, outer: int) -> None:
+        """Encoder or decoder; widths[L] channels enter its level L, in the order of the data, and widths[L + 1] leave it."""
+        new, old, hf = f"vq.{half}", f"gen_vision_model.{part}", f"vqmodel.{part}"
+        levels, deepest = len(widths) - 1, widths[-1] if half == "enc" else widths[0]
+        self.conv(f"{new}.conv_in", f"{old}.conv_in", f"{hf}.conv_in", widths[0], inner, 3)
+        for n in range(levels):
+            level, old_level, hf_level = f"{new}.{n}", f"{old}.conv_blocks.{n}", f"{hf}.{way}.{n}"
             for b in range(blocks):
-                self.res_block(f"{name}.res.{b}", f"{old}.res.{b}", f"{hf}.block.{b}", outer, outer if b else inner)
-            for b in range(blocks if level == attention_level else 0):
-                self.attn_block(f"{name}.attn.{b}", f"{old}.attn.{b}", f"{hf}.attn.{b}", outer)
-            if level < len(widths) - 2:
-                self.conv(f"{name}.{direction}", f"{old}.{direction}sample.conv", f"{hf}.{direction}sample.conv", outer, outer, 3)
-
-    def vq_end(self, new: str, part: str, middle: int, last: int, outer: int) -> None:
-        name, old, hf = f"vq.{new}", f"gen_vision_model.{part}", f"vqmodel.{part}"
-        self.res_block(f"{name}.mid.0", f"{old}.mid.0", f"{hf}.mid.block_1", middle, middle)
-        self.attn_block(f"{name}.mid.1", f"{old}.mid.1", f"{hf}.mid.attn_1", middle)
-        self.res_block(f"{name}.mid.2", f"{old}.mid.2", f"{hf}.mid.block_2", middle, middle)
-        self.norm(f"{name}.norm_out", f"{old}.norm_out", f"{hf}.norm_out", last)
-        self.conv(f"{name}.conv_out", f"{old}.conv_out", f"{hf}.conv_out", outer, last, 3)
+                self.res_block(f"{level}.res.{b}", f"{old_level}.res.{b}", f"{hf_level}.block.{b}",
+                               widths[n + 1], widths[n + 1] if b else widths[n])
+            for b in range(blocks if n == (levels - 1 if half == "enc" else 0) else 0):
+                self.attn_block(f"{level}.attn.{b}", f"{old_level}.attn.{b}", f"{hf_level}.attn.{b}", deepest)
+            if n < levels - 1:
+                self.conv(f"{level}.{way}", f"{old_level}.{way}sample.conv", f"{hf_level}.{way}sample.conv",
+                          widths[n + 1], widths[n + 1], 3)
+        self.res_block(f"{new}.mid.0", f"{old}.mid.0", f"{hf}.mid.block_1", deepest, deepest)
+        self.attn_block(f"{new}.mid.1", f"{old}.mid.1", f"{hf}.mid.attn_1", deepest)
+        self.res_block(f"{new}.mid.2", f"{old}.mid.2", f"{hf}.mid.block_2", deepest, deepest)
+        self.norm(f"{new}.norm_out", f"{old}.norm_out", f"{hf}.norm_out", widths[-1])
+        self.conv(f"{new}.conv_out", f"{old}.conv_out", f"{hf}.conv_out", outer, widths[-1], 3)
 
 
 def tensor_table(sizes: Sizes) -> list[Tensor]:
@@ -913,22 +941,22 @@ class TorchShard:
         try:
             import torch
         except ImportError:
-            raise Refused(f"{self.path.name} needs torch to be read: install torch, or run this with `uv run`") from None
+            raise Refused(f"{self.path.name} needs torch to be read: install it, or use `uv run convert.py`") from None
         self.torch, self.tensors, self.bytes_read = torch, {}, 0
         try:
             self.tensors = torch.load(self.path, map_location="cpu", weights_only=True, mmap=True)
         except Exception as error:   # whatever a hostile file brings about in torch's restricted unpickler
-            reason = str(error).strip().splitlines()
-            raise Refused(f"{self.path.name} is no state dict that can be loaded safely: {reason[0] if reason else error!r:.200}") from None
+            reason = (str(error).strip() or repr(error)).splitlines()[0]
+            raise Refused(f"{self.path.name} is no state dict that can be loaded safely: {reason:.200}") from None
         if not isinstance(self.tensors, dict):
             raise Refused(f"{self.path.name} holds no state dict")
 
     def describe(self, name: Any, tensor: Any) -> tuple[str, tuple[int, ...]]:
         """Type and shape of an entry that must be a plain tensor which owns all its numbers."""
         torch = self.torch
-        plain = isinstance(name, str) and type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.layout == torch.strided \
-            and tensor.device.type == "cpu" and tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()
-        if not plain:
+        plain = isinstance(name, str) and type(tensor) in (torch.Tensor, torch.nn.Parameter)
+        plain = plain and tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
+        if not plain or tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size():
             raise Refused(f"{self.path.name}: the entry {name!r:.100} is no plain tensor")
         names = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
         return names.get(tensor.dtype, str(tensor.dtype)), tuple(tensor.shape)
@@ -992,9 +1020,11 @@ class Checkpoint:
             yield widen(self.shards[name].read(name, first, min(first + step, shape[0])))
 
     def same(self, one: str, other: str) -> bool:
-        """Whether two tensors hold the same numbers."""
-        return self.shapes[one] == self.shapes[other] and \
-            all(np.array_equal(a, b) for a, b in zip(self.rows(one), self.rows(other)))
+        """Whether two tensors are of one kind and hold the same numbers."""
+        kind = self.shards[one].entries[one]
+        if kind != self.shards[other].entries[other] or kind[0] not in STORED_DTYPES or not kind[1]:
+            return False
+        return all(np.array_equal(a, b) for a, b in zip(self.rows(one), self.rows(other)))
 
 
 def check_tensors(table: list[Tensor], checkpoint: Checkpoint, layout: str) -> None:
@@ -1007,27 +1037,25 @@ def check_tensors(table: list[Tensor], checkpoint: Checkpoint, layout: str) -> N
         if shapes[name] != shape:
             raise Refused(f"tensor {name} has shape {list(shapes[name])}, expected {list(shape)}")
         if checkpoint.dtype(name) not in STORED_DTYPES:
-            raise Refused(f"tensor {name} has type {checkpoint.dtype(name)}, expected one of {', '.join(STORED_DTYPES)}")
+            raise Refused(f"tensor {name} has type {checkpoint.dtype(name)}, expected {', '.join(STORED_DTYPES)}")
     for name in shapes:
         if name not in expected and not IGNORED_TENSORS.fullmatch(name):
             raise Refused(f"tensor {name} is unknown")
 
 
-def settle_tied(sizes: Sizes, checkpoint: Checkpoint, layout: str) -> tuple[Sizes, set[str]]:
-    """Whether the file needs an output matrix of its own, and the tensors that it can do without.
+def settle_tied(tied: bool, checkpoint: Checkpoint, layout: str) -> bool:
+    """Whether the output matrix is the embedding; a copy that the checkpoint holds nevertheless is dropped from it.
 
-    transformers lets a stored lm_head win over tie_word_embeddings; in the official layout that would be a contradiction.
+    transformers lets a stored lm_head win over tie_word_embeddings.  The official layout does not say: that is refused.
     """
-    tied_names = {tensor.name: list(tensor.sources(layout))[0] for tensor in tensor_table(replace(sizes, tied=False))
-                  if tensor.name in ("output.weight", "token_embd.weight")}
-    head, embedding = tied_names["output.weight"], tied_names["token_embd.weight"]
-    if not sizes.tied or head not in checkpoint.shards or embedding not in checkpoint.shards:
-        return sizes, set()
-    if all(checkpoint.dtype(n) in STORED_DTYPES and checkpoint.shapes[n] for n in (head, embedding)) and checkpoint.same(head, embedding):
-        return sizes, {head}
-    if layout == "official":
+    head, embedding = HEADS[layout]
+    if not tied or not {head, embedding} <= checkpoint.shards.keys():
+        return tied
+    if checkpoint.same(head, embedding):
+        del checkpoint.shards[head]
+    elif layout == "official":
         raise Refused(f"tensor {head} differs from {embedding}, but config.json says tie_word_embeddings")
-    return replace(sizes, tied=False), set()
+    return head not in checkpoint.shards
 
 
 # ---------------------------------------------------------------------------------------------------- number formats
@@ -1077,10 +1105,11 @@ def storage_type(tensor: Tensor, dtype: str) -> Type:
 
 # ----------------------------------------------------------------------------------------------------------- writing
 
+Plan = list[tuple[Tensor, Type]]
 Blocks = Callable[[Tensor], Iterator[np.ndarray]]   # a tensor's float32 rows, in the shape of the file
 
 
-def write_file(path: Path, metadata: Metadata, plan: list[tuple[Tensor, Type]], blocks: Blocks) -> None:
+def write_file(path: Path, metadata: Metadata, plan: Plan, blocks: Blocks) -> None:
     """Write the file under a temporary name and rename it when it is whole; on any failure nothing stays behind."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -1094,7 +1123,7 @@ def write_file(path: Path, metadata: Metadata, plan: list[tuple[Tensor, Type]], 
         part.unlink(missing_ok=True)
 
 
-def write_header(path: Path, metadata: Metadata, plan: list[tuple[Tensor, Type]]) -> None:
+def write_header(path: Path, metadata: Metadata, plan: Plan) -> None:
     """Everything before the tensors' numbers."""
     writer = GGUFWriter(path, "janus")
     writer.add_custom_alignment(ALIGNMENT)
@@ -1117,11 +1146,12 @@ def write_header(path: Path, metadata: Metadata, plan: list[tuple[Tensor, Type]]
         writer.close()
 
 
-def write_tensors(file: Any, plan: list[tuple[Tensor, Type]], blocks: Blocks) -> None:
+def write_tensors(file: Any, plan: Plan, blocks: Blocks) -> None:
     """The tensors' numbers in the order of the plan, each aligned."""
     from tqdm import tqdm
     pad(file)
-    with tqdm(total=sum(tensor.size for tensor, _ in plan), unit=" weights", unit_scale=True, disable=not sys.stderr.isatty()) as bar:
+    total = sum(tensor.size for tensor, _ in plan)
+    with tqdm(total=total, unit=" weights", unit_scale=True, disable=not sys.stderr.isatty()) as bar:
         for tensor, kind in plan:
             bar.set_description(tensor.name.removesuffix(".weight"), refresh=False)
             for block in blocks(tensor):
@@ -1139,15 +1169,14 @@ def convert(folder: Path, path: Path, dtype: str | None) -> None:
     if not folder.is_dir():
         raise Refused(f"{folder} is no folder")
     config = Config(load_json(folder / "config.json"), "config.json")
-    layout = {"multi_modality": "official", "janus": "transformers"}[config.require("model_type", "multi_modality", "janus")]
+    layout = "official" if config.require("model_type", "multi_modality", "janus") == "multi_modality" else "transformers"
     if config.has("quantization_config"):
         raise Refused("config.json: quantization_config is not supported")
     checkpoint = Checkpoint(folder)
-    sizes = read_official_config(config, checkpoint.shapes) if layout == "official" else read_transformers_config(config)
+    official = layout == "official"
+    sizes = read_official_config(config, checkpoint.shapes) if official else read_transformers_config(config)
     check_sizes(sizes)
-    sizes, unneeded = settle_tied(sizes, checkpoint, layout)
-    for name in unneeded:
-        del checkpoint.shards[name]
+    sizes = replace(sizes, tied=settle_tied(sizes.tied, checkpoint, layout))
     table = tensor_table(sizes)
     check_tensors(table, checkpoint, layout)
     metadata = read_image_metadata(folder, sizes)
@@ -1163,7 +1192,7 @@ def convert(folder: Path, path: Path, dtype: str | None) -> None:
     write_file(path, general_metadata(name, dtype) | size_metadata(sizes) | metadata, plan, blocks)
 
 
-def make_plan(table: list[Tensor], checkpoint: Checkpoint, layout: str, dtype: str | None) -> tuple[list[tuple[Tensor, Type]], str]:
+def make_plan(table: list[Tensor], checkpoint: Checkpoint, layout: str, dtype: str | None) -> tuple[Plan, str]:
     """Tensors with their storage types, and the type of the whole; without `dtype` each keeps what it has."""
     if dtype:
         return [(tensor, storage_type(tensor, dtype)) for tensor in table], dtype
@@ -1179,7 +1208,7 @@ def as_stored(dtypes: Iterator[str]) -> str:
 
 
 def to_file_shape(block: np.ndarray, tensor: Tensor) -> np.ndarray:
-    """Rows of a checkpoint's tensor in the shape of the file: kernels channel-last, 1x1 kernels and leading ones gone."""
+    """Rows of a checkpoint's tensor in the shape of the file: kernels channel-last, 1x1 kernels as matrices."""
     if len(tensor.shape) == 4:
         return block.transpose(0, 2, 3, 1)
     return block.reshape(-1, *tensor.shape[1:])
@@ -1192,22 +1221,23 @@ def general_metadata(name: str, dtype: str) -> Metadata:
 # ----------------------------------------------------------------------------------------------------- random models
 
 def synthetic_tokenizer(size: int) -> dict[str, Any]:
-    """A tokenizer.json of the DeepSeek form with `size` ids: all bytes, made-up merges, the special tokens, unused ids."""
+    """A tokenizer.json of the DeepSeek form for `size` ids: all bytes, made-up merges, special tokens, unused ids."""
     letters = [part.split("-") for part in DEEPSEEK_LETTERS.split()]
     letter_set = "".join("-".join(chr(int(end, 16)) for end in ends) for ends in letters)
-    patterns = ["[\r\n]", f"\\s?[{letter_set}]+", "\\s?[!-/:-~！-／：-～‘-‟　-。]+", "\\s+$", "[一-龥ࠀ-一가-퟿]+"]
+    patterns = ["[\r\n]", f"\\s?[{letter_set}]+", "\\s?[!-/:-~！-／：-～‘-‟　-。]+", "\\s+$",
+                "[一-龥ࠀ-一가-\ud7ff]+"]
     split: dict[str, Any] = {"type": "Split", "behavior": "Isolated", "invert": False}
-    steps = [split | {"pattern": {"Regex": pattern}} for pattern in patterns]
-    steps += [{"type": "Digits", "individual_digits": True},
-              {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}]
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    steps = [*(split | {"pattern": {"Regex": pattern}} for pattern in patterns),
+             {"type": "Digits", "individual_digits": True}, byte_level]
     special = [BOS, EOS, PAD, IMAGE_PLACEHOLDER, BEGIN_OF_IMAGE, END_OF_IMAGE, "<|User|>", "<|Assistant|>"]
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     vocabulary = {token: number for number, token in enumerate(byte_alphabet())}
     merges = synthetic_merges(size - len(vocabulary) - len(special) - size // 64)
     vocabulary |= {left + right: len(vocabulary) + i for i, (left, right) in enumerate(merges)}
-    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    added = [{"id": len(vocabulary) + i, "content": token} | plain for i, token in enumerate(special)]
-    return {"version": "1.0", "added_tokens": added, "normalizer": None, "pre_tokenizer": {"type": "Sequence", "pretokenizers": steps},
-            "post_processor": None, "decoder": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
+    return {"version": "1.0", "normalizer": None, "post_processor": None, "decoder": byte_level,
+            "added_tokens": [{"id": len(vocabulary) + i, "content": token} | plain for i, token in enumerate(special)],
+            "pre_tokenizer": {"type": "Sequence", "pretokenizers": steps},
             "model": {"type": "BPE", "vocab": vocabulary, "merges": [list(merge) for merge in merges]}}
 
 
@@ -1246,7 +1276,8 @@ def write_random(geometry: str, path: Path, dtype: str, seed: int) -> None:
     table = tensor_table(sizes)
     number = {tensor: i for i, tensor in enumerate(table)}
     image = Config({"image_size": sizes.image_size, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}, "image")
-    metadata = general_metadata(f"{geometry} with random weights", dtype) | size_metadata(sizes) | image_metadata(image, sizes)
+    metadata = general_metadata(f"{geometry} with random weights", dtype) | size_metadata(sizes)
+    metadata |= image_metadata(image, sizes)
     metadata |= tokenizer_metadata(synthetic_tokenizer(sizes.vocabulary), sizes.vocabulary)
     plan = [(tensor, storage_type(tensor, dtype)) for tensor in table]
     write_file(path, metadata, plan, lambda tensor: random_rows(tensor, [seed, number[tensor]]))
@@ -1255,12 +1286,13 @@ def write_random(geometry: str, path: Path, dtype: str, seed: int) -> None:
 # ------------------------------------------------------------------------------------------------------ command line
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Convert a Janus or Janus-Pro checkpoint into one GGUF file for janus.",
+    parser = argparse.ArgumentParser(description="Convert a Janus or Janus-Pro checkpoint into one GGUF file.",
                                      epilog="Exit status: 0 done, 1 refused or failed, 2 wrong usage.")
     parser.add_argument("folder", nargs="?", type=Path, help="checkpoint folder: config.json, tokenizer.json, "
                         "preprocessor_config.json and the weights (.safetensors or .bin, whole or in shards)")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.gguf", help="file to write")
-    parser.add_argument("--dtype", choices=FILE_TYPES, help="type of the large weights (default: as stored; bf16 with --random)")
+    parser.add_argument("--dtype", choices=FILE_TYPES,
+                        help="type of the large weights (default: as stored; bf16 with --random)")
     parser.add_argument("--random", choices=GEOMETRIES, metavar="GEOMETRY",
                         help=f"write random weights instead of a checkpoint's: {', '.join(GEOMETRIES)}")
     parser.add_argument("--seed", type=int, default=0, help="seed of --random (default: 0)")

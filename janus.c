@@ -311,6 +311,9 @@ static JanusStatus fail(JanusError *error, JanusStatus status, const char *forma
         error->status = status;
         vsnprintf(error->message, sizeof error->message, format, arguments);
         va_end(arguments);
+        /* names from files may hold anything; the message stays one line */
+        for (char *c = error->message; *c != 0; c++)
+            if ((unsigned char)*c < 0x20 || *c == 0x7F) *c = '?';
     }
     return status;
 }
@@ -3354,7 +3357,7 @@ struct JanusModel {
     int64_t parameters;
     Tokenizer tokenizer;
     StringView *token_strings, *merge_strings, *step_strings;
-    int32_t *token_types, *late_ids;
+    int32_t *token_types;
     /* understanding encoder and adaptor */
     Linear patch_embed;             /* (W, patch*patch*3) */
     const float *pos_embed;         /* (tokens of an image, W) */
@@ -3756,21 +3759,6 @@ static StringView *need_strings(Loader *loader, const char *key, uint64_t count,
     return strings;
 }
 
-/* The added tokens that are looked for last; there may be none. */
-static const int32_t *need_late_ids(Loader *loader, int64_t *count) {
-    JanusModel *m = loader->model;
-    const Metadata *entry = find_metadata(&m->file, "janus.tokenizer.late_ids");
-    *count = 0;
-    if (entry == NULL) return NULL;
-    const uint8_t *values = need_value(loader, "janus.tokenizer.late_ids", GGUF_I32, entry->count);
-    m->late_ids = values == NULL ? NULL : allocate((int64_t)entry->count, sizeof *m->late_ids);
-    if (values != NULL && m->late_ids == NULL) loader->status = fail_memory(loader->error);
-    if (m->late_ids == NULL) return NULL;
-    for (uint64_t i = 0; i < entry->count; i++) m->late_ids[i] = (int32_t)load_little_endian(values + 4 * i, 4);
-    *count = (int64_t)entry->count;
-    return m->late_ids;
-}
-
 static void need_tokenizer(Loader *loader) {
     JanusModel *m = loader->model;
     TokenizerSpec spec = {0};
@@ -3794,8 +3782,7 @@ static void need_tokenizer(Loader *loader) {
     spec.merge_count = (int64_t)merges;
     spec.steps = m->step_strings;
     spec.step_count = (int64_t)steps;
-    spec.late_ids = need_late_ids(loader, &spec.late_count);
-    if (loader->status == JANUS_OK) loader->status = tokenizer_init(&m->tokenizer, &spec, loader->error);
+    loader->status = tokenizer_init(&m->tokenizer, &spec, loader->error);
 }
 
 /* A copy of a string of the metadata, "" when it is absent. */
@@ -5546,7 +5533,6 @@ void janus_free(JanusModel *model) {
     free(model->merge_strings);
     free(model->step_strings);
     free(model->token_types);
-    free(model->late_ids);
     free(model->vit_blocks);
     free(model->blocks);
     free(model->name);

@@ -36,7 +36,8 @@ ROOT = Path(__file__).resolve().parent.parent
 SPECIAL = [convert.BOS, convert.EOS, convert.PAD, convert.IMAGE_PLACEHOLDER, convert.BEGIN_OF_IMAGE, convert.END_OF_IMAGE,
            "<|User|>", "<|Assistant|>"]
 # The smallest model that convert.py takes; each test gives it a vocabulary of the size it needs.
-SIZES = replace(convert.TINY, layers=1, vit_layers=1, kv_heads=2, vq_multipliers=(1, 2), codebook_size=64, vq_z=8, tied=True)
+SIZES = replace(convert.TINY, layers=1, vit_layers=1, kv_heads=2, vq_multipliers=(1, 2), codebook_size=64, vq_z=8, tied=True,
+                context=2048)
 OK, BAD_ARGUMENT, BAD_MODEL = 0, 1, 2
 # llama.cpp's models/ folder, with DeepSeek-LLM's vocabulary and test cases, is part of this package's source distribution.
 VOCABULARY_PACKAGE = "llama-cpp-python==0.3.36"
@@ -329,21 +330,23 @@ def test_added_tokens_that_overlap(tmp_path: Path) -> None:
     alphabet = {name: byte for byte, name in enumerate(convert.byte_alphabet())}
     merges = [["a", "a"], ["a", "b"], ["b", "c"], ["aa", "b"], ["a", "aa"], ["Ġ", "a"], ["a", "b"], ["Ġ", "Ġ"], ["1", "1"]]
     vocabulary = alphabet | {name: 256 + i for i, name in enumerate(dict.fromkeys("".join(merge) for merge in merges))}
-    contents = OVERLAPPING + [content for content in SPECIAL if content not in OVERLAPPING]
-    added = {content: (len(vocabulary) + i, i % 2 == 0, False) for i, content in enumerate(contents) if content not in vocabulary}
-    added |= {content: (vocabulary[content], False, False) for content in contents if content in vocabulary}
+    contents = OVERLAPPING + SPECIAL
+    new = [content for content in contents if content not in vocabulary]
+    added = {content: (vocabulary.get(content, 0), False, False) for content in contents}
+    added |= {content: (len(vocabulary) + i, i % 2 == 0, False) for i, content in enumerate(new)}
     pair = Pair(tmp_path, tokenizer_json(vocabulary, merges, added, deepseek_steps(digits_one_by_one=False)))
     parts = [*OVERLAPPING, *"aaabbc<> 1é日\n\t", "<|User|>"]
     pair.assert_same_ids(["".join(rng.choices(parts, k=rng.randint(0, 14))) for _ in range(20_000)])
 
 
-PATTERNS = [[r"\s+$"], [r"\s?[a-c]+$"], [r"[\s]?[\sa]+$", r"[a]"], [r"\s\?"], [r"[ab]?\s$"], [r"[\]\[\-\^\\]+", r"[\r\n\t]"], [r"[^-b]?[b&]$"]]
+PATTERNS = [[r"\s+$"], [r"\s?[a-c]+$"], [r"[\s]?[\sa]+$", r"[a]"], [r"[ab]?\s$"], [r"[\]\[\-\^\\]+", r"[\r\n\t]"], [r"[b^]?[b&]$"]]
 
 
-@pytest.mark.parametrize("patterns", [p for p in PATTERNS if p != [r"\s\?"]], ids=" ".join)
-def test_other_patterns_of_the_grammar(patterns: list[str], tmp_path: Path) -> None:
-    """Splits that DeepSeek does not have; "$" is the end of a line, not only of the text."""
+@pytest.mark.parametrize("patterns", PATTERNS, ids=" ".join)
+def test_other_patterns_of_the_grammar(patterns: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Splits that DeepSeek does not have; "$" is the end of a line, not only of the text. convert.py is stricter there."""
     rng = random.Random(6)
+    monkeypatch.setattr(convert, "check_steps", lambda steps: steps)
     split = {"type": "Split", "behavior": "Isolated", "invert": False}
     steps = [split | {"pattern": {"Regex": pattern}} for pattern in patterns] + deepseek_steps()[-1:]
     document = glass_tokenizer()
@@ -404,8 +407,9 @@ def test_streams_hold_incomplete_characters_back(seed: int, tmp_path: Path) -> N
     write_json(tmp_path / "tokenizer.json", document)
     assert convert.main([str(tmp_path), "-o", str(tmp_path / "model.gguf")]) == 0
     text, pieces = ask(Model(tmp_path / "model.gguf"), 400)
-    assert text == tokenizer.decode(said, skip_special_tokens=True).lstrip() and "\ufffd" in text
-    assert "".join(piece.decode() for piece in pieces) == text and len(pieces) > 200
+    expected = tokenizer.decode(said, skip_special_tokens=True)
+    assert "".join(piece.decode() for piece in pieces) == expected.lstrip() and len(pieces) > 200
+    assert text == expected.strip() and "\ufffd" in text
 
 
 # ---- Bad input, long input ----
@@ -489,7 +493,7 @@ DAMAGES = [
     (damage(STEPS, 0, "split [" + "".join(chr(0x400 + 2 * i) for i in range(1025)) + "]"), "too many ranges"),
     (damage(MERGES, 3, "t"), f"{MERGES}[3]"), (damage(MERGES, 3, " t"), f"{MERGES}[3]"), (damage(MERGES, 3, "t "), f"{MERGES}[3]"),
     (damage(MERGES, 3, "zz q"), f"{MERGES}[3]"), (damage(MERGES, 0, ""), f"{MERGES}[0]"),
-    (damage(TOKENS, 5, "b"), "are the same"), (damage(TOKENS, 65, "[none]"), "no token for the byte 0x41"),
+    (damage(TOKENS, 300, "b"), "are the same"), (damage(TOKENS, 65, "[none]"), "no token for the byte 0x41"),
     (damage(TYPES, 5, 6), f"{TYPES}[5] is 6"), (damage(TYPES, 5, -1), f"{TYPES}[5] is -1"),
     (damage(TOKENS, 5, "x" * 70_000), f"{TOKENS}[5]"), (lambda m: (damage(TOKENS, 300, "x" * 257)(m), damage(TYPES, 300, 3)(m)), "257 bytes"),
 ]
@@ -555,6 +559,7 @@ def deepseek(published: Path, tmp_path_factory: pytest.TempPathFactory) -> Pair:
 def test_deepseek_cases(published: Path, deepseek: Pair) -> None:
     """The ids that llama.cpp publishes."""
     texts = (published / "ggml-vocab-deepseek-llm.gguf.inp").read_bytes().decode().split("\n__ggml_vocab_test__\n")
+    assert texts.pop() == ""
     ids = [[int(number) for number in line.split()] for line in (published / "ggml-vocab-deepseek-llm.gguf.out").read_text().splitlines()]
     assert len(texts) == len(ids) > 40
     for text, expected in zip(texts, ids):
