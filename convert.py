@@ -32,7 +32,7 @@ used in place.  Metadata, all of it written always unless a line says otherwise:
     tokenizer.ggml.{model, pre, tokens, token_type, bos_token_id, eos_token_id, padding_token_id, add_bos_token}
     tokenizer.ggml.merges                  absent when there are none
     janus.tokenizer.{image_placeholder_id, begin_of_image_id, end_of_image_id}
-    janus.tokenizer.pre_tokenizer          a string a step: "split REGEX", "digits individual", "digits runs", "bytelevel"
+    janus.tokenizer.pre_tokenizer          its steps: "split REGEX", "digits individual", "digits runs", "bytelevel"
 
 Tensors have the shapes that PyTorch gives them, with three exceptions: 3x3 and patch kernels are channel-last
 [out, height, width, in], 1x1 kernels are plain matrices [out, in], and the three projections of the vision
@@ -50,9 +50,11 @@ where there is a bias.  Under `transformers` every name but lm_head starts with 
     vit.blk.N.proj              blocks.N.attn.proj                    encoder.layers.N.self_attn.projection_layer
     vit.blk.N.fc{1,2}           blocks.N.mlp.fc{1,2}                  encoder.layers.N.mlp.fc{1,2}
     vit.norm                    norm                                  post_layernorm
-    aligner.0, .I             aligner.layers.0, .2I                 aligner.fc1, .hidden_layers.(I-1)
+    aligner.0                 aligner.layers.0                      aligner.fc1
+    aligner.I                 aligner.layers.2I                     aligner.hidden_layers.(I-1)
     gen_embed                 gen_embed                             generation_embeddings
-    gen_aligner.0, .I         gen_aligner.layers.0, .2I             generation_aligner.fc1, .hidden_layers.(I-1)
+    gen_aligner.0             gen_aligner.layers.0                  generation_aligner.fc1
+    gen_aligner.I             gen_aligner.layers.2I                 generation_aligner.hidden_layers.(I-1)
     gen_head.proj             gen_head.output_mlp_projector         generation_head.proj_out
     gen_head.out              gen_head.vision_head                  generation_head.vision_head
                               language_model.model.                 language_model.
@@ -72,12 +74,16 @@ where there is a bias.  Under `transformers` every name but lm_head starts with 
     vq.{enc,dec}.conv_in        conv_in                               conv_in
     vq.{enc,dec}.mid.{0,2}      mid.{0,2}                             mid.block_{1,2}
     vq.{enc,dec}.mid.1          mid.1                                 mid.attn_1
-    vq.{enc,dec}.L.res.B        conv_blocks.L.res.B                   {down,up}.L.block.B
-    vq.{enc,dec}.L.attn.B       conv_blocks.L.attn.B                  {down,up}.L.attn.B
-    vq.enc.L.down               conv_blocks.L.downsample.conv         down.L.downsample.conv
-    vq.dec.L.up                 conv_blocks.L.upsample.conv           up.L.upsample.conv
     vq.{enc,dec}.norm_out       norm_out                              norm_out
     vq.{enc,dec}.conv_out       conv_out                              conv_out
+                              gen_vision_model.encoder.             vqmodel.encoder.
+    vq.enc.L.res.B              conv_blocks.L.res.B                   down.L.block.B
+    vq.enc.L.attn.B             conv_blocks.L.attn.B                  down.L.attn.B
+    vq.enc.L.down               conv_blocks.L.downsample.conv         down.L.downsample.conv
+                              gen_vision_model.decoder.             vqmodel.decoder.
+    vq.dec.L.res.B              conv_blocks.L.res.B                   up.L.block.B
+    vq.dec.L.attn.B             conv_blocks.L.attn.B                  up.L.attn.B
+    vq.dec.L.up                 conv_blocks.L.upsample.conv           up.L.upsample.conv
 
 Inside a residual block norm1, conv1, norm2, conv2 keep their names and nin_shortcut becomes shortcut; inside an
 attention block norm, q, k, v keep theirs and proj_out becomes proj.  Level 0 of the decoder is its deepest.
@@ -142,8 +148,8 @@ GROUP_NORM_EPS = 1e-6
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)   # what both image processors take when the file has no mean
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
-SYSTEM_PROMPT = ("You are a helpful language and vision assistant. You are able to understand the visual content that the "
-                 "user provides, and assist the user with a variety of tasks using natural language.")
+SYSTEM_PROMPT = ("You are a helpful language and vision assistant. You are able to understand the visual content that "
+                 "the user provides, and assist the user with a variety of tasks using natural language.")
 
 BOS, EOS, PAD = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"
 IMAGE_PLACEHOLDER, BEGIN_OF_IMAGE, END_OF_IMAGE = "<image_placeholder>", "<begin_of_image>", "<end_of_image>"
@@ -272,8 +278,9 @@ class Sizes:
 
 
 TINY = Sizes(hidden=64, layers=2, feed_forward=128, context=512, vocabulary=512, heads=4, kv_heads=4, head_dim=16,
-             image_size=32, patch_size=8, vit_width=64, vit_layers=2, vit_feed_forward=128, vit_heads=2, gen_head_width=64,
-             codebook_size=128, vq_channels=32, vq_multipliers=(1, 1, 2, 2), vq_res_blocks=1, vq_z=16)
+             image_size=32, patch_size=8, vit_width=64, vit_layers=2, vit_feed_forward=128, vit_heads=2,
+             gen_head_width=64, codebook_size=128, vq_channels=32, vq_multipliers=(1, 1, 2, 2), vq_res_blocks=1,
+             vq_z=16)
 GEOMETRIES = {
     "janus-pro-1b": Sizes(),
     "janus-pro-7b": Sizes(hidden=4096, layers=30, feed_forward=11008, heads=32, kv_heads=32, gen_head_width=4096),
@@ -296,7 +303,7 @@ def read_llama(config: Config) -> dict[str, Any]:
     kv_heads = config.integer("num_key_value_heads", heads)
     head_dim = config.integer("head_dim", max(1, hidden // heads))
     if hidden % heads or heads % kv_heads or head_dim % 2:
-        raise Refused(f"{config.where}: {heads} heads of {head_dim} and {kv_heads} key heads do not fit a width of {hidden}")
+        raise Refused(f"{config.where}: {heads} heads of {head_dim}, {kv_heads} key heads, width {hidden} do not fit")
     return dict(hidden=hidden, heads=heads, kv_heads=kv_heads, head_dim=head_dim,
                 layers=config.integer("num_hidden_layers", 32, high=1024),
                 feed_forward=config.integer("intermediate_size", 11008),
@@ -340,6 +347,7 @@ def read_official_config(config: Config, shapes: dict[str, tuple[int, ...]]) -> 
     """
     language = config.block("language_config")
     llama = read_llama(language)
+    hidden = llama["hidden"]
     vision = config.block("vision_config")
     vision.require("cls", "CLIPVisionTower")
     params = vision.block("params")
@@ -357,7 +365,7 @@ def read_official_config(config: Config, shapes: dict[str, tuple[int, ...]]) -> 
     gen_vision.block("params").require("n_embed", vq["codebook_dim"])
     head = config.block("gen_head_config")
     head.require("cls", "vision_head")
-    head.block("params").require("n_embed", llama["hidden"])
+    head.block("params").require("n_embed", hidden)
     head.block("params").require("image_token_size", vq["codebook_size"])
 
     return Sizes(**llama, **vq, tied=language.require("tie_word_embeddings", True, False, default=False),
@@ -367,8 +375,8 @@ def read_official_config(config: Config, shapes: dict[str, tuple[int, ...]]) -> 
                  vit_layers=params.integer("layers", known["layers"], high=1024),
                  vit_heads=params.integer("heads", known["heads"]),
                  vit_feed_forward=int(width * params.number("mlp_ratio", known["mlp_ratio"], high=1000)),
-                 aligner_depth=read_projector(config.block("aligner_config"), width, llama["hidden"]),
-                 gen_aligner_depth=read_projector(config.block("gen_aligner_config"), vq["codebook_dim"], llama["hidden"]),
+                 aligner_depth=read_projector(config.block("aligner_config"), width, hidden),
+                 gen_aligner_depth=read_projector(config.block("gen_aligner_config"), vq["codebook_dim"], hidden),
                  gen_head_width=head.block("params").integer("image_token_embed"))
 
 
@@ -532,7 +540,7 @@ def read_image_metadata(folder: Path, sizes: Sizes) -> Metadata:
 
 
 def byte_alphabet() -> list[str]:
-    """What stands for each byte in a byte-level vocabulary: the character itself if printable, else one from U+0100 on."""
+    """What stands for each byte in a byte-level vocabulary: its character if printable, else one from U+0100 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [b for b in range(256) if b not in printable]
     return [chr(b) if b in printable else chr(0x100 + others.index(b)) for b in range(256)]
@@ -544,7 +552,7 @@ SET_ATOM = re.compile(rf"\\s|(?P<low>{SET_CHARACTER})(?:-(?P<high>{SET_CHARACTER
 
 
 def check_split_pattern(pattern: str) -> None:
-    """Refuse a regular expression that is more than: items, then perhaps "$"; item = \\s or [set], then perhaps ? or +."""
+    """Refuse a regular expression that is more than items and perhaps "$"; item = \\s or [set], then perhaps ? or +."""
     body, position = pattern.removesuffix("$"), 0
     while position < len(body) or not body:
         item = SPLIT_ITEM.match(body, position)
@@ -554,7 +562,7 @@ def check_split_pattern(pattern: str) -> None:
 
 
 def set_is_plain(members: str) -> bool:
-    """Whether a set is not negated or nested, no intersection, without unknown escapes and ranges that run backwards."""
+    """Whether a set is not negated, nested or intersected, and without unknown escapes and backward ranges."""
     position = 0
     while position < len(members):
         atom = SET_ATOM.match(members, position)
@@ -865,7 +873,7 @@ class Table:
         self.vq_half("dec", "decoder", "up", [widths[-1], *reversed(widths)], s.vq_res_blocks + 1, s.vq_z, 3)
 
     def vq_half(self, half: str, part: str, way: str, widths: list[int], blocks: int, inner: int, outer: int) -> None:
-        """Encoder or decoder; widths[L] channels enter its level L, in the order of the data, and widths[L + 1] leave it."""
+        """Encoder or decoder; in the order of the data, widths[L] channels enter level L and widths[L + 1] leave."""
         new, old, hf = f"vq.{half}", f"gen_vision_model.{part}", f"vqmodel.{part}"
         levels, deepest = len(widths) - 1, widths[-1] if half == "enc" else widths[0]
         self.conv(f"{new}.conv_in", f"{old}.conv_in", f"{hf}.conv_in", widths[0], inner, 3)
@@ -982,9 +990,11 @@ class Checkpoint:
         for name, reader in self.FILES:
             index = folder / f"{name}.index.json"
             if (folder / name).is_file():
-                return self.add(reader(folder / name))
-            if index.is_file():
-                return self.add_indexed(Config(load_json(index), index.name), folder, reader)
+                self.add(reader(folder / name))
+            elif index.is_file():
+                self.add_indexed(Config(load_json(index), index.name), folder, reader)
+            if self.shards:
+                return
         raise Refused(f"no weights in {folder}: none of {', '.join(f'{n}, {n}.index.json' for n, _ in self.FILES)}")
 
     def add(self, shard: SafetensorsShard | TorchShard) -> None:
@@ -1169,11 +1179,11 @@ def convert(folder: Path, path: Path, dtype: str | None) -> None:
     if not folder.is_dir():
         raise Refused(f"{folder} is no folder")
     config = Config(load_json(folder / "config.json"), "config.json")
-    layout = "official" if config.require("model_type", "multi_modality", "janus") == "multi_modality" else "transformers"
+    official = config.require("model_type", "multi_modality", "janus") == "multi_modality"
+    layout = "official" if official else "transformers"
     if config.has("quantization_config"):
         raise Refused("config.json: quantization_config is not supported")
     checkpoint = Checkpoint(folder)
-    official = layout == "official"
     sizes = read_official_config(config, checkpoint.shapes) if official else read_transformers_config(config)
     check_sizes(sizes)
     sizes = replace(sizes, tied=settle_tied(sizes.tied, checkpoint, layout))

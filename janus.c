@@ -3208,6 +3208,8 @@ static void swap_tensor_bytes(uint8_t *bytes, const TensorInfo *tensor) {
 static JanusStatus load_file_image(const char *path, FileImage *image, JanusError *error) {
     if (path_is_folder(path))
         return fail(error, JANUS_IO_ERROR, "%s is a folder: name the .gguf file that convert.py wrote", path);
+    if (path_is_device(path))
+        return fail(error, JANUS_IO_ERROR, "%s is a device or pipe: name the .gguf file that convert.py wrote", path);
     int mapped = big_endian() ? 1 : file_map(path, image);
     if (mapped == 1) mapped = file_read(path, SIZE_MAX - 1, image);
     if (mapped != 0 && errno == ENOMEM) return fail_memory(error);
@@ -5876,8 +5878,8 @@ static int parse_option(CommandLine *line, const char *name, const char *value) 
     return good ? 1 : -1;
 }
 
-/* Reads the command line; prints what is wrong with it and returns false. */
-static bool parse_command_line(CommandLine *line, int argc, char **argv) {
+/* Reads the command line. Prints what is wrong with it and returns EXIT_USAGE, or EXIT_FAILED for a value that is none. */
+static int parse_command_line(CommandLine *line, int argc, char **argv) {
     bool options = true;
     for (int i = 1; i < argc; i++) {
         const char *argument = argv[i];
@@ -5892,16 +5894,16 @@ static bool parse_command_line(CommandLine *line, int argc, char **argv) {
                 if (taken == 0) complain("unknown option %s (janus -h lists them)", argument);
                 else if (i + 1 >= argc) complain("option %s needs a value", argument);
                 else complain("option %s: %s is no value for it (janus -h)", argument, argv[i + 1]);
-                return false;
+                return taken == -1 && i + 1 < argc ? EXIT_FAILED : EXIT_USAGE;
             }
         } else if (line->command == NULL) line->command = argument;
         else if (line->text == NULL) line->text = argument;
         else {
             complain("too many arguments at \"%s\": put the prompt in quotes", argument);
-            return false;
+            return EXIT_USAGE;
         }
     }
-    return true;
+    return EXIT_DONE;
 }
 
 /* ---- Callbacks: progress bar, streamed text, tensor dump ---- */
@@ -5915,6 +5917,7 @@ typedef struct DumpCount {
 typedef struct {
     const CommandLine *line;
     bool shows_progress, progress_shown, text_written;
+    int write_error;        /* errno of a failed write to stdout */
     const char *stage;      /* of the progress bar */
     double stage_start;
     DumpCount *dumped;
@@ -5950,7 +5953,9 @@ static int show_text(void *user, const char *text, size_t length) {
     Screen *screen = user;
     clear_progress(screen);
     screen->text_written = true;
-    return fwrite(text, 1, length, stdout) != length || fflush(stdout) != 0;
+    if (fwrite(text, 1, length, stdout) == length && fflush(stdout) == 0) return 0;
+    screen->write_error = errno;
+    return 1;
 }
 
 /* How often `name` was dumped before. -1: no memory. */
@@ -6010,7 +6015,8 @@ typedef struct {
 static int program_failed(Program *program) {
     clear_progress(&program->screen);
     if (program->screen.text_written) fputc('\n', stdout);
-    complain("%s", program->error.message);
+    if (ferror(stdout)) complain("cannot write to stdout: %s", strerror(program->screen.write_error));
+    else complain("%s", program->error.message);
     return EXIT_FAILED;
 }
 
@@ -6112,6 +6118,24 @@ static JanusAskOptions ask_options(const CommandLine *line) {
     return options;
 }
 
+/* Whether a picture can be written under this name; said before hours of work, not after. */
+static bool output_usable(const char *output) {
+    char name[1024];
+    if (!ends_with(output, ".png") && !ends_with(output, ".jpg") && !ends_with(output, ".jpeg")) {
+        complain("cannot write %s: the name must end in .png, .jpg or .jpeg", output);
+        return false;
+    }
+    if (path_is_device(output)) return true;
+    snprintf(name, sizeof name, "%s.%d.part", output, process_id());
+    FILE *file = path_is_folder(output) ? (errno = EISDIR, NULL) : file_open(name, "wb");
+    if (file == NULL) complain("cannot write %s: %s", output, strerror(errno));
+    else {
+        fclose(file);
+        file_remove(name);
+    }
+    return file != NULL;
+}
+
 static int command_generate(Program *program) {
     const JanusGenerateOptions options = generate_options(&program->line);
     const char *output = program->line.output != NULL ? program->line.output : "janus.png";
@@ -6120,10 +6144,7 @@ static int command_generate(Program *program) {
         complain("only one picture can be written to stdout");
         return EXIT_USAGE;
     }
-    if (!to_stdout && !ends_with(output, ".png") && !ends_with(output, ".jpg") && !ends_with(output, ".jpeg")) {
-        complain("cannot write %s: the name must end in .png, .jpg or .jpeg", output);
-        return EXIT_FAILED;
-    }
+    if (!to_stdout && !output_usable(output)) return EXIT_FAILED;
     return draw_pictures(program, program->line.text, output, &options);
 }
 
@@ -6431,8 +6452,9 @@ static int janus_main(int argc, char **argv) {
     program->line.max_tokens = 512;
     program->line.top_p = 1;
     program->line.top_k = 50;
-    if (!parse_command_line(&program->line, argc, argv)) result = EXIT_USAGE;
-    else if (program->line.help) result = fputs(USAGE, stdout) < 0 || fflush(stdout) != 0 ? EXIT_FAILED : EXIT_DONE;
+    result = parse_command_line(&program->line, argc, argv);
+    if (result != EXIT_DONE) { /* said what is wrong */
+    } else if (program->line.help) result = fputs(USAGE, stdout) < 0 || fflush(stdout) != 0 ? EXIT_FAILED : EXIT_DONE;
     else {
         const Command *command = find_command(&program->line);
         result = command == NULL ? EXIT_USAGE : run_program(program, command, argv[0]);

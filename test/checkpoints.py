@@ -4,6 +4,7 @@
 The tensor names and shapes stand here a second time, written from the published checkpoints and independently of
 convert.py's own table, so that one can be tested against the other.  Only .bin needs torch.
 """
+
 from __future__ import annotations
 
 import json
@@ -15,10 +16,10 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-import convert  # noqa: E402
-from convert import Sizes  # noqa: E402
+import convert
+from convert import Sizes
 
-State = dict[str, np.ndarray]   # name -> float32 values
+State = dict[str, np.ndarray]  # name -> float32 values
 
 # From official names to those of transformers, applied in turn.
 RENAMES = (
@@ -26,8 +27,14 @@ RENAMES = (
     (r"^vision_model\.vision_tower\.pos_embed", "model.vision_model.embeddings.position_embedding.weight"),
     (r"^vision_model\.vision_tower\.norm", "model.vision_model.post_layernorm"),
     (r"^vision_model\.vision_tower\.blocks\.(\d+)\.norm", r"model.vision_model.encoder.layers.\1.layer_norm"),
-    (r"^vision_model\.vision_tower\.blocks\.(\d+)\.attn\.proj", r"model.vision_model.encoder.layers.\1.self_attn.projection_layer"),
-    (r"^vision_model\.vision_tower\.blocks\.(\d+)\.attn\.qkv", r"model.vision_model.encoder.layers.\1.self_attn.qkv_proj"),
+    (
+        r"^vision_model\.vision_tower\.blocks\.(\d+)\.attn\.proj",
+        r"model.vision_model.encoder.layers.\1.self_attn.projection_layer",
+    ),
+    (
+        r"^vision_model\.vision_tower\.blocks\.(\d+)\.attn\.qkv",
+        r"model.vision_model.encoder.layers.\1.self_attn.qkv_proj",
+    ),
     (r"^vision_model\.vision_tower\.blocks\.(\d+)\.mlp", r"model.vision_model.encoder.layers.\1.mlp"),
     (r"^(gen_)?aligner\.layers\.0", r"model.\1aligner.fc1"),
     (r"^(gen_)?aligner\.layers\.2", r"model.\1aligner.hidden_layers.0"),
@@ -42,7 +49,9 @@ RENAMES = (
     (r"\.encoder\.conv_blocks\.(\d+)", r".encoder.down.\1"),
     (r"\.decoder\.conv_blocks\.(\d+)", r".decoder.up.\1"),
     (r"\.res\.(\d+)", r".block.\1"),
-    (r"\.mid\.0", ".mid.block_1"), (r"\.mid\.1", ".mid.attn_1"), (r"\.mid\.2", ".mid.block_2"),
+    (r"\.mid\.0", ".mid.block_1"),
+    (r"\.mid\.1", ".mid.attn_1"),
+    (r"\.mid\.2", ".mid.block_2"),
 )
 
 
@@ -71,11 +80,19 @@ def official_shapes(s: Sizes) -> dict[str, tuple[int, ...]]:
     shapes[f"{tower}.pos_embed"] = (1, s.grid**2, s.vit_width)
     layer(f"{tower}.norm", s.vit_width)
     for n in range(s.vit_layers):
-        for part, shape in (("norm1", [s.vit_width]), ("norm2", [s.vit_width]), ("attn.qkv", [3 * s.vit_width, s.vit_width]),
-                            ("attn.proj", [s.vit_width] * 2), ("mlp.fc1", [s.vit_feed_forward, s.vit_width]),
-                            ("mlp.fc2", [s.vit_width, s.vit_feed_forward])):
+        for part, shape in (
+            ("norm1", [s.vit_width]),
+            ("norm2", [s.vit_width]),
+            ("attn.qkv", [3 * s.vit_width, s.vit_width]),
+            ("attn.proj", [s.vit_width] * 2),
+            ("mlp.fc1", [s.vit_feed_forward, s.vit_width]),
+            ("mlp.fc2", [s.vit_width, s.vit_feed_forward]),
+        ):
             layer(f"{tower}.blocks.{n}.{part}", *shape)
-    for name, inner, depth in (("aligner", s.vit_width, s.aligner_depth), ("gen_aligner", s.codebook_dim, s.gen_aligner_depth)):
+    for name, inner, depth in (
+        ("aligner", s.vit_width, s.aligner_depth),
+        ("gen_aligner", s.codebook_dim, s.gen_aligner_depth),
+    ):
         for i in range(depth):
             layer(f"{name}.layers.{2 * i}", s.hidden, s.hidden if i else inner)
     layer("gen_head.output_mlp_projector", s.gen_head_width, s.hidden)
@@ -120,11 +137,17 @@ def official_shapes(s: Sizes) -> dict[str, tuple[int, ...]]:
     shapes[f"{model}.embed_tokens.weight"] = (s.vocabulary, s.hidden)
     shapes[f"{model}.norm.weight"] = (s.hidden,)
     for n in range(s.layers):
-        for part, shape in (("input_layernorm", (s.hidden,)), ("post_attention_layernorm", (s.hidden,)),
-                            ("self_attn.q_proj", (q, s.hidden)), ("self_attn.k_proj", (kv, s.hidden)),
-                            ("self_attn.v_proj", (kv, s.hidden)), ("self_attn.o_proj", (s.hidden, q)),
-                            ("mlp.gate_proj", (s.feed_forward, s.hidden)), ("mlp.up_proj", (s.feed_forward, s.hidden)),
-                            ("mlp.down_proj", (s.hidden, s.feed_forward))):
+        for part, shape in (
+            ("input_layernorm", (s.hidden,)),
+            ("post_attention_layernorm", (s.hidden,)),
+            ("self_attn.q_proj", (q, s.hidden)),
+            ("self_attn.k_proj", (kv, s.hidden)),
+            ("self_attn.v_proj", (kv, s.hidden)),
+            ("self_attn.o_proj", (s.hidden, q)),
+            ("mlp.gate_proj", (s.feed_forward, s.hidden)),
+            ("mlp.up_proj", (s.feed_forward, s.hidden)),
+            ("mlp.down_proj", (s.hidden, s.feed_forward)),
+        ):
             shapes[f"{model}.layers.{n}.{part}.weight"] = shape
     if not s.tied:
         shapes["language_model.lm_head.weight"] = (s.vocabulary, s.hidden)
@@ -134,7 +157,9 @@ def official_shapes(s: Sizes) -> dict[str, tuple[int, ...]]:
 def random_state(sizes: Sizes, seed: int = 0) -> State:
     """Random float32 values for every tensor of the official layout, small enough for every number format."""
     rng = np.random.default_rng(seed)
-    return {name: rng.standard_normal(shape, np.float32) * np.float32(0.1) for name, shape in official_shapes(sizes).items()}
+    return {
+        name: rng.standard_normal(shape, np.float32) * np.float32(0.1) for name, shape in official_shapes(sizes).items()
+    }
 
 
 def to_transformers(state: State) -> State:
@@ -152,30 +177,59 @@ def to_transformers(state: State) -> State:
 
 
 def language_config(s: Sizes) -> dict[str, Any]:
-    return {"model_type": "llama", "hidden_size": s.hidden, "num_hidden_layers": s.layers, "intermediate_size": s.feed_forward,
-            "num_attention_heads": s.heads, "num_key_value_heads": s.kv_heads, "head_dim": s.head_dim,
-            "vocab_size": s.vocabulary, "max_position_embeddings": s.context, "rms_norm_eps": s.rms_eps,
-            "rope_theta": s.rope_theta}
+    return {
+        "model_type": "llama",
+        "hidden_size": s.hidden,
+        "num_hidden_layers": s.layers,
+        "intermediate_size": s.feed_forward,
+        "num_attention_heads": s.heads,
+        "num_key_value_heads": s.kv_heads,
+        "head_dim": s.head_dim,
+        "vocab_size": s.vocabulary,
+        "max_position_embeddings": s.context,
+        "rms_norm_eps": s.rms_eps,
+        "rope_theta": s.rope_theta,
+    }
 
 
 def official_config(s: Sizes) -> dict[str, Any]:
-    """config.json of the official layout; the vision params from width on are those of a SigLIP smaller than the named one."""
+    """config.json of the official layout; the vision params from width on make the SigLIP smaller than the named one."""
+
     def projector(inner: int, depth: int) -> dict[str, Any]:
-        return {"cls": "MlpProjector", "model_type": "aligner",
-                "params": {"projector_type": "mlp_gelu", "depth": depth, "input_dim": inner, "n_embed": s.hidden}}
+        return {
+            "cls": "MlpProjector",
+            "model_type": "aligner",
+            "params": {"projector_type": "mlp_gelu", "depth": depth, "input_dim": inner, "n_embed": s.hidden},
+        }
 
     return {
         "model_type": "multi_modality",
-        "vision_config": {"cls": "CLIPVisionTower", "model_type": "vision", "params": {
-            "model_name": "siglip_large_patch16_384", "image_size": s.image_size, "select_layer": -1, "width": s.vit_width,
-            "layers": s.vit_layers, "heads": s.vit_heads, "patch_size": s.patch_size,
-            "mlp_ratio": s.vit_feed_forward / s.vit_width}},
+        "vision_config": {
+            "cls": "CLIPVisionTower",
+            "model_type": "vision",
+            "params": {
+                "model_name": "siglip_large_patch16_384",
+                "image_size": s.image_size,
+                "select_layer": -1,
+                "width": s.vit_width,
+                "layers": s.vit_layers,
+                "heads": s.vit_heads,
+                "patch_size": s.patch_size,
+                "mlp_ratio": s.vit_feed_forward / s.vit_width,
+            },
+        },
         "aligner_config": projector(s.vit_width, s.aligner_depth),
-        "gen_vision_config": {"cls": "VQ-16", "model_type": "gen_vision",
-                              "params": {"image_token_size": s.codebook_size, "n_embed": s.codebook_dim}},
+        "gen_vision_config": {
+            "cls": "VQ-16",
+            "model_type": "gen_vision",
+            "params": {"image_token_size": s.codebook_size, "n_embed": s.codebook_dim},
+        },
         "gen_aligner_config": projector(s.codebook_dim, s.gen_aligner_depth),
-        "gen_head_config": {"cls": "vision_head", "model_type": "gen_head", "params": {
-            "n_embed": s.hidden, "image_token_embed": s.gen_head_width, "image_token_size": s.codebook_size}},
+        "gen_head_config": {
+            "cls": "vision_head",
+            "model_type": "gen_head",
+            "params": {"n_embed": s.hidden, "image_token_embed": s.gen_head_width, "image_token_size": s.codebook_size},
+        },
         "language_config": language_config(s) | {"tie_word_embeddings": s.tied},
     }
 
@@ -185,15 +239,36 @@ def transformers_config(s: Sizes) -> dict[str, Any]:
     llama = language_config(s)
     llama["rope_parameters"] = {"rope_theta": llama.pop("rope_theta"), "rope_type": "default"}
     return {
-        "model_type": "janus", "tie_word_embeddings": s.tied, "text_config": llama | {"tie_word_embeddings": False},
-        "vision_config": {"model_type": "janus_vision_model", "hidden_size": s.vit_width, "num_hidden_layers": s.vit_layers,
-                          "num_attention_heads": s.vit_heads, "image_size": s.image_size, "patch_size": s.patch_size,
-                          "mlp_ratio": s.vit_feed_forward / s.vit_width, "layer_norm_eps": s.vit_eps, "hidden_act": "gelu",
-                          "depth": s.aligner_depth, "projection_dim": s.hidden, "num_image_tokens": s.grid**2},
-        "vq_config": {"model_type": "janus_vqgan", "embed_dim": s.codebook_dim, "num_embeddings": s.codebook_size,
-                      "latent_channels": s.vq_z, "base_channels": s.vq_channels, "channel_multiplier": list(s.vq_multipliers),
-                      "num_res_blocks": s.vq_res_blocks, "projection_dim": s.hidden, "image_token_embed_dim": s.hidden,
-                      "num_hidden_layers": s.gen_aligner_depth, "double_latent": False},
+        "model_type": "janus",
+        "tie_word_embeddings": s.tied,
+        "text_config": llama | {"tie_word_embeddings": False},
+        "vision_config": {
+            "model_type": "janus_vision_model",
+            "hidden_size": s.vit_width,
+            "num_hidden_layers": s.vit_layers,
+            "num_attention_heads": s.vit_heads,
+            "image_size": s.image_size,
+            "patch_size": s.patch_size,
+            "mlp_ratio": s.vit_feed_forward / s.vit_width,
+            "layer_norm_eps": s.vit_eps,
+            "hidden_act": "gelu",
+            "depth": s.aligner_depth,
+            "projection_dim": s.hidden,
+            "num_image_tokens": s.grid**2,
+        },
+        "vq_config": {
+            "model_type": "janus_vqgan",
+            "embed_dim": s.codebook_dim,
+            "num_embeddings": s.codebook_size,
+            "latent_channels": s.vq_z,
+            "base_channels": s.vq_channels,
+            "channel_multiplier": list(s.vq_multipliers),
+            "num_res_blocks": s.vq_res_blocks,
+            "projection_dim": s.hidden,
+            "image_token_embed_dim": s.hidden,
+            "num_hidden_layers": s.gen_aligner_depth,
+            "double_latent": False,
+        },
     }
 
 
@@ -220,15 +295,24 @@ def save_safetensors(path: Path, state: State, dtypes: dict[str, str]) -> None:
 def save_bin(path: Path, state: State, dtypes: dict[str, str]) -> None:
     """A .bin file as torch.save writes it."""
     import torch
+
     def tensor(name: str, value: np.ndarray) -> Any:
         values = encode_values(value, dtypes[name])
-        return torch.from_numpy(values.view(np.int16)).view(torch.bfloat16) if dtypes[name] == "BF16" else torch.from_numpy(values)
+        return (
+            torch.from_numpy(values.view(np.int16)).view(torch.bfloat16)
+            if dtypes[name] == "BF16"
+            else torch.from_numpy(values)
+        )
+
     torch.save({name: tensor(name, value) for name, value in state.items()}, path)
 
 
 def save_weights(folder: Path, state: State, file_format: str, shards: int, dtypes: dict[str, str]) -> None:
     """Weights under the usual file names; with more than one shard, an index beside them."""
-    stem, suffix, save = {"safetensors": ("model", "safetensors", save_safetensors), "bin": ("pytorch_model", "bin", save_bin)}[file_format]
+    stem, suffix, save = {
+        "safetensors": ("model", "safetensors", save_safetensors),
+        "bin": ("pytorch_model", "bin", save_bin),
+    }[file_format]
     if shards == 1:
         return save(folder / f"{stem}.{suffix}", state, dtypes)
     weight_map = {name: f"{stem}-{i % shards + 1:05d}-of-{shards:05d}.{suffix}" for i, name in enumerate(state)}
@@ -241,8 +325,15 @@ def write_json(path: Path, values: Any) -> None:
     path.write_text(json.dumps(values, ensure_ascii=False), encoding="utf-8")
 
 
-def write_checkpoint(folder: Path, sizes: Sizes, layout: str = "official", file_format: str = "safetensors", shards: int = 1,
-                     dtype: str = "F32", state: State | None = None) -> State:
+def write_checkpoint(
+    folder: Path,
+    sizes: Sizes,
+    layout: str = "official",
+    file_format: str = "safetensors",
+    shards: int = 1,
+    dtype: str = "F32",
+    state: State | None = None,
+) -> State:
     """Write a whole checkpoint folder and return its tensors as they are named there.
 
     `state` holds official names (default: random values).  The tokenizer is convert.py's synthetic one.
@@ -253,9 +344,17 @@ def write_checkpoint(folder: Path, sizes: Sizes, layout: str = "official", file_
         state = to_transformers(state)
     config = official_config(sizes) if layout == "official" else transformers_config(sizes)
     write_json(folder / "config.json", config)
-    image = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "rescale_factor": 1 / 255, "do_normalize": True, "min_size": 14}
+    image = {
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "min_size": 14,
+    }
     if layout == "official":
-        write_json(folder / "preprocessor_config.json", image | {"image_size": sizes.image_size, "background_color": [127] * 3})
+        write_json(
+            folder / "preprocessor_config.json", image | {"image_size": sizes.image_size, "background_color": [127] * 3}
+        )
         write_json(folder / "processor_config.json", {"num_image_tokens": sizes.grid**2, "sft_format": "deepseek"})
     else:
         image |= {"size": {"height": sizes.image_size, "width": sizes.image_size}, "resample": 3}

@@ -24,11 +24,13 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from geometries import Geometry, write_checkpoint  # noqa: E402
-from reference import Reference, Taps, Turn, load, run_conversation, run_decoder, run_drawing, run_encoder  # noqa: E402
+from reference import (  # noqa: E402
+    Reference, Taps, Turn, load, run_conversation, run_decoder, run_drawing, run_encoder, sample_drawing)
 from verify import convert, photograph  # noqa: E402
 
 QUESTION, SECOND_QUESTION, PROMPT = "What is in the picture?", "How many trees?", "a red fox"
 ANSWER_TOKENS, WEIGHT, LIMIT = 3, 5.0, 3 << 20
+SAMPLES, SEED = 3, 11
 
 SMALL = dict(vocab=416, hidden=32, mlp=56, heads=4, kv_heads=4, head_dim=8, vision_width=24, vision_heads=2,
              vision_mlp=40, codes=128, vq_latent=8, vq_blocks=1, grid=3, context=512)
@@ -74,6 +76,14 @@ def greedy_drawing(reference: Reference, prompt: str) -> list[int]:
     return ids
 
 
+def sampled_drawing(reference: Reference, prompt: str, count: int, seed: int) -> np.ndarray:
+    """The ids (count, T) of pictures that PyTorch draws side by side with `seed`."""
+    ids = np.zeros((count, reference.grid ** 2), np.int32)
+    for step in range(ids.shape[1]):
+        ids[:, step] = sample_drawing(reference, prompt, ids, WEIGHT, 1.0, seed)[:, step]
+    return ids
+
+
 def record_model(out, reference: Reference) -> None:
     """Inputs and stages of both tasks on one model."""
     image = photograph(31, 22, 1)
@@ -91,6 +101,7 @@ def record_model(out, reference: Reference) -> None:
     record_taps(out, "ask", taps)
     taps, ids = Taps(), greedy_drawing(reference, PROMPT)
     record(out, "input/drawn_ids", np.array(ids, np.int32))
+    record(out, "input/sampled_ids", sampled_drawing(reference, PROMPT, SAMPLES, SEED))
     run_drawing(reference, PROMPT, ids, WEIGHT, taps)
     run_decoder(reference, ids, taps)
     record_taps(out, "draw", taps)

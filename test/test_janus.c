@@ -301,13 +301,23 @@ static JanusGenerateOptions greedy_drawing(int count) {
 
 static int answer_length(const Record *ids) { return (int)ids->count; }
 
+/* The text with white space around it, which a prompt loses; owned by the caller. */
+static char *surrounded(const char *text) {
+    const size_t size = strlen(text) + 16;
+    char *padded = need(malloc(size));
+    snprintf(padded, size, " \n\xe3\x80\x80%s\t \r\n", text);
+    return padded;
+}
+
 /* The two turns of the recorded conversation. */
 static int ask_recorded(JanusSession *session, Golden *golden, char *answers[2]) {
     const JanusAskOptions options = greedy_answer(answer_length(input(&golden->recording, "answer_ids")));
-    return janus_ask(session, input(&golden->recording, "question")->text, &golden->image, 1, &options, &answers[0], NULL) ==
-               JANUS_OK &&
-           janus_ask(session, input(&golden->recording, "second_question")->text, NULL, 0, &options, &answers[1], NULL) ==
-               JANUS_OK;
+    char *question = surrounded(input(&golden->recording, "question")->text);
+    const char *second = input(&golden->recording, "second_question")->text;
+    const int good = janus_ask(session, question, &golden->image, 1, &options, &answers[0], NULL) == JANUS_OK &&
+                     janus_ask(session, second, NULL, 0, &options, &answers[1], NULL) == JANUS_OK;
+    free(question);
+    return good;
 }
 
 static void test_stages(const char *name, const char *isa, double tolerance, int shown) {
@@ -428,15 +438,15 @@ static void test_threads(const char *name) {
 }
 
 /* Pictures drawn side by side are those drawn one by one, and each is the decoded form of its ids. */
-static void test_batch(void) {
-    Golden golden = open_golden("grouped");
+static void test_batch(const char *name) {
+    Golden golden = open_golden(name);
     JanusSession *session = open_session(golden.model, NULL);
     const JanusInfo info = janus_info(golden.model);
     const size_t tokens = (size_t)info.image_tokens, bytes = 3 * (size_t)info.image_size * (size_t)info.image_size;
     int32_t *ids = need(malloc(3 * tokens * sizeof *ids)), *single = need(malloc(tokens * sizeof *single));
     JanusGenerateOptions options = greedy_drawing(3);
     JanusImage pictures[3], decoded;
-    const char *prompt = input(&golden.recording, "prompt")->text;
+    char *prompt = surrounded(input(&golden.recording, "prompt")->text);
     report(janus_generate_ids(session, prompt, &options, ids, NULL) == JANUS_OK, 0, "three rows of ids");
     options.count = 1;
     report(janus_generate_ids(session, prompt, &options, single, NULL) == JANUS_OK, 0, "one row of ids");
@@ -446,8 +456,10 @@ static void test_batch(void) {
 
     options.count = 3;
     options.temperature = 1;
-    options.seed = 11;
+    options.seed = 11; /* as recorded */
     report(janus_generate_ids(session, prompt, &options, ids, NULL) == JANUS_OK, 0, "three sampled rows");
+    report(memcmp(ids, input(&golden.recording, "sampled_ids")->ints, 3 * tokens * sizeof *ids) == 0, 1,
+           "%s: sampled ids of three pictures are PyTorch's", name);
     report(janus_generate(session, prompt, &options, pictures, NULL) == JANUS_OK, 0, "three sampled pictures");
     for (int i = 0; i < 3; i++) {
         report(janus_decode_image(session, ids + (size_t)i * tokens, &decoded, NULL) == JANUS_OK, 0, "decode");
@@ -463,6 +475,7 @@ static void test_batch(void) {
     report(memcmp(ids, ids + tokens, tokens * sizeof *ids) != 0, 1, "another seed, another picture");
     free(ids);
     free(single);
+    free(prompt);
     janus_session_free(session);
     close_golden(&golden);
 }
@@ -1012,7 +1025,9 @@ int main(int count, char **arguments) {
     test_threads("plain");
     test_threads("grouped");
     test_threads("tied");
-    test_batch();
+    test_batch("plain");
+    test_batch("grouped");
+    test_batch("tied");
     test_conversation();
     test_full_context();
     test_cancel_call(0, "an answer");

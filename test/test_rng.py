@@ -6,7 +6,7 @@
 
 JANUS_LIBRARY names the shared library to test (default: libjanus.so beside janus.c). Needs torch and numpy, and
 transformers for the two tests of answers. The tests follow the torch that runs them: under torch 2.0 to 2.6 with MKL
-they hold the MKL variant to it, under any other the generic one.
+they hold the MKL variant to it (2.0 can differ: its q can be 0), under any other the generic one.
 """
 import argparse
 import ctypes
@@ -30,6 +30,9 @@ RECORDED_EXPONENTIALS = (
 # the same: torch.manual_seed(1), then torch.multinomial((torch.arange(4096.) % 61 + 1).view(4, 1024), 1) five times
 RECORDED_IDS = [[816, 303, 693, 439], [810, 605, 991, 37], [851, 351, 873, 976], [969, 244, 621, 626],
                 [911, 256, 371, 235]]
+# the same: torch.manual_seed(112), then the six smallest of torch.empty(262144).exponential_(1); u is 1 for the first
+RECORDED_SMALLEST = (1.1754943508222875e-38, 1.2516983360910672e-06, 6.258507255552104e-06, 7.808239388396032e-06,
+                     8.940736734075472e-06, 9.536788638797589e-06)
 FLOATS = ctypes.POINTER(ctypes.c_float)
 
 
@@ -115,7 +118,7 @@ def float_steps(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def probability_pool(width: int, rows: int = 48) -> torch.Tensor:
-    """(rows, width) probabilities from nearly uniform to nearly certain; every sixth row keeps 50 ids, as top-k does."""
+    """(rows, width) probabilities from nearly uniform to nearly certain; every sixth row keeps 50 ids, as in text."""
     generator = torch.Generator().manual_seed(width)
     scale = torch.logspace(-1, 1.3, rows)[torch.randperm(rows, generator=generator)]
     logits = torch.randn(rows, width, generator=generator) * scale[:, None]
@@ -203,11 +206,13 @@ def test_mkl_by_record() -> None:
     rng = seeded(0, MKL)
     for values in RECORDED_EXPONENTIALS:
         assert float_steps(exponential(rng, len(values)), np.array(values, np.float32)).max() <= 1
+    smallest = np.sort(exponential(seeded(112, MKL), 262_144))[:6]
+    assert float_steps(smallest, np.array(RECORDED_SMALLEST, np.float32)).max() <= 1
     probs = (np.arange(4096, dtype=np.float32) % 61 + 1).reshape(4, 1024)
     rng = seeded(1, MKL)
     drawn = [multinomial(rng, probs).tolist() for _ in RECORDED_IDS]
     assert drawn == RECORDED_IDS
-    print(f"{len(RECORDED_EXPONENTIALS)} calls, {len(RECORDED_IDS)} draws")
+    print(f"{len(RECORDED_EXPONENTIALS) + 1} calls, {len(RECORDED_IDS)} draws")
 
 
 def test_seed_range() -> None:
@@ -238,18 +243,22 @@ def test_refused_probabilities() -> None:
 
 
 def test_ties() -> None:
-    """Of equal ratios the first wins: probabilities so large that most ratios overflow to infinity."""
-    probs = np.full((4, 1024), 3e38, np.float32)
-    probs[1:, ::2] = 0.0
+    """Of equal ratios the first wins. Most ratios of the first kind overflow; those of the second, drawn from the very
+    q that will divide them, differ by the roundings alone (GENERIC only, where both have the same q)."""
+    overflowing = torch.full((4, 1024), 3e38)
+    overflowing[1:, ::2] = 0.0
     for seed in range(20):
         torch.manual_seed(seed)
-        expected = torch.multinomial(torch.from_numpy(probs), 1)[:, 0].numpy()
-        assert (multinomial(seeded(seed, torch_kind()), probs) == expected).all()
-    print("80 rows")
+        close = torch.empty(4, 1024).exponential_(1) * 0.3
+        for probs in (overflowing, close) if torch_kind() == GENERIC else (overflowing,):
+            torch.manual_seed(seed)
+            expected = torch.multinomial(probs, 1)[:, 0].numpy()
+            assert (multinomial(seeded(seed, torch_kind()), probs.numpy()) == expected).all()
+    print("20 seeds")
 
 
 def test_softmax() -> None:
-    """softmax(logits / T) of both. torch adds in float: a factor common to a row, which moves no argmax, is set aside."""
+    """softmax(logits / T) of both, less the factor common to a row that torch's float sum brings: it moves no argmax."""
     furthest = largest_factor = 0.0
     generator = torch.Generator().manual_seed(1)
     for width, scale, temperature in ((1024, 1, 1.0), (16384, 5, 1.0), (16384, 5, 0.7), (102400, 3, 1.3)):
@@ -295,6 +304,7 @@ def test_kept_ids() -> None:
                 expected = warped(logits, *setting).isfinite().numpy()
                 kept = answer_probs(logits.numpy(), *setting) > 0
                 cases += 1
+                assert kept.any()
                 if (kept != expected).any():
                     near_edge += 1
                     assert distance_to_edge(logits, *setting) < 1e-6, (width, scale, setting)

@@ -1,0 +1,523 @@
+# SPDX-License-Identifier: MIT
+"""The command line: every command, where results and remarks go, exit codes, and what happens to bad input."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+if os.name == "posix":
+    import resource
+
+ROOT = Path(__file__).resolve().parent.parent
+JANUS = Path(os.environ.get("JANUS_PROGRAM", ROOT / "janus"))
+GOLDEN = ROOT / "test" / "golden"
+MODEL = GOLDEN / "grouped.gguf"
+TOKENS, CODEBOOK, SIDE = 4, 128, 4  # of MODEL: ids of a picture, codebook size, side in pixels
+
+posix = pytest.mark.skipif(os.name != "posix", reason="needs /dev/full, pseudo-terminals or file size limits")
+
+
+def janus(*arguments: object, stdin: bytes | None = b"", model: Path | None = MODEL, cwd: Path | None = None,
+          **options: object) -> subprocess.CompletedProcess:
+    """Runs the program; a text in the arguments may be bytes that are not UTF-8. Nothing here may take a minute."""
+    command = [str(JANUS)] + [a if isinstance(a, bytes) else str(a) for a in arguments]
+    if model is not None and "-m" not in command:
+        command += ["-m", str(model)]
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("JANUS_")}
+    environment.update(options.pop("env", {}))
+    return subprocess.run(command, input=stdin, stdout=options.pop("stdout", subprocess.PIPE), stderr=subprocess.PIPE,
+                          timeout=60, cwd=cwd, env=environment, **options)
+
+
+def succeeds(*arguments: object, **options: object) -> subprocess.CompletedProcess:
+    """Runs the program and expects exit code 0."""
+    done = janus(*arguments, **options)
+    assert done.returncode == 0, done.stderr.decode()
+    return done
+
+
+def fails(*arguments: object, code: int | tuple[int, ...] = 1, **options: object) -> str:
+    """Runs the program and expects nothing on stdout, one line on stderr and the exit code; returns the line."""
+    done = janus(*arguments, **options)
+    text = done.stderr.decode("utf-8", "replace")
+    assert done.returncode in (code if isinstance(code, tuple) else (code,)), (done.returncode, text)
+    lines = [line for line in text.splitlines() if not line.startswith("seed ")]
+    assert len(lines) == 1 and lines[0].startswith("janus: ") and len(lines[0]) > 15, text
+    assert not done.stdout
+    return lines[0]
+
+
+def picture(path: Path, width: int = 40, height: int = 30, **options: object) -> Path:
+    """A picture of noise, in the format of the ending."""
+    rgb = np.random.default_rng(width * 1000 + height).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    Image.fromarray(rgb).save(path, **options)
+    return path
+
+
+@pytest.fixture()
+def photo(tmp_path: Path) -> Path:
+    """A small PNG."""
+    return picture(tmp_path / "photo.png")
+
+
+# ---- Help and usage ----
+
+def test_help_goes_to_stdout() -> None:
+    """-h and --help, also after a command, print the usage and succeed."""
+    for arguments in (["-h"], ["--help"], ["generate", "-h"]):
+        done = succeeds(*arguments, model=None)
+        assert b"janus generate" in done.stdout and not done.stderr
+
+
+def test_no_command_is_usage() -> None:
+    """Without a command the usage goes to stderr."""
+    done = janus(model=None)
+    assert done.returncode == 2 and b"janus generate" in done.stderr and not done.stdout
+
+
+@pytest.mark.parametrize("arguments", [
+    ["paint", "a cat"], ["generate"], ["ask"], ["encode"], ["tokenize"], ["generate", "a", "cat"], ["generate", "--colour", "red", "x"],
+    ["generate", "x", "-o"], ["info", "--threads"], ["tokenize", "-x", "text"],
+])
+def test_usage_errors(arguments: list[str]) -> None:
+    """What cannot be understood: exit 2."""
+    fails(*arguments, code=2)
+
+
+@pytest.mark.parametrize("option, values", [
+    ("--seed", ["x", "", "-1", "1.5", "99999999999999999999999", "1x"]), ("-n", ["0", "65", "-3", "x", "1.5", ""]),
+    ("--cfg", ["x", "-1", "nan", "inf", "1e999", "5 "]), ("--temperature", ["x", "-0.1", "nan", "inf", "1e999"]),
+    ("--threads", ["0", "-1", "257", "x", "1e3"]), ("--max-tokens", ["0", "-1", "x"]), ("--top-p", ["0", "-1", "1.1", "nan", "x"]),
+    ("--isa", ["mmx", ""]),
+])
+def test_numbers_that_are_no_numbers(option: str, values: list[str]) -> None:
+    """Values outside an option's range, or none at all."""
+    for value in values:
+        fails("generate", option, value, "a cat", code=(1, 2))
+
+
+def test_options_may_stand_anywhere(photo: Path) -> None:
+    """Before or behind the text, and "--" ends them."""
+    first = succeeds("tokenize", "a text", "-q").stdout
+    assert succeeds("-q", "tokenize", "a text").stdout == first
+    assert succeeds("tokenize", "-m", MODEL, "--", "-q").stdout != first
+
+
+# ---- generate ----
+
+def test_generate(tmp_path: Path) -> None:
+    """A picture, its name on stdout, the seed on stderr; the same seed gives the same picture."""
+    done = succeeds("generate", "--seed", 3, "-o", "fox.png", "a red fox", cwd=tmp_path)
+    assert done.stdout == b"fox.png\n" and done.stderr == b"seed 3\n"
+    first = (tmp_path / "fox.png").read_bytes()
+    assert Image.open(tmp_path / "fox.png").size == (SIDE, SIDE)
+    succeeds("generate", "--seed", 3, "-o", "again.png", "a red fox", cwd=tmp_path)
+    succeeds("generate", "--seed", 4, "-o", "other.png", "a red fox", cwd=tmp_path)
+    assert (tmp_path / "again.png").read_bytes() == first != (tmp_path / "other.png").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["again.png", "fox.png", "other.png"]
+
+
+def test_made_up_seed_is_printed(tmp_path: Path) -> None:
+    """The seed of a run that was not given one repeats it."""
+    done = succeeds("generate", "-o", "a.png", "a red fox", cwd=tmp_path)
+    word, seed = done.stderr.split()
+    assert word == b"seed"
+    succeeds("generate", "-o", "b.png", "--seed", seed.decode(), "a red fox", cwd=tmp_path)
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_generate_numbers_its_files(tmp_path: Path) -> None:
+    """-n 3 writes three different pictures into numbered files."""
+    done = succeeds("generate", "-n", 3, "--seed", 1, "-o", "my.fox.png", "a red fox", cwd=tmp_path)
+    names = done.stdout.decode().split()
+    assert names == ["my.fox-1.png", "my.fox-2.png", "my.fox-3.png"] == sorted(path.name for path in tmp_path.iterdir())
+    assert len({Image.open(tmp_path / name).tobytes() for name in names}) > 1
+
+
+def test_generate_formats(tmp_path: Path) -> None:
+    """JPEG by its endings, the default name, and no other endings."""
+    for name, kind in (("a.jpg", "JPEG"), ("a.jpeg", "JPEG"), ("A.PNG", "PNG")):
+        done = janus("generate", "-o", name, "x", cwd=tmp_path)
+        if name == "A.PNG" and done.returncode:
+            continue  # capital endings may be refused
+        assert done.returncode == 0 and Image.open(tmp_path / name).format == kind
+    succeeds("generate", "x", cwd=tmp_path)
+    assert (tmp_path / "janus.png").exists()
+    for name in ("a.gif", "a", "a.png.txt", ""):
+        fails("generate", "-o", name, "x", cwd=tmp_path, code=(1, 2))
+
+
+@pytest.mark.parametrize("option", [["--temperature", 0], ["--cfg", 0], ["--cfg", 1.5, "--temperature", 0.5], ["--threads", 1]])
+def test_generate_options(tmp_path: Path, option: list) -> None:
+    """Options that are in their ranges."""
+    succeeds("generate", *option, "-o", tmp_path / "x.png", "a red fox")
+
+
+# ---- ask and chat ----
+
+def test_ask(photo: Path) -> None:
+    """The answer alone is on stdout; greedy answers repeat."""
+    done = succeeds("ask", "-i", photo, "--max-tokens", 5, "What is it?")
+    assert done.stdout.endswith(b"\n") and not done.stderr
+    assert succeeds("ask", "-i", photo, "--max-tokens", 5, "--threads", 1, "What is it?").stdout == done.stdout
+    assert succeeds("ask", "-i", photo, "-i", photo, "--max-tokens", 5, "Same?").stdout.endswith(b"\n")
+
+
+def test_ask_samples_with_a_seed(photo: Path) -> None:
+    """A temperature makes the answer depend on the seed, which is printed."""
+    runs = [succeeds("ask", "-i", photo, "--max-tokens", 12, "--temperature", 1, "--top-p", 0.9, "--seed", seed, "What?")
+            for seed in (1, 1, 2)]
+    assert runs[0].stdout == runs[1].stdout != runs[2].stdout
+    assert runs[0].stderr == b"seed 1\n"
+
+
+def test_chat(tmp_path: Path, photo: Path) -> None:
+    """Turns, an image, a drawing and a new beginning; the end of the input ends it."""
+    text = f"Hello\n/image {photo}\nWhat is it?\n\n/draw a fox\n/reset\nHello\n"
+    done = succeeds("chat", "--max-tokens", 4, "-q", stdin=text.encode(), cwd=tmp_path)
+    lines = done.stdout.split(b"\n")
+    assert done.stdout.count(b"\n") >= 4 and b"janus-1.png" in lines
+    assert (tmp_path / "janus-1.png").exists()
+    assert lines[0] == lines[-2], "after /reset the first question gets the first answer again"
+    assert succeeds("chat", stdin=b"/quit\nHello\n").stdout == b""
+
+
+def test_chat_survives_mistakes(photo: Path) -> None:
+    """A wrong command or image is a remark, and the conversation goes on."""
+    done = succeeds("chat", "--max-tokens", 3, stdin=b"/paint\n/image no/such.png\n\xff\xfe\nHello\n")
+    assert len(done.stderr.splitlines()) == 3 and done.stdout.strip()
+    fails("chat", "-i", "no/such.png")
+
+
+# ---- encode and decode, tokenize, info ----
+
+def test_encode_and_decode(tmp_path: Path, photo: Path) -> None:
+    """One line of ids, which decode turns into a picture from a file or from stdin."""
+    done = succeeds("encode", "-i", photo)
+    ids = [int(word) for word in done.stdout.split()]
+    assert len(ids) == TOKENS and all(0 <= i < CODEBOOK for i in ids) and done.stdout.count(b"\n") == 1 and not done.stderr
+    (tmp_path / "ids.txt").write_bytes(done.stdout)
+    assert succeeds("decode", "-o", "a.png", "ids.txt", cwd=tmp_path).stdout == b"a.png\n"
+    succeeds("decode", "-o", "b.png", stdin=done.stdout, cwd=tmp_path)
+    succeeds("decode", "-o", "c.png", stdin=b",\n".join(done.stdout.split()), cwd=tmp_path)
+    pictures = [(tmp_path / name).read_bytes() for name in ("a.png", "b.png", "c.png")]
+    assert pictures[0] == pictures[1] == pictures[2] and Image.open(tmp_path / "a.png").size == (SIDE, SIDE)
+
+
+@pytest.mark.parametrize("ids", [
+    b"", b"1 2 3", b"1 2 3 4 5", b"1 2 3 x", b"1 2 3 4.5", b"1 2 3 -1", b"1 2 3 128", b"1 2 3 99999999999999999999", b"\xff\xfe 1 2 3",
+    b"1 2 3 4x", b"0x1 2 3 4",
+])
+def test_decode_refuses_bad_ids(tmp_path: Path, ids: bytes) -> None:
+    """Too few, too many, out of range, no numbers: no picture."""
+    fails("decode", "-o", "x.png", stdin=ids, cwd=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_decode_refuses_bad_files(tmp_path: Path) -> None:
+    """A missing file and a folder."""
+    fails("decode", tmp_path / "missing")
+    fails("decode", tmp_path)
+
+
+@pytest.mark.parametrize("text", ["Hello, world!", "  two  spaces ", "你好 🦊", "<|User|>: x<image_placeholder>", "tab\there\n"])
+def test_tokenize_round_trip(text: str) -> None:
+    """Ids on one line, and the text back from them."""
+    done = succeeds("tokenize", text)
+    assert done.stdout.count(b"\n") == 1 and all(word.isdigit() for word in done.stdout.split())
+    assert succeeds("tokenize", "--decode", done.stdout.decode().strip()).stdout.decode() == text + "\n"
+
+
+def test_tokenize_refuses() -> None:
+    """Bytes that are no UTF-8, ids that are none."""
+    fails("tokenize", b"abc\xff")
+    for text in ("1 2 x", "1 -1", "99999999", "1.5"):
+        fails("tokenize", "--decode", text)
+
+
+def test_info() -> None:
+    """The sizes of the model, on stdout."""
+    done = succeeds("info")
+    assert b"transformer" in done.stdout and b"f16" in done.stdout and not done.stderr
+
+
+# ---- The model file ----
+
+def test_model_from_the_environment(tmp_path: Path) -> None:
+    """$JANUS_MODEL is the default, -m goes before it; without either the error names what is missing."""
+    assert succeeds("info", model=None, env={"JANUS_MODEL": str(MODEL)}).stdout == succeeds("info").stdout
+    other = succeeds("info", "-m", GOLDEN / "tied.gguf", env={"JANUS_MODEL": str(MODEL)}).stdout
+    assert other != succeeds("info").stdout
+    program = tmp_path / "janus"
+    shutil.copy(JANUS, program)
+    done = subprocess.run([program, "info"], cwd=tmp_path, capture_output=True, timeout=60,
+                          env={key: value for key, value in os.environ.items() if not key.startswith("JANUS_")})
+    assert done.returncode == 1 and b"gguf" in done.stderr and done.stderr.count(b"\n") == 1
+
+
+def damaged(how: str) -> bytes:
+    """A model's bytes with one thing wrong."""
+    data = bytearray(MODEL.read_bytes())
+    if how == "empty":
+        return b""
+    if how == "text":
+        return b"This is no model. " * 100
+    if how.startswith("truncated"):
+        return bytes(data[:int(len(data) * float(how.split()[1]))])
+    if how == "magic":
+        data[:4] = b"GGJT"
+    if how == "version":
+        data[4] = 2
+    if how == "architecture":
+        at = data.index(b"general.architecture") + 20 + 12
+        data[at:at + 5] = b"llama"
+    if how == "tensor count":
+        data[8:16] = struct.pack("<Q", 1 << 60)
+    if how == "metadata count":
+        data[16:24] = struct.pack("<Q", 1 << 60)
+    if how in ("offset", "missing tensor", "misshapen tensor"):
+        at = data.index(b"output_norm.weight")
+        if how == "missing tensor":
+            data[at:at + 6] = b"uotput"
+        if how == "misshapen tensor":
+            data[at + 22:at + 30] = struct.pack("<Q", 31)
+        if how == "offset":
+            data[at + 34:at + 42] = struct.pack("<Q", 1 << 40)
+    if how == "format version":
+        at = data.index(b"janus.format_version") + 24
+        data[at:at + 4] = struct.pack("<I", 99)
+    return bytes(data)
+
+
+@pytest.mark.parametrize("how", [
+    "empty", "text", "truncated 0.001", "truncated 0.01", "truncated 0.5", "truncated 0.99", "magic", "version", "architecture",
+    "tensor count", "metadata count", "offset", "missing tensor", "misshapen tensor", "format version",
+])
+def test_damaged_models(tmp_path: Path, how: str) -> None:
+    """Refused by every command with one line that names the file."""
+    path = tmp_path / "bad.gguf"
+    path.write_bytes(damaged(how))
+    for arguments in (["info"], ["generate", "-o", tmp_path / "x.png", "a cat"]):
+        assert "bad.gguf" in fails(*arguments, "-m", path)
+    assert [path.name for path in tmp_path.iterdir()] == ["bad.gguf"]
+
+
+def test_model_that_is_no_file(tmp_path: Path) -> None:
+    """Missing, or a folder."""
+    fails("info", "-m", tmp_path / "missing.gguf")
+    fails("info", "-m", tmp_path)
+    if os.name == "posix":
+        os.mkfifo(tmp_path / "pipe")
+        for path in ("/dev/null", "/dev/zero", "/dev/stdin", tmp_path / "pipe"):
+            fails("info", "-m", path, preexec_fn=little_memory)
+
+
+def little_memory() -> None:
+    """In the child: no more than 2 GiB, so that reading without an end stays harmless."""
+    resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
+
+
+# ---- Images ----
+
+def test_image_formats(tmp_path: Path) -> None:
+    """PNG, JPEG and BMP in their variants see the same picture; alpha is dropped, not blended."""
+    rgb = Image.open(picture(tmp_path / "rgb.png", 24, 24))
+    rgb.save(tmp_path / "rgb.bmp")
+    transparent = rgb.copy()
+    transparent.putalpha(0)
+    transparent.save(tmp_path / "rgba.png")
+    expected = succeeds("encode", "-i", tmp_path / "rgb.png").stdout
+    for name in ("rgb.bmp", "rgba.png"):
+        assert succeeds("encode", "-i", tmp_path / name).stdout == expected, name
+    rgb.save(tmp_path / "a.jpg", quality=95)
+    rgb.save(tmp_path / "progressive.jpg", progressive=True)
+    rgb.convert("L").save(tmp_path / "grey.png")
+    rgb.convert("L").save(tmp_path / "grey.jpg")
+    rgb.convert("P").save(tmp_path / "palette.png")
+    rgb.convert("1").save(tmp_path / "bits.png")
+    Image.fromarray(np.zeros((9, 9), np.uint16)).save(tmp_path / "deep.png")
+    for name in ("a.jpg", "progressive.jpg", "grey.png", "grey.jpg", "palette.png", "bits.png", "deep.png"):
+        succeeds("encode", "-i", tmp_path / name)
+
+
+def bad_image(path: Path, how: str) -> None:
+    """Writes a file that is no picture, or one that cannot be accepted."""
+    data = picture(path.with_suffix(".good.png")).read_bytes()
+    path.with_suffix(".good.png").unlink()
+    if how == "empty":
+        data = b""
+    if how == "text":
+        data = b"no picture"
+    if how == "truncated":
+        data = data[:len(data) // 2]
+    if how == "corrupt":
+        data = data[:50] + bytes(b ^ 0x55 for b in data[50:])
+    if how == "unknown chunk":  # its name goes into the reason: it must not break the line
+        data = data[:33] + struct.pack(">I4sI", 0, b"\nA\rB", 0) + data[33:]
+    if how == "enormous":
+        data = data[:16] + struct.pack(">II", 100000, 100000) + data[24:]
+    if how == "no pixels":
+        data = data[:16] + struct.pack(">II", 0, 0) + data[24:]
+    path.write_bytes(data)
+    if how == "gif":
+        Image.new("RGB", (8, 8)).save(path, "GIF")
+    if how == "half a jpeg":
+        picture(path.with_suffix(".jpg"), 200, 200)
+        data = path.with_suffix(".jpg").read_bytes()
+        path.with_suffix(".jpg").unlink()
+        path.write_bytes(data[:300])
+
+
+@pytest.mark.parametrize("how", ["empty", "text", "truncated", "corrupt", "unknown chunk", "enormous", "no pixels", "gif", "half a jpeg"])
+def test_bad_images(tmp_path: Path, how: str) -> None:
+    """Refused by every command that reads one, by name."""
+    path = tmp_path / "bad.png"
+    bad_image(path, how)
+    assert "bad.png" in fails("encode", "-i", path)
+    assert "bad.png" in fails("ask", "-i", path, "What?")
+    assert "bad.png" in fails("chat", "-i", path)
+
+
+def test_image_that_is_no_file(tmp_path: Path) -> None:
+    """Missing, a folder, an endless device."""
+    for path in [tmp_path / "missing.png", tmp_path, *([Path("/dev/zero"), Path("/dev/null")] if os.name == "posix" else [])]:
+        fails("ask", "-i", path, "What?", preexec_fn=little_memory if os.name == "posix" else None)
+
+
+def test_long_thin_images(tmp_path: Path) -> None:
+    """1 x 10000 and the like: seen, and encoded or refused, but never a crash."""
+    for width, height in ((1, 10000), (10000, 1), (1, 1), (16384, 2)):
+        path = picture(tmp_path / "thin.png", width, height)
+        succeeds("ask", "-i", path, "--max-tokens", 2, "What?")
+        done = janus("encode", "-i", path)
+        assert done.returncode in (0, 1) and len(done.stderr.splitlines()) == done.returncode
+    fails("ask", "-i", picture(tmp_path / "wide.png", 16385, 1), "What?")
+
+
+# ---- Prompts ----
+
+@pytest.mark.parametrize("text", ["", "   ", "\n\t", b"\xff\xfe", b"caf\xe9", b"\xed\xa0\x80", "a b " * 20000])
+def test_bad_prompts(tmp_path: Path, photo: Path, text: str | bytes) -> None:
+    """Empty, not UTF-8, longer than the context."""
+    out = tmp_path / "out"
+    out.mkdir()
+    fails("generate", "-o", out / "x.png", text)
+    fails("ask", "-i", photo, text)
+    assert not list(out.iterdir())
+
+
+# ---- Output ----
+
+def test_missing_output_folder(tmp_path: Path) -> None:
+    """Nothing is left behind."""
+    fails("generate", "-o", "no/such/x.png", "a cat", cwd=tmp_path)
+    fails("decode", "-o", "no/such/x.png", stdin=b"1 2 3 4", cwd=tmp_path)
+    (tmp_path / "folder.png").mkdir()
+    fails("decode", "-o", "folder.png", stdin=b"1 2 3 4", cwd=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["folder.png"] and not list((tmp_path / "folder.png").iterdir())
+
+
+def small_files() -> None:
+    """In the child: files cannot grow beyond 40 bytes, as on a full disk."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40, 40))
+
+
+@posix
+def test_full_disk_keeps_the_old_picture(tmp_path: Path) -> None:
+    """A picture that cannot be written whole is not written at all."""
+    (tmp_path / "x.png").write_bytes(b"old")
+    for name in ("x.png", "new.png", "new.jpg"):
+        fails("decode", "-o", name, stdin=b"1 2 3 4", cwd=tmp_path, preexec_fn=small_files)
+    assert [path.name for path in tmp_path.iterdir()] == ["x.png"] and (tmp_path / "x.png").read_bytes() == b"old"
+    fails("encode", "-i", picture(tmp_path / "photo.png"), "--dump", tmp_path / "dump", preexec_fn=small_files, stdout=subprocess.DEVNULL)
+
+
+@posix
+def test_full_stdout(tmp_path: Path, photo: Path) -> None:
+    """Results that cannot be written are a failure."""
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    for arguments in (["-h"], ["info"], ["tokenize", "a b c"], ["encode", "-i", photo], ["ask", "-i", photo, "--max-tokens", 3, "What?"],
+                      ["decode", "-o", tmp_path / "x.png"], ["decode", "-o", "-"]):
+        with open("/dev/full", "wb") as full:
+            done = janus(*arguments, stdin=b"1 2 3 4", stdout=full)
+        assert done.returncode == 1, arguments
+        assert len(done.stderr.splitlines()) <= 1, done.stderr
+
+
+def test_dump(tmp_path: Path, photo: Path) -> None:
+    """Every tensor as a .npy file in a folder that is made; a name that comes again gets a number."""
+    folder = tmp_path / "dump"
+    succeeds("ask", "-i", photo, "--max-tokens", 3, "--dump", folder, "What?")
+    names = {path.name for path in folder.iterdir()}
+    assert {"vision.pixel_values.npy", "aligner.output.npy", "lm.logits.npy", "lm.logits.1.npy", "text.token_ids.npy"} <= names
+    assert np.load(folder / "vision.pixel_values.npy").shape == (24, 24, 3)
+    assert np.load(folder / "text.token_ids.npy").dtype == np.int32
+    (tmp_path / "file").write_text("")
+    fails("ask", "-i", photo, "--dump", tmp_path / "file", "What?")
+    fails("ask", "-i", photo, "--dump", tmp_path / "no" / "such", "What?")
+
+
+# ---- Progress ----
+
+@posix
+def test_progress_only_on_a_terminal(tmp_path: Path, photo: Path) -> None:
+    """A bar on a terminal, gone at the end; with -q, or into a file, none."""
+    import pty
+
+    def on_terminal(*arguments: object) -> bytes:
+        parent, child = pty.openpty()
+        process = subprocess.Popen([JANUS, *map(str, arguments), "-m", MODEL], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                                   stderr=child)
+        os.close(child)
+        seen = b""
+        try:
+            while chunk := os.read(parent, 65536):
+                seen += chunk
+        except OSError:
+            pass
+        assert process.wait(60) == 0
+        os.close(parent)
+        return seen
+
+    seen = on_terminal("generate", "--seed", 1, "-o", tmp_path / "x.png", "a cat")
+    assert b"\r" in seen.replace(b"\r\n", b"\n") and b"/" in seen and seen.endswith(b"\x1b[K")
+    assert b"\x1b" not in on_terminal("generate", "-q", "--seed", 1, "-o", tmp_path / "x.png", "a cat")
+    assert succeeds("generate", "--seed", 1, "-o", tmp_path / "x.png", "a cat").stderr == b"seed 1\n"
+
+
+@posix
+def test_interrupted(tmp_path: Path) -> None:
+    """A program that is stopped leaves no half picture."""
+    for _ in range(5):
+        process = subprocess.Popen([JANUS, "generate", "-m", GOLDEN / "plain.gguf", "-n", "64", "-o", tmp_path / "x.png", "a cat"],
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            process.wait(0.02)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGINT)
+        process.wait(60)
+        for path in tmp_path.iterdir():
+            if path.suffix == ".png":
+                Image.open(path).load()
+
+
+def test_closed_stdin() -> None:
+    """Commands that read nothing do not mind, chat ends at once."""
+    assert succeeds("chat", stdin=b"").stdout == b""
+    succeeds("info", stdin=None)
+
+
+if __name__ == "__main__":
+    sys.exit(pytest.main([__file__, "-q"]))

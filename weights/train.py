@@ -1,0 +1,439 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["torch==2.13.0", "transformers==5.23.0", "tokenizers", "numpy", "pillow", "matplotlib", "tqdm"]
+# ///
+"""Trains the small model of this folder from nothing, in two stages as the report does, and saves it as a checkpoint.
+
+    python weights/train.py --out RUN             the whole run; interrupted, the same line goes on where it was
+    python convert.py RUN/checkpoint -o weights/tiny.gguf --dtype f16
+
+Stage 1, `vq`: the VQ encoder, codebook and decoder learn to pass pictures through 64 ids.
+Stage 2, `joint`: with those frozen, the understanding encoder, both adaptors, the transformer and both heads learn
+everything together: to answer questions about a picture, to talk without one, and to draw what a caption says, with part
+of the captions replaced by pad ids so that guidance has something to compare with.
+RUN holds scenes.npy and scenes.pickle (the data), vq.pt and joint.pt (the state of each stage, replaced in one step),
+log.csv, curves.png and checkpoint/ (what transformers' save_pretrained writes).
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import math
+import os
+import pickle
+import sys
+import time
+from pathlib import Path
+from typing import Iterator
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tqdm import tqdm
+from transformers import (JanusConfig, JanusForConditionalGeneration, JanusVisionConfig, JanusVQVAEConfig, LlamaConfig,
+                          PreTrainedTokenizerFast)
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import world  # noqa: E402
+from convert import BEGIN_OF_IMAGE, BOS, DEEPSEEK_LETTERS, END_OF_IMAGE, EOS, IMAGE_PLACEHOLDER, PAD, SYSTEM_PROMPT  # noqa: E402
+
+SIDE, GRID, TOKENS = 64, 8, 64
+CODEBOOK, CODE_DIM = 1024, 8
+WIDTH, LAYERS, HEADS, KV_HEADS, MLP = 192, 7, 6, 3, 480
+SPECIAL = [BOS, EOS, PAD, IMAGE_PLACEHOLDER, BEGIN_OF_IMAGE, END_OF_IMAGE, "<|User|>", "<|Assistant|>"]
+VOCABULARY = 768
+SCENES, VALIDATION = 40000, 256
+IGNORE = -100
+
+
+# ---- Data -----------------------------------------------------------------------------------------------------------
+
+def load_scenes(run: Path) -> tuple[list[world.Scene], torch.Tensor]:
+    """The training scenes and their pictures uint8 [SCENES, 3, 64, 64]; made once."""
+    if not (run / "scenes.pickle").exists():
+        rng = np.random.default_rng(1)
+        scenes = [world.random_scene(rng) for _ in tqdm(range(SCENES), "scenes")]
+        pictures = np.stack([world.render(scene) for scene in tqdm(scenes, "render")])
+        np.save(run / "scenes.npy", pictures)
+        (run / "scenes.pickle").write_bytes(pickle.dumps(scenes))
+    scenes = pickle.loads((run / "scenes.pickle").read_bytes())
+    return scenes, torch.from_numpy(np.load(run / "scenes.npy")).permute(0, 3, 1, 2).contiguous()
+
+
+def to_input(pictures: torch.Tensor) -> torch.Tensor:
+    """uint8 to -1..1, for both encoders (mean 0.5, std 0.5)."""
+    return pictures.float() / 127.5 - 1
+
+
+def texts(rng: np.random.Generator, count: int) -> Iterator[str]:
+    """Words of the world, as they stand in prompts."""
+    yield from [SYSTEM_PROMPT] * 200
+    for _ in range(count):
+        scene = world.random_scene(rng)
+        yield f"<|User|>: {world.caption(scene, rng)}\n\n<|Assistant|>:"
+        for _, question, answer in world.questions(scene, rng, 4):
+            yield f"\n{question}\n\n<|Assistant|>: {answer}"
+    for question, answer in world.CHAT * 20:
+        yield f"<|User|>: {question}\n\n<|Assistant|>: {answer}"
+
+
+def train_tokenizer() -> Tokenizer:
+    """A byte-level BPE with the pre-tokenizer of DeepSeek's."""
+    ranges = [part.split("-") for part in DEEPSEEK_LETTERS.split()]
+    letters = "".join("-".join(chr(int(end, 16)) for end in ends) for ends in ranges)
+    patterns = ["[\r\n]", f"\\s?[{letters}]+", "\\s?[!-/:-~！-／：-～‘-‟　-。]+", "\\s+$", "[一-龥ࠀ-一가-\ud7ff]+"]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in patterns]
+        + [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY - len(SPECIAL), show_progress=False,
+                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    tokenizer.train_from_iterator(texts(np.random.default_rng(2), 20000), trainer)
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in SPECIAL])
+    return tokenizer
+
+
+class Speaker:
+    """Turns scenes and words into training sequences of ids, with the ids that are to be predicted."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        self.tokenizer = tokenizer
+        self.bos, self.eos, self.pad, self.image, self.begin, self.end = (tokenizer.token_to_id(t) for t in SPECIAL[:6])
+        self.cache: dict[str, list[int]] = {}
+
+    def encode(self, text: str) -> list[int]:
+        if text not in self.cache:
+            if len(self.cache) > 200000:
+                self.cache.clear()
+            self.cache[text] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        return self.cache[text]
+
+    def drawing(self, caption: str, dropped: bool) -> list[int]:
+        """The prompt of a drawing, up to <begin_of_image>; `dropped`: as the unconditional row of guidance has it."""
+        ids = self.encode(f"<|User|>: {caption}\n\n<|Assistant|>:")
+        return [self.bos, *([self.pad] * len(ids) if dropped else ids), self.begin]
+
+    def conversation(self, turns: list[tuple[str, str]], with_image: bool) -> tuple[list[int], list[int]]:
+        """ids and labels (IGNORE where nothing is learned: only answers and their ends are)."""
+        ids = [self.bos, *self.encode(f"{SYSTEM_PROMPT}\n\n")]
+        labels = [IGNORE] * len(ids)
+        for number, (question, answer) in enumerate(turns):
+            asked = self.encode("<|User|>: ")
+            if with_image and number == 0:
+                asked = [*asked, self.begin, *[self.image] * TOKENS, self.end, *self.encode("\n")]
+            asked = [*asked, *self.encode(f"{question}\n\n<|Assistant|>:")]
+            said = [*self.encode(f" {answer}"), self.eos]
+            ids += asked + said
+            labels += [IGNORE] * len(asked) + said
+        return ids, labels
+
+
+def pad_batch(rows: list[list[int]], filler: int) -> torch.Tensor:
+    """int64 [rows, longest]; what fills a row up stands behind it, where causal attention does not see it."""
+    longest = max(map(len, rows))
+    return torch.tensor([row + [filler] * (longest - len(row)) for row in rows])
+
+
+# ---- Model ----------------------------------------------------------------------------------------------------------
+
+def make_model(tokenizer: Tokenizer) -> JanusForConditionalGeneration:
+    """The transformers classes with a small configuration."""
+    size = tokenizer.get_vocab_size()
+    ids = {token: tokenizer.token_to_id(token) for token in SPECIAL}
+    text = LlamaConfig(vocab_size=size, hidden_size=WIDTH, intermediate_size=MLP, num_hidden_layers=LAYERS,
+                       num_attention_heads=HEADS, num_key_value_heads=KV_HEADS, max_position_embeddings=2048,
+                       rms_norm_eps=1e-6, tie_word_embeddings=False, bos_token_id=ids[BOS], eos_token_id=ids[EOS],
+                       pad_token_id=ids[PAD])
+    vision = JanusVisionConfig(hidden_size=128, num_hidden_layers=4, num_attention_heads=4, image_size=SIDE,
+                               patch_size=SIDE // GRID, projection_dim=WIDTH, num_image_tokens=TOKENS)
+    vq = JanusVQVAEConfig(embed_dim=CODE_DIM, num_embeddings=CODEBOOK, latent_channels=64, base_channels=32,
+                          channel_multiplier=[1, 1, 2, 3], num_res_blocks=1, projection_dim=WIDTH,
+                          image_token_embed_dim=WIDTH)
+    config = JanusConfig(text_config=text, vision_config=vision, vq_config=vq, image_token_id=ids[IMAGE_PLACEHOLDER],
+                         tie_word_embeddings=False)
+    return JanusForConditionalGeneration(config)
+
+
+def quantize(vq: torch.nn.Module, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """z [B, 8, G, G] -> z and the nearest codes [B, 8, G, G], both of length 1, and ids [B*G*G] (the official rule)."""
+    z, codes = F.normalize(z, dim=1), F.normalize(vq.quantize.embedding.weight, dim=-1)
+    rows = z.permute(0, 2, 3, 1).reshape(-1, CODE_DIM)
+    ids = (rows @ codes.t()).argmax(1)
+    return z, codes[ids].view(z.shape[0], GRID, GRID, CODE_DIM).permute(0, 3, 1, 2), ids
+
+
+def encode_pictures(vq: torch.nn.Module, pictures: torch.Tensor) -> torch.Tensor:
+    """uint8 [N, 3, 64, 64] -> ids [N, 64]."""
+    with torch.no_grad():
+        batches = [quantize(vq, vq.quant_conv(vq.encoder(to_input(part))))[2] for part in tqdm(pictures.split(32), "encode")]
+    return torch.cat(batches).view(-1, TOKENS)
+
+
+# ---- Both stages ----------------------------------------------------------------------------------------------------
+
+class Log:
+    """Rows of (stage, step, name, value) in log.csv."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def write(self, stage: str, step: int, **values: float) -> None:
+        with self.path.open("a", newline="") as file:
+            csv.writer(file).writerows((stage, step, name, f"{value:.6g}") for name, value in values.items())
+
+
+def schedule(step: int, steps: int, peak: float, warmup: int) -> float:
+    """The learning rate: up in a line, down in half a cosine to a fiftieth."""
+    return peak * min(1, (step + 1) / warmup) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+
+
+def save_state(path: Path, **state: object) -> None:
+    """Writes the state of a stage beside `path`, then puts it there in one step."""
+    torch.save(state, path.with_suffix(".part"))
+    os.replace(path.with_suffix(".part"), path)
+
+
+def update(optimizer: torch.optim.Optimizer, loss: torch.Tensor, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 1.0)
+    optimizer.step()
+
+
+# ---- Stage 1 --------------------------------------------------------------------------------------------------------
+
+class Codebook:
+    """Keeps the codes in use: filled from the encoder's own outputs once, and unused codes replaced by such outputs."""
+
+    def __init__(self, weight: torch.Tensor):
+        self.weight, self.recent, self.used = weight, torch.zeros(0, CODE_DIM), torch.zeros(CODEBOOK)
+
+    def see(self, rows: torch.Tensor, ids: torch.Tensor) -> None:
+        self.recent = torch.cat([rows.detach(), self.recent])[:16384]
+        self.used += torch.bincount(ids, minlength=CODEBOOK)
+
+    def fill(self, places: torch.Tensor) -> None:
+        with torch.no_grad():
+            self.weight[places] = self.recent[torch.randint(len(self.recent), (len(places),))]
+        self.used.zero_()
+
+    def unused(self) -> torch.Tensor:
+        return (self.used < self.used.sum() * 2e-5).nonzero()[:, 0]
+
+
+def vq_step(vq: torch.nn.Module, pictures: torch.Tensor, book: Codebook, quantized: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """The loss of one batch, and its mean squared error alone."""
+    z, codes, ids = quantize(vq, vq.quant_conv(vq.encoder(pictures)))
+    book.see(z.permute(0, 2, 3, 1).reshape(-1, CODE_DIM), ids)
+    passed = z + (codes - z).detach() if quantized else z
+    drawn = vq.decoder(vq.post_quant_conv(passed))
+    error = F.mse_loss(drawn, pictures)
+    loss = error + 0.1 * F.l1_loss(drawn, pictures)
+    if quantized:
+        loss = loss + 0.5 * F.mse_loss(z, codes.detach()) + F.mse_loss(codes, z.detach())
+    return loss, error.detach()
+
+
+def psnr(vq: torch.nn.Module, pictures: torch.Tensor) -> float:
+    """Mean peak signal-to-noise ratio, in dB, of pictures [N, 3, 64, 64] that went through the ids."""
+    with torch.no_grad():
+        wanted = to_input(pictures)
+        drawn = vq.decoder(vq.post_quant_conv(quantize(vq, vq.quant_conv(vq.encoder(wanted)))[1])).clamp(-1, 1)
+        return float((10 * torch.log10(4 / ((drawn - wanted) ** 2).mean((1, 2, 3)))).mean())
+
+
+def train_vq(model: JanusForConditionalGeneration, pictures: torch.Tensor, run: Path, steps: int, log: Log) -> None:
+    vq, path, start, free_steps = model.model.vqmodel, run / "vq.pt", 0, 250
+    optimizer = torch.optim.AdamW(vq.parameters(), lr=1e-3, betas=(0.9, 0.99), weight_decay=1e-4)
+    book = Codebook(vq.quantize.embedding.weight)
+    if path.exists():
+        state = torch.load(path, weights_only=True)
+        vq.load_state_dict(state["vq"])
+        optimizer.load_state_dict(state["opt"])
+        start = state["step"]
+    chooser = torch.Generator().manual_seed(start)
+    for step in tqdm(range(start, steps), "vq", initial=start, total=steps):
+        batch = pictures[VALIDATION:][torch.randint(len(pictures) - VALIDATION, (16,), generator=chooser)]
+        loss, error = vq_step(vq, to_input(batch), book, step >= free_steps)
+        update(optimizer, loss, schedule(step, steps, 1.2e-3, 100))
+        if step == free_steps - 1:
+            book.fill(torch.arange(CODEBOOK))
+        elif free_steps <= step < 0.7 * steps and (step - free_steps) % 60 == 59:
+            book.fill(book.unused())
+        if step % 50 == 49:
+            log.write("vq", step + 1, mse=float(error))
+        if step % 300 == 299 or step == steps - 1:
+            log.write("vq", step + 1, psnr=psnr(vq, pictures[:VALIDATION]))
+            save_state(path, vq=vq.state_dict(), opt=optimizer.state_dict(), step=step + 1)
+    with torch.no_grad():
+        weight = vq.quantize.embedding.weight
+        weight.copy_(F.normalize(weight, dim=-1))
+
+
+# ---- Stage 2 --------------------------------------------------------------------------------------------------------
+
+class Lessons:
+    """Batches of the joint stage."""
+
+    def __init__(self, scenes: list[world.Scene], pictures: torch.Tensor, image_ids: torch.Tensor, speaker: Speaker, seed: int):
+        self.scenes, self.pictures, self.image_ids, self.speaker = scenes, pictures, image_ids, speaker
+        self.rng = np.random.default_rng(seed)
+
+    def choose(self, count: int) -> np.ndarray:
+        return self.rng.integers(VALIDATION, len(self.scenes), count)
+
+    def drawings(self, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Prompts int64 [count, longest], the place of <begin_of_image> in each [count], image ids [count, 64]."""
+        chosen = self.choose(count)
+        prompts = [self.speaker.drawing(world.caption(self.scenes[i], self.rng), self.rng.random() < 0.1) for i in chosen]
+        return (pad_batch(prompts, self.speaker.pad), torch.tensor([len(p) - 1 for p in prompts]),
+                self.image_ids[torch.from_numpy(chosen)])
+
+    def answers(self, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """ids and labels int64 [count, longest] of conversations about a picture each, and the pictures."""
+        chosen = self.choose(count)
+        rows = [self.speaker.conversation([(q, a) for _, q, a in world.questions(self.scenes[i], self.rng, 4)], True) for i in chosen]
+        return (pad_batch([ids for ids, _ in rows], self.speaker.pad), pad_batch([labels for _, labels in rows], IGNORE),
+                self.pictures[torch.from_numpy(chosen)])
+
+    def chats(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """ids and labels of conversations without a picture."""
+        rows = [self.speaker.conversation([world.CHAT[i] for i in self.rng.integers(0, len(world.CHAT), 2)], False) for _ in range(count)]
+        return pad_batch([ids for ids, _ in rows], self.speaker.pad), pad_batch([labels for _, labels in rows], IGNORE)
+
+
+def hidden_states(model: JanusForConditionalGeneration, embeddings: torch.Tensor) -> torch.Tensor:
+    """Embeddings [B, T, D] -> hidden states [B, T, D]; causal, nothing masked, positions 0..T-1 in every row."""
+    positions = torch.arange(embeddings.shape[1])[None].expand(embeddings.shape[0], -1)
+    return model.model.language_model(inputs_embeds=embeddings, position_ids=positions, use_cache=False).last_hidden_state
+
+
+def drawing_loss(model: JanusForConditionalGeneration, prompts: torch.Tensor, last: torch.Tensor, image_ids: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of the image ids after their prompts."""
+    count, width = prompts.shape
+    words = model.get_input_embeddings()(prompts)
+    drawn = model.prepare_embeddings_for_image_generation(image_ids[:, :-1])
+    places = last[:, None] + torch.arange(TOKENS)  # of the states that predict the ids: <begin_of_image> and on
+    embeddings = torch.zeros(count, width + TOKENS - 1, words.shape[2])
+    embeddings[:, :width] = words
+    embeddings = embeddings.scatter(1, (places[:, 1:])[..., None].expand(-1, -1, words.shape[2]), drawn.float())
+    states = hidden_states(model, embeddings).gather(1, places[..., None].expand(-1, -1, words.shape[2]))
+    return F.cross_entropy(model.model.generation_head(states).flatten(0, 1).float(), image_ids.flatten())
+
+
+def answer_loss(model: JanusForConditionalGeneration, speaker: Speaker, ids: torch.Tensor, labels: torch.Tensor,
+                pictures: torch.Tensor | None) -> torch.Tensor:
+    """Cross-entropy of the answers."""
+    embeddings = model.get_input_embeddings()(ids).float()
+    if pictures is not None:
+        seen = model.model.get_image_features(to_input(pictures)).pooler_output.float()
+        embeddings = embeddings.masked_scatter((ids == speaker.image)[..., None], seen)
+    states, wanted = hidden_states(model, embeddings)[:, :-1], labels[:, 1:]
+    chosen = wanted != IGNORE
+    return F.cross_entropy(model.lm_head(states[chosen]).float(), wanted[chosen])
+
+
+def joint_losses(model: JanusForConditionalGeneration, lessons: Lessons, step: int, drawings: int, answers: int) -> dict[str, torch.Tensor]:
+    losses = {"draw": drawing_loss(model, *lessons.drawings(drawings)),
+              "answer": answer_loss(model, lessons.speaker, *lessons.answers(answers))}
+    if step % 4 == 0:
+        losses["chat"] = answer_loss(model, lessons.speaker, *lessons.chats(4), None)
+    return losses
+
+
+def train_joint(model: JanusForConditionalGeneration, lessons_of: object, run: Path, steps: int, log: Log, precise: bool) -> None:
+    path, start = run / "joint.pt", 0
+    parameters = [p for name, p in model.named_parameters() if not name.startswith("model.vqmodel.")]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-3, betas=(0.9, 0.98), weight_decay=0.02)
+    if path.exists():
+        state = torch.load(path, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["opt"])
+        start = state["step"]
+    lessons, began = lessons_of(start), time.time()
+    bar = tqdm(range(start, steps), "joint", initial=start, total=steps)
+    for step in bar:
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=not precise):
+            losses = joint_losses(model, lessons, step, 24, 8)
+        update(optimizer, losses["draw"] + 0.7 * losses["answer"] + 0.1 * losses.get("chat", torch.tensor(0.0)),
+               schedule(step, steps, 2e-3, 200))
+        if step % 25 == 24:
+            values = {name: float(loss) for name, loss in losses.items()}
+            log.write("joint", step + 1, **values)
+            bar.set_postfix({name: f"{value:.3f}" for name, value in values.items()})
+        if step == steps - 1 or time.time() - began > 180:
+            save_state(path, model=model.state_dict(), opt=optimizer.state_dict(), step=step + 1)
+            began = time.time()
+
+
+# ---- Results --------------------------------------------------------------------------------------------------------
+
+def export(model: JanusForConditionalGeneration, tokenizer: Tokenizer, folder: Path) -> None:
+    """The checkpoint as transformers writes it, with the tokenizer and the preprocessing beside it."""
+    model.save_pretrained(folder)
+    names = dict(bos_token=BOS, eos_token=EOS, pad_token=PAD)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps({
+        "image_size": SIDE, "min_size": 8, "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "rescale_factor": 1 / 255,
+        "background_color": [127, 127, 127], "do_normalize": True}, indent=1))
+
+
+def plot_curves(log: Path, picture: Path) -> None:
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    series: dict[tuple[str, str], list[tuple[int, float]]] = {}
+    for stage, step, name, value in csv.reader(log.open()):
+        series.setdefault((stage, name), []).append((int(step), float(value)))
+    figure, axes = plt.subplots(1, max(1, len(series)), figsize=(4 * len(series), 3), squeeze=False)
+    for axis, ((stage, name), points) in zip(axes[0], series.items()):
+        axis.plot(*zip(*points), linewidth=1)
+        axis.set(title=f"{stage}: {name}", xlabel="step")
+        if name != "psnr":
+            axis.set_yscale("log")
+    figure.tight_layout()
+    figure.savefig(picture, dpi=80)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, required=True, help="the folder of the run")
+    parser.add_argument("--vq-steps", type=int, default=6000)
+    parser.add_argument("--steps", type=int, default=12000, help="of the joint stage")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--float32", action="store_true", help="no bfloat16 in the joint stage")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(options.seed)
+    options.out.mkdir(parents=True, exist_ok=True)
+    log = Log(options.out / "log.csv")
+    scenes, pictures = load_scenes(options.out)
+    if not (options.out / "tokenizer.json").exists():
+        train_tokenizer().save(str(options.out / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(str(options.out / "tokenizer.json"))
+    model = make_model(tokenizer)
+    model.train()
+    train_vq(model, pictures, options.out, options.vq_steps, log)
+    vq = model.model.vqmodel.requires_grad_(False).eval()
+    if not (options.out / "image_ids.pt").exists():
+        torch.save(encode_pictures(vq, pictures), options.out / "image_ids.pt")
+    image_ids = torch.load(options.out / "image_ids.pt", weights_only=True)
+    speaker = Speaker(tokenizer)
+    train_joint(model, lambda start: Lessons(scenes, pictures, image_ids, speaker, options.seed + start), options.out,
+                options.steps, log, options.float32)
+    export(model.eval(), tokenizer, options.out / "checkpoint")
+    plot_curves(options.out / "log.csv", options.out / "curves.png")
+
+
+if __name__ == "__main__":
+    main()
