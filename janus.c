@@ -2580,7 +2580,7 @@ static bool find_match(const SplitRule *rule, const char *text, size_t start, si
         *match_end = match_body(rule, text, start, end, &reached);
         if (*match_end > start) return true;
         /* Where a run of the body has no end of line behind it, it has none from a later start either. */
-        start = rule->repeated && reached > next ? reached : next;
+        start = reached > next ? reached : next;
     }
     return false;
 }
@@ -3766,7 +3766,8 @@ static void need_tokenizer(Loader *loader) {
     TokenizerSpec spec = {0};
     uint64_t tokens = 0, merges = 0, steps = 0, vocab = (uint64_t)m->config.vocab;
     m->token_strings = need_strings(loader, "tokenizer.ggml.tokens", vocab, vocab, &tokens);
-    m->merge_strings = need_strings(loader, "tokenizer.ggml.merges", 0, 1 << 24, &merges);
+    if (find_metadata(&m->file, "tokenizer.ggml.merges") != NULL) /* an empty list is left out */
+        m->merge_strings = need_strings(loader, "tokenizer.ggml.merges", 0, 1 << 24, &merges);
     m->step_strings = need_strings(loader, "janus.tokenizer.pre_tokenizer", 0, 64, &steps);
     const uint8_t *types = need_value(loader, "tokenizer.ggml.token_type", GGUF_I32, vocab);
     if (loader->status != JANUS_OK) return;

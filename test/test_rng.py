@@ -201,6 +201,17 @@ def test_generic_by_numpy() -> None:
     print("3 seeds, 200000 values each")
 
 
+def test_mkl_by_numpy() -> None:
+    """MKL derived a second time: Python's integers for MCG31m1, numpy's rounding and log."""
+    states = [int(np.random.RandomState(9).randint(0, 2**32, dtype=np.uint64)) % (2**31 - 1)]
+    while len(states) < 100_000:
+        states.append(states[-1] * 1132489760 % (2**31 - 1))
+    u = (np.array(states) / (2**31 - 1)).astype(np.float32)
+    expected = (-np.log(u.astype(np.float64))).astype(np.float32) + np.float32(2.0**-126)
+    assert (exponential(seeded(9, MKL), len(states)) == expected).all()
+    print("1 seed, 100000 values")
+
+
 def test_mkl_by_record() -> None:
     """MKL against what the x86-64 wheel of torch 2.6.0 gave."""
     rng = seeded(0, MKL)
@@ -258,7 +269,7 @@ def test_ties() -> None:
 
 
 def test_softmax() -> None:
-    """softmax(logits / T) of both, less the factor common to a row that torch's float sum brings: it moves no argmax."""
+    """softmax(logits / T) of both, less a row's common factor from torch's float sum, which moves no argmax."""
     furthest = largest_factor = 0.0
     generator = torch.Generator().manual_seed(1)
     for width, scale, temperature in ((1024, 1, 1.0), (16384, 5, 1.0), (16384, 5, 0.7), (102400, 3, 1.3)):
@@ -342,8 +353,8 @@ def main() -> None:
     full = parser.parse_args().full
     torch.set_num_threads(1)
     print(f"torch {torch.__version__}, variant {('GENERIC', 'MKL')[torch_kind()]}")
-    for test in (test_seed_range, test_refused_probabilities, test_generic_by_numpy, test_mkl_by_record, test_ties,
-                 test_softmax, test_kept_ids, test_generate):
+    for test in (test_seed_range, test_refused_probabilities, test_generic_by_numpy, test_mkl_by_numpy, test_mkl_by_record,
+                 test_ties, test_softmax, test_kept_ids, test_generate):
         print(end=f"{test.__name__}: ", flush=True)
         test()
     for test in (test_exponentials, test_draws):

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ctypes
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -60,19 +59,24 @@ def write_random(folder: Path, size: str, shards: int) -> None:
         (folder / "pytorch_model.bin.index.json").write_text(json.dumps(dict(metadata={}, weight_map=index)))
 
 
+MEASURE = """
+import resource, subprocess, sys
+code = subprocess.call(sys.argv[2:])
+open(sys.argv[1], "w").write(str(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss))
+sys.exit(code)
+"""
+
+
 def measured(arguments: list[object]) -> tuple[str, float, float]:
-    """Runs a program; returns its standard output, seconds, and peak memory in MiB."""
+    """Runs a program; returns its standard output, seconds, and peak memory in MiB. A small process stands between this one
+    and the program, since a child's peak begins with that of the process it was forked from."""
     start = time.monotonic()
-    with tempfile.TemporaryFile("w+") as out:
-        process = subprocess.Popen([str(a) for a in arguments], stdout=out)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        out.seek(0)
-        text = out.read()
-    if process.returncode != 0:
-        raise RuntimeError(f"{' '.join(map(str, arguments[:3]))} ... failed")
-    return text, time.monotonic() - start, usage.ru_maxrss / (1 if sys.platform == "darwin" else 1024) / (
-        1024 * 1024 if sys.platform == "darwin" else 1)
+    with tempfile.NamedTemporaryFile("r") as peak:
+        done = subprocess.run([sys.executable, "-c", MEASURE, peak.name, *map(str, arguments)], stdout=subprocess.PIPE, text=True)
+        if done.returncode != 0:
+            raise RuntimeError(f"{' '.join(map(str, arguments[:3]))} ... failed")
+        unit = 1 << 20 if sys.platform == "darwin" else 1 << 10  # bytes there, KiB elsewhere
+        return done.stdout, time.monotonic() - start, int(Path(peak.name).read_text()) / unit
 
 
 def require_disk(folder: Path, gigabytes: int) -> None:
