@@ -225,12 +225,18 @@ class Config:
             raise Refused(f"{self.where}: {key} is {value!r:.60}, expected a number between {low:g} and {high:g}")
         return float(value)
 
-    def numbers(self, key: str, default: tuple[float, ...]) -> list[float]:
-        value = self.get(key, list(default))
-        if not isinstance(value, list) or len(value) != len(default) \
-                or any(type(x) not in (int, float) or not 0 <= x < 1e9 for x in value):
-            raise Refused(f"{self.where}: {key} is {value!r:.60}, expected {len(default)} numbers")
+    def colour(self, key: str, default: tuple[float, ...], low: float) -> list[float]:
+        """Three numbers from `low` to 1."""
+        value = self.items(key, default)
+        if len(value) != 3 or any(type(x) not in (int, float) or not low <= x <= 1 for x in value):
+            raise Refused(f"{self.where}: {key} is {value!r:.60}, expected three numbers from {low:g} to 1")
         return [float(x) for x in value]
+
+    def items(self, key: str, default: tuple[Any, ...] | None = None) -> list[Any]:
+        value = self.get(key, None if default is None else list(default))
+        if not isinstance(value, list):
+            raise Refused(f"{self.where}: {key} is {value!r:.60}, expected a list")
+        return value
 
     def require(self, key: str, *allowed: Any, default: Any = None) -> Any:
         """The value, which must be one of those that this program understands."""
@@ -413,9 +419,8 @@ def read_transformers_config(config: Config) -> Sizes:
     vision.require("projection_dim", llama["hidden"], default=2048)
     vq.require("projection_dim", llama["hidden"], default=2048)
     vq.require("image_token_embed_dim", llama["hidden"], default=2048)
-    multipliers = vq.get("channel_multiplier", [1, 1, 2, 2, 4])
-    if not isinstance(multipliers, list) or not 1 <= len(multipliers) <= 16 \
-            or any(type(m) is not int or not 1 <= m <= 64 for m in multipliers):
+    multipliers = vq.items("channel_multiplier", (1, 1, 2, 2, 4))
+    if not 1 <= len(multipliers) <= 16 or any(type(m) is not int or not 1 <= m <= 64 for m in multipliers):
         raise Refused(f"{vq.where}: channel_multiplier is {multipliers!r:.60}, expected 1 to 16 small integers")
     width = vision.integer("hidden_size", 1024)
     return Sizes(**llama, tied=config.require("tie_word_embeddings", True, False, default=True),
@@ -511,13 +516,13 @@ def image_metadata(config: Config, sizes: Sizes) -> Metadata:
     config.require("image_size", sizes.image_size, default=sizes.image_size if config.has("size") else 384)
     for key in ("height", "width") if config.has("size") else ():
         config.block("size").require(key, sizes.image_size)
-    mean = config.numbers("image_mean", CLIP_MEAN)
+    mean = config.colour("image_mean", CLIP_MEAN, 0)
     background = [int(x * 255) for x in mean]
     config.require("background_color", background, default=background)
     return {
         "janus.image.min_size": u32(config.integer("min_size", 14, high=sizes.image_size)),
         "janus.image.mean": f32(mean),
-        "janus.image.std": f32(config.numbers("image_std", CLIP_STD)),
+        "janus.image.std": f32(config.colour("image_std", CLIP_STD, 1e-6)),
         "janus.image.rescale_factor": (GGUFValueType.FLOAT64, config.number("rescale_factor", 1 / 255)),
         "janus.image.background_color": u32(background),
         "janus.image.do_normalize": (GGUFValueType.BOOL, config.require("do_normalize", True, False, default=True)),
@@ -578,10 +583,7 @@ def pre_tokenizer_steps(config: Config) -> list[str]:
     """The steps of a pre-tokenizer in the words of janus.tokenizer.pre_tokenizer."""
     kind = config.require("type", "Sequence", "Split", "Digits", "ByteLevel")
     if kind == "Sequence":
-        parts = config.get("pretokenizers")
-        if not isinstance(parts, list) or len(parts) > 64:
-            raise Refused(f"{config.where}: pretokenizers is no list of steps")
-        nested = [Config(part, config.where) for part in parts]
+        nested = [Config(part, config.where) for part in config.items("pretokenizers")]
         if any(part.values.get("type") == "Sequence" for part in nested):
             raise Refused(f"{config.where}: a sequence inside a sequence is not supported")
         return [step for part in nested for step in pre_tokenizer_steps(part)]
@@ -618,7 +620,7 @@ def check_post_processor(values: Any) -> None:
     config = Config(values, "tokenizer.json: post_processor")
     kind = config.require("type", "ByteLevel", "TemplateProcessing", "Sequence")
     if kind == "Sequence":
-        for part in config.get("processors", []):
+        for part in config.items("processors"):
             Config(part, config.where).require("type", "ByteLevel", "TemplateProcessing")
             check_post_processor(part)
     if kind == "TemplateProcessing":
@@ -643,10 +645,7 @@ def read_added_tokens(document: Config) -> dict[str, tuple[int, bool]]:
     """Content -> (id, special) of the added tokens."""
     added: dict[str, tuple[int, bool]] = {}
     normalized: dict[bool, set[str]] = {True: set(), False: set()}
-    entries = document.get("added_tokens", [])
-    if not isinstance(entries, list):
-        raise Refused("tokenizer.json: added_tokens is no list")
-    for entry in entries:
+    for entry in document.items("added_tokens"):
         config = Config(entry, "tokenizer.json: added_tokens")
         content = config.get("content")
         if not isinstance(content, str) or not content or content in added:
@@ -672,11 +671,8 @@ def check_overlaps(first: set[str], second: set[str]) -> None:
 
 def read_merges(config: Config, vocabulary: dict[str, int]) -> list[str]:
     """The merges as "left right", whichever of the two forms the file has."""
-    merges = config.get("merges")
-    if not isinstance(merges, list):
-        raise Refused(f"{config.where}: merges is no list")
     result = []
-    for merge in merges:
+    for merge in config.items("merges"):
         pair = merge.split(" ") if isinstance(merge, str) else merge
         plain = isinstance(pair, list) and len(pair) == 2 and all(isinstance(p, str) for p in pair)
         if not plain or not all(pair) or " " in "".join(pair):
@@ -1086,8 +1082,7 @@ def encode(block: np.ndarray, kind: Type, name: str) -> np.ndarray:
     if kind == Type.BF16:
         bits = np.ascontiguousarray(block).view(np.uint32)
         packed = ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype("<u2")
-        scales = packed.view(np.uint16)
-        finite = not ((scales & 0x7F80) == 0x7F80).any()
+        finite = not ((packed & 0x7F80) == 0x7F80).any()
     else:
         with np.errstate(over="ignore", invalid="ignore"):
             packed = quants.quantize(np.ascontiguousarray(block), kind)

@@ -296,6 +296,52 @@ static int file_read(const char *path, size_t limit, FileImage *image) {
     return 0;
 }
 
+/* A file that is written under a temporary name in the same folder and renamed when it is whole, so that `path` is either
+   the whole result or what it was before. Devices are written to directly. */
+typedef struct {
+    FILE *file;
+    const char *path;
+    char *temporary;  /* NULL: writing to the file itself */
+    int failure;      /* errno of the first thing that went wrong */
+} OutputFile;
+
+static int errno_or(int otherwise) { return errno != 0 ? errno : otherwise; }
+
+static void output_open(OutputFile *out, const char *path) {
+    const size_t size = strlen(path) + 32;
+    memset(out, 0, sizeof *out);
+    out->path = path;
+    if (path_is_folder(path)) {
+        out->failure = EISDIR;
+        return;
+    }
+    if (!path_is_device(path) && (out->temporary = malloc(size)) == NULL) {
+        out->failure = ENOMEM;
+        return;
+    }
+    if (out->temporary != NULL) snprintf(out->temporary, size, "%s.%d.part", path, process_id());
+    errno = 0;
+    out->file = file_open(out->temporary != NULL ? out->temporary : path, "wb");
+    if (out->file == NULL) out->failure = errno_or(EIO);
+}
+
+static void output_write(OutputFile *out, const void *bytes, size_t size) {
+    if (out->failure != 0) return;
+    errno = 0;
+    if (fwrite(bytes, 1, size, out->file) != size) out->failure = errno_or(EIO);
+}
+
+/* Ends the file: it gets its name, or, if anything failed, nothing is left of it. Returns 0 or an errno. */
+static int output_close(OutputFile *out) {
+    errno = 0;
+    if (out->file != NULL && fclose(out->file) != 0 && out->failure == 0) out->failure = errno_or(EIO);
+    if (out->failure == 0 && out->temporary != NULL && file_replace(out->temporary, out->path) != 0)
+        out->failure = errno_or(EIO);
+    if (out->failure != 0 && out->file != NULL && out->temporary != NULL) file_remove(out->temporary);
+    free(out->temporary);
+    return out->failure;
+}
+
 /* ====================================================================================================================
    2  Errors and memory: a call that fails returns a status and leaves one line in the caller's JanusError. Scratch memory
       comes from an arena: allocate what a stage needs, check once, give all of it back at the end.
@@ -3079,6 +3125,7 @@ typedef struct {
     int64_t metadata_count;
     TensorInfo *tensors;
     int64_t tensor_count;
+    size_t table_start;     /* where the table of tensors begins */
 } ModelFile;
 
 /* A place in the file while its header is read. `bad` is set, and zeros are returned, once it would run over the end. */
@@ -3191,19 +3238,6 @@ static void model_file_close(ModelFile *file) {
     memset(file, 0, sizeof *file);
 }
 
-/* Numbers in the data of a tensor are little-endian; a big-endian machine turns them round once, in its own copy. */
-static void swap_tensor_bytes(uint8_t *bytes, const TensorInfo *tensor) {
-    size_t unit = tensor->type == TYPE_F32 ? 4 : 2;
-    size_t stride = tensor->type == TYPE_Q8_0 ? 34 : tensor->type == TYPE_Q4_0 ? 18 : unit;
-    for (uint64_t at = tensor->offset; at < tensor->offset + tensor->bytes; at += stride) {
-        for (size_t i = 0; i < unit / 2; i++) {
-            uint8_t byte = bytes[at + i];
-            bytes[at + i] = bytes[at + unit - 1 - i];
-            bytes[at + unit - 1 - i] = byte;
-        }
-    }
-}
-
 /* Maps or reads the bytes of the file. */
 static JanusStatus load_file_image(const char *path, FileImage *image, JanusError *error) {
     if (path_is_folder(path))
@@ -3245,7 +3279,6 @@ static JanusStatus place_tensors(ModelFile *file, const Cursor *cursor, const ch
             return fail(error, JANUS_BAD_MODEL, "%s is truncated or damaged: tensor %.*s lies outside the file", path,
                         (int)tensor->name.length, tensor->name.text);
         tensor->offset += start;
-        if (big_endian()) swap_tensor_bytes(file->image.bytes, tensor);
     }
     return JANUS_OK;
 }
@@ -3254,6 +3287,7 @@ static JanusStatus read_tables(ModelFile *file, Cursor *cursor, const char *path
     for (int64_t i = 0; i < file->metadata_count; i++) read_metadata_entry(cursor, &file->metadata[i]);
     if (cursor->bad)
         return fail(error, JANUS_BAD_MODEL, "%s is truncated or damaged: its metadata runs over the end", path);
+    file->table_start = cursor->at;
     const Metadata *alignment = find_metadata(file, "general.alignment");
     if (alignment == NULL || alignment->is_array || alignment->type != GGUF_U32 ||
         load_little_endian(alignment->value, 4) != 64)
@@ -3282,6 +3316,96 @@ static JanusStatus model_file_open(ModelFile *file, const char *path, JanusError
     }
     if (status != JANUS_OK) model_file_close(file);
     return status;
+}
+
+/* ---- The same file with smaller weights ---- */
+
+/* The type that a tensor gets when the transformer's matrices become `wanted`: tables that ids look up and vectors stay,
+   the VQ model takes 16 bits, all else 8. convert.py has the same rule. */
+static int quantized_type(const TensorInfo *tensor, int wanted) {
+    static const char *const KEPT[] = {"vit.pos_embed", "vq.codebook.weight", "gen_embed.weight", "vq.quant_conv.weight",
+                                       "vq.post_quant_conv.weight"};
+    const StringView name = tensor->name;
+    if (tensor->dims == 1) return tensor->type;
+    for (size_t i = 0; i < sizeof KEPT / sizeof *KEPT; i++)
+        if (name.length == strlen(KEPT[i]) && memcmp(name.text, KEPT[i], name.length) == 0) return tensor->type;
+    if (tensor->shape[tensor->dims - 1] % BLOCK != 0 || (name.length > 3 && memcmp(name.text, "vq.", 3) == 0)) return TYPE_F16;
+    return name.length > 4 && memcmp(name.text, "blk.", 4) == 0 ? wanted : TYPE_Q8_0;
+}
+
+static void write_number(OutputFile *out, uint64_t value, int count) {
+    uint8_t bytes[8];
+    for (int i = 0; i < count; i++) bytes[i] = (uint8_t)(value >> (8 * i));
+    output_write(out, bytes, (size_t)count);
+}
+
+static uint64_t round_up_64(uint64_t size) { return (size + 63) / 64 * 64; }
+
+static void write_padding(OutputFile *out, uint64_t written) {
+    static const uint8_t zeros[64] = {0};
+    output_write(out, zeros, (size_t)(round_up_64(written) - written));
+}
+
+/* Header and metadata as they are, but for general.file_type, then the table with the new types and offsets. */
+static void write_quantized_header(OutputFile *out, const ModelFile *file, int wanted, uint32_t file_type) {
+    const Metadata *entry = find_metadata(file, "general.file_type");
+    const bool known = entry != NULL && entry->type == GGUF_U32 && !entry->is_array;
+    const size_t place = known ? (size_t)(entry->value - file->image.bytes) : file->table_start;
+    uint64_t offset = 0, written = file->table_start;
+    output_write(out, file->image.bytes, place);
+    if (known) write_number(out, file_type, 4);
+    if (known) output_write(out, file->image.bytes + place + 4, file->table_start - place - 4);
+    for (int64_t i = 0; i < file->tensor_count; i++) {
+        const TensorInfo *tensor = &file->tensors[i];
+        const int type = quantized_type(tensor, wanted);
+        const int64_t cols = tensor->shape[tensor->dims - 1];
+        const int64_t rows = tensor->shape[0] * tensor->shape[1] * tensor->shape[2] * tensor->shape[3] / cols;
+        write_number(out, tensor->name.length, 8);
+        output_write(out, tensor->name.text, tensor->name.length);
+        write_number(out, (uint64_t)tensor->dims, 4);
+        for (int k = tensor->dims - 1; k >= 0; k--) write_number(out, (uint64_t)tensor->shape[k], 8);
+        write_number(out, (uint64_t)type, 4);
+        write_number(out, offset, 8);
+        offset += round_up_64((uint64_t)weight_bytes(type, rows, cols));
+        written += 8 + tensor->name.length + 4 + 8 * (uint64_t)tensor->dims + 4 + 8;
+    }
+    write_padding(out, written);
+}
+
+/* The data of one tensor, row by row; floats (cols) and row are scratch. */
+static void write_quantized_tensor(OutputFile *out, const ModelFile *file, const TensorInfo *tensor, int type, float *floats,
+                                   void *row) {
+    const int64_t cols = tensor->shape[tensor->dims - 1], row_bytes = type_row_bytes(type, cols);
+    Weight weight;
+    weight.type = tensor->type;
+    weight.data = file->image.bytes + tensor->offset;
+    weight.cols = cols;
+    weight.rows = tensor->shape[0] * tensor->shape[1] * tensor->shape[2] * tensor->shape[3] / cols;
+    for (int64_t r = 0; r < weight.rows; r++) {
+        weight_row(floats, &weight, r);
+        quantize_row(row, type, floats, cols);
+        output_write(out, row, (size_t)row_bytes);
+    }
+    write_padding(out, (uint64_t)(row_bytes * weight.rows));
+}
+
+/* Writes the model `file` to `path` with matrices of type `wanted`. Returns 0 or an errno. */
+static int write_quantized(const ModelFile *file, const char *path, int wanted, uint32_t file_type) {
+    int64_t widest = 1;
+    OutputFile out;
+    for (int64_t i = 0; i < file->tensor_count; i++) {
+        const int64_t cols = file->tensors[i].shape[file->tensors[i].dims - 1];
+        if (cols > widest) widest = cols;
+    }
+    float *floats = allocate(widest, sizeof *floats), *row = allocate(widest, sizeof *row);
+    output_open(&out, path);
+    if (floats == NULL || row == NULL) out.failure = ENOMEM;
+    if (out.failure == 0) write_quantized_header(&out, file, wanted, file_type);
+    for (int64_t i = 0; i < file->tensor_count && out.failure == 0; i++)
+        write_quantized_tensor(&out, file, &file->tensors[i], quantized_type(&file->tensors[i], wanted), floats, row);
+    free(floats);
+    free(row);
+    return output_close(&out);
 }
 
 /* ---- What the file must hold: the sizes, then every weight with its shape ---- */
@@ -3556,11 +3680,21 @@ static const void *need_tensor(Loader *loader, const char *name, int dims, const
     return NULL;
 }
 
+/* Little-endian float32 numbers as this machine's: a big-endian one turns them round, once, in its own copy of the file. */
+static const float *native_floats(const void *data, int64_t count) {
+    uint8_t *bytes = (uint8_t *)(uintptr_t)data;
+    for (int64_t i = 0; i < count && data != NULL && big_endian(); i++, bytes += 4) {
+        const float value = float_from_bytes(bytes);
+        memcpy(bytes, &value, sizeof value);
+    }
+    return data;
+}
+
 static const float *need_vector(Loader *loader, const char *prefix, const char *suffix, int64_t size) {
     char name[2 * NAME_LIMIT];
     int type;
     snprintf(name, sizeof name, "%s%s", prefix, suffix);
-    return need_tensor(loader, name, 1, &size, &type);
+    return native_floats(need_tensor(loader, name, 1, &size, &type), size);
 }
 
 static Weight need_matrix(Loader *loader, const char *prefix, const char *suffix, int64_t rows, int64_t cols) {
@@ -3625,7 +3759,7 @@ static void need_vision(Loader *loader) {
     m->patch_embed = need_conv(loader, "vit.patch_embed", width, c->patch, 3);
     Weight pos_embed = need_matrix(loader, "vit.pos_embed", "", side * side, width);
     if (pos_embed.data != NULL && pos_embed.type != TYPE_F32) loader_fail(loader, "not float32: tensor", "vit.pos_embed", "");
-    m->pos_embed = pos_embed.data;
+    m->pos_embed = native_floats(pos_embed.data, side * side * width);
     m->vit_norm = need_norm(loader, "vit.norm", width);
     for (int i = 0; i < c->vit_layers && loader->status == JANUS_OK; i++) {
         VitBlock *block = &m->vit_blocks[i];
@@ -4029,6 +4163,9 @@ static JanusStatus work_status(Work *work, JanusError *error) {
     return fail_memory(error);
 }
 
+/* The type of the numbers in key/value caches. */
+static int kv_type(const Work *work) { return work->hooks.half_cache ? TYPE_F16 : TYPE_F32; }
+
 /* Gives a stage's scratch memory back and says whether it went well. */
 static JanusStatus work_end(Work *work, const ArenaBlock *mark, JanusError *error) {
     const JanusStatus status = work_status(work, error);
@@ -4179,11 +4316,11 @@ static JanusStatus see_image(Work *work, const JanusModel *m, const JanusImage *
        official: LlamaForCausalLM as language_model in modeling_vlm.py
    ==================================================================================================================== */
 
-/* Keys and values of one sequence: a row of G*d floats a position, for each layer. */
+/* Keys and values of one sequence: a row of G*d numbers a position, for each layer. */
 typedef struct {
     int64_t length, capacity;
-    int layers;
-    float **keys, **values; /* (layers)(capacity, G*d) */
+    int layers, type;       /* TYPE_F32, or TYPE_F16 for half the memory */
+    void **keys, **values;  /* (layers)(capacity, G*d) */
 } KvCache;
 
 /* A sequence that goes on from a shared beginning: the pictures of a batch share their prompt. */
@@ -4203,20 +4340,22 @@ static void kv_cache_free(KvCache *cache) {
 }
 
 /* Makes room for `length` positions. The content stays, also when it fails. */
-static JanusStatus kv_cache_reserve(KvCache *cache, const Config *c, int64_t length, JanusError *error) {
+static JanusStatus kv_cache_reserve(KvCache *cache, const Config *c, int64_t length, int type, JanusError *error) {
     if (length <= cache->capacity) return JANUS_OK;
     if (cache->keys == NULL) {
         cache->layers = c->layers;
+        cache->type = type;
         cache->keys = calloc((size_t)c->layers, sizeof *cache->keys);
         cache->values = calloc((size_t)c->layers, sizeof *cache->values);
         if (cache->keys == NULL || cache->values == NULL) return fail_memory(error);
     }
     const int64_t capacity = length > 2 * cache->capacity ? length : 2 * cache->capacity;
-    const int64_t count = checked_product(capacity, c->kv_heads, c->head_dim);
-    if (count < 0 || (uint64_t)count > SIZE_MAX / sizeof(float)) return fail_memory(error);
+    const int64_t row_bytes = type_row_bytes(cache->type, (int64_t)c->kv_heads * c->head_dim);
+    const int64_t bytes = checked_product(capacity, row_bytes, 1);
+    if (bytes < 0 || (uint64_t)bytes > SIZE_MAX) return fail_memory(error);
     for (int i = 0; i < 2 * c->layers; i++) {
-        float **rows = i < c->layers ? &cache->keys[i] : &cache->values[i - c->layers];
-        float *grown = realloc(*rows, (size_t)count * sizeof **rows);
+        void **rows = i < c->layers ? &cache->keys[i] : &cache->values[i - c->layers];
+        void *grown = realloc(*rows, (size_t)bytes);
         if (grown == NULL) return fail_memory(error);
         *rows = grown;
     }
@@ -4285,6 +4424,12 @@ static TransformerScratch transformer_scratch(Arena *arena, const Config *c, int
     return s;
 }
 
+/* Keeps T rows of keys or values from position `first` on. */
+static void kv_store(Compute *cx, int type, void *rows, const float *x, int64_t first, int64_t T, int64_t width) {
+    if (type == TYPE_F16) store_f16(cx, (uint16_t *)rows + first * width, x, T * width);
+    else memcpy((float *)rows + first * width, x, (size_t)(T * width) * sizeof *x);
+}
+
 /* One sequence's part of a block: its T rows of q, k, v are rotated, k and v are kept, and out (T, H*d) is what its
    queries find in all the positions up to their own. */
 static void sequence_attention(Work *work, const Config *c, const TransformerScratch *s, int64_t r, int layer,
@@ -4298,14 +4443,14 @@ static void sequence_attention(Work *work, const Config *c, const TransformerScr
     int count = 0;
     rope(q, T, c->heads, c->head_dim, cosines, sines);
     rope(k, T, c->kv_heads, c->head_dim, cosines, sines);
-    memcpy(sequence->own.keys[layer] + past * kv_width, k, (size_t)(T * kv_width) * sizeof *k);
-    memcpy(sequence->own.values[layer] + past * kv_width, v, (size_t)(T * kv_width) * sizeof *v);
+    kv_store(&work->compute, sequence->own.type, sequence->own.keys[layer], k, past, T, kv_width);
+    kv_store(&work->compute, sequence->own.type, sequence->own.values[layer], v, past, T, kv_width);
     for (int own = 0; own < 2; own++) {
         const KvCache *cache = own ? &sequence->own : sequence->shared;
         if (cache == NULL) continue;
         spans[count].k = cache->keys[layer];
         spans[count].v = cache->values[layer];
-        spans[count].type = TYPE_F32;
+        spans[count].type = cache->type;
         spans[count].count = own ? past + T : cache->length;
         spans[count].stride = kv_width;
         count++;
@@ -4358,7 +4503,7 @@ static JanusStatus transformer_forward(Work *work, const JanusModel *m, float *x
     JanusStatus status = work_status(work, error);
     for (int64_t r = 0; r < R && status == JANUS_OK; r++) {
         const int64_t offset = r * T * (c->head_dim / 2);
-        status = kv_cache_reserve(&sequences[r]->own, c, sequences[r]->own.length + T, error);
+        status = kv_cache_reserve(&sequences[r]->own, c, sequences[r]->own.length + T, kv_type(work), error);
         if (status == JANUS_OK) rope_table(c, sequence_length(sequences[r]), T, s.cosines + offset, s.sines + offset);
     }
     for (int i = 0; i < c->layers && status == JANUS_OK; i++) {
@@ -5136,7 +5281,8 @@ static void drawing_free(Drawing *drawing) {
     free(drawing->row_pointers);
 }
 
-static JanusStatus drawing_start(Drawing *drawing, const Config *c, const JanusGenerateOptions *options, JanusError *error) {
+static JanusStatus drawing_start(Drawing *drawing, const Config *c, const JanusGenerateOptions *options, int type,
+                                 JanusError *error) {
     memset(drawing, 0, sizeof *drawing);
     drawing->R = 2 * (int64_t)options->count;
     drawing->rows = calloc((size_t)drawing->R, sizeof *drawing->rows);
@@ -5145,7 +5291,7 @@ static JanusStatus drawing_start(Drawing *drawing, const Config *c, const JanusG
     for (int64_t r = 0; r < drawing->R; r++) {
         drawing->rows[r].shared = &drawing->prompts[r % 2].own;
         drawing->row_pointers[r] = &drawing->rows[r];
-        const JanusStatus status = kv_cache_reserve(&drawing->rows[r].own, c, image_tokens(c) - 1, error);
+        const JanusStatus status = kv_cache_reserve(&drawing->rows[r].own, c, image_tokens(c) - 1, type, error);
         if (status != JANUS_OK) return status;
     }
     torch_rng_seed(&drawing->rng, options->rng, options->seed);
@@ -5234,7 +5380,7 @@ static JanusStatus draw(Work *work, const JanusModel *m, const char *prompt, con
     IdList list = {0};
     Drawing drawing = {0};
     JanusStatus status = drawing_prompt(m, prompt, &list, error);
-    if (status == JANUS_OK) status = drawing_start(&drawing, &m->config, options, error);
+    if (status == JANUS_OK) status = drawing_start(&drawing, &m->config, options, kv_type(work), error);
     if (status == JANUS_OK) {
         float *x = arena_floats(&work->arena, drawing.R, m->config.hidden);
         status = work_status(work, error);
@@ -5469,30 +5615,14 @@ void janus_image_free(JanusImage *image) {
     memset(image, 0, sizeof *image);
 }
 
-/* Where stb_image_write's bytes go; errors are remembered. */
-typedef struct {
-    FILE *file;
-    int error_number;
-} ImageSink;
+static void sink_write(void *context, void *bytes, int size) { output_write(context, bytes, (size_t)size); }
 
-static void sink_write(void *context, void *bytes, int size) {
-    ImageSink *sink = context;
-    if (sink->error_number == 0 && fwrite(bytes, 1, (size_t)size, sink->file) != (size_t)size)
-        sink->error_number = errno != 0 ? errno : EIO;
-}
-
-/* Writes the picture as PNG or JPEG. Returns 0 or an errno. */
-static int write_image(FILE *file, const JanusImage *image, bool jpeg) {
-    ImageSink sink;
+/* Writes the picture as PNG or JPEG; what fails is remembered in `out`. */
+static void write_image(OutputFile *out, const JanusImage *image, bool jpeg) {
     int written;
-    sink.file = file;
-    sink.error_number = 0;
-    errno = 0;
-    if (jpeg) written = stbi_write_jpg_to_func(sink_write, &sink, image->width, image->height, 3, image->rgb, 95);
-    else written = stbi_write_png_to_func(sink_write, &sink, image->width, image->height, 3, image->rgb, 3 * image->width);
-    if (sink.error_number == 0 && !written) sink.error_number = ENOMEM;
-    if (fflush(file) != 0 && sink.error_number == 0) sink.error_number = errno != 0 ? errno : EIO;
-    return sink.error_number;
+    if (jpeg) written = stbi_write_jpg_to_func(sink_write, out, image->width, image->height, 3, image->rgb, 95);
+    else written = stbi_write_png_to_func(sink_write, out, image->width, image->height, 3, image->rgb, 3 * image->width);
+    if (!written && out->failure == 0) out->failure = ENOMEM;
 }
 
 static bool ends_with(const char *text, const char *end) {
@@ -5505,6 +5635,13 @@ static bool ends_with(const char *text, const char *end) {
     return true;
 }
 
+/* The status of a call whose writing of `path` ended with this errno. */
+static JanusStatus write_status(int error_number, const char *path, JanusError *error) {
+    if (error_number == 0) return JANUS_OK;
+    if (error_number == ENOMEM) return fail_memory(error);
+    return fail(error, JANUS_IO_ERROR, "cannot write %s: %s", path, strerror(error_number));
+}
+
 JanusStatus janus_image_save(const char *path, const JanusImage *image, JanusError *error) {
     const bool jpeg = ends_with(path, ".jpg") || ends_with(path, ".jpeg");
     if (!jpeg && !ends_with(path, ".png"))
@@ -5512,21 +5649,10 @@ JanusStatus janus_image_save(const char *path, const JanusImage *image, JanusErr
     if (image->rgb == NULL || image->width < 1 || image->height < 1 || image->width > IMAGE_SIDE_LIMIT ||
         image->height > IMAGE_SIDE_LIMIT)
         return fail(error, JANUS_BAD_ARGUMENT, "cannot write %s: the image is empty or too large", path);
-    const size_t length = strlen(path) + 32;
-    char *temporary = malloc(length);
-    if (temporary == NULL) return fail_memory(error);
-    if (path_is_device(path)) snprintf(temporary, length, "%s", path);
-    else snprintf(temporary, length, "%s.%d.part", path, process_id());
-    const bool renamed = strcmp(path, temporary) != 0;
-    FILE *file = path_is_folder(path) ? (errno = EISDIR, NULL) : file_open(temporary, "wb");
-    int error_number = file == NULL ? errno : write_image(file, image, jpeg);
-    if (file != NULL && fclose(file) != 0 && error_number == 0) error_number = errno != 0 ? errno : EIO;
-    if (error_number == 0 && renamed && file_replace(temporary, path) != 0) error_number = errno != 0 ? errno : EIO;
-    if (error_number != 0 && file != NULL && renamed) file_remove(temporary);
-    free(temporary);
-    if (error_number == ENOMEM) return fail_memory(error);
-    if (error_number != 0) return fail(error, JANUS_IO_ERROR, "cannot write %s: %s", path, strerror(error_number));
-    return JANUS_OK;
+    OutputFile out;
+    output_open(&out, path);
+    if (out.failure == 0) write_image(&out, image, jpeg);
+    return write_status(output_close(&out), path, error);
 }
 
 void janus_free(JanusModel *model) {
@@ -5555,6 +5681,20 @@ JanusStatus janus_load(const char *path, JanusModel **model, JanusError *error) 
     if (loader.status != JANUS_OK) janus_free(loader.model);
     else *model = loader.model;
     return loader.status;
+}
+
+JanusStatus janus_quantize(const char *path, const char *out_path, const char *type, JanusError *error) {
+    JanusModel *model;
+    const int wanted = strcmp(type, "q8_0") == 0 ? TYPE_Q8_0 : strcmp(type, "q4_0") == 0 ? TYPE_Q4_0 : -1;
+    if (wanted < 0) return fail(error, JANUS_BAD_ARGUMENT, "the type %s is unknown: q8_0 or q4_0", type);
+    JanusStatus status = janus_load(path, &model, error);
+    if (status != JANUS_OK) return status;
+    const int stored = model->blocks[0].q.type;
+    if (stored == TYPE_Q8_0 || stored == TYPE_Q4_0)
+        status = fail(error, JANUS_BAD_ARGUMENT, "%s is quantised already: start from an f32, f16 or bf16 file", path);
+    else status = write_status(write_quantized(&model->file, out_path, wanted, wanted == TYPE_Q8_0 ? 7 : 2), out_path, error);
+    janus_free(model);
+    return status;
 }
 
 static const char *type_name(int type) {
@@ -5781,6 +5921,7 @@ static const char USAGE[] =
     "  janus decode   [-m MODEL] [-o OUT] [IDS-FILE]    ids (of a file or stdin) to a picture\n"
     "  janus tokenize [-m MODEL] [--decode] \"TEXT\"      text to token ids, or ids to text\n"
     "  janus info     [-m MODEL]\n"
+    "  janus quantize [--type q8_0|q4_0] -o OUT.gguf IN.gguf\n"
     "\n"
     "  -m MODEL       a .gguf file made by convert.py; default $JANUS_MODEL, else weights/tiny.gguf\n"
     "  -o OUT         the picture to write, janus.png by default; - writes a PNG to stdout\n"
@@ -5789,18 +5930,19 @@ static const char USAGE[] =
     "  --rng NAME     what the seed means: torch (default) or torch-mkl (PyTorch 2.0 to 2.6 on x86-64)\n"
     "  --cfg W        guidance, default 5        --temperature T   default 1 (generate), 0 (ask, chat)\n"
     "  --threads K    default: all processors    --isa NAME        kernels: plain, avx2, avx512, neon, ...\n"
+    "  --kv f32|f16   the key/value cache: f32 (default), or half the memory\n"
     "  --dump DIR     every intermediate tensor as a .npy file\n"
     "  -q             no progress, no remarks    -h                this text\n";
 
 enum { EXIT_DONE = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, CLI_IMAGES = 64 };
 
 typedef struct {
-    const char *command, *model, *output, *dump, *isa, *text;
+    const char *command, *model, *output, *dump, *isa, *type, *text;
     const char *images[CLI_IMAGES];
     int image_count, count, threads, max_tokens, top_k, rng;
     double cfg_weight, temperature, top_p;
     uint64_t seed;
-    bool has_seed, has_temperature, quiet, decode, help;
+    bool has_seed, has_temperature, half_cache, quiet, decode, help;
 } CommandLine;
 
 /* One line on stderr that begins with the program's name. */
@@ -5860,6 +6002,7 @@ static int parse_option(CommandLine *line, const char *name, const char *value) 
     else if (strcmp(name, "-o") == 0) line->output = value;
     else if (strcmp(name, "--dump") == 0) line->dump = value;
     else if (strcmp(name, "--isa") == 0) line->isa = value;
+    else if (strcmp(name, "--type") == 0) line->type = value;
     else if (strcmp(name, "-i") == 0) {
         good = line->image_count < CLI_IMAGES;
         if (good) line->images[line->image_count++] = value;
@@ -5872,7 +6015,10 @@ static int parse_option(CommandLine *line, const char *name, const char *value) 
     else if (strcmp(name, "--temperature") == 0)
         good = line->has_temperature = parse_number(value, 0, 100, &line->temperature);
     else if (strcmp(name, "--seed") == 0) good = line->has_seed = parse_seed(value, &line->seed);
-    else if (strcmp(name, "--rng") == 0) {
+    else if (strcmp(name, "--kv") == 0) {
+        line->half_cache = strcmp(value, "f16") == 0;
+        good = line->half_cache || strcmp(value, "f32") == 0;
+    } else if (strcmp(name, "--rng") == 0) {
         line->rng = strcmp(value, "torch-mkl") == 0 ? JANUS_RNG_TORCH_MKL : JANUS_RNG_TORCH;
         good = line->rng == JANUS_RNG_TORCH_MKL || strcmp(value, "torch") == 0;
     } else return 0;
@@ -6047,6 +6193,7 @@ static JanusStatus open_model(Program *program, const char *program_path) {
     if (sees_nothing) return JANUS_OK;
     options.threads = line->threads;
     options.isa = line->isa != NULL ? line->isa : getenv("JANUS_ISA");
+    options.half_cache = line->half_cache;
     options.user = &program->screen;
     options.progress = show_progress;
     options.text = show_text;
@@ -6076,9 +6223,11 @@ static int save_pictures(Program *program, const char *output, const JanusImage 
 #if defined(_WIN32)
         _setmode(_fileno(stdout), _O_BINARY);
 #endif
-        const int error_number = write_image(stdout, &images[0], false);
-        if (error_number != 0) complain("cannot write to stdout: %s", strerror(error_number));
-        return error_number == 0 ? EXIT_DONE : EXIT_FAILED;
+        OutputFile out = {0};
+        out.file = stdout;
+        write_image(&out, &images[0], false);
+        if (out.failure != 0) complain("cannot write to stdout: %s", strerror(out.failure));
+        return out.failure == 0 ? EXIT_DONE : EXIT_FAILED;
     }
     for (int i = 0; i < count; i++) {
         numbered_name(name, sizeof name, output, i, count);
@@ -6121,20 +6270,17 @@ static JanusAskOptions ask_options(const CommandLine *line) {
 
 /* Whether a picture can be written under this name; said before hours of work, not after. */
 static bool output_usable(const char *output) {
-    char name[1024];
+    OutputFile out;
     if (!ends_with(output, ".png") && !ends_with(output, ".jpg") && !ends_with(output, ".jpeg")) {
         complain("cannot write %s: the name must end in .png, .jpg or .jpeg", output);
         return false;
     }
-    if (path_is_device(output)) return true;
-    snprintf(name, sizeof name, "%s.%d.part", output, process_id());
-    FILE *file = path_is_folder(output) ? (errno = EISDIR, NULL) : file_open(name, "wb");
-    if (file == NULL) complain("cannot write %s: %s", output, strerror(errno));
-    else {
-        fclose(file);
-        file_remove(name);
-    }
-    return file != NULL;
+    output_open(&out, output);
+    const int failure = out.failure;
+    if (failure != 0) complain("cannot write %s: %s", output, strerror(failure));
+    out.failure = ECANCELED; /* it was only a try */
+    output_close(&out);
+    return failure == 0;
 }
 
 static int command_generate(Program *program) {
@@ -6298,6 +6444,18 @@ static int command_tokenize(Program *program) {
     return result;
 }
 
+/* IN is the text argument. */
+static int command_quantize(Program *program) {
+    const CommandLine *line = &program->line;
+    if (line->output == NULL) {
+        complain("quantize needs -o OUT.gguf (janus -h)");
+        return EXIT_USAGE;
+    }
+    if (janus_quantize(line->text, line->output, line->type, &program->error) != JANUS_OK) return program_failed(program);
+    printf("%s\n", line->output);
+    return EXIT_DONE;
+}
+
 static int command_info(Program *program) {
     const JanusInfo i = janus_info(program->model);
     printf("name            %s\n", i.name);
@@ -6395,7 +6553,7 @@ typedef struct {
 static const Command COMMANDS[] = {
     {"generate", command_generate, "t"}, {"ask", command_ask, "t"},  {"chat", command_chat, ""},
     {"encode", command_encode, "i"},     {"decode", command_decode, ""}, {"tokenize", command_tokenize, "t"},
-    {"info", command_info, ""},
+    {"info", command_info, ""},          {"quantize", command_quantize, "t"},
 };
 
 static const Command *find_command(const CommandLine *line) {
@@ -6428,7 +6586,8 @@ static bool make_dump_folder(const char *path) {
 
 static int run_program(Program *program, const Command *command, const char *program_path) {
     if (program->line.dump != NULL && !make_dump_folder(program->line.dump)) return EXIT_FAILED;
-    if (open_model(program, program_path) != JANUS_OK) return program_failed(program);
+    const bool opens_its_own = command->run == command_quantize;
+    if (!opens_its_own && open_model(program, program_path) != JANUS_OK) return program_failed(program);
     int result = command->run(program);
     if (program->screen.dump_error[0] != 0) {
         complain("%s", program->screen.dump_error);
@@ -6448,6 +6607,7 @@ static int janus_main(int argc, char **argv) {
         complain("out of memory");
         return EXIT_FAILED;
     }
+    program->line.type = "q8_0";
     program->line.count = 1;
     program->line.cfg_weight = 5;
     program->line.max_tokens = 512;

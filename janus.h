@@ -88,6 +88,11 @@ typedef struct {
 JanusStatus janus_load(const char *path, JanusModel **model, JanusError *error);
 void janus_free(JanusModel *model);
 
+/* Writes the model file `path` to `out_path` with the transformer's matrices as `type`, "q8_0" or "q4_0" (GGUF's blocks of
+   32 weights with one 16-bit scale); what else becomes of the tensors is convert.py's rule. Written like an image: whole or
+   not at all. Errors: JANUS_BAD_ARGUMENT, those of janus_load, JANUS_IO_ERROR. */
+JanusStatus janus_quantize(const char *path, const char *out_path, const char *type, JanusError *error);
+
 /* The strings are owned by the model. */
 JanusInfo janus_info(const JanusModel *model);
 
@@ -113,6 +118,7 @@ typedef enum { JANUS_FLOAT32 = 0, JANUS_INT32 = 1 } JanusElement;
 typedef struct {
     int threads;     /* 1..256; 0: as many as the machine has processors. Results do not depend on it. */
     const char *isa; /* kernels: "plain", "avx2", "avx512", "neon"; NULL: the best that this machine has */
+    int half_cache;  /* 1: keys and values are kept in float16, half the memory of the default float32 */
     void *user;      /* handed to the callbacks */
     /* Called as work goes on: `stage` is a word ("see", "read", "draw", "decode", "answer", "encode"), `done` of `total`
        units are finished. Returns 0 to go on, anything else to cancel. */

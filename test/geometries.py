@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Small random Janus checkpoints of many shapes, written as published ones are: either layout, either format, any shards.
+"""Small random Janus checkpoints of many shapes, written as published ones are: either layout, format, any shards.
 
 Weights are drawn so that every layer changes its input and logits spread: a matrix with standard deviation
 gain / sqrt(fan in), norms around 1, biases around 0. No seed is chosen for its outcome.
@@ -132,7 +132,10 @@ def make_model(geometry: Geometry, seed: int) -> tuple[JanusForConditionalGenera
 def _to_official(name: str) -> str:
     """An official name for a name of transformers that has a counterpart of its own."""
     from reference import rename
-    for prefix, official in (("model.aligner.", "aligner.layers."), ("model.generation_aligner.", "gen_aligner.layers.")):
+    for prefix, official in (
+        ("model.aligner.", "aligner.layers."),
+        ("model.generation_aligner.", "gen_aligner.layers."),
+    ):
         if name.startswith(prefix):
             part, kind = name[len(prefix):].rsplit(".", 1)
             return f"{official}{0 if part == 'fc1' else 2 * (1 + int(part.split('.')[1]))}.{kind}"

@@ -7,7 +7,7 @@
 Each model is a transformers checkpoint that convert.py turned into NAME.gguf; NAME.rec holds inputs and stages for
 test_janus.c: the 8 bytes "JANUSREC", then records up to the end of the file, all numbers little-endian:
 
-    uint32 length of the name, the name (ASCII)         "input/image", "ask/vision.block.0", "draw/generation.logits.3", ...
+    uint32 length of the name, the name (ASCII)         "input/image", "ask/vision.block.0", "draw/vq.codes", ...
     uint32 type: 0 float32, 1 int32, 2 bytes (UTF-8)
     uint32 number of dimensions, int64 each of them     outermost first
     the values, C order

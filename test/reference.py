@@ -26,8 +26,14 @@ import torch.nn.functional as F
 from PIL import Image
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
-    DynamicCache, JanusConfig, JanusForConditionalGeneration, LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper,
-    TopPLogitsWarper)
+    DynamicCache,
+    JanusConfig,
+    JanusForConditionalGeneration,
+    LogitsProcessorList,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 from transformers.initialization import no_init_weights
 
 SYSTEM_PROMPT = (
@@ -46,7 +52,10 @@ OFFICIAL = [
     ("vision_model.vision_tower.norm", "model.vision_model.post_layernorm"),
     ("vision_model.vision_tower.blocks.{}.norm1", "model.vision_model.encoder.layers.{}.layer_norm1"),
     ("vision_model.vision_tower.blocks.{}.norm2", "model.vision_model.encoder.layers.{}.layer_norm2"),
-    ("vision_model.vision_tower.blocks.{}.attn.proj", "model.vision_model.encoder.layers.{}.self_attn.projection_layer"),
+    (
+        "vision_model.vision_tower.blocks.{}.attn.proj",
+        "model.vision_model.encoder.layers.{}.self_attn.projection_layer",
+    ),
     ("vision_model.vision_tower.blocks.{}.mlp.fc1", "model.vision_model.encoder.layers.{}.mlp.fc1"),
     ("vision_model.vision_tower.blocks.{}.mlp.fc2", "model.vision_model.encoder.layers.{}.mlp.fc2"),
     ("gen_embed", "model.generation_embeddings"),
@@ -99,13 +108,17 @@ def _vq_names() -> None:
             GGUF.append((f"{gguf}.{part}", f"{target}.{part}"))
         for part, short_part in (("norm1", "norm1"), ("conv1", "conv1"), ("norm2", "norm2"), ("conv2", "conv2"),
                                  ("nin_shortcut", "shortcut")):
-            OFFICIAL.append((f"{official}.conv_blocks.{{}}.res.{{}}.{part}", f"{target}.{levels}.{{}}.block.{{}}.{part}"))
+            OFFICIAL.append(
+                (f"{official}.conv_blocks.{{}}.res.{{}}.{part}", f"{target}.{levels}.{{}}.block.{{}}.{part}")
+            )
             GGUF.append((f"{gguf}.{{}}.res.{{}}.{short_part}", f"{target}.{levels}.{{}}.block.{{}}.{part}"))
             for index, block in ((0, "block_1"), (2, "block_2")):
                 OFFICIAL.append((f"{official}.mid.{index}.{part}", f"{target}.mid.{block}.{part}"))
                 GGUF.append((f"{gguf}.mid.{index}.{short_part}", f"{target}.mid.{block}.{part}"))
         for part, short_part in (("norm", "norm"), ("q", "q"), ("k", "k"), ("v", "v"), ("proj_out", "proj")):
-            OFFICIAL.append((f"{official}.conv_blocks.{{}}.attn.{{}}.{part}", f"{target}.{levels}.{{}}.attn.{{}}.{part}"))
+            OFFICIAL.append(
+                (f"{official}.conv_blocks.{{}}.attn.{{}}.{part}", f"{target}.{levels}.{{}}.attn.{{}}.{part}")
+            )
             GGUF.append((f"{gguf}.{{}}.attn.{{}}.{short_part}", f"{target}.{levels}.{{}}.attn.{{}}.{part}"))
             OFFICIAL.append((f"{official}.mid.1.{part}", f"{target}.mid.attn_1.{part}"))
             GGUF.append((f"{gguf}.mid.1.{short_part}", f"{target}.mid.attn_1.{part}"))
@@ -225,7 +238,9 @@ def vq_sizes(shapes: Mapping[str, tuple[int, ...]]) -> dict:
     """JanusVQVAEConfig values that the shapes of the VQ tensors (names of transformers) give."""
     prefix = "model.vqmodel."
     base = shapes[prefix + "encoder.conv_in.weight"][0]
-    found = [re.fullmatch(r"model\.vqmodel\.encoder\.down\.(\d+)\.block\.(\d+)\.conv2\.weight", name) for name in shapes]
+    found = [
+        re.fullmatch(r"model\.vqmodel\.encoder\.down\.(\d+)\.block\.(\d+)\.conv2\.weight", name) for name in shapes
+    ]
     blocks = {(int(m[1]), int(m[2])): shapes[m[0]][0] for m in found if m}
     levels, count = 1 + max(level for level, _ in blocks), 1 + max(block for _, block in blocks)
     codes, dim = shapes[prefix + "quantize.embedding.weight"]
@@ -332,7 +347,7 @@ def load_folder(folder: Path) -> Reference:
 # ---- GGUF files ----
 
 def gguf_tensor(tensor) -> torch.Tensor:
-    """A reader's tensor in float32, in the shape that PyTorch gives it: kernels (out, kh, kw, in) -> (out, in, kh, kw)."""
+    """A reader's tensor in float32, in PyTorch's shape: kernels (out, kh, kw, in) -> (out, in, kh, kw)."""
     from gguf.quants import dequantize
     data = torch.from_numpy(np.array(dequantize(tensor.data, tensor.tensor_type), dtype=np.float32))
     data = data.reshape([int(n) for n in reversed(tensor.shape)])
@@ -393,8 +408,15 @@ def load_gguf(path: Path) -> Reference:
     model = build(shapes, text, get("vision.attention.head_count"), get("vq.grid_size"), tied,
                   get("vision.attention.layer_norm_epsilon"))
     fill(model, gguf_tensors(reader), tied)
-    rules = ImageRules(get("vision.image_size"), get("image.min_size"), tuple(get("image.mean")), tuple(get("image.std")),
-                       get("image.rescale_factor"), tuple(get("image.background_color")), get("image.do_normalize"))
+    rules = ImageRules(
+        get("vision.image_size"),
+        get("image.min_size"),
+        tuple(get("image.mean")),
+        tuple(get("image.std")),
+        get("image.rescale_factor"),
+        tuple(get("image.background_color")),
+        get("image.do_normalize"),
+    )
     ids = {key: values[f"tokenizer.ggml.{name}_token_id"] for key, name in
            (("bos", "bos"), ("eos", "eos"), ("pad", "padding"))}
     ids |= {key: get(f"tokenizer.{name}_id") for key, name in
@@ -410,8 +432,8 @@ def load(path: Path) -> Reference:
 # ---- Pictures ----
 
 def resize_bicubic(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Pillow's bicubic resize, first horizontally, then vertically: what one call does up to Pillow 12.1. Later ones take
-    the other order where it is cheaper, which changes single bytes."""
+    """Pillow's bicubic resize, first horizontally, then vertically: what one call does up to Pillow 12.1. Later ones
+    take the other order where it is cheaper, which changes single bytes."""
     return image.resize((size[0], image.height), Image.Resampling.BICUBIC).resize(size, Image.Resampling.BICUBIC)
 
 
@@ -419,7 +441,10 @@ def fit_square(image: Image.Image, rules: ImageRules) -> np.ndarray:
     """The official VLMImageProcessor up to 8 bits: longer side to `size`, padded to (size, size, 3) uint8."""
     width, height = image.size
     longest = max(width, height)
-    size = (max(int(width / longest * rules.size), rules.min_size), max(int(height / longest * rules.size), rules.min_size))
+    size = (
+        max(int(width / longest * rules.size), rules.min_size),
+        max(int(height / longest * rules.size), rules.min_size),
+    )
     image = resize_bicubic(image, size)
     side = max(size)
     square = Image.new("RGB", (side, side), rules.background)
@@ -549,8 +574,8 @@ class Turn:
 
 @torch.no_grad()
 def run_conversation(reference: Reference, turns: list[Turn], taps: Taps) -> list[list[np.ndarray]]:
-    """All turns over one cache; blocks are recorded while a turn is read. Returns, for each turn, the LM logits (V) that
-    choose each of its answer ids."""
+    """All turns over one cache; blocks are recorded while a turn is read. Returns, for each turn, the LM logits (V)
+    that choose each of its answer ids."""
     language, cache, logits, ended = reference.model.model.language_model, DynamicCache(), [], []
     hooks = transformer_hooks(reference, taps)
 
@@ -574,7 +599,9 @@ def run_conversation(reference: Reference, turns: list[Turn], taps: Taps) -> lis
             logits[-1].append(step(language.embed_tokens(torch.tensor([token])), False))
         said = turn.answer[:-1] if turn.answer[-1] == reference.ids["eos"] else turn.answer
         taps.add("lm.answer_ids", np.array(said, np.int32))
-        ended = turn.answer[-1:] if turn.answer[-1] == reference.ids["eos"] else [*turn.answer[-1:], reference.ids["eos"]]
+        ended = (
+            turn.answer[-1:] if turn.answer[-1] == reference.ids["eos"] else [*turn.answer[-1:], reference.ids["eos"]]
+        )
     return logits
 
 
@@ -634,7 +661,9 @@ def sample_drawing(reference: Reference, prompt: str, ids: np.ndarray, weight: f
 def sample_answer(logits: list[np.ndarray], temperature: float, top_k: int, top_p: float, seed: int) -> list[int]:
     """The ids that transformers' generate samples from the logits (V) of each step."""
     generator = torch.Generator().manual_seed(seed)
-    steps = LogitsProcessorList([TemperatureLogitsWarper(temperature), TopKLogitsWarper(top_k), TopPLogitsWarper(top_p)])
+    steps = LogitsProcessorList(
+        [TemperatureLogitsWarper(temperature), TopKLogitsWarper(top_k), TopPLogitsWarper(top_p)]
+    )
     return [int(torch.multinomial(torch.softmax(steps(None, torch.from_numpy(row)[None]), -1), 1, generator=generator))
             for row in logits]
 

@@ -32,7 +32,7 @@ def janus(*arguments: object, stdin: bytes | None = b"", model: Path | None = MO
     """Runs the program; a text in the arguments may be bytes that are not UTF-8. Nothing here may take a minute."""
     command = [str(JANUS)] + [a if isinstance(a, bytes) else str(a) for a in arguments]
     if model is not None and "-m" not in command:
-        command += ["-m", str(model)]
+        command[2:2] = ["-m", str(model)]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("JANUS_")}
     environment.update(options.pop("env", {}))
     return subprocess.run(command, input=stdin, stdout=options.pop("stdout", subprocess.PIPE), stderr=subprocess.PIPE,
@@ -85,25 +85,43 @@ def test_no_command_is_usage() -> None:
     assert done.returncode == 2 and b"janus generate" in done.stderr and not done.stdout
 
 
-@pytest.mark.parametrize("arguments", [
-    ["paint", "a cat"], ["generate"], ["ask"], ["encode"], ["tokenize"], ["generate", "a", "cat"], ["generate", "--colour", "red", "x"],
-    ["generate", "x", "-o"], ["info", "--threads"], ["tokenize", "-x", "text"],
-])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["paint", "a cat"],
+        ["generate"],
+        ["ask"],
+        ["encode"],
+        ["tokenize"],
+        ["generate", "a", "cat"],
+        ["generate", "--colour", "red", "x"],
+        ["generate", "x", "-o"],
+        ["info", "--threads"],
+        ["tokenize", "-x", "text"],
+    ],
+)
 def test_usage_errors(arguments: list[str]) -> None:
     """What cannot be understood: exit 2."""
     fails(*arguments, code=2)
 
 
-@pytest.mark.parametrize("option, values", [
-    ("--seed", ["x", "", "-1", "1.5", "99999999999999999999999", "1x"]), ("-n", ["0", "65", "-3", "x", "1.5", ""]),
-    ("--cfg", ["x", "-1", "nan", "inf", "1e999", "5 "]), ("--temperature", ["x", "-0.1", "nan", "inf", "1e999"]),
-    ("--threads", ["0", "-1", "257", "x", "1e3"]), ("--max-tokens", ["0", "-1", "x"]), ("--top-p", ["0", "-1", "1.1", "nan", "x"]),
-    ("--isa", ["mmx", ""]),
-])
+@pytest.mark.parametrize(
+    "option, values",
+    [
+        ("--seed", ["x", "", "-1", "1.5", "99999999999999999999999", "1x"]),
+        ("-n", ["0", "65", "-3", "x", "1.5", ""]),
+        ("--cfg", ["x", "-1", "nan", "inf", "1e999", "5 "]),
+        ("--temperature", ["x", "-0.1", "nan", "inf", "1e999"]),
+        ("--threads", ["0", "-1", "257", "x", "1e3"]),
+        ("--max-tokens", ["0", "-1", "x"]),
+        ("--top-p", ["0", "-1", "1.1", "nan", "x"]),
+        ("--isa", ["mmx", ""]),
+    ],
+)
 def test_numbers_that_are_no_numbers(option: str, values: list[str]) -> None:
     """Values outside an option's range, or none at all."""
     for value in values:
-        fails("generate", option, value, "a cat", code=(1, 2))
+        fails("generate", option, value, "a cat")
 
 
 def test_options_may_stand_anywhere(photo: Path) -> None:
@@ -157,7 +175,9 @@ def test_generate_formats(tmp_path: Path) -> None:
         fails("generate", "-o", name, "x", cwd=tmp_path, code=(1, 2))
 
 
-@pytest.mark.parametrize("option", [["--temperature", 0], ["--cfg", 0], ["--cfg", 1.5, "--temperature", 0.5], ["--threads", 1]])
+@pytest.mark.parametrize(
+    "option", [["--temperature", 0], ["--cfg", 0], ["--cfg", 1.5, "--temperature", 0.5], ["--threads", 1]]
+)
 def test_generate_options(tmp_path: Path, option: list) -> None:
     """Options that are in their ranges."""
     succeeds("generate", *option, "-o", tmp_path / "x.png", "a red fox")
@@ -175,8 +195,10 @@ def test_ask(photo: Path) -> None:
 
 def test_ask_samples_with_a_seed(photo: Path) -> None:
     """A temperature makes the answer depend on the seed, which is printed."""
-    runs = [succeeds("ask", "-i", photo, "--max-tokens", 12, "--temperature", 1, "--top-p", 0.9, "--seed", seed, "What?")
-            for seed in (1, 1, 2)]
+    runs = [
+        succeeds("ask", "-i", photo, "--max-tokens", 12, "--temperature", 1, "--top-p", 0.9, "--seed", seed, "What?")
+        for seed in (1, 1, 2)
+    ]
     assert runs[0].stdout == runs[1].stdout != runs[2].stdout
     assert runs[0].stderr == b"seed 1\n"
 
@@ -205,7 +227,9 @@ def test_encode_and_decode(tmp_path: Path, photo: Path) -> None:
     """One line of ids, which decode turns into a picture from a file or from stdin."""
     done = succeeds("encode", "-i", photo)
     ids = [int(word) for word in done.stdout.split()]
-    assert len(ids) == TOKENS and all(0 <= i < CODEBOOK for i in ids) and done.stdout.count(b"\n") == 1 and not done.stderr
+    assert (
+        len(ids) == TOKENS and all(0 <= i < CODEBOOK for i in ids) and done.stdout.count(b"\n") == 1 and not done.stderr
+    )
     (tmp_path / "ids.txt").write_bytes(done.stdout)
     assert succeeds("decode", "-o", "a.png", "ids.txt", cwd=tmp_path).stdout == b"a.png\n"
     succeeds("decode", "-o", "b.png", stdin=done.stdout, cwd=tmp_path)
@@ -214,10 +238,22 @@ def test_encode_and_decode(tmp_path: Path, photo: Path) -> None:
     assert pictures[0] == pictures[1] == pictures[2] and Image.open(tmp_path / "a.png").size == (SIDE, SIDE)
 
 
-@pytest.mark.parametrize("ids", [
-    b"", b"1 2 3", b"1 2 3 4 5", b"1 2 3 x", b"1 2 3 4.5", b"1 2 3 -1", b"1 2 3 128", b"1 2 3 99999999999999999999", b"\xff\xfe 1 2 3",
-    b"1 2 3 4x", b"0x1 2 3 4",
-])
+@pytest.mark.parametrize(
+    "ids",
+    [
+        b"",
+        b"1 2 3",
+        b"1 2 3 4 5",
+        b"1 2 3 x",
+        b"1 2 3 4.5",
+        b"1 2 3 -1",
+        b"1 2 3 128",
+        b"1 2 3 99999999999999999999",
+        b"\xff\xfe 1 2 3",
+        b"1 2 3 4x",
+        b"0x1 2 3 4",
+    ],
+)
 def test_decode_refuses_bad_ids(tmp_path: Path, ids: bytes) -> None:
     """Too few, too many, out of range, no numbers: no picture."""
     fails("decode", "-o", "x.png", stdin=ids, cwd=tmp_path)
@@ -230,7 +266,9 @@ def test_decode_refuses_bad_files(tmp_path: Path) -> None:
     fails("decode", tmp_path)
 
 
-@pytest.mark.parametrize("text", ["Hello, world!", "  two  spaces ", "你好 🦊", "<|User|>: x<image_placeholder>", "tab\there\n"])
+@pytest.mark.parametrize(
+    "text", ["Hello, world!", "  two  spaces ", "你好 🦊", "<|User|>: x<image_placeholder>", "tab\there\n"]
+)
 def test_tokenize_round_trip(text: str) -> None:
     """Ids on one line, and the text back from them."""
     done = succeeds("tokenize", text)
@@ -299,10 +337,26 @@ def damaged(how: str) -> bytes:
     return bytes(data)
 
 
-@pytest.mark.parametrize("how", [
-    "empty", "text", "truncated 0.001", "truncated 0.01", "truncated 0.5", "truncated 0.99", "magic", "version", "architecture",
-    "tensor count", "metadata count", "offset", "missing tensor", "misshapen tensor", "format version",
-])
+@pytest.mark.parametrize(
+    "how",
+    [
+        "empty",
+        "text",
+        "truncated 0.001",
+        "truncated 0.01",
+        "truncated 0.5",
+        "truncated 0.99",
+        "magic",
+        "version",
+        "architecture",
+        "tensor count",
+        "metadata count",
+        "offset",
+        "missing tensor",
+        "misshapen tensor",
+        "format version",
+    ],
+)
 def test_damaged_models(tmp_path: Path, how: str) -> None:
     """Refused by every command with one line that names the file."""
     path = tmp_path / "bad.gguf"
@@ -378,7 +432,9 @@ def bad_image(path: Path, how: str) -> None:
         path.write_bytes(data[:300])
 
 
-@pytest.mark.parametrize("how", ["empty", "text", "truncated", "corrupt", "unknown chunk", "enormous", "no pixels", "gif", "half a jpeg"])
+@pytest.mark.parametrize(
+    "how", ["empty", "text", "truncated", "corrupt", "unknown chunk", "enormous", "no pixels", "gif", "half a jpeg"]
+)
 def test_bad_images(tmp_path: Path, how: str) -> None:
     """Refused by every command that reads one, by name."""
     path = tmp_path / "bad.png"
@@ -390,7 +446,11 @@ def test_bad_images(tmp_path: Path, how: str) -> None:
 
 def test_image_that_is_no_file(tmp_path: Path) -> None:
     """Missing, a folder, an endless device."""
-    for path in [tmp_path / "missing.png", tmp_path, *([Path("/dev/zero"), Path("/dev/null")] if os.name == "posix" else [])]:
+    for path in [
+        tmp_path / "missing.png",
+        tmp_path,
+        *([Path("/dev/zero"), Path("/dev/null")] if os.name == "posix" else []),
+    ]:
         fails("ask", "-i", path, "What?", preexec_fn=little_memory if os.name == "posix" else None)
 
 
@@ -424,7 +484,9 @@ def test_missing_output_folder(tmp_path: Path) -> None:
     fails("decode", "-o", "no/such/x.png", stdin=b"1 2 3 4", cwd=tmp_path)
     (tmp_path / "folder.png").mkdir()
     fails("decode", "-o", "folder.png", stdin=b"1 2 3 4", cwd=tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["folder.png"] and not list((tmp_path / "folder.png").iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["folder.png"] and not list(
+        (tmp_path / "folder.png").iterdir()
+    )
 
 
 def small_files() -> None:
@@ -440,7 +502,15 @@ def test_full_disk_keeps_the_old_picture(tmp_path: Path) -> None:
     for name in ("x.png", "new.png", "new.jpg"):
         fails("decode", "-o", name, stdin=b"1 2 3 4", cwd=tmp_path, preexec_fn=small_files)
     assert [path.name for path in tmp_path.iterdir()] == ["x.png"] and (tmp_path / "x.png").read_bytes() == b"old"
-    fails("encode", "-i", picture(tmp_path / "photo.png"), "--dump", tmp_path / "dump", preexec_fn=small_files, stdout=subprocess.DEVNULL)
+    fails(
+        "encode",
+        "-i",
+        picture(tmp_path / "photo.png"),
+        "--dump",
+        tmp_path / "dump",
+        preexec_fn=small_files,
+        stdout=subprocess.DEVNULL,
+    )
 
 
 @posix
@@ -448,8 +518,15 @@ def test_full_stdout(tmp_path: Path, photo: Path) -> None:
     """Results that cannot be written are a failure."""
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full here")
-    for arguments in (["-h"], ["info"], ["tokenize", "a b c"], ["encode", "-i", photo], ["ask", "-i", photo, "--max-tokens", 3, "What?"],
-                      ["decode", "-o", tmp_path / "x.png"], ["decode", "-o", "-"]):
+    for arguments in (
+        ["-h"],
+        ["info"],
+        ["tokenize", "a b c"],
+        ["encode", "-i", photo],
+        ["ask", "-i", photo, "--max-tokens", 3, "What?"],
+        ["decode", "-o", tmp_path / "x.png"],
+        ["decode", "-o", "-"],
+    ):
         with open("/dev/full", "wb") as full:
             done = janus(*arguments, stdin=b"1 2 3 4", stdout=full)
         assert done.returncode == 1, arguments
@@ -461,7 +538,13 @@ def test_dump(tmp_path: Path, photo: Path) -> None:
     folder = tmp_path / "dump"
     succeeds("ask", "-i", photo, "--max-tokens", 3, "--dump", folder, "What?")
     names = {path.name for path in folder.iterdir()}
-    assert {"vision.pixel_values.npy", "aligner.output.npy", "lm.logits.npy", "lm.logits.1.npy", "text.token_ids.npy"} <= names
+    assert {
+        "vision.pixel_values.npy",
+        "aligner.output.npy",
+        "lm.logits.npy",
+        "lm.logits.1.npy",
+        "text.token_ids.npy",
+    } <= names
     assert np.load(folder / "vision.pixel_values.npy").shape == (24, 24, 3)
     assert np.load(folder / "text.token_ids.npy").dtype == np.int32
     (tmp_path / "file").write_text("")
@@ -478,8 +561,9 @@ def test_progress_only_on_a_terminal(tmp_path: Path, photo: Path) -> None:
 
     def on_terminal(*arguments: object) -> bytes:
         parent, child = pty.openpty()
-        process = subprocess.Popen([JANUS, *map(str, arguments), "-m", MODEL], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                                   stderr=child)
+        process = subprocess.Popen(
+            [JANUS, *map(str, arguments), "-m", MODEL], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=child
+        )
         os.close(child)
         seen = b""
         try:
@@ -501,8 +585,11 @@ def test_progress_only_on_a_terminal(tmp_path: Path, photo: Path) -> None:
 def test_interrupted(tmp_path: Path) -> None:
     """A program that is stopped leaves no half picture."""
     for _ in range(5):
-        process = subprocess.Popen([JANUS, "generate", "-m", GOLDEN / "plain.gguf", "-n", "64", "-o", tmp_path / "x.png", "a cat"],
-                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            [JANUS, "generate", "-m", GOLDEN / "plain.gguf", "-n", "64", "-o", tmp_path / "x.png", "a cat"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         try:
             process.wait(0.02)
         except subprocess.TimeoutExpired:

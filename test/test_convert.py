@@ -521,6 +521,9 @@ PROCESSOR_EDITS = [
     ("official", "preprocessor_config.json", "image_size", 64),
     ("official", "preprocessor_config.json", "image_size", ...),
     ("official", "preprocessor_config.json", "image_mean", [0.5, 0.5]),
+    ("official", "preprocessor_config.json", "image_mean", [0.5, 0.5, 1e9]),
+    ("official", "preprocessor_config.json", "image_mean", "half"),
+    ("official", "preprocessor_config.json", "image_std", [0.5, 0, 0.5]),
     ("official", "preprocessor_config.json", "background_color", [0, 0, 0]),
     ("official", "preprocessor_config.json", "do_normalize", 1),
     ("official", "preprocessor_config.json", "do_rescale", False),
@@ -806,6 +809,8 @@ def test_a_truncated_shard_is_named(keep: float, tmp_path: Path, capsys: pytest.
 
 # ------------------------------------------------------------------------------------------------------------ tokenizer
 
+BOS_FIRST = [{"SpecialToken": {"id": "<｜begin▁of▁sentence｜>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+POST_PROCESSORS = [{"type": "ByteLevel"}, {"type": "TemplateProcessing", "single": BOS_FIRST}]
 SPLIT = "pre_tokenizer.pretokenizers.0"
 TOKENIZER_EDITS: list[tuple[str, Any, str]] = [
     ("normalizer", {"type": "NFC"}, "normalizer"),
@@ -865,6 +870,8 @@ TOKENIZER_EDITS: list[tuple[str, Any, str]] = [
     (f"{SPLIT}.pattern.Regex", 3, "text"),
     (f"{SPLIT}.pattern.Regex", "[a]", "needs a split at"),
     ("post_processor", {"type": "BertProcessing"}, "post_processor"),
+    ("post_processor", {"type": "Sequence", "processors": 3}, "post_processor"),
+    ("post_processor", {"type": "Sequence", "processors": [{"type": "BertProcessing"}]}, "post_processor"),
     (
         "post_processor",
         {
@@ -953,24 +960,7 @@ def test_other_tokenizers_of_the_family_are_accepted(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     write_checkpoint(folder, MICRO)
     edit(folder, "tokenizer.json", "pre_tokenizer.pretokenizers.5.individual_digits", False)
-    edit(
-        folder,
-        "tokenizer.json",
-        "post_processor",
-        {
-            "type": "Sequence",
-            "processors": [
-                {"type": "ByteLevel"},
-                {
-                    "type": "TemplateProcessing",
-                    "single": [
-                        {"SpecialToken": {"id": "<｜begin▁of▁sentence｜>", "type_id": 0}},
-                        {"Sequence": {"id": "A", "type_id": 0}},
-                    ],
-                },
-            ],
-        },
-    )
+    edit(folder, "tokenizer.json", "post_processor", {"type": "Sequence", "processors": POST_PROCESSORS})
     edit(folder, "tokenizer.json", "normalizer", {"type": "Sequence", "normalizers": []})
     edit(folder, "tokenizer.json", "added_tokens.6", {"id": 313, "content": "中", "normalized": True, "special": False})
     for option, value in (("dropout", None), ("unk_token", None), ("fuse_unk", False), ("byte_fallback", False)):
@@ -1172,6 +1162,7 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folders = {layout: tmp_path_factory.mktemp(layout) / "model" for layout in ("official", "transformers")}
     for layout, folder in folders.items():
         write_checkpoint(folder, MICRO, layout, shards=2)
+        edit(folder, "tokenizer.json", "post_processor", {"type": "Sequence", "processors": POST_PROCESSORS})
     return folders
 
 

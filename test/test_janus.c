@@ -1,10 +1,12 @@
 /* test_janus.c - tests of the library, in seconds and without Python.   SPDX-License-Identifier: MIT
 
-   cc -DJANUS_LIBRARY test/test_janus.c janus.c -I. -o test_janus -lm -lpthread && ./test_janus [GOLDEN_FOLDER [TEMPORARY_FILE]]
+       cc -DJANUS_LIBRARY -I. test/test_janus.c janus.c -o test_janus -lm -lpthread
+       ./test_janus [GOLDEN_FOLDER [TEMPORARY_FILE]]
 
-   First every stage of three small models against values that PyTorch computed (test/golden, record_golden.py), with each
-   kind of kernel that this machine has: one line a tensor, its shape, how often it was met, and the largest difference
-   relative to the largest value. Then what janus.h promises: sessions, turns, batches, cancellation, threads, errors. */
+   First every stage of three small models against values that PyTorch computed (test/golden, record_golden.py), with
+   each kind of kernel that this machine has: one line a tensor, its shape, how often it was met, and the largest
+   difference relative to the largest value. Then what janus.h promises: sessions, turns, batches, cancellation,
+   threads, errors. */
 
 #include "janus.h"
 
@@ -211,9 +213,10 @@ static double relative_difference(const float *mine, const float *theirs, int64_
     return difference / largest;
 }
 
-/* The tap: looks the tensor up as task/name, task/name.1, ... and keeps the largest difference of its stage. 8-bit pixels
-   are truncated, so a tiny difference before that may move them by one. */
-static void compare_tap(void *user, const char *name, JanusElement type, const void *data, const int64_t *shape, int dims) {
+/* The tap: looks the tensor up as task/name, task/name.1, ... and keeps the largest difference of its stage. 8-bit
+   pixels are truncated, so a tiny difference before that may move them by one. */
+static void compare_tap(void *user, const char *name, JanusElement type, const void *data, const int64_t *shape,
+                        int dims) {
     Comparison *c = user;
     Stage *stage = stage_of(c, name);
     char full[160];
@@ -227,7 +230,8 @@ static void compare_tap(void *user, const char *name, JanusElement type, const v
     }
     record->met = 1;
     for (int i = 0, at = 0; i < record->dims; i++)
-        at += snprintf(stage->shape + at, sizeof stage->shape - (size_t)at, "%s%ld", i ? "x" : "", (long)record->shape[i]);
+        at += snprintf(stage->shape + at, sizeof stage->shape - (size_t)at, "%s%ld", i ? "x" : "",
+                       (long)record->shape[i]);
     if (type == JANUS_FLOAT32) {
         difference = relative_difference(data, record->floats, record->count);
     } else {
@@ -242,8 +246,9 @@ static void compare_tap(void *user, const char *name, JanusElement type, const v
 static void print_stages(Comparison *c, const char *model, double tolerance, int shown) {
     for (int i = 0; i < c->stage_count; i++) {
         const Stage *stage = &c->stages[i];
-        report(stage->wrong == 0 && stage->worst <= tolerance, shown, "%s %-6s %-30s %-12s x%-3d %.1e%s", model, c->task,
-               stage->name, stage->shape, stage->times, stage->worst, stage->wrong > 0 ? "  unknown, or of another shape" : "");
+        report(stage->wrong == 0 && stage->worst <= tolerance, shown, "%s %-6s %-30s %-12s x%-3d %.1e%s", model,
+               c->task, stage->name, stage->shape, stage->times, stage->worst,
+               stage->wrong > 0 ? "  unknown, or of another shape" : "");
     }
     for (int i = 0; i < c->recording->count; i++) {
         Record *record = &c->recording->items[i];
@@ -269,7 +274,9 @@ static Golden open_golden(const char *name) {
     golden.recording = read_recording(path);
     golden.image = input_image(&golden.recording);
     snprintf(golden.path, sizeof golden.path, "%s/%s.gguf", golden_folder, name);
-    if (!report(janus_load(golden.path, &golden.model, &error) == JANUS_OK, 0, "load %s: %s", golden.path, error.message)) exit(1);
+    if (!report(janus_load(golden.path, &golden.model, &error) == JANUS_OK, 0, "load %s: %s", golden.path,
+                error.message))
+        exit(1);
     return golden;
 }
 
@@ -282,7 +289,8 @@ static void close_golden(Golden *golden) {
 static JanusSession *open_session(const JanusModel *model, const JanusSessionOptions *options) {
     JanusSession *session = NULL;
     JanusError error = {JANUS_OK, ""};
-    if (!report(janus_session_new(model, options, &session, &error) == JANUS_OK, 0, "session: %s", error.message)) exit(1);
+    if (!report(janus_session_new(model, options, &session, &error) == JANUS_OK, 0, "session: %s", error.message))
+        exit(1);
     return session;
 }
 
@@ -363,8 +371,10 @@ static void test_stages(const char *name, const char *isa, double tolerance, int
 
 /* Every stage of the three models, with each kind of kernel that this machine has. */
 static void test_golden(void) {
-    static const struct { const char *name; double tolerance; } models[] = {
-        {"plain", 1e-4}, {"grouped", 2e-3}, {"tied", 2e-3}}; /* f32, f16, bf16 */
+    static const struct {
+        const char *name;
+        double tolerance;
+    } models[] = {{"plain", 1e-4}, {"grouped", 2e-3}, {"tied", 2e-3}}; /* f32, f16, bf16 */
     static const char *const kernels[] = {"plain", "avx2", "avx512", "neon"};
     Golden golden = open_golden("plain");
     int usable[4], shown = 1;
@@ -393,7 +403,8 @@ static void test_golden(void) {
 /* ---- Results that must not depend on how they are computed ---- */
 
 /* A fingerprint of everything that a session hands to its tap. */
-static void hash_tap(void *user, const char *name, JanusElement type, const void *data, const int64_t *shape, int dims) {
+static void hash_tap(void *user, const char *name, JanusElement type, const void *data, const int64_t *shape,
+                     int dims) {
     uint64_t *hash = user;
     const unsigned char *bytes = data;
     int64_t count = type == JANUS_FLOAT32 ? (int64_t)sizeof(float) : (int64_t)sizeof(int32_t);
@@ -417,7 +428,8 @@ static uint64_t fingerprint(Golden *golden, int threads) {
     drawing.seed = 7;
     JanusSession *session = open_session(golden->model, &options);
     report(ask_recorded(session, golden, answers), 0, "two turns on %d threads", threads);
-    report(janus_generate(session, "two blue cars", &drawing, pictures, NULL) == JANUS_OK, 0, "draw on %d threads", threads);
+    report(janus_generate(session, "two blue cars", &drawing, pictures, NULL) == JANUS_OK, 0, "draw on %d threads",
+           threads);
     report(janus_encode_image(session, &golden->image, ids, NULL) == JANUS_OK, 0, "encode on %d threads", threads);
     janus_image_free(&pictures[0]);
     janus_image_free(&pictures[1]);
@@ -451,8 +463,10 @@ static void test_batch(const char *name) {
     options.count = 1;
     report(janus_generate_ids(session, prompt, &options, single, NULL) == JANUS_OK, 0, "one row of ids");
     for (int i = 0; i < 3; i++)
-        report(memcmp(ids + (size_t)i * tokens, single, tokens * sizeof *ids) == 0, 1, "greedy picture %d of 3 is the single one", i);
-    report(memcmp(single, input(&golden.recording, "drawn_ids")->ints, tokens * sizeof *ids) == 0, 1, "greedy ids are PyTorch's");
+        report(memcmp(ids + (size_t)i * tokens, single, tokens * sizeof *ids) == 0, 1,
+               "greedy picture %d of 3 is the single one", i);
+    report(memcmp(single, input(&golden.recording, "drawn_ids")->ints, tokens * sizeof *ids) == 0, 1,
+           "greedy ids are PyTorch's");
 
     options.count = 3;
     options.temperature = 1;
@@ -464,7 +478,8 @@ static void test_batch(const char *name) {
     for (int i = 0; i < 3; i++) {
         report(janus_decode_image(session, ids + (size_t)i * tokens, &decoded, NULL) == JANUS_OK, 0, "decode");
         report(pictures[i].width == info.image_size && pictures[i].height == info.image_size &&
-                   memcmp(pictures[i].rgb, decoded.rgb, bytes) == 0, 1, "sampled picture %d of 3 is its decoded ids", i);
+                   memcmp(pictures[i].rgb, decoded.rgb, bytes) == 0,
+               1, "sampled picture %d of 3 is its decoded ids", i);
         janus_image_free(&decoded);
         janus_image_free(&pictures[i]);
     }
@@ -493,8 +508,11 @@ typedef struct {
 
 /* Length of the UTF-8 character at `text`, 0 when there is none. */
 static size_t character_length(const unsigned char *text, size_t left) {
-    const size_t length = text[0] < 0x80 ? 1 : text[0] >= 0xC2 && text[0] < 0xE0 ? 2 : text[0] >= 0xE0 && text[0] < 0xF0 ? 3
-                          : text[0] >= 0xF0 && text[0] < 0xF5 ? 4 : 0;
+    const size_t length = text[0] < 0x80                      ? 1
+                          : text[0] >= 0xC2 && text[0] < 0xE0 ? 2
+                          : text[0] >= 0xE0 && text[0] < 0xF0 ? 3
+                          : text[0] >= 0xF0 && text[0] < 0xF5 ? 4
+                                                              : 0;
     if (length == 0 || length > left) return 0;
     for (size_t i = 1; i < length; i++)
         if ((text[i] & 0xC0) != 0x80) return 0;
@@ -519,7 +537,8 @@ static int stream_text(void *user, const char *text, size_t length) {
     return stream->stop_after > 0 && stream->calls >= stream->stop_after;
 }
 
-static void count_prompt(void *user, const char *name, JanusElement type, const void *data, const int64_t *shape, int dims) {
+static void count_prompt(void *user, const char *name, JanusElement type, const void *data, const int64_t *shape,
+                         int dims) {
     Stream *stream = user;
     (void)type, (void)data, (void)dims;
     if (strcmp(name, "text.token_ids") == 0) stream->prompt_tokens = (int)shape[0];
@@ -543,14 +562,19 @@ static void test_conversation(void) {
 
     report(janus_conversation_length(a) == 0, 1, "a new conversation is empty");
     report(janus_ask(a, question, &golden.image, 1, &ask, &first[0], NULL) == JANUS_OK, 0, "first turn");
-    report(stream.valid && strcmp(stream.text, first[0]) == 0, 1, "the streamed text is the answer, in whole characters");
+    report(stream.valid && strcmp(stream.text, first[0]) == 0, 1,
+           "the streamed text is the answer, in whole characters");
     const int length = janus_conversation_length(a), read = stream.prompt_tokens;
     report(length > read - 1, 1, "the conversation holds the prompt's %d tokens", read);
-    report(janus_ask(b, question, &golden.image, 1, &ask, &second[0], NULL) == JANUS_OK, 0, "another session's first turn");
+    report(janus_ask(b, question, &golden.image, 1, &ask, &second[0], NULL) == JANUS_OK, 0,
+           "another session's first turn");
     report(janus_ask(a, second_question, NULL, 0, &ask, &first[1], NULL) == JANUS_OK, 0, "second turn");
-    report(stream.prompt_tokens < read / 2, 1, "the second turn reads %d tokens, not the %d before it", stream.prompt_tokens, length);
-    report(janus_ask(b, second_question, NULL, 0, &ask, &second[1], NULL) == JANUS_OK, 0, "another session's second turn");
-    report(strcmp(first[0], second[0]) == 0 && strcmp(first[1], second[1]) == 0, 1, "two sessions in turn give the same answers");
+    report(stream.prompt_tokens < read / 2, 1, "the second turn reads %d tokens, not the %d before it",
+           stream.prompt_tokens, length);
+    report(janus_ask(b, second_question, NULL, 0, &ask, &second[1], NULL) == JANUS_OK, 0,
+           "another session's second turn");
+    report(strcmp(first[0], second[0]) == 0 && strcmp(first[1], second[1]) == 0, 1,
+           "two sessions in turn give the same answers");
     janus_reset(a);
     report(janus_conversation_length(a) == 0, 1, "reset forgets the conversation");
     report(janus_ask(a, question, &golden.image, 1, &ask, &again, NULL) == JANUS_OK && strcmp(again, first[0]) == 0, 1,
@@ -577,10 +601,12 @@ static void test_full_context(void) {
     for (; turns < 200 && status == JANUS_OK; turns++) {
         length = janus_conversation_length(session);
         status = janus_ask(session, "How many trees are there?", NULL, 0, &ask, NULL, &error);
-        report(janus_conversation_length(session) <= context, 0, "%d tokens after turn %d", janus_conversation_length(session), turns);
+        report(janus_conversation_length(session) <= context, 0, "%d tokens after turn %d",
+               janus_conversation_length(session), turns);
     }
     report(status == JANUS_BAD_ARGUMENT && turns > 1, 1, "turn %d would exceed the context: %s", turns, error.message);
-    report(janus_conversation_length(session) == length, 1, "the refused turn leaves the conversation's %d tokens", length);
+    report(janus_conversation_length(session) == length, 1, "the refused turn leaves the conversation's %d tokens",
+           length);
     janus_reset(session);
     report(janus_ask(session, "Hello", NULL, 0, &ask, NULL, NULL) == JANUS_OK, 1, "a new conversation after that");
     janus_session_free(session);
@@ -614,7 +640,7 @@ static JanusStatus long_call(int which, JanusSession *session, Golden *golden, i
     return status;
 }
 
-/* Stops a call at every one of its progress calls; after each, the whole call gives the result of an undisturbed one. */
+/* Stops a call at every one of its progress calls; after each, the whole call gives the undisturbed result. */
 static void test_cancel_call(int which, const char *what) {
     Golden golden = open_golden("plain");
     const size_t bytes = 2 * (size_t)janus_info(golden.model).image_tokens * sizeof(int32_t);
@@ -636,11 +662,13 @@ static void test_cancel_call(int which, const char *what) {
         same &= answer == NULL && janus_conversation_length(session) == length;
         stopper.stop_at = 0;
         same &= long_call(which, session, &golden, ids, &answer) == JANUS_OK && memcmp(ids, expected, bytes) == 0 &&
-                (answer == NULL) == (expected_answer == NULL) && (answer == NULL || strcmp(answer, expected_answer) == 0);
+                (answer == NULL) == (expected_answer == NULL) &&
+                (answer == NULL || strcmp(answer, expected_answer) == 0);
         free(answer);
         answer = NULL;
     }
-    report(cancelled == total && total > 0 && total < 1000000, 1, "%s stops at each of its %d progress calls", what, total);
+    report(cancelled == total && total > 0 && total < 1000000, 1, "%s stops at each of its %d progress calls", what,
+           total);
     report(same, 1, "%s gives the same result after each of them", what);
     free(expected_answer);
     free(expected);
@@ -662,8 +690,9 @@ static void test_cancel_text(void) {
     options.text = stream_text;
     options.user = &stream;
     JanusSession *session = open_session(golden.model, &options);
-    report(janus_ask(session, "Describe it.", &golden.image, 1, &ask, &answer, &error) == JANUS_CANCELLED && answer == NULL &&
-               error.status == JANUS_CANCELLED && error.message[0] != 0, 1, "the text callback stops an answer: %s", error.message);
+    report(janus_ask(session, "Describe it.", &golden.image, 1, &ask, &answer, &error) == JANUS_CANCELLED &&
+               answer == NULL && error.status == JANUS_CANCELLED && error.message[0] != 0,
+           1, "the text callback stops an answer: %s", error.message);
     report(janus_conversation_length(session) == 0, 1, "the stopped turn is dropped");
     janus_session_free(session);
     close_golden(&golden);
@@ -673,11 +702,13 @@ static void test_cancel_text(void) {
 
 static void expect(JanusStatus status, JanusStatus wanted, const JanusError *error, const char *what) {
     const int said = error->status == wanted && error->message[0] != 0 && strchr(error->message, '\n') == NULL;
-    report(status == wanted && said, 0, "%s: status %d, expected %d; message: %s", what, (int)status, (int)wanted, error->message);
+    report(status == wanted && said, 0, "%s: status %d, expected %d; message: %s", what, (int)status, (int)wanted,
+           error->message);
 }
 
 static void test_bad_texts(void) {
-    static const char *const bad[] = {"", "   \n\t ", "\xff\xfe", "abc\xc3", "\xed\xa0\x80", "\xf4\x90\x80\x80", "\xc0\x80"};
+    static const char *const bad[] = {"",        "   \n\t ", "\xff\xfe", "abc\xc3", "\xed\xa0\x80", "\xf4\x90\x80\x80",
+                                      "\xc0\x80"};
     Golden golden = open_golden("plain");
     JanusSession *session = open_session(golden.model, NULL);
     JanusError error = {JANUS_OK, ""};
@@ -687,24 +718,29 @@ static void test_bad_texts(void) {
     char *text = need(malloc(long_length + 1));
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         memset(&error, 0, sizeof error);
-        expect(janus_generate_ids(session, bad[i], NULL, ids, &error), JANUS_BAD_ARGUMENT, &error, "drawing a bad prompt");
+        expect(janus_generate_ids(session, bad[i], NULL, ids, &error), JANUS_BAD_ARGUMENT, &error,
+               "drawing a bad prompt");
         memset(&error, 0, sizeof error);
-        expect(janus_ask(session, bad[i], NULL, 0, NULL, NULL, &error), JANUS_BAD_ARGUMENT, &error, "asking a bad question");
+        expect(janus_ask(session, bad[i], NULL, 0, NULL, NULL, &error), JANUS_BAD_ARGUMENT, &error,
+               "asking a bad question");
         if (i < 2) continue;
         memset(&error, 0, sizeof error);
-        expect(janus_tokenize(golden.model, bad[i], strlen(bad[i]), &tokens, &count, &error), JANUS_BAD_ARGUMENT, &error,
-               "tokenizing bad UTF-8");
+        expect(janus_tokenize(golden.model, bad[i], strlen(bad[i]), &tokens, &count, &error), JANUS_BAD_ARGUMENT,
+               &error, "tokenizing bad UTF-8");
     }
     for (size_t i = 0; i < long_length; i++) text[i] = "a b c9 "[i % 7];
     text[long_length] = 0;
     memset(&error, 0, sizeof error);
-    expect(janus_generate_ids(session, text, NULL, ids, &error), JANUS_BAD_ARGUMENT, &error, "drawing a prompt that is too long");
+    expect(janus_generate_ids(session, text, NULL, ids, &error), JANUS_BAD_ARGUMENT, &error,
+           "drawing a prompt that is too long");
     memset(&error, 0, sizeof error);
-    expect(janus_ask(session, text, NULL, 0, NULL, NULL, &error), JANUS_BAD_ARGUMENT, &error, "asking too long a question");
+    expect(janus_ask(session, text, NULL, 0, NULL, NULL, &error), JANUS_BAD_ARGUMENT, &error,
+           "asking too long a question");
     memset(&error, 0, sizeof error);
     expect(janus_ask(session, "<image_placeholder> and <image_placeholder>", &golden.image, 1, NULL, NULL, &error),
            JANUS_BAD_ARGUMENT, &error, "two placeholders for one image");
-    report(janus_tokenize(golden.model, "", 0, &tokens, &count, NULL) == JANUS_OK && count == 0, 1, "an empty text has no tokens");
+    report(janus_tokenize(golden.model, "", 0, &tokens, &count, NULL) == JANUS_OK && count == 0, 1,
+           "an empty text has no tokens");
     report(1, 1, "bad texts are refused");
     free(tokens);
     free(text);
@@ -729,7 +765,8 @@ static void test_bad_options(void) {
         if (i == 6) options.temperature = (float)(HUGE_VAL - HUGE_VAL);
         if (i == 7) options.rng = (JanusRng)7;
         memset(&error, 0, sizeof error);
-        expect(janus_generate_ids(session, "a cat", &options, ids, &error), JANUS_BAD_ARGUMENT, &error, "bad drawing options");
+        expect(janus_generate_ids(session, "a cat", &options, ids, &error), JANUS_BAD_ARGUMENT, &error,
+               "bad drawing options");
     }
     for (int i = 0; i < 7; i++) {
         JanusAskOptions options = janus_ask_defaults();
@@ -741,7 +778,8 @@ static void test_bad_options(void) {
         if (i == 5) options.top_k = -1;
         if (i == 6) options.rng = (JanusRng)-1;
         memset(&error, 0, sizeof error);
-        expect(janus_ask(session, "what?", NULL, 0, &options, NULL, &error), JANUS_BAD_ARGUMENT, &error, "bad asking options");
+        expect(janus_ask(session, "what?", NULL, 0, &options, NULL, &error), JANUS_BAD_ARGUMENT, &error,
+               "bad asking options");
     }
     for (int i = 0; i < 3; i++) {
         JanusSessionOptions options = janus_session_defaults();
@@ -749,7 +787,8 @@ static void test_bad_options(void) {
         if (i == 1) options.threads = 257;
         if (i == 2) options.isa = "mmx";
         memset(&error, 0, sizeof error);
-        expect(janus_session_new(golden.model, &options, &none, &error), JANUS_BAD_ARGUMENT, &error, "bad session options");
+        expect(janus_session_new(golden.model, &options, &none, &error), JANUS_BAD_ARGUMENT, &error,
+               "bad session options");
         report(none == NULL, 0, "a refused session is NULL");
     }
     report(1, 1, "options outside their ranges are refused");
@@ -770,7 +809,8 @@ static void test_bad_ids(void) {
     for (int i = 0; i < 4; i++) {
         ids[info.image_tokens - 1] = bad[i];
         memset(&error, 0, sizeof error);
-        expect(janus_decode_image(session, ids, &picture, &error), JANUS_BAD_ARGUMENT, &error, "decoding an id out of range");
+        expect(janus_decode_image(session, ids, &picture, &error), JANUS_BAD_ARGUMENT, &error,
+               "decoding an id out of range");
         report(picture.rgb == NULL, 0, "no picture after a failed call");
         const int32_t token = i == 1 ? info.vocab_size : bad[i];
         memset(&error, 0, sizeof error);
@@ -812,7 +852,8 @@ static long find_bytes(const unsigned char *bytes, size_t length, const char *te
 }
 
 /* A copy of the model in which `count` bytes at `at` are replaced. */
-static void expect_bad_patch(const unsigned char *bytes, size_t length, long at, const void *patch, size_t count, const char *what) {
+static void expect_bad_patch(const unsigned char *bytes, size_t length, long at, const void *patch, size_t count,
+                             const char *what) {
     unsigned char *copy = need(malloc(length));
     if (!report(at >= 0, 0, "%s: nothing to damage", what)) exit(1);
     memcpy(copy, bytes, length);
@@ -822,7 +863,8 @@ static void expect_bad_patch(const unsigned char *bytes, size_t length, long at,
 }
 
 static void test_damaged(const unsigned char *bytes, size_t length) {
-    static const char architecture[] = "general.architecture", norm[] = "output_norm.weight", token[] = "token_embd.weight";
+    static const char architecture[] = "general.architecture", norm[] = "output_norm.weight",
+                      token[] = "token_embd.weight";
     static const unsigned char huge[8] = {0, 0, 0, 0, 0, 0, 0, 0x10}, far_away[8] = {0, 0, 0, 0, 0x40, 0, 0, 0};
     static const unsigned char full[8] = {0xC0, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF};
     const long name = find_bytes(bytes, length, norm), matrix = find_bytes(bytes, length, token);
@@ -832,8 +874,8 @@ static void test_damaged(const unsigned char *bytes, size_t length) {
     expect_bad_patch(bytes, length, 8, huge, 8, "2^60 tensors");
     expect_bad_patch(bytes, length, 16, huge, 8, "2^60 metadata entries");
     expect_bad_patch(bytes, length, 24, huge, 8, "a key of 2^60 bytes");
-    expect_bad_patch(bytes, length, find_bytes(bytes, length, architecture) + (long)sizeof architecture - 1 + 12, "llama", 5,
-                     "another architecture");
+    expect_bad_patch(bytes, length, find_bytes(bytes, length, architecture) + (long)sizeof architecture - 1 + 12,
+                     "llama", 5, "another architecture");
     expect_bad_patch(bytes, length, name, "output_morn", 11, "a missing tensor");
     expect_bad_patch(bytes, length, size - 4, "\2", 1, "another number of dimensions");
     expect_bad_patch(bytes, length, size, "\7\0", 2, "a misshapen tensor");
@@ -848,14 +890,32 @@ static void test_damaged(const unsigned char *bytes, size_t length) {
 
 /* Every size in the metadata set to what no model has: refused, or harmless, but never a crash. */
 static void test_absurd_sizes(const unsigned char *bytes, size_t length) {
-    static const char *const keys[] = {
-        "janus.embedding_length", "janus.block_count", "janus.feed_forward_length", "janus.vocab_size", "janus.attention.head_count",
-        "janus.attention.head_count_kv", "janus.attention.key_length", "janus.vision.image_size", "janus.vision.patch_size",
-        "janus.vision.embedding_length", "janus.vision.block_count", "janus.vision.feed_forward_length",
-        "janus.vision.attention.head_count", "janus.aligner.depth", "janus.gen_aligner.depth", "janus.gen_head.embedding_length",
-        "janus.vq.codebook_size", "janus.vq.codebook_dim", "janus.vq.base_channels", "janus.vq.res_blocks", "janus.vq.z_channels",
-        "janus.vq.group_count", "janus.vq.grid_size", "tokenizer.ggml.bos_token_id", "janus.tokenizer.image_placeholder_id",
-        "janus.format_version"};
+    static const char *const keys[] = {"janus.embedding_length",
+                                       "janus.block_count",
+                                       "janus.feed_forward_length",
+                                       "janus.vocab_size",
+                                       "janus.attention.head_count",
+                                       "janus.attention.head_count_kv",
+                                       "janus.attention.key_length",
+                                       "janus.vision.image_size",
+                                       "janus.vision.patch_size",
+                                       "janus.vision.embedding_length",
+                                       "janus.vision.block_count",
+                                       "janus.vision.feed_forward_length",
+                                       "janus.vision.attention.head_count",
+                                       "janus.aligner.depth",
+                                       "janus.gen_aligner.depth",
+                                       "janus.gen_head.embedding_length",
+                                       "janus.vq.codebook_size",
+                                       "janus.vq.codebook_dim",
+                                       "janus.vq.base_channels",
+                                       "janus.vq.res_blocks",
+                                       "janus.vq.z_channels",
+                                       "janus.vq.group_count",
+                                       "janus.vq.grid_size",
+                                       "tokenizer.ggml.bos_token_id",
+                                       "janus.tokenizer.image_placeholder_id",
+                                       "janus.format_version"};
     static const unsigned char values[3][4] = {{0, 0, 0, 0}, {0xFF, 0xFF, 0xFF, 0xFF}, {0xFF, 0xFF, 0xFF, 0x7F}};
     for (size_t k = 0; k < sizeof keys / sizeof *keys; k++) {
         const long key = find_bytes(bytes, length, keys[k]);
@@ -868,7 +928,8 @@ static void test_absurd_sizes(const unsigned char *bytes, size_t length) {
     report(1, 1, "absurd sizes are refused");
 }
 
-/* Random damage to the header: whatever happens, it must be a status. A model that still loads must still be readable. */
+/* Random damage to the header: whatever happens, it must be a status. A model that still loads must still be readable.
+ */
 static void test_random_damage(const unsigned char *bytes, size_t length, int rounds) {
     unsigned char *copy = need(malloc(length));
     const long header = find_bytes(bytes, length, "output_norm.weight") + 4096;
@@ -923,7 +984,8 @@ static void test_image_files(void) {
     image.rgb = rgb;
     snprintf(path, sizeof path, "%s.png", temporary);
     report(janus_image_save(path, &image, NULL) == JANUS_OK && janus_image_load(path, &back, NULL) == JANUS_OK &&
-               back.width == 5 && back.height == 3 && memcmp(back.rgb, rgb, 45) == 0, 1, "a PNG comes back as it was written");
+               back.width == 5 && back.height == 3 && memcmp(back.rgb, rgb, 45) == 0,
+           1, "a PNG comes back as it was written");
     janus_image_free(&back);
     unsigned char *bytes = need(read_file(path, &length));
     for (size_t cut = 0; cut < length; cut++) {
@@ -935,10 +997,12 @@ static void test_image_files(void) {
     remove(path);
     memcpy(bytes + 16, "\x7F\xFF\xFF\xFF\x7F\xFF\xFF\xFF", 8);
     memset(&error, 0, sizeof error);
-    expect(janus_image_load_memory(bytes, length, &back, &error), JANUS_BAD_IMAGE, &error, "a PNG of 2^31 pixels a side");
+    expect(janus_image_load_memory(bytes, length, &back, &error), JANUS_BAD_IMAGE, &error,
+           "a PNG of 2^31 pixels a side");
     memcpy(bytes + 16, "\0\0\x40\0\0\0\x40\0", 8);
     memset(&error, 0, sizeof error);
-    expect(janus_image_load_memory(bytes, length, &back, &error), JANUS_BAD_IMAGE, &error, "a PNG of 268 million pixels");
+    expect(janus_image_load_memory(bytes, length, &back, &error), JANUS_BAD_IMAGE, &error,
+           "a PNG of 268 million pixels");
     memset(&error, 0, sizeof error);
     expect(janus_image_load_memory("hello", 5, &back, &error), JANUS_BAD_IMAGE, &error, "five bytes as image");
     memset(&error, 0, sizeof error);
@@ -955,7 +1019,8 @@ static void test_image_files(void) {
     expect(janus_image_save(path, &image, &error), JANUS_BAD_ARGUMENT, &error, "an empty image");
     snprintf(path, sizeof path, "%s.jpg", temporary);
     image.width = 5;
-    report(janus_image_save(path, &image, NULL) == JANUS_OK && janus_image_load(path, &back, NULL) == JANUS_OK && back.width == 5,
+    report(janus_image_save(path, &image, NULL) == JANUS_OK && janus_image_load(path, &back, NULL) == JANUS_OK &&
+               back.width == 5,
            1, "a JPEG is written and read");
     janus_image_free(&back);
     remove(path);
@@ -974,7 +1039,8 @@ static void test_image_shapes(void) {
     int32_t *ids = need(malloc((size_t)info.image_tokens * sizeof *ids));
     const Record *recorded = need(find_record(&golden.recording, "ask/vision.pixel_values"));
     report(janus_preprocess(golden.model, &golden.image, pixels, NULL) == JANUS_OK &&
-               memcmp(pixels, recorded->floats, (size_t)recorded->count * sizeof *pixels) == 0, 1, "pixel values are PyTorch's, bit by bit");
+               memcmp(pixels, recorded->floats, (size_t)recorded->count * sizeof *pixels) == 0,
+           1, "pixel values are PyTorch's, bit by bit");
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
         JanusImage image;
         JanusError error = {JANUS_OK, ""};
@@ -982,12 +1048,14 @@ static void test_image_shapes(void) {
         image.height = sizes[i][1];
         image.rgb = need(malloc(3 * (size_t)image.width * (size_t)image.height));
         memset(image.rgb, 200, 3 * (size_t)image.width * (size_t)image.height);
-        report(janus_preprocess(golden.model, &image, pixels, &error) == JANUS_OK, 0, "%d x %d: %s", image.width, image.height, error.message);
-        const JanusStatus status = janus_encode_image(session, &image, ids, &error);
-        report(status == JANUS_OK || (status == JANUS_BAD_ARGUMENT && error.message[0] != 0), 0, "encoding %d x %d: %s", image.width,
+        report(janus_preprocess(golden.model, &image, pixels, &error) == JANUS_OK, 0, "%d x %d: %s", image.width,
                image.height, error.message);
+        const JanusStatus status = janus_encode_image(session, &image, ids, &error);
+        report(status == JANUS_OK || (status == JANUS_BAD_ARGUMENT && error.message[0] != 0), 0, "encoding %d x %d: %s",
+               image.width, image.height, error.message);
         for (int t = 0; t < info.image_tokens && status == JANUS_OK; t++)
-            if (ids[t] < 0 || ids[t] >= info.codebook_size) report(0, 1, "encoding %d x %d: an id out of range", image.width, image.height);
+            if (ids[t] < 0 || ids[t] >= info.codebook_size)
+                report(0, 1, "encoding %d x %d: an id out of range", image.width, image.height);
         janus_image_free(&image);
     }
     report(1, 1, "images of awkward shapes go through, or are refused");
@@ -1000,10 +1068,16 @@ static void test_image_shapes(void) {
 /* ---- Text ---- */
 
 static void test_text_round_trip(void) {
-    static const char *const texts[] = {
-        "Hello, world!", " leading and  double  spaces ", "tabs\tand\r\nlines\n\n", "na\xc3\xafve caf\xc3\xa9",
-        "\xe4\xbd\xa0\xe5\xa5\xbd\xef\xbc\x8c\xe4\xb8\x96\xe7\x95\x8c", "\xf0\x9f\xa6\x8a\xf0\x9f\x8f\xbd", "12345 3.14",
-        "<|User|>: hi<image_placeholder><|Assistant|>:", "\x01\x02\x7f", "\xd0\x9f\xd1\x80\xd0\xb8\xd0\xb2\xd0\xb5\xd1\x82"};
+    static const char *const texts[] = {"Hello, world!",
+                                        " leading and  double  spaces ",
+                                        "tabs\tand\r\nlines\n\n",
+                                        "na\xc3\xafve caf\xc3\xa9",
+                                        "\xe4\xbd\xa0\xe5\xa5\xbd\xef\xbc\x8c\xe4\xb8\x96\xe7\x95\x8c",
+                                        "\xf0\x9f\xa6\x8a\xf0\x9f\x8f\xbd",
+                                        "12345 3.14",
+                                        "<|User|>: hi<image_placeholder><|Assistant|>:",
+                                        "\x01\x02\x7f",
+                                        "\xd0\x9f\xd1\x80\xd0\xb8\xd0\xb2\xd0\xb5\xd1\x82"};
     Golden golden = open_golden("plain");
     for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
         int32_t *ids = NULL;
@@ -1011,7 +1085,8 @@ static void test_text_round_trip(void) {
         size_t count = 0, length = 0;
         const int good = janus_tokenize(golden.model, texts[i], strlen(texts[i]), &ids, &count, NULL) == JANUS_OK &&
                          janus_detokenize(golden.model, ids, count, &text, &length, NULL) == JANUS_OK;
-        report(good && length == strlen(texts[i]) && strcmp(text, texts[i]) == 0, 0, "decode(encode(x)) is x: %s", texts[i]);
+        report(good && length == strlen(texts[i]) && strcmp(text, texts[i]) == 0, 0, "decode(encode(x)) is x: %s",
+               texts[i]);
         free(ids);
         free(text);
     }

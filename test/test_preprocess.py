@@ -126,7 +126,9 @@ def large_model(janus: ctypes.CDLL, tmp_path_factory: pytest.TempPathFactory):
     janus.janus_free(handle)
 
 
-@pytest.mark.parametrize("size", [(384, 384), (1024, 683), (683, 1024), (4000, 3000), (385, 383), (50, 384), (2, 2), (1, 500)])
+@pytest.mark.parametrize(
+    "size", [(384, 384), (1024, 683), (683, 1024), (4000, 3000), (385, 383), (50, 384), (2, 2), (1, 500)]
+)
 def test_real_side(janus: ctypes.CDLL, large_model: ctypes.c_void_p, size: tuple[int, int]) -> None:
     """384 pixels and min_size 14, as in the published models."""
     rgb = picture(np.random.default_rng(2), *size)
@@ -152,7 +154,11 @@ def write_large_model(path: Path) -> None:
         if tensor.name == "vit.patch_embed.weight":
             writer.add_tensor(tensor.name, np.zeros((shape[0], 192, 192, 3), np.float16))
         else:
-            raw = None if tensor.tensor_type in (GGMLQuantizationType.F32, GGMLQuantizationType.F16) else tensor.tensor_type
+            raw = (
+                None
+                if tensor.tensor_type in (GGMLQuantizationType.F32, GGMLQuantizationType.F16)
+                else tensor.tensor_type
+            )
             writer.add_tensor(tensor.name, np.array(tensor.data), raw_dtype=raw)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

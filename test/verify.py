@@ -6,9 +6,9 @@
     verify.py --suite                             small random checkpoints of many shapes, layouts and formats
     verify.py --full --work DIR                   the real 1B and 7B geometries with random weights
 
-One row a stage: name, shape, number of tensors, the largest error relative to the largest value, OK or NOT OK. PyTorch is
-fed the ids that janus chose, so one early difference does not hide the stages behind it; that each of those ids is also
-PyTorch's own choice is a row of its own. Closes with 'N passed, N failed'; the exit code is 1 if anything failed.
+One row a stage: name, shape, number of tensors, the largest error relative to the largest value, OK or NOT OK. PyTorch
+is fed the ids that janus chose, so one early difference does not hide the stages behind it; that each of those ids is
+also PyTorch's own choice is a row of its own. Closes with 'N passed, N failed'; the exit code is 1 if anything failed.
 """
 
 from __future__ import annotations
@@ -289,8 +289,13 @@ def verify_sampling(case: Case, count: int, seed: int) -> None:
     _, dump = case.janus("generate", "-n", count, "--seed", seed, "-o", case.work / "sampled.png", PROMPT)
     ids = dump.get("generation.ids")
     theirs = sample_drawing(case.reference, PROMPT, ids, 5.0, 1.0, seed)
-    case.table.row("sampled picture ids", "x".join(map(str, ids.shape)), ids.size, f"{int((ids != theirs).sum())} differ",
-                   bool((ids == theirs).all()))
+    case.table.row(
+        "sampled picture ids",
+        "x".join(map(str, ids.shape)),
+        ids.size,
+        f"{int((ids != theirs).sum())} differ",
+        bool((ids == theirs).all()),
+    )
     path, image = case.picture(80, 50, 3)
     _, dump = case.janus("ask", "-i", path, "--max-tokens", 12, "--temperature", 0.9, "--top-p", 0.8, "--top-k", 40,
                          "--seed", seed, QUESTION)
@@ -362,8 +367,23 @@ def suite_cases() -> list[tuple[str, object, str, str, int, str | None]]:
                     vision_width=40, vision_heads=2, vision_mlp=96, code_dim=4)
     wide = Geometry(hidden=96, heads=4, head_dim=32, kv_heads=2, mlp=200, vocab=1001, grid=5, patch=6, vision_width=66,
                     vision_heads=6, vision_mlp=150, codes=1000, adaptor_depth=3, vq_blocks=1)
-    narrow = Geometry(hidden=40, heads=5, kv_heads=5, head_dim=8, mlp=100, head_width=56, grid=6, patch=4, vision_layers=1,
-                      layers=1, vq_base=64, vq_multipliers=(1, 1), vq_latent=24, code_dim=16, adaptor_depth=1)
+    narrow = Geometry(
+        hidden=40,
+        heads=5,
+        kv_heads=5,
+        head_dim=8,
+        mlp=100,
+        head_width=56,
+        grid=6,
+        patch=4,
+        vision_layers=1,
+        layers=1,
+        vq_base=64,
+        vq_multipliers=(1, 1),
+        vq_latent=24,
+        code_dim=16,
+        adaptor_depth=1,
+    )
     return [
         ("plain", plain, "official", "bin", 1, None),
         ("grouped-query", grouped, "transformers", "safetensors", 1, None),
@@ -402,7 +422,9 @@ def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", nargs="?", type=Path)
-    parser.add_argument("--dtype", choices=["f32", "f16", "bf16"], help="convert to this type instead of the stored one")
+    parser.add_argument(
+        "--dtype", choices=["f32", "f16", "bf16"], help="convert to this type instead of the stored one"
+    )
     parser.add_argument("--tolerance", type=float, help="default 1e-4; 2e-3 with --dtype f16 or bf16")
     parser.add_argument("--quick", action="store_true", help="one question, one picture, encode and decode")
     parser.add_argument("--suite", action="store_true")
@@ -422,7 +444,9 @@ def main() -> int:
     elif options.checkpoint:
         tolerance = options.tolerance or (2e-3 if options.dtype in ("f16", "bf16") else 1e-4)
         with tempfile.TemporaryDirectory(prefix="janus-verify-", dir=options.work) as work:
-            table = verify_path(options.checkpoint, options.dtype, tolerance, options.threads, Path(work), options.quick)
+            table = verify_path(
+                options.checkpoint, options.dtype, tolerance, options.threads, Path(work), options.quick
+            )
     else:
         parser.error("give a checkpoint, --suite or --full")
     print(f"\n{table.passed} passed, {table.failed} failed")

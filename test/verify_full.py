@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """verify.py --full: the real geometries with random weights, from checkpoints in the official layout, in bfloat16.
 
-1B: one pytorch_model.bin; a question about a picture (a prefill of about 640 tokens), a picture of 576 steps, encode and
-decode, every stage against PyTorch in float32. 7B: shards; converted, then info, a prefill and ten steps of each task, with
-peak memory (what the process had in memory, mapped pages of the model file included) and time.
+1B: one pytorch_model.bin; a question about a picture (a prefill of about 640 tokens), a picture of 576 steps, encode
+and decode, every stage against PyTorch in float32. 7B: shards; converted, then info, a prefill and ten steps of each
+task, with time and peak memory (what the process had in memory, mapped pages of the model file included).
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ import torch
 from verify import PROMPT, QUESTION, ROOT, Case, Table, photograph, verify_ask, verify_encode, verify_generate
 
 LONG_QUESTION = (
-    "Describe this image in detail. What is in the picture? How many trees are in this photo? Is there a blue car next to "
-    "the yellow house, or are there two green triangles above the small heart?")
+    "Describe this image in detail. What is in the picture? How many trees are in this photo? Is there a blue car next "
+    "to the yellow house, or are there two green triangles above the small heart?"
+)
 STEPS = 10
 
 
@@ -32,9 +33,26 @@ def real_geometry(size: str):
     from geometries import Geometry
     big = size == "7b"
     hidden, layers, heads, mlp = (4096, 30, 32, 11008) if big else (2048, 24, 16, 5632)
-    return Geometry(hidden=hidden, layers=layers, heads=heads, kv_heads=heads, head_dim=128, mlp=mlp, vocab=102400,
-                    context=16384, vision_width=1024, vision_layers=24, vision_heads=16, vision_mlp=4096, patch=16, grid=24,
-                    vq_base=128, vq_multipliers=(1, 1, 2, 2, 4), vq_latent=256, codes=16384)
+    return Geometry(
+        hidden=hidden,
+        layers=layers,
+        heads=heads,
+        kv_heads=heads,
+        head_dim=128,
+        mlp=mlp,
+        vocab=102400,
+        context=16384,
+        vision_width=1024,
+        vision_layers=24,
+        vision_heads=16,
+        vision_mlp=4096,
+        patch=16,
+        grid=24,
+        vq_base=128,
+        vq_multipliers=(1, 1, 2, 2, 4),
+        vq_latent=256,
+        codes=16384,
+    )
 
 
 def write_random(folder: Path, size: str, shards: int) -> None:
@@ -68,11 +86,13 @@ sys.exit(code)
 
 
 def measured(arguments: list[object]) -> tuple[str, float, float]:
-    """Runs a program; returns its standard output, seconds, and peak memory in MiB. A small process stands between this one
-    and the program, since a child's peak begins with that of the process it was forked from."""
+    """Runs a program; returns its standard output, seconds, and peak memory in MiB. A small process stands between this
+    one and the program, since a child's peak begins with that of the process it was forked from."""
     start = time.monotonic()
     with tempfile.NamedTemporaryFile("r") as peak:
-        done = subprocess.run([sys.executable, "-c", MEASURE, peak.name, *map(str, arguments)], stdout=subprocess.PIPE, text=True)
+        done = subprocess.run(
+            [sys.executable, "-c", MEASURE, peak.name, *map(str, arguments)], stdout=subprocess.PIPE, text=True
+        )
         if done.returncode != 0:
             raise RuntimeError(f"{' '.join(map(str, arguments[:3]))} ... failed")
         unit = 1 << 20 if sys.platform == "darwin" else 1 << 10  # bytes there, KiB elsewhere
@@ -83,7 +103,9 @@ def require_disk(folder: Path, gigabytes: int) -> None:
     """Refuses to start what would fill the disk."""
     free = shutil.disk_usage(folder).free / 1e9
     if free < gigabytes:
-        raise SystemExit(f"{folder} has {free:.0f} GB free; this needs {gigabytes} GB: choose another folder with --work")
+        raise SystemExit(
+            f"{folder} has {free:.0f} GB free; this needs {gigabytes} GB: choose another folder with --work"
+        )
 
 
 def converted(table: Table, folder: Path, file: Path) -> None:
@@ -160,8 +182,9 @@ def full_7b(work: Path, threads: int) -> Table:
     photograph(1024, 683, 0).save(photo)
     out, seconds, peak = measured([ROOT / "janus", "info", "-m", file])
     table.row("info", "", 1, f"{seconds:.1f} s", "30 layers, width 4096" in out)
-    out, seconds, peak = measured([ROOT / "janus", "ask", "-m", file, "-i", photo, "-q", "--threads", threads, "--max-tokens",
-                                   STEPS, QUESTION])
+    out, seconds, peak = measured(
+        [ROOT / "janus", "ask", "-m", file, "-i", photo, "-q", "--threads", threads, "--max-tokens", STEPS, QUESTION]
+    )
     table.row("ask, prefill and 10 tokens", "", 1, f"{seconds:.0f} s", True)
     table.row("ask, peak memory", "", 1, f"{peak:.0f} MiB", peak > 0)
     out, seconds, peak = measured([sys.executable, Path(__file__), ROOT / "libjanus.so", file, threads])
