@@ -17,20 +17,21 @@
 
        1  Platform .................. files, mapped memory, time: all that differs between systems
        2  Errors and memory ......... how calls fail; scratch memory
-       3  Number formats ............ f16, bf16, quantised blocks
-       4  Threads ................... a pool that splits a loop
-       5  Vector kernels ............ linear, convolution, attention, norms: plain definition and fast versions
-       6  Model file ................ GGUF: sizes, weights, all checked
+       3  Threads ................... a pool that splits a loop
+       4  Number formats ............ f16, bf16, quantised blocks
+       5  Vector kernels ............ the heavy loops: plain definitions, and one fast source for all instruction sets
+       6  Layers .................... linear, convolution, attention, norms over the kernels and threads
        7  Text ...................... byte-level BPE tokenizer
-       8  Image in .................. decode a file, resize as Pillow does, normalise
-       9  Understanding encoder ..... SigLIP ViT and its adaptor: what the model sees
-      10  Transformer ............... Llama blocks with a key/value cache
-      11  Heads and sampling ........ LM head, image head, guidance, PyTorch's random numbers
-      12  Generation encoder ........ VQ: picture -> ids, and ids -> embeddings
-      13  Image decoder ............. VQ: ids -> picture
-      14  The two tasks ............. drawing and answering, step by step
-      15  Public API ................ what janus.h promises
-      16  Command line .............. main()
+       8  Model file ................ GGUF: sizes, weights, all checked
+       9  Image in .................. decode a file, resize as Pillow does, normalise
+      10  Understanding encoder ..... SigLIP ViT and its adaptor: what the model sees
+      11  Transformer ............... Llama blocks with a key/value cache
+      12  Heads and sampling ........ LM head, image head, guidance, PyTorch's random numbers
+      13  Generation encoder ........ VQ: picture -> ids, and ids -> embeddings
+      14  Image decoder ............. VQ: ids -> picture
+      15  The two tasks ............. drawing and answering, step by step
+      16  Public API ................ what janus.h promises
+      17  Command line .............. main()
 
    One vocabulary of sizes in the whole file:
        T  tokens (rows of activations)     D  width of the transformer     F  width of its MLP     V  vocabulary
@@ -158,20 +159,6 @@ static int process_id(void) {
     return (int)GetCurrentProcessId();
 #else
     return (int)getpid();
-#endif
-}
-
-/* Seconds on a clock that only runs forward. */
-static double clock_seconds(void) {
-#if defined(_WIN32)
-    LARGE_INTEGER ticks, frequency;
-    QueryPerformanceCounter(&ticks);
-    QueryPerformanceFrequency(&frequency);
-    return (double)ticks.QuadPart / (double)frequency.QuadPart;
-#else
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 #endif
 }
 
@@ -427,59 +414,58 @@ static void arena_release(Arena *arena, const ArenaBlock *mark) {
     arena->failed = false;
 }
 
-
 #define KERNEL_FILE "janus.c"
 
 static int64_t min_i64(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t max_i64(int64_t a, int64_t b) { return a > b ? a : b; }
 static int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
 
-// ================================================================================================
-// Threads
-//
-// A pool of workers that run one job at a time: [0, count) is cut into chunks of `grain`, and whoever is free takes
-// the next chunk. Which thread runs a chunk changes; what a chunk computes does not, so results are the same to the
-// last bit for every number of threads. Between jobs a worker spins for some 100 microseconds, then sleeps: the
-// hundreds of small jobs of one decoding step find it awake.
-// ================================================================================================
+/* ====================================================================================================================
+   3  Threads
+
+      A pool of workers that run one job at a time: [0, count) is cut into chunks of `grain`, and whoever is free takes
+      the next chunk. Which thread runs a chunk changes; what a chunk computes does not, so results are the same to the
+      last bit for every number of threads. Between jobs a worker spins for some 100 microseconds, then sleeps: the
+      hundreds of small jobs of one decoding step find it awake.
+   ==================================================================================================================== */
 
 #if defined(JANUS_NO_THREADS)
 typedef int Thread;
 typedef int Mutex;
 typedef int Condition;
-#define mutex_init(m) (*(m) = 0)
-#define mutex_lock(m) ((void)(m))
-#define mutex_unlock(m) ((void)(m))
-#define mutex_free(m) ((void)(m))
-#define condition_init(c) (*(c) = 0)
-#define condition_wait(c, m) ((void)(c))
+#define mutex_init(m)         (*(m) = 0)
+#define mutex_lock(m)         ((void)(m))
+#define mutex_unlock(m)       ((void)(m))
+#define mutex_free(m)         ((void)(m))
+#define condition_init(c)     (*(c) = 0)
+#define condition_wait(c, m)  ((void)(c))
 #define condition_wake_all(c) ((void)(c))
-#define condition_free(c) ((void)(c))
+#define condition_free(c)     ((void)(c))
 #elif defined(_WIN32)
 typedef HANDLE Thread;
 typedef SRWLOCK Mutex;
 typedef CONDITION_VARIABLE Condition;
-#define mutex_init InitializeSRWLock
-#define mutex_lock AcquireSRWLockExclusive
-#define mutex_unlock ReleaseSRWLockExclusive
-#define mutex_free(m) ((void)(m))
-#define condition_init InitializeConditionVariable
+#define mutex_init           InitializeSRWLock
+#define mutex_lock           AcquireSRWLockExclusive
+#define mutex_unlock         ReleaseSRWLockExclusive
+#define mutex_free(m)        ((void)(m))
+#define condition_init       InitializeConditionVariable
 #define condition_wait(c, m) SleepConditionVariableSRW((c), (m), INFINITE, 0)
-#define condition_wake_all WakeAllConditionVariable
-#define condition_free(c) ((void)(c))
+#define condition_wake_all   WakeAllConditionVariable
+#define condition_free(c)    ((void)(c))
 #else
 #include <pthread.h>
 typedef pthread_t Thread;
 typedef pthread_mutex_t Mutex;
 typedef pthread_cond_t Condition;
-#define mutex_init(m) pthread_mutex_init((m), NULL)
-#define mutex_lock pthread_mutex_lock
-#define mutex_unlock pthread_mutex_unlock
-#define mutex_free pthread_mutex_destroy
-#define condition_init(c) pthread_cond_init((c), NULL)
-#define condition_wait pthread_cond_wait
+#define mutex_init(m)      pthread_mutex_init((m), NULL)
+#define mutex_lock         pthread_mutex_lock
+#define mutex_unlock       pthread_mutex_unlock
+#define mutex_free         pthread_mutex_destroy
+#define condition_init(c)  pthread_cond_init((c), NULL)
+#define condition_wait     pthread_cond_wait
 #define condition_wake_all pthread_cond_broadcast
-#define condition_free pthread_cond_destroy
+#define condition_free     pthread_cond_destroy
 #endif
 
 typedef void (*Job)(void *ctx, int thread, int64_t begin, int64_t end);
@@ -491,38 +477,45 @@ typedef struct {
 } Worker;
 
 struct Pool {
-    int threads;                           // the caller of pool_run counts as thread 0
-    volatile int round, next, busy, quit;  // jobs given out, next chunk of this job, workers not done with it
+    int threads;                          /* the caller of pool_run counts as thread 0 */
+    volatile int round, next, busy, quit; /* jobs given out, next chunk of this job, workers not done with it */
     volatile int sleepers;
     Job job;
     void *ctx;
     int64_t count, grain;
     Mutex mutex;
     Condition changed;
-    Worker *workers;                       // (threads - 1)
+    Worker *workers; /* (threads - 1) */
 };
 
-// Sequentially consistent counters; a compiler without atomics takes the lock instead.
+/* Sequentially consistent counters; a compiler without atomics takes the lock instead. */
 #if defined(JANUS_NO_THREADS)
-static int counter_add(Pool *p, volatile int *counter, int n) { (void)p; *counter += n; return *counter - n; }
-static int counter_get(Pool *p, volatile int *counter) { (void)p; return *counter; }
+static int counter_add(Pool *p, volatile int *counter, int n) {
+    (void)p;
+    *counter += n;
+    return *counter - n;
+}
+static int counter_get(Pool *p, volatile int *counter) {
+    (void)p;
+    return *counter;
+}
 #elif defined(__GNUC__) && !defined(__TINYC__)
-static int counter_add(Pool *p, volatile int *counter, int n)
-{
+static int counter_add(Pool *p, volatile int *counter, int n) {
     (void)p;
     return __atomic_fetch_add(counter, n, __ATOMIC_SEQ_CST);
 }
-static int counter_get(Pool *p, volatile int *counter) { (void)p; return __atomic_load_n(counter, __ATOMIC_SEQ_CST); }
+static int counter_get(Pool *p, volatile int *counter) {
+    (void)p;
+    return __atomic_load_n(counter, __ATOMIC_SEQ_CST);
+}
 #elif defined(_WIN32)
-static int counter_add(Pool *p, volatile int *counter, int n)
-{
+static int counter_add(Pool *p, volatile int *counter, int n) {
     (void)p;
     return InterlockedExchangeAdd((volatile LONG *)counter, n);
 }
 static int counter_get(Pool *p, volatile int *counter) { return counter_add(p, counter, 0); }
 #else
-static int counter_add(Pool *p, volatile int *counter, int n)
-{
+static int counter_add(Pool *p, volatile int *counter, int n) {
     mutex_lock(&p->mutex);
     int old = *counter;
     *counter = old + n;
@@ -543,31 +536,27 @@ static int counter_get(Pool *p, volatile int *counter) { return counter_add(p, c
 #ifndef JANUS_NO_THREADS
 enum { SPIN_ROUNDS = 5000 };
 
-static void wait_until(Pool *p, volatile int *counter, int value)
-{
+static void wait_until(Pool *p, volatile int *counter, int value) {
     for (int i = 0; i < SPIN_ROUNDS; i++) {
-        if (counter_get(p, counter) == value)
-            return;
+        if (counter_get(p, counter) == value) return;
         cpu_relax();
     }
-    // A sleeper counts itself before it looks again; whoever changes a counter looks for sleepers after the change.
+    /* A sleeper counts itself before it looks again; whoever changes a counter looks for sleepers after the change. */
     counter_add(p, &p->sleepers, 1);
     while (counter_get(p, counter) != value) {
         mutex_lock(&p->mutex);
 #if defined(__GNUC__) && !defined(__TINYC__) || defined(_WIN32)
         int changed = counter_get(p, counter) == value;
 #else
-        int changed = *counter == value; // the lock is ours already
+        int changed = *counter == value; /* the lock is ours already */
 #endif
-        if (!changed)
-            condition_wait(&p->changed, &p->mutex);
+        if (!changed) condition_wait(&p->changed, &p->mutex);
         mutex_unlock(&p->mutex);
     }
     counter_add(p, &p->sleepers, -1);
 }
 
-static void wake_sleepers(Pool *p)
-{
+static void wake_sleepers(Pool *p) {
     if (counter_get(p, &p->sleepers) > 0) {
         mutex_lock(&p->mutex);
         condition_wake_all(&p->changed);
@@ -576,40 +565,45 @@ static void wake_sleepers(Pool *p)
 }
 #endif
 
-static void run_chunks(Pool *p, int thread)
-{
+static void run_chunks(Pool *p, int thread) {
     int64_t chunks = (p->count + p->grain - 1) / p->grain;
-    for (int64_t i; (i = counter_add(p, &p->next, 1)) < chunks; )
+    for (int64_t i; (i = counter_add(p, &p->next, 1)) < chunks;)
         p->job(p->ctx, thread, i * p->grain, min_i64(p->count, (i + 1) * p->grain));
 }
 
 #ifndef JANUS_NO_THREADS
-static void worker_loop(const Worker *worker)
-{
+static void worker_loop(const Worker *worker) {
     Pool *p = worker->pool;
     for (unsigned round = 1;; round++) {
         wait_until(p, &p->round, (int)round);
-        if (p->quit)
-            return;
+        if (p->quit) return;
         run_chunks(p, worker->index);
         counter_add(p, &p->busy, -1);
         wake_sleepers(p);
     }
 }
 #ifdef _WIN32
-static DWORD WINAPI worker_main(void *worker) { worker_loop(worker); return 0; }
+static DWORD WINAPI worker_main(void *worker) {
+    worker_loop(worker);
+    return 0;
+}
 static int thread_start(Worker *w) { return (w->thread = CreateThread(NULL, 0, worker_main, w, 0, NULL)) != NULL; }
-static void thread_join(Worker *w) { WaitForSingleObject(w->thread, INFINITE); CloseHandle(w->thread); }
+static void thread_join(Worker *w) {
+    WaitForSingleObject(w->thread, INFINITE);
+    CloseHandle(w->thread);
+}
 #else
-static void *worker_main(void *worker) { worker_loop(worker); return NULL; }
+static void *worker_main(void *worker) {
+    worker_loop(worker);
+    return NULL;
+}
 static int thread_start(Worker *w) { return pthread_create(&w->thread, NULL, worker_main, w) == 0; }
 static void thread_join(Worker *w) { pthread_join(w->thread, NULL); }
 #endif
 #endif
 
-// A pool of at most `threads` (fewer where the system gives no more), or NULL without memory.
-static Pool *pool_create(int threads)
-{
+/* A pool of at most `threads` (fewer where the system gives no more), or NULL without memory. */
+static Pool *pool_create(int threads) {
     Pool *p = calloc(1, sizeof *p);
     Worker *workers = threads > 1 ? calloc((size_t)threads - 1, sizeof *workers) : NULL;
     if (p == NULL || (threads > 1 && workers == NULL)) {
@@ -626,23 +620,19 @@ static Pool *pool_create(int threads)
         Worker *w = &workers[p->threads - 1];
         w->pool = p;
         w->index = p->threads;
-        if (!thread_start(w))
-            break;
+        if (!thread_start(w)) break;
     }
 #endif
     return p;
 }
 
-static void pool_free(Pool *p)
-{
-    if (p == NULL)
-        return;
+static void pool_free(Pool *p) {
+    if (p == NULL) return;
 #ifndef JANUS_NO_THREADS
     p->quit = 1;
     counter_add(p, &p->round, 1);
     wake_sleepers(p);
-    for (int i = 1; i < p->threads; i++)
-        thread_join(&p->workers[i - 1]);
+    for (int i = 1; i < p->threads; i++) thread_join(&p->workers[i - 1]);
 #endif
     condition_free(&p->changed);
     mutex_free(&p->mutex);
@@ -650,13 +640,11 @@ static void pool_free(Pool *p)
     free(p);
 }
 
-// Runs job(ctx, thread, begin, end) over [0, count) in chunks of `grain`; returns when all are done.
-static void pool_run(Pool *p, Job job, void *ctx, int64_t count, int64_t grain)
-{
-    grain = max_i64(grain, count / (1 << 30) + 1); // chunk numbers fit an int
+/* Runs job(ctx, thread, begin, end) over [0, count) in chunks of `grain`; returns when all are done. */
+static void pool_run(Pool *p, Job job, void *ctx, int64_t count, int64_t grain) {
+    grain = max_i64(grain, count / (1 << 30) + 1); /* chunk numbers fit an int */
     if (p->threads == 1 || count <= grain) {
-        for (int64_t i = 0; i < count; i += grain)
-            job(ctx, 0, i, min_i64(count, i + grain));
+        for (int64_t i = 0; i < count; i += grain) job(ctx, 0, i, min_i64(count, i + grain));
         return;
     }
 #ifndef JANUS_NO_THREADS
@@ -673,49 +661,55 @@ static void pool_run(Pool *p, Job job, void *ctx, int64_t count, int64_t grain)
 #endif
 }
 
-// ================================================================================================
-// Number formats
-//
-// Weights are used in place, in the layouts of GGUF, all little-endian:
-//   F32   4 bytes    F16, BF16   2 bytes
-//   Q8_0  blocks of 32 along a row: f16 scale d, 32 x int8 q             w = d q              34 bytes
-//   Q4_0  blocks of 32 along a row: f16 scale d, 16 bytes of two nibbles w = d (nibble - 8)   18 bytes
-//         (byte j holds element j in its low half and element j + 16 in its high half)
-// ================================================================================================
+/* ====================================================================================================================
+   4  Number formats
 
-enum { TYPE_F32 = 0, TYPE_F16 = 1, TYPE_Q4_0 = 2, TYPE_Q8_0 = 8, TYPE_BF16 = 30 }; // GGUF's numbers
+      Weights are used in place, in the layouts of GGUF, all little-endian:
+        F32   4 bytes    F16, BF16   2 bytes
+        Q8_0  blocks of 32 along a row: f16 scale d, 32 x int8 q             w = d q              34 bytes
+        Q4_0  blocks of 32 along a row: f16 scale d, 16 bytes of two nibbles w = d (nibble - 8)   18 bytes
+              (byte j holds element j in its low half and element j + 16 in its high half)
+   ==================================================================================================================== */
+
+enum { TYPE_F32 = 0, TYPE_F16 = 1, TYPE_Q4_0 = 2, TYPE_Q8_0 = 8, TYPE_BF16 = 30 }; /* GGUF's numbers */
 enum { BLOCK = 32, Q8_0_BYTES = 34, Q4_0_BYTES = 18 };
 
 typedef struct {
     int type;
-    const void *data;   // (rows, cols), row-major
+    const void *data; /* (rows, cols), row-major */
     int64_t rows, cols;
 } Weight;
 
-// Bytes of one row; 0 if the type is unknown or the row is not a whole number of blocks.
-static int64_t type_row_bytes(int type, int64_t cols)
-{
+/* Bytes of one row; 0 if the type is unknown or the row is not a whole number of blocks. */
+static int64_t type_row_bytes(int type, int64_t cols) {
     switch (type) {
     case TYPE_F32: return cols * 4;
-    case TYPE_F16: case TYPE_BF16: return cols * 2;
+    case TYPE_F16:
+    case TYPE_BF16: return cols * 2;
     case TYPE_Q8_0: return cols % BLOCK ? 0 : cols / BLOCK * Q8_0_BYTES;
     case TYPE_Q4_0: return cols % BLOCK ? 0 : cols / BLOCK * Q4_0_BYTES;
     default: return 0;
     }
 }
 
-static uint32_t float_bits(float f) { uint32_t u; memcpy(&u, &f, 4); return u; }
-static float bits_float(uint32_t u) { float f; memcpy(&f, &u, 4); return f; }
+static uint32_t float_bits(float f) {
+    uint32_t u;
+    memcpy(&u, &f, 4);
+    return u;
+}
+static float bits_float(uint32_t u) {
+    float f;
+    memcpy(&f, &u, 4);
+    return f;
+}
 
-// Little-endian numbers at any address, on any machine.
-static uint16_t read_u16(const void *p)
-{
+/* Little-endian numbers at any address, on any machine. */
+static uint16_t read_u16(const void *p) {
     const unsigned char *b = p;
     return (uint16_t)(b[0] | b[1] << 8);
 }
 static uint32_t read_u32(const void *p) { return read_u16(p) | (uint32_t)read_u16((const char *)p + 2) << 16; }
-static void write_u16(void *p, uint16_t u)
-{
+static void write_u16(void *p, uint16_t u) {
     unsigned char *b = p;
     b[0] = (unsigned char)u;
     b[1] = (unsigned char)(u >> 8);
@@ -723,57 +717,45 @@ static void write_u16(void *p, uint16_t u)
 
 static float bf16_to_f32(uint16_t h) { return bits_float((uint32_t)h << 16); }
 
-// To the nearest, ties to even; NaN stays NaN.
-static uint16_t f32_to_bf16(float f)
-{
+/* To the nearest, ties to even; NaN stays NaN. */
+static uint16_t f32_to_bf16(float f) {
     uint32_t u = float_bits(f);
-    if ((u & 0x7fffffff) > 0x7f800000)
-        return (uint16_t)(u >> 16 | 0x40);
+    if ((u & 0x7fffffff) > 0x7f800000) return (uint16_t)(u >> 16 | 0x40);
     return (uint16_t)((u + 0x7fff + (u >> 16 & 1)) >> 16);
 }
 
-static float f16_to_f32(uint16_t h)
-{
+static float f16_to_f32(uint16_t h) {
     uint32_t sign = (uint32_t)(h & 0x8000) << 16, exponent = h >> 10 & 31, fraction = h & 0x3ff;
-    if (exponent == 31)
-        return bits_float(sign | 0x7f800000 | fraction << 13);
-    if (exponent == 0) // subnormal: fraction x 2^-24, exact in f32
+    if (exponent == 31) return bits_float(sign | 0x7f800000 | fraction << 13);
+    if (exponent == 0) /* subnormal: fraction x 2^-24, exact in f32 */
         return bits_float(sign | float_bits((float)fraction * 5.9604644775390625e-8f));
     return bits_float(sign | (exponent + 112) << 23 | fraction << 13);
 }
 
-static uint16_t f32_to_f16(float f)
-{
+static uint16_t f32_to_f16(float f) {
     uint32_t u = float_bits(f), sign = u >> 16 & 0x8000, a = u & 0x7fffffff;
-    if (a > 0x7f800000)
-        return (uint16_t)(sign | 0x7e00 | (a >> 13 & 0x3ff));
-    if (a >= 0x477ff000) // 65520 and above round to infinity
+    if (a > 0x7f800000) return (uint16_t)(sign | 0x7e00 | (a >> 13 & 0x3ff));
+    if (a >= 0x477ff000) /* 65520 and above round to infinity */
         return (uint16_t)(sign | 0x7c00);
-    if (a >= 0x38800000)
-        return (uint16_t)(sign | (a + 0xfff + (a >> 13 & 1) - 0x38000000) >> 13);
-    uint32_t shift = 126 - (a >> 23), fraction = (a & 0x7fffff) | 0x800000; // subnormal: a multiple of 2^-24
-    if (shift > 24)
-        return (uint16_t)sign;
+    if (a >= 0x38800000) return (uint16_t)(sign | (a + 0xfff + (a >> 13 & 1) - 0x38000000) >> 13);
+    uint32_t shift = 126 - (a >> 23), fraction = (a & 0x7fffff) | 0x800000; /* subnormal: a multiple of 2^-24 */
+    if (shift > 24) return (uint16_t)sign;
     uint32_t q = fraction >> shift, rest = fraction & ((1u << shift) - 1), half = 1u << (shift - 1);
     return (uint16_t)(sign | (q + (rest > half || (rest == half && (q & 1)))));
 }
 
-// out (n) = elements [begin, begin + n) of one row; begin is a multiple of BLOCK if the type has blocks.
-static void expand_plain(float *out, int type, const void *row, int64_t begin, int64_t n)
-{
+/* out (n) = elements [begin, begin + n) of one row; begin is a multiple of BLOCK if the type has blocks. */
+static void expand_plain(float *out, int type, const void *row, int64_t begin, int64_t n) {
     const unsigned char *p = row;
     switch (type) {
     case TYPE_F32:
-        for (int64_t i = 0; i < n; i++)
-            out[i] = bits_float(read_u32(p + 4 * (begin + i)));
+        for (int64_t i = 0; i < n; i++) out[i] = bits_float(read_u32(p + 4 * (begin + i)));
         break;
     case TYPE_F16:
-        for (int64_t i = 0; i < n; i++)
-            out[i] = f16_to_f32(read_u16(p + 2 * (begin + i)));
+        for (int64_t i = 0; i < n; i++) out[i] = f16_to_f32(read_u16(p + 2 * (begin + i)));
         break;
     case TYPE_BF16:
-        for (int64_t i = 0; i < n; i++)
-            out[i] = bf16_to_f32(read_u16(p + 2 * (begin + i)));
+        for (int64_t i = 0; i < n; i++) out[i] = bf16_to_f32(read_u16(p + 2 * (begin + i)));
         break;
     case TYPE_Q8_0:
         for (int64_t i = 0; i < n; i++) {
@@ -791,32 +773,27 @@ static void expand_plain(float *out, int type, const void *row, int64_t begin, i
     }
 }
 
-// One row of a weight as floats: embeddings, biases, norms.
-static void weight_row(float *out, const Weight *w, int64_t row)
-{
+/* One row of a weight as floats: embeddings, biases, norms. */
+static void weight_row(float *out, const Weight *w, int64_t row) {
     expand_plain(out, w->type, (const char *)w->data + row * type_row_bytes(w->type, w->cols), 0, w->cols);
 }
 
-static void quantize_block(unsigned char *out, int type, const float *x)
-{
+static void quantize_block(unsigned char *out, int type, const float *x) {
     float largest = 0;
     for (int i = 0; i < BLOCK; i++)
-        if (fabsf(x[i]) > fabsf(largest))
-            largest = x[i];
-    float scale = type == TYPE_Q8_0 ? fabsf(largest) / 127 : largest / -8; // Q4_0: the largest becomes -8 exactly
+        if (fabsf(x[i]) > fabsf(largest)) largest = x[i];
+    float scale = type == TYPE_Q8_0 ? fabsf(largest) / 127 : largest / -8; /* Q4_0: the largest becomes -8 exactly */
     float inverse = scale != 0 ? 1 / scale : 0;
     write_u16(out, f32_to_f16(scale));
-    for (int i = 0; i < BLOCK && type == TYPE_Q8_0; i++)
-        out[2 + i] = (unsigned char)(int)roundf(x[i] * inverse);
+    for (int i = 0; i < BLOCK && type == TYPE_Q8_0; i++) out[2 + i] = (unsigned char)(int)roundf(x[i] * inverse);
     for (int i = 0; i < BLOCK / 2 && type == TYPE_Q4_0; i++) {
         int low = (int)(x[i] * inverse + 8.5f), high = (int)(x[i + 16] * inverse + 8.5f);
         out[2 + i] = (unsigned char)((low < 15 ? low : 15) | (high < 15 ? high : 15) << 4);
     }
 }
 
-// Floats (cols) to one row of the given type, rounded as ggml rounds.
-static void quantize_row(void *out, int type, const float *x, int64_t cols)
-{
+/* Floats (cols) to one row of the given type, rounded as ggml rounds. */
+static void quantize_row(void *out, int type, const float *x, int64_t cols) {
     unsigned char *p = out;
     for (int64_t i = 0; i < cols && (type == TYPE_F16 || type == TYPE_BF16); i++)
         write_u16(p + 2 * i, type == TYPE_F16 ? f32_to_f16(x[i]) : f32_to_bf16(x[i]));
@@ -828,86 +805,93 @@ static void quantize_row(void *out, int type, const float *x, int64_t cols)
         quantize_block(p + i * (type == TYPE_Q8_0 ? Q8_0_BYTES : Q4_0_BYTES), type, x + i * BLOCK);
 }
 
-// ================================================================================================
-// Vector kernels
-//
-// Every heavy loop of the model is one of the functions of this table. There is one table per instruction set; the
-// plain one, which follows, defines what each function computes, and the test holds all others to it.
-//   few rows   out = x W^T by dot products along W's rows: W is read once, at the speed of memory
-//   many rows  out = x W^T by tiles of (tile_rows, tile_cols) kept in registers; x and W are first packed so that
-//              step k of a tile reads tile_rows floats of x and tile_cols floats of W side by side
-// ================================================================================================
+/* ====================================================================================================================
+   5  Vector kernels
 
-typedef struct {         // rows of numbers of one type, `stride` bytes from one to the next
+      Every heavy loop of the model is one of the functions of this table. There is one table per instruction set; the
+      plain one, which follows, defines what each function computes, and the test holds all others to it.
+        few rows   out = x W^T by dot products along W's rows: W is read once, at the speed of memory
+        many rows  out = x W^T by tiles of (tile_rows, tile_cols) kept in registers; x and W are first packed so that
+                   step k of a tile reads tile_rows floats of x and tile_cols floats of W side by side
+   ==================================================================================================================== */
+
+typedef struct { /* rows of numbers of one type, `stride` bytes from one to the next */
     int type;
     const char *data;
     int64_t stride;
 } Rows;
 
-enum { MAX_TILE_ROWS = 16, MAX_TILE_COLS = 64 };
+enum { MAX_TILE_ROWS = 16, K_STEP = 256 }; /* columns are packed at most K_STEP at a time */
+
+/* One way to pack both operands of a tile. Packed, BLOCK elements of a row take so many 32-bit words:
+     exact  32 and 32: floats        bf16  16 and 16: pairs of bf16
+     int8   10 and  9: eight words of four int8, the block's scale, and for rows of x a correction */
+typedef struct {
+    int few_rows; /* up to so many rows of x, dot products are faster than these tiles */
+    int row_words, weight_words;
+    /* out (n, tile_rows): element k of row r at out[k * tile_rows + r] */
+    void (*pack_rows)(float *out, const float *const *rows, int64_t n);
+    /* out (n, tile_cols): element begin + k of row c at out[k * tile_cols + c], zero where c >= count */
+    void (*pack_weights)(float *out, Rows w, int64_t count, int64_t begin, int64_t n);
+    /* out[r * stride + c] = (add ? out[r * stride + c] : 0) + sum over k < n of a[k][r] b[k][c] */
+    void (*tile)(float *out, int64_t stride, const float *a, const float *b, int64_t n, int add);
+} Packing;
 
 typedef struct {
     const char *name;
     int tile_rows, tile_cols;
-    int few_rows;        // up to so many rows of x, dot products are faster than tiles
-    // out[i] = element begin + i of a row
+    Packing exact, bf16,
+        int8; /* bf16, int8: for BF16 and for Q8_0, Q4_0 weights, x rounded likewise; tile NULL if slow here */
+    /* out[i] = element begin + i of a row */
     void (*expand)(float *out, int type, const void *row, int64_t begin, int64_t n);
-    // out[t * out_stride + o] = x[t] . w[o] + bias[o] for t < T, first <= o < last; rows of length n
-    void (*dot)(float *out, int64_t out_stride, const float *x, int64_t x_stride, int64_t T,
-                Rows w, const float *bias, int64_t n, int64_t first, int64_t last);
-    // out (n, tile_rows): element k of row r at out[k * tile_rows + r]; may write up to 15 floats past the end
-    void (*pack_rows)(float *out, const float *const *rows, int64_t n);
-    // out (n, tile_cols): element begin + k of row c at out[k * tile_cols + c], zero where c >= count
-    void (*pack_weights)(float *out, Rows w, int64_t count, int64_t begin, int64_t n);
-    // out[r * stride + c] = (bias ? bias[c] : out[r * stride + c]) + sum over k < n of a[k][r] b[k][c]
-    void (*tile)(float *out, int64_t stride, const float *a, const float *b, int64_t n, const float *bias);
-    // One block of an online softmax: *max is raised to the largest scale * x, x = exp(scale * x - *max);
-    // returns f = exp(old max - new max), *sum = f * *sum + the sum of x
+    /* out[t * out_stride + o] = x[t] . w[o] + bias[o] for t < T, first <= o < last; rows of length n. The rows of x
+       are padded with zeros to whole BLOCKs; best aligned to 64 bytes */
+    void (*dot)(float *out, int64_t out_stride, const float *x, int64_t x_stride, int64_t T, Rows w, const float *bias,
+                int64_t n, int64_t first, int64_t last);
+    /* out (count, tile_cols): element begin + c of row s at out[s * tile_cols + c], zero where c >= n */
+    void (*pack_values)(float *out, Rows v, int64_t count, int64_t begin, int64_t n);
+    /* One block of an online softmax: *max is raised to the largest scale * x, x = exp(scale * x - *max);
+       returns f = exp(old max - new max), *sum = f * *sum + the sum of x */
     float (*softmax_block)(float *x, int64_t n, float scale, float *max, float *sum);
-    // out (d) += sum over s of p[s] * row s
+    /* out (d) += sum over s of p[s] * row s */
     void (*weighted_rows)(float *out, const float *p, Rows rows, int64_t count, int64_t d);
     void (*scale)(float *out, float factor, int64_t n);
     void (*add)(float *out, const float *x, int64_t n);
     void (*gelu)(float *x, int64_t n);
-    void (*silu)(float *x, const float *up, int64_t n);          // x = silu(x) * up; up may be NULL
-    // out = (x - mean) / sqrt(mean square of (x - mean) + eps) * weight + bias; mean is 0 unless centred
+    void (*silu)(float *x, const float *up, int64_t n); /* x = silu(x) * up; up may be NULL */
+    /* out = (x - mean) / sqrt(mean square of (x - mean) + eps) * weight + bias; mean is 0 unless centred */
     void (*norm)(float *out, const float *x, const float *weight, const float *bias, int64_t n, float eps, int centred);
-    // per channel over rows of x (count, n): mean, and sum of squared differences from it
+    /* per channel over rows of x (count, n): mean, and sum of squared differences from it */
     void (*moments)(float *mean, float *squares, const float *x, int64_t count, int64_t n);
-    // rows of x (count, n): out = x * factor + shift per channel, then silu if swish
-    void (*affine)(float *out, const float *x, const float *factor, const float *shift, int64_t count, int64_t n, int swish);
+    /* rows of x (count, n): out = x * factor + shift per channel, then silu if swish */
+    void (*affine)(float *out, const float *x, const float *factor, const float *shift, int64_t count, int64_t n,
+                   int swish);
     void (*store_f16)(uint16_t *out, const float *x, int64_t n);
 } Kernels;
 
-// ---- plain ----
+/* ---- plain ---- */
 
 enum { PLAIN_ROWS = 4, PLAIN_COLS = 8, PLAIN_LANES = 16 };
 
-// Sixteen partial sums: no chain of dependent additions, less rounding, and compilers turn them into vectors.
-static float dot_piece(float sums[PLAIN_LANES], const float *a, const float *b, int64_t n)
-{
+/* Sixteen partial sums: no chain of dependent additions, less rounding, and compilers turn them into vectors. */
+static float dot_piece(float sums[PLAIN_LANES], const float *a, const float *b, int64_t n) {
     int64_t i = 0;
     for (; i + PLAIN_LANES <= n; i += PLAIN_LANES)
-        for (int j = 0; j < PLAIN_LANES; j++)
-            sums[j] += a[i + j] * b[i + j];
+        for (int j = 0; j < PLAIN_LANES; j++) sums[j] += a[i + j] * b[i + j];
     float rest = 0;
-    for (; i < n; i++)
-        rest += a[i] * b[i];
+    for (; i < n; i++) rest += a[i] * b[i];
     return rest;
 }
 
-static float sum_lanes(const float sums[PLAIN_LANES])
-{
+static float sum_lanes(const float sums[PLAIN_LANES]) {
     float total = 0;
-    for (int j = 0; j < PLAIN_LANES; j++)
-        total += sums[j];
+    for (int j = 0; j < PLAIN_LANES; j++) total += sums[j];
     return total;
 }
 
-static void dot_plain(float *out, int64_t out_stride, const float *x, int64_t x_stride, int64_t T,
-                      Rows w, const float *bias, int64_t n, int64_t first, int64_t last)
-{
-    enum { PIECE = 256, GROUP = 8 }; // a piece of a weight row, expanded once for a group of rows of x
+static void dot_plain(float *out, int64_t out_stride, const float *x, int64_t x_stride, int64_t T, Rows w,
+                      const float *bias, int64_t n, int64_t first, int64_t last) {
+    enum { PIECE = 256, GROUP = 8 }; /* a piece of a weight row, expanded once for a group of rows of x */
     float piece[PIECE];
     for (int64_t o = first; o < last; o++)
         for (int64_t t0 = 0; t0 < T; t0 += GROUP) {
@@ -924,119 +908,96 @@ static void dot_plain(float *out, int64_t out_stride, const float *x, int64_t x_
         }
 }
 
-static void pack_rows_plain(float *out, const float *const *rows, int64_t n)
-{
+static void pack_rows_plain(float *out, const float *const *rows, int64_t n) {
     for (int64_t k = 0; k < n; k++)
-        for (int r = 0; r < PLAIN_ROWS; r++)
-            out[k * PLAIN_ROWS + r] = rows[r][k];
+        for (int r = 0; r < PLAIN_ROWS; r++) out[k * PLAIN_ROWS + r] = rows[r][k];
 }
 
-static void pack_weights_plain(float *out, Rows w, int64_t count, int64_t begin, int64_t n)
-{
+static void pack_weights_plain(float *out, Rows w, int64_t count, int64_t begin, int64_t n) {
     float piece[BLOCK];
     for (int64_t c = 0; c < PLAIN_COLS; c++)
         for (int64_t k = 0; k < n; k += BLOCK) {
             int64_t m = min_i64(BLOCK, n - k);
-            if (c < count)
-                expand_plain(piece, w.type, w.data + c * w.stride, begin + k, m);
-            for (int64_t i = 0; i < m; i++)
-                out[(k + i) * PLAIN_COLS + c] = c < count ? piece[i] : 0;
+            if (c < count) expand_plain(piece, w.type, w.data + c * w.stride, begin + k, m);
+            for (int64_t i = 0; i < m; i++) out[(k + i) * PLAIN_COLS + c] = c < count ? piece[i] : 0;
         }
 }
 
-static void tile_plain(float *out, int64_t stride, const float *a, const float *b, int64_t n, const float *bias)
-{
+static void pack_values_plain(float *out, Rows v, int64_t count, int64_t begin, int64_t n) {
+    for (int64_t s = 0; s < count; s++, out += PLAIN_COLS) {
+        memset(out, 0, PLAIN_COLS * sizeof *out);
+        expand_plain(out, v.type, v.data + s * v.stride, begin, min_i64(n, PLAIN_COLS));
+    }
+}
+
+static void tile_plain(float *out, int64_t stride, const float *a, const float *b, int64_t n, int add) {
     float sums[PLAIN_ROWS][PLAIN_COLS] = {{0}};
     for (int64_t k = 0; k < n; k++)
         for (int r = 0; r < PLAIN_ROWS; r++)
-            for (int c = 0; c < PLAIN_COLS; c++)
-                sums[r][c] += a[k * PLAIN_ROWS + r] * b[k * PLAIN_COLS + c];
+            for (int c = 0; c < PLAIN_COLS; c++) sums[r][c] += a[k * PLAIN_ROWS + r] * b[k * PLAIN_COLS + c];
     for (int r = 0; r < PLAIN_ROWS; r++)
-        for (int c = 0; c < PLAIN_COLS; c++)
-            out[r * stride + c] = (bias ? bias[c] : out[r * stride + c]) + sums[r][c];
+        for (int c = 0; c < PLAIN_COLS; c++) out[r * stride + c] = (add ? out[r * stride + c] : 0) + sums[r][c];
 }
 
-static float softmax_block_plain(float *x, int64_t n, float scale, float *max, float *sum)
-{
+static float softmax_block_plain(float *x, int64_t n, float scale, float *max, float *sum) {
     float old = *max, total = 0;
-    for (int64_t i = 0; i < n; i++)
-        *max = fmaxf(*max, scale * x[i]);
-    for (int64_t i = 0; i < n; i++)
-        total += x[i] = expf(scale * x[i] - *max);
+    for (int64_t i = 0; i < n; i++) *max = fmaxf(*max, scale * x[i]);
+    for (int64_t i = 0; i < n; i++) total += x[i] = expf(scale * x[i] - *max);
     float factor = expf(old - *max);
     *sum = factor * *sum + total;
     return factor;
 }
 
-static void weighted_rows_plain(float *out, const float *p, Rows rows, int64_t count, int64_t d)
-{
+static void weighted_rows_plain(float *out, const float *p, Rows rows, int64_t count, int64_t d) {
     float piece[BLOCK];
     for (int64_t s = 0; s < count; s++)
         for (int64_t i = 0; i < d; i += BLOCK) {
             int64_t m = min_i64(BLOCK, d - i);
             expand_plain(piece, rows.type, rows.data + s * rows.stride, i, m);
-            for (int64_t j = 0; j < m; j++)
-                out[i + j] += p[s] * piece[j];
+            for (int64_t j = 0; j < m; j++) out[i + j] += p[s] * piece[j];
         }
 }
 
-static void scale_plain(float *out, float factor, int64_t n)
-{
-    for (int64_t i = 0; i < n; i++)
-        out[i] *= factor;
+static void scale_plain(float *out, float factor, int64_t n) {
+    for (int64_t i = 0; i < n; i++) out[i] *= factor;
 }
 
-static void add_plain(float *out, const float *x, int64_t n)
-{
-    for (int64_t i = 0; i < n; i++)
-        out[i] += x[i];
+static void add_plain(float *out, const float *x, int64_t n) {
+    for (int64_t i = 0; i < n; i++) out[i] += x[i];
 }
 
-static void gelu_plain(float *x, int64_t n)
-{
-    for (int64_t i = 0; i < n; i++)
-        x[i] = 0.5f * x[i] * (1 + erff(x[i] * 0.70710678f));
+static void gelu_plain(float *x, int64_t n) {
+    for (int64_t i = 0; i < n; i++) x[i] = 0.5f * x[i] * (1 + erff(x[i] * 0.70710678f));
 }
 
 static float silu_value(float x) { return x / (1 + expf(-x)); }
 
-static void silu_plain(float *x, const float *up, int64_t n)
-{
-    for (int64_t i = 0; i < n; i++)
-        x[i] = silu_value(x[i]) * (up ? up[i] : 1);
+static void silu_plain(float *x, const float *up, int64_t n) {
+    for (int64_t i = 0; i < n; i++) x[i] = silu_value(x[i]) * (up ? up[i] : 1);
 }
 
 static void norm_plain(float *out, const float *x, const float *weight, const float *bias, int64_t n, float eps,
-                       int centred)
-{
+                       int centred) {
     double mean = 0, square = 0;
-    for (int64_t i = 0; i < n && centred; i++)
-        mean += x[i];
+    for (int64_t i = 0; i < n && centred; i++) mean += x[i];
     mean /= (double)n;
-    for (int64_t i = 0; i < n; i++)
-        square += (x[i] - mean) * (x[i] - mean);
+    for (int64_t i = 0; i < n; i++) square += (x[i] - mean) * (x[i] - mean);
     float factor = (float)(1 / sqrt(square / (double)n + eps));
-    for (int64_t i = 0; i < n; i++)
-        out[i] = (x[i] - (float)mean) * factor * weight[i] + (bias ? bias[i] : 0);
+    for (int64_t i = 0; i < n; i++) out[i] = (x[i] - (float)mean) * factor * weight[i] + (bias ? bias[i] : 0);
 }
 
-static void moments_plain(float *mean, float *squares, const float *x, int64_t count, int64_t n)
-{
+static void moments_plain(float *mean, float *squares, const float *x, int64_t count, int64_t n) {
     memset(mean, 0, (size_t)n * sizeof *mean);
     memset(squares, 0, (size_t)n * sizeof *squares);
     for (int64_t r = 0; r < count; r++)
-        for (int64_t c = 0; c < n; c++)
-            mean[c] += x[r * n + c];
-    for (int64_t c = 0; c < n; c++)
-        mean[c] /= (float)count;
+        for (int64_t c = 0; c < n; c++) mean[c] += x[r * n + c];
+    for (int64_t c = 0; c < n; c++) mean[c] /= (float)count;
     for (int64_t r = 0; r < count; r++)
-        for (int64_t c = 0; c < n; c++)
-            squares[c] += (x[r * n + c] - mean[c]) * (x[r * n + c] - mean[c]);
+        for (int64_t c = 0; c < n; c++) squares[c] += (x[r * n + c] - mean[c]) * (x[r * n + c] - mean[c]);
 }
 
 static void affine_plain(float *out, const float *x, const float *factor, const float *shift, int64_t count, int64_t n,
-                         int swish)
-{
+                         int swish) {
     for (int64_t r = 0; r < count; r++)
         for (int64_t c = 0; c < n; c++) {
             float y = x[r * n + c] * factor[c] + shift[c];
@@ -1044,216 +1005,262 @@ static void affine_plain(float *out, const float *x, const float *factor, const 
         }
 }
 
-static void store_f16_plain(uint16_t *out, const float *x, int64_t n)
-{
+static void store_f16_plain(uint16_t *out, const float *x, int64_t n) {
     for (int64_t i = 0; i < n; i++)
-        write_u16(&out[i], f32_to_f16(x[i])); // little-endian like a weight, so that Rows can name it
+        write_u16(&out[i], f32_to_f16(x[i])); /* little-endian like a weight, so that Rows can name it */
 }
 
 static const Kernels kernels_plain = {
-    "plain", PLAIN_ROWS, PLAIN_COLS, 4, expand_plain, dot_plain, pack_rows_plain, pack_weights_plain, tile_plain,
-    softmax_block_plain, weighted_rows_plain, scale_plain, add_plain, gelu_plain, silu_plain, norm_plain, moments_plain,
-    affine_plain, store_f16_plain,
+    "plain",
+    PLAIN_ROWS,
+    PLAIN_COLS,
+    {4, BLOCK, BLOCK, pack_rows_plain, pack_weights_plain, tile_plain},
+    {0, 0, 0, NULL, NULL, NULL},
+    {0, 0, 0, NULL, NULL, NULL},
+    expand_plain,
+    dot_plain,
+    pack_values_plain,
+    softmax_block_plain,
+    weighted_rows_plain,
+    scale_plain,
+    add_plain,
+    gelu_plain,
+    silu_plain,
+    norm_plain,
+    moments_plain,
+    affine_plain,
+    store_f16_plain,
 };
 
-// ---- one source for all instruction sets ----
-//
-// This file includes itself, and each time only the part between here and the next line of dashes is read, with
-// KERNEL_PASS naming the instruction set. KERNEL(f) is f with its name: dot_avx2, dot_avx512, ...
+/* ---- one source for all instruction sets ----
 
-#define PASS_AVX2 1
-#define PASS_AVX512 2
-#define PASS_NEON 3
+   This file includes itself, and each time only the part between here and the next line of dashes is read, with
+   KERNEL_PASS naming the instruction set. KERNEL(f) is f with its name: dot_avx2, dot_avx512, ... */
+
+#define PASS_NEON        1
+#define PASS_AVX2        2
+#define PASS_AVX512      3
+#define PASS_AVX512BF16  4 /* and VNNI */
 #define JOIN_NAMES(a, b) a##_##b
-#define JOIN(a, b) JOIN_NAMES(a, b)
-#define KERNEL(f) JOIN(f, KERNEL_NAME)
-#define TEXT_OF(a) #a
-#define TEXT(a) TEXT_OF(a)
+#define JOIN(a, b)       JOIN_NAMES(a, b)
+#define KERNEL(f)        JOIN(f, KERNEL_NAME)
+#define TEXT_OF(a)       #a
+#define TEXT(a)          TEXT_OF(a)
 
 #endif
 #ifdef KERNEL_PASS
 
-// vf is a vector of VL floats, vb sixteen bytes.
-#if KERNEL_PASS == PASS_AVX512
-#define vf __m512
-#define VL 16
-#define TILE_ROWS 12
+/* vf is a vector of VL floats, vb sixteen bytes. */
+#if KERNEL_PASS >= PASS_AVX512
+#define vf           __m512
+#define VL           16
+#define TILE_ROWS    12
 #define TILE_VECTORS 2
-#define DOT_ROWS 4
-#define v_zero _mm512_setzero_ps
-#define v_set1 _mm512_set1_ps
-#define v_load _mm512_loadu_ps
-#define v_store _mm512_storeu_ps
-#define v_add _mm512_add_ps
-#define v_sub _mm512_sub_ps
-#define v_mul _mm512_mul_ps
-#define v_div _mm512_div_ps
-#define v_max _mm512_max_ps
-#define v_min _mm512_min_ps
-#define v_fma _mm512_fmadd_ps
-#define v_abs _mm512_abs_ps
-#define v_sum _mm512_reduce_add_ps
-#define v_largest _mm512_reduce_max_ps
-#define v_round(a) _mm512_roundscale_ps(a, 8)
-#define v_power(n) _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)), 23))
-#define v_half(h) _mm512_cvtph_ps(_mm256_set1_epi16((short)(h)))
+#define DOT_ROWS     4
+#define v_zero       _mm512_setzero_ps
+#define v_set1       _mm512_set1_ps
+#define v_load       _mm512_loadu_ps
+#define v_store      _mm512_storeu_ps
+#define v_add        _mm512_add_ps
+#define v_sub        _mm512_sub_ps
+#define v_mul        _mm512_mul_ps
+#define v_div        _mm512_div_ps
+#define v_max        _mm512_max_ps
+#define v_min        _mm512_min_ps
+#define v_fma        _mm512_fmadd_ps
+#define v_abs        _mm512_abs_ps
+#define v_sum        _mm512_reduce_add_ps
+#define v_largest    _mm512_reduce_max_ps
+#define v_round(a)   _mm512_roundscale_ps(a, 8)
+#define v_power(n)                                                                                                     \
+    _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)), 23))
 #define v_load_f16(p) _mm512_cvtph_ps(_mm256_loadu_si256((const void *)(p)))
-#define v_load_bf16(p) _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)(p))), 16))
+#define v_load_bf16(p)                                                                                                 \
+    _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)(p))), 16))
 #define v_store_f16(p, a) _mm256_storeu_si256((void *)(p), _mm512_cvtps_ph(a, 8))
-#define v_zip_low(a, b) _mm512_permutex2var_ps(a, _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23), b)
-#define v_zip_high(a, b) _mm512_permutex2var_ps(a, _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31), b)
-#define v_widen(w, b) ((w)[0] = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(b)))
+#define v_zip_low         _mm512_unpacklo_ps
+#define v_zip_high        _mm512_unpackhi_ps
+#define v_zip_low2(a, b)  _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(a), _mm512_castps_pd(b)))
+#define v_zip_high2(a, b) _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(a), _mm512_castps_pd(b)))
+#define v_widen(w, b)     ((w)[0] = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(b)))
+#define v_nibble(b, shift)                                                                                             \
+    _mm512_permutexvar_ps(_mm512_srli_epi32(_mm512_cvtepu8_epi32(b), shift),                                           \
+                          _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6,                          \
+                                         7)) /* looks up the lowest four bits of each */
 
 #elif KERNEL_PASS == PASS_AVX2
-#define vf __m256
-#define VL 8
-#define TILE_ROWS 6
+#define vf           __m256
+#define VL           8
+#define TILE_ROWS    6
 #define TILE_VECTORS 2
-#define DOT_ROWS 2
-#define v_zero _mm256_setzero_ps
-#define v_set1 _mm256_set1_ps
-#define v_load _mm256_loadu_ps
-#define v_store _mm256_storeu_ps
-#define v_add _mm256_add_ps
-#define v_sub _mm256_sub_ps
-#define v_mul _mm256_mul_ps
-#define v_div _mm256_div_ps
-#define v_max _mm256_max_ps
-#define v_min _mm256_min_ps
-#define v_fma _mm256_fmadd_ps
-#define v_abs(a) _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a)
-#define v_sum KERNEL(sum)
-#define v_largest KERNEL(largest)
-#define v_round(a) _mm256_round_ps(a, 8)
-#define v_power(n) _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23))
-#define v_half(h) _mm256_cvtph_ps(_mm_set1_epi16((short)(h)))
+#define DOT_ROWS     2
+#define v_zero       _mm256_setzero_ps
+#define v_set1       _mm256_set1_ps
+#define v_load       _mm256_loadu_ps
+#define v_store      _mm256_storeu_ps
+#define v_add        _mm256_add_ps
+#define v_sub        _mm256_sub_ps
+#define v_mul        _mm256_mul_ps
+#define v_div        _mm256_div_ps
+#define v_max        _mm256_max_ps
+#define v_min        _mm256_min_ps
+#define v_fma        _mm256_fmadd_ps
+#define v_abs(a)     _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a)
+#define v_sum        KERNEL(sum)
+#define v_largest    KERNEL(largest)
+#define v_round(a)   _mm256_round_ps(a, 8)
+#define v_power(n)                                                                                                     \
+    _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23))
 #define v_load_f16(p) _mm256_cvtph_ps(_mm_loadu_si128((const void *)(p)))
-#define v_load_bf16(p) _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const void *)(p))), 16))
+#define v_load_bf16(p)                                                                                                 \
+    _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const void *)(p))), 16))
 #define v_store_f16(p, a) _mm_storeu_si128((void *)(p), _mm256_cvtps_ph(a, 8))
-#define v_zip_low(a, b) _mm256_permute2f128_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b), 0x20)
-#define v_zip_high(a, b) _mm256_permute2f128_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b), 0x31)
-#define v_widen(w, b) ((w)[0] = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(b)), \
-                       (w)[1] = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(b, 8))))
+#define v_zip_low         _mm256_unpacklo_ps
+#define v_zip_high        _mm256_unpackhi_ps
+#define v_zip_low2(a, b)  _mm256_castpd_ps(_mm256_unpacklo_pd(_mm256_castps_pd(a), _mm256_castps_pd(b)))
+#define v_zip_high2(a, b) _mm256_castpd_ps(_mm256_unpackhi_pd(_mm256_castps_pd(a), _mm256_castps_pd(b)))
+#define v_widen(w, b)                                                                                                  \
+    ((w)[0] = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(b)),                                                             \
+     (w)[1] = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(b, 8))))
 
 #elif KERNEL_PASS == PASS_NEON
-#define vf float32x4_t
-#define VL 4
-#define TILE_ROWS 8
-#define TILE_VECTORS 2
-#define DOT_ROWS 4
-#define v_zero() vdupq_n_f32(0)
-#define v_set1 vdupq_n_f32
-#define v_load vld1q_f32
-#define v_store vst1q_f32
-#define v_add vaddq_f32
-#define v_sub vsubq_f32
-#define v_mul vmulq_f32
-#define v_div vdivq_f32
-#define v_max vmaxq_f32
-#define v_min vminq_f32
-#define v_fma(a, b, c) vfmaq_f32(c, a, b)
-#define v_abs vabsq_f32
-#define v_sum vaddvq_f32
-#define v_largest vmaxvq_f32
-#define v_round vrndnq_f32
-#define v_power(n) vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtnq_s32_f32(n), vdupq_n_s32(127)), 23))
-#define v_half(h) vcvt_f32_f16(vreinterpret_f16_u16(vdup_n_u16(h)))
-#define v_load_f16(p) vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16((const void *)(p))))
-#define v_load_bf16(p) vreinterpretq_f32_u32(vshll_n_u16(vld1_u16((const void *)(p)), 16))
+#define vf                float32x4_t
+#define VL                4
+#define TILE_ROWS         8
+#define TILE_VECTORS      2
+#define DOT_ROWS          4
+#define v_zero()          vdupq_n_f32(0)
+#define v_set1            vdupq_n_f32
+#define v_load            vld1q_f32
+#define v_store           vst1q_f32
+#define v_add             vaddq_f32
+#define v_sub             vsubq_f32
+#define v_mul             vmulq_f32
+#define v_div             vdivq_f32
+#define v_max             vmaxq_f32
+#define v_min             vminq_f32
+#define v_fma(a, b, c)    vfmaq_f32(c, a, b)
+#define v_abs             vabsq_f32
+#define v_sum             vaddvq_f32
+#define v_largest         vmaxvq_f32
+#define v_round           vrndnq_f32
+#define v_power(n)        vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtnq_s32_f32(n), vdupq_n_s32(127)), 23))
+#define v_load_f16(p)     vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16((const void *)(p))))
+#define v_load_bf16(p)    vreinterpretq_f32_u32(vshll_n_u16(vld1_u16((const void *)(p)), 16))
 #define v_store_f16(p, a) vst1_u16((void *)(p), vreinterpret_u16_f16(vcvt_f16_f32(a)))
-#define v_zip_low vzip1q_f32
-#define v_zip_high vzip2q_f32
-#define v_widen(w, b) ((w)[0] = vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vget_low_s8(b))))), \
-                       (w)[1] = vcvtq_f32_s32(vmovl_high_s16(vmovl_s8(vget_low_s8(b)))), \
-                       (w)[2] = vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_high_s8(b)))), \
-                       (w)[3] = vcvtq_f32_s32(vmovl_high_s16(vmovl_high_s8(b))))
+#define v_zip_low         vzip1q_f32
+#define v_zip_high        vzip2q_f32
+#define v_zip_low2(a, b)  vreinterpretq_f32_f64(vzip1q_f64(vreinterpretq_f64_f32(a), vreinterpretq_f64_f32(b)))
+#define v_zip_high2(a, b) vreinterpretq_f32_f64(vzip2q_f64(vreinterpretq_f64_f32(a), vreinterpretq_f64_f32(b)))
+#define v_widen(w, b)                                                                                                  \
+    ((w)[0] = vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vget_low_s8(b))))),                                        \
+     (w)[1] = vcvtq_f32_s32(vmovl_high_s16(vmovl_s8(vget_low_s8(b)))),                                                 \
+     (w)[2] = vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_high_s8(b)))),                                                \
+     (w)[3] = vcvtq_f32_s32(vmovl_high_s16(vmovl_high_s8(b))))
 #endif
 
 #if KERNEL_PASS == PASS_NEON
-#define vb int8x16_t
-#define b_load(p) vld1q_s8((const void *)(p))
-#define b_low_nibbles(b) vsubq_s8(vandq_s8(b, vdupq_n_s8(15)), vdupq_n_s8(8))
+#define vb                int8x16_t
+#define b_load(p)         vld1q_s8((const void *)(p))
+#define b_low_nibbles(b)  vsubq_s8(vandq_s8(b, vdupq_n_s8(15)), vdupq_n_s8(8))
 #define b_high_nibbles(b) vsubq_s8(vreinterpretq_s8_u8(vshrq_n_u8(vreinterpretq_u8_s8(b), 4)), vdupq_n_s8(8))
 #else
-#define vb __m128i
-#define b_load(p) _mm_loadu_si128((const void *)(p))
-#define b_low_nibbles(b) _mm_sub_epi8(_mm_and_si128(b, _mm_set1_epi8(15)), _mm_set1_epi8(8))
+#define vb                __m128i
+#define b_load(p)         _mm_loadu_si128((const void *)(p))
+#define b_low_nibbles(b)  _mm_sub_epi8(_mm_and_si128(b, _mm_set1_epi8(15)), _mm_set1_epi8(8))
 #define b_high_nibbles(b) b_low_nibbles(_mm_srli_epi16(b, 4))
 #endif
 
-#define TILE_COLS (TILE_VECTORS * VL)
+#define TILE_COLS     (TILE_VECTORS * VL)
 #define BLOCK_VECTORS (BLOCK / VL)
 
 #if KERNEL_PASS == PASS_AVX2
-INLINE float KERNEL(sum)(vf a)
-{
+INLINE float KERNEL(sum)(vf a) {
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
     s = _mm_add_ps(s, _mm_movehl_ps(s, s));
     return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
 }
-INLINE float KERNEL(largest)(vf a)
-{
+INLINE float KERNEL(largest)(vf a) {
     __m128 s = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
     s = _mm_max_ps(s, _mm_movehl_ps(s, s));
     return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
 }
 #endif
 
-// w (BLOCK floats) = elements [k, k + BLOCK) of a row; k is a multiple of BLOCK.
-INLINE void KERNEL(load_block)(vf *w, const int type, const char *row, int64_t k)
-{
-    if (type == TYPE_F32 || type == TYPE_F16 || type == TYPE_BF16) {
-        UNROLL for (int i = 0; i < BLOCK_VECTORS; i++)
-            w[i] = type == TYPE_F32 ? v_load((const float *)(const void *)row + k + i * VL)
-                 : type == TYPE_F16 ? v_load_f16(row + 2 * (k + i * VL)) : v_load_bf16(row + 2 * (k + i * VL));
-        return;
-    }
-    const char *block = row + k / BLOCK * (type == TYPE_Q8_0 ? Q8_0_BYTES : Q4_0_BYTES);
-    uint16_t half;
-    memcpy(&half, block, sizeof half);
-    vf scale = v_half(half);
-    vb low = b_load(block + 2), high = low;
-    if (type == TYPE_Q8_0) {
-        high = b_load(block + 18);
-    } else {
-        high = b_high_nibbles(low);
-        low = b_low_nibbles(low);
-    }
-    v_widen(w, low);
-    v_widen(w + BLOCK_VECTORS / 2, high);
-    UNROLL for (int i = 0; i < BLOCK_VECTORS; i++)
-        w[i] = v_mul(w[i], scale);
+/* scales[i] of the blocks from column k on, at most until column `end`. */
+INLINE void KERNEL(load_scales)(float *scales, const int type, const char *row, int64_t k, int64_t end) {
+    uint16_t halves[16];
+    int64_t bytes = type == TYPE_Q8_0 ? Q8_0_BYTES : Q4_0_BYTES, count = min_i64(16, (end - k) / BLOCK);
+    for (int64_t i = 0; i < count; i++) memcpy(&halves[i], row + (k / BLOCK + i) * bytes, sizeof *halves);
+    for (int64_t i = 0; i < count; i += VL) v_store(scales + i, v_load_f16(halves + i));
 }
 
-// The same for the last n < BLOCK elements of a row without blocks: zeros follow.
-INLINE void KERNEL(load_rest)(vf *w, const int type, const char *row, int64_t k, int64_t n)
-{
+/* w (BLOCK floats) = elements [k, k + BLOCK) of a row; k is a multiple of BLOCK. `scale` is that of the block, if any. */
+INLINE void KERNEL(load_block)(vf *w, const int type, const char *row, int64_t k, float scale) {
+    if (type == TYPE_F32 || type == TYPE_F16 || type == TYPE_BF16) {
+        UNROLL
+        for (int i = 0; i < BLOCK_VECTORS; i++)
+            w[i] = type == TYPE_F32   ? v_load((const float *)(const void *)row + k + i * VL)
+                   : type == TYPE_F16 ? v_load_f16(row + 2 * (k + i * VL))
+                                      : v_load_bf16(row + 2 * (k + i * VL));
+        return;
+    }
+    if (type == TYPE_Q8_0) {
+        const char *quants = row + k / BLOCK * Q8_0_BYTES + 2;
+        v_widen(w, b_load(quants));
+        v_widen(w + BLOCK_VECTORS / 2, b_load(quants + 16));
+    } else {
+        vb quants = b_load(row + k / BLOCK * Q4_0_BYTES + 2);
+#if KERNEL_PASS >= PASS_AVX512
+        w[0] = v_nibble(quants, 0);
+        w[1] = v_nibble(quants, 4);
+#else
+        v_widen(w, b_low_nibbles(quants));
+        v_widen(w + BLOCK_VECTORS / 2, b_high_nibbles(quants));
+#endif
+    }
+    UNROLL
+    for (int i = 0; i < BLOCK_VECTORS; i++) w[i] = v_mul(w[i], v_set1(scale));
+}
+
+INLINE void KERNEL(prefetch_block)(const int type, const char *row, int64_t k) {
+    const int bytes = type == TYPE_F32 ? 128 : type == TYPE_Q8_0 ? Q8_0_BYTES : type == TYPE_Q4_0 ? Q4_0_BYTES : 64;
+    __builtin_prefetch(row + k / BLOCK * bytes, 0, 2);
+    if (type == TYPE_F32) __builtin_prefetch(row + k / BLOCK * bytes + 64, 0, 2);
+}
+
+/* The same as load_block for the last n < BLOCK elements of a row without blocks: zeros follow. */
+INLINE void KERNEL(load_rest)(vf *w, const int type, const char *row, int64_t k, int64_t n) {
     char rest[4 * BLOCK] = {0};
     size_t bytes = type == TYPE_F32 ? 4 : 2;
     memcpy(rest, row + (size_t)k * bytes, (size_t)n * bytes);
-    KERNEL(load_block)(w, type, rest, 0);
+    KERNEL(load_block)(w, type, rest, 0, 1);
 }
 
-INLINE void KERNEL(expand_type)(float *out, const int type, const void *row, int64_t begin, int64_t n)
-{
+INLINE void KERNEL(expand_type)(float *out, const int type, const void *row, int64_t begin, int64_t n) {
     vf w[BLOCK_VECTORS];
     int64_t k = 0;
     for (; k + BLOCK <= n; k += BLOCK) {
-        KERNEL(load_block)(w, type, row, begin + k);
-        UNROLL for (int i = 0; i < BLOCK_VECTORS; i++)
-            v_store(out + k + i * VL, w[i]);
+        float scale = 1;
+        if (type == TYPE_Q8_0 || type == TYPE_Q4_0) {
+            uint16_t half; /* one at a time */
+            memcpy(&half, (const char *)row + (begin + k) / BLOCK * (type == TYPE_Q8_0 ? Q8_0_BYTES : Q4_0_BYTES), 2);
+            scale = f16_to_f32(half);
+        }
+        KERNEL(load_block)(w, type, row, begin + k, scale);
+        UNROLL
+        for (int i = 0; i < BLOCK_VECTORS; i++) v_store(out + k + i * VL, w[i]);
     }
     if (k < n) {
         float rest[BLOCK];
         KERNEL(load_rest)(w, type, row, begin + k, n - k);
-        UNROLL for (int i = 0; i < BLOCK_VECTORS; i++)
-            v_store(rest + i * VL, w[i]);
+        UNROLL
+        for (int i = 0; i < BLOCK_VECTORS; i++) v_store(rest + i * VL, w[i]);
         memcpy(out + k, rest, (size_t)(n - k) * sizeof *out);
     }
 }
 
-static void KERNEL(expand)(float *out, int type, const void *row, int64_t begin, int64_t n)
-{
+static void KERNEL(expand)(float *out, int type, const void *row, int64_t begin, int64_t n) {
     switch (type) {
     case TYPE_F32: KERNEL(expand_type)(out, TYPE_F32, row, begin, n); break;
     case TYPE_F16: KERNEL(expand_type)(out, TYPE_F16, row, begin, n); break;
@@ -1263,159 +1270,321 @@ static void KERNEL(expand)(float *out, int type, const void *row, int64_t begin,
     }
 }
 
-// DOT_ROWS rows of w against T <= 4 rows of x; x_rest (4, BLOCK) holds the end of each row of x, zeros after it.
-INLINE void KERNEL(dot_rows)(float sums[DOT_ROWS][4], const int type, const int T, const float *x, int64_t x_stride,
-                             const float *x_rest, const char *const *w, int64_t n)
-{
-    vf sum[DOT_ROWS][4], a[BLOCK_VECTORS];
-    int64_t k = 0;
-    UNROLL for (int r = 0; r < DOT_ROWS; r++)
-        UNROLL for (int t = 0; t < T; t++)
-            sum[r][t] = v_zero();
-    for (; k + BLOCK <= n; k += BLOCK)
-        UNROLL for (int r = 0; r < DOT_ROWS; r++) {
-            KERNEL(load_block)(a, type, w[r], k);
-            UNROLL for (int t = 0; t < T; t++)
-                UNROLL for (int i = 0; i < BLOCK_VECTORS; i++)
-                    sum[r][t] = v_fma(a[i], v_load(x + t * x_stride + k + i * VL), sum[r][t]);
+/* sums[r][t] = w[r] . x[t] for R rows of W and T <= 4 of x. One row of W at a time streams best from memory; where
+   arithmetic binds, several rows of W share the loads of x. */
+INLINE void KERNEL(dot_rows)(float (*sums)[4], const int type, const int R, const int T, const float *x,
+                             int64_t x_stride, const char *w, int64_t w_stride, int64_t n) {
+    const int quantised = type == TYPE_Q8_0 || type == TYPE_Q4_0, chains = R == 1 ? 2 : 1;
+    vf sum[DOT_ROWS][4][2], a[BLOCK_VECTORS];
+    float scales[DOT_ROWS][16];
+    int64_t k = 0, whole = n / BLOCK * BLOCK;
+    UNROLL
+    for (int r = 0; r < R; r++) UNROLL
+    for (int t = 0; t < T; t++) sum[r][t][0] = sum[r][t][1] = v_zero();
+    while (k < whole) {
+        int64_t begin = k, end = quantised ? min_i64(whole, k + 16 * BLOCK) : whole;
+        for (int r = 0; r < R && quantised; r++) KERNEL(load_scales)(scales[r], type, w + r * w_stride, k, end);
+        for (; k < end; k += BLOCK) UNROLL
+        for (int r = 0; r < R; r++) {
+            KERNEL(load_block)(a, type, w + r * w_stride, k, quantised ? scales[r][(k - begin) / BLOCK] : 1);
+            if (R > 1) /* the same place of the next rows */
+                KERNEL(prefetch_block)(type, w + (r + R) * w_stride, k);
+            UNROLL
+            for (int t = 0; t < T; t++) UNROLL
+            for (int i = 0; i < BLOCK_VECTORS; i++)
+                sum[r][t][i % chains] = v_fma(a[i], v_load(x + t * x_stride + k + i * VL), sum[r][t][i % chains]);
         }
-    if (k < n)
-        UNROLL for (int r = 0; r < DOT_ROWS; r++) {
-            KERNEL(load_rest)(a, type, w[r], k, n - k);
-            UNROLL for (int t = 0; t < T; t++)
-                UNROLL for (int i = 0; i < BLOCK_VECTORS; i++)
-                    sum[r][t] = v_fma(a[i], v_load(x_rest + t * BLOCK + i * VL), sum[r][t]);
-        }
-    UNROLL for (int r = 0; r < DOT_ROWS; r++)
-        UNROLL for (int t = 0; t < T; t++)
-            sums[r][t] = v_sum(sum[r][t]);
-}
-
-#define DOT_CASES(TYPE) \
-    case TYPE: \
-        switch (T) { \
-        case 1: KERNEL(dot_rows)(sums, TYPE, 1, x, x_stride, x_rest, w, n); break; \
-        case 2: KERNEL(dot_rows)(sums, TYPE, 2, x, x_stride, x_rest, w, n); break; \
-        case 3: KERNEL(dot_rows)(sums, TYPE, 3, x, x_stride, x_rest, w, n); break; \
-        default: KERNEL(dot_rows)(sums, TYPE, 4, x, x_stride, x_rest, w, n); \
-        } \
-        break
-
-static void KERNEL(dot_any)(float sums[DOT_ROWS][4], int type, int64_t T, const float *x, int64_t x_stride,
-                            const float *x_rest, const char *const *w, int64_t n)
-{
-    switch (type) {
-    DOT_CASES(TYPE_F32);
-    DOT_CASES(TYPE_F16);
-    DOT_CASES(TYPE_BF16);
-    DOT_CASES(TYPE_Q8_0);
-    DOT_CASES(TYPE_Q4_0);
     }
+    if (k < n) UNROLL
+    for (int r = 0; r < R; r++) {
+        KERNEL(load_rest)(a, type, w + r * w_stride, k, n - k);
+        UNROLL
+        for (int t = 0; t < T; t++) UNROLL
+        for (int i = 0; i < BLOCK_VECTORS; i++)
+            sum[r][t][0] = v_fma(a[i], v_load(x + t * x_stride + k + i * VL), sum[r][t][0]);
+    }
+    UNROLL
+    for (int r = 0; r < R; r++) UNROLL
+    for (int t = 0; t < T; t++) sums[r][t] = v_sum(v_add(sum[r][t][0], sum[r][t][1]));
 }
-#undef DOT_CASES
 
-static void KERNEL(dot)(float *out, int64_t out_stride, const float *x, int64_t x_stride, int64_t T,
-                        Rows w, const float *bias, int64_t n, int64_t first, int64_t last)
-{
-    int64_t whole = n / BLOCK * BLOCK;
-    for (int64_t o = first; o < last; o += DOT_ROWS) {
-        const char *rows[DOT_ROWS];
-        for (int r = 0; r < DOT_ROWS; r++)
-            rows[r] = w.data + min_i64(o + r, last - 1) * w.stride;
-        for (int64_t t = 0; t < T; t += 4) {
-            int64_t count = min_i64(4, T - t);
-            float sums[DOT_ROWS][4], x_rest[4 * BLOCK];
-            for (int64_t i = 0; i < count && whole < n; i++) {
-                memset(x_rest + i * BLOCK, 0, BLOCK * sizeof *x_rest);
-                memcpy(x_rest + i * BLOCK, x + (t + i) * x_stride + whole, (size_t)(n - whole) * sizeof *x);
+INLINE void KERNEL(dot_type)(float *out, int64_t out_stride, const float *x, int64_t x_stride, int64_t T,
+                             const int type, Rows w, const float *bias, int64_t n, int64_t first, int64_t last) {
+    for (int64_t o = first, rows; o < last; o += rows) {
+        const char *row = w.data + o * w.stride;
+        rows = (T > 2 || type == TYPE_Q8_0 || type == TYPE_Q4_0) && last - o >= DOT_ROWS ? DOT_ROWS : 1;
+        for (int64_t t = 0, group; t < T; t += group) {
+            float sums[DOT_ROWS][4];
+            group = T - t >= 4 ? 4 : T - t >= 2 ? 2 : 1;
+            switch ((rows > 1 ? 8 : 0) + group) {
+            case 1: KERNEL(dot_rows)(sums, type, 1, 1, x + t * x_stride, x_stride, row, w.stride, n); break;
+            case 2: KERNEL(dot_rows)(sums, type, 1, 2, x + t * x_stride, x_stride, row, w.stride, n); break;
+            case 4: KERNEL(dot_rows)(sums, type, 1, 4, x + t * x_stride, x_stride, row, w.stride, n); break;
+            case 9: KERNEL(dot_rows)(sums, type, DOT_ROWS, 1, x + t * x_stride, x_stride, row, w.stride, n); break;
+            case 10: KERNEL(dot_rows)(sums, type, DOT_ROWS, 2, x + t * x_stride, x_stride, row, w.stride, n); break;
+            default: KERNEL(dot_rows)(sums, type, DOT_ROWS, 4, x + t * x_stride, x_stride, row, w.stride, n);
             }
-            KERNEL(dot_any)(sums, w.type, count, x + t * x_stride, x_stride, x_rest, rows, n);
-            for (int64_t r = 0; r < min_i64(DOT_ROWS, last - o); r++)
-                for (int64_t i = 0; i < count; i++)
+            for (int64_t r = 0; r < rows; r++)
+                for (int64_t i = 0; i < group; i++)
                     out[(t + i) * out_stride + o + r] = sums[r][i] + (bias ? bias[o + r] : 0);
         }
     }
 }
 
-// (VL, VL) transposed: an interleaving of rows i and i + VL / 2 rotates the bits of (row, column) by one.
-INLINE void KERNEL(transpose)(vf *r)
-{
-    UNROLL for (int step = 1; step < VL; step *= 2) {
-        vf z[VL];
-        UNROLL for (int i = 0; i < VL / 2; i++) {
-            z[2 * i] = v_zip_low(r[i], r[i + VL / 2]);
-            z[2 * i + 1] = v_zip_high(r[i], r[i + VL / 2]);
-        }
-        UNROLL for (int i = 0; i < VL; i++)
-            r[i] = z[i];
+static void KERNEL(dot)(float *out, int64_t out_stride, const float *x, int64_t x_stride, int64_t T, Rows w,
+                        const float *bias, int64_t n, int64_t first, int64_t last) {
+    switch (w.type) {
+    case TYPE_F32: KERNEL(dot_type)(out, out_stride, x, x_stride, T, TYPE_F32, w, bias, n, first, last); break;
+    case TYPE_F16: KERNEL(dot_type)(out, out_stride, x, x_stride, T, TYPE_F16, w, bias, n, first, last); break;
+    case TYPE_BF16: KERNEL(dot_type)(out, out_stride, x, x_stride, T, TYPE_BF16, w, bias, n, first, last); break;
+    case TYPE_Q8_0: KERNEL(dot_type)(out, out_stride, x, x_stride, T, TYPE_Q8_0, w, bias, n, first, last); break;
+    default: KERNEL(dot_type)(out, out_stride, x, x_stride, T, TYPE_Q4_0, w, bias, n, first, last);
     }
 }
 
-static void KERNEL(pack_rows)(float *out, const float *const *rows, int64_t n)
-{
-    int64_t k = 0;
-    for (; k + VL <= n; k += VL)
-        for (int first = 0; first < TILE_ROWS; first += VL) {
-            vf r[VL];
-            UNROLL for (int i = 0; i < VL; i++)
-                r[i] = first + i < TILE_ROWS ? v_load(rows[first + i] + k) : v_zero();
-            KERNEL(transpose)(r);
-            UNROLL for (int i = 0; i < VL; i++) // what a vector holds beyond TILE_ROWS, the next one overwrites
-                v_store(out + (k + i) * TILE_ROWS + first, r[i]);
-        }
-    for (; k < n; k++)
-        for (int r = 0; r < TILE_ROWS; r++)
-            out[k * TILE_ROWS + r] = rows[r][k];
+/* Sixteen-byte lane g of the result is rows[4 * g][k .. k + 3]. */
+INLINE vf KERNEL(gather)(const float *const *rows, int64_t k) {
+#if KERNEL_PASS == PASS_NEON
+    return v_load(rows[0] + k);
+#elif KERNEL_PASS == PASS_AVX2
+    return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(rows[0] + k)), _mm_loadu_ps(rows[4] + k), 1);
+#else
+    vf a = _mm512_castps128_ps512(_mm_loadu_ps(rows[0] + k));
+    a = _mm512_mask_broadcast_f32x4(a, 0x00f0, _mm_loadu_ps(rows[4] + k));
+    a = _mm512_mask_broadcast_f32x4(a, 0x0f00, _mm_loadu_ps(rows[8] + k));
+    return _mm512_mask_broadcast_f32x4(a, 0xf000, _mm_loadu_ps(rows[12] + k));
+#endif
 }
 
-static void KERNEL(pack_weights)(float *out, Rows w, int64_t count, int64_t begin, int64_t n)
-{
-    float block[VL][BLOCK];
-    for (int64_t first = 0; first < TILE_COLS; first += VL)
-        for (int64_t k = 0; k < n; k += BLOCK) {
-            int64_t m = min_i64(BLOCK, n - k);
-            for (int64_t c = 0; c < VL; c++)
-                if (first + c < count)
-                    KERNEL(expand)(block[c], w.type, w.data + (first + c) * w.stride, begin + k, m);
-                else
-                    memset(block[c], 0, sizeof block[c]);
-            for (int64_t i = 0; i < m; i += VL) {
-                vf r[VL];
-                UNROLL for (int c = 0; c < VL; c++)
-                    r[c] = v_load(block[c] + i);
-                KERNEL(transpose)(r);
-                for (int64_t j = 0; j < min_i64(VL, m - i); j++)
-                    v_store(out + (k + i + j) * TILE_COLS + first, r[j]);
-            }
+/* Columns k .. k + 3 of VL rows, as four vectors `stride` apart. */
+INLINE void KERNEL(transpose)(float *out, int64_t stride, const float *const *rows, int64_t k) {
+    vf a = KERNEL(gather)(rows, k), b = KERNEL(gather)(rows + 1, k);
+    vf c = KERNEL(gather)(rows + 2, k), d = KERNEL(gather)(rows + 3, k);
+    vf ab = v_zip_low(a, b), cd = v_zip_low(c, d);
+    v_store(out, v_zip_low2(ab, cd));
+    v_store(out + stride, v_zip_high2(ab, cd));
+    ab = v_zip_high(a, b);
+    cd = v_zip_high(c, d);
+    v_store(out + 2 * stride, v_zip_low2(ab, cd));
+    v_store(out + 3 * stride, v_zip_high2(ab, cd));
+}
+
+/* Four columns at a time; writes up to VL - 1 floats past the end. */
+INLINE void KERNEL(pack_fours)(float *out, const float *const *rows, int64_t n) {
+    for (int first = 0; first < TILE_ROWS; first += VL) {
+        const float *group[VL];
+        for (int i = 0; i < VL; i++) group[i] = rows[first + i < TILE_ROWS ? first + i : 0];
+        for (int64_t k = 0; k + 4 <= n; k += 4) /* what a vector holds beyond TILE_ROWS, the next one overwrites */
+            KERNEL(transpose)(out + k * TILE_ROWS + first, TILE_ROWS, group, k);
+    }
+}
+
+static void KERNEL(pack_rows)(float *out, const float *const *rows, int64_t n) {
+    KERNEL(pack_fours)(out, rows, n - 1);
+    for (int64_t k = (n - 1) / 4 * 4; k < n; k++)
+        for (int r = 0; r < TILE_ROWS; r++) out[k * TILE_ROWS + r] = rows[r][k];
+}
+
+INLINE void KERNEL(pack_type)(float *out, const int type, Rows w, int64_t count, int64_t begin, int64_t n) {
+    float expanded[VL][BLOCK] = {{0}};
+    const float *rows[VL];
+    for (int64_t k = 0; k < n; k += BLOCK) {
+        int64_t m = min_i64(BLOCK, n - k);
+        for (int64_t c = 0; c < VL; c++) {
+            const char *row = w.data + c * w.stride;
+            rows[c] = expanded[c];
+            if (c < count && type == TYPE_F32)
+                rows[c] = (const float *)(const void *)row + begin + k;
+            else if (c < count)
+                KERNEL(expand_type)(expanded[c], type, row, begin + k, m);
+        }
+        for (int64_t i = 0; i + 4 <= m; i += 4) KERNEL(transpose)(out + (k + i) * TILE_COLS, TILE_COLS, rows, i);
+        for (int64_t i = m / 4 * 4; i < m; i++)
+            for (int64_t c = 0; c < VL; c++) out[(k + i) * TILE_COLS + c] = rows[c][i];
+    }
+}
+
+static void KERNEL(pack_weights)(float *out, Rows w, int64_t count, int64_t begin, int64_t n) {
+    for (int first = 0; first < TILE_COLS; first += VL, out += VL, count -= VL, w.data += VL * w.stride)
+        switch (w.type) {
+        case TYPE_F32: KERNEL(pack_type)(out, TYPE_F32, w, count, begin, n); break;
+        case TYPE_F16: KERNEL(pack_type)(out, TYPE_F16, w, count, begin, n); break;
+        case TYPE_BF16: KERNEL(pack_type)(out, TYPE_BF16, w, count, begin, n); break;
+        case TYPE_Q8_0: KERNEL(pack_type)(out, TYPE_Q8_0, w, count, begin, n); break;
+        default: KERNEL(pack_type)(out, TYPE_Q4_0, w, count, begin, n);
         }
 }
 
-static void KERNEL(tile)(float *out, int64_t stride, const float *a, const float *b, int64_t n, const float *bias)
-{
+static void KERNEL(pack_values)(float *out, Rows v, int64_t count, int64_t begin, int64_t n) {
+    int whole = n >= TILE_COLS;
+    for (int64_t s = 0; s < count; s++, out += TILE_COLS, v.data += v.stride) {
+        if (!whole) memset(out, 0, TILE_COLS * sizeof *out);
+        UNROLL
+        for (int i = 0; i < TILE_COLS && whole; i += VL)
+            v_store(out + i, v.type == TYPE_F32 ? v_load((const float *)(const void *)v.data + begin + i)
+                                                : v_load_f16(v.data + 2 * (begin + i)));
+        if (!whole) KERNEL(expand)(out, v.type, v.data, begin, n);
+    }
+}
+
+static void KERNEL(tile)(float *out, int64_t stride, const float *a, const float *b, int64_t n, int add) {
     vf sum[TILE_ROWS][TILE_VECTORS];
-    UNROLL for (int r = 0; r < TILE_ROWS; r++)
-        UNROLL for (int v = 0; v < TILE_VECTORS; v++)
-            sum[r][v] = v_load((bias ? bias : out + r * stride) + v * VL);
+    UNROLL
+    for (int r = 0; r < TILE_ROWS; r++) UNROLL
+    for (int v = 0; v < TILE_VECTORS; v++) sum[r][v] = v_zero();
     for (int64_t k = 0; k < n; k++) {
         vf w[TILE_VECTORS];
-        UNROLL for (int v = 0; v < TILE_VECTORS; v++)
-            w[v] = v_load(b + k * TILE_COLS + v * VL);
-        UNROLL for (int r = 0; r < TILE_ROWS; r++) {
+        UNROLL
+        for (int v = 0; v < TILE_VECTORS; v++) w[v] = v_load(b + k * TILE_COLS + v * VL);
+        UNROLL
+        for (int r = 0; r < TILE_ROWS; r++) {
             vf x = v_set1(a[k * TILE_ROWS + r]);
-            UNROLL for (int v = 0; v < TILE_VECTORS; v++)
-                sum[r][v] = v_fma(x, w[v], sum[r][v]);
+            UNROLL
+            for (int v = 0; v < TILE_VECTORS; v++) sum[r][v] = v_fma(x, w[v], sum[r][v]);
         }
     }
-    UNROLL for (int r = 0; r < TILE_ROWS; r++)
-        UNROLL for (int v = 0; v < TILE_VECTORS; v++)
-            v_store(out + r * stride + v * VL, sum[r][v]);
+    UNROLL
+    for (int r = 0; r < TILE_ROWS; r++) UNROLL
+    for (int v = 0; v < TILE_VECTORS; v++) {
+        float *p = out + r * stride + v * VL;
+        v_store(p, add ? v_add(v_load(p), sum[r][v]) : sum[r][v]);
+    }
 }
 
-// e^x = 2^n e^r, n = round(x / ln 2), |r| <= ln 2 / 2: 1 + r + r^2 q(r). Within 1.5 ulp of the exact value between
-// -87.3 and 88.3; 0 below -87.7 (the subnormal results are left out), infinity above 88.4.
-INLINE vf KERNEL(exp)(vf x)
-{
-    x = v_max(v_set1(-88.02f), v_min(v_set1(89.0f), x)); // a NaN passes through
+#if KERNEL_PASS == PASS_AVX512BF16
+/* bf16: two neighbours of a row make one word, so that the words are packed like floats. */
+static void KERNEL(pack_rows_bf16)(float *out, const float *const *rows, int64_t n) {
+    uint16_t halves[TILE_ROWS][K_STEP];
+    const float *words[TILE_ROWS];
+    for (int r = 0; r < TILE_ROWS; r++) {
+        int64_t k = 0;
+        for (; k + BLOCK <= n; k += BLOCK)
+            _mm512_storeu_si512(&halves[r][k],
+                                (__m512i)_mm512_cvtne2ps_pbh(v_load(rows[r] + k + VL), v_load(rows[r] + k)));
+        for (; k < n; k++) halves[r][k] = f32_to_bf16(rows[r][k]);
+        words[r] = (const float *)(const void *)halves[r];
+    }
+    KERNEL(pack_rows)(out, words, n / 2);
+}
+
+static void KERNEL(pack_weights_bf16)(float *out, Rows w, int64_t count, int64_t begin, int64_t n) {
+    w.type = TYPE_F32;
+    KERNEL(pack_weights)(out, w, count, begin / 2, n / 2);
+}
+
+static void KERNEL(tile_bf16)(float *out, int64_t stride, const float *a, const float *b, int64_t n, int add) {
+    vf sum[TILE_ROWS][TILE_VECTORS];
+    UNROLL
+    for (int r = 0; r < TILE_ROWS; r++) UNROLL
+    for (int v = 0; v < TILE_VECTORS; v++) sum[r][v] = v_zero();
+    for (int64_t k = 0; k < n / 2; k++) {
+        __m512bh w[TILE_VECTORS];
+        UNROLL
+        for (int v = 0; v < TILE_VECTORS; v++) w[v] = (__m512bh)_mm512_loadu_si512(b + k * TILE_COLS + v * VL);
+        UNROLL
+        for (int r = 0; r < TILE_ROWS; r++) {
+            __m512bh x = (__m512bh)v_set1(a[k * TILE_ROWS + r]);
+            UNROLL
+            for (int v = 0; v < TILE_VECTORS; v++) sum[r][v] = _mm512_dpbf16_ps(sum[r][v], w[v], x);
+        }
+    }
+    UNROLL
+    for (int r = 0; r < TILE_ROWS; r++) UNROLL
+    for (int v = 0; v < TILE_VECTORS; v++) {
+        float *p = out + r * stride + v * VL;
+        v_store(p, add ? v_add(v_load(p), sum[r][v]) : sum[r][v]);
+    }
+}
+
+/* int8: x is rounded block by block as Q8_0 is. The dot product wants one operand unsigned: weights are stored plus
+   128, and the sums start at -128 times the sum of the block of x. */
+static void KERNEL(pack_rows_int8)(float *out, const float *const *rows, int64_t n) {
+    for (int64_t k = 0; k < n; k += BLOCK, out += 10 * TILE_ROWS) {
+        int8_t quants[TILE_ROWS][BLOCK];
+        const float *words[TILE_ROWS];
+        float scales[TILE_ROWS];
+        int32_t corrections[TILE_ROWS];
+        for (int r = 0; r < TILE_ROWS; r++) {
+            vf x0 = v_load(rows[r] + k), x1 = v_load(rows[r] + k + VL);
+            scales[r] = v_largest(v_max(v_abs(x0), v_abs(x1))) / 127;
+            vf inverse = v_set1(scales[r] > 0 ? 1 / scales[r] : 0);
+            __m512i q0 = _mm512_cvtps_epi32(v_mul(x0, inverse)), q1 = _mm512_cvtps_epi32(v_mul(x1, inverse));
+            corrections[r] = -128 * _mm512_reduce_add_epi32(_mm512_add_epi32(q0, q1));
+            _mm_storeu_si128((void *)quants[r], _mm512_cvtepi32_epi8(q0));
+            _mm_storeu_si128((void *)(quants[r] + VL), _mm512_cvtepi32_epi8(q1));
+            words[r] = (const float *)(const void *)quants[r];
+        }
+        KERNEL(pack_fours)(out, words, BLOCK / 4);
+        memcpy(out + 8 * TILE_ROWS, scales, sizeof scales);
+        memcpy(out + 9 * TILE_ROWS, corrections, sizeof corrections);
+    }
+}
+
+static void KERNEL(pack_weights_int8)(float *out, Rows w, int64_t count, int64_t begin, int64_t n) {
+    int64_t bytes = w.type == TYPE_Q8_0 ? Q8_0_BYTES : Q4_0_BYTES;
+    uint8_t quants[TILE_COLS][BLOCK] = {{0}};
+    uint16_t scales[TILE_COLS] = {0};
+    Rows words = {TYPE_F32, (const char *)quants, BLOCK};
+    for (int64_t k = 0; k < n; k += BLOCK, out += 9 * TILE_COLS) {
+        for (int64_t c = 0; c < min_i64(count, TILE_COLS); c++) {
+            const char *block = w.data + c * w.stride + (begin + k) / BLOCK * bytes;
+            __m128i low = b_load(block + 2), high = _mm_setzero_si128();
+            memcpy(&scales[c], block, sizeof *scales);
+            if (w.type == TYPE_Q8_0) {
+                high = _mm_xor_si128(b_load(block + 18), _mm_set1_epi8(-128));
+                low = _mm_xor_si128(low, _mm_set1_epi8(-128));
+            } else { /* nibble - 8 + 128 */
+                high = _mm_add_epi8(_mm_and_si128(_mm_srli_epi16(low, 4), _mm_set1_epi8(15)), _mm_set1_epi8(120));
+                low = _mm_add_epi8(_mm_and_si128(low, _mm_set1_epi8(15)), _mm_set1_epi8(120));
+            }
+            _mm_storeu_si128((void *)quants[c], low);
+            _mm_storeu_si128((void *)(quants[c] + 16), high);
+        }
+        for (int c = 0; c < TILE_COLS; c += VL, words.data += VL * BLOCK) {
+            KERNEL(pack_type)(out + c, TYPE_F32, words, VL, 0, BLOCK / 4);
+            v_store(out + 8 * TILE_COLS + c, v_load_f16(scales + c));
+        }
+        words.data -= TILE_COLS * BLOCK;
+    }
+}
+
+static void KERNEL(tile_int8)(float *out, int64_t stride, const float *a, const float *b, int64_t n, int add) {
+    for (int half = 0; half < TILE_ROWS;
+         half += TILE_ROWS / 2) { /* sums of integers and of floats: half as many of each */
+        vf sum[TILE_ROWS / 2][TILE_VECTORS];
+        UNROLL
+        for (int r = 0; r < TILE_ROWS / 2; r++) UNROLL
+        for (int v = 0; v < TILE_VECTORS; v++) sum[r][v] = add ? v_load(out + (half + r) * stride + v * VL) : v_zero();
+        for (int64_t k = 0; k < n / BLOCK; k++) {
+            const float *x = a + k * 10 * TILE_ROWS + half, *w = b + k * 9 * TILE_COLS;
+            UNROLL
+            for (int r = 0; r < TILE_ROWS / 2; r++) {
+                __m512i dots[TILE_VECTORS];
+                UNROLL
+                for (int v = 0; v < TILE_VECTORS; v++) dots[v] = _mm512_castps_si512(v_set1(x[9 * TILE_ROWS + r]));
+                UNROLL
+                for (int i = 0; i < 8; i++) UNROLL
+                for (int v = 0; v < TILE_VECTORS; v++)
+                    dots[v] = _mm512_dpbusd_epi32(dots[v], _mm512_loadu_si512(w + i * TILE_COLS + v * VL),
+                                                  _mm512_castps_si512(v_set1(x[i * TILE_ROWS + r])));
+                UNROLL
+                for (int v = 0; v < TILE_VECTORS; v++)
+                    sum[r][v] =
+                        v_fma(_mm512_cvtepi32_ps(dots[v]),
+                              v_mul(v_set1(x[8 * TILE_ROWS + r]), v_load(w + 8 * TILE_COLS + v * VL)), sum[r][v]);
+            }
+        }
+        UNROLL
+        for (int r = 0; r < TILE_ROWS / 2; r++) UNROLL
+        for (int v = 0; v < TILE_VECTORS; v++) v_store(out + (half + r) * stride + v * VL, sum[r][v]);
+    }
+}
+#endif
+
+/* e^x = 2^n e^r, n = round(x / ln 2), |r| <= ln 2 / 2: 1 + r + r^2 q(r). Within 1.5 ulp of the exact value between
+   -87.3 and 88.3; 0 below -87.7 (the subnormal results are left out), infinity above 88.4. */
+INLINE vf KERNEL(exp)(vf x) {
+    x = v_max(v_set1(-88.02f), v_min(v_set1(89.0f), x)); /* a NaN passes through */
     vf n = v_round(v_mul(x, v_set1(1.44269504f)));
     vf r = v_fma(n, v_set1(-0.693359375f), x);
     r = v_fma(n, v_set1(2.12194440e-4f), r);
@@ -1426,50 +1595,42 @@ INLINE vf KERNEL(exp)(vf x)
     return v_mul(v_add(v_fma(v_mul(r, r), q, r), v_set1(1.0f)), v_power(n));
 }
 
-// gelu(x) = max(x, 0) - |x| h(|x|) e^(-x^2 / 2), where h(y) = erfc(y / sqrt 2) / 2 e^(y^2 / 2) is a polynomial of
-// degree 9 in 1 / (1 + 0.26 y), 2.2e-8 off relative.
-INLINE vf KERNEL(gelu_value)(vf x)
-{
-    const float c[] = {0.103761262f, 0.102980219f, 0.103285387f, 0.0500470549f, 0.163220259f, -0.154206233f,
-                       0.254317701f, -0.154189235f, 0.0307835742f};
+/* gelu(x) = max(x, 0) - |x| h(|x|) e^(-x^2 / 2), where h(y) = erfc(y / sqrt 2) / 2 e^(y^2 / 2) is a polynomial of
+   degree 9 in 1 / (1 + 0.26 y), 2.2e-8 off relative. */
+INLINE vf KERNEL(gelu_value)(vf x) {
+    const float c[] = {0.103761262f,  0.102980219f, 0.103285387f,  0.0500470549f, 0.163220259f,
+                       -0.154206233f, 0.254317701f, -0.154189235f, 0.0307835742f};
     vf y = v_min(v_abs(x), v_set1(13.2f)), t = v_div(v_set1(1.0f), v_fma(y, v_set1(0.26f), v_set1(1.0f)));
     vf h = v_set1(c[8]);
-    UNROLL for (int i = 7; i >= 0; i--)
-        h = v_fma(h, t, v_set1(c[i]));
+    UNROLL
+    for (int i = 7; i >= 0; i--) h = v_fma(h, t, v_set1(c[i]));
     vf tail = v_mul(v_mul(h, t), KERNEL(exp)(v_mul(v_mul(y, v_set1(-0.5f)), y)));
     return v_sub(v_max(v_zero(), x), v_mul(y, tail));
 }
 
-INLINE vf KERNEL(silu_value)(vf x)
-{
-    return v_div(x, v_add(v_set1(1.0f), KERNEL(exp)(v_sub(v_zero(), x))));
-}
+INLINE vf KERNEL(silu_value)(vf x) { return v_div(x, v_add(v_set1(1.0f), KERNEL(exp)(v_sub(v_zero(), x)))); }
 
-// For a loop over n floats by whole vectors: fewer than VL of them, padded with `fill`, and back.
-INLINE vf KERNEL(load_part)(const float *x, int64_t n, float fill)
-{
+/* For a loop over n floats by whole vectors: fewer than VL of them, padded with `fill`, and back. */
+INLINE vf KERNEL(load_part)(const float *x, int64_t n, float fill) {
     float part[VL];
-    for (int64_t i = 0; i < VL; i++)
-        part[i] = i < n ? x[i] : fill;
+    for (int64_t i = 0; i < VL; i++) part[i] = i < n ? x[i] : fill;
     return v_load(part);
 }
-INLINE void KERNEL(store_part)(float *out, vf a, int64_t n)
-{
+INLINE void KERNEL(store_part)(float *out, vf a, int64_t n) {
     float part[VL];
     v_store(part, a);
     memcpy(out, part, (size_t)n * sizeof *out);
 }
 #define LOAD(p) (n - i >= VL ? v_load((p) + i) : KERNEL(load_part)((p) + i, n - i, 0))
-#define STORE(p, a) \
-    do { \
-        if (n - i >= VL) \
-            v_store((p) + i, a); \
-        else \
-            KERNEL(store_part)((p) + i, a, n - i); \
+#define STORE(p, a)                                                                                                    \
+    do {                                                                                                               \
+        if (n - i >= VL)                                                                                               \
+            v_store((p) + i, a);                                                                                       \
+        else                                                                                                           \
+            KERNEL(store_part)((p) + i, a, n - i);                                                                     \
     } while (0)
 
-static float KERNEL(softmax_block)(float *x, int64_t n, float scale, float *max, float *sum)
-{
+static float KERNEL(softmax_block)(float *x, int64_t n, float scale, float *max, float *sum) {
     vf top = v_set1(-INFINITY), total = v_zero(), factor = v_set1(scale);
     for (int64_t i = 0; i < n; i += VL)
         top = v_max(top, v_mul(factor, n - i >= VL ? v_load(x + i) : KERNEL(load_part)(x + i, n - i, x[i])));
@@ -1487,58 +1648,48 @@ static float KERNEL(softmax_block)(float *x, int64_t n, float scale, float *max,
     return correction;
 }
 
-INLINE void KERNEL(weighted_type)(float *out, const float *p, Rows rows, const int type, int64_t count, int64_t d)
-{
+INLINE void KERNEL(weighted_type)(float *out, const float *p, Rows rows, const int type, int64_t count, int64_t d) {
     int64_t k = 0;
     vf w[BLOCK_VECTORS], sum[BLOCK_VECTORS];
     for (; k + BLOCK <= d; k += BLOCK) {
-        UNROLL for (int i = 0; i < BLOCK_VECTORS; i++)
-            sum[i] = v_load(out + k + i * VL);
+        UNROLL
+        for (int i = 0; i < BLOCK_VECTORS; i++) sum[i] = v_load(out + k + i * VL);
         for (int64_t s = 0; s < count; s++) {
             vf weight = v_set1(p[s]);
-            KERNEL(load_block)(w, type, rows.data + s * rows.stride, k);
-            UNROLL for (int i = 0; i < BLOCK_VECTORS; i++)
-                sum[i] = v_fma(w[i], weight, sum[i]);
+            KERNEL(load_block)(w, type, rows.data + s * rows.stride, k, 1);
+            UNROLL
+            for (int i = 0; i < BLOCK_VECTORS; i++) sum[i] = v_fma(w[i], weight, sum[i]);
         }
-        UNROLL for (int i = 0; i < BLOCK_VECTORS; i++)
-            v_store(out + k + i * VL, sum[i]);
+        UNROLL
+        for (int i = 0; i < BLOCK_VECTORS; i++) v_store(out + k + i * VL, sum[i]);
     }
     for (int64_t s = 0; k < d && s < count; s++) {
         float rest[BLOCK];
         KERNEL(expand_type)(rest, type, rows.data + s * rows.stride, k, d - k);
-        for (int64_t i = 0; i < d - k; i++)
-            out[k + i] += p[s] * rest[i];
+        for (int64_t i = 0; i < d - k; i++) out[k + i] += p[s] * rest[i];
     }
 }
 
-static void KERNEL(weighted_rows)(float *out, const float *p, Rows rows, int64_t count, int64_t d)
-{
+static void KERNEL(weighted_rows)(float *out, const float *p, Rows rows, int64_t count, int64_t d) {
     if (rows.type == TYPE_F32)
         KERNEL(weighted_type)(out, p, rows, TYPE_F32, count, d);
     else
         KERNEL(weighted_type)(out, p, rows, TYPE_F16, count, d);
 }
 
-static void KERNEL(scale)(float *out, float factor, int64_t n)
-{
-    for (int64_t i = 0; i < n; i += VL)
-        STORE(out, v_mul(LOAD(out), v_set1(factor)));
+static void KERNEL(scale)(float *out, float factor, int64_t n) {
+    for (int64_t i = 0; i < n; i += VL) STORE(out, v_mul(LOAD(out), v_set1(factor)));
 }
 
-static void KERNEL(add)(float *out, const float *x, int64_t n)
-{
-    for (int64_t i = 0; i < n; i += VL)
-        STORE(out, v_add(LOAD(out), LOAD(x)));
+static void KERNEL(add)(float *out, const float *x, int64_t n) {
+    for (int64_t i = 0; i < n; i += VL) STORE(out, v_add(LOAD(out), LOAD(x)));
 }
 
-static void KERNEL(gelu)(float *x, int64_t n)
-{
-    for (int64_t i = 0; i < n; i += VL)
-        STORE(x, KERNEL(gelu_value)(LOAD(x)));
+static void KERNEL(gelu)(float *x, int64_t n) {
+    for (int64_t i = 0; i < n; i += VL) STORE(x, KERNEL(gelu_value)(LOAD(x)));
 }
 
-static void KERNEL(silu)(float *x, const float *up, int64_t n)
-{
+static void KERNEL(silu)(float *x, const float *up, int64_t n) {
     for (int64_t i = 0; i < n; i += VL) {
         vf y = KERNEL(silu_value)(LOAD(x));
         STORE(x, up ? v_mul(y, LOAD(up)) : y);
@@ -1546,11 +1697,9 @@ static void KERNEL(silu)(float *x, const float *up, int64_t n)
 }
 
 static void KERNEL(norm)(float *out, const float *x, const float *weight, const float *bias, int64_t n, float eps,
-                         int centred)
-{
+                         int centred) {
     vf sum = v_zero(), square = v_zero();
-    for (int64_t i = 0; i < n && centred; i += VL)
-        sum = v_add(sum, LOAD(x));
+    for (int64_t i = 0; i < n && centred; i += VL) sum = v_add(sum, LOAD(x));
     vf mean = v_set1(v_sum(sum) / (float)n);
     for (int64_t i = 0; i < n; i += VL) {
         vf y = v_sub(n - i >= VL ? v_load(x + i) : KERNEL(load_part)(x + i, n - i, v_sum(sum) / (float)n), mean);
@@ -1563,12 +1712,10 @@ static void KERNEL(norm)(float *out, const float *x, const float *weight, const 
     }
 }
 
-static void KERNEL(moments)(float *mean, float *squares, const float *x, int64_t count, int64_t n)
-{
+static void KERNEL(moments)(float *mean, float *squares, const float *x, int64_t count, int64_t n) {
     for (int64_t i = 0; i < n; i += VL) {
         vf sum = v_zero(), square = v_zero();
-        for (int64_t r = 0; r < count; r++)
-            sum = v_add(sum, LOAD(x + r * n));
+        for (int64_t r = 0; r < count; r++) sum = v_add(sum, LOAD(x + r * n));
         vf middle = v_mul(sum, v_set1(1.0f / (float)count));
         for (int64_t r = 0; r < count; r++) {
             vf y = v_sub(LOAD(x + r * n), middle);
@@ -1579,9 +1726,8 @@ static void KERNEL(moments)(float *mean, float *squares, const float *x, int64_t
     }
 }
 
-static void KERNEL(affine)(float *out, const float *x, const float *factor, const float *shift, int64_t count, int64_t n,
-                           int swish)
-{
+static void KERNEL(affine)(float *out, const float *x, const float *factor, const float *shift, int64_t count,
+                           int64_t n, int swish) {
     for (int64_t r = 0; r < count; r++, x += n, out += n)
         for (int64_t i = 0; i < n; i += VL) {
             vf y = v_fma(LOAD(x), LOAD(factor), LOAD(shift));
@@ -1589,18 +1735,37 @@ static void KERNEL(affine)(float *out, const float *x, const float *factor, cons
         }
 }
 
-static void KERNEL(store_f16)(uint16_t *out, const float *x, int64_t n)
-{
+static void KERNEL(store_f16)(uint16_t *out, const float *x, int64_t n) {
     int64_t i = 0;
-    for (; i + VL <= n; i += VL)
-        v_store_f16(out + i, v_load(x + i));
+    for (; i + VL <= n; i += VL) v_store_f16(out + i, v_load(x + i));
     store_f16_plain(out + i, x + i, n - i);
 }
 
 static const Kernels KERNEL(kernels) = {
-    TEXT(KERNEL_NAME), TILE_ROWS, TILE_COLS, 8, KERNEL(expand), KERNEL(dot), KERNEL(pack_rows), KERNEL(pack_weights),
-    KERNEL(tile), KERNEL(softmax_block), KERNEL(weighted_rows), KERNEL(scale), KERNEL(add), KERNEL(gelu), KERNEL(silu),
-    KERNEL(norm), KERNEL(moments), KERNEL(affine), KERNEL(store_f16),
+    TEXT(KERNEL_NAME),
+    TILE_ROWS,
+    TILE_COLS,
+    {24, BLOCK, BLOCK, KERNEL(pack_rows), KERNEL(pack_weights), KERNEL(tile)},
+#if KERNEL_PASS == PASS_AVX512BF16
+    {12, BLOCK / 2, BLOCK / 2, KERNEL(pack_rows_bf16), KERNEL(pack_weights_bf16), KERNEL(tile_bf16)},
+    {12, 10, 9, KERNEL(pack_rows_int8), KERNEL(pack_weights_int8), KERNEL(tile_int8)},
+#else
+    {0, 0, 0, NULL, NULL, NULL},
+    {0, 0, 0, NULL, NULL, NULL},
+#endif
+    KERNEL(expand),
+    KERNEL(dot),
+    KERNEL(pack_values),
+    KERNEL(softmax_block),
+    KERNEL(weighted_rows),
+    KERNEL(scale),
+    KERNEL(add),
+    KERNEL(gelu),
+    KERNEL(silu),
+    KERNEL(norm),
+    KERNEL(moments),
+    KERNEL(affine),
+    KERNEL(store_f16),
 };
 
 #undef vf
@@ -1626,12 +1791,13 @@ static const Kernels KERNEL(kernels) = {
 #undef v_largest
 #undef v_round
 #undef v_power
-#undef v_half
 #undef v_load_f16
 #undef v_load_bf16
 #undef v_store_f16
 #undef v_zip_low
 #undef v_zip_high
+#undef v_zip_low2
+#undef v_zip_high2
 #undef v_widen
 #undef vb
 #undef b_load
@@ -1641,7 +1807,7 @@ static const Kernels KERNEL(kernels) = {
 #undef STORE
 #undef KERNEL_NAME
 
-// ------------------------------------------------------------------------------------------------
+/* ------------------------------------------------------------------------------------------------ */
 #else
 
 #if defined(__clang__) && !defined(__TINYC__)
@@ -1675,7 +1841,8 @@ static const Kernels KERNEL(kernels) = {
 #define KERNEL_PASS PASS_AVX512
 #define KERNEL_NAME avx512
 #ifdef __clang__
-#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq"))),              \
+                             apply_to = function)
 #else
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")
@@ -1688,7 +1855,26 @@ static const Kernels KERNEL(kernels) = {
 #endif
 #undef KERNEL_PASS
 
-#elif defined(__GNUC__) && defined(__aarch64__) && defined(__ARM_NEON) && !defined(__AARCH64EB__) && !defined(JANUS_NO_SIMD)
+#define KERNEL_PASS PASS_AVX512BF16
+#define KERNEL_NAME avx512bf16
+#ifdef __clang__
+#pragma clang attribute push(                                                                                          \
+    __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni"))),                 \
+    apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni")
+#endif
+#include KERNEL_FILE
+#ifdef __clang__
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#undef KERNEL_PASS
+
+#elif defined(__GNUC__) && defined(__aarch64__) && defined(__ARM_NEON) && !defined(__AARCH64EB__) &&                   \
+    !defined(JANUS_NO_SIMD)
 #define HAVE_NEON_KERNELS
 #include <arm_neon.h>
 #define KERNEL_PASS PASS_NEON
@@ -1697,18 +1883,18 @@ static const Kernels KERNEL(kernels) = {
 #undef KERNEL_PASS
 #endif
 
-// The i-th table that this machine can run, best first; NULL after the last.
-static const Kernels *kernels_at(int i)
-{
-    const Kernels *usable[4] = {NULL};
+/* The i-th table that this machine can run, best first; NULL after the last. */
+static const Kernels *kernels_at(int i) {
+    const Kernels *usable[5] = {NULL};
     int count = 0;
 #ifdef HAVE_X86_KERNELS
     int avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
-        usable[count++] = &kernels_avx512;
-    if (avx2)
-        usable[count++] = &kernels_avx2;
+    int avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                 __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+    if (avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni"))
+        usable[count++] = &kernels_avx512bf16;
+    if (avx512) usable[count++] = &kernels_avx512;
+    if (avx2) usable[count++] = &kernels_avx2;
 #elif defined(HAVE_NEON_KERNELS)
     usable[count++] = &kernels_neon;
 #endif
@@ -1716,251 +1902,289 @@ static const Kernels *kernels_at(int i)
     return i < count ? usable[i] : NULL;
 }
 
-static const char *isa_names(int i)
-{
+static const char *isa_names(int i) {
     const Kernels *k = kernels_at(i);
     return k ? k->name : NULL;
 }
 
-// ================================================================================================
-// Layers
-//
-// What the model is made of, over the kernels and the pool. Activations are float rows, (T, I) with T tokens or
-// pixels (an image is (H*W, channels)); weights are (O, I) rows of any type.
-// ================================================================================================
+/* ====================================================================================================================
+   6  Layers
+
+      What the model is made of, over the kernels and the pool. Activations are float rows, (T, I) with T tokens or
+      pixels (an image is (H*W, channels)); weights are (O, I) rows of any type.
+   ==================================================================================================================== */
 
 typedef struct {
     Pool *pool;
     const Kernels *isa;
-    int failed;            // scratch could not be had; sticky: nothing is computed until it is cleared
-    int fast_activations;  // many-row products may round activations to bf16 or int8 where the weights are no finer
+    int failed;           /* scratch could not be had; sticky: nothing is computed until it is cleared */
+    int fast_activations; /* many-row products may round activations to bf16 or int8 where the weights are no finer */
     void *memory;
-    char *scratch;         // (threads, scratch_bytes), 64-byte aligned
-    int64_t scratch_bytes;
+    char *scratch; /* shared_bytes for all, then (threads, thread_bytes); 64-byte aligned */
+    int64_t shared_bytes, thread_bytes, reserved;
 } Compute;
 
-static void compute_free(Compute *cx)
-{
+static void compute_free(Compute *cx) {
     pool_free(cx->pool);
     free(cx->memory);
     memset(cx, 0, sizeof *cx);
 }
 
-// isa: a name of isa_names, or NULL or "native" for the best. 0, or -1: no memory, or no such instruction set here.
-static int compute_init(Compute *cx, int threads, const char *isa)
-{
+/* isa: a name of isa_names, or NULL or "native" for the best. 0, or -1: no memory, or no such instruction set here. */
+static int compute_init(Compute *cx, int threads, const char *isa) {
     memset(cx, 0, sizeof *cx);
     int native = isa == NULL || strcmp(isa, "native") == 0;
     for (int i = 0; cx->isa == NULL && kernels_at(i) != NULL; i++)
-        if (native || strcmp(isa, kernels_at(i)->name) == 0)
-            cx->isa = kernels_at(i);
-    if (cx->isa == NULL)
-        return -1;
+        if (native || strcmp(isa, kernels_at(i)->name) == 0) cx->isa = kernels_at(i);
+    if (cx->isa == NULL) return -1;
     cx->pool = pool_create(threads);
     return cx->pool != NULL ? 0 : -1;
 }
 
-// At least so many floats of scratch for each thread, or cx->failed. Returns whether work can go on.
-static int reserve_scratch(Compute *cx, int64_t floats)
-{
-    int64_t bytes = round_up(floats * (int64_t)sizeof(float), 64) + 64;
-    if (cx->failed || bytes <= cx->scratch_bytes)
-        return !cx->failed;
+/* Scratch of so many floats for all and for each thread, or cx->failed. Returns whether work can go on. */
+static int reserve_scratch(Compute *cx, int64_t shared, int64_t per_thread) {
+    cx->shared_bytes = round_up(shared * (int64_t)sizeof(float), 64);
+    cx->thread_bytes = round_up(per_thread * (int64_t)sizeof(float), 64) + 64;
+    int64_t bytes = cx->shared_bytes + cx->pool->threads * cx->thread_bytes;
+    if (cx->failed || bytes <= cx->reserved) return !cx->failed;
     free(cx->memory);
-    cx->scratch_bytes = 0;
-    cx->memory = malloc((size_t)(bytes * cx->pool->threads + 64));
-    if (cx->memory == NULL) {
-        cx->failed = 1;
-        return 0;
-    }
-    cx->scratch = (char *)cx->memory + (64 - (uintptr_t)cx->memory % 64) % 64;
-    cx->scratch_bytes = bytes;
-    return 1;
+    cx->memory = malloc((size_t)bytes + 64);
+    cx->reserved = cx->memory ? bytes : 0;
+    cx->failed = cx->memory == NULL;
+    cx->scratch = cx->memory ? (char *)cx->memory + (64 - (uintptr_t)cx->memory % 64) % 64 : NULL;
+    return !cx->failed;
 }
 
-static float *thread_scratch(const Compute *cx, int thread)
-{
-    return (float *)(void *)(cx->scratch + thread * cx->scratch_bytes);
+static float *shared_scratch(const Compute *cx) { return (float *)(void *)cx->scratch; }
+static float *thread_scratch(const Compute *cx, int thread) {
+    return (float *)(void *)(cx->scratch + cx->shared_bytes + thread * cx->thread_bytes);
 }
 
-// ---- products: linear layers and convolutions ----
-//
-// A convolution is a linear layer over gathered rows: row (oy, ox) of its input is the kernel x kernel x I window of
-// the image around that pixel, which is never stored whole: tiles are gathered as they are packed.
+/* ---- products: linear layers and convolutions ----
+
+   A convolution is a linear layer over gathered rows: row (oy, ox) of its input is the kernel x kernel x I window of
+   the image around that pixel, which is never stored whole: tiles are gathered as they are packed. */
 
 typedef struct {
-    int64_t H, W, I;          // the image, before upsampling
+    int64_t H, W, I; /* the image, before upsampling */
     int kernel, stride;
-    int pad;                  // zeros above and to the left; right and bottom follow from Ho, Wo
+    int pad; /* zeros above and to the left; right and bottom follow from Ho, Wo */
     int64_t Ho, Wo;
-    int upsample;             // 1: the image is first doubled, each pixel becoming 2 x 2
+    int upsample; /* 1: the image is first doubled, each pixel becoming 2 x 2 */
 } ConvShape;
 
 typedef struct {
     Compute *cx;
-    float *out;               // (T, O)
-    const float *x;           // (T, K), or the image if conv
-    Rows w;                   // (O, K)
+    float *out;     /* (T, O) */
+    const float *x; /* (T, K), or the image if conv */
+    Rows w;         /* (O, K) */
     const float *bias;
     int64_t T, O, K;
-    const ConvShape *conv;    // NULL: a linear layer
-    int64_t k_step;           // K is cut so that a packed panel of weights stays in the first-level cache,
-    int64_t row_step;         // T so that the packed rows stay in the second,
-    int64_t col_step;         // O so that there is work for all threads
-    int64_t grain;
+    const ConvShape *conv; /* NULL: a linear layer */
+    /* The smaller of x and W is packed once, shared by all threads; a job packs its part of the other: */
+    int share_weights;  /* 1: a job is row_step rows, all columns; 0: all rows, one tile's width of columns */
+    int64_t rows, cols; /* T and O rounded up to whole tiles */
+    const Packing *packing;
+    int64_t row_step, k_step; /* K is cut so that what is packed stays in the caches */
 } Product;
 
-enum { K_STEP = 256, ROW_STEP = 288 };
+enum { ROW_STEP = 96, MAX_ROWS = 1024 };
 
-// Row `row` of the gathered input at window position `tap`; NULL: outside of the image.
-static const float *window_pixel(const Product *p, int64_t row, int64_t tap)
-{
+/* from[r] = the part from channel `begin` on of the pixel under window position `tap` for output pixel row + r. */
+static void window_pixels(const Product *p, const float **from, int64_t row, int64_t rows, int64_t tap, int64_t begin,
+                          const float *zeros) {
     const ConvShape *s = p->conv;
-    int64_t y = row / s->Wo * s->stride - s->pad + tap / s->kernel;
-    int64_t x = row % s->Wo * s->stride - s->pad + tap % s->kernel;
-    if (y < 0 || x < 0 || y >= s->H << s->upsample || x >= s->W << s->upsample)
-        return NULL;
-    return p->x + ((y >> s->upsample) * s->W + (x >> s->upsample)) * s->I;
-}
-
-// out (n, tile_rows) = columns [k, k + n) of `rows` rows of the input from `row` on.
-static void pack_input(const Product *p, float *out, int64_t row, int64_t rows, int64_t k, int64_t n, const float *zeros)
-{
-    const Kernels *isa = p->cx->isa;
-    int64_t width = p->conv ? p->conv->I : p->K;
-    while (n > 0) {
-        const float *source[MAX_TILE_ROWS];
-        int64_t tap = k / width, begin = k % width, count = min_i64(n, width - begin);
-        for (int64_t r = 0; r < isa->tile_rows; r++) {
-            const float *from = r >= rows ? NULL : p->conv ? window_pixel(p, row + r, tap) : p->x + (row + r) * p->K;
-            source[r] = from ? from + begin : zeros;
+    int64_t oy = row / s->Wo, ox = row % s->Wo;
+    for (int64_t r = 0; r < rows; r++) {
+        int64_t y = oy * s->stride - s->pad + tap / s->kernel, x = ox * s->stride - s->pad + tap % s->kernel;
+        int outside = y < 0 || x < 0 || y >= s->H << s->upsample || x >= s->W << s->upsample;
+        from[r] = outside ? zeros : p->x + ((y >> s->upsample) * s->W + (x >> s->upsample)) * s->I + begin;
+        if (++ox == s->Wo) {
+            ox = 0;
+            oy++;
         }
-        isa->pack_rows(out, source, count);
-        out += count * isa->tile_rows;
-        k += count;
-        n -= count;
     }
 }
 
-// A tile at the edge goes through a whole one aside.
-static void tile_part(const Kernels *isa, float *out, int64_t stride, int64_t rows, int64_t cols,
-                      const float *a, const float *b, int64_t n, const float *bias)
-{
-    float whole[MAX_TILE_ROWS * MAX_TILE_COLS] = {0};
-    if (rows == isa->tile_rows && cols == isa->tile_cols) {
-        isa->tile(out, stride, a, b, n, bias);
-        return;
-    }
-    for (int64_t r = 0; r < rows; r++)
-        memcpy(whole + r * isa->tile_cols, out + r * stride, (size_t)cols * sizeof *out);
-    isa->tile(whole, isa->tile_cols, a, b, n, bias);
-    for (int64_t r = 0; r < rows; r++)
-        memcpy(out + r * stride, whole + r * isa->tile_cols, (size_t)cols * sizeof *out);
-}
+static int64_t packed_floats(int words, int64_t n) { return (n * words + BLOCK - 1) / BLOCK; }
 
-// Rows [row, row_end) x columns [col, col_end) of the output.
-static void product_block(const Product *p, int thread, int64_t row, int64_t row_end, int64_t col, int64_t col_end)
-{
+/* out (n, tile_rows) = columns [k, k + n) of one tile of rows of the input; zeros (k_step) stand in for missing ones. */
+static void pack_input(const Product *p, float *out, int64_t row, int64_t k, int64_t n, const float *zeros) {
     const Kernels *isa = p->cx->isa;
-    int64_t tile_rows = isa->tile_rows, tile_cols = isa->tile_cols;
-    float *panel = thread_scratch(p->cx, thread), *packed = panel + p->k_step * tile_cols;
-    float *zeros = packed + p->row_step * p->k_step + MAX_TILE_ROWS;
+    int64_t width = p->conv ? p->conv->I : p->K, rows = min_i64(isa->tile_rows, p->T - row);
+    const float *from[MAX_TILE_ROWS];
+    for (int64_t count; n > 0;
+         out += packed_floats(p->packing->row_words, count) * isa->tile_rows, k += count, n -= count) {
+        count = min_i64(n, width - k % width);
+        if (p->conv) window_pixels(p, from, row, rows, k / width, k % width, zeros);
+        for (int64_t r = 0; r < isa->tile_rows; r++)
+            from[r] = r >= rows ? zeros : p->conv ? from[r] : p->x + (row + r) * p->K + k;
+        p->packing->pack_rows(out, from, count);
+    }
+}
+
+/* out (n, tile_cols) = columns [k, k + n) of one tile's width of rows of W. */
+static void pack_columns(const Product *p, float *out, int64_t col, int64_t k, int64_t n) {
+    Rows w = p->w;
+    w.data += col * w.stride;
+    p->packing->pack_weights(out, w, min_i64(p->cx->isa->tile_cols, p->O - col), k, n);
+}
+
+/* Rows [row, row_end) x columns [col, col_end) of the output; sums holds them by tile columns, (rows, tile_cols) each. */
+static void product_block(const Product *p, int thread, int64_t row, int64_t row_end, int64_t col, int64_t col_end) {
+    const Kernels *isa = p->cx->isa;
+    int64_t tile_rows = isa->tile_rows, tile_cols = isa->tile_cols, height = round_up(row_end - row, tile_rows);
+    int64_t width = round_up(col_end - col, tile_cols);
+    float *sums = thread_scratch(p->cx, thread), *zeros = sums + height * width, *own = zeros + p->k_step;
     memset(zeros, 0, (size_t)p->k_step * sizeof *zeros);
+    int share = p->share_weights, row_words = p->packing->row_words, weight_words = p->packing->weight_words;
     for (int64_t k = 0; k < p->K; k += p->k_step) {
-        int64_t n = min_i64(p->k_step, p->K - k);
-        for (int64_t r = row; r < row_end; r += tile_rows)
-            pack_input(p, packed + (r - row) * n, r, row_end - r, k, n, zeros);
-        for (int64_t c = col; c < col_end; c += tile_cols) {
-            Rows w = p->w;
-            int64_t cols = min_i64(tile_cols, col_end - c);
-            float bias[MAX_TILE_COLS] = {0};
-            if (p->bias != NULL)
-                memcpy(bias, p->bias + c, (size_t)cols * sizeof *bias);
-            w.data += c * w.stride;
-            isa->pack_weights(panel, w, cols, k, n);
-            for (int64_t r = row; r < row_end; r += tile_rows)
-                tile_part(isa, p->out + r * p->O + c, p->O, min_i64(tile_rows, row_end - r), cols,
-                          packed + (r - row) * n, panel, n, k == 0 ? bias : NULL);
+        int64_t n = min_i64(p->k_step, p->K - k), a_size = packed_floats(row_words, n),
+                b_size = packed_floats(weight_words, n);
+        const float *shared =
+            shared_scratch(p->cx) + packed_floats(share ? weight_words : row_words, k) * (share ? p->cols : p->rows);
+        const float *a = share ? own : shared + row * a_size, *b = share ? shared + col * b_size : own;
+        for (int64_t r = 0; r < height && share; r += tile_rows) pack_input(p, own + r * a_size, row + r, k, n, zeros);
+        for (int64_t c = 0; c < width; c += tile_cols) {
+            if (!share) pack_columns(p, own + c * b_size, col + c, k, n);
+            for (int64_t r = 0; r < height; r += tile_rows)
+                p->packing->tile(sums + c * height + r * tile_cols, tile_cols, a + r * a_size, b + c * b_size, n,
+                                 k > 0);
         }
     }
+    for (int64_t r = row; r < row_end; r++)
+        for (int64_t c = col; c < col_end; c += tile_cols) {
+            const float *from = sums + (c - col) * height + (r - row) * tile_cols;
+            float *to = p->out + r * p->O + c;
+            for (int64_t i = 0; i < min_i64(tile_cols, col_end - c); i++)
+                to[i] = from[i] + (p->bias ? p->bias[c + i] : 0);
+        }
 }
 
-static void product_job(void *ctx, int thread, int64_t begin, int64_t end)
-{
+static void product_job(void *ctx, int thread, int64_t begin, int64_t end) {
     const Product *p = ctx;
-    int64_t blocks = (p->O + p->col_step - 1) / p->col_step;
-    for (int64_t i = begin; i < end; i++) {
-        int64_t row = i / blocks * p->row_step, col = i % blocks * p->col_step;
-        product_block(p, thread, row, min_i64(p->T, row + p->row_step), col, min_i64(p->O, col + p->col_step));
-    }
+    if (p->share_weights)
+        product_block(p, thread, begin, end, 0, p->O);
+    else
+        product_block(p, thread, 0, p->T, begin, end);
 }
 
-static void run_product(Product *p)
-{
+/* Packs the shared operand, all of K for tiles [begin, end) of it. */
+static void share_job(void *ctx, int thread, int64_t begin, int64_t end) {
+    const Product *p = ctx;
     const Kernels *isa = p->cx->isa;
-    int64_t k_steps = (p->K + K_STEP - 1) / K_STEP, row_steps, col_steps;
-    p->k_step = round_up((p->K + k_steps - 1) / k_steps, BLOCK);
-    row_steps = (p->T + ROW_STEP - 1) / ROW_STEP;
-    p->row_step = round_up((p->T + row_steps - 1) / row_steps, isa->tile_rows);
-    row_steps = (p->T + p->row_step - 1) / p->row_step;
-    col_steps = max_i64(1, min_i64(8 * p->cx->pool->threads / row_steps, p->O / (2 * isa->tile_cols)));
-    p->col_step = round_up((p->O + col_steps - 1) / col_steps, isa->tile_cols);
-    if (reserve_scratch(p->cx, p->k_step * (isa->tile_cols + p->row_step + 1) + MAX_TILE_ROWS))
-        pool_run(p->cx->pool, product_job, p, row_steps * ((p->O + p->col_step - 1) / p->col_step), 1);
+    int64_t size = p->share_weights ? isa->tile_cols : isa->tile_rows, total = p->share_weights ? p->cols : p->rows;
+    float *zeros = thread_scratch(p->cx, thread);
+    memset(zeros, 0, (size_t)p->k_step * sizeof *zeros);
+    int words = p->share_weights ? p->packing->weight_words : p->packing->row_words;
+    for (int64_t k = 0; k < p->K; k += p->k_step)
+        for (int64_t i = begin * size; i < end * size; i += size) {
+            int64_t n = min_i64(p->k_step, p->K - k);
+            float *out = shared_scratch(p->cx) + packed_floats(words, k) * total + i * packed_floats(words, n);
+            if (p->share_weights)
+                pack_columns(p, out, i, k, n);
+            else
+                pack_input(p, out, i, k, n, zeros);
+        }
 }
 
-static void few_rows_job(void *ctx, int thread, int64_t begin, int64_t end)
-{
+static const Packing *choose_packing(const Product *p) {
+    const Kernels *isa = p->cx->isa;
+    int64_t width = p->conv ? p->conv->I : p->K; /* what pack_rows gets is a part of this */
+    if (p->cx->fast_activations && isa->bf16.tile && p->w.type == TYPE_BF16 && width % 2 == 0) return &isa->bf16;
+    if (p->cx->fast_activations && isa->int8.tile && width % BLOCK == 0 &&
+        (p->w.type == TYPE_Q8_0 || p->w.type == TYPE_Q4_0))
+        return &isa->int8;
+    return &isa->exact;
+}
+
+static void run_product(Product *p) {
+    const Kernels *isa = p->cx->isa;
+    int64_t k_steps = (p->K + K_STEP - 1) / K_STEP;
+    p->packing = choose_packing(p);
+    p->k_step = round_up((p->K + k_steps - 1) / k_steps, BLOCK);
+    p->rows = round_up(p->T, isa->tile_rows);
+    p->cols = round_up(p->O, isa->tile_cols);
+    p->share_weights = p->O < p->T;
+    p->row_step = round_up(ROW_STEP, isa->tile_rows);
+    int64_t shared = p->share_weights ? p->cols : p->rows, own = p->share_weights ? p->row_step : isa->tile_cols;
+    if (!reserve_scratch(p->cx, shared * p->K, own * (shared + p->k_step) + p->k_step)) return;
+    pool_run(p->cx->pool, share_job, p, shared / (p->share_weights ? isa->tile_cols : isa->tile_rows), 1);
+    if (p->share_weights)
+        pool_run(p->cx->pool, product_job, p, p->T, p->row_step);
+    else
+        pool_run(p->cx->pool, product_job, p, p->O, isa->tile_cols);
+}
+
+static void few_rows_job(void *ctx, int thread, int64_t begin, int64_t end) {
     const Product *p = ctx;
     (void)thread;
-    p->cx->isa->dot(p->out, p->O, p->x, p->K, p->T, p->w, p->bias, p->K, begin, end);
+    p->cx->isa->dot(p->out, p->O, shared_scratch(p->cx), round_up(p->K, BLOCK), p->T, p->w, p->bias, p->K, begin, end);
 }
 
-// out (T, O) = x (T, I) w^T + bias, w (O, I).
-static void linear(Compute *cx, float *out, const float *x, const Weight *w, const float *bias, int64_t T)
-{
+/* Copies rows of length n to rows of whole BLOCKs, with zeros behind. */
+static void pad_rows(float *out, const float *x, int64_t stride, int64_t T, int64_t n) {
+    int64_t padded = round_up(n, BLOCK);
+    for (int64_t t = 0; t < T; t++, out += padded) {
+        memcpy(out, x + t * stride, (size_t)n * sizeof *x);
+        memset(out + n, 0, (size_t)(padded - n) * sizeof *x);
+    }
+}
+
+/* out (T, O) = x (T, I) w^T + bias, w (O, I). */
+static void linear(Compute *cx, float *out, const float *x, const Weight *w, const float *bias, int64_t T) {
     int64_t row_bytes = type_row_bytes(w->type, w->cols);
-    Product p = {cx, out, x, {w->type, w->data, row_bytes}, bias, T, w->rows, w->cols, NULL, 0, 0, 0, 0};
-    if (cx->failed)
+    Product p = {cx, out, x, {w->type, w->data, row_bytes}, bias, T, w->rows, w->cols, NULL, 0, 0, 0, NULL, 0, 0};
+    if (T <= choose_packing(&p)->few_rows && reserve_scratch(cx, T * round_up(w->cols, BLOCK), 0)) {
+        pad_rows(shared_scratch(cx), x, w->cols, T, w->cols);
+        pool_run(cx->pool, few_rows_job, &p, w->rows, round_up(max_i64(1, 65536 / row_bytes), 8)); /* some 64 KiB each */
         return;
-    if (T > cx->isa->few_rows)
+    }
+    for (int64_t t = 0; t < T && !cx->failed; t += MAX_ROWS) { /* bounds the scratch */
+        p.T = min_i64(MAX_ROWS, T - t);
+        p.x = x + t * w->cols;
+        p.out = out + t * w->rows;
         run_product(&p);
-    else // some 64 KiB of weights at a time
-        pool_run(cx->pool, few_rows_job, &p, w->rows, round_up(max_i64(1, 65536 / row_bytes), 8));
+    }
 }
 
-// out (Ho*Wo, O) = the convolution of x (H*W, I) with w (O, kernel*kernel*I) + bias.
-static void conv2d(Compute *cx, float *out, const float *x, const Weight *w, const float *bias, const ConvShape *shape)
-{
-    Product p = {cx, out, x, {w->type, w->data, type_row_bytes(w->type, w->cols)}, bias,
-                 shape->Ho * shape->Wo, w->rows, w->cols, shape, 0, 0, 0, 0};
-    if (!cx->failed)
-        run_product(&p);
+/* out (Ho*Wo, O) = the convolution of x (H*W, I) with w (O, kernel*kernel*I) + bias. */
+static void conv2d(Compute *cx, float *out, const float *x, const Weight *w, const float *bias,
+                   const ConvShape *shape) {
+    Product p = {cx,      out,
+                 x,       {w->type, w->data, type_row_bytes(w->type, w->cols)},
+                 bias,    shape->Ho * shape->Wo,
+                 w->rows, w->cols,
+                 shape,   0,
+                 0,       0,
+                 NULL,    0,
+                 0};
+    if (!cx->failed) run_product(&p);
 }
 
-// ---- attention ----
-//
-// out_t = sum over s of softmax_s(scale q_t . k_s) v_s, over the keys that query t sees, without the (T, S) matrix:
-// keys come in blocks, and the running maximum and sum of each query's softmax rescale what was added before
-// (Milakov and Gimelshein 2018, Dao et al. 2022). H query heads share KV key heads.
+/* ---- attention ----
 
-typedef struct {              // keys and values of consecutive positions, (count, KV*d) each
+   out_t = sum over s of softmax_s(scale q_t . k_s) v_s, over the keys that query t sees, without the (T, S) matrix:
+   keys come in blocks, and the running maximum and sum of each query's softmax rescale what was added before
+   (Milakov and Gimelshein 2018, Dao et al. 2022). H query heads share KV key heads. */
+
+typedef struct { /* keys and values of consecutive positions, (count, KV*d) each */
     const void *k, *v;
-    int type;                 // TYPE_F32 or TYPE_F16
-    int64_t count, stride;    // elements from one position to the next
+    int type;              /* TYPE_F32 or TYPE_F16 */
+    int64_t count, stride; /* elements from one position to the next */
 } KeyValue;
 
 typedef struct {
-    int64_t T, H, KV, d;      // queries, heads, key heads, width of a head
+    int64_t T, H, KV, d; /* queries, heads, key heads, width of a head */
     int64_t q_stride, out_stride;
-    int causal;               // query t is position S - T + t and sees no later one; 0: all see all
+    int causal; /* query t is position S - T + t and sees no later one; 0: all see all */
     float scale;
 } AttentionShape;
 
 typedef struct {
     Compute *cx;
-    float *out;               // (T, H*d), out_stride
-    const float *q;           // (T, H*d), q_stride
+    float *out;     /* (T, H*d), out_stride */
+    const float *q; /* (T, H*d), q_stride */
     const KeyValue *spans;
     int span_count;
     int64_t S;
@@ -1970,114 +2194,109 @@ typedef struct {
 
 enum { KEY_STEP = 64, QUERY_STEP = 96, FEW_QUERIES = 4 };
 
-typedef struct {              // one head's block of queries and the scratch for it
+typedef struct { /* one head's block of queries and the scratch for it */
     const Kernels *isa;
-    int64_t T, d;             // queries in the block
-    float *q, *scores, *packed, *panel;   // (T, d) in tiles; (T, KEY_STEP); (T, KEY_STEP) in tiles; keys or values
-    float *out, *max, *sum;
-    int64_t out_stride;
+    int64_t T, d, width; /* queries in the block; width of a head, and rounded up to whole tiles */
+    const float *q;      /* (T, d), q_stride */
+    int64_t q_stride;
     float scale;
+    float *packed_q;                /* q in tiles, or padded if T <= FEW_QUERIES */
+    float *scores, *packed, *panel; /* (T, KEY_STEP), and in tiles; keys or values */
+    float *out, *max, *sum;         /* (T, width), (T), (T) */
 } QueryBlock;
 
-static int64_t query_block_floats(const Kernels *isa, int64_t T, int64_t d)
-{
+static int64_t query_block_floats(const Kernels *isa, int64_t T, int64_t d) {
     int64_t rows = round_up(T, isa->tile_rows), width = round_up(d, isa->tile_cols);
-    return rows * (d + 2 * KEY_STEP + 2) + KEY_STEP * width + round_up(KEY_STEP, isa->tile_cols) * d + 4 * MAX_TILE_ROWS;
+    return rows * (round_up(d, BLOCK) + width + 2 * KEY_STEP + 2) + isa->tile_cols * max_i64(KEY_STEP, d);
 }
 
-static QueryBlock query_block(const Attention *a, int thread, int64_t T)
-{
+static QueryBlock query_block(const Attention *a, int thread, const float *q, int64_t T) {
     const Kernels *isa = a->cx->isa;
     int64_t rows = round_up(T, isa->tile_rows), d = a->shape.d;
-    QueryBlock b = {isa, T, d, thread_scratch(a->cx, thread), NULL, NULL, NULL, NULL, NULL, NULL, 0, a->shape.scale};
-    b.scores = b.q + rows * d + MAX_TILE_ROWS;
+    QueryBlock b = {isa,
+                    T,
+                    d,
+                    round_up(d, isa->tile_cols),
+                    q,
+                    a->shape.q_stride,
+                    a->shape.scale,
+                    thread_scratch(a->cx, thread),
+                    NULL,
+                    NULL,
+                    NULL,
+                    NULL,
+                    NULL,
+                    NULL};
+    b.scores = b.packed_q + rows * round_up(d, BLOCK);
     b.packed = b.scores + rows * KEY_STEP;
-    b.max = b.packed + rows * KEY_STEP + MAX_TILE_ROWS;
+    b.out = b.packed + rows * KEY_STEP;
+    b.max = b.out + rows * b.width;
     b.sum = b.max + rows;
     b.panel = b.sum + rows;
+    memset(b.out, 0, (size_t)(rows * b.width) * sizeof *b.out);
+    for (int64_t t = 0; t < T; t++) {
+        b.max[t] = -INFINITY;
+        b.sum[t] = 0;
+    }
     return b;
 }
 
-// out (n, tile_rows) tiles of rows `x` (T, n), `stride` apart.
-static void pack_tiles(const QueryBlock *b, float *out, const float *x, int64_t stride, int64_t n)
-{
+/* out (n, tile_rows) tiles of rows `x` (T, n), `stride` apart. */
+static void pack_tiles(const QueryBlock *b, float *out, const float *x, int64_t stride, int64_t n) {
     for (int64_t t = 0; t < b->T; t += b->isa->tile_rows) {
         const float *rows[MAX_TILE_ROWS];
-        for (int64_t r = 0; r < b->isa->tile_rows; r++)
-            rows[r] = x + min_i64(t + r, b->T - 1) * stride;
-        b->isa->pack_rows(out + t * n, rows, n);
+        for (int64_t r = 0; r < b->isa->tile_rows; r++) rows[r] = x + min_i64(t + r, b->T - 1) * stride;
+        b->isa->exact.pack_rows(out + t * n, rows, n);
     }
 }
 
-// scores (T, n) = q k^T for n keys.
-static void block_scores(const QueryBlock *b, Rows k, int64_t n, const float *q_rows, int64_t q_stride)
-{
+/* scores (T, n) = q k^T for n keys. */
+static void block_scores(const QueryBlock *b, Rows k, int64_t n) {
     const Kernels *isa = b->isa;
-    if (b->T <= FEW_QUERIES) {
-        isa->dot(b->scores, KEY_STEP, q_rows, q_stride, b->T, k, NULL, b->d, 0, n);
-        return;
-    }
-    const float zeros[MAX_TILE_COLS] = {0};
-    for (int64_t c = 0; c < n; c += isa->tile_cols) {
-        Rows keys = k;
-        keys.data += c * k.stride;
-        isa->pack_weights(b->panel, keys, min_i64(n - c, isa->tile_cols), 0, b->d);
+    if (b->T <= FEW_QUERIES)
+        isa->dot(b->scores, KEY_STEP, b->packed_q, round_up(b->d, BLOCK), b->T, k, NULL, b->d, 0, n);
+    for (int64_t c = 0; c < n && b->T > FEW_QUERIES; c += isa->tile_cols, k.data += isa->tile_cols * k.stride) {
+        isa->exact.pack_weights(b->panel, k, min_i64(n - c, isa->tile_cols), 0, b->d);
         for (int64_t t = 0; t < b->T; t += isa->tile_rows)
-            isa->tile(b->scores + t * KEY_STEP + c, KEY_STEP, b->q + t * b->d, b->panel, b->d, zeros);
+            isa->exact.tile(b->scores + t * KEY_STEP + c, KEY_STEP, b->packed_q + t * b->d, b->panel, b->d, 0);
     }
 }
 
-// out (T, d) += scores (T, n) v (n, d).
-static void block_values(const QueryBlock *b, Rows v, int64_t n)
-{
+/* out (T, d) += scores (T, n) v (n, d). */
+static void block_values(const QueryBlock *b, Rows v, int64_t n) {
     const Kernels *isa = b->isa;
     if (b->T <= FEW_QUERIES) {
         for (int64_t t = 0; t < b->T; t++)
-            isa->weighted_rows(b->out + t * b->out_stride, b->scores + t * KEY_STEP, v, n, b->d);
+            isa->weighted_rows(b->out + t * b->width, b->scores + t * KEY_STEP, v, n, b->d);
         return;
     }
     pack_tiles(b, b->packed, b->scores, KEY_STEP, n);
-    for (int64_t c = 0; c < b->d; c += isa->tile_cols) {
-        int64_t cols = min_i64(isa->tile_cols, b->d - c);
-        memset(b->panel, 0, (size_t)(n * isa->tile_cols) * sizeof *b->panel);
-        for (int64_t s = 0; s < n; s++)
-            isa->expand(b->panel + s * isa->tile_cols, v.type, v.data + s * v.stride, c, cols);
+    for (int64_t c = 0; c < b->width; c += isa->tile_cols) {
+        isa->pack_values(b->panel, v, n, c, b->d - c);
         for (int64_t t = 0; t < b->T; t += isa->tile_rows)
-            tile_part(isa, b->out + t * b->out_stride + c, b->out_stride, min_i64(isa->tile_rows, b->T - t), cols,
-                      b->packed + t * n, b->panel, n, NULL);
+            isa->exact.tile(b->out + t * b->width + c, b->width, b->packed + t * n, b->panel, n, 1);
     }
 }
 
-// Adds n keys to the block's running softmax; query t sees visible + t of them.
-static void attend_block(const QueryBlock *b, Rows k, Rows v, int64_t n, int64_t visible, const float *q_rows,
-                         int64_t q_stride)
-{
-    block_scores(b, k, n, q_rows, q_stride);
+/* Adds n keys to the block's running softmax; query t sees visible + t of them. */
+static void attend_block(const QueryBlock *b, Rows k, Rows v, int64_t n, int64_t visible) {
+    block_scores(b, k, n);
     for (int64_t t = 0; t < b->T; t++) {
         float *row = b->scores + t * KEY_STEP;
-        for (int64_t s = max_i64(0, visible + t); s < n; s++)
-            row[s] = -INFINITY;
+        for (int64_t s = max_i64(0, visible + t); s < n; s++) row[s] = -INFINITY;
         float correction = b->isa->softmax_block(row, n, b->scale, &b->max[t], &b->sum[t]);
-        if (correction != 1)
-            b->isa->scale(b->out + t * b->out_stride, correction, b->d);
+        if (correction != 1) b->isa->scale(b->out + t * b->width, correction, b->d);
     }
     block_values(b, v, n);
 }
 
-static void attend(const Attention *a, int thread, int64_t head, int64_t first, int64_t T)
-{
+static void attend(const Attention *a, int thread, int64_t head, int64_t first, int64_t T) {
     const AttentionShape *s = &a->shape;
-    const float *q = a->q + first * s->q_stride + head * s->d;
-    QueryBlock b = query_block(a, thread, T);
-    b.out = a->out + first * s->out_stride + head * s->d;
-    b.out_stride = s->out_stride;
+    QueryBlock b = query_block(a, thread, a->q + first * s->q_stride + head * s->d, T);
     if (T > FEW_QUERIES)
-        pack_tiles(&b, b.q, q, s->q_stride, s->d);
-    for (int64_t t = 0; t < T; t++) {
-        b.max[t] = -INFINITY;
-        b.sum[t] = 0;
-        memset(b.out + t * s->out_stride, 0, (size_t)s->d * sizeof *b.out);
-    }
+        pack_tiles(&b, b.packed_q, b.q, s->q_stride, s->d);
+    else
+        pad_rows(b.packed_q, b.q, s->q_stride, T, s->d);
     int64_t position = 0, last = s->causal ? a->S - s->T + first + T : a->S;
     for (int i = 0; i < a->span_count; i++) {
         const KeyValue *span = &a->spans[i];
@@ -2087,17 +2306,18 @@ static void attend(const Attention *a, int thread, int64_t head, int64_t first, 
             int64_t n = min_i64(KEY_STEP, count - key), skip = key * span->stride * bytes + offset;
             Rows k = {span->type, (const char *)span->k + skip, span->stride * bytes}, v = k;
             v.data = (const char *)span->v + skip;
-            int64_t visible = s->causal ? a->S - s->T + first + 1 - position - key : n;
-            attend_block(&b, k, v, n, visible, q, s->q_stride);
+            attend_block(&b, k, v, n, s->causal ? a->S - s->T + first + 1 - position - key : n);
         }
         position += span->count;
     }
-    for (int64_t t = 0; t < T; t++)
-        b.isa->scale(b.out + t * s->out_stride, 1 / b.sum[t], s->d);
+    for (int64_t t = 0; t < T; t++) {
+        float *out = a->out + (first + t) * s->out_stride + head * s->d;
+        b.isa->scale(b.out + t * b.width, 1 / b.sum[t], s->d);
+        memcpy(out, b.out + t * b.width, (size_t)s->d * sizeof *out);
+    }
 }
 
-static void attention_job(void *ctx, int thread, int64_t begin, int64_t end)
-{
+static void attention_job(void *ctx, int thread, int64_t begin, int64_t end) {
     const Attention *a = ctx;
     int64_t blocks = (a->shape.T + a->query_step - 1) / a->query_step;
     for (int64_t i = begin; i < end; i++) {
@@ -2107,19 +2327,17 @@ static void attention_job(void *ctx, int thread, int64_t begin, int64_t end)
 }
 
 static void attention(Compute *cx, float *out, const float *q, const KeyValue *spans, int span_count,
-                      const AttentionShape *shape)
-{
+                      const AttentionShape *shape) {
     Attention a = {cx, out, q, spans, span_count, 0, *shape, 0};
-    for (int i = 0; i < span_count; i++)
-        a.S += spans[i].count;
+    for (int i = 0; i < span_count; i++) a.S += spans[i].count;
     int64_t blocks = (shape->T + QUERY_STEP - 1) / QUERY_STEP;
     a.query_step = round_up((shape->T + blocks - 1) / blocks, cx->isa->tile_rows);
     blocks = (shape->T + a.query_step - 1) / a.query_step;
-    if (reserve_scratch(cx, query_block_floats(cx->isa, a.query_step, shape->d)))
+    if (reserve_scratch(cx, 0, query_block_floats(cx->isa, a.query_step, shape->d)))
         pool_run(cx->pool, attention_job, &a, shape->H * blocks, 1);
 }
 
-// ---- element by element, and norms ----
+/* ---- element by element, and norms ---- */
 
 typedef struct {
     const Kernels *isa;
@@ -2130,60 +2348,54 @@ typedef struct {
     int64_t T, D, groups;
     float eps;
     int centred, swish;
-    float *mean, *squares;    // (chunks, D) of group_norm; then its factor and shift (D)
+    float *mean, *squares; /* (chunks, D) of group_norm; then its factor and shift (D) */
 } Elementwise;
 
 enum { ELEMENT_STEP = 16384, MOMENT_ROWS = 64 };
 
-static void gelu_job(void *ctx, int thread, int64_t begin, int64_t end)
-{
+static void gelu_job(void *ctx, int thread, int64_t begin, int64_t end) {
     const Elementwise *e = ctx;
     (void)thread;
     e->isa->gelu(e->out + begin, end - begin);
 }
 
-static void silu_job(void *ctx, int thread, int64_t begin, int64_t end)
-{
+static void silu_job(void *ctx, int thread, int64_t begin, int64_t end) {
     const Elementwise *e = ctx;
     (void)thread;
     e->isa->silu(e->out + begin, e->x ? e->x + begin : NULL, end - begin);
 }
 
-static void add_job(void *ctx, int thread, int64_t begin, int64_t end)
-{
+static void add_job(void *ctx, int thread, int64_t begin, int64_t end) {
     const Elementwise *e = ctx;
     (void)thread;
     e->isa->add(e->out + begin, e->x + begin, end - begin);
 }
 
-static void store_f16_job(void *ctx, int thread, int64_t begin, int64_t end)
-{
+static void store_f16_job(void *ctx, int thread, int64_t begin, int64_t end) {
     const Elementwise *e = ctx;
     (void)thread;
     e->isa->store_f16(e->halves + begin, e->x + begin, end - begin);
 }
 
-static void run_elements(Compute *cx, Job job, float *out, uint16_t *halves, const float *x, int64_t n)
-{
+static void run_elements(Compute *cx, Job job, float *out, uint16_t *halves, const float *x, int64_t n) {
     Elementwise e = {0};
     e.isa = cx->isa;
     e.out = out;
     e.halves = halves;
     e.x = x;
-    if (!cx->failed)
-        pool_run(cx->pool, job, &e, n, ELEMENT_STEP);
+    if (!cx->failed) pool_run(cx->pool, job, &e, n, ELEMENT_STEP);
 }
 
 static void gelu(Compute *cx, float *x, int64_t n) { run_elements(cx, gelu_job, x, NULL, NULL, n); }
-static void silu_mul(Compute *cx, float *gate, const float *up, int64_t n) { run_elements(cx, silu_job, gate, NULL, up, n); }
+static void silu_mul(Compute *cx, float *gate, const float *up, int64_t n) {
+    run_elements(cx, silu_job, gate, NULL, up, n);
+}
 static void add(Compute *cx, float *out, const float *x, int64_t n) { run_elements(cx, add_job, out, NULL, x, n); }
-static void store_f16(Compute *cx, uint16_t *out, const float *x, int64_t n)
-{
+static void store_f16(Compute *cx, uint16_t *out, const float *x, int64_t n) {
     run_elements(cx, store_f16_job, NULL, out, x, n);
 }
 
-static void norm_job(void *ctx, int thread, int64_t begin, int64_t end)
-{
+static void norm_job(void *ctx, int thread, int64_t begin, int64_t end) {
     const Elementwise *e = ctx;
     (void)thread;
     for (int64_t t = begin; t < end; t++)
@@ -2191,8 +2403,7 @@ static void norm_job(void *ctx, int thread, int64_t begin, int64_t end)
 }
 
 static void run_norm(Compute *cx, float *out, const float *x, const float *weight, const float *bias, int64_t T,
-                     int64_t D, float eps, int centred)
-{
+                     int64_t D, float eps, int centred) {
     Elementwise e = {0};
     e.isa = cx->isa;
     e.out = out;
@@ -2202,25 +2413,21 @@ static void run_norm(Compute *cx, float *out, const float *x, const float *weigh
     e.D = D;
     e.eps = eps;
     e.centred = centred;
-    if (!cx->failed)
-        pool_run(cx->pool, norm_job, &e, T, max_i64(1, ELEMENT_STEP / D));
+    if (!cx->failed) pool_run(cx->pool, norm_job, &e, T, max_i64(1, ELEMENT_STEP / D));
 }
 
-// out = x / sqrt(mean(x^2) + eps) * weight, row by row, x (T, D).
-static void rms_norm(Compute *cx, float *out, const float *x, const float *weight, int64_t T, int64_t D, float eps)
-{
+/* out = x / sqrt(mean(x^2) + eps) * weight, row by row, x (T, D). */
+static void rms_norm(Compute *cx, float *out, const float *x, const float *weight, int64_t T, int64_t D, float eps) {
     run_norm(cx, out, x, weight, NULL, T, D, eps, 0);
 }
 
-// out = (x - mean(x)) / sqrt(var(x) + eps) * weight + bias, row by row, x (T, D).
+/* out = (x - mean(x)) / sqrt(var(x) + eps) * weight + bias, row by row, x (T, D). */
 static void layer_norm(Compute *cx, float *out, const float *x, const float *weight, const float *bias, int64_t T,
-                       int64_t D, float eps)
-{
+                       int64_t D, float eps) {
     run_norm(cx, out, x, weight, bias, T, D, eps, 1);
 }
 
-static void moments_job(void *ctx, int thread, int64_t begin, int64_t end)
-{
+static void moments_job(void *ctx, int thread, int64_t begin, int64_t end) {
     const Elementwise *e = ctx;
     (void)thread;
     for (int64_t i = begin; i < end; i++)
@@ -2228,17 +2435,15 @@ static void moments_job(void *ctx, int thread, int64_t begin, int64_t end)
                         min_i64(MOMENT_ROWS, e->T - i * MOMENT_ROWS), e->D);
 }
 
-static void affine_job(void *ctx, int thread, int64_t begin, int64_t end)
-{
+static void affine_job(void *ctx, int thread, int64_t begin, int64_t end) {
     const Elementwise *e = ctx;
     (void)thread;
     e->isa->affine(e->out + begin * e->D, e->x + begin * e->D, e->mean, e->squares, end - begin, e->D, e->swish);
 }
 
-// Joins the moments of all chunks of one group (Chan's formula), and leaves factor and shift of its channels in
-// factor, shift: y = x * factor + shift.
-static void group_affine(const Elementwise *e, int64_t group, float *factor, float *shift)
-{
+/* Joins the moments of all chunks of one group (Chan's formula), and leaves factor and shift of its channels in
+   factor, shift: y = x * factor + shift. */
+static void group_affine(const Elementwise *e, int64_t group, float *factor, float *shift) {
     int64_t width = e->D / e->groups, first = group * width;
     double count = 0, mean = 0, squares = 0;
     for (int64_t row = 0, i = 0; row < e->T; row += MOMENT_ROWS, i++)
@@ -2255,11 +2460,10 @@ static void group_affine(const Elementwise *e, int64_t group, float *factor, flo
     }
 }
 
-// Mean and variance over all rows of each group of channels: out = (x - mean) / sqrt(var + eps) * weight + bias, then
-// swish, x sigmoid(x), if asked for; x (rows, channels).
+/* Mean and variance over all rows of each group of channels: out = (x - mean) / sqrt(var + eps) * weight + bias, then
+   swish, x sigmoid(x), if asked for; x (rows, channels). */
 static void group_norm(Compute *cx, float *out, const float *x, const float *weight, const float *bias, int64_t rows,
-                       int64_t channels, int groups, float eps, int swish)
-{
+                       int64_t channels, int groups, float eps, int swish) {
     int64_t chunks = (rows + MOMENT_ROWS - 1) / MOMENT_ROWS;
     float *moments = cx->failed ? NULL : malloc((size_t)((2 * chunks + 2) * channels) * sizeof *moments);
     if (moments == NULL) {
@@ -2281,13 +2485,13 @@ static void group_norm(Compute *cx, float *out, const float *x, const float *wei
     e.mean = moments;
     e.squares = moments + chunks * channels;
     pool_run(cx->pool, moments_job, &e, chunks, 4);
-    for (int64_t group = 0; group < groups; group++)
-        group_affine(&e, group, factor, shift);
+    for (int64_t group = 0; group < groups; group++) group_affine(&e, group, factor, shift);
     e.mean = factor;
     e.squares = shift;
     pool_run(cx->pool, affine_job, &e, rows, max_i64(1, ELEMENT_STEP / channels));
     free(moments);
 }
+
 /* ====================================================================================================================
    7  Text: between text and token ids stands a byte-level byte-pair encoding (BPE), that of DeepSeek's tokenizer.json.
 
@@ -3092,7 +3296,7 @@ static JanusStatus tokenizer_decode(const Tokenizer *tokenizer, const int32_t *i
 }
 
 /* ====================================================================================================================
-   6  Model file: GGUF version 3 as convert.py writes it. A header, then key/value metadata (sizes, tokenizer, constants),
+   8  Model file: GGUF version 3 as convert.py writes it. A header, then key/value metadata (sizes, tokenizer, constants),
       then a table of tensors, then their data, each at a multiple of 64 bytes, used in place. The file may come from a
       stranger: every length is checked against the file before it is used. convert.py documents keys and tensors.
    ==================================================================================================================== */
@@ -3972,7 +4176,7 @@ static void need_model(Loader *loader) {
 }
 
 /* ====================================================================================================================
-   8  Image in: a file's bytes -> RGB -> the square of numbers that an encoder reads. Source: Pillow's resampling
+   9  Image in: a file's bytes -> RGB -> the square of numbers that an encoder reads. Source: Pillow's resampling
       (Resample.c) and the official image_processing_vlm.py, whose results are reproduced to the last bit: the understanding
       encoder was trained on pictures that were resized exactly so.
    ==================================================================================================================== */
@@ -4209,7 +4413,7 @@ static void adaptor(Work *work, float *out, const float *x, const Linear *layers
 }
 
 /* ====================================================================================================================
-   9  Understanding encoder: SigLIP ViT, then the understanding adaptor.    image (side, side, 3) -> (T, D)
+   10  Understanding encoder: SigLIP ViT, then the understanding adaptor.    image (side, side, 3) -> (T, D)
       Cut into T = (side / patch)^2 patches; each becomes a token: a Linear layer over its pixels, plus a learned position.
       Then blocks of  x += proj(attention(norm1(x)));  x += fc2(gelu(fc1(norm2(x))))  in which every patch attends to
       every other; LayerNorm; and the adaptor, which turns what was seen into embeddings beside the words'.
@@ -4308,7 +4512,7 @@ static JanusStatus see_image(Work *work, const JanusModel *m, const JanusImage *
 }
 
 /* ====================================================================================================================
-   10  Transformer: Llama. It reads T embeddings (words, seen images and drawn tokens alike) and returns as many hidden
+   11  Transformer: Llama. It reads T embeddings (words, seen images and drawn tokens alike) and returns as many hidden
        states; what it has read is kept as keys and values, so that each token is read once.    (T, D) -> (T, D)
        Block:  x += output(attention(rope(q), rope(k), v));  x += down(silu(gate(y)) * up(y)),  y = rms_norm(x).
        Causal; G key/value heads serve H query heads; no biases. Several sequences of equal length run side by side, so
@@ -4522,7 +4726,7 @@ static JanusStatus transformer_forward(Work *work, const JanusModel *m, float *x
 }
 
 /* ====================================================================================================================
-   11  Heads and sampling: the hidden state of the last position becomes the scores of the next token.
+   12  Heads and sampling: the hidden state of the last position becomes the scores of the next token.
        LM head: one matrix, (D) -> (V).  Image head: Linear, gelu, Linear, (D) -> (E) -> (K).
        Guidance: logits = uncond + w (cond - uncond): w > 1 moves away from what would be drawn without the prompt.
        official: vision_head in modeling_vlm.py, generation_inference.py
@@ -4560,36 +4764,36 @@ static int argmax(const float *logits, int64_t count) {
     return (int)best;
 }
 
-/* ---- Drawing an id as PyTorch draws it -------------------------------------------------------------------------
- *
- * Sampling turns the last row of logits into an id. With these functions a seed gives the ids that PyTorch gives on
- * the CPU after torch.manual_seed(seed). File names below are PyTorch's, under aten/src/ATen.
- *
- * torch.multinomial(p, num_samples=1) is a race of exponentials (native/Distributions.cpp, multinomial_out):
- *
- *     q ~ Exp(1), shape (N, V), rows in order;    id[n] = argmax over v of p[n][v] / q[n][v], the first of equals
- *
- * so id v wins with probability p[n][v], and a step consumes N * V exponentials whatever p is. p is (N, V) row-major.
- *
- * The generator is mt19937 (core/MT19937RNGEngine.h), seeded from the low 32 bits of the seed alone. A step of it is
- * 32 bits; nothing else in a drawing or an answer takes any. Tensor.exponential_ has had two kernels:
- *
- *   GENERIC  two steps a value, high word first (CPUGeneratorImpl.cpp, random64); the low 53 bits are u in [0, 1);
- *            q = float(-log1p(-u)), in double (core/TransformationHelper.h, uniform_real and exponential), one value
- *            after another on one thread (native/cpu/DistributionTemplates.h, exponential_kernel): there is no
- *            vectorised form, and threads, instruction set and tensor size change nothing.
- *            Used by every build since 2.7, and before that by every build without MKL (ARM, Debian's).
- *   MKL      one step a call seeds MKL's MCG31m1, x <- 1132489760 x mod (2^31 - 1), whose first value is the seed;
- *            u = float(x / (2^31 - 1)) in (0, 1]; q = float(-log u) + 2^-126 (native/cpu/DistributionKernels.cpp,
- *            exponential_kernel). Threads skip ahead in the one stream, so they change nothing either.
- *            Used by the x86-64 builds 2.0 to 2.6 of PyPI, on AMD processors too; switched off in 2.7 because 2^31
- *            streams are too few (pull request 146174). 2.0 lacks the 2^-126, so that q can be 0 there.
- *
- * Measured against the wheels 2.13.0, 2.7.0, 2.6.0, 2.0.1 and Debian's 1.13.1 on x86-64. GENERIC: q has the same
- * bits. MKL: its own float log rounds 7.5 % of the values to the other neighbour, here and always by one unit in the
- * last place; an id follows only where the two best ratios are within 2^-22 of each other.
- * log and log1p are libm's, in double and then rounded to float: two libms that differ in the last bit of the double
- * give different floats about once in 10^9 values. */
+/* ---- Drawing an id as PyTorch draws it ----
+
+   Sampling turns the last row of logits into an id. With these functions a seed gives the ids that PyTorch gives on
+   the CPU after torch.manual_seed(seed). File names below are PyTorch's, under aten/src/ATen.
+
+   torch.multinomial(p, num_samples=1) is a race of exponentials (native/Distributions.cpp, multinomial_out):
+
+       q ~ Exp(1), shape (N, V), rows in order;    id[n] = argmax over v of p[n][v] / q[n][v], the first of equals
+
+   so id v wins with probability p[n][v], and a step consumes N * V exponentials whatever p is. p is (N, V) row-major.
+
+   The generator is mt19937 (core/MT19937RNGEngine.h), seeded from the low 32 bits of the seed alone. A step of it is
+   32 bits; nothing else in a drawing or an answer takes any. Tensor.exponential_ has had two kernels:
+
+     GENERIC  two steps a value, high word first (CPUGeneratorImpl.cpp, random64); the low 53 bits are u in [0, 1);
+              q = float(-log1p(-u)), in double (core/TransformationHelper.h, uniform_real and exponential), one value
+              after another on one thread (native/cpu/DistributionTemplates.h, exponential_kernel): there is no
+              vectorised form, and threads, instruction set and tensor size change nothing.
+              Used by every build since 2.7, and before that by every build without MKL (ARM, Debian's).
+     MKL      one step a call seeds MKL's MCG31m1, x <- 1132489760 x mod (2^31 - 1), whose first value is the seed;
+              u = float(x / (2^31 - 1)) in (0, 1]; q = float(-log u) + 2^-126 (native/cpu/DistributionKernels.cpp,
+              exponential_kernel). Threads skip ahead in the one stream, so they change nothing either.
+              Used by the x86-64 builds 2.0 to 2.6 of PyPI, on AMD processors too; switched off in 2.7 because 2^31
+              streams are too few (pull request 146174). 2.0 lacks the 2^-126, so that q can be 0 there.
+
+   Measured against the wheels 2.13.0, 2.7.0, 2.6.0, 2.0.1 and Debian's 1.13.1 on x86-64. GENERIC: q has the same
+   bits. MKL: its own float log rounds 7.5 % of the values to the other neighbour, here and always by one unit in the
+   last place; an id follows only where the two best ratios are within 2^-22 of each other.
+   log and log1p are libm's, in double and then rounded to float: two libms that differ in the last bit of the double
+   give different floats about once in 10^9 values. */
 
 typedef struct {
     uint32_t mt[624]; /* the generator's words */
@@ -4597,8 +4801,7 @@ typedef struct {
     int kind;         /* rng_kind */
 } TorchRng;
 
-static void torch_rng_seed(TorchRng *rng, int kind, uint64_t seed)
-{
+static void torch_rng_seed(TorchRng *rng, int kind, uint64_t seed) {
     rng->mt[0] = (uint32_t)(seed & 0xffffffffu);
     for (int i = 1; i < 624; i++) {
         uint32_t previous = rng->mt[i - 1];
@@ -4608,16 +4811,14 @@ static void torch_rng_seed(TorchRng *rng, int kind, uint64_t seed)
     rng->kind = kind;
 }
 
-static void refill_words(uint32_t mt[624])
-{
+static void refill_words(uint32_t mt[624]) {
     for (int i = 0; i < 624; i++) {
         uint32_t bits = (mt[i] & 0x80000000u) | (mt[(i + 1) % 624] & 0x7fffffffu);
         mt[i] = mt[(i + 397) % 624] ^ (bits >> 1) ^ ((bits & 1u) ? 0x9908b0dfu : 0u);
     }
 }
 
-static uint32_t next_word(TorchRng *rng)
-{
+static uint32_t next_word(TorchRng *rng) {
     if (rng->next == 624) {
         refill_words(rng->mt);
         rng->next = 0;
@@ -4629,12 +4830,10 @@ static uint32_t next_word(TorchRng *rng)
     return y ^ (y >> 18);
 }
 
-static void mkl_exponential(float *q, int64_t count, uint32_t seed)
-{
+static void mkl_exponential(float *q, int64_t count, uint32_t seed) {
     const uint64_t modulus = 2147483647u; /* 2^31 - 1 */
     uint64_t x = seed % modulus;
-    if (x == 0)
-        x = 1;
+    if (x == 0) x = 1;
     for (int64_t i = 0; i < count; i++) {
         float u = (float)((double)x / (double)modulus);
         q[i] = (float)-log((double)u) + 0x1p-126f;
@@ -4643,8 +4842,7 @@ static void mkl_exponential(float *q, int64_t count, uint32_t seed)
 }
 
 /* q (count) ~ Exp(1): what torch.empty(count).exponential_(1) holds. */
-static void torch_exponential(TorchRng *rng, float *q, int64_t count)
-{
+static void torch_exponential(TorchRng *rng, float *q, int64_t count) {
     if (rng->kind == JANUS_RNG_TORCH_MKL) {
         mkl_exponential(q, count, next_word(rng));
         return;
@@ -4657,29 +4855,24 @@ static void torch_exponential(TorchRng *rng, float *q, int64_t count)
 }
 
 /* Whether every entry is a finite number >= 0 and every row has one > 0: where this fails, torch.multinomial raises. */
-static int is_distribution(const float *probs, int N, int V)
-{
+static int is_distribution(const float *probs, int N, int V) {
     for (int n = 0; n < N; n++) {
         const float *p = probs + (int64_t)n * V;
         int positive = 0;
         for (int v = 0; v < V; v++) {
-            if (!(p[v] >= 0.0f && p[v] < INFINITY))
-                return 0;
+            if (!(p[v] >= 0.0f && p[v] < INFINITY)) return 0;
             positive |= p[v] > 0.0f;
         }
-        if (!positive)
-            return 0;
+        if (!positive) return 0;
     }
     return 1;
 }
 
 /* ids (N), probs (N, V) that need not add up to 1, scratch (N, V). Returns 1; or 0, with nothing drawn, where probs is
- * no distribution. q is 0 once in 2^53 values (GENERIC): then an id of probability 0 loses here, and wins in PyTorch,
- * whose argmax takes 0 / 0 for the largest. */
-static int torch_multinomial(TorchRng *rng, int *ids, const float *probs, float *scratch, int N, int V)
-{
-    if (!is_distribution(probs, N, V))
-        return 0;
+   no distribution. q is 0 once in 2^53 values (GENERIC): then an id of probability 0 loses here, and wins in PyTorch,
+   whose argmax takes 0 / 0 for the largest. */
+static int torch_multinomial(TorchRng *rng, int *ids, const float *probs, float *scratch, int N, int V) {
+    if (!is_distribution(probs, N, V)) return 0;
     torch_exponential(rng, scratch, (int64_t)N * V);
     for (int n = 0; n < N; n++) {
         const float *p = probs + (int64_t)n * V, *q = scratch + (int64_t)n * V;
@@ -4695,68 +4888,56 @@ static int torch_multinomial(TorchRng *rng, int *ids, const float *probs, float 
     return 1;
 }
 
-/* ---- From logits to probabilities -------------------------------------------------------------------------------
- *
- * A picture's step (official generation_inference.py) is softmax(logits / T) and the race above, nothing more.
- * An answer's step is what transformers' generate(do_sample=True, temperature=T, top_p=P) does, in this order
- * (generation/utils.py, _get_logits_processor and _sample; generation/logits_process.py):
- *
- *     logits / T  ->  top-k  ->  top-p  ->  softmax  ->  the race above over all V ids, one row
- *
- * top-k is there although nobody asks for it: GenerationConfig's top_k is 50 unless the checkpoint or the caller sets
- * another, and neither the official code nor its checkpoints do. It keeps all ids whose logit is >= the 50th largest.
- * top-p sorts what is left upwards and drops ids while the running sum of softmax is <= 1 - P, never the last one.
- * T and P are doubles as in Python: 1 - P is a double, then everything is float but torch's running sum (double).
- * Probabilities agree with torch's to a few units in the last place, not to the bit: its exp is a vector one. Of
- * equal logits at the edge of top-p the lower id goes first; torch's sort promises no order there. */
+/* ---- From logits to probabilities ----
+
+   A picture's step (official generation_inference.py) is softmax(logits / T) and the race above, nothing more.
+   An answer's step is what transformers' generate(do_sample=True, temperature=T, top_p=P) does, in this order
+   (generation/utils.py, _get_logits_processor and _sample; generation/logits_process.py):
+
+       logits / T  ->  top-k  ->  top-p  ->  softmax  ->  the race above over all V ids, one row
+
+   top-k is there although nobody asks for it: GenerationConfig's top_k is 50 unless the checkpoint or the caller sets
+   another, and neither the official code nor its checkpoints do. It keeps all ids whose logit is >= the 50th largest.
+   top-p sorts what is left upwards and drops ids while the running sum of softmax is <= 1 - P, never the last one.
+   T and P are doubles as in Python: 1 - P is a double, then everything is float but torch's running sum (double).
+   Probabilities agree with torch's to a few units in the last place, not to the bit: its exp is a vector one. Of
+   equal logits at the edge of top-p the lower id goes first; torch's sort promises no order there. */
 
 /* x in: logits (V); out: x / temperature. */
-static void scale_temperature(float *x, int V, double temperature)
-{
-    for (int v = 0; v < V; v++)
-        x[v] /= (float)temperature;
+static void scale_temperature(float *x, int V, double temperature) {
+    for (int v = 0; v < V; v++) x[v] /= (float)temperature;
 }
 
-static float softmax_weight(float x, float max)
-{
+static float softmax_weight(float x, float max) {
     float shifted = x - max;
     return (float)exp((double)shifted);
 }
 
 /* probs (V) = softmax(logits (V)); may be the same array. Logits of -inf get 0. */
-static void softmax_probs(float *probs, const float *logits, int V)
-{
+static void softmax_probs(float *probs, const float *logits, int V) {
     float max = logits[0];
     double sum = 0.0;
     for (int v = 1; v < V; v++)
-        if (logits[v] > max)
-            max = logits[v];
+        if (logits[v] > max) max = logits[v];
     for (int v = 0; v < V; v++) {
         probs[v] = softmax_weight(logits[v], max);
         sum += probs[v];
     }
-    for (int v = 0; v < V; v++)
-        probs[v] *= (float)(1.0 / sum);
+    for (int v = 0; v < V; v++) probs[v] *= (float)(1.0 / sum);
 }
 
 /* Sets the logits (V) below the top_k-th largest to -inf; top_k < 1 keeps all. largest: scratch (top_k). */
-static void keep_top_k(float *logits, int V, int top_k, float *largest)
-{
-    if (top_k < 1 || top_k >= V)
-        return;
-    for (int i = 0; i < top_k; i++)
-        largest[i] = -INFINITY;
+static void keep_top_k(float *logits, int V, int top_k, float *largest) {
+    if (top_k < 1 || top_k >= V) return;
+    for (int i = 0; i < top_k; i++) largest[i] = -INFINITY;
     for (int v = 0; v < V; v++) {
         int at = top_k - 1; /* largest falls: a new one moves up from the end */
-        if (!(logits[v] > largest[at]))
-            continue;
-        for (; at > 0 && logits[v] > largest[at - 1]; at--)
-            largest[at] = largest[at - 1];
+        if (!(logits[v] > largest[at])) continue;
+        for (; at > 0 && logits[v] > largest[at - 1]; at--) largest[at] = largest[at - 1];
         largest[at] = logits[v];
     }
     for (int v = 0; v < V; v++)
-        if (logits[v] < largest[top_k - 1])
-            logits[v] = -INFINITY;
+        if (logits[v] < largest[top_k - 1]) logits[v] = -INFINITY;
 }
 
 typedef struct {
@@ -4764,20 +4945,16 @@ typedef struct {
     int id;
 } RankedLogit;
 
-static int by_logit_then_id(const void *a, const void *b)
-{
+static int by_logit_then_id(const void *a, const void *b) {
     const RankedLogit *x = a, *y = b;
-    if (x->logit != y->logit)
-        return x->logit < y->logit ? -1 : 1;
+    if (x->logit != y->logit) return x->logit < y->logit ? -1 : 1;
     return x->id < y->id ? -1 : 1;
 }
 
 /* Sets the logits (V) outside the most probable ids that hold top_p of the probability to -inf. ranked: scratch (V). */
-static void keep_top_p(float *logits, int V, double top_p, RankedLogit *ranked)
-{
+static void keep_top_p(float *logits, int V, double top_p, RankedLogit *ranked) {
     int kept = 0;
-    if (top_p >= 1.0)
-        return;
+    if (top_p >= 1.0) return;
     for (int v = 0; v < V; v++)
         if (logits[v] > -INFINITY) {
             ranked[kept].logit = logits[v];
@@ -4786,18 +4963,16 @@ static void keep_top_p(float *logits, int V, double top_p, RankedLogit *ranked)
     qsort(ranked, (size_t)kept, sizeof *ranked, by_logit_then_id);
 
     double sum = 0.0, cumulative = 0.0;
-    for (int i = 0; i < kept; i++)
-        sum += softmax_weight(ranked[i].logit, ranked[kept - 1].logit);
+    for (int i = 0; i < kept; i++) sum += softmax_weight(ranked[i].logit, ranked[kept - 1].logit);
     for (int i = 0; i < kept - 1; i++) {
         cumulative += softmax_weight(ranked[i].logit, ranked[kept - 1].logit) * (float)(1.0 / sum);
-        if ((float)cumulative > (float)(1.0 - top_p))
-            break;
+        if ((float)cumulative > (float)(1.0 - top_p)) break;
         logits[ranked[i].id] = -INFINITY;
     }
 }
 
 /* ====================================================================================================================
-   12  Generation encoder: VQ-16 of LlamaGen, picture -> ids, and ids -> embeddings for the transformer.
+   13  Generation encoder: VQ-16 of LlamaGen, picture -> ids, and ids -> embeddings for the transformer.
        Convolutions halve the picture's side level by level; each remaining position is one vector of z numbers, narrowed
        to 8, and the id of the codebook row that points most nearly in the same direction.
        ResBlock:  x + conv(swish(norm(conv(swish(norm(x))))))      AttnBlock:  x + proj(attention(norm(x))), one head
@@ -5023,7 +5198,7 @@ static JanusStatus embed_image_ids(Work *work, const JanusModel *m, const int32_
 }
 
 /* ====================================================================================================================
-   13  Image decoder: ids -> codebook rows on the unit sphere -> picture, the encoder's way back: mid block first, then
+   14  Image decoder: ids -> codebook rows on the unit sphere -> picture, the encoder's way back: mid block first, then
        levels from the deepest up, each but the last followed by a doubling of the side.
        official: vq_model.py (decode_code), generation_inference.py (pixels)
    ==================================================================================================================== */
@@ -5116,7 +5291,7 @@ static JanusStatus vq_decode(Work *work, const JanusModel *m, const int32_t *ids
 }
 
 /* ====================================================================================================================
-   14  The two tasks, step by step. Prompts have the form in which the model was trained (official conversation.py,
+   15  The two tasks, step by step. Prompts have the form in which the model was trained (official conversation.py,
        template "deepseek"; processing_vlm.py):
          draw    BOS <|User|>: PROMPT \n\n <|Assistant|>: <begin_of_image>
          answer  BOS SYSTEM \n\n <|User|>: <image_placeholder>\n QUESTION \n\n <|Assistant|>:   then ANSWER EOS and the next turn,
@@ -5587,7 +5762,7 @@ static JanusStatus converse(JanusSession *session, const char *question, const J
 }
 
 /* ====================================================================================================================
-   15  Public API: what janus.h promises, over the stages above. Arguments are checked here, once.
+   16  Public API: what janus.h promises, over the stages above. Arguments are checked here, once.
    ==================================================================================================================== */
 
 JanusStatus janus_image_load_memory(const void *bytes, size_t length, JanusImage *image, JanusError *error) {
@@ -5906,7 +6081,7 @@ JanusStatus janus_encode_image(JanusSession *session, const JanusImage *image, i
 }
 
 /* ====================================================================================================================
-   16  Command line: results go to stdout, all else to stderr; exit 0 done, 1 failed, 2 used wrongly.
+   17  Command line: results go to stdout, all else to stderr; exit 0 done, 1 failed, 2 used wrongly.
    ==================================================================================================================== */
 
 #if !defined(JANUS_LIBRARY)
@@ -6054,6 +6229,20 @@ static int parse_command_line(CommandLine *line, int argc, char **argv) {
 }
 
 /* ---- Callbacks: progress bar, streamed text, tensor dump ---- */
+
+/* Seconds on a clock that only runs forward. */
+static double clock_seconds(void) {
+#if defined(_WIN32)
+    LARGE_INTEGER ticks, frequency;
+    QueryPerformanceCounter(&ticks);
+    QueryPerformanceFrequency(&frequency);
+    return (double)ticks.QuadPart / (double)frequency.QuadPart;
+#else
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+#endif
+}
 
 typedef struct DumpCount {
     struct DumpCount *next;

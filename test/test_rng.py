@@ -21,6 +21,7 @@ GENERIC, MKL = 0, 1
 CODEBOOKS = (1024, 16384)
 BATCHES = (1, 5, 16)
 STEPS = 20
+THREADS = torch.get_num_threads()
 # torch 2.6.0, x86-64: torch.manual_seed(0), then torch.empty(6).exponential_(1) twice
 RECORDED_EXPONENTIALS = (
     (2.326601028442383, 0.5150789022445679, 0.01330442912876606, 1.5706901550292969, 0.9228924512863159,
@@ -34,6 +35,16 @@ RECORDED_IDS = [[816, 303, 693, 439], [810, 605, 991, 37], [851, 351, 873, 976],
 RECORDED_SMALLEST = (1.1754943508222875e-38, 1.2516983360910672e-06, 6.258507255552104e-06, 7.808239388396032e-06,
                      8.940736734075472e-06, 9.536788638797589e-06)
 FLOATS = ctypes.POINTER(ctypes.c_float)
+
+
+def setup_module(threads: int = 1) -> None:
+    """One thread while this module's tests run: the kernels are small, and threads that wait for each other slow."""
+    torch.set_num_threads(threads)
+
+
+def teardown_module() -> None:
+    """The number of threads from before."""
+    setup_module(THREADS)
 
 
 class TorchRng(ctypes.Structure):
@@ -188,7 +199,7 @@ def test_exponentials(full: bool = False) -> None:
 
 def test_draws(full: bool = False) -> None:
     """Every id of every step, for pictures of both codebooks."""
-    print(check_draws(range(1000 if full else 15)))
+    print(check_draws(range(1000 if full else 10)))
 
 
 def test_generic_by_numpy() -> None:
@@ -351,7 +362,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--full", action="store_true", help="1,000 seeds and 10^9 exponentials: about 10 minutes")
     full = parser.parse_args().full
-    torch.set_num_threads(1)
+    setup_module()
     print(f"torch {torch.__version__}, variant {('GENERIC', 'MKL')[torch_kind()]}")
     for test in (test_seed_range, test_refused_probabilities, test_generic_by_numpy, test_mkl_by_numpy, test_mkl_by_record,
                  test_ties, test_softmax, test_kept_ids, test_generate):
