@@ -63,22 +63,32 @@ deps:
 test/test_janus: test/test_janus.c libjanus.a
 	$(CC) $(CFLAGS) $(WARNINGS) -I. $(LDFLAGS) test/test_janus.c libjanus.a -o $@ $(LDLIBS)
 
+# These two include janus.c, to reach what is inside.
+test/test_kernels: test/test_kernels.c janus.c janus.h
+	@$(FIND_STB); set -x; $(CC) $(CFLAGS) -std=c99 $$stb -I. $(LDFLAGS) test/test_kernels.c -o $@ $(LDLIBS)
+
+build/libinternals.so: test/internals.c janus.c janus.h
+	@mkdir -p build
+	@$(FIND_STB); set -x; $(CC) $(CFLAGS) -std=c99 $$stb -I. -fPIC -shared $(LDFLAGS) test/internals.c -o $@ $(LDLIBS)
+
 # Everything that needs no torch; alone: the C part, which needs no Python either.
-test: janus libjanus.so test/test_janus
+test: janus libjanus.so test/test_janus test/test_kernels
 	@PYTHON="$(PYTHON)" sh test/run.sh c python
 
-test-c: janus test/test_janus
+test-c: janus test/test_janus test/test_kernels
 	@sh test/run.sh c
 
-# The C tests once more under the address and undefined-behaviour sanitizers.
+# The C tests once more under the address and undefined-behaviour sanitizers (stb's JPEG writer shifts a sign bit out).
 test-asan:
 	@mkdir -p build
 	@$(FIND_STB); set -x; $(CC) -g -O1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-sanitize=shift-base \
-	    -std=c99 $$stb -I. -DJANUS_LIBRARY janus.c test/test_janus.c -o build/test_janus_asan $(LDLIBS)
-	@TEST_JANUS=build/test_janus_asan sh test/run.sh c
+	    -std=c99 $$stb -I. -DJANUS_LIBRARY janus.c test/test_janus.c -o build/test_janus $(LDLIBS) && \
+	    $(CC) -g -O1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined -std=c99 $$stb -I. \
+	    test/test_kernels.c -o build/test_kernels $(LDLIBS)
+	@BUILT=build sh test/run.sh c
 
 # The same checkpoints through PyTorch and through ./janus, stage by stage.
-verify: janus libjanus.so
+verify: janus libjanus.so build/libinternals.so
 	@PYTHON="$(PYTHON)" sh test/run.sh verify
 
 # The real geometries with random weights: needs 40 GB of disk and half an hour.
@@ -105,6 +115,6 @@ uninstall:
 	rm -f $(DESTDIR)$(PREFIX)/lib/pkgconfig/janus.pc
 
 clean:
-	rm -rf janus libjanus.o libjanus.a libjanus.so test/test_janus build
+	rm -rf janus libjanus.o libjanus.a libjanus.so test/test_janus test/test_kernels build
 
 .PHONY: all deps test test-c test-asan verify verify-full demo install uninstall clean

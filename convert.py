@@ -109,7 +109,7 @@ from gguf import GGUFValueType, GGUFWriter, quants
 FORMAT_VERSION = 1
 ALIGNMENT = 64
 CHUNK_ELEMENTS = 1 << 24   # rows are read, checked and written in pieces of about this many numbers
-REOPEN_BYTES = 1 << 29     # a mapped .bin is opened anew after this much, to give its pages back
+REOPEN_BYTES = 1 << 29     # a mapped .bin is closed and opened anew after this much, to give its pages back
 MAX_JSON_BYTES = 1 << 27
 
 # Small tables that cost nothing and whose every bit counts; one-dimensional tensors are f32 as well.
@@ -932,21 +932,25 @@ class SafetensorsShard:
             raise Refused(f"{self.path.name} ends within the tensor {name}")
         return rows.reshape(last - first, *shape[1:])
 
+    def release(self) -> None:
+        """Nothing is held between two reads."""
+
 
 class TorchShard:
-    """A .bin file.  torch maps it; it is opened anew now and then, to give back the pages that were read."""
+    """A .bin file.  torch maps it; it is closed now and then, to give back the pages that were read."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.reopen()
+        self.tensors: dict[str, Any] = {}
+        self.open()
         self.entries = {name: self.describe(name, tensor) for name, tensor in self.tensors.items()}
+        self.release()
 
-    def reopen(self) -> None:
+    def open(self) -> None:
         try:
             import torch
         except ImportError:
             raise Refused(f"{self.path.name} needs torch to be read: install it, or use `uv run convert.py`") from None
-        self.torch, self.tensors, self.bytes_read = torch, {}, 0
         try:
             self.tensors = torch.load(self.path, map_location="cpu", weights_only=True, mmap=True)
         except Exception as error:   # whatever a hostile file brings about in torch's restricted unpickler
@@ -954,6 +958,10 @@ class TorchShard:
             raise Refused(f"{self.path.name} is no state dict that can be loaded safely: {reason:.200}") from None
         if not isinstance(self.tensors, dict):
             raise Refused(f"{self.path.name} holds no state dict")
+        self.torch, self.bytes_read = torch, 0
+
+    def release(self) -> None:
+        self.tensors = {}
 
     def describe(self, name: Any, tensor: Any) -> tuple[str, tuple[int, ...]]:
         """Type and shape of an entry that must be a plain tensor which owns all its numbers."""
@@ -967,8 +975,9 @@ class TorchShard:
 
     def read(self, name: str, first: int, last: int) -> np.ndarray:
         """Rows first..last-1, bf16 as its bits."""
-        if self.bytes_read > REOPEN_BYTES:
-            self.reopen()
+        if not self.tensors or self.bytes_read > REOPEN_BYTES:
+            self.release()
+            self.open()
         rows = self.tensors[name].detach()[first:last].contiguous()
         self.bytes_read += rows.numel() * rows.element_size()
         if rows.dtype == self.torch.bfloat16:
@@ -983,6 +992,7 @@ class Checkpoint:
 
     def __init__(self, folder: Path) -> None:
         self.shards: dict[str, SafetensorsShard | TorchShard] = {}
+        self.latest: SafetensorsShard | TorchShard | None = None
         for name, reader in self.FILES:
             index = folder / f"{name}.index.json"
             if (folder / name).is_file():
@@ -1020,10 +1030,14 @@ class Checkpoint:
 
     def rows(self, name: str) -> Iterator[np.ndarray]:
         """A tensor as float32, some rows at a time."""
-        shape = self.shards[name].entries[name][1]
+        shard = self.shards[name]
+        if self.latest not in (None, shard):
+            self.latest.release()
+        self.latest = shard
+        shape = shard.entries[name][1]
         step = max(1, CHUNK_ELEMENTS // max(1, math.prod(shape[1:])))
         for first in range(0, shape[0], step):
-            yield widen(self.shards[name].read(name, first, min(first + step, shape[0])))
+            yield widen(shard.read(name, first, min(first + step, shape[0])))
 
     def same(self, one: str, other: str) -> bool:
         """Whether two tensors are of one kind and hold the same numbers."""

@@ -42,7 +42,9 @@ environment() {
 
 for name in "$@"; do
     case $name in
-    c) part "${TEST_JANUS:-test/test_janus}" ;;
+    c)
+        part "${BUILT:-test}/test_janus"
+        part "${BUILT:-test}/test_kernels" ;;
     python)
         if environment .venv test/requirements.txt; then
             part "$python" -m pytest -q -p no:cacheprovider test/test_*.py

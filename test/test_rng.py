@@ -37,14 +37,14 @@ RECORDED_SMALLEST = (1.1754943508222875e-38, 1.2516983360910672e-06, 6.258507255
 FLOATS = ctypes.POINTER(ctypes.c_float)
 
 
-def setup_module(threads: int = 1) -> None:
+def setup_module() -> None:
     """One thread while this module's tests run: the kernels are small, and threads that wait for each other slow."""
-    torch.set_num_threads(threads)
+    torch.set_num_threads(1)
 
 
 def teardown_module() -> None:
     """The number of threads from before."""
-    setup_module(THREADS)
+    torch.set_num_threads(THREADS)
 
 
 class TorchRng(ctypes.Structure):

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: MIT
 """Is ./janus equal to PyTorch? Runs one checkpoint through both and compares every named intermediate tensor.
 
-    verify.py CHECKPOINT [--dtype f32|f16|bf16]   a folder (official or transformers layout) or a GGUF file
+    verify.py CHECKPOINT [--dtype TYPE]           a folder (official or transformers layout) or a GGUF file
     verify.py --suite                             small random checkpoints of many shapes, layouts and formats
     verify.py --full --work DIR                   the real 1B and 7B geometries with random weights
 
@@ -384,6 +384,7 @@ def suite_cases() -> list[tuple[str, object, str, str, int, str | None]]:
         code_dim=16,
         adaptor_depth=1,
     )
+    even = Geometry(hidden=128, head_dim=32, mlp=256, vision_width=64, vision_heads=2, vision_mlp=128)
     return [
         ("plain", plain, "official", "bin", 1, None),
         ("grouped-query", grouped, "transformers", "safetensors", 1, None),
@@ -395,6 +396,8 @@ def suite_cases() -> list[tuple[str, object, str, str, int, str | None]]:
         ("5 levels bf16", deep, "transformers", "bin", 1, "bf16"),
         ("plain f16", plain, "transformers", "safetensors", 1, "f16"),
         ("wide bf16", wide, "transformers", "bin", 1, "bf16"),
+        ("blocks of 32, q8_0", even, "official", "safetensors", 1, "q8_0"),
+        ("blocks of 32, q4_0", even, "transformers", "bin", 2, "q4_0"),
     ]
 
 
@@ -423,9 +426,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", nargs="?", type=Path)
     parser.add_argument(
-        "--dtype", choices=["f32", "f16", "bf16"], help="convert to this type instead of the stored one"
+        "--dtype", choices=["f32", "f16", "bf16", "q8_0", "q4_0"], help="convert to this type instead of the stored one"
     )
-    parser.add_argument("--tolerance", type=float, help="default 1e-4; 2e-3 with --dtype f16 or bf16")
+    parser.add_argument("--tolerance", type=float, help="default 1e-4; 2e-3 with --dtype other than f32")
     parser.add_argument("--quick", action="store_true", help="one question, one picture, encode and decode")
     parser.add_argument("--suite", action="store_true")
     parser.add_argument("--full", action="store_true")
@@ -442,7 +445,7 @@ def main() -> int:
         from verify_full import verify_full
         table = verify_full(options.work, options.only, options.threads)
     elif options.checkpoint:
-        tolerance = options.tolerance or (2e-3 if options.dtype in ("f16", "bf16") else 1e-4)
+        tolerance = options.tolerance or (1e-4 if options.dtype in (None, "f32") else 2e-3)
         with tempfile.TemporaryDirectory(prefix="janus-verify-", dir=options.work) as work:
             table = verify_path(
                 options.checkpoint, options.dtype, tolerance, options.threads, Path(work), options.quick

@@ -1,0 +1,14 @@
+/* SPDX-License-Identifier: MIT */
+/* janus.c with some of its inner functions made visible, for test/verify_rng.py: test_NAME calls NAME. */
+#define JANUS_LIBRARY
+#include "../janus.c"
+
+void test_torch_rng_seed(TorchRng *rng, int kind, uint64_t seed) { torch_rng_seed(rng, kind, seed); }
+void test_torch_exponential(TorchRng *rng, float *q, int64_t count) { torch_exponential(rng, q, count); }
+int test_torch_multinomial(TorchRng *rng, int *ids, const float *probs, float *scratch, int N, int V) {
+    return torch_multinomial(rng, ids, probs, scratch, N, V);
+}
+void test_scale_temperature(float *x, int V, double temperature) { scale_temperature(x, V, temperature); }
+void test_softmax_probs(float *probs, const float *logits, int V) { softmax_probs(probs, logits, V); }
+void test_keep_top_k(float *logits, int V, int top_k, float *largest) { keep_top_k(logits, V, top_k, largest); }
+void test_keep_top_p(float *logits, int V, double top_p, RankedLogit *ranked) { keep_top_p(logits, V, top_p, ranked); }

@@ -1,0 +1,402 @@
+/* SPDX-License-Identifier: MIT
+   Holds the kernels of every instruction set this machine can run to plain sums in double precision, on every class
+   of shape, and the results of 1, 2 and 3 threads to each other, bit by bit. Errors are relative to the largest
+   magnitude that was summed up for an element, so that cancellation does not hide or fake an error. */
+#define JANUS_LIBRARY
+#include "../janus.c"
+
+static int passed, failed;
+
+static void report(const char *name, double error, double tolerance) {
+    int ok = error <= tolerance; /* false for NaN */
+    printf("%-7s %-72s error %.2e (at most %.0e)\n", ok ? "OK" : "NOT OK", name, error, tolerance);
+    passed += ok;
+    failed += !ok;
+}
+
+/* A fixed sequence of pseudo-random floats in [-1, 1): xorshift. */
+static float next_float(void) {
+    static uint32_t state = 2463534242u;
+    state ^= state << 13;
+    state ^= state >> 17;
+    state ^= state << 5;
+    return (float)(state >> 8) / 8388608.0f - 1.0f;
+}
+
+static void *must_allocate(size_t bytes) {
+    void *p = malloc(bytes ? bytes : 1);
+    if (p == NULL) {
+        fprintf(stderr, "test_kernels: no memory\n");
+        exit(1);
+    }
+    return p;
+}
+
+static float *random_floats(int64_t n) {
+    float *x = must_allocate((size_t)n * sizeof *x);
+    for (int64_t i = 0; i < n; i++) x[i] = next_float();
+    return x;
+}
+
+/* A random weight in the given type, and the floats it stands for. */
+static Weight random_weight(int type, int64_t rows, int64_t cols, float **values) {
+    int64_t bytes = type_row_bytes(type, cols);
+    char *data = must_allocate((size_t)(rows * bytes));
+    Weight w = {type, data, rows, cols};
+    *values = random_floats(rows * cols);
+    for (int64_t r = 0; r < rows; r++) {
+        quantize_row(data + r * bytes, type, *values + r * cols, cols);
+        weight_row(*values + r * cols, &w, r);
+    }
+    return w;
+}
+
+static double worst(double so_far, double got, double want, double magnitude) {
+    double error = fabs(got - want) / (magnitude > 0 ? magnitude : 1);
+    return error > so_far || error != error ? error : so_far;
+}
+
+/* What fast_activations stands for: x to bf16, or to int8 with one scale a block, where there are kernels for it. */
+static void round_activations(const Kernels *isa, float *x, int type, int64_t T, int64_t I) {
+    int bf16 = type == TYPE_BF16 && isa->bf16.tile && I % 2 == 0 && T > isa->bf16.few_rows;
+    int int8 = (type == TYPE_Q8_0 || type == TYPE_Q4_0) && isa->int8.tile && T > isa->int8.few_rows;
+    for (int64_t i = 0; i < T * I && bf16; i++) x[i] = bf16_to_f32(f32_to_bf16(x[i]));
+    for (int64_t i = 0; i < T * I && int8; i += BLOCK) {
+        float scale = 0;
+        for (int j = 0; j < BLOCK; j++) scale = fmaxf(scale, fabsf(x[i + j]) / 127);
+        for (int j = 0; j < BLOCK; j++) x[i + j] = scale * nearbyintf(x[i + j] * (1 / scale));
+    }
+}
+
+static void linear_case(Compute *cx, int type, int64_t T, int64_t I, int64_t O, int with_bias, double tolerance) {
+    float *values, *x = random_floats(T * I), *bias = random_floats(O), *out = random_floats(T * O);
+    Weight w = random_weight(type, O, I, &values);
+    double error = 0;
+    char name[128];
+    linear(cx, out, x, &w, with_bias ? bias : NULL, T);
+    if (cx->fast_activations) round_activations(cx->isa, x, type, T, I);
+    for (int64_t t = 0; t < T; t++)
+        for (int64_t o = 0; o < O; o++) {
+            double want = with_bias ? bias[o] : 0, magnitude = fabs(want);
+            for (int64_t i = 0; i < I; i++) {
+                double term = (double)x[t * I + i] * values[o * I + i];
+                want += term;
+                magnitude += fabs(term);
+            }
+            error = worst(error, out[t * O + o], want, magnitude);
+        }
+    snprintf(name, sizeof name, "%s linear %s T=%d I=%d O=%d%s%s", cx->isa->name, type_name(type), (int)T, (int)I,
+             (int)O, with_bias ? " bias" : "", cx->fast_activations ? " fast" : "");
+    report(name, error, tolerance);
+    free(values);
+    free(x);
+    free(bias);
+    free(out);
+    free((void *)(uintptr_t)w.data);
+}
+
+static void conv_case(Compute *cx, int type, ConvShape s, int64_t O) {
+    int64_t K = (int64_t)s.kernel * s.kernel * s.I, up = s.upsample ? 2 : 1;
+    float *values, *x = random_floats(s.H * s.W * s.I), *bias = random_floats(O), *out = random_floats(s.Ho * s.Wo * O);
+    Weight w = random_weight(type, O, K, &values);
+    double error = 0;
+    char name[160];
+    conv2d(cx, out, x, &w, bias, &s);
+    for (int64_t oy = 0; oy < s.Ho; oy++)
+        for (int64_t ox = 0; ox < s.Wo; ox++)
+            for (int64_t o = 0; o < O; o++) {
+                double want = bias[o], magnitude = fabs(want);
+                for (int64_t ky = 0; ky < s.kernel; ky++)
+                    for (int64_t kx = 0; kx < s.kernel; kx++) {
+                        int64_t y = oy * s.stride + ky - s.pad, xx = ox * s.stride + kx - s.pad;
+                        if (y < 0 || xx < 0 || y >= s.H * up || xx >= s.W * up) continue;
+                        for (int64_t i = 0; i < s.I; i++) {
+                            double term = (double)x[((y / up) * s.W + xx / up) * s.I + i] *
+                                          values[o * K + (ky * s.kernel + kx) * s.I + i];
+                            want += term;
+                            magnitude += fabs(term);
+                        }
+                    }
+                error = worst(error, out[(oy * s.Wo + ox) * O + o], want, magnitude);
+            }
+    snprintf(name, sizeof name, "%s conv2d %s %dx%d I=%d O=%d kernel %d stride %d pad %d%s", cx->isa->name,
+             type_name(type), (int)s.H, (int)s.W, (int)s.I, (int)O, s.kernel, s.stride, s.pad,
+             s.upsample ? " upsample" : "");
+    report(name, error, 1e-6);
+    free(values);
+    free(x);
+    free(bias);
+    free(out);
+    free((void *)(uintptr_t)w.data);
+}
+
+static float *random_cache(int type, int64_t n, void **stored) {
+    float *values = random_floats(n);
+    *stored = must_allocate((size_t)type_row_bytes(type, n));
+    quantize_row(*stored, type, values, n);
+    expand_plain(values, type, *stored, 0, n);
+    return values;
+}
+
+static void attention_case(Compute *cx, int type, int64_t T, int64_t S1, int64_t S2, int64_t H, int64_t KV, int64_t d,
+                           int causal) {
+    int64_t S = S1 + S2, row = KV * d;
+    void *k, *v;
+    float *q = random_floats(T * H * d), *out = random_floats(T * H * d);
+    float *keys = random_cache(type, S * row, &k), *values = random_cache(type, S * row, &v);
+    int64_t split = S1 * row * type_row_bytes(type, 1);
+    KeyValue spans[2] = {{k, v, type, S1, row}, {(char *)k + split, (char *)v + split, type, S2, row}};
+    AttentionShape shape = {T, H, KV, d, H * d, H * d, causal, 1 / (float)sqrt((double)d)};
+    double *p = must_allocate((size_t)S * sizeof *p), error = 0;
+    char name[160];
+    for (int64_t i = 0; i < T * H * d; i++) q[i] *= 8; /* sharper softmax */
+    attention(cx, out, q, spans, S2 > 0 ? 2 : 1, &shape);
+    for (int64_t t = 0; t < T; t++)
+        for (int64_t h = 0; h < H; h++) {
+            int64_t visible = causal ? S - T + t + 1 : S, offset = h / (H / KV) * d;
+            double max = -INFINITY, sum = 0;
+            for (int64_t s = 0; s < visible; s++) {
+                p[s] = 0;
+                for (int64_t i = 0; i < d; i++)
+                    p[s] += (double)q[(t * H + h) * d + i] * keys[s * row + offset + i] * shape.scale;
+                max = p[s] > max ? p[s] : max;
+            }
+            for (int64_t s = 0; s < visible; s++) sum += p[s] = exp(p[s] - max);
+            for (int64_t i = 0; i < d; i++) {
+                double want = 0, magnitude = 0;
+                for (int64_t s = 0; s < visible; s++) {
+                    want += p[s] / sum * values[s * row + offset + i];
+                    magnitude += fabs(p[s] / sum * values[s * row + offset + i]);
+                }
+                error = worst(error, out[(t * H + h) * d + i], want, magnitude);
+            }
+        }
+    snprintf(name, sizeof name, "%s attention %s T=%d S=%d+%d H=%d KV=%d d=%d%s", cx->isa->name, type_name(type),
+             (int)T, (int)S1, (int)S2, (int)H, (int)KV, (int)d, causal ? " causal" : "");
+    report(name, error, 1e-5); /* scores of some 40 sums of 512 terms: their rounding passes through exp */
+    free(q);
+    free(out);
+    free(keys);
+    free(values);
+    free(k);
+    free(v);
+    free(p);
+}
+
+static void norm_cases(Compute *cx, int64_t T, int64_t D) {
+    float *x = random_floats(T * D), *weight = random_floats(D), *bias = random_floats(D), *out = random_floats(T * D);
+    char name[96];
+    for (int64_t i = 0; i < T * D; i++) x[i] += 3;
+    for (int centred = 0; centred < 2; centred++) {
+        double error = 0;
+        if (centred)
+            layer_norm(cx, out, x, weight, bias, T, D, 1e-6f);
+        else
+            rms_norm(cx, out, x, weight, T, D, 1e-6f);
+        for (int64_t t = 0; t < T; t++) {
+            double mean = 0, square = 0;
+            for (int64_t i = 0; i < D && centred; i++) mean += x[t * D + i] / (double)D;
+            for (int64_t i = 0; i < D; i++) square += (x[t * D + i] - mean) * (x[t * D + i] - mean) / (double)D;
+            for (int64_t i = 0; i < D; i++) {
+                double factor = 1 / sqrt(square + 1e-6), want = (x[t * D + i] - mean) * factor * weight[i];
+                want += centred ? bias[i] : 0;
+                error = worst(error, out[t * D + i], want, 4 * factor); /* x is up to 4 before the mean is taken off */
+            }
+        }
+        snprintf(name, sizeof name, "%s %s T=%d D=%d", cx->isa->name, centred ? "layer_norm" : "rms_norm", (int)T,
+                 (int)D);
+        report(name, error, 1e-6);
+    }
+    free(x);
+    free(weight);
+    free(bias);
+    free(out);
+}
+
+static void group_norm_case(Compute *cx, int64_t rows, int64_t channels, int groups, int swish) {
+    float *x = random_floats(rows * channels), *weight = random_floats(channels), *bias = random_floats(channels);
+    float *out = random_floats(rows * channels);
+    int64_t width = channels / groups;
+    double error = 0;
+    char name[96];
+    for (int64_t i = 0; i < rows * channels; i++) x[i] = 2 * x[i] + 0.1f * (float)(i % channels) + 1;
+    group_norm(cx, out, x, weight, bias, rows, channels, groups, 1e-6f, swish);
+    for (int g = 0; g < groups; g++) {
+        double mean = 0, square = 0, n = (double)(rows * width);
+        for (int64_t r = 0; r < rows; r++)
+            for (int64_t c = g * width; c < (g + 1) * width; c++) mean += x[r * channels + c] / n;
+        for (int64_t r = 0; r < rows; r++)
+            for (int64_t c = g * width; c < (g + 1) * width; c++)
+                square += (x[r * channels + c] - mean) * (x[r * channels + c] - mean) / n;
+        double factor = 1 / sqrt(square + 1e-6);
+        for (int64_t r = 0; r < rows; r++)
+            for (int64_t c = g * width; c < (g + 1) * width; c++) {
+                double want = (x[r * channels + c] - mean) * factor * weight[c] + bias[c];
+                want = swish ? want / (1 + exp(-want)) : want;
+                error = worst(error, out[r * channels + c], want, fabs(x[r * channels + c] * factor) + 1);
+            }
+    }
+    snprintf(name, sizeof name, "%s group_norm rows=%d channels=%d groups=%d%s", cx->isa->name, (int)rows,
+             (int)channels, groups, swish ? " swish" : "");
+    report(name, error, 1e-6);
+    free(x);
+    free(weight);
+    free(bias);
+    free(out);
+}
+
+/* gelu and silu on a fine grid and on the special points; softmax, add, store_f16. */
+static void element_cases(Compute *cx) {
+    enum { COUNT = 100003 };
+    float *x = must_allocate(COUNT * sizeof *x), *y = must_allocate(COUNT * sizeof *y), *up = random_floats(COUNT);
+    uint16_t *halves = must_allocate(COUNT * sizeof *halves);
+    double gelu_error = 0, mul_error = 0, half_error = 0;
+    char name[96];
+    for (int i = 0; i < COUNT; i++) x[i] = (float)(i - COUNT / 2) * (i % 3 ? 2.0e-4f : 2.5e-3f);
+    memcpy(y, x, COUNT * sizeof *x);
+    gelu(cx, y, COUNT);
+    for (int i = 0; i < COUNT; i++) gelu_error = worst(gelu_error, y[i], 0.5 * x[i] * erfc(-x[i] / sqrt(2)), 1);
+    memcpy(y, x, COUNT * sizeof *x);
+    silu_mul(cx, y, up, COUNT);
+    for (int i = 0; i < COUNT; i++)
+        mul_error = worst(mul_error, y[i], x[i] / (1 + exp(-(double)x[i])) * up[i], fabs(x[i]));
+    store_f16(cx, halves, x, COUNT);
+    for (int i = 0; i < COUNT; i++) half_error += read_u16(&halves[i]) != f32_to_f16(x[i]);
+    snprintf(name, sizeof name, "%s gelu, absolute", cx->isa->name);
+    report(name, gelu_error, 8e-6); /* |x| reaches 125, where one ulp is 7.6e-6 */
+    snprintf(name, sizeof name, "%s silu_mul", cx->isa->name);
+    report(name, mul_error, 4e-7);
+    snprintf(name, sizeof name, "%s store_f16, numbers that differ from f32_to_f16", cx->isa->name);
+    report(name, half_error, 0);
+    free(x);
+    free(y);
+    free(up);
+    free(halves);
+}
+
+/* Every 16-bit number through both conversions and back; the roundings at the edges of f16. */
+static void format_cases(void) {
+    double f16_error = 0, bf16_error = 0;
+    for (uint32_t h = 0; h < 65536; h++) {
+        float f = f16_to_f32((uint16_t)h), b = bf16_to_f32((uint16_t)h);
+        f16_error += f != f ? f32_to_f16(f) == f32_to_f16(f) && !(f32_to_f16(f) & 0x3ff) : f32_to_f16(f) != h;
+        bf16_error += b != b ? bf16_to_f32(f32_to_bf16(b)) == bf16_to_f32(f32_to_bf16(b)) : f32_to_bf16(b) != h;
+        if ((h & 0x7fff) < 0x7bff) { /* half way to the next number: ties go to the even one, a hair more goes up */
+            float next = f16_to_f32((uint16_t)(h + 1)), middle = (f + next) / 2;
+            uint32_t even = h & 1 ? h + 1 : h;
+            f16_error += f32_to_f16(middle) != even;
+            f16_error += f32_to_f16(bits_float(float_bits(middle) + 1)) != h + 1;
+            f16_error += f32_to_f16(bits_float(float_bits(middle) - 1)) != h;
+        }
+    }
+    f16_error += f32_to_f16(65519.996f) != 0x7bff || f32_to_f16(65520.0f) != 0x7c00 || f32_to_f16(-1e30f) != 0xfc00;
+    f16_error += f32_to_f16(2.9802322e-8f) != 0 || f32_to_f16(2.9802326e-8f) != 1 || f32_to_f16(-1e-30f) != 0x8000;
+    report("f16 <-> f32, numbers that differ", f16_error, 0);
+    report("bf16 <-> f32, numbers that differ", bf16_error, 0);
+}
+
+/* The same work on 1, 2 and 3 threads: how many bytes differ. */
+static void thread_case(const char *isa) {
+    enum { T = 70, I = 200, O = 333, SIDE = 30, CHANNELS = 64 };
+    float *values, *x = random_floats(SIDE * SIDE * I), *first = NULL;
+    Weight w = random_weight(TYPE_BF16, O, I, &values), few = w, c = w;
+    int64_t n = T * O + 3 * O + SIDE * SIDE * 20 + SIDE * SIDE * CHANNELS + T * CHANNELS;
+    ConvShape shape = {SIDE, SIDE, 22, 3, 1, 1, SIDE, SIDE, 0};
+    AttentionShape heads = {T, 2, 2, 32, 64, 64, 1, 0.2f};
+    KeyValue span = {x, x + 5, TYPE_F32, 200, 64};
+    double differ = 0;
+    char name[96];
+    c.rows = 20;
+    c.cols = 9 * 22;
+    for (int threads = 1; threads <= 3; threads++) {
+        Compute cx;
+        float *out = random_floats(n), *p = out;
+        if (compute_init(&cx, threads, isa) != 0) continue;
+        linear(&cx, p, x, &w, NULL, T);
+        linear(&cx, p += T * O, x, &few, NULL, 3);
+        conv2d(&cx, p += 3 * O, x, &c, NULL, &shape);
+        group_norm(&cx, p += SIDE * SIDE * 20, x, x, x, SIDE * SIDE, CHANNELS, 32, 1e-6f, 1);
+        attention(&cx, p += SIDE * SIDE * CHANNELS, x, &span, 1, &heads);
+        if (threads == 1)
+            first = out;
+        else {
+            for (int64_t i = 0; i < n; i++) differ += memcmp(&first[i], &out[i], sizeof *out) != 0;
+            free(out);
+        }
+        compute_free(&cx);
+    }
+    snprintf(name, sizeof name, "%s numbers that differ with 1, 2 and 3 threads", isa);
+    report(name, differ, 0);
+    free(first);
+    free(values);
+    free(x);
+    free((void *)(uintptr_t)w.data);
+}
+
+static void linear_cases(Compute *cx) {
+    const int types[] = {TYPE_F32, TYPE_F16, TYPE_BF16, TYPE_Q8_0, TYPE_Q4_0};
+    for (int i = 0; i < 5; i++) {
+        int quantised = types[i] == TYPE_Q8_0 || types[i] == TYPE_Q4_0;
+        for (int64_t T = 1; T <= 70; T += T < 14 ? 1 : 7)
+            linear_case(cx, types[i], T, quantised ? 96 : 67 + T, 35 + T % 5, T % 2, 1e-6);
+        linear_case(cx, types[i], 2, 2048, 64, 0, 1e-6);
+        linear_case(cx, types[i], 70, 1056, 70, 1, 1e-6);
+        linear_case(cx, types[i], 301, quantised ? 608 : 603, 131, 1, 1e-6);
+        linear_case(cx, types[i], 1, quantised ? 32 : 1, 1, 1, 1e-6);
+        linear_case(cx, types[i], 65, quantised ? 32 : 8, 3, 1, 1e-6);
+    }
+}
+
+static void conv_cases(Compute *cx) {
+    const ConvShape shapes[] = {
+        {5, 7, 3, 3, 1, 1, 5, 7, 0},    {9, 9, 16, 3, 1, 1, 9, 9, 0},     {12, 10, 33, 3, 1, 1, 12, 10, 0},
+        {8, 8, 32, 3, 2, 0, 4, 4, 0},   {9, 11, 20, 3, 2, 0, 4, 5, 0},    {6, 5, 32, 3, 1, 1, 12, 10, 1},
+        {7, 7, 19, 3, 1, 1, 14, 14, 1}, {6, 6, 40, 1, 1, 0, 6, 6, 0},     {32, 32, 3, 16, 16, 0, 2, 2, 0},
+        {1, 1, 8, 3, 1, 1, 1, 1, 0},    {24, 24, 64, 3, 1, 1, 24, 24, 0}, {40, 26, 130, 3, 1, 1, 40, 26, 0},
+    };
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
+        conv_case(cx, TYPE_F32, shapes[i], 3);
+        conv_case(cx, TYPE_F16, shapes[i], 32);
+        conv_case(cx, TYPE_BF16, shapes[i], 45);
+    }
+}
+
+static void attention_cases(Compute *cx) {
+    for (int half = 0; half < 2; half++) {
+        int type = half ? TYPE_F16 : TYPE_F32;
+        attention_case(cx, type, 1, 1, 0, 2, 1, 16, 1);
+        attention_case(cx, type, 1, 100, 37, 4, 2, 128, 1);
+        attention_case(cx, type, 2, 65, 0, 4, 4, 20, 1);
+        attention_case(cx, type, 5, 64, 3, 4, 4, 33, 1);
+        attention_case(cx, type, 70, 70, 0, 2, 2, 64, 1);
+        attention_case(cx, type, 130, 30, 130, 2, 1, 64, 1);
+        attention_case(cx, type, 201, 201, 0, 3, 3, 64, 0);
+        attention_case(cx, type, 9, 144, 0, 1, 1, 512, 0);
+    }
+}
+
+int main(void) {
+    format_cases();
+    for (int i = 0; isa_names(i) != NULL; i++) {
+        Compute cx;
+        if (compute_init(&cx, 2, isa_names(i)) != 0) return 1;
+        linear_cases(&cx);
+        cx.fast_activations = 1;
+        linear_cases(&cx);
+        cx.fast_activations = 0;
+        conv_cases(&cx);
+        attention_cases(&cx);
+        norm_cases(&cx, 3, 64);
+        norm_cases(&cx, 70, 1024);
+        norm_cases(&cx, 2, 77);
+        group_norm_case(&cx, 9, 32, 32, 0);
+        group_norm_case(&cx, 577, 64, 32, 1);
+        group_norm_case(&cx, 130, 96, 32, 1);
+        element_cases(&cx);
+        report("no allocation failed", cx.failed, 0);
+        compute_free(&cx);
+        thread_case(isa_names(i));
+    }
+    printf("%d passed, %d failed\n", passed, failed);
+    return failed != 0;
+}
