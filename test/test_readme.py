@@ -18,7 +18,7 @@ def code_map() -> str:
     rows = []
     for entry in contents:
         number, title, holds = entry.groups()
-        heading = re.compile(rf"^   {number}  {title}(:|$| )")
+        heading = re.compile(rf"^   {number}  {title}([:, ]|$)")
         places = [i for i, line in enumerate(source) if heading.match(line) and set(source[i - 1][3:]) <= set("= ")]
         assert len(places) == 1, f"section {number}, {title}: {len(places)} headings"
         rows.append(f"| [{number} {title}](janus.c#L{places[0] + 1}) | {holds} |")

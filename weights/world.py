@@ -425,7 +425,8 @@ def ask_count(scene: Scene, rng: np.random.Generator) -> Question:
     place_words = pick(rng, "are there", "are in this photo", "are in the picture", "do you see", "are in this image")
     if rng.random() < 0.15:
         total = len(scene.things)
-        return "count", f"How many things {place_words}?", f"There {'is' if total == 1 else 'are'} {NUMBERS[total]} thing{'s' * (total > 1)}."
+        answer = "There is one thing." if total == 1 else f"There are {NUMBERS[total]} things."
+        return "count", f"How many things {place_words}?", answer
     kind = some_kind(scene, rng)
     count = sum(thing.kind == kind for thing in scene.things)
     answer = "There is one " + kind + "." if count == 1 else sentence(existence(count, kind))
@@ -463,15 +464,14 @@ def ask_relation(scene: Scene, rng: np.random.Generator) -> Question:
     relation = scene.relation
     if rng.random() < 0.5:
         one, other, relation = other, one, OPPOSITE[relation]
-    words = RELATIONS[relation]
-    form = rng.integers(4)
-    if form == 0:
-        return "relation", f"What is {words} the {other.kind}?", f"{with_article(one.kind).capitalize()} is {words} the {other.kind}."
-    if form == 1:
-        return "relation", f"Where is the {one.kind}?", f"The {one.kind} is {words} the {other.kind}."
-    if form == 2:
-        return "relation", f"Is the {one.kind} {words} the {other.kind}?", f"Yes, the {one.kind} is {words} the {other.kind}."
-    return "relation", f"Is the {other.kind} {words} the {one.kind}?", f"No, the {other.kind} is {RELATIONS[OPPOSITE[relation]]} the {one.kind}."
+    words, back = RELATIONS[relation], RELATIONS[OPPOSITE[relation]]
+    asked, answer = (
+        (f"What is {words} the {other.kind}?", sentence(f"{with_article(one.kind)} is {words} the {other.kind}")),
+        (f"Where is the {one.kind}?", f"The {one.kind} is {words} the {other.kind}."),
+        (f"Is the {one.kind} {words} the {other.kind}?", f"Yes, the {one.kind} is {words} the {other.kind}."),
+        (f"Is the {other.kind} {words} the {one.kind}?", f"No, the {other.kind} is {back} the {one.kind}."),
+    )[rng.integers(4)]
+    return "relation", asked, answer
 
 
 def ask_stranger(scene: Scene, rng: np.random.Generator) -> Question:
