@@ -103,8 +103,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gguf import GGML_QUANT_SIZES, GGUFValueType, GGUFWriter, quants
 from gguf import GGMLQuantizationType as Type
-from gguf import GGUFValueType, GGUFWriter, quants
 
 FORMAT_VERSION = 1
 ALIGNMENT = 64
@@ -1037,7 +1037,10 @@ class Checkpoint:
         shape = shard.entries[name][1]
         step = max(1, CHUNK_ELEMENTS // max(1, math.prod(shape[1:])))
         for first in range(0, shape[0], step):
-            yield widen(shard.read(name, first, min(first + step, shape[0])))
+            block = widen(shard.read(name, first, min(first + step, shape[0])))
+            if not np.isfinite(block).all():
+                raise Refused(f"tensor {name} holds a number that is not finite")
+            yield block
 
     def same(self, one: str, other: str) -> bool:
         """Whether two tensors are of one kind and hold the same numbers."""
@@ -1088,9 +1091,7 @@ def widen(block: np.ndarray) -> np.ndarray:
 
 
 def encode(block: np.ndarray, kind: Type, name: str) -> np.ndarray:
-    """float32 rows in a format of the file, to nearest even; refuses what is not finite before or after."""
-    if not np.isfinite(block).all():
-        raise Refused(f"tensor {name} holds a number that is not finite")
+    """Finite float32 rows in a format of the file, to nearest even; refuses what is not finite there."""
     if kind == Type.F32:
         return np.ascontiguousarray(block, "<f4")
     if kind == Type.BF16:
@@ -1100,16 +1101,12 @@ def encode(block: np.ndarray, kind: Type, name: str) -> np.ndarray:
     else:
         with np.errstate(over="ignore", invalid="ignore"):
             packed = quants.quantize(np.ascontiguousarray(block), kind)
-        scales = packed if kind == Type.F16 else packed.reshape(-1, quant_bytes(kind))[:, :2].copy().view(np.float16)
+        # A block of a quantised type begins with its scale, two bytes.
+        scales = packed if kind == Type.F16 else packed.reshape(-1, GGML_QUANT_SIZES[kind][1])[:, :2].copy().view("<f2")
         finite = np.isfinite(scales).all()
     if not finite:
         raise Refused(f"tensor {name} holds a number too large for {kind.name}")
     return packed
-
-
-def quant_bytes(kind: Type) -> int:
-    """Bytes of a block of 32 numbers; its first two are the scale."""
-    return {Type.Q8_0: 34, Type.Q4_0: 18}[kind]
 
 
 def storage_type(tensor: Tensor, dtype: str) -> Type:
@@ -1335,7 +1332,7 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             convert(options.folder, options.output, options.dtype)
     except (Refused, OSError, UnicodeError, MemoryError) as error:
-        print(f"convert.py: {error or 'out of memory'}", file=sys.stderr)
+        print("convert.py:", re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", str(error) or "out of memory"), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 128 + signal.SIGINT

@@ -76,6 +76,7 @@
 #include <windows.h>
 #include <fcntl.h>
 #include <io.h>
+#include <shellapi.h>
 #else
 #include <sys/stat.h>
 #include <unistd.h>
@@ -1044,8 +1045,8 @@ static const Kernels kernels_plain = {
 #define JOIN_NAMES(a, b) a##_##b
 #define JOIN(a, b)       JOIN_NAMES(a, b)
 #define KERNEL(f)        JOIN(f, KERNEL_NAME)
-#define TEXT_OF(a)       #a
-#define TEXT(a)          TEXT_OF(a)
+#define STRING_OF(a)       #a
+#define STRING(a)          STRING_OF(a)
 
 #endif
 #ifdef KERNEL_PASS
@@ -1742,7 +1743,7 @@ static void KERNEL(store_f16)(uint16_t *out, const float *x, int64_t n) {
 }
 
 static const Kernels KERNEL(kernels) = {
-    TEXT(KERNEL_NAME),
+    STRING(KERNEL_NAME),
     TILE_ROWS,
     TILE_COLS,
     {24, BLOCK, BLOCK, KERNEL(pack_rows), KERNEL(pack_weights), KERNEL(tile)},
@@ -2516,13 +2517,13 @@ typedef struct {
     size_t length;
 } StringView;
 
-typedef enum { TOKEN_NORMAL = 1, TOKEN_CONTROL = 3, TOKEN_USER_DEFINED = 4, TOKEN_UNUSED = 5 } TokenType;
+typedef enum { KIND_NORMAL = 1, KIND_CONTROL = 3, KIND_USER_DEFINED = 4, KIND_UNUSED = 5 } TokenKind;
 
 /* The tokenizer as the model file has it: normal tokens in the byte-level alphabet (see below), added tokens (control
    and user-defined) as they stand in text. */
 typedef struct {
     const StringView *tokens;   /* (vocab_size) */
-    const int32_t *token_types; /* (vocab_size) TokenType */
+    const int32_t *token_types; /* (vocab_size) TokenKind */
     int32_t vocab_size;
     const StringView *merges;   /* (merge_count) "left right", by rank */
     int64_t merge_count;
@@ -2893,8 +2894,8 @@ static size_t name_to_bytes(const int16_t *byte_of, StringView name, char *out) 
     return written;
 }
 
-static bool is_added(int32_t type) { return type == TOKEN_CONTROL || type == TOKEN_USER_DEFINED; }
-static bool is_used(int32_t type) { return type != TOKEN_UNUSED; }
+static bool is_added(int32_t type) { return type == KIND_CONTROL || type == KIND_USER_DEFINED; }
+static bool is_used(int32_t type) { return type != KIND_UNUSED; }
 
 /* Checks every token; *name_bytes: the bytes of all names. */
 static JanusStatus check_tokens(const TokenizerSpec *spec, int64_t *name_bytes, JanusError *error) {
@@ -2902,7 +2903,7 @@ static JanusStatus check_tokens(const TokenizerSpec *spec, int64_t *name_bytes, 
     for (int32_t id = 0; id < spec->vocab_size; id++) {
         const StringView name = spec->tokens[id];
         const int32_t type = spec->token_types[id];
-        if (type != TOKEN_NORMAL && !is_added(type) && is_used(type))
+        if (type != KIND_NORMAL && !is_added(type) && is_used(type))
             return fail(error, JANUS_BAD_MODEL, "tokenizer.ggml.token_type[%ld] is %ld, not 1, 3, 4 or 5; convert "
                         "the checkpoint again", (long)id, (long)type);
         if (name.length > TOKEN_LIMIT || !utf8_valid(name.text, name.length))
@@ -3941,19 +3942,19 @@ static Norm need_norm(Loader *loader, const char *prefix, int64_t width) {
     return norm;
 }
 
-/* A name such as vit.blk.3.fc1 in a buffer of its own. */
+/* A name such as vit.blk.3.fc1, put together where it is needed: name_of(NEW_NAME, "vit.blk.%d.fc1", 3). */
 typedef struct { char text[NAME_LIMIT]; } Name;
+#define NEW_NAME (&(Name){""})
 
 #if defined(__GNUC__)
-__attribute__((format(printf, 1, 2)))
+__attribute__((format(printf, 2, 3)))
 #endif
-static Name name_of(const char *format, ...) {
-    Name name;
+static const char *name_of(Name *name, const char *format, ...) {
     va_list arguments;
     va_start(arguments, format);
-    vsnprintf(name.text, sizeof name.text, format, arguments);
+    vsnprintf(name->text, sizeof name->text, format, arguments);
     va_end(arguments);
-    return name;
+    return name->text;
 }
 
 static void need_vision(Loader *loader) {
@@ -3967,15 +3968,15 @@ static void need_vision(Loader *loader) {
     m->vit_norm = need_norm(loader, "vit.norm", width);
     for (int i = 0; i < c->vit_layers && loader->status == JANUS_OK; i++) {
         VitBlock *block = &m->vit_blocks[i];
-        block->norm1 = need_norm(loader, name_of("vit.blk.%d.norm1", i).text, width);
-        block->qkv = need_linear(loader, name_of("vit.blk.%d.qkv", i).text, 3 * width, width);
-        block->proj = need_linear(loader, name_of("vit.blk.%d.proj", i).text, width, width);
-        block->norm2 = need_norm(loader, name_of("vit.blk.%d.norm2", i).text, width);
-        block->fc1 = need_linear(loader, name_of("vit.blk.%d.fc1", i).text, c->vit_mlp, width);
-        block->fc2 = need_linear(loader, name_of("vit.blk.%d.fc2", i).text, width, c->vit_mlp);
+        block->norm1 = need_norm(loader, name_of(NEW_NAME, "vit.blk.%d.norm1", i), width);
+        block->qkv = need_linear(loader, name_of(NEW_NAME, "vit.blk.%d.qkv", i), 3 * width, width);
+        block->proj = need_linear(loader, name_of(NEW_NAME, "vit.blk.%d.proj", i), width, width);
+        block->norm2 = need_norm(loader, name_of(NEW_NAME, "vit.blk.%d.norm2", i), width);
+        block->fc1 = need_linear(loader, name_of(NEW_NAME, "vit.blk.%d.fc1", i), c->vit_mlp, width);
+        block->fc2 = need_linear(loader, name_of(NEW_NAME, "vit.blk.%d.fc2", i), width, c->vit_mlp);
     }
     for (int i = 0; i < c->aligner_depth; i++)
-        m->aligner[i] = need_linear(loader, name_of("aligner.%d", i).text, c->hidden, i == 0 ? width : c->hidden);
+        m->aligner[i] = need_linear(loader, name_of(NEW_NAME, "aligner.%d", i), c->hidden, i == 0 ? width : c->hidden);
 }
 
 static void need_transformer(Loader *loader) {
@@ -3986,16 +3987,16 @@ static void need_transformer(Loader *loader) {
     m->output_norm = need_vector(loader, "output_norm", ".weight", hidden);
     for (int i = 0; i < c->layers && loader->status == JANUS_OK; i++) {
         TransformerBlock *block = &m->blocks[i];
-        Name prefix = name_of("blk.%d", i);
-        block->attn_norm = need_vector(loader, prefix.text, ".attn_norm.weight", hidden);
-        block->q = need_matrix(loader, prefix.text, ".attn_q.weight", q_width, hidden);
-        block->k = need_matrix(loader, prefix.text, ".attn_k.weight", kv_width, hidden);
-        block->v = need_matrix(loader, prefix.text, ".attn_v.weight", kv_width, hidden);
-        block->output = need_matrix(loader, prefix.text, ".attn_output.weight", hidden, q_width);
-        block->ffn_norm = need_vector(loader, prefix.text, ".ffn_norm.weight", hidden);
-        block->gate = need_matrix(loader, prefix.text, ".ffn_gate.weight", c->mlp, hidden);
-        block->up = need_matrix(loader, prefix.text, ".ffn_up.weight", c->mlp, hidden);
-        block->down = need_matrix(loader, prefix.text, ".ffn_down.weight", hidden, c->mlp);
+        const char *prefix = name_of(NEW_NAME, "blk.%d", i);
+        block->attn_norm = need_vector(loader, prefix, ".attn_norm.weight", hidden);
+        block->q = need_matrix(loader, prefix, ".attn_q.weight", q_width, hidden);
+        block->k = need_matrix(loader, prefix, ".attn_k.weight", kv_width, hidden);
+        block->v = need_matrix(loader, prefix, ".attn_v.weight", kv_width, hidden);
+        block->output = need_matrix(loader, prefix, ".attn_output.weight", hidden, q_width);
+        block->ffn_norm = need_vector(loader, prefix, ".ffn_norm.weight", hidden);
+        block->gate = need_matrix(loader, prefix, ".ffn_gate.weight", c->mlp, hidden);
+        block->up = need_matrix(loader, prefix, ".ffn_up.weight", c->mlp, hidden);
+        block->down = need_matrix(loader, prefix, ".ffn_down.weight", hidden, c->mlp);
     }
     /* a checkpoint with tied embeddings has no matrix of its own for the LM head */
     m->lm_head = m->token_embed;
@@ -4010,22 +4011,22 @@ static ResBlock need_res_block(Loader *loader, const char *prefix, int in, int o
     ResBlock block = {0};
     block.in = in;
     block.out = out;
-    block.norm1 = need_norm(loader, name_of("%s.norm1", prefix).text, in);
-    block.conv1 = need_conv(loader, name_of("%s.conv1", prefix).text, out, 3, in);
-    block.norm2 = need_norm(loader, name_of("%s.norm2", prefix).text, out);
-    block.conv2 = need_conv(loader, name_of("%s.conv2", prefix).text, out, 3, out);
-    if (in != out) block.shortcut = need_linear(loader, name_of("%s.shortcut", prefix).text, out, in);
+    block.norm1 = need_norm(loader, name_of(NEW_NAME, "%s.norm1", prefix), in);
+    block.conv1 = need_conv(loader, name_of(NEW_NAME, "%s.conv1", prefix), out, 3, in);
+    block.norm2 = need_norm(loader, name_of(NEW_NAME, "%s.norm2", prefix), out);
+    block.conv2 = need_conv(loader, name_of(NEW_NAME, "%s.conv2", prefix), out, 3, out);
+    if (in != out) block.shortcut = need_linear(loader, name_of(NEW_NAME, "%s.shortcut", prefix), out, in);
     return block;
 }
 
 static AttnBlock need_attn_block(Loader *loader, const char *prefix, int width) {
     AttnBlock block;
     block.width = width;
-    block.norm = need_norm(loader, name_of("%s.norm", prefix).text, width);
-    block.q = need_linear(loader, name_of("%s.q", prefix).text, width, width);
-    block.k = need_linear(loader, name_of("%s.k", prefix).text, width, width);
-    block.v = need_linear(loader, name_of("%s.v", prefix).text, width, width);
-    block.proj = need_linear(loader, name_of("%s.proj", prefix).text, width, width);
+    block.norm = need_norm(loader, name_of(NEW_NAME, "%s.norm", prefix), width);
+    block.q = need_linear(loader, name_of(NEW_NAME, "%s.q", prefix), width, width);
+    block.k = need_linear(loader, name_of(NEW_NAME, "%s.k", prefix), width, width);
+    block.v = need_linear(loader, name_of(NEW_NAME, "%s.v", prefix), width, width);
+    block.proj = need_linear(loader, name_of(NEW_NAME, "%s.proj", prefix), width, width);
     return block;
 }
 
@@ -4036,13 +4037,13 @@ static int need_levels(Loader *loader, VqHalf *half, const char *prefix, int wid
         VqLevel *level = &half->level[i];
         int depth = decoder ? c->levels - 1 - i : i, out = c->base_channels * c->multipliers[depth];
         for (int b = 0; b < c->res_blocks + (decoder ? 1 : 0); b++) {
-            level->res[b] = need_res_block(loader, name_of("%s.%d.res.%d", prefix, i, b).text, width, out);
+            level->res[b] = need_res_block(loader, name_of(NEW_NAME, "%s.%d.res.%d", prefix, i, b), width, out);
             width = out;
             if (depth == c->levels - 1)
-                level->attn[b] = need_attn_block(loader, name_of("%s.%d.attn.%d", prefix, i, b).text, width);
+                level->attn[b] = need_attn_block(loader, name_of(NEW_NAME, "%s.%d.attn.%d", prefix, i, b), width);
         }
         if (i < c->levels - 1)
-            level->resample = need_conv(loader, name_of("%s.%d.%s", prefix, i, decoder ? "up" : "down").text, width, 3, width);
+            level->resample = need_conv(loader, name_of(NEW_NAME, "%s.%d.%s", prefix, i, decoder ? "up" : "down"), width, 3, width);
     }
     return width;
 }
@@ -4051,13 +4052,13 @@ static void need_vq_half(Loader *loader, VqHalf *half, const char *prefix, bool 
     const Config *c = &loader->model->config;
     int deepest = c->base_channels * c->multipliers[c->levels - 1], first = decoder ? deepest : c->base_channels;
     half->mid_width = deepest;
-    half->conv_in = need_conv(loader, name_of("%s.conv_in", prefix).text, first, 3, decoder ? c->z_channels : 3);
+    half->conv_in = need_conv(loader, name_of(NEW_NAME, "%s.conv_in", prefix), first, 3, decoder ? c->z_channels : 3);
     half->out_width = need_levels(loader, half, prefix, first, decoder);
-    half->mid_res[0] = need_res_block(loader, name_of("%s.mid.0", prefix).text, deepest, deepest);
-    half->mid_attn = need_attn_block(loader, name_of("%s.mid.1", prefix).text, deepest);
-    half->mid_res[1] = need_res_block(loader, name_of("%s.mid.2", prefix).text, deepest, deepest);
-    half->norm_out = need_norm(loader, name_of("%s.norm_out", prefix).text, half->out_width);
-    half->conv_out = need_conv(loader, name_of("%s.conv_out", prefix).text, decoder ? 3 : c->z_channels, 3, half->out_width);
+    half->mid_res[0] = need_res_block(loader, name_of(NEW_NAME, "%s.mid.0", prefix), deepest, deepest);
+    half->mid_attn = need_attn_block(loader, name_of(NEW_NAME, "%s.mid.1", prefix), deepest);
+    half->mid_res[1] = need_res_block(loader, name_of(NEW_NAME, "%s.mid.2", prefix), deepest, deepest);
+    half->norm_out = need_norm(loader, name_of(NEW_NAME, "%s.norm_out", prefix), half->out_width);
+    half->conv_out = need_conv(loader, name_of(NEW_NAME, "%s.conv_out", prefix), decoder ? 3 : c->z_channels, 3, half->out_width);
 }
 
 static void need_generation(Loader *loader) {
@@ -4065,7 +4066,7 @@ static void need_generation(Loader *loader) {
     const Config *c = &m->config;
     m->gen_embed = need_matrix(loader, "gen_embed", ".weight", c->codebook, c->code_dim);
     for (int i = 0; i < c->gen_aligner_depth; i++)
-        m->gen_aligner[i] = need_linear(loader, name_of("gen_aligner.%d", i).text, c->hidden,
+        m->gen_aligner[i] = need_linear(loader, name_of(NEW_NAME, "gen_aligner.%d", i), c->hidden,
                                         i == 0 ? c->code_dim : c->hidden);
     m->gen_head_proj = need_linear(loader, "gen_head.proj", c->gen_head_width, c->hidden);
     m->gen_head = need_linear(loader, "gen_head.out", c->codebook, c->gen_head_width);
@@ -4145,8 +4146,8 @@ static void need_every_tensor_used(Loader *loader) {
     const ModelFile *file = &loader->model->file;
     for (int64_t i = 0; i < file->tensor_count && loader->status == JANUS_OK; i++) {
         if (file->tensors[i].used) continue;
-        Name name = name_of("%.*s", (int)file->tensors[i].name.length, file->tensors[i].name.text);
-        loader_fail(loader, "unknown or duplicate tensor", name.text, " (convert the checkpoint again)");
+        const char *name = name_of(NEW_NAME, "%.*s", (int)file->tensors[i].name.length, file->tensors[i].name.text);
+        loader_fail(loader, "unknown or duplicate tensor", name, " (convert the checkpoint again)");
     }
 }
 
@@ -4189,6 +4190,9 @@ static void need_model(Loader *loader) {
 #define STBI_ONLY_BMP
 #define STBI_NO_GIF
 #define STBI_MAX_DIMENSIONS 16384
+#if defined(__TINYC__)
+#define STBI_NO_SIMD
+#endif
 #define STB_IMAGE_WRITE_IMPLEMENTATION
 #define STB_IMAGE_WRITE_STATIC
 /* declared but never defined in stb_image.h; a static function must be */
@@ -4479,7 +4483,7 @@ static JanusStatus vit_forward(Work *work, const JanusModel *m, const float *pix
     }
     for (int i = 0; i < c->vit_layers && status == JANUS_OK; i++) {
         vit_block(work, c, &m->vit_blocks[i], x, T, h, wide);
-        tap(work, name_of("vision.block.%d", i).text, x, T, width, 0);
+        tap(work, name_of(NEW_NAME, "vision.block.%d", i), x, T, width, 0);
         status = work_progress(work, "see", i + 1, c->vit_layers, error);
     }
     if (status == JANUS_OK) {
@@ -4694,7 +4698,7 @@ static void transformer_block(Work *work, const Config *c, const TransformerBloc
 /* Taps x (R*T, D) as one tensor (T, D) a sequence: the first under its own name, the second behind "uncond.". */
 static void tap_sequences(Work *work, const char *name, const float *x, int64_t R, int64_t T, int64_t width) {
     for (int64_t r = 0; r < R && r < 2; r++)
-        tap(work, name_of("%s%s", r == 0 ? "" : "uncond.", name).text, x + r * T * width, T, width, 0);
+        tap(work, name_of(NEW_NAME, "%s%s", r == 0 ? "" : "uncond.", name), x + r * T * width, T, width, 0);
 }
 
 /* Reads T embeddings a sequence: x (R*T, D) in, the hidden states after the final norm out, and all keys and values are
@@ -4712,7 +4716,7 @@ static JanusStatus transformer_forward(Work *work, const JanusModel *m, float *x
     }
     for (int i = 0; i < c->layers && status == JANUS_OK; i++) {
         transformer_block(work, c, &m->blocks[i], i, &s, sequences, x);
-        if (tapped) tap_sequences(work, name_of("transformer.block.%d", i).text, x, R, T, c->hidden);
+        if (tapped) tap_sequences(work, name_of(NEW_NAME, "transformer.block.%d", i), x, R, T, c->hidden);
         if (T > 1) status = work_progress(work, "read", i + 1, c->layers, error);
     }
     if (status == JANUS_OK) {
@@ -5064,8 +5068,8 @@ static int64_t vq_room(const Config *c) {
     for (int i = 0; i < c->levels; i++) {
         const int64_t side = (int64_t)c->grid << (c->levels - 1 - i);
         /* a level is entered with the width of the level before it, on either way */
-        for (int near = i - 1; near <= i + 1; near++) {
-            const int multiplier = near < 0 ? 1 : near >= c->levels ? c->multipliers[i] : c->multipliers[near];
+        for (int beside = i - 1; beside <= i + 1; beside++) {
+            const int multiplier = beside < 0 ? 1 : beside >= c->levels ? c->multipliers[i] : c->multipliers[beside];
             const int64_t floats = checked_product(side, side, (int64_t)c->base_channels * multiplier);
             if (floats > room) room = floats;
         }
@@ -5101,7 +5105,7 @@ static JanusStatus vq_encoder_levels(Work *work, const JanusModel *m, float *x, 
             side /= 2;
             memcpy(x, y, (size_t)(side * side * width) * sizeof *x);
         }
-        tap(work, name_of("vq.encoder.level.%d", i).text, x, side * side, width, 0);
+        tap(work, name_of(NEW_NAME, "vq.encoder.level.%d", i), x, side * side, width, 0);
         status = work_status(work, error);
         if (status == JANUS_OK) status = work_progress(work, "encode", i + 1, c->levels, error);
     }
@@ -5233,7 +5237,7 @@ static JanusStatus vq_decoder_levels(Work *work, const JanusModel *m, float **x,
             *x = filled;
             side *= 2;
         }
-        tap(work, name_of("vq.decoder.level.%d", i).text, *x, side * side,
+        tap(work, name_of(NEW_NAME, "vq.decoder.level.%d", i), *x, side * side,
             (int64_t)c->base_channels * c->multipliers[c->levels - 1 - i], 0);
         status = work_status(work, error);
         if (status == JANUS_OK) status = work_progress(work, "decode", i + 1, c->levels, error);
@@ -5667,7 +5671,7 @@ static JanusStatus answer_emit(Work *work, Answer *answer, const char *text, siz
 static JanusStatus answer_token(Work *work, const JanusModel *m, Answer *answer, int32_t id, JanusError *error) {
     size_t length = 0;
     const char *bytes = token_bytes(&m->tokenizer, id, &length);
-    if (id >= 0 && m->token_types[id] == TOKEN_CONTROL) return JANUS_OK;
+    if (id >= 0 && m->token_types[id] == KIND_CONTROL) return JANUS_OK;
     char *text = malloc(3 * (length + 1));
     if (text == NULL) return fail_memory(error);
     length = id < 0 ? utf8_stream_finish(&answer->stream, text)

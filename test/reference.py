@@ -606,6 +606,23 @@ def run_conversation(reference: Reference, turns: list[Turn], taps: Taps) -> lis
 
 
 @torch.no_grad()
+def fresh_logits(reference: Reference, turns: list[Turn]) -> np.ndarray:
+    """The LM logits (V) that begin the last turn's answer, from one pass over the whole conversation, without a cache."""
+    language, parts, ended = reference.model.model.language_model, [], []
+    for number, turn in enumerate(turns):
+        ids = torch.tensor(ended + question_ids(reference, turn.question, len(turn.images), number == 0))
+        embeddings = language.embed_tokens(ids).clone()
+        if turn.images:
+            seen = torch.cat([see(reference, image, Taps()) for image in turn.images])
+            embeddings[ids == reference.ids["image"]] = seen
+        parts.append(embeddings)
+        eos = reference.ids["eos"]
+        ended = turn.answer if turn.answer[-1] == eos else [*turn.answer, eos]
+    hidden = language(inputs_embeds=torch.cat(parts)[None], use_cache=False).last_hidden_state
+    return reference.model.lm_head(hidden[0, -1]).numpy()
+
+
+@torch.no_grad()
 def run_drawing(reference: Reference, prompt: str, ids: list[int], weight: float, taps: Taps) -> list[np.ndarray]:
     """Draws with the given ids fed back and guidance `weight`; returns the guided logits of each step."""
     inner, cache, guided = reference.model.model, DynamicCache(), []

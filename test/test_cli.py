@@ -289,6 +289,19 @@ def test_info() -> None:
     assert b"transformer" in done.stdout and b"f16" in done.stdout and not done.stderr
 
 
+def test_quantize(tmp_path: Path) -> None:
+    """A smaller copy that works; without its arguments, or with bad ones, no file."""
+    succeeds("quantize", "--type", "q8_0", "-o", tmp_path / "small.gguf", MODEL, model=None)
+    assert b"q8_0" in succeeds("info", "-m", tmp_path / "small.gguf").stdout
+    assert (tmp_path / "small.gguf").stat().st_size < MODEL.stat().st_size
+    (tmp_path / "small.gguf").unlink()
+    for arguments in (["--type", "q5", "-o", tmp_path / "x.gguf", MODEL],
+                      ["-o", tmp_path / "x.gguf", tmp_path / "missing"],
+                      ["-o", tmp_path / "no" / "x.gguf", MODEL], ["-o", tmp_path / "x.gguf"], [MODEL]):
+        fails("quantize", *arguments, model=None, code=(1, 2))
+    assert not list(tmp_path.iterdir())
+
+
 # ---- The model file ----
 
 def test_model_from_the_environment(tmp_path: Path) -> None:

@@ -497,6 +497,40 @@ static void test_batch(const char *name) {
     close_golden(&golden);
 }
 
+/* Keeps the difference between the first LM logits and the recorded ones. */
+typedef struct {
+    Recording *recording;
+    double difference;
+} FirstLogits;
+
+static void first_logits(void *user, const char *name, JanusElement type, const void *data, const int64_t *shape,
+                         int dims) {
+    FirstLogits *first = user;
+    const Record *record = find_record(first->recording, "ask/lm.logits");
+    (void)type, (void)dims;
+    if (strcmp(name, "lm.logits") == 0 && first->difference < 0 && shape[0] == record->count)
+        first->difference = relative_difference(data, record->floats, record->count);
+}
+
+/* Keys and values in float16 cost half the memory and little accuracy. */
+static void test_half_cache(void) {
+    Golden golden = open_golden("plain");
+    FirstLogits first = {NULL, -1};
+    JanusSessionOptions options = janus_session_defaults();
+    const JanusAskOptions ask = greedy_answer(1);
+    first.recording = &golden.recording;
+    options.half_cache = 1;
+    options.tap = first_logits;
+    options.user = &first;
+    JanusSession *session = open_session(golden.model, &options);
+    report(janus_ask(session, input(&golden.recording, "question")->text, &golden.image, 1, &ask, NULL, NULL) ==
+               JANUS_OK, 0, "an answer with a float16 cache");
+    report(first.difference > 1e-6 && first.difference < 5e-3, 1, "float16 cache: the first logits are %.1e away",
+           first.difference);
+    janus_session_free(session);
+    close_golden(&golden);
+}
+
 /* ---- Conversations ---- */
 
 typedef struct {
@@ -970,6 +1004,42 @@ static void test_model_files(void) {
     remove(temporary);
 }
 
+/* A quantised copy loads, is smaller and answers; what cannot be quantised is refused and leaves no file. */
+static void test_quantize(void) {
+    Golden golden = open_golden("grouped");
+    JanusModel *model = NULL;
+    JanusError error = {JANUS_OK, ""};
+    const JanusAskOptions ask = greedy_answer(3);
+    char *answer = NULL;
+    for (int i = 0; i < 2; i++) {
+        const char *type = i == 0 ? "q8_0" : "q4_0";
+        const int written = janus_quantize(golden.path, temporary, type, &error) == JANUS_OK &&
+                            janus_load(temporary, &model, &error) == JANUS_OK;
+        if (!report(written, 1, "%s: a quantised copy is written and loads %s", type, error.message)) continue;
+        report(strcmp(janus_info(model).weight_type, type) == 0, 1, "%s is what the copy says it is", type);
+        report(janus_info(model).file_bytes < janus_info(golden.model).file_bytes, 1, "%s: the copy is smaller", type);
+        JanusSession *session = open_session(model, NULL);
+        report(janus_ask(session, "What is it?", &golden.image, 1, &ask, &answer, NULL) == JANUS_OK, 1, "%s answers",
+               type);
+        free(answer);
+        answer = NULL;
+        janus_session_free(session);
+        janus_free(model);
+        model = NULL;
+        remove(temporary);
+    }
+    memset(&error, 0, sizeof error);
+    expect(janus_quantize(golden.path, temporary, "q3_k", &error), JANUS_BAD_ARGUMENT, &error, "an unknown type");
+    memset(&error, 0, sizeof error);
+    expect(janus_quantize("no/such.gguf", temporary, "q8_0", &error), JANUS_IO_ERROR, &error, "nothing to quantise");
+    memset(&error, 0, sizeof error);
+    expect(janus_quantize(golden.path, "no/such/x.gguf", "q8_0", &error), JANUS_IO_ERROR, &error, "nowhere to write");
+    FILE *file = fopen(temporary, "rb");
+    report(file == NULL, 1, "refused quantisations leave no file");
+    if (file != NULL) fclose(file);
+    close_golden(&golden);
+}
+
 /* ---- Images ---- */
 
 static void test_image_files(void) {
@@ -1105,6 +1175,7 @@ int main(int count, char **arguments) {
     test_batch("plain");
     test_batch("grouped");
     test_batch("tied");
+    test_half_cache();
     test_conversation();
     test_full_context();
     test_cancel_call(0, "an answer");
@@ -1116,6 +1187,7 @@ int main(int count, char **arguments) {
     test_bad_options();
     test_bad_ids();
     test_model_files();
+    test_quantize();
     test_image_files();
     test_image_shapes();
     test_text_round_trip();

@@ -244,7 +244,7 @@ def verify_ask(case: Case, shapes: list[tuple[int, int]], question: str = QUESTI
 
 def verify_chat(case: Case, with_image: bool) -> None:
     """Two turns of a conversation over one cache."""
-    from reference import Taps, Turn, run_conversation
+    from reference import Taps, Turn, fresh_logits, run_conversation
     path, image = case.picture(90, 61, 5)
     case.table.title("conversation of two turns, " + ("one picture" if with_image else "text only"))
     questions = [QUESTION, "How many of them are there?"]
@@ -259,6 +259,8 @@ def verify_chat(case: Case, with_image: bool) -> None:
     compare(case.table, dump, taps)
     for number, (answer, scores) in enumerate(zip(ids, logits)):
         case.table.choices(f"greedy answer ids, turn {number + 1}", answer, scores)
+    second = dump.all("lm.logits")[len(ids[0])]
+    case.table.stage("lm.logits, all read afresh", [(second, fresh_logits(case.reference, turns))])
 
 
 def verify_generate(case: Case, weight: float = 5.0) -> None:
@@ -327,6 +329,20 @@ def verify_encode(case: Case, width: int, height: int) -> None:
     compare(case.table, dump, taps, skip=("image.pixels",))
     check_pixels(case.table, dump, taps)
     case.table.check("written picture", "", bool((np.asarray(Image.open(picture)) == dump.get("image.pixels")).all()))
+
+
+def verify_quantize(case: Case, folder: Path, dtype: str) -> None:
+    """`janus quantize` makes of the unquantised file what convert.py makes of the checkpoint."""
+    from gguf import GGUFReader
+    whole, mine = case.work / "whole.gguf", case.work / "quantized.gguf"
+    convert(folder, whole, None)
+    run([ROOT / "janus", "quantize", "--type", dtype, "-o", mine, whole])
+    ours, theirs = ({tensor.name: tensor for tensor in GGUFReader(path).tensors} for path in (mine, case.file))
+    case.table.title("janus quantize")
+    wrong = [name for name, tensor in theirs.items() if name not in ours or ours[name].tensor_type != tensor.tensor_type
+             or not np.array_equal(ours[name].data, tensor.data)]
+    same = not wrong and set(ours) == set(theirs)
+    case.table.row("tensors as convert.py's", str(len(theirs)), len(theirs), f"{len(wrong)} differ", same)
 
 
 def verify_model(case: Case, thorough: bool) -> None:
@@ -413,7 +429,10 @@ def verify_suite(threads: int, verbose: bool) -> Table:
             write_checkpoint(folder, geometry, number + 1, layout, kind, shards)
             convert(folder, file, dtype)
             table = Table(1e-4 if dtype is None else 2e-3, quiet=not verbose)
-            verify_model(Case(file, load(folder if dtype is None else file), table, Path(work), threads=threads), True)
+            case = Case(file, load(folder if dtype is None else file), table, Path(work), threads=threads)
+            verify_model(case, thorough=True)
+            if dtype in ("q8_0", "q4_0"):
+                verify_quantize(case, folder, dtype)
         files = f"{shards} .{kind}" if kind == "bin" else f"{shards} .safet."
         print(f"{name:<24} {layout:<13} {files:<14} {dtype or 'f32':<5} {table.passed + table.failed:>5} "
               f"{table.worst:>14.1e}   {'OK' if not table.failed else 'NOT OK'}", flush=True)
@@ -438,7 +457,7 @@ def main() -> int:
     parser.add_argument("--verbose", action="store_true", help="with --suite: every row")
     options = parser.parse_args()
     import torch
-    torch.set_num_threads(options.threads)
+    torch.set_num_threads(1 if options.suite else options.threads)  # small tensors gain nothing from more
     if options.suite:
         table = verify_suite(options.threads, options.verbose)
     elif options.full:

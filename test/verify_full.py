@@ -138,8 +138,15 @@ def full_1b(work: Path, threads: int) -> Table:
 class SessionOptions(ctypes.Structure):
     """JanusSessionOptions of janus.h."""
     PROGRESS = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int64, ctypes.c_int64)
-    _fields_ = [("threads", ctypes.c_int), ("isa", ctypes.c_char_p), ("user", ctypes.c_void_p), ("progress", PROGRESS),
-                ("text", ctypes.c_void_p), ("tap", ctypes.c_void_p)]
+    _fields_ = [
+        ("threads", ctypes.c_int),
+        ("isa", ctypes.c_char_p),
+        ("half_cache", ctypes.c_int),
+        ("user", ctypes.c_void_p),
+        ("progress", PROGRESS),
+        ("text", ctypes.c_void_p),
+        ("tap", ctypes.c_void_p),
+    ]
 
 
 def ten_steps(library: Path, file: Path, threads: int) -> int:

@@ -11,8 +11,9 @@
     python weights/eval.py --quick                      about half a minute, fewer cases, lower bars
     python weights/eval.py --samples weights/samples.png    the contact sheet
 
-Drawing follows GenEval's six categories, one picture a prompt, seed = number of the prompt, the library's default settings
-(CFG 5, temperature 1). Half of the prompts name only combinations that training met, half name one that it never met.
+Drawing follows GenEval's six categories, one picture a prompt, seed = number of the prompt, the library's default
+settings (CFG 5, temperature 1). Half of the prompts name only combinations that training met, half name one that it
+never met.
 """
 
 from __future__ import annotations
@@ -63,8 +64,9 @@ class JanusError(ctypes.Structure):
 
 class SessionOptions(ctypes.Structure):
     """JanusSessionOptions of janus.h."""
-    _fields_ = [("threads", ctypes.c_int), ("isa", ctypes.c_char_p), ("half_cache", ctypes.c_int), ("user", ctypes.c_void_p),
-                ("progress", ctypes.c_void_p), ("text", ctypes.c_void_p), ("tap", ctypes.c_void_p)]
+    _fields_ = [("threads", ctypes.c_int), ("isa", ctypes.c_char_p), ("half_cache", ctypes.c_int),
+                ("user", ctypes.c_void_p), ("progress", ctypes.c_void_p), ("text", ctypes.c_void_p),
+                ("tap", ctypes.c_void_p)]
 
 
 class GenerateOptions(ctypes.Structure):
@@ -303,7 +305,8 @@ def make_questions(count: int, held_out: bool, seed: int) -> list[tuple[np.ndarr
         scene = world.random_scene(rng, held_out)
         while asker is world.ask_relation and not scene.is_pair:
             scene = world.random_scene(rng, held_out)
-        question = asker(scene, rng, held_out) if asker is world.ask_exists else asker(scene, rng)
+        names_absent = asker in (world.ask_exists, world.ask_relation)
+        question = asker(scene, rng, held_out) if names_absent else asker(scene, rng)
         cases.append((world.render(scene), question))
     return cases
 
@@ -332,9 +335,11 @@ def question_about(prompt: Prompt, rng: np.random.Generator) -> tuple[str, str]:
     if prompt.category == "single object":
         return "What is this?", f"It is {world.with_article(kind)}."
     if prompt.category == "counting":
-        return f"How many {world.plural(kind)} are in this photo?", world.sentence(world.existence(len(prompt.things), kind))
+        answer = world.sentence(world.existence(len(prompt.things), kind))
+        return f"How many {world.plural(kind)} are in this photo?", answer
     if prompt.relation:
-        return f"Where is the {kind}?", f"The {kind} is {world.RELATIONS[prompt.relation]} the {prompt.things[1][0]}."
+        other = prompt.things[1][0]
+        return f"Where is the {kind}?", f"The {kind} is {world.RELATIONS[prompt.relation]} the {other}."
     if colour:
         kind, colour = prompt.things[rng.integers(len(prompt.things))]
         return f"What colour is the {kind}?", f"The {kind} is {colour}."
@@ -349,17 +354,18 @@ def score_both(janus: Janus, prompts: list[Prompt], pictures: list[np.ndarray], 
     asked = [(i, *question_about(prompts[i], rng)) for i in chosen]
     answers = work("both", lambda job: janus.ask(pictures[job[0]], job[1]), asked)
     print("Both at once: draw a held-out prompt, ask about the picture")
-    report.row("answer agrees with prompt", mean(a == w for a, (_, _, w) in zip(answers, asked)), f"{count} prompts", "both")
+    share = mean(answer == wanted for answer, (_, _, wanted) in zip(answers, asked))
+    report.row("answer agrees with prompt", share, f"{count} prompts", "both")
 
 
 # --- The contact sheet -----------------------------------------------------------------------------------------------
 
 SAMPLES = (
-    "a photo of a red star", "a green tree", "a blue house", "a yellow car", "three pink hearts", "four orange circles",
-    "two purple triangles", "a brown square", "a red car to the left of a green tree", "a yellow star above a blue house",
-    "a pink heart and a green car", "a purple house below an orange circle", "a tree on a mint background",
-    "a yellow heart on black", "three green stars on a lavender background", "four red cars",
-    "a blue heart to the right of a red house", "a green square under a pink circle",
+    "a photo of a red star", "a green tree", "a blue house", "a yellow car", "three pink hearts",
+    "four orange circles", "two purple triangles", "a brown square", "a red car to the left of a green tree",
+    "a yellow star above a blue house", "a pink heart and a green car", "a purple house below an orange circle",
+    "a tree on a mint background", "a yellow heart on black", "three green stars on a lavender background",
+    "four red cars", "a blue heart to the right of a red house", "a green square under a pink circle",
 )
 
 
@@ -411,7 +417,8 @@ def main() -> int:
     if not quick:
         print("Judge")
         report.row("right on rendered scenes", judge.accuracy(), "1000 scenes", "")
-    print(f"{time.time() - start:.0f} s; " + ("under the bar: " + ", ".join(report.missed) if report.missed else "all bars reached"))
+    verdict = "under the bar: " + ", ".join(report.missed) if report.missed else "all bars reached"
+    print(f"{time.time() - start:.0f} s; {verdict}")
     return 1 if report.missed else 0
 
 

@@ -69,8 +69,8 @@ def silhouette(solid: np.ndarray, soft: np.ndarray) -> np.ndarray:
     centre_y, centre_x = (rows[0] + rows[-1] + 1) / 2, (columns[0] + columns[-1] + 1) / 2
     side = max(rows[-1] - rows[0], columns[-1] - columns[0]) + 3.0
     frame = (centre_x - side / 2, centre_y - side / 2, centre_x + side / 2, centre_y + side / 2)
-    image = Image.fromarray(np.pad(soft, 16).astype(np.float32))
-    moved = tuple(value + 16 for value in frame)
+    image = Image.fromarray(np.pad(soft, world.SIZE).astype(np.float32))
+    moved = tuple(value + world.SIZE for value in frame)
     return np.asarray(image.resize((GRAIN, GRAIN), Image.Resampling.BILINEAR, box=moved)).ravel()
 
 

@@ -72,7 +72,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """Things on a background. Either all of one kind and colour, or two of two kinds; of two, left or top comes first."""
+    """Things on a background. Either all of one kind and colour, or two of two kinds, left or top first."""
 
     things: tuple[Thing, ...]
     background: str
@@ -458,19 +458,24 @@ def ask_exists(scene: Scene, rng: np.random.Generator, held_out: bool = False) -
     return "exists", asked, answer
 
 
-def ask_relation(scene: Scene, rng: np.random.Generator) -> Question:
-    """What stands on one side of a thing, where a thing is, or whether it is there; only for a pair."""
+def ask_relation(scene: Scene, rng: np.random.Generator, held_out: bool = False) -> Question:
+    """What stands on one side of a thing, where a thing is, or whether it is there; only for a pair.
+
+    A question to be answered with no names the reverse of what is seen: a held-out one only where that is allowed.
+    """
     one, other = scene.things
     relation = scene.relation
     if rng.random() < 0.5:
         one, other, relation = other, one, OPPOSITE[relation]
     words, back = RELATIONS[relation], RELATIONS[OPPOSITE[relation]]
+    first, second = (thing.kind for thing in reversed(scene.things))
+    denied = held_out or (first, scene.relation, second) not in HELD_OUT["triple"]
     asked, answer = (
         (f"What is {words} the {other.kind}?", sentence(f"{with_article(one.kind)} is {words} the {other.kind}")),
         (f"Where is the {one.kind}?", f"The {one.kind} is {words} the {other.kind}."),
         (f"Is the {one.kind} {words} the {other.kind}?", f"Yes, the {one.kind} is {words} the {other.kind}."),
         (f"Is the {other.kind} {words} the {one.kind}?", f"No, the {other.kind} is {back} the {one.kind}."),
-    )[rng.integers(4)]
+    )[rng.integers(4 if denied else 3)]
     return "relation", asked, answer
 
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
 """Holds the drawing of ids in C against PyTorch: the same seed and probabilities must give the same ids.
 
-    pytest test/test_rng.py             the quick form
-    python test/test_rng.py [--full]    the same, printing what was counted; --full: 1,000 seeds and 10^9 exponentials
+    pytest test/verify_rng.py             the quick form
+    python test/verify_rng.py [--full]    the same, printing what was counted; --full: 1,000 seeds and 10^9 exponentials
 
-JANUS_LIBRARY names the shared library to test (default: libjanus.so beside janus.c). Needs torch and numpy, and
+JANUS_INTERNALS names the shared library to test (default: build/libinternals.so, which make verify builds). Needs torch and numpy, and
 transformers for the two tests of answers. The tests follow the torch that runs them: under torch 2.0 to 2.6 with MKL
 they hold the MKL variant to it (2.0 can differ: its q can be 0), under any other the generic one.
 """
@@ -61,8 +61,11 @@ class RankedLogit(ctypes.Structure):
 
 def load_library() -> ctypes.CDLL:
     """The library under test, with the argument types that ctypes cannot guess."""
-    default = Path(__file__).resolve().parent.parent / "libjanus.so"
-    library = ctypes.CDLL(os.environ.get("JANUS_LIBRARY", str(default)))
+    default = Path(__file__).resolve().parent.parent / "build" / "libinternals.so"
+    library = ctypes.CDLL(os.environ.get("JANUS_INTERNALS", str(default)))
+    for name in ("torch_rng_seed", "torch_exponential", "torch_multinomial", "scale_temperature", "softmax_probs",
+                 "keep_top_k", "keep_top_p"):
+        setattr(library, name, getattr(library, "test_" + name))
     library.torch_rng_seed.argtypes = [ctypes.POINTER(TorchRng), ctypes.c_int, ctypes.c_uint64]
     library.torch_exponential.argtypes = [ctypes.POINTER(TorchRng), FLOATS, ctypes.c_int64]
     library.scale_temperature.argtypes = [FLOATS, ctypes.c_int, ctypes.c_double]
