@@ -430,19 +430,31 @@ static int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step 
       hundreds of small jobs of one decoding step find it awake.
    ==================================================================================================================== */
 
-#if defined(JANUS_NO_THREADS)
-typedef int Thread;
-typedef int Mutex;
-typedef int Condition;
-#define mutex_init(m)         (*(m) = 0)
-#define mutex_lock(m)         ((void)(m))
-#define mutex_unlock(m)       ((void)(m))
-#define mutex_free(m)         ((void)(m))
-#define condition_init(c)     (*(c) = 0)
-#define condition_wait(c, m)  ((void)(c))
-#define condition_wake_all(c) ((void)(c))
-#define condition_free(c)     ((void)(c))
-#elif defined(_WIN32)
+typedef void (*Job)(void *ctx, int thread, int64_t begin, int64_t end);
+
+#if !defined(_WIN32) && (!defined(__GNUC__) || defined(__TINYC__)) && !defined(JANUS_NO_THREADS)
+#define JANUS_NO_THREADS /* no atomic counters */
+#endif
+
+#ifdef JANUS_NO_THREADS
+typedef struct {
+    int threads;
+} Pool;
+
+static Pool *pool_create(int threads) {
+    Pool *p = malloc(sizeof *p);
+    (void)threads;
+    if (p != NULL) p->threads = 1;
+    return p;
+}
+static void pool_free(Pool *p) { free(p); }
+static void pool_run(Pool *p, Job job, void *ctx, int64_t count, int64_t grain) {
+    (void)p;
+    for (int64_t i = 0; i < count; i += grain) job(ctx, 0, i, min_i64(count, i + grain));
+}
+
+#else
+#ifdef _WIN32
 typedef HANDLE Thread;
 typedef SRWLOCK Mutex;
 typedef CONDITION_VARIABLE Condition;
@@ -454,6 +466,9 @@ typedef CONDITION_VARIABLE Condition;
 #define condition_wait(c, m) SleepConditionVariableSRW((c), (m), INFINITE, 0)
 #define condition_wake_all   WakeAllConditionVariable
 #define condition_free(c)    ((void)(c))
+#define counter_add(c, n)    InterlockedExchangeAdd((c), (n)) /* sequentially consistent, returns the old value */
+#define counter_get(c)       InterlockedExchangeAdd((c), 0)
+#define cpu_relax()          YieldProcessor()
 #else
 #include <pthread.h>
 typedef pthread_t Thread;
@@ -467,10 +482,20 @@ typedef pthread_cond_t Condition;
 #define condition_wait     pthread_cond_wait
 #define condition_wake_all pthread_cond_broadcast
 #define condition_free     pthread_cond_destroy
+#define counter_add(c, n)  __atomic_fetch_add((c), (n), __ATOMIC_SEQ_CST)
+#define counter_get(c)     __atomic_load_n((c), __ATOMIC_SEQ_CST)
+#if defined(__x86_64__) || defined(__i386__)
+#define cpu_relax() __builtin_ia32_pause()
+#elif defined(__aarch64__)
+#define cpu_relax() __asm__ volatile("yield")
+#else
+#define cpu_relax() ((void)0)
+#endif
 #endif
 
-typedef void (*Job)(void *ctx, int thread, int64_t begin, int64_t end);
 typedef struct Pool Pool;
+typedef volatile long Counter;
+
 typedef struct {
     Pool *pool;
     int index;
@@ -478,9 +503,9 @@ typedef struct {
 } Worker;
 
 struct Pool {
-    int threads;                          /* the caller of pool_run counts as thread 0 */
-    volatile int round, next, busy, quit; /* jobs given out, next chunk of this job, workers not done with it */
-    volatile int sleepers;
+    int threads;               /* the caller of pool_run counts as thread 0 */
+    Counter round, next, busy; /* 1, 0, 1, ... for each job; next chunk of it; workers not done with it */
+    Counter sleepers, quit;
     Job job;
     void *ctx;
     int64_t count, grain;
@@ -489,100 +514,44 @@ struct Pool {
     Worker *workers; /* (threads - 1) */
 };
 
-/* Sequentially consistent counters; a compiler without atomics takes the lock instead. */
-#if defined(JANUS_NO_THREADS)
-static int counter_add(Pool *p, volatile int *counter, int n) {
-    (void)p;
-    *counter += n;
-    return *counter - n;
-}
-static int counter_get(Pool *p, volatile int *counter) {
-    (void)p;
-    return *counter;
-}
-#elif defined(__GNUC__) && !defined(__TINYC__)
-static int counter_add(Pool *p, volatile int *counter, int n) {
-    (void)p;
-    return __atomic_fetch_add(counter, n, __ATOMIC_SEQ_CST);
-}
-static int counter_get(Pool *p, volatile int *counter) {
-    (void)p;
-    return __atomic_load_n(counter, __ATOMIC_SEQ_CST);
-}
-#elif defined(_WIN32)
-static int counter_add(Pool *p, volatile int *counter, int n) {
-    (void)p;
-    return InterlockedExchangeAdd((volatile LONG *)counter, n);
-}
-static int counter_get(Pool *p, volatile int *counter) { return counter_add(p, counter, 0); }
-#else
-static int counter_add(Pool *p, volatile int *counter, int n) {
-    mutex_lock(&p->mutex);
-    int old = *counter;
-    *counter = old + n;
-    mutex_unlock(&p->mutex);
-    return old;
-}
-static int counter_get(Pool *p, volatile int *counter) { return counter_add(p, counter, 0); }
-#endif
-
-#if defined(__GNUC__) && (defined(__x86_64__) || defined(__i386__)) && !defined(__TINYC__)
-#define cpu_relax() __builtin_ia32_pause()
-#elif defined(__GNUC__) && defined(__aarch64__) && !defined(__TINYC__)
-#define cpu_relax() __asm__ volatile("yield")
-#else
-#define cpu_relax() ((void)0)
-#endif
-
-#ifndef JANUS_NO_THREADS
-enum { SPIN_ROUNDS = 5000 };
-
-static void wait_until(Pool *p, volatile int *counter, int value) {
-    for (int i = 0; i < SPIN_ROUNDS; i++) {
-        if (counter_get(p, counter) == value) return;
+static void wait_until(Pool *p, Counter *counter, long value) {
+    for (int spin = 0; spin < 5000; spin++) {
+        if (counter_get(counter) == value) return;
         cpu_relax();
     }
     /* A sleeper counts itself before it looks again; whoever changes a counter looks for sleepers after the change. */
-    counter_add(p, &p->sleepers, 1);
-    while (counter_get(p, counter) != value) {
-        mutex_lock(&p->mutex);
-#if defined(__GNUC__) && !defined(__TINYC__) || defined(_WIN32)
-        int changed = counter_get(p, counter) == value;
-#else
-        int changed = *counter == value; /* the lock is ours already */
-#endif
-        if (!changed) condition_wait(&p->changed, &p->mutex);
-        mutex_unlock(&p->mutex);
-    }
-    counter_add(p, &p->sleepers, -1);
+    counter_add(&p->sleepers, 1);
+    mutex_lock(&p->mutex);
+    while (counter_get(counter) != value) condition_wait(&p->changed, &p->mutex);
+    mutex_unlock(&p->mutex);
+    counter_add(&p->sleepers, -1);
 }
 
-static void wake_sleepers(Pool *p) {
-    if (counter_get(p, &p->sleepers) > 0) {
+static void change_counter(Pool *p, Counter *counter, long n) {
+    counter_add(counter, n);
+    if (counter_get(&p->sleepers) > 0) {
         mutex_lock(&p->mutex);
         condition_wake_all(&p->changed);
         mutex_unlock(&p->mutex);
     }
 }
-#endif
 
 static void run_chunks(Pool *p, int thread) {
     int64_t chunks = (p->count + p->grain - 1) / p->grain;
-    for (int64_t i; (i = counter_add(p, &p->next, 1)) < chunks;)
+    for (int64_t i; (i = counter_add(&p->next, 1)) < chunks;)
         p->job(p->ctx, thread, i * p->grain, min_i64(p->count, (i + 1) * p->grain));
 }
 
-#ifndef JANUS_NO_THREADS
 static void worker_loop(const Worker *worker) {
     Pool *p = worker->pool;
-    for (unsigned round = 1;; round++) {
-        wait_until(p, &p->round, (int)round);
-        if (p->quit) return;
+    for (long round = 1;; round ^= 1) { /* counts 1, 0, 1, ... */
+        wait_until(p, &p->round, round);
+        if (counter_get(&p->quit)) return;
         run_chunks(p, worker->index);
-        counter_add(p, &p->busy, -1);
-        wake_sleepers(p);
+        change_counter(p, &p->busy, -1);
     }
 }
+
 #ifdef _WIN32
 static DWORD WINAPI worker_main(void *worker) {
     worker_loop(worker);
@@ -601,40 +570,36 @@ static void *worker_main(void *worker) {
 static int thread_start(Worker *w) { return pthread_create(&w->thread, NULL, worker_main, w) == 0; }
 static void thread_join(Worker *w) { pthread_join(w->thread, NULL); }
 #endif
-#endif
 
 /* A pool of at most `threads` (fewer where the system gives no more), or NULL without memory. */
 static Pool *pool_create(int threads) {
     Pool *p = calloc(1, sizeof *p);
-    Worker *workers = threads > 1 ? calloc((size_t)threads - 1, sizeof *workers) : NULL;
-    if (p == NULL || (threads > 1 && workers == NULL)) {
+    Worker *workers = calloc(threads > 1 ? (size_t)threads - 1 : 1, sizeof *workers);
+    if (p == NULL || workers == NULL) {
         free(workers);
         free(p);
         return NULL;
     }
-    p->threads = 1;
     p->workers = workers;
     mutex_init(&p->mutex);
     condition_init(&p->changed);
-#ifndef JANUS_NO_THREADS
-    for (; p->threads < threads; p->threads++) {
+    for (p->threads = 1; p->threads < threads; p->threads++) {
         Worker *w = &workers[p->threads - 1];
         w->pool = p;
         w->index = p->threads;
         if (!thread_start(w)) break;
     }
-#endif
     return p;
 }
 
+/* Gives the workers their next round. */
+static void start_round(Pool *p) { change_counter(p, &p->round, counter_get(&p->round) ? -1 : 1); }
+
 static void pool_free(Pool *p) {
     if (p == NULL) return;
-#ifndef JANUS_NO_THREADS
-    p->quit = 1;
-    counter_add(p, &p->round, 1);
-    wake_sleepers(p);
+    counter_add(&p->quit, 1);
+    start_round(p);
     for (int i = 1; i < p->threads; i++) thread_join(&p->workers[i - 1]);
-#endif
     condition_free(&p->changed);
     mutex_free(&p->mutex);
     free(p->workers);
@@ -643,24 +608,22 @@ static void pool_free(Pool *p) {
 
 /* Runs job(ctx, thread, begin, end) over [0, count) in chunks of `grain`; returns when all are done. */
 static void pool_run(Pool *p, Job job, void *ctx, int64_t count, int64_t grain) {
-    grain = max_i64(grain, count / (1 << 30) + 1); /* chunk numbers fit an int */
+    grain = max_i64(grain, count / (1 << 30) + 1); /* chunk numbers fit a long */
     if (p->threads == 1 || count <= grain) {
         for (int64_t i = 0; i < count; i += grain) job(ctx, 0, i, min_i64(count, i + grain));
         return;
     }
-#ifndef JANUS_NO_THREADS
     p->job = job;
     p->ctx = ctx;
     p->count = count;
     p->grain = grain;
     p->next = 0;
     p->busy = p->threads - 1;
-    counter_add(p, &p->round, 1);
-    wake_sleepers(p);
+    start_round(p);
     run_chunks(p, 0);
     wait_until(p, &p->busy, 0);
-#endif
 }
+#endif
 
 /* ====================================================================================================================
    4  Number formats
@@ -709,7 +672,6 @@ static uint16_t read_u16(const void *p) {
     const unsigned char *b = p;
     return (uint16_t)(b[0] | b[1] << 8);
 }
-static uint32_t read_u32(const void *p) { return read_u16(p) | (uint32_t)read_u16((const char *)p + 2) << 16; }
 static void write_u16(void *p, uint16_t u) {
     unsigned char *b = p;
     b[0] = (unsigned char)u;
@@ -749,9 +711,7 @@ static uint16_t f32_to_f16(float f) {
 static void expand_plain(float *out, int type, const void *row, int64_t begin, int64_t n) {
     const unsigned char *p = row;
     switch (type) {
-    case TYPE_F32:
-        for (int64_t i = 0; i < n; i++) out[i] = bits_float(read_u32(p + 4 * (begin + i)));
-        break;
+    case TYPE_F32: memcpy(out, p + 4 * begin, (size_t)n * sizeof *out); break;
     case TYPE_F16:
         for (int64_t i = 0; i < n; i++) out[i] = f16_to_f32(read_u16(p + 2 * (begin + i)));
         break;
@@ -841,8 +801,8 @@ typedef struct {
 typedef struct {
     const char *name;
     int tile_rows, tile_cols;
-    Packing exact, bf16,
-        int8; /* bf16, int8: for BF16 and for Q8_0, Q4_0 weights, x rounded likewise; tile NULL if slow here */
+    Packing exact;
+    Packing bf16, int8; /* for BF16 and for Q8_0, Q4_0 weights, x rounded likewise; tile is NULL where there is none */
     /* out[i] = element begin + i of a row */
     void (*expand)(float *out, int type, const void *row, int64_t begin, int64_t n);
     /* out[t * out_stride + o] = x[t] . w[o] + bias[o] for t < T, first <= o < last; rows of length n. The rows of x
@@ -944,7 +904,7 @@ static float softmax_block_plain(float *x, int64_t n, float scale, float *max, f
     float old = *max, total = 0;
     for (int64_t i = 0; i < n; i++) *max = fmaxf(*max, scale * x[i]);
     for (int64_t i = 0; i < n; i++) total += x[i] = expf(scale * x[i] - *max);
-    float factor = expf(old - *max);
+    float factor = *max > old ? expf(old - *max) : 1;
     *sum = factor * *sum + total;
     return factor;
 }
@@ -1045,87 +1005,37 @@ static const Kernels kernels_plain = {
 #define JOIN_NAMES(a, b) a##_##b
 #define JOIN(a, b)       JOIN_NAMES(a, b)
 #define KERNEL(f)        JOIN(f, KERNEL_NAME)
-#define STRING_OF(a)       #a
-#define STRING(a)          STRING_OF(a)
+#define TEXT_NAME(a)     #a
+#define KERNEL_TEXT(a)   TEXT_NAME(a)
 
 #endif
 #ifdef KERNEL_PASS
 
-/* vf is a vector of VL floats, vb sixteen bytes. */
-#if KERNEL_PASS >= PASS_AVX512
-#define vf           __m512
-#define VL           16
-#define TILE_ROWS    12
-#define TILE_VECTORS 2
-#define DOT_ROWS     4
-#define v_zero       _mm512_setzero_ps
-#define v_set1       _mm512_set1_ps
-#define v_load       _mm512_loadu_ps
-#define v_store      _mm512_storeu_ps
-#define v_add        _mm512_add_ps
-#define v_sub        _mm512_sub_ps
-#define v_mul        _mm512_mul_ps
-#define v_div        _mm512_div_ps
-#define v_max        _mm512_max_ps
-#define v_min        _mm512_min_ps
-#define v_fma        _mm512_fmadd_ps
-#define v_abs        _mm512_abs_ps
-#define v_sum        _mm512_reduce_add_ps
-#define v_largest    _mm512_reduce_max_ps
-#define v_round(a)   _mm512_roundscale_ps(a, 8)
-#define v_power(n)                                                                                                     \
-    _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)), 23))
-#define v_load_f16(p) _mm512_cvtph_ps(_mm256_loadu_si256((const void *)(p)))
-#define v_load_bf16(p)                                                                                                 \
-    _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)(p))), 16))
-#define v_store_f16(p, a) _mm256_storeu_si256((void *)(p), _mm512_cvtps_ph(a, 8))
-#define v_zip_low         _mm512_unpacklo_ps
-#define v_zip_high        _mm512_unpackhi_ps
-#define v_zip_low2(a, b)  _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(a), _mm512_castps_pd(b)))
-#define v_zip_high2(a, b) _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(a), _mm512_castps_pd(b)))
-#define v_widen(w, b)     ((w)[0] = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(b)))
-#define v_nibble(b, shift)                                                                                             \
-    _mm512_permutexvar_ps(_mm512_srli_epi32(_mm512_cvtepu8_epi32(b), shift),                                           \
-                          _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6,                          \
-                                         7)) /* looks up the lowest four bits of each */
-
+#if KERNEL_PASS != PASS_NEON && !defined(__clang__)
+#pragma GCC push_options
+#if KERNEL_PASS == PASS_AVX2
+#pragma GCC target("avx2,fma,f16c")
+#elif KERNEL_PASS == PASS_AVX512
+#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")
+#else
+#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni")
+#endif
 #elif KERNEL_PASS == PASS_AVX2
-#define vf           __m256
-#define VL           8
-#define TILE_ROWS    6
-#define TILE_VECTORS 2
-#define DOT_ROWS     2
-#define v_zero       _mm256_setzero_ps
-#define v_set1       _mm256_set1_ps
-#define v_load       _mm256_loadu_ps
-#define v_store      _mm256_storeu_ps
-#define v_add        _mm256_add_ps
-#define v_sub        _mm256_sub_ps
-#define v_mul        _mm256_mul_ps
-#define v_div        _mm256_div_ps
-#define v_max        _mm256_max_ps
-#define v_min        _mm256_min_ps
-#define v_fma        _mm256_fmadd_ps
-#define v_abs(a)     _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a)
-#define v_sum        KERNEL(sum)
-#define v_largest    KERNEL(largest)
-#define v_round(a)   _mm256_round_ps(a, 8)
-#define v_power(n)                                                                                                     \
-    _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23))
-#define v_load_f16(p) _mm256_cvtph_ps(_mm_loadu_si128((const void *)(p)))
-#define v_load_bf16(p)                                                                                                 \
-    _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const void *)(p))), 16))
-#define v_store_f16(p, a) _mm_storeu_si128((void *)(p), _mm256_cvtps_ph(a, 8))
-#define v_zip_low         _mm256_unpacklo_ps
-#define v_zip_high        _mm256_unpackhi_ps
-#define v_zip_low2(a, b)  _mm256_castpd_ps(_mm256_unpacklo_pd(_mm256_castps_pd(a), _mm256_castps_pd(b)))
-#define v_zip_high2(a, b) _mm256_castpd_ps(_mm256_unpackhi_pd(_mm256_castps_pd(a), _mm256_castps_pd(b)))
-#define v_widen(w, b)                                                                                                  \
-    ((w)[0] = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(b)),                                                             \
-     (w)[1] = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(b, 8))))
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
+#elif KERNEL_PASS == PASS_AVX512
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq"))),              \
+                             apply_to = function)
+#elif KERNEL_PASS == PASS_AVX512BF16
+#pragma clang attribute push(                                                                                          \
+    __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni"))),                 \
+    apply_to = function)
+#endif
 
-#elif KERNEL_PASS == PASS_NEON
+/* The primitives. vf is a vector of VL floats, vb sixteen bytes; v_fma(a, b, c) is a b + c; the zips interleave the
+   low or high halves of each 16-byte lane of a and b, by one or by two floats. */
+#if KERNEL_PASS == PASS_NEON
 #define vf                float32x4_t
+#define vb                int8x16_t
 #define VL                4
 #define TILE_ROWS         8
 #define TILE_VECTORS      2
@@ -1138,10 +1048,9 @@ static const Kernels kernels_plain = {
 #define v_sub             vsubq_f32
 #define v_mul             vmulq_f32
 #define v_div             vdivq_f32
-#define v_max             vmaxq_f32
-#define v_min             vminq_f32
+#define v_maximum         vmaxq_f32
+#define v_minimum         vminq_f32
 #define v_fma(a, b, c)    vfmaq_f32(c, a, b)
-#define v_abs             vabsq_f32
 #define v_sum             vaddvq_f32
 #define v_largest         vmaxvq_f32
 #define v_round           vrndnq_f32
@@ -1158,18 +1067,78 @@ static const Kernels kernels_plain = {
      (w)[1] = vcvtq_f32_s32(vmovl_high_s16(vmovl_s8(vget_low_s8(b)))),                                                 \
      (w)[2] = vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_high_s8(b)))),                                                \
      (w)[3] = vcvtq_f32_s32(vmovl_high_s16(vmovl_high_s8(b))))
-#endif
-
-#if KERNEL_PASS == PASS_NEON
-#define vb                int8x16_t
 #define b_load(p)         vld1q_s8((const void *)(p))
 #define b_low_nibbles(b)  vsubq_s8(vandq_s8(b, vdupq_n_s8(15)), vdupq_n_s8(8))
 #define b_high_nibbles(b) vsubq_s8(vreinterpretq_s8_u8(vshrq_n_u8(vreinterpretq_u8_s8(b), 4)), vdupq_n_s8(8))
+#ifdef __ARM_FEATURE_DOTPROD
+#define vi                int32x4_t
+#define i_bits            vreinterpretq_s32_f32
+#define i_float           vcvtq_f32_s32
+#define i_dot(sums, w, x) vdotq_s32(sums, vreinterpretq_s8_f32(w), vreinterpretq_s8_f32(x))
+#define b_store(p, b)     vst1q_s8((void *)(p), b)
+#define b_offset(b)       (b)
+#endif
+
 #else
+#if KERNEL_PASS == PASS_AVX2
+#define MM(f)     JOIN(_mm256, f)
+#define vf        __m256
+#define VL        8
+#define TILE_ROWS 6
+#define DOT_ROWS  2
+#define v_sum     KERNEL(sum)
+#define v_largest KERNEL(largest)
+#define v_bits    _mm256_castsi256_ps
+#define v_widen(w, b)                                                                                                  \
+    ((w)[0] = MM(cvtepi32_ps)(MM(cvtepi8_epi32)(b)), (w)[1] = MM(cvtepi32_ps)(MM(cvtepi8_epi32)(_mm_srli_si128(b, 8))))
+#define h_load(p)     _mm_loadu_si128((const void *)(p))
+#define h_store(p, h) _mm_storeu_si128((void *)(p), h)
+#else
+#define MM(f)         JOIN(_mm512, f)
+#define vf            __m512
+#define VL            16
+#define TILE_ROWS     12
+#define DOT_ROWS      4
+#define v_sum         _mm512_reduce_add_ps
+#define v_largest     _mm512_reduce_max_ps
+#define v_bits        _mm512_castsi512_ps
+#define v_widen(w, b) ((w)[0] = MM(cvtepi32_ps)(MM(cvtepi8_epi32)(b)))
+#define h_load(p)     _mm256_loadu_si256((const void *)(p))
+#define h_store(p, h) _mm256_storeu_si256((void *)(p), h)
+#endif
+#define TILE_VECTORS      2
 #define vb                __m128i
+#define v_zero            MM(setzero_ps)
+#define v_set1            MM(set1_ps)
+#define v_load            MM(loadu_ps)
+#define v_store           MM(storeu_ps)
+#define v_add             MM(add_ps)
+#define v_sub             MM(sub_ps)
+#define v_mul             MM(mul_ps)
+#define v_div             MM(div_ps)
+#define v_maximum         MM(max_ps)
+#define v_minimum         MM(min_ps)
+#define v_fma             MM(fmadd_ps)
+#define v_round(a)        MM(cvtepi32_ps)(MM(cvtps_epi32)(a))
+#define v_power(n)        v_bits(MM(slli_epi32)(MM(add_epi32)(MM(cvtps_epi32)(n), MM(set1_epi32)(127)), 23))
+#define v_load_f16(p)     MM(cvtph_ps)(h_load(p))
+#define v_load_bf16(p)    v_bits(MM(slli_epi32)(MM(cvtepu16_epi32)(h_load(p)), 16))
+#define v_store_f16(p, a) h_store(p, MM(cvtps_ph)(a, 8))
+#define v_zip_low         MM(unpacklo_ps)
+#define v_zip_high        MM(unpackhi_ps)
+#define v_zip_low2(a, b)  MM(castpd_ps)(MM(unpacklo_pd)(MM(castps_pd)(a), MM(castps_pd)(b)))
+#define v_zip_high2(a, b) MM(castpd_ps)(MM(unpackhi_pd)(MM(castps_pd)(a), MM(castps_pd)(b)))
 #define b_load(p)         _mm_loadu_si128((const void *)(p))
 #define b_low_nibbles(b)  _mm_sub_epi8(_mm_and_si128(b, _mm_set1_epi8(15)), _mm_set1_epi8(8))
 #define b_high_nibbles(b) b_low_nibbles(_mm_srli_epi16(b, 4))
+#if KERNEL_PASS == PASS_AVX512BF16
+#define vi                __m512i
+#define i_bits            _mm512_castps_si512
+#define i_float           _mm512_cvtepi32_ps
+#define i_dot(sums, w, x) _mm512_dpbusd_epi32(sums, i_bits(w), i_bits(x))
+#define b_store(p, b)     _mm_storeu_si128((void *)(p), b)
+#define b_offset(b)       _mm_xor_si128(b, _mm_set1_epi8(-128))
+#endif
 #endif
 
 #define TILE_COLS     (TILE_VECTORS * VL)
@@ -1213,8 +1182,10 @@ INLINE void KERNEL(load_block)(vf *w, const int type, const char *row, int64_t k
     } else {
         vb quants = b_load(row + k / BLOCK * Q4_0_BYTES + 2);
 #if KERNEL_PASS >= PASS_AVX512
-        w[0] = v_nibble(quants, 0);
-        w[1] = v_nibble(quants, 4);
+        const vf nibble = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
+        __m512i bytes = _mm512_cvtepu8_epi32(quants); /* the look-up takes the lowest four bits of each number */
+        w[0] = _mm512_permutexvar_ps(bytes, nibble);
+        w[1] = _mm512_permutexvar_ps(_mm512_srli_epi32(bytes, 4), nibble);
 #else
         v_widen(w, b_low_nibbles(quants));
         v_widen(w + BLOCK_VECTORS / 2, b_high_nibbles(quants));
@@ -1238,7 +1209,7 @@ INLINE void KERNEL(load_rest)(vf *w, const int type, const char *row, int64_t k,
     KERNEL(load_block)(w, type, rest, 0, 1);
 }
 
-INLINE void KERNEL(expand_type)(float *out, const int type, const void *row, int64_t begin, int64_t n) {
+INLINE void KERNEL(expand_type)(const int type, float *out, const void *row, int64_t begin, int64_t n) {
     vf w[BLOCK_VECTORS];
     int64_t k = 0;
     for (; k + BLOCK <= n; k += BLOCK) {
@@ -1261,14 +1232,20 @@ INLINE void KERNEL(expand_type)(float *out, const int type, const void *row, int
     }
 }
 
+/* f(type, ...) with the type a constant, so that each gets its own loop. */
+#define BY_TYPE(type, f, ...)                                                                                          \
+    do {                                                                                                               \
+        switch (type) {                                                                                                \
+        case TYPE_F32: f(TYPE_F32, __VA_ARGS__); break;                                                                \
+        case TYPE_F16: f(TYPE_F16, __VA_ARGS__); break;                                                                \
+        case TYPE_BF16: f(TYPE_BF16, __VA_ARGS__); break;                                                              \
+        case TYPE_Q8_0: f(TYPE_Q8_0, __VA_ARGS__); break;                                                              \
+        default: f(TYPE_Q4_0, __VA_ARGS__);                                                                            \
+        }                                                                                                              \
+    } while (0)
+
 static void KERNEL(expand)(float *out, int type, const void *row, int64_t begin, int64_t n) {
-    switch (type) {
-    case TYPE_F32: KERNEL(expand_type)(out, TYPE_F32, row, begin, n); break;
-    case TYPE_F16: KERNEL(expand_type)(out, TYPE_F16, row, begin, n); break;
-    case TYPE_BF16: KERNEL(expand_type)(out, TYPE_BF16, row, begin, n); break;
-    case TYPE_Q8_0: KERNEL(expand_type)(out, TYPE_Q8_0, row, begin, n); break;
-    default: KERNEL(expand_type)(out, TYPE_Q4_0, row, begin, n);
-    }
+    BY_TYPE(type, KERNEL(expand_type), out, row, begin, n);
 }
 
 /* sums[r][t] = w[r] . x[t] for R rows of W and T <= 4 of x. One row of W at a time streams best from memory; where
@@ -1309,8 +1286,8 @@ INLINE void KERNEL(dot_rows)(float (*sums)[4], const int type, const int R, cons
     for (int t = 0; t < T; t++) sums[r][t] = v_sum(v_add(sum[r][t][0], sum[r][t][1]));
 }
 
-INLINE void KERNEL(dot_type)(float *out, int64_t out_stride, const float *x, int64_t x_stride, int64_t T,
-                             const int type, Rows w, const float *bias, int64_t n, int64_t first, int64_t last) {
+INLINE void KERNEL(dot_type)(const int type, float *out, int64_t out_stride, const float *x, int64_t x_stride,
+                             int64_t T, Rows w, const float *bias, int64_t n, int64_t first, int64_t last) {
     for (int64_t o = first, rows; o < last; o += rows) {
         const char *row = w.data + o * w.stride;
         rows = (T > 2 || type == TYPE_Q8_0 || type == TYPE_Q4_0) && last - o >= DOT_ROWS ? DOT_ROWS : 1;
@@ -1334,13 +1311,7 @@ INLINE void KERNEL(dot_type)(float *out, int64_t out_stride, const float *x, int
 
 static void KERNEL(dot)(float *out, int64_t out_stride, const float *x, int64_t x_stride, int64_t T, Rows w,
                         const float *bias, int64_t n, int64_t first, int64_t last) {
-    switch (w.type) {
-    case TYPE_F32: KERNEL(dot_type)(out, out_stride, x, x_stride, T, TYPE_F32, w, bias, n, first, last); break;
-    case TYPE_F16: KERNEL(dot_type)(out, out_stride, x, x_stride, T, TYPE_F16, w, bias, n, first, last); break;
-    case TYPE_BF16: KERNEL(dot_type)(out, out_stride, x, x_stride, T, TYPE_BF16, w, bias, n, first, last); break;
-    case TYPE_Q8_0: KERNEL(dot_type)(out, out_stride, x, x_stride, T, TYPE_Q8_0, w, bias, n, first, last); break;
-    default: KERNEL(dot_type)(out, out_stride, x, x_stride, T, TYPE_Q4_0, w, bias, n, first, last);
-    }
+    BY_TYPE(w.type, KERNEL(dot_type), out, out_stride, x, x_stride, T, w, bias, n, first, last);
 }
 
 /* Sixteen-byte lane g of the result is rows[4 * g][k .. k + 3]. */
@@ -1386,7 +1357,7 @@ static void KERNEL(pack_rows)(float *out, const float *const *rows, int64_t n) {
         for (int r = 0; r < TILE_ROWS; r++) out[k * TILE_ROWS + r] = rows[r][k];
 }
 
-INLINE void KERNEL(pack_type)(float *out, const int type, Rows w, int64_t count, int64_t begin, int64_t n) {
+INLINE void KERNEL(pack_type)(const int type, float *out, Rows w, int64_t count, int64_t begin, int64_t n) {
     float expanded[VL][BLOCK] = {{0}};
     const float *rows[VL];
     for (int64_t k = 0; k < n; k += BLOCK) {
@@ -1397,7 +1368,7 @@ INLINE void KERNEL(pack_type)(float *out, const int type, Rows w, int64_t count,
             if (c < count && type == TYPE_F32)
                 rows[c] = (const float *)(const void *)row + begin + k;
             else if (c < count)
-                KERNEL(expand_type)(expanded[c], type, row, begin + k, m);
+                KERNEL(expand_type)(type, expanded[c], row, begin + k, m);
         }
         for (int64_t i = 0; i + 4 <= m; i += 4) KERNEL(transpose)(out + (k + i) * TILE_COLS, TILE_COLS, rows, i);
         for (int64_t i = m / 4 * 4; i < m; i++)
@@ -1407,13 +1378,7 @@ INLINE void KERNEL(pack_type)(float *out, const int type, Rows w, int64_t count,
 
 static void KERNEL(pack_weights)(float *out, Rows w, int64_t count, int64_t begin, int64_t n) {
     for (int first = 0; first < TILE_COLS; first += VL, out += VL, count -= VL, w.data += VL * w.stride)
-        switch (w.type) {
-        case TYPE_F32: KERNEL(pack_type)(out, TYPE_F32, w, count, begin, n); break;
-        case TYPE_F16: KERNEL(pack_type)(out, TYPE_F16, w, count, begin, n); break;
-        case TYPE_BF16: KERNEL(pack_type)(out, TYPE_BF16, w, count, begin, n); break;
-        case TYPE_Q8_0: KERNEL(pack_type)(out, TYPE_Q8_0, w, count, begin, n); break;
-        default: KERNEL(pack_type)(out, TYPE_Q4_0, w, count, begin, n);
-        }
+        BY_TYPE(w.type, KERNEL(pack_type), out, w, count, begin, n);
 }
 
 static void KERNEL(pack_values)(float *out, Rows v, int64_t count, int64_t begin, int64_t n) {
@@ -1428,7 +1393,15 @@ static void KERNEL(pack_values)(float *out, Rows v, int64_t count, int64_t begin
     }
 }
 
-static void KERNEL(tile)(float *out, int64_t stride, const float *a, const float *b, int64_t n, int add) {
+#if KERNEL_PASS == PASS_AVX512BF16
+#define v_fma_pairs(a, b, c) _mm512_dpbf16_ps(c, (__m512bh)(a), (__m512bh)(b))
+#else
+#define v_fma_pairs v_fma /* not called */
+#endif
+
+/* Words of one float, or of a pair of bf16. */
+INLINE void KERNEL(tile_words)(const int pairs, float *out, int64_t stride, const float *a, const float *b, int64_t n,
+                               int add) {
     vf sum[TILE_ROWS][TILE_VECTORS];
     UNROLL
     for (int r = 0; r < TILE_ROWS; r++) UNROLL
@@ -1441,7 +1414,8 @@ static void KERNEL(tile)(float *out, int64_t stride, const float *a, const float
         for (int r = 0; r < TILE_ROWS; r++) {
             vf x = v_set1(a[k * TILE_ROWS + r]);
             UNROLL
-            for (int v = 0; v < TILE_VECTORS; v++) sum[r][v] = v_fma(x, w[v], sum[r][v]);
+            for (int v = 0; v < TILE_VECTORS; v++)
+                sum[r][v] = pairs ? v_fma_pairs(x, w[v], sum[r][v]) : v_fma(x, w[v], sum[r][v]);
         }
     }
     UNROLL
@@ -1450,6 +1424,10 @@ static void KERNEL(tile)(float *out, int64_t stride, const float *a, const float
         float *p = out + r * stride + v * VL;
         v_store(p, add ? v_add(v_load(p), sum[r][v]) : sum[r][v]);
     }
+}
+
+static void KERNEL(tile)(float *out, int64_t stride, const float *a, const float *b, int64_t n, int add) {
+    KERNEL(tile_words)(0, out, stride, a, b, n, add);
 }
 
 #if KERNEL_PASS == PASS_AVX512BF16
@@ -1474,31 +1452,31 @@ static void KERNEL(pack_weights_bf16)(float *out, Rows w, int64_t count, int64_t
 }
 
 static void KERNEL(tile_bf16)(float *out, int64_t stride, const float *a, const float *b, int64_t n, int add) {
-    vf sum[TILE_ROWS][TILE_VECTORS];
-    UNROLL
-    for (int r = 0; r < TILE_ROWS; r++) UNROLL
-    for (int v = 0; v < TILE_VECTORS; v++) sum[r][v] = v_zero();
-    for (int64_t k = 0; k < n / 2; k++) {
-        __m512bh w[TILE_VECTORS];
-        UNROLL
-        for (int v = 0; v < TILE_VECTORS; v++) w[v] = (__m512bh)_mm512_loadu_si512(b + k * TILE_COLS + v * VL);
-        UNROLL
-        for (int r = 0; r < TILE_ROWS; r++) {
-            __m512bh x = (__m512bh)v_set1(a[k * TILE_ROWS + r]);
-            UNROLL
-            for (int v = 0; v < TILE_VECTORS; v++) sum[r][v] = _mm512_dpbf16_ps(sum[r][v], w[v], x);
-        }
-    }
-    UNROLL
-    for (int r = 0; r < TILE_ROWS; r++) UNROLL
-    for (int v = 0; v < TILE_VECTORS; v++) {
-        float *p = out + r * stride + v * VL;
-        v_store(p, add ? v_add(v_load(p), sum[r][v]) : sum[r][v]);
-    }
+    KERNEL(tile_words)(1, out, stride, a, b, n / 2, add);
 }
 
-/* int8: x is rounded block by block as Q8_0 is. The dot product wants one operand unsigned: weights are stored plus
-   128, and the sums start at -128 times the sum of the block of x. */
+#endif
+
+#ifdef vi
+/* int8: x is rounded block by block as Q8_0 is. The dot product of x86 wants one operand unsigned: weights are stored
+   plus 128 (b_offset), and the sums start at -128 times the sum of the block of x. Returns that correction. */
+INLINE int32_t KERNEL(quantize)(int8_t *out, const float *x, float inverse) {
+#if KERNEL_PASS == PASS_NEON
+    for (int i = 0; i < BLOCK; i += 8) {
+        int16x4_t low = vmovn_s32(vcvtnq_s32_f32(vmulq_n_f32(v_load(x + i), inverse)));
+        int16x4_t high = vmovn_s32(vcvtnq_s32_f32(vmulq_n_f32(v_load(x + i + 4), inverse)));
+        vst1_s8(out + i, vmovn_s16(vcombine_s16(low, high)));
+    }
+    return 0;
+#else
+    __m512i low = _mm512_cvtps_epi32(v_mul(v_load(x), v_set1(inverse)));
+    __m512i high = _mm512_cvtps_epi32(v_mul(v_load(x + VL), v_set1(inverse)));
+    b_store(out, _mm512_cvtepi32_epi8(low));
+    b_store(out + VL, _mm512_cvtepi32_epi8(high));
+    return -128 * _mm512_reduce_add_epi32(_mm512_add_epi32(low, high));
+#endif
+}
+
 static void KERNEL(pack_rows_int8)(float *out, const float *const *rows, int64_t n) {
     for (int64_t k = 0; k < n; k += BLOCK, out += 10 * TILE_ROWS) {
         int8_t quants[TILE_ROWS][BLOCK];
@@ -1506,13 +1484,12 @@ static void KERNEL(pack_rows_int8)(float *out, const float *const *rows, int64_t
         float scales[TILE_ROWS];
         int32_t corrections[TILE_ROWS];
         for (int r = 0; r < TILE_ROWS; r++) {
-            vf x0 = v_load(rows[r] + k), x1 = v_load(rows[r] + k + VL);
-            scales[r] = v_largest(v_max(v_abs(x0), v_abs(x1))) / 127;
-            vf inverse = v_set1(scales[r] > 0 ? 1 / scales[r] : 0);
-            __m512i q0 = _mm512_cvtps_epi32(v_mul(x0, inverse)), q1 = _mm512_cvtps_epi32(v_mul(x1, inverse));
-            corrections[r] = -128 * _mm512_reduce_add_epi32(_mm512_add_epi32(q0, q1));
-            _mm_storeu_si128((void *)quants[r], _mm512_cvtepi32_epi8(q0));
-            _mm_storeu_si128((void *)(quants[r] + VL), _mm512_cvtepi32_epi8(q1));
+            vf top = v_zero();
+            UNROLL
+            for (int i = 0; i < BLOCK; i += VL)
+                top = v_maximum(top, v_maximum(v_load(rows[r] + k + i), v_sub(v_zero(), v_load(rows[r] + k + i))));
+            scales[r] = v_largest(top) / 127;
+            corrections[r] = KERNEL(quantize)(quants[r], rows[r] + k, scales[r] > 0 ? 1 / scales[r] : 0);
             words[r] = (const float *)(const void *)quants[r];
         }
         KERNEL(pack_fours)(out, words, BLOCK / 4);
@@ -1525,33 +1502,30 @@ static void KERNEL(pack_weights_int8)(float *out, Rows w, int64_t count, int64_t
     int64_t bytes = w.type == TYPE_Q8_0 ? Q8_0_BYTES : Q4_0_BYTES;
     uint8_t quants[TILE_COLS][BLOCK] = {{0}};
     uint16_t scales[TILE_COLS] = {0};
-    Rows words = {TYPE_F32, (const char *)quants, BLOCK};
     for (int64_t k = 0; k < n; k += BLOCK, out += 9 * TILE_COLS) {
         for (int64_t c = 0; c < min_i64(count, TILE_COLS); c++) {
             const char *block = w.data + c * w.stride + (begin + k) / BLOCK * bytes;
-            __m128i low = b_load(block + 2), high = _mm_setzero_si128();
+            vb low = b_load(block + 2), high = low;
             memcpy(&scales[c], block, sizeof *scales);
             if (w.type == TYPE_Q8_0) {
-                high = _mm_xor_si128(b_load(block + 18), _mm_set1_epi8(-128));
-                low = _mm_xor_si128(low, _mm_set1_epi8(-128));
-            } else { /* nibble - 8 + 128 */
-                high = _mm_add_epi8(_mm_and_si128(_mm_srli_epi16(low, 4), _mm_set1_epi8(15)), _mm_set1_epi8(120));
-                low = _mm_add_epi8(_mm_and_si128(low, _mm_set1_epi8(15)), _mm_set1_epi8(120));
+                high = b_load(block + 18);
+            } else {
+                high = b_high_nibbles(low);
+                low = b_low_nibbles(low);
             }
-            _mm_storeu_si128((void *)quants[c], low);
-            _mm_storeu_si128((void *)(quants[c] + 16), high);
+            b_store(quants[c], b_offset(low));
+            b_store(quants[c] + 16, b_offset(high));
         }
-        for (int c = 0; c < TILE_COLS; c += VL, words.data += VL * BLOCK) {
-            KERNEL(pack_type)(out + c, TYPE_F32, words, VL, 0, BLOCK / 4);
+        for (int c = 0; c < TILE_COLS; c += VL) {
+            Rows words = {TYPE_F32, (const char *)quants[c], BLOCK};
+            KERNEL(pack_type)(TYPE_F32, out + c, words, VL, 0, BLOCK / 4);
             v_store(out + 8 * TILE_COLS + c, v_load_f16(scales + c));
         }
-        words.data -= TILE_COLS * BLOCK;
     }
 }
 
 static void KERNEL(tile_int8)(float *out, int64_t stride, const float *a, const float *b, int64_t n, int add) {
-    for (int half = 0; half < TILE_ROWS;
-         half += TILE_ROWS / 2) { /* sums of integers and of floats: half as many of each */
+    for (int half = 0; half < TILE_ROWS; half += TILE_ROWS / 2) { /* sums of integers and of floats: half each */
         vf sum[TILE_ROWS / 2][TILE_VECTORS];
         UNROLL
         for (int r = 0; r < TILE_ROWS / 2; r++) UNROLL
@@ -1560,19 +1534,18 @@ static void KERNEL(tile_int8)(float *out, int64_t stride, const float *a, const 
             const float *x = a + k * 10 * TILE_ROWS + half, *w = b + k * 9 * TILE_COLS;
             UNROLL
             for (int r = 0; r < TILE_ROWS / 2; r++) {
-                __m512i dots[TILE_VECTORS];
+                vi dots[TILE_VECTORS];
                 UNROLL
-                for (int v = 0; v < TILE_VECTORS; v++) dots[v] = _mm512_castps_si512(v_set1(x[9 * TILE_ROWS + r]));
+                for (int v = 0; v < TILE_VECTORS; v++) dots[v] = i_bits(v_set1(x[9 * TILE_ROWS + r]));
                 UNROLL
                 for (int i = 0; i < 8; i++) UNROLL
                 for (int v = 0; v < TILE_VECTORS; v++)
-                    dots[v] = _mm512_dpbusd_epi32(dots[v], _mm512_loadu_si512(w + i * TILE_COLS + v * VL),
-                                                  _mm512_castps_si512(v_set1(x[i * TILE_ROWS + r])));
+                    dots[v] = i_dot(dots[v], v_load(w + i * TILE_COLS + v * VL), v_set1(x[i * TILE_ROWS + r]));
                 UNROLL
                 for (int v = 0; v < TILE_VECTORS; v++)
                     sum[r][v] =
-                        v_fma(_mm512_cvtepi32_ps(dots[v]),
-                              v_mul(v_set1(x[8 * TILE_ROWS + r]), v_load(w + 8 * TILE_COLS + v * VL)), sum[r][v]);
+                        v_fma(i_float(dots[v]), v_mul(v_set1(x[8 * TILE_ROWS + r]), v_load(w + 8 * TILE_COLS + v * VL)),
+                              sum[r][v]);
             }
         }
         UNROLL
@@ -1585,7 +1558,7 @@ static void KERNEL(tile_int8)(float *out, int64_t stride, const float *a, const 
 /* e^x = 2^n e^r, n = round(x / ln 2), |r| <= ln 2 / 2: 1 + r + r^2 q(r). Within 1.5 ulp of the exact value between
    -87.3 and 88.3; 0 below -87.7 (the subnormal results are left out), infinity above 88.4. */
 INLINE vf KERNEL(exp)(vf x) {
-    x = v_max(v_set1(-88.02f), v_min(v_set1(89.0f), x)); /* a NaN passes through */
+    x = v_maximum(v_set1(-88.02f), v_minimum(v_set1(89.0f), x)); /* a NaN passes through */
     vf n = v_round(v_mul(x, v_set1(1.44269504f)));
     vf r = v_fma(n, v_set1(-0.693359375f), x);
     r = v_fma(n, v_set1(2.12194440e-4f), r);
@@ -1601,12 +1574,13 @@ INLINE vf KERNEL(exp)(vf x) {
 INLINE vf KERNEL(gelu_value)(vf x) {
     const float c[] = {0.103761262f,  0.102980219f, 0.103285387f,  0.0500470549f, 0.163220259f,
                        -0.154206233f, 0.254317701f, -0.154189235f, 0.0307835742f};
-    vf y = v_min(v_abs(x), v_set1(13.2f)), t = v_div(v_set1(1.0f), v_fma(y, v_set1(0.26f), v_set1(1.0f)));
+    vf y = v_minimum(v_maximum(x, v_sub(v_zero(), x)), v_set1(13.2f));
+    vf t = v_div(v_set1(1.0f), v_fma(y, v_set1(0.26f), v_set1(1.0f)));
     vf h = v_set1(c[8]);
     UNROLL
     for (int i = 7; i >= 0; i--) h = v_fma(h, t, v_set1(c[i]));
     vf tail = v_mul(v_mul(h, t), KERNEL(exp)(v_mul(v_mul(y, v_set1(-0.5f)), y)));
-    return v_sub(v_max(v_zero(), x), v_mul(y, tail));
+    return v_sub(v_maximum(v_zero(), x), v_mul(y, tail));
 }
 
 INLINE vf KERNEL(silu_value)(vf x) { return v_div(x, v_add(v_set1(1.0f), KERNEL(exp)(v_sub(v_zero(), x)))); }
@@ -1634,7 +1608,7 @@ INLINE void KERNEL(store_part)(float *out, vf a, int64_t n) {
 static float KERNEL(softmax_block)(float *x, int64_t n, float scale, float *max, float *sum) {
     vf top = v_set1(-INFINITY), total = v_zero(), factor = v_set1(scale);
     for (int64_t i = 0; i < n; i += VL)
-        top = v_max(top, v_mul(factor, n - i >= VL ? v_load(x + i) : KERNEL(load_part)(x + i, n - i, x[i])));
+        top = v_maximum(top, v_mul(factor, n - i >= VL ? v_load(x + i) : KERNEL(load_part)(x + i, n - i, x[i])));
     float old = *max;
     *max = fmaxf(old, v_largest(top));
     vf shift = v_set1(-*max);
@@ -1644,7 +1618,7 @@ static float KERNEL(softmax_block)(float *x, int64_t n, float scale, float *max,
         total = v_add(total, e);
         STORE(x, e);
     }
-    float correction = expf(old - *max);
+    float correction = *max > old ? expf(old - *max) : 1;
     *sum = correction * *sum + v_sum(total);
     return correction;
 }
@@ -1666,7 +1640,7 @@ INLINE void KERNEL(weighted_type)(float *out, const float *p, Rows rows, const i
     }
     for (int64_t s = 0; k < d && s < count; s++) {
         float rest[BLOCK];
-        KERNEL(expand_type)(rest, type, rows.data + s * rows.stride, k, d - k);
+        KERNEL(expand_type)(type, rest, rows.data + s * rows.stride, k, d - k);
         for (int64_t i = 0; i < d - k; i++) out[k + i] += p[s] * rest[i];
     }
 }
@@ -1743,15 +1717,18 @@ static void KERNEL(store_f16)(uint16_t *out, const float *x, int64_t n) {
 }
 
 static const Kernels KERNEL(kernels) = {
-    STRING(KERNEL_NAME),
+    KERNEL_TEXT(KERNEL_NAME),
     TILE_ROWS,
     TILE_COLS,
     {24, BLOCK, BLOCK, KERNEL(pack_rows), KERNEL(pack_weights), KERNEL(tile)},
 #if KERNEL_PASS == PASS_AVX512BF16
     {12, BLOCK / 2, BLOCK / 2, KERNEL(pack_rows_bf16), KERNEL(pack_weights_bf16), KERNEL(tile_bf16)},
-    {12, 10, 9, KERNEL(pack_rows_int8), KERNEL(pack_weights_int8), KERNEL(tile_int8)},
 #else
     {0, 0, 0, NULL, NULL, NULL},
+#endif
+#ifdef vi
+    {12, 10, 9, KERNEL(pack_rows_int8), KERNEL(pack_weights_int8), KERNEL(tile_int8)},
+#else
     {0, 0, 0, NULL, NULL, NULL},
 #endif
     KERNEL(expand),
@@ -1769,44 +1746,25 @@ static const Kernels KERNEL(kernels) = {
     KERNEL(store_f16),
 };
 
+#undef MM
 #undef vf
 #undef VL
 #undef TILE_ROWS
-#undef TILE_VECTORS
-#undef TILE_COLS
 #undef DOT_ROWS
-#undef BLOCK_VECTORS
-#undef v_zero
-#undef v_set1
-#undef v_load
-#undef v_store
-#undef v_add
-#undef v_sub
-#undef v_mul
-#undef v_div
-#undef v_max
-#undef v_min
-#undef v_fma
-#undef v_abs
 #undef v_sum
 #undef v_largest
-#undef v_round
-#undef v_power
-#undef v_load_f16
-#undef v_load_bf16
-#undef v_store_f16
-#undef v_zip_low
-#undef v_zip_high
-#undef v_zip_low2
-#undef v_zip_high2
+#undef v_bits
 #undef v_widen
-#undef vb
-#undef b_load
-#undef b_low_nibbles
-#undef b_high_nibbles
-#undef LOAD
-#undef STORE
+#undef v_fma_pairs
+#undef h_load
+#undef h_store
+#if KERNEL_PASS != PASS_NEON && defined(__clang__)
+#pragma clang attribute pop
+#elif KERNEL_PASS != PASS_NEON
+#pragma GCC pop_options
+#endif
 #undef KERNEL_NAME
+#undef KERNEL_PASS
 
 /* ------------------------------------------------------------------------------------------------ */
 #else
@@ -1822,57 +1780,15 @@ static const Kernels KERNEL(kernels) = {
 #if defined(__GNUC__) && defined(__x86_64__) && !defined(__TINYC__) && !defined(JANUS_NO_SIMD)
 #define HAVE_X86_KERNELS
 #include <immintrin.h>
-
 #define KERNEL_PASS PASS_AVX2
 #define KERNEL_NAME avx2
-#ifdef __clang__
-#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c")
-#endif
 #include KERNEL_FILE
-#ifdef __clang__
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
-#undef KERNEL_PASS
-
 #define KERNEL_PASS PASS_AVX512
 #define KERNEL_NAME avx512
-#ifdef __clang__
-#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq"))),              \
-                             apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")
-#endif
 #include KERNEL_FILE
-#ifdef __clang__
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
-#undef KERNEL_PASS
-
 #define KERNEL_PASS PASS_AVX512BF16
 #define KERNEL_NAME avx512bf16
-#ifdef __clang__
-#pragma clang attribute push(                                                                                          \
-    __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni"))),                 \
-    apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni")
-#endif
 #include KERNEL_FILE
-#ifdef __clang__
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
-#undef KERNEL_PASS
 
 #elif defined(__GNUC__) && defined(__aarch64__) && defined(__ARM_NEON) && !defined(__AARCH64EB__) &&                   \
     !defined(JANUS_NO_SIMD)
@@ -1881,7 +1797,6 @@ static const Kernels KERNEL(kernels) = {
 #define KERNEL_PASS PASS_NEON
 #define KERNEL_NAME neon
 #include KERNEL_FILE
-#undef KERNEL_PASS
 #endif
 
 /* The i-th table that this machine can run, best first; NULL after the last. */
@@ -2014,13 +1929,13 @@ static void pack_input(const Product *p, float *out, int64_t row, int64_t k, int
     const Kernels *isa = p->cx->isa;
     int64_t width = p->conv ? p->conv->I : p->K, rows = min_i64(isa->tile_rows, p->T - row);
     const float *from[MAX_TILE_ROWS];
-    for (int64_t count; n > 0;
-         out += packed_floats(p->packing->row_words, count) * isa->tile_rows, k += count, n -= count) {
+    for (int64_t count; n > 0; k += count, n -= count) {
         count = min_i64(n, width - k % width);
         if (p->conv) window_pixels(p, from, row, rows, k / width, k % width, zeros);
         for (int64_t r = 0; r < isa->tile_rows; r++)
             from[r] = r >= rows ? zeros : p->conv ? from[r] : p->x + (row + r) * p->K + k;
         p->packing->pack_rows(out, from, count);
+        out += packed_floats(p->packing->row_words, count) * isa->tile_rows;
     }
 }
 
@@ -2040,10 +1955,10 @@ static void product_block(const Product *p, int thread, int64_t row, int64_t row
     memset(zeros, 0, (size_t)p->k_step * sizeof *zeros);
     int share = p->share_weights, row_words = p->packing->row_words, weight_words = p->packing->weight_words;
     for (int64_t k = 0; k < p->K; k += p->k_step) {
-        int64_t n = min_i64(p->k_step, p->K - k), a_size = packed_floats(row_words, n),
-                b_size = packed_floats(weight_words, n);
-        const float *shared =
-            shared_scratch(p->cx) + packed_floats(share ? weight_words : row_words, k) * (share ? p->cols : p->rows);
+        int64_t n = min_i64(p->k_step, p->K - k);
+        int64_t a_size = packed_floats(row_words, n), b_size = packed_floats(weight_words, n);
+        const float *shared = shared_scratch(p->cx) + (share ? packed_floats(weight_words, k) * p->cols
+                                                             : packed_floats(row_words, k) * p->rows);
         const float *a = share ? own : shared + row * a_size, *b = share ? shared + col * b_size : own;
         for (int64_t r = 0; r < height && share; r += tile_rows) pack_input(p, own + r * a_size, row + r, k, n, zeros);
         for (int64_t c = 0; c < width; c += tile_cols) {
@@ -2093,9 +2008,8 @@ static const Packing *choose_packing(const Product *p) {
     const Kernels *isa = p->cx->isa;
     int64_t width = p->conv ? p->conv->I : p->K; /* what pack_rows gets is a part of this */
     if (p->cx->fast_activations && isa->bf16.tile && p->w.type == TYPE_BF16 && width % 2 == 0) return &isa->bf16;
-    if (p->cx->fast_activations && isa->int8.tile && width % BLOCK == 0 &&
-        (p->w.type == TYPE_Q8_0 || p->w.type == TYPE_Q4_0))
-        return &isa->int8;
+    int quantised = p->w.type == TYPE_Q8_0 || p->w.type == TYPE_Q4_0;
+    if (p->cx->fast_activations && isa->int8.tile && quantised && width % BLOCK == 0) return &isa->int8;
     return &isa->exact;
 }
 
@@ -2135,7 +2049,14 @@ static void pad_rows(float *out, const float *x, int64_t stride, int64_t T, int6
 /* out (T, O) = x (T, I) w^T + bias, w (O, I). */
 static void linear(Compute *cx, float *out, const float *x, const Weight *w, const float *bias, int64_t T) {
     int64_t row_bytes = type_row_bytes(w->type, w->cols);
-    Product p = {cx, out, x, {w->type, w->data, row_bytes}, bias, T, w->rows, w->cols, NULL, 0, 0, 0, NULL, 0, 0};
+    Product p = {.cx = cx,
+                 .out = out,
+                 .x = x,
+                 .w = {w->type, w->data, row_bytes},
+                 .bias = bias,
+                 .T = T,
+                 .O = w->rows,
+                 .K = w->cols};
     if (T <= choose_packing(&p)->few_rows && reserve_scratch(cx, T * round_up(w->cols, BLOCK), 0)) {
         pad_rows(shared_scratch(cx), x, w->cols, T, w->cols);
         pool_run(cx->pool, few_rows_job, &p, w->rows, round_up(max_i64(1, 65536 / row_bytes), 8)); /* some 64 KiB each */
@@ -2152,14 +2073,15 @@ static void linear(Compute *cx, float *out, const float *x, const Weight *w, con
 /* out (Ho*Wo, O) = the convolution of x (H*W, I) with w (O, kernel*kernel*I) + bias. */
 static void conv2d(Compute *cx, float *out, const float *x, const Weight *w, const float *bias,
                    const ConvShape *shape) {
-    Product p = {cx,      out,
-                 x,       {w->type, w->data, type_row_bytes(w->type, w->cols)},
-                 bias,    shape->Ho * shape->Wo,
-                 w->rows, w->cols,
-                 shape,   0,
-                 0,       0,
-                 NULL,    0,
-                 0};
+    Product p = {.cx = cx,
+                 .out = out,
+                 .x = x,
+                 .w = {w->type, w->data, type_row_bytes(w->type, w->cols)},
+                 .bias = bias,
+                 .T = shape->Ho * shape->Wo,
+                 .O = w->rows,
+                 .K = w->cols,
+                 .conv = shape};
     if (!cx->failed) run_product(&p);
 }
 
@@ -2193,7 +2115,7 @@ typedef struct {
     int64_t query_step;
 } Attention;
 
-enum { KEY_STEP = 64, QUERY_STEP = 96, FEW_QUERIES = 4 };
+enum { KEY_STEP = 128, QUERY_STEP = 96, FEW_QUERIES = 4 };
 
 typedef struct { /* one head's block of queries and the scratch for it */
     const Kernels *isa;
@@ -2340,122 +2262,96 @@ static void attention(Compute *cx, float *out, const float *q, const KeyValue *s
 
 /* ---- element by element, and norms ---- */
 
+enum { GELU, SILU, ADD, STORE_F16 };
+
 typedef struct {
     const Kernels *isa;
-    void (*unary)(float *x, int64_t n);
+    int operation;
     float *out;
-    uint16_t *halves;
-    const float *x, *weight, *bias;
-    int64_t T, D, groups;
+    uint16_t *halves; /* STORE_F16 */
+    const float *x;
+    const float *weight, *bias;
+    int64_t T, D;
     float eps;
-    int centred, swish;
-    float *mean, *squares; /* (chunks, D) of group_norm; then its factor and shift (D) */
+    int flag;              /* rms_norm, layer_norm: centred; group_norm: swish */
+    float *first, *second; /* group_norm: (chunks, D) means and squared differences; then (D) factor and shift */
 } Elementwise;
 
 enum { ELEMENT_STEP = 16384, MOMENT_ROWS = 64 };
 
-static void gelu_job(void *ctx, int thread, int64_t begin, int64_t end) {
+static void element_job(void *ctx, int thread, int64_t begin, int64_t end) {
     const Elementwise *e = ctx;
+    const float *x = e->x ? e->x + begin : NULL;
     (void)thread;
-    e->isa->gelu(e->out + begin, end - begin);
+    switch (e->operation) {
+    case GELU: e->isa->gelu(e->out + begin, end - begin); break;
+    case SILU: e->isa->silu(e->out + begin, x, end - begin); break;
+    case ADD: e->isa->add(e->out + begin, x, end - begin); break;
+    default: e->isa->store_f16(e->halves + begin, x, end - begin);
+    }
 }
 
-static void silu_job(void *ctx, int thread, int64_t begin, int64_t end) {
-    const Elementwise *e = ctx;
-    (void)thread;
-    e->isa->silu(e->out + begin, e->x ? e->x + begin : NULL, end - begin);
+static void run_elements(Compute *cx, int operation, float *out, uint16_t *halves, const float *x, int64_t n) {
+    Elementwise e = {.isa = cx->isa, .operation = operation, .out = out, .halves = halves, .x = x};
+    if (!cx->failed) pool_run(cx->pool, element_job, &e, n, ELEMENT_STEP);
 }
 
-static void add_job(void *ctx, int thread, int64_t begin, int64_t end) {
-    const Elementwise *e = ctx;
-    (void)thread;
-    e->isa->add(e->out + begin, e->x + begin, end - begin);
-}
-
-static void store_f16_job(void *ctx, int thread, int64_t begin, int64_t end) {
-    const Elementwise *e = ctx;
-    (void)thread;
-    e->isa->store_f16(e->halves + begin, e->x + begin, end - begin);
-}
-
-static void run_elements(Compute *cx, Job job, float *out, uint16_t *halves, const float *x, int64_t n) {
-    Elementwise e = {0};
-    e.isa = cx->isa;
-    e.out = out;
-    e.halves = halves;
-    e.x = x;
-    if (!cx->failed) pool_run(cx->pool, job, &e, n, ELEMENT_STEP);
-}
-
-static void gelu(Compute *cx, float *x, int64_t n) { run_elements(cx, gelu_job, x, NULL, NULL, n); }
+static void gelu(Compute *cx, float *x, int64_t n) { run_elements(cx, GELU, x, NULL, NULL, n); }
 static void silu_mul(Compute *cx, float *gate, const float *up, int64_t n) {
-    run_elements(cx, silu_job, gate, NULL, up, n);
+    run_elements(cx, SILU, gate, NULL, up, n);
 }
-static void add(Compute *cx, float *out, const float *x, int64_t n) { run_elements(cx, add_job, out, NULL, x, n); }
+static void add(Compute *cx, float *out, const float *x, int64_t n) { run_elements(cx, ADD, out, NULL, x, n); }
 static void store_f16(Compute *cx, uint16_t *out, const float *x, int64_t n) {
-    run_elements(cx, store_f16_job, NULL, out, x, n);
+    run_elements(cx, STORE_F16, NULL, out, x, n);
 }
 
 static void norm_job(void *ctx, int thread, int64_t begin, int64_t end) {
     const Elementwise *e = ctx;
     (void)thread;
     for (int64_t t = begin; t < end; t++)
-        e->isa->norm(e->out + t * e->D, e->x + t * e->D, e->weight, e->bias, e->D, e->eps, e->centred);
-}
-
-static void run_norm(Compute *cx, float *out, const float *x, const float *weight, const float *bias, int64_t T,
-                     int64_t D, float eps, int centred) {
-    Elementwise e = {0};
-    e.isa = cx->isa;
-    e.out = out;
-    e.x = x;
-    e.weight = weight;
-    e.bias = bias;
-    e.D = D;
-    e.eps = eps;
-    e.centred = centred;
-    if (!cx->failed) pool_run(cx->pool, norm_job, &e, T, max_i64(1, ELEMENT_STEP / D));
+        e->isa->norm(e->out + t * e->D, e->x + t * e->D, e->weight, e->bias, e->D, e->eps, e->flag);
 }
 
 /* out = x / sqrt(mean(x^2) + eps) * weight, row by row, x (T, D). */
 static void rms_norm(Compute *cx, float *out, const float *x, const float *weight, int64_t T, int64_t D, float eps) {
-    run_norm(cx, out, x, weight, NULL, T, D, eps, 0);
+    Elementwise e = {.isa = cx->isa, .out = out, .x = x, .weight = weight, .D = D, .eps = eps};
+    if (!cx->failed) pool_run(cx->pool, norm_job, &e, T, max_i64(1, ELEMENT_STEP / D));
 }
 
 /* out = (x - mean(x)) / sqrt(var(x) + eps) * weight + bias, row by row, x (T, D). */
 static void layer_norm(Compute *cx, float *out, const float *x, const float *weight, const float *bias, int64_t T,
                        int64_t D, float eps) {
-    run_norm(cx, out, x, weight, bias, T, D, eps, 1);
+    Elementwise e = {.isa = cx->isa, .out = out, .x = x, .weight = weight, .bias = bias, .D = D, .eps = eps, .flag = 1};
+    if (!cx->failed) pool_run(cx->pool, norm_job, &e, T, max_i64(1, ELEMENT_STEP / D));
 }
 
 static void moments_job(void *ctx, int thread, int64_t begin, int64_t end) {
     const Elementwise *e = ctx;
     (void)thread;
     for (int64_t i = begin; i < end; i++)
-        e->isa->moments(e->mean + i * e->D, e->squares + i * e->D, e->x + i * MOMENT_ROWS * e->D,
+        e->isa->moments(e->first + i * e->D, e->second + i * e->D, e->x + i * MOMENT_ROWS * e->D,
                         min_i64(MOMENT_ROWS, e->T - i * MOMENT_ROWS), e->D);
 }
 
 static void affine_job(void *ctx, int thread, int64_t begin, int64_t end) {
     const Elementwise *e = ctx;
     (void)thread;
-    e->isa->affine(e->out + begin * e->D, e->x + begin * e->D, e->mean, e->squares, end - begin, e->D, e->swish);
+    e->isa->affine(e->out + begin * e->D, e->x + begin * e->D, e->first, e->second, end - begin, e->D, e->flag);
 }
 
-/* Joins the moments of all chunks of one group (Chan's formula), and leaves factor and shift of its channels in
-   factor, shift: y = x * factor + shift. */
-static void group_affine(const Elementwise *e, int64_t group, float *factor, float *shift) {
-    int64_t width = e->D / e->groups, first = group * width;
+/* Joins the moments of all chunks of channels [begin, end), one group (Chan's formula), into the factor and shift of
+   each: y = x * factor + shift. */
+static void group_affine(const Elementwise *e, int64_t begin, int64_t end, float *factor, float *shift) {
     double count = 0, mean = 0, squares = 0;
-    for (int64_t row = 0, i = 0; row < e->T; row += MOMENT_ROWS, i++)
-        for (int64_t c = first; c < first + width; c++) {
-            double more = (double)min_i64(MOMENT_ROWS, e->T - row), gap = e->mean[i * e->D + c] - mean;
-            squares += e->squares[i * e->D + c] + gap * gap * count * more / (count + more);
+    for (int64_t row = 0, i = 0; row < e->T; row += MOMENT_ROWS, i += e->D)
+        for (int64_t c = begin; c < end; c++) {
+            double more = (double)min_i64(MOMENT_ROWS, e->T - row), gap = e->first[i + c] - mean;
+            squares += e->second[i + c] + gap * gap * count * more / (count + more);
             mean += gap * more / (count + more);
             count += more;
         }
     double inverse = 1 / sqrt(squares / count + e->eps);
-    for (int64_t c = first; c < first + width; c++) {
+    for (int64_t c = begin; c < end; c++) {
         factor[c] = (float)(inverse * e->weight[c]);
         shift[c] = (float)(e->bias[c] - mean * inverse * e->weight[c]);
     }
@@ -2465,32 +2361,25 @@ static void group_affine(const Elementwise *e, int64_t group, float *factor, flo
    swish, x sigmoid(x), if asked for; x (rows, channels). */
 static void group_norm(Compute *cx, float *out, const float *x, const float *weight, const float *bias, int64_t rows,
                        int64_t channels, int groups, float eps, int swish) {
-    int64_t chunks = (rows + MOMENT_ROWS - 1) / MOMENT_ROWS;
-    float *moments = cx->failed ? NULL : malloc((size_t)((2 * chunks + 2) * channels) * sizeof *moments);
-    if (moments == NULL) {
-        cx->failed = 1;
-        return;
-    }
-    float *factor = moments + 2 * chunks * channels, *shift = factor + channels;
-    Elementwise e = {0};
-    e.isa = cx->isa;
-    e.out = out;
-    e.x = x;
-    e.weight = weight;
-    e.bias = bias;
-    e.T = rows;
-    e.D = channels;
-    e.groups = groups;
-    e.eps = eps;
-    e.swish = swish;
-    e.mean = moments;
-    e.squares = moments + chunks * channels;
+    int64_t chunks = (rows + MOMENT_ROWS - 1) / MOMENT_ROWS, width = channels / groups;
+    if (!reserve_scratch(cx, (2 * chunks + 2) * channels, 0)) return;
+    float *moments = shared_scratch(cx), *factor = moments + 2 * chunks * channels;
+    Elementwise e = {.isa = cx->isa,
+                     .out = out,
+                     .x = x,
+                     .weight = weight,
+                     .bias = bias,
+                     .T = rows,
+                     .D = channels,
+                     .eps = eps,
+                     .flag = swish,
+                     .first = moments,
+                     .second = moments + chunks * channels};
     pool_run(cx->pool, moments_job, &e, chunks, 4);
-    for (int64_t group = 0; group < groups; group++) group_affine(&e, group, factor, shift);
-    e.mean = factor;
-    e.squares = shift;
+    for (int64_t c = 0; c < channels; c += width) group_affine(&e, c, c + width, factor, factor + channels);
+    e.first = factor;
+    e.second = factor + channels;
     pool_run(cx->pool, affine_job, &e, rows, max_i64(1, ELEMENT_STEP / channels));
-    free(moments);
 }
 
 /* ====================================================================================================================
@@ -3865,6 +3754,16 @@ static void need_config(Loader *loader) {
     c->end_of_image = need_integer(loader, "janus.tokenizer.end_of_image_id", 0, c->vocab - 1);
 }
 
+/* The file's float32 numbers are little-endian; a big-endian machine turns them round, once, in its own copy. All other
+   types are read byte by byte. */
+static void make_native(ModelFile *file, const TensorInfo *tensor) {
+    uint8_t *bytes = file->image.bytes + tensor->offset;
+    for (uint64_t at = 0; at < tensor->bytes && tensor->type == TYPE_F32 && big_endian(); at += 4) {
+        const float value = float_from_bytes(bytes + at);
+        memcpy(bytes + at, &value, sizeof value);
+    }
+}
+
 /* The tensor `name` of this shape; 1-D tensors are always float32. */
 static const void *need_tensor(Loader *loader, const char *name, int dims, const int64_t *shape, int *type) {
     ModelFile *file = &loader->model->file;
@@ -3876,6 +3775,7 @@ static const void *need_tensor(Loader *loader, const char *name, int dims, const
         bool same = tensor->dims == dims && (dims > 1 || tensor->type == TYPE_F32);
         for (int k = 0; same && k < dims; k++) same = tensor->shape[k] == shape[k];
         if (!same) loader_fail(loader, "wrong shape or type of tensor", name, " (convert the checkpoint again)");
+        if (!tensor->used) make_native(file, tensor);
         tensor->used = true;
         *type = tensor->type;
         loader->model->parameters += checked_product(tensor->shape[0] * tensor->shape[1], tensor->shape[2], tensor->shape[3]);
@@ -3885,21 +3785,11 @@ static const void *need_tensor(Loader *loader, const char *name, int dims, const
     return NULL;
 }
 
-/* Little-endian float32 numbers as this machine's: a big-endian one turns them round, once, in its own copy of the file. */
-static const float *native_floats(const void *data, int64_t count) {
-    uint8_t *bytes = (uint8_t *)(uintptr_t)data;
-    for (int64_t i = 0; i < count && data != NULL && big_endian(); i++, bytes += 4) {
-        const float value = float_from_bytes(bytes);
-        memcpy(bytes, &value, sizeof value);
-    }
-    return data;
-}
-
 static const float *need_vector(Loader *loader, const char *prefix, const char *suffix, int64_t size) {
     char name[2 * NAME_LIMIT];
     int type;
     snprintf(name, sizeof name, "%s%s", prefix, suffix);
-    return native_floats(need_tensor(loader, name, 1, &size, &type), size);
+    return need_tensor(loader, name, 1, &size, &type);
 }
 
 static Weight need_matrix(Loader *loader, const char *prefix, const char *suffix, int64_t rows, int64_t cols) {
@@ -3964,7 +3854,7 @@ static void need_vision(Loader *loader) {
     m->patch_embed = need_conv(loader, "vit.patch_embed", width, c->patch, 3);
     Weight pos_embed = need_matrix(loader, "vit.pos_embed", "", side * side, width);
     if (pos_embed.data != NULL && pos_embed.type != TYPE_F32) loader_fail(loader, "not float32: tensor", "vit.pos_embed", "");
-    m->pos_embed = native_floats(pos_embed.data, side * side * width);
+    m->pos_embed = pos_embed.data;
     m->vit_norm = need_norm(loader, "vit.norm", width);
     for (int i = 0; i < c->vit_layers && loader->status == JANUS_OK; i++) {
         VitBlock *block = &m->vit_blocks[i];
