@@ -95,6 +95,14 @@ verify: janus libjanus.so build/libinternals.so
 verify-full: janus libjanus.so
 	@PYTHON="$(PYTHON)" sh test/run.sh verify-full
 
+# Builds for every platform whose tools are here, runs both tasks on each and compares.
+platforms: janus
+	@sh test/platforms.sh
+
+platforms-deps:
+	apt-get install -y clang tcc musl-tools qemu-user gcc-aarch64-linux-gnu gcc-arm-linux-gnueabihf gcc-riscv64-linux-gnu \
+	    gcc-powerpc64le-linux-gnu gcc-s390x-linux-gnu gcc-mingw-w64-x86-64 wine64
+
 # ---- Showing and installing ----
 
 demo:
@@ -117,4 +125,4 @@ uninstall:
 clean:
 	rm -rf janus libjanus.o libjanus.a libjanus.so test/test_janus test/test_kernels build
 
-.PHONY: all deps test test-c test-asan verify verify-full demo install uninstall clean
+.PHONY: all deps test test-c test-asan verify verify-full platforms platforms-deps demo install uninstall clean

@@ -1774,7 +1774,11 @@ static const Kernels KERNEL(kernels) = {
 #define UNROLL _Pragma("clang loop unroll(full)")
 #elif defined(__GNUC__)
 #define INLINE static inline __attribute__((always_inline))
+#if defined(__OPTIMIZE__)
 #define UNROLL _Pragma("GCC unroll 16")
+#else
+#define UNROLL
+#endif
 #endif
 
 #if defined(__GNUC__) && defined(__x86_64__) && !defined(__TINYC__) && !defined(JANUS_NO_SIMD)
@@ -6204,7 +6208,7 @@ static int dump_count(Screen *screen, const char *name) {
 /* A .npy header, version 1.0: magic, length, a Python dict padded so that the data begins at a multiple of 64. */
 static void npy_header(char header[128], JanusElement type, const int64_t *shape, int dims) {
     char text[118] = "";
-    int used = snprintf(text, sizeof text, "{'descr': '%c%c4', 'fortran_order': False, 'shape': (", big_endian() ? '>' : '<',
+    int used = snprintf(text, sizeof text, "{'descr': '<%c4', 'fortran_order': False, 'shape': (",
                         type == JANUS_FLOAT32 ? 'f' : 'i');
     for (int i = 0; i < dims; i++)
         used += snprintf(text + used, sizeof text - (size_t)used, "%ld,%s", (long)shape[i], i + 1 < dims ? " " : "");
@@ -6213,6 +6217,15 @@ static void npy_header(char header[128], JanusElement type, const int64_t *shape
     memcpy(header, "\x93NUMPY\x01\x00\x76\x00", 10);
     memcpy(header + 10, text, strlen(text));
     header[127] = '\n';
+}
+
+/* Numbers of 4 bytes, little-endian on every machine. */
+static bool write_numbers(FILE *file, const void *data, size_t count) {
+    const uint8_t *bytes = data;
+    if (!big_endian()) return fwrite(data, 4, count, file) == count;
+    for (size_t i = 0; i < 4 * count; i++)
+        if (putc(bytes[i / 4 * 4 + 3 - i % 4], file) == EOF) return false;
+    return true;
 }
 
 /* DIR/NAME.npy; a name that comes again gets .1, .2, ... */
@@ -6227,7 +6240,7 @@ static void dump_tensor(void *user, const char *name, JanusElement type, const v
     for (int i = 0; i < dims; i++) count *= (size_t)shape[i];
     npy_header(header, type, shape, dims);
     FILE *file = file_open(path, "wb");
-    bool good = file != NULL && fwrite(header, 1, sizeof header, file) == sizeof header && fwrite(data, 4, count, file) == count;
+    bool good = file != NULL && fwrite(header, 1, sizeof header, file) == sizeof header && write_numbers(file, data, count);
     if (file != NULL && fclose(file) != 0) good = false;
     if (!good) snprintf(screen->dump_error, sizeof screen->dump_error, "cannot write %.200s: %.60s", path, strerror(errno));
 }
