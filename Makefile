@@ -103,6 +103,10 @@ platforms-deps:
 	apt-get install -y clang tcc musl-tools qemu-user gcc-aarch64-linux-gnu gcc-arm-linux-gnueabihf gcc-riscv64-linux-gnu \
 	    gcc-powerpc64le-linux-gnu gcc-s390x-linux-gnu gcc-mingw-w64-x86-64 wine64
 
+# The small model's scores, through the library.
+eval: libjanus.so
+	@PYTHON="$(PYTHON)" sh test/run.sh eval
+
 # ---- Showing and installing ----
 
 demo:
@@ -125,4 +129,4 @@ uninstall:
 clean:
 	rm -rf janus libjanus.o libjanus.a libjanus.so test/test_janus test/test_kernels build
 
-.PHONY: all deps test test-c test-asan verify verify-full platforms platforms-deps demo install uninstall clean
+.PHONY: eval all deps test test-c test-asan verify verify-full platforms platforms-deps demo install uninstall clean

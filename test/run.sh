@@ -52,6 +52,10 @@ for name in "$@"; do
             left_out="the Python tests (no Python 3 with venv and pip, or its packages could not be installed: make deps)"
             [ -n "$CI" ] && failed=$((failed + 1))
         fi ;;
+    eval)
+        environment .venv test/requirements.txt && exec "$python" weights/eval.py
+        echo "cannot make .venv from test/requirements.txt (make deps installs Python's venv)"
+        exit 1 ;;
     verify|verify-full)
         if ! environment .venv-verify test/requirements-verify.txt; then
             echo "cannot make .venv-verify from test/requirements-verify.txt (make deps installs Python's venv)"
