@@ -21,7 +21,7 @@ FIND_STB = stb=""; found=""; \
 	for dir in "" /usr/local/include /opt/homebrew/include /opt/local/include; do \
 	    test -n "$$found" && break; \
 	    test -n "$$dir" && flag="-isystem $$dir" || flag=""; \
-	    if echo '\#include <stb/stb_image.h>' | sed 's/^.//' | $(CC) $$flag -E -x c - >/dev/null 2>&1; then stb="$$flag"; found=1; fi; \
+	    if echo '\#include <stb/stb_image.h>' | $(CC) $$flag -E -x c - >/dev/null 2>&1; then stb="$$flag"; found=1; fi; \
 	done; \
 	if test -z "$$found" && pkg-config --exists stb 2>/dev/null; then \
 	    stb="`pkg-config --cflags stb | sed 's/-I/-isystem /g'` -DJANUS_STB_FLAT"; found=1; fi; \
