@@ -19,8 +19,8 @@ run() {
     echo
     "$@" || exit 1
 }
-run ./janus generate -m "$model" -o $out --seed 7 "two red hearts on a white background"
-run ./janus ask -m "$model" -i $out "What is in this picture?"
-run ./janus ask -m "$model" -i $out "How many hearts are in this picture?"
+run ./janus generate -m "$model" -o $out --seed 7 "a red circle"
+run ./janus ask -m "$model" -i $out "What colour is the circle?"
+run ./janus ask -m "$model" -i $out "How many trees are in this photo?"
 echo
 echo "The picture is $(pwd)/$out; open it with: $(command -v xdg-open >/dev/null && echo xdg-open || { command -v open >/dev/null && echo open || echo "your image viewer:"; }) $out"
