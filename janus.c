@@ -3267,6 +3267,10 @@ static StringView cursor_string(Cursor *cursor) {
     return view;
 }
 
+static bool view_is(StringView view, const char *string) {
+    return view.length == strlen(string) && memcmp(view.text, string, view.length) == 0;
+}
+
 /* Bytes of one value of a GGUF type; 0 for strings, arrays and unknown types. */
 static int gguf_type_bytes(uint32_t type) {
     static const int bytes[GGUF_TYPE_COUNT] = {1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8};
@@ -3321,11 +3325,8 @@ static bool read_tensor_info(Cursor *cursor, TensorInfo *tensor) {
 }
 
 static const Metadata *find_metadata(const ModelFile *file, const char *key) {
-    size_t length = strlen(key);
-    for (int64_t i = 0; i < file->metadata_count; i++) {
-        const Metadata *entry = &file->metadata[i];
-        if (entry->key.length == length && memcmp(entry->key.text, key, length) == 0) return entry;
-    }
+    for (int64_t i = 0; i < file->metadata_count; i++)
+        if (view_is(file->metadata[i].key, key)) return &file->metadata[i];
     return NULL;
 }
 
@@ -3426,9 +3427,14 @@ static int quantized_type(const TensorInfo *tensor, int wanted) {
     const StringView name = tensor->name;
     if (tensor->dims == 1) return tensor->type;
     for (size_t i = 0; i < sizeof KEPT / sizeof *KEPT; i++)
-        if (name.length == strlen(KEPT[i]) && memcmp(name.text, KEPT[i], name.length) == 0) return tensor->type;
+        if (view_is(name, KEPT[i])) return tensor->type;
     if (tensor->shape[tensor->dims - 1] % BLOCK != 0 || (name.length > 3 && memcmp(name.text, "vq.", 3) == 0)) return TYPE_F16;
     return name.length > 4 && memcmp(name.text, "blk.", 4) == 0 ? wanted : TYPE_Q8_0;
+}
+
+/* Rows of the innermost dimension. */
+static int64_t tensor_rows(const TensorInfo *tensor) {
+    return tensor->shape[0] * tensor->shape[1] * tensor->shape[2] * tensor->shape[3] / tensor->shape[tensor->dims - 1];
 }
 
 static void write_number(OutputFile *out, uint64_t value, int count) {
@@ -3457,7 +3463,7 @@ static void write_quantized_header(OutputFile *out, const ModelFile *file, int w
         const TensorInfo *tensor = &file->tensors[i];
         const int type = quantized_type(tensor, wanted);
         const int64_t cols = tensor->shape[tensor->dims - 1];
-        const int64_t rows = tensor->shape[0] * tensor->shape[1] * tensor->shape[2] * tensor->shape[3] / cols;
+        const int64_t rows = tensor_rows(tensor);
         write_number(out, tensor->name.length, 8);
         output_write(out, tensor->name.text, tensor->name.length);
         write_number(out, (uint64_t)tensor->dims, 4);
@@ -3478,7 +3484,7 @@ static void write_quantized_tensor(OutputFile *out, const ModelFile *file, const
     weight.type = tensor->type;
     weight.data = file->image.bytes + tensor->offset;
     weight.cols = cols;
-    weight.rows = tensor->shape[0] * tensor->shape[1] * tensor->shape[2] * tensor->shape[3] / cols;
+    weight.rows = tensor_rows(tensor);
     for (int64_t r = 0; r < weight.rows; r++) {
         weight_row(floats, &weight, r);
         quantize_row(row, type, floats, cols);
@@ -3740,7 +3746,7 @@ static void need_config(Loader *loader) {
     }
     StringView name = cursor.bytes != NULL && load_little_endian(cursor.bytes, 8) == 5 ? cursor_string(&cursor)
                                                                                      : (StringView){NULL, 0};
-    if (name.length != 5 || memcmp(name.text, "janus", 5) != 0) {
+    if (name.text == NULL || !view_is(name, "janus")) {
         loader_fail(loader, "the architecture is not", "janus", ": convert a Janus checkpoint with convert.py");
         return;
     }
@@ -3771,11 +3777,10 @@ static void make_native(ModelFile *file, const TensorInfo *tensor) {
 /* The tensor `name` of this shape; 1-D tensors are always float32. */
 static const void *need_tensor(Loader *loader, const char *name, int dims, const int64_t *shape, int *type) {
     ModelFile *file = &loader->model->file;
-    size_t length = strlen(name);
     if (loader->status != JANUS_OK) return NULL;
     for (int64_t i = 0; i < file->tensor_count; i++) {
         TensorInfo *tensor = &file->tensors[i];
-        if (tensor->name.length != length || memcmp(tensor->name.text, name, length) != 0) continue;
+        if (!view_is(tensor->name, name)) continue;
         bool same = tensor->dims == dims && (dims > 1 || tensor->type == TYPE_F32);
         for (int k = 0; same && k < dims; k++) same = tensor->shape[k] == shape[k];
         if (!same) loader_fail(loader, "wrong shape or type of tensor", name, " (convert the checkpoint again)");
@@ -3896,7 +3901,7 @@ static void need_transformer(Loader *loader) {
     m->lm_head = m->token_embed;
     for (int64_t i = 0; i < m->file.tensor_count; i++) {
         const StringView name = m->file.tensors[i].name;
-        if (name.length == 13 && memcmp(name.text, "output.weight", 13) == 0)
+        if (view_is(name, "output.weight"))
             m->lm_head = need_matrix(loader, "output", ".weight", c->vocab, hidden);
     }
 }
@@ -5715,16 +5720,19 @@ static JanusStatus write_status(int error_number, const char *path, JanusError *
     return fail(error, JANUS_IO_ERROR, "cannot write %s: %s", path, strerror(error_number));
 }
 
+static bool is_jpeg_name(const char *path) { return ends_with(path, ".jpg") || ends_with(path, ".jpeg"); }
+
+static bool is_picture_name(const char *path) { return is_jpeg_name(path) || ends_with(path, ".png"); }
+
 JanusStatus janus_image_save(const char *path, const JanusImage *image, JanusError *error) {
-    const bool jpeg = ends_with(path, ".jpg") || ends_with(path, ".jpeg");
-    if (!jpeg && !ends_with(path, ".png"))
+    if (!is_picture_name(path))
         return fail(error, JANUS_BAD_ARGUMENT, "cannot write %s: the name must end in .png, .jpg or .jpeg", path);
     if (image->rgb == NULL || image->width < 1 || image->height < 1 || image->width > IMAGE_SIDE_LIMIT ||
         image->height > IMAGE_SIDE_LIMIT)
         return fail(error, JANUS_BAD_ARGUMENT, "cannot write %s: the image is empty or too large", path);
     OutputFile out;
     output_open(&out, path);
-    if (out.failure == 0) write_image(&out, image, jpeg);
+    if (out.failure == 0) write_image(&out, image, is_jpeg_name(path));
     return write_status(output_close(&out), path, error);
 }
 
@@ -6367,7 +6375,7 @@ static JanusAskOptions ask_options(const CommandLine *line) {
 /* Whether a picture can be written under this name; said before hours of work, not after. */
 static bool output_usable(const char *output) {
     OutputFile out;
-    if (!ends_with(output, ".png") && !ends_with(output, ".jpg") && !ends_with(output, ".jpeg")) {
+    if (!is_picture_name(output)) {
         complain("cannot write %s: the name must end in .png, .jpg or .jpeg", output);
         return false;
     }
