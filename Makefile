@@ -30,7 +30,7 @@ FIND_STB = stb=""; found=""; \
 	    echo "or name the folder that holds stb_image.h: make STB=DIR"; exit 1; fi
 
 # Prints the one command that installs everything on this system.
-DEPS_COMMAND = sudo=""; test "`id -u`" = 0 || sudo="sudo "; \
+DEPS_COMMAND = sudo=""; test "$$(id -u)" = 0 || sudo="sudo "; \
 	if command -v apt-get >/dev/null; then echo "$${sudo}apt-get install -y gcc make libc6-dev libstb-dev python3-venv"; \
 	elif command -v dnf >/dev/null; then echo "$${sudo}dnf install -y gcc make glibc-devel stb-devel python3"; \
 	elif command -v apk >/dev/null; then echo "$${sudo}apk add gcc make musl-dev stb python3"; \
@@ -55,8 +55,8 @@ libjanus.so: libjanus.o
 	$(CC) -shared $(LDFLAGS) libjanus.o -o $@ $(LDLIBS)
 
 deps:
-	@if command -v apt-get >/dev/null && test "`id -u`" = 0; then apt-get update -q; fi
-	@command="`$(DEPS_COMMAND)`"; echo "$$command"; $$command
+	@if command -v apt-get >/dev/null && test "$$(id -u)" = 0; then apt-get update -q; fi
+	@command="$$($(DEPS_COMMAND))"; echo "$$command"; $$command
 
 # ---- Tests ----
 
