@@ -6011,6 +6011,8 @@ static const char USAGE[] =
     "  --seed S       same seed, same picture; one is made up and printed when it is left out\n"
     "  --rng NAME     what the seed means: torch (default) or torch-mkl (PyTorch 2.0 to 2.6 on x86-64)\n"
     "  --cfg W        guidance, default 5        --temperature T   default 1 (generate), 0 (ask, chat)\n"
+    "  --top-k K      default 50, 0: off         --top-p P         default 1: off; both with --temperature > 0\n"
+    "  --type T       quantize: q8_0 or q4_0     --max-tokens N    length of an answer, default 512\n"
     "  --threads K    default: all processors    --isa NAME        kernels: plain, avx2, avx512, neon, ...\n"
     "  --kv f32|f16   the key/value cache: f32 (default), or half the memory\n"
     "  --fast         rounds activations to bf16 or int8 where that is faster\n"
