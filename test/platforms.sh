@@ -183,7 +183,7 @@ warn=$WARN
 row "x86-64" gcc "" all gcc -O2 -lpthread
 row "x86-64, -O0" gcc "" best gcc -O0 -lpthread
 row "x86-64" clang "" all clang -O2 -lpthread
-row "x86-64" "tcc libtcc-dev" "" best tcc -I/usr/include -lpthread
+row "x86-64" tcc "" best tcc -I/usr/include -lpthread
 row "x86-64, -DJANUS_NO_THREADS" gcc "" best gcc -O2 -DJANUS_NO_THREADS
 row "x86-64, -DJANUS_NO_MMAP" gcc "" best gcc -O2 -DJANUS_NO_MMAP -lpthread
 row "x86-64, -DJANUS_NO_SIMD" gcc "" best gcc -O2 -DJANUS_NO_SIMD -lpthread
@@ -198,7 +198,7 @@ windows=1
 row "Windows x86-64, wine" "gcc-mingw-w64-x86-64 wine64" wine all x86_64-w64-mingw32-gcc -O2 -static
 windows=0
 # The memory is large from the start: node's WASI (20.20) crashes in programs that let it grow.
-row "WebAssembly (WASI), node" "clang lld wasi-libc libclang-rt-14-dev-wasm32 nodejs" "node test/wasi.mjs" best clang --target=wasm32-wasi \
+row "WebAssembly (WASI), node" "clang lld wasi-libc libclang-rt-dev-wasm32 nodejs" "node --experimental-wasi-unstable-preview1 test/wasi.mjs" best clang --target=wasm32-wasi \
     -O2 -DJANUS_NO_THREADS -DJANUS_NO_MMAP -D_WASI_EMULATED_GETPID -D_WASI_EMULATED_PROCESS_CLOCKS -Wl,-z,stack-size=1048576,--initial-memory=268435456 \
     -lwasi-emulated-getpid -lwasi-emulated-process-clocks
 row "aarch64, qemu" "gcc-aarch64-linux-gnu qemu-user" qemu-aarch64 all aarch64-linux-gnu-gcc -O2 -static -lpthread
