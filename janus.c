@@ -6019,7 +6019,7 @@ static const char USAGE[] =
     "  --dump DIR     every intermediate tensor as a .npy file\n"
     "  -q             no progress, no remarks    -h                this text\n";
 
-enum { EXIT_DONE = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, CLI_IMAGES = 64 };
+enum { EXIT_DONE = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, CLI_IMAGES = 64, PATH_BYTES = 4096 };
 
 typedef struct {
     const char *command, *model, *output, *dump, *isa, *type, *text;
@@ -6244,15 +6244,17 @@ static bool write_numbers(FILE *file, const void *data, size_t count) {
 /* DIR/NAME.npy; a name that comes again gets .1, .2, ... */
 static void dump_tensor(void *user, const char *name, JanusElement type, const void *data, const int64_t *shape, int dims) {
     Screen *screen = user;
-    char path[1024], header[128];
+    char path[PATH_BYTES], header[128];
+    int length;
     size_t count = 1;
     const int before = dump_count(screen, name);
     if (screen->dump_error[0] != 0) return;
-    if (before > 0) snprintf(path, sizeof path, "%s/%s.%d.npy", screen->line->dump, name, before);
-    else snprintf(path, sizeof path, "%s/%s.npy", screen->line->dump, name);
+    if (before > 0) length = snprintf(path, sizeof path, "%s/%s.%d.npy", screen->line->dump, name, before);
+    else length = snprintf(path, sizeof path, "%s/%s.npy", screen->line->dump, name);
     for (int i = 0; i < dims; i++) count *= (size_t)shape[i];
     npy_header(header, type, shape, dims);
-    FILE *file = file_open(path, "wb");
+    errno = ENAMETOOLONG;
+    FILE *file = length >= 0 && length < PATH_BYTES ? file_open(path, "wb") : NULL;
     bool good = file != NULL && fwrite(header, 1, sizeof header, file) == sizeof header && write_numbers(file, data, count);
     if (file != NULL && fclose(file) != 0) good = false;
     if (!good) snprintf(screen->dump_error, sizeof screen->dump_error, "cannot write %.200s: %.60s", path, strerror(errno));
@@ -6288,12 +6290,12 @@ static const char *choose_model(const CommandLine *line, const char *program, ch
     size_t folder = 0;
     for (size_t i = 0; program[i] != 0; i++)
         if (program[i] == '/' || program[i] == '\\') folder = i + 1;
-    snprintf(buffer, size, "%.*sweights/tiny.gguf", (int)folder, program);
-    return buffer;
+    const int length = snprintf(buffer, size, "%.*sweights/tiny.gguf", (int)folder, program);
+    return length >= 0 && (size_t)length < size ? buffer : "weights/tiny.gguf";
 }
 
 static JanusStatus open_model(Program *program, const char *program_path) {
-    char buffer[1024];
+    char buffer[PATH_BYTES];
     JanusSessionOptions options = janus_session_defaults();
     const CommandLine *line = &program->line;
     JanusStatus status = janus_load(choose_model(line, program_path, buffer, sizeof buffer), &program->model, &program->error);
@@ -6318,17 +6320,18 @@ static uint64_t make_up_seed(void) {
     return ((uint64_t)time(NULL) * 1000003u + (uint64_t)process_id() * 7919u + (uint64_t)clock()) % 1000000000u;
 }
 
-/* The name of picture i of n: fox.png, or fox-1.png, fox-2.png, ... */
-static void numbered_name(char *name, size_t size, const char *output, int i, int n) {
+/* The name of picture i of n: fox.png, or fox-1.png, fox-2.png, ... False: longer than `size`. */
+static bool numbered_name(char *name, int size, const char *output, int i, int n) {
     const char *dot = strrchr(output, '.');
     const int stem = dot == NULL ? (int)strlen(output) : (int)(dot - output);
-    if (n == 1) snprintf(name, size, "%s", output);
-    else snprintf(name, size, "%.*s-%d%s", stem, output, i + 1, dot == NULL ? "" : dot);
+    const int length = n == 1 ? snprintf(name, (size_t)size, "%s", output)
+                              : snprintf(name, (size_t)size, "%.*s-%d%s", stem, output, i + 1, dot == NULL ? "" : dot);
+    return length >= 0 && length < size;
 }
 
 /* Saves the pictures and prints their names. */
 static int save_pictures(Program *program, const char *output, const JanusImage *images, int count) {
-    char name[1024];
+    char name[PATH_BYTES];
     if (strcmp(output, "-") == 0) {
 #if defined(_WIN32)
         _setmode(_fileno(stdout), _O_BINARY);
@@ -6340,7 +6343,10 @@ static int save_pictures(Program *program, const char *output, const JanusImage 
         return out.failure == 0 ? EXIT_DONE : EXIT_FAILED;
     }
     for (int i = 0; i < count; i++) {
-        numbered_name(name, sizeof name, output, i, count);
+        if (!numbered_name(name, PATH_BYTES, output, i, count)) {
+            complain("cannot write %.100s...: the name has more than %d bytes", output, PATH_BYTES);
+            return EXIT_FAILED;
+        }
         if (janus_image_save(name, &images[i], &program->error) != JANUS_OK) return program_failed(program);
         printf("%s\n", name);
     }
