@@ -45,7 +45,8 @@
    Switches (cc -DNAME): JANUS_LIBRARY no main(); JANUS_NO_THREADS; JANUS_NO_MMAP read the model instead of mapping it;
    JANUS_NO_SIMD plain C only. */
 
-#if !defined(_WIN32) && !defined(_POSIX_C_SOURCE)
+/* macOS and FreeBSD show all they have by default; to those who ask for POSIX they do not tell the number of processors. */
+#if !defined(_WIN32) && !defined(__APPLE__) && !defined(__FreeBSD__) && !defined(__DragonFly__) && !defined(_POSIX_C_SOURCE)
 #define _POSIX_C_SOURCE 200809L
 #endif
 #if !defined(_FILE_OFFSET_BITS)
