@@ -108,6 +108,14 @@ platforms-deps:
 	    gcc-arm-linux-gnueabihf libc6-dev-armhf-cross gcc-riscv64-linux-gnu libc6-dev-riscv64-cross \
 	    gcc-powerpc64le-linux-gnu libc6-dev-ppc64el-cross gcc-s390x-linux-gnu libc6-dev-s390x-cross
 
+# Static analysers; test/ANALYSERS.md explains what they find.
+analyse:
+	@$(FIND_STB); sh test/analyse.sh "$$stb"
+
+analyse-deps:
+	apt-get update -q
+	DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends gcc libc6-dev libstb-dev clang clang-tidy cppcheck
+
 # The small model's scores, through the library.
 eval: libjanus.so
 	@PYTHON="$(PYTHON)" sh test/run.sh eval
@@ -149,4 +157,4 @@ uninstall:
 clean:
 	rm -rf janus libjanus.o libjanus.a libjanus.so test/test_janus test/test_kernels build
 
-.PHONY: eval all deps test test-c test-asan verify verify-full platforms platforms-deps demo install uninstall clean
+.PHONY: analyse analyse-deps eval all deps test test-c test-asan verify verify-full platforms platforms-deps demo install uninstall clean
