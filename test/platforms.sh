@@ -6,9 +6,9 @@
 #   tests    how many tests of test_janus and test_kernels passed there
 #   ids      whether two greedy pictures, a seeded one, an encoded one and two greedy answers are the same
 #   pixels   the largest difference in the three drawn pictures, of 255; 1 is allowed
-#            (a "-" says that the row has no such check)
 #   threads  whether one thread and three give the same bytes: every tensor of a drawing, and its PNG as a file and on stdout
-# Fails if any row that was run differs or warns; says what the others need. ONLY=PATTERN: the rows whose target matches.
+# and "-" where a row has no such check. Fails if any row that was run differs or warns; says what the others need.
+# ONLY=PATTERN runs the rows whose target matches.
 cd "$(dirname "$0")/.." || exit 1
 MODEL=${MODEL:-weights/tiny.gguf}
 IMAGE=weights/samples.png
