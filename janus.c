@@ -4454,7 +4454,10 @@ static JanusStatus kv_cache_reserve(KvCache *cache, const Config *c, int64_t len
         cache->type = type;
         cache->keys = calloc((size_t)c->layers, sizeof *cache->keys);
         cache->values = calloc((size_t)c->layers, sizeof *cache->values);
-        if (cache->keys == NULL || cache->values == NULL) return fail_memory(error);
+        if (cache->keys == NULL || cache->values == NULL) {
+            kv_cache_free(cache);
+            return fail_memory(error);
+        }
     }
     const int64_t capacity = length > 2 * cache->capacity ? length : 2 * cache->capacity;
     const int64_t row_bytes = type_row_bytes(cache->type, (int64_t)c->kv_heads * c->head_dim);
