@@ -5959,9 +5959,10 @@ JanusStatus janus_ask(JanusSession *session, const char *question, const JanusIm
     for (int i = 0; i < image_count && status == JANUS_OK; i++) status = check_image(&images[i], error);
     if (status != JANUS_OK) return status;
     memset(&said, 0, sizeof said);
+    said.text = calloc(1, 1); /* had before the conversation changes: an empty answer needs it too */
+    if (said.text == NULL) return fail_memory(error);
+    said.capacity = 1;
     status = converse(session, question, images, image_count, &chosen, &said, error);
-    if (status == JANUS_OK && answer != NULL && said.text == NULL && (said.text = calloc(1, 1)) == NULL)
-        status = fail_memory(error);
     if (status == JANUS_OK && answer != NULL) {
         said.text[strip(said.text, said.length).length] = 0;
         *answer = said.text;
