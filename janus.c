@@ -5160,6 +5160,7 @@ static void tap_pixels(Work *work, const uint8_t *rgb, int64_t side) {
     const ArenaBlock *mark = arena_mark(&work->arena);
     int32_t *levels = work->hooks.tap == NULL ? NULL : arena_allocate(&work->arena, count, sizeof *levels);
     for (int64_t i = 0; i < count && levels != NULL; i++) levels[i] = rgb[i];
+    if (levels == NULL && work->hooks.tap != NULL) work->compute.failed = 1;
     if (levels != NULL) work_tap(work, "image.pixels", JANUS_INT32, levels, side, side, 3);
     arena_release(&work->arena, mark);
 }
