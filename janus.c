@@ -269,7 +269,8 @@ static int file_read(const char *path, size_t limit, FileImage *image) {
         size_t got = fread(bytes + size, 1, capacity - size, file);
         size += got;
         if (size > limit) failure = EFBIG;
-        else if (got == 0 && ferror(file)) failure = errno != 0 ? errno : EIO;
+        else if (ferror(file) && errno == EINTR) clearerr(file); /* a signal came: what was read counts, go on */
+        else if (ferror(file)) failure = errno != 0 ? errno : EIO;
         else if (got == 0) break;
     }
     fclose(file);
