@@ -6248,6 +6248,7 @@ static void dump_tensor(void *user, const char *name, JanusElement type, const v
     char path[1024], header[128];
     size_t count = 1;
     const int before = dump_count(screen, name);
+    if (before < 0) snprintf(screen->dump_error, sizeof screen->dump_error, "cannot dump %.100s: out of memory", name);
     if (screen->dump_error[0] != 0) return;
     if (before > 0) snprintf(path, sizeof path, "%s/%s.%d.npy", screen->line->dump, name, before);
     else snprintf(path, sizeof path, "%s/%s.npy", screen->line->dump, name);
@@ -6435,6 +6436,7 @@ static int command_encode(Program *program) {
     JanusImage image;
     const int count = janus_info(program->model).image_tokens;
     int32_t *ids = allocate(count, sizeof *ids);
+    if (ids == NULL) fail_memory(&program->error);
     if (ids == NULL || janus_image_load(program->line.images[0], &image, &program->error) != JANUS_OK) {
         free(ids);
         return program_failed(program);
@@ -6631,6 +6633,7 @@ static int command_chat(Program *program) {
     Waiting *waiting = calloc(1, sizeof *waiting);
     char *line = malloc(LINE_LIMIT);
     int result = waiting == NULL || line == NULL ? EXIT_FAILED : EXIT_DONE;
+    if (result != EXIT_DONE) complain("out of memory");
     for (int i = 0; i < program->line.image_count && result == EXIT_DONE; i++) {
         chat_image(program, waiting, program->line.images[i]);
         if (waiting->count != i + 1) result = EXIT_FAILED;
@@ -6646,7 +6649,10 @@ static int command_chat(Program *program) {
         else if (line[strspn(line, " \t")] != 0) {
             if (ask_question(program, line, waiting->images, waiting->count) == EXIT_DONE) chat_forget_images(waiting);
         }
-        if (fflush(stdout) != 0) result = EXIT_FAILED;
+        if (fflush(stdout) != 0) {
+            complain("cannot write to stdout: %s", strerror(errno));
+            result = EXIT_FAILED;
+        }
     }
     if (waiting != NULL) chat_forget_images(waiting);
     free(waiting);
