@@ -4082,6 +4082,13 @@ static void need_model(Loader *loader) {
       encoder was trained on pictures that were resized exactly so.
    ==================================================================================================================== */
 
+/* What stb asks for while it reads an image, bounded: a few bytes of a PNG can unpack to gigabytes. */
+static void *image_realloc(void *memory, size_t size);
+static void *image_malloc(size_t size) { return image_realloc(NULL, size); }
+
+#define STBI_MALLOC image_malloc
+#define STBI_REALLOC image_realloc
+#define STBI_FREE free
 #define STB_IMAGE_IMPLEMENTATION
 #define STB_IMAGE_STATIC
 #define STBI_NO_STDIO
@@ -4105,19 +4112,36 @@ static void need_model(Loader *loader) {
 #include <stb/stb_image_write.h>
 #endif
 
-enum { IMAGE_SIDE_LIMIT = 16384, IMAGE_PIXEL_LIMIT = 64000000, IMAGE_FILE_LIMIT = 1 << 29 };
+enum { IMAGE_SIDE_LIMIT = 16384, IMAGE_PIXEL_LIMIT = 64000000, IMAGE_FILE_LIMIT = 1 << 29, IMAGE_MEMORY_LIMIT = 600000000 };
+
+/* Set when an image fails for want of memory; beside stb's own reason, which does not always say so. */
+#if defined(STBI_THREAD_LOCAL)
+static STBI_THREAD_LOCAL bool image_memory_failed;
+#else
+static bool image_memory_failed;
+#endif
+
+static void *image_realloc(void *memory, size_t size) {
+    if (size > IMAGE_MEMORY_LIMIT) return NULL; /* four 16-bit channels of the largest image fit */
+    void *grown = realloc(memory, size);
+    if (grown == NULL) image_memory_failed = true;
+    return grown;
+}
 
 static JanusStatus decode_image(const void *bytes, size_t length, JanusImage *image, const char *what, JanusError *error) {
     int width, height, channels;
     if (length == 0 || length > INT_MAX)
         return fail(error, JANUS_BAD_IMAGE, "%s is %s", what, length == 0 ? "empty" : "too large for an image");
+    image_memory_failed = false;
     if (!stbi_info_from_memory(bytes, (int)length, &width, &height, &channels))
-        return fail(error, JANUS_BAD_IMAGE, "%s is not a PNG, JPEG or BMP image", what);
+        return image_memory_failed ? fail_memory(error)
+                                   : fail(error, JANUS_BAD_IMAGE, "%s is not a PNG, JPEG or BMP image", what);
     if (width < 1 || height < 1 || width > IMAGE_SIDE_LIMIT || height > IMAGE_SIDE_LIMIT ||
         (int64_t)width * height > IMAGE_PIXEL_LIMIT)
         return fail(error, JANUS_BAD_IMAGE, "%s is %d x %d: at most 16384 pixels a side and 64 million in all are accepted",
                     what, width, height);
     uint8_t *rgb = stbi_load_from_memory(bytes, (int)length, &width, &height, &channels, 3);
+    if (rgb == NULL && image_memory_failed) return fail_memory(error);
     if (rgb == NULL) return fail(error, JANUS_BAD_IMAGE, "%s is damaged: %s", what, stbi_failure_reason());
     image->width = width;
     image->height = height;
