@@ -365,10 +365,19 @@ static int64_t checked_product(int64_t a, int64_t b, int64_t c) {
     return a * b * c;
 }
 
+/* a + b of the same kind; -1 when either is, or when it does not fit. */
+static int64_t checked_sum(int64_t a, int64_t b) { return a < 0 || b < 0 || a > INT64_MAX - b ? -1 : a + b; }
+
 /* malloc for `count` items of `size` bytes; NULL when the product does not fit. */
 static void *allocate(int64_t count, size_t size) {
     if (count < 0 || (uint64_t)count > (SIZE_MAX - 1) / size) return NULL;
     return malloc((size_t)count * size + (count == 0));
+}
+
+/* realloc likewise; where it fails, what was there stays. */
+static void *reallocate(void *memory, int64_t count, size_t size) {
+    if (count < 0 || (uint64_t)count > (SIZE_MAX - 1) / size) return NULL;
+    return realloc(memory, (size_t)count * size + (count == 0));
 }
 
 /* Scratch memory as a stack of blocks. A failed allocation is remembered, so that a stage asks for all it needs and
@@ -1864,12 +1873,12 @@ static int compute_init(Compute *cx, int threads, const char *isa) {
 
 /* Scratch of so many floats for all and for each thread, or cx->failed. Returns whether work can go on. */
 static int reserve_scratch(Compute *cx, int64_t shared, int64_t per_thread) {
-    cx->shared_bytes = round_up(shared * (int64_t)sizeof(float), 64);
-    cx->thread_bytes = round_up(per_thread * (int64_t)sizeof(float), 64) + 64;
-    int64_t bytes = cx->shared_bytes + cx->pool->threads * cx->thread_bytes;
-    if (cx->failed || bytes <= cx->reserved) return !cx->failed;
+    cx->shared_bytes = checked_product(round_up(shared, 16), sizeof(float), 1);
+    cx->thread_bytes = checked_product(round_up(per_thread, 16) + 16, sizeof(float), 1);
+    int64_t bytes = checked_sum(cx->shared_bytes, checked_product(cx->pool->threads, cx->thread_bytes, 1));
+    if (cx->failed || (bytes >= 0 && bytes <= cx->reserved)) return !cx->failed;
     free(cx->memory);
-    cx->memory = malloc((size_t)bytes + 64);
+    cx->memory = allocate(checked_sum(bytes, 64), 1);
     cx->reserved = cx->memory ? bytes : 0;
     cx->failed = cx->memory == NULL;
     cx->scratch = cx->memory ? (char *)cx->memory + (64 - (uintptr_t)cx->memory % 64) % 64 : NULL;
@@ -3168,17 +3177,17 @@ static const char *token_bytes(const Tokenizer *tokenizer, int32_t id, size_t *l
 static JanusStatus tokenizer_decode(const Tokenizer *tokenizer, const int32_t *ids, size_t count, char **text,
                                     size_t *length, JanusError *error) {
     Utf8Stream stream = {{0}, 0};
-    size_t token_length = 0, total = 0;
+    size_t token_length = 0;
+    int64_t total = 1;
     *text = NULL;
     *length = 0;
     for (size_t i = 0; i < count; i++) {
         if (token_bytes(tokenizer, ids[i], &token_length) == NULL)
             return fail(error, JANUS_BAD_ARGUMENT, "there is no token %ld: ids go from 0 to %ld", (long)ids[i],
                         (long)tokenizer->vocab_size - 1);
-        if (token_length > SIZE_MAX / 4 - total) return fail_memory(error);
-        total += token_length;
+        total = checked_sum(total, (int64_t)token_length);
     }
-    char *out = malloc(3 * (total + 1) + 1);
+    char *out = allocate(checked_sum(checked_product(total, 3, 1), 1), 1);
     if (out == NULL) return fail_memory(error);
     for (size_t i = 0; i < count; i++) {
         const char *bytes = token_bytes(tokenizer, ids[i], &token_length);
@@ -4032,7 +4041,7 @@ static char *copy_metadata_string(Loader *loader, const char *key) {
     const Metadata *entry = find_metadata(&loader->model->file, key);
     bool found = entry != NULL && entry->type == GGUF_STRING && !entry->is_array;
     size_t length = found ? (size_t)load_little_endian(entry->value, 8) : 0;
-    char *copy = malloc(length + 1);
+    char *copy = allocate(checked_sum((int64_t)length, 1), 1);
     if (copy == NULL) {
         if (loader->status == JANUS_OK) loader->status = fail_memory(loader->error);
         return NULL;
@@ -4490,10 +4499,9 @@ static JanusStatus kv_cache_reserve(KvCache *cache, const Config *c, int64_t len
     const int64_t capacity = length > 2 * cache->capacity ? length : 2 * cache->capacity;
     const int64_t row_bytes = type_row_bytes(cache->type, (int64_t)c->kv_heads * c->head_dim);
     const int64_t bytes = checked_product(capacity, row_bytes, 1);
-    if (bytes < 0 || (uint64_t)bytes > SIZE_MAX) return fail_memory(error);
     for (int i = 0; i < 2 * c->layers; i++) {
         void **rows = i < c->layers ? &cache->keys[i] : &cache->values[i - c->layers];
-        void *grown = realloc(*rows, (size_t)bytes);
+        void *grown = reallocate(*rows, bytes, 1);
         if (grown == NULL) return fail_memory(error);
         *rows = grown;
     }
@@ -4992,7 +5000,7 @@ static void mid_block(Work *work, const Config *c, const VqHalf *half, float *x,
     res_block(work, c, &half->mid_res[1], x, side);
 }
 
-/* Floats that the widest stage of encoder and decoder holds. */
+/* Floats that the widest stage of encoder and decoder holds; -1: too many to count. */
 static int64_t vq_room(const Config *c) {
     int64_t room = image_tokens(c) * c->z_channels;
     for (int i = 0; i < c->levels; i++) {
@@ -5001,6 +5009,7 @@ static int64_t vq_room(const Config *c) {
         for (int beside = i - 1; beside <= i + 1; beside++) {
             const int multiplier = beside < 0 ? 1 : beside >= c->levels ? c->multipliers[i] : c->multipliers[beside];
             const int64_t floats = checked_product(side, side, (int64_t)c->base_channels * multiplier);
+            if (floats < 0) return -1;
             if (floats > room) room = floats;
         }
     }
@@ -5255,7 +5264,7 @@ static void id_list_add(IdList *list, int32_t id, size_t times) {
     }
     if (list->count + times > list->capacity) {
         const size_t capacity = 2 * (list->count + times) + 64;
-        int32_t *grown = realloc(list->ids, capacity * sizeof *grown);
+        int32_t *grown = reallocate(list->ids, (int64_t)capacity, sizeof *grown);
         if (grown == NULL) {
             list->failed = true;
             return;
@@ -5298,7 +5307,7 @@ static JanusStatus check_text(const char *text, const char *what, StringView *st
 static char *join_text(const StringView *pieces, int count, size_t *length) {
     size_t total = 0, at = 0;
     for (int i = 0; i < count; i++) total += pieces[i].length;
-    char *text = malloc(total + 1);
+    char *text = allocate(checked_sum((int64_t)total, 1), 1);
     for (int i = 0; i < count && text != NULL; i++) {
         if (pieces[i].length > 0) memcpy(text + at, pieces[i].text, pieces[i].length);
         at += pieces[i].length;
@@ -5586,7 +5595,7 @@ static JanusStatus answer_emit(Work *work, Answer *answer, const char *text, siz
     if (length == 0) return JANUS_OK;
     if (answer->length + length + 1 > answer->capacity) {
         const size_t capacity = 2 * (answer->length + length) + 256;
-        char *grown = realloc(answer->text, capacity);
+        char *grown = reallocate(answer->text, (int64_t)capacity, 1);
         if (grown == NULL) return fail_memory(error);
         answer->text = grown;
         answer->capacity = capacity;
@@ -5603,7 +5612,7 @@ static JanusStatus answer_token(Work *work, const JanusModel *m, Answer *answer,
     size_t length = 0;
     const char *bytes = token_bytes(&m->tokenizer, id, &length);
     if (id >= 0 && m->token_types[id] == KIND_CONTROL) return JANUS_OK;
-    char *text = malloc(3 * (length + 1));
+    char *text = allocate(checked_product((int64_t)length + 1, 3, 1), 1);
     if (text == NULL) return fail_memory(error);
     length = id < 0 ? utf8_stream_finish(&answer->stream, text)
                     : utf8_stream_write(&answer->stream, bytes, length, text);
