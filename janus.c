@@ -4124,19 +4124,22 @@ static unsigned char *png_compress(unsigned char *data, int length, int *out_len
 #include <stb/stb_image_write.h>
 #endif
 
-enum { IMAGE_SIDE_LIMIT = 16384, IMAGE_PIXEL_LIMIT = 64000000, IMAGE_FILE_LIMIT = 1 << 29, IMAGE_MEMORY_LIMIT = 600000000 };
+enum { IMAGE_SIDE_LIMIT = 16384, IMAGE_PIXEL_LIMIT = 64000000, IMAGE_FILE_LIMIT = 1 << 29 };
 
-/* Set when an image fails for want of memory; beside stb's own reason, which does not always say so. */
-#if defined(STBI_THREAD_LOCAL)
-static STBI_THREAD_LOCAL bool image_memory_failed;
-#else
-static bool image_memory_failed;
+/* Of the image that this thread decodes: no request of stb may be larger than `limit`; `failed`: memory was short, which
+   stb's own reason does not always say. It keeps its reason in the same way. */
+#if !defined(STBI_THREAD_LOCAL)
+#define STBI_THREAD_LOCAL
 #endif
+static STBI_THREAD_LOCAL struct {
+    size_t limit;
+    bool failed;
+} image_memory;
 
 static void *image_realloc(void *memory, size_t size) {
-    if (size > IMAGE_MEMORY_LIMIT) return NULL; /* four 16-bit channels of the largest image fit */
+    if (size > image_memory.limit) return NULL;
     void *grown = realloc(memory, size);
-    if (grown == NULL) image_memory_failed = true;
+    if (grown == NULL) image_memory.failed = true;
     return grown;
 }
 
@@ -4144,16 +4147,19 @@ static JanusStatus decode_image(const void *bytes, size_t length, JanusImage *im
     int width, height, channels;
     if (length == 0 || length > INT_MAX)
         return fail(error, JANUS_BAD_IMAGE, "%s is %s", what, length == 0 ? "empty" : "too large for an image");
-    image_memory_failed = false;
+    image_memory.limit = 1 << 20;
+    image_memory.failed = false;
     if (!stbi_info_from_memory(bytes, (int)length, &width, &height, &channels))
-        return image_memory_failed ? fail_memory(error)
+        return image_memory.failed ? fail_memory(error)
                                    : fail(error, JANUS_BAD_IMAGE, "%s is not a PNG, JPEG or BMP image", what);
     if (width < 1 || height < 1 || width > IMAGE_SIDE_LIMIT || height > IMAGE_SIDE_LIMIT ||
         (int64_t)width * height > IMAGE_PIXEL_LIMIT)
         return fail(error, JANUS_BAD_IMAGE, "%s is %d x %d: at most 16384 pixels a side and 64 million in all are accepted",
                     what, width, height);
+    /* four channels of 16 bits, JPEG's padding to whole blocks, and what grows by doubling */
+    image_memory.limit = 16 * ((size_t)width + 64) * ((size_t)height + 64) + 2 * length + 65536;
     uint8_t *rgb = stbi_load_from_memory(bytes, (int)length, &width, &height, &channels, 3);
-    if (rgb == NULL && image_memory_failed) return fail_memory(error);
+    if (rgb == NULL && image_memory.failed) return fail_memory(error);
     if (rgb == NULL) return fail(error, JANUS_BAD_IMAGE, "%s is damaged: %s", what, stbi_failure_reason());
     image->width = width;
     image->height = height;
