@@ -4126,7 +4126,7 @@ static unsigned char *png_compress(unsigned char *data, int length, int *out_len
 
 enum { IMAGE_SIDE_LIMIT = 16384, IMAGE_PIXEL_LIMIT = 64000000, IMAGE_FILE_LIMIT = 1 << 29 };
 
-/* Of the image that this thread decodes: no request of stb may be larger than `limit`; `failed`: memory was short, which
+/* Of the image that this thread reads or writes: no request of stb may be larger than `limit`; `failed`: memory was short, which
    stb's own reason does not always say. It keeps its reason in the same way. */
 #if !defined(STBI_THREAD_LOCAL)
 #define STBI_THREAD_LOCAL
@@ -4134,6 +4134,7 @@ enum { IMAGE_SIDE_LIMIT = 16384, IMAGE_PIXEL_LIMIT = 64000000, IMAGE_FILE_LIMIT 
 static STBI_THREAD_LOCAL struct {
     size_t limit;
     bool failed;
+    void *stream; /* the last one that png_compress made: stb forgets it when its next allocation fails */
 } image_memory;
 
 static void *image_realloc(void *memory, size_t size) {
@@ -4151,7 +4152,8 @@ static JanusStatus decode_image(const void *bytes, size_t length, JanusImage *im
     image_memory.failed = false;
     if (!stbi_info_from_memory(bytes, (int)length, &width, &height, &channels))
         return image_memory.failed ? fail_memory(error)
-                                   : fail(error, JANUS_BAD_IMAGE, "%s is not a PNG, JPEG or BMP image", what);
+                                   : fail(error, JANUS_BAD_IMAGE, "%s is not a PNG, JPEG or BMP image of at most 16384 pixels a side", what);
+    if (height < 0 && height > -INT_MAX) height = -height; /* a BMP whose rows come from the top */
     if (width < 1 || height < 1 || width > IMAGE_SIDE_LIMIT || height > IMAGE_SIDE_LIMIT ||
         (int64_t)width * height > IMAGE_PIXEL_LIMIT)
         return fail(error, JANUS_BAD_IMAGE, "%s is %d x %d: at most 16384 pixels a side and 64 million in all are accepted",
@@ -5663,7 +5665,7 @@ static JanusStatus write_answer(JanusSession *session, const JanusAskOptions *op
         session->unread[session->unread_count++] = id;
         if (id == m->config.eos) break;
         id_list_add(said, id, 1);
-        status = answer_token(work, m, answer, id, error);
+        status = said->failed ? fail_memory(error) : answer_token(work, m, answer, id, error);
         if (status == JANUS_OK) status = work_progress(work, "answer", n, options->max_tokens, error);
         if (status != JANUS_OK) break;
         if (n >= options->max_tokens || sequence->own.length + 3 > m->config.context) { /* this id, one more, EOS */
@@ -5676,7 +5678,7 @@ static JanusStatus write_answer(JanusSession *session, const JanusAskOptions *op
     if (status == JANUS_OK) status = answer_token(work, m, answer, -1, error);
     if (status == JANUS_OK) work_tap(work, "lm.answer_ids", JANUS_INT32, said->ids, (int64_t)said->count, 0, 0);
     arena_release(&work->arena, mark);
-    return said->failed ? fail_memory(error) : status;
+    return status;
 }
 
 /* One turn of a conversation. On failure the conversation is what it was. */
@@ -5832,6 +5834,7 @@ static unsigned char *png_compress(unsigned char *data, int length, int *out_len
     free(last);
     free(before);
     *out_length = (int)w.count;
+    image_memory.stream = w.out;
     return w.out;
 }
 
@@ -5840,8 +5843,10 @@ static void sink_write(void *context, void *bytes, int size) { output_write(cont
 /* Writes the picture as PNG or JPEG; what fails is remembered in `out`. */
 static void write_image(OutputFile *out, const JanusImage *image, bool jpeg) {
     int written;
+    image_memory.stream = NULL;
     if (jpeg) written = stbi_write_jpg_to_func(sink_write, out, image->width, image->height, 3, image->rgb, 95);
     else written = stbi_write_png_to_func(sink_write, out, image->width, image->height, 3, image->rgb, 3 * image->width);
+    if (!written) free(image_memory.stream);
     if (!written && out->failure == 0) out->failure = ENOMEM;
 }
 
@@ -6373,7 +6378,7 @@ static void npy_header(char header[128], JanusElement type, const int64_t *shape
 /* Numbers of 4 bytes, little-endian on every machine. */
 static bool write_numbers(FILE *file, const void *data, size_t count) {
     const uint8_t *bytes = data;
-    if (!big_endian()) return fwrite(data, 4, count, file) == count;
+    if (!big_endian()) return count == 0 || fwrite(data, 4, count, file) == count;
     for (size_t i = 0; i < 4 * count; i++)
         if (putc(bytes[i / 4 * 4 + 3 - i % 4], file) == EOF) return false;
     return true;
