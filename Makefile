@@ -63,19 +63,22 @@ deps:
 test/test_janus: test/test_janus.c libjanus.a
 	$(CC) $(CFLAGS) $(WARNINGS) -I. $(LDFLAGS) test/test_janus.c libjanus.a -o $@ $(LDLIBS)
 
-# These two include janus.c, to reach what is inside.
+# These include janus.c, to reach what is inside.
 test/test_kernels: test/test_kernels.c janus.c janus.h
 	@$(FIND_STB); set -x; $(CC) $(CFLAGS) -std=c99 $$stb -I. $(LDFLAGS) test/test_kernels.c -o $@ $(LDLIBS)
+
+test/test_faults: test/test_faults.c janus.c janus.h
+	@$(FIND_STB); set -x; $(CC) $(CFLAGS) -std=c99 $$stb -I. $(LDFLAGS) test/test_faults.c -o $@ $(LDLIBS)
 
 build/libinternals.so: test/internals.c janus.c janus.h
 	@mkdir -p build
 	@$(FIND_STB); set -x; $(CC) $(CFLAGS) -std=c99 $$stb -I. -fPIC -shared $(LDFLAGS) test/internals.c -o $@ $(LDLIBS)
 
 # Everything that needs no torch; alone: the C part, which needs no Python either.
-test: janus libjanus.so test/test_janus test/test_kernels
+test: janus libjanus.so test/test_janus test/test_kernels test/test_faults
 	@PYTHON="$(PYTHON)" sh test/run.sh c python
 
-test-c: janus test/test_janus test/test_kernels
+test-c: janus test/test_janus test/test_kernels test/test_faults
 	@sh test/run.sh c
 
 # The C tests once more under the address and undefined-behaviour sanitizers (stb's JPEG writer shifts a sign bit out).
@@ -84,7 +87,9 @@ test-asan:
 	@$(FIND_STB); set -x; $(CC) -g -O1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-sanitize=shift-base \
 	    -std=c99 $$stb -I. -DJANUS_LIBRARY janus.c test/test_janus.c -o build/test_janus $(LDLIBS) && \
 	    $(CC) -g -O1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined -std=c99 $$stb -I. \
-	    test/test_kernels.c -o build/test_kernels $(LDLIBS)
+	    test/test_kernels.c -o build/test_kernels $(LDLIBS) && \
+	    $(CC) -g -O1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-sanitize=shift-base \
+	    -std=c99 $$stb -I. test/test_faults.c -o build/test_faults $(LDLIBS)
 	@BUILT=build sh test/run.sh c
 
 # The same checkpoints through PyTorch and through ./janus, stage by stage.
@@ -127,6 +132,6 @@ uninstall:
 	rm -f $(DESTDIR)$(PREFIX)/lib/pkgconfig/janus.pc
 
 clean:
-	rm -rf janus libjanus.o libjanus.a libjanus.so test/test_janus test/test_kernels build
+	rm -rf janus libjanus.o libjanus.a libjanus.so test/test_janus test/test_kernels test/test_faults build
 
 .PHONY: eval all deps test test-c test-asan verify verify-full platforms platforms-deps demo install uninstall clean

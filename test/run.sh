@@ -44,7 +44,8 @@ for name in "$@"; do
     case $name in
     c)
         part "${BUILT:-test}/test_janus"
-        part "${BUILT:-test}/test_kernels" ;;
+        part "${BUILT:-test}/test_kernels"
+        part "${BUILT:-test}/test_faults" ;;
     python)
         if environment .venv test/requirements.txt; then
             part "$python" -m pytest -q -p no:cacheprovider test/test_*.py
