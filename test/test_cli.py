@@ -118,6 +118,8 @@ def test_usage_errors(arguments: list[str]) -> None:
         ("--max-tokens", ["0", "-1", "x"]),
         ("--top-p", ["0", "-1", "1.1", "nan", "x"]),
         ("--isa", ["mmx", ""]),
+        ("--kv", ["f64", "", "F16"]),
+        ("--rng", ["numpy", ""]),
     ],
 )
 def test_numbers_that_are_no_numbers(option: str, values: list[str]) -> None:
@@ -185,6 +187,23 @@ def test_generate_options(tmp_path: Path, option: list) -> None:
     succeeds("generate", *option, "-o", tmp_path / "x.png", "a red fox")
 
 
+def test_generators_and_caches(tmp_path: Path) -> None:
+    """--rng gives other pictures, --kv takes both its names; one picture goes to stdout, two do not."""
+    seen = set()
+    for name in ("torch", "torch-mkl"):
+        succeeds("generate", "--rng", name, "--kv", "f16", "--seed", 1, "-o", tmp_path / "x.png", "--temperature", 100, "a cat")
+        seen.add(Image.open(tmp_path / "x.png").tobytes())
+    assert len(seen) == 2
+    first = succeeds("generate", "--kv", "f32", "--seed", 1, "-o", "-", "a cat").stdout
+    assert first.startswith(b"\x89PNG")
+    fails("generate", "-n", 2, "-o", "-", "a cat", code=2)
+
+
+def test_default_model() -> None:
+    """Without -m and $JANUS_MODEL: weights/tiny.gguf of the current folder."""
+    assert b"transformer" in succeeds("info", model=None, cwd=ROOT).stdout
+
+
 # ---- ask and chat ----
 
 def test_ask(photo: Path) -> None:
@@ -223,6 +242,13 @@ def test_chat_survives_mistakes(photo: Path) -> None:
     fails("chat", "-i", "no/such.png")
 
 
+def test_chat_goes_on(tmp_path: Path) -> None:
+    """Drawings take the next free name, and the end of a line that is too long is dropped, not read as a new line."""
+    done = succeeds("chat", "--max-tokens", 2, stdin=b"/draw a\n/draw b\n" + b" " * 70000 + b"/draw c\n/draw d\n", cwd=tmp_path)
+    assert [line for line in done.stdout.decode().split("\n") if line] == ["janus-1.png", "janus-2.png", "janus-3.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["janus-1.png", "janus-2.png", "janus-3.png"]
+
+
 # ---- encode and decode, tokenize, info ----
 
 def test_encode_and_decode(tmp_path: Path, photo: Path) -> None:
@@ -235,7 +261,7 @@ def test_encode_and_decode(tmp_path: Path, photo: Path) -> None:
     (tmp_path / "ids.txt").write_bytes(done.stdout)
     assert succeeds("decode", "-o", "a.png", "ids.txt", cwd=tmp_path).stdout == b"a.png\n"
     succeeds("decode", "-o", "b.png", stdin=done.stdout, cwd=tmp_path)
-    succeeds("decode", "-o", "c.png", stdin=b",\n".join(done.stdout.split()), cwd=tmp_path)
+    succeeds("decode", "-o", "c.png", stdin=b",\n".join(done.stdout.split()) + b" " * 300000, cwd=tmp_path)
     pictures = [(tmp_path / name).read_bytes() for name in ("a.png", "b.png", "c.png")]
     assert pictures[0] == pictures[1] == pictures[2] and Image.open(tmp_path / "a.png").size == (SIDE, SIDE)
 

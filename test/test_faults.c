@@ -845,9 +845,106 @@ static void test_context(World *world) {
     free(text);
 }
 
+/* ---- Models with something wrong inside ---- */
+
+/* Loads the model with `count` bytes replaced, `skip` bytes behind where `name` stands first; *model NULL: refused. */
+static JanusStatus load_patched(const char *name, size_t skip, const void *patch, size_t count, JanusModel **model, JanusError *error) {
+    FileImage file = {0};
+    size_t at = 0;
+    memset(error, 0, sizeof *error);
+    fault.no_mapping = true;
+    if (file_read(model_path, SIZE_MAX - 1, &file) != 0) need(NULL);
+    while (at + strlen(name) < file.size && memcmp(file.bytes + at, name, strlen(name)) != 0) at++;
+    if (at + strlen(name) + skip + count > file.size) need(NULL);
+    memcpy(file.bytes + at + skip, patch, count);
+    write_bytes(in_folder("patched.gguf"), file.bytes, file.size);
+    file_image_free(&file);
+    const JanusStatus status = janus_load(in_folder("patched.gguf"), model, error);
+    fault.no_mapping = false;
+    remove(in_folder("patched.gguf"));
+    return status;
+}
+
+static void test_patched_models(void) {
+    static const char EPSILON[] = "janus.attention.layer_norm_rms_epsilon", PROMPT[] = "janus.prompt.system",
+                      STEPS[] = "janus.tokenizer.pre_tokenizer", HEAD[] = "output.weight", MERGES[] = "tokenizer.ggml.merges";
+    static const struct {
+        const char *what, *name;
+        size_t skip, count;
+        const char *patch;
+    } PATCHES[] = {{"an epsilon of zero", EPSILON, sizeof EPSILON - 1 + 4, 4, "\0\0\0\0"},
+                   {"a negative epsilon", EPSILON, sizeof EPSILON - 1 + 4, 4, "\0\0\x80\xBF"},
+                   {"an infinite epsilon", EPSILON, sizeof EPSILON - 1 + 4, 4, "\0\0\x80\x7F"},
+                   {"an epsilon that is no number", EPSILON, sizeof EPSILON - 1 + 4, 4, "\0\0\xC0\x7F"},
+                   {"no system prompt", PROMPT, 0, 1, "x"},
+                   {"no pre-tokenizer", STEPS, 0, 1, "x"},
+                   {"strings that are numbers", MERGES, sizeof MERGES - 1, 4, "\5\0\0\0"},
+                   {"a tensor that nobody knows", HEAD, 0, 1, "x"}};
+    JanusModel *model = NULL;
+    JanusError error;
+    for (size_t i = 0; i < sizeof PATCHES / sizeof *PATCHES; i++) {
+        const JanusStatus status = load_patched(PATCHES[i].name, PATCHES[i].skip, PATCHES[i].patch, PATCHES[i].count, &model, &error);
+        report(status == JANUS_BAD_MODEL && model == NULL && error.message[0] != 0, "%s: %s", PATCHES[i].what, error.message);
+    }
+}
+
+/* The last norm's weights become `value`: scores that are no numbers are an error, scores that are all equal are not. */
+static void test_odd_scores(const World *world, float value, JanusStatus expected) {
+    World mine = *world;
+    JanusImage images[3];
+    JanusGenerateOptions drawing = janus_generate_defaults();
+    JanusAskOptions ask = janus_ask_defaults();
+    if (janus_load(model_path, &mine.model, &mine.error) != JANUS_OK) need(NULL);
+    const int64_t width = mine.model->config.hidden;
+    float *weights = need(malloc((size_t)width * sizeof *weights));
+    for (int64_t i = 0; i < width; i++) weights[i] = value;
+    mine.model->output_norm = weights;
+    open_session(&mine, &ASK);
+    memset(images, 0x5A, sizeof images);
+    drawing.count = 3;
+    ask.max_tokens = 4;
+    ask.temperature = 1;
+    ask.top_p = 0.5f;
+    ask.top_k = 0;
+    JanusStatus status = janus_generate(mine.session, "a cat", &drawing, images, &mine.error);
+    report(status == expected, "drawing with scores of %g: %s", (double)value, mine.error.message);
+    for (int i = 0; i < 3 && status == JANUS_OK; i++) janus_image_free(&images[i]);
+    status = janus_ask(mine.session, "What?", &mine.photo, 1, &ask, NULL, &mine.error);
+    report(status == expected && (janus_conversation_length(mine.session) > 0) == (status == JANUS_OK), "answering with scores of %g: %s",
+           (double)value, mine.error.message);
+    close_session(&mine);
+    janus_free(mine.model);
+    free(weights);
+}
+
+static void test_arguments(World *world) {
+    const JanusImage empty = {0, 0, NULL};
+    int32_t ids[64], *tokens = NULL;
+    size_t count = 0;
+    open_session(world, &ASK);
+    report(janus_ask(world->session, "What?", &empty, 1, NULL, NULL, &world->error) == JANUS_BAD_ARGUMENT, "asking: %s", world->error.message);
+    report(janus_encode_image(world->session, &empty, ids, &world->error) == JANUS_BAD_ARGUMENT, "encoding: %s", world->error.message);
+    report(janus_ask(world->session, NULL, NULL, 0, NULL, NULL, &world->error) == JANUS_BAD_ARGUMENT, "asking: %s", world->error.message);
+    close_session(world);
+    report(janus_tokenize(world->model, "x", (size_t)TEXT_LIMIT + 1, &tokens, &count, &world->error) == JANUS_BAD_ARGUMENT,
+           "tokenizing: %s", world->error.message);
+    report(janus_image_load_memory("x", (size_t)INT_MAX + 1, &world->photo, &world->error) == JANUS_BAD_IMAGE, "an image: %s",
+           world->error.message);
+    report(janus_quantize(model_path, in_folder("out.gguf"), "q8_0", &world->error) == JANUS_OK &&
+               janus_quantize(in_folder("out.gguf"), in_folder("out.png"), "q4_0", &world->error) == JANUS_BAD_ARGUMENT,
+           "quantising twice: %s", world->error.message);
+}
+
 static void test_bombs(void) {
     World world;
+    JanusImage photo;
     open_world(&world);
+    test_patched_models();
+    test_odd_scores(&world, NAN, JANUS_BAD_MODEL);
+    test_odd_scores(&world, 0, JANUS_OK);
+    photo = world.photo;
+    test_arguments(&world);
+    world.photo = photo;
     test_metadata_bombs();
     test_tensor_bombs();
     test_image_bombs();
