@@ -6574,7 +6574,9 @@ static int command_info(Program *program) {
     printf("sees            %d x %d pixels as %d tokens (patches of %d, %d layers, width %d)\n", i.vision_size, i.vision_size,
            i.vision_tokens, i.vision_patch, i.vision_layers, i.vision_width);
     printf("draws           %d x %d pixels as %d tokens (codebook %d)\n", i.image_size, i.image_size, i.image_tokens, i.codebook_size);
-    printf("key/value cache %.1f kB a token\n", 2e-3 * sizeof(float) * i.layers * i.kv_heads * i.head_dim);
+    const double token = 2.0 * sizeof(float) * i.layers * i.kv_heads * i.head_dim; /* keys and values of every layer */
+    printf("key/value cache %.1f kB a token, half of it with --kv f16: a picture's two rows %.1f MB, a full context %.1f MB\n",
+           1e-3 * token, 2e-6 * token * i.image_tokens, 1e-6 * token * i.context_length);
     printf("kernels         ");
     for (int k = 0; isa_names(k) != NULL; k++) printf("%s%s", k > 0 ? ", " : "", isa_names(k));
     putchar('\n');
