@@ -5992,6 +5992,7 @@ JanusStatus janus_session_new(const JanusModel *model, const JanusSessionOptions
         free(made);
         return fail_memory(error);
     }
+    made->work.compute.fast_activations = hooks.fast;
     *session = made;
     return JANUS_OK;
 }
@@ -6160,6 +6161,7 @@ static const char USAGE[] =
     "  --cfg W        guidance, default 5        --temperature T   default 1 (generate), 0 (ask, chat)\n"
     "  --threads K    default: all processors    --isa NAME        kernels: plain, avx2, avx512, neon, ...\n"
     "  --kv f32|f16   the key/value cache: f32 (default), or half the memory\n"
+    "  --fast         rounds activations to bf16 or int8 where that is faster\n"
     "  --dump DIR     every intermediate tensor as a .npy file\n"
     "  -q             no progress, no remarks    -h                this text\n";
 
@@ -6171,7 +6173,7 @@ typedef struct {
     int image_count, count, threads, max_tokens, top_k, rng;
     double cfg_weight, temperature, top_p;
     uint64_t seed;
-    bool has_seed, has_temperature, half_cache, quiet, decode, help;
+    bool has_seed, has_temperature, half_cache, fast, quiet, decode, help;
 } CommandLine;
 
 /* One line on stderr that begins with the program's name. */
@@ -6263,6 +6265,7 @@ static int parse_command_line(CommandLine *line, int argc, char **argv) {
         else if (options && (strcmp(argument, "-h") == 0 || strcmp(argument, "--help") == 0)) line->help = true;
         else if (options && strcmp(argument, "-q") == 0) line->quiet = true;
         else if (options && strcmp(argument, "--decode") == 0) line->decode = true;
+        else if (options && strcmp(argument, "--fast") == 0) line->fast = true;
         else if (options && argument[0] == '-' && argument[1] != 0) {
             const int taken = parse_option(line, argument, i + 1 < argc ? argv[i + 1] : "");
             if (taken == 1 && i + 1 < argc) i++;
@@ -6447,6 +6450,7 @@ static JanusStatus open_model(Program *program, const char *program_path) {
     options.threads = line->threads;
     options.isa = line->isa != NULL ? line->isa : getenv("JANUS_ISA");
     options.half_cache = line->half_cache;
+    options.fast = line->fast;
     options.user = &program->screen;
     options.progress = show_progress;
     options.text = show_text;
@@ -6720,7 +6724,9 @@ static int command_info(Program *program) {
     printf("sees            %d x %d pixels as %d tokens (patches of %d, %d layers, width %d)\n", i.vision_size, i.vision_size,
            i.vision_tokens, i.vision_patch, i.vision_layers, i.vision_width);
     printf("draws           %d x %d pixels as %d tokens (codebook %d)\n", i.image_size, i.image_size, i.image_tokens, i.codebook_size);
-    printf("key/value cache %.1f kB a token\n", 2e-3 * sizeof(float) * i.layers * i.kv_heads * i.head_dim);
+    const double token = 2.0 * sizeof(float) * i.layers * i.kv_heads * i.head_dim; /* keys and values of every layer */
+    printf("key/value cache %.1f kB a token, half of it with --kv f16: a picture's two rows %.1f MB, a full context %.1f MB\n",
+           1e-3 * token, 2e-6 * token * i.image_tokens, 1e-6 * token * i.context_length);
     printf("kernels         ");
     for (int k = 0; isa_names(k) != NULL; k++) printf("%s%s", k > 0 ? ", " : "", isa_names(k));
     putchar('\n');
