@@ -5917,11 +5917,11 @@ JanusStatus janus_generate(JanusSession *session, const char *prompt, const Janu
     int32_t *ids = count < 1 || count > 64 ? NULL : allocate(count * tokens, sizeof *ids);
     if (ids == NULL && count >= 1 && count <= 64) return fail_memory(error);
     JanusStatus status = janus_generate_ids(session, prompt, options, ids, error);
-    if (status == JANUS_OK) memset(images, 0, (size_t)count * sizeof *images);
-    for (int i = 0; i < count && status == JANUS_OK; i++)
+    const int drawn = status == JANUS_OK ? count : 0;
+    if (drawn > 0) memset(images, 0, (size_t)drawn * sizeof *images);
+    for (int i = 0; i < drawn && status == JANUS_OK; i++)
         status = janus_decode_image(session, ids + i * tokens, &images[i], error);
-    for (int i = 0; i < count && ids != NULL && status != JANUS_OK; i++)
-        if (status != JANUS_BAD_ARGUMENT) janus_image_free(&images[i]);
+    for (int i = 0; i < drawn && status != JANUS_OK; i++) janus_image_free(&images[i]);
     free(ids);
     return status;
 }
