@@ -3762,6 +3762,8 @@ static void need_config(Loader *loader) {
     c->image_placeholder = need_integer(loader, "janus.tokenizer.image_placeholder_id", 0, c->vocab - 1);
     c->begin_of_image = need_integer(loader, "janus.tokenizer.begin_of_image_id", 0, c->vocab - 1);
     c->end_of_image = need_integer(loader, "janus.tokenizer.end_of_image_id", 0, c->vocab - 1);
+    if (c->image_placeholder == c->begin_of_image || c->image_placeholder == c->end_of_image)
+        loader_fail(loader, "begins or ends an image, too:", "janus.tokenizer.image_placeholder_id", "");
 }
 
 /* The file's float32 numbers are little-endian; a big-endian machine turns them round, once, in its own copy. All other
@@ -5213,6 +5215,7 @@ struct JanusSession {
 typedef struct {
     int32_t *ids;
     size_t count, capacity;
+    size_t said;        /* so many at the beginning are what they are, image placeholders too: no image stands there */
     bool failed;
 } IdList;
 
@@ -5303,11 +5306,12 @@ static JanusStatus add_text(IdList *list, const JanusModel *m, const char *text,
     return list->failed ? fail_memory(error) : JANUS_OK;
 }
 
-/* Embeddings of a prompt: x (T, D); the rows of image placeholders are taken from `seen`, one after the other. */
-static void embed_prompt(const JanusModel *m, const int32_t *ids, int64_t T, const float *seen, float *x) {
+/* Embeddings of a prompt: x (T, D); the rows of image placeholders from `first` on are taken from `seen`, one after the
+   other. */
+static void embed_prompt(const JanusModel *m, const int32_t *ids, int64_t T, int64_t first, const float *seen, float *x) {
     const int64_t width = m->config.hidden;
     for (int64_t t = 0; t < T; t++) {
-        if (ids[t] == m->config.image_placeholder && seen != NULL) {
+        if (t >= first && ids[t] == m->config.image_placeholder) {
             memcpy(x + t * width, seen, (size_t)width * sizeof *x);
             seen += width;
         } else {
@@ -5391,8 +5395,8 @@ static JanusStatus read_drawing_prompt(Work *work, const JanusModel *m, Drawing 
     if (status == JANUS_OK) {
         for (int64_t t = 0; t < T; t++) padded[t] = t == 0 || t == T - 1 ? prompt->ids[t] : m->config.pad;
         work_tap(work, "text.token_ids", JANUS_INT32, prompt->ids, T, 0, 0);
-        embed_prompt(m, prompt->ids, T, NULL, rows);
-        embed_prompt(m, padded, T, NULL, rows + T * width);
+        embed_prompt(m, prompt->ids, T, T, NULL, rows);
+        embed_prompt(m, padded, T, T, NULL, rows + T * width);
         tap_sequences(work, "text.embeddings", rows, 2, T, width);
         status = transformer_forward(work, m, rows, T, sequences, 2, true, error);
     }
@@ -5498,6 +5502,7 @@ static JanusStatus turn_prompt(const JanusSession *session, const char *question
     if (text == NULL) return fail_memory(error);
     if (first) id_list_add(list, m->config.bos, 1);
     for (int i = 0; i < session->unread_count; i++) id_list_add(list, session->unread[i], 1);
+    list->said = list->count;
     status = add_text(list, m, text, length, &images, error);
     free(text);
     if (status == JANUS_OK && images != image_count)
@@ -5521,7 +5526,7 @@ static JanusStatus read_turn(JanusSession *session, const IdList *list, const Ja
     for (int i = 0; i < image_count && status == JANUS_OK; i++)
         status = see_image(work, m, &images[i], seen + i * seen_rows * width, error);
     if (status == JANUS_OK) {
-        embed_prompt(m, list->ids, T, seen, x);
+        embed_prompt(m, list->ids, T, (int64_t)list->said, seen, x);
         work_tap(work, "text.token_ids", JANUS_INT32, list->ids, T, 0, 0);
         tap(work, "text.embeddings", x, T, width, 0);
     }
