@@ -739,6 +739,9 @@ static void weight_row(float *out, const Weight *w, int64_t row) {
     expand_plain(out, w->type, (const char *)w->data + row * type_row_bytes(w->type, w->cols), 0, w->cols);
 }
 
+/* x without its fraction, within low..high; low for NaN. */
+static int clamp_to_int(float x, int low, int high) { return x > (float)low ? x < (float)high ? (int)x : high : low; }
+
 static void quantize_block(unsigned char *out, int type, const float *x) {
     float largest = 0;
     for (int i = 0; i < BLOCK; i++)
@@ -746,11 +749,10 @@ static void quantize_block(unsigned char *out, int type, const float *x) {
     float scale = type == TYPE_Q8_0 ? fabsf(largest) / 127 : largest / -8; /* Q4_0: the largest becomes -8 exactly */
     float inverse = scale != 0 ? 1 / scale : 0;
     write_u16(out, f32_to_f16(scale));
-    for (int i = 0; i < BLOCK && type == TYPE_Q8_0; i++) out[2 + i] = (unsigned char)(int)roundf(x[i] * inverse);
-    for (int i = 0; i < BLOCK / 2 && type == TYPE_Q4_0; i++) {
-        int low = (int)(x[i] * inverse + 8.5f), high = (int)(x[i + 16] * inverse + 8.5f);
-        out[2 + i] = (unsigned char)((low < 15 ? low : 15) | (high < 15 ? high : 15) << 4);
-    }
+    for (int i = 0; i < BLOCK && type == TYPE_Q8_0; i++)
+        out[2 + i] = (unsigned char)clamp_to_int(roundf(x[i] * inverse), -127, 127);
+    for (int i = 0; i < BLOCK / 2 && type == TYPE_Q4_0; i++)
+        out[2 + i] = (unsigned char)(clamp_to_int(x[i] * inverse + 8.5f, 0, 15) | clamp_to_int(x[i + 16] * inverse + 8.5f, 0, 15) << 4);
 }
 
 /* Floats (cols) to one row of the given type, rounded as ggml rounds. */
