@@ -4085,6 +4085,16 @@ static void need_model(Loader *loader) {
       encoder was trained on pictures that were resized exactly so.
    ==================================================================================================================== */
 
+enum { IMAGE_SIDE_LIMIT = 16384, IMAGE_PIXEL_LIMIT = 64000000, IMAGE_FILE_LIMIT = 1 << 29, IMAGE_MEMORY_LIMIT = 1 << 30,
+       IMAGE_SCAN_LIMIT = 20 };
+
+/* malloc and realloc for the decoder. The largest image of 16 bits a channel fits twice; a file that unpacks to more is
+   no image of the size that it says. New memory is zero, so that what a damaged file leaves out is black. */
+static void *image_memory(void *memory, size_t size) {
+    if (size > IMAGE_MEMORY_LIMIT) return NULL;
+    return memory != NULL ? realloc(memory, size) : calloc(1, size);
+}
+
 #define STB_IMAGE_IMPLEMENTATION
 #define STB_IMAGE_STATIC
 #define STBI_NO_STDIO
@@ -4093,6 +4103,9 @@ static void need_model(Loader *loader) {
 #define STBI_ONLY_BMP
 #define STBI_NO_GIF
 #define STBI_MAX_DIMENSIONS 16384
+#define STBI_MALLOC(size) image_memory(NULL, size)
+#define STBI_REALLOC(memory, size) image_memory(memory, size)
+#define STBI_FREE free
 #if defined(__TINYC__)
 #define STBI_NO_SIMD
 #endif
@@ -4108,18 +4121,55 @@ static void need_model(Loader *loader) {
 #include <stb/stb_image_write.h>
 #endif
 
-enum { IMAGE_SIDE_LIMIT = 16384, IMAGE_PIXEL_LIMIT = 64000000, IMAGE_FILE_LIMIT = 1 << 29 };
+/* Whether the Huffman tables in `left` bytes at `bytes` have at most 256 codes each, and fill them. */
+static bool jpeg_tables_good(const uint8_t *bytes, size_t length, int64_t left) {
+    for (size_t at = 0; left > 0;) { /* a table: its number, 16 counts of codes, the codes' values */
+        size_t codes = 0;
+        for (size_t i = 1; i <= 16 && at + i < length; i++) codes += bytes[at + i];
+        if (codes > 256) return false;
+        at += 17 + codes;
+        left -= (int64_t)(17 + codes);
+    }
+    return left == 0;
+}
+
+/* How often a JPEG goes over its picture; -1 if a Huffman table is malformed. stb_image does not check either: up to its
+   version 2.27 such a table runs over its memory, and a small file may hold thousands of scans of a large picture. */
+static int64_t jpeg_scans(const uint8_t *bytes, size_t length) {
+    enum { START = 0xD8, END = 0xD9, RESTART = 0xD0, HUFFMAN_TABLES = 0xC4, SCAN = 0xDA };
+    int64_t scans = 0;
+    for (size_t at = 0; at + 1 < length;) {
+        const uint8_t marker = bytes[at + 1];
+        if (bytes[at] != 0xFF || marker == 0xFF) { /* compressed data or filling */
+            at++;
+            continue;
+        }
+        at += 2;
+        if (marker == END) break;
+        if (marker == 0 || (marker >= RESTART && marker <= START) || length - at < 2) continue;
+        const size_t size = (size_t)bytes[at] << 8 | bytes[at + 1];
+        if (size < 2) return -1;
+        if (marker == HUFFMAN_TABLES && !jpeg_tables_good(bytes + at + 2, length - at - 2, (int64_t)size - 2)) return -1;
+        scans += marker == SCAN;
+        at += min_i64((int64_t)size, (int64_t)(length - at));
+    }
+    return scans;
+}
 
 static JanusStatus decode_image(const void *bytes, size_t length, JanusImage *image, const char *what, JanusError *error) {
     int width, height, channels;
     if (length == 0 || length > INT_MAX)
         return fail(error, JANUS_BAD_IMAGE, "%s is %s", what, length == 0 ? "empty" : "too large for an image");
+    const int64_t scans = *(const uint8_t *)bytes == 0xFF ? jpeg_scans(bytes, length) : 1; /* of the three, JPEG begins so */
+    if (scans < 0) return fail(error, JANUS_BAD_IMAGE, "%s is damaged: bad Huffman tables", what);
     if (!stbi_info_from_memory(bytes, (int)length, &width, &height, &channels))
         return fail(error, JANUS_BAD_IMAGE, "%s is not a PNG, JPEG or BMP image", what);
     if (width < 1 || height < 1 || width > IMAGE_SIDE_LIMIT || height > IMAGE_SIDE_LIMIT ||
         (int64_t)width * height > IMAGE_PIXEL_LIMIT)
         return fail(error, JANUS_BAD_IMAGE, "%s is %d x %d: at most 16384 pixels a side and 64 million in all are accepted",
                     what, width, height);
+    if (scans > (int64_t)IMAGE_SCAN_LIMIT * IMAGE_PIXEL_LIMIT / ((int64_t)width * height))
+        return fail(error, JANUS_BAD_IMAGE, "%s goes over its %d x %d pixels %ld times: save it again", what, width, height, (long)scans);
     uint8_t *rgb = stbi_load_from_memory(bytes, (int)length, &width, &height, &channels, 3);
     if (rgb == NULL) return fail(error, JANUS_BAD_IMAGE, "%s is damaged: %s", what, stbi_failure_reason());
     image->width = width;
