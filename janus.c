@@ -58,6 +58,7 @@
 #include <float.h>
 #include <limits.h>
 #include <math.h>
+#include <setjmp.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -749,6 +750,9 @@ static void weight_row(float *out, const Weight *w, int64_t row) {
     expand_plain(out, w->type, (const char *)w->data + row * type_row_bytes(w->type, w->cols), 0, w->cols);
 }
 
+/* x without its fraction, within low..high; low for NaN. */
+static int clamp_to_int(float x, int low, int high) { return x > (float)low ? x < (float)high ? (int)x : high : low; }
+
 static void quantize_block(unsigned char *out, int type, const float *x) {
     float largest = 0;
     for (int i = 0; i < BLOCK; i++)
@@ -756,11 +760,10 @@ static void quantize_block(unsigned char *out, int type, const float *x) {
     float scale = type == TYPE_Q8_0 ? fabsf(largest) / 127 : largest / -8; /* Q4_0: the largest becomes -8 exactly */
     float inverse = scale != 0 ? 1 / scale : 0;
     write_u16(out, f32_to_f16(scale));
-    for (int i = 0; i < BLOCK && type == TYPE_Q8_0; i++) out[2 + i] = (unsigned char)(int)roundf(x[i] * inverse);
-    for (int i = 0; i < BLOCK / 2 && type == TYPE_Q4_0; i++) {
-        int low = (int)(x[i] * inverse + 8.5f), high = (int)(x[i + 16] * inverse + 8.5f);
-        out[2 + i] = (unsigned char)((low < 15 ? low : 15) | (high < 15 ? high : 15) << 4);
-    }
+    for (int i = 0; i < BLOCK && type == TYPE_Q8_0; i++)
+        out[2 + i] = (unsigned char)clamp_to_int(roundf(x[i] * inverse), -127, 127);
+    for (int i = 0; i < BLOCK / 2 && type == TYPE_Q4_0; i++)
+        out[2 + i] = (unsigned char)(clamp_to_int(x[i] * inverse + 8.5f, 0, 15) | clamp_to_int(x[i + 16] * inverse + 8.5f, 0, 15) << 4);
 }
 
 /* Floats (cols) to one row of the given type, rounded as ggml rounds. */
@@ -3772,6 +3775,8 @@ static void need_config(Loader *loader) {
     c->image_placeholder = need_integer(loader, "janus.tokenizer.image_placeholder_id", 0, c->vocab - 1);
     c->begin_of_image = need_integer(loader, "janus.tokenizer.begin_of_image_id", 0, c->vocab - 1);
     c->end_of_image = need_integer(loader, "janus.tokenizer.end_of_image_id", 0, c->vocab - 1);
+    if (c->image_placeholder == c->begin_of_image || c->image_placeholder == c->end_of_image)
+        loader_fail(loader, "begins or ends an image, too:", "janus.tokenizer.image_placeholder_id", "");
 }
 
 /* The file's float32 numbers are little-endian; a big-endian machine turns them round, once, in its own copy. All other
@@ -4091,13 +4096,18 @@ static void need_model(Loader *loader) {
       encoder was trained on pictures that were resized exactly so.
    ==================================================================================================================== */
 
-/* What stb asks for while it reads an image, bounded: a few bytes of a PNG can unpack to gigabytes. */
-static void *image_realloc(void *memory, size_t size);
-static void *image_malloc(size_t size) { return image_realloc(NULL, size); }
+enum { IMAGE_SIDE_LIMIT = 16384, IMAGE_PIXEL_LIMIT = 64000000, IMAGE_FILE_LIMIT = 1 << 29, IMAGE_SCAN_LIMIT = 20 };
 
-#define STBI_MALLOC image_malloc
-#define STBI_REALLOC image_realloc
+/* Where stb's memory comes from, below. */
+static void *reader_memory(void *memory, size_t size);
+static void *writer_memory(const void *memory, size_t old_size, size_t size);
+
+#define STBI_MALLOC(size) reader_memory(NULL, size)
+#define STBI_REALLOC(memory, size) reader_memory(memory, size)
 #define STBI_FREE free
+#define STBIW_MALLOC(size) writer_memory(NULL, 0, size)
+#define STBIW_REALLOC_SIZED(memory, old_size, size) writer_memory(memory, old_size, size)
+#define STBIW_FREE(memory) ((void)(memory))
 #define STB_IMAGE_IMPLEMENTATION
 #define STB_IMAGE_STATIC
 #define STBI_NO_STDIO
@@ -4109,9 +4119,6 @@ static void *image_malloc(size_t size) { return image_realloc(NULL, size); }
 #if defined(__TINYC__)
 #define STBI_NO_SIMD
 #endif
-/* stb's own compressor ends the program when memory is short. */
-static unsigned char *png_compress(unsigned char *data, int length, int *out_length, int quality);
-#define STBIW_ZLIB_COMPRESS png_compress
 #define STB_IMAGE_WRITE_IMPLEMENTATION
 #define STB_IMAGE_WRITE_STATIC
 /* declared but never defined in stb_image.h; a static function must be */
@@ -4124,23 +4131,68 @@ static unsigned char *png_compress(unsigned char *data, int length, int *out_len
 #include <stb/stb_image_write.h>
 #endif
 
-enum { IMAGE_SIDE_LIMIT = 16384, IMAGE_PIXEL_LIMIT = 64000000, IMAGE_FILE_LIMIT = 1 << 29 };
+/* Whether the Huffman tables in `left` bytes at `bytes` have at most 256 codes each, and fill them. */
+static bool jpeg_tables_good(const uint8_t *bytes, size_t length, int64_t left) {
+    for (size_t at = 0; left > 0;) { /* a table: its number, 16 counts of codes, the codes' values */
+        size_t codes = 0;
+        for (size_t i = 1; i <= 16 && at + i < length; i++) codes += bytes[at + i];
+        if (codes > 256) return false;
+        at += 17 + codes;
+        left -= (int64_t)(17 + codes);
+    }
+    return left == 0;
+}
 
-/* Of the image that this thread reads or writes: no request of stb may be larger than `limit`; `failed`: memory was short, which
-   stb's own reason does not always say. It keeps its reason in the same way. */
+/* How often a JPEG goes over its picture; -1 if a Huffman table is malformed. stb_image does not check either: up to its
+   version 2.27 such a table runs over its memory, and a small file may hold thousands of scans of a large picture. */
+static int64_t jpeg_scans(const uint8_t *bytes, size_t length) {
+    enum { START = 0xD8, END = 0xD9, RESTART = 0xD0, HUFFMAN_TABLES = 0xC4, SCAN = 0xDA };
+    int64_t scans = 0;
+    for (size_t at = 0; at + 1 < length;) {
+        const uint8_t marker = bytes[at + 1];
+        if (bytes[at] != 0xFF || marker == 0xFF) { /* compressed data or filling */
+            at++;
+            continue;
+        }
+        at += 2;
+        if (marker == END) break;
+        if (marker == 0 || (marker >= RESTART && marker <= START) || length - at < 2) continue;
+        const size_t size = (size_t)bytes[at] << 8 | bytes[at + 1];
+        if (size < 2) return -1;
+        if (marker == HUFFMAN_TABLES && !jpeg_tables_good(bytes + at + 2, length - at - 2, (int64_t)size - 2)) return -1;
+        scans += marker == SCAN;
+        at += min_i64((int64_t)size, (int64_t)(length - at));
+    }
+    return scans;
+}
+
+/* What stb works on in this thread (in all, where the compiler knows no thread-local variables), as it keeps its own reason
+   for a failure: the reader's largest request and whether memory was short, which the reason does not always say; the
+   writer's memory and the way out of it. */
 #if !defined(STBI_THREAD_LOCAL)
 #define STBI_THREAD_LOCAL
 #endif
 static STBI_THREAD_LOCAL struct {
     size_t limit;
     bool failed;
-    void *stream; /* the last one that png_compress made: stb forgets it when its next allocation fails */
+    Arena arena;
+    jmp_buf way_out;
 } image_memory;
 
-static void *image_realloc(void *memory, size_t size) {
+/* malloc or realloc, bounded: a few bytes of a PNG can unpack to gigabytes. New memory is zero, so that what a damaged file
+   leaves out is black. */
+static void *reader_memory(void *memory, size_t size) {
     if (size > image_memory.limit) return NULL;
-    void *grown = realloc(memory, size);
+    void *grown = memory != NULL ? realloc(memory, size) : calloc(1, size);
     if (grown == NULL) image_memory.failed = true;
+    return grown;
+}
+
+/* malloc or realloc, all of it freed at the end; does not return when there is no memory, since stb does not expect that. */
+static void *writer_memory(const void *memory, size_t old_size, size_t size) {
+    void *grown = arena_allocate(&image_memory.arena, 1, size);
+    if (grown == NULL) longjmp(image_memory.way_out, 1);
+    if (memory != NULL) memcpy(grown, memory, old_size < size ? old_size : size);
     return grown;
 }
 
@@ -4148,6 +4200,8 @@ static JanusStatus decode_image(const void *bytes, size_t length, JanusImage *im
     int width, height, channels;
     if (length == 0 || length > INT_MAX)
         return fail(error, JANUS_BAD_IMAGE, "%s is %s", what, length == 0 ? "empty" : "too large for an image");
+    const int64_t scans = *(const uint8_t *)bytes == 0xFF ? jpeg_scans(bytes, length) : 1; /* of the three, JPEG begins so */
+    if (scans < 0) return fail(error, JANUS_BAD_IMAGE, "%s is damaged: bad Huffman tables", what);
     image_memory.limit = 1 << 20;
     image_memory.failed = false;
     if (!stbi_info_from_memory(bytes, (int)length, &width, &height, &channels))
@@ -4158,6 +4212,8 @@ static JanusStatus decode_image(const void *bytes, size_t length, JanusImage *im
         (int64_t)width * height > IMAGE_PIXEL_LIMIT)
         return fail(error, JANUS_BAD_IMAGE, "%s is %d x %d: at most 16384 pixels a side and 64 million in all are accepted",
                     what, width, height);
+    if (scans > (int64_t)IMAGE_SCAN_LIMIT * IMAGE_PIXEL_LIMIT / ((int64_t)width * height))
+        return fail(error, JANUS_BAD_IMAGE, "%s goes over its %d x %d pixels %ld times: save it again", what, width, height, (long)scans);
     /* four channels of 16 bits, JPEG's padding to whole blocks, and what grows by doubling */
     image_memory.limit = 16 * ((size_t)width + 64) * ((size_t)height + 64) + 2 * length + 65536;
     uint8_t *rgb = stbi_load_from_memory(bytes, (int)length, &width, &height, &channels, 3);
@@ -5262,6 +5318,7 @@ struct JanusSession {
 typedef struct {
     int32_t *ids;
     size_t count, capacity;
+    size_t said;        /* so many at the beginning are what they are, image placeholders too: no image stands there */
     bool failed;
 } IdList;
 
@@ -5352,11 +5409,12 @@ static JanusStatus add_text(IdList *list, const JanusModel *m, const char *text,
     return list->failed ? fail_memory(error) : JANUS_OK;
 }
 
-/* Embeddings of a prompt: x (T, D); the rows of image placeholders are taken from `seen`, one after the other. */
-static void embed_prompt(const JanusModel *m, const int32_t *ids, int64_t T, const float *seen, float *x) {
+/* Embeddings of a prompt: x (T, D); the rows of image placeholders from `first` on are taken from `seen`, one after the
+   other. */
+static void embed_prompt(const JanusModel *m, const int32_t *ids, int64_t T, int64_t first, const float *seen, float *x) {
     const int64_t width = m->config.hidden;
     for (int64_t t = 0; t < T; t++) {
-        if (ids[t] == m->config.image_placeholder && seen != NULL) {
+        if (t >= first && ids[t] == m->config.image_placeholder) {
             memcpy(x + t * width, seen, (size_t)width * sizeof *x);
             seen += width;
         } else {
@@ -5440,8 +5498,8 @@ static JanusStatus read_drawing_prompt(Work *work, const JanusModel *m, Drawing 
     if (status == JANUS_OK) {
         for (int64_t t = 0; t < T; t++) padded[t] = t == 0 || t == T - 1 ? prompt->ids[t] : m->config.pad;
         work_tap(work, "text.token_ids", JANUS_INT32, prompt->ids, T, 0, 0);
-        embed_prompt(m, prompt->ids, T, NULL, rows);
-        embed_prompt(m, padded, T, NULL, rows + T * width);
+        embed_prompt(m, prompt->ids, T, T, NULL, rows);
+        embed_prompt(m, padded, T, T, NULL, rows + T * width);
         tap_sequences(work, "text.embeddings", rows, 2, T, width);
         status = transformer_forward(work, m, rows, T, sequences, 2, true, error);
     }
@@ -5547,6 +5605,7 @@ static JanusStatus turn_prompt(const JanusSession *session, const char *question
     if (text == NULL) return fail_memory(error);
     if (first) id_list_add(list, m->config.bos, 1);
     for (int i = 0; i < session->unread_count; i++) id_list_add(list, session->unread[i], 1);
+    list->said = list->count;
     status = add_text(list, m, text, length, &images, error);
     free(text);
     if (status == JANUS_OK && images != image_count)
@@ -5570,7 +5629,7 @@ static JanusStatus read_turn(JanusSession *session, const IdList *list, const Ja
     for (int i = 0; i < image_count && status == JANUS_OK; i++)
         status = see_image(work, m, &images[i], seen + i * seen_rows * width, error);
     if (status == JANUS_OK) {
-        embed_prompt(m, list->ids, T, seen, x);
+        embed_prompt(m, list->ids, T, (int64_t)list->said, seen, x);
         work_tap(work, "text.token_ids", JANUS_INT32, list->ids, T, 0, 0);
         tap(work, "text.embeddings", x, T, width, 0);
     }
@@ -5742,111 +5801,16 @@ void janus_image_free(JanusImage *image) {
     memset(image, 0, sizeof *image);
 }
 
-/* Bits of a deflate stream, the lowest first. */
-typedef struct {
-    uint8_t *out;
-    size_t count;
-    uint32_t bits;
-    int bit_count;
-} BitWriter;
-
-static void put_bits(BitWriter *w, uint32_t bits, int count) {
-    w->bits |= bits << w->bit_count;
-    for (w->bit_count += count; w->bit_count >= 8; w->bit_count -= 8, w->bits >>= 8) w->out[w->count++] = (uint8_t)w->bits;
-}
-
-/* A code word, its highest bit first. */
-static void put_code(BitWriter *w, int code, int count) {
-    for (int i = count - 1; i >= 0; i--) put_bits(w, (uint32_t)(code >> i & 1), 1);
-}
-
-/* A literal, the end, or the class of a length, in the fixed code of RFC 1951, section 3.2.6. */
-static void put_symbol(BitWriter *w, int symbol) {
-    if (symbol < 144) put_code(w, 0x30 + symbol, 8);
-    else if (symbol < 256) put_code(w, 0x190 + symbol - 144, 9);
-    else if (symbol < 280) put_code(w, symbol - 256, 7);
-    else put_code(w, 0xC0 + symbol - 280, 8);
-}
-
-/* "Copy 3 to 258 bytes from 1 to 32768 before", section 3.2.5: classes whose width doubles every four, or every two. */
-static void put_match(BitWriter *w, int length, int distance) {
-    const int l = length - 3, d = distance - 1;
-    int width = 0;
-    while (l >> width >= 8) width++;
-    if (length == 258) width = 0;
-    put_symbol(w, length == 258 ? 285 : 257 + 4 * width + (l >> width));
-    put_bits(w, (uint32_t)l & ((1u << width) - 1), width);
-    for (width = 0; d >> width >= 4;) width++;
-    put_code(w, 2 * width + (d >> width), 5);
-    put_bits(w, (uint32_t)d & ((1u << width) - 1), width);
-}
-
-enum { DEFLATE_WINDOW = 32768, DEFLATE_HASHES = 8192, DEFLATE_TRIES = 24 };
-
-/* The longest match for data[at] among the last places with the same three bytes; 0: none. */
-static int find_longest(const uint8_t *data, int length, int at, int place, const int32_t *before, int *distance) {
-    const int most = length - at < 258 ? length - at : 258;
-    int longest = 0;
-    for (int tries = 0; tries < DEFLATE_TRIES && place >= 0 && at - place <= DEFLATE_WINDOW && longest < most; tries++) {
-        int same = 0;
-        while (same < most && data[place + same] == data[at + same]) same++;
-        if (same > longest) longest = same, *distance = at - place;
-        const int next = before[place % DEFLATE_WINDOW];
-        place = next < place ? next : -1; /* an entry that was written over since */
-    }
-    return longest >= 3 ? longest : 0;
-}
-
-/* A zlib stream (RFC 1950) of one deflate block, as stb's PNG writer wants it: malloc'ed, NULL without memory. A literal
-   takes at most 9 bits and a match no more than its bytes would as literals, so that one allocation does. */
-static unsigned char *png_compress(unsigned char *data, int length, int *out_length, int quality) {
-    BitWriter w = {allocate((int64_t)length + length / 8 + 64, 1), 0, 0, 0};
-    int32_t *last = allocate(DEFLATE_HASHES, sizeof *last), *before = allocate(DEFLATE_WINDOW, sizeof *before);
-    uint32_t low = 1, high = 0; /* Adler-32 */
-    (void)quality;
-    if (w.out == NULL || last == NULL || before == NULL) {
-        free(w.out);
-        free(last);
-        free(before);
-        return NULL;
-    }
-    for (int i = 0; i < DEFLATE_HASHES; i++) last[i] = -1;
-    put_bits(&w, 0x5E78, 16); /* 32 KiB window */
-    put_bits(&w, 1 | 1 << 1, 3); /* the last block; fixed code */
-    for (int at = 0, covered = 0; at < length; at++) {
-        low = (low + data[at]) % 65521, high = (high + low) % 65521;
-        int distance = 0, found = 0;
-        if (at + 3 <= length) {
-            const uint32_t bytes = data[at] | (uint32_t)data[at + 1] << 8 | (uint32_t)data[at + 2] << 16;
-            int32_t *newest = &last[bytes * 2654435761u >> 19];
-            if (at >= covered) found = find_longest(data, length, at, *newest, before, &distance);
-            before[at % DEFLATE_WINDOW] = *newest;
-            *newest = at;
-        }
-        if (at < covered) continue;
-        if (found > 0) put_match(&w, found, distance);
-        else put_symbol(&w, data[at]);
-        covered = at + (found > 0 ? found : 1);
-    }
-    put_symbol(&w, 256);
-    put_bits(&w, 0, (8 - w.bit_count) % 8);
-    for (int i = 0; i < 4; i++) w.out[w.count++] = (uint8_t)((i < 2 ? high : low) >> (i % 2 == 0 ? 8 : 0));
-    free(last);
-    free(before);
-    *out_length = (int)w.count;
-    image_memory.stream = w.out;
-    return w.out;
-}
-
 static void sink_write(void *context, void *bytes, int size) { output_write(context, bytes, (size_t)size); }
 
 /* Writes the picture as PNG or JPEG; what fails is remembered in `out`. */
 static void write_image(OutputFile *out, const JanusImage *image, bool jpeg) {
-    int written;
-    image_memory.stream = NULL;
-    if (jpeg) written = stbi_write_jpg_to_func(sink_write, out, image->width, image->height, 3, image->rgb, 95);
-    else written = stbi_write_png_to_func(sink_write, out, image->width, image->height, 3, image->rgb, 3 * image->width);
-    if (!written) free(image_memory.stream);
+    volatile int written = 0;
+    if (setjmp(image_memory.way_out) == 0) {
+        if (jpeg) written = stbi_write_jpg_to_func(sink_write, out, image->width, image->height, 3, image->rgb, 95);
+        else written = stbi_write_png_to_func(sink_write, out, image->width, image->height, 3, image->rgb, 3 * image->width);
+    }
+    arena_release(&image_memory.arena, NULL);
     if (!written && out->failure == 0) out->failure = ENOMEM;
 }
 
