@@ -75,7 +75,7 @@ typedef struct JanusModel JanusModel;
 /* What a model file holds; all sizes are counts unless noted. */
 typedef struct {
     const char *name;            /* general.name of the file */
-    const char *weight_type;     /* "f32", "f16" or "bf16": the type of the transformer's matrices */
+    const char *weight_type;     /* "f32", "f16", "bf16", "q8_0" or "q4_0": the type of the transformer's matrices */
     int64_t file_bytes, parameters;
     int hidden_size, layers, heads, kv_heads, head_dim, mlp_size, vocab_size, context_length;
     int vision_size, vision_layers, vision_width, vision_patch, vision_tokens;  /* understanding: side in pixels, ... */

@@ -1161,6 +1161,14 @@ static void test_image_shapes(void) {
         janus_image_free(&image);
     }
     report(1, 1, "images of awkward shapes go through, or are refused");
+    Golden larger = open_golden("tied");
+    JanusSession *other = open_session(larger.model, NULL);
+    JanusImage thin = {16384, 1, need(calloc(16384, 3))};
+    JanusError error = {JANUS_OK, ""};
+    report(janus_encode_image(other, &thin, ids, &error) == JANUS_BAD_ARGUMENT, 1, "16384 x 1: %s", error.message);
+    janus_image_free(&thin);
+    janus_session_free(other);
+    close_golden(&larger);
     free(pixels);
     free(ids);
     janus_session_free(session);
