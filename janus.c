@@ -59,7 +59,6 @@
 #include <float.h>
 #include <limits.h>
 #include <math.h>
-#include <setjmp.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -71,6 +70,13 @@
    1  Platform: all that differs between POSIX, Windows and the rest. Paths are UTF-8 everywhere.
    ==================================================================================================================== */
 
+#if defined(__wasi__) /* has no setjmp: without the memory to write a picture the program ends there */
+typedef int jmp_buf;
+#define setjmp(way_out)         0
+#define longjmp(way_out, value) abort()
+#else
+#include <setjmp.h>
+#endif
 #if defined(_WIN32)
 #ifndef WIN32_LEAN_AND_MEAN
 #define WIN32_LEAN_AND_MEAN
