@@ -749,6 +749,9 @@ static void weight_row(float *out, const Weight *w, int64_t row) {
     expand_plain(out, w->type, (const char *)w->data + row * type_row_bytes(w->type, w->cols), 0, w->cols);
 }
 
+/* x without its fraction, within low..high; low for NaN. */
+static int clamp_to_int(float x, int low, int high) { return x > (float)low ? x < (float)high ? (int)x : high : low; }
+
 static void quantize_block(unsigned char *out, int type, const float *x) {
     float largest = 0;
     for (int i = 0; i < BLOCK; i++)
@@ -756,11 +759,10 @@ static void quantize_block(unsigned char *out, int type, const float *x) {
     float scale = type == TYPE_Q8_0 ? fabsf(largest) / 127 : largest / -8; /* Q4_0: the largest becomes -8 exactly */
     float inverse = scale != 0 ? 1 / scale : 0;
     write_u16(out, f32_to_f16(scale));
-    for (int i = 0; i < BLOCK && type == TYPE_Q8_0; i++) out[2 + i] = (unsigned char)(int)roundf(x[i] * inverse);
-    for (int i = 0; i < BLOCK / 2 && type == TYPE_Q4_0; i++) {
-        int low = (int)(x[i] * inverse + 8.5f), high = (int)(x[i + 16] * inverse + 8.5f);
-        out[2 + i] = (unsigned char)((low < 15 ? low : 15) | (high < 15 ? high : 15) << 4);
-    }
+    for (int i = 0; i < BLOCK && type == TYPE_Q8_0; i++)
+        out[2 + i] = (unsigned char)clamp_to_int(roundf(x[i] * inverse), -127, 127);
+    for (int i = 0; i < BLOCK / 2 && type == TYPE_Q4_0; i++)
+        out[2 + i] = (unsigned char)(clamp_to_int(x[i] * inverse + 8.5f, 0, 15) | clamp_to_int(x[i + 16] * inverse + 8.5f, 0, 15) << 4);
 }
 
 /* Floats (cols) to one row of the given type, rounded as ggml rounds. */
@@ -3772,6 +3774,8 @@ static void need_config(Loader *loader) {
     c->image_placeholder = need_integer(loader, "janus.tokenizer.image_placeholder_id", 0, c->vocab - 1);
     c->begin_of_image = need_integer(loader, "janus.tokenizer.begin_of_image_id", 0, c->vocab - 1);
     c->end_of_image = need_integer(loader, "janus.tokenizer.end_of_image_id", 0, c->vocab - 1);
+    if (c->image_placeholder == c->begin_of_image || c->image_placeholder == c->end_of_image)
+        loader_fail(loader, "begins or ends an image, too:", "janus.tokenizer.image_placeholder_id", "");
 }
 
 /* The file's float32 numbers are little-endian; a big-endian machine turns them round, once, in its own copy. All other
@@ -4091,13 +4095,13 @@ static void need_model(Loader *loader) {
       encoder was trained on pictures that were resized exactly so.
    ==================================================================================================================== */
 
-/* What stb asks for while it reads an image, bounded: a few bytes of a PNG can unpack to gigabytes. */
+enum { IMAGE_SIDE_LIMIT = 16384, IMAGE_PIXEL_LIMIT = 64000000, IMAGE_FILE_LIMIT = 1 << 29, IMAGE_SCAN_LIMIT = 20 };
+
+/* What stb asks for while it reads an image, bounded: a few bytes of a PNG can unpack to gigabytes. New memory is zero, so
+   that what a damaged file leaves out is black. */
 static void *image_realloc(void *memory, size_t size);
 static void *image_malloc(size_t size) { return image_realloc(NULL, size); }
 
-#define STBI_MALLOC image_malloc
-#define STBI_REALLOC image_realloc
-#define STBI_FREE free
 #define STB_IMAGE_IMPLEMENTATION
 #define STB_IMAGE_STATIC
 #define STBI_NO_STDIO
@@ -4106,6 +4110,9 @@ static void *image_malloc(size_t size) { return image_realloc(NULL, size); }
 #define STBI_ONLY_BMP
 #define STBI_NO_GIF
 #define STBI_MAX_DIMENSIONS 16384
+#define STBI_MALLOC image_malloc
+#define STBI_REALLOC image_realloc
+#define STBI_FREE free
 #if defined(__TINYC__)
 #define STBI_NO_SIMD
 #endif
@@ -4124,7 +4131,40 @@ static unsigned char *png_compress(unsigned char *data, int length, int *out_len
 #include <stb/stb_image_write.h>
 #endif
 
-enum { IMAGE_SIDE_LIMIT = 16384, IMAGE_PIXEL_LIMIT = 64000000, IMAGE_FILE_LIMIT = 1 << 29 };
+/* Whether the Huffman tables in `left` bytes at `bytes` have at most 256 codes each, and fill them. */
+static bool jpeg_tables_good(const uint8_t *bytes, size_t length, int64_t left) {
+    for (size_t at = 0; left > 0;) { /* a table: its number, 16 counts of codes, the codes' values */
+        size_t codes = 0;
+        for (size_t i = 1; i <= 16 && at + i < length; i++) codes += bytes[at + i];
+        if (codes > 256) return false;
+        at += 17 + codes;
+        left -= (int64_t)(17 + codes);
+    }
+    return left == 0;
+}
+
+/* How often a JPEG goes over its picture; -1 if a Huffman table is malformed. stb_image does not check either: up to its
+   version 2.27 such a table runs over its memory, and a small file may hold thousands of scans of a large picture. */
+static int64_t jpeg_scans(const uint8_t *bytes, size_t length) {
+    enum { START = 0xD8, END = 0xD9, RESTART = 0xD0, HUFFMAN_TABLES = 0xC4, SCAN = 0xDA };
+    int64_t scans = 0;
+    for (size_t at = 0; at + 1 < length;) {
+        const uint8_t marker = bytes[at + 1];
+        if (bytes[at] != 0xFF || marker == 0xFF) { /* compressed data or filling */
+            at++;
+            continue;
+        }
+        at += 2;
+        if (marker == END) break;
+        if (marker == 0 || (marker >= RESTART && marker <= START) || length - at < 2) continue;
+        const size_t size = (size_t)bytes[at] << 8 | bytes[at + 1];
+        if (size < 2) return -1;
+        if (marker == HUFFMAN_TABLES && !jpeg_tables_good(bytes + at + 2, length - at - 2, (int64_t)size - 2)) return -1;
+        scans += marker == SCAN;
+        at += min_i64((int64_t)size, (int64_t)(length - at));
+    }
+    return scans;
+}
 
 /* Of the image that this thread reads or writes: no request of stb may be larger than `limit`; `failed`: memory was short, which
    stb's own reason does not always say. It keeps its reason in the same way. */
@@ -4139,7 +4179,7 @@ static STBI_THREAD_LOCAL struct {
 
 static void *image_realloc(void *memory, size_t size) {
     if (size > image_memory.limit) return NULL;
-    void *grown = realloc(memory, size);
+    void *grown = memory != NULL ? realloc(memory, size) : calloc(1, size);
     if (grown == NULL) image_memory.failed = true;
     return grown;
 }
@@ -4148,6 +4188,8 @@ static JanusStatus decode_image(const void *bytes, size_t length, JanusImage *im
     int width, height, channels;
     if (length == 0 || length > INT_MAX)
         return fail(error, JANUS_BAD_IMAGE, "%s is %s", what, length == 0 ? "empty" : "too large for an image");
+    const int64_t scans = *(const uint8_t *)bytes == 0xFF ? jpeg_scans(bytes, length) : 1; /* of the three, JPEG begins so */
+    if (scans < 0) return fail(error, JANUS_BAD_IMAGE, "%s is damaged: bad Huffman tables", what);
     image_memory.limit = 1 << 20;
     image_memory.failed = false;
     if (!stbi_info_from_memory(bytes, (int)length, &width, &height, &channels))
@@ -4158,6 +4200,8 @@ static JanusStatus decode_image(const void *bytes, size_t length, JanusImage *im
         (int64_t)width * height > IMAGE_PIXEL_LIMIT)
         return fail(error, JANUS_BAD_IMAGE, "%s is %d x %d: at most 16384 pixels a side and 64 million in all are accepted",
                     what, width, height);
+    if (scans > (int64_t)IMAGE_SCAN_LIMIT * IMAGE_PIXEL_LIMIT / ((int64_t)width * height))
+        return fail(error, JANUS_BAD_IMAGE, "%s goes over its %d x %d pixels %ld times: save it again", what, width, height, (long)scans);
     /* four channels of 16 bits, JPEG's padding to whole blocks, and what grows by doubling */
     image_memory.limit = 16 * ((size_t)width + 64) * ((size_t)height + 64) + 2 * length + 65536;
     uint8_t *rgb = stbi_load_from_memory(bytes, (int)length, &width, &height, &channels, 3);
@@ -5262,6 +5306,7 @@ struct JanusSession {
 typedef struct {
     int32_t *ids;
     size_t count, capacity;
+    size_t said;        /* so many at the beginning are what they are, image placeholders too: no image stands there */
     bool failed;
 } IdList;
 
@@ -5352,11 +5397,12 @@ static JanusStatus add_text(IdList *list, const JanusModel *m, const char *text,
     return list->failed ? fail_memory(error) : JANUS_OK;
 }
 
-/* Embeddings of a prompt: x (T, D); the rows of image placeholders are taken from `seen`, one after the other. */
-static void embed_prompt(const JanusModel *m, const int32_t *ids, int64_t T, const float *seen, float *x) {
+/* Embeddings of a prompt: x (T, D); the rows of image placeholders from `first` on are taken from `seen`, one after the
+   other. */
+static void embed_prompt(const JanusModel *m, const int32_t *ids, int64_t T, int64_t first, const float *seen, float *x) {
     const int64_t width = m->config.hidden;
     for (int64_t t = 0; t < T; t++) {
-        if (ids[t] == m->config.image_placeholder && seen != NULL) {
+        if (t >= first && ids[t] == m->config.image_placeholder) {
             memcpy(x + t * width, seen, (size_t)width * sizeof *x);
             seen += width;
         } else {
@@ -5440,8 +5486,8 @@ static JanusStatus read_drawing_prompt(Work *work, const JanusModel *m, Drawing 
     if (status == JANUS_OK) {
         for (int64_t t = 0; t < T; t++) padded[t] = t == 0 || t == T - 1 ? prompt->ids[t] : m->config.pad;
         work_tap(work, "text.token_ids", JANUS_INT32, prompt->ids, T, 0, 0);
-        embed_prompt(m, prompt->ids, T, NULL, rows);
-        embed_prompt(m, padded, T, NULL, rows + T * width);
+        embed_prompt(m, prompt->ids, T, T, NULL, rows);
+        embed_prompt(m, padded, T, T, NULL, rows + T * width);
         tap_sequences(work, "text.embeddings", rows, 2, T, width);
         status = transformer_forward(work, m, rows, T, sequences, 2, true, error);
     }
@@ -5547,6 +5593,7 @@ static JanusStatus turn_prompt(const JanusSession *session, const char *question
     if (text == NULL) return fail_memory(error);
     if (first) id_list_add(list, m->config.bos, 1);
     for (int i = 0; i < session->unread_count; i++) id_list_add(list, session->unread[i], 1);
+    list->said = list->count;
     status = add_text(list, m, text, length, &images, error);
     free(text);
     if (status == JANUS_OK && images != image_count)
@@ -5570,7 +5617,7 @@ static JanusStatus read_turn(JanusSession *session, const IdList *list, const Ja
     for (int i = 0; i < image_count && status == JANUS_OK; i++)
         status = see_image(work, m, &images[i], seen + i * seen_rows * width, error);
     if (status == JANUS_OK) {
-        embed_prompt(m, list->ids, T, seen, x);
+        embed_prompt(m, list->ids, T, (int64_t)list->said, seen, x);
         work_tap(work, "text.token_ids", JANUS_INT32, list->ids, T, 0, 0);
         tap(work, "text.embeddings", x, T, width, 0);
     }
@@ -6065,11 +6112,11 @@ JanusStatus janus_generate(JanusSession *session, const char *prompt, const Janu
     int32_t *ids = count < 1 || count > 64 ? NULL : allocate(count * tokens, sizeof *ids);
     if (ids == NULL && count >= 1 && count <= 64) return fail_memory(error);
     JanusStatus status = janus_generate_ids(session, prompt, options, ids, error);
-    const bool drawn = status == JANUS_OK;
-    if (drawn) memset(images, 0, (size_t)count * sizeof *images);
-    for (int i = 0; i < count && status == JANUS_OK; i++)
+    const int drawn = status == JANUS_OK ? count : 0;
+    if (drawn > 0) memset(images, 0, (size_t)drawn * sizeof *images);
+    for (int i = 0; i < drawn && status == JANUS_OK; i++)
         status = janus_decode_image(session, ids + i * tokens, &images[i], error);
-    for (int i = 0; i < count && drawn && status != JANUS_OK; i++) janus_image_free(&images[i]);
+    for (int i = 0; i < drawn && status != JANUS_OK; i++) janus_image_free(&images[i]);
     free(ids);
     return status;
 }

@@ -45,7 +45,8 @@ for name in "$@"; do
     c)
         part "${BUILT:-test}/test_janus"
         part "${BUILT:-test}/test_kernels"
-        part "${BUILT:-test}/test_faults" ;;
+        part "${BUILT:-test}/test_faults"
+        part "${BUILT:-test}/fuzz/replay" test/fuzz/corpus test/fuzz/regressions ;;
     python)
         if environment .venv test/requirements.txt; then
             part "$python" -m pytest -q -p no:cacheprovider ${PYTESTS:-test/test_*.py}
