@@ -58,6 +58,7 @@
 #include <float.h>
 #include <limits.h>
 #include <math.h>
+#include <setjmp.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -4097,11 +4098,16 @@ static void need_model(Loader *loader) {
 
 enum { IMAGE_SIDE_LIMIT = 16384, IMAGE_PIXEL_LIMIT = 64000000, IMAGE_FILE_LIMIT = 1 << 29, IMAGE_SCAN_LIMIT = 20 };
 
-/* What stb asks for while it reads an image, bounded: a few bytes of a PNG can unpack to gigabytes. New memory is zero, so
-   that what a damaged file leaves out is black. */
-static void *image_realloc(void *memory, size_t size);
-static void *image_malloc(size_t size) { return image_realloc(NULL, size); }
+/* Where stb's memory comes from, below. */
+static void *reader_memory(void *memory, size_t size);
+static void *writer_memory(const void *memory, size_t old_size, size_t size);
 
+#define STBI_MALLOC(size) reader_memory(NULL, size)
+#define STBI_REALLOC(memory, size) reader_memory(memory, size)
+#define STBI_FREE free
+#define STBIW_MALLOC(size) writer_memory(NULL, 0, size)
+#define STBIW_REALLOC_SIZED(memory, old_size, size) writer_memory(memory, old_size, size)
+#define STBIW_FREE(memory) ((void)(memory))
 #define STB_IMAGE_IMPLEMENTATION
 #define STB_IMAGE_STATIC
 #define STBI_NO_STDIO
@@ -4110,15 +4116,9 @@ static void *image_malloc(size_t size) { return image_realloc(NULL, size); }
 #define STBI_ONLY_BMP
 #define STBI_NO_GIF
 #define STBI_MAX_DIMENSIONS 16384
-#define STBI_MALLOC image_malloc
-#define STBI_REALLOC image_realloc
-#define STBI_FREE free
 #if defined(__TINYC__)
 #define STBI_NO_SIMD
 #endif
-/* stb's own compressor ends the program when memory is short. */
-static unsigned char *png_compress(unsigned char *data, int length, int *out_length, int quality);
-#define STBIW_ZLIB_COMPRESS png_compress
 #define STB_IMAGE_WRITE_IMPLEMENTATION
 #define STB_IMAGE_WRITE_STATIC
 /* declared but never defined in stb_image.h; a static function must be */
@@ -4166,21 +4166,33 @@ static int64_t jpeg_scans(const uint8_t *bytes, size_t length) {
     return scans;
 }
 
-/* Of the image that this thread reads or writes: no request of stb may be larger than `limit`; `failed`: memory was short, which
-   stb's own reason does not always say. It keeps its reason in the same way. */
+/* What stb works on in this thread (in all, where the compiler knows no thread-local variables), as it keeps its own reason
+   for a failure: the reader's largest request and whether memory was short, which the reason does not always say; the
+   writer's memory and the way out of it. */
 #if !defined(STBI_THREAD_LOCAL)
 #define STBI_THREAD_LOCAL
 #endif
 static STBI_THREAD_LOCAL struct {
     size_t limit;
     bool failed;
-    void *stream; /* the last one that png_compress made: stb forgets it when its next allocation fails */
+    Arena arena;
+    jmp_buf way_out;
 } image_memory;
 
-static void *image_realloc(void *memory, size_t size) {
+/* malloc or realloc, bounded: a few bytes of a PNG can unpack to gigabytes. New memory is zero, so that what a damaged file
+   leaves out is black. */
+static void *reader_memory(void *memory, size_t size) {
     if (size > image_memory.limit) return NULL;
     void *grown = memory != NULL ? realloc(memory, size) : calloc(1, size);
     if (grown == NULL) image_memory.failed = true;
+    return grown;
+}
+
+/* malloc or realloc, all of it freed at the end; does not return when there is no memory, since stb does not expect that. */
+static void *writer_memory(const void *memory, size_t old_size, size_t size) {
+    void *grown = arena_allocate(&image_memory.arena, 1, size);
+    if (grown == NULL) longjmp(image_memory.way_out, 1);
+    if (memory != NULL) memcpy(grown, memory, old_size < size ? old_size : size);
     return grown;
 }
 
@@ -5789,111 +5801,16 @@ void janus_image_free(JanusImage *image) {
     memset(image, 0, sizeof *image);
 }
 
-/* Bits of a deflate stream, the lowest first. */
-typedef struct {
-    uint8_t *out;
-    size_t count;
-    uint32_t bits;
-    int bit_count;
-} BitWriter;
-
-static void put_bits(BitWriter *w, uint32_t bits, int count) {
-    w->bits |= bits << w->bit_count;
-    for (w->bit_count += count; w->bit_count >= 8; w->bit_count -= 8, w->bits >>= 8) w->out[w->count++] = (uint8_t)w->bits;
-}
-
-/* A code word, its highest bit first. */
-static void put_code(BitWriter *w, int code, int count) {
-    for (int i = count - 1; i >= 0; i--) put_bits(w, (uint32_t)(code >> i & 1), 1);
-}
-
-/* A literal, the end, or the class of a length, in the fixed code of RFC 1951, section 3.2.6. */
-static void put_symbol(BitWriter *w, int symbol) {
-    if (symbol < 144) put_code(w, 0x30 + symbol, 8);
-    else if (symbol < 256) put_code(w, 0x190 + symbol - 144, 9);
-    else if (symbol < 280) put_code(w, symbol - 256, 7);
-    else put_code(w, 0xC0 + symbol - 280, 8);
-}
-
-/* "Copy 3 to 258 bytes from 1 to 32768 before", section 3.2.5: classes whose width doubles every four, or every two. */
-static void put_match(BitWriter *w, int length, int distance) {
-    const int l = length - 3, d = distance - 1;
-    int width = 0;
-    while (l >> width >= 8) width++;
-    if (length == 258) width = 0;
-    put_symbol(w, length == 258 ? 285 : 257 + 4 * width + (l >> width));
-    put_bits(w, (uint32_t)l & ((1u << width) - 1), width);
-    for (width = 0; d >> width >= 4;) width++;
-    put_code(w, 2 * width + (d >> width), 5);
-    put_bits(w, (uint32_t)d & ((1u << width) - 1), width);
-}
-
-enum { DEFLATE_WINDOW = 32768, DEFLATE_HASHES = 8192, DEFLATE_TRIES = 24 };
-
-/* The longest match for data[at] among the last places with the same three bytes; 0: none. */
-static int find_longest(const uint8_t *data, int length, int at, int place, const int32_t *before, int *distance) {
-    const int most = length - at < 258 ? length - at : 258;
-    int longest = 0;
-    for (int tries = 0; tries < DEFLATE_TRIES && place >= 0 && at - place <= DEFLATE_WINDOW && longest < most; tries++) {
-        int same = 0;
-        while (same < most && data[place + same] == data[at + same]) same++;
-        if (same > longest) longest = same, *distance = at - place;
-        const int next = before[place % DEFLATE_WINDOW];
-        place = next < place ? next : -1; /* an entry that was written over since */
-    }
-    return longest >= 3 ? longest : 0;
-}
-
-/* A zlib stream (RFC 1950) of one deflate block, as stb's PNG writer wants it: malloc'ed, NULL without memory. A literal
-   takes at most 9 bits and a match no more than its bytes would as literals, so that one allocation does. */
-static unsigned char *png_compress(unsigned char *data, int length, int *out_length, int quality) {
-    BitWriter w = {allocate((int64_t)length + length / 8 + 64, 1), 0, 0, 0};
-    int32_t *last = allocate(DEFLATE_HASHES, sizeof *last), *before = allocate(DEFLATE_WINDOW, sizeof *before);
-    uint32_t low = 1, high = 0; /* Adler-32 */
-    (void)quality;
-    if (w.out == NULL || last == NULL || before == NULL) {
-        free(w.out);
-        free(last);
-        free(before);
-        return NULL;
-    }
-    for (int i = 0; i < DEFLATE_HASHES; i++) last[i] = -1;
-    put_bits(&w, 0x5E78, 16); /* 32 KiB window */
-    put_bits(&w, 1 | 1 << 1, 3); /* the last block; fixed code */
-    for (int at = 0, covered = 0; at < length; at++) {
-        low = (low + data[at]) % 65521, high = (high + low) % 65521;
-        int distance = 0, found = 0;
-        if (at + 3 <= length) {
-            const uint32_t bytes = data[at] | (uint32_t)data[at + 1] << 8 | (uint32_t)data[at + 2] << 16;
-            int32_t *newest = &last[bytes * 2654435761u >> 19];
-            if (at >= covered) found = find_longest(data, length, at, *newest, before, &distance);
-            before[at % DEFLATE_WINDOW] = *newest;
-            *newest = at;
-        }
-        if (at < covered) continue;
-        if (found > 0) put_match(&w, found, distance);
-        else put_symbol(&w, data[at]);
-        covered = at + (found > 0 ? found : 1);
-    }
-    put_symbol(&w, 256);
-    put_bits(&w, 0, (8 - w.bit_count) % 8);
-    for (int i = 0; i < 4; i++) w.out[w.count++] = (uint8_t)((i < 2 ? high : low) >> (i % 2 == 0 ? 8 : 0));
-    free(last);
-    free(before);
-    *out_length = (int)w.count;
-    image_memory.stream = w.out;
-    return w.out;
-}
-
 static void sink_write(void *context, void *bytes, int size) { output_write(context, bytes, (size_t)size); }
 
 /* Writes the picture as PNG or JPEG; what fails is remembered in `out`. */
 static void write_image(OutputFile *out, const JanusImage *image, bool jpeg) {
-    int written;
-    image_memory.stream = NULL;
-    if (jpeg) written = stbi_write_jpg_to_func(sink_write, out, image->width, image->height, 3, image->rgb, 95);
-    else written = stbi_write_png_to_func(sink_write, out, image->width, image->height, 3, image->rgb, 3 * image->width);
-    if (!written) free(image_memory.stream);
+    volatile int written = 0;
+    if (setjmp(image_memory.way_out) == 0) {
+        if (jpeg) written = stbi_write_jpg_to_func(sink_write, out, image->width, image->height, 3, image->rgb, 95);
+        else written = stbi_write_png_to_func(sink_write, out, image->width, image->height, 3, image->rgb, 3 * image->width);
+    }
+    arena_release(&image_memory.arena, NULL);
     if (!written && out->failure == 0) out->failure = ENOMEM;
 }
 
@@ -6112,11 +6029,11 @@ JanusStatus janus_generate(JanusSession *session, const char *prompt, const Janu
     int32_t *ids = count < 1 || count > 64 ? NULL : allocate(count * tokens, sizeof *ids);
     if (ids == NULL && count >= 1 && count <= 64) return fail_memory(error);
     JanusStatus status = janus_generate_ids(session, prompt, options, ids, error);
-    const int drawn = status == JANUS_OK ? count : 0;
-    if (drawn > 0) memset(images, 0, (size_t)drawn * sizeof *images);
-    for (int i = 0; i < drawn && status == JANUS_OK; i++)
+    const bool drawn = status == JANUS_OK;
+    if (drawn) memset(images, 0, (size_t)count * sizeof *images);
+    for (int i = 0; i < count && status == JANUS_OK; i++)
         status = janus_decode_image(session, ids + i * tokens, &images[i], error);
-    for (int i = 0; i < drawn && status != JANUS_OK; i++) janus_image_free(&images[i]);
+    for (int i = 0; i < count && drawn && status != JANUS_OK; i++) janus_image_free(&images[i]);
     free(ids);
     return status;
 }

@@ -778,21 +778,31 @@ static void big_endian_at(uint8_t *to, uint32_t value) {
     for (int i = 0; i < 4; i++) to[i] = (uint8_t)(value >> (24 - 8 * i));
 }
 
-/* A PNG of 16 x 16 pixels whose data unpack to `bytes` zeros: a run of 258 is thirteen bits. */
+typedef struct {
+    uint8_t *bytes;
+    size_t bits;
+} BitWriter;
+
+/* Bits of a deflate stream fill each byte from below; a code word's highest bit comes first. */
+static void put_code(BitWriter *w, unsigned code, int count) {
+    for (int i = count - 1; i >= 0; i--, w->bits++) w->bytes[w->bits / 8] |= (uint8_t)((code >> i & 1) << w->bits % 8);
+}
+
+/* A PNG of 16 x 16 pixels whose data unpack to `bytes` zeros, in deflate's fixed code: a run of 258 is thirteen bits. */
 static uint8_t *unpacking_png(size_t bytes, size_t *count) {
+    enum { ZERO = 0x30, RUN_OF_258 = 0xC5 };
     uint8_t *png = need(calloc(1, bytes / 100 + 200));
-    BitWriter w = {png, 41, 0, 0};
-    memcpy(png, "\x89PNG\r\n\x1a\n\0\0\0\x0dIHDR\0\0\0\x10\0\0\0\x10\x08\x02\0\0\0\0\0\0\0\0\0\0\0IDAT", 41);
-    put_bits(&w, 0x5E78, 16), put_bits(&w, 3, 3);
-    put_symbol(&w, 0);
-    for (size_t i = 0; i < (bytes - 1) / 258; i++) put_match(&w, 258, 1);
-    for (size_t i = 0; i < (bytes - 1) % 258; i++) put_symbol(&w, 0);
-    put_symbol(&w, 256);
-    put_bits(&w, 0, 7);
-    w.count += 4;
-    big_endian_at(png + 33, (uint32_t)(w.count - 41));
-    memcpy(png + w.count + 4, "\0\0\0\0IEND\0\0\0\0", 12);
-    *count = w.count + 16;
+    memcpy(png, "\x89PNG\r\n\x1a\n\0\0\0\x0dIHDR\0\0\0\x10\0\0\0\x10\x08\x02\0\0\0\0\0\0\0\0\0\0\0IDAT\x78\x5e", 43);
+    BitWriter w = {png, 43 * 8};
+    put_code(&w, 6, 3); /* the last block, and the fixed code: 1, then 01 from below */
+    put_code(&w, ZERO, 8);
+    for (size_t i = 0; i < (bytes - 1) / 258; i++) put_code(&w, RUN_OF_258, 8), put_code(&w, 0, 5);
+    for (size_t i = 0; i < (bytes - 1) % 258; i++) put_code(&w, ZERO, 8);
+    put_code(&w, 0, 7); /* the end */
+    const size_t end = (w.bits + 7) / 8 + 4; /* a checksum, which stb does not read */
+    big_endian_at(png + 33, (uint32_t)(end - 41));
+    memcpy(png + end + 4, "\0\0\0\0IEND\0\0\0\0", 12);
+    *count = end + 16;
     return png;
 }
 
