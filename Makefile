@@ -137,13 +137,14 @@ test-valgrind:
 
 # Which lines of janus.c the C tests and the Python tests of the program and the library run. Needs gcc.
 coverage:
-	@rm -rf build/coverage && mkdir -p build/coverage
+	@rm -rf build/coverage && mkdir -p build/coverage/fuzz
 	@$(FIND_STB); set -x; cover="$(CC) --coverage -O0 -std=c99 $$stb -I. $(LDFLAGS)"; \
 	    $$cover janus.c -o build/coverage/janus $(LDLIBS) && \
 	    $$cover -fPIC -shared -DJANUS_LIBRARY janus.c -o build/coverage/libjanus.so $(LDLIBS) && \
 	    $$cover -DJANUS_LIBRARY test/test_janus.c janus.c -o build/coverage/test_janus $(LDLIBS) && \
 	    $$cover test/test_kernels.c -o build/coverage/test_kernels $(LDLIBS) && \
-	    $$cover -DCOVERAGE test/test_faults.c -o build/coverage/test_faults $(LDLIBS)
+	    $$cover -DCOVERAGE test/test_faults.c -o build/coverage/test_faults $(LDLIBS) && \
+	    $$cover -DSTANDALONE test/fuzz/fuzz.c -o build/coverage/fuzz/replay $(LDLIBS)
 	GCOV_ERROR_FILE=/dev/null BUILT=build/coverage PYTHON="$(PYTHON)" JANUS_PROGRAM=$(CURDIR)/build/coverage/janus \
 	    JANUS_LIBRARY=$(CURDIR)/build/coverage/libjanus.so JANUS_LIBRARY_PATH=$(CURDIR)/build/coverage/libjanus.so \
 	    PYTESTS="test/test_cli.py test/test_tokenizer.py test/test_preprocess.py" sh test/run.sh c python
@@ -194,4 +195,5 @@ uninstall:
 clean:
 	rm -rf janus libjanus.o libjanus.a libjanus.so test/test_janus test/test_kernels test/test_faults test/fuzz/replay build
 
-.PHONY: eval all deps fuzz fuzz-deps test test-c test-asan test-tsan test-valgrind coverage check-deps verify verify-full platforms platforms-deps demo install uninstall clean
+.PHONY: eval all deps fuzz fuzz-deps test test-c test-asan test-tsan test-valgrind coverage check-deps verify verify-full platforms \
+    platforms-deps demo install uninstall clean
