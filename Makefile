@@ -119,10 +119,14 @@ test/bench: test/bench.c janus.c janus.h
 bench: test/bench
 	@PYTHON="$(PYTHON)" BENCH_ARGS="$(BENCH_ARGS)" TYPES="$(TYPES)" WORK="$(WORK)" KEEP="$(KEEP)" sh test/run.sh bench
 
-bench-peers: libjanus.so
+build/libbench.so: test/bench_stages.c janus.c janus.h
+	@mkdir -p build
+	@$(FIND_STB); set -x; $(CC) $(CFLAGS) -std=c99 $$stb -I. -fPIC -shared $(LDFLAGS) test/bench_stages.c -o $@ $(LDLIBS)
+
+bench-peers: build/libbench.so
 	@PYTHON="$(PYTHON)" BENCH_ARGS="$(BENCH_ARGS)" sh test/run.sh bench-peers
 
-quantisation: libjanus.so
+quantisation: build/libbench.so
 	@PYTHON="$(PYTHON)" BENCH_ARGS="$(BENCH_ARGS)" sh test/run.sh quantisation
 
 # ---- Showing and installing ----
