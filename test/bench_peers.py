@@ -3,6 +3,7 @@
 """janus.c beside PyTorch and llama.cpp: the same sizes, the same random weights, the same number of threads, in one run.
 
     bench_peers.py [--threads K] [--rounds N] [--only torch,llama] [--quick] [--kv f16] [--work DIR]
+                   [--dtypes float32,bfloat16] [--compile off,on] [--types bf16,q8_0,q4_0]
 
 Every round runs ours, then theirs; a line gives the median times and how many times as fast ours is: the median of the
 rounds' ratios and, in brackets, the smallest and the largest.
@@ -177,10 +178,10 @@ def bench_torch(options: argparse.Namespace) -> None:
     reference.model.set_attn_implementation("sdpa")
     stages = Stages(path, options.threads, options.kv == "f16")
     tokens = 16 if options.quick else 64
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype in [getattr(torch, name) for name in options.dtypes.split(",")]:
         reference.model.to(dtype)
         gc.collect()
-        for compiled in (False, True):
+        for compiled in [setting == "on" for setting in options.compile.split(",")]:
             torch._dynamo.reset()
             peer = TorchPeer(reference, compiled)
             name = f"PyTorch {str(dtype)[6:]}{', compiled' if compiled else ''}"
@@ -321,6 +322,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=64, help="steps of a picture that are timed (default 64)")
     parser.add_argument("--only", default="torch,llama")
+    parser.add_argument("--dtypes", default="float32,bfloat16", help="of PyTorch; float32 cannot follow bfloat16")
+    parser.add_argument("--compile", default="off,on", help="torch.compile")
     parser.add_argument("--types", default="bf16,q8_0,q4_0", help="weights for llama.cpp")
     parser.add_argument("--kv", choices=("f32", "f16"), default="f32", help="our keys and values (default f32)")
     parser.add_argument("--quick", action="store_true", help="a small geometry: tries the program, measures nothing of interest")

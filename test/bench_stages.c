@@ -85,12 +85,13 @@ static int read_embeddings(Stages *s, const float *x, int T, int R, int draws, i
     return status;
 }
 
-/* Text ids (T) at the end of R sequences; logits (R, V) of the last, or of `all` positions (T, V). */
-int stages_read(Stages *s, const int32_t *ids, int T, int R, int all, float *logits) {
+/* Text ids (T), seen pictures in the places of placeholders, at the end of R sequences; logits (R, V) of the last, or of
+   `all` positions (T, V). */
+int stages_read(Stages *s, const int32_t *ids, const float *seen, int T, int R, int all, float *logits) {
     const int64_t width = s->model->config.hidden;
     float *x = allocate(T * width, sizeof *x);
     if (x == NULL) return JANUS_NO_MEMORY;
-    embed_prompt(s->model, ids, T, NULL, x);
+    embed_prompt(s->model, ids, T, seen, x);
     const int status = read_embeddings(s, x, T, R, 0, all, logits);
     free(x);
     return status;
@@ -114,6 +115,16 @@ int stages_read_picture(Stages *s, const int32_t *prompt, int P, const int32_t *
 int stages_drawing_prompt(Stages *s, const char *prompt, int32_t *ids, int room) {
     IdList list = {0};
     const int ok = drawing_prompt(s->model, prompt, &list, &s->error) == JANUS_OK && list.count <= (size_t)room;
+    const int count = ok ? (int)list.count : -1;
+    if (ok) memcpy(ids, list.ids, list.count * sizeof *ids);
+    free(list.ids);
+    return count;
+}
+
+/* A first question about one picture as ids, as stages_drawing_prompt. */
+int stages_question(Stages *s, const char *question, int32_t *ids, int room) {
+    IdList list = {0};
+    const int ok = turn_prompt(s->session, question, 1, &list, &s->error) == JANUS_OK && list.count <= (size_t)room;
     const int count = ok ? (int)list.count : -1;
     if (ok) memcpy(ids, list.ids, list.count * sizeof *ids);
     free(list.ids);
@@ -177,5 +188,7 @@ int stages_size(const Stages *s, const char *name) {
     if (strcmp(name, "codebook") == 0) return c->codebook;
     if (strcmp(name, "vocab") == 0) return c->vocab;
     if (strcmp(name, "context") == 0) return c->context;
+    if (strcmp(name, "pad") == 0) return c->pad;
+    if (strcmp(name, "eos") == 0) return c->eos;
     return strcmp(name, "hidden") == 0 ? c->hidden : -1;
 }

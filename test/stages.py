@@ -42,7 +42,7 @@ class Stages:
         if not handle:
             raise RuntimeError(f"{path} cannot be opened")
         self.library, self.handle = library, ctypes.c_void_p(handle)
-        for name in ("side", "image_tokens", "vision_tokens", "vision_side", "codebook", "vocab", "context", "hidden"):
+        for name in ("side", "image_tokens", "vision_tokens", "vision_side", "codebook", "vocab", "context", "hidden", "pad", "eos"):
             setattr(self, name, library.stages_size(self.handle, name.encode()))
 
     def close(self) -> None:
@@ -59,17 +59,19 @@ class Stages:
         """Empties the sequences that `read` adds to."""
         self.library.stages_forget(self.handle)
 
-    def read(self, ids: np.ndarray, sequences: int = 1, all_logits: bool = False) -> np.ndarray:
-        """Text ids (T) to the end of every sequence; LM logits (R, V) of the last position, or (T, V)."""
+    def read(self, ids: np.ndarray, sequences: int = 1, all_logits: bool = False, seen: np.ndarray | None = None) -> np.ndarray:
+        """Text ids (T), `seen` (tokens, D) in the places of a picture, to the end of every sequence; LM logits (R, V) of the
+        last position, or of all (T, V)."""
         ids = np.ascontiguousarray(ids, np.int32)
         logits = np.empty((len(ids) if all_logits else sequences, self.vocab), np.float32)
-        self.call("read", ids, len(ids), sequences, int(all_logits), logits)
+        self.call("read", ids, seen, len(ids), sequences, int(all_logits), logits)
         return logits
 
-    def drawing_prompt(self, prompt: str) -> np.ndarray:
-        """The ids (P) of a drawing's prompt."""
+    def prompt(self, kind: str, text: str) -> np.ndarray:
+        """The ids (P) of a "drawing_prompt", or of a first "question" about one picture."""
         ids = np.empty(self.context, np.int32)
-        count = self.library.stages_drawing_prompt(self.handle, prompt.encode(), ids.ctypes.data_as(ctypes.c_void_p), len(ids))
+        make = getattr(self.library, f"stages_{kind}")
+        count = make(self.handle, text.encode(), ids.ctypes.data_as(ctypes.c_void_p), len(ids))
         if count < 0:
             raise RuntimeError(self.library.stages_error(self.handle).decode())
         return ids[:count].copy()
