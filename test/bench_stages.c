@@ -28,8 +28,9 @@ static int note_progress(void *user, const char *stage, int64_t done, int64_t to
     (void)done;
     (void)total;
     if (s->stage == NULL || strcmp(stage, s->stage) != 0) return 0;
+    if (s->count == s->limit) return 1; /* only now are the ids before this one kept */
     s->times[s->count++] = now_seconds();
-    return s->count >= s->limit;
+    return 0;
 }
 
 const char *stages_error(const Stages *s) { return s->error.message; }
