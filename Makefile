@@ -63,19 +63,22 @@ deps:
 test/test_janus: test/test_janus.c libjanus.a
 	$(CC) $(CFLAGS) $(WARNINGS) -I. $(LDFLAGS) test/test_janus.c libjanus.a -o $@ $(LDLIBS)
 
-# These two include janus.c, to reach what is inside.
+# These include janus.c, to reach what is inside.
 test/test_kernels: test/test_kernels.c janus.c janus.h
 	@$(FIND_STB); set -x; $(CC) $(CFLAGS) -std=c99 $$stb -I. $(LDFLAGS) test/test_kernels.c -o $@ $(LDLIBS)
+
+test/test_faults: test/test_faults.c janus.c janus.h
+	@$(FIND_STB); set -x; $(CC) $(CFLAGS) -std=c99 $$stb -I. $(LDFLAGS) test/test_faults.c -o $@ $(LDLIBS)
 
 build/libinternals.so: test/internals.c janus.c janus.h
 	@mkdir -p build
 	@$(FIND_STB); set -x; $(CC) $(CFLAGS) -std=c99 $$stb -I. -fPIC -shared $(LDFLAGS) test/internals.c -o $@ $(LDLIBS)
 
 # Everything that needs no torch; alone: the C part, which needs no Python either.
-test: janus libjanus.so test/test_janus test/test_kernels
+test: janus libjanus.so test/test_janus test/test_kernels test/test_faults test/fuzz/replay
 	@PYTHON="$(PYTHON)" sh test/run.sh c python
 
-test-c: janus test/test_janus test/test_kernels
+test-c: janus test/test_janus test/test_kernels test/test_faults test/fuzz/replay
 	@sh test/run.sh c
 
 # The C tests once more under the address and undefined-behaviour sanitizers (stb's JPEG writer shifts a sign bit out).
@@ -84,8 +87,70 @@ test-asan:
 	@$(FIND_STB); set -x; $(CC) -g -O1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-sanitize=shift-base \
 	    -std=c99 $$stb -I. -DJANUS_LIBRARY janus.c test/test_janus.c -o build/test_janus $(LDLIBS) && \
 	    $(CC) -g -O1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined -std=c99 $$stb -I. \
-	    test/test_kernels.c -o build/test_kernels $(LDLIBS)
-	@BUILT=build sh test/run.sh c
+	    test/test_kernels.c -o build/test_kernels $(LDLIBS) && \
+	    $(CC) -g -O1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-sanitize=shift-base \
+	    -std=c99 $$stb -I. test/test_faults.c -o build/test_faults $(LDLIBS) && \
+	    mkdir -p build/fuzz && $(CC) -g -O1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined \
+	    -fno-sanitize=shift-base -std=c99 -DSTANDALONE -DJANUS_NO_SIMD $$stb -I. test/fuzz/fuzz.c -o build/fuzz/replay $(LDLIBS)
+	@ASAN_OPTIONS=allocator_may_return_null=1 BUILT=build sh test/run.sh c
+
+# ---- Fuzzing: make fuzz T=60 runs every target of test/fuzz for so many seconds ----
+
+T = 60
+CLANG = clang
+FUZZ_SOURCES = test/fuzz/fuzz.c test/fuzz/mutate_gguf.h janus.c janus.h
+
+# Replays the corpora and all that was ever found, on any compiler.
+test/fuzz/replay: $(FUZZ_SOURCES)
+	@$(FIND_STB); set -x; $(CC) $(CFLAGS) -std=c99 -DSTANDALONE -DJANUS_NO_SIMD $$stb -I. $(LDFLAGS) test/fuzz/fuzz.c -o $@ $(LDLIBS)
+
+build/fuzz/fuzz-model: $(FUZZ_SOURCES) test/fuzz/stb.ignore
+	@mkdir -p build/fuzz
+	@echo 'int LLVMFuzzerTestOneInput(const char *d, unsigned long n) { return d && n > 99; }' >build/fuzz/probe.c; \
+	if ! $(CLANG) -fsanitize=fuzzer,address build/fuzz/probe.c -o build/fuzz/probe 2>/dev/null; then \
+	    echo "Fuzzing needs clang with its runtime libraries: make fuzz-deps (Debian: apt-get install clang llvm)"; exit 1; fi
+	@$(FIND_STB); set -x; $(CLANG) -std=c99 -g1 -O1 -fsanitize=fuzzer,address,undefined,float-cast-overflow -fno-sanitize-recover=all \
+	    -fsanitize-ignorelist=test/fuzz/stb.ignore $$stb -I. test/fuzz/fuzz.c -o $@ $(LDLIBS)
+
+fuzz: build/fuzz/fuzz-model
+	@for target in image text ids options; do ln -f build/fuzz/fuzz-model build/fuzz/fuzz-$$target; done
+	@sh test/fuzz/run.sh $(T)
+
+fuzz-deps:
+	apt-get install -y clang llvm
+
+# ---- Checks with tools of their own: make check-deps installs them ----
+
+FAULTS = -std=c99 $$stb -I. $(LDFLAGS) test/test_faults.c
+
+# The thread pool, and sessions of one model in threads of their own, under ThreadSanitizer.
+test-tsan:
+	@mkdir -p build
+	@$(FIND_STB); set -x; $(CC) -g -O1 -fsanitize=thread $(FAULTS) -o build/test_faults_tsan $(LDLIBS)
+	build/test_faults_tsan threads
+
+# Every operation once, and the inputs that ask for too much, under valgrind (which takes the best kernels that it knows).
+test-valgrind:
+	@mkdir -p build
+	@$(FIND_STB); set -x; $(CC) -g -O1 $(FAULTS) -o build/test_faults_valgrind $(LDLIBS)
+	valgrind -q --leak-check=full --show-leak-kinds=all --error-exitcode=9 build/test_faults_valgrind small bombs
+
+# Which lines of janus.c the C tests and the Python tests of the program and the library run. Needs gcc.
+coverage:
+	@rm -rf build/coverage && mkdir -p build/coverage
+	@$(FIND_STB); set -x; cover="$(CC) --coverage -O0 -std=c99 $$stb -I. $(LDFLAGS)"; \
+	    $$cover janus.c -o build/coverage/janus $(LDLIBS) && \
+	    $$cover -fPIC -shared -DJANUS_LIBRARY janus.c -o build/coverage/libjanus.so $(LDLIBS) && \
+	    $$cover -DJANUS_LIBRARY test/test_janus.c janus.c -o build/coverage/test_janus $(LDLIBS) && \
+	    $$cover test/test_kernels.c -o build/coverage/test_kernels $(LDLIBS) && \
+	    $$cover -DCOVERAGE test/test_faults.c -o build/coverage/test_faults $(LDLIBS)
+	GCOV_ERROR_FILE=/dev/null BUILT=build/coverage PYTHON="$(PYTHON)" JANUS_PROGRAM=$(CURDIR)/build/coverage/janus \
+	    JANUS_LIBRARY=$(CURDIR)/build/coverage/libjanus.so JANUS_LIBRARY_PATH=$(CURDIR)/build/coverage/libjanus.so \
+	    PYTESTS="test/test_cli.py test/test_tokenizer.py test/test_preprocess.py" sh test/run.sh c python
+	@$(PYTHON) test/coverage.py build/coverage
+
+check-deps:
+	apt-get install -y valgrind
 
 # The same checkpoints through PyTorch and through ./janus, stage by stage.
 verify: janus libjanus.so build/libinternals.so
@@ -149,6 +214,6 @@ uninstall:
 	rm -f $(DESTDIR)$(PREFIX)/lib/pkgconfig/janus.pc
 
 clean:
-	rm -rf janus libjanus.o libjanus.a libjanus.so test/test_janus test/test_kernels test/bench build
+	rm -rf janus libjanus.o libjanus.a libjanus.so test/test_janus test/test_kernels test/test_faults test/fuzz/replay test/bench build
 
-.PHONY: bench bench-peers quantisation eval all deps test test-c test-asan verify verify-full platforms platforms-deps demo install uninstall clean
+.PHONY: bench bench-peers quantisation eval all deps fuzz fuzz-deps test test-c test-asan test-tsan test-valgrind coverage check-deps verify verify-full platforms platforms-deps demo install uninstall clean

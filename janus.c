@@ -58,6 +58,7 @@
 #include <float.h>
 #include <limits.h>
 #include <math.h>
+#include <setjmp.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -269,7 +270,8 @@ static int file_read(const char *path, size_t limit, FileImage *image) {
         size_t got = fread(bytes + size, 1, capacity - size, file);
         size += got;
         if (size > limit) failure = EFBIG;
-        else if (got == 0 && ferror(file)) failure = errno != 0 ? errno : EIO;
+        else if (ferror(file) && errno == EINTR) clearerr(file); /* a signal came: what was read counts, go on */
+        else if (ferror(file)) failure = errno != 0 ? errno : EIO;
         else if (got == 0) break;
     }
     fclose(file);
@@ -364,10 +366,19 @@ static int64_t checked_product(int64_t a, int64_t b, int64_t c) {
     return a * b * c;
 }
 
+/* a + b of the same kind; -1 when either is, or when it does not fit. */
+static int64_t checked_sum(int64_t a, int64_t b) { return a < 0 || b < 0 || a > INT64_MAX - b ? -1 : a + b; }
+
 /* malloc for `count` items of `size` bytes; NULL when the product does not fit. */
 static void *allocate(int64_t count, size_t size) {
     if (count < 0 || (uint64_t)count > (SIZE_MAX - 1) / size) return NULL;
     return malloc((size_t)count * size + (count == 0));
+}
+
+/* realloc likewise; where it fails, what was there stays. */
+static void *reallocate(void *memory, int64_t count, size_t size) {
+    if (count < 0 || (uint64_t)count > (SIZE_MAX - 1) / size) return NULL;
+    return realloc(memory, (size_t)count * size + (count == 0));
 }
 
 /* Scratch memory as a stack of blocks. A failed allocation is remembered, so that a stage asks for all it needs and
@@ -739,6 +750,9 @@ static void weight_row(float *out, const Weight *w, int64_t row) {
     expand_plain(out, w->type, (const char *)w->data + row * type_row_bytes(w->type, w->cols), 0, w->cols);
 }
 
+/* x without its fraction, within low..high; low for NaN. */
+static int clamp_to_int(float x, int low, int high) { return x > (float)low ? x < (float)high ? (int)x : high : low; }
+
 static void quantize_block(unsigned char *out, int type, const float *x) {
     float largest = 0;
     for (int i = 0; i < BLOCK; i++)
@@ -746,11 +760,10 @@ static void quantize_block(unsigned char *out, int type, const float *x) {
     float scale = type == TYPE_Q8_0 ? fabsf(largest) / 127 : largest / -8; /* Q4_0: the largest becomes -8 exactly */
     float inverse = scale != 0 ? 1 / scale : 0;
     write_u16(out, f32_to_f16(scale));
-    for (int i = 0; i < BLOCK && type == TYPE_Q8_0; i++) out[2 + i] = (unsigned char)(int)roundf(x[i] * inverse);
-    for (int i = 0; i < BLOCK / 2 && type == TYPE_Q4_0; i++) {
-        int low = (int)(x[i] * inverse + 8.5f), high = (int)(x[i + 16] * inverse + 8.5f);
-        out[2 + i] = (unsigned char)((low < 15 ? low : 15) | (high < 15 ? high : 15) << 4);
-    }
+    for (int i = 0; i < BLOCK && type == TYPE_Q8_0; i++)
+        out[2 + i] = (unsigned char)clamp_to_int(roundf(x[i] * inverse), -127, 127);
+    for (int i = 0; i < BLOCK / 2 && type == TYPE_Q4_0; i++)
+        out[2 + i] = (unsigned char)(clamp_to_int(x[i] * inverse + 8.5f, 0, 15) | clamp_to_int(x[i + 16] * inverse + 8.5f, 0, 15) << 4);
 }
 
 /* Floats (cols) to one row of the given type, rounded as ggml rounds. */
@@ -1863,12 +1876,12 @@ static int compute_init(Compute *cx, int threads, const char *isa) {
 
 /* Scratch of so many floats for all and for each thread, or cx->failed. Returns whether work can go on. */
 static int reserve_scratch(Compute *cx, int64_t shared, int64_t per_thread) {
-    cx->shared_bytes = round_up(shared * (int64_t)sizeof(float), 64);
-    cx->thread_bytes = round_up(per_thread * (int64_t)sizeof(float), 64) + 64;
-    int64_t bytes = cx->shared_bytes + cx->pool->threads * cx->thread_bytes;
-    if (cx->failed || bytes <= cx->reserved) return !cx->failed;
+    cx->shared_bytes = checked_product(round_up(shared, 16), sizeof(float), 1);
+    cx->thread_bytes = checked_product(round_up(per_thread, 16) + 16, sizeof(float), 1);
+    int64_t bytes = checked_sum(cx->shared_bytes, checked_product(cx->pool->threads, cx->thread_bytes, 1));
+    if (cx->failed || (bytes >= 0 && bytes <= cx->reserved)) return !cx->failed;
     free(cx->memory);
-    cx->memory = malloc((size_t)bytes + 64);
+    cx->memory = allocate(checked_sum(bytes, 64), 1);
     cx->reserved = cx->memory ? bytes : 0;
     cx->failed = cx->memory == NULL;
     cx->scratch = cx->memory ? (char *)cx->memory + (64 - (uintptr_t)cx->memory % 64) % 64 : NULL;
@@ -3167,17 +3180,17 @@ static const char *token_bytes(const Tokenizer *tokenizer, int32_t id, size_t *l
 static JanusStatus tokenizer_decode(const Tokenizer *tokenizer, const int32_t *ids, size_t count, char **text,
                                     size_t *length, JanusError *error) {
     Utf8Stream stream = {{0}, 0};
-    size_t token_length = 0, total = 0;
+    size_t token_length = 0;
+    int64_t total = 1;
     *text = NULL;
     *length = 0;
     for (size_t i = 0; i < count; i++) {
         if (token_bytes(tokenizer, ids[i], &token_length) == NULL)
             return fail(error, JANUS_BAD_ARGUMENT, "there is no token %ld: ids go from 0 to %ld", (long)ids[i],
                         (long)tokenizer->vocab_size - 1);
-        if (token_length > SIZE_MAX / 4 - total) return fail_memory(error);
-        total += token_length;
+        total = checked_sum(total, (int64_t)token_length);
     }
-    char *out = malloc(3 * (total + 1) + 1);
+    char *out = allocate(checked_sum(checked_product(total, 3, 1), 1), 1);
     if (out == NULL) return fail_memory(error);
     for (size_t i = 0; i < count; i++) {
         const char *bytes = token_bytes(tokenizer, ids[i], &token_length);
@@ -3762,6 +3775,8 @@ static void need_config(Loader *loader) {
     c->image_placeholder = need_integer(loader, "janus.tokenizer.image_placeholder_id", 0, c->vocab - 1);
     c->begin_of_image = need_integer(loader, "janus.tokenizer.begin_of_image_id", 0, c->vocab - 1);
     c->end_of_image = need_integer(loader, "janus.tokenizer.end_of_image_id", 0, c->vocab - 1);
+    if (c->image_placeholder == c->begin_of_image || c->image_placeholder == c->end_of_image)
+        loader_fail(loader, "begins or ends an image, too:", "janus.tokenizer.image_placeholder_id", "");
 }
 
 /* The file's float32 numbers are little-endian; a big-endian machine turns them round, once, in its own copy. All other
@@ -4031,7 +4046,7 @@ static char *copy_metadata_string(Loader *loader, const char *key) {
     const Metadata *entry = find_metadata(&loader->model->file, key);
     bool found = entry != NULL && entry->type == GGUF_STRING && !entry->is_array;
     size_t length = found ? (size_t)load_little_endian(entry->value, 8) : 0;
-    char *copy = malloc(length + 1);
+    char *copy = allocate(checked_sum((int64_t)length, 1), 1);
     if (copy == NULL) {
         if (loader->status == JANUS_OK) loader->status = fail_memory(loader->error);
         return NULL;
@@ -4081,6 +4096,18 @@ static void need_model(Loader *loader) {
       encoder was trained on pictures that were resized exactly so.
    ==================================================================================================================== */
 
+enum { IMAGE_SIDE_LIMIT = 16384, IMAGE_PIXEL_LIMIT = 64000000, IMAGE_FILE_LIMIT = 1 << 29, IMAGE_SCAN_LIMIT = 20 };
+
+/* Where stb's memory comes from, below. */
+static void *reader_memory(void *memory, size_t size);
+static void *writer_memory(const void *memory, size_t old_size, size_t size);
+
+#define STBI_MALLOC(size) reader_memory(NULL, size)
+#define STBI_REALLOC(memory, size) reader_memory(memory, size)
+#define STBI_FREE free
+#define STBIW_MALLOC(size) writer_memory(NULL, 0, size)
+#define STBIW_REALLOC_SIZED(memory, old_size, size) writer_memory(memory, old_size, size)
+#define STBIW_FREE(memory) ((void)(memory))
 #define STB_IMAGE_IMPLEMENTATION
 #define STB_IMAGE_STATIC
 #define STBI_NO_STDIO
@@ -4104,19 +4131,93 @@ static void need_model(Loader *loader) {
 #include <stb/stb_image_write.h>
 #endif
 
-enum { IMAGE_SIDE_LIMIT = 16384, IMAGE_PIXEL_LIMIT = 64000000, IMAGE_FILE_LIMIT = 1 << 29 };
+/* Whether the Huffman tables in `left` bytes at `bytes` have at most 256 codes each, and fill them. */
+static bool jpeg_tables_good(const uint8_t *bytes, size_t length, int64_t left) {
+    for (size_t at = 0; left > 0;) { /* a table: its number, 16 counts of codes, the codes' values */
+        size_t codes = 0;
+        for (size_t i = 1; i <= 16 && at + i < length; i++) codes += bytes[at + i];
+        if (codes > 256) return false;
+        at += 17 + codes;
+        left -= (int64_t)(17 + codes);
+    }
+    return left == 0;
+}
+
+/* How often a JPEG goes over its picture; -1 if a Huffman table is malformed. stb_image does not check either: up to its
+   version 2.27 such a table runs over its memory, and a small file may hold thousands of scans of a large picture. */
+static int64_t jpeg_scans(const uint8_t *bytes, size_t length) {
+    enum { START = 0xD8, END = 0xD9, RESTART = 0xD0, HUFFMAN_TABLES = 0xC4, SCAN = 0xDA };
+    int64_t scans = 0;
+    for (size_t at = 0; at + 1 < length;) {
+        const uint8_t marker = bytes[at + 1];
+        if (bytes[at] != 0xFF || marker == 0xFF) { /* compressed data or filling */
+            at++;
+            continue;
+        }
+        at += 2;
+        if (marker == END) break;
+        if (marker == 0 || (marker >= RESTART && marker <= START) || length - at < 2) continue;
+        const size_t size = (size_t)bytes[at] << 8 | bytes[at + 1];
+        if (size < 2) return -1;
+        if (marker == HUFFMAN_TABLES && !jpeg_tables_good(bytes + at + 2, length - at - 2, (int64_t)size - 2)) return -1;
+        scans += marker == SCAN;
+        at += min_i64((int64_t)size, (int64_t)(length - at));
+    }
+    return scans;
+}
+
+/* What stb works on in this thread (in all, where the compiler knows no thread-local variables), as it keeps its own reason
+   for a failure: the reader's largest request and whether memory was short, which the reason does not always say; the
+   writer's memory and the way out of it. */
+#if !defined(STBI_THREAD_LOCAL)
+#define STBI_THREAD_LOCAL
+#endif
+static STBI_THREAD_LOCAL struct {
+    size_t limit;
+    bool failed;
+    Arena arena;
+    jmp_buf way_out;
+} image_memory;
+
+/* malloc or realloc, bounded: a few bytes of a PNG can unpack to gigabytes. New memory is zero, so that what a damaged file
+   leaves out is black. */
+static void *reader_memory(void *memory, size_t size) {
+    if (size > image_memory.limit) return NULL;
+    void *grown = memory != NULL ? realloc(memory, size) : calloc(1, size);
+    if (grown == NULL) image_memory.failed = true;
+    return grown;
+}
+
+/* malloc or realloc, all of it freed at the end; does not return when there is no memory, since stb does not expect that. */
+static void *writer_memory(const void *memory, size_t old_size, size_t size) {
+    void *grown = arena_allocate(&image_memory.arena, 1, size);
+    if (grown == NULL) longjmp(image_memory.way_out, 1);
+    if (memory != NULL) memcpy(grown, memory, old_size < size ? old_size : size);
+    return grown;
+}
 
 static JanusStatus decode_image(const void *bytes, size_t length, JanusImage *image, const char *what, JanusError *error) {
     int width, height, channels;
     if (length == 0 || length > INT_MAX)
         return fail(error, JANUS_BAD_IMAGE, "%s is %s", what, length == 0 ? "empty" : "too large for an image");
+    const int64_t scans = *(const uint8_t *)bytes == 0xFF ? jpeg_scans(bytes, length) : 1; /* of the three, JPEG begins so */
+    if (scans < 0) return fail(error, JANUS_BAD_IMAGE, "%s is damaged: bad Huffman tables", what);
+    image_memory.limit = 1 << 20;
+    image_memory.failed = false;
     if (!stbi_info_from_memory(bytes, (int)length, &width, &height, &channels))
-        return fail(error, JANUS_BAD_IMAGE, "%s is not a PNG, JPEG or BMP image", what);
+        return image_memory.failed ? fail_memory(error)
+                                   : fail(error, JANUS_BAD_IMAGE, "%s is not a PNG, JPEG or BMP image of at most 16384 pixels a side", what);
+    if (height < 0 && height > -INT_MAX) height = -height; /* a BMP whose rows come from the top */
     if (width < 1 || height < 1 || width > IMAGE_SIDE_LIMIT || height > IMAGE_SIDE_LIMIT ||
         (int64_t)width * height > IMAGE_PIXEL_LIMIT)
         return fail(error, JANUS_BAD_IMAGE, "%s is %d x %d: at most 16384 pixels a side and 64 million in all are accepted",
                     what, width, height);
+    if (scans > (int64_t)IMAGE_SCAN_LIMIT * IMAGE_PIXEL_LIMIT / ((int64_t)width * height))
+        return fail(error, JANUS_BAD_IMAGE, "%s goes over its %d x %d pixels %ld times: save it again", what, width, height, (long)scans);
+    /* four channels of 16 bits, JPEG's padding to whole blocks, and what grows by doubling */
+    image_memory.limit = 16 * ((size_t)width + 64) * ((size_t)height + 64) + 2 * length + 65536;
     uint8_t *rgb = stbi_load_from_memory(bytes, (int)length, &width, &height, &channels, 3);
+    if (rgb == NULL && image_memory.failed) return fail_memory(error);
     if (rgb == NULL) return fail(error, JANUS_BAD_IMAGE, "%s is damaged: %s", what, stbi_failure_reason());
     image->width = width;
     image->height = height;
@@ -4454,15 +4555,17 @@ static JanusStatus kv_cache_reserve(KvCache *cache, const Config *c, int64_t len
         cache->type = type;
         cache->keys = calloc((size_t)c->layers, sizeof *cache->keys);
         cache->values = calloc((size_t)c->layers, sizeof *cache->values);
-        if (cache->keys == NULL || cache->values == NULL) return fail_memory(error);
+        if (cache->keys == NULL || cache->values == NULL) {
+            kv_cache_free(cache);
+            return fail_memory(error);
+        }
     }
     const int64_t capacity = length > 2 * cache->capacity ? length : 2 * cache->capacity;
     const int64_t row_bytes = type_row_bytes(cache->type, (int64_t)c->kv_heads * c->head_dim);
     const int64_t bytes = checked_product(capacity, row_bytes, 1);
-    if (bytes < 0 || (uint64_t)bytes > SIZE_MAX) return fail_memory(error);
     for (int i = 0; i < 2 * c->layers; i++) {
         void **rows = i < c->layers ? &cache->keys[i] : &cache->values[i - c->layers];
-        void *grown = realloc(*rows, (size_t)bytes);
+        void *grown = reallocate(*rows, bytes, 1);
         if (grown == NULL) return fail_memory(error);
         *rows = grown;
     }
@@ -4961,7 +5064,7 @@ static void mid_block(Work *work, const Config *c, const VqHalf *half, float *x,
     res_block(work, c, &half->mid_res[1], x, side);
 }
 
-/* Floats that the widest stage of encoder and decoder holds. */
+/* Floats that the widest stage of encoder and decoder holds; -1: too many to count. */
 static int64_t vq_room(const Config *c) {
     int64_t room = image_tokens(c) * c->z_channels;
     for (int i = 0; i < c->levels; i++) {
@@ -4970,6 +5073,7 @@ static int64_t vq_room(const Config *c) {
         for (int beside = i - 1; beside <= i + 1; beside++) {
             const int multiplier = beside < 0 ? 1 : beside >= c->levels ? c->multipliers[i] : c->multipliers[beside];
             const int64_t floats = checked_product(side, side, (int64_t)c->base_channels * multiplier);
+            if (floats < 0) return -1;
             if (floats > room) room = floats;
         }
     }
@@ -5157,6 +5261,7 @@ static void tap_pixels(Work *work, const uint8_t *rgb, int64_t side) {
     const ArenaBlock *mark = arena_mark(&work->arena);
     int32_t *levels = work->hooks.tap == NULL ? NULL : arena_allocate(&work->arena, count, sizeof *levels);
     for (int64_t i = 0; i < count && levels != NULL; i++) levels[i] = rgb[i];
+    if (levels == NULL && work->hooks.tap != NULL) work->compute.failed = 1;
     if (levels != NULL) work_tap(work, "image.pixels", JANUS_INT32, levels, side, side, 3);
     arena_release(&work->arena, mark);
 }
@@ -5213,6 +5318,7 @@ struct JanusSession {
 typedef struct {
     int32_t *ids;
     size_t count, capacity;
+    size_t said;        /* so many at the beginning are what they are, image placeholders too: no image stands there */
     bool failed;
 } IdList;
 
@@ -5223,7 +5329,7 @@ static void id_list_add(IdList *list, int32_t id, size_t times) {
     }
     if (list->count + times > list->capacity) {
         const size_t capacity = 2 * (list->count + times) + 64;
-        int32_t *grown = realloc(list->ids, capacity * sizeof *grown);
+        int32_t *grown = reallocate(list->ids, (int64_t)capacity, sizeof *grown);
         if (grown == NULL) {
             list->failed = true;
             return;
@@ -5266,7 +5372,7 @@ static JanusStatus check_text(const char *text, const char *what, StringView *st
 static char *join_text(const StringView *pieces, int count, size_t *length) {
     size_t total = 0, at = 0;
     for (int i = 0; i < count; i++) total += pieces[i].length;
-    char *text = malloc(total + 1);
+    char *text = allocate(checked_sum((int64_t)total, 1), 1);
     for (int i = 0; i < count && text != NULL; i++) {
         if (pieces[i].length > 0) memcpy(text + at, pieces[i].text, pieces[i].length);
         at += pieces[i].length;
@@ -5303,11 +5409,12 @@ static JanusStatus add_text(IdList *list, const JanusModel *m, const char *text,
     return list->failed ? fail_memory(error) : JANUS_OK;
 }
 
-/* Embeddings of a prompt: x (T, D); the rows of image placeholders are taken from `seen`, one after the other. */
-static void embed_prompt(const JanusModel *m, const int32_t *ids, int64_t T, const float *seen, float *x) {
+/* Embeddings of a prompt: x (T, D); the rows of image placeholders from `first` on are taken from `seen`, one after the
+   other. */
+static void embed_prompt(const JanusModel *m, const int32_t *ids, int64_t T, int64_t first, const float *seen, float *x) {
     const int64_t width = m->config.hidden;
     for (int64_t t = 0; t < T; t++) {
-        if (ids[t] == m->config.image_placeholder && seen != NULL) {
+        if (t >= first && ids[t] == m->config.image_placeholder) {
             memcpy(x + t * width, seen, (size_t)width * sizeof *x);
             seen += width;
         } else {
@@ -5391,8 +5498,8 @@ static JanusStatus read_drawing_prompt(Work *work, const JanusModel *m, Drawing 
     if (status == JANUS_OK) {
         for (int64_t t = 0; t < T; t++) padded[t] = t == 0 || t == T - 1 ? prompt->ids[t] : m->config.pad;
         work_tap(work, "text.token_ids", JANUS_INT32, prompt->ids, T, 0, 0);
-        embed_prompt(m, prompt->ids, T, NULL, rows);
-        embed_prompt(m, padded, T, NULL, rows + T * width);
+        embed_prompt(m, prompt->ids, T, T, NULL, rows);
+        embed_prompt(m, padded, T, T, NULL, rows + T * width);
         tap_sequences(work, "text.embeddings", rows, 2, T, width);
         status = transformer_forward(work, m, rows, T, sequences, 2, true, error);
     }
@@ -5498,6 +5605,7 @@ static JanusStatus turn_prompt(const JanusSession *session, const char *question
     if (text == NULL) return fail_memory(error);
     if (first) id_list_add(list, m->config.bos, 1);
     for (int i = 0; i < session->unread_count; i++) id_list_add(list, session->unread[i], 1);
+    list->said = list->count;
     status = add_text(list, m, text, length, &images, error);
     free(text);
     if (status == JANUS_OK && images != image_count)
@@ -5521,7 +5629,7 @@ static JanusStatus read_turn(JanusSession *session, const IdList *list, const Ja
     for (int i = 0; i < image_count && status == JANUS_OK; i++)
         status = see_image(work, m, &images[i], seen + i * seen_rows * width, error);
     if (status == JANUS_OK) {
-        embed_prompt(m, list->ids, T, seen, x);
+        embed_prompt(m, list->ids, T, (int64_t)list->said, seen, x);
         work_tap(work, "text.token_ids", JANUS_INT32, list->ids, T, 0, 0);
         tap(work, "text.embeddings", x, T, width, 0);
     }
@@ -5554,7 +5662,7 @@ static JanusStatus answer_emit(Work *work, Answer *answer, const char *text, siz
     if (length == 0) return JANUS_OK;
     if (answer->length + length + 1 > answer->capacity) {
         const size_t capacity = 2 * (answer->length + length) + 256;
-        char *grown = realloc(answer->text, capacity);
+        char *grown = reallocate(answer->text, (int64_t)capacity, 1);
         if (grown == NULL) return fail_memory(error);
         answer->text = grown;
         answer->capacity = capacity;
@@ -5571,7 +5679,7 @@ static JanusStatus answer_token(Work *work, const JanusModel *m, Answer *answer,
     size_t length = 0;
     const char *bytes = token_bytes(&m->tokenizer, id, &length);
     if (id >= 0 && m->token_types[id] == KIND_CONTROL) return JANUS_OK;
-    char *text = malloc(3 * (length + 1));
+    char *text = allocate(checked_product((int64_t)length + 1, 3, 1), 1);
     if (text == NULL) return fail_memory(error);
     length = id < 0 ? utf8_stream_finish(&answer->stream, text)
                     : utf8_stream_write(&answer->stream, bytes, length, text);
@@ -5616,7 +5724,7 @@ static JanusStatus write_answer(JanusSession *session, const JanusAskOptions *op
         session->unread[session->unread_count++] = id;
         if (id == m->config.eos) break;
         id_list_add(said, id, 1);
-        status = answer_token(work, m, answer, id, error);
+        status = said->failed ? fail_memory(error) : answer_token(work, m, answer, id, error);
         if (status == JANUS_OK) status = work_progress(work, "answer", n, options->max_tokens, error);
         if (status != JANUS_OK) break;
         if (n >= options->max_tokens || sequence->own.length + 3 > m->config.context) { /* this id, one more, EOS */
@@ -5629,7 +5737,7 @@ static JanusStatus write_answer(JanusSession *session, const JanusAskOptions *op
     if (status == JANUS_OK) status = answer_token(work, m, answer, -1, error);
     if (status == JANUS_OK) work_tap(work, "lm.answer_ids", JANUS_INT32, said->ids, (int64_t)said->count, 0, 0);
     arena_release(&work->arena, mark);
-    return said->failed ? fail_memory(error) : status;
+    return status;
 }
 
 /* One turn of a conversation. On failure the conversation is what it was. */
@@ -5697,9 +5805,12 @@ static void sink_write(void *context, void *bytes, int size) { output_write(cont
 
 /* Writes the picture as PNG or JPEG; what fails is remembered in `out`. */
 static void write_image(OutputFile *out, const JanusImage *image, bool jpeg) {
-    int written;
-    if (jpeg) written = stbi_write_jpg_to_func(sink_write, out, image->width, image->height, 3, image->rgb, 95);
-    else written = stbi_write_png_to_func(sink_write, out, image->width, image->height, 3, image->rgb, 3 * image->width);
+    volatile int written = 0;
+    if (setjmp(image_memory.way_out) == 0) {
+        if (jpeg) written = stbi_write_jpg_to_func(sink_write, out, image->width, image->height, 3, image->rgb, 95);
+        else written = stbi_write_png_to_func(sink_write, out, image->width, image->height, 3, image->rgb, 3 * image->width);
+    }
+    arena_release(&image_memory.arena, NULL);
     if (!written && out->failure == 0) out->failure = ENOMEM;
 }
 
@@ -5845,6 +5956,7 @@ JanusStatus janus_session_new(const JanusModel *model, const JanusSessionOptions
         free(made);
         return fail_memory(error);
     }
+    made->work.compute.fast_activations = hooks.fast;
     *session = made;
     return JANUS_OK;
 }
@@ -5917,11 +6029,11 @@ JanusStatus janus_generate(JanusSession *session, const char *prompt, const Janu
     int32_t *ids = count < 1 || count > 64 ? NULL : allocate(count * tokens, sizeof *ids);
     if (ids == NULL && count >= 1 && count <= 64) return fail_memory(error);
     JanusStatus status = janus_generate_ids(session, prompt, options, ids, error);
-    if (status == JANUS_OK) memset(images, 0, (size_t)count * sizeof *images);
+    const bool drawn = status == JANUS_OK;
+    if (drawn) memset(images, 0, (size_t)count * sizeof *images);
     for (int i = 0; i < count && status == JANUS_OK; i++)
         status = janus_decode_image(session, ids + i * tokens, &images[i], error);
-    for (int i = 0; i < count && ids != NULL && status != JANUS_OK; i++)
-        if (status != JANUS_BAD_ARGUMENT) janus_image_free(&images[i]);
+    for (int i = 0; i < count && drawn && status != JANUS_OK; i++) janus_image_free(&images[i]);
     free(ids);
     return status;
 }
@@ -5956,9 +6068,10 @@ JanusStatus janus_ask(JanusSession *session, const char *question, const JanusIm
     for (int i = 0; i < image_count && status == JANUS_OK; i++) status = check_image(&images[i], error);
     if (status != JANUS_OK) return status;
     memset(&said, 0, sizeof said);
+    said.text = calloc(1, 1); /* had before the conversation changes: an empty answer needs it too */
+    if (said.text == NULL) return fail_memory(error);
+    said.capacity = 1;
     status = converse(session, question, images, image_count, &chosen, &said, error);
-    if (status == JANUS_OK && answer != NULL && said.text == NULL && (said.text = calloc(1, 1)) == NULL)
-        status = fail_memory(error);
     if (status == JANUS_OK && answer != NULL) {
         said.text[strip(said.text, said.length).length] = 0;
         *answer = said.text;
@@ -6012,6 +6125,7 @@ static const char USAGE[] =
     "  --cfg W        guidance, default 5        --temperature T   default 1 (generate), 0 (ask, chat)\n"
     "  --threads K    default: all processors    --isa NAME        kernels: plain, avx2, avx512, neon, ...\n"
     "  --kv f32|f16   the key/value cache: f32 (default), or half the memory\n"
+    "  --fast         rounds activations to bf16 or int8 where that is faster\n"
     "  --dump DIR     every intermediate tensor as a .npy file\n"
     "  -q             no progress, no remarks    -h                this text\n";
 
@@ -6023,7 +6137,7 @@ typedef struct {
     int image_count, count, threads, max_tokens, top_k, rng;
     double cfg_weight, temperature, top_p;
     uint64_t seed;
-    bool has_seed, has_temperature, half_cache, quiet, decode, help;
+    bool has_seed, has_temperature, half_cache, fast, quiet, decode, help;
 } CommandLine;
 
 /* One line on stderr that begins with the program's name. */
@@ -6115,6 +6229,7 @@ static int parse_command_line(CommandLine *line, int argc, char **argv) {
         else if (options && (strcmp(argument, "-h") == 0 || strcmp(argument, "--help") == 0)) line->help = true;
         else if (options && strcmp(argument, "-q") == 0) line->quiet = true;
         else if (options && strcmp(argument, "--decode") == 0) line->decode = true;
+        else if (options && strcmp(argument, "--fast") == 0) line->fast = true;
         else if (options && argument[0] == '-' && argument[1] != 0) {
             const int taken = parse_option(line, argument, i + 1 < argc ? argv[i + 1] : "");
             if (taken == 1 && i + 1 < argc) i++;
@@ -6230,7 +6345,7 @@ static void npy_header(char header[128], JanusElement type, const int64_t *shape
 /* Numbers of 4 bytes, little-endian on every machine. */
 static bool write_numbers(FILE *file, const void *data, size_t count) {
     const uint8_t *bytes = data;
-    if (!big_endian()) return fwrite(data, 4, count, file) == count;
+    if (!big_endian()) return count == 0 || fwrite(data, 4, count, file) == count;
     for (size_t i = 0; i < 4 * count; i++)
         if (putc(bytes[i / 4 * 4 + 3 - i % 4], file) == EOF) return false;
     return true;
@@ -6242,6 +6357,7 @@ static void dump_tensor(void *user, const char *name, JanusElement type, const v
     char path[1024], header[128];
     size_t count = 1;
     const int before = dump_count(screen, name);
+    if (before < 0) snprintf(screen->dump_error, sizeof screen->dump_error, "cannot dump %.100s: out of memory", name);
     if (screen->dump_error[0] != 0) return;
     if (before > 0) snprintf(path, sizeof path, "%s/%s.%d.npy", screen->line->dump, name, before);
     else snprintf(path, sizeof path, "%s/%s.npy", screen->line->dump, name);
@@ -6298,6 +6414,7 @@ static JanusStatus open_model(Program *program, const char *program_path) {
     options.threads = line->threads;
     options.isa = line->isa != NULL ? line->isa : getenv("JANUS_ISA");
     options.half_cache = line->half_cache;
+    options.fast = line->fast;
     options.user = &program->screen;
     options.progress = show_progress;
     options.text = show_text;
@@ -6429,6 +6546,7 @@ static int command_encode(Program *program) {
     JanusImage image;
     const int count = janus_info(program->model).image_tokens;
     int32_t *ids = allocate(count, sizeof *ids);
+    if (ids == NULL) fail_memory(&program->error);
     if (ids == NULL || janus_image_load(program->line.images[0], &image, &program->error) != JANUS_OK) {
         free(ids);
         return program_failed(program);
@@ -6570,7 +6688,9 @@ static int command_info(Program *program) {
     printf("sees            %d x %d pixels as %d tokens (patches of %d, %d layers, width %d)\n", i.vision_size, i.vision_size,
            i.vision_tokens, i.vision_patch, i.vision_layers, i.vision_width);
     printf("draws           %d x %d pixels as %d tokens (codebook %d)\n", i.image_size, i.image_size, i.image_tokens, i.codebook_size);
-    printf("key/value cache %.1f kB a token\n", 2e-3 * sizeof(float) * i.layers * i.kv_heads * i.head_dim);
+    const double token = 2.0 * sizeof(float) * i.layers * i.kv_heads * i.head_dim; /* keys and values of every layer */
+    printf("key/value cache %.1f kB a token, half of it with --kv f16: a picture's two rows %.1f MB, a full context %.1f MB\n",
+           1e-3 * token, 2e-6 * token * i.image_tokens, 1e-6 * token * i.context_length);
     printf("kernels         ");
     for (int k = 0; isa_names(k) != NULL; k++) printf("%s%s", k > 0 ? ", " : "", isa_names(k));
     putchar('\n');
@@ -6625,6 +6745,7 @@ static int command_chat(Program *program) {
     Waiting *waiting = calloc(1, sizeof *waiting);
     char *line = malloc(LINE_LIMIT);
     int result = waiting == NULL || line == NULL ? EXIT_FAILED : EXIT_DONE;
+    if (result != EXIT_DONE) complain("out of memory");
     for (int i = 0; i < program->line.image_count && result == EXIT_DONE; i++) {
         chat_image(program, waiting, program->line.images[i]);
         if (waiting->count != i + 1) result = EXIT_FAILED;
@@ -6640,7 +6761,10 @@ static int command_chat(Program *program) {
         else if (line[strspn(line, " \t")] != 0) {
             if (ask_question(program, line, waiting->images, waiting->count) == EXIT_DONE) chat_forget_images(waiting);
         }
-        if (fflush(stdout) != 0) result = EXIT_FAILED;
+        if (fflush(stdout) != 0) {
+            complain("cannot write to stdout: %s", strerror(errno));
+            result = EXIT_FAILED;
+        }
     }
     if (waiting != NULL) chat_forget_images(waiting);
     free(waiting);

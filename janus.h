@@ -75,7 +75,7 @@ typedef struct JanusModel JanusModel;
 /* What a model file holds; all sizes are counts unless noted. */
 typedef struct {
     const char *name;            /* general.name of the file */
-    const char *weight_type;     /* "f32", "f16" or "bf16": the type of the transformer's matrices */
+    const char *weight_type;     /* "f32", "f16", "bf16", "q8_0" or "q4_0": the type of the transformer's matrices */
     int64_t file_bytes, parameters;
     int hidden_size, layers, heads, kv_heads, head_dim, mlp_size, vocab_size, context_length;
     int vision_size, vision_layers, vision_width, vision_patch, vision_tokens;  /* understanding: side in pixels, ... */
@@ -119,6 +119,8 @@ typedef struct {
     int threads;     /* 1..256; 0: as many as the machine has processors. Results do not depend on it. */
     const char *isa; /* kernels: "plain", "avx2", "avx512", "neon"; NULL: the best that this machine has */
     int half_cache;  /* 1: keys and values are kept in float16, half the memory of the default float32 */
+    int fast;        /* 1: products of many rows round activations to bf16 (bf16 weights) or int8 (quantised weights), where
+                        the machine multiplies these faster; 0: float32, as exact as PyTorch's */
     void *user;      /* handed to the callbacks */
     /* Called as work goes on: `stage` is a word ("see", "read", "draw", "decode", "answer", "encode"), `done` of `total`
        units are finished. Returns 0 to go on, anything else to cancel. */

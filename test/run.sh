@@ -45,10 +45,12 @@ for name in "$@"; do
     case $name in
     c)
         part "${BUILT:-test}/test_janus"
-        part "${BUILT:-test}/test_kernels" ;;
+        part "${BUILT:-test}/test_kernels"
+        part "${BUILT:-test}/test_faults"
+        part "${BUILT:-test}/fuzz/replay" test/fuzz/corpus test/fuzz/regressions ;;
     python)
         if environment .venv test/requirements.txt; then
-            part "$python" -m pytest -q -p no:cacheprovider test/test_*.py
+            part "$python" -m pytest -q -p no:cacheprovider ${PYTESTS:-test/test_*.py}
         else
             left_out="the Python tests (no Python 3 with venv and pip, or its packages could not be installed: make deps)"
             [ -n "$CI" ] && failed=$((failed + 1))

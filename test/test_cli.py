@@ -35,6 +35,8 @@ def janus(*arguments: object, stdin: bytes | None = b"", model: Path | None = MO
         command[2:2] = ["-m", str(model)]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("JANUS_")}
     environment.update(options.pop("env", {}))
+    if options.get("preexec_fn") is small_files:
+        environment["GCOV_PREFIX"] = "/nowhere"  # a program that counts its lines has no room for its counts either
     return subprocess.run(command, input=stdin, stdout=options.pop("stdout", subprocess.PIPE), stderr=subprocess.PIPE,
                           timeout=60, cwd=cwd, env=environment, **options)
 
@@ -116,6 +118,8 @@ def test_usage_errors(arguments: list[str]) -> None:
         ("--max-tokens", ["0", "-1", "x"]),
         ("--top-p", ["0", "-1", "1.1", "nan", "x"]),
         ("--isa", ["mmx", ""]),
+        ("--kv", ["f64", "", "F16"]),
+        ("--rng", ["numpy", ""]),
     ],
 )
 def test_numbers_that_are_no_numbers(option: str, values: list[str]) -> None:
@@ -183,6 +187,23 @@ def test_generate_options(tmp_path: Path, option: list) -> None:
     succeeds("generate", *option, "-o", tmp_path / "x.png", "a red fox")
 
 
+def test_generators_and_caches(tmp_path: Path) -> None:
+    """--rng gives other pictures, --kv takes both its names; one picture goes to stdout, two do not."""
+    seen = set()
+    for name in ("torch", "torch-mkl"):
+        succeeds("generate", "--rng", name, "--kv", "f16", "--seed", 1, "-o", tmp_path / "x.png", "--temperature", 100, "a cat")
+        seen.add(Image.open(tmp_path / "x.png").tobytes())
+    assert len(seen) == 2
+    first = succeeds("generate", "--kv", "f32", "--seed", 1, "-o", "-", "a cat").stdout
+    assert first.startswith(b"\x89PNG")
+    fails("generate", "-n", 2, "-o", "-", "a cat", code=2)
+
+
+def test_default_model() -> None:
+    """Without -m and $JANUS_MODEL: weights/tiny.gguf of the current folder."""
+    assert b"transformer" in succeeds("info", model=None, cwd=ROOT).stdout
+
+
 # ---- ask and chat ----
 
 def test_ask(photo: Path) -> None:
@@ -221,6 +242,13 @@ def test_chat_survives_mistakes(photo: Path) -> None:
     fails("chat", "-i", "no/such.png")
 
 
+def test_chat_goes_on(tmp_path: Path) -> None:
+    """Drawings take the next free name, and the end of a line that is too long is dropped, not read as a new line."""
+    done = succeeds("chat", "--max-tokens", 2, stdin=b"/draw a\n/draw b\n" + b" " * 70000 + b"/draw c\n/draw d\n", cwd=tmp_path)
+    assert [line for line in done.stdout.decode().split("\n") if line] == ["janus-1.png", "janus-2.png", "janus-3.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["janus-1.png", "janus-2.png", "janus-3.png"]
+
+
 # ---- encode and decode, tokenize, info ----
 
 def test_encode_and_decode(tmp_path: Path, photo: Path) -> None:
@@ -233,7 +261,7 @@ def test_encode_and_decode(tmp_path: Path, photo: Path) -> None:
     (tmp_path / "ids.txt").write_bytes(done.stdout)
     assert succeeds("decode", "-o", "a.png", "ids.txt", cwd=tmp_path).stdout == b"a.png\n"
     succeeds("decode", "-o", "b.png", stdin=done.stdout, cwd=tmp_path)
-    succeeds("decode", "-o", "c.png", stdin=b",\n".join(done.stdout.split()), cwd=tmp_path)
+    succeeds("decode", "-o", "c.png", stdin=b",\n".join(done.stdout.split()) + b" " * 300000, cwd=tmp_path)
     pictures = [(tmp_path / name).read_bytes() for name in ("a.png", "b.png", "c.png")]
     assert pictures[0] == pictures[1] == pictures[2] and Image.open(tmp_path / "a.png").size == (SIDE, SIDE)
 
@@ -539,11 +567,91 @@ def test_full_stdout(tmp_path: Path, photo: Path) -> None:
         ["ask", "-i", photo, "--max-tokens", 3, "What?"],
         ["decode", "-o", tmp_path / "x.png"],
         ["decode", "-o", "-"],
+        ["generate", "-q", "-o", tmp_path / "x.png", "--seed", 1, "a cat"],
+        ["tokenize", "--decode", "5 6 7"],
     ):
         with open("/dev/full", "wb") as full:
             done = janus(*arguments, stdin=b"1 2 3 4", stdout=full)
         assert done.returncode == 1, arguments
-        assert len(done.stderr.splitlines()) <= 1, done.stderr
+        lines = [line for line in done.stderr.splitlines() if not line.startswith(b"seed ")]
+        assert len(lines) == (0 if arguments == ["-h"] else 1), done.stderr
+    with open("/dev/full", "wb") as full:
+        assert janus("quantize", "-o", tmp_path / "x.gguf", MODEL, model=None, stdout=full).returncode == 1
+        done = janus("chat", "--max-tokens", 2, stdin=b"/draw a cat\nHello\n", stdout=full, cwd=tmp_path)
+        assert done.returncode == 1 and b"stdout" in done.stderr
+
+
+@posix
+def test_full_disk_keeps_the_old_model(tmp_path: Path) -> None:
+    """quantize, too, writes its file whole or not at all."""
+    (tmp_path / "x.gguf").write_bytes(b"old")
+    for name in ("x.gguf", "new.gguf"):
+        fails("quantize", "-o", name, MODEL, model=None, cwd=tmp_path, preexec_fn=small_files)
+    fails("quantize", "-o", "/dev/full", MODEL, model=None)
+    assert [path.name for path in tmp_path.iterdir()] == ["x.gguf"] and (tmp_path / "x.gguf").read_bytes() == b"old"
+
+
+def with_closed(stream: str, *arguments: object, cwd: Path, stdin: bytes = b"1 2 3 4") -> subprocess.CompletedProcess:
+    """Runs the program with a stream closed by the shell: "<&-", ">&-" or "2>&-"."""
+    return subprocess.run(["sh", "-c", f'exec "$@" {stream}', "sh", JANUS, *map(str, arguments), "-m", MODEL], cwd=cwd,
+                          input=None if stream == "<&-" else stdin, capture_output=True, timeout=60)
+
+
+@posix
+def test_closed_streams(tmp_path: Path, photo: Path) -> None:
+    """Closed, not redirected: no file of the program's takes the stream's place, and results that are lost are a failure."""
+    normal = succeeds("decode", "-o", tmp_path / "a.png", stdin=b"1 2 3 4")
+    picture_bytes = (tmp_path / "a.png").read_bytes()
+    answer = succeeds("ask", "-i", photo, "--max-tokens", 3, "What?").stdout
+    for arguments in (["decode", "-o", "b.png"], ["info"], ["encode", "-i", photo], ["decode", "-o", "-"],
+                      ["ask", "-i", photo, "--max-tokens", 3, "What?"]):
+        done = with_closed(">&-", *arguments, cwd=tmp_path)
+        assert done.returncode == 1 and done.stderr.count(b"\n") == 1, (arguments, done)
+    assert (tmp_path / "b.png").read_bytes() == picture_bytes
+    done = with_closed("2>&-", "decode", "-o", "c.png", cwd=tmp_path)
+    assert done.returncode == 0 and done.stdout == b"c.png\n" and (tmp_path / "c.png").read_bytes() == picture_bytes
+    assert with_closed("2>&-", "ask", "-i", photo, "--max-tokens", 3, "What?", cwd=tmp_path).stdout == answer
+    assert with_closed("2>&-", "generate", "--dump", "dump", "-o", "d.png", "x", cwd=tmp_path).returncode == 0
+    assert Image.open(tmp_path / "d.png").size == (SIDE, SIDE)
+    assert all(np.load(path) is not None for path in (tmp_path / "dump").iterdir())
+    assert with_closed("2>&-", "decode", "no/such/ids", cwd=tmp_path).returncode == 1
+    done = with_closed("<&-", "decode", "-o", "e.png", cwd=tmp_path)
+    assert done.returncode == 1 and done.stderr.count(b"\n") == 1 and not (tmp_path / "e.png").exists()
+    assert with_closed("<&-", "chat", cwd=tmp_path).stdout == b"" and normal.returncode == 0
+
+
+@posix
+def test_reader_that_goes_away(tmp_path: Path, photo: Path) -> None:
+    """A pipe that nobody reads: killed by SIGPIPE, or exit 1 where that is ignored; never a half picture."""
+    def ignore() -> None:
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+
+    for before, code in ((None, -signal.SIGPIPE), (ignore, 1)):
+        for arguments in (["ask", "-i", photo, "--max-tokens", "3", "What?"], ["encode", "-i", photo]):
+            reader, writer = os.pipe()
+            os.close(reader)
+            process = subprocess.run([JANUS, *map(str, arguments), "-m", MODEL], stdout=writer, stderr=subprocess.PIPE,
+                                     preexec_fn=before, restore_signals=before is None, timeout=60, cwd=tmp_path)
+            os.close(writer)
+            assert process.returncode == code and process.stderr.count(b"\n") == (code == 1), process
+
+
+@posix
+def test_slow_pipes(tmp_path: Path, photo: Path) -> None:
+    """Input that comes a byte at a time is the same input: ids, a text and a picture."""
+    def trickle(data: bytes, *arguments: object) -> bytes:
+        process = subprocess.Popen([JANUS, *map(str, arguments), "-m", MODEL], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                   cwd=tmp_path, bufsize=0)
+        for i in range(len(data)):
+            process.stdin.write(data[i:i + 1])
+        process.stdin.close()
+        result = process.stdout.read()
+        assert process.wait(60) == 0
+        return result
+
+    assert trickle(b"1 2 3 4", "decode", "-o", "x.png") == b"x.png\n"
+    assert trickle("caf\u00e9".encode(), "tokenize", "-") == succeeds("tokenize", "caf\u00e9").stdout
+    assert trickle(photo.read_bytes(), "encode", "-i", "/dev/stdin") == succeeds("encode", "-i", photo).stdout
 
 
 def test_dump(tmp_path: Path, photo: Path) -> None:

@@ -1004,6 +1004,34 @@ static void test_model_files(void) {
     remove(temporary);
 }
 
+typedef struct {
+    float logits[4096];
+    int64_t count; /* 0: nothing yet */
+} KeptLogits;
+
+static void keep_logits(void *user, const char *name, JanusElement type, const void *data, const int64_t *shape,
+                        int dims) {
+    KeptLogits *kept = user;
+    (void)type, (void)dims;
+    if (strcmp(name, "lm.logits") != 0 || kept->count != 0 || shape[0] > 4096) return;
+    kept->count = shape[0];
+    memcpy(kept->logits, data, (size_t)kept->count * sizeof *kept->logits);
+}
+
+/* The first logits of an answer about an image, exact or with rounded activations. */
+static KeptLogits answer_logits(const JanusModel *model, const JanusImage *image, int fast) {
+    KeptLogits kept = {{0}, 0};
+    JanusSessionOptions options = janus_session_defaults();
+    const JanusAskOptions ask = greedy_answer(1);
+    options.fast = fast;
+    options.tap = keep_logits;
+    options.user = &kept;
+    JanusSession *session = open_session(model, &options);
+    janus_ask(session, "What is it?", image, 1, &ask, NULL, NULL);
+    janus_session_free(session);
+    return kept;
+}
+
 /* A quantised copy loads, is smaller and answers; what cannot be quantised is refused and leaves no file. */
 static void test_quantize(void) {
     Golden golden = open_golden("grouped");
@@ -1024,6 +1052,10 @@ static void test_quantize(void) {
         free(answer);
         answer = NULL;
         janus_session_free(session);
+        const KeptLogits exact = answer_logits(model, &golden.image, 0), fast = answer_logits(model, &golden.image, 1);
+        const double difference = relative_difference(fast.logits, exact.logits, exact.count);
+        report(exact.count > 0 && fast.count == exact.count && difference < 5e-2, 1,
+               "%s: rounded activations move the first logits by %.1e", type, difference);
         janus_free(model);
         model = NULL;
         remove(temporary);
@@ -1129,6 +1161,14 @@ static void test_image_shapes(void) {
         janus_image_free(&image);
     }
     report(1, 1, "images of awkward shapes go through, or are refused");
+    Golden larger = open_golden("tied");
+    JanusSession *other = open_session(larger.model, NULL);
+    JanusImage thin = {16384, 1, need(calloc(16384, 3))};
+    JanusError error = {JANUS_OK, ""};
+    report(janus_encode_image(other, &thin, ids, &error) == JANUS_BAD_ARGUMENT, 1, "16384 x 1: %s", error.message);
+    janus_image_free(&thin);
+    janus_session_free(other);
+    close_golden(&larger);
     free(pixels);
     free(ids);
     janus_session_free(session);

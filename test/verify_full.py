@@ -142,6 +142,7 @@ class SessionOptions(ctypes.Structure):
         ("threads", ctypes.c_int),
         ("isa", ctypes.c_char_p),
         ("half_cache", ctypes.c_int),
+        ("fast", ctypes.c_int),
         ("user", ctypes.c_void_p),
         ("progress", PROGRESS),
         ("text", ctypes.c_void_p),

@@ -4,17 +4,19 @@
 # requires-python = ">=3.10"
 # dependencies = ["torch==2.13.0", "transformers==5.23.0", "tokenizers", "numpy", "pillow", "matplotlib", "tqdm"]
 # ///
-"""Trains the small model of this folder from nothing, in two stages as the report does, and saves it as a checkpoint.
+"""Trains the small model of this folder from nothing, in stages as the report does, and saves it as a checkpoint.
 
     python weights/train.py --out RUN             the whole run; interrupted, the same line goes on where it was
     python convert.py RUN/checkpoint -o weights/tiny.gguf --dtype f16
 
 Stage 1, `vq`: the VQ encoder, codebook and decoder learn to pass pictures through 64 ids.
-Stage 2, `joint`: with those frozen, the understanding encoder, both adaptors, the transformer and both heads learn
+Stage 2, `eyes`: the understanding encoder learns to see, as SigLIP has before it becomes a part of Janus-Pro: every patch
+is to tell the kind and the colour of the thing it lies on. The two small heads that this needs are thrown away.
+Stage 3, `joint`: with the VQ frozen, the understanding encoder, both adaptors, the transformer and both heads learn
 everything together: to answer questions about a picture, to talk without one, and to draw what a caption says, with part
 of the captions replaced by pad ids so that guidance has something to compare with.
-RUN holds scenes.npy and scenes.pickle (the data), vq.pt and joint.pt (the state of each stage, replaced in one step),
-log.csv, curves.png and checkpoint/ (what transformers' save_pretrained writes).
+RUN holds scenes.npy and scenes.pickle (the data), vq.pt, eyes.pt and joint.pt (the state of each stage, replaced in one
+step), log.csv, curves.png and checkpoint/ (what transformers' save_pretrained writes).
 """
 
 from __future__ import annotations
@@ -48,8 +50,10 @@ CODEBOOK, CODE_DIM = 1024, 8
 WIDTH, LAYERS, HEADS, KV_HEADS, MLP = 192, 7, 6, 3, 480
 SPECIAL = [BOS, EOS, PAD, IMAGE_PLACEHOLDER, BEGIN_OF_IMAGE, END_OF_IMAGE, "<|User|>", "<|Assistant|>"]
 VOCABULARY = 768
-SCENES, VALIDATION = 40000, 256
+SCENES, VALIDATION = 60000, 256
 IGNORE = -100
+DRAWINGS, CONVERSATIONS, QUESTIONS = 32, 10, 2  # of a step of the joint stage; questions are asked in each conversation
+DROPPED, SMOOTH = 0.1, 0.2  # the share of drawings without their prompt, and the smoothing of their labels (drawing_loss)
 
 
 # ---- Data -----------------------------------------------------------------------------------------------------------
@@ -136,8 +140,8 @@ class Speaker:
 
 
 def pad_batch(rows: list[list[int]], filler: int) -> torch.Tensor:
-    """int64 [rows, longest]; what fills a row up stands behind it, where causal attention does not see it."""
-    longest = max(map(len, rows))
+    """int64 [rows, longest, rounded up to a multiple of 8]; what fills a row up stands behind it, unseen by causal attention."""
+    longest = -(-max(map(len, rows)) // 8) * 8
     return torch.tensor([row + [filler] * (longest - len(row)) for row in rows])
 
 
@@ -176,7 +180,7 @@ def encode_pictures(vq: torch.nn.Module, pictures: torch.Tensor) -> torch.Tensor
     return torch.cat(batches).view(-1, TOKENS)
 
 
-# ---- Both stages ----------------------------------------------------------------------------------------------------
+# ---- All stages -----------------------------------------------------------------------------------------------------
 
 class Log:
     """Rows of (stage, step, name, value) in log.csv."""
@@ -331,6 +335,48 @@ def train_vq(model: JanusForConditionalGeneration, pictures: torch.Tensor, run: 
 
 # ---- Stage 2 --------------------------------------------------------------------------------------------------------
 
+def patch_labels(scenes: list[world.Scene]) -> torch.Tensor:
+    """int64 [scenes, 64, 2]: the kind and the colour of the thing that each patch lies on, 8 and 8 where there is none."""
+    labels = np.full((len(scenes), GRID, GRID, 2), 8)
+    centres = (np.arange(GRID) + 0.5) * SIDE / GRID
+    for number, scene in enumerate(scenes):
+        for thing in scene.things:
+            rows, columns = abs(centres - thing.y) < thing.size / 2, abs(centres - thing.x) < thing.size / 2
+            labels[number][np.ix_(rows, columns)] = world.KINDS.index(thing.kind), list(world.COLOURS).index(thing.colour)
+    return torch.from_numpy(labels.reshape(len(scenes), TOKENS, 2))
+
+
+def train_eyes(model: JanusForConditionalGeneration, scenes: list[world.Scene], pictures: torch.Tensor, run: Path,
+               steps: int, log: Log) -> None:
+    vision, path, start = model.model.vision_model, run / "eyes.pt", 0
+    heads = torch.nn.Linear(vision.config.hidden_size, 18)
+    optimizers = Optimizers([*vision.named_parameters(), *heads.named_parameters("heads")], 0.02, 2e-3, ("embed", "heads"))
+    if path.exists():
+        state = torch.load(path, weights_only=True)
+        vision.load_state_dict(state["vision"])
+        heads.load_state_dict(state["heads"])
+        optimizers.load(state["opt"])
+        start = state["step"]
+    labels, chooser = patch_labels(scenes), torch.Generator().manual_seed(start)
+    vision.set_attn_implementation("eager")
+    for step in tqdm(range(start, steps), "eyes", initial=start, total=steps):
+        chosen = VALIDATION + torch.randint(len(pictures) - VALIDATION, (64,), generator=chooser)
+        with torch.autocast("cpu", torch.bfloat16):
+            told = heads(vision(to_input(pictures[chosen])).last_hidden_state).float().unflatten(-1, (2, 9))
+        loss = F.cross_entropy(told.flatten(0, 2), labels[chosen].flatten())
+        optimizers.update(loss, schedule(step, steps, 100))
+        if step % 50 == 49:
+            log.write("eyes", step + 1, loss=float(loss))
+        if step % 500 == 499 or step == steps - 1:
+            with torch.no_grad():
+                told = heads(vision(to_input(pictures[:VALIDATION])).last_hidden_state).unflatten(-1, (2, 9)).argmax(-1)
+            wanted = labels[:VALIDATION]
+            log.write("eyes", step + 1, accuracy=float((told == wanted)[wanted < 8].float().mean()))
+            save_state(path, vision=vision.state_dict(), heads=heads.state_dict(), opt=optimizers.state(), step=step + 1)
+
+
+# ---- Stage 3 --------------------------------------------------------------------------------------------------------
+
 class Lessons:
     """Batches of the joint stage."""
 
@@ -341,17 +387,18 @@ class Lessons:
     def choose(self, count: int) -> np.ndarray:
         return self.rng.integers(VALIDATION, len(self.scenes), count)
 
-    def drawings(self, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Prompts int64 [count, longest], the place of <begin_of_image> in each [count], image ids [count, 64]."""
-        chosen = self.choose(count)
-        prompts = [self.speaker.drawing(world.caption(self.scenes[i], self.rng), self.rng.random() < 0.1) for i in chosen]
+    def drawings(self, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Prompts int64 [count, longest], the place of <begin_of_image> in each [count], image ids [count, 64], and
+        bool [count]: whether the prompt is the unconditional one."""
+        chosen, dropped = self.choose(count), self.rng.random(count) < DROPPED
+        prompts = [self.speaker.drawing(world.caption(self.scenes[i], self.rng), drop) for i, drop in zip(chosen, dropped)]
         return (pad_batch(prompts, self.speaker.pad), torch.tensor([len(p) - 1 for p in prompts]),
-                self.image_ids[torch.from_numpy(chosen)])
+                self.image_ids[torch.from_numpy(chosen)], torch.from_numpy(dropped))
 
     def answers(self, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """ids and labels int64 [count, longest] of conversations about a picture each, and the pictures."""
         chosen = self.choose(count)
-        rows = [self.speaker.conversation([(q, a) for _, q, a in world.questions(self.scenes[i], self.rng, 4)], True) for i in chosen]
+        rows = [self.speaker.conversation([(q, a) for _, q, a in world.questions(self.scenes[i], self.rng, QUESTIONS)], True) for i in chosen]
         return (pad_batch([ids for ids, _ in rows], self.speaker.pad), pad_batch([labels for _, labels in rows], IGNORE),
                 self.pictures[torch.from_numpy(chosen)])
 
@@ -367,8 +414,15 @@ def hidden_states(model: JanusForConditionalGeneration, embeddings: torch.Tensor
     return model.model.language_model(inputs_embeds=embeddings, position_ids=positions, use_cache=False).last_hidden_state
 
 
-def drawing_loss(model: JanusForConditionalGeneration, prompts: torch.Tensor, last: torch.Tensor, image_ids: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of the image ids after their prompts."""
+def drawing_loss(model: JanusForConditionalGeneration, prompts: torch.Tensor, last: torch.Tensor, image_ids: torch.Tensor,
+                 dropped: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cross-entropy of the image ids after their prompts; and the mean of the rows that have a prompt, for the log.
+
+    Guidance at weight 5 samples from p^5 / q^4, where q is what the unconditional row says. A colour and a kind that are
+    asked for have q near p / 64, so that an id of p = 1e-5, which is only a net's noise, weighs more than one of p = 0.9
+    that fits every prompt. So the unconditional row learns smoothed labels: its q does not fall under SMOOTH / CODEBOOK,
+    and guidance then chooses among the ids that the conditional row itself finds likely.
+    """
     count, width = prompts.shape
     words = model.get_input_embeddings()(prompts)
     drawn = model.prepare_embeddings_for_image_generation(image_ids[:, :-1])
@@ -377,7 +431,10 @@ def drawing_loss(model: JanusForConditionalGeneration, prompts: torch.Tensor, la
     embeddings[:, :width] = words
     embeddings = embeddings.scatter(1, (places[:, 1:])[..., None].expand(-1, -1, words.shape[2]), drawn.float())
     states = hidden_states(model, embeddings).gather(1, places[..., None].expand(-1, -1, words.shape[2]))
-    return F.cross_entropy(model.model.generation_head(states).flatten(0, 1).float(), image_ids.flatten())
+    logarithms = model.model.generation_head(states).float().log_softmax(-1)
+    plain = -logarithms.gather(2, image_ids[..., None])[..., 0].mean(1)
+    smoothed = (1 - SMOOTH) * plain - SMOOTH * logarithms.mean((1, 2))
+    return torch.where(dropped, smoothed, plain).mean(), plain.detach()[~dropped].mean()
 
 
 def answer_loss(model: JanusForConditionalGeneration, speaker: Speaker, ids: torch.Tensor, labels: torch.Tensor,
@@ -392,29 +449,34 @@ def answer_loss(model: JanusForConditionalGeneration, speaker: Speaker, ids: tor
     return F.cross_entropy(model.lm_head(states[chosen]).float(), wanted[chosen])
 
 
-def joint_losses(model: JanusForConditionalGeneration, lessons: Lessons, step: int, drawings: int, answers: int) -> dict[str, torch.Tensor]:
-    losses = {"draw": drawing_loss(model, *lessons.drawings(drawings)),
-              "answer": answer_loss(model, lessons.speaker, *lessons.answers(answers))}
+def joint_losses(model: JanusForConditionalGeneration, lessons: Lessons, step: int) -> dict[str, torch.Tensor]:
+    """What is minimised, and `prompted`, the drawing loss of the rows that have a prompt, for the log."""
+    draw, prompted = drawing_loss(model, *lessons.drawings(DRAWINGS))
+    losses = {"draw": draw, "prompted": prompted, "answer": answer_loss(model, lessons.speaker, *lessons.answers(CONVERSATIONS))}
     if step % 4 == 0:
         losses["chat"] = answer_loss(model, lessons.speaker, *lessons.chats(4), None)
     return losses
 
 
-def train_joint(model: JanusForConditionalGeneration, lessons_of: object, run: Path, steps: int, log: Log) -> None:
+def train_joint(model: JanusForConditionalGeneration, lessons_of: object, run: Path, steps: int, log: Log, compiled: bool) -> None:
     path, start = run / "joint.pt", 0
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    optimizers = Optimizers(named, 0.01, 2e-3, ("embed", "head"))
+    optimizers = Optimizers(named, 0.02, 4e-3, ("embed", "head"))
     if path.exists():
         state = torch.load(path, weights_only=True)
         model.load_state_dict(state["model"])
         optimizers.load(state["opt"])
         start = state["step"]
     model.set_attn_implementation("eager")  # on the CPU, half the time of the fused one at these lengths
+    if compiled:
+        torch._dynamo.config.cache_size_limit = 64  # one piece of code for every length of a batch
+        for layer in [*model.model.language_model.layers, *model.model.vision_model.encoder.layers]:
+            layer.compile(dynamic=False)
     lessons, began = lessons_of(start), time.time()
     bar = tqdm(range(start, steps), "joint", initial=start, total=steps)
     for step in bar:
         with torch.autocast("cpu", torch.bfloat16):
-            losses = joint_losses(model, lessons, step, 24, 20)
+            losses = joint_losses(model, lessons, step)
         optimizers.update(losses["draw"] + 0.7 * losses["answer"] + 0.1 * losses.get("chat", torch.tensor(0.0)),
                           schedule(step, steps, 100))
         if step % 25 == 24:
@@ -458,8 +520,11 @@ def plot_curves(log: Path, picture: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="the folder of the run")
-    parser.add_argument("--vq-steps", type=int, default=6000)
-    parser.add_argument("--steps", type=int, default=12000, help="of the joint stage")
+    parser.add_argument("--vq-steps", type=int, default=4000)
+    parser.add_argument("--eyes-steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=14000, help="of the joint stage")
+    parser.add_argument("--compile", action="store_true", help="of the joint stage: a fifth faster, needs a C++ compiler")
+    parser.add_argument("--only", choices=("vq", "eyes", "joint"), help="one stage (vq and eyes need nothing of each other)")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -473,14 +538,19 @@ def main() -> None:
     tokenizer = Tokenizer.from_file(str(options.out / "tokenizer.json"))
     model = make_model(tokenizer)
     model.train()
-    train_vq(model, pictures, options.out, options.vq_steps, log)
+    if options.only != "eyes":
+        train_vq(model, pictures, options.out, options.vq_steps if options.only != "joint" else 0, log)
+    if options.only != "vq":
+        train_eyes(model, scenes, pictures, options.out, options.eyes_steps if options.only != "joint" else 0, log)
+    if options.only in ("vq", "eyes"):
+        return
     vq = model.model.vqmodel.requires_grad_(False).eval()
     if not (options.out / "image_ids.pt").exists():
         torch.save(encode_pictures(vq, pictures), options.out / "image_ids.pt")
     image_ids = torch.load(options.out / "image_ids.pt", weights_only=True)
     speaker = Speaker(tokenizer)
     train_joint(model, lambda start: Lessons(scenes, pictures, image_ids, speaker, options.seed + start), options.out,
-                options.steps, log)
+                options.steps, log, options.compile)
     export(model.eval(), tokenizer, options.out / "checkpoint")
     plot_curves(options.out / "log.csv", options.out / "curves.png")
 

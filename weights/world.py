@@ -157,7 +157,7 @@ def is_held_out(scene: Scene, sorts: tuple[str, ...] = tuple(HELD_OUT)) -> bool:
 
 def jitter(rgb: tuple[int, int, int], amount: float, rng: np.random.Generator) -> tuple[int, int, int]:
     """A colour a little lighter or darker, and each channel a little off."""
-    shaded = np.array(rgb) * (1 + amount * rng.uniform(-1, 1)) + rng.uniform(-5, 5, 3)
+    shaded = np.array(rgb) * (1 + amount * rng.uniform(-1, 1)) + rng.uniform(-3, 3, 3)
     red, green, blue = np.clip(np.round(shaded), 0, 255).astype(int).tolist()
     return red, green, blue
 
@@ -165,7 +165,7 @@ def jitter(rgb: tuple[int, int, int], amount: float, rng: np.random.Generator) -
 def make_thing(kind: str, colour: str, x: float, y: float, size: float, rng: np.random.Generator) -> Thing:
     """A thing with its own small noise of shape and shade."""
     turn = rng.uniform(-0.12, 0.12)
-    return Thing(kind, colour, x, y, size, rng.uniform(0.93, 1.07), turn, jitter(COLOURS[colour], 0.08, rng))
+    return Thing(kind, colour, x, y, size, rng.uniform(0.93, 1.07), turn, jitter(COLOURS[colour], 0.05, rng))
 
 
 def place(count: int, is_pair: bool, rng: np.random.Generator) -> list[tuple[float, float, float]]:
@@ -175,7 +175,7 @@ def place(count: int, is_pair: bool, rng: np.random.Generator) -> list[tuple[flo
         low = size * 0.56 + 2
         return [(rng.uniform(low, SIZE - low), rng.uniform(low, SIZE - low), size)]
     if count == 2:
-        size = rng.uniform(18, 25)
+        size = rng.uniform(20, 25)
         across = rng.uniform(22, 42) + rng.uniform(-4, 4, 2)
         along = np.array([17.0, 47.0]) + rng.uniform(-1, 1, 2) * (28 - size * 1.08) / 2
         diagonal = not is_pair and rng.random() < 0.3
@@ -183,7 +183,7 @@ def place(count: int, is_pair: bool, rng: np.random.Generator) -> list[tuple[flo
             across = np.array([17.0, 47.0]) if rng.random() < 0.5 else np.array([47.0, 17.0])
         upright = rng.random() < 0.5
         return [(a, b, size) if not upright else (b, a, size) for a, b in zip(along, across)]
-    size = rng.uniform(16, 21)
+    size = rng.uniform(18, 22)
     corners = [(17.0, 17.0), (47.0, 17.0), (17.0, 47.0), (47.0, 47.0)]
     if count == 3:
         pyramid = [[(32.0, 17.0), corners[2], corners[3]], [corners[0], corners[1], (32.0, 47.0)]]
@@ -199,7 +199,7 @@ def make_scene(specs: list[tuple[str, str]], background: str, rng: np.random.Gen
     is_pair = len(specs) == 2 and specs[0][0] != specs[1][0]
     spots = place(len(specs), is_pair, rng)
     things = tuple(make_thing(kind, colour, *spot, rng) for (kind, colour), spot in zip(specs, spots))
-    return Scene(things, background, jitter(BACKGROUNDS[background], 0.03, rng))
+    return Scene(things, background, jitter(BACKGROUNDS[background], 0.02, rng))
 
 
 def random_scene(rng: np.random.Generator, held_out: bool = False, sorts: tuple[str, ...] = tuple(HELD_OUT)) -> Scene:

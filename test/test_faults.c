@@ -1,0 +1,1175 @@
+/* test_faults.c - what fails, fails cleanly: memory, files, threads, and inputs that ask for too much.
+   SPDX-License-Identifier: MIT
+
+       cc -I. test/test_faults.c -o test_faults -lm -lpthread
+       ./test_faults [PART ...]        memory, files, bombs, program, threads, small; without a name: all but small
+
+   janus.c is included with the calls by which it asks the system for something replaced. Each call can be made to fail at
+   its k-th use, and for an operation k counts up from 1 until nothing is left to fail. Every failure must be a status with
+   a message, lose no memory, leave files as they were, and the next try in the same session must give the same result. */
+
+#define _POSIX_C_SOURCE 200809L
+#define _FILE_OFFSET_BITS 64
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <math.h>
+#include <pthread.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+/* ---- The calls that can fail ---- */
+
+typedef enum { MEMORY, OPENING, READING, WRITING, CLOSING, RENAMING, THREAD, KINDS } Kind;
+
+static struct {
+    pthread_mutex_t mutex;
+    Kind kind;
+    long calls, at;           /* calls of that kind so far; the one that fails, 0: none */
+    bool from_there_on;       /* all later ones fail too */
+    int error;                /* errno of the failure */
+    bool no_mapping, trickle; /* files cannot be mapped; a read gives a few bytes at a time */
+    long file_ends;           /* a file that was opened ends after so many bytes; -1: where it ends */
+    long live;                /* allocations that were not freed */
+    size_t largest;           /* the largest request */
+    FILE *broken;             /* the stream with an error */
+    FILE *writer;             /* the last file that was opened for writing: closing others cannot lose anything */
+} fault = {PTHREAD_MUTEX_INITIALIZER, MEMORY, 0, 0, false, 0, false, false, -1, 0, 0, NULL, NULL};
+
+/* Whether this call is the one to fail; errno is set then. */
+static bool faulty(Kind kind) {
+    bool fails = false;
+    pthread_mutex_lock(&fault.mutex);
+    if (kind == fault.kind && fault.at > 0) {
+        fault.calls++;
+        fails = fault.calls == fault.at || (fault.from_there_on && fault.calls > fault.at);
+    }
+    pthread_mutex_unlock(&fault.mutex);
+    if (fails) errno = fault.error;
+    return fails;
+}
+
+static void arm(Kind kind, long at, int error, bool from_there_on) {
+    fault.kind = kind;
+    fault.calls = 0;
+    fault.at = at;
+    fault.error = error;
+    fault.from_there_on = from_there_on;
+    fault.largest = 0;
+}
+
+/* Nothing fails any more; returns whether something did. */
+static bool disarm(void) {
+    const bool reached = fault.at > 0 && fault.calls >= fault.at;
+    fault.at = 0;
+    fault.broken = NULL;
+    return reached;
+}
+
+static void count_live(long change, size_t size) {
+    pthread_mutex_lock(&fault.mutex);
+    fault.live += change;
+    if (size > fault.largest) fault.largest = size;
+    pthread_mutex_unlock(&fault.mutex);
+}
+
+static void *faulty_realloc(void *memory, size_t size) {
+    void *grown = faulty(MEMORY) ? NULL : realloc(memory, size);
+    count_live(memory == NULL && grown != NULL, size);
+    return grown;
+}
+
+static void *faulty_malloc(size_t size) { return faulty_realloc(NULL, size); }
+
+static void *faulty_calloc(size_t count, size_t size) {
+    void *memory = faulty(MEMORY) ? NULL : calloc(count, size);
+    count_live(memory != NULL, count * size);
+    return memory;
+}
+
+static void counted_free(void *memory) {
+    count_live(-(memory != NULL), 0);
+    free(memory);
+}
+
+static FILE *faulty_fopen(const char *path, const char *mode) {
+    FILE *file = faulty(OPENING) ? NULL : fopen(path, mode);
+    if (mode[0] == 'w') fault.writer = file;
+    return file;
+}
+static int faulty_open(const char *path, int flags) { return faulty(OPENING) ? -1 : open(path, flags); }
+static void *faulty_mmap(void *at, size_t size, int protection, int flags, int file, off_t offset) {
+    return fault.no_mapping ? MAP_FAILED : mmap(at, size, protection, flags, file, offset);
+}
+
+/* A read that fails still gives a few bytes, as one that a signal interrupts. */
+static size_t faulty_fread(void *to, size_t size, size_t count, FILE *file) {
+    const bool fails = faulty(READING);
+    const long place = ftell(file);
+    if ((fails || fault.trickle) && count > 700) count = 700;
+    if (fault.file_ends >= 0 && place >= 0) count = place >= fault.file_ends ? 0 : count;
+    if (fault.file_ends >= 0 && place >= 0 && (size_t)(fault.file_ends - place) < count) count = (size_t)(fault.file_ends - place);
+    const size_t got = fread(to, size, count, file);
+    if (fails) fault.broken = file, errno = fault.error;
+    return got;
+}
+
+/* A full disk takes the first half. */
+static size_t faulty_fwrite(const void *from, size_t size, size_t count, FILE *file) {
+    if (!faulty(WRITING)) return fwrite(from, size, count, file);
+    const size_t written = fwrite(from, size, count / 2, file);
+    fault.broken = file;
+    errno = fault.error;
+    return written;
+}
+
+static int faulty_fclose(FILE *file) {
+    const bool fails = file == fault.writer && faulty(CLOSING);
+    const int result = fclose(file);
+    if (fault.broken == file) fault.broken = NULL;
+    if (fault.writer == file) fault.writer = NULL;
+    if (fails) errno = fault.error;
+    return fails ? EOF : result;
+}
+
+static int faulty_ferror(FILE *file) { return file == fault.broken || ferror(file); }
+static void faulty_clearerr(FILE *file) {
+    if (file == fault.broken) fault.broken = NULL;
+    clearerr(file);
+}
+static int faulty_rename(const char *from, const char *to) { return faulty(RENAMING) ? -1 : rename(from, to); }
+static int faulty_thread(pthread_t *thread, void *(*run)(void *), void *argument) {
+    return faulty(THREAD) ? EAGAIN : pthread_create(thread, NULL, run, argument);
+}
+
+#define malloc(size) faulty_malloc(size)
+#define calloc(count, size) faulty_calloc(count, size)
+#define realloc(memory, size) faulty_realloc(memory, size)
+#define free counted_free
+#define fopen(path, mode) faulty_fopen(path, mode)
+#define open(path, flags) faulty_open(path, flags)
+#define mmap faulty_mmap
+#define fread(to, size, count, file) faulty_fread(to, size, count, file)
+#define fwrite(from, size, count, file) faulty_fwrite(from, size, count, file)
+#define fclose(file) faulty_fclose(file)
+#define ferror(file) faulty_ferror(file)
+#define clearerr(file) faulty_clearerr(file)
+#define rename(from, to) faulty_rename(from, to)
+#define pthread_create(thread, attributes, run, argument) faulty_thread(thread, run, argument)
+#define main janus_program
+#include "../janus.c"
+#undef main
+#undef pthread_create
+#undef rename
+#undef clearerr
+#undef ferror
+#undef fclose
+#undef fwrite
+#undef fread
+#undef mmap
+#undef open
+#undef fopen
+
+#if defined(COVERAGE)
+void __gcov_dump(void);
+#endif
+
+/* ---- Counting ---- */
+
+static int passed, failed;
+static char folder[256], model_path[] = "test/golden/grouped.gguf";
+
+static bool report(bool good, const char *format, ...) {
+    va_list arguments;
+    if (good) passed++;
+    else failed++;
+    printf("%-7s", good ? "OK" : "NOT OK");
+    va_start(arguments, format);
+    vprintf(format, arguments);
+    va_end(arguments);
+    printf("\n");
+    return good;
+}
+
+static void *need(const void *memory) {
+    if (memory == NULL) {
+        printf("NOT OK  the test itself is out of memory or cannot read its files\n");
+        exit(1);
+    }
+    return (void *)(uintptr_t)memory;
+}
+
+static uint64_t hash_bytes(uint64_t hash, const void *bytes, size_t count) {
+    for (size_t i = 0; i < count; i++) hash = (hash ^ ((const uint8_t *)bytes)[i]) * 1099511628211u;
+    return hash;
+}
+
+/* The path of a file in the temporary folder; up to four are remembered. */
+static const char *in_folder(const char *name) {
+    static char paths[4][320];
+    static int next;
+    char *path = paths[next++ % 4];
+    snprintf(path, sizeof paths[0], "%s/%s", folder, name);
+    return path;
+}
+
+static void write_bytes(const char *path, const void *bytes, size_t count) {
+    FILE *file = need(fopen(path, "wb"));
+    if (fwrite(bytes, 1, count, file) != count || fclose(file) != 0) need(NULL);
+}
+
+/* The hash of a file, 0 when there is none. */
+static uint64_t hash_file(const char *path) {
+    uint8_t bytes[4096];
+    uint64_t hash = 1;
+    FILE *file = fopen(path, "rb");
+    if (file == NULL) return 0;
+    for (size_t got; (got = fread(bytes, 1, sizeof bytes, file)) > 0;) hash = hash_bytes(hash, bytes, got);
+    fclose(file);
+    return hash;
+}
+
+/* Whether the temporary folder holds this many files. */
+static bool folder_holds(int count) {
+    DIR *listing = need(opendir(folder));
+    for (struct dirent *entry; (entry = readdir(listing)) != NULL;) count -= entry->d_name[0] != '.';
+    closedir(listing);
+    return count == 0;
+}
+
+/* ---- Operations ---- */
+
+typedef struct {
+    JanusModel *model;
+    JanusSession *session;  /* NULL for operations that need none */
+    JanusImage photo;
+    JanusError error;
+} World;
+
+/* Does something and hashes what came out of it; what it made is freed. */
+typedef JanusStatus (*Run)(World *world, uint64_t *hash);
+
+typedef struct {
+    const char *name;
+    Run run;
+    enum { ALONE, IN_SESSION, SECOND_TURN, TAPPED } needs;
+    const char *writes;    /* a file that must not change when it fails; NULL: none */
+    bool may_manage;       /* a failed allocation may be one that was not needed */
+} Operation;
+
+static JanusStatus do_load(World *world, uint64_t *hash) {
+    JanusModel *model = NULL;
+    const JanusStatus status = janus_load(model_path, &model, &world->error);
+    if (status == JANUS_OK) {
+        const JanusInfo info = janus_info(model);
+        *hash = (uint64_t)info.parameters * 31 + (uint64_t)info.vocab_size;
+    }
+    if (status != JANUS_OK && model != NULL) *hash = 0;
+    janus_free(model);
+    return status;
+}
+
+static JanusStatus do_session(World *world, uint64_t *hash) {
+    JanusSessionOptions options = janus_session_defaults();
+    JanusSession *session = NULL;
+    options.threads = 3;
+    const JanusStatus status = janus_session_new(world->model, &options, &session, &world->error);
+    *hash = session != NULL ? 2 : 1;
+    janus_session_free(session);
+    return status;
+}
+
+static JanusStatus do_ask(World *world, uint64_t *hash) {
+    JanusAskOptions options = janus_ask_defaults();
+    char *answer = NULL;
+    options.max_tokens = 3;
+    options.temperature = 1;
+    options.top_p = 0.9f;
+    const JanusStatus status = janus_ask(world->session, "What is it?", &world->photo, 1, &options, &answer, &world->error);
+    if (status == JANUS_OK) *hash = hash_bytes(1, answer, strlen(answer)) + (uint64_t)janus_conversation_length(world->session);
+    else if (answer != NULL) *hash = 0;
+    free(answer);
+    return status;
+}
+
+static JanusStatus do_generate(World *world, uint64_t *hash) {
+    JanusGenerateOptions options = janus_generate_defaults();
+    JanusImage images[2];
+    options.count = 2;
+    memset(images, 0x5A, sizeof images); /* a failed call leaves them alone or zeroes them */
+    const JanusStatus status = janus_generate(world->session, "a red heart", &options, images, &world->error);
+    for (int i = 0; i < 2 && status == JANUS_OK; i++) {
+        *hash = hash_bytes(*hash, images[i].rgb, 3 * (size_t)images[i].width * (size_t)images[i].height);
+        janus_image_free(&images[i]);
+    }
+    return status;
+}
+
+static JanusStatus do_encode(World *world, uint64_t *hash) {
+    int32_t ids[64];
+    const JanusStatus status = janus_encode_image(world->session, &world->photo, ids, &world->error);
+    if (status == JANUS_OK) *hash = hash_bytes(1, ids, (size_t)janus_info(world->model).image_tokens * sizeof *ids);
+    return status;
+}
+
+static JanusStatus do_decode(World *world, uint64_t *hash) {
+    const int32_t ids[64] = {5, 80, 17, 3};
+    JanusImage image;
+    const JanusStatus status = janus_decode_image(world->session, ids, &image, &world->error);
+    *hash = status == JANUS_OK ? hash_bytes(1, image.rgb, 3 * (size_t)image.width * (size_t)image.height) : 1;
+    if (status != JANUS_OK && image.rgb != NULL) *hash = 0;
+    janus_image_free(&image);
+    return status;
+}
+
+static JanusStatus do_texts(World *world, uint64_t *hash) {
+    static const char text[] = "Hello <|User|>, 12345 na\xc3\xafve \xf0\x9f\xa6\x8a";
+    int32_t *ids = NULL;
+    size_t count = 0, length = 0;
+    char *back = NULL;
+    JanusStatus status = janus_tokenize(world->model, text, sizeof text - 1, &ids, &count, &world->error);
+    if (status == JANUS_OK) status = janus_detokenize(world->model, ids, count, &back, &length, &world->error);
+    if (status == JANUS_OK) *hash = hash_bytes(1, back, length) + count;
+    free(ids);
+    free(back);
+    return status;
+}
+
+static JanusStatus do_preprocess(World *world, uint64_t *hash) {
+    float pixels[3 * 24 * 24];
+    const JanusStatus status = janus_preprocess(world->model, &world->photo, pixels, &world->error);
+    if (status == JANUS_OK) *hash = hash_bytes(1, pixels, sizeof pixels);
+    return status;
+}
+
+static JanusStatus read_picture(World *world, const char *name, uint64_t *hash) {
+    JanusImage image;
+    const JanusStatus status = janus_image_load(in_folder(name), &image, &world->error);
+    *hash = status == JANUS_OK ? hash_bytes(1, image.rgb, 3 * (size_t)image.width * (size_t)image.height) : 1;
+    if (status != JANUS_OK && image.rgb != NULL) *hash = 0;
+    janus_image_free(&image);
+    return status;
+}
+
+static JanusStatus do_read_png(World *world, uint64_t *hash) { return read_picture(world, "in.png", hash); }
+static JanusStatus do_read_jpeg(World *world, uint64_t *hash) { return read_picture(world, "in.jpg", hash); }
+static JanusStatus do_read_bmp(World *world, uint64_t *hash) { return read_picture(world, "in.bmp", hash); }
+
+static JanusStatus write_picture(World *world, const char *name, uint64_t *hash) {
+    const JanusStatus status = janus_image_save(in_folder(name), &world->photo, &world->error);
+    if (status == JANUS_OK) *hash = hash_file(in_folder(name));
+    return status;
+}
+
+static JanusStatus do_write_png(World *world, uint64_t *hash) { return write_picture(world, "out.png", hash); }
+static JanusStatus do_write_jpeg(World *world, uint64_t *hash) { return write_picture(world, "out.jpg", hash); }
+
+static JanusStatus do_quantize(World *world, uint64_t *hash) {
+    const JanusStatus status = janus_quantize(model_path, in_folder("out.gguf"), "q4_0", &world->error);
+    if (status == JANUS_OK) *hash = hash_file(in_folder("out.gguf"));
+    return status;
+}
+
+static const Operation LOAD = {"load", do_load, ALONE, NULL, false}, SESSION = {"a session of three threads", do_session, ALONE, NULL, false},
+    ASK = {"ask", do_ask, IN_SESSION, NULL, false}, TURN = {"a second turn", do_ask, SECOND_TURN, NULL, false},
+    GENERATE = {"generate two pictures", do_generate, IN_SESSION, NULL, false}, TAPS = {"generate with taps", do_generate, TAPPED, NULL, false},
+    ENCODE = {"encode", do_encode, IN_SESSION, NULL, false}, DECODE = {"decode", do_decode, IN_SESSION, NULL, false},
+    TEXTS = {"tokenize and back", do_texts, ALONE, NULL, false}, PREPROCESS = {"preprocess", do_preprocess, ALONE, NULL, false},
+    READ_PNG = {"read a PNG", do_read_png, ALONE, NULL, true}, READ_JPEG = {"read a JPEG", do_read_jpeg, ALONE, NULL, false},
+    READ_BMP = {"read a BMP", do_read_bmp, ALONE, NULL, true}, WRITE_PNG = {"write a PNG", do_write_png, ALONE, "out.png", false},
+    WRITE_JPEG = {"write a JPEG", do_write_jpeg, ALONE, "out.jpg", false}, QUANTIZE = {"quantize", do_quantize, ALONE, "out.gguf", false};
+
+static void ignore_tap(void *user, const char *name, JanusElement type, const void *data, const int64_t *shape, int dims) {
+    *(uint64_t *)user = hash_bytes(*(uint64_t *)user, name, strlen(name)) + (uint64_t)type + (data != NULL) + (uint64_t)(shape[0] * dims);
+}
+
+/* The session in which the operation begins. */
+static void open_session(World *world, const Operation *operation) {
+    static uint64_t tapped;
+    JanusSessionOptions options = janus_session_defaults();
+    uint64_t hash = 0;
+    options.threads = 1;
+    options.half_cache = operation->needs == TAPPED;
+    options.tap = operation->needs == TAPPED ? ignore_tap : NULL;
+    options.user = &tapped;
+    world->session = NULL;
+    if (operation->needs == ALONE) return;
+    if (janus_session_new(world->model, &options, &world->session, NULL) != JANUS_OK) need(NULL);
+    if (operation->needs == SECOND_TURN && do_ask(world, &hash) != JANUS_OK) need(NULL);
+}
+
+static void close_session(World *world) {
+    janus_session_free(world->session);
+    world->session = NULL;
+}
+
+/* Tries the operation with the k-th call of a kind failing, for every k; `expected` is the status that it must have then,
+   JANUS_OK where the program must get along without. In odd tries all later calls fail too when `hopeless`. */
+static void fail_each(World *world, const Operation *operation, Kind kind, int error, JanusStatus expected, bool hopeless) {
+    static const char *const CALLS[KINDS] = {"allocation", "opening", "read", "write", "close", "rename", "thread"};
+    const long live = fault.live;
+    uint64_t normal = 1;
+    int wrong = 0, at = 0;
+    bool more = true;
+    open_session(world, operation);
+    const bool works = operation->run(world, &normal) == JANUS_OK;
+    close_session(world);
+    while (more && wrong < 3 && at < 100000) {
+        uint64_t hash = 1, again = 1;
+        at++;
+        open_session(world, operation);
+        const long before = fault.live;
+        const int length = world->session != NULL ? janus_conversation_length(world->session) : 0;
+        if (operation->writes != NULL) write_bytes(in_folder(operation->writes), "old", 3);
+        const uint64_t old = operation->writes != NULL ? hash_file(in_folder(operation->writes)) : 0;
+        memset(&world->error, 0, sizeof world->error);
+        arm(kind, at, error, hopeless);
+        const JanusStatus status = operation->run(world, &hash);
+        more = disarm();
+        const bool managed = operation->may_manage && kind == MEMORY && status == JANUS_OK; /* a probe for another format */
+        const JanusStatus wanted = more && !managed ? expected : JANUS_OK;
+        bool good = status == wanted && hash == (wanted == JANUS_OK ? normal : 1);
+        if (wanted != JANUS_OK)
+            good = good && world->error.status == status && strlen(world->error.message) > 10 &&
+                   (operation->writes == NULL || hash_file(in_folder(operation->writes)) == old) &&
+                   (world->session == NULL || (janus_conversation_length(world->session) == length && world->session->work.arena.top == NULL));
+        if (world->session == NULL) good = good && fault.live == before;
+        if (more && wanted != JANUS_OK) good = good && operation->run(world, &again) == JANUS_OK && again == normal;
+        close_session(world);
+        good = good && fault.live == live;
+        if (!good)
+            printf("        at %s %d: status %d \"%s\", %ld allocations left\n", CALLS[kind], at, (int)status, world->error.message,
+                   fault.live - live);
+        wrong += !good;
+    }
+    report(works && wrong == 0 && at > 1, "%s: each %s%s of %d may fail (errno %d)", operation->name, CALLS[kind],
+           hopeless ? " and all after it" : "", at - 1, error);
+}
+
+static void open_world(World *world) {
+    memset(world, 0, sizeof *world);
+    world->photo.width = 40;
+    world->photo.height = 30;
+    world->photo.rgb = need(malloc(3 * 40 * 30));
+    for (int i = 0; i < 3 * 40 * 30; i++) world->photo.rgb[i] = (uint8_t)(i % 7 == 0 ? i * 37 : i / 90);
+    if (!report(janus_load(model_path, &world->model, &world->error) == JANUS_OK, "load %s %s", model_path, world->error.message)) exit(1);
+    janus_image_save(in_folder("in.png"), &world->photo, NULL);
+    janus_image_save(in_folder("in.jpg"), &world->photo, NULL);
+    uint8_t bitmap[54 + 4 * 4 * 3] = "BM";
+    bitmap[10] = 54, bitmap[14] = 40, bitmap[18] = 4, bitmap[22] = 4, bitmap[26] = 1, bitmap[28] = 24;
+    for (int i = 54; i < 54 + 48; i++) bitmap[i] = (uint8_t)(5 * i);
+    write_bytes(in_folder("in.bmp"), bitmap, sizeof bitmap);
+}
+
+static void close_world(World *world) {
+    static const char *const FILES[] = {"in.png", "in.jpg", "in.bmp", "out.png", "out.jpg", "out.gguf"};
+    janus_image_free(&world->photo);
+    janus_free(world->model);
+    for (size_t i = 0; i < sizeof FILES / sizeof *FILES; i++) remove(in_folder(FILES[i]));
+    report(folder_holds(0), "no temporary file is left");
+    report(fault.live == 0, "no memory is left: %ld allocations", fault.live);
+}
+
+static void test_memory(void) {
+    static const Operation *const ALL[] = {&LOAD, &SESSION, &ASK, &TURN, &GENERATE, &TAPS, &ENCODE, &DECODE, &TEXTS, &PREPROCESS,
+                                           &READ_PNG, &READ_JPEG, &READ_BMP, &WRITE_PNG, &QUANTIZE};
+    World world;
+    open_world(&world);
+    for (size_t i = 0; i < sizeof ALL / sizeof *ALL; i++)
+        for (int hopeless = 0; hopeless < 2; hopeless++) fail_each(&world, ALL[i], MEMORY, ENOMEM, JANUS_NO_MEMORY, hopeless == 1);
+    fault.no_mapping = true;
+    fail_each(&world, &LOAD, MEMORY, ENOMEM, JANUS_NO_MEMORY, false);
+    fault.no_mapping = false;
+    close_world(&world);
+}
+
+/* ---- Files ---- */
+
+/* The model and the images read in every awkward way. */
+static void test_reading(World *world) {
+    static const Operation *const READERS[] = {&LOAD, &READ_PNG, &READ_JPEG, &READ_BMP};
+    for (int i = 0; i < 4; i++) {
+        fault.no_mapping = true;
+        fail_each(world, READERS[i], OPENING, EACCES, JANUS_IO_ERROR, false);
+        fail_each(world, READERS[i], READING, EIO, JANUS_IO_ERROR, false);
+        fault.trickle = true;
+        if (i > 0) fail_each(world, READERS[i], READING, EIO, JANUS_IO_ERROR, false);
+        if (i > 0) fail_each(world, READERS[i], READING, EINTR, JANUS_OK, false);
+        uint64_t normal = 1, hash = 1;
+        const JanusStatus whole = READERS[i]->run(world, &normal);
+        fault.trickle = false;
+        fail_each(world, READERS[i], READING, EINTR, JANUS_OK, false);
+        const JanusStatus trickled = READERS[i]->run(world, &hash);
+        report(whole == JANUS_OK && trickled == JANUS_OK && hash == normal, "%s in short reads", READERS[i]->name);
+        int refused = 0, tries = 0;
+        for (long end = 0; end < 2000; end += 37, tries++) { /* it shrinks after it was opened */
+            fault.file_ends = i == 2 ? end % 620 : i == 3 ? end % 54 : end;
+            refused += READERS[i]->run(world, &hash) == (i == 0 ? JANUS_BAD_MODEL : JANUS_BAD_IMAGE) && world->error.message[0] != 0;
+        }
+        fault.file_ends = -1;
+        fault.no_mapping = false;
+        report(refused == tries, "%s: the file shrinks after it was opened, %d of %d times refused", READERS[i]->name, refused, tries);
+    }
+}
+
+static void test_writing(World *world) {
+    static const Operation *const WRITERS[] = {&WRITE_PNG, &WRITE_JPEG, &QUANTIZE};
+    for (int i = 0; i < 3; i++) {
+        const int skip = WRITERS[i] == &QUANTIZE; /* it opens its input first */
+        fail_each(world, WRITERS[i], OPENING, EACCES, JANUS_IO_ERROR, false);
+        fail_each(world, WRITERS[i], CLOSING, ENOSPC, JANUS_IO_ERROR, false);
+        fail_each(world, WRITERS[i], RENAMING, EXDEV, JANUS_IO_ERROR, false);
+        if (skip) continue;
+        fail_each(world, WRITERS[i], WRITING, ENOSPC, JANUS_IO_ERROR, false);
+        fail_each(world, WRITERS[i], WRITING, EINTR, JANUS_IO_ERROR, true);
+    }
+    /* a file of thousands of rows: some of its writes */
+    bool good = true;
+    write_bytes(in_folder("out.gguf"), "old", 3);
+    const uint64_t old = hash_file(in_folder("out.gguf"));
+    for (long at = 1; at < 40000; at = at * 2 + 1) {
+        uint64_t hash = 1;
+        arm(WRITING, at, ENOSPC, false);
+        const JanusStatus status = do_quantize(world, &hash);
+        if (!disarm()) break;
+        good = good && status == JANUS_IO_ERROR && hash_file(in_folder("out.gguf")) == old && folder_holds(6);
+    }
+    report(good, "quantize: its writes may fail, and the old file stays");
+    report(janus_quantize(model_path, "/dev/full", "q8_0", &world->error) == JANUS_IO_ERROR, "quantize to a full device: %s", world->error.message);
+}
+
+/* A model that is mapped may be removed or replaced; one that was read may be changed in any way. */
+static void test_changed_models(World *world) {
+    for (int way = 0; way < 3; way++) {
+        static const char *const WAYS[] = {"removed while it is mapped", "replaced while it is mapped", "cut off after it was read"};
+        World mine = *world;
+        uint64_t expected = 1, hash = 2;
+        FileImage bytes = {0};
+        if (file_read(model_path, SIZE_MAX - 1, &bytes) != 0) need(NULL);
+        write_bytes(in_folder("out.gguf"), bytes.bytes, bytes.size);
+        file_image_free(&bytes);
+        fault.no_mapping = way == 2;
+        const bool loaded = janus_load(in_folder("out.gguf"), &mine.model, &mine.error) == JANUS_OK;
+        fault.no_mapping = false;
+        if (way == 0) remove(in_folder("out.gguf"));
+        if (way == 1) write_bytes(in_folder("out.png"), "no model", 8), rename(in_folder("out.png"), in_folder("out.gguf"));
+        if (way == 2) write_bytes(in_folder("out.gguf"), "", 0);
+        open_session(world, &ASK);
+        do_ask(world, &expected);
+        close_session(world);
+        if (loaded) open_session(&mine, &ASK), do_ask(&mine, &hash), close_session(&mine);
+        report(loaded && hash == expected, "a model that is %s answers as before", WAYS[way]);
+        janus_free(mine.model);
+    }
+}
+
+/* Files and folders that this user may not use. */
+static void test_permissions(World *world) {
+    const bool root = geteuid() == 0;
+    JanusModel *model = NULL;
+    JanusImage image;
+    char locked[300];
+    snprintf(locked, sizeof locked, "%s", in_folder("locked"));
+    write_bytes(in_folder("secret.gguf"), "GGUF", 4);
+    chmod(in_folder("secret.gguf"), 0);
+    mkdir(locked, 0700);
+    write_bytes(in_folder("locked/x.png"), "old", 3);
+    chmod(locked, 0500);
+    chmod(folder, 0755);
+    if (root && seteuid(65534) != 0) need(NULL);
+    const JanusStatus statuses[] = {janus_load(in_folder("secret.gguf"), &model, &world->error),
+                                    janus_image_load(in_folder("secret.gguf"), &image, NULL),
+                                    janus_image_save(in_folder("locked/x.png"), &world->photo, NULL),
+                                    janus_image_save(in_folder("locked/new.jpg"), &world->photo, NULL)};
+    if (root && seteuid(0) != 0) need(NULL);
+    for (int i = 0; i < 4; i++) report(statuses[i] == JANUS_IO_ERROR, "without permission: %s", world->error.message);
+    chmod(locked, 0700);
+    report(hash_file(in_folder("locked/x.png")) == hash_bytes(1, "old", 3) && hash_file(in_folder("locked/new.jpg")) == 0,
+           "without permission the old picture stays");
+    remove(in_folder("locked/x.png"));
+    remove(in_folder("secret.gguf"));
+    rmdir(locked);
+    mkfifo(in_folder("pipe.gguf"), 0600);
+    report(janus_load(in_folder("pipe.gguf"), &model, &world->error) == JANUS_IO_ERROR, "a pipe as model: %s", world->error.message);
+    report(janus_image_load(folder, &image, &world->error) == JANUS_IO_ERROR, "a folder as image: %s", world->error.message);
+    remove(in_folder("pipe.gguf"));
+}
+
+static void test_files(void) {
+    World world;
+    open_world(&world);
+    for (int i = 0; i < 3; i++) write_bytes(in_folder(i == 0 ? "out.png" : i == 1 ? "out.jpg" : "out.gguf"), "old", 3);
+    test_reading(&world);
+    test_writing(&world);
+    report(folder_holds(6), "what failed left no temporary file");
+    fail_each(&world, &SESSION, THREAD, EAGAIN, JANUS_OK, false);
+    test_changed_models(&world);
+    test_permissions(&world);
+    close_world(&world);
+}
+
+/* ---- Inputs that ask for too much ---- */
+
+typedef struct {
+    uint8_t bytes[1 << 16];
+    size_t count;
+} Bytes;
+
+/* A number of `size` bytes, little-endian. */
+static void put(Bytes *out, uint64_t value, int size) {
+    for (int i = 0; i < size; i++) out->bytes[out->count++] = (uint8_t)(value >> (8 * i));
+}
+
+static void put_text(Bytes *out, const char *text) {
+    put(out, strlen(text), 8);
+    memcpy(out->bytes + out->count, text, strlen(text));
+    out->count += strlen(text);
+}
+
+/* The beginning of a model file: header and the one entry that must come before the tensors. */
+static Bytes *model_start(uint64_t tensors, uint64_t entries) {
+    Bytes *out = need(calloc(1, sizeof *out));
+    put(out, 0x46554747, 4), put(out, 3, 4), put(out, tensors, 8), put(out, entries, 8);
+    put_text(out, "general.alignment");
+    put(out, GGUF_U32, 4), put(out, 64, 4);
+    return out;
+}
+
+/* Refused with this status, and never asked for more memory than the input can need. */
+static void refuse(JanusStatus status, JanusStatus expected, const JanusError *error, size_t most, const char *what) {
+    report(status == expected && error->status == expected && error->message[0] != 0 && fault.largest <= most,
+           "%s: %s (largest request %ld bytes)", what, error->message, (long)fault.largest);
+    fault.largest = 0;
+}
+
+static void refuse_model(Bytes *bytes, const char *what) {
+    JanusModel *model = NULL;
+    JanusError error = {JANUS_OK, ""};
+    memset(bytes->bytes + bytes->count, 0, 64);
+    write_bytes(in_folder("bomb.gguf"), bytes->bytes, bytes->count + 64);
+    fault.largest = 0;
+    const JanusStatus status = janus_load(in_folder("bomb.gguf"), &model, &error);
+    refuse(status, JANUS_BAD_MODEL, &error, 2 << 20, what);
+    janus_free(model);
+    free(bytes);
+    remove(in_folder("bomb.gguf"));
+}
+
+static void test_metadata_bombs(void) {
+    static const struct {
+        const char *what;
+        uint32_t type;
+        uint64_t count;
+    } ARRAYS[] = {{"2^40 bytes", GGUF_U8, 1ull << 40},      {"2^40 strings", GGUF_STRING, 1ull << 40}, {"2^61 doubles", GGUF_F64, 1ull << 61},
+                  {"2^64-1 numbers", GGUF_U32, UINT64_MAX}, {"2^40 arrays", GGUF_ARRAY, 1ull << 40},   {"an unknown type", 77, 1}};
+    char what[64];
+    for (size_t i = 0; i < sizeof ARRAYS / sizeof *ARRAYS; i++) {
+        Bytes *bytes = model_start(0, 2);
+        put_text(bytes, "tokenizer.ggml.tokens");
+        put(bytes, GGUF_ARRAY, 4), put(bytes, ARRAYS[i].type, 4), put(bytes, ARRAYS[i].count, 8);
+        snprintf(what, sizeof what, "an array of %s", ARRAYS[i].what);
+        refuse_model(bytes, what);
+    }
+    Bytes *bytes = model_start(0, 2);
+    put_text(bytes, "nested");
+    put(bytes, GGUF_ARRAY, 4);
+    for (int i = 0; i < 5000; i++) put(bytes, GGUF_ARRAY, 4), put(bytes, 1, 8);
+    refuse_model(bytes, "arrays in arrays, 5000 deep");
+    bytes = model_start(0, 2);
+    put(bytes, 1ull << 63, 8);
+    refuse_model(bytes, "a key of 2^63 bytes");
+    bytes = model_start(0, 2);
+    put_text(bytes, "general.name");
+    put(bytes, GGUF_STRING, 4), put(bytes, UINT64_MAX - 3, 8);
+    refuse_model(bytes, "a string of nearly 2^64 bytes");
+    refuse_model(model_start(8193, 1), "8193 tensors");
+    refuse_model(model_start(8192, 1), "8192 tensors that are not there");
+    refuse_model(model_start(0, 4097), "4097 metadata entries");
+    refuse_model(model_start(0, 4096), "4096 metadata entries that are not there");
+    refuse_model(model_start(0, 1), "no tensors at all");
+}
+
+static void test_tensor_bombs(void) {
+    static const struct {
+        const char *what;
+        uint32_t dims, type;
+        uint64_t sizes[5], offset;
+    } TENSORS[] = {{"sizes that overflow", 4, TYPE_F32, {1 << 26, 1 << 26, 1 << 26, 1 << 26, 0}, 0},
+                   {"sizes just below an overflow", 3, TYPE_F32, {1 << 26, 1 << 26, 1 << 8, 0, 0}, 0},
+                   {"bytes that overflow", 3, TYPE_F32, {1 << 26, 1 << 26, 1 << 10, 0, 0}, 0},
+                   {"a size of 2^63", 1, TYPE_F32, {1ull << 63, 0, 0, 0, 0}, 0},
+                   {"a size of 2^32 + 1", 2, TYPE_F16, {(1ull << 32) + 1, 4, 0, 0, 0}, 0},
+                   {"a size of 0", 2, TYPE_F32, {4, 0, 0, 0, 0}, 0},
+                   {"no dimensions", 0, TYPE_F32, {0}, 0},
+                   {"five dimensions", 5, TYPE_F32, {1, 1, 1, 1, 1}, 0},
+                   {"2^32-1 dimensions", UINT32_MAX, TYPE_F32, {1, 1, 1, 1, 1}, 0},
+                   {"a type of 2^32-1", 1, UINT32_MAX, {4, 0, 0, 0, 0}, 0},
+                   {"rows that are no whole blocks", 1, TYPE_Q4_0, {33, 0, 0, 0, 0}, 0},
+                   {"an offset near 2^64", 1, TYPE_F32, {4, 0, 0, 0, 0}, UINT64_MAX - 63},
+                   {"data behind the end", 1, TYPE_F32, {17, 0, 0, 0, 0}, 64}};
+    char what[64];
+    for (size_t i = 0; i < sizeof TENSORS / sizeof *TENSORS; i++) {
+        Bytes *bytes = model_start(1, 1);
+        put_text(bytes, "x");
+        put(bytes, TENSORS[i].dims, 4);
+        for (uint32_t k = 0; k < TENSORS[i].dims && k < 5; k++) put(bytes, TENSORS[i].sizes[k], 8);
+        put(bytes, TENSORS[i].type, 4), put(bytes, TENSORS[i].offset, 8);
+        snprintf(what, sizeof what, "a tensor with %s", TENSORS[i].what);
+        refuse_model(bytes, what);
+    }
+    Bytes *bytes = model_start(1, 1);
+    put(bytes, NAME_LIMIT, 8);
+    for (int i = 0; i < NAME_LIMIT; i++) put(bytes, 'x', 1);
+    put(bytes, 1, 4), put(bytes, 4, 8), put(bytes, TYPE_F32, 4), put(bytes, 0, 8);
+    refuse_model(bytes, "a tensor with a name that is too long");
+}
+
+static void refuse_image(const uint8_t *bytes, size_t count, size_t most, const char *what) {
+    JanusImage image;
+    JanusError error = {JANUS_OK, ""};
+    fault.largest = 0;
+    const JanusStatus status = janus_image_load_memory(bytes, count, &image, &error);
+    report(image.rgb == NULL && image.width == 0, "%s: no image", what);
+    refuse(status, JANUS_BAD_IMAGE, &error, most, what);
+    janus_image_free(&image);
+}
+
+static void big_endian_at(uint8_t *to, uint32_t value) {
+    for (int i = 0; i < 4; i++) to[i] = (uint8_t)(value >> (24 - 8 * i));
+}
+
+typedef struct {
+    uint8_t *bytes;
+    size_t bits;
+} BitWriter;
+
+/* Bits of a deflate stream fill each byte from below; a code word's highest bit comes first. */
+static void put_code(BitWriter *w, unsigned code, int count) {
+    for (int i = count - 1; i >= 0; i--, w->bits++) w->bytes[w->bits / 8] |= (uint8_t)((code >> i & 1) << w->bits % 8);
+}
+
+/* A PNG of 16 x 16 pixels whose data unpack to `bytes` zeros, in deflate's fixed code: a run of 258 is thirteen bits. */
+static uint8_t *unpacking_png(size_t bytes, size_t *count) {
+    enum { ZERO = 0x30, RUN_OF_258 = 0xC5 };
+    uint8_t *png = need(calloc(1, bytes / 100 + 200));
+    memcpy(png, "\x89PNG\r\n\x1a\n\0\0\0\x0dIHDR\0\0\0\x10\0\0\0\x10\x08\x02\0\0\0\0\0\0\0\0\0\0\0IDAT\x78\x5e", 43);
+    BitWriter w = {png, 43 * 8};
+    put_code(&w, 6, 3); /* the last block, and the fixed code: 1, then 01 from below */
+    put_code(&w, ZERO, 8);
+    for (size_t i = 0; i < (bytes - 1) / 258; i++) put_code(&w, RUN_OF_258, 8), put_code(&w, 0, 5);
+    for (size_t i = 0; i < (bytes - 1) % 258; i++) put_code(&w, ZERO, 8);
+    put_code(&w, 0, 7); /* the end */
+    const size_t end = (w.bits + 7) / 8 + 4; /* a checksum, which stb does not read */
+    big_endian_at(png + 33, (uint32_t)(end - 41));
+    memcpy(png + end + 4, "\0\0\0\0IEND\0\0\0\0", 12);
+    *count = end + 16;
+    return png;
+}
+
+static void test_image_bombs(void) {
+    static const uint32_t SIZES[][2] = {{100000, 100000}, {16384, 16384}, {16385, 1}, {1, 16385}, {0x7FFFFFFF, 0x7FFFFFFF}, {0xFFFFFFFF, 2}, {8001, 8000}, {0, 5}};
+    FileImage file = {0};
+    char what[80];
+    size_t count;
+    if (file_read(in_folder("in.png"), 1 << 20, &file) != 0) need(NULL);
+    for (size_t i = 0; i < sizeof SIZES / sizeof *SIZES; i++) {
+        snprintf(what, sizeof what, "a PNG that says %lu x %lu", (unsigned long)SIZES[i][0], (unsigned long)SIZES[i][1]);
+        big_endian_at(file.bytes + 16, SIZES[i][0]), big_endian_at(file.bytes + 20, SIZES[i][1]);
+        refuse_image(file.bytes, file.size, 1 << 20, what);
+    }
+    file_image_free(&file);
+    if (file_read(in_folder("in.jpg"), 1 << 20, &file) != 0) need(NULL);
+    for (size_t at = 0; at + 9 < file.size; at++)
+        if (file.bytes[at] == 0xFF && file.bytes[at + 1] == 0xC0) memset(file.bytes + at + 5, 0xFF, 4);
+    refuse_image(file.bytes, file.size, 1 << 20, "a JPEG that says 65535 x 65535");
+    file_image_free(&file);
+    if (file_read(in_folder("in.bmp"), 1 << 20, &file) != 0) need(NULL);
+    memcpy(file.bytes + 18, "\0\0\0\x40\0\0\0\x40", 8);
+    refuse_image(file.bytes, file.size, 1 << 20, "a BMP that says 2^30 x 2^30");
+    memcpy(file.bytes + 18, "\4\0\0\0\0\0\0\x80", 8);
+    refuse_image(file.bytes, file.size, 1 << 20, "a BMP that says 4 x -2^31");
+    memcpy(file.bytes + 18, "\4\0\0\0\xFC\xFF\xFF\xFF", 8);
+    JanusImage image;
+    report(janus_image_load_memory(file.bytes, file.size, &image, NULL) == JANUS_OK && image.height == 4 && image.rgb[0] == file.bytes[56],
+           "a BMP of 4 x -4 pixels is one from the top");
+    janus_image_free(&image);
+    file_image_free(&file);
+    uint8_t *png = unpacking_png(50000000, &count);
+    refuse_image(png, count, 2 << 20, "a PNG of 16 x 16 pixels that unpacks to 50 MB");
+    free(png);
+    png = unpacking_png(16 * 49, &count);
+    report(janus_image_load_memory(png, count, &image, NULL) == JANUS_OK && image.width == 16, "the same one with its 784 bytes is read");
+    janus_image_free(&image);
+    free(png);
+}
+
+static void count_tokens(void *user, const char *name, JanusElement type, const void *data, const int64_t *shape, int dims) {
+    (void)type, (void)data, (void)dims;
+    if (strcmp(name, "text.token_ids") == 0) *(int64_t *)user = shape[0];
+}
+
+/* A prompt, then a question, that with what follows is one token shorter than the context, fills it, and is one too long. */
+static void test_context(World *world) {
+    static const char TOKEN[] = "<|User|>";
+    const JanusInfo info = janus_info(world->model);
+    JanusSessionOptions options = janus_session_defaults();
+    JanusSession *session = NULL;
+    JanusAskOptions ask = janus_ask_defaults();
+    int64_t tokens = 0, base[2] = {0, 0};
+    int32_t ids[64];
+    char *text = need(malloc((size_t)info.context_length * sizeof TOKEN + 16)), *answer = NULL;
+    options.threads = 1;
+    options.tap = count_tokens;
+    options.user = &tokens;
+    ask.max_tokens = 50;
+    if (janus_session_new(world->model, &options, &session, NULL) != JANUS_OK) need(NULL);
+    for (int task = 0; task < 2; task++)
+        for (int by = -2; by <= 1; by++) { /* -2: measures the prompt alone */
+            const int64_t room = info.context_length - (task == 0 ? info.image_tokens : 2);
+            const int64_t count = by == -2 ? 0 : room + by - base[task];
+            JanusError error = {JANUS_OK, ""};
+            strcpy(text, "x");
+            for (int64_t i = 0; i < count; i++) memcpy(text + 1 + i * (int64_t)(sizeof TOKEN - 1), TOKEN, sizeof TOKEN);
+            tokens = 0;
+            janus_reset(session);
+            const JanusStatus status = task == 0 ? janus_generate_ids(session, text, NULL, ids, &error)
+                                                 : janus_ask(session, text, NULL, 0, &ask, &answer, &error);
+            free(answer);
+            answer = NULL;
+            if (by == -2) base[task] = tokens;
+            const bool fits = by <= 0;
+            report(status == (fits ? JANUS_OK : JANUS_BAD_ARGUMENT) && (!fits || tokens == base[task] + count) &&
+                       janus_conversation_length(session) <= info.context_length,
+                   "%s of %ld tokens in a context of %d: %s", task == 0 ? "a prompt" : "a question", (long)(base[task] + count),
+                   info.context_length, fits ? "fits" : error.message);
+        }
+    janus_session_free(session);
+    free(text);
+}
+
+/* ---- Models with something wrong inside ---- */
+
+/* Loads the model with `count` bytes replaced, `skip` bytes behind where `name` stands first; *model NULL: refused. */
+static JanusStatus load_patched(const char *name, size_t skip, const void *patch, size_t count, JanusModel **model, JanusError *error) {
+    FileImage file = {0};
+    size_t at = 0;
+    memset(error, 0, sizeof *error);
+    fault.no_mapping = true;
+    if (file_read(model_path, SIZE_MAX - 1, &file) != 0) need(NULL);
+    while (at + strlen(name) < file.size && memcmp(file.bytes + at, name, strlen(name)) != 0) at++;
+    if (at + strlen(name) + skip + count > file.size) need(NULL);
+    memcpy(file.bytes + at + skip, patch, count);
+    write_bytes(in_folder("patched.gguf"), file.bytes, file.size);
+    file_image_free(&file);
+    const JanusStatus status = janus_load(in_folder("patched.gguf"), model, error);
+    fault.no_mapping = false;
+    remove(in_folder("patched.gguf"));
+    return status;
+}
+
+static void test_patched_models(void) {
+    static const char EPSILON[] = "janus.attention.layer_norm_rms_epsilon", PROMPT[] = "janus.prompt.system",
+                      STEPS[] = "janus.tokenizer.pre_tokenizer", HEAD[] = "output.weight", MERGES[] = "tokenizer.ggml.merges";
+    static const struct {
+        const char *what, *name;
+        size_t skip, count;
+        const char *patch;
+    } PATCHES[] = {{"an epsilon of zero", EPSILON, sizeof EPSILON - 1 + 4, 4, "\0\0\0\0"},
+                   {"a negative epsilon", EPSILON, sizeof EPSILON - 1 + 4, 4, "\0\0\x80\xBF"},
+                   {"an infinite epsilon", EPSILON, sizeof EPSILON - 1 + 4, 4, "\0\0\x80\x7F"},
+                   {"an epsilon that is no number", EPSILON, sizeof EPSILON - 1 + 4, 4, "\0\0\xC0\x7F"},
+                   {"no system prompt", PROMPT, 0, 1, "x"},
+                   {"no pre-tokenizer", STEPS, 0, 1, "x"},
+                   {"strings that are numbers", MERGES, sizeof MERGES - 1, 4, "\5\0\0\0"},
+                   {"a tensor that nobody knows", HEAD, 0, 1, "x"}};
+    JanusModel *model = NULL;
+    JanusError error;
+    for (size_t i = 0; i < sizeof PATCHES / sizeof *PATCHES; i++) {
+        const JanusStatus status = load_patched(PATCHES[i].name, PATCHES[i].skip, PATCHES[i].patch, PATCHES[i].count, &model, &error);
+        report(status == JANUS_BAD_MODEL && model == NULL && error.message[0] != 0, "%s: %s", PATCHES[i].what, error.message);
+    }
+}
+
+/* The last norm's weights become `value`: scores that are no numbers are an error, scores that are all equal are not. */
+static void test_odd_scores(const World *world, float value, JanusStatus expected) {
+    World mine = *world;
+    JanusImage images[3];
+    JanusGenerateOptions drawing = janus_generate_defaults();
+    JanusAskOptions ask = janus_ask_defaults();
+    if (janus_load(model_path, &mine.model, &mine.error) != JANUS_OK) need(NULL);
+    const int64_t width = mine.model->config.hidden;
+    float *weights = need(malloc((size_t)width * sizeof *weights));
+    for (int64_t i = 0; i < width; i++) weights[i] = value;
+    mine.model->output_norm = weights;
+    open_session(&mine, &ASK);
+    memset(images, 0x5A, sizeof images);
+    drawing.count = 3;
+    ask.max_tokens = 4;
+    ask.temperature = 1;
+    ask.top_p = 0.5f;
+    ask.top_k = 0;
+    JanusStatus status = janus_generate(mine.session, "a cat", &drawing, images, &mine.error);
+    report(status == expected, "drawing with scores of %g: %s", (double)value, mine.error.message);
+    for (int i = 0; i < 3 && status == JANUS_OK; i++) janus_image_free(&images[i]);
+    status = janus_ask(mine.session, "What?", &mine.photo, 1, &ask, NULL, &mine.error);
+    report(status == expected && (janus_conversation_length(mine.session) > 0) == (status == JANUS_OK), "answering with scores of %g: %s",
+           (double)value, mine.error.message);
+    close_session(&mine);
+    janus_free(mine.model);
+    free(weights);
+}
+
+static void test_arguments(World *world) {
+    const JanusImage empty = {0, 0, NULL};
+    int32_t ids[64], *tokens = NULL;
+    size_t count = 0;
+    open_session(world, &ASK);
+    report(janus_ask(world->session, "What?", &empty, 1, NULL, NULL, &world->error) == JANUS_BAD_ARGUMENT, "asking: %s", world->error.message);
+    report(janus_encode_image(world->session, &empty, ids, &world->error) == JANUS_BAD_ARGUMENT, "encoding: %s", world->error.message);
+    report(janus_ask(world->session, NULL, NULL, 0, NULL, NULL, &world->error) == JANUS_BAD_ARGUMENT, "asking: %s", world->error.message);
+    close_session(world);
+    report(janus_tokenize(world->model, "x", (size_t)TEXT_LIMIT + 1, &tokens, &count, &world->error) == JANUS_BAD_ARGUMENT,
+           "tokenizing: %s", world->error.message);
+    report(janus_image_load_memory("x", (size_t)INT_MAX + 1, &world->photo, &world->error) == JANUS_BAD_IMAGE, "an image: %s",
+           world->error.message);
+    report(janus_quantize(model_path, in_folder("out.gguf"), "q8_0", &world->error) == JANUS_OK &&
+               janus_quantize(in_folder("out.gguf"), in_folder("out.png"), "q4_0", &world->error) == JANUS_BAD_ARGUMENT,
+           "quantising twice: %s", world->error.message);
+}
+
+static void test_bombs(void) {
+    World world;
+    JanusImage photo;
+    open_world(&world);
+    test_patched_models();
+    test_odd_scores(&world, NAN, JANUS_BAD_MODEL);
+    test_odd_scores(&world, 0, JANUS_OK);
+    photo = world.photo;
+    test_arguments(&world);
+    world.photo = photo;
+    test_metadata_bombs();
+    test_tensor_bombs();
+    test_image_bombs();
+    test_context(&world);
+    close_world(&world);
+}
+
+/* ---- The program ---- */
+
+/* Runs the command line (words with spaces between them) in a child with the k-th call of a kind failing. Returns its exit
+   code; 90: memory is left, 91: there was nothing to fail any more, 92: it was killed. stdout and stderr go to files. */
+static int run_command(const char *command, const char *input, Kind kind, int at, int error) {
+    char words[2048], *arguments[32] = {NULL};
+    int count = 0, status = 0;
+    fflush(stdout);
+    const pid_t child = fork();
+    if (child == 0) {
+        snprintf(words, sizeof words, "janus %s", command);
+        for (char *word = strtok(words, " "); word != NULL && count < 31; word = strtok(NULL, " ")) arguments[count++] = word;
+        write_bytes(in_folder("stdin"), input, strlen(input));
+        if (freopen(in_folder("stdin"), "rb", stdin) == NULL || freopen(in_folder("stdout"), "wb", stdout) == NULL ||
+            freopen(in_folder("stderr"), "wb", stderr) == NULL || chdir(folder) != 0)
+            _exit(93);
+        const long live = fault.live;
+        arm(kind, at, error, false);
+        int code = janus_program(count, arguments);
+        if (!disarm()) code = code == 0 || code == EXIT_FAILED ? 91 : code;
+        if (fault.live != live) code = 90;
+        fflush(NULL);
+#if defined(COVERAGE)
+        __gcov_dump();
+#endif
+        _exit(code);
+    }
+    if (child < 0 || waitpid(child, &status, 0) != child) need(NULL);
+    return WIFEXITED(status) ? WEXITSTATUS(status) : 92;
+}
+
+static void print_stderr(void) {
+    char line[300];
+    FILE *file = fopen(in_folder("stderr"), "rb");
+    while (file != NULL && fgets(line, sizeof line, file) != NULL) printf("        | %s", line);
+    if (file != NULL) fclose(file);
+}
+
+/* Whether stderr holds at least one line of the program's own, with something to say. */
+static bool complained(void) {
+    FileImage image = {0};
+    bool found = false;
+    if (file_read(in_folder("stderr"), 1 << 20, &image) != 0) return false;
+    for (size_t i = 0; i + 20 < image.size; i++)
+        found |= (i == 0 || image.bytes[i - 1] == '\n') && memcmp(image.bytes + i, "janus: ", 7) == 0;
+    file_image_free(&image);
+    return found;
+}
+
+static void fail_command(const char *command, const char *input, Kind kind, int error, bool talks_on) {
+    int at = 0, wrong = 0, code = 0;
+    while (wrong < 3 && at < 2000) {
+        code = run_command(command, input, kind, ++at, error);
+        if (code == 91) break;
+        const bool good = (code == EXIT_FAILED || (talks_on && code == EXIT_DONE)) && complained();
+        if (!good) printf("        at %d: exit code %d\n", at, code), print_stderr();
+        wrong += !good;
+        remove(in_folder("out.png"));
+        remove(in_folder("janus-1.png"));
+    }
+    report(wrong == 0 && at > 1, "janus %.60s: each %s of %d may fail", command, kind == MEMORY ? "allocation" : kind == WRITING ? "write" : "call",
+           at - 1);
+}
+
+static void test_program(void) {
+    World world;
+    char command[2048], in[300], out[300], dump[300], model[1024] = "";
+    open_world(&world);
+    if (getcwd(model, 900) == NULL) need(NULL);
+    strcat(strcat(model, "/"), model_path);
+    snprintf(in, sizeof in, "%s", in_folder("in.jpg"));
+    snprintf(out, sizeof out, "%s", in_folder("out.png"));
+    snprintf(dump, sizeof dump, "%s", in_folder("dump"));
+    const struct {
+        const char *command, *input;
+        bool talks_on;
+    } LINES[] = {{"tokenize -m %s one", "", false},
+                    {"tokenize -m %s -", "one", false},
+                    {"tokenize --decode -m %s 5", "", false},
+                    {"encode -m %s --threads 1 -i %s", "", false},
+                    {"decode -m %s --threads 1 -o %s", "1 2 3 4", false},
+                    {"info -m %s", "", false},
+                    {"chat -m %s --threads 1 --max-tokens 1", "Hi\n/image no\n/draw x\n/quit\n", true}};
+    for (size_t i = 0; i < sizeof LINES / sizeof *LINES; i++) {
+        snprintf(command, sizeof command, LINES[i].command, model, i == 3 ? in : out);
+        fail_command(command, LINES[i].input, MEMORY, ENOMEM, LINES[i].talks_on);
+    }
+    snprintf(command, sizeof command, "ask -m %s --threads 1 --max-tokens 2 -i %s --dump %s x", model, in, dump);
+    static const Kind KINDS_OF_DUMP[] = {MEMORY, OPENING, WRITING, CLOSING};
+    for (int i = 0; i < 4; i++) fail_command(command, "", KINDS_OF_DUMP[i], i == 0 ? ENOMEM : ENOSPC, false);
+    DIR *listing = opendir(dump);
+    for (struct dirent *entry; listing != NULL && (entry = readdir(listing)) != NULL;) {
+        char path[600];
+        snprintf(path, sizeof path, "%s/%s", dump, entry->d_name);
+        if (entry->d_name[0] != '.') remove(path);
+    }
+    if (listing != NULL) closedir(listing);
+    rmdir(dump);
+    remove(in_folder("stdin")), remove(in_folder("stdout")), remove(in_folder("stderr"));
+    close_world(&world);
+}
+
+/* ---- Threads ---- */
+
+typedef struct {
+    const World *world;
+    Run run;
+    uint64_t hash;
+    int threads, rounds;
+    JanusStatus status;
+} Together;
+
+static void *run_together(void *argument) {
+    Together *mine = argument;
+    World world = *mine->world;
+    JanusSessionOptions options = janus_session_defaults();
+    options.threads = mine->threads;
+    mine->status = janus_session_new(world.model, &options, &world.session, NULL);
+    for (int i = 0; i < mine->rounds && mine->status == JANUS_OK; i++) {
+        uint64_t hash = 1;
+        janus_reset(world.session);
+        mine->status = mine->run(&world, &hash);
+        mine->hash = i == 0 || mine->hash == hash ? hash : 0;
+    }
+    janus_session_free(world.session);
+    return NULL;
+}
+
+static void sum_job(void *ctx, int thread, int64_t begin, int64_t end) {
+    int64_t *sums = ctx;
+    for (int64_t i = begin; i < end; i++) sums[i] += i * i + (thread < 0);
+}
+
+/* Jobs of every size, one after the other, on pools that come and go. */
+static void test_pool(void) {
+    enum { MOST = 300 };
+    static int64_t sums[MOST];
+    bool good = true;
+    for (int threads = 1; threads <= 4; threads++) {
+        Pool *pool = need(pool_create(threads));
+        for (int64_t count = 0; count <= MOST; count += 7)
+            for (int64_t grain = 1; grain <= 100; grain *= 5) {
+                memset(sums, 0, sizeof sums);
+                pool_run(pool, sum_job, sums, count, grain);
+                for (int64_t i = 0; i < MOST; i++) good = good && sums[i] == (i < count ? i * i : 0);
+            }
+        pool_free(pool);
+    }
+    report(good, "every job of a pool of 1 to 4 threads is done once");
+}
+
+/* Sessions of one model in threads of their own, each with a pool, do what each does alone. */
+static void test_threads(void) {
+    static const Run RUNS[] = {do_ask, do_generate, do_encode, do_texts, do_read_jpeg, do_preprocess};
+    enum { COUNT = sizeof RUNS / sizeof *RUNS };
+    World world;
+    Together all[COUNT];
+    pthread_t threads[COUNT];
+    open_world(&world);
+    test_pool();
+    for (int number = 1; number <= 3; number++) {
+        for (int i = 0; i < COUNT; i++) {
+            const Together one = {&world, RUNS[i], 0, number == 1 ? 1 : 2, number, JANUS_OK};
+            all[i] = one;
+            if (pthread_create(&threads[i], NULL, run_together, &all[i]) != 0) need(NULL);
+        }
+        for (int i = 0; i < COUNT; i++) pthread_join(threads[i], NULL);
+        for (int i = 0; i < COUNT; i++) {
+            Together alone = {&world, RUNS[i], 0, 1, 1, JANUS_OK};
+            run_together(&alone);
+            report(all[i].status == JANUS_OK && all[i].hash == alone.hash && alone.hash != 0,
+                   "operation %d of %d at once gives what it gives alone", i + 1, COUNT);
+        }
+    }
+    close_world(&world);
+}
+
+/* Each operation once, for slow machines and tools. */
+static void test_small(void) {
+    static const Operation *const ALL[] = {&LOAD, &SESSION, &ASK, &TURN, &GENERATE, &TAPS, &ENCODE, &DECODE, &TEXTS, &PREPROCESS,
+                                           &READ_PNG, &READ_JPEG, &READ_BMP, &WRITE_PNG, &WRITE_JPEG, &QUANTIZE};
+    World world;
+    open_world(&world);
+    for (size_t i = 0; i < sizeof ALL / sizeof *ALL; i++) {
+        uint64_t hash = 1;
+        open_session(&world, ALL[i]);
+        report(ALL[i]->run(&world, &hash) == JANUS_OK && hash != 1, "%s", ALL[i]->name);
+        close_session(&world);
+    }
+    close_world(&world);
+}
+
+int main(int count, char **arguments) {
+    static const struct {
+        const char *name;
+        void (*run)(void);
+    } PARTS[] = {{"memory", test_memory}, {"files", test_files}, {"bombs", test_bombs}, {"program", test_program}, {"threads", test_threads},
+                 {"small", test_small}};
+    const char *place = getenv("TMPDIR");
+    setvbuf(stdout, NULL, _IOLBF, 4096);
+    snprintf(folder, sizeof folder, "%.200s/test_faults.XXXXXX", place != NULL ? place : "/tmp");
+    need(mkdtemp(folder));
+    for (int i = 0; i < 6; i++) {
+        bool wanted = count < 2 && i < 5;
+        for (int k = 1; k < count; k++) wanted |= strcmp(arguments[k], PARTS[i].name) == 0;
+        if (wanted) PARTS[i].run();
+    }
+    report(rmdir(folder) == 0, "the temporary folder is empty at the end");
+    printf("%d passed, %d failed\n", passed, failed);
+    return failed > 0;
+}
