@@ -173,6 +173,28 @@ platforms-deps:
 eval: libjanus.so
 	@PYTHON="$(PYTHON)" sh test/run.sh eval
 
+# ---- Measuring ----
+
+# make bench [BENCH_ARGS="--tiny --json FILE ..."] [TYPES="bf16 q8_0"] [WORK=DIR] [KEEP=1]: every stage beside the machine's limits.
+# make bench-peers [BENCH_ARGS="--quick ..."]: beside PyTorch and llama.cpp, which it installs in .venv-bench (llama.cpp from source).
+# make quantisation: what smaller weights cost in quality.
+BENCH_ARGS =
+test/bench: test/bench.c janus.c janus.h
+	@$(FIND_STB); set -x; $(CC) $(CFLAGS) -std=c99 $$stb -I. $(LDFLAGS) test/bench.c -o $@ $(LDLIBS)
+
+bench: test/bench
+	@PYTHON="$(PYTHON)" BENCH_ARGS="$(BENCH_ARGS)" TYPES="$(TYPES)" WORK="$(WORK)" KEEP="$(KEEP)" sh test/run.sh bench
+
+build/libbench.so: test/bench_stages.c janus.c janus.h
+	@mkdir -p build
+	@$(FIND_STB); set -x; $(CC) $(CFLAGS) -std=c99 $$stb -I. -fPIC -shared $(LDFLAGS) test/bench_stages.c -o $@ $(LDLIBS)
+
+bench-peers: build/libbench.so
+	@PYTHON="$(PYTHON)" BENCH_ARGS="$(BENCH_ARGS)" sh test/run.sh bench-peers
+
+quantisation: build/libbench.so
+	@PYTHON="$(PYTHON)" BENCH_ARGS="$(BENCH_ARGS)" sh test/run.sh quantisation
+
 # ---- Showing and installing ----
 
 demo:
@@ -193,7 +215,7 @@ uninstall:
 	rm -f $(DESTDIR)$(PREFIX)/lib/pkgconfig/janus.pc
 
 clean:
-	rm -rf janus libjanus.o libjanus.a libjanus.so test/test_janus test/test_kernels test/test_faults test/fuzz/replay build
+	rm -rf janus libjanus.o libjanus.a libjanus.so test/test_janus test/test_kernels test/test_faults test/fuzz/replay test/bench build
 
-.PHONY: eval all deps fuzz fuzz-deps test test-c test-asan test-tsan test-valgrind coverage check-deps verify verify-full platforms \
+.PHONY: bench bench-peers quantisation eval all deps fuzz fuzz-deps test test-c test-asan test-tsan test-valgrind coverage check-deps verify verify-full platforms \
     platforms-deps demo install uninstall clean
