@@ -12,7 +12,7 @@
 Stage 1, `vq`: the VQ encoder, codebook and decoder learn to pass pictures through 64 ids.
 Stage 2, `eyes`: the understanding encoder learns to see, as SigLIP has before it becomes a part of Janus-Pro: every patch
 is to tell the kind and the colour of the thing it lies on. The two small heads that this needs are thrown away.
-Stage 3, `joint`: with the VQ frozen, the understanding encoder, both adaptors, the transformer and both heads learn
+Stage 3, `joint`: with the VQ and the understanding encoder frozen, both adaptors, the transformer and both heads learn
 everything together: to answer questions about a picture, to talk without one, and to draw what a caption says, with part
 of the captions replaced by pad ids so that guidance has something to compare with.
 RUN holds scenes.npy and scenes.pickle (the data), vq.pt, eyes.pt and joint.pt (the state of each stage, replaced in one
@@ -52,7 +52,7 @@ SPECIAL = [BOS, EOS, PAD, IMAGE_PLACEHOLDER, BEGIN_OF_IMAGE, END_OF_IMAGE, "<|Us
 VOCABULARY = 768
 SCENES, VALIDATION = 60000, 256
 IGNORE = -100
-DRAWINGS, CAPTIONS, CONVERSATIONS, QUESTIONS = 32, 96, 10, 2  # of a step of the joint stage; questions: of a conversation
+DRAWINGS, CAPTIONS, CONVERSATIONS, QUESTIONS = 32, 64, 14, 2  # of a step of the joint stage; questions: of a conversation
 DROPPED, SMOOTH = 0.1, 0.2  # the share of drawings without their prompt, and the smoothing of their labels (drawing_loss)
 
 
@@ -527,6 +527,7 @@ def joint_losses(model: JanusForConditionalGeneration, scaffold: Scaffold, lesso
 
 def train_joint(model: JanusForConditionalGeneration, lessons_of: object, run: Path, steps: int, log: Log, compiled: bool) -> None:
     path, start = run / "joint.pt", 0
+    model.model.vision_model.requires_grad_(False)  # Muon's steps are as large for noise as for news: it would forget to see
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     scaffold = Scaffold()
     optimizers = Optimizers(named, 0.02, 4e-3, ("embed", "head"), list(scaffold.parameters()))
