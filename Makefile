@@ -31,7 +31,7 @@ FIND_STB = stb=""; found=""; \
 
 # Prints the one command that installs everything on this system.
 DEPS_COMMAND = sudo=""; test "$$(id -u)" = 0 || sudo="sudo "; \
-	if command -v apt-get >/dev/null; then echo "$${sudo}apt-get install -y gcc make libc6-dev libstb-dev python3-venv"; \
+	if command -v apt-get >/dev/null; then echo "$${sudo}apt-get install -y gcc make libc6-dev libstb-dev python3-venv pkg-config mandoc"; \
 	elif command -v dnf >/dev/null; then echo "$${sudo}dnf install -y gcc make glibc-devel stb-devel python3"; \
 	elif command -v apk >/dev/null; then echo "$${sudo}apk add gcc make musl-dev stb python3"; \
 	elif command -v pacman >/dev/null; then echo "$${sudo}pacman -S --needed --noconfirm gcc make stb python"; \
@@ -166,8 +166,21 @@ platforms: janus
 	@sh test/platforms.sh
 
 platforms-deps:
-	apt-get install -y clang tcc musl-tools qemu-user gcc-aarch64-linux-gnu gcc-arm-linux-gnueabihf gcc-riscv64-linux-gnu \
-	    gcc-powerpc64le-linux-gnu gcc-s390x-linux-gnu gcc-mingw-w64-x86-64 wine64
+	apt-get update -q
+	DEBIAN_FRONTEND=noninteractive apt-get install -y gcc
+	DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends g++ clang tcc libc6-dev libstb-dev bmake \
+	    musl-dev musl-tools libc6-dev-i386 lib32gcc-`gcc -dumpversion | cut -d. -f1`-dev mingw-w64-x86-64-dev gcc-mingw-w64-x86-64 \
+	    wine wine64 lld wasi-libc libclang-rt-dev-wasm32 nodejs qemu-user gcc-aarch64-linux-gnu libc6-dev-arm64-cross \
+	    gcc-arm-linux-gnueabihf libc6-dev-armhf-cross gcc-riscv64-linux-gnu libc6-dev-riscv64-cross \
+	    gcc-powerpc64le-linux-gnu libc6-dev-ppc64el-cross gcc-s390x-linux-gnu libc6-dev-s390x-cross
+
+# Static analysers; test/ANALYSERS.md explains what they find.
+analyse:
+	@$(FIND_STB); sh test/analyse.sh "$$stb"
+
+analyse-deps:
+	apt-get update -q
+	DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends gcc libc6-dev libstb-dev clang clang-tidy cppcheck
 
 # The small model's scores, through the library.
 eval: libjanus.so
@@ -202,20 +215,35 @@ demo:
 	@$(MAKE) janus
 	@sh test/demo.sh
 
-install: janus libjanus.a
-	mkdir -p $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/include $(DESTDIR)$(PREFIX)/lib/pkgconfig
-	cp janus $(DESTDIR)$(PREFIX)/bin/
-	cp janus.h $(DESTDIR)$(PREFIX)/include/
-	cp libjanus.a $(DESTDIR)$(PREFIX)/lib/
-	printf 'Name: janus\nDescription: Janus-Pro in portable C\nVersion: 1.0.0\nCflags: -I%s/include\nLibs: -L%s/lib -ljanus -lm -lpthread\n' \
-	    $(PREFIX) $(PREFIX) > $(DESTDIR)$(PREFIX)/lib/pkgconfig/janus.pc
+# The manual page is made from the program's own help.
+build/janus.1: janus test/manpage.awk
+	@mkdir -p build
+	./janus --help | awk -v date=`date +%Y-%m-%d` -f test/manpage.awk >$@
+
+build/janus.pc: janus.h Makefile
+	@mkdir -p build
+	printf 'prefix=%s\nlibdir=$${prefix}/lib\nincludedir=$${prefix}/include\n\nName: janus\nDescription: Janus-Pro in portable C\n' \
+	    "$(PREFIX)" >$@
+	sed -n 's/^#define JANUS_VERSION "\(.*\)"/Version: \1/p' janus.h >>$@
+	printf 'Cflags: -I$${includedir}\nLibs: -L$${libdir} -ljanus -lm -lpthread\n' >>$@
+
+install: janus libjanus.a build/janus.1
+	@rm -f build/janus.pc; $(MAKE) build/janus.pc
+	mkdir -p "$(DESTDIR)$(PREFIX)/bin" "$(DESTDIR)$(PREFIX)/include" "$(DESTDIR)$(PREFIX)/lib/pkgconfig"
+	mkdir -p "$(DESTDIR)$(PREFIX)/share/man/man1"
+	cp janus "$(DESTDIR)$(PREFIX)/bin/janus"
+	cp janus.h "$(DESTDIR)$(PREFIX)/include/janus.h"
+	cp libjanus.a "$(DESTDIR)$(PREFIX)/lib/libjanus.a"
+	cp build/janus.pc "$(DESTDIR)$(PREFIX)/lib/pkgconfig/janus.pc"
+	cp build/janus.1 "$(DESTDIR)$(PREFIX)/share/man/man1/janus.1"
+	cd "$(DESTDIR)$(PREFIX)" && chmod 755 bin/janus && \
+	    chmod 644 include/janus.h lib/libjanus.a lib/pkgconfig/janus.pc share/man/man1/janus.1
 
 uninstall:
-	rm -f $(DESTDIR)$(PREFIX)/bin/janus $(DESTDIR)$(PREFIX)/include/janus.h $(DESTDIR)$(PREFIX)/lib/libjanus.a
-	rm -f $(DESTDIR)$(PREFIX)/lib/pkgconfig/janus.pc
+	cd "$(DESTDIR)$(PREFIX)" && rm -f bin/janus include/janus.h lib/libjanus.a lib/pkgconfig/janus.pc share/man/man1/janus.1
 
 clean:
 	rm -rf janus libjanus.o libjanus.a libjanus.so test/test_janus test/test_kernels test/test_faults test/fuzz/replay test/bench build
 
-.PHONY: bench bench-peers quantisation eval all deps fuzz fuzz-deps test test-c test-asan test-tsan test-valgrind coverage check-deps verify verify-full platforms \
-    platforms-deps demo install uninstall clean
+.PHONY: all deps test test-c test-asan test-tsan test-valgrind coverage check-deps fuzz fuzz-deps verify verify-full platforms \
+    platforms-deps analyse analyse-deps bench bench-peers quantisation eval demo install uninstall clean

@@ -45,7 +45,8 @@
    Switches (cc -DNAME): JANUS_LIBRARY no main(); JANUS_NO_THREADS; JANUS_NO_MMAP read the model instead of mapping it;
    JANUS_NO_SIMD plain C only. */
 
-#if !defined(_WIN32) && !defined(_POSIX_C_SOURCE)
+/* macOS and FreeBSD show all they have by default; to those who ask for POSIX they do not tell the number of processors. */
+#if !defined(_WIN32) && !defined(__APPLE__) && !defined(__FreeBSD__) && !defined(__DragonFly__) && !defined(_POSIX_C_SOURCE)
 #define _POSIX_C_SOURCE 200809L
 #endif
 #if !defined(_FILE_OFFSET_BITS)
@@ -58,7 +59,6 @@
 #include <float.h>
 #include <limits.h>
 #include <math.h>
-#include <setjmp.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -70,6 +70,13 @@
    1  Platform: all that differs between POSIX, Windows and the rest. Paths are UTF-8 everywhere.
    ==================================================================================================================== */
 
+#if defined(__wasi__) /* has no setjmp: without the memory to write a picture the program ends there */
+typedef int jmp_buf;
+#define setjmp(way_out)         0
+#define longjmp(way_out, value) abort()
+#else
+#include <setjmp.h>
+#endif
 #if defined(_WIN32)
 #ifndef WIN32_LEAN_AND_MEAN
 #define WIN32_LEAN_AND_MEAN
@@ -6123,13 +6130,15 @@ static const char USAGE[] =
     "  --seed S       same seed, same picture; one is made up and printed when it is left out\n"
     "  --rng NAME     what the seed means: torch (default) or torch-mkl (PyTorch 2.0 to 2.6 on x86-64)\n"
     "  --cfg W        guidance, default 5        --temperature T   default 1 (generate), 0 (ask, chat)\n"
+    "  --top-k K      default 50, 0: off         --top-p P         default 1: off; both with --temperature > 0\n"
+    "  --type T       quantize: q8_0 or q4_0     --max-tokens N    length of an answer, default 512\n"
     "  --threads K    default: all processors    --isa NAME        kernels: plain, avx2, avx512, neon, ...\n"
     "  --kv f32|f16   the key/value cache: f32 (default), or half the memory\n"
     "  --fast         rounds activations to bf16 or int8 where that is faster\n"
     "  --dump DIR     every intermediate tensor as a .npy file\n"
     "  -q             no progress, no remarks    -h                this text\n";
 
-enum { EXIT_DONE = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, CLI_IMAGES = 64 };
+enum { EXIT_DONE = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, CLI_IMAGES = 64, PATH_BYTES = 4096 };
 
 typedef struct {
     const char *command, *model, *output, *dump, *isa, *type, *text;
@@ -6354,16 +6363,18 @@ static bool write_numbers(FILE *file, const void *data, size_t count) {
 /* DIR/NAME.npy; a name that comes again gets .1, .2, ... */
 static void dump_tensor(void *user, const char *name, JanusElement type, const void *data, const int64_t *shape, int dims) {
     Screen *screen = user;
-    char path[1024], header[128];
+    char path[PATH_BYTES], header[128];
+    int length;
     size_t count = 1;
     const int before = dump_count(screen, name);
     if (before < 0) snprintf(screen->dump_error, sizeof screen->dump_error, "cannot dump %.100s: out of memory", name);
     if (screen->dump_error[0] != 0) return;
-    if (before > 0) snprintf(path, sizeof path, "%s/%s.%d.npy", screen->line->dump, name, before);
-    else snprintf(path, sizeof path, "%s/%s.npy", screen->line->dump, name);
+    if (before > 0) length = snprintf(path, sizeof path, "%s/%s.%d.npy", screen->line->dump, name, before);
+    else length = snprintf(path, sizeof path, "%s/%s.npy", screen->line->dump, name);
     for (int i = 0; i < dims; i++) count *= (size_t)shape[i];
     npy_header(header, type, shape, dims);
-    FILE *file = file_open(path, "wb");
+    errno = ENAMETOOLONG;
+    FILE *file = length >= 0 && length < PATH_BYTES ? file_open(path, "wb") : NULL;
     bool good = file != NULL && fwrite(header, 1, sizeof header, file) == sizeof header && write_numbers(file, data, count);
     if (file != NULL && fclose(file) != 0) good = false;
     if (!good) snprintf(screen->dump_error, sizeof screen->dump_error, "cannot write %.200s: %.60s", path, strerror(errno));
@@ -6399,12 +6410,12 @@ static const char *choose_model(const CommandLine *line, const char *program, ch
     size_t folder = 0;
     for (size_t i = 0; program[i] != 0; i++)
         if (program[i] == '/' || program[i] == '\\') folder = i + 1;
-    snprintf(buffer, size, "%.*sweights/tiny.gguf", (int)folder, program);
-    return buffer;
+    const int length = snprintf(buffer, size, "%.*sweights/tiny.gguf", (int)folder, program);
+    return length >= 0 && (size_t)length < size ? buffer : "weights/tiny.gguf";
 }
 
 static JanusStatus open_model(Program *program, const char *program_path) {
-    char buffer[1024];
+    char buffer[PATH_BYTES];
     JanusSessionOptions options = janus_session_defaults();
     const CommandLine *line = &program->line;
     JanusStatus status = janus_load(choose_model(line, program_path, buffer, sizeof buffer), &program->model, &program->error);
@@ -6429,17 +6440,18 @@ static uint64_t make_up_seed(void) {
     return ((uint64_t)time(NULL) * 1000003u + (uint64_t)process_id() * 7919u + (uint64_t)clock()) % 1000000000u;
 }
 
-/* The name of picture i of n: fox.png, or fox-1.png, fox-2.png, ... */
-static void numbered_name(char *name, size_t size, const char *output, int i, int n) {
+/* The name of picture i of n: fox.png, or fox-1.png, fox-2.png, ... False: longer than `size`. */
+static bool numbered_name(char *name, int size, const char *output, int i, int n) {
     const char *dot = strrchr(output, '.');
     const int stem = dot == NULL ? (int)strlen(output) : (int)(dot - output);
-    if (n == 1) snprintf(name, size, "%s", output);
-    else snprintf(name, size, "%.*s-%d%s", stem, output, i + 1, dot == NULL ? "" : dot);
+    const int length = n == 1 ? snprintf(name, (size_t)size, "%s", output)
+                              : snprintf(name, (size_t)size, "%.*s-%d%s", stem, output, i + 1, dot == NULL ? "" : dot);
+    return length >= 0 && length < size;
 }
 
 /* Saves the pictures and prints their names. */
 static int save_pictures(Program *program, const char *output, const JanusImage *images, int count) {
-    char name[1024];
+    char name[PATH_BYTES];
     if (strcmp(output, "-") == 0) {
 #if defined(_WIN32)
         _setmode(_fileno(stdout), _O_BINARY);
@@ -6451,7 +6463,10 @@ static int save_pictures(Program *program, const char *output, const JanusImage 
         return out.failure == 0 ? EXIT_DONE : EXIT_FAILED;
     }
     for (int i = 0; i < count; i++) {
-        numbered_name(name, sizeof name, output, i, count);
+        if (!numbered_name(name, PATH_BYTES, output, i, count)) {
+            complain("cannot write %.100s...: the name has more than %d bytes", output, PATH_BYTES);
+            return EXIT_FAILED;
+        }
         if (janus_image_save(name, &images[i], &program->error) != JANUS_OK) return program_failed(program);
         printf("%s\n", name);
     }

@@ -149,6 +149,20 @@ def test_generate(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["again.png", "fox.png", "other.png"]
 
 
+@posix
+def test_long_names(tmp_path: Path) -> None:
+    """Names of more than a thousand bytes are names; too long ones are refused, not cut."""
+    folder = tmp_path.joinpath(*["f" * 200] * 8)
+    folder.mkdir(parents=True)
+    succeeds("generate", "--seed", 3, "-n", 2, "-o", folder / "fox.png", "--dump", folder / "dump", "a red fox")
+    assert Image.open(folder / "fox-2.png").size == (SIDE, SIDE) and (folder / "dump" / "generation.ids.npy").is_file()
+    for name in ("./" * 3000 + "fox.png", "f" * 5000 + ".png"):
+        fails("generate", "--seed", 3, "-o", name, "a red fox", cwd=tmp_path)
+    done = janus("generate", "--seed", 3, "--dump", "./" * 2040, "-o", "fox.png", "a red fox", cwd=tmp_path)
+    assert done.returncode == 1 and b"File name too long" in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["f" * 200, "fox.png"]
+
+
 def test_made_up_seed_is_printed(tmp_path: Path) -> None:
     """The seed of a run that was not given one repeats it."""
     done = succeeds("generate", "-o", "a.png", "a red fox", cwd=tmp_path)
