@@ -137,13 +137,14 @@ test-valgrind:
 
 # Which lines of janus.c the C tests and the Python tests of the program and the library run. Needs gcc.
 coverage:
-	@rm -rf build/coverage && mkdir -p build/coverage
+	@rm -rf build/coverage && mkdir -p build/coverage/fuzz
 	@$(FIND_STB); set -x; cover="$(CC) --coverage -O0 -std=c99 $$stb -I. $(LDFLAGS)"; \
 	    $$cover janus.c -o build/coverage/janus $(LDLIBS) && \
 	    $$cover -fPIC -shared -DJANUS_LIBRARY janus.c -o build/coverage/libjanus.so $(LDLIBS) && \
 	    $$cover -DJANUS_LIBRARY test/test_janus.c janus.c -o build/coverage/test_janus $(LDLIBS) && \
 	    $$cover test/test_kernels.c -o build/coverage/test_kernels $(LDLIBS) && \
-	    $$cover -DCOVERAGE test/test_faults.c -o build/coverage/test_faults $(LDLIBS)
+	    $$cover -DCOVERAGE test/test_faults.c -o build/coverage/test_faults $(LDLIBS) && \
+	    $$cover -DSTANDALONE test/fuzz/fuzz.c -o build/coverage/fuzz/replay $(LDLIBS)
 	GCOV_ERROR_FILE=/dev/null BUILT=build/coverage PYTHON="$(PYTHON)" JANUS_PROGRAM=$(CURDIR)/build/coverage/janus \
 	    JANUS_LIBRARY=$(CURDIR)/build/coverage/libjanus.so JANUS_LIBRARY_PATH=$(CURDIR)/build/coverage/libjanus.so \
 	    PYTESTS="test/test_cli.py test/test_tokenizer.py test/test_preprocess.py" sh test/run.sh c python
@@ -185,6 +186,28 @@ analyse-deps:
 eval: libjanus.so
 	@PYTHON="$(PYTHON)" sh test/run.sh eval
 
+# ---- Measuring ----
+
+# make bench [BENCH_ARGS="--tiny --json FILE ..."] [TYPES="bf16 q8_0"] [WORK=DIR] [KEEP=1]: every stage beside the machine's limits.
+# make bench-peers [BENCH_ARGS="--quick ..."]: beside PyTorch and llama.cpp, which it installs in .venv-bench (llama.cpp from source).
+# make quantisation: what smaller weights cost in quality.
+BENCH_ARGS =
+test/bench: test/bench.c janus.c janus.h
+	@$(FIND_STB); set -x; $(CC) $(CFLAGS) -std=c99 $$stb -I. $(LDFLAGS) test/bench.c -o $@ $(LDLIBS)
+
+bench: test/bench
+	@PYTHON="$(PYTHON)" BENCH_ARGS="$(BENCH_ARGS)" TYPES="$(TYPES)" WORK="$(WORK)" KEEP="$(KEEP)" sh test/run.sh bench
+
+build/libbench.so: test/bench_stages.c janus.c janus.h
+	@mkdir -p build
+	@$(FIND_STB); set -x; $(CC) $(CFLAGS) -std=c99 $$stb -I. -fPIC -shared $(LDFLAGS) test/bench_stages.c -o $@ $(LDLIBS)
+
+bench-peers: build/libbench.so
+	@PYTHON="$(PYTHON)" BENCH_ARGS="$(BENCH_ARGS)" sh test/run.sh bench-peers
+
+quantisation: build/libbench.so
+	@PYTHON="$(PYTHON)" BENCH_ARGS="$(BENCH_ARGS)" sh test/run.sh quantisation
+
 # ---- Showing and installing ----
 
 demo:
@@ -220,7 +243,7 @@ uninstall:
 	cd "$(DESTDIR)$(PREFIX)" && rm -f bin/janus include/janus.h lib/libjanus.a lib/pkgconfig/janus.pc share/man/man1/janus.1
 
 clean:
-	rm -rf janus libjanus.o libjanus.a libjanus.so test/test_janus test/test_kernels test/test_faults test/fuzz/replay build
+	rm -rf janus libjanus.o libjanus.a libjanus.so test/test_janus test/test_kernels test/test_faults test/fuzz/replay test/bench build
 
-.PHONY: analyse analyse-deps eval all deps fuzz fuzz-deps test test-c test-asan test-tsan test-valgrind coverage check-deps verify verify-full \
-    platforms platforms-deps demo install uninstall clean
+.PHONY: all deps test test-c test-asan test-tsan test-valgrind coverage check-deps fuzz fuzz-deps verify verify-full platforms \
+    platforms-deps analyse analyse-deps bench bench-peers quantisation eval demo install uninstall clean

@@ -83,7 +83,12 @@ typedef struct {
 } JanusInfo;
 
 /* Maps the GGUF file that convert.py wrote and checks every size in it; weights are read from the mapping when they are
-   needed and never copied. The file must not be changed while the model lives.
+   needed and never copied. The file must not change while this call runs. While the model lives, the file may be
+     removed, or replaced by renaming another over it (POSIX; Windows refuses both): the model stays what it was;
+     changed in place: results change with its weights, and no memory is touched that should not be;
+     cut off: POSIX ends the process with SIGBUS at the next use of what is missing (Windows refuses it).
+   Compiled with -DJANUS_NO_MMAP, and on big-endian machines, the file is read whole, at the cost of that much memory, and
+   nothing that happens to it later matters.
    Errors: JANUS_IO_ERROR, JANUS_BAD_MODEL, JANUS_NO_MEMORY. */
 JanusStatus janus_load(const char *path, JanusModel **model, JanusError *error);
 void janus_free(JanusModel *model);

@@ -17,8 +17,8 @@ SOURCE = Path(__file__).resolve().parent.parent / "janus.c"
 def line_counts(folder: Path) -> collections.Counter:
     """How often each line ran, all programs together."""
     counts: collections.Counter = collections.Counter()
-    for data in sorted(folder.glob("*.gcda")):
-        done = subprocess.run(["gcov", "--json-format", "--stdout", data.name], cwd=folder, capture_output=True, check=True)
+    for data in sorted(folder.rglob("*.gcda")):
+        done = subprocess.run(["gcov", "--json-format", "--stdout", data.name], cwd=data.parent, capture_output=True, check=True)
         for report in map(json.loads, done.stdout.splitlines()):
             for file in report["files"]:
                 if Path(file["file"]).name == SOURCE.name:

@@ -1,6 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
-# Runs parts of the tests, one after the other, and adds up their counts: run.sh c|python|verify|verify-full ...
+# Runs parts of the tests, one after the other, and adds up their counts: run.sh c|python|verify|verify-full|eval ...,
+# or measures: run.sh bench|bench-peers|quantisation.
 # Python parts make an environment of their own in .venv or .venv-verify and only do so when its requirements changed.
 cd "$(dirname "$0")/.." || exit 1
 PYTHON=${PYTHON:-python3}
@@ -58,6 +59,23 @@ for name in "$@"; do
         environment .venv test/requirements.txt && exec "$python" weights/eval.py
         echo "cannot make .venv from test/requirements.txt (make deps installs Python's venv)"
         exit 1 ;;
+    bench)
+        case " $BENCH_ARGS " in
+        *" --tiny "*) ;;
+        *) if ! environment .venv test/requirements.txt; then
+               echo "cannot make .venv from test/requirements.txt (make deps installs Python's venv)"
+               exit 1
+           fi ;;
+        esac
+        PYTHON=${python:-$PYTHON} exec sh test/bench.sh $BENCH_ARGS ;;
+    bench-peers|quantisation)
+        folder=.venv list=test/requirements.txt program=test/quantisation.py
+        [ "$name" = bench-peers ] && folder=.venv-bench list=test/requirements-bench.txt program=test/bench_peers.py
+        if ! environment $folder $list; then
+            echo "cannot make $folder from $list (make deps installs Python's venv)"
+            exit 1
+        fi
+        exec "$python" $program $BENCH_ARGS ;;
     verify|verify-full)
         if ! environment .venv-verify test/requirements-verify.txt; then
             echo "cannot make .venv-verify from test/requirements-verify.txt (make deps installs Python's venv)"

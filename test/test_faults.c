@@ -571,6 +571,37 @@ static void test_changed_models(World *world) {
     }
 }
 
+/* Bytes that are changed under a model that is mapped change its results, and never what memory is used. */
+static void test_overwritten_models(const World *world) {
+    static const Run RUNS[] = {do_ask, do_generate, do_encode, do_decode, do_texts, do_preprocess};
+    uint64_t random = 88172645463325252u;
+    int sound = 0, tries = 0;
+    for (int round = 0; round < 6; round++) {
+        World mine = *world;
+        FileImage bytes = {0};
+        if (file_read(model_path, SIZE_MAX - 1, &bytes) != 0) need(NULL);
+        write_bytes(in_folder("out.gguf"), bytes.bytes, bytes.size);
+        if (janus_load(in_folder("out.gguf"), &mine.model, &mine.error) != JANUS_OK) need(NULL);
+        for (size_t i = 0; i < bytes.size; i++) { /* ever more of the file, in the end all of it */
+            random ^= random << 13, random ^= random >> 7, random ^= random << 17;
+            if (round == 5 || random % 997 < 1u << (2 * round)) bytes.bytes[i] = (uint8_t)(random >> 32);
+        }
+        FILE *file = need(fopen(in_folder("out.gguf"), "r+b"));
+        if (fwrite(bytes.bytes, 1, bytes.size, file) != bytes.size || fclose(file) != 0) need(NULL);
+        file_image_free(&bytes);
+        open_session(&mine, &ASK);
+        for (size_t i = 0; i < sizeof RUNS / sizeof *RUNS; i++, tries++) {
+            uint64_t hash = 1;
+            mine.error.message[0] = 0;
+            const JanusStatus status = RUNS[i](&mine, &hash);
+            sound += status == JANUS_OK || mine.error.message[0] != 0;
+        }
+        close_session(&mine);
+        janus_free(mine.model);
+    }
+    report(sound == tries, "models that are overwritten while they are mapped: %d of %d operations end with a status", sound, tries);
+}
+
 /* Files and folders that this user may not use. */
 static void test_permissions(World *world) {
     const bool root = geteuid() == 0;
@@ -612,6 +643,7 @@ static void test_files(void) {
     report(folder_holds(6), "what failed left no temporary file");
     fail_each(&world, &SESSION, THREAD, EAGAIN, JANUS_OK, false);
     test_changed_models(&world);
+    test_overwritten_models(&world);
     test_permissions(&world);
     close_world(&world);
 }

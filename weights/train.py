@@ -12,7 +12,7 @@
 Stage 1, `vq`: the VQ encoder, codebook and decoder learn to pass pictures through 64 ids.
 Stage 2, `eyes`: the understanding encoder learns to see, as SigLIP has before it becomes a part of Janus-Pro: every patch
 is to tell the kind and the colour of the thing it lies on. The two small heads that this needs are thrown away.
-Stage 3, `joint`: with the VQ frozen, the understanding encoder, both adaptors, the transformer and both heads learn
+Stage 3, `joint`: with the VQ and the understanding encoder frozen, both adaptors, the transformer and both heads learn
 everything together: to answer questions about a picture, to talk without one, and to draw what a caption says, with part
 of the captions replaced by pad ids so that guidance has something to compare with.
 RUN holds scenes.npy and scenes.pickle (the data), vq.pt, eyes.pt and joint.pt (the state of each stage, replaced in one
@@ -52,7 +52,7 @@ SPECIAL = [BOS, EOS, PAD, IMAGE_PLACEHOLDER, BEGIN_OF_IMAGE, END_OF_IMAGE, "<|Us
 VOCABULARY = 768
 SCENES, VALIDATION = 60000, 256
 IGNORE = -100
-DRAWINGS, CONVERSATIONS, QUESTIONS = 32, 10, 2  # of a step of the joint stage; questions are asked in each conversation
+DRAWINGS, CAPTIONS, CONVERSATIONS, QUESTIONS = 32, 64, 14, 2  # of a step of the joint stage; questions: of a conversation
 DROPPED, SMOOTH = 0.1, 0.2  # the share of drawings without their prompt, and the smoothing of their labels (drawing_loss)
 
 
@@ -228,10 +228,12 @@ class Muon(torch.optim.Optimizer):
 class Optimizers:
     """Muon for the matrices inside, AdamW for vectors and for what stands at the ends: tables and heads."""
 
-    def __init__(self, named: list[tuple[str, torch.nn.Parameter]], muon_rate: float, adam_rate: float, ends: tuple[str, ...]):
+    def __init__(self, named: list[tuple[str, torch.nn.Parameter]], muon_rate: float, adam_rate: float, ends: tuple[str, ...],
+                 scaffold: list[torch.nn.Parameter] = ()):
         inside = [p for name, p in named if p.ndim >= 2 and not any(end in name for end in ends)]
         others = [p for name, p in named if p.ndim < 2 or any(end in name for end in ends)]
-        self.pairs = [(Muon(inside), muon_rate), (torch.optim.AdamW(others, betas=(0.9, 0.98), weight_decay=0.0), adam_rate)]
+        self.pairs = [(Muon(inside), muon_rate)]
+        self.pairs += [(torch.optim.AdamW(group, betas=(0.9, 0.98), weight_decay=0.0), adam_rate) for group in (others, scaffold) if group]
 
     def update(self, loss: torch.Tensor, share: float) -> None:
         """One step at `share` of the peak rates."""
@@ -382,18 +384,27 @@ class Lessons:
 
     def __init__(self, scenes: list[world.Scene], pictures: torch.Tensor, image_ids: torch.Tensor, speaker: Speaker, seed: int):
         self.scenes, self.pictures, self.image_ids, self.speaker = scenes, pictures, image_ids, speaker
+        self.patches, self.plans = patch_labels(scenes), plan_labels(scenes)
         self.rng = np.random.default_rng(seed)
 
     def choose(self, count: int) -> np.ndarray:
         return self.rng.integers(VALIDATION, len(self.scenes), count)
 
-    def drawings(self, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Prompts int64 [count, longest], the place of <begin_of_image> in each [count], image ids [count, 64], and
-        bool [count]: whether the prompt is the unconditional one."""
+    def drawings(self, count: int) -> tuple[torch.Tensor, ...]:
+        """Prompts int64 [count, longest], the place of <begin_of_image> in each [count], image ids [count, 64],
+        bool [count]: whether the prompt is the unconditional one, and the patch_labels of the scenes."""
         chosen, dropped = self.choose(count), self.rng.random(count) < DROPPED
         prompts = [self.speaker.drawing(world.caption(self.scenes[i], self.rng), drop) for i, drop in zip(chosen, dropped)]
         return (pad_batch(prompts, self.speaker.pad), torch.tensor([len(p) - 1 for p in prompts]),
-                self.image_ids[torch.from_numpy(chosen)], torch.from_numpy(dropped))
+                self.image_ids[chosen], torch.from_numpy(dropped), self.patches[chosen])
+
+    def captions(self, count: int) -> tuple[torch.Tensor, ...]:
+        """Prompts int64 [count, longest], the place of <begin_of_image> in each [count], said_labels and plan_labels."""
+        chosen = self.choose(count)
+        words = [world.caption(self.scenes[i], self.rng) for i in chosen]
+        prompts = [self.speaker.drawing(text, False) for text in words]
+        said = torch.tensor([said_labels(self.scenes[i], text) for i, text in zip(chosen, words)])
+        return pad_batch(prompts, self.speaker.pad), torch.tensor([len(p) - 1 for p in prompts]), said, self.plans[chosen]
 
     def answers(self, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """ids and labels int64 [count, longest] of conversations about a picture each, and the pictures."""
@@ -408,15 +419,70 @@ class Lessons:
         return pad_batch([ids for ids, _ in rows], self.speaker.pad), pad_batch([labels for _, labels in rows], IGNORE)
 
 
-def hidden_states(model: JanusForConditionalGeneration, embeddings: torch.Tensor) -> torch.Tensor:
-    """Embeddings [B, T, D] -> hidden states [B, T, D]; causal, nothing masked, positions 0..T-1 in every row."""
+def hidden_states(model: JanusForConditionalGeneration, embeddings: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Embeddings [B, T, D] -> what every block leaves [B, T, D], the last one normalised; causal, nothing masked, positions
+    0..T-1 in every row."""
     positions = torch.arange(embeddings.shape[1])[None].expand(embeddings.shape[0], -1)
-    return model.model.language_model(inputs_embeds=embeddings, position_ids=positions, use_cache=False).last_hidden_state
+    return model.model.language_model(inputs_embeds=embeddings, position_ids=positions, use_cache=False,
+                                      output_hidden_states=True).hidden_states
 
 
-def drawing_loss(model: JanusForConditionalGeneration, prompts: torch.Tensor, last: torch.Tensor, image_ids: torch.Tensor,
-                 dropped: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cross-entropy of the image ids after their prompts; and the mean of the rows that have a prompt, for the log.
+def plan_labels(scenes: list[world.Scene]) -> torch.Tensor:
+    """int64 [scenes, 7], each below 9: kind and colour of the first (left or top) and of the last thing, how many there are,
+    how a pair stands, the background."""
+    kinds, colours, backgrounds = list(world.KINDS), list(world.COLOURS), list(world.BACKGROUNDS)
+    return torch.tensor([[*(value for thing in (scene.things[0], scene.things[-1])
+                            for value in (kinds.index(thing.kind), colours.index(thing.colour))), len(scene.things),
+                          ("left", "above").index(scene.relation) if scene.is_pair else 2, backgrounds.index(scene.background)]
+                         for scene in scenes])
+
+
+def said_labels(scene: world.Scene, caption: str) -> list[int]:
+    """Kind and colour of the thing that a caption names first, and of the last; left, right, above, below or (4) nothing, how
+    the first stands to the last."""
+    caption, things = caption.lower(), [scene.things[0], scene.things[-1]]
+    if scene.is_pair and caption.find(things[0].kind) > caption.find(things[1].kind):
+        things.reverse()
+    names = (("left",), ("right",), ("above", "over"), ("below", "under"))
+    relation = next((i for i, words in enumerate(names) if any(word in caption.split() for word in words)), 4)
+    kinds, colours = list(world.KINDS), list(world.COLOURS)
+    return [*(value for thing in things for value in (kinds.index(thing.kind), colours.index(thing.colour))), relation]
+
+
+class Scaffold(torch.nn.Module):
+    """Heads that help the transformer to read captions, and are thrown away when it can.
+
+    Which thing is meant is a few nats of the hundred that a picture's ids cost, most of which say where an outline runs; a
+    transformer learns the outlines first and draws two red cars for a car and a heart. And "a star left of a house" and "a
+    star right of a house" share every word but one, so that who stands where is a product of two things read, of which
+    either alone says nothing. So at <begin_of_image> an early block is also asked what was said in which order, a later one
+    what the picture is to be, and at every id the last one what is on that patch.
+    """
+
+    SAID, PLAN = 3, 5  # the blocks that are asked
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said, self.plan, self.patch = (torch.nn.Linear(WIDTH, 9 * count) for count in (5, 7, 2))
+
+    @staticmethod
+    def ask(head: torch.nn.Linear, states: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Cross-entropy of labels below 9, int64 [..., count], each with nine outputs of the head."""
+        return F.cross_entropy(head(states).float().unflatten(-1, (-1, 9)).flatten(0, -2), labels.flatten())
+
+
+def reading_loss(model: JanusForConditionalGeneration, scaffold: Scaffold, prompts: torch.Tensor, last: torch.Tensor,
+                 said: torch.Tensor, plans: torch.Tensor) -> torch.Tensor:
+    """What the scaffold asks about captions alone."""
+    blocks = hidden_states(model, model.get_input_embeddings()(prompts).float())
+    at_end = [F.rms_norm(blocks[block][torch.arange(len(prompts)), last], (WIDTH,)) for block in (Scaffold.SAID, Scaffold.PLAN)]
+    return scaffold.ask(scaffold.said, at_end[0], said) + scaffold.ask(scaffold.plan, at_end[1], plans)
+
+
+def drawing_loss(model: JanusForConditionalGeneration, scaffold: Scaffold, prompts: torch.Tensor, last: torch.Tensor,
+                 image_ids: torch.Tensor, dropped: torch.Tensor, patches: torch.Tensor) -> dict[str, torch.Tensor]:
+    """`draw`, cross-entropy of the image ids after their prompts; `prompted`, without the dropped prompts, for the log;
+    `patch`, what the scaffold asks about the patches.
 
     Guidance at weight 5 samples from p^5 / q^4, where q is what the unconditional row says. A colour and a kind that are
     asked for have q near p / 64, so that an id of p = 1e-5, which is only a net's noise, weighs more than one of p = 0.9
@@ -430,11 +496,12 @@ def drawing_loss(model: JanusForConditionalGeneration, prompts: torch.Tensor, la
     embeddings = torch.zeros(count, width + TOKENS - 1, words.shape[2])
     embeddings[:, :width] = words
     embeddings = embeddings.scatter(1, (places[:, 1:])[..., None].expand(-1, -1, words.shape[2]), drawn.float())
-    states = hidden_states(model, embeddings).gather(1, places[..., None].expand(-1, -1, words.shape[2]))
+    states = hidden_states(model, embeddings)[-1].gather(1, places[..., None].expand(-1, -1, words.shape[2]))
     logarithms = model.model.generation_head(states).float().log_softmax(-1)
     plain = -logarithms.gather(2, image_ids[..., None])[..., 0].mean(1)
     smoothed = (1 - SMOOTH) * plain - SMOOTH * logarithms.mean((1, 2))
-    return torch.where(dropped, smoothed, plain).mean(), plain.detach()[~dropped].mean()
+    return {"draw": torch.where(dropped, smoothed, plain).mean(), "prompted": plain.detach()[~dropped].mean(),
+            "patch": scaffold.ask(scaffold.patch, states, patches)}
 
 
 def answer_loss(model: JanusForConditionalGeneration, speaker: Speaker, ids: torch.Tensor, labels: torch.Tensor,
@@ -444,15 +511,15 @@ def answer_loss(model: JanusForConditionalGeneration, speaker: Speaker, ids: tor
     if pictures is not None:
         seen = model.model.get_image_features(to_input(pictures)).pooler_output.float()
         embeddings = embeddings.masked_scatter((ids == speaker.image)[..., None], seen)
-    states, wanted = hidden_states(model, embeddings)[:, :-1], labels[:, 1:]
+    states, wanted = hidden_states(model, embeddings)[-1][:, :-1], labels[:, 1:]
     chosen = wanted != IGNORE
     return F.cross_entropy(model.lm_head(states[chosen]).float(), wanted[chosen])
 
 
-def joint_losses(model: JanusForConditionalGeneration, lessons: Lessons, step: int) -> dict[str, torch.Tensor]:
-    """What is minimised, and `prompted`, the drawing loss of the rows that have a prompt, for the log."""
-    draw, prompted = drawing_loss(model, *lessons.drawings(DRAWINGS))
-    losses = {"draw": draw, "prompted": prompted, "answer": answer_loss(model, lessons.speaker, *lessons.answers(CONVERSATIONS))}
+def joint_losses(model: JanusForConditionalGeneration, scaffold: Scaffold, lessons: Lessons, step: int) -> dict[str, torch.Tensor]:
+    losses = drawing_loss(model, scaffold, *lessons.drawings(DRAWINGS))
+    losses["reading"] = reading_loss(model, scaffold, *lessons.captions(CAPTIONS))
+    losses["answer"] = answer_loss(model, lessons.speaker, *lessons.answers(CONVERSATIONS))
     if step % 4 == 0:
         losses["chat"] = answer_loss(model, lessons.speaker, *lessons.chats(4), None)
     return losses
@@ -460,11 +527,14 @@ def joint_losses(model: JanusForConditionalGeneration, lessons: Lessons, step: i
 
 def train_joint(model: JanusForConditionalGeneration, lessons_of: object, run: Path, steps: int, log: Log, compiled: bool) -> None:
     path, start = run / "joint.pt", 0
+    model.model.vision_model.requires_grad_(False)  # Muon's steps are as large for noise as for news: it would forget to see
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    optimizers = Optimizers(named, 0.02, 4e-3, ("embed", "head"))
+    scaffold = Scaffold()
+    optimizers = Optimizers(named, 0.02, 4e-3, ("embed", "head"), list(scaffold.parameters()))
     if path.exists():
         state = torch.load(path, weights_only=True)
         model.load_state_dict(state["model"])
+        scaffold.load_state_dict(state["scaffold"])
         optimizers.load(state["opt"])
         start = state["step"]
     model.set_attn_implementation("eager")  # on the CPU, half the time of the fused one at these lengths
@@ -476,15 +546,15 @@ def train_joint(model: JanusForConditionalGeneration, lessons_of: object, run: P
     bar = tqdm(range(start, steps), "joint", initial=start, total=steps)
     for step in bar:
         with torch.autocast("cpu", torch.bfloat16):
-            losses = joint_losses(model, lessons, step)
-        optimizers.update(losses["draw"] + 0.7 * losses["answer"] + 0.1 * losses.get("chat", torch.tensor(0.0)),
+            losses = joint_losses(model, scaffold, lessons, step)
+        optimizers.update(losses["draw"] + losses["patch"] + losses["reading"] + 0.7 * losses["answer"] + 0.1 * losses.get("chat", torch.tensor(0.0)),
                           schedule(step, steps, 100))
         if step % 25 == 24:
             values = {name: float(loss) for name, loss in losses.items()}
             log.write("joint", step + 1, **values)
             bar.set_postfix({name: f"{value:.3f}" for name, value in values.items()})
         if step == steps - 1 or time.time() - began > 180:
-            save_state(path, model=model.state_dict(), opt=optimizers.state(), step=step + 1)
+            save_state(path, model=model.state_dict(), scaffold=scaffold.state_dict(), opt=optimizers.state(), step=step + 1)
             began = time.time()
 
 

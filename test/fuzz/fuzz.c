@@ -16,11 +16,13 @@
 #define JANUS_NO_MMAP
 #include <dirent.h>
 #include <errno.h>
+#include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/time.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -66,6 +68,7 @@ static int world_mkdir(const char *path, mode_t mode) { return path == NULL || m
 #define remove         world_remove
 #define mkdir          world_mkdir
 #define sysconf(name)  1L /* processors */
+#define isatty(file)   ((void)(file), 1) /* progress is shown */
 #define main           janus_program
 #include "../../janus.c"
 #undef main
@@ -387,6 +390,7 @@ static void fuzz_options(const uint8_t *data, size_t size) {
         arguments[count++] = argument;
     }
     arguments[count] = NULL;
+    at += at < size && text[at] == '\n';
     const Bytes input = {text + at, size - at};
     run_program_on(count, arguments, input);
     free(text);
@@ -430,6 +434,8 @@ size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t limit, unsigne
     return target->run == fuzz_model ? mutate_model(data, size, limit, random_seed) : LLVMFuzzerMutate(data, size, limit);
 }
 
+static void on_timer(int number) { promise(number == 0, "10 seconds of the processor are enough"); }
+
 int LLVMFuzzerInitialize(int *count, char ***arguments) {
     const char *slash = strrchr((*arguments)[0], '/'), *name = slash != NULL ? slash + 1 : (*arguments)[0];
     (void)count;
@@ -442,6 +448,7 @@ int LLVMFuzzerInitialize(int *count, char ***arguments) {
     }
     if (freopen("/dev/null", "wb", stdout) == NULL) exit(1);
 #endif
+    signal(SIGPROF, on_timer);
     unsetenv("JANUS_MODEL");
     unsetenv("JANUS_ISA");
     world.nothing = need(fopen("/dev/null", "wb"));
@@ -451,8 +458,11 @@ int LLVMFuzzerInitialize(int *count, char ***arguments) {
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
+    const struct itimerval limit = {{0, 0}, {10, 0}}, none = {{0, 0}, {0, 0}};
+    setitimer(ITIMER_PROF, &limit, NULL); /* a busy machine makes no hang */
     if (target->run != fuzz_model && world.model.bytes == NULL) set_model((const uint8_t *)seed.bytes, seed.size);
     target->run(data, size);
+    setitimer(ITIMER_PROF, &none, NULL);
     return 0;
 }
 

@@ -154,13 +154,15 @@ static void change_entries(Mutation *m, int i) {
     set_number(m, count_at, 8, number_at(m, count_at, 8) + (removes ? (uint64_t)-1 : 1));
 }
 
-/* The same type for one matrix, or for all. */
+/* Another type for all matrices of one type, or for some of them. */
 static void change_types(Mutation *m) {
     static const uint32_t types[] = {TYPE_F32, TYPE_F16, TYPE_BF16, TYPE_Q8_0, TYPE_Q4_0, 3};
-    const uint32_t type = types[next_random(m, sizeof types / sizeof *types)], one_of = next_random(m, 2) ? 1 : 16;
+    const uint32_t old = types[next_random(m, 5)], type = types[next_random(m, sizeof types / sizeof *types)];
+    const uint32_t one_of = next_random(m, 2) ? 1 : 16;
     for (int i = m->metadata; i < m->entries; i++) {
         read_entry(m, m->starts[i], true);
-        if (m->field_count > 4 && next_random(m, one_of) == 0) set_number(m, m->fields[m->field_count - 2].at, 4, type);
+        const size_t at = m->fields[m->field_count - 2].at;
+        if (m->field_count > 5 && number_at(m, at, 4) == old && next_random(m, one_of) == 0) set_number(m, at, 4, type);
     }
 }
 

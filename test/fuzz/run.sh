@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: MIT
 # Runs the fuzz targets one after the other and prints what they reached: run.sh SECONDS [TARGET ...]. The fuzzers stand in
 # build/fuzz, where new inputs and finds are kept too. Fails on a crash, a sanitizer's report, a leak, too much memory or
-# an input that takes 10 seconds.
+# 10 seconds of the processor for one input.
 cd "$(dirname "$0")/../.." || exit 1
 seconds=$1
 shift
@@ -15,7 +15,7 @@ for target in "$@"; do
     dictionary=""
     [ -f "test/fuzz/$target.dict" ] && dictionary="-dict=test/fuzz/$target.dict"
     case $target in model) longest=24576 ;; image) longest=4096 ;; *) longest=1024 ;; esac
-    "build/fuzz/fuzz-$target" "$found" "test/fuzz/corpus/$target" -max_total_time="$seconds" -timeout=10 -rss_limit_mb=4096 \
+    "build/fuzz/fuzz-$target" "$found" "test/fuzz/corpus/$target" -max_total_time="$seconds" -timeout=600 -rss_limit_mb=4096 \
         -malloc_limit_mb=4096 -max_len=$longest -artifact_prefix="$found-" $dictionary >"$found.log" 2>&1
     result=$?
     awk -v name="$target" -v result=$result '

@@ -170,7 +170,7 @@ def write(folder: Path) -> None:
     """All seeds, as FOLDER/TARGET/NAME."""
     bmp = picture("RGB", (3, 2), "BMP")
     seeds: dict[str, bytes] = {
-        "model/plain": model(PLAIN, F32), "model/half": model(PLAIN, F16), "model/blocks": model(BLOCKS, Q8_0),
+        "model/plain": model(PLAIN, F32), "model/half": model(BLOCKS, F16), "model/blocks": model(BLOCKS, Q8_0),
         "image/rgb.png": picture("RGB", (7, 5), "PNG"), "image/alpha.png": picture("RGBA", (4, 9), "PNG"),
         "image/palette.png": picture("P", (8, 8), "PNG", bits=4), "image/grey.png": picture("L", (1, 1), "PNG"),
         "image/grey16.png": picture("I;16", (5, 4), "PNG"), "image/bits.png": picture("1", (9, 3), "PNG"),
@@ -184,10 +184,11 @@ def write(folder: Path) -> None:
     commands = {
         "generate": "generate -o a.png -n 2 --seed 7 --cfg 5 --temperature 0.5 --threads 2 fox", "dump": "generate -q --dump d --kv f16 a",
         "ask": "ask -i a.bmp --max-tokens 3 --top-p 0.9 --top-k 5 --temperature 1 --seed 1 What?", "encode": "encode -m m.gguf -i a.bmp",
-        "decode": "decode -o - ids.txt", "tokenize": "tokenize -- -hello", "untokenize": "tokenize --decode 1,2,3", "info": "info",
-        "quantize": "quantize --type q4_0 -o b.gguf a.gguf", "help": "-h", "isa": "ask --isa plain --rng torch-mkl a",
+        "picture": "generate -o - fox", "tokenize": "tokenize -- -hello", "untokenize": "tokenize --decode 1,2,3", "info": "info",
+        "quantize": "quantize --type q4_0 -o b.gguf a.gguf", "help": "-h", "isa": "ask --isa plain --rng torch-mkl --temperature 1 a",
     }
     seeds |= {f"options/{name}": "\n".join(line.split()).encode() + b"\n\n" + bmp for name, line in commands.items()}
+    seeds["options/decode"] = b"decode\n-o\n-\nids.txt\n\n0 5, 7\t15"
     seeds["options/chat"] = b"chat\n-i\na.bmp\n\nhello\n/image b.bmp\n/draw a fox\n/reset\n/nothing\n\nhow many?\n/quit\n"
     for name, data in seeds.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
