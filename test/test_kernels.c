@@ -38,6 +38,12 @@ static float *random_floats(int64_t n) {
     return x;
 }
 
+/* A row as it stands in memory once loaded: float32 in the machine's byte order, the rest as in the file. */
+static void store_row(void *out, int type, const float *x, int64_t cols) {
+    if (type == TYPE_F32) memcpy(out, x, (size_t)cols * sizeof *x);
+    else quantize_row(out, type, x, cols);
+}
+
 /* A random weight in the given type, and the floats it stands for. */
 static Weight random_weight(int type, int64_t rows, int64_t cols, float **values) {
     int64_t bytes = type_row_bytes(type, cols);
@@ -45,7 +51,7 @@ static Weight random_weight(int type, int64_t rows, int64_t cols, float **values
     Weight w = {type, data, rows, cols};
     *values = random_floats(rows * cols);
     for (int64_t r = 0; r < rows; r++) {
-        quantize_row(data + r * bytes, type, *values + r * cols, cols);
+        store_row(data + r * bytes, type, *values + r * cols, cols);
         weight_row(*values + r * cols, &w, r);
     }
     return w;
@@ -133,7 +139,7 @@ static void conv_case(Compute *cx, int type, ConvShape s, int64_t O) {
 static float *random_cache(int type, int64_t n, void **stored) {
     float *values = random_floats(n);
     *stored = must_allocate((size_t)type_row_bytes(type, n));
-    quantize_row(*stored, type, values, n);
+    store_row(*stored, type, values, n);
     expand_plain(values, type, *stored, 0, n);
     return values;
 }
