@@ -227,8 +227,8 @@ windows=0
 # The memory is large from the start: node's WASI (20.20) crashes in programs that let it grow.
 wasi_packages="clang lld wasi-libc libclang-rt-dev-wasm32 nodejs"
 row "WebAssembly (WASI), node" "$wasi_packages" "node --experimental-wasi-unstable-preview1 test/wasi.mjs" best \
-    clang --target=wasm32-wasi -O2 -DJANUS_NO_THREADS -DJANUS_NO_MMAP -D_WASI_EMULATED_GETPID -D_WASI_EMULATED_PROCESS_CLOCKS -Wl,-z,stack-size=1048576,--initial-memory=268435456 \
-    -lwasi-emulated-getpid -lwasi-emulated-process-clocks
+    clang --target=wasm32-wasi -O2 -DJANUS_NO_THREADS -DJANUS_NO_MMAP -D_WASI_EMULATED_GETPID -D_WASI_EMULATED_PROCESS_CLOCKS \
+    -Wl,-z,stack-size=1048576,--initial-memory=268435456 -lwasi-emulated-getpid -lwasi-emulated-process-clocks
 row "aarch64, qemu" "gcc-aarch64-linux-gnu qemu-user" qemu-aarch64 all aarch64-linux-gnu-gcc -O2 -static -lpthread
 row "armhf, qemu" "gcc-arm-linux-gnueabihf qemu-user" qemu-arm best arm-linux-gnueabihf-gcc -O2 -static -lpthread
 row "riscv64, qemu" "gcc-riscv64-linux-gnu qemu-user" qemu-riscv64 best riscv64-linux-gnu-gcc -O2 -static -lpthread
