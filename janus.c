@@ -2115,10 +2115,10 @@ static void conv2d(Compute *cx, float *out, const float *x, const Weight *w, con
    keys come in blocks, and the running maximum and sum of each query's softmax rescale what was added before
    (Milakov and Gimelshein 2018, Dao et al. 2022). H query heads share KV key heads. */
 
-typedef struct { /* keys and values of consecutive positions, (count, KV*d) each */
+typedef struct { /* keys and values of consecutive positions, (count, d) for each of KV heads */
     const void *k, *v;
-    int type;              /* TYPE_F32 or TYPE_F16 */
-    int64_t count, stride; /* elements from one position to the next */
+    int type;                           /* TYPE_F32 or TYPE_F16 */
+    int64_t count, stride, head_stride; /* elements from one position to the next, from one head to the next */
 } KeyValue;
 
 typedef struct {
@@ -2128,13 +2128,16 @@ typedef struct {
     float scale;
 } AttentionShape;
 
-typedef struct {
-    Compute *cx;
+typedef struct { /* the queries of one sequence, and what they look at: one span after the other */
     float *out;     /* (T, H*d), out_stride */
     const float *q; /* (T, H*d), q_stride */
-    const KeyValue *spans;
+    KeyValue spans[2];
     int span_count;
-    int64_t S;
+} AttentionSequence;
+
+typedef struct {
+    Compute *cx;
+    const AttentionSequence *sequences;
     AttentionShape shape;
     int64_t query_step;
 } Attention;
@@ -2237,28 +2240,30 @@ static void attend_block(const QueryBlock *b, Rows k, Rows v, int64_t n, int64_t
     block_values(b, v, n);
 }
 
-static void attend(const Attention *a, int thread, int64_t head, int64_t first, int64_t T) {
+static void attend(const Attention *a, int thread, const AttentionSequence *sequence, int64_t head, int64_t first, int64_t T) {
     const AttentionShape *s = &a->shape;
-    QueryBlock b = query_block(a, thread, a->q + first * s->q_stride + head * s->d, T);
+    QueryBlock b = query_block(a, thread, sequence->q + first * s->q_stride + head * s->d, T);
     if (T > FEW_QUERIES)
         pack_tiles(&b, b.packed_q, b.q, s->q_stride, s->d);
     else
         pad_rows(b.packed_q, b.q, s->q_stride, T, s->d);
-    int64_t position = 0, last = s->causal ? a->S - s->T + first + T : a->S;
-    for (int i = 0; i < a->span_count; i++) {
-        const KeyValue *span = &a->spans[i];
-        int64_t bytes = span->type == TYPE_F32 ? 4 : 2, offset = head / (s->H / s->KV) * s->d * bytes;
+    int64_t position = 0, S = 0;
+    for (int i = 0; i < sequence->span_count; i++) S += sequence->spans[i].count;
+    const int64_t before = S - s->T + first, last = s->causal ? before + T : S; /* of the first query; seen by the last one */
+    for (int i = 0; i < sequence->span_count; i++) {
+        const KeyValue *span = &sequence->spans[i];
+        int64_t bytes = span->type == TYPE_F32 ? 4 : 2, offset = head / (s->H / s->KV) * span->head_stride * bytes;
         int64_t count = min_i64(span->count, last - position);
         for (int64_t key = 0; key < count; key += KEY_STEP) {
             int64_t n = min_i64(KEY_STEP, count - key), skip = key * span->stride * bytes + offset;
             Rows k = {span->type, (const char *)span->k + skip, span->stride * bytes}, v = k;
             v.data = (const char *)span->v + skip;
-            attend_block(&b, k, v, n, s->causal ? a->S - s->T + first + 1 - position - key : n);
+            attend_block(&b, k, v, n, s->causal ? before + 1 - position - key : n);
         }
         position += span->count;
     }
     for (int64_t t = 0; t < T; t++) {
-        float *out = a->out + (first + t) * s->out_stride + head * s->d;
+        float *out = sequence->out + (first + t) * s->out_stride + head * s->d;
         b.isa->scale(b.out + t * b.width, 1 / b.sum[t], s->d);
         memcpy(out, b.out + t * b.width, (size_t)s->d * sizeof *out);
     }
@@ -2266,33 +2271,31 @@ static void attend(const Attention *a, int thread, int64_t head, int64_t first, 
 
 static void attention_job(void *ctx, int thread, int64_t begin, int64_t end) {
     const Attention *a = ctx;
-    int64_t blocks = (a->shape.T + a->query_step - 1) / a->query_step;
+    int64_t blocks = (a->shape.T + a->query_step - 1) / a->query_step, jobs = a->shape.H * blocks; /* of a sequence */
     for (int64_t i = begin; i < end; i++) {
         int64_t first = i % blocks * a->query_step;
-        attend(a, thread, i / blocks, first, min_i64(a->query_step, a->shape.T - first));
+        attend(a, thread, &a->sequences[i / jobs], i % jobs / blocks, first, min_i64(a->query_step, a->shape.T - first));
     }
 }
 
-static void attention(Compute *cx, float *out, const float *q, const KeyValue *spans, int span_count,
-                      const AttentionShape *shape) {
-    Attention a = {cx, out, q, spans, span_count, 0, *shape, 0};
-    for (int i = 0; i < span_count; i++) a.S += spans[i].count;
+/* Attention of R sequences of one shape, each to its own keys and values. */
+static void attention(Compute *cx, const AttentionSequence *sequences, int64_t R, const AttentionShape *shape) {
+    Attention a = {cx, sequences, *shape, 0};
     int64_t blocks = (shape->T + QUERY_STEP - 1) / QUERY_STEP;
     a.query_step = round_up((shape->T + blocks - 1) / blocks, cx->isa->tile_rows);
     blocks = (shape->T + a.query_step - 1) / a.query_step;
     if (reserve_scratch(cx, 0, query_block_floats(cx->isa, a.query_step, shape->d)))
-        pool_run(cx->pool, attention_job, &a, shape->H * blocks, 1);
+        pool_run(cx->pool, attention_job, &a, R * shape->H * blocks, 1);
 }
 
 /* ---- element by element, and norms ---- */
 
-enum { GELU, SILU, ADD, STORE_F16 };
+enum { GELU, SILU, ADD };
 
 typedef struct {
     const Kernels *isa;
     int operation;
     float *out;
-    uint16_t *halves; /* STORE_F16 */
     const float *x;
     const float *weight, *bias;
     int64_t T, D;
@@ -2310,24 +2313,18 @@ static void element_job(void *ctx, int thread, int64_t begin, int64_t end) {
     switch (e->operation) {
     case GELU: e->isa->gelu(e->out + begin, end - begin); break;
     case SILU: e->isa->silu(e->out + begin, x, end - begin); break;
-    case ADD: e->isa->add(e->out + begin, x, end - begin); break;
-    default: e->isa->store_f16(e->halves + begin, x, end - begin);
+    default: e->isa->add(e->out + begin, x, end - begin);
     }
 }
 
-static void run_elements(Compute *cx, int operation, float *out, uint16_t *halves, const float *x, int64_t n) {
-    Elementwise e = {.isa = cx->isa, .operation = operation, .out = out, .halves = halves, .x = x};
+static void run_elements(Compute *cx, int operation, float *out, const float *x, int64_t n) {
+    Elementwise e = {.isa = cx->isa, .operation = operation, .out = out, .x = x};
     if (!cx->failed) pool_run(cx->pool, element_job, &e, n, ELEMENT_STEP);
 }
 
-static void gelu(Compute *cx, float *x, int64_t n) { run_elements(cx, GELU, x, NULL, NULL, n); }
-static void silu_mul(Compute *cx, float *gate, const float *up, int64_t n) {
-    run_elements(cx, SILU, gate, NULL, up, n);
-}
-static void add(Compute *cx, float *out, const float *x, int64_t n) { run_elements(cx, ADD, out, NULL, x, n); }
-static void store_f16(Compute *cx, uint16_t *out, const float *x, int64_t n) {
-    run_elements(cx, STORE_F16, NULL, out, x, n);
-}
+static void gelu(Compute *cx, float *x, int64_t n) { run_elements(cx, GELU, x, NULL, n); }
+static void silu_mul(Compute *cx, float *gate, const float *up, int64_t n) { run_elements(cx, SILU, gate, up, n); }
+static void add(Compute *cx, float *out, const float *x, int64_t n) { run_elements(cx, ADD, out, x, n); }
 
 static void norm_job(void *ctx, int thread, int64_t begin, int64_t end) {
     const Elementwise *e = ctx;
@@ -4434,13 +4431,17 @@ static void adaptor(Work *work, float *out, const float *x, const Linear *layers
 /* Self-attention without a mask: out (T, W) from the joined q, k, v rows (T, 3W). */
 static void vit_attention(Work *work, const Config *c, float *out, const float *qkv, int64_t T) {
     const int64_t width = c->vit_width, d = width / c->vit_heads;
-    KeyValue keys;
+    AttentionSequence patches;
     AttentionShape shape;
-    keys.k = qkv + width;
-    keys.v = qkv + 2 * width;
-    keys.type = TYPE_F32;
-    keys.count = T;
-    keys.stride = 3 * width;
+    patches.out = out;
+    patches.q = qkv;
+    patches.span_count = 1;
+    patches.spans[0].k = qkv + width;
+    patches.spans[0].v = qkv + 2 * width;
+    patches.spans[0].type = TYPE_F32;
+    patches.spans[0].count = T;
+    patches.spans[0].stride = 3 * width;
+    patches.spans[0].head_stride = d;
     shape.T = T;
     shape.H = shape.KV = c->vit_heads;
     shape.d = d;
@@ -4448,7 +4449,7 @@ static void vit_attention(Work *work, const Config *c, float *out, const float *
     shape.out_stride = width;
     shape.causal = 0;
     shape.scale = 1.0f / sqrtf((float)d);
-    attention(&work->compute, out, qkv, &keys, 1, &shape);
+    attention(&work->compute, &patches, 1, &shape);
 }
 
 /* x (T, W) -> x (T, W); h (T, W) and wide (T, max(3W, mlp)) are scratch. */
@@ -4531,11 +4532,11 @@ static JanusStatus see_image(Work *work, const JanusModel *m, const JanusImage *
        official: LlamaForCausalLM as language_model in modeling_vlm.py
    ==================================================================================================================== */
 
-/* Keys and values of one sequence: a row of G*d numbers a position, for each layer. */
+/* Keys and values of one sequence, by layer and head: what a query of a head goes through lies side by side. */
 typedef struct {
-    int64_t length, capacity;
-    int layers, type;       /* TYPE_F32, or TYPE_F16 for half the memory */
-    void **keys, **values;  /* (layers)(capacity, G*d) */
+    int64_t length, capacity; /* positions */
+    int layers, type;         /* TYPE_F32, or TYPE_F16 for half the memory */
+    void **keys, **values;    /* (layers)(G, capacity, d) */
 } KvCache;
 
 /* A sequence that goes on from a shared beginning: the pictures of a batch share their prompt. */
@@ -4568,13 +4569,17 @@ static JanusStatus kv_cache_reserve(KvCache *cache, const Config *c, int64_t len
         }
     }
     const int64_t capacity = length > 2 * cache->capacity ? length : 2 * cache->capacity;
-    const int64_t row_bytes = type_row_bytes(cache->type, (int64_t)c->kv_heads * c->head_dim);
-    const int64_t bytes = checked_product(capacity, row_bytes, 1);
+    const int64_t row_bytes = type_row_bytes(cache->type, c->head_dim), bytes = checked_product(capacity, c->kv_heads, row_bytes);
     for (int i = 0; i < 2 * c->layers; i++) {
         void **rows = i < c->layers ? &cache->keys[i] : &cache->values[i - c->layers];
         void *grown = reallocate(*rows, bytes, 1);
         if (grown == NULL) return fail_memory(error);
         *rows = grown;
+    }
+    for (int i = 0; i < 2 * c->layers; i++) { /* the heads move apart, the last one first */
+        char *rows = i < c->layers ? cache->keys[i] : cache->values[i - c->layers];
+        for (int64_t head = c->kv_heads - 1; head > 0; head--)
+            memmove(rows + head * capacity * row_bytes, rows + head * cache->capacity * row_bytes, (size_t)(cache->length * row_bytes));
     }
     cache->capacity = capacity;
     return JANUS_OK;
@@ -4599,18 +4604,16 @@ static void rope_table(const Config *c, int64_t first, int64_t T, float *cosines
     }
 }
 
-/* Rotates T rows of `heads` heads in place: pairs are (i, i + d/2), halves, not neighbours. */
-static void rope(float *x, int64_t T, int heads, int d, const float *cosines, const float *sines) {
+/* Rotates T rows of a head in place, `stride` apart: pairs are (i, i + d/2), halves, not neighbours. */
+static void rope(float *x, int64_t stride, int64_t T, int d, const float *cosines, const float *sines) {
     const int half = d / 2;
     for (int64_t t = 0; t < T; t++) {
         const float *cosine = cosines + t * half, *sine = sines + t * half;
-        for (int h = 0; h < heads; h++) {
-            float *low = x + (t * heads + h) * d, *high = low + half;
-            for (int i = 0; i < half; i++) {
-                const float a = low[i], b = high[i];
-                low[i] = a * cosine[i] - b * sine[i];
-                high[i] = b * cosine[i] + a * sine[i];
-            }
+        float *low = x + t * stride, *high = low + half;
+        for (int i = 0; i < half; i++) {
+            const float a = low[i], b = high[i];
+            low[i] = a * cosine[i] - b * sine[i];
+            high[i] = b * cosine[i] + a * sine[i];
         }
     }
 }
@@ -4622,6 +4625,7 @@ typedef struct {
     float *k, *v;            /* (R*T, G*d) */
     float *gate, *up;        /* (R*T, F) */
     float *cosines, *sines;  /* (R, T, d/2) */
+    AttentionSequence *attention; /* (R) */
 } TransformerScratch;
 
 static TransformerScratch transformer_scratch(Arena *arena, const Config *c, int64_t R, int64_t T) {
@@ -4638,39 +4642,75 @@ static TransformerScratch transformer_scratch(Arena *arena, const Config *c, int
     s.up = arena_floats(arena, rows, c->mlp);
     s.cosines = arena_floats(arena, rows, c->head_dim / 2);
     s.sines = arena_floats(arena, rows, c->head_dim / 2);
+    s.attention = arena_allocate(arena, R, sizeof *s.attention);
     return s;
 }
 
-/* Keeps T rows of keys or values from position `first` on. */
-static void kv_store(Compute *cx, int type, void *rows, const float *x, int64_t first, int64_t T, int64_t width) {
-    if (type == TYPE_F16) store_f16(cx, (uint16_t *)rows + first * width, x, T * width);
-    else memcpy((float *)rows + first * width, x, (size_t)(T * width) * sizeof *x);
+/* What every sequence does with its q, k, v before attention. */
+typedef struct {
+    const Config *config;
+    const Kernels *isa;
+    const TransformerScratch *scratch;
+    Sequence *const *sequences;
+    int layer;
+} KeepJob;
+
+/* Keeps a head's T rows of keys or values, `stride` apart, behind those that the cache has. */
+static void keep_rows(const KeepJob *job, const KvCache *cache, void *rows, int64_t head, const float *x, int64_t stride, int64_t T) {
+    const int64_t d = job->config->head_dim, first = (head * cache->capacity + cache->length) * d;
+    for (int64_t t = 0; t < T; t++) {
+        if (cache->type == TYPE_F16) job->isa->store_f16((uint16_t *)rows + first + t * d, x + t * stride, d);
+        else memcpy((float *)rows + first + t * d, x + t * stride, (size_t)d * sizeof *x);
+    }
 }
 
-/* One sequence's part of a block: its T rows of q, k, v are rotated, k and v are kept, and out (T, H*d) is what its
-   queries find in all the positions up to their own. */
-static void sequence_attention(Work *work, const Config *c, const TransformerScratch *s, int64_t r, int layer,
-                               Sequence *sequence, float *out) {
-    const int64_t T = s->T, q_width = (int64_t)c->heads * c->head_dim, kv_width = (int64_t)c->kv_heads * c->head_dim;
-    const int64_t past = sequence->own.length;
-    float *q = s->q + r * T * q_width, *k = s->k + r * T * kv_width, *v = s->v + r * T * kv_width;
-    const float *cosines = s->cosines + r * T * (c->head_dim / 2), *sines = s->sines + r * T * (c->head_dim / 2);
-    KeyValue spans[2];
+/* A key head of a sequence at a time: the queries that it serves and its keys are rotated, keys and values are kept. */
+static void keep_job(void *ctx, int thread, int64_t begin, int64_t end) {
+    const KeepJob *job = ctx;
+    const Config *c = job->config;
+    const TransformerScratch *s = job->scratch;
+    const int d = c->head_dim, group = c->heads / c->kv_heads;
+    const int64_t T = s->T, q_width = (int64_t)c->heads * d, kv_width = (int64_t)c->kv_heads * d;
+    (void)thread;
+    for (int64_t i = begin; i < end; i++) {
+        const int64_t r = i / c->kv_heads, head = i % c->kv_heads;
+        const KvCache *cache = &job->sequences[r]->own;
+        const float *cosines = s->cosines + r * T * (d / 2), *sines = s->sines + r * T * (d / 2);
+        float *q = s->q + r * T * q_width + head * group * d, *k = s->k + r * T * kv_width + head * d;
+        for (int g = 0; g < group; g++) rope(q + g * d, q_width, T, d, cosines, sines);
+        rope(k, kv_width, T, d, cosines, sines);
+        keep_rows(job, cache, cache->keys[job->layer], head, k, kv_width, T);
+        keep_rows(job, cache, cache->values[job->layer], head, s->v + r * T * kv_width + head * d, kv_width, T);
+    }
+}
+
+static KeyValue cached(const KvCache *cache, const Config *c, int layer, int64_t count) {
+    KeyValue span;
+    span.k = cache->keys[layer];
+    span.v = cache->values[layer];
+    span.type = cache->type;
+    span.count = count;
+    span.stride = c->head_dim;
+    span.head_stride = cache->capacity * c->head_dim;
+    return span;
+}
+
+/* Every sequence's part of a block: out (R*T, H*d) is what its queries find in all the positions up to their own. */
+static void sequence_attention(Work *work, const Config *c, const TransformerScratch *s, int layer,
+                               Sequence *const *sequences, float *out) {
+    KeepJob keep = {c, work->compute.isa, s, sequences, layer};
+    const int64_t T = s->T, q_width = (int64_t)c->heads * c->head_dim;
     AttentionShape shape;
-    int count = 0;
-    rope(q, T, c->heads, c->head_dim, cosines, sines);
-    rope(k, T, c->kv_heads, c->head_dim, cosines, sines);
-    kv_store(&work->compute, sequence->own.type, sequence->own.keys[layer], k, past, T, kv_width);
-    kv_store(&work->compute, sequence->own.type, sequence->own.values[layer], v, past, T, kv_width);
-    for (int own = 0; own < 2; own++) {
-        const KvCache *cache = own ? &sequence->own : sequence->shared;
-        if (cache == NULL) continue;
-        spans[count].k = cache->keys[layer];
-        spans[count].v = cache->values[layer];
-        spans[count].type = cache->type;
-        spans[count].count = own ? past + T : cache->length;
-        spans[count].stride = kv_width;
-        count++;
+    if (work->compute.failed) return;
+    pool_run(work->compute.pool, keep_job, &keep, s->R * c->kv_heads, 1);
+    for (int64_t r = 0; r < s->R; r++) {
+        AttentionSequence *to = &s->attention[r];
+        const Sequence *sequence = sequences[r];
+        to->out = out + r * T * q_width;
+        to->q = s->q + r * T * q_width;
+        to->span_count = 0;
+        if (sequence->shared != NULL) to->spans[to->span_count++] = cached(sequence->shared, c, layer, sequence->shared->length);
+        to->spans[to->span_count++] = cached(&sequence->own, c, layer, sequence->own.length + T);
     }
     shape.T = T;
     shape.H = c->heads;
@@ -4679,20 +4719,19 @@ static void sequence_attention(Work *work, const Config *c, const TransformerScr
     shape.q_stride = shape.out_stride = q_width;
     shape.causal = 1;
     shape.scale = 1.0f / sqrtf((float)c->head_dim);
-    attention(&work->compute, out, q, spans, count, &shape);
+    attention(&work->compute, s->attention, s->R, &shape);
 }
 
 /* x (R*T, D) -> x (R*T, D) */
 static void transformer_block(Work *work, const Config *c, const TransformerBlock *block, int layer,
                               const TransformerScratch *s, Sequence *const *sequences, float *x) {
     Compute *cx = &work->compute;
-    const int64_t rows = s->R * s->T, q_width = (int64_t)c->heads * c->head_dim;
+    const int64_t rows = s->R * s->T;
     rms_norm(cx, s->h, x, block->attn_norm, rows, c->hidden, c->rms_epsilon);
     linear(cx, s->q, s->h, &block->q, NULL, rows);
     linear(cx, s->k, s->h, &block->k, NULL, rows);
     linear(cx, s->v, s->h, &block->v, NULL, rows);
-    for (int64_t r = 0; r < s->R; r++)
-        sequence_attention(work, c, s, r, layer, sequences[r], s->h + r * s->T * q_width);
+    sequence_attention(work, c, s, layer, sequences, s->h);
     linear(cx, s->q, s->h, &block->output, NULL, rows);
     add(cx, x, s->q, rows * c->hidden);
 
@@ -5040,23 +5079,26 @@ static void attn_block(Work *work, const Config *c, const AttnBlock *block, floa
     float *h = arena_floats(&work->arena, T, width), *q = arena_floats(&work->arena, T, width);
     float *k = arena_floats(&work->arena, T, width), *v = arena_floats(&work->arena, T, width);
     if (!work->arena.failed) {
-        KeyValue keys;
+        AttentionSequence pixels;
         AttentionShape shape;
         normalize_groups(work, c, h, x, &block->norm, T, width, 0);
         apply(work, q, h, &block->q, T);
         apply(work, k, h, &block->k, T);
         apply(work, v, h, &block->v, T);
-        keys.k = k;
-        keys.v = v;
-        keys.type = TYPE_F32;
-        keys.count = T;
-        keys.stride = width;
+        pixels.out = h;
+        pixels.q = q;
+        pixels.span_count = 1;
+        pixels.spans[0].k = k;
+        pixels.spans[0].v = v;
+        pixels.spans[0].type = TYPE_F32;
+        pixels.spans[0].count = T;
+        pixels.spans[0].stride = pixels.spans[0].head_stride = width;
         shape.T = T;
         shape.H = shape.KV = 1;
         shape.d = shape.q_stride = shape.out_stride = width;
         shape.causal = 0;
         shape.scale = 1.0f / sqrtf((float)width);
-        attention(&work->compute, h, q, &keys, 1, &shape);
+        attention(&work->compute, &pixels, 1, &shape);
         apply(work, q, h, &block->proj, T);
         add(&work->compute, x, q, T * width);
     } else {

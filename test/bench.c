@@ -456,7 +456,7 @@ static void bench_product(const Stage *s) {
 static Sequence made_up_sequence(const Stage *s, int64_t length) {
     const Config *c = &s->model->config;
     const int type = kv_type(&s->session->work);
-    const int64_t count = length * c->kv_heads * c->head_dim;
+    const int64_t count = (length + 1) * c->kv_heads * c->head_dim;
     Sequence sequence;
     JanusError error;
     memset(&sequence, 0, sizeof sequence);

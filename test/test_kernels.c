@@ -151,12 +151,12 @@ static void attention_case(Compute *cx, int type, int64_t T, int64_t S1, int64_t
     float *q = random_floats(T * H * d), *out = random_floats(T * H * d);
     float *keys = random_cache(type, S * row, &k), *values = random_cache(type, S * row, &v);
     int64_t split = S1 * row * type_row_bytes(type, 1);
-    KeyValue spans[2] = {{k, v, type, S1, row}, {(char *)k + split, (char *)v + split, type, S2, row}};
+    AttentionSequence sequence = {out, q, {{k, v, type, S1, row, d}, {(char *)k + split, (char *)v + split, type, S2, row, d}}, S2 > 0 ? 2 : 1};
     AttentionShape shape = {T, H, KV, d, H * d, H * d, causal, 1 / (float)sqrt((double)d)};
     double *p = must_allocate((size_t)S * sizeof *p), error = 0;
     char name[160];
     for (int64_t i = 0; i < T * H * d; i++) q[i] *= 8; /* sharper softmax */
-    attention(cx, out, q, spans, S2 > 0 ? 2 : 1, &shape);
+    attention(cx, &sequence, 1, &shape);
     for (int64_t t = 0; t < T; t++)
         for (int64_t h = 0; h < H; h++) {
             int64_t visible = causal ? S - T + t + 1 : S, offset = h / (H / KV) * d;
@@ -266,7 +266,7 @@ static void element_cases(Compute *cx) {
     silu_mul(cx, y, up, COUNT);
     for (int i = 0; i < COUNT; i++)
         mul_error = worst(mul_error, y[i], x[i] / (1 + exp(-(double)x[i])) * up[i], fabs(x[i]));
-    store_f16(cx, halves, x, COUNT);
+    cx->isa->store_f16(halves, x, COUNT);
     for (int i = 0; i < COUNT; i++) half_error += read_u16(&halves[i]) != f32_to_f16(x[i]);
     snprintf(name, sizeof name, "%s gelu, absolute", cx->isa->name);
     report(name, gelu_error, 8e-6); /* |x| reaches 125, where one ulp is 7.6e-6 */
@@ -306,10 +306,9 @@ static void thread_case(const char *isa) {
     enum { T = 70, I = 200, O = 333, SIDE = 30, CHANNELS = 64 };
     float *values, *x = random_floats(SIDE * SIDE * I), *first = NULL;
     Weight w = random_weight(TYPE_BF16, O, I, &values), few = w, c = w;
-    int64_t n = T * O + 3 * O + SIDE * SIDE * 20 + SIDE * SIDE * CHANNELS + T * CHANNELS;
+    int64_t n = T * O + 3 * O + SIDE * SIDE * 20 + SIDE * SIDE * CHANNELS + 2 * T * CHANNELS;
     ConvShape shape = {SIDE, SIDE, 22, 3, 1, 1, SIDE, SIDE, 0};
     AttentionShape heads = {T, 2, 2, 32, 64, 64, 1, 0.2f};
-    KeyValue span = {x, x + 5, TYPE_F32, 200, 64};
     double differ = 0;
     char name[96];
     c.rows = 20;
@@ -322,7 +321,9 @@ static void thread_case(const char *isa) {
         linear(&cx, p += T * O, x, &few, NULL, 3);
         conv2d(&cx, p += 3 * O, x, &c, NULL, &shape);
         group_norm(&cx, p += SIDE * SIDE * 20, x, x, x, SIDE * SIDE, CHANNELS, 32, 1e-6f, 1);
-        attention(&cx, p += SIDE * SIDE * CHANNELS, x, &span, 1, &heads);
+        p += SIDE * SIDE * CHANNELS;
+        AttentionSequence two[2] = {{p, x, {{x, x + 5, TYPE_F32, 200, 64, 32}}, 1}, {p + T * CHANNELS, x + 7, {{x, x + 9, TYPE_F32, 80, 64, 32}}, 1}};
+        attention(&cx, two, 2, &heads);
         if (threads == 1)
             first = out;
         else {

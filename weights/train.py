@@ -30,7 +30,7 @@ import pickle
 import sys
 import time
 from pathlib import Path
-from typing import Iterator
+from typing import Iterator, NamedTuple
 
 import numpy as np
 import torch
@@ -52,7 +52,8 @@ SPECIAL = [BOS, EOS, PAD, IMAGE_PLACEHOLDER, BEGIN_OF_IMAGE, END_OF_IMAGE, "<|Us
 VOCABULARY = 768
 SCENES, VALIDATION = 60000, 256
 IGNORE = -100
-DRAWINGS, CAPTIONS, CONVERSATIONS, QUESTIONS = 32, 64, 14, 2  # of a step of the joint stage; questions: of a conversation
+DRAWINGS, CONVERSATIONS, QUESTIONS = 40, 20, 2  # of a step of the joint stage; questions: of a conversation
+READING, CAPTIONS = 1000, 64  # steps of the joint stage that only read, and captions of such a step
 DROPPED, SMOOTH = 0.1, 0.2  # the share of drawings without their prompt, and the smoothing of their labels (drawing_loss)
 
 
@@ -197,11 +198,12 @@ class Muon(torch.optim.Optimizer):
     """Steps of matrices (a convolution kernel is one, out x all the rest) with all singular values made nearly equal.
 
     The momentum's matrix goes through five steps of a Newton-Schulz iteration (Keller Jordan, 2024). On the VQ stage it
-    needed less than half the steps of AdamW, which is left with the vectors and the tables.
+    needed less than half the steps of AdamW, which is left with the vectors and the tables. Steps of one size never cease
+    to grow a matrix, and queries and keys that have grown leave attention no gradient: hence the decay.
     """
 
-    def __init__(self, parameters: list[torch.nn.Parameter]):
-        super().__init__(parameters, {"lr": 0.0})
+    def __init__(self, parameters: list[torch.nn.Parameter], decay: float):
+        super().__init__(parameters, {"lr": 0.0, "decay": decay})
 
     @torch.no_grad()
     def step(self) -> None:
@@ -213,7 +215,7 @@ class Muon(torch.optim.Optimizer):
                 momentum.lerp_(parameter.grad, 0.05)
                 step = self.orthogonal(parameter.grad.lerp(momentum, 0.95).reshape(len(parameter), -1))
                 tall = max(1.0, step.shape[0] / step.shape[1]) ** 0.5
-                parameter.add_(step.reshape(parameter.shape), alpha=-group["lr"] * tall)
+                parameter.mul_(1 - group["lr"] * group["decay"]).add_(step.reshape(parameter.shape), alpha=-group["lr"] * tall)
 
     @staticmethod
     def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
@@ -229,10 +231,10 @@ class Optimizers:
     """Muon for the matrices inside, AdamW for vectors and for what stands at the ends: tables and heads."""
 
     def __init__(self, named: list[tuple[str, torch.nn.Parameter]], muon_rate: float, adam_rate: float, ends: tuple[str, ...],
-                 scaffold: list[torch.nn.Parameter] = ()):
+                 scaffold: list[torch.nn.Parameter] = (), decay: float = 0.0):
         inside = [p for name, p in named if p.ndim >= 2 and not any(end in name for end in ends)]
         others = [p for name, p in named if p.ndim < 2 or any(end in name for end in ends)]
-        self.pairs = [(Muon(inside), muon_rate)]
+        self.pairs = [(Muon(inside, decay), muon_rate)]
         self.pairs += [(torch.optim.AdamW(group, betas=(0.9, 0.98), weight_decay=0.0), adam_rate) for group in (others, scaffold) if group]
 
     def update(self, loss: torch.Tensor, share: float) -> None:
@@ -379,39 +381,47 @@ def train_eyes(model: JanusForConditionalGeneration, scenes: list[world.Scene], 
 
 # ---- Stage 3 --------------------------------------------------------------------------------------------------------
 
+class Drawings(NamedTuple):
+    """Captions and the pictures that they ask for."""
+
+    prompts: torch.Tensor  # int64 [count, longest], up to <begin_of_image>, then filled up
+    last: torch.Tensor  # int64 [count], the place of <begin_of_image>
+    image_ids: torch.Tensor  # int64 [count, 64]
+    dropped: torch.Tensor  # bool [count], whether the prompt is the unconditional one
+    said: torch.Tensor  # said_labels [count, 5], IGNORE where the prompt is dropped
+    plans: torch.Tensor  # plan_labels [count, 7], IGNORE where the prompt is dropped
+    patches: torch.Tensor  # patch_labels [count, 64, 2]
+
+
 class Lessons:
-    """Batches of the joint stage."""
+    """Batches of the joint stage; half of the scenes are pairs."""
 
     def __init__(self, scenes: list[world.Scene], pictures: torch.Tensor, image_ids: torch.Tensor, speaker: Speaker, seed: int):
         self.scenes, self.pictures, self.image_ids, self.speaker = scenes, pictures, image_ids, speaker
         self.patches, self.plans = patch_labels(scenes), plan_labels(scenes)
+        self.pairs = np.array([scene.is_pair for scene in scenes[VALIDATION:]]).nonzero()[0] + VALIDATION
+        self.others = np.setdiff1d(np.arange(VALIDATION, len(scenes)), self.pairs)
         self.rng = np.random.default_rng(seed)
 
     def choose(self, count: int) -> np.ndarray:
-        return self.rng.integers(VALIDATION, len(self.scenes), count)
+        return np.where(self.rng.random(count) < 0.5, self.rng.choice(self.pairs, count), self.rng.choice(self.others, count))
 
-    def drawings(self, count: int) -> tuple[torch.Tensor, ...]:
-        """Prompts int64 [count, longest], the place of <begin_of_image> in each [count], image ids [count, 64],
-        bool [count]: whether the prompt is the unconditional one, and the patch_labels of the scenes."""
-        chosen, dropped = self.choose(count), self.rng.random(count) < DROPPED
-        prompts = [self.speaker.drawing(world.caption(self.scenes[i], self.rng), drop) for i, drop in zip(chosen, dropped)]
-        return (pad_batch(prompts, self.speaker.pad), torch.tensor([len(p) - 1 for p in prompts]),
-                self.image_ids[chosen], torch.from_numpy(dropped), self.patches[chosen])
-
-    def captions(self, count: int) -> tuple[torch.Tensor, ...]:
-        """Prompts int64 [count, longest], the place of <begin_of_image> in each [count], said_labels and plan_labels."""
-        chosen = self.choose(count)
+    def drawings(self, count: int, dropped_share: float) -> Drawings:
+        chosen, dropped = self.choose(count), self.rng.random(count) < dropped_share
         words = [world.caption(self.scenes[i], self.rng) for i in chosen]
-        prompts = [self.speaker.drawing(text, False) for text in words]
+        prompts = [self.speaker.drawing(text, drop) for text, drop in zip(words, dropped)]
         said = torch.tensor([said_labels(self.scenes[i], text) for i, text in zip(chosen, words)])
-        return pad_batch(prompts, self.speaker.pad), torch.tensor([len(p) - 1 for p in prompts]), said, self.plans[chosen]
+        gone = torch.from_numpy(dropped)
+        return Drawings(pad_batch(prompts, self.speaker.pad), torch.tensor([len(p) - 1 for p in prompts]), self.image_ids[chosen],
+                        gone, said.masked_fill(gone[:, None], IGNORE), self.plans[chosen].masked_fill(gone[:, None], IGNORE),
+                        self.patches[chosen])
 
-    def answers(self, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """ids and labels int64 [count, longest] of conversations about a picture each, and the pictures."""
+    def answers(self, count: int) -> tuple[torch.Tensor, ...]:
+        """ids and labels int64 [count, longest] of conversations about a picture each, the pictures and their plan_labels."""
         chosen = self.choose(count)
         rows = [self.speaker.conversation([(q, a) for _, q, a in world.questions(self.scenes[i], self.rng, QUESTIONS)], True) for i in chosen]
         return (pad_batch([ids for ids, _ in rows], self.speaker.pad), pad_batch([labels for _, labels in rows], IGNORE),
-                self.pictures[torch.from_numpy(chosen)])
+                self.pictures[torch.from_numpy(chosen)], self.plans[chosen])
 
     def chats(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """ids and labels of conversations without a picture."""
@@ -450,78 +460,94 @@ def said_labels(scene: world.Scene, caption: str) -> list[int]:
 
 
 class Scaffold(torch.nn.Module):
-    """Heads that help the transformer to read captions, and are thrown away when it can.
+    """Heads that help the transformer to read captions and pictures, and are thrown away when it can.
 
     Which thing is meant is a few nats of the hundred that a picture's ids cost, most of which say where an outline runs; a
     transformer learns the outlines first and draws two red cars for a car and a heart. And "a star left of a house" and "a
     star right of a house" share every word but one, so that who stands where is a product of two things read, of which
     either alone says nothing. So at <begin_of_image> an early block is also asked what was said in which order, a later one
-    what the picture is to be, and at every id the last one what is on that patch.
+    what the picture is to be, and at every id the last one what is on that patch. Where a picture is seen, the later one is
+    asked the same at <end_of_image>: what a picture is has one form for both tasks.
     """
 
-    SAID, PLAN = 3, 5  # the blocks that are asked
+    SAID, PLAN = 2, 4  # the blocks that are asked
 
     def __init__(self) -> None:
         super().__init__()
         self.said, self.plan, self.patch = (torch.nn.Linear(WIDTH, 9 * count) for count in (5, 7, 2))
 
+    def reading(self, blocks: tuple[torch.Tensor, ...], lessons: Drawings) -> torch.Tensor:
+        """What is asked about the captions of drawings, given what every block left of them."""
+        rows = torch.arange(len(lessons.last))
+        said, planned = (blocks[block][rows, lessons.last] for block in (self.SAID, self.PLAN))
+        return self.ask(self.said, said, lessons.said) + self.ask(self.plan, planned, lessons.plans)
+
+    def seeing(self, blocks: tuple[torch.Tensor, ...], ends: torch.Tensor, plans: torch.Tensor) -> torch.Tensor:
+        """What is asked about pictures seen: `ends` bool [B, T] marks <end_of_image>."""
+        return self.ask(self.plan, blocks[self.PLAN][ends], plans)
+
     @staticmethod
     def ask(head: torch.nn.Linear, states: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Cross-entropy of labels below 9, int64 [..., count], each with nine outputs of the head."""
-        return F.cross_entropy(head(states).float().unflatten(-1, (-1, 9)).flatten(0, -2), labels.flatten())
+        told = head(F.rms_norm(states, (WIDTH,))).float().unflatten(-1, (-1, 9))
+        return F.cross_entropy(told.flatten(0, -2), labels.flatten(), ignore_index=IGNORE)
 
 
-def reading_loss(model: JanusForConditionalGeneration, scaffold: Scaffold, prompts: torch.Tensor, last: torch.Tensor,
-                 said: torch.Tensor, plans: torch.Tensor) -> torch.Tensor:
+def reading_loss(model: JanusForConditionalGeneration, scaffold: Scaffold, lessons: Drawings) -> torch.Tensor:
     """What the scaffold asks about captions alone."""
-    blocks = hidden_states(model, model.get_input_embeddings()(prompts).float())
-    at_end = [F.rms_norm(blocks[block][torch.arange(len(prompts)), last], (WIDTH,)) for block in (Scaffold.SAID, Scaffold.PLAN)]
-    return scaffold.ask(scaffold.said, at_end[0], said) + scaffold.ask(scaffold.plan, at_end[1], plans)
+    return scaffold.reading(hidden_states(model, model.get_input_embeddings()(lessons.prompts).float()), lessons)
 
 
-def drawing_loss(model: JanusForConditionalGeneration, scaffold: Scaffold, prompts: torch.Tensor, last: torch.Tensor,
-                 image_ids: torch.Tensor, dropped: torch.Tensor, patches: torch.Tensor) -> dict[str, torch.Tensor]:
+def drawing_loss(model: JanusForConditionalGeneration, scaffold: Scaffold, lessons: Drawings) -> dict[str, torch.Tensor]:
     """`draw`, cross-entropy of the image ids after their prompts; `prompted`, without the dropped prompts, for the log;
-    `patch`, what the scaffold asks about the patches.
+    `reading` and `patch`, what the scaffold asks.
 
     Guidance at weight 5 samples from p^5 / q^4, where q is what the unconditional row says. A colour and a kind that are
     asked for have q near p / 64, so that an id of p = 1e-5, which is only a net's noise, weighs more than one of p = 0.9
     that fits every prompt. So the unconditional row learns smoothed labels: its q does not fall under SMOOTH / CODEBOOK,
     and guidance then chooses among the ids that the conditional row itself finds likely.
     """
-    count, width = prompts.shape
-    words = model.get_input_embeddings()(prompts)
-    drawn = model.prepare_embeddings_for_image_generation(image_ids[:, :-1])
-    places = last[:, None] + torch.arange(TOKENS)  # of the states that predict the ids: <begin_of_image> and on
+    count, width = lessons.prompts.shape
+    words = model.get_input_embeddings()(lessons.prompts)
+    drawn = model.prepare_embeddings_for_image_generation(lessons.image_ids[:, :-1])
+    places = lessons.last[:, None] + torch.arange(TOKENS)  # of the states that predict the ids: <begin_of_image> and on
     embeddings = torch.zeros(count, width + TOKENS - 1, words.shape[2])
     embeddings[:, :width] = words
     embeddings = embeddings.scatter(1, (places[:, 1:])[..., None].expand(-1, -1, words.shape[2]), drawn.float())
-    states = hidden_states(model, embeddings)[-1].gather(1, places[..., None].expand(-1, -1, words.shape[2]))
+    blocks = hidden_states(model, embeddings)
+    states = blocks[-1].gather(1, places[..., None].expand(-1, -1, words.shape[2]))
     logarithms = model.model.generation_head(states).float().log_softmax(-1)
-    plain = -logarithms.gather(2, image_ids[..., None])[..., 0].mean(1)
+    plain = -logarithms.gather(2, lessons.image_ids[..., None])[..., 0].mean(1)
     smoothed = (1 - SMOOTH) * plain - SMOOTH * logarithms.mean((1, 2))
-    return {"draw": torch.where(dropped, smoothed, plain).mean(), "prompted": plain.detach()[~dropped].mean(),
-            "patch": scaffold.ask(scaffold.patch, states, patches)}
+    return {"draw": torch.where(lessons.dropped, smoothed, plain).mean(), "prompted": plain.detach()[~lessons.dropped].mean(),
+            "reading": scaffold.reading(blocks, lessons), "patch": scaffold.ask(scaffold.patch, states, lessons.patches)}
 
 
-def answer_loss(model: JanusForConditionalGeneration, speaker: Speaker, ids: torch.Tensor, labels: torch.Tensor,
-                pictures: torch.Tensor | None) -> torch.Tensor:
-    """Cross-entropy of the answers."""
+def answer_loss(model: JanusForConditionalGeneration, scaffold: Scaffold, speaker: Speaker, ids: torch.Tensor, labels: torch.Tensor,
+                pictures: torch.Tensor | None = None, plans: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+    """`answer`, cross-entropy of the answers; with pictures also `seeing`, what the scaffold asks. Without, `chat`."""
     embeddings = model.get_input_embeddings()(ids).float()
     if pictures is not None:
         seen = model.model.get_image_features(to_input(pictures)).pooler_output.float()
         embeddings = embeddings.masked_scatter((ids == speaker.image)[..., None], seen)
-    states, wanted = hidden_states(model, embeddings)[-1][:, :-1], labels[:, 1:]
+    blocks = hidden_states(model, embeddings)
+    states, wanted = blocks[-1][:, :-1], labels[:, 1:]
     chosen = wanted != IGNORE
-    return F.cross_entropy(model.lm_head(states[chosen]).float(), wanted[chosen])
+    loss = F.cross_entropy(model.lm_head(states[chosen]).float(), wanted[chosen])
+    return {"chat": loss} if pictures is None else {"answer": loss, "seeing": scaffold.seeing(blocks, ids == speaker.end, plans)}
+
+
+WEIGHTS = {"draw": 1.0, "reading": 0.5, "patch": 1.0, "answer": 0.7, "seeing": 0.5, "chat": 0.1}
 
 
 def joint_losses(model: JanusForConditionalGeneration, scaffold: Scaffold, lessons: Lessons, step: int) -> dict[str, torch.Tensor]:
-    losses = drawing_loss(model, scaffold, *lessons.drawings(DRAWINGS))
-    losses["reading"] = reading_loss(model, scaffold, *lessons.captions(CAPTIONS))
-    losses["answer"] = answer_loss(model, lessons.speaker, *lessons.answers(CONVERSATIONS))
+    """The losses of a step, among them those that WEIGHTS names."""
+    if step < READING:
+        return {"reading": reading_loss(model, scaffold, lessons.drawings(CAPTIONS, 0))}
+    losses = drawing_loss(model, scaffold, lessons.drawings(DRAWINGS, DROPPED))
+    losses.update(answer_loss(model, scaffold, lessons.speaker, *lessons.answers(CONVERSATIONS)))
     if step % 4 == 0:
-        losses["chat"] = answer_loss(model, lessons.speaker, *lessons.chats(4), None)
+        losses.update(answer_loss(model, scaffold, lessons.speaker, *lessons.chats(4)))
     return losses
 
 
@@ -530,7 +556,7 @@ def train_joint(model: JanusForConditionalGeneration, lessons_of: object, run: P
     model.model.vision_model.requires_grad_(False)  # Muon's steps are as large for noise as for news: it would forget to see
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     scaffold = Scaffold()
-    optimizers = Optimizers(named, 0.02, 4e-3, ("embed", "head"), list(scaffold.parameters()))
+    optimizers = Optimizers(named, 0.006, 2e-3, ("embed", "head"), list(scaffold.parameters()), decay=0.1)
     if path.exists():
         state = torch.load(path, weights_only=True)
         model.load_state_dict(state["model"])
@@ -547,10 +573,9 @@ def train_joint(model: JanusForConditionalGeneration, lessons_of: object, run: P
     for step in bar:
         with torch.autocast("cpu", torch.bfloat16):
             losses = joint_losses(model, scaffold, lessons, step)
-        optimizers.update(losses["draw"] + losses["patch"] + losses["reading"] + 0.7 * losses["answer"] + 0.1 * losses.get("chat", torch.tensor(0.0)),
-                          schedule(step, steps, 100))
+        optimizers.update(sum(weight * losses[name] for name, weight in WEIGHTS.items() if name in losses), schedule(step, steps, 100))
         if step % 25 == 24:
-            values = {name: float(loss) for name, loss in losses.items()}
+            values = {name: float(loss.detach()) for name, loss in losses.items()}
             log.write("joint", step + 1, **values)
             bar.set_postfix({name: f"{value:.3f}" for name, value in values.items()})
         if step == steps - 1 or time.time() - began > 180:
