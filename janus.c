@@ -803,6 +803,7 @@ typedef struct { /* rows of numbers of one type, `stride` bytes from one to the 
 } Rows;
 
 enum { MAX_TILE_ROWS = 16, K_STEP = 256 }; /* columns are packed at most K_STEP at a time */
+enum { L1_FLOATS = 6144 };                 /* stay in a first-level cache of 32 KiB while weights stream by */
 
 /* One way to pack both operands of a tile. Packed, BLOCK elements of a row take so many 32-bit words:
      exact  32 and 32: floats        bf16  16 and 16: pairs of bf16
@@ -1202,10 +1203,11 @@ INLINE void KERNEL(load_block)(vf *w, const int type, const char *row, int64_t k
     } else {
         vb quants = b_load(row + k / BLOCK * Q4_0_BYTES + 2);
 #if KERNEL_PASS >= PASS_AVX512
-        const vf nibble = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
+        const vf nibble = v_mul(_mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7), v_set1(scale));
         __m512i bytes = _mm512_cvtepu8_epi32(quants); /* the look-up takes the lowest four bits of each number */
         w[0] = _mm512_permutexvar_ps(bytes, nibble);
         w[1] = _mm512_permutexvar_ps(_mm512_srli_epi32(bytes, 4), nibble);
+        return;
 #else
         v_widen(w, b_low_nibbles(quants));
         v_widen(w + BLOCK_VECTORS / 2, b_high_nibbles(quants));
@@ -1268,8 +1270,9 @@ static void KERNEL(expand)(float *out, int type, const void *row, int64_t begin,
     BY_TYPE(type, KERNEL(expand_type), out, row, begin, n);
 }
 
-/* sums[r][t] = w[r] . x[t] for R rows of W and T <= 4 of x. One row of W at a time streams best from memory; where
-   arithmetic binds, several rows of W share the loads of x. */
+/* sums[r][t] = w[r] . x[t] for R rows of W and T <= 4 of x. One row of W at a time streams best from memory, if what is
+   asked for in time goes beyond the page that the processor foresees; where arithmetic binds or x does not stay in the
+   first cache, several rows of W share the loads of x. */
 INLINE void KERNEL(dot_rows)(float (*sums)[4], const int type, const int R, const int T, const float *x,
                              int64_t x_stride, const char *w, int64_t w_stride, int64_t n) {
     const int quantised = type == TYPE_Q8_0 || type == TYPE_Q4_0, chains = R == 1 ? 2 : 1;
@@ -1287,6 +1290,8 @@ INLINE void KERNEL(dot_rows)(float (*sums)[4], const int type, const int R, cons
             KERNEL(load_block)(a, type, w + r * w_stride, k, quantised ? scales[r][(k - begin) / BLOCK] : 1);
             if (R > 1) /* the same place of the next rows */
                 KERNEL(prefetch_block)(type, w + (r + R) * w_stride, k);
+            else
+                KERNEL(prefetch_block)(type, w + 4096, k);
             UNROLL
             for (int t = 0; t < T; t++) UNROLL
             for (int i = 0; i < BLOCK_VECTORS; i++)
@@ -1308,9 +1313,10 @@ INLINE void KERNEL(dot_rows)(float (*sums)[4], const int type, const int R, cons
 
 INLINE void KERNEL(dot_type)(const int type, float *out, int64_t out_stride, const float *x, int64_t x_stride,
                              int64_t T, Rows w, const float *bias, int64_t n, int64_t first, int64_t last) {
+    const int several = T * n > L1_FLOATS || type == TYPE_Q8_0 || type == TYPE_Q4_0;
     for (int64_t o = first, rows; o < last; o += rows) {
         const char *row = w.data + o * w.stride;
-        rows = (T > 2 || type == TYPE_Q8_0 || type == TYPE_Q4_0) && last - o >= DOT_ROWS ? DOT_ROWS : 1;
+        rows = several && last - o >= DOT_ROWS ? DOT_ROWS : 1;
         for (int64_t t = 0, group; t < T; t += group) {
             float sums[DOT_ROWS][4];
             group = T - t >= 4 ? 4 : T - t >= 2 ? 2 : 1;

@@ -52,8 +52,10 @@ SPECIAL = [BOS, EOS, PAD, IMAGE_PLACEHOLDER, BEGIN_OF_IMAGE, END_OF_IMAGE, "<|Us
 VOCABULARY = 768
 SCENES, VALIDATION = 60000, 256
 IGNORE = -100
-DRAWINGS, CONVERSATIONS, QUESTIONS = 40, 20, 2  # of a step of the joint stage; questions: of a conversation
-READING, CAPTIONS = 1000, 64  # steps of the joint stage that only read, and captions of such a step
+# Of a step of the joint stage: until which step, captions alone, drawings, conversations. First it only reads; and it learns
+# to see long before it draws well.
+MIX = ((1000, 64, 0, 0), (3000, 0, 40, 20), (10**9, 0, 56, 8))
+QUESTIONS = 2  # of a conversation
 DROPPED, SMOOTH = 0.1, 0.2  # the share of drawings without their prompt, and the smoothing of their labels (drawing_loss)
 
 
@@ -542,10 +544,11 @@ WEIGHTS = {"draw": 1.0, "reading": 0.5, "patch": 1.0, "answer": 0.7, "seeing": 0
 
 def joint_losses(model: JanusForConditionalGeneration, scaffold: Scaffold, lessons: Lessons, step: int) -> dict[str, torch.Tensor]:
     """The losses of a step, among them those that WEIGHTS names."""
-    if step < READING:
-        return {"reading": reading_loss(model, scaffold, lessons.drawings(CAPTIONS, 0))}
-    losses = drawing_loss(model, scaffold, lessons.drawings(DRAWINGS, DROPPED))
-    losses.update(answer_loss(model, scaffold, lessons.speaker, *lessons.answers(CONVERSATIONS)))
+    captions, drawings, conversations = next(counts for until, *counts in MIX if step < until)
+    if captions:
+        return {"reading": reading_loss(model, scaffold, lessons.drawings(captions, 0))}
+    losses = drawing_loss(model, scaffold, lessons.drawings(drawings, DROPPED))
+    losses.update(answer_loss(model, scaffold, lessons.speaker, *lessons.answers(conversations)))
     if step % 4 == 0:
         losses.update(answer_loss(model, scaffold, lessons.speaker, *lessons.chats(4)))
     return losses
@@ -617,7 +620,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="the folder of the run")
     parser.add_argument("--vq-steps", type=int, default=4000)
     parser.add_argument("--eyes-steps", type=int, default=3000)
-    parser.add_argument("--steps", type=int, default=14000, help="of the joint stage")
+    parser.add_argument("--steps", type=int, default=8000, help="of the joint stage")
     parser.add_argument("--compile", action="store_true", help="of the joint stage: a fifth faster, needs a C++ compiler")
     parser.add_argument("--only", choices=("vq", "eyes", "joint"), help="one stage (vq and eyes need nothing of each other)")
     parser.add_argument("--threads", type=int, default=2)
