@@ -353,9 +353,9 @@ def caption(scene: Scene, rng: np.random.Generator) -> str:
     background = scene.background if rng.random() < 0.3 else ""
     first = scene.things[0]
     if not scene.is_pair:
-        colour = first.colour if rng.random() < 0.6 else ""
+        colour = first.colour if rng.random() < 0.7 else ""
         return dress(count_phrase(len(scene.things), first.kind, colour, rng), background, rng)
-    coloured = rng.random() < 0.55
+    coloured = rng.random() < 0.75
     names = [with_article(f"{t.colour} {t.kind}" if coloured else t.kind) for t in scene.things]
     relation = scene.relation if rng.random() < 0.6 else ""
     return dress(pair_phrase(*names, relation, rng), background, rng)
