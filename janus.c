@@ -857,9 +857,12 @@ enum { PLAIN_ROWS = 4, PLAIN_COLS = 8, PLAIN_LANES = 16 };
 
 /* Sixteen partial sums: no chain of dependent additions, less rounding, and compilers turn them into vectors. */
 static float dot_piece(float sums[PLAIN_LANES], const float *a, const float *b, int64_t n) {
+    float lanes[PLAIN_LANES]; /* stay in registers, as no pointer can reach them */
     int64_t i = 0;
+    memcpy(lanes, sums, sizeof lanes);
     for (; i + PLAIN_LANES <= n; i += PLAIN_LANES)
-        for (int j = 0; j < PLAIN_LANES; j++) sums[j] += a[i + j] * b[i + j];
+        for (int j = 0; j < PLAIN_LANES; j++) lanes[j] += a[i + j] * b[i + j];
+    memcpy(sums, lanes, sizeof lanes);
     float rest = 0;
     for (; i < n; i++) rest += a[i] * b[i];
     return rest;
@@ -881,9 +884,11 @@ static void dot_plain(float *out, int64_t out_stride, const float *x, int64_t x_
             float sums[GROUP][PLAIN_LANES] = {{0}}, rest[GROUP] = {0};
             for (int64_t k = 0; k < n; k += PIECE) {
                 int64_t m = min_i64(PIECE, n - k);
-                expand_plain(piece, w.type, w.data + o * w.stride, k, m);
+                const char *row = w.data + o * w.stride;
+                const float *a = w.type == TYPE_F32 ? (const float *)(const void *)row + k : piece;
+                if (w.type != TYPE_F32) expand_plain(piece, w.type, row, k, m);
                 for (int64_t t = 0; t < group; t++)
-                    rest[t] += dot_piece(sums[t], piece, x + (t0 + t) * x_stride + k, m);
+                    rest[t] += dot_piece(sums[t], a, x + (t0 + t) * x_stride + k, m);
             }
             for (int64_t t = 0; t < group; t++)
                 out[(t0 + t) * out_stride + o] = sum_lanes(sums[t]) + rest[t] + (bias ? bias[o] : 0);

@@ -620,7 +620,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="the folder of the run")
     parser.add_argument("--vq-steps", type=int, default=4000)
     parser.add_argument("--eyes-steps", type=int, default=3000)
-    parser.add_argument("--steps", type=int, default=8000, help="of the joint stage")
+    parser.add_argument("--steps", type=int, default=11000, help="of the joint stage")
     parser.add_argument("--compile", action="store_true", help="of the joint stage: a fifth faster, needs a C++ compiler")
     parser.add_argument("--only", choices=("vq", "eyes", "joint"), help="one stage (vq and eyes need nothing of each other)")
     parser.add_argument("--threads", type=int, default=2)
