@@ -1318,7 +1318,7 @@ INLINE void KERNEL(dot_rows)(float (*sums)[4], const int type, const int R, cons
 
 INLINE void KERNEL(dot_type)(const int type, float *out, int64_t out_stride, const float *x, int64_t x_stride,
                              int64_t T, Rows w, const float *bias, int64_t n, int64_t first, int64_t last) {
-    const int several = T * n > L1_FLOATS || type == TYPE_Q8_0 || type == TYPE_Q4_0;
+    const int several = T > 2 || T * n > L1_FLOATS || type == TYPE_Q8_0 || type == TYPE_Q4_0;
     for (int64_t o = first, rows; o < last; o += rows) {
         const char *row = w.data + o * w.stride;
         rows = several && last - o >= DOT_ROWS ? DOT_ROWS : 1;
@@ -4442,17 +4442,8 @@ static void adaptor(Work *work, float *out, const float *x, const Linear *layers
 /* Self-attention without a mask: out (T, W) from the joined q, k, v rows (T, 3W). */
 static void vit_attention(Work *work, const Config *c, float *out, const float *qkv, int64_t T) {
     const int64_t width = c->vit_width, d = width / c->vit_heads;
-    AttentionSequence patches;
+    const AttentionSequence patches = {out, qkv, {{qkv + width, qkv + 2 * width, TYPE_F32, T, 3 * width, d}}, 1};
     AttentionShape shape;
-    patches.out = out;
-    patches.q = qkv;
-    patches.span_count = 1;
-    patches.spans[0].k = qkv + width;
-    patches.spans[0].v = qkv + 2 * width;
-    patches.spans[0].type = TYPE_F32;
-    patches.spans[0].count = T;
-    patches.spans[0].stride = 3 * width;
-    patches.spans[0].head_stride = d;
     shape.T = T;
     shape.H = shape.KV = c->vit_heads;
     shape.d = d;
@@ -4696,13 +4687,7 @@ static void keep_job(void *ctx, int thread, int64_t begin, int64_t end) {
 }
 
 static KeyValue cached(const KvCache *cache, const Config *c, int layer, int64_t count) {
-    KeyValue span;
-    span.k = cache->keys[layer];
-    span.v = cache->values[layer];
-    span.type = cache->type;
-    span.count = count;
-    span.stride = c->head_dim;
-    span.head_stride = cache->capacity * c->head_dim;
+    const KeyValue span = {cache->keys[layer], cache->values[layer], cache->type, count, c->head_dim, cache->capacity * c->head_dim};
     return span;
 }
 
@@ -5090,20 +5075,12 @@ static void attn_block(Work *work, const Config *c, const AttnBlock *block, floa
     float *h = arena_floats(&work->arena, T, width), *q = arena_floats(&work->arena, T, width);
     float *k = arena_floats(&work->arena, T, width), *v = arena_floats(&work->arena, T, width);
     if (!work->arena.failed) {
-        AttentionSequence pixels;
+        const AttentionSequence pixels = {h, q, {{k, v, TYPE_F32, T, width, width}}, 1};
         AttentionShape shape;
         normalize_groups(work, c, h, x, &block->norm, T, width, 0);
         apply(work, q, h, &block->q, T);
         apply(work, k, h, &block->k, T);
         apply(work, v, h, &block->v, T);
-        pixels.out = h;
-        pixels.q = q;
-        pixels.span_count = 1;
-        pixels.spans[0].k = k;
-        pixels.spans[0].v = v;
-        pixels.spans[0].type = TYPE_F32;
-        pixels.spans[0].count = T;
-        pixels.spans[0].stride = pixels.spans[0].head_stride = width;
         shape.T = T;
         shape.H = shape.KV = 1;
         shape.d = shape.q_stride = shape.out_stride = width;

@@ -410,10 +410,9 @@ typedef struct {
 
 
 /* From here on activations are rounded where that is faster, or not. The limit that then holds for products of many rows
-   with weights of this type: 0 f32, 1 bf16, 2 int8. */
-static int round_activations(const Stage *s, int fast) {
+   with such weights: 0 f32, 1 bf16, 2 int8. */
+static int round_activations(const Stage *s, const Weight *w, int fast) {
     Compute *cx = &s->session->work.compute;
-    const Weight *w = &s->model->blocks[0].q;
     const Product probe = {.cx = cx, .w = {w->type, w->data, type_row_bytes(w->type, w->cols)}, .T = MAX_ROWS, .O = w->rows, .K = w->cols};
     cx->fast_activations = fast;
     const Packing *packing = choose_packing(&probe);
@@ -440,7 +439,7 @@ static void bench_product(const Stage *s) {
     for (int fast = 0; fast < 2; fast++) {
         Cost cost = {0, 0, 0};
         Times times = {{0}, 0};
-        const int peak = round_activations(s, fast);
+        const int peak = round_activations(s, &w, fast);
         if (fast && peak == 0) break;
         cost_matrix(&cost, &w, (double)T);
         linear(cx, out, x, &w, NULL, T);
@@ -453,7 +452,7 @@ static void bench_product(const Stage *s) {
         note_peak(s->bench);
         report(s->bench, name, &times, &cost, peak);
     }
-    round_activations(s, 0);
+    round_activations(s, &w, 0);
     free(x);
     free(out);
     free(row);
@@ -705,12 +704,13 @@ static void bench_model(Bench *bench, const char *path) {
     bench_drawing(bench, path);
     bench_step(&s, 1, past, "answer step, 1 row", 0);
     snprintf(name, sizeof name, "%d pictures' step, %d rows", pictures, 2 * pictures);
-    bench_step(&s, 2 * pictures, past, name, 0);
-    if (round_activations(&s, 1) != 0) bench_step(&s, 2 * pictures, past, name, round_activations(&s, 1));
+    for (int fast = 0; fast < 2; fast++) {
+        const int peak = round_activations(&s, &model->blocks[0].q, fast);
+        if (fast && peak == 0) break; /* no other kernels for these weights */
+        bench_step(&s, 2 * pictures, past, name, peak);
+        bench_prefill(&s, peak);
+    }
     bench_product(&s);
-    bench_prefill(&s, 0);
-    if (round_activations(&s, 1) != 0) bench_prefill(&s, round_activations(&s, 1));
-    round_activations(&s, 0);
     bench_pictures(&s);
     bench_answer(&s);
     printf("peak memory of the process, mapped file included: %.0f MiB\n", process_peak());
