@@ -803,7 +803,13 @@ typedef struct { /* rows of numbers of one type, `stride` bytes from one to the 
 } Rows;
 
 enum { MAX_TILE_ROWS = 16, K_STEP = 256 }; /* columns are packed at most K_STEP at a time */
+enum { ROUNDED = 2 * BLOCK, ROUNDED_WORDS = 48 };
 enum { L1_FLOATS = 6144 };                 /* stay in a first-level cache of 32 KiB while weights stream by */
+
+/* out[t * out_stride + o] = x[t] . w[o] + bias[o] for t < T, first <= o < last; rows of length n. The rows of x are
+   padded with zeros to whole BLOCKs, or rounded (Packing); best aligned to 64 bytes. */
+typedef void DotProducts(float *out, int64_t out_stride, const float *x, int64_t x_stride, int64_t T, Rows w,
+                         const float *bias, int64_t n, int64_t first, int64_t last);
 
 /* One way to pack both operands of a tile. Packed, BLOCK elements of a row take so many 32-bit words:
      exact  32 and 32: floats        bf16  16 and 16: pairs of bf16
@@ -817,6 +823,9 @@ typedef struct {
     void (*pack_weights)(float *out, Rows w, int64_t count, int64_t begin, int64_t n);
     /* out[r * stride + c] = (add ? out[r * stride + c] : 0) + sum over k < n of a[k][r] b[k][c] */
     void (*tile)(float *out, int64_t stride, const float *a, const float *b, int64_t n, int add);
+    /* For few rows: x (n) as dot wants it, ROUNDED_WORDS floats for every ROUNDED elements; NULL: x as it is */
+    void (*round_row)(float *out, const float *x, int type, int64_t n);
+    DotProducts *dot;
 } Packing;
 
 typedef struct {
@@ -826,10 +835,6 @@ typedef struct {
     Packing bf16, int8; /* for BF16 and for Q8_0, Q4_0 weights, x rounded likewise; tile is NULL where there is none */
     /* out[i] = element begin + i of a row */
     void (*expand)(float *out, int type, const void *row, int64_t begin, int64_t n);
-    /* out[t * out_stride + o] = x[t] . w[o] + bias[o] for t < T, first <= o < last; rows of length n. The rows of x
-       are padded with zeros to whole BLOCKs; best aligned to 64 bytes */
-    void (*dot)(float *out, int64_t out_stride, const float *x, int64_t x_stride, int64_t T, Rows w, const float *bias,
-                int64_t n, int64_t first, int64_t last);
     /* out (count, tile_cols): element begin + c of row s at out[s * tile_cols + c], zero where c >= n */
     void (*pack_values)(float *out, Rows v, int64_t count, int64_t begin, int64_t n);
     /* One block of an online softmax: *max is raised to the largest scale * x, x = exp(scale * x - *max);
@@ -1001,11 +1006,10 @@ static const Kernels kernels_plain = {
     "plain",
     PLAIN_ROWS,
     PLAIN_COLS,
-    {4, BLOCK, BLOCK, pack_rows_plain, pack_weights_plain, tile_plain},
-    {0, 0, 0, NULL, NULL, NULL},
-    {0, 0, 0, NULL, NULL, NULL},
+    {4, BLOCK, BLOCK, pack_rows_plain, pack_weights_plain, tile_plain, NULL, dot_plain},
+    {0, 0, 0, NULL, NULL, NULL, NULL, NULL},
+    {0, 0, 0, NULL, NULL, NULL, NULL, NULL},
     expand_plain,
-    dot_plain,
     pack_values_plain,
     softmax_block_plain,
     weighted_rows_plain,
@@ -1082,6 +1086,7 @@ static const Kernels kernels_plain = {
 #define v_round           vrndnq_f32
 #define v_power(n)        vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtnq_s32_f32(n), vdupq_n_s32(127)), 23))
 #define v_load_f16(p)     vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16((const void *)(p))))
+#define v_from_f16(q)     vcvt_f32_f16(vreinterpret_f16_u64(vcreate_u64((q)[0])))
 #define v_load_bf16(p)    vreinterpretq_f32_u32(vshll_n_u16(vld1_u16((const void *)(p)), 16))
 #define v_store_f16(p, a) vst1_u16((void *)(p), vreinterpret_u16_f16(vcvt_f16_f32(a)))
 #define v_zip_low         vzip1q_f32
@@ -1117,6 +1122,7 @@ static const Kernels kernels_plain = {
 #define v_bits    _mm256_castsi256_ps
 #define v_widen(w, b)                                                                                                  \
     ((w)[0] = MM(cvtepi32_ps)(MM(cvtepi8_epi32)(b)), (w)[1] = MM(cvtepi32_ps)(MM(cvtepi8_epi32)(_mm_srli_si128(b, 8))))
+#define v_from_f16(q) _mm256_cvtph_ps(_mm_set_epi64x((int64_t)(q)[1], (int64_t)(q)[0]))
 #define h_load(p)     _mm_loadu_si128((const void *)(p))
 #define h_store(p, h) _mm_storeu_si128((void *)(p), h)
 #else
@@ -1129,6 +1135,8 @@ static const Kernels kernels_plain = {
 #define v_largest     _mm512_reduce_max_ps
 #define v_bits        _mm512_castsi512_ps
 #define v_widen(w, b) ((w)[0] = MM(cvtepi32_ps)(MM(cvtepi8_epi32)(b)))
+#define v_from_f16(q)                                                                                                  \
+    _mm512_cvtph_ps(_mm256_set_epi64x((int64_t)(q)[3], (int64_t)(q)[2], (int64_t)(q)[1], (int64_t)(q)[0]))
 #define h_load(p)     _mm256_loadu_si256((const void *)(p))
 #define h_store(p, h) _mm256_storeu_si256((void *)(p), h)
 #endif
@@ -1183,12 +1191,21 @@ INLINE float KERNEL(largest)(vf a) {
 }
 #endif
 
-/* scales[i] of the blocks from column k on, at most until column `end`. */
+/* scales[i] of the blocks from column k on, sixteen at most, until column `end`; those behind it are 0. The halves go
+   through whole registers: a vector that is read where shorter numbers were just written waits for them. */
 INLINE void KERNEL(load_scales)(float *scales, const int type, const char *row, int64_t k, int64_t end) {
-    uint16_t halves[16];
-    int64_t bytes = type == TYPE_Q8_0 ? Q8_0_BYTES : Q4_0_BYTES, count = min_i64(16, (end - k) / BLOCK);
-    for (int64_t i = 0; i < count; i++) memcpy(&halves[i], row + (k / BLOCK + i) * bytes, sizeof *halves);
-    for (int64_t i = 0; i < count; i += VL) v_store(scales + i, v_load_f16(halves + i));
+    const int64_t bytes = type == TYPE_Q8_0 ? Q8_0_BYTES : Q4_0_BYTES;
+    int64_t count = min_i64(16, (end - k) / BLOCK);
+    const char *block = row + k / BLOCK * bytes;
+    uint64_t four[4] = {0};
+    UNROLL
+    for (int i = 0; i < 16; i++) {
+        uint16_t half = 0;
+        if (i < count) memcpy(&half, block + i * bytes, sizeof half);
+        four[i / 4] |= (uint64_t)half << 16 * (i % 4);
+    }
+    UNROLL
+    for (int i = 0; i < 16; i += VL) v_store(scales + i, v_from_f16(four + i / 4));
 }
 
 /* w (BLOCK floats) = elements [k, k + BLOCK) of a row; k is a multiple of BLOCK. `scale` is that of the block, if any. */
@@ -1316,22 +1333,90 @@ INLINE void KERNEL(dot_rows)(float (*sums)[4], const int type, const int R, cons
     for (int t = 0; t < T; t++) sums[r][t] = v_sum(v_add(sum[r][t][0], sum[r][t][1]));
 }
 
-INLINE void KERNEL(dot_type)(const int type, float *out, int64_t out_stride, const float *x, int64_t x_stride,
-                             int64_t T, Rows w, const float *bias, int64_t n, int64_t first, int64_t last) {
+#if KERNEL_PASS == PASS_AVX512BF16
+/* The int8 of two blocks, or of one and zeros, without sign. */
+INLINE __m512i KERNEL(load_pair)(const int type, const char *block, const int both) {
+    if (type == TYPE_Q8_0) {
+        __m512i pair = _mm512_castsi256_si512(_mm256_loadu_si256((const void *)(block + 2)));
+        if (both) pair = _mm512_inserti64x4(pair, _mm256_loadu_si256((const void *)(block + Q8_0_BYTES + 2)), 1);
+        return _mm512_xor_si512(pair, _mm512_set1_epi8(-128));
+    }
+    __m512i pair = _mm512_broadcast_i32x4(b_load(block + 2)); /* low halves of bytes, then high ones */
+    if (both) pair = _mm512_mask_broadcast_i32x4(pair, 0xff00, b_load(block + Q4_0_BYTES + 2));
+    const __m512i shifts = _mm512_set_epi64(4, 4, 0, 0, 4, 4, 0, 0);
+    return _mm512_and_si512(_mm512_srlv_epi64(pair, shifts), _mm512_set1_epi8(15));
+}
+
+/* As dot_rows, of rounded rows of x. */
+INLINE void KERNEL(dot_pairs)(float (*sums)[4], const int type, const int R, const int T, const float *x,
+                              int64_t x_stride, const char *w, int64_t w_stride, int64_t n) {
+    const int64_t bytes = type == TYPE_Q8_0 ? Q8_0_BYTES : Q4_0_BYTES;
+    int64_t blocks = n / BLOCK;
+    vf sum[DOT_ROWS][4];
+    UNROLL
+    for (int r = 0; r < R; r++) UNROLL
+    for (int t = 0; t < T; t++) sum[r][t] = v_zero();
+    for (int64_t begin = 0; begin < blocks; begin += 16) {
+        vf scales[DOT_ROWS];
+        int64_t end = min_i64(blocks, begin + 16);
+        __m512i place = /* of the scales of a pair */ _mm512_set_epi32(1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0);
+        UNROLL
+        for (int r = 0; r < R; r++)
+            KERNEL(load_scales)((float *)&scales[r], type, w + r * w_stride, begin * BLOCK, end * BLOCK);
+        for (int64_t b = begin; b < end; b += 2, x += ROUNDED_WORDS) {
+            const int both = b + 1 < end;
+            UNROLL
+            for (int r = 0; r < R; r++) {
+                const char *block = w + r * w_stride + b * bytes;
+                __m512i pair = KERNEL(load_pair)(type, block, both);
+                vf scale = _mm512_permutexvar_ps(place, scales[r]);
+                __builtin_prefetch(block + R * w_stride, 0, 2);
+                UNROLL
+                for (int t = 0; t < T; t++) {
+                    const float *from = x + t * x_stride;
+                    __m512i dots = _mm512_loadu_si512(from + 2 * VL);
+                    dots = _mm512_dpbusd_epi32(dots, pair, _mm512_loadu_si512(from));
+                    sum[r][t] = v_fma(i_float(dots), v_mul(scale, v_load(from + VL)), sum[r][t]);
+                }
+            }
+            place = _mm512_add_epi32(place, _mm512_set1_epi32(2));
+        }
+    }
+    UNROLL
+    for (int r = 0; r < R; r++) UNROLL
+    for (int t = 0; t < T; t++) sums[r][t] = v_sum(sum[r][t]);
+}
+#else
+#define dot_pairs dot_rows /* not called */
+#endif
+
+/* What dot_rows gives, for rows of x as they are or rounded. */
+INLINE void KERNEL(dot_group)(float (*sums)[4], const int type, const int rounded, const int R, const int T,
+                              const float *x, int64_t x_stride, const char *w, int64_t w_stride, int64_t n) {
+    if (rounded)
+        KERNEL(dot_pairs)(sums, type, R, T, x, x_stride, w, w_stride, n);
+    else
+        KERNEL(dot_rows)(sums, type, R, T, x, x_stride, w, w_stride, n);
+}
+
+INLINE void KERNEL(dot_type)(const int type, const int rounded, float *out, int64_t out_stride, const float *x,
+                             int64_t x_stride, int64_t T, Rows w, const float *bias, int64_t n, int64_t first,
+                             int64_t last) {
     const int several = T > 2 || T * n > L1_FLOATS || type == TYPE_Q8_0 || type == TYPE_Q4_0;
     for (int64_t o = first, rows; o < last; o += rows) {
         const char *row = w.data + o * w.stride;
         rows = several && last - o >= DOT_ROWS ? DOT_ROWS : 1;
         for (int64_t t = 0, group; t < T; t += group) {
             float sums[DOT_ROWS][4];
+            const float *from = x + t * x_stride;
             group = T - t >= 4 ? 4 : T - t >= 2 ? 2 : 1;
             switch ((rows > 1 ? 8 : 0) + group) {
-            case 1: KERNEL(dot_rows)(sums, type, 1, 1, x + t * x_stride, x_stride, row, w.stride, n); break;
-            case 2: KERNEL(dot_rows)(sums, type, 1, 2, x + t * x_stride, x_stride, row, w.stride, n); break;
-            case 4: KERNEL(dot_rows)(sums, type, 1, 4, x + t * x_stride, x_stride, row, w.stride, n); break;
-            case 9: KERNEL(dot_rows)(sums, type, DOT_ROWS, 1, x + t * x_stride, x_stride, row, w.stride, n); break;
-            case 10: KERNEL(dot_rows)(sums, type, DOT_ROWS, 2, x + t * x_stride, x_stride, row, w.stride, n); break;
-            default: KERNEL(dot_rows)(sums, type, DOT_ROWS, 4, x + t * x_stride, x_stride, row, w.stride, n);
+            case 1: KERNEL(dot_group)(sums, type, rounded, 1, 1, from, x_stride, row, w.stride, n); break;
+            case 2: KERNEL(dot_group)(sums, type, rounded, 1, 2, from, x_stride, row, w.stride, n); break;
+            case 4: KERNEL(dot_group)(sums, type, rounded, 1, 4, from, x_stride, row, w.stride, n); break;
+            case 9: KERNEL(dot_group)(sums, type, rounded, DOT_ROWS, 1, from, x_stride, row, w.stride, n); break;
+            case 10: KERNEL(dot_group)(sums, type, rounded, DOT_ROWS, 2, from, x_stride, row, w.stride, n); break;
+            default: KERNEL(dot_group)(sums, type, rounded, DOT_ROWS, 4, from, x_stride, row, w.stride, n);
             }
             for (int64_t r = 0; r < rows; r++)
                 for (int64_t i = 0; i < group; i++)
@@ -1342,8 +1427,18 @@ INLINE void KERNEL(dot_type)(const int type, float *out, int64_t out_stride, con
 
 static void KERNEL(dot)(float *out, int64_t out_stride, const float *x, int64_t x_stride, int64_t T, Rows w,
                         const float *bias, int64_t n, int64_t first, int64_t last) {
-    BY_TYPE(w.type, KERNEL(dot_type), out, out_stride, x, x_stride, T, w, bias, n, first, last);
+    BY_TYPE(w.type, KERNEL(dot_type), 0, out, out_stride, x, x_stride, T, w, bias, n, first, last);
 }
+
+#if KERNEL_PASS == PASS_AVX512BF16
+static void KERNEL(dot_int8)(float *out, int64_t out_stride, const float *x, int64_t x_stride, int64_t T, Rows w,
+                             const float *bias, int64_t n, int64_t first, int64_t last) {
+    if (w.type == TYPE_Q8_0)
+        KERNEL(dot_type)(TYPE_Q8_0, 1, out, out_stride, x, x_stride, T, w, bias, n, first, last);
+    else
+        KERNEL(dot_type)(TYPE_Q4_0, 1, out, out_stride, x, x_stride, T, w, bias, n, first, last);
+}
+#endif
 
 /* Sixteen-byte lane g of the result is rows[4 * g][k .. k + 3]. */
 INLINE vf KERNEL(gather)(const float *const *rows, int64_t k) {
@@ -1586,6 +1681,28 @@ static void KERNEL(tile_int8)(float *out, int64_t stride, const float *a, const 
 }
 #endif
 
+#if KERNEL_PASS == PASS_AVX512BF16
+/* Few rows in int8, two blocks to a vector: 64 int8 of x, their scales (sixteen floats, eight of each block), and what
+   the sixteen sums start at, as weights are unsigned here too: less 128 (Q8_0) or less 8 (Q4_0) times x. */
+static void KERNEL(round_row)(float *out, const float *x, int type, int64_t n) {
+    const __m512i offset = _mm512_set1_epi8(type == TYPE_Q8_0 ? -128 : 8); /* as a byte without sign: 128 */
+    for (int64_t k = 0; k < n; k += ROUNDED, out += ROUNDED_WORDS) {
+        int8_t quants[ROUNDED] = {0};
+        vf scales[2] = {v_zero(), v_zero()};
+        for (int b = 0; b < 2 && k + b * BLOCK < n; b++) {
+            vf low = v_load(x + k + b * BLOCK), high = v_load(x + k + b * BLOCK + VL);
+            float scale = v_largest(v_maximum(_mm512_abs_ps(low), _mm512_abs_ps(high))) / 127;
+            KERNEL(quantize)(quants + b * BLOCK, x + k + b * BLOCK, scale > 0 ? 1 / scale : 0);
+            scales[b] = v_set1(scale);
+        }
+        __m512i bytes = _mm512_loadu_si512(quants), zero = _mm512_setzero_si512();
+        _mm512_storeu_si512(out, bytes);
+        v_store(out + VL, _mm512_mask_mov_ps(scales[0], 0xff00, scales[1]));
+        _mm512_storeu_si512(out + 2 * VL, _mm512_sub_epi32(zero, _mm512_dpbusd_epi32(zero, offset, bytes)));
+    }
+}
+#endif
+
 /* e^x = 2^n e^r, n = round(x / ln 2), |r| <= ln 2 / 2: 1 + r + r^2 q(r). Within 1.5 ulp of the exact value between
    -87.3 and 88.3; 0 below -87.7 (the subnormal results are left out), infinity above 88.4. */
 INLINE vf KERNEL(exp)(vf x) {
@@ -1751,19 +1868,20 @@ static const Kernels KERNEL(kernels) = {
     KERNEL_TEXT(KERNEL_NAME),
     TILE_ROWS,
     TILE_COLS,
-    {24, BLOCK, BLOCK, KERNEL(pack_rows), KERNEL(pack_weights), KERNEL(tile)},
+    {24, BLOCK, BLOCK, KERNEL(pack_rows), KERNEL(pack_weights), KERNEL(tile), NULL, KERNEL(dot)},
 #if KERNEL_PASS == PASS_AVX512BF16
-    {12, BLOCK / 2, BLOCK / 2, KERNEL(pack_rows_bf16), KERNEL(pack_weights_bf16), KERNEL(tile_bf16)},
+    {12, BLOCK / 2, BLOCK / 2, KERNEL(pack_rows_bf16), KERNEL(pack_weights_bf16), KERNEL(tile_bf16), NULL, KERNEL(dot)},
+    {12, 10, 9, KERNEL(pack_rows_int8), KERNEL(pack_weights_int8), KERNEL(tile_int8), KERNEL(round_row),
+     KERNEL(dot_int8)},
 #else
-    {0, 0, 0, NULL, NULL, NULL},
-#endif
+    {0, 0, 0, NULL, NULL, NULL, NULL, NULL},
 #ifdef vi
-    {12, 10, 9, KERNEL(pack_rows_int8), KERNEL(pack_weights_int8), KERNEL(tile_int8)},
+    {12, 10, 9, KERNEL(pack_rows_int8), KERNEL(pack_weights_int8), KERNEL(tile_int8), NULL, KERNEL(dot)},
 #else
-    {0, 0, 0, NULL, NULL, NULL},
+    {0, 0, 0, NULL, NULL, NULL, NULL, NULL},
+#endif
 #endif
     KERNEL(expand),
-    KERNEL(dot),
     KERNEL(pack_values),
     KERNEL(softmax_block),
     KERNEL(weighted_rows),
@@ -1787,7 +1905,9 @@ static const Kernels KERNEL(kernels) = {
 #undef v_bits
 #undef v_widen
 #undef v_fma_pairs
+#undef dot_pairs
 #undef h_load
+#undef v_from_f16
 #undef h_store
 #if KERNEL_PASS != PASS_NEON && defined(__clang__)
 #pragma clang attribute pop
@@ -1869,7 +1989,7 @@ typedef struct {
     Pool *pool;
     const Kernels *isa;
     int failed;           /* scratch could not be had; sticky: nothing is computed until it is cleared */
-    int fast_activations; /* many-row products may round activations to bf16 or int8 where the weights are no finer */
+    int fast_activations; /* products may round activations to bf16 or int8 where the weights are no finer */
     void *memory;
     char *scratch; /* shared_bytes for all, then (threads, thread_bytes); 64-byte aligned */
     int64_t shared_bytes, thread_bytes, reserved;
@@ -2051,7 +2171,6 @@ static const Packing *choose_packing(const Product *p) {
 static void run_product(Product *p) {
     const Kernels *isa = p->cx->isa;
     int64_t k_steps = (p->K + K_STEP - 1) / K_STEP;
-    p->packing = choose_packing(p);
     p->k_step = round_up((p->K + k_steps - 1) / k_steps, BLOCK);
     p->rows = round_up(p->T, isa->tile_rows);
     p->cols = round_up(p->O, isa->tile_cols);
@@ -2066,10 +2185,16 @@ static void run_product(Product *p) {
         pool_run(p->cx->pool, product_job, p, p->O, isa->tile_cols);
 }
 
+/* From one row of x to the next, as the dot products of few rows want it. */
+static int64_t row_floats(const Packing *packing, int64_t n) {
+    return packing->round_row ? (n + ROUNDED - 1) / ROUNDED * ROUNDED_WORDS : round_up(n, BLOCK);
+}
+
 static void few_rows_job(void *ctx, int thread, int64_t begin, int64_t end) {
     const Product *p = ctx;
     (void)thread;
-    p->cx->isa->dot(p->out, p->O, shared_scratch(p->cx), round_up(p->K, BLOCK), p->T, p->w, p->bias, p->K, begin, end);
+    p->packing->dot(p->out, p->O, shared_scratch(p->cx), row_floats(p->packing, p->K), p->T, p->w, p->bias, p->K, begin,
+                    end);
 }
 
 /* Copies rows of length n to rows of whole BLOCKs, with zeros behind. */
@@ -2092,8 +2217,13 @@ static void linear(Compute *cx, float *out, const float *x, const Weight *w, con
                  .T = T,
                  .O = w->rows,
                  .K = w->cols};
-    if (T <= choose_packing(&p)->few_rows && reserve_scratch(cx, T * round_up(w->cols, BLOCK), 0)) {
-        pad_rows(shared_scratch(cx), x, w->cols, T, w->cols);
+    p.packing = choose_packing(&p);
+    int64_t stride = row_floats(p.packing, w->cols);
+    if (T <= p.packing->few_rows && reserve_scratch(cx, T * stride, 0)) {
+        float *rows = shared_scratch(cx);
+        if (!p.packing->round_row) pad_rows(rows, x, w->cols, T, w->cols);
+        for (int64_t t = 0; t < T && p.packing->round_row; t++)
+            p.packing->round_row(rows + t * stride, x + t * w->cols, w->type, w->cols);
         pool_run(cx->pool, few_rows_job, &p, w->rows, round_up(max_i64(1, 65536 / row_bytes), 8)); /* some 64 KiB each */
         return;
     }
@@ -2117,6 +2247,7 @@ static void conv2d(Compute *cx, float *out, const float *x, const Weight *w, con
                  .O = w->rows,
                  .K = w->cols,
                  .conv = shape};
+    p.packing = choose_packing(&p);
     if (!cx->failed) run_product(&p);
 }
 
@@ -2215,7 +2346,7 @@ static void pack_tiles(const QueryBlock *b, float *out, const float *x, int64_t 
 static void block_scores(const QueryBlock *b, Rows k, int64_t n) {
     const Kernels *isa = b->isa;
     if (b->T <= FEW_QUERIES)
-        isa->dot(b->scores, KEY_STEP, b->packed_q, round_up(b->d, BLOCK), b->T, k, NULL, b->d, 0, n);
+        isa->exact.dot(b->scores, KEY_STEP, b->packed_q, round_up(b->d, BLOCK), b->T, k, NULL, b->d, 0, n);
     for (int64_t c = 0; c < n && b->T > FEW_QUERIES; c += isa->tile_cols, k.data += isa->tile_cols * k.stride) {
         isa->exact.pack_weights(b->panel, k, min_i64(n - c, isa->tile_cols), 0, b->d);
         for (int64_t t = 0; t < b->T; t += isa->tile_rows)

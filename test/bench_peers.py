@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: MIT
 """janus.c beside PyTorch and llama.cpp: the same sizes, the same random weights, the same number of threads, in one run.
 
-    bench_peers.py [--threads K] [--rounds N] [--only torch,llama] [--quick] [--kv f16] [--work DIR]
+    bench_peers.py [--threads K] [--rounds N] [--only torch,llama] [--quick] [--kv f16] [--fast] [--work DIR]
                    [--dtypes float32,bfloat16] [--compile off,on] [--types bf16,q8_0,q4_0]
 
 Every round runs ours, then theirs; a line gives the median times and how many times as fast ours is: the median of the
@@ -176,7 +176,7 @@ def bench_torch(options: argparse.Namespace) -> None:
     heading()
     reference = load(path)
     reference.model.set_attn_implementation("sdpa")
-    stages = Stages(path, options.threads, options.kv == "f16")
+    stages = Stages(path, options.threads, options.kv == "f16", options.fast)
     tokens = 16 if options.quick else 64
     for dtype in [getattr(torch, name) for name in options.dtypes.split(",")]:
         reference.model.to(dtype)
@@ -304,7 +304,7 @@ def bench_llama(options: argparse.Namespace) -> None:
         with tempfile.TemporaryDirectory(dir=options.work) as folder:
             target = Path(folder) / "llama.gguf"
             write_llama(source, target)
-            ours, theirs = Stages(source, options.threads, options.kv == "f16"), LlamaPeer(target, options.threads, tokens)
+            ours, theirs = Stages(source, options.threads, options.kv == "f16", options.fast), LlamaPeer(target, options.threads, tokens)
             ids = np.random.default_rng(1).integers(0, ours.vocab, 16)
             mine, other = ours.read(ids)[0], theirs.read(ids, [0])[0]
             gap = float(np.abs(mine - other).max() / np.abs(mine).max())
@@ -326,13 +326,15 @@ def main() -> None:
     parser.add_argument("--compile", default="off,on", help="torch.compile")
     parser.add_argument("--types", default="bf16,q8_0,q4_0", help="weights for llama.cpp")
     parser.add_argument("--kv", choices=("f32", "f16"), default="f32", help="our keys and values (default f32)")
+    parser.add_argument("--fast", action="store_true", help="ours rounds activations, as the others do (janus --fast)")
     parser.add_argument("--quick", action="store_true", help="a small geometry: tries the program, measures nothing of interest")
     parser.add_argument("--work", type=Path, default=Path(os.environ.get("WORK") or "build/bench"), help="folder for files of random weights")
     options = parser.parse_args()
     options.geometry = "tiny" if options.quick else "janus-pro-1b"
     options.steps = min(options.steps, 16) if options.quick else options.steps
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
-    print(f"{time.strftime('%Y-%m-%d')}, {options.geometry}, {options.threads} thread(s), {options.rounds} rounds")
+    print(f"{time.strftime('%Y-%m-%d')}, {options.geometry}, {options.threads} thread(s), {options.rounds} rounds"
+          f"{', ours with --fast' if options.fast else ''}")
     if "torch" in options.only:
         bench_torch(options)
     if "llama" in options.only:

@@ -48,12 +48,13 @@ void stages_close(Stages *s) {
 }
 
 /* NULL, with the reason on stderr, when the model cannot be used. */
-Stages *stages_open(const char *path, int threads, int half_cache) {
+Stages *stages_open(const char *path, int threads, int half_cache, int fast) {
     Stages *s = calloc(1, sizeof *s);
     JanusSessionOptions options = janus_session_defaults();
     if (s == NULL) return NULL;
     options.threads = threads;
     options.half_cache = half_cache;
+    options.fast = fast;
     options.progress = note_progress;
     options.user = s;
     if (janus_load(path, &s->model, &s->error) == JANUS_OK && janus_session_new(s->model, &options, &s->session, &s->error) == JANUS_OK)

@@ -34,11 +34,11 @@ def made_up_picture(width: int, height: int, seed: int = 0) -> np.ndarray:
 class Stages:
     """One model file, opened with so many threads."""
 
-    def __init__(self, path: Path, threads: int, half_cache: bool = False) -> None:
+    def __init__(self, path: Path, threads: int, half_cache: bool = False, fast: bool = False) -> None:
         library = ctypes.CDLL(str(LIBRARY))
         library.stages_open.restype = ctypes.c_void_p
         library.stages_error.restype = ctypes.c_char_p
-        handle = library.stages_open(str(path).encode(), threads, int(half_cache))
+        handle = library.stages_open(str(path).encode(), threads, int(half_cache), int(fast))
         if not handle:
             raise RuntimeError(f"{path} cannot be opened")
         self.library, self.handle = library, ctypes.c_void_p(handle)
