@@ -50,8 +50,10 @@ CODEBOOK, CODE_DIM = 1024, 8
 WIDTH, LAYERS, HEADS, KV_HEADS, MLP = 192, 7, 6, 3, 480
 SPECIAL = [BOS, EOS, PAD, IMAGE_PLACEHOLDER, BEGIN_OF_IMAGE, END_OF_IMAGE, "<|User|>", "<|Assistant|>"]
 VOCABULARY = 768
-SCENES, VALIDATION = 60000, 256
+SCENES, VALIDATION = 150000, 256
+PLAIN = 0.3  # world.random_scene
 IGNORE = -100
+GREY = 0.25  # the share of the pictures that are seen in grey: what a thing is shows without its colour
 # Of a step of the joint stage: until which step, captions alone, drawings, conversations. First it only reads; and it learns
 # to see long before it draws well.
 MIX = ((1000, 64, 0, 0), (3000, 0, 40, 20), (10**9, 0, 56, 8))
@@ -65,7 +67,7 @@ def load_scenes(run: Path) -> tuple[list[world.Scene], torch.Tensor]:
     """The training scenes and their pictures uint8 [SCENES, 3, 64, 64]; made once."""
     if not (run / "scenes.pickle").exists():
         rng = np.random.default_rng(1)
-        scenes = [world.random_scene(rng) for _ in tqdm(range(SCENES), "scenes")]
+        scenes = [world.random_scene(rng, plain=PLAIN) for _ in tqdm(range(SCENES), "scenes")]
         pictures = np.stack([world.render(scene) for scene in tqdm(scenes, "render")])
         np.save(run / "scenes.npy", pictures)
         (run / "scenes.pickle").write_bytes(pickle.dumps(scenes))
@@ -82,7 +84,7 @@ def texts(rng: np.random.Generator, count: int) -> Iterator[str]:
     """Words of the world, as they stand in prompts."""
     yield from [SYSTEM_PROMPT] * 200
     for _ in range(count):
-        scene = world.random_scene(rng)
+        scene = world.random_scene(rng, plain=PLAIN)
         yield f"<|User|>: {world.caption(scene, rng)}\n\n<|Assistant|>:"
         for _, question, answer in world.questions(scene, rng, 4):
             yield f"\n{question}\n\n<|Assistant|>: {answer}"
@@ -178,9 +180,12 @@ def quantize(vq: torch.nn.Module, z: torch.Tensor) -> tuple[torch.Tensor, torch.
 
 def encode_pictures(vq: torch.nn.Module, pictures: torch.Tensor) -> torch.Tensor:
     """uint8 [N, 3, 64, 64] -> ids [N, 64]."""
+    ids = torch.empty(len(pictures), TOKENS, dtype=torch.int64)
     with torch.no_grad():
-        batches = [quantize(vq, vq.quant_conv(vq.encoder(to_input(part))))[2] for part in tqdm(pictures.split(32), "encode")]
-    return torch.cat(batches).view(-1, TOKENS)
+        for begin in tqdm(range(0, len(pictures), 32), "encode"):
+            part = to_input(pictures[begin:begin + 32])
+            ids[begin:begin + 32] = quantize(vq, vq.quant_conv(vq.encoder(part)))[2].view(-1, TOKENS)
+    return ids
 
 
 # ---- All stages -----------------------------------------------------------------------------------------------------
@@ -352,6 +357,12 @@ def patch_labels(scenes: list[world.Scene]) -> torch.Tensor:
     return torch.from_numpy(labels.reshape(len(scenes), TOKENS, 2))
 
 
+def seen_in_grey(scenes: list[world.Scene], chosen: Iterable[int]) -> torch.Tensor:
+    """bool [chosen]: the first quarter (GREY) of a batch, but nothing on grey, where some colours would vanish."""
+    chosen = list(chosen)
+    return torch.tensor([place < GREY * len(chosen) and scenes[i].background != "grey" for place, i in enumerate(chosen)])
+
+
 def train_eyes(model: JanusForConditionalGeneration, scenes: list[world.Scene], pictures: torch.Tensor, run: Path,
                steps: int, log: Log) -> None:
     vision, path, start = model.model.vision_model, run / "eyes.pt", 0
@@ -367,9 +378,13 @@ def train_eyes(model: JanusForConditionalGeneration, scenes: list[world.Scene], 
     vision.set_attn_implementation("eager")
     for step in tqdm(range(start, steps), "eyes", initial=start, total=steps):
         chosen = VALIDATION + torch.randint(len(pictures) - VALIDATION, (64,), generator=chooser)
+        batch, asked = to_input(pictures[chosen]), labels[chosen]
+        greys = seen_in_grey(scenes, chosen)
+        batch[greys] = batch[greys].mean(1, keepdim=True)
+        asked[..., 1] = asked[..., 1].masked_fill(greys[:, None], IGNORE)
         with torch.autocast("cpu", torch.bfloat16):
-            told = heads(vision(to_input(pictures[chosen])).last_hidden_state).float().unflatten(-1, (2, 9))
-        loss = F.cross_entropy(told.flatten(0, 2), labels[chosen].flatten())
+            told = heads(vision(batch).last_hidden_state).float().unflatten(-1, (2, 9))
+        loss = F.cross_entropy(told.flatten(0, 2), asked.flatten(), ignore_index=IGNORE)
         optimizers.update(loss, schedule(step, steps, 100))
         if step % 50 == 49:
             log.write("eyes", step + 1, loss=float(loss))
@@ -392,18 +407,18 @@ class Drawings(NamedTuple):
     dropped: torch.Tensor  # bool [count], whether the prompt is the unconditional one
     said: torch.Tensor  # said_labels [count, 5], IGNORE where the prompt is dropped
     plans: torch.Tensor  # plan_labels [count, 7], IGNORE where the prompt is dropped
-    patches: torch.Tensor  # patch_labels [count, 64, 2]
+    patches: torch.Tensor  # patch_labels [count, 64, 2], IGNORE where the prompt is dropped
 
 
 class Lessons:
     """Batches of the joint stage; half of the scenes are pairs."""
 
-    def __init__(self, scenes: list[world.Scene], pictures: torch.Tensor, image_ids: torch.Tensor, speaker: Speaker, seed: int):
+    def __init__(self, scenes: list[world.Scene], pictures: torch.Tensor, image_ids: torch.Tensor, speaker: Speaker):
         self.scenes, self.pictures, self.image_ids, self.speaker = scenes, pictures, image_ids, speaker
         self.patches, self.plans = patch_labels(scenes), plan_labels(scenes)
         self.pairs = np.array([scene.is_pair for scene in scenes[VALIDATION:]]).nonzero()[0] + VALIDATION
         self.others = np.setdiff1d(np.arange(VALIDATION, len(scenes)), self.pairs)
-        self.rng = np.random.default_rng(seed)
+        self.rng = np.random.default_rng(0)  # train_joint seeds it by the step that it begins at
 
     def choose(self, count: int) -> np.ndarray:
         return np.where(self.rng.random(count) < 0.5, self.rng.choice(self.pairs, count), self.rng.choice(self.others, count))
@@ -416,14 +431,19 @@ class Lessons:
         gone = torch.from_numpy(dropped)
         return Drawings(pad_batch(prompts, self.speaker.pad), torch.tensor([len(p) - 1 for p in prompts]), self.image_ids[chosen],
                         gone, said.masked_fill(gone[:, None], IGNORE), self.plans[chosen].masked_fill(gone[:, None], IGNORE),
-                        self.patches[chosen])
+                        self.patches[chosen].masked_fill(gone[:, None, None], IGNORE))
 
     def answers(self, count: int) -> tuple[torch.Tensor, ...]:
-        """ids and labels int64 [count, longest] of conversations about a picture each, the pictures and their plan_labels."""
+        """ids and labels int64 [count, longest] of conversations about a picture each, the pictures [count, 3, 64, 64] as an
+        encoder takes them, and their plan_labels, IGNORE for the colours of a picture in grey."""
         chosen = self.choose(count)
-        rows = [self.speaker.conversation([(q, a) for _, q, a in world.questions(self.scenes[i], self.rng, QUESTIONS)], True) for i in chosen]
-        return (pad_batch([ids for ids, _ in rows], self.speaker.pad), pad_batch([labels for _, labels in rows], IGNORE),
-                self.pictures[torch.from_numpy(chosen)], self.plans[chosen])
+        greys = seen_in_grey(self.scenes, chosen)
+        asked = [world.questions(self.scenes[i], self.rng, QUESTIONS, grey) for i, grey in zip(chosen, greys.tolist())]
+        rows = [self.speaker.conversation([(question, answer) for _, question, answer in turns], True) for turns in asked]
+        pictures, plans = to_input(self.pictures[torch.from_numpy(chosen)]), self.plans[chosen]
+        pictures[greys] = pictures[greys].mean(1, keepdim=True)
+        plans[:, PLAN_COLOURS] = plans[:, PLAN_COLOURS].masked_fill(greys[:, None], IGNORE)
+        return pad_batch([ids for ids, _ in rows], self.speaker.pad), pad_batch([labels for _, labels in rows], IGNORE), pictures, plans
 
     def chats(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """ids and labels of conversations without a picture."""
@@ -437,6 +457,9 @@ def hidden_states(model: JanusForConditionalGeneration, embeddings: torch.Tensor
     positions = torch.arange(embeddings.shape[1])[None].expand(embeddings.shape[0], -1)
     return model.model.language_model(inputs_embeds=embeddings, position_ids=positions, use_cache=False,
                                       output_hidden_states=True).hidden_states
+
+
+PLAN_COLOURS = [1, 3, 6]  # of the seven plan_labels
 
 
 def plan_labels(scenes: list[world.Scene]) -> torch.Tensor:
@@ -495,6 +518,55 @@ class Scaffold(torch.nn.Module):
         return F.cross_entropy(told.flatten(0, -2), labels.flatten(), ignore_index=IGNORE)
 
 
+def looks_of_ids(pictures: torch.Tensor, image_ids: torch.Tensor) -> torch.Tensor:
+    """float [CODEBOOK, 66]: how an id looks on average, from uint8 [N, 3, 64, 64] and their ids [N, 64]; mean 0, spread about 1.
+
+    The shares of its pixels that have each colour of the world, their roots (a little of a colour is more than none), and
+    in 4 x 4 fields how much is a thing and how much of that is roof, window or tyre.
+    """
+    backgrounds = slice(len(world.COLOURS), len(world.COLOURS) + len(world.BACKGROUNDS))
+    palette = torch.tensor([*world.COLOURS.values(), *world.BACKGROUNDS.values(), world.ROOF, world.GLASS, world.TYRE]).float()
+    sums, counts = torch.zeros(CODEBOOK, 2 * len(palette) + 32), torch.zeros(CODEBOOK, 1)
+    for part, ids in zip(pictures.split(200), image_ids.split(200)):
+        pixels = part.permute(0, 2, 3, 1).float().reshape(-1, 3)
+        named = F.one_hot(torch.cdist(pixels, palette).argmin(1), len(palette)).float().view(-1, SIDE, SIDE, len(palette))
+        patches = named.unflatten(2, (GRID, -1)).unflatten(1, (GRID, -1)).transpose(2, 3).flatten(0, 2)  # [N*64, 8, 8, colours]
+        shares = patches.mean((1, 2))
+        thing, furniture = 1 - patches[..., backgrounds].sum(-1), patches[..., backgrounds.stop:].sum(-1)
+        fields = [F.avg_pool2d(mask[:, None], 2).flatten(1) for mask in (thing, furniture)]
+        sums.index_add_(0, ids.flatten(), torch.cat([shares, shares.sqrt(), *fields], 1))
+        counts.index_add_(0, ids.flatten(), torch.ones(ids.numel(), 1))
+    looks = sums / counts.clamp(min=1)
+    return (looks - looks.mean(0)) / (looks.std(0) + 0.03)
+
+
+class KindredHead(torch.nn.Module):
+    """The last matrix of the generation head while it learns: ids that look alike begin alike.
+
+    An id is a symbol: that one is a corner of a red house and another of a brown one, a row of free weights for each cannot
+    know, so that "brown" and "corner of a house" do not add up to an id that no house of the training had. Hence a row is a
+    sum over what the id looks like, and a free part that begins as nothing. Trained, the two are one matrix (`folded`).
+    """
+
+    def __init__(self, looks: torch.Tensor):
+        super().__init__()
+        self.register_buffer("looks", looks / looks.shape[1] ** 0.5)
+        self.shared_head = torch.nn.Parameter(0.02 * torch.randn(looks.shape[1], WIDTH))
+        self.free_head = torch.nn.Parameter(torch.zeros(CODEBOOK, WIDTH))
+        self.bias = torch.nn.Parameter(torch.zeros(CODEBOOK))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, self.looks @ self.shared_head + self.free_head, self.bias)
+
+    def folded(self) -> torch.nn.Linear:
+        """The same as one layer."""
+        layer = torch.nn.Linear(WIDTH, CODEBOOK)
+        with torch.no_grad():
+            layer.weight.copy_(self.looks @ self.shared_head + self.free_head)
+            layer.bias.copy_(self.bias)
+        return layer
+
+
 def reading_loss(model: JanusForConditionalGeneration, scaffold: Scaffold, lessons: Drawings) -> torch.Tensor:
     """What the scaffold asks about captions alone."""
     return scaffold.reading(hidden_states(model, model.get_input_embeddings()(lessons.prompts).float()), lessons)
@@ -530,7 +602,7 @@ def answer_loss(model: JanusForConditionalGeneration, scaffold: Scaffold, speake
     """`answer`, cross-entropy of the answers; with pictures also `seeing`, what the scaffold asks. Without, `chat`."""
     embeddings = model.get_input_embeddings()(ids).float()
     if pictures is not None:
-        seen = model.model.get_image_features(to_input(pictures)).pooler_output.float()
+        seen = model.model.get_image_features(pictures).pooler_output.float()
         embeddings = embeddings.masked_scatter((ids == speaker.image)[..., None], seen)
     blocks = hidden_states(model, embeddings)
     states, wanted = blocks[-1][:, :-1], labels[:, 1:]
@@ -554,8 +626,11 @@ def joint_losses(model: JanusForConditionalGeneration, scaffold: Scaffold, lesso
     return losses
 
 
-def train_joint(model: JanusForConditionalGeneration, lessons_of: object, run: Path, steps: int, log: Log, compiled: bool) -> None:
+def train_joint(model: JanusForConditionalGeneration, lessons: Lessons, run: Path, steps: int, log: Log, compiled: bool,
+                seed: int) -> None:
     path, start = run / "joint.pt", 0
+    head = model.model.generation_head
+    head.vision_head = KindredHead(looks_of_ids(lessons.pictures[:8000], lessons.image_ids[:8000]))
     model.model.vision_model.requires_grad_(False)  # Muon's steps are as large for noise as for news: it would forget to see
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     scaffold = Scaffold()
@@ -571,7 +646,7 @@ def train_joint(model: JanusForConditionalGeneration, lessons_of: object, run: P
         torch._dynamo.config.cache_size_limit = 64  # one piece of code for every length of a batch
         for layer in [*model.model.language_model.layers, *model.model.vision_model.encoder.layers]:
             layer.compile(dynamic=False)
-    lessons, began = lessons_of(start), time.time()
+    lessons.rng, began = np.random.default_rng(seed + start), time.time()
     bar = tqdm(range(start, steps), "joint", initial=start, total=steps)
     for step in bar:
         with torch.autocast("cpu", torch.bfloat16):
@@ -584,6 +659,7 @@ def train_joint(model: JanusForConditionalGeneration, lessons_of: object, run: P
         if step == steps - 1 or time.time() - began > 180:
             save_state(path, model=model.state_dict(), scaffold=scaffold.state_dict(), opt=optimizers.state(), step=step + 1)
             began = time.time()
+    head.vision_head = head.vision_head.folded()
 
 
 # ---- Results --------------------------------------------------------------------------------------------------------
@@ -618,9 +694,9 @@ def plot_curves(log: Path, picture: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="the folder of the run")
-    parser.add_argument("--vq-steps", type=int, default=4000)
+    parser.add_argument("--vq-steps", type=int, default=3000)
     parser.add_argument("--eyes-steps", type=int, default=3000)
-    parser.add_argument("--steps", type=int, default=11000, help="of the joint stage")
+    parser.add_argument("--steps", type=int, default=10000, help="of the joint stage")
     parser.add_argument("--compile", action="store_true", help="of the joint stage: a fifth faster, needs a C++ compiler")
     parser.add_argument("--only", choices=("vq", "eyes", "joint"), help="one stage (vq and eyes need nothing of each other)")
     parser.add_argument("--threads", type=int, default=2)
@@ -647,8 +723,7 @@ def main() -> None:
         torch.save(encode_pictures(vq, pictures), options.out / "image_ids.pt")
     image_ids = torch.load(options.out / "image_ids.pt", weights_only=True)
     speaker = Speaker(tokenizer)
-    train_joint(model, lambda start: Lessons(scenes, pictures, image_ids, speaker, options.seed + start), options.out,
-                options.steps, log, options.compile)
+    train_joint(model, Lessons(scenes, pictures, image_ids, speaker), options.out, options.steps, log, options.compile, options.seed)
     export(model.eval(), tokenizer, options.out / "checkpoint")
     plot_curves(options.out / "log.csv", options.out / "curves.png")
 

@@ -36,6 +36,9 @@ BACKGROUNDS = {
     "mint": (200, 235, 210),
     "lavender": (218, 208, 240),
 }
+# What a caption leaves open is one of these. No combination with them is held out: were "a house" to come in every colour but
+# brown, learning which one is missing would teach that a brown house cannot be.
+PLAIN_COLOURS, PLAIN_BACKGROUNDS = ("red", "blue"), ("white", "cream")
 NUMBERS = ("no", "one", "two", "three", "four")
 RELATIONS = {"left": "to the left of", "right": "to the right of", "above": "above", "below": "below"}
 OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
@@ -94,9 +97,9 @@ class Scene:
 
 
 def held_out_colours() -> set[tuple[str, str]]:
-    """The (colour, kind) pairs held out: 13 of 64, one or two of each kind and of each colour."""
-    names = tuple(COLOURS)
-    return {(names[c], KINDS[k]) for c in range(8) for k in range(8) if (2 * c + k) % 5 == 0}
+    """The (colour, kind) pairs held out: 13 of 64, two or three of each colour that is not plain, one or two of each kind."""
+    names = [name for name in COLOURS if name not in PLAIN_COLOURS]
+    return {(name, KINDS[k]) for c, name in enumerate(names) for k in range(8) if (c + k + 3) % 7 in (0, 2)}
 
 
 def held_out_counts() -> set[tuple[int, str]]:
@@ -123,9 +126,9 @@ def held_out_triples() -> set[tuple[str, str, str]]:
 
 
 def held_out_backgrounds() -> set[tuple[str, str]]:
-    """The (background, kind) pairs held out: 10 of 48."""
-    names = tuple(BACKGROUNDS)
-    return {(names[b], KINDS[k]) for b in range(6) for k in range(8) if (b + 3 * k) % 5 == 0}
+    """The (background, kind) pairs held out: 10 of 48, two or three of each background that is not plain."""
+    names = [name for name in BACKGROUNDS if name not in PLAIN_BACKGROUNDS]
+    return {(name, KINDS[k]) for b, name in enumerate(names) for k in range(8) if (b + k + 1) % 3 == 0}
 
 
 HELD_OUT = {
@@ -202,11 +205,17 @@ def make_scene(specs: list[tuple[str, str]], background: str, rng: np.random.Gen
     return Scene(things, background, jitter(BACKGROUNDS[background], 0.02, rng))
 
 
-def random_scene(rng: np.random.Generator, held_out: bool = False, sorts: tuple[str, ...] = tuple(HELD_OUT)) -> Scene:
-    """A random scene that training may meet, or one that shows a held-out combination of these sorts."""
+def random_scene(rng: np.random.Generator, held_out: bool = False, sorts: tuple[str, ...] = tuple(HELD_OUT),
+                 plain: float = 0.0) -> Scene:
+    """A random scene that training may meet, or one that shows a held-out combination of these sorts.
+
+    `plain`: the share of scenes whose colours are all plain, and of those whose background is.
+    """
+    hues = PLAIN_COLOURS if rng.random() < plain else list(COLOURS)
+    papers = PLAIN_BACKGROUNDS if rng.random() < plain else list(BACKGROUNDS)
     while True:
-        background = str(rng.choice(list(BACKGROUNDS)))
-        colours = rng.choice(list(COLOURS), 2)
+        background = str(rng.choice(papers))
+        colours = rng.choice(hues, 2)
         kinds = rng.choice(KINDS, 2, replace=False)
         count = int(rng.choice([0, 1, 2, 3, 4], p=[0.5, 0.2, 0.1, 0.1, 0.1]))  # 0: a pair
         if count == 0:
@@ -349,14 +358,15 @@ def pair_phrase(first: str, second: str, relation: str, rng: np.random.Generator
 
 
 def caption(scene: Scene, rng: np.random.Generator) -> str:
-    """What one might ask for to get this scene; colours, relation and background are said or left open."""
-    background = scene.background if rng.random() < 0.3 else ""
+    """What one might ask for to get this scene; the relation and what is plain are said or left open, all else is said."""
     first = scene.things[0]
+    open_background = scene.background in PLAIN_BACKGROUNDS and rng.random() < 0.75
+    open_colours = all(thing.colour in PLAIN_COLOURS for thing in scene.things) and rng.random() < 0.75
+    background = "" if open_background else scene.background
     if not scene.is_pair:
-        colour = first.colour if rng.random() < 0.7 else ""
+        colour = "" if open_colours else first.colour
         return dress(count_phrase(len(scene.things), first.kind, colour, rng), background, rng)
-    coloured = rng.random() < 0.75
-    names = [with_article(f"{t.colour} {t.kind}" if coloured else t.kind) for t in scene.things]
+    names = [with_article(thing.kind if open_colours else f"{thing.colour} {thing.kind}") for thing in scene.things]
     relation = scene.relation if rng.random() < 0.6 else ""
     return dress(pair_phrase(*names, relation, rng), background, rng)
 
@@ -503,11 +513,12 @@ def ask_stranger(scene: Scene, rng: np.random.Generator) -> Question:
 
 ASKERS = (ask_describe, ask_what, ask_colour, ask_count, ask_count_spanish, ask_exists, ask_relation)
 ASKER_WEIGHTS = (1.5, 1.0, 1.5, 1.5, 0.8, 1.0, 1.6)
+NAMES_COLOURS = (ask_describe, ask_colour, ask_exists)
 
 
-def questions(scene: Scene, rng: np.random.Generator, count: int) -> list[Question]:
-    """`count` questions of mixed sorts about a scene, with their answers."""
-    askers = [asker for asker in ASKERS if scene.is_pair or asker is not ask_relation]
+def questions(scene: Scene, rng: np.random.Generator, count: int, in_grey: bool = False) -> list[Question]:
+    """`count` questions of mixed sorts about a scene, with their answers; `in_grey`: none that is about colours."""
+    askers = [asker for asker in ASKERS if (scene.is_pair or asker is not ask_relation) and not (in_grey and asker in NAMES_COLOURS)]
     weights = np.array([ASKER_WEIGHTS[ASKERS.index(asker)] for asker in askers])
     chosen = rng.choice(len(askers), count, p=weights / weights.sum())
     return [askers[i](scene, rng) if rng.random() > 0.06 else ask_stranger(scene, rng) for i in chosen]
