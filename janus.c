@@ -803,7 +803,7 @@ typedef struct { /* rows of numbers of one type, `stride` bytes from one to the 
 } Rows;
 
 enum { MAX_TILE_ROWS = 16, K_STEP = 256 }; /* columns are packed at most K_STEP at a time */
-enum { ROUNDED = 2 * BLOCK, ROUNDED_WORDS = 48 };
+enum { ROUNDED = 2 * BLOCK, ROUNDED_WORDS = 48 }; /* a row of x in int8: so many elements in so many floats */
 enum { L1_FLOATS = 6144 };                 /* stay in a first-level cache of 32 KiB while weights stream by */
 
 /* out[t * out_stride + o] = x[t] . w[o] + bias[o] for t < T, first <= o < last; rows of length n. The rows of x are

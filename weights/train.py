@@ -555,14 +555,17 @@ class KindredHead(torch.nn.Module):
         self.free_head = torch.nn.Parameter(torch.zeros(CODEBOOK, WIDTH))
         self.bias = torch.nn.Parameter(torch.zeros(CODEBOOK))
 
+    def weight(self) -> torch.Tensor:
+        return self.looks @ self.shared_head + self.free_head
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, self.looks @ self.shared_head + self.free_head, self.bias)
+        return F.linear(x, self.weight(), self.bias)
 
     def folded(self) -> torch.nn.Linear:
         """The same as one layer."""
         layer = torch.nn.Linear(WIDTH, CODEBOOK)
         with torch.no_grad():
-            layer.weight.copy_(self.looks @ self.shared_head + self.free_head)
+            layer.weight.copy_(self.weight())
             layer.bias.copy_(self.bias)
         return layer
 
