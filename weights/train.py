@@ -56,8 +56,9 @@ IGNORE = -100
 GREY = 0.25  # the share of the pictures that are seen in grey: what a thing is shows without its colour
 # Of a step of the joint stage: until which step, captions alone, drawings, conversations. First it only reads; and it learns
 # to see long before it draws well.
-MIX = ((1000, 64, 0, 0), (3000, 0, 40, 20), (10**9, 0, 56, 8))
-QUESTIONS = 2  # of a conversation
+MIX = ((800, 64, 0, 0), (2000, 0, 40, 20), (10**9, 0, 52, 12))
+QUESTIONS, MEDLEYS = 2, 0.25  # of a conversation; the share of conversations about a medley
+EYES_MEDLEYS = 20  # of the 64 pictures of a step
 DROPPED, SMOOTH = 0.1, 0.2  # the share of drawings without their prompt, and the smoothing of their labels (drawing_loss)
 
 
@@ -346,6 +347,11 @@ def train_vq(model: JanusForConditionalGeneration, pictures: torch.Tensor, run: 
 
 # ---- Stage 2 --------------------------------------------------------------------------------------------------------
 
+def pictures_of(scenes: list[world.Scene]) -> torch.Tensor:
+    """uint8 [scenes, 3, 64, 64]."""
+    return torch.stack([torch.from_numpy(world.render(scene).copy()).permute(2, 0, 1) for scene in scenes])
+
+
 def patch_labels(scenes: list[world.Scene]) -> torch.Tensor:
     """int64 [scenes, 64, 2]: the kind and the colour of the thing that each patch lies on, 8 and 8 where there is none."""
     labels = np.full((len(scenes), GRID, GRID, 2), 8)
@@ -357,16 +363,20 @@ def patch_labels(scenes: list[world.Scene]) -> torch.Tensor:
     return torch.from_numpy(labels.reshape(len(scenes), TOKENS, 2))
 
 
-def seen_in_grey(scenes: list[world.Scene], chosen: Iterable[int]) -> torch.Tensor:
-    """bool [chosen]: the first quarter (GREY) of a batch, but nothing on grey, where some colours would vanish."""
-    chosen = list(chosen)
-    return torch.tensor([place < GREY * len(chosen) and scenes[i].background != "grey" for place, i in enumerate(chosen)])
+def seen_in_grey(scenes: list[world.Scene]) -> torch.Tensor:
+    """bool [scenes]: the first quarter (GREY) of a batch, but nothing on grey, where some colours would vanish."""
+    return torch.tensor([place < GREY * len(scenes) and scene.background != "grey" for place, scene in enumerate(scenes)])
+
+
+def look(vision: torch.nn.Module, heads: torch.nn.Linear, pictures: torch.Tensor) -> torch.Tensor:
+    """What the heads tell of every patch: logits [N, 64, 3, 9] of kind, colour and how many things there are."""
+    return heads(vision(pictures).last_hidden_state).float().unflatten(-1, (3, 9))
 
 
 def train_eyes(model: JanusForConditionalGeneration, scenes: list[world.Scene], pictures: torch.Tensor, run: Path,
                steps: int, log: Log) -> None:
     vision, path, start = model.model.vision_model, run / "eyes.pt", 0
-    heads = torch.nn.Linear(vision.config.hidden_size, 18)
+    heads = torch.nn.Linear(vision.config.hidden_size, 27)
     optimizers = Optimizers([*vision.named_parameters(), *heads.named_parameters("heads")], 0.02, 2e-3, ("embed", "heads"))
     if path.exists():
         state = torch.load(path, weights_only=True)
@@ -374,25 +384,31 @@ def train_eyes(model: JanusForConditionalGeneration, scenes: list[world.Scene], 
         heads.load_state_dict(state["heads"])
         optimizers.load(state["opt"])
         start = state["step"]
-    labels, chooser = patch_labels(scenes), torch.Generator().manual_seed(start)
+    labels, chooser, rng = patch_labels(scenes), torch.Generator().manual_seed(start), np.random.default_rng(start)
+    numbers = torch.tensor([len(scene.things) for scene in scenes])
+    shown = 64 - EYES_MEDLEYS
     vision.set_attn_implementation("eager")
     for step in tqdm(range(start, steps), "eyes", initial=start, total=steps):
-        chosen = VALIDATION + torch.randint(len(pictures) - VALIDATION, (64,), generator=chooser)
-        batch, asked = to_input(pictures[chosen]), labels[chosen]
-        greys = seen_in_grey(scenes, chosen)
+        chosen = VALIDATION + torch.randint(len(pictures) - VALIDATION, (shown,), generator=chooser)
+        medleys = [world.random_medley(rng) for _ in range(EYES_MEDLEYS)]
+        batch = to_input(torch.cat([pictures[chosen], pictures_of(medleys)]))
+        counts = torch.cat([numbers[chosen], torch.tensor([len(scene.things) for scene in medleys])])
+        asked = torch.cat([torch.cat([labels[chosen], patch_labels(medleys)]), counts[:, None, None].expand(-1, TOKENS, 1)], 2)
+        greys = seen_in_grey([*(scenes[i] for i in chosen), *medleys])
         batch[greys] = batch[greys].mean(1, keepdim=True)
         asked[..., 1] = asked[..., 1].masked_fill(greys[:, None], IGNORE)
         with torch.autocast("cpu", torch.bfloat16):
-            told = heads(vision(batch).last_hidden_state).float().unflatten(-1, (2, 9))
+            told = look(vision, heads, batch)
         loss = F.cross_entropy(told.flatten(0, 2), asked.flatten(), ignore_index=IGNORE)
         optimizers.update(loss, schedule(step, steps, 100))
         if step % 50 == 49:
             log.write("eyes", step + 1, loss=float(loss))
         if step % 500 == 499 or step == steps - 1:
             with torch.no_grad():
-                told = heads(vision(to_input(pictures[:VALIDATION])).last_hidden_state).unflatten(-1, (2, 9)).argmax(-1)
-            wanted = labels[:VALIDATION]
-            log.write("eyes", step + 1, accuracy=float((told == wanted)[wanted < 8].float().mean()))
+                told = look(vision, heads, to_input(pictures[:VALIDATION])).argmax(-1)
+            wanted, counted = labels[:VALIDATION], numbers[:VALIDATION, None]
+            log.write("eyes", step + 1, accuracy=float((told[..., :2] == wanted)[wanted < 8].float().mean()),
+                      counted=float((told[..., 2] == counted).float().mean()))
             save_state(path, vision=vision.state_dict(), heads=heads.state_dict(), opt=optimizers.state(), step=step + 1)
 
 
@@ -437,10 +453,14 @@ class Lessons:
         """ids and labels int64 [count, longest] of conversations about a picture each, the pictures [count, 3, 64, 64] as an
         encoder takes them, and their plan_labels, IGNORE for the colours of a picture in grey."""
         chosen = self.choose(count)
-        greys = seen_in_grey(self.scenes, chosen)
-        asked = [world.questions(self.scenes[i], self.rng, QUESTIONS, grey) for i, grey in zip(chosen, greys.tolist())]
+        scenes, pictures = [self.scenes[i] for i in chosen], self.pictures[torch.from_numpy(chosen)]
+        for place in (self.rng.random(count) < MEDLEYS).nonzero()[0]:
+            scenes[place] = world.random_medley(self.rng)
+            pictures[place] = pictures_of([scenes[place]])[0]
+        greys = seen_in_grey(scenes)
+        asked = [world.questions(scene, self.rng, QUESTIONS, grey) for scene, grey in zip(scenes, greys.tolist())]
         rows = [self.speaker.conversation([(question, answer) for _, question, answer in turns], True) for turns in asked]
-        pictures, plans = to_input(self.pictures[torch.from_numpy(chosen)]), self.plans[chosen]
+        pictures, plans = to_input(pictures), plan_labels(scenes)
         pictures[greys] = pictures[greys].mean(1, keepdim=True)
         plans[:, PLAN_COLOURS] = plans[:, PLAN_COLOURS].masked_fill(greys[:, None], IGNORE)
         return pad_batch([ids for ids, _ in rows], self.speaker.pad), pad_batch([labels for _, labels in rows], IGNORE), pictures, plans
@@ -463,13 +483,15 @@ PLAN_COLOURS = [1, 3, 6]  # of the seven plan_labels
 
 
 def plan_labels(scenes: list[world.Scene]) -> torch.Tensor:
-    """int64 [scenes, 7], each below 9: kind and colour of the first (left or top) and of the last thing, how many there are,
-    how a pair stands, the background."""
+    """int64 [scenes, 7], each below 9: kind and colour of the first (left or top) and of the last thing (IGNORE of a medley,
+    where neither is any thing in particular), how many there are, how a pair stands, the background."""
     kinds, colours, backgrounds = list(world.KINDS), list(world.COLOURS), list(world.BACKGROUNDS)
-    return torch.tensor([[*(value for thing in (scene.things[0], scene.things[-1])
-                            for value in (kinds.index(thing.kind), colours.index(thing.colour))), len(scene.things),
-                          ("left", "above").index(scene.relation) if scene.is_pair else 2, backgrounds.index(scene.background)]
-                         for scene in scenes])
+    rows = [[*(value for thing in (scene.things[0], scene.things[-1])
+               for value in (kinds.index(thing.kind), colours.index(thing.colour))), len(scene.things),
+             ("left", "above").index(scene.relation) if scene.is_pair else 2, backgrounds.index(scene.background)] for scene in scenes]
+    plans, medleys = torch.tensor(rows), torch.tensor([scene.is_medley for scene in scenes])
+    plans[:, :4] = plans[:, :4].masked_fill(medleys[:, None], IGNORE)
+    return plans
 
 
 def said_labels(scene: world.Scene, caption: str) -> list[int]:
