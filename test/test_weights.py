@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
 @pytest.mark.skipif(os.name != "posix", reason="eval.py loads libjanus.so")
 def test_the_small_model_draws_and_sees() -> None:
     """A few dozen fixed prompts, pictures and questions reach eval.py's QUICK_BARS."""

@@ -363,6 +363,12 @@ def patch_labels(scenes: list[world.Scene]) -> torch.Tensor:
     return torch.from_numpy(labels.reshape(len(scenes), TOKENS, 2))
 
 
+def eye_labels(scenes: list[world.Scene]) -> torch.Tensor:
+    """int64 [scenes, 64, 3]: patch_labels, and how many things the whole picture shows."""
+    numbers = torch.tensor([len(scene.things) for scene in scenes])
+    return torch.cat([patch_labels(scenes), numbers[:, None, None].expand(-1, TOKENS, 1)], 2)
+
+
 def seen_in_grey(scenes: list[world.Scene]) -> torch.Tensor:
     """bool [scenes]: the first quarter (GREY) of a batch, but nothing on grey, where some colours would vanish."""
     return torch.tensor([place < GREY * len(scenes) and scene.background != "grey" for place, scene in enumerate(scenes)])
@@ -384,16 +390,13 @@ def train_eyes(model: JanusForConditionalGeneration, scenes: list[world.Scene], 
         heads.load_state_dict(state["heads"])
         optimizers.load(state["opt"])
         start = state["step"]
-    labels, chooser, rng = patch_labels(scenes), torch.Generator().manual_seed(start), np.random.default_rng(start)
-    numbers = torch.tensor([len(scene.things) for scene in scenes])
-    shown = 64 - EYES_MEDLEYS
+    labels, chooser, rng = eye_labels(scenes), torch.Generator().manual_seed(start), np.random.default_rng(start)
     vision.set_attn_implementation("eager")
     for step in tqdm(range(start, steps), "eyes", initial=start, total=steps):
-        chosen = VALIDATION + torch.randint(len(pictures) - VALIDATION, (shown,), generator=chooser)
+        chosen = VALIDATION + torch.randint(len(pictures) - VALIDATION, (64 - EYES_MEDLEYS,), generator=chooser)
         medleys = [world.random_medley(rng) for _ in range(EYES_MEDLEYS)]
         batch = to_input(torch.cat([pictures[chosen], pictures_of(medleys)]))
-        counts = torch.cat([numbers[chosen], torch.tensor([len(scene.things) for scene in medleys])])
-        asked = torch.cat([torch.cat([labels[chosen], patch_labels(medleys)]), counts[:, None, None].expand(-1, TOKENS, 1)], 2)
+        asked = torch.cat([labels[chosen], eye_labels(medleys)])
         greys = seen_in_grey([*(scenes[i] for i in chosen), *medleys])
         batch[greys] = batch[greys].mean(1, keepdim=True)
         asked[..., 1] = asked[..., 1].masked_fill(greys[:, None], IGNORE)
@@ -406,9 +409,9 @@ def train_eyes(model: JanusForConditionalGeneration, scenes: list[world.Scene], 
         if step % 500 == 499 or step == steps - 1:
             with torch.no_grad():
                 told = look(vision, heads, to_input(pictures[:VALIDATION])).argmax(-1)
-            wanted, counted = labels[:VALIDATION], numbers[:VALIDATION, None]
-            log.write("eyes", step + 1, accuracy=float((told[..., :2] == wanted)[wanted < 8].float().mean()),
-                      counted=float((told[..., 2] == counted).float().mean()))
+            wanted = labels[:VALIDATION]
+            right, on_things = told == wanted, wanted[..., 0] < 8
+            log.write("eyes", step + 1, accuracy=float(right[..., :2][on_things].float().mean()), counted=float(right[..., 2].float().mean()))
             save_state(path, vision=vision.state_dict(), heads=heads.state_dict(), opt=optimizers.state(), step=step + 1)
 
 
