@@ -442,9 +442,10 @@ static int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step 
 /* ====================================================================================================================
    3  Threads
 
-      A pool of workers that run one job at a time: [0, count) is cut into chunks of `grain`, and whoever is free takes
-      the next chunk. Which thread runs a chunk changes; what a chunk computes does not, so results are the same to the
-      last bit for every number of threads. Between jobs a worker spins for some 100 microseconds, then sleeps: the
+      A pool of workers that run one job at a time: [0, count) is cut into chunks of `grain`. Each thread has a range of
+      chunks of its own, so that it reads on where it was and finds there what it has asked memory for; whoever is done
+      with his takes chunks from the others'. Which thread runs a chunk changes; what a chunk computes does not, so
+      results are the same to the last bit for every number of threads. Between jobs a worker spins for some 100 microseconds, then sleeps: the
       hundreds of small jobs of one decoding step find it awake.
    ==================================================================================================================== */
 
@@ -522,11 +523,12 @@ typedef struct {
 
 struct Pool {
     int threads;               /* the caller of pool_run counts as thread 0 */
-    Counter round, next, busy; /* 1, 0, 1, ... for each job; next chunk of it; workers not done with it */
+    Counter round, busy;       /* 1, 0, 1, ... for each job; workers not done with it */
     Counter sleepers, quit;
     Job job;
     void *ctx;
     int64_t count, grain;
+    Counter *next; /* (threads), the next chunk of each thread's range */
     Mutex mutex;
     Condition changed;
     Worker *workers; /* (threads - 1) */
@@ -554,10 +556,18 @@ static void change_counter(Pool *p, Counter *counter, long n) {
     }
 }
 
+/* The first chunk of a thread's range; that of thread number `threads` is how many there are. */
+static int64_t range_start(const Pool *p, int thread) {
+    return (p->count + p->grain - 1) / p->grain * thread / p->threads;
+}
+
 static void run_chunks(Pool *p, int thread) {
-    int64_t chunks = (p->count + p->grain - 1) / p->grain;
-    for (int64_t i; (i = counter_add(&p->next, 1)) < chunks;)
-        p->job(p->ctx, thread, i * p->grain, min_i64(p->count, (i + 1) * p->grain));
+    for (int n = 0; n < p->threads; n++) {
+        int owner = (thread + n) % p->threads; /* first oneself */
+        int64_t end = range_start(p, owner + 1);
+        for (int64_t i; counter_get(&p->next[owner]) < end && (i = counter_add(&p->next[owner], 1)) < end;)
+            p->job(p->ctx, thread, i * p->grain, min_i64(p->count, (i + 1) * p->grain));
+    }
 }
 
 static void worker_loop(const Worker *worker) {
@@ -593,12 +603,15 @@ static void thread_join(Worker *w) { pthread_join(w->thread, NULL); }
 static Pool *pool_create(int threads) {
     Pool *p = calloc(1, sizeof *p);
     Worker *workers = calloc(threads > 1 ? (size_t)threads - 1 : 1, sizeof *workers);
-    if (p == NULL || workers == NULL) {
+    void *next = calloc(threads > 1 ? (size_t)threads : 1, sizeof *p->next);
+    if (p == NULL || workers == NULL || next == NULL) {
+        free(next);
         free(workers);
         free(p);
         return NULL;
     }
     p->workers = workers;
+    p->next = next;
     mutex_init(&p->mutex);
     condition_init(&p->changed);
     for (p->threads = 1; p->threads < threads; p->threads++) {
@@ -620,6 +633,7 @@ static void pool_free(Pool *p) {
     for (int i = 1; i < p->threads; i++) thread_join(&p->workers[i - 1]);
     condition_free(&p->changed);
     mutex_free(&p->mutex);
+    free((void *)p->next);
     free(p->workers);
     free(p);
 }
@@ -635,7 +649,7 @@ static void pool_run(Pool *p, Job job, void *ctx, int64_t count, int64_t grain) 
     p->ctx = ctx;
     p->count = count;
     p->grain = grain;
-    p->next = 0;
+    for (int i = 0; i < p->threads; i++) p->next[i] = (long)range_start(p, i);
     p->busy = p->threads - 1;
     start_round(p);
     run_chunks(p, 0);
