@@ -11,7 +11,7 @@
 
 Stage 1, `vq`: the VQ encoder, codebook and decoder learn to pass pictures through 64 ids.
 Stage 2, `eyes`: the understanding encoder learns to see, as SigLIP has before it becomes a part of Janus-Pro: every patch
-is to tell the kind and the colour of the thing it lies on. The two small heads that this needs are thrown away.
+is to tell the kind and the colour of what it lies on, and what the whole picture holds. The heads that this needs are thrown away.
 Stage 3, `joint`: with the VQ and the understanding encoder frozen, both adaptors, the transformer and both heads learn
 everything together: to answer questions about a picture, to talk without one, and to draw what a caption says, with part
 of the captions replaced by pad ids so that guidance has something to compare with.
@@ -53,10 +53,11 @@ VOCABULARY = 768
 SCENES, VALIDATION = 150000, 256
 PLAIN = 0.3  # world.random_scene
 IGNORE = -100
-GREY = 0.25  # the share of the pictures that are seen in grey: what a thing is shows without its colour
+CLASSES = 14  # what a head that is asked about a scene chooses among: eight colours and six backgrounds need the most
+EYES_GREY, GREY = 0.5, 0.25  # the share of the pictures that stage 2, and questions, show in grey: what a thing is shows without colour
 # Of a step of the joint stage: until which step, captions alone, drawings, conversations. First it only reads; and it learns
 # to see long before it draws well.
-MIX = ((800, 64, 0, 0), (2000, 0, 40, 20), (10**9, 0, 52, 12))
+MIX = ((1000, 64, 0, 0), (3000, 0, 36, 24), (10**9, 0, 48, 16))
 QUESTIONS, MEDLEYS = 2, 0.25  # of a conversation; the share of conversations about a medley
 EYES_MEDLEYS = 20  # of the 64 pictures of a step
 DROPPED, SMOOTH = 0.1, 0.2  # the share of drawings without their prompt, and the smoothing of their labels (drawing_loss)
@@ -353,10 +354,11 @@ def pictures_of(scenes: list[world.Scene]) -> torch.Tensor:
 
 
 def patch_labels(scenes: list[world.Scene]) -> torch.Tensor:
-    """int64 [scenes, 64, 2]: the kind and the colour of the thing that each patch lies on, 8 and 8 where there is none."""
+    """int64 [scenes, 64, 2]: the kind and the colour of the thing that each patch lies on; where there is none, 8 and 8 + background."""
     labels = np.full((len(scenes), GRID, GRID, 2), 8)
     centres = (np.arange(GRID) + 0.5) * SIDE / GRID
     for number, scene in enumerate(scenes):
+        labels[number, ..., 1] += list(world.BACKGROUNDS).index(scene.background)
         for thing in scene.things:
             rows, columns = abs(centres - thing.y) < thing.size / 2, abs(centres - thing.x) < thing.size / 2
             labels[number][np.ix_(rows, columns)] = world.KINDS.index(thing.kind), list(world.COLOURS).index(thing.colour)
@@ -369,20 +371,30 @@ def eye_labels(scenes: list[world.Scene]) -> torch.Tensor:
     return torch.cat([patch_labels(scenes), numbers[:, None, None].expand(-1, TOKENS, 1)], 2)
 
 
-def seen_in_grey(scenes: list[world.Scene]) -> torch.Tensor:
-    """bool [scenes]: the first quarter (GREY) of a batch, but nothing on grey, where some colours would vanish."""
-    return torch.tensor([place < GREY * len(scenes) and scene.background != "grey" for place, scene in enumerate(scenes)])
+def seen_in_grey(scenes: list[world.Scene], share: float) -> torch.Tensor:
+    """bool [scenes]: the first `share` of a batch, but nothing on grey, where some colours would vanish."""
+    return torch.tensor([place < share * len(scenes) and scene.background != "grey" for place, scene in enumerate(scenes)])
+
+
+def in_grey(pictures: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+    """float [N, 3, 64, 64] without colours, fainter or not, lighter or darker, half of them negatives: what a thing is goes with
+    its shade as little as with its colour."""
+    def some(low: float, high: float) -> torch.Tensor:
+        return torch.from_numpy(rng.uniform(low, high, (len(pictures), 1, 1, 1))).float()
+
+    gain = some(0.5, 1) * some(-1, 1).sign()
+    return gain * pictures.mean(1, keepdim=True).expand_as(pictures) + some(-0.3, 0.3)
 
 
 def look(vision: torch.nn.Module, heads: torch.nn.Linear, pictures: torch.Tensor) -> torch.Tensor:
-    """What the heads tell of every patch: logits [N, 64, 3, 9] of kind, colour and how many things there are."""
-    return heads(vision(pictures).last_hidden_state).float().unflatten(-1, (3, 9))
+    """What the heads tell of every patch: logits [N, 64, 3, CLASSES] of eye_labels."""
+    return heads(vision(pictures).last_hidden_state).float().unflatten(-1, (3, CLASSES))
 
 
 def train_eyes(model: JanusForConditionalGeneration, scenes: list[world.Scene], pictures: torch.Tensor, run: Path,
                steps: int, log: Log) -> None:
     vision, path, start = model.model.vision_model, run / "eyes.pt", 0
-    heads = torch.nn.Linear(vision.config.hidden_size, 27)
+    heads = torch.nn.Linear(vision.config.hidden_size, 3 * CLASSES)
     optimizers = Optimizers([*vision.named_parameters(), *heads.named_parameters("heads")], 0.02, 2e-3, ("embed", "heads"))
     if path.exists():
         state = torch.load(path, weights_only=True)
@@ -397,8 +409,8 @@ def train_eyes(model: JanusForConditionalGeneration, scenes: list[world.Scene], 
         medleys = [world.random_medley(rng) for _ in range(EYES_MEDLEYS)]
         batch = to_input(torch.cat([pictures[chosen], pictures_of(medleys)]))
         asked = torch.cat([labels[chosen], eye_labels(medleys)])
-        greys = seen_in_grey([*(scenes[i] for i in chosen), *medleys])
-        batch[greys] = batch[greys].mean(1, keepdim=True)
+        greys = seen_in_grey([*(scenes[i] for i in chosen), *medleys], EYES_GREY)
+        batch[greys] = in_grey(batch[greys], rng)
         asked[..., 1] = asked[..., 1].masked_fill(greys[:, None], IGNORE)
         with torch.autocast("cpu", torch.bfloat16):
             told = look(vision, heads, batch)
@@ -410,8 +422,9 @@ def train_eyes(model: JanusForConditionalGeneration, scenes: list[world.Scene], 
             with torch.no_grad():
                 told = look(vision, heads, to_input(pictures[:VALIDATION])).argmax(-1)
             wanted = labels[:VALIDATION]
-            right, on_things = told == wanted, wanted[..., 0] < 8
-            log.write("eyes", step + 1, accuracy=float(right[..., :2][on_things].float().mean()), counted=float(right[..., 2].float().mean()))
+            right, on_things = (told == wanted).float(), wanted[..., 0] < 8
+            log.write("eyes", step + 1, accuracy=float(right[..., :2][on_things].mean()), background=float(right[..., 1][~on_things].mean()),
+                      counted=float(right[..., 2].mean()))
             save_state(path, vision=vision.state_dict(), heads=heads.state_dict(), opt=optimizers.state(), step=step + 1)
 
 
@@ -460,11 +473,11 @@ class Lessons:
         for place in (self.rng.random(count) < MEDLEYS).nonzero()[0]:
             scenes[place] = world.random_medley(self.rng)
             pictures[place] = pictures_of([scenes[place]])[0]
-        greys = seen_in_grey(scenes)
+        greys = seen_in_grey(scenes, GREY)
         asked = [world.questions(scene, self.rng, QUESTIONS, grey) for scene, grey in zip(scenes, greys.tolist())]
         rows = [self.speaker.conversation([(question, answer) for _, question, answer in turns], True) for turns in asked]
         pictures, plans = to_input(pictures), plan_labels(scenes)
-        pictures[greys] = pictures[greys].mean(1, keepdim=True)
+        pictures[greys] = in_grey(pictures[greys], self.rng)
         plans[:, PLAN_COLOURS] = plans[:, PLAN_COLOURS].masked_fill(greys[:, None], IGNORE)
         return pad_batch([ids for ids, _ in rows], self.speaker.pad), pad_batch([labels for _, labels in rows], IGNORE), pictures, plans
 
@@ -486,7 +499,7 @@ PLAN_COLOURS = [1, 3, 6]  # of the seven plan_labels
 
 
 def plan_labels(scenes: list[world.Scene]) -> torch.Tensor:
-    """int64 [scenes, 7], each below 9: kind and colour of the first (left or top) and of the last thing (IGNORE of a medley,
+    """int64 [scenes, 7]: kind and colour of the first (left or top) and of the last thing (IGNORE of a medley,
     where neither is any thing in particular), how many there are, how a pair stands, the background."""
     kinds, colours, backgrounds = list(world.KINDS), list(world.COLOURS), list(world.BACKGROUNDS)
     rows = [[*(value for thing in (scene.things[0], scene.things[-1])
@@ -524,7 +537,7 @@ class Scaffold(torch.nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.said, self.plan, self.patch = (torch.nn.Linear(WIDTH, 9 * count) for count in (5, 7, 2))
+        self.said, self.plan, self.patch = (torch.nn.Linear(WIDTH, CLASSES * count) for count in (5, 7, 2))
 
     def reading(self, blocks: tuple[torch.Tensor, ...], lessons: Drawings) -> torch.Tensor:
         """What is asked about the captions of drawings, given what every block left of them."""
@@ -538,8 +551,8 @@ class Scaffold(torch.nn.Module):
 
     @staticmethod
     def ask(head: torch.nn.Linear, states: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Cross-entropy of labels below 9, int64 [..., count], each with nine outputs of the head."""
-        told = head(F.rms_norm(states, (WIDTH,))).float().unflatten(-1, (-1, 9))
+        """Cross-entropy of labels below CLASSES, int64 [..., count], each with as many outputs of the head."""
+        told = head(F.rms_norm(states, (WIDTH,))).float().unflatten(-1, (-1, CLASSES))
         return F.cross_entropy(told.flatten(0, -2), labels.flatten(), ignore_index=IGNORE)
 
 
@@ -723,8 +736,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="the folder of the run")
     parser.add_argument("--vq-steps", type=int, default=3000)
-    parser.add_argument("--eyes-steps", type=int, default=3000)
-    parser.add_argument("--steps", type=int, default=10000, help="of the joint stage")
+    parser.add_argument("--eyes-steps", type=int, default=5000)
+    parser.add_argument("--steps", type=int, default=8000, help="of the joint stage")
     parser.add_argument("--compile", action="store_true", help="of the joint stage: a fifth faster, needs a C++ compiler")
     parser.add_argument("--only", choices=("vq", "eyes", "joint"), help="one stage (vq and eyes need nothing of each other)")
     parser.add_argument("--threads", type=int, default=2)

@@ -2,7 +2,7 @@
 """The world of the small model: scenes, their pictures, captions and questions, and what is held out of training.
 
 A scene is one to four things of one kind, or two things of two kinds, on a plain background: `random_scene`. A medley is three or
-four things of any kinds, only to be seen, not to be drawn: `random_medley`. `render` paints both (64 x 64, anti-aliased),
+four things of any kinds, only to be counted, not to be drawn: `random_medley`. `render` paints both (64 x 64, anti-aliased),
 `caption` and `questions` put them into words. `is_held_out` says which combinations of words and pictures the training never
 meets; everything else in this folder asks it.
 """
@@ -391,13 +391,10 @@ def caption(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def describe(scene: Scene) -> str:
-    """The one answer to 'Describe the picture.'"""
+    """The one answer to 'Describe the picture.', which is not asked of a medley."""
     first = scene.things[0]
-    if scene.is_medley:
-        core = f"{NUMBERS[len(scene.things)]} things"
-    elif scene.is_pair:
-        second = scene.things[1]
-        one, other = (numbered(1, thing.kind, thing.colour) for thing in (first, second))
+    if scene.is_pair:
+        one, other = (numbered(1, thing.kind, thing.colour) for thing in scene.things)
         core = f"{one} {RELATIONS[scene.relation]} {other}"
     else:
         core = numbered(len(scene.things), first.kind, first.colour)
@@ -423,8 +420,6 @@ def ask_what(scene: Scene, rng: np.random.Generator) -> Question:
     asked = pick(rng, "What is this?", "What is it?", "What is in the picture?", "What do you see?",
                  "What is in this photo?", "What can you see in this image?")
     kinds = [thing.kind for thing in scene.things]
-    if scene.is_medley:
-        return "what", asked, f"There are {NUMBERS[len(kinds)]} things."
     if scene.is_pair:
         return "what", asked, sentence(f"there is {with_article(kinds[0])} and {with_article(kinds[1])}")
     if len(kinds) == 1:
@@ -457,8 +452,8 @@ def some_kind(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def asks_for_all(scene: Scene, rng: np.random.Generator) -> bool:
-    """Whether to ask for the number of all things: of a medley often, else now and then."""
-    return rng.random() < (0.5 if scene.is_medley else 0.2)
+    """Whether to ask for the number of all things: of a medley always, else now and then."""
+    return scene.is_medley or rng.random() < 0.2
 
 
 def ask_count(scene: Scene, rng: np.random.Generator) -> Question:
@@ -549,11 +544,17 @@ def ask_stranger(scene: Scene, rng: np.random.Generator) -> Question:
 ASKERS = (ask_describe, ask_what, ask_colour, ask_count, ask_count_spanish, ask_exists, ask_relation)
 ASKER_WEIGHTS = (1.5, 1.0, 1.5, 1.5, 0.8, 1.0, 1.6)
 NAMES_COLOURS = (ask_describe, ask_colour, ask_exists)
+OF_MEDLEYS = (ask_colour, ask_count, ask_count_spanish)
 
 
 def questions(scene: Scene, rng: np.random.Generator, count: int, in_grey: bool = False) -> list[Question]:
-    """`count` questions of mixed sorts about a scene, with their answers; `in_grey`: none that is about colours."""
-    askers = [asker for asker in ASKERS if (scene.is_pair or asker is not ask_relation) and not (in_grey and asker in NAMES_COLOURS)]
+    """`count` questions of mixed sorts about a scene, with their answers; `in_grey`: none that is about colours.
+
+    Of a medley only colours and the number of all things are asked. An answer that says what it is ("there are three things"), or
+    how many of its things are squares, would be at hand for three squares too, of which training has no picture.
+    """
+    askers = [asker for asker in (OF_MEDLEYS if scene.is_medley else ASKERS)
+              if (scene.is_pair or asker is not ask_relation) and not (in_grey and asker in NAMES_COLOURS)]
     weights = np.array([ASKER_WEIGHTS[ASKERS.index(asker)] for asker in askers])
     chosen = rng.choice(len(askers), count, p=weights / weights.sum())
     return [askers[i](scene, rng) if rng.random() > 0.06 else ask_stranger(scene, rng) for i in chosen]
