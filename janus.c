@@ -445,8 +445,8 @@ static int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step 
       A pool of workers that run one job at a time: [0, count) is cut into chunks of `grain`. Each thread has a range of
       chunks of its own, so that it reads on where it was and finds there what it has asked memory for; whoever is done
       with his takes chunks from the others'. Which thread runs a chunk changes; what a chunk computes does not, so
-      results are the same to the last bit for every number of threads. Between jobs a worker spins for some 100 microseconds, then sleeps: the
-      hundreds of small jobs of one decoding step find it awake.
+      results are the same to the last bit for every number of threads. Between jobs a worker spins for some 100
+      microseconds, then sleeps: the hundreds of small jobs of one decoding step find it awake.
    ==================================================================================================================== */
 
 typedef void (*Job)(void *ctx, int thread, int64_t begin, int64_t end);
@@ -522,8 +522,8 @@ typedef struct {
 } Worker;
 
 struct Pool {
-    int threads;               /* the caller of pool_run counts as thread 0 */
-    Counter round, busy;       /* 1, 0, 1, ... for each job; workers not done with it */
+    int threads;         /* the caller of pool_run counts as thread 0 */
+    Counter round, busy; /* 1, 0, 1, ... for each job; workers not done with it */
     Counter sleepers, quit;
     Job job;
     void *ctx;
