@@ -4532,7 +4532,7 @@ static JanusStatus work_status(Work *work, JanusError *error) {
 }
 
 /* The type of the numbers in key/value caches. */
-static int kv_type(const Work *work) { return work->hooks.half_cache ? TYPE_F16 : TYPE_F32; }
+static int kv_type(const Work *work) { return work->hooks.cache == JANUS_CACHE_F16 ? TYPE_F16 : TYPE_F32; }
 
 /* Gives a stage's scratch memory back and says whether it went well. */
 static JanusStatus work_end(Work *work, const ArenaBlock *mark, JanusError *error) {
@@ -6121,10 +6121,18 @@ JanusSessionOptions janus_session_defaults(void) {
     return options;
 }
 
+/* Weights of 16 bits or less are themselves rounded more than float16 rounds keys and values. */
+static JanusCacheType automatic_cache(const JanusModel *model) {
+    return model->blocks[0].q.type == TYPE_F32 ? JANUS_CACHE_F32 : JANUS_CACHE_F16;
+}
+
 JanusStatus janus_session_new(const JanusModel *model, const JanusSessionOptions *options, JanusSession **session,
                               JanusError *error) {
-    const JanusSessionOptions hooks = options != NULL ? *options : janus_session_defaults();
+    JanusSessionOptions hooks = options != NULL ? *options : janus_session_defaults();
     *session = NULL;
+    if (hooks.cache == JANUS_CACHE_AUTO) hooks.cache = automatic_cache(model);
+    if (hooks.cache != JANUS_CACHE_F32 && hooks.cache != JANUS_CACHE_F16)
+        return fail(error, JANUS_BAD_ARGUMENT, "the keys and values are float32 or float16");
     if (hooks.threads < 0 || hooks.threads > 256)
         return fail(error, JANUS_BAD_ARGUMENT, "the number of threads must be 1 to 256, or 0 for all");
     bool known = hooks.isa == NULL;
@@ -6308,7 +6316,7 @@ static const char USAGE[] =
     "  --top-k K      default 50, 0: off         --top-p P         default 1: off; both with --temperature > 0\n"
     "  --type T       quantize: q8_0 or q4_0     --max-tokens N    length of an answer, default 512\n"
     "  --threads K    default: all processors    --isa NAME        kernels: plain, avx2, avx512, neon, ...\n"
-    "  --kv f32|f16   the key/value cache: f32 (default), or half the memory\n"
+    "  --kv f32|f16   the key/value cache; default f16, half the memory, f32 if the weights are f32\n"
     "  --fast         rounds activations to bf16 or int8 where that is faster\n"
     "  --dump DIR     every intermediate tensor as a .npy file\n"
     "  -q             no progress, no remarks    -h                this text\n";
@@ -6321,7 +6329,8 @@ typedef struct {
     int image_count, count, threads, max_tokens, top_k, rng;
     double cfg_weight, temperature, top_p;
     uint64_t seed;
-    bool has_seed, has_temperature, half_cache, fast, quiet, decode, help;
+    JanusCacheType cache;
+    bool has_seed, has_temperature, fast, quiet, decode, help;
 } CommandLine;
 
 /* One line on stderr that begins with the program's name. */
@@ -6395,8 +6404,8 @@ static int parse_option(CommandLine *line, const char *name, const char *value) 
         good = line->has_temperature = parse_number(value, 0, 100, &line->temperature);
     else if (strcmp(name, "--seed") == 0) good = line->has_seed = parse_seed(value, &line->seed);
     else if (strcmp(name, "--kv") == 0) {
-        line->half_cache = strcmp(value, "f16") == 0;
-        good = line->half_cache || strcmp(value, "f32") == 0;
+        line->cache = strcmp(value, "f16") == 0 ? JANUS_CACHE_F16 : JANUS_CACHE_F32;
+        good = line->cache == JANUS_CACHE_F16 || strcmp(value, "f32") == 0;
     } else if (strcmp(name, "--rng") == 0) {
         line->rng = strcmp(value, "torch-mkl") == 0 ? JANUS_RNG_TORCH_MKL : JANUS_RNG_TORCH;
         good = line->rng == JANUS_RNG_TORCH_MKL || strcmp(value, "torch") == 0;
@@ -6599,7 +6608,7 @@ static JanusStatus open_model(Program *program, const char *program_path) {
     if (sees_nothing) return JANUS_OK;
     options.threads = line->threads;
     options.isa = line->isa != NULL ? line->isa : getenv("JANUS_ISA");
-    options.half_cache = line->half_cache;
+    options.cache = line->cache;
     options.fast = line->fast;
     options.user = &program->screen;
     options.progress = show_progress;
@@ -6878,8 +6887,10 @@ static int command_info(Program *program) {
     printf("sees            %d x %d pixels as %d tokens (patches of %d, %d layers, width %d)\n", i.vision_size, i.vision_size,
            i.vision_tokens, i.vision_patch, i.vision_layers, i.vision_width);
     printf("draws           %d x %d pixels as %d tokens (codebook %d)\n", i.image_size, i.image_size, i.image_tokens, i.codebook_size);
-    const double token = 2.0 * sizeof(float) * i.layers * i.kv_heads * i.head_dim; /* keys and values of every layer */
-    printf("key/value cache %.1f kB a token, half of it with --kv f16: a picture's two rows %.1f MB, a full context %.1f MB\n",
+    const JanusCacheType cache = program->line.cache != JANUS_CACHE_AUTO ? program->line.cache : automatic_cache(program->model);
+    const bool half = cache == JANUS_CACHE_F16;
+    const double token = 2.0 * (half ? 2 : 4) * i.layers * i.kv_heads * i.head_dim; /* keys and values of every layer */
+    printf("key/value cache %s, %.1f kB a token: a picture's two rows %.1f MB, a full context %.1f MB\n", half ? "f16" : "f32",
            1e-3 * token, 2e-6 * token * i.image_tokens, 1e-6 * token * i.context_length);
     printf("kernels         ");
     for (int k = 0; isa_names(k) != NULL; k++) printf("%s%s", k > 0 ? ", " : "", isa_names(k));

@@ -120,10 +120,17 @@ typedef struct JanusSession JanusSession;
 
 typedef enum { JANUS_FLOAT32 = 0, JANUS_INT32 = 1 } JanusElement;
 
+/* The numbers in the keys and values that a session keeps. float16 takes half the memory and half the time of reading it. */
+typedef enum {
+    JANUS_CACHE_AUTO = 0, /* float32 if the transformer's matrices are, else float16 */
+    JANUS_CACHE_F32 = 1,
+    JANUS_CACHE_F16 = 2
+} JanusCacheType;
+
 typedef struct {
     int threads;     /* 1..256; 0: as many as the machine has processors. Results do not depend on it. */
     const char *isa; /* kernels: "plain", "avx2", "avx512", "neon"; NULL: the best that this machine has */
-    int half_cache;  /* 1: keys and values are kept in float16, half the memory of the default float32 */
+    JanusCacheType cache;
     int fast;        /* 1: products round activations to int8 (quantised weights) or, of many rows, to bf16 (bf16 weights),
                         where the machine multiplies these faster; 0: float32, as exact as PyTorch's */
     void *user;      /* handed to the callbacks */

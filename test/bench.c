@@ -21,7 +21,8 @@
 enum { MAX_REPEATS = 64, PROMPT_TOKENS = 640 };
 
 typedef struct {
-    int threads, repeats, half_cache, pictures, brief, processor_time;
+    int threads, repeats, pictures, brief, processor_time;
+    JanusCacheType cache;
     const char *isa, *json;
 } Options;
 
@@ -294,7 +295,9 @@ static void cost_layers(Cost *cost, const Linear *layers, int count, double T) {
 }
 
 /* R sequences of T new tokens each behind `past` others. */
-static void cost_transformer(Cost *cost, const JanusModel *m, double R, double T, double past, int kv_bytes) {
+static void cost_transformer(Cost *cost, const JanusSession *session, double R, double T, double past) {
+    const JanusModel *m = session->model;
+    const int kv_bytes = kv_type(&session->work) == TYPE_F16 ? 2 : 4;
     const Config *c = &m->config;
     for (int i = 0; i < c->layers; i++) {
         const TransformerBlock *b = &m->blocks[i];
@@ -500,7 +503,7 @@ static void bench_step(const Stage *s, int64_t R, int64_t past, const char *what
         if (i >= 0) keep_time(&times, seconds(bench) - start);
         for (int64_t r = 0; r < R; r++) sequences[r].own.length = past;
     }
-    cost_transformer(&cost, s->model, (double)R, 1, (double)past, bench->options.half_cache ? 2 : 4);
+    cost_transformer(&cost, s->session, (double)R, 1, (double)past);
     snprintf(name, sizeof name, "%s, after %d tokens%s", what, (int)past, peak != 0 ? ", --fast" : "");
     note_peak(bench);
     report(bench, name, &times, &cost, peak);
@@ -528,7 +531,7 @@ static void bench_prefill(const Stage *s, int peak) {
         keep_time(&times, seconds(bench) - start);
         kv_cache_free(&sequence.own);
     }
-    cost_transformer(&cost, s->model, 1, (double)T, 0, bench->options.half_cache ? 2 : 4);
+    cost_transformer(&cost, s->session, 1, (double)T, 0);
     snprintf(name, sizeof name, "prefill of %d tokens%s", (int)T, peak != 0 ? ", --fast" : "");
     note_peak(bench);
     report(bench, name, &times, &cost, peak);
@@ -605,7 +608,7 @@ static JanusSession *open_session(const Bench *bench, const JanusModel *model, S
     JanusError error;
     options.threads = bench->options.threads;
     options.isa = bench->options.isa;
-    options.half_cache = bench->options.half_cache;
+    options.cache = bench->options.cache;
     options.user = watch;
     options.progress = watch != NULL ? note_progress : NULL;
     check(janus_session_new(model, &options, &session, &error), &error);
@@ -637,8 +640,8 @@ static void bench_drawing(Bench *bench, const char *path) {
             IdList list = {0};
             check(drawing_prompt(model, PROMPT, &list, &error), &error);
             const double T = (double)list.count;
-            cost_transformer(&first_cost, model, 2, T, 0, bench->options.half_cache ? 2 : 4);
-            cost_transformer(&step_cost, model, 2, 1, T + bench->options.repeats / 2.0, bench->options.half_cache ? 2 : 4);
+            cost_transformer(&first_cost, session, 2, T, 0);
+            cost_transformer(&step_cost, session, 2, 1, T + bench->options.repeats / 2.0);
             cost_image_ids(&first_cost, model, 1);
             cost_image_ids(&step_cost, model, 1);
             free(list.ids);
@@ -658,7 +661,6 @@ static void bench_answer(const Stage *s) {
     Bench *bench = s->bench;
     const JanusModel *m = s->model;
     const JanusImage image = made_up_image(640, 480);
-    const int kv_bytes = bench->options.half_cache ? 2 : 4;
     Times first = {{0}, 0}, rest = {{0}, 0};
     Cost first_cost = {0, 0, 0}, rest_cost = {0, 0, 0};
     double T = 0;
@@ -679,9 +681,9 @@ static void bench_answer(const Stage *s) {
         janus_session_free(session);
     }
     cost_seeing(&first_cost, m);
-    cost_transformer(&first_cost, m, 1, T, 0, kv_bytes);
+    cost_transformer(&first_cost, s->session, 1, T, 0);
     cost_matrix(&first_cost, &m->lm_head, 1);
-    cost_transformer(&rest_cost, m, 1, 1, T + bench->options.repeats / 2.0, kv_bytes);
+    cost_transformer(&rest_cost, s->session, 1, 1, T + bench->options.repeats / 2.0);
     cost_matrix(&rest_cost, &m->lm_head, 1);
     report(bench, "image question to first token", &first, &first_cost, 0);
     report(bench, "token of its answer (LM head included)", &rest, &rest_cost, 0);
@@ -697,7 +699,7 @@ static void bench_model(Bench *bench, const char *path) {
     const int past = info.image_tokens / 2 + 16, pictures = bench->options.pictures;
     bench->model_type = info.weight_type;
     printf("\n%s: %s, %.1f million parameters, %.1f MB, keys and values in %s\n", info.name, info.weight_type,
-           (double)info.parameters / 1e6, (double)info.file_bytes / 1e6, bench->options.half_cache ? "f16" : "f32");
+           (double)info.parameters / 1e6, (double)info.file_bytes / 1e6, kv_type(&s.session->work) == TYPE_F16 ? "f16" : "f32");
     print_heading();
     Stage s = {bench, model, open_session(bench, model, NULL)};
     bench_step(&s, 2, past, "picture step, 2 rows", 0); /* brings the transformer's pages into memory */
@@ -735,7 +737,7 @@ static int parse(Options *o, int count, char **arguments) {
         else if (++i, strcmp(name, "--threads") == 0) o->threads = atoi(value);
         else if (strcmp(name, "--repeats") == 0) o->repeats = atoi(value);
         else if (strcmp(name, "--pictures") == 0) o->pictures = atoi(value);
-        else if (strcmp(name, "--kv") == 0) o->half_cache = strcmp(value, "f16") == 0;
+        else if (strcmp(name, "--kv") == 0) o->cache = strcmp(value, "f16") == 0 ? JANUS_CACHE_F16 : JANUS_CACHE_F32;
         else if (strcmp(name, "--isa") == 0) o->isa = value;
         else if (strcmp(name, "--json") == 0) o->json = value;
         else return 0;

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: MIT
 """janus.c beside PyTorch and llama.cpp: the same sizes, the same random weights, the same number of threads, in one run.
 
-    bench_peers.py [--threads K] [--rounds N] [--only torch,llama] [--quick] [--kv f16] [--fast] [--work DIR]
+    bench_peers.py [--threads K] [--rounds N] [--only torch,llama] [--quick] [--kv f32] [--fast] [--work DIR]
                    [--dtypes float32,bfloat16] [--compile off,on] [--types bf16,q8_0,q4_0]
 
 Every round runs ours, then theirs; a line gives the median times and how many times as fast ours is: the median of the
@@ -176,7 +176,7 @@ def bench_torch(options: argparse.Namespace) -> None:
     heading()
     reference = load(path)
     reference.model.set_attn_implementation("sdpa")
-    stages = Stages(path, options.threads, options.kv == "f16", options.fast)
+    stages = Stages(path, options.threads, options.kv, options.fast)
     tokens = 16 if options.quick else 64
     for dtype in [getattr(torch, name) for name in options.dtypes.split(",")]:
         reference.model.to(dtype)
@@ -304,7 +304,7 @@ def bench_llama(options: argparse.Namespace) -> None:
         with tempfile.TemporaryDirectory(dir=options.work) as folder:
             target = Path(folder) / "llama.gguf"
             write_llama(source, target)
-            ours, theirs = Stages(source, options.threads, options.kv == "f16", options.fast), LlamaPeer(target, options.threads, tokens)
+            ours, theirs = Stages(source, options.threads, options.kv, options.fast), LlamaPeer(target, options.threads, tokens)
             ids = np.random.default_rng(1).integers(0, ours.vocab, 16)
             mine, other = ours.read(ids)[0], theirs.read(ids, [0])[0]
             gap = float(np.abs(mine - other).max() / np.abs(mine).max())
@@ -325,7 +325,7 @@ def main() -> None:
     parser.add_argument("--dtypes", default="float32,bfloat16", help="of PyTorch; float32 cannot follow bfloat16")
     parser.add_argument("--compile", default="off,on", help="torch.compile")
     parser.add_argument("--types", default="bf16,q8_0,q4_0", help="weights for llama.cpp")
-    parser.add_argument("--kv", choices=("f32", "f16"), default="f32", help="our keys and values (default f32)")
+    parser.add_argument("--kv", choices=("auto", "f32", "f16"), default="auto", help="our keys and values (default auto, f16 but for f32 weights)")
     parser.add_argument("--fast", action="store_true", help="ours rounds activations, as the others do (janus --fast)")
     parser.add_argument("--quick", action="store_true", help="a small geometry: tries the program, measures nothing of interest")
     parser.add_argument("--work", type=Path, default=Path(os.environ.get("WORK") or "build/bench"), help="folder for files of random weights")

@@ -48,12 +48,12 @@ void stages_close(Stages *s) {
 }
 
 /* NULL, with the reason on stderr, when the model cannot be used. */
-Stages *stages_open(const char *path, int threads, int half_cache, int fast) {
+Stages *stages_open(const char *path, int threads, int cache, int fast) {
     Stages *s = calloc(1, sizeof *s);
     JanusSessionOptions options = janus_session_defaults();
     if (s == NULL) return NULL;
     options.threads = threads;
-    options.half_cache = half_cache;
+    options.cache = (JanusCacheType)cache;
     options.fast = fast;
     options.progress = note_progress;
     options.user = s;

@@ -32,13 +32,13 @@ def made_up_picture(width: int, height: int, seed: int = 0) -> np.ndarray:
 
 
 class Stages:
-    """One model file, opened with so many threads."""
+    """One model file, opened with so many threads, keys and values as `cache` says: auto, f32 or f16."""
 
-    def __init__(self, path: Path, threads: int, half_cache: bool = False, fast: bool = False) -> None:
+    def __init__(self, path: Path, threads: int, cache: str = "auto", fast: bool = False) -> None:
         library = ctypes.CDLL(str(LIBRARY))
         library.stages_open.restype = ctypes.c_void_p
         library.stages_error.restype = ctypes.c_char_p
-        handle = library.stages_open(str(path).encode(), threads, int(half_cache), int(fast))
+        handle = library.stages_open(str(path).encode(), threads, ("auto", "f32", "f16").index(cache), int(fast))
         if not handle:
             raise RuntimeError(f"{path} cannot be opened")
         self.library, self.handle = library, ctypes.c_void_p(handle)

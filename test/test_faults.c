@@ -397,7 +397,7 @@ static void open_session(World *world, const Operation *operation) {
     JanusSessionOptions options = janus_session_defaults();
     uint64_t hash = 0;
     options.threads = 1;
-    options.half_cache = operation->needs == TAPPED;
+    options.cache = operation->needs == TAPPED ? JANUS_CACHE_F16 : JANUS_CACHE_F32;
     options.tap = operation->needs == TAPPED ? ignore_tap : NULL;
     options.user = &tapped;
     world->session = NULL;

@@ -340,6 +340,7 @@ static void test_stages(const char *name, const char *isa, double tolerance, int
     snprintf(label, sizeof label, "%s %s", name, isa);
     options.isa = isa;
     options.threads = 2;
+    options.cache = JANUS_CACHE_F32; /* as PyTorch's */
     options.tap = compare_tap;
     options.user = comparison;
     comparison->recording = &golden.recording;
@@ -452,7 +453,9 @@ static void test_threads(const char *name) {
 /* Pictures drawn side by side are those drawn one by one, and each is the decoded form of its ids. */
 static void test_batch(const char *name) {
     Golden golden = open_golden(name);
-    JanusSession *session = open_session(golden.model, NULL);
+    JanusSessionOptions exact = janus_session_defaults();
+    exact.cache = JANUS_CACHE_F32; /* as PyTorch's, whose ids are sampled at the end */
+    JanusSession *session = open_session(golden.model, &exact);
     const JanusInfo info = janus_info(golden.model);
     const size_t tokens = (size_t)info.image_tokens, bytes = 3 * (size_t)info.image_size * (size_t)info.image_size;
     int32_t *ids = need(malloc(3 * tokens * sizeof *ids)), *single = need(malloc(tokens * sizeof *single));
@@ -512,23 +515,33 @@ static void first_logits(void *user, const char *name, JanusElement type, const 
         first->difference = relative_difference(data, record->floats, record->count);
 }
 
-/* Keys and values in float16 cost half the memory and little accuracy. */
-static void test_half_cache(void) {
-    Golden golden = open_golden("plain");
-    FirstLogits first = {NULL, -1};
+/* How far the first logits of an answer are from the recorded ones. */
+static double first_difference(Golden *golden, JanusCacheType cache) {
+    FirstLogits first = {&golden->recording, -1};
     JanusSessionOptions options = janus_session_defaults();
     const JanusAskOptions ask = greedy_answer(1);
-    first.recording = &golden.recording;
-    options.half_cache = 1;
+    options.cache = cache;
     options.tap = first_logits;
     options.user = &first;
-    JanusSession *session = open_session(golden.model, &options);
-    report(janus_ask(session, input(&golden.recording, "question")->text, &golden.image, 1, &ask, NULL, NULL) ==
-               JANUS_OK, 0, "an answer with a float16 cache");
-    report(first.difference > 1e-6 && first.difference < 5e-3, 1, "float16 cache: the first logits are %.1e away",
-           first.difference);
+    JanusSession *session = open_session(golden->model, &options);
+    report(janus_ask(session, input(&golden->recording, "question")->text, &golden->image, 1, &ask, NULL, NULL) == JANUS_OK,
+           0, "an answer with cache type %d", (int)cache);
     janus_session_free(session);
-    close_golden(&golden);
+    return first.difference;
+}
+
+/* Keys and values in float16 cost half the memory and little accuracy; they are the default but for float32 weights. */
+static void test_cache_types(void) {
+    static const char *const names[] = {"plain", "grouped", "tied"}; /* f32, f16, bf16 */
+    for (int i = 0; i < 3; i++) {
+        Golden golden = open_golden(names[i]);
+        const double whole = first_difference(&golden, JANUS_CACHE_F32), half = first_difference(&golden, JANUS_CACHE_F16);
+        report(whole >= 0 && half >= 0 && fabs(half - whole) > 1e-7 && half < 5e-3, 1,
+               "%s: the first logits are %.1e away with a float32 cache, %.1e with float16", names[i], whole, half);
+        report(first_difference(&golden, JANUS_CACHE_AUTO) == (i == 0 ? whole : half), 1, "%s: the cache is %s by default", names[i],
+               i == 0 ? "float32" : "float16");
+        close_golden(&golden);
+    }
 }
 
 /* ---- Conversations ---- */
@@ -815,11 +828,12 @@ static void test_bad_options(void) {
         expect(janus_ask(session, "what?", NULL, 0, &options, NULL, &error), JANUS_BAD_ARGUMENT, &error,
                "bad asking options");
     }
-    for (int i = 0; i < 3; i++) {
+    for (int i = 0; i < 4; i++) {
         JanusSessionOptions options = janus_session_defaults();
         if (i == 0) options.threads = -1;
         if (i == 1) options.threads = 257;
         if (i == 2) options.isa = "mmx";
+        if (i == 3) options.cache = (JanusCacheType)3;
         memset(&error, 0, sizeof error);
         expect(janus_session_new(golden.model, &options, &none, &error), JANUS_BAD_ARGUMENT, &error,
                "bad session options");
@@ -1215,7 +1229,7 @@ int main(int count, char **arguments) {
     test_batch("plain");
     test_batch("grouped");
     test_batch("tied");
-    test_half_cache();
+    test_cache_types();
     test_conversation();
     test_full_context();
     test_cancel_call(0, "an answer");

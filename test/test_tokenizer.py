@@ -57,7 +57,7 @@ TEXT_CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.POINTER(c
 class SessionOptions(ctypes.Structure):
     """JanusSessionOptions."""
 
-    _fields_ = [("threads", ctypes.c_int), ("isa", ctypes.c_char_p), ("half_cache", ctypes.c_int), ("fast", ctypes.c_int),
+    _fields_ = [("threads", ctypes.c_int), ("isa", ctypes.c_char_p), ("cache", ctypes.c_int), ("fast", ctypes.c_int),
                 ("user", ctypes.c_void_p), ("progress", ctypes.c_void_p), ("text", TEXT_CALLBACK), ("tap", ctypes.c_void_p)]
 
 

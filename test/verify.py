@@ -197,12 +197,12 @@ class Case:
     runs: int = 0
 
     def janus(self, command: str, *arguments: object, text: str | None = None) -> tuple[str, Dump]:
-        """Runs one command with --dump."""
+        """Runs one command with --dump, keys and values in float32 as PyTorch keeps them here."""
         self.runs += 1
         folder = self.work / f"dump{self.runs}"
         folder.mkdir()
-        out = run([ROOT / "janus", command, "-m", self.file, "--threads", self.threads, "-q", "--dump", folder,
-                   *arguments], text)
+        out = run([ROOT / "janus", command, "-m", self.file, "--threads", self.threads, "--kv", "f32", "-q",
+                   "--dump", folder, *arguments], text)
         return out, Dump(folder)
 
     def picture(self, width: int, height: int, seed: int) -> tuple[Path, Image.Image]:

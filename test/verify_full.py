@@ -141,7 +141,7 @@ class SessionOptions(ctypes.Structure):
     _fields_ = [
         ("threads", ctypes.c_int),
         ("isa", ctypes.c_char_p),
-        ("half_cache", ctypes.c_int),
+        ("cache", ctypes.c_int),
         ("fast", ctypes.c_int),
         ("user", ctypes.c_void_p),
         ("progress", PROGRESS),

@@ -66,7 +66,7 @@ def official_answer(reference: Reference, picture: Image.Image, question: str, s
 def janus(work: Path, name: str, *arguments: object) -> list[int]:
     """The ids that ./janus dumps as `name`."""
     with tempfile.TemporaryDirectory(dir=work) as dump:
-        subprocess.run([str(ROOT / "janus"), *map(str, arguments), "-m", str(MODEL), "--dump", dump], check=True,
+        subprocess.run([str(ROOT / "janus"), *map(str, arguments), "-m", str(MODEL), "--kv", "f32", "--dump", dump], check=True,
                        capture_output=True)
         return np.load(Path(dump) / f"{name}.npy").ravel().tolist()
 

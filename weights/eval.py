@@ -65,7 +65,7 @@ class JanusError(ctypes.Structure):
 
 class SessionOptions(ctypes.Structure):
     """JanusSessionOptions of janus.h."""
-    _fields_ = [("threads", ctypes.c_int), ("isa", ctypes.c_char_p), ("half_cache", ctypes.c_int),
+    _fields_ = [("threads", ctypes.c_int), ("isa", ctypes.c_char_p), ("cache", ctypes.c_int),
                 ("fast", ctypes.c_int), ("user", ctypes.c_void_p), ("progress", ctypes.c_void_p), ("text", ctypes.c_void_p),
                 ("tap", ctypes.c_void_p)]
 

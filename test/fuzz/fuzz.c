@@ -210,7 +210,7 @@ static void run_tasks(const JanusModel *model, int switches) {
     JanusImage image = small_image();
     options.threads = 1;
     options.isa = switches & PLAIN_KERNELS ? "plain" : NULL;
-    options.half_cache = switches & HALF_CACHE ? 1 : 0;
+    options.cache = switches & HALF_CACHE ? JANUS_CACHE_F16 : JANUS_CACHE_F32;
     options.user = &world;
     options.progress = on_progress;
     options.text = on_text;
