@@ -402,7 +402,7 @@ def main() -> int:
         return 0
     quick = options.quick
     report = Report(QUICK_BARS if quick else BARS)
-    prompts = make_prompts(32 if quick else 100, 1001)
+    prompts = make_prompts(64 if quick else 100, 1001)
     pictures = score_drawing(janus, prompts, report)
     if not quick:
         score_guidance(janus, prompts[::5], report)

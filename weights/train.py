@@ -57,8 +57,9 @@ CLASSES = 14  # what a head that is asked about a scene chooses among: eight col
 EYES_GREY, GREY = 0.5, 0.25  # the share of the pictures that stage 2, and questions, show in grey: what a thing is shows without colour
 # Of a step of the joint stage: until which step, captions alone, drawings, conversations. First it only reads; and it learns
 # to see long before it draws well.
-MIX = ((1000, 64, 0, 0), (3000, 0, 36, 24), (10**9, 0, 48, 16))
-QUESTIONS, MEDLEYS = 2, 0.25  # of a conversation; the share of conversations about a medley
+MIX = ((1000, 64, 0, 0), (3000, 0, 32, 20), (10**9, 0, 44, 14))
+QUESTIONS, MEDLEYS = 5, 0.25  # of a picture; the share of conversations about a medley
+CHAINED = 0.2  # the share of conversations whose questions follow on one another; in the others each is the first (Conversation)
 EYES_MEDLEYS = 20  # of the 64 pictures of a step
 DROPPED, SMOOTH = 0.1, 0.2  # the share of drawings without their prompt, and the smoothing of their labels (drawing_loss)
 
@@ -111,6 +112,16 @@ def train_tokenizer() -> Tokenizer:
     return tokenizer
 
 
+class Conversation(NamedTuple):
+    """Questions and answers. All questions about a picture may share it and yet each be the first: then a token sees what they
+    share and its own turn alone, and every turn stands at the same positions. A picture costs more than a question does."""
+
+    ids: list[int]
+    labels: list[int]  # the ids of answers and of their ends, IGNORE elsewhere
+    turns: list[int]  # 0 where all turns see the token, else the number of the only turn that does
+    positions: list[int]
+
+
 class Speaker:
     """Turns scenes and words into training sequences of ids, with the ids that are to be predicted."""
 
@@ -131,19 +142,22 @@ class Speaker:
         ids = self.encode(f"<|User|>: {caption}\n\n<|Assistant|>:")
         return [self.bos, *([self.pad] * len(ids) if dropped else ids), self.begin]
 
-    def conversation(self, turns: list[tuple[str, str]], with_image: bool) -> tuple[list[int], list[int]]:
-        """ids and labels (IGNORE where nothing is learned: only answers and their ends are)."""
-        ids = [self.bos, *self.encode(f"{SYSTEM_PROMPT}\n\n")]
-        labels = [IGNORE] * len(ids)
+    def conversation(self, turns: list[tuple[str, str]], with_image: bool = False, chained: bool = True) -> Conversation:
+        """The turns (question, answer) one after another; not `chained`, as if each were the first."""
+        user = self.encode("<|User|>: ")
+        opening = [self.bos, *self.encode(f"{SYSTEM_PROMPT}\n\n"), *user]
+        if with_image:
+            opening += [self.begin, *[self.image] * TOKENS, self.end, *self.encode("\n")]
+        words = Conversation([*opening], [IGNORE] * len(opening), [0] * len(opening), list(range(len(opening))))
         for number, (question, answer) in enumerate(turns):
-            asked = self.encode("<|User|>: ")
-            if with_image and number == 0:
-                asked = [*asked, self.begin, *[self.image] * TOKENS, self.end, *self.encode("\n")]
-            asked = [*asked, *self.encode(f"{question}\n\n<|Assistant|>:")]
+            asked = [*(user if chained and number else []), *self.encode(f"{question}\n\n<|Assistant|>:")]
             said = [*self.encode(f" {answer}"), self.eos]
-            ids += asked + said
-            labels += [IGNORE] * len(asked) + said
-        return ids, labels
+            length, begin = len(asked + said), len(words.ids) if chained else len(opening)
+            words.ids.extend(asked + said)
+            words.labels.extend([IGNORE] * len(asked) + said)
+            words.turns.extend([0 if chained else number + 1] * length)
+            words.positions.extend(range(begin, begin + length))
+        return words
 
 
 def pad_batch(rows: list[list[int]], filler: int) -> torch.Tensor:
@@ -442,6 +456,18 @@ class Drawings(NamedTuple):
     patches: torch.Tensor  # patch_labels [count, 64, 2], IGNORE where the prompt is dropped
 
 
+class Conversations(NamedTuple):
+    """Conversations, each about a picture or all about none; what they ask of pictures in grey has nothing to do with colours."""
+
+    ids: torch.Tensor  # int64 [count, longest]
+    labels: torch.Tensor  # int64 [count, longest]
+    turns: torch.Tensor  # int64 [count, longest]
+    positions: torch.Tensor  # int64 [count, longest]
+    pictures: torch.Tensor | None = None  # float [count, 3, 64, 64], as an encoder takes them
+    plans: torch.Tensor | None = None  # plan_labels [count, 7], IGNORE for colours in grey
+    sought: torch.Tensor | None = None  # sought_labels [count, QUESTIONS, 4], IGNORE for colours in grey
+
+
 class Lessons:
     """Batches of the joint stage; half of the scenes are pairs."""
 
@@ -465,9 +491,12 @@ class Lessons:
                         gone, said.masked_fill(gone[:, None], IGNORE), self.plans[chosen].masked_fill(gone[:, None], IGNORE),
                         self.patches[chosen].masked_fill(gone[:, None, None], IGNORE))
 
-    def answers(self, count: int) -> tuple[torch.Tensor, ...]:
-        """ids and labels int64 [count, longest] of conversations about a picture each, the pictures [count, 3, 64, 64] as an
-        encoder takes them, and their plan_labels, IGNORE for the colours of a picture in grey."""
+    def batch(self, conversations: list[Conversation], *about: torch.Tensor) -> Conversations:
+        ids, labels, turns, positions = zip(*conversations)
+        return Conversations(pad_batch(ids, self.speaker.pad), pad_batch(labels, IGNORE), pad_batch(turns, 0), pad_batch(positions, 0), *about)
+
+    def answers(self, count: int) -> Conversations:
+        """Conversations about a picture each."""
         chosen = self.choose(count)
         scenes, pictures = [self.scenes[i] for i in chosen], self.pictures[torch.from_numpy(chosen)]
         for place in (self.rng.random(count) < MEDLEYS).nonzero()[0]:
@@ -475,23 +504,31 @@ class Lessons:
             pictures[place] = pictures_of([scenes[place]])[0]
         greys = seen_in_grey(scenes, GREY)
         asked = [world.questions(scene, self.rng, QUESTIONS, grey) for scene, grey in zip(scenes, greys.tolist())]
-        rows = [self.speaker.conversation([(question, answer) for _, question, answer in turns], True) for turns in asked]
         pictures, plans = to_input(pictures), plan_labels(scenes)
         pictures[greys] = in_grey(pictures[greys], self.rng)
         plans[:, PLAN_COLOURS] = plans[:, PLAN_COLOURS].masked_fill(greys[:, None], IGNORE)
-        return pad_batch([ids for ids, _ in rows], self.speaker.pad), pad_batch([labels for _, labels in rows], IGNORE), pictures, plans
+        sought = torch.tensor([[sought_labels(scene, question) for _, question, _ in turns] for scene, turns in zip(scenes, asked)])
+        sought[greys, :, 1] = IGNORE
+        return self.batch([self.speaker.conversation([(question, answer) for _, question, answer in turns], True, chained)
+                           for turns, chained in zip(asked, (self.rng.random(count) < CHAINED).tolist())], pictures, plans, sought)
 
-    def chats(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """ids and labels of conversations without a picture."""
-        rows = [self.speaker.conversation([world.CHAT[i] for i in self.rng.integers(0, len(world.CHAT), 2)], False) for _ in range(count)]
-        return pad_batch([ids for ids, _ in rows], self.speaker.pad), pad_batch([labels for _, labels in rows], IGNORE)
+    def chats(self, count: int) -> Conversations:
+        """Conversations without a picture."""
+        return self.batch([self.speaker.conversation([world.CHAT[i] for i in self.rng.integers(0, len(world.CHAT), 2)])
+                           for _ in range(count)])
 
 
-def hidden_states(model: JanusForConditionalGeneration, embeddings: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Embeddings [B, T, D] -> what every block leaves [B, T, D], the last one normalised; causal, nothing masked, positions
-    0..T-1 in every row."""
-    positions = torch.arange(embeddings.shape[1])[None].expand(embeddings.shape[0], -1)
-    return model.model.language_model(inputs_embeds=embeddings, position_ids=positions, use_cache=False,
+def hidden_states(model: JanusForConditionalGeneration, embeddings: torch.Tensor, positions: torch.Tensor | None = None,
+                  turns: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
+    """Embeddings [B, T, D] -> what every block leaves [B, T, D], the last one normalised; causal, at positions 0..T-1 and with
+    nothing else masked if not as a Conversation says [B, T]."""
+    mask = None
+    if positions is None:
+        positions = torch.arange(embeddings.shape[1])[None].expand(embeddings.shape[0], -1)
+    if turns is not None:
+        seen = ((turns[:, None] == 0) | (turns[:, None] == turns[..., None])).tril()  # [B, T, T]: row sees column
+        mask = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)[:, None]
+    return model.model.language_model(inputs_embeds=embeddings, position_ids=positions, attention_mask=mask, use_cache=False,
                                       output_hidden_states=True).hidden_states
 
 
@@ -522,6 +559,27 @@ def said_labels(scene: world.Scene, caption: str) -> list[int]:
     return [*(value for thing in things for value in (kinds.index(thing.kind), colours.index(thing.colour))), relation]
 
 
+def sought_labels(scene: world.Scene, question: str) -> list[int]:
+    """What a question is answered from, for the kind that it names first: how many there are (also of "things"), the colour,
+    left, right, above or below, how it stands to the other of a pair, and that one's kind; IGNORE where there is no such thing."""
+    question, kinds, present = question.lower(), list(world.KINDS), [thing.kind for thing in scene.things]
+    if "things" in question or "cosas" in question:
+        return [len(present), IGNORE, IGNORE, IGNORE]
+    places = {kind: min((question.find(word) for word in (kind, *world.SPANISH[kind][:2]) if word in question), default=-1) for kind in kinds}
+    named = min((kind for kind in kinds if places[kind] >= 0), key=places.get, default=None)
+    if named is None:
+        return [IGNORE] * 4
+    if named not in present:
+        return [0, IGNORE, IGNORE, IGNORE]
+    thing = scene.things[present.index(named)]
+    count, colour = present.count(named), list(world.COLOURS).index(thing.colour)
+    if not scene.is_pair:
+        return [IGNORE if scene.is_medley else count, colour, IGNORE, IGNORE]
+    relation = scene.relation if thing is scene.things[0] else world.OPPOSITE[scene.relation]
+    other = scene.things[thing is scene.things[0]]
+    return [count, colour, list(world.RELATIONS).index(relation), kinds.index(other.kind)]
+
+
 class Scaffold(torch.nn.Module):
     """Heads that help the transformer to read captions and pictures, and are thrown away when it can.
 
@@ -530,14 +588,15 @@ class Scaffold(torch.nn.Module):
     star right of a house" share every word but one, so that who stands where is a product of two things read, of which
     either alone says nothing. So at <begin_of_image> an early block is also asked what was said in which order, a later one
     what the picture is to be, and at every id the last one what is on that patch. Where a picture is seen, the later one is
-    asked the same at <end_of_image>: what a picture is has one form for both tasks.
+    asked the same at <end_of_image>: what a picture is has one form for both tasks. And where a question ends, it is asked what
+    the answer needs of the thing that the question names.
     """
 
     SAID, PLAN = 2, 4  # the blocks that are asked
 
     def __init__(self) -> None:
         super().__init__()
-        self.said, self.plan, self.patch = (torch.nn.Linear(WIDTH, CLASSES * count) for count in (5, 7, 2))
+        self.said, self.plan, self.patch, self.sought = (torch.nn.Linear(WIDTH, CLASSES * count) for count in (5, 7, 2, 4))
 
     def reading(self, blocks: tuple[torch.Tensor, ...], lessons: Drawings) -> torch.Tensor:
         """What is asked about the captions of drawings, given what every block left of them."""
@@ -545,9 +604,12 @@ class Scaffold(torch.nn.Module):
         said, planned = (blocks[block][rows, lessons.last] for block in (self.SAID, self.PLAN))
         return self.ask(self.said, said, lessons.said) + self.ask(self.plan, planned, lessons.plans)
 
-    def seeing(self, blocks: tuple[torch.Tensor, ...], ends: torch.Tensor, plans: torch.Tensor) -> torch.Tensor:
-        """What is asked about pictures seen: `ends` bool [B, T] marks <end_of_image>."""
-        return self.ask(self.plan, blocks[self.PLAN][ends], plans)
+    def seeing(self, blocks: tuple[torch.Tensor, ...], talks: Conversations, end: int) -> torch.Tensor:
+        """What is asked about pictures seen, at the id `end`, <end_of_image>, and where questions about them end."""
+        answers = talks.labels != IGNORE
+        starts = answers[:, 1:] & ~answers[:, :-1]
+        return (self.ask(self.plan, blocks[self.PLAN][talks.ids == end], talks.plans)
+                + self.ask(self.sought, blocks[self.PLAN][:, :-1][starts], talks.sought.flatten(0, 1)))
 
     @staticmethod
     def ask(head: torch.nn.Linear, states: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -638,21 +700,20 @@ def drawing_loss(model: JanusForConditionalGeneration, scaffold: Scaffold, lesso
             "reading": scaffold.reading(blocks, lessons), "patch": scaffold.ask(scaffold.patch, states, lessons.patches)}
 
 
-def answer_loss(model: JanusForConditionalGeneration, scaffold: Scaffold, speaker: Speaker, ids: torch.Tensor, labels: torch.Tensor,
-                pictures: torch.Tensor | None = None, plans: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+def answer_loss(model: JanusForConditionalGeneration, scaffold: Scaffold, speaker: Speaker, talks: Conversations) -> dict[str, torch.Tensor]:
     """`answer`, cross-entropy of the answers; with pictures also `seeing`, what the scaffold asks. Without, `chat`."""
-    embeddings = model.get_input_embeddings()(ids).float()
-    if pictures is not None:
-        seen = model.model.get_image_features(pictures).pooler_output.float()
-        embeddings = embeddings.masked_scatter((ids == speaker.image)[..., None], seen)
-    blocks = hidden_states(model, embeddings)
-    states, wanted = blocks[-1][:, :-1], labels[:, 1:]
+    embeddings = model.get_input_embeddings()(talks.ids).float()
+    if talks.pictures is not None:
+        seen = model.model.get_image_features(talks.pictures).pooler_output.float()
+        embeddings = embeddings.masked_scatter((talks.ids == speaker.image)[..., None], seen)
+    blocks = hidden_states(model, embeddings, talks.positions, talks.turns)
+    states, wanted = blocks[-1][:, :-1], talks.labels[:, 1:]
     chosen = wanted != IGNORE
     loss = F.cross_entropy(model.lm_head(states[chosen]).float(), wanted[chosen])
-    return {"chat": loss} if pictures is None else {"answer": loss, "seeing": scaffold.seeing(blocks, ids == speaker.end, plans)}
+    return {"chat": loss} if talks.pictures is None else {"answer": loss, "seeing": scaffold.seeing(blocks, talks, speaker.end)}
 
 
-WEIGHTS = {"draw": 1.0, "reading": 0.5, "patch": 1.0, "answer": 0.7, "seeing": 0.5, "chat": 0.1}
+WEIGHTS = {"draw": 1.0, "reading": 0.5, "patch": 1.0, "answer": 1.5, "seeing": 0.5, "chat": 0.1}
 
 
 def joint_losses(model: JanusForConditionalGeneration, scaffold: Scaffold, lessons: Lessons, step: int) -> dict[str, torch.Tensor]:
@@ -661,9 +722,9 @@ def joint_losses(model: JanusForConditionalGeneration, scaffold: Scaffold, lesso
     if captions:
         return {"reading": reading_loss(model, scaffold, lessons.drawings(captions, 0))}
     losses = drawing_loss(model, scaffold, lessons.drawings(drawings, DROPPED))
-    losses.update(answer_loss(model, scaffold, lessons.speaker, *lessons.answers(conversations)))
+    losses.update(answer_loss(model, scaffold, lessons.speaker, lessons.answers(conversations)))
     if step % 4 == 0:
-        losses.update(answer_loss(model, scaffold, lessons.speaker, *lessons.chats(4)))
+        losses.update(answer_loss(model, scaffold, lessons.speaker, lessons.chats(4)))
     return losses
 
 
@@ -735,7 +796,7 @@ def plot_curves(log: Path, picture: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="the folder of the run")
-    parser.add_argument("--vq-steps", type=int, default=3000)
+    parser.add_argument("--vq-steps", type=int, default=2500)
     parser.add_argument("--eyes-steps", type=int, default=5000)
     parser.add_argument("--steps", type=int, default=8000, help="of the joint stage")
     parser.add_argument("--compile", action="store_true", help="of the joint stage: a fifth faster, needs a C++ compiler")
