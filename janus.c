@@ -2141,8 +2141,9 @@ static void product_block(const Product *p, int thread, int64_t row, int64_t row
         for (int64_t c = col; c < col_end; c += tile_cols) {
             const float *from = sums + (c - col) * height + (r - row) * tile_cols;
             float *to = p->out + r * p->O + c;
-            for (int64_t i = 0; i < min_i64(tile_cols, col_end - c); i++)
-                to[i] = from[i] + (p->bias ? p->bias[c + i] : 0);
+            const int64_t count = min_i64(tile_cols, col_end - c);
+            if (p->bias == NULL) memcpy(to, from, (size_t)count * sizeof *to);
+            for (int64_t i = 0; i < count && p->bias != NULL; i++) to[i] = from[i] + p->bias[c + i];
         }
 }
 

@@ -698,10 +698,10 @@ static void bench_model(Bench *bench, const char *path) {
     const JanusInfo info = janus_info(model);
     const int past = info.image_tokens / 2 + 16, pictures = bench->options.pictures;
     bench->model_type = info.weight_type;
+    Stage s = {bench, model, open_session(bench, model, NULL)};
     printf("\n%s: %s, %.1f million parameters, %.1f MB, keys and values in %s\n", info.name, info.weight_type,
            (double)info.parameters / 1e6, (double)info.file_bytes / 1e6, kv_type(&s.session->work) == TYPE_F16 ? "f16" : "f32");
     print_heading();
-    Stage s = {bench, model, open_session(bench, model, NULL)};
     bench_step(&s, 2, past, "picture step, 2 rows", 0); /* brings the transformer's pages into memory */
     bench_drawing(bench, path);
     bench_step(&s, 1, past, "answer step, 1 row", 0);
