@@ -12,8 +12,8 @@
     python weights/eval.py --samples weights/samples.png    the contact sheet
 
 Drawing follows GenEval's six categories, one picture a prompt, seed = number of the prompt, the library's default
-settings (CFG 5, temperature 1). Half of the prompts name only combinations that training met, half name one that it
-never met.
+settings (CFG 5, temperature 1): 200 prompts a category, of which 100 name only combinations that training met and 100
+name one that it never met.
 """
 
 from __future__ import annotations
@@ -402,7 +402,7 @@ def main() -> int:
         return 0
     quick = options.quick
     report = Report(QUICK_BARS if quick else BARS)
-    prompts = make_prompts(64 if quick else 100, 1001)
+    prompts = make_prompts(64 if quick else 200, 1001)
     pictures = score_drawing(janus, prompts, report)
     if not quick:
         score_guidance(janus, prompts[::5], report)
