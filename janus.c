@@ -817,7 +817,7 @@ typedef struct { /* rows of numbers of one type, `stride` bytes from one to the 
 } Rows;
 
 enum { MAX_TILE_ROWS = 16, K_STEP = 256 }; /* columns are packed at most K_STEP at a time */
-enum { ROUNDED = 2 * BLOCK, ROUNDED_WORDS = 48 }; /* a row of x in int8: so many elements in so many floats */
+enum { ROUNDED = 2 * BLOCK };              /* elements that a few rounded rows of x are packed by */
 enum { L1_FLOATS = 6144 };                 /* stay in a first-level cache of 32 KiB while weights stream by */
 
 /* out[t * out_stride + o] = x[t] . w[o] + bias[o] for t < T, first <= o < last; rows of length n. The rows of x are
@@ -826,18 +826,21 @@ typedef void DotProducts(float *out, int64_t out_stride, const float *x, int64_t
                          const float *bias, int64_t n, int64_t first, int64_t last);
 
 /* One way to pack both operands of a tile. Packed, BLOCK elements of a row take so many 32-bit words:
-     exact  32 and 32: floats        bf16  16 and 16: pairs of bf16
-     int8   10 and  9: eight words of four int8, the block's scale, and for rows of x a correction */
+     exact    32 and 32: floats        bf16  16 and 16: pairs of bf16
+     integer  10 and  9: eight words of four int8, the block's scale, and for rows of x a correction
+              18 and 17 on AVX2: sixteen words of two int16, as it multiplies no int8 of both signs, and the same */
 typedef struct {
     int few_rows; /* up to so many rows of x, dot products are faster than these tiles */
     int row_words, weight_words;
+    int levels; /* integer: the largest element of a block of x becomes so many */
     /* out (n, tile_rows): element k of row r at out[k * tile_rows + r] */
     void (*pack_rows)(float *out, const float *const *rows, int64_t n);
     /* out (n, tile_cols): element begin + k of row c at out[k * tile_cols + c], zero where c >= count */
     void (*pack_weights)(float *out, Rows w, int64_t count, int64_t begin, int64_t n);
     /* out[r * stride + c] = (add ? out[r * stride + c] : 0) + sum over k < n of a[k][r] b[k][c] */
     void (*tile)(float *out, int64_t stride, const float *a, const float *b, int64_t n, int add);
-    /* For few rows: x (n) as dot wants it, ROUNDED_WORDS floats for every ROUNDED elements; NULL: x as it is */
+    /* For few rows: x (n) as dot wants it, rounded_words floats for every ROUNDED elements; 0, NULL: x as it is */
+    int rounded_words;
     void (*round_row)(float *out, const float *x, int type, int64_t n);
     DotProducts *dot;
 } Packing;
@@ -846,7 +849,7 @@ typedef struct {
     const char *name;
     int tile_rows, tile_cols;
     Packing exact;
-    Packing bf16, int8; /* for BF16 and for Q8_0, Q4_0 weights, x rounded likewise; tile is NULL where there is none */
+    Packing bf16, integer; /* for BF16 and for Q8_0, Q4_0 weights, x rounded too; tile is NULL where there is none */
     /* out[i] = element begin + i of a row */
     void (*expand)(float *out, int type, const void *row, int64_t begin, int64_t n);
     /* out (count, tile_cols): element begin + c of row s at out[s * tile_cols + c], zero where c >= n */
@@ -1020,9 +1023,9 @@ static const Kernels kernels_plain = {
     "plain",
     PLAIN_ROWS,
     PLAIN_COLS,
-    {4, BLOCK, BLOCK, pack_rows_plain, pack_weights_plain, tile_plain, NULL, dot_plain},
-    {0, 0, 0, NULL, NULL, NULL, NULL, NULL},
-    {0, 0, 0, NULL, NULL, NULL, NULL, NULL},
+    {4, BLOCK, BLOCK, 0, pack_rows_plain, pack_weights_plain, tile_plain, 0, NULL, dot_plain},
+    {0, 0, 0, 0, NULL, NULL, NULL, 0, NULL, NULL},
+    {0, 0, 0, 0, NULL, NULL, NULL, 0, NULL, NULL},
     expand_plain,
     pack_values_plain,
     softmax_block_plain,
@@ -1117,6 +1120,8 @@ static const Kernels kernels_plain = {
 #define b_high_nibbles(b) vsubq_s8(vreinterpretq_s8_u8(vshrq_n_u8(vreinterpretq_u8_s8(b), 4)), vdupq_n_s8(8))
 #ifdef __ARM_FEATURE_DOTPROD
 #define vi                int32x4_t
+#define quant             int8_t
+#define LEVELS            127
 #define i_bits            vreinterpretq_s32_f32
 #define i_float           vcvtq_f32_s32
 #define i_dot(sums, w, x) vdotq_s32(sums, vreinterpretq_s8_f32(w), vreinterpretq_s8_f32(x))
@@ -1139,6 +1144,17 @@ static const Kernels kernels_plain = {
 #define v_from_f16(q) _mm256_cvtph_ps(_mm_set_epi64x((int64_t)(q)[1], (int64_t)(q)[0]))
 #define h_load(p)     _mm_loadu_si128((const void *)(p))
 #define h_store(p, h) _mm_storeu_si128((void *)(p), h)
+/* int16: AVX2's products of int8 take one operand unsigned and saturate, those of int16 do neither, and of x nothing
+   is lost that matters. */
+#define vi                __m256i
+#define quant             int16_t
+#define LEVELS            32767
+#define ROUNDED_WORDS     40
+#define i_bits            _mm256_castps_si256
+#define i_float           _mm256_cvtepi32_ps
+#define i_dot(sums, w, x) KERNEL(add_pairs)(sums, i_bits(w), i_bits(x))
+#define b_store(p, b)     _mm256_storeu_si256((void *)(p), _mm256_cvtepi8_epi16(b))
+#define b_offset(b)       (b)
 #else
 #define MM(f)         JOIN(_mm512, f)
 #define vf            __m512
@@ -1181,6 +1197,9 @@ static const Kernels kernels_plain = {
 #define b_high_nibbles(b) b_low_nibbles(_mm_srli_epi16(b, 4))
 #if KERNEL_PASS == PASS_AVX512BF16
 #define vi                __m512i
+#define quant             int8_t
+#define LEVELS            127
+#define ROUNDED_WORDS     48
 #define i_bits            _mm512_castps_si512
 #define i_float           _mm512_cvtepi32_ps
 #define i_dot(sums, w, x) _mm512_dpbusd_epi32(sums, i_bits(w), i_bits(x))
@@ -1191,8 +1210,14 @@ static const Kernels kernels_plain = {
 
 #define TILE_COLS     (TILE_VECTORS * VL)
 #define BLOCK_VECTORS (BLOCK / VL)
+#define BLOCK_WORDS   ((int)(BLOCK * sizeof(quant) / 4))
 
 #if KERNEL_PASS == PASS_AVX2
+INLINE vi KERNEL(add_pairs)(vi sums, vi w, vi x) {
+    sums = _mm256_add_epi32(sums, _mm256_madd_epi16(w, x));
+    __asm__("" : "+x"(sums)); /* else GCC puts off all additions, and there are more products than registers */
+    return sums;
+}
 INLINE float KERNEL(sum)(vf a) {
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
     s = _mm_add_ps(s, _mm_movehl_ps(s, s));
@@ -1220,6 +1245,16 @@ INLINE void KERNEL(load_scales)(float *scales, const int type, const char *row, 
     }
     UNROLL
     for (int i = 0; i < 16; i += VL) v_store(scales + i, v_from_f16(four + i / 4));
+}
+
+/* One scale. Not by f16_to_f32: its old SSE instructions can take 100 ns each while the upper halves of AVX registers
+   are in use. */
+INLINE float KERNEL(load_scale)(const char *block) {
+    uint64_t four[4] = {0};
+    float scales[VL];
+    memcpy(four, block, sizeof(uint16_t));
+    v_store(scales, v_from_f16(four));
+    return scales[0];
 }
 
 /* w (BLOCK floats) = elements [k, k + BLOCK) of a row; k is a multiple of BLOCK. `scale` is that of the block, if any. */
@@ -1272,11 +1307,9 @@ INLINE void KERNEL(expand_type)(const int type, float *out, const void *row, int
     int64_t k = 0;
     for (; k + BLOCK <= n; k += BLOCK) {
         float scale = 1;
-        if (type == TYPE_Q8_0 || type == TYPE_Q4_0) {
-            uint16_t half; /* one at a time */
-            memcpy(&half, (const char *)row + (begin + k) / BLOCK * (type == TYPE_Q8_0 ? Q8_0_BYTES : Q4_0_BYTES), 2);
-            scale = f16_to_f32(half);
-        }
+        if (type == TYPE_Q8_0 || type == TYPE_Q4_0)
+            scale = KERNEL(load_scale)((const char *)row +
+                                       (begin + k) / BLOCK * (type == TYPE_Q8_0 ? Q8_0_BYTES : Q4_0_BYTES));
         KERNEL(load_block)(w, type, row, begin + k, scale);
         UNROLL
         for (int i = 0; i < BLOCK_VECTORS; i++) v_store(out + k + i * VL, w[i]);
@@ -1400,6 +1433,50 @@ INLINE void KERNEL(dot_pairs)(float (*sums)[4], const int type, const int R, con
     for (int r = 0; r < R; r++) UNROLL
     for (int t = 0; t < T; t++) sums[r][t] = v_sum(sum[r][t]);
 }
+#elif KERNEL_PASS == PASS_AVX2
+/* As dot_rows, of rounded rows of x. */
+INLINE void KERNEL(dot_pairs)(float (*sums)[4], const int type, const int R, const int T, const float *x,
+                              int64_t x_stride, const char *w, int64_t w_stride, int64_t n) {
+    const int64_t bytes = type == TYPE_Q8_0 ? Q8_0_BYTES : Q4_0_BYTES;
+    int64_t blocks = n / BLOCK;
+    vf sum[DOT_ROWS][4];
+    UNROLL
+    for (int r = 0; r < R; r++) UNROLL
+    for (int t = 0; t < T; t++) sum[r][t] = v_zero();
+    for (int64_t begin = 0; begin < blocks; begin += 16) {
+        float scales[DOT_ROWS][16];
+        int64_t end = min_i64(blocks, begin + 16);
+        UNROLL
+        for (int r = 0; r < R; r++)
+            KERNEL(load_scales)(scales[r], type, w + r * w_stride, begin * BLOCK, end * BLOCK);
+        for (int64_t b = begin; b < end; b += 2, x += ROUNDED_WORDS) UNROLL
+        for (int i = 0; i < 2 * R; i++) {
+            const int half = i / R, r = i % R;
+            if (b + half == end) continue;
+            const char *block = w + r * w_stride + (b + half) * bytes;
+            vb low = b_load(block + 2), high = low;
+            if (type == TYPE_Q8_0) {
+                high = b_load(block + 18);
+            } else {
+                high = b_high_nibbles(low);
+                low = b_low_nibbles(low);
+            }
+            vi first = _mm256_cvtepi8_epi16(low), second = _mm256_cvtepi8_epi16(high);
+            vf scale = v_set1(scales[r][b + half - begin]);
+            __builtin_prefetch(block + R * w_stride, 0, 2);
+            UNROLL
+            for (int t = 0; t < T; t++) {
+                const float *from = x + t * x_stride + half * BLOCK_WORDS, *x_scale = x + t * x_stride + 2 * BLOCK_WORDS;
+                vi dots = _mm256_add_epi32(_mm256_madd_epi16(first, i_bits(v_load(from))),
+                                           _mm256_madd_epi16(second, i_bits(v_load(from + VL))));
+                sum[r][t] = v_fma(i_float(dots), v_mul(scale, v_set1(x_scale[half])), sum[r][t]);
+            }
+        }
+    }
+    UNROLL
+    for (int r = 0; r < R; r++) UNROLL
+    for (int t = 0; t < T; t++) sums[r][t] = v_sum(sum[r][t]);
+}
 #else
 #define dot_pairs dot_rows /* not called */
 #endif
@@ -1444,8 +1521,8 @@ static void KERNEL(dot)(float *out, int64_t out_stride, const float *x, int64_t 
     BY_TYPE(w.type, KERNEL(dot_type), 0, out, out_stride, x, x_stride, T, w, bias, n, first, last);
 }
 
-#if KERNEL_PASS == PASS_AVX512BF16
-static void KERNEL(dot_int8)(float *out, int64_t out_stride, const float *x, int64_t x_stride, int64_t T, Rows w,
+#if KERNEL_PASS == PASS_AVX512BF16 || KERNEL_PASS == PASS_AVX2
+static void KERNEL(dot_rounded)(float *out, int64_t out_stride, const float *x, int64_t x_stride, int64_t T, Rows w,
                              const float *bias, int64_t n, int64_t first, int64_t last) {
     if (w.type == TYPE_Q8_0)
         KERNEL(dot_type)(TYPE_Q8_0, 1, out, out_stride, x, x_stride, T, w, bias, n, first, last);
@@ -1598,14 +1675,22 @@ static void KERNEL(tile_bf16)(float *out, int64_t stride, const float *a, const 
 #endif
 
 #ifdef vi
-/* int8: x is rounded block by block as Q8_0 is. The dot product of x86 wants one operand unsigned: weights are stored
-   plus 128 (b_offset), and the sums start at -128 times the sum of the block of x. Returns that correction. */
-INLINE int32_t KERNEL(quantize)(int8_t *out, const float *x, float inverse) {
+/* Integers: x is rounded block by block as Q8_0 is. The dot product of AVX-512 wants one operand unsigned: weights are
+   stored plus 128 (b_offset), and the sums start at -128 times the sum of the block of x. Returns that correction. */
+INLINE int32_t KERNEL(quantize)(quant *out, const float *x, float inverse) {
 #if KERNEL_PASS == PASS_NEON
     for (int i = 0; i < BLOCK; i += 8) {
         int16x4_t low = vmovn_s32(vcvtnq_s32_f32(vmulq_n_f32(v_load(x + i), inverse)));
         int16x4_t high = vmovn_s32(vcvtnq_s32_f32(vmulq_n_f32(v_load(x + i + 4), inverse)));
         vst1_s8(out + i, vmovn_s16(vcombine_s16(low, high)));
+    }
+    return 0;
+#elif KERNEL_PASS == PASS_AVX2
+    for (int i = 0; i < BLOCK; i += 16) {
+        __m256i low = _mm256_cvtps_epi32(v_mul(v_load(x + i), v_set1(inverse)));
+        __m256i high = _mm256_cvtps_epi32(v_mul(v_load(x + i + VL), v_set1(inverse)));
+        __m256i lanes = _mm256_packs_epi32(low, high); /* their quarters in turn */
+        _mm256_storeu_si256((void *)(out + i), _mm256_permute4x64_epi64(lanes, 0xd8));
     }
     return 0;
 #else
@@ -1617,32 +1702,36 @@ INLINE int32_t KERNEL(quantize)(int8_t *out, const float *x, float inverse) {
 #endif
 }
 
-static void KERNEL(pack_rows_int8)(float *out, const float *const *rows, int64_t n) {
-    for (int64_t k = 0; k < n; k += BLOCK, out += 10 * TILE_ROWS) {
-        int8_t quants[TILE_ROWS][BLOCK];
+/* What 1 stands for when the largest of BLOCK elements becomes LEVELS. */
+INLINE float KERNEL(block_scale)(const float *x) {
+    vf top = v_zero();
+    UNROLL
+    for (int i = 0; i < BLOCK; i += VL) top = v_maximum(top, v_maximum(v_load(x + i), v_sub(v_zero(), v_load(x + i))));
+    return v_largest(top) / LEVELS;
+}
+
+static void KERNEL(pack_rows_integer)(float *out, const float *const *rows, int64_t n) {
+    for (int64_t k = 0; k < n; k += BLOCK, out += (BLOCK_WORDS + 2) * TILE_ROWS) {
+        quant quants[TILE_ROWS][BLOCK];
         const float *words[TILE_ROWS];
         float scales[TILE_ROWS];
         int32_t corrections[TILE_ROWS];
         for (int r = 0; r < TILE_ROWS; r++) {
-            vf top = v_zero();
-            UNROLL
-            for (int i = 0; i < BLOCK; i += VL)
-                top = v_maximum(top, v_maximum(v_load(rows[r] + k + i), v_sub(v_zero(), v_load(rows[r] + k + i))));
-            scales[r] = v_largest(top) / 127;
+            scales[r] = KERNEL(block_scale)(rows[r] + k);
             corrections[r] = KERNEL(quantize)(quants[r], rows[r] + k, scales[r] > 0 ? 1 / scales[r] : 0);
             words[r] = (const float *)(const void *)quants[r];
         }
-        KERNEL(pack_fours)(out, words, BLOCK / 4);
-        memcpy(out + 8 * TILE_ROWS, scales, sizeof scales);
-        memcpy(out + 9 * TILE_ROWS, corrections, sizeof corrections);
+        KERNEL(pack_fours)(out, words, BLOCK_WORDS);
+        memcpy(out + BLOCK_WORDS * TILE_ROWS, scales, sizeof scales);
+        memcpy(out + (BLOCK_WORDS + 1) * TILE_ROWS, corrections, sizeof corrections);
     }
 }
 
-static void KERNEL(pack_weights_int8)(float *out, Rows w, int64_t count, int64_t begin, int64_t n) {
+static void KERNEL(pack_weights_integer)(float *out, Rows w, int64_t count, int64_t begin, int64_t n) {
     int64_t bytes = w.type == TYPE_Q8_0 ? Q8_0_BYTES : Q4_0_BYTES;
-    uint8_t quants[TILE_COLS][BLOCK] = {{0}};
+    quant quants[TILE_COLS][BLOCK] = {{0}};
     uint16_t scales[TILE_COLS] = {0};
-    for (int64_t k = 0; k < n; k += BLOCK, out += 9 * TILE_COLS) {
+    for (int64_t k = 0; k < n; k += BLOCK, out += (BLOCK_WORDS + 1) * TILE_COLS) {
         for (int64_t c = 0; c < min_i64(count, TILE_COLS); c++) {
             const char *block = w.data + c * w.stride + (begin + k) / BLOCK * bytes;
             vb low = b_load(block + 2), high = low;
@@ -1657,36 +1746,37 @@ static void KERNEL(pack_weights_int8)(float *out, Rows w, int64_t count, int64_t
             b_store(quants[c] + 16, b_offset(high));
         }
         for (int c = 0; c < TILE_COLS; c += VL) {
-            Rows words = {TYPE_F32, (const char *)quants[c], BLOCK};
-            KERNEL(pack_type)(TYPE_F32, out + c, words, VL, 0, BLOCK / 4);
-            v_store(out + 8 * TILE_COLS + c, v_load_f16(scales + c));
+            Rows words = {TYPE_F32, (const char *)quants[c], sizeof *quants};
+            KERNEL(pack_type)(TYPE_F32, out + c, words, VL, 0, BLOCK_WORDS);
+            v_store(out + BLOCK_WORDS * TILE_COLS + c, v_load_f16(scales + c));
         }
     }
 }
 
-static void KERNEL(tile_int8)(float *out, int64_t stride, const float *a, const float *b, int64_t n, int add) {
+static void KERNEL(tile_integer)(float *out, int64_t stride, const float *a, const float *b, int64_t n, int add) {
     for (int half = 0; half < TILE_ROWS; half += TILE_ROWS / 2) { /* sums of integers and of floats: half each */
         vf sum[TILE_ROWS / 2][TILE_VECTORS];
         UNROLL
         for (int r = 0; r < TILE_ROWS / 2; r++) UNROLL
         for (int v = 0; v < TILE_VECTORS; v++) sum[r][v] = add ? v_load(out + (half + r) * stride + v * VL) : v_zero();
         for (int64_t k = 0; k < n / BLOCK; k++) {
-            const float *x = a + k * 10 * TILE_ROWS + half, *w = b + k * 9 * TILE_COLS;
+            const float *x = a + k * (BLOCK_WORDS + 2) * TILE_ROWS + half, *w = b + k * (BLOCK_WORDS + 1) * TILE_COLS;
+            vi dots[TILE_ROWS / 2][TILE_VECTORS];
             UNROLL
-            for (int r = 0; r < TILE_ROWS / 2; r++) {
-                vi dots[TILE_VECTORS];
-                UNROLL
-                for (int v = 0; v < TILE_VECTORS; v++) dots[v] = i_bits(v_set1(x[9 * TILE_ROWS + r]));
-                UNROLL
-                for (int i = 0; i < 8; i++) UNROLL
-                for (int v = 0; v < TILE_VECTORS; v++)
-                    dots[v] = i_dot(dots[v], v_load(w + i * TILE_COLS + v * VL), v_set1(x[i * TILE_ROWS + r]));
-                UNROLL
-                for (int v = 0; v < TILE_VECTORS; v++)
-                    sum[r][v] =
-                        v_fma(i_float(dots[v]), v_mul(v_set1(x[8 * TILE_ROWS + r]), v_load(w + 8 * TILE_COLS + v * VL)),
-                              sum[r][v]);
-            }
+            for (int r = 0; r < TILE_ROWS / 2; r++) UNROLL
+            for (int v = 0; v < TILE_VECTORS; v++) dots[r][v] = i_bits(v_set1(x[(BLOCK_WORDS + 1) * TILE_ROWS + r]));
+            UNROLL
+            for (int i = 0; i < BLOCK_WORDS; i++) UNROLL
+            for (int r = 0; r < TILE_ROWS / 2; r++) UNROLL
+            for (int v = 0; v < TILE_VECTORS; v++)
+                dots[r][v] = i_dot(dots[r][v], v_load(w + i * TILE_COLS + v * VL), v_set1(x[i * TILE_ROWS + r]));
+            UNROLL
+            for (int r = 0; r < TILE_ROWS / 2; r++) UNROLL
+            for (int v = 0; v < TILE_VECTORS; v++)
+                sum[r][v] = v_fma(
+                    i_float(dots[r][v]),
+                    v_mul(v_set1(x[BLOCK_WORDS * TILE_ROWS + r]), v_load(w + BLOCK_WORDS * TILE_COLS + v * VL)),
+                    sum[r][v]);
         }
         UNROLL
         for (int r = 0; r < TILE_ROWS / 2; r++) UNROLL
@@ -1704,8 +1794,7 @@ static void KERNEL(round_row)(float *out, const float *x, int type, int64_t n) {
         int8_t quants[ROUNDED] = {0};
         vf scales[2] = {v_zero(), v_zero()};
         for (int b = 0; b < 2 && k + b * BLOCK < n; b++) {
-            vf low = v_load(x + k + b * BLOCK), high = v_load(x + k + b * BLOCK + VL);
-            float scale = v_largest(v_maximum(_mm512_abs_ps(low), _mm512_abs_ps(high))) / 127;
+            float scale = KERNEL(block_scale)(x + k + b * BLOCK);
             KERNEL(quantize)(quants + b * BLOCK, x + k + b * BLOCK, scale > 0 ? 1 / scale : 0);
             scales[b] = v_set1(scale);
         }
@@ -1714,6 +1803,17 @@ static void KERNEL(round_row)(float *out, const float *x, int type, int64_t n) {
         v_store(out + VL, _mm512_mask_mov_ps(scales[0], 0xff00, scales[1]));
         _mm512_storeu_si512(out + 2 * VL, _mm512_sub_epi32(zero, _mm512_dpbusd_epi32(zero, offset, bytes)));
     }
+}
+#elif KERNEL_PASS == PASS_AVX2
+/* Few rows in int16: 64 of x, then the scales of the two blocks that they are. */
+static void KERNEL(round_row)(float *out, const float *x, int type, int64_t n) {
+    (void)type;
+    for (int64_t k = 0; k < n; k += ROUNDED, out += ROUNDED_WORDS)
+        for (int b = 0; b < 2 && k + b * BLOCK < n; b++) {
+            float scale = KERNEL(block_scale)(x + k + b * BLOCK);
+            KERNEL(quantize)((quant *)(void *)(out + b * BLOCK_WORDS), x + k + b * BLOCK, scale > 0 ? 1 / scale : 0);
+            out[2 * BLOCK_WORDS + b] = scale;
+        }
 }
 #endif
 
@@ -1882,18 +1982,21 @@ static const Kernels KERNEL(kernels) = {
     KERNEL_TEXT(KERNEL_NAME),
     TILE_ROWS,
     TILE_COLS,
-    {24, BLOCK, BLOCK, KERNEL(pack_rows), KERNEL(pack_weights), KERNEL(tile), NULL, KERNEL(dot)},
+    {24, BLOCK, BLOCK, 0, KERNEL(pack_rows), KERNEL(pack_weights), KERNEL(tile), 0, NULL, KERNEL(dot)},
 #if KERNEL_PASS == PASS_AVX512BF16
-    {12, BLOCK / 2, BLOCK / 2, KERNEL(pack_rows_bf16), KERNEL(pack_weights_bf16), KERNEL(tile_bf16), NULL, KERNEL(dot)},
-    {12, 10, 9, KERNEL(pack_rows_int8), KERNEL(pack_weights_int8), KERNEL(tile_int8), KERNEL(round_row),
-     KERNEL(dot_int8)},
+    {12, BLOCK / 2, BLOCK / 2, 0, KERNEL(pack_rows_bf16), KERNEL(pack_weights_bf16), KERNEL(tile_bf16), 0, NULL,
+     KERNEL(dot)},
 #else
-    {0, 0, 0, NULL, NULL, NULL, NULL, NULL},
-#ifdef vi
-    {12, 10, 9, KERNEL(pack_rows_int8), KERNEL(pack_weights_int8), KERNEL(tile_int8), NULL, KERNEL(dot)},
-#else
-    {0, 0, 0, NULL, NULL, NULL, NULL, NULL},
+    {0, 0, 0, 0, NULL, NULL, NULL, 0, NULL, NULL},
 #endif
+#ifdef ROUNDED_WORDS
+    {12, BLOCK_WORDS + 2, BLOCK_WORDS + 1, LEVELS, KERNEL(pack_rows_integer), KERNEL(pack_weights_integer),
+     KERNEL(tile_integer), ROUNDED_WORDS, KERNEL(round_row), KERNEL(dot_rounded)},
+#elif defined(vi)
+    {12, BLOCK_WORDS + 2, BLOCK_WORDS + 1, LEVELS, KERNEL(pack_rows_integer), KERNEL(pack_weights_integer),
+     KERNEL(tile_integer), 0, NULL, KERNEL(dot)},
+#else
+    {0, 0, 0, 0, NULL, NULL, NULL, 0, NULL, NULL},
 #endif
     KERNEL(expand),
     KERNEL(pack_values),
@@ -1923,6 +2026,15 @@ static const Kernels KERNEL(kernels) = {
 #undef h_load
 #undef v_from_f16
 #undef h_store
+#undef vi
+#undef quant
+#undef LEVELS
+#undef ROUNDED_WORDS
+#undef i_bits
+#undef i_float
+#undef i_dot
+#undef b_store
+#undef b_offset
 #if KERNEL_PASS != PASS_NEON && defined(__clang__)
 #pragma clang attribute pop
 #elif KERNEL_PASS != PASS_NEON
@@ -2003,7 +2115,7 @@ typedef struct {
     Pool *pool;
     const Kernels *isa;
     int failed;           /* scratch could not be had; sticky: nothing is computed until it is cleared */
-    int fast_activations; /* products may round activations to bf16 or int8 where the weights are no finer */
+    int fast_activations; /* products may round activations to bf16, int8 or int16 where the weights are no finer */
     void *memory;
     char *scratch; /* shared_bytes for all, then (threads, thread_bytes); 64-byte aligned */
     int64_t shared_bytes, thread_bytes, reserved;
@@ -2179,7 +2291,7 @@ static const Packing *choose_packing(const Product *p) {
     int64_t width = p->conv ? p->conv->I : p->K; /* what pack_rows gets is a part of this */
     if (p->cx->fast_activations && isa->bf16.tile && p->w.type == TYPE_BF16 && width % 2 == 0) return &isa->bf16;
     int quantised = p->w.type == TYPE_Q8_0 || p->w.type == TYPE_Q4_0;
-    if (p->cx->fast_activations && isa->int8.tile && quantised && width % BLOCK == 0) return &isa->int8;
+    if (p->cx->fast_activations && isa->integer.tile && quantised && width % BLOCK == 0) return &isa->integer;
     return &isa->exact;
 }
 
@@ -2202,7 +2314,7 @@ static void run_product(Product *p) {
 
 /* From one row of x to the next, as the dot products of few rows want it. */
 static int64_t row_floats(const Packing *packing, int64_t n) {
-    return packing->round_row ? (n + ROUNDED - 1) / ROUNDED * ROUNDED_WORDS : round_up(n, BLOCK);
+    return packing->round_row ? (n + ROUNDED - 1) / ROUNDED * packing->rounded_words : round_up(n, BLOCK);
 }
 
 static void few_rows_job(void *ctx, int thread, int64_t begin, int64_t end) {
@@ -6318,7 +6430,7 @@ static const char USAGE[] =
     "  --type T       quantize: q8_0 or q4_0     --max-tokens N    length of an answer, default 512\n"
     "  --threads K    default: all processors    --isa NAME        kernels: plain, avx2, avx512, neon, ...\n"
     "  --kv f32|f16   the key/value cache; default f16, half the memory, f32 if the weights are f32\n"
-    "  --fast         rounds activations to bf16 or int8 where that is faster\n"
+    "  --fast         rounds activations to bf16 or integers where that is faster\n"
     "  --dump DIR     every intermediate tensor as a .npy file\n"
     "  -q             no progress, no remarks    -h                this text\n";
 

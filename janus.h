@@ -131,8 +131,8 @@ typedef struct {
     int threads;     /* 1..256; 0: as many as the machine has processors. Results do not depend on it. */
     const char *isa; /* kernels: "plain", "avx2", "avx512", "neon"; NULL: the best that this machine has */
     JanusCacheType cache;
-    int fast;        /* 1: products round activations to int8 (quantised weights) or, of many rows, to bf16 (bf16 weights),
-                        where the machine multiplies these faster; 0: float32, as exact as PyTorch's */
+    int fast;        /* 1: products round activations to int8 or int16 (quantised weights) or, of many rows, to bf16 (bf16
+                        weights), where the machine multiplies these faster; 0: float32, as exact as PyTorch's */
     void *user;      /* handed to the callbacks */
     /* Called as work goes on: `stage` is a word ("see", "read", "draw", "decode", "answer", "encode"), `done` of `total`
        units are finished. Returns 0 to go on, anything else to cancel. */

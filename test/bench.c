@@ -27,7 +27,7 @@ typedef struct {
 } Options;
 
 typedef struct { /* of all threads together: bytes and operations a second; 0: there is no such kernel */
-    double read, f32, bf16, int8;
+    double read, f32, bf16, integers;
 } Limits;
 
 typedef struct { /* what one stage must read and do */
@@ -184,13 +184,21 @@ static double read_plain(const char *p, int64_t n) {
 #define START_256(v)       _mm256_set1_ps((float)(v) / 16)
 #define START_512(v)       _mm512_set1_ps((float)(v) / 16)
 #define START_INTEGER(v)   _mm512_set1_epi32(v)
+#define START_INTEGER_256(v) _mm256_set1_epi32(v)
 #define FMA_256(s, x, y)   _mm256_fmadd_ps(s, x, y)
 #define FMA_512(s, x, y)   _mm512_fmadd_ps(s, x, y)
 #define PAIRS_512(s, x, y) _mm512_dpbf16_ps(s, (__m512bh)(x), (__m512bh)(y))
+#define INT16_256(s, x, y) add_products(s, x, y)
 #define INT8_512(s, x, y)  _mm512_dpbusd_epi32(s, x, y)
 #define LOAD_256(p)        _mm256_load_si256((const void *)(p))
 #define LOAD_512(p)        _mm512_load_si512((const void *)(p))
+FOR_AVX2 static inline __m256i add_products(__m256i s, __m256i x, __m256i y) {
+    s = _mm256_add_epi32(_mm256_madd_epi16(s, x), y);
+    __asm__("" : "+x"(s)); /* in its register */
+    return s;
+}
 PEAK_PROBE(peak_avx2, FOR_AVX2, __m256, START_256, FMA_256)
+PEAK_PROBE(peak_int16, FOR_AVX2, __m256i, START_INTEGER_256, INT16_256)
 PEAK_PROBE(peak_avx512, FOR_AVX512, __m512, START_512, FMA_512)
 PEAK_PROBE(peak_pairs, FOR_AVX512BF16, __m512, START_512, PAIRS_512)
 PEAK_PROBE(peak_int8, FOR_AVX512BF16, __m512i, START_INTEGER, INT8_512)
@@ -246,18 +254,19 @@ static double measure_rate(const Bench *bench, int threads, Probe probe, int64_t
 static Limits measure_limits(const Bench *bench, const Kernels *isa, int threads) {
     const int64_t bytes = (int64_t)(bench->options.brief ? 128 : 1024) << 20;
     Probe peak = {peak_plain, CHAINS / 3 * PLAIN_LANES * 2, NULL, NULL, NULL}, read = {NULL, 0, read_plain, NULL, NULL};
-    Probe pairs = {NULL, CHAINS * 64, NULL, NULL, NULL}, int8 = {NULL, CHAINS * 128, NULL, NULL, NULL};
+    Probe pairs = {NULL, CHAINS * 64, NULL, NULL, NULL}, integers = {NULL, CHAINS * 128, NULL, NULL, NULL};
     Limits limits = {0, 0, 0, 0};
 #ifdef HAVE_X86_KERNELS
     if (isa == &kernels_avx2) peak.peak = peak_avx2, peak.round_operations = CHAINS * 16, read.read = read_avx2;
     if (isa == &kernels_avx512 || isa == &kernels_avx512bf16)
         peak.peak = peak_avx512, peak.round_operations = CHAINS * 32, read.read = read_avx512;
     if (isa->bf16.tile != NULL) pairs.peak = peak_pairs;
-    if (isa->int8.tile != NULL) int8.peak = peak_int8;
+    if (isa->integer.tile != NULL) integers.peak = isa == &kernels_avx2 ? peak_int16 : peak_int8;
+    if (isa == &kernels_avx2) integers.round_operations = CHAINS * 32;
 #elif defined(HAVE_NEON_KERNELS)
     if (isa == &kernels_neon) peak.peak = peak_neon, peak.round_operations = CHAINS * 8, read.read = read_neon;
 #ifdef __ARM_FEATURE_DOTPROD
-    if (isa->int8.tile != NULL) int8.peak = peak_int8, int8.round_operations = CHAINS * 32;
+    if (isa->integer.tile != NULL) integers.peak = peak_int8, integers.round_operations = CHAINS * 32;
 #endif
 #endif
     char *memory = must(malloc((size_t)bytes + 64));
@@ -267,18 +276,21 @@ static Limits measure_limits(const Bench *bench, const Kernels *isa, int threads
     free(memory);
     limits.f32 = measure_rate(bench, threads, peak, 0);
     if (pairs.peak != NULL) limits.bf16 = measure_rate(bench, threads, pairs, 0);
-    if (int8.peak != NULL) limits.int8 = measure_rate(bench, threads, int8, 0);
+    if (integers.peak != NULL) limits.integers = measure_rate(bench, threads, integers, 0);
     return limits;
 }
+
+/* What Q8_0 and Q4_0 are multiplied as under --fast. */
+static const char *integers_name(const Kernels *isa) { return isa->integer.levels > 127 ? "int16" : "int8"; }
 
 static void print_limits(const Bench *bench, const Kernels *isa, const Limits *limits, int threads) {
     printf("%2d thread%s  read %5.1f GB/s   f32 %6.1f", threads, threads == 1 ? " " : "s", limits->read / 1e9, limits->f32 / 1e9);
     if (limits->bf16 > 0) printf("   bf16 pairs %6.1f", limits->bf16 / 1e9);
-    if (limits->int8 > 0) printf("   int8 %6.1f", limits->int8 / 1e9);
+    if (limits->integers > 0) printf("   %s %6.1f", integers_name(isa), limits->integers / 1e9);
     printf(" Gop/s\n");
     if (bench->json != NULL)
-        fprintf(bench->json, "{\"limits\": {\"isa\": \"%s\", \"threads\": %d, \"read\": %.4g, \"f32\": %.4g, \"bf16\": %.4g, \"int8\": %.4g}}\n",
-                isa->name, threads, limits->read, limits->f32, limits->bf16, limits->int8);
+        fprintf(bench->json, "{\"limits\": {\"isa\": \"%s\", \"threads\": %d, \"read\": %.4g, \"f32\": %.4g, \"bf16\": %.4g, \"integers\": %.4g}}\n",
+                isa->name, threads, limits->read, limits->f32, limits->bf16, limits->integers);
 }
 
 /* ---- What a stage costs ---- */
@@ -378,11 +390,11 @@ static void print_heading(void) {
            "GB/s", "limit", "peak MiB");
 }
 
-/* One row: times, cost, rates, percent of the limit. `peak` names the limit of its operations: 0 f32, 1 bf16, 2 int8. */
+/* One row: times, cost, rates, percent of the limit. `peak` names the limit of its operations: 0 f32, 1 bf16, 2 integers. */
 static void report(const Bench *bench, const char *stage, Times *times, const Cost *cost, int peak) {
-    static const char *const PEAKS[] = {"f32", "bf16", "int8"};
+    static const char *const PEAKS[] = {"f32", "bf16", "int"};
     const Limits *l = &bench->limits;
-    const double rate = peak == 1 ? l->bf16 : peak == 2 ? l->int8 : l->f32, memory = bench->peak_mib;
+    const double rate = peak == 1 ? l->bf16 : peak == 2 ? l->integers : l->f32, memory = bench->peak_mib;
     if (times->count == 0) return;
     qsort(times->times, (size_t)times->count, sizeof *times->times, by_value);
     const double *t = times->times, median = (t[(times->count - 1) / 2] + t[times->count / 2]) / 2;
@@ -413,13 +425,13 @@ typedef struct {
 
 
 /* From here on activations are rounded where that is faster, or not. The limit that then holds for products of many rows
-   with such weights: 0 f32, 1 bf16, 2 int8. */
+   with such weights: 0 f32, 1 bf16, 2 integers. */
 static int round_activations(const Stage *s, const Weight *w, int fast) {
     Compute *cx = &s->session->work.compute;
     const Product probe = {.cx = cx, .w = {w->type, w->data, type_row_bytes(w->type, w->cols)}, .T = MAX_ROWS, .O = w->rows, .K = w->cols};
     cx->fast_activations = fast;
     const Packing *packing = choose_packing(&probe);
-    return packing == &cx->isa->bf16 ? 1 : packing == &cx->isa->int8 ? 2 : 0;
+    return packing == &cx->isa->bf16 ? 1 : packing == &cx->isa->integer ? 2 : 0;
 }
 
 /* x (T, W) through a matrix of the size of the ViT's fc1, of the transformer's type: the first of many rows, then with
@@ -451,7 +463,7 @@ static void bench_product(const Stage *s) {
             linear(cx, out, x, &w, NULL, T);
             keep_time(&times, seconds(s->bench) - start);
         }
-        snprintf(name, sizeof name, "product %d x %d x %d, %s", (int)T, (int)I, (int)O, peak == 1 ? "bf16 tiles" : peak == 2 ? "int8 tiles" : "f32 tiles");
+        snprintf(name, sizeof name, "product %d x %d x %d, %s tiles", (int)T, (int)I, (int)O, peak == 1 ? "bf16" : peak == 2 ? integers_name(cx->isa) : "f32");
         note_peak(s->bench);
         report(s->bench, name, &times, &cost, peak);
     }

@@ -62,14 +62,14 @@ static double worst(double so_far, double got, double want, double magnitude) {
     return error > so_far || error != error ? error : so_far;
 }
 
-/* What fast_activations stands for: x to bf16, or to int8 with one scale a block, where there are kernels for it. */
+/* What fast_activations stands for: x to bf16, or to int8 or int16 with one scale a block, where there are kernels for it. */
 static void round_activations(const Kernels *isa, float *x, int type, int64_t T, int64_t I) {
     int bf16 = type == TYPE_BF16 && isa->bf16.tile && I % 2 == 0 && T > isa->bf16.few_rows;
-    int int8 = (type == TYPE_Q8_0 || type == TYPE_Q4_0) && isa->int8.tile && (T > isa->int8.few_rows || isa->int8.round_row);
+    int integer = (type == TYPE_Q8_0 || type == TYPE_Q4_0) && isa->integer.tile && (T > isa->integer.few_rows || isa->integer.round_row);
     for (int64_t i = 0; i < T * I && bf16; i++) x[i] = bf16_to_f32(f32_to_bf16(x[i]));
-    for (int64_t i = 0; i < T * I && int8; i += BLOCK) {
+    for (int64_t i = 0; i < T * I && integer; i += BLOCK) {
         float scale = 0;
-        for (int j = 0; j < BLOCK; j++) scale = fmaxf(scale, fabsf(x[i + j]) / 127);
+        for (int j = 0; j < BLOCK; j++) scale = fmaxf(scale, fabsf(x[i + j]) / (float)isa->integer.levels);
         for (int j = 0; j < BLOCK; j++) x[i + j] = scale * nearbyintf(x[i + j] * (1 / scale));
     }
 }
