@@ -828,11 +828,14 @@ typedef void DotProducts(float *out, int64_t out_stride, const float *x, int64_t
 /* One way to pack both operands of a tile. Packed, BLOCK elements of a row take so many 32-bit words:
      exact    32 and 32: floats        bf16  16 and 16: pairs of bf16
      integer  10 and  9: eight words of four int8, the block's scale, and for rows of x a correction
-              18 and 17 on AVX2: sixteen words of two int16, as it multiplies no int8 of both signs, and the same */
+              18 and 17 on AVX2: sixteen words of two int16, as it multiplies no int8 of both signs, and the same;
+              bf16 weights are rounded by block there too, to FINE_WEIGHTS */
+enum { FINE_ROWS = 16383, FINE_WEIGHTS = 4095 }; /* a block's products of such numbers add up to less than 2^31 */
+
 typedef struct {
     int few_rows; /* up to so many rows of x, dot products are faster than these tiles */
     int row_words, weight_words;
-    int levels; /* integer: the largest element of a block of x becomes so many */
+    int levels; /* integers: the largest element of a block of x becomes so many; else 0 */
     /* out (n, tile_rows): element k of row r at out[k * tile_rows + r] */
     void (*pack_rows)(float *out, const float *const *rows, int64_t n);
     /* out (n, tile_cols): element begin + k of row c at out[k * tile_cols + c], zero where c >= count */
@@ -849,7 +852,7 @@ typedef struct {
     const char *name;
     int tile_rows, tile_cols;
     Packing exact;
-    Packing bf16, integer; /* for BF16 and for Q8_0, Q4_0 weights, x rounded too; tile is NULL where there is none */
+    Packing bf16, integer; /* for BF16 and for Q8_0, Q4_0 weights, operands rounded; tile is NULL where there is none */
     /* out[i] = element begin + i of a row */
     void (*expand)(float *out, int type, const void *row, int64_t begin, int64_t n);
     /* out (count, tile_cols): element begin + c of row s at out[s * tile_cols + c], zero where c >= n */
@@ -1702,22 +1705,22 @@ INLINE int32_t KERNEL(quantize)(quant *out, const float *x, float inverse) {
 #endif
 }
 
-/* What 1 stands for when the largest of BLOCK elements becomes LEVELS. */
-INLINE float KERNEL(block_scale)(const float *x) {
+/* What 1 stands for when the largest of BLOCK elements becomes `levels`. */
+INLINE float KERNEL(block_scale)(const float *x, int levels) {
     vf top = v_zero();
     UNROLL
     for (int i = 0; i < BLOCK; i += VL) top = v_maximum(top, v_maximum(v_load(x + i), v_sub(v_zero(), v_load(x + i))));
-    return v_largest(top) / LEVELS;
+    return v_largest(top) / (float)levels;
 }
 
-static void KERNEL(pack_rows_integer)(float *out, const float *const *rows, int64_t n) {
+INLINE void KERNEL(pack_rows_levels)(const int levels, float *out, const float *const *rows, int64_t n) {
     for (int64_t k = 0; k < n; k += BLOCK, out += (BLOCK_WORDS + 2) * TILE_ROWS) {
         quant quants[TILE_ROWS][BLOCK];
         const float *words[TILE_ROWS];
         float scales[TILE_ROWS];
         int32_t corrections[TILE_ROWS];
         for (int r = 0; r < TILE_ROWS; r++) {
-            scales[r] = KERNEL(block_scale)(rows[r] + k);
+            scales[r] = KERNEL(block_scale)(rows[r] + k, levels);
             corrections[r] = KERNEL(quantize)(quants[r], rows[r] + k, scales[r] > 0 ? 1 / scales[r] : 0);
             words[r] = (const float *)(const void *)quants[r];
         }
@@ -1727,15 +1730,29 @@ static void KERNEL(pack_rows_integer)(float *out, const float *const *rows, int6
     }
 }
 
+static void KERNEL(pack_rows_integer)(float *out, const float *const *rows, int64_t n) {
+    KERNEL(pack_rows_levels)(LEVELS, out, rows, n);
+}
+
+/* out: the words of one block of each column, side by side, then the scales. */
+INLINE void KERNEL(pack_block)(float *out, quant (*quants)[BLOCK], const float *scales) {
+    for (int c = 0; c < TILE_COLS; c += VL) {
+        Rows words = {TYPE_F32, (const char *)quants[c], sizeof *quants};
+        KERNEL(pack_type)(TYPE_F32, out + c, words, VL, 0, BLOCK_WORDS);
+    }
+    memcpy(out + BLOCK_WORDS * TILE_COLS, scales, TILE_COLS * sizeof *scales);
+}
+
 static void KERNEL(pack_weights_integer)(float *out, Rows w, int64_t count, int64_t begin, int64_t n) {
     int64_t bytes = w.type == TYPE_Q8_0 ? Q8_0_BYTES : Q4_0_BYTES;
     quant quants[TILE_COLS][BLOCK] = {{0}};
-    uint16_t scales[TILE_COLS] = {0};
+    uint16_t halves[TILE_COLS] = {0};
+    float scales[TILE_COLS];
     for (int64_t k = 0; k < n; k += BLOCK, out += (BLOCK_WORDS + 1) * TILE_COLS) {
         for (int64_t c = 0; c < min_i64(count, TILE_COLS); c++) {
             const char *block = w.data + c * w.stride + (begin + k) / BLOCK * bytes;
             vb low = b_load(block + 2), high = low;
-            memcpy(&scales[c], block, sizeof *scales);
+            memcpy(&halves[c], block, sizeof *halves);
             if (w.type == TYPE_Q8_0) {
                 high = b_load(block + 18);
             } else {
@@ -1745,13 +1762,29 @@ static void KERNEL(pack_weights_integer)(float *out, Rows w, int64_t count, int6
             b_store(quants[c], b_offset(low));
             b_store(quants[c] + 16, b_offset(high));
         }
-        for (int c = 0; c < TILE_COLS; c += VL) {
-            Rows words = {TYPE_F32, (const char *)quants[c], sizeof *quants};
-            KERNEL(pack_type)(TYPE_F32, out + c, words, VL, 0, BLOCK_WORDS);
-            v_store(out + BLOCK_WORDS * TILE_COLS + c, v_load_f16(scales + c));
-        }
+        for (int c = 0; c < TILE_COLS; c += VL) v_store(scales + c, v_load_f16(halves + c));
+        KERNEL(pack_block)(out, quants, scales);
     }
 }
+
+#if KERNEL_PASS == PASS_AVX2
+static void KERNEL(pack_rows_fine)(float *out, const float *const *rows, int64_t n) {
+    KERNEL(pack_rows_levels)(FINE_ROWS, out, rows, n);
+}
+
+static void KERNEL(pack_weights_fine)(float *out, Rows w, int64_t count, int64_t begin, int64_t n) {
+    quant quants[TILE_COLS][BLOCK] = {{0}};
+    float scales[TILE_COLS] = {0}, values[BLOCK];
+    for (int64_t k = 0; k < n; k += BLOCK, out += (BLOCK_WORDS + 1) * TILE_COLS) {
+        for (int64_t c = 0; c < min_i64(count, TILE_COLS); c++) {
+            KERNEL(expand_type)(TYPE_BF16, values, w.data + c * w.stride, begin + k, BLOCK);
+            scales[c] = KERNEL(block_scale)(values, FINE_WEIGHTS);
+            KERNEL(quantize)(quants[c], values, scales[c] > 0 ? 1 / scales[c] : 0);
+        }
+        KERNEL(pack_block)(out, quants, scales);
+    }
+}
+#endif
 
 static void KERNEL(tile_integer)(float *out, int64_t stride, const float *a, const float *b, int64_t n, int add) {
     for (int half = 0; half < TILE_ROWS; half += TILE_ROWS / 2) { /* sums of integers and of floats: half each */
@@ -1794,7 +1827,7 @@ static void KERNEL(round_row)(float *out, const float *x, int type, int64_t n) {
         int8_t quants[ROUNDED] = {0};
         vf scales[2] = {v_zero(), v_zero()};
         for (int b = 0; b < 2 && k + b * BLOCK < n; b++) {
-            float scale = KERNEL(block_scale)(x + k + b * BLOCK);
+            float scale = KERNEL(block_scale)(x + k + b * BLOCK, LEVELS);
             KERNEL(quantize)(quants + b * BLOCK, x + k + b * BLOCK, scale > 0 ? 1 / scale : 0);
             scales[b] = v_set1(scale);
         }
@@ -1810,7 +1843,7 @@ static void KERNEL(round_row)(float *out, const float *x, int type, int64_t n) {
     (void)type;
     for (int64_t k = 0; k < n; k += ROUNDED, out += ROUNDED_WORDS)
         for (int b = 0; b < 2 && k + b * BLOCK < n; b++) {
-            float scale = KERNEL(block_scale)(x + k + b * BLOCK);
+            float scale = KERNEL(block_scale)(x + k + b * BLOCK, LEVELS);
             KERNEL(quantize)((quant *)(void *)(out + b * BLOCK_WORDS), x + k + b * BLOCK, scale > 0 ? 1 / scale : 0);
             out[2 * BLOCK_WORDS + b] = scale;
         }
@@ -1986,6 +2019,9 @@ static const Kernels KERNEL(kernels) = {
 #if KERNEL_PASS == PASS_AVX512BF16
     {12, BLOCK / 2, BLOCK / 2, 0, KERNEL(pack_rows_bf16), KERNEL(pack_weights_bf16), KERNEL(tile_bf16), 0, NULL,
      KERNEL(dot)},
+#elif KERNEL_PASS == PASS_AVX2
+    {24, BLOCK_WORDS + 2, BLOCK_WORDS + 1, FINE_ROWS, KERNEL(pack_rows_fine), KERNEL(pack_weights_fine),
+     KERNEL(tile_integer), 0, NULL, KERNEL(dot)},
 #else
     {0, 0, 0, 0, NULL, NULL, NULL, 0, NULL, NULL},
 #endif
@@ -2289,7 +2325,8 @@ static void share_job(void *ctx, int thread, int64_t begin, int64_t end) {
 static const Packing *choose_packing(const Product *p) {
     const Kernels *isa = p->cx->isa;
     int64_t width = p->conv ? p->conv->I : p->K; /* what pack_rows gets is a part of this */
-    if (p->cx->fast_activations && isa->bf16.tile && p->w.type == TYPE_BF16 && width % 2 == 0) return &isa->bf16;
+    int unit = isa->bf16.levels ? BLOCK : 2;
+    if (p->cx->fast_activations && isa->bf16.tile && p->w.type == TYPE_BF16 && width % unit == 0) return &isa->bf16;
     int quantised = p->w.type == TYPE_Q8_0 || p->w.type == TYPE_Q4_0;
     if (p->cx->fast_activations && isa->integer.tile && quantised && width % BLOCK == 0) return &isa->integer;
     return &isa->exact;

@@ -260,7 +260,7 @@ static Limits measure_limits(const Bench *bench, const Kernels *isa, int threads
     if (isa == &kernels_avx2) peak.peak = peak_avx2, peak.round_operations = CHAINS * 16, read.read = read_avx2;
     if (isa == &kernels_avx512 || isa == &kernels_avx512bf16)
         peak.peak = peak_avx512, peak.round_operations = CHAINS * 32, read.read = read_avx512;
-    if (isa->bf16.tile != NULL) pairs.peak = peak_pairs;
+    if (isa == &kernels_avx512bf16) pairs.peak = peak_pairs;
     if (isa->integer.tile != NULL) integers.peak = isa == &kernels_avx2 ? peak_int16 : peak_int8;
     if (isa == &kernels_avx2) integers.round_operations = CHAINS * 32;
 #elif defined(HAVE_NEON_KERNELS)
@@ -280,7 +280,7 @@ static Limits measure_limits(const Bench *bench, const Kernels *isa, int threads
     return limits;
 }
 
-/* What Q8_0 and Q4_0 are multiplied as under --fast. */
+/* What Q8_0 and Q4_0, with AVX2 bf16 as well, are multiplied as under --fast. */
 static const char *integers_name(const Kernels *isa) { return isa->integer.levels > 127 ? "int16" : "int8"; }
 
 static void print_limits(const Bench *bench, const Kernels *isa, const Limits *limits, int threads) {
@@ -431,7 +431,7 @@ static int round_activations(const Stage *s, const Weight *w, int fast) {
     const Product probe = {.cx = cx, .w = {w->type, w->data, type_row_bytes(w->type, w->cols)}, .T = MAX_ROWS, .O = w->rows, .K = w->cols};
     cx->fast_activations = fast;
     const Packing *packing = choose_packing(&probe);
-    return packing == &cx->isa->bf16 ? 1 : packing == &cx->isa->integer ? 2 : 0;
+    return packing->levels > 0 ? 2 : packing == &cx->isa->bf16 ? 1 : 0;
 }
 
 /* x (T, W) through a matrix of the size of the ViT's fc1, of the transformer's type: the first of many rows, then with

@@ -62,16 +62,25 @@ static double worst(double so_far, double got, double want, double magnitude) {
     return error > so_far || error != error ? error : so_far;
 }
 
-/* What fast_activations stands for: x to bf16, or to int8 or int16 with one scale a block, where there are kernels for it. */
-static void round_activations(const Kernels *isa, float *x, int type, int64_t T, int64_t I) {
-    int bf16 = type == TYPE_BF16 && isa->bf16.tile && I % 2 == 0 && T > isa->bf16.few_rows;
-    int integer = (type == TYPE_Q8_0 || type == TYPE_Q4_0) && isa->integer.tile && (T > isa->integer.few_rows || isa->integer.round_row);
-    for (int64_t i = 0; i < T * I && bf16; i++) x[i] = bf16_to_f32(f32_to_bf16(x[i]));
-    for (int64_t i = 0; i < T * I && integer; i += BLOCK) {
+/* x, by blocks: the largest becomes `levels`, all become integers. */
+static void round_blocks(float *x, int levels, int64_t n) {
+    for (int64_t i = 0; i < n; i += BLOCK) {
         float scale = 0;
-        for (int j = 0; j < BLOCK; j++) scale = fmaxf(scale, fabsf(x[i + j]) / (float)isa->integer.levels);
+        for (int j = 0; j < BLOCK; j++) scale = fmaxf(scale, fabsf(x[i + j]) / (float)levels);
         for (int j = 0; j < BLOCK; j++) x[i + j] = scale * nearbyintf(x[i + j] * (1 / scale));
     }
+}
+
+/* What fast_activations stands for, where there are kernels for it: x, rows of length I, to bf16, or to integers with one
+   scale a block; with AVX2, bf16 weights to integers too. T rows are multiplied at once. */
+static void round_operands(const Kernels *isa, int type, int64_t T, int64_t I, float *x, int64_t x_size, float *w, int64_t w_size) {
+    const int levels = isa->bf16.levels;
+    int bf16 = type == TYPE_BF16 && isa->bf16.tile && I % (levels ? BLOCK : 2) == 0 && T > isa->bf16.few_rows;
+    int integer = (type == TYPE_Q8_0 || type == TYPE_Q4_0) && isa->integer.tile && (T > isa->integer.few_rows || isa->integer.round_row);
+    for (int64_t i = 0; i < x_size && bf16 && levels == 0; i++) x[i] = bf16_to_f32(f32_to_bf16(x[i]));
+    if (bf16 && levels > 0) round_blocks(x, levels, x_size);
+    if (bf16 && levels > 0) round_blocks(w, FINE_WEIGHTS, w_size);
+    if (integer) round_blocks(x, isa->integer.levels, x_size);
 }
 
 static void linear_case(Compute *cx, int type, int64_t T, int64_t I, int64_t O, int with_bias, double tolerance) {
@@ -80,7 +89,7 @@ static void linear_case(Compute *cx, int type, int64_t T, int64_t I, int64_t O, 
     double error = 0;
     char name[128];
     linear(cx, out, x, &w, with_bias ? bias : NULL, T);
-    if (cx->fast_activations) round_activations(cx->isa, x, type, T, I);
+    if (cx->fast_activations) round_operands(cx->isa, type, T, I, x, T * I, values, O * I);
     for (int64_t t = 0; t < T; t++)
         for (int64_t o = 0; o < O; o++) {
             double want = with_bias ? bias[o] : 0, magnitude = fabs(want);
@@ -108,6 +117,7 @@ static void conv_case(Compute *cx, int type, ConvShape s, int64_t O) {
     double error = 0;
     char name[160];
     conv2d(cx, out, x, &w, bias, &s);
+    if (cx->fast_activations) round_operands(cx->isa, type, INT64_MAX, s.I, x, s.H * s.W * s.I, values, O * K);
     for (int64_t oy = 0; oy < s.Ho; oy++)
         for (int64_t ox = 0; ox < s.Wo; ox++)
             for (int64_t o = 0; o < O; o++) {
@@ -127,7 +137,7 @@ static void conv_case(Compute *cx, int type, ConvShape s, int64_t O) {
             }
     snprintf(name, sizeof name, "%s conv2d %s %dx%d I=%d O=%d kernel %d stride %d pad %d%s", cx->isa->name,
              type_name(type), (int)s.H, (int)s.W, (int)s.I, (int)O, s.kernel, s.stride, s.pad,
-             s.upsample ? " upsample" : "");
+             s.upsample ? " upsample" : cx->fast_activations ? " fast" : "");
     report(name, error, 1e-6);
     free(values);
     free(x);
@@ -348,9 +358,34 @@ static void linear_cases(Compute *cx) {
             linear_case(cx, types[i], T, quantised ? 96 : 67 + T, 35 + T % 5, T % 2, 1e-6);
         linear_case(cx, types[i], 2, 2048, 64, 0, 1e-6);
         linear_case(cx, types[i], 70, 1056, 70, 1, 1e-6);
+        linear_case(cx, types[i], 33, 96, 18, 0, 1e-6);
         linear_case(cx, types[i], 301, quantised ? 608 : 603, 131, 1, 1e-6);
         linear_case(cx, types[i], 1, quantised ? 32 : 1, 1, 1, 1e-6);
         linear_case(cx, types[i], 65, quantised ? 32 : 8, 3, 1, 1e-6);
+    }
+}
+
+/* Equal numbers everywhere, so that a block's integers are the largest: their products must not overflow. */
+static void largest_products_case(Compute *cx) {
+    enum { T = 32, I = 256, O = 24 };
+    const int types[] = {TYPE_BF16, TYPE_Q8_0, TYPE_Q4_0};
+    for (int i = 0; i < 3; i++) {
+        float *x = random_floats(T * I), *out = random_floats(T * O), row[I];
+        const int64_t bytes = type_row_bytes(types[i], I);
+        char *data = must_allocate((size_t)(O * bytes)), name[80];
+        Weight w = {types[i], data, O, I};
+        double error = 0;
+        for (int j = 0; j < I; j++) row[j] = -1;
+        for (int j = 0; j < T * I; j++) x[j] = -1;
+        for (int o = 0; o < O; o++) store_row(data + o * bytes, types[i], row, I);
+        weight_row(row, &w, 0); /* what -1 has become */
+        linear(cx, out, x, &w, NULL, T);
+        for (int j = 0; j < T * O; j++) error = worst(error, out[j], -I * (double)row[0], I);
+        snprintf(name, sizeof name, "%s linear %s of equal numbers, fast", cx->isa->name, type_name(types[i]));
+        report(name, error, 1e-6);
+        free(x);
+        free(out);
+        free(data);
     }
 }
 
@@ -390,6 +425,8 @@ int main(void) {
         linear_cases(&cx);
         cx.fast_activations = 1;
         linear_cases(&cx);
+        largest_products_case(&cx);
+        conv_cases(&cx);
         cx.fast_activations = 0;
         conv_cases(&cx);
         attention_cases(&cx);
