@@ -819,6 +819,7 @@ typedef struct { /* rows of numbers of one type, `stride` bytes from one to the 
 enum { MAX_TILE_ROWS = 16, K_STEP = 256 }; /* columns are packed at most K_STEP at a time */
 enum { ROUNDED = 2 * BLOCK };              /* elements that a few rounded rows of x are packed by */
 enum { L1_FLOATS = 6144 };                 /* stay in a first-level cache of 32 KiB while weights stream by */
+enum { FINE_ROWS = 16383, FINE_WEIGHTS = 4095 }; /* integers of x and of W of which BLOCK products stay under 2^31 */
 
 /* out[t * out_stride + o] = x[t] . w[o] + bias[o] for t < T, first <= o < last; rows of length n. The rows of x are
    padded with zeros to whole BLOCKs, or rounded (Packing); best aligned to 64 bytes. */
@@ -829,9 +830,7 @@ typedef void DotProducts(float *out, int64_t out_stride, const float *x, int64_t
      exact    32 and 32: floats        bf16  16 and 16: pairs of bf16
      integer  10 and  9: eight words of four int8, the block's scale, and for rows of x a correction
               18 and 17 on AVX2: sixteen words of two int16, as it multiplies no int8 of both signs, and the same;
-              bf16 weights are rounded by block there too, to FINE_WEIGHTS */
-enum { FINE_ROWS = 16383, FINE_WEIGHTS = 4095 }; /* a block's products of such numbers add up to less than 2^31 */
-
+              of bf16 weights too, which are rounded by block to FINE_WEIGHTS, and x to FINE_ROWS */
 typedef struct {
     int few_rows; /* up to so many rows of x, dot products are faster than these tiles */
     int row_words, weight_words;
