@@ -1259,6 +1259,19 @@ INLINE float KERNEL(load_scale)(const char *block) {
     return scales[0];
 }
 
+#ifdef vi
+/* The int8 of a block of Q8_0 or Q4_0: elements 0 to 15, 16 to 31. */
+INLINE void KERNEL(load_quants)(vb *quants, int type, const char *block) {
+    quants[0] = b_load(block + 2);
+    if (type == TYPE_Q8_0) {
+        quants[1] = b_load(block + 18);
+    } else {
+        quants[1] = b_high_nibbles(quants[0]);
+        quants[0] = b_low_nibbles(quants[0]);
+    }
+}
+#endif
+
 /* w (BLOCK floats) = elements [k, k + BLOCK) of a row; k is a multiple of BLOCK. `scale` is that of the block, if any. */
 INLINE void KERNEL(load_block)(vf *w, const int type, const char *row, int64_t k, float scale) {
     if (type == TYPE_F32 || type == TYPE_F16 || type == TYPE_BF16) {
@@ -1456,14 +1469,9 @@ INLINE void KERNEL(dot_pairs)(float (*sums)[4], const int type, const int R, con
             const int half = i / R, r = i % R;
             if (b + half == end) continue;
             const char *block = w + r * w_stride + (b + half) * bytes;
-            vb low = b_load(block + 2), high = low;
-            if (type == TYPE_Q8_0) {
-                high = b_load(block + 18);
-            } else {
-                high = b_high_nibbles(low);
-                low = b_low_nibbles(low);
-            }
-            vi first = _mm256_cvtepi8_epi16(low), second = _mm256_cvtepi8_epi16(high);
+            vb quants[2];
+            KERNEL(load_quants)(quants, type, block);
+            vi first = _mm256_cvtepi8_epi16(quants[0]), second = _mm256_cvtepi8_epi16(quants[1]);
             vf scale = v_set1(scales[r][b + half - begin]);
             __builtin_prefetch(block + R * w_stride, 0, 2);
             UNROLL
@@ -1525,7 +1533,7 @@ static void KERNEL(dot)(float *out, int64_t out_stride, const float *x, int64_t 
 
 #if KERNEL_PASS == PASS_AVX512BF16 || KERNEL_PASS == PASS_AVX2
 static void KERNEL(dot_rounded)(float *out, int64_t out_stride, const float *x, int64_t x_stride, int64_t T, Rows w,
-                             const float *bias, int64_t n, int64_t first, int64_t last) {
+                                const float *bias, int64_t n, int64_t first, int64_t last) {
     if (w.type == TYPE_Q8_0)
         KERNEL(dot_type)(TYPE_Q8_0, 1, out, out_stride, x, x_stride, T, w, bias, n, first, last);
     else
@@ -1750,16 +1758,11 @@ static void KERNEL(pack_weights_integer)(float *out, Rows w, int64_t count, int6
     for (int64_t k = 0; k < n; k += BLOCK, out += (BLOCK_WORDS + 1) * TILE_COLS) {
         for (int64_t c = 0; c < min_i64(count, TILE_COLS); c++) {
             const char *block = w.data + c * w.stride + (begin + k) / BLOCK * bytes;
-            vb low = b_load(block + 2), high = low;
+            vb parts[2];
             memcpy(&halves[c], block, sizeof *halves);
-            if (w.type == TYPE_Q8_0) {
-                high = b_load(block + 18);
-            } else {
-                high = b_high_nibbles(low);
-                low = b_low_nibbles(low);
-            }
-            b_store(quants[c], b_offset(low));
-            b_store(quants[c] + 16, b_offset(high));
+            KERNEL(load_quants)(parts, w.type, block);
+            b_store(quants[c], b_offset(parts[0]));
+            b_store(quants[c] + 16, b_offset(parts[1]));
         }
         for (int c = 0; c < TILE_COLS; c += VL) v_store(scales + c, v_load_f16(halves + c));
         KERNEL(pack_block)(out, quants, scales);
