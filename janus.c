@@ -817,7 +817,8 @@ typedef struct { /* rows of numbers of one type, `stride` bytes from one to the 
 } Rows;
 
 enum { MAX_TILE_ROWS = 16, K_STEP = 256 }; /* columns are packed at most K_STEP at a time */
-enum { ROUNDED = 2 * BLOCK };              /* elements that a few rounded rows of x are packed by */
+enum { ROUNDED = 16 * BLOCK };             /* elements that a few rounded rows of x are packed by */
+enum { DOT_LEVELS = 127 };                 /* what the largest of a BLOCK of them becomes */
 enum { L1_FLOATS = 6144 };                 /* stay in a first-level cache of 32 KiB while weights stream by */
 enum { FINE_ROWS = 16383, FINE_WEIGHTS = 4095 }; /* integers of x and of W of which BLOCK products stay under 2^31 */
 
@@ -1124,6 +1125,7 @@ static const Kernels kernels_plain = {
 #define vi                int32x4_t
 #define quant             int8_t
 #define LEVELS            127
+#define ROUNDED_WORDS     (ROUNDED / 4 + 2 * ROUNDED / BLOCK)
 #define i_bits            vreinterpretq_s32_f32
 #define i_float           vcvtq_f32_s32
 #define i_dot(sums, w, x) vdotq_s32(sums, vreinterpretq_s8_f32(w), vreinterpretq_s8_f32(x))
@@ -1151,7 +1153,7 @@ static const Kernels kernels_plain = {
 #define vi                __m256i
 #define quant             int16_t
 #define LEVELS            32767
-#define ROUNDED_WORDS     40
+#define ROUNDED_WORDS     (ROUNDED / 4 + 2 * ROUNDED / BLOCK)
 #define i_bits            _mm256_castps_si256
 #define i_float           _mm256_cvtepi32_ps
 #define i_dot(sums, w, x) KERNEL(add_pairs)(sums, i_bits(w), i_bits(x))
@@ -1201,7 +1203,8 @@ static const Kernels kernels_plain = {
 #define vi                __m512i
 #define quant             int8_t
 #define LEVELS            127
-#define ROUNDED_WORDS     48
+#define PAIR_WORDS        48 /* floats that two blocks of x take */
+#define ROUNDED_WORDS     (ROUNDED / BLOCK / 2 * PAIR_WORDS)
 #define i_bits            _mm512_castps_si512
 #define i_float           _mm512_cvtepi32_ps
 #define i_dot(sums, w, x) _mm512_dpbusd_epi32(sums, i_bits(w), i_bits(x))
@@ -1410,8 +1413,8 @@ INLINE __m512i KERNEL(load_pair)(const int type, const char *block, const int bo
 }
 
 /* As dot_rows, of rounded rows of x. */
-INLINE void KERNEL(dot_pairs)(float (*sums)[4], const int type, const int R, const int T, const float *x,
-                              int64_t x_stride, const char *w, int64_t w_stride, int64_t n) {
+INLINE void KERNEL(dot_blocks)(float (*sums)[4], const int type, const int R, const int T, const float *x,
+                               int64_t x_stride, const char *w, int64_t w_stride, int64_t n) {
     const int64_t bytes = type == TYPE_Q8_0 ? Q8_0_BYTES : Q4_0_BYTES;
     int64_t blocks = n / BLOCK;
     vf sum[DOT_ROWS][4];
@@ -1425,7 +1428,7 @@ INLINE void KERNEL(dot_pairs)(float (*sums)[4], const int type, const int R, con
         UNROLL
         for (int r = 0; r < R; r++)
             KERNEL(load_scales)((float *)&scales[r], type, w + r * w_stride, begin * BLOCK, end * BLOCK);
-        for (int64_t b = begin; b < end; b += 2, x += ROUNDED_WORDS) {
+        for (int64_t b = begin; b < end; b += 2, x += PAIR_WORDS) {
             const int both = b + 1 < end;
             UNROLL
             for (int r = 0; r < R; r++) {
@@ -1448,39 +1451,76 @@ INLINE void KERNEL(dot_pairs)(float (*sums)[4], const int type, const int R, con
     for (int r = 0; r < R; r++) UNROLL
     for (int t = 0; t < T; t++) sums[r][t] = v_sum(sum[r][t]);
 }
-#elif KERNEL_PASS == PASS_AVX2
-/* As dot_rows, of rounded rows of x. */
-INLINE void KERNEL(dot_pairs)(float (*sums)[4], const int type, const int R, const int T, const float *x,
-                              int64_t x_stride, const char *w, int64_t w_stride, int64_t n) {
+#elif defined(ROUNDED_WORDS)
+#if KERNEL_PASS == PASS_AVX2
+/* Of products of int8 one operand has no sign: a Q8_0 weight gives its own to x; a Q4_0 weight is taken 8 too large. */
+typedef struct { __m256i sizes, signs; } KERNEL(Bytes);
+
+INLINE KERNEL(Bytes) KERNEL(load_bytes)(const int type, const char *block) {
+    KERNEL(Bytes) w;
+    if (type == TYPE_Q8_0) {
+        w.signs = _mm256_loadu_si256((const void *)(block + 2));
+        w.sizes = _mm256_abs_epi8(w.signs);
+    } else { /* low halves of bytes, then high ones */
+        w.sizes = _mm256_srlv_epi64(_mm256_broadcastsi128_si256(b_load(block + 2)), _mm256_setr_epi64x(0, 0, 4, 4));
+        w.signs = w.sizes = _mm256_and_si256(w.sizes, _mm256_set1_epi8(15));
+    }
+    return w;
+}
+
+INLINE vi KERNEL(dot_bytes)(const int type, KERNEL(Bytes) w, const float *x) {
+    vi bytes = i_bits(v_load(x));
+    if (type == TYPE_Q8_0) bytes = _mm256_sign_epi8(bytes, w.signs);
+    return _mm256_madd_epi16(_mm256_maddubs_epi16(w.sizes, bytes), _mm256_set1_epi16(1));
+}
+#else
+typedef struct { vb parts[2]; } KERNEL(Bytes);
+
+INLINE KERNEL(Bytes) KERNEL(load_bytes)(const int type, const char *block) {
+    KERNEL(Bytes) w;
+    KERNEL(load_quants)(w.parts, type, block);
+    return w;
+}
+
+INLINE vi KERNEL(dot_bytes)(const int type, KERNEL(Bytes) w, const float *x) {
+    (void)type;
+    return vdotq_s32(vdotq_s32(vdupq_n_s32(0), w.parts[0], b_load(x)), w.parts[1], b_load(x + VL));
+}
+#endif
+
+/* As dot_rows, of rounded rows of x: sixteen blocks at a time, whose scales are those of W's row times those of x's. */
+INLINE void KERNEL(dot_blocks)(float (*sums)[4], const int type, const int R, const int T, const float *x,
+                               int64_t x_stride, const char *w, int64_t w_stride, int64_t n) {
     const int64_t bytes = type == TYPE_Q8_0 ? Q8_0_BYTES : Q4_0_BYTES;
-    int64_t blocks = n / BLOCK;
+    const int64_t blocks = n / BLOCK;
     vf sum[DOT_ROWS][4];
     UNROLL
     for (int r = 0; r < R; r++) UNROLL
     for (int t = 0; t < T; t++) sum[r][t] = v_zero();
-    for (int64_t begin = 0; begin < blocks; begin += 16) {
-        float scales[DOT_ROWS][16];
-        int64_t end = min_i64(blocks, begin + 16);
+    for (int64_t begin = 0; begin < blocks; begin += 16, x += ROUNDED_WORDS) {
+        float scales[DOT_ROWS][4][16], own[16];
+        const int64_t end = min_i64(blocks, begin + 16);
         UNROLL
-        for (int r = 0; r < R; r++)
-            KERNEL(load_scales)(scales[r], type, w + r * w_stride, begin * BLOCK, end * BLOCK);
-        for (int64_t b = begin; b < end; b += 2, x += ROUNDED_WORDS) UNROLL
-        for (int i = 0; i < 2 * R; i++) {
-            const int half = i / R, r = i % R;
-            if (b + half == end) continue;
-            const char *block = w + r * w_stride + (b + half) * bytes;
-            vb quants[2];
-            KERNEL(load_quants)(quants, type, block);
-            vi first = _mm256_cvtepi8_epi16(quants[0]), second = _mm256_cvtepi8_epi16(quants[1]);
-            vf scale = v_set1(scales[r][b + half - begin]);
+        for (int r = 0; r < R; r++) {
+            KERNEL(load_scales)(own, type, w + r * w_stride, begin * BLOCK, end * BLOCK);
+            UNROLL
+            for (int t = 0; t < T; t++) UNROLL
+            for (int i = 0; i < 16; i += VL) {
+                const float *x_scales = x + t * x_stride + ROUNDED / 4 + i, *too_much = x_scales + ROUNDED / BLOCK;
+                v_store(scales[r][t] + i, v_mul(v_load(own + i), v_load(x_scales)));
+                if (KERNEL_PASS == PASS_AVX2 && type == TYPE_Q4_0)
+                    sum[r][t] = v_fma(v_load(own + i), v_load(too_much), sum[r][t]);
+            }
+        }
+        for (int64_t b = 0; b < end - begin; b++) UNROLL
+        for (int r = 0; r < R; r++) {
+            const char *block = w + r * w_stride + (begin + b) * bytes;
+            const KERNEL(Bytes) quants = KERNEL(load_bytes)(type, block);
             __builtin_prefetch(block + R * w_stride, 0, 2);
             UNROLL
-            for (int t = 0; t < T; t++) {
-                const float *from = x + t * x_stride + half * BLOCK_WORDS, *x_scale = x + t * x_stride + 2 * BLOCK_WORDS;
-                vi dots = _mm256_add_epi32(_mm256_madd_epi16(first, i_bits(v_load(from))),
-                                           _mm256_madd_epi16(second, i_bits(v_load(from + VL))));
-                sum[r][t] = v_fma(i_float(dots), v_mul(scale, v_set1(x_scale[half])), sum[r][t]);
-            }
+            for (int t = 0; t < T; t++)
+                sum[r][t] = v_fma(i_float(KERNEL(dot_bytes)(type, quants, x + t * x_stride + b * BLOCK / 4)),
+                                  v_set1(scales[r][t][b]), sum[r][t]);
         }
     }
     UNROLL
@@ -1488,14 +1528,14 @@ INLINE void KERNEL(dot_pairs)(float (*sums)[4], const int type, const int R, con
     for (int t = 0; t < T; t++) sums[r][t] = v_sum(sum[r][t]);
 }
 #else
-#define dot_pairs dot_rows /* not called */
+#define dot_blocks dot_rows /* not called */
 #endif
 
 /* What dot_rows gives, for rows of x as they are or rounded. */
 INLINE void KERNEL(dot_group)(float (*sums)[4], const int type, const int rounded, const int R, const int T,
                               const float *x, int64_t x_stride, const char *w, int64_t w_stride, int64_t n) {
     if (rounded)
-        KERNEL(dot_pairs)(sums, type, R, T, x, x_stride, w, w_stride, n);
+        KERNEL(dot_blocks)(sums, type, R, T, x, x_stride, w, w_stride, n);
     else
         KERNEL(dot_rows)(sums, type, R, T, x, x_stride, w, w_stride, n);
 }
@@ -1531,7 +1571,7 @@ static void KERNEL(dot)(float *out, int64_t out_stride, const float *x, int64_t 
     BY_TYPE(w.type, KERNEL(dot_type), 0, out, out_stride, x, x_stride, T, w, bias, n, first, last);
 }
 
-#if KERNEL_PASS == PASS_AVX512BF16 || KERNEL_PASS == PASS_AVX2
+#ifdef ROUNDED_WORDS
 static void KERNEL(dot_rounded)(float *out, int64_t out_stride, const float *x, int64_t x_stride, int64_t T, Rows w,
                                 const float *bias, int64_t n, int64_t first, int64_t last) {
     if (w.type == TYPE_Q8_0)
@@ -1825,11 +1865,11 @@ static void KERNEL(tile_integer)(float *out, int64_t stride, const float *a, con
    the sixteen sums start at, as weights are unsigned here too: less 128 (Q8_0) or less 8 (Q4_0) times x. */
 static void KERNEL(round_row)(float *out, const float *x, int type, int64_t n) {
     const __m512i offset = _mm512_set1_epi8(type == TYPE_Q8_0 ? -128 : 8); /* as a byte without sign: 128 */
-    for (int64_t k = 0; k < n; k += ROUNDED, out += ROUNDED_WORDS) {
-        int8_t quants[ROUNDED] = {0};
+    for (int64_t k = 0; k < n; k += 2 * BLOCK, out += PAIR_WORDS) {
+        int8_t quants[2 * BLOCK] = {0};
         vf scales[2] = {v_zero(), v_zero()};
         for (int b = 0; b < 2 && k + b * BLOCK < n; b++) {
-            float scale = KERNEL(block_scale)(x + k + b * BLOCK, LEVELS);
+            float scale = KERNEL(block_scale)(x + k + b * BLOCK, DOT_LEVELS);
             KERNEL(quantize)(quants + b * BLOCK, x + k + b * BLOCK, scale > 0 ? 1 / scale : 0);
             scales[b] = v_set1(scale);
         }
@@ -1839,16 +1879,36 @@ static void KERNEL(round_row)(float *out, const float *x, int type, int64_t n) {
         _mm512_storeu_si512(out + 2 * VL, _mm512_sub_epi32(zero, _mm512_dpbusd_epi32(zero, offset, bytes)));
     }
 }
-#elif KERNEL_PASS == PASS_AVX2
-/* Few rows in int16: 64 of x, then the scales of the two blocks that they are. */
+#elif defined(ROUNDED_WORDS)
+/* As quantize, to int8 whatever tiles take; returns their sum, if it is needed. */
+INLINE int32_t KERNEL(quantize_bytes)(float *out, const float *x, float inverse) {
+#if KERNEL_PASS == PASS_AVX2
+    __m256i part[4];
+    UNROLL
+    for (int i = 0; i < 4; i++) part[i] = _mm256_cvtps_epi32(v_mul(v_load(x + i * VL), v_set1(inverse)));
+    const __m256i sums = _mm256_add_epi32(_mm256_add_epi32(part[0], part[1]), _mm256_add_epi32(part[2], part[3]));
+    const __m256i lanes = _mm256_packs_epi16(_mm256_packs_epi32(part[0], part[1]), _mm256_packs_epi32(part[2], part[3]));
+    v_store(out, v_bits(_mm256_permutevar8x32_epi32(lanes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7))));
+    return (int32_t)v_sum(i_float(sums));
+#else
+    return KERNEL(quantize)((quant *)(void *)out, x, inverse);
+#endif
+}
+
+/* Few rows in int8, sixteen blocks at a time: their int8, their scales, and -8 times what the int8 of each stand for
+   together, which is what Q4_0 weights that are 8 too large make too much. */
 static void KERNEL(round_row)(float *out, const float *x, int type, int64_t n) {
     (void)type;
-    for (int64_t k = 0; k < n; k += ROUNDED, out += ROUNDED_WORDS)
-        for (int b = 0; b < 2 && k + b * BLOCK < n; b++) {
-            float scale = KERNEL(block_scale)(x + k + b * BLOCK, LEVELS);
-            KERNEL(quantize)((quant *)(void *)(out + b * BLOCK_WORDS), x + k + b * BLOCK, scale > 0 ? 1 / scale : 0);
-            out[2 * BLOCK_WORDS + b] = scale;
+    for (int64_t k = 0; k < n; k += ROUNDED, out += ROUNDED_WORDS) {
+        float *scales = out + ROUNDED / 4, *too_much = scales + ROUNDED / BLOCK;
+        memset(out, 0, ROUNDED_WORDS * sizeof *out);
+        for (int b = 0; b < ROUNDED / BLOCK && k + b * BLOCK < n; b++) {
+            const float *from = x + k + b * BLOCK;
+            scales[b] = KERNEL(block_scale)(from, DOT_LEVELS);
+            const int32_t sum = KERNEL(quantize_bytes)(out + b * BLOCK / 4, from, scales[b] > 0 ? 1 / scales[b] : 0);
+            too_much[b] = -8 * scales[b] * (float)sum;
         }
+    }
 }
 #endif
 
@@ -2030,9 +2090,6 @@ static const Kernels KERNEL(kernels) = {
 #ifdef ROUNDED_WORDS
     {12, BLOCK_WORDS + 2, BLOCK_WORDS + 1, LEVELS, KERNEL(pack_rows_integer), KERNEL(pack_weights_integer),
      KERNEL(tile_integer), ROUNDED_WORDS, KERNEL(round_row), KERNEL(dot_rounded)},
-#elif defined(vi)
-    {12, BLOCK_WORDS + 2, BLOCK_WORDS + 1, LEVELS, KERNEL(pack_rows_integer), KERNEL(pack_weights_integer),
-     KERNEL(tile_integer), 0, NULL, KERNEL(dot)},
 #else
     {0, 0, 0, 0, NULL, NULL, NULL, 0, NULL, NULL},
 #endif
@@ -2060,13 +2117,14 @@ static const Kernels KERNEL(kernels) = {
 #undef v_bits
 #undef v_widen
 #undef v_fma_pairs
-#undef dot_pairs
+#undef dot_blocks
 #undef h_load
 #undef v_from_f16
 #undef h_store
 #undef vi
 #undef quant
 #undef LEVELS
+#undef PAIR_WORDS
 #undef ROUNDED_WORDS
 #undef i_bits
 #undef i_float

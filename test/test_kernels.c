@@ -80,7 +80,7 @@ static void round_operands(const Kernels *isa, int type, int64_t T, int64_t I, f
     for (int64_t i = 0; i < x_size && bf16 && levels == 0; i++) x[i] = bf16_to_f32(f32_to_bf16(x[i]));
     if (bf16 && levels > 0) round_blocks(x, levels, x_size);
     if (bf16 && levels > 0) round_blocks(w, FINE_WEIGHTS, w_size);
-    if (integer) round_blocks(x, isa->integer.levels, x_size);
+    if (integer) round_blocks(x, T <= isa->integer.few_rows ? DOT_LEVELS : isa->integer.levels, x_size);
 }
 
 static void linear_case(Compute *cx, int type, int64_t T, int64_t I, int64_t O, int with_bias, double tolerance) {
