@@ -840,8 +840,9 @@ typedef struct {
     void (*pack_rows)(float *out, const float *const *rows, int64_t n);
     /* out (n, tile_cols): element begin + k of row c at out[k * tile_cols + c], zero where c >= count */
     void (*pack_weights)(float *out, Rows w, int64_t count, int64_t begin, int64_t n);
-    /* out[r * stride + c] = (add ? out[r * stride + c] : 0) + sum over k < n of a[k][r] b[k][c] */
-    void (*tile)(float *out, int64_t stride, const float *a, const float *b, int64_t n, int add);
+    /* out[r * stride + c] = (add ? out[r * stride + c] : 0) + sum over k < n of a[k][r] b[k][c] for the first `rows` rows
+       of the tile, all columns; what is behind those rows is undefined */
+    void (*tile)(float *out, int64_t stride, const float *a, const float *b, int64_t rows, int64_t n, int add);
     /* For few rows: x (n) as dot wants it, rounded_words floats for every ROUNDED elements; 0, NULL: x as it is */
     int rounded_words;
     void (*round_row)(float *out, const float *x, int type, int64_t n);
@@ -942,12 +943,12 @@ static void pack_values_plain(float *out, Rows v, int64_t count, int64_t begin, 
     }
 }
 
-static void tile_plain(float *out, int64_t stride, const float *a, const float *b, int64_t n, int add) {
+static void tile_plain(float *out, int64_t stride, const float *a, const float *b, int64_t rows, int64_t n, int add) {
     float sums[PLAIN_ROWS][PLAIN_COLS] = {{0}};
     for (int64_t k = 0; k < n; k++)
         for (int r = 0; r < PLAIN_ROWS; r++)
             for (int c = 0; c < PLAIN_COLS; c++) sums[r][c] += a[k * PLAIN_ROWS + r] * b[k * PLAIN_COLS + c];
-    for (int r = 0; r < PLAIN_ROWS; r++)
+    for (int64_t r = 0; r < rows; r++)
         for (int c = 0; c < PLAIN_COLS; c++) out[r * stride + c] = (add ? out[r * stride + c] : 0) + sums[r][c];
 }
 
@@ -1255,9 +1256,10 @@ INLINE void KERNEL(load_scales)(float *scales, const int type, const char *row, 
 /* One scale. Not by f16_to_f32: its old SSE instructions can take 100 ns each while the upper halves of AVX registers
    are in use. */
 INLINE float KERNEL(load_scale)(const char *block) {
-    uint64_t four[4] = {0};
     float scales[VL];
-    memcpy(four, block, sizeof(uint16_t));
+    uint16_t half;
+    memcpy(&half, block, sizeof half);
+    const uint64_t four[4] = {half};
     v_store(scales, v_from_f16(four));
     return scales[0];
 }
@@ -1666,19 +1668,19 @@ static void KERNEL(pack_values)(float *out, Rows v, int64_t count, int64_t begin
 #define v_fma_pairs v_fma /* not called */
 #endif
 
-/* Words of one float, or of a pair of bf16. */
-INLINE void KERNEL(tile_words)(const int pairs, float *out, int64_t stride, const float *a, const float *b, int64_t n,
-                               int add) {
+/* The first R rows of a tile; words of one float, or of a pair of bf16. */
+INLINE void KERNEL(tile_words)(const int R, const int pairs, float *out, int64_t stride, const float *a, const float *b,
+                               int64_t n, int add) {
     vf sum[TILE_ROWS][TILE_VECTORS];
     UNROLL
-    for (int r = 0; r < TILE_ROWS; r++) UNROLL
+    for (int r = 0; r < R; r++) UNROLL
     for (int v = 0; v < TILE_VECTORS; v++) sum[r][v] = v_zero();
     for (int64_t k = 0; k < n; k++) {
         vf w[TILE_VECTORS];
         UNROLL
         for (int v = 0; v < TILE_VECTORS; v++) w[v] = v_load(b + k * TILE_COLS + v * VL);
         UNROLL
-        for (int r = 0; r < TILE_ROWS; r++) {
+        for (int r = 0; r < R; r++) {
             vf x = v_set1(a[k * TILE_ROWS + r]);
             UNROLL
             for (int v = 0; v < TILE_VECTORS; v++)
@@ -1686,15 +1688,23 @@ INLINE void KERNEL(tile_words)(const int pairs, float *out, int64_t stride, cons
         }
     }
     UNROLL
-    for (int r = 0; r < TILE_ROWS; r++) UNROLL
+    for (int r = 0; r < R; r++) UNROLL
     for (int v = 0; v < TILE_VECTORS; v++) {
         float *p = out + r * stride + v * VL;
         v_store(p, add ? v_add(v_load(p), sum[r][v]) : sum[r][v]);
     }
 }
 
-static void KERNEL(tile)(float *out, int64_t stride, const float *a, const float *b, int64_t n, int add) {
-    KERNEL(tile_words)(0, out, stride, a, b, n, add);
+/* Of the last tile often only some rows are wanted: by thirds. */
+#define BY_THIRDS(rows, f, ...)                                                                                        \
+    do {                                                                                                               \
+        if ((rows) <= TILE_ROWS / 3) f(TILE_ROWS / 3, __VA_ARGS__);                                                    \
+        else if ((rows) <= 2 * TILE_ROWS / 3) f(2 * TILE_ROWS / 3, __VA_ARGS__);                                       \
+        else f(TILE_ROWS, __VA_ARGS__);                                                                                \
+    } while (0)
+
+static void KERNEL(tile)(float *out, int64_t stride, const float *a, const float *b, int64_t rows, int64_t n, int add) {
+    BY_THIRDS(rows, KERNEL(tile_words), 0, out, stride, a, b, n, add);
 }
 
 #if KERNEL_PASS == PASS_AVX512BF16
@@ -1718,8 +1728,9 @@ static void KERNEL(pack_weights_bf16)(float *out, Rows w, int64_t count, int64_t
     KERNEL(pack_weights)(out, w, count, begin / 2, n / 2);
 }
 
-static void KERNEL(tile_bf16)(float *out, int64_t stride, const float *a, const float *b, int64_t n, int add) {
-    KERNEL(tile_words)(1, out, stride, a, b, n / 2, add);
+static void KERNEL(tile_bf16)(float *out, int64_t stride, const float *a, const float *b, int64_t rows, int64_t n,
+                              int add) {
+    BY_THIRDS(rows, KERNEL(tile_words), 1, out, stride, a, b, n / 2, add);
 }
 
 #endif
@@ -1828,34 +1839,43 @@ static void KERNEL(pack_weights_fine)(float *out, Rows w, int64_t count, int64_t
 }
 #endif
 
-static void KERNEL(tile_integer)(float *out, int64_t stride, const float *a, const float *b, int64_t n, int add) {
-    for (int half = 0; half < TILE_ROWS; half += TILE_ROWS / 2) { /* sums of integers and of floats: half each */
-        vf sum[TILE_ROWS / 2][TILE_VECTORS];
+/* R rows of a tile, from row `first` on. */
+INLINE void KERNEL(tile_blocks)(const int R, int64_t first, float *out, int64_t stride, const float *a, const float *b,
+                                int64_t n, int add) {
+    vf sum[TILE_ROWS / 2][TILE_VECTORS];
+    out += first * stride;
+    UNROLL
+    for (int r = 0; r < R; r++) UNROLL
+    for (int v = 0; v < TILE_VECTORS; v++) sum[r][v] = add ? v_load(out + r * stride + v * VL) : v_zero();
+    for (int64_t k = 0; k < n / BLOCK; k++) {
+        const float *x = a + k * (BLOCK_WORDS + 2) * TILE_ROWS + first, *w = b + k * (BLOCK_WORDS + 1) * TILE_COLS;
+        vi dots[TILE_ROWS / 2][TILE_VECTORS];
         UNROLL
-        for (int r = 0; r < TILE_ROWS / 2; r++) UNROLL
-        for (int v = 0; v < TILE_VECTORS; v++) sum[r][v] = add ? v_load(out + (half + r) * stride + v * VL) : v_zero();
-        for (int64_t k = 0; k < n / BLOCK; k++) {
-            const float *x = a + k * (BLOCK_WORDS + 2) * TILE_ROWS + half, *w = b + k * (BLOCK_WORDS + 1) * TILE_COLS;
-            vi dots[TILE_ROWS / 2][TILE_VECTORS];
-            UNROLL
-            for (int r = 0; r < TILE_ROWS / 2; r++) UNROLL
-            for (int v = 0; v < TILE_VECTORS; v++) dots[r][v] = i_bits(v_set1(x[(BLOCK_WORDS + 1) * TILE_ROWS + r]));
-            UNROLL
-            for (int i = 0; i < BLOCK_WORDS; i++) UNROLL
-            for (int r = 0; r < TILE_ROWS / 2; r++) UNROLL
-            for (int v = 0; v < TILE_VECTORS; v++)
-                dots[r][v] = i_dot(dots[r][v], v_load(w + i * TILE_COLS + v * VL), v_set1(x[i * TILE_ROWS + r]));
-            UNROLL
-            for (int r = 0; r < TILE_ROWS / 2; r++) UNROLL
-            for (int v = 0; v < TILE_VECTORS; v++)
-                sum[r][v] = v_fma(
-                    i_float(dots[r][v]),
-                    v_mul(v_set1(x[BLOCK_WORDS * TILE_ROWS + r]), v_load(w + BLOCK_WORDS * TILE_COLS + v * VL)),
-                    sum[r][v]);
-        }
+        for (int r = 0; r < R; r++) UNROLL
+        for (int v = 0; v < TILE_VECTORS; v++) dots[r][v] = i_bits(v_set1(x[(BLOCK_WORDS + 1) * TILE_ROWS + r]));
         UNROLL
-        for (int r = 0; r < TILE_ROWS / 2; r++) UNROLL
-        for (int v = 0; v < TILE_VECTORS; v++) v_store(out + (half + r) * stride + v * VL, sum[r][v]);
+        for (int i = 0; i < BLOCK_WORDS; i++) UNROLL
+        for (int r = 0; r < R; r++) UNROLL
+        for (int v = 0; v < TILE_VECTORS; v++)
+            dots[r][v] = i_dot(dots[r][v], v_load(w + i * TILE_COLS + v * VL), v_set1(x[i * TILE_ROWS + r]));
+        UNROLL
+        for (int r = 0; r < R; r++) UNROLL
+        for (int v = 0; v < TILE_VECTORS; v++)
+            sum[r][v] = v_fma(i_float(dots[r][v]),
+                              v_mul(v_set1(x[BLOCK_WORDS * TILE_ROWS + r]), v_load(w + BLOCK_WORDS * TILE_COLS + v * VL)),
+                              sum[r][v]);
+    }
+    UNROLL
+    for (int r = 0; r < R; r++) UNROLL
+    for (int v = 0; v < TILE_VECTORS; v++) v_store(out + r * stride + v * VL, sum[r][v]);
+}
+
+/* By halves, as there are sums of integers and of floats. */
+static void KERNEL(tile_integer)(float *out, int64_t stride, const float *a, const float *b, int64_t rows, int64_t n,
+                                 int add) {
+    for (int64_t first = 0; first < rows; first += TILE_ROWS / 2) {
+        if (rows - first <= TILE_ROWS / 6) KERNEL(tile_blocks)(TILE_ROWS / 6, first, out, stride, a, b, n, add);
+        else KERNEL(tile_blocks)(TILE_ROWS / 2, first, out, stride, a, b, n, add);
     }
 }
 #endif
@@ -2088,7 +2108,7 @@ static const Kernels KERNEL(kernels) = {
     {0, 0, 0, 0, NULL, NULL, NULL, 0, NULL, NULL},
 #endif
 #ifdef ROUNDED_WORDS
-    {12, BLOCK_WORDS + 2, BLOCK_WORDS + 1, LEVELS, KERNEL(pack_rows_integer), KERNEL(pack_weights_integer),
+    {KERNEL_PASS == PASS_AVX2 ? 16 : 12, BLOCK_WORDS + 2, BLOCK_WORDS + 1, LEVELS, KERNEL(pack_rows_integer), KERNEL(pack_weights_integer),
      KERNEL(tile_integer), ROUNDED_WORDS, KERNEL(round_row), KERNEL(dot_rounded)},
 #else
     {0, 0, 0, 0, NULL, NULL, NULL, 0, NULL, NULL},
@@ -2323,6 +2343,15 @@ static void pack_columns(const Product *p, float *out, int64_t col, int64_t k, i
     p->packing->pack_weights(out, w, min_i64(p->cx->isa->tile_cols, p->O - col), k, n);
 }
 
+/* Asks for what pack_columns is to read next: the same rows' following columns, or the next rows' first ones. */
+static void prefetch_columns(const Product *p, int64_t col, int64_t k) {
+    const int64_t cols = p->cx->isa->tile_cols;
+    if (k >= p->K) col += cols, k = 0;
+    const int64_t begin = type_row_bytes(p->w.type, k), end = type_row_bytes(p->w.type, min_i64(k + p->k_step, p->K));
+    for (int64_t o = col; o < min_i64(col + cols, p->O); o++)
+        for (int64_t byte = begin; byte < end; byte += 64) __builtin_prefetch(p->w.data + o * p->w.stride + byte, 0, 2);
+}
+
 /* Rows [row, row_end) x columns [col, col_end) of the output; sums holds them by tile columns, (rows, tile_cols) each. */
 static void product_block(const Product *p, int thread, int64_t row, int64_t row_end, int64_t col, int64_t col_end) {
     const Kernels *isa = p->cx->isa;
@@ -2339,10 +2368,13 @@ static void product_block(const Product *p, int thread, int64_t row, int64_t row
         const float *a = share ? own : shared + row * a_size, *b = share ? shared + col * b_size : own;
         for (int64_t r = 0; r < height && share; r += tile_rows) pack_input(p, own + r * a_size, row + r, k, n, zeros);
         for (int64_t c = 0; c < width; c += tile_cols) {
-            if (!share) pack_columns(p, own + c * b_size, col + c, k, n);
+            if (!share) {
+                pack_columns(p, own + c * b_size, col + c, k, n);
+                prefetch_columns(p, col + c, k + n);
+            }
             for (int64_t r = 0; r < height; r += tile_rows)
-                p->packing->tile(sums + c * height + r * tile_cols, tile_cols, a + r * a_size, b + c * b_size, n,
-                                 k > 0);
+                p->packing->tile(sums + c * height + r * tile_cols, tile_cols, a + r * a_size, b + c * b_size,
+                                 min_i64(tile_rows, row_end - row - r), n, k > 0);
         }
     }
     for (int64_t r = row; r < row_end; r++)
@@ -2574,7 +2606,8 @@ static void block_scores(const QueryBlock *b, Rows k, int64_t n) {
     for (int64_t c = 0; c < n && b->T > FEW_QUERIES; c += isa->tile_cols, k.data += isa->tile_cols * k.stride) {
         isa->exact.pack_weights(b->panel, k, min_i64(n - c, isa->tile_cols), 0, b->d);
         for (int64_t t = 0; t < b->T; t += isa->tile_rows)
-            isa->exact.tile(b->scores + t * KEY_STEP + c, KEY_STEP, b->packed_q + t * b->d, b->panel, b->d, 0);
+            isa->exact.tile(b->scores + t * KEY_STEP + c, KEY_STEP, b->packed_q + t * b->d, b->panel,
+                            min_i64(isa->tile_rows, b->T - t), b->d, 0);
     }
 }
 
@@ -2590,7 +2623,8 @@ static void block_values(const QueryBlock *b, Rows v, int64_t n) {
     for (int64_t c = 0; c < b->width; c += isa->tile_cols) {
         isa->pack_values(b->panel, v, n, c, b->d - c);
         for (int64_t t = 0; t < b->T; t += isa->tile_rows)
-            isa->exact.tile(b->out + t * b->width + c, b->width, b->packed + t * n, b->panel, n, 1);
+            isa->exact.tile(b->out + t * b->width + c, b->width, b->packed + t * n, b->panel,
+                            min_i64(isa->tile_rows, b->T - t), n, 1);
     }
 }
 
