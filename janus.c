@@ -1236,19 +1236,26 @@ INLINE float KERNEL(largest)(vf a) {
 }
 #endif
 
-/* scales[i] of the blocks from column k on, sixteen at most, until column `end`; those behind it are 0. The halves go
-   through whole registers: a vector that is read where shorter numbers were just written waits for them. */
-INLINE void KERNEL(load_scales)(float *scales, const int type, const char *row, int64_t k, int64_t end) {
-    const int64_t bytes = type == TYPE_Q8_0 ? Q8_0_BYTES : Q4_0_BYTES;
-    int64_t count = min_i64(16, (end - k) / BLOCK);
-    const char *block = row + k / BLOCK * bytes;
-    uint64_t four[4] = {0};
+/* The scales of sixteen blocks, as they are: of those from `count` on 0. They go through whole registers: a vector that is
+   read where shorter numbers were just written waits for them. */
+INLINE void KERNEL(gather_halves)(uint64_t *four, const char *block, const int64_t bytes, int64_t count) {
+    memset(four, 0, 4 * sizeof *four);
     UNROLL
     for (int i = 0; i < 16; i++) {
         uint16_t half = 0;
         if (i < count) memcpy(&half, block + i * bytes, sizeof half);
         four[i / 4] |= (uint64_t)half << 16 * (i % 4);
     }
+}
+
+/* scales[i] of the blocks from column k on, sixteen at most, until column `end`; those behind it are 0. */
+INLINE void KERNEL(load_scales)(float *scales, const int type, const char *row, int64_t k, int64_t end) {
+    const int64_t bytes = type == TYPE_Q8_0 ? Q8_0_BYTES : Q4_0_BYTES;
+    const int64_t count = (end - k) / BLOCK;
+    const char *block = row + k / BLOCK * bytes;
+    uint64_t four[4];
+    if (count >= 16) KERNEL(gather_halves)(four, block, bytes, 16); /* spares sixteen questions */
+    else KERNEL(gather_halves)(four, block, bytes, count);
     UNROLL
     for (int i = 0; i < 16; i += VL) v_store(scales + i, v_from_f16(four + i / 4));
 }
