@@ -1372,6 +1372,8 @@ static void KERNEL(expand)(float *out, int type, const void *row, int64_t begin,
 INLINE void KERNEL(dot_rows)(float (*sums)[4], const int type, const int R, const int T, const float *x,
                              int64_t x_stride, const char *w, int64_t w_stride, int64_t n) {
     const int quantised = type == TYPE_Q8_0 || type == TYPE_Q4_0, chains = R == 1 ? 2 : 1;
+    /* the scale times the sum of a block instead of times its weights */
+    const int late = quantised && T <= 2 && BLOCK_VECTORS > 2;
     vf sum[DOT_ROWS][4][2], a[BLOCK_VECTORS];
     float scales[DOT_ROWS][16];
     int64_t k = 0, whole = n / BLOCK * BLOCK;
@@ -1383,15 +1385,23 @@ INLINE void KERNEL(dot_rows)(float (*sums)[4], const int type, const int R, cons
         for (int r = 0; r < R && quantised; r++) KERNEL(load_scales)(scales[r], type, w + r * w_stride, k, end);
         for (; k < end; k += BLOCK) UNROLL
         for (int r = 0; r < R; r++) {
-            KERNEL(load_block)(a, type, w + r * w_stride, k, quantised ? scales[r][(k - begin) / BLOCK] : 1);
+            const float scale = quantised ? scales[r][(k - begin) / BLOCK] : 1;
+            KERNEL(load_block)(a, type, w + r * w_stride, k, late ? 1 : scale);
             if (R > 1) /* the same place of the next rows */
                 KERNEL(prefetch_block)(type, w + (r + R) * w_stride, k);
             else
                 KERNEL(prefetch_block)(type, w + 4096, k);
             UNROLL
-            for (int t = 0; t < T; t++) UNROLL
-            for (int i = 0; i < BLOCK_VECTORS; i++)
-                sum[r][t][i % chains] = v_fma(a[i], v_load(x + t * x_stride + k + i * VL), sum[r][t][i % chains]);
+            for (int t = 0; t < T; t++) {
+                const float *from = x + t * x_stride + k;
+                vf part = v_zero();
+                UNROLL
+                for (int i = 0; i < BLOCK_VECTORS; i++) {
+                    vf *to = late ? &part : &sum[r][t][i % chains];
+                    *to = v_fma(a[i], v_load(from + i * VL), *to);
+                }
+                if (late) sum[r][t][0] = v_fma(part, v_set1(scale), sum[r][t][0]);
+            }
         }
     }
     if (k < n) UNROLL
