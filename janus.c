@@ -1149,8 +1149,8 @@ static const Kernels kernels_plain = {
 #define v_from_f16(q) _mm256_cvtph_ps(_mm_set_epi64x((int64_t)(q)[1], (int64_t)(q)[0]))
 #define h_load(p)     _mm_loadu_si128((const void *)(p))
 #define h_store(p, h) _mm_storeu_si128((void *)(p), h)
-/* int16: AVX2's products of int8 take one operand unsigned and saturate, those of int16 do neither, and of x nothing
-   is lost that matters. */
+/* Tiles in int16: AVX2's products of int8 take one operand unsigned and saturate, those of int16 do neither. Few rows, which
+   wait for memory, take int8 all the same (load_bytes). */
 #define vi                __m256i
 #define quant             int16_t
 #define LEVELS            32767
@@ -2125,8 +2125,8 @@ static const Kernels KERNEL(kernels) = {
     {0, 0, 0, 0, NULL, NULL, NULL, 0, NULL, NULL},
 #endif
 #ifdef ROUNDED_WORDS
-    {KERNEL_PASS == PASS_AVX2 ? 16 : 12, BLOCK_WORDS + 2, BLOCK_WORDS + 1, LEVELS, KERNEL(pack_rows_integer), KERNEL(pack_weights_integer),
-     KERNEL(tile_integer), ROUNDED_WORDS, KERNEL(round_row), KERNEL(dot_rounded)},
+    {KERNEL_PASS == PASS_AVX2 ? 16 : 12, BLOCK_WORDS + 2, BLOCK_WORDS + 1, LEVELS, KERNEL(pack_rows_integer),
+     KERNEL(pack_weights_integer), KERNEL(tile_integer), ROUNDED_WORDS, KERNEL(round_row), KERNEL(dot_rounded)},
 #else
     {0, 0, 0, 0, NULL, NULL, NULL, 0, NULL, NULL},
 #endif
