@@ -816,6 +816,13 @@ typedef struct { /* rows of numbers of one type, `stride` bytes from one to the 
     int64_t stride;
 } Rows;
 
+/* Asks for the cache line at p, which is read soon and once; nothing where compilers have no word for it. */
+#if defined(__GNUC__) && !defined(__TINYC__)
+#define prefetch(p) __builtin_prefetch((p), 0, 2)
+#else
+#define prefetch(p) ((void)(p))
+#endif
+
 enum { MAX_TILE_ROWS = 16, K_STEP = 256 }; /* columns are packed at most K_STEP at a time */
 enum { ROUNDED = 16 * BLOCK };             /* elements that a few rounded rows of x are packed by */
 enum { DOT_LEVELS = 127 };                 /* what the largest of a BLOCK of them becomes */
@@ -1317,8 +1324,8 @@ INLINE void KERNEL(load_block)(vf *w, const int type, const char *row, int64_t k
 
 INLINE void KERNEL(prefetch_block)(const int type, const char *row, int64_t k) {
     const int bytes = type == TYPE_F32 ? 128 : type == TYPE_Q8_0 ? Q8_0_BYTES : type == TYPE_Q4_0 ? Q4_0_BYTES : 64;
-    __builtin_prefetch(row + k / BLOCK * bytes, 0, 2);
-    if (type == TYPE_F32) __builtin_prefetch(row + k / BLOCK * bytes + 64, 0, 2);
+    prefetch(row + k / BLOCK * bytes);
+    if (type == TYPE_F32) prefetch(row + k / BLOCK * bytes + 64);
 }
 
 /* The same as load_block for the last n < BLOCK elements of a row without blocks: zeros follow. */
@@ -1454,7 +1461,7 @@ INLINE void KERNEL(dot_blocks)(float (*sums)[4], const int type, const int R, co
                 const char *block = w + r * w_stride + b * bytes;
                 __m512i pair = KERNEL(load_pair)(type, block, both);
                 vf scale = _mm512_permutexvar_ps(place, scales[r]);
-                __builtin_prefetch(block + R * w_stride, 0, 2);
+                prefetch(block + R * w_stride);
                 UNROLL
                 for (int t = 0; t < T; t++) {
                     const float *from = x + t * x_stride;
@@ -1535,7 +1542,7 @@ INLINE void KERNEL(dot_blocks)(float (*sums)[4], const int type, const int R, co
         for (int r = 0; r < R; r++) {
             const char *block = w + r * w_stride + (begin + b) * bytes;
             const KERNEL(Bytes) quants = KERNEL(load_bytes)(type, block);
-            __builtin_prefetch(block + R * w_stride, 0, 2);
+            prefetch(block + R * w_stride);
             UNROLL
             for (int t = 0; t < T; t++)
                 sum[r][t] = v_fma(i_float(KERNEL(dot_bytes)(type, quants, x + t * x_stride + b * BLOCK / 4)),
@@ -2363,10 +2370,13 @@ static void pack_columns(const Product *p, float *out, int64_t col, int64_t k, i
 /* Asks for what pack_columns is to read next: the same rows' following columns, or the next rows' first ones. */
 static void prefetch_columns(const Product *p, int64_t col, int64_t k) {
     const int64_t cols = p->cx->isa->tile_cols;
-    if (k >= p->K) col += cols, k = 0;
+    if (k >= p->K) {
+        col += cols;
+        k = 0;
+    }
     const int64_t begin = type_row_bytes(p->w.type, k), end = type_row_bytes(p->w.type, min_i64(k + p->k_step, p->K));
     for (int64_t o = col; o < min_i64(col + cols, p->O); o++)
-        for (int64_t byte = begin; byte < end; byte += 64) __builtin_prefetch(p->w.data + o * p->w.stride + byte, 0, 2);
+        for (int64_t byte = begin; byte < end; byte += 64) prefetch(p->w.data + o * p->w.stride + byte);
 }
 
 /* Rows [row, row_end) x columns [col, col_end) of the output; sums holds them by tile columns, (rows, tile_cols) each. */
