@@ -433,8 +433,6 @@ static void arena_release(Arena *arena, const ArenaBlock *mark) {
     arena->failed = false;
 }
 
-#define KERNEL_FILE "janus.c"
-
 static int64_t min_i64(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t max_i64(int64_t a, int64_t b) { return a > b ? a : b; }
 static int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
@@ -2196,6 +2194,16 @@ static const Kernels KERNEL(kernels) = {
 #else
 #define UNROLL
 #endif
+#endif
+
+/* This file under the name that #include finds it by: __FILE__, unless that names its folder too (cc folder/janus.c). */
+#if !defined(KERNEL_FILE) && defined(__has_include)
+#if __has_include(__FILE__)
+#define KERNEL_FILE __FILE__
+#endif
+#endif
+#if !defined(KERNEL_FILE)
+#define KERNEL_FILE "janus.c"
 #endif
 
 #if defined(__GNUC__) && defined(__x86_64__) && !defined(__TINYC__) && !defined(JANUS_NO_SIMD)
@@ -4552,8 +4560,8 @@ static void *writer_memory(const void *memory, size_t old_size, size_t size);
 #endif
 #define STB_IMAGE_WRITE_IMPLEMENTATION
 #define STB_IMAGE_WRITE_STATIC
-/* declared but never defined in stb_image.h; a static function must be */
-#define stbi_set_unpremultiply_on_load_thread stbi_set_unpremultiply_on_load
+/* Up to 2.27, stb_image.h declares this function and defines it under the other name; a static function must be defined. */
+#define stbi__unpremultiply_on_load_thread stbi_set_unpremultiply_on_load_thread
 #if defined(JANUS_STB_FLAT)
 #include <stb_image.h>
 #include <stb_image_write.h>
@@ -6999,7 +7007,7 @@ static int ask_question(Program *program, const char *question, const JanusImage
 }
 
 static int command_ask(Program *program) {
-    JanusImage images[CLI_IMAGES];
+    JanusImage images[CLI_IMAGES] = {{0, 0, NULL}};
     const int count = program->line.image_count;
     int loaded = 0, result = EXIT_DONE;
     while (loaded < count && result == EXIT_DONE) {
