@@ -5820,12 +5820,17 @@ static StringView strip(const char *text, size_t length) {
     return stripped;
 }
 
-/* Checks a prompt or question that a person gave and strips it. */
-static JanusStatus check_text(const char *text, const char *what, StringView *stripped, JanusError *error) {
+/* Checks a prompt or question that a person gave and strips it; `head`: what stands before it in its message. As the
+   message is stripped as a unit, white space after a head stays. */
+static JanusStatus check_text(const char *text, const char *what, StringView head, StringView *stripped, JanusError *error) {
     if (text == NULL) return fail(error, JANUS_BAD_ARGUMENT, "the %s is missing", what);
     if (!utf8_valid(text, strlen(text))) return fail(error, JANUS_BAD_ARGUMENT, "the %s is not valid UTF-8", what);
     *stripped = strip(text, strlen(text));
     if (stripped->length == 0) return fail(error, JANUS_BAD_ARGUMENT, "the %s is empty: say something", what);
+    if (head.length > 0) {
+        stripped->length += (size_t)(stripped->text - text);
+        stripped->text = text;
+    }
     return JANUS_OK;
 }
 
@@ -5892,7 +5897,7 @@ static JanusStatus drawing_prompt(const JanusModel *m, const char *prompt, IdLis
     StringView pieces[3];
     size_t length;
     int images = 0;
-    JanusStatus status = check_text(prompt, "prompt", &pieces[1], error);
+    JanusStatus status = check_text(prompt, "prompt", view_of(""), &pieces[1], error);
     if (status != JANUS_OK) return status;
     pieces[0] = view_of("<|User|>: ");
     pieces[2] = view_of("\n\n<|Assistant|>:");
@@ -6046,20 +6051,23 @@ static JanusStatus turn_prompt(const JanusSession *session, const char *question
                                JanusError *error) {
     const JanusModel *m = session->model;
     const bool first = session->conversation.own.length == 0;
-    StringView pieces[5], stripped, marks = {NULL, 0};
+    StringView pieces[5], marks = {NULL, 0};
     size_t length;
     int images = 0;
-    JanusStatus status = check_text(question, "question", &stripped, error);
-    if (status != JANUS_OK) return status;
     /* images stand before the question unless the question itself says where */
     char *repeated = allocate(20 * (int64_t)image_count, 1);
     if (repeated == NULL) return fail_memory(error);
     for (int i = 0; i < image_count; i++) memcpy(repeated + 20 * i, "<image_placeholder>\n", 20);
-    if (strstr(question, "<image_placeholder>") == NULL) marks = (StringView){repeated, 20 * (size_t)image_count};
+    if (question != NULL && strstr(question, "<image_placeholder>") == NULL)
+        marks = (StringView){repeated, 20 * (size_t)image_count};
+    JanusStatus status = check_text(question, "question", marks, &pieces[3], error);
+    if (status != JANUS_OK) {
+        free(repeated);
+        return status;
+    }
     pieces[0] = first ? m->config.system_prompt : view_of("");
     pieces[1] = view_of(first && m->config.system_prompt.length > 0 ? "\n\n<|User|>: " : "<|User|>: ");
     pieces[2] = marks;
-    pieces[3] = stripped;
     pieces[4] = view_of("\n\n<|Assistant|>:");
     char *text = join_text(pieces, 5, &length);
     free(repeated);
@@ -6170,6 +6178,7 @@ static JanusStatus write_answer(JanusSession *session, const JanusAskOptions *op
     Work *work = &session->work;
     Sequence *sequence = &session->conversation;
     const int V = m->config.vocab;
+    const int64_t length_before = sequence->own.length;
     const ArenaBlock *mark = arena_mark(&work->arena);
     float *logits = arena_floats(&work->arena, V, 1), *race = arena_floats(&work->arena, V, 1);
     RankedLogit *ranked = arena_allocate(&work->arena, V, sizeof *ranked);
@@ -6196,6 +6205,10 @@ static JanusStatus write_answer(JanusSession *session, const JanusAskOptions *op
         status = transformer_forward(work, m, hidden, 1, &sequence, 1, false, error);
     }
     if (status == JANUS_OK) status = answer_token(work, m, answer, -1, error);
+    if (answer->length == 0) { /* nothing was said: the next turn follows the open answer, without an end */
+        sequence->own.length = length_before;
+        session->unread_count = 0;
+    }
     if (status == JANUS_OK) work_tap(work, "lm.answer_ids", JANUS_INT32, said->ids, (int64_t)said->count, 0, 0);
     arena_release(&work->arena, mark);
     return status;
@@ -6400,16 +6413,17 @@ JanusSessionOptions janus_session_defaults(void) {
     return options;
 }
 
-/* Weights of 16 bits or less are themselves rounded more than float16 rounds keys and values. */
-static JanusCacheType automatic_cache(const JanusModel *model) {
-    return model->blocks[0].q.type == TYPE_F32 ? JANUS_CACHE_F32 : JANUS_CACHE_F16;
+/* float16 keys and values change ids after some 150 steps of a drawing: only what is fast, and not exact, uses them unasked. */
+static JanusCacheType cache_type(const JanusSessionOptions *options) {
+    if (options->cache != JANUS_CACHE_AUTO) return options->cache;
+    return options->fast ? JANUS_CACHE_F16 : JANUS_CACHE_F32;
 }
 
 JanusStatus janus_session_new(const JanusModel *model, const JanusSessionOptions *options, JanusSession **session,
                               JanusError *error) {
     JanusSessionOptions hooks = options != NULL ? *options : janus_session_defaults();
     *session = NULL;
-    if (hooks.cache == JANUS_CACHE_AUTO) hooks.cache = automatic_cache(model);
+    hooks.cache = cache_type(&hooks);
     if (hooks.cache != JANUS_CACHE_F32 && hooks.cache != JANUS_CACHE_F16)
         return fail(error, JANUS_BAD_ARGUMENT, "the keys and values are float32 or float16");
     if (hooks.threads < 0 || hooks.threads > 256)
@@ -6595,7 +6609,7 @@ static const char USAGE[] =
     "  --top-k K      default 50, 0: off         --top-p P         default 1: off; both with --temperature > 0\n"
     "  --type T       quantize: q8_0 or q4_0     --max-tokens N    length of an answer, default 512\n"
     "  --threads K    default: all processors    --isa NAME        kernels: plain, avx2, avx512, neon, ...\n"
-    "  --kv f32|f16   the key/value cache; default f16, half the memory, f32 if the weights are f32\n"
+    "  --kv f32|f16   keys and values; default f32, with --fast f16: half the memory, less exact\n"
     "  --fast         rounds activations to bf16 or integers where that is faster\n"
     "  --dump DIR     every intermediate tensor as a .npy file\n"
     "  -q             no progress, no remarks    -h                this text\n";
@@ -6960,7 +6974,7 @@ static JanusAskOptions ask_options(const CommandLine *line) {
     JanusAskOptions options = janus_ask_defaults();
     options.max_tokens = line->max_tokens;
     options.temperature = line->has_temperature ? (float)line->temperature : 0;
-    options.top_p = (float)line->top_p;
+    options.top_p = line->top_p;
     options.top_k = line->top_k;
     options.seed = line->has_seed ? line->seed : make_up_seed();
     options.rng = (JanusRng)line->rng;
@@ -7166,11 +7180,10 @@ static int command_info(Program *program) {
     printf("sees            %d x %d pixels as %d tokens (patches of %d, %d layers, width %d)\n", i.vision_size, i.vision_size,
            i.vision_tokens, i.vision_patch, i.vision_layers, i.vision_width);
     printf("draws           %d x %d pixels as %d tokens (codebook %d)\n", i.image_size, i.image_size, i.image_tokens, i.codebook_size);
-    const JanusCacheType cache = program->line.cache != JANUS_CACHE_AUTO ? program->line.cache : automatic_cache(program->model);
-    const bool half = cache == JANUS_CACHE_F16;
-    const double token = 2.0 * (half ? 2 : 4) * i.layers * i.kv_heads * i.head_dim; /* keys and values of every layer */
-    printf("key/value cache %s, %.1f kB a token: a picture's two rows %.1f MB, a full context %.1f MB\n", half ? "f16" : "f32",
-           1e-3 * token, 2e-6 * token * i.image_tokens, 1e-6 * token * i.context_length);
+    const double token = 2.0 * 4 * i.layers * i.kv_heads * i.head_dim; /* keys and values of every layer */
+    printf("key/value cache f32, %.1f kB a token: a picture's rows %.1f MB, a full context %.1f MB\n", 1e-3 * token,
+           2e-6 * token * i.image_tokens, 1e-6 * token * i.context_length);
+    printf("                f16 (--kv f16, --fast) takes half of that and is less exact\n");
     printf("kernels         ");
     for (int k = 0; isa_names(k) != NULL; k++) printf("%s%s", k > 0 ? ", " : "", isa_names(k));
     putchar('\n');

@@ -120,9 +120,10 @@ typedef struct JanusSession JanusSession;
 
 typedef enum { JANUS_FLOAT32 = 0, JANUS_INT32 = 1 } JanusElement;
 
-/* The numbers in the keys and values that a session keeps. float16 takes half the memory and half the time of reading it. */
+/* The elements of the keys and values that a session keeps. float16 takes half the memory and half the time of reading it;
+   ids then leave those of float32 after some 150 steps of a drawing, and keys or values beyond 65504 are an error. */
 typedef enum {
-    JANUS_CACHE_AUTO = 0, /* float32 if the transformer's matrices are, else float16 */
+    JANUS_CACHE_AUTO = 0, /* float32, as PyTorch's; float16 with `fast` */
     JANUS_CACHE_F32 = 1,
     JANUS_CACHE_F16 = 2
 } JanusCacheType;
@@ -181,7 +182,7 @@ JanusStatus janus_generate_ids(JanusSession *session, const char *prompt, const 
 typedef struct {
     int max_tokens;     /* of the answer, 1..; default 512 */
     float temperature;  /* 0..100; 0: greedy; default 0 */
-    float top_p;        /* (0, 1]; 1: off; default 1. Only used with temperature > 0 */
+    double top_p;       /* (0, 1]; 1: off; default 1. Only used with temperature > 0. A double, as Python's floats */
     int top_k;          /* 0: off; default 50, as transformers' generate. Only used with temperature > 0 */
     uint64_t seed;      /* default 0 */
     JanusRng rng;

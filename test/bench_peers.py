@@ -325,7 +325,7 @@ def main() -> None:
     parser.add_argument("--dtypes", default="float32,bfloat16", help="of PyTorch; float32 cannot follow bfloat16")
     parser.add_argument("--compile", default="off,on", help="torch.compile")
     parser.add_argument("--types", default="bf16,q8_0,q4_0", help="weights for llama.cpp")
-    parser.add_argument("--kv", choices=("auto", "f32", "f16"), default="auto", help="our keys and values (default auto, f16 but for f32 weights)")
+    parser.add_argument("--kv", choices=("auto", "f32", "f16"), default="auto", help="our keys and values (default auto: f32, with --fast f16)")
     parser.add_argument("--fast", action="store_true", help="ours rounds activations, as the others do (janus --fast)")
     parser.add_argument("--quick", action="store_true", help="a small geometry: tries the program, measures nothing of interest")
     parser.add_argument("--work", type=Path, default=Path(os.environ.get("WORK") or "build/bench"), help="folder for files of random weights")

@@ -485,8 +485,9 @@ def encode_text(reference: Reference, text: str, bos: bool) -> list[int]:
 
 
 def question_ids(reference: Reference, question: str, images: int, first: bool = True) -> list[int]:
-    """One user turn of a conversation with an opened answer, image positions as placeholders."""
-    content = "<image_placeholder>\n" * images + question.strip()
+    """One user turn of a conversation with an opened answer, image positions as placeholders. As in the official
+    scripts, the message is stripped as a unit: white space between the placeholder's line and the question stays."""
+    content = question if "<image_placeholder>" in question else "<image_placeholder>\n" * images + question
     text = (SYSTEM_PROMPT + "\n\n" if first else "") + f"<|User|>: {content.strip()}\n\n<|Assistant|>:"
     ids, out = encode_text(reference, text, first), []
     for token in ids:
@@ -599,10 +600,20 @@ def run_conversation(reference: Reference, turns: list[Turn], taps: Taps) -> lis
             logits[-1].append(step(language.embed_tokens(torch.tensor([token])), False))
         said = turn.answer[:-1] if turn.answer[-1] == reference.ids["eos"] else turn.answer
         taps.add("lm.answer_ids", np.array(said, np.int32))
-        ended = (
-            turn.answer[-1:] if turn.answer[-1] == reference.ids["eos"] else [*turn.answer[-1:], reference.ids["eos"]]
-        )
+        ended = end_of_answer(reference, turn.answer)
+        if not ended:
+            cache.crop(cache.get_seq_length() - len(turn.answer[:-1]))
+        else:
+            ended = ended[len(turn.answer) - 1:]
     return logits
+
+
+def end_of_answer(reference: Reference, answer: list[int]) -> list[int]:
+    """The ids of an answer as the next turn's prompt holds them: with EOS, but [] where nothing was said (official
+    conversation.py: an empty message is followed by no separator)."""
+    if not reference.tokenizer.decode(answer, skip_special_tokens=True).strip():
+        return []
+    return answer if answer[-1] == reference.ids["eos"] else [*answer, reference.ids["eos"]]
 
 
 @torch.no_grad()
@@ -616,8 +627,7 @@ def fresh_logits(reference: Reference, turns: list[Turn]) -> np.ndarray:
             seen = torch.cat([see(reference, image, Taps()) for image in turn.images])
             embeddings[ids == reference.ids["image"]] = seen
         parts.append(embeddings)
-        eos = reference.ids["eos"]
-        ended = turn.answer if turn.answer[-1] == eos else [*turn.answer, eos]
+        ended = end_of_answer(reference, turn.answer)
     hidden = language(inputs_embeds=torch.cat(parts)[None], use_cache=False).last_hidden_state
     return reference.model.lm_head(hidden[0, -1]).numpy()
 

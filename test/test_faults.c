@@ -292,7 +292,7 @@ static JanusStatus do_ask(World *world, uint64_t *hash) {
     char *answer = NULL;
     options.max_tokens = 3;
     options.temperature = 1;
-    options.top_p = 0.9f;
+    options.top_p = 0.9;
     const JanusStatus status = janus_ask(world->session, "What is it?", &world->photo, 1, &options, &answer, &world->error);
     if (status == JANUS_OK) *hash = hash_bytes(1, answer, strlen(answer)) + (uint64_t)janus_conversation_length(world->session);
     else if (answer != NULL) *hash = 0;
@@ -946,7 +946,7 @@ static void test_odd_scores(const World *world, float value, JanusStatus expecte
     drawing.count = 3;
     ask.max_tokens = 4;
     ask.temperature = 1;
-    ask.top_p = 0.5f;
+    ask.top_p = 0.5;
     ask.top_k = 0;
     JanusStatus status = janus_generate(mine.session, "a cat", &drawing, images, &mine.error);
     report(status == expected, "drawing with scores of %g: %s", (double)value, mine.error.message);

@@ -64,7 +64,7 @@ class SessionOptions(ctypes.Structure):
 class AskOptions(ctypes.Structure):
     """JanusAskOptions."""
 
-    _fields_ = [("max_tokens", ctypes.c_int), ("temperature", ctypes.c_float), ("top_p", ctypes.c_float),
+    _fields_ = [("max_tokens", ctypes.c_int), ("temperature", ctypes.c_float), ("top_p", ctypes.c_double),
                 ("top_k", ctypes.c_int), ("seed", ctypes.c_uint64), ("rng", ctypes.c_int)]
 
 

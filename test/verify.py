@@ -197,11 +197,11 @@ class Case:
     runs: int = 0
 
     def janus(self, command: str, *arguments: object, text: str | None = None) -> tuple[str, Dump]:
-        """Runs one command with --dump, keys and values in float32 as PyTorch keeps them here."""
+        """Runs one command with --dump."""
         self.runs += 1
         folder = self.work / f"dump{self.runs}"
         folder.mkdir()
-        out = run([ROOT / "janus", command, "-m", self.file, "--threads", self.threads, "--kv", "f32", "-q",
+        out = run([ROOT / "janus", command, "-m", self.file, "--threads", self.threads, "-q",
                    "--dump", folder, *arguments], text)
         return out, Dump(folder)
 
@@ -350,6 +350,7 @@ def verify_model(case: Case, thorough: bool) -> None:
     verify_ask(case, [(97, 61)])
     if thorough:
         verify_ask(case, [(31, 90), (64, 64)])
+        verify_ask(case, [(40, 40)], question="  \n blanks at both ends ")
         verify_chat(case, with_image=True)
         verify_chat(case, with_image=False)
         verify_sampling(case, count=3, seed=7)

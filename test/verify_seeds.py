@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Same seed, same picture: whole pictures and answers of the default model, drawn by ./janus and by the official loop.
 
-    pytest test/verify_seeds.py       or, to see every seed:  python test/verify_seeds.py
+    pytest test/verify_seeds.py       or, to see every seed:  python test/verify_seeds.py [--kv f16] [--fast]
 
+Options are handed to ./janus, to see how far it then stays with PyTorch; the tests hold the defaults.
 Nothing is fed back from one side to the other: the first id that differs would change all that follow.
 """
 
@@ -66,24 +67,29 @@ def official_answer(reference: Reference, picture: Image.Image, question: str, s
 def janus(work: Path, name: str, *arguments: object) -> list[int]:
     """The ids that ./janus dumps as `name`."""
     with tempfile.TemporaryDirectory(dir=work) as dump:
-        subprocess.run([str(ROOT / "janus"), *map(str, arguments), "-m", str(MODEL), "--kv", "f32", "--dump", dump], check=True,
+        subprocess.run([str(ROOT / "janus"), *map(str, arguments), "-m", str(MODEL), "--dump", dump], check=True,
                        capture_output=True)
         return np.load(Path(dump) / f"{name}.npy").ravel().tolist()
 
 
-def test_pictures_of_50_seeds(tmp_path: Path) -> None:
-    reference, same = load(MODEL), 0
+def first_differences(work: Path, *settings: str) -> list[tuple[int, int, float]]:
+    """Of 50 seeds' pictures: (seed, the first id that differs from PyTorch's, how far ahead of the next id it was)."""
+    reference, found = load(MODEL), []
     for seed in range(50):
         prompt = PROMPTS[seed % len(PROMPTS)]
         expected, margins = official_picture(reference, prompt, seed)
-        drawn = janus(tmp_path, "generation.ids", "generate", "--seed", seed, "-o", tmp_path / "picture.png", prompt)
+        drawn = janus(work, "generation.ids", "generate", *settings, "--seed", seed, "-o", work / "picture.png", prompt)
         differing = [i for i, (a, b) in enumerate(zip(expected, drawn)) if a != b]
-        same += not differing
         if differing:
+            found.append((seed, differing[0], margins[differing[0]]))
             print(f"seed {seed}: first difference at id {differing[0]}, margin {margins[differing[0]]:.1e}")
-            assert margins[differing[0]] < 1e-5
-    print(f"{same} of 50 pictures have the same ids")
-    assert same >= 48
+    print(f"{50 - len(found)} of 50 pictures have the same ids")
+    return found
+
+
+def test_pictures_of_50_seeds(tmp_path: Path) -> None:
+    found = first_differences(tmp_path)
+    assert len(found) <= 2 and all(margin < 1e-5 for _, _, margin in found)
 
 
 def test_20_sampled_answers(tmp_path: Path) -> None:
@@ -100,6 +106,7 @@ def test_20_sampled_answers(tmp_path: Path) -> None:
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
-        test_pictures_of_50_seeds(Path(folder))
-        test_20_sampled_answers(Path(folder))
-        print("20 of 20 answers have the same ids")
+        first_differences(Path(folder), *sys.argv[1:])
+        if not sys.argv[1:]:
+            test_20_sampled_answers(Path(folder))
+            print("20 of 20 answers have the same ids")

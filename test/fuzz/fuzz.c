@@ -178,7 +178,7 @@ static void run_question(JanusSession *session, const JanusImage *image, JanusEr
         free(answer);
         answer = NULL;
         options.temperature = 0.7f;
-        options.top_p = 0.9f;
+        options.top_p = 0.9;
     }
     went_well(janus_ask(session, "again", image, 1, &options, NULL, error), error);
     janus_reset(session);
