@@ -341,23 +341,30 @@ static int output_close(OutputFile *out) {
 
 /* ====================================================================================================================
    2  Errors and memory: a call that fails returns a status and leaves one line in the caller's JanusError. Scratch memory
-      comes from an arena: allocate what a stage needs, check once, give all of it back at the end.
+      comes from an arena: allocate what a stage needs, give all of it back at the end.
    ==================================================================================================================== */
 
 #if defined(__GNUC__)
-__attribute__((format(printf, 3, 4)))
+#define PRINTF_LIKE(text, first) __attribute__((format(printf, text, first))) /* numbers of parameters */
+#else
+#define PRINTF_LIKE(text, first)
 #endif
+
+PRINTF_LIKE(3, 0)
+static void fill_error(JanusError *error, JanusStatus status, const char *format, va_list arguments) {
+    error->status = status;
+    vsnprintf(error->message, sizeof error->message, format, arguments);
+    /* names read from files may hold control characters: replace them, so the message stays on one line */
+    for (char *c = error->message; *c != 0; c++)
+        if ((unsigned char)*c < 0x20 || *c == 0x7F) *c = '?';
+}
+
+PRINTF_LIKE(3, 4)
 static JanusStatus fail(JanusError *error, JanusStatus status, const char *format, ...) {
-    if (error != NULL) {
-        va_list arguments;
-        va_start(arguments, format);
-        error->status = status;
-        vsnprintf(error->message, sizeof error->message, format, arguments);
-        va_end(arguments);
-        /* names from files may hold anything; the message stays one line */
-        for (char *c = error->message; *c != 0; c++)
-            if ((unsigned char)*c < 0x20 || *c == 0x7F) *c = '?';
-    }
+    va_list arguments;
+    va_start(arguments, format);
+    if (error != NULL) fill_error(error, status, format, arguments);
+    va_end(arguments);
     return status;
 }
 
@@ -388,8 +395,7 @@ static void *reallocate(void *memory, int64_t count, size_t size) {
     return realloc(memory, (size_t)count * size + (count == 0));
 }
 
-/* Scratch memory as a stack of blocks. A failed allocation is remembered, so that a stage asks for all it needs and
-   checks `failed` once. */
+/* Scratch memory as a stack of blocks. */
 typedef struct ArenaBlock {
     struct ArenaBlock *below;
     void *memory;
@@ -397,7 +403,6 @@ typedef struct ArenaBlock {
 
 typedef struct {
     ArenaBlock *top;
-    bool failed;
 } Arena;
 
 static void *arena_allocate(Arena *arena, int64_t count, size_t size) {
@@ -406,7 +411,6 @@ static void *arena_allocate(Arena *arena, int64_t count, size_t size) {
     if (block == NULL || memory == NULL) {
         free(block);
         free(memory);
-        arena->failed = true;
         return NULL;
     }
     block->below = arena->top;
@@ -414,13 +418,6 @@ static void *arena_allocate(Arena *arena, int64_t count, size_t size) {
     arena->top = block;
     return memory;
 }
-
-/* count_a * count_b floats. */
-static float *arena_floats(Arena *arena, int64_t count_a, int64_t count_b) {
-    return arena_allocate(arena, checked_product(count_a, count_b, 1), sizeof(float));
-}
-
-static ArenaBlock *arena_mark(const Arena *arena) { return arena->top; }
 
 /* Frees all that was allocated since `mark`. */
 static void arena_release(Arena *arena, const ArenaBlock *mark) {
@@ -430,7 +427,6 @@ static void arena_release(Arena *arena, const ArenaBlock *mark) {
         free(block->memory);
         free(block);
     }
-    arena->failed = false;
 }
 
 static int64_t min_i64(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -446,6 +442,8 @@ static int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step 
       results are the same to the last bit for every number of threads. Between jobs a worker spins for some 100
       microseconds, then sleeps: the hundreds of small jobs of one decoding step find it awake.
    ==================================================================================================================== */
+
+enum { MOST_THREADS = 256 };
 
 typedef void (*Job)(void *ctx, int thread, int64_t begin, int64_t end);
 
@@ -2259,24 +2257,68 @@ static const char *isa_names(int i) {
       pixels (an image is (H*W, channels)); weights are (O, I) rows of any type.
    ==================================================================================================================== */
 
+/* What all layers and stages work with. The first thing that goes wrong is kept in `error`; from then on every layer and
+   every stage returns at once, and whoever began the work asks once, at the end. */
 typedef struct {
     Pool *pool;
     const Kernels *isa;
-    int failed;           /* scratch could not be had; sticky: nothing is computed until it is cleared */
-    int fast_activations; /* products may round activations to bf16, int8 or int16 where the weights are no finer */
-    void *memory;
-    char *scratch; /* shared_bytes for all, then (threads, thread_bytes); 64-byte aligned */
+    JanusSessionOptions options; /* the caller's: callbacks, cache, fast */
+    JanusError error;            /* status JANUS_OK: all is well */
+    Arena arena;                 /* the stages' scratch memory */
+    void *memory;                /* the layers' scratch memory, */
+    char *layer_scratch;         /* in it, 64-byte aligned: shared_bytes for all, then (threads, thread_bytes) */
     int64_t shared_bytes, thread_bytes, reserved;
-} Compute;
+} Context;
 
-static void compute_free(Compute *cx) {
+static bool has_failed(const Context *cx) { return cx->error.status != JANUS_OK; }
+
+PRINTF_LIKE(3, 4)
+static void context_fail(Context *cx, JanusStatus status, const char *format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    if (!has_failed(cx)) fill_error(&cx->error, status, format, arguments);
+    va_end(arguments);
+}
+
+static void context_fail_memory(Context *cx) {
+    if (!has_failed(cx)) fail_memory(&cx->error);
+}
+
+/* Scratch memory of a stage; NULL after a failure. */
+static void *scratch_bytes(Context *cx, int64_t count, size_t size) {
+    void *memory = has_failed(cx) ? NULL : arena_allocate(&cx->arena, count, size);
+    if (memory == NULL) context_fail_memory(cx);
+    return memory;
+}
+
+static float *scratch(Context *cx, int64_t rows, int64_t cols) {
+    return scratch_bytes(cx, checked_product(rows, cols, 1), sizeof(float));
+}
+
+static int32_t *scratch_ids(Context *cx, int64_t count) { return scratch_bytes(cx, count, sizeof(int32_t)); }
+
+static ArenaBlock *scratch_mark(const Context *cx) { return cx->arena.top; }
+
+/* Frees all that was allocated since `mark`. */
+static void scratch_release(Context *cx, const ArenaBlock *mark) { arena_release(&cx->arena, mark); }
+
+/* Ends a call of the public API: hands its failure to the caller, and the next call starts afresh. */
+static JanusStatus context_end(Context *cx, JanusError *error) {
+    const JanusStatus status = cx->error.status;
+    if (status != JANUS_OK && error != NULL) *error = cx->error;
+    scratch_release(cx, NULL);
+    cx->error.status = JANUS_OK;
+    return status;
+}
+
+static void context_free(Context *cx) {
     pool_free(cx->pool);
     free(cx->memory);
     memset(cx, 0, sizeof *cx);
 }
 
 /* isa: a name of isa_names, or NULL or "native" for the best. 0, or -1: no memory, or no such instruction set here. */
-static int compute_init(Compute *cx, int threads, const char *isa) {
+static int context_init(Context *cx, int threads, const char *isa) {
     memset(cx, 0, sizeof *cx);
     int native = isa == NULL || strcmp(isa, "native") == 0;
     for (int i = 0; cx->isa == NULL && kernels_at(i) != NULL; i++)
@@ -2286,23 +2328,23 @@ static int compute_init(Compute *cx, int threads, const char *isa) {
     return cx->pool != NULL ? 0 : -1;
 }
 
-/* Scratch of so many floats for all and for each thread, or cx->failed. Returns whether work can go on. */
-static int reserve_scratch(Compute *cx, int64_t shared, int64_t per_thread) {
+/* Scratch of so many floats for all and for each thread. Returns whether work can go on. */
+static bool reserve_scratch(Context *cx, int64_t shared, int64_t per_thread) {
     cx->shared_bytes = checked_product(round_up(shared, 16), sizeof(float), 1);
     cx->thread_bytes = checked_product(round_up(per_thread, 16) + 16, sizeof(float), 1);
     int64_t bytes = checked_sum(cx->shared_bytes, checked_product(cx->pool->threads, cx->thread_bytes, 1));
-    if (cx->failed || (bytes >= 0 && bytes <= cx->reserved)) return !cx->failed;
+    if (has_failed(cx) || (bytes >= 0 && bytes <= cx->reserved)) return !has_failed(cx);
     free(cx->memory);
     cx->memory = allocate(checked_sum(bytes, 64), 1);
     cx->reserved = cx->memory ? bytes : 0;
-    cx->failed = cx->memory == NULL;
-    cx->scratch = cx->memory ? (char *)cx->memory + (64 - (uintptr_t)cx->memory % 64) % 64 : NULL;
-    return !cx->failed;
+    cx->layer_scratch = cx->memory ? (char *)cx->memory + (64 - (uintptr_t)cx->memory % 64) % 64 : NULL;
+    if (cx->memory == NULL) context_fail_memory(cx);
+    return !has_failed(cx);
 }
 
-static float *shared_scratch(const Compute *cx) { return (float *)(void *)cx->scratch; }
-static float *thread_scratch(const Compute *cx, int thread) {
-    return (float *)(void *)(cx->scratch + cx->shared_bytes + thread * cx->thread_bytes);
+static float *shared_scratch(const Context *cx) { return (float *)(void *)cx->layer_scratch; }
+static float *thread_scratch(const Context *cx, int thread) {
+    return (float *)(void *)(cx->layer_scratch + cx->shared_bytes + thread * cx->thread_bytes);
 }
 
 /* ---- products: linear layers and convolutions ----
@@ -2319,7 +2361,7 @@ typedef struct {
 } ConvShape;
 
 typedef struct {
-    Compute *cx;
+    Context *cx;
     float *out;     /* (T, O) */
     const float *x; /* (T, K), or the image if conv */
     Rows w;         /* (O, K) */
@@ -2453,9 +2495,9 @@ static const Packing *choose_packing(const Product *p) {
     const Kernels *isa = p->cx->isa;
     int64_t width = p->conv ? p->conv->I : p->K; /* what pack_rows gets is a part of this */
     int unit = isa->bf16.levels ? BLOCK : 2;
-    if (p->cx->fast_activations && isa->bf16.tile && p->w.type == TYPE_BF16 && width % unit == 0) return &isa->bf16;
+    if (p->cx->options.fast && isa->bf16.tile && p->w.type == TYPE_BF16 && width % unit == 0) return &isa->bf16;
     int quantised = p->w.type == TYPE_Q8_0 || p->w.type == TYPE_Q4_0;
-    if (p->cx->fast_activations && isa->integer.tile && quantised && width % BLOCK == 0) return &isa->integer;
+    if (p->cx->options.fast && isa->integer.tile && quantised && width % BLOCK == 0) return &isa->integer;
     return &isa->exact;
 }
 
@@ -2498,7 +2540,7 @@ static void pad_rows(float *out, const float *x, int64_t stride, int64_t T, int6
 }
 
 /* out (T, O) = x (T, I) w^T + bias, w (O, I). */
-static void linear(Compute *cx, float *out, const float *x, const Weight *w, const float *bias, int64_t T) {
+static void linear(Context *cx, float *out, const float *x, const Weight *w, const float *bias, int64_t T) {
     int64_t row_bytes = type_row_bytes(w->type, w->cols);
     Product p = {.cx = cx,
                  .out = out,
@@ -2518,7 +2560,7 @@ static void linear(Compute *cx, float *out, const float *x, const Weight *w, con
         pool_run(cx->pool, few_rows_job, &p, w->rows, round_up(max_i64(1, 65536 / row_bytes), 8)); /* some 64 KiB each */
         return;
     }
-    for (int64_t t = 0; t < T && !cx->failed; t += MAX_ROWS) { /* bounds the scratch */
+    for (int64_t t = 0; t < T && !has_failed(cx); t += MAX_ROWS) { /* bounds the scratch */
         p.T = min_i64(MAX_ROWS, T - t);
         p.x = x + t * w->cols;
         p.out = out + t * w->rows;
@@ -2527,7 +2569,7 @@ static void linear(Compute *cx, float *out, const float *x, const Weight *w, con
 }
 
 /* out (Ho*Wo, O) = the convolution of x (H*W, I) with w (O, kernel*kernel*I) + bias. */
-static void conv2d(Compute *cx, float *out, const float *x, const Weight *w, const float *bias,
+static void conv2d(Context *cx, float *out, const float *x, const Weight *w, const float *bias,
                    const ConvShape *shape) {
     Product p = {.cx = cx,
                  .out = out,
@@ -2539,7 +2581,7 @@ static void conv2d(Compute *cx, float *out, const float *x, const Weight *w, con
                  .K = w->cols,
                  .conv = shape};
     p.packing = choose_packing(&p);
-    if (!cx->failed) run_product(&p);
+    if (!has_failed(cx)) run_product(&p);
 }
 
 /* ---- attention ----
@@ -2569,7 +2611,7 @@ typedef struct { /* the queries of one sequence, and what they look at: one span
 } AttentionSequence;
 
 typedef struct {
-    Compute *cx;
+    Context *cx;
     const AttentionSequence *sequences;
     AttentionShape shape;
     int64_t query_step;
@@ -2714,7 +2756,7 @@ static void attention_job(void *ctx, int thread, int64_t begin, int64_t end) {
 }
 
 /* Attention of R sequences of one shape, each to its own keys and values. */
-static void attention(Compute *cx, const AttentionSequence *sequences, int64_t R, const AttentionShape *shape) {
+static void attention(Context *cx, const AttentionSequence *sequences, int64_t R, const AttentionShape *shape) {
     Attention a = {cx, sequences, *shape, 0};
     int64_t blocks = (shape->T + QUERY_STEP - 1) / QUERY_STEP;
     a.query_step = round_up((shape->T + blocks - 1) / blocks, cx->isa->tile_rows);
@@ -2725,7 +2767,32 @@ static void attention(Compute *cx, const AttentionSequence *sequences, int64_t R
 
 /* ---- element by element, and norms ---- */
 
-enum { GELU, SILU, ADD };
+enum { GELU, SILU, ADD, ELEMENT_STEP = 16384, MOMENT_ROWS = 64 };
+
+typedef struct {
+    const float *x;
+    uint32_t limit; /* bits of a positive float */
+    bool exceeded[MOST_THREADS];
+} Magnitude;
+
+static void magnitude_job(void *ctx, int thread, int64_t begin, int64_t end) {
+    Magnitude *m = ctx;
+    uint32_t largest = 0; /* without its sign, a float's bits grow with its magnitude; infinity and NaN are the largest */
+    for (int64_t i = begin; i < end; i++) {
+        const uint32_t bits = float_bits(m->x[i]) & 0x7FFFFFFFu;
+        largest = bits > largest ? bits : largest;
+    }
+    if (largest >= m->limit) m->exceeded[thread] = true;
+}
+
+/* Whether all of x (n) are smaller in magnitude than `limit`, which may be INFINITY: whether all are finite. */
+static bool all_below(Context *cx, const float *x, int64_t n, float limit) {
+    Magnitude m = {.x = x, .limit = float_bits(limit)};
+    bool below = true;
+    pool_run(cx->pool, magnitude_job, &m, n, ELEMENT_STEP);
+    for (int i = 0; i < cx->pool->threads; i++) below = below && !m.exceeded[i];
+    return below;
+}
 
 typedef struct {
     const Kernels *isa;
@@ -2739,8 +2806,6 @@ typedef struct {
     float *first, *second; /* group_norm: (chunks, D) means and squared differences; then (D) factor and shift */
 } Elementwise;
 
-enum { ELEMENT_STEP = 16384, MOMENT_ROWS = 64 };
-
 static void element_job(void *ctx, int thread, int64_t begin, int64_t end) {
     const Elementwise *e = ctx;
     const float *x = e->x ? e->x + begin : NULL;
@@ -2752,14 +2817,17 @@ static void element_job(void *ctx, int thread, int64_t begin, int64_t end) {
     }
 }
 
-static void run_elements(Compute *cx, int operation, float *out, const float *x, int64_t n) {
+static void run_elements(Context *cx, int operation, float *out, const float *x, int64_t n) {
     Elementwise e = {.isa = cx->isa, .operation = operation, .out = out, .x = x};
-    if (!cx->failed) pool_run(cx->pool, element_job, &e, n, ELEMENT_STEP);
+    if (!has_failed(cx)) pool_run(cx->pool, element_job, &e, n, ELEMENT_STEP);
 }
 
-static void gelu(Compute *cx, float *x, int64_t n) { run_elements(cx, GELU, x, NULL, n); }
-static void silu_mul(Compute *cx, float *gate, const float *up, int64_t n) { run_elements(cx, SILU, gate, up, n); }
-static void add(Compute *cx, float *out, const float *x, int64_t n) { run_elements(cx, ADD, out, x, n); }
+static void gelu(Context *cx, float *x, int64_t n) { run_elements(cx, GELU, x, NULL, n); }
+static void silu_mul(Context *cx, float *gate, const float *up, int64_t n) { run_elements(cx, SILU, gate, up, n); }
+static void add(Context *cx, float *out, const float *x, int64_t n) { run_elements(cx, ADD, out, x, n); }
+static void copy(const Context *cx, float *out, const float *x, int64_t n) {
+    if (!has_failed(cx)) memcpy(out, x, (size_t)n * sizeof *x);
+}
 
 static void norm_job(void *ctx, int thread, int64_t begin, int64_t end) {
     const Elementwise *e = ctx;
@@ -2769,16 +2837,16 @@ static void norm_job(void *ctx, int thread, int64_t begin, int64_t end) {
 }
 
 /* out = x / sqrt(mean(x^2) + eps) * weight, row by row, x (T, D). */
-static void rms_norm(Compute *cx, float *out, const float *x, const float *weight, int64_t T, int64_t D, float eps) {
+static void rms_norm(Context *cx, float *out, const float *x, const float *weight, int64_t T, int64_t D, float eps) {
     Elementwise e = {.isa = cx->isa, .out = out, .x = x, .weight = weight, .D = D, .eps = eps};
-    if (!cx->failed) pool_run(cx->pool, norm_job, &e, T, max_i64(1, ELEMENT_STEP / D));
+    if (!has_failed(cx)) pool_run(cx->pool, norm_job, &e, T, max_i64(1, ELEMENT_STEP / D));
 }
 
 /* out = (x - mean(x)) / sqrt(var(x) + eps) * weight + bias, row by row, x (T, D). */
-static void layer_norm(Compute *cx, float *out, const float *x, const float *weight, const float *bias, int64_t T,
+static void layer_norm(Context *cx, float *out, const float *x, const float *weight, const float *bias, int64_t T,
                        int64_t D, float eps) {
     Elementwise e = {.isa = cx->isa, .out = out, .x = x, .weight = weight, .bias = bias, .D = D, .eps = eps, .flag = 1};
-    if (!cx->failed) pool_run(cx->pool, norm_job, &e, T, max_i64(1, ELEMENT_STEP / D));
+    if (!has_failed(cx)) pool_run(cx->pool, norm_job, &e, T, max_i64(1, ELEMENT_STEP / D));
 }
 
 static void moments_job(void *ctx, int thread, int64_t begin, int64_t end) {
@@ -2815,7 +2883,7 @@ static void group_affine(const Elementwise *e, int64_t begin, int64_t end, float
 
 /* Mean and variance over all rows of each group of channels: out = (x - mean) / sqrt(var + eps) * weight + bias, then
    swish, x sigmoid(x), if asked for; x (rows, channels). */
-static void group_norm(Compute *cx, float *out, const float *x, const float *weight, const float *bias, int64_t rows,
+static void group_norm(Context *cx, float *out, const float *x, const float *weight, const float *bias, int64_t rows,
                        int64_t channels, int groups, float eps, int swish) {
     int64_t chunks = (rows + MOMENT_ROWS - 1) / MOMENT_ROWS, width = channels / groups;
     if (!reserve_scratch(cx, (2 * chunks + 2) * channels, 0)) return;
@@ -4795,63 +4863,58 @@ static JanusStatus preprocess_for_vq(const Config *c, const JanusImage *image, f
     return status;
 }
 
-/* ---- What all the stages below work with: kernels, scratch memory, and the caller's callbacks ---- */
+/* ---- What all the stages below share ---- */
 
-typedef struct {
-    Compute compute;
-    Arena arena;
-    JanusSessionOptions hooks;
-} Work;
+/* The type of the elements of key/value caches. */
+static int kv_type(const Context *cx) { return cx->options.cache == JANUS_CACHE_F16 ? TYPE_F16 : TYPE_F32; }
 
-/* The state of a stage after its kernels have run. */
-static JanusStatus work_status(Work *work, JanusError *error) {
-    if (!work->compute.failed && !work->arena.failed) return JANUS_OK;
-    work->compute.failed = 0;
-    return fail_memory(error);
-}
-
-/* The type of the numbers in key/value caches. */
-static int kv_type(const Work *work) { return work->hooks.cache == JANUS_CACHE_F16 ? TYPE_F16 : TYPE_F32; }
-
-/* Gives a stage's scratch memory back and says whether it went well. */
-static JanusStatus work_end(Work *work, const ArenaBlock *mark, JanusError *error) {
-    const JanusStatus status = work_status(work, error);
-    arena_release(&work->arena, mark);
-    return status;
-}
-
-static JanusStatus work_progress(Work *work, const char *stage, int64_t done, int64_t total, JanusError *error) {
-    if (work->hooks.progress == NULL || work->hooks.progress(work->hooks.user, stage, done, total) == 0) return JANUS_OK;
-    return fail(error, JANUS_CANCELLED, "stopped on request while working on: %s", stage);
+/* Tells the caller how far a task is; the caller may cancel it. */
+static void progress(Context *cx, const char *task, int64_t done, int64_t total) {
+    if (has_failed(cx) || cx->options.progress == NULL) return;
+    if (cx->options.progress(cx->options.user, task, done, total) != 0)
+        context_fail(cx, JANUS_CANCELLED, "stopped on request while working on: %s", task);
 }
 
 /* Hands a named tensor of shape (a), (a, b) or (a, b, c) to the caller; unused sizes are 0. */
-static void work_tap(Work *work, const char *name, JanusElement type, const void *data, int64_t a, int64_t b, int64_t c) {
-    int64_t shape[3];
-    shape[0] = a, shape[1] = b, shape[2] = c;
-    if (work->hooks.tap != NULL) work->hooks.tap(work->hooks.user, name, type, data, shape, c > 0 ? 3 : b > 0 ? 2 : 1);
+static void hand_over(Context *cx, const char *name, JanusElement type, const void *data, int64_t a, int64_t b, int64_t c) {
+    const int64_t shape[] = {a, b, c};
+    if (!has_failed(cx) && cx->options.tap != NULL)
+        cx->options.tap(cx->options.user, name, type, data, shape, c > 0 ? 3 : b > 0 ? 2 : 1);
 }
 
-static void tap(Work *work, const char *name, const float *data, int64_t a, int64_t b, int64_t c) {
-    work_tap(work, name, JANUS_FLOAT32, data, a, b, c);
+static void tap_ids(Context *cx, const char *name, const int32_t *ids, int64_t a, int64_t b) {
+    hand_over(cx, name, JANUS_INT32, ids, a, b, 0);
 }
 
-/* y = x W^T + b for T rows: out (T, out), x (T, in) */
-static void apply(Work *work, float *out, const float *x, const Linear *layer, int64_t T) {
-    linear(&work->compute, out, x, &layer->weight, layer->bias, T);
+/* Fails where the result x (count) of the stage `name` is not finite. */
+static void check_finite(Context *cx, const char *name, const float *x, int64_t count) {
+    if (!has_failed(cx) && !all_below(cx, x, count, INFINITY))
+        context_fail(cx, JANUS_BAD_MODEL, "the numbers of %s are not finite: the model's weights are damaged or too large", name);
 }
 
-/* An adaptor: Linear, then (gelu, Linear) for each further layer. out (T, D), x (T, in); hidden (T, D) is scratch.
+/* The end of a stage: its result (a, b, c) is checked, and handed to a caller who listens. */
+static void tap(Context *cx, const char *name, const float *data, int64_t a, int64_t b, int64_t c) {
+    check_finite(cx, name, data, a * (b > 0 ? b : 1) * (c > 0 ? c : 1));
+    hand_over(cx, name, JANUS_FLOAT32, data, a, b, c);
+}
+
+/* y = x W^T + b for T rows: out (T, weight.rows), x (T, weight.cols) */
+static void apply(Context *cx, float *out, const float *x, const Linear *layer, int64_t T) {
+    linear(cx, out, x, &layer->weight, layer->bias, T);
+}
+
+/* An adaptor: Linear, then (gelu, Linear) for each further layer. out (T, D), x (T, width of the encoder); hidden (T, D)
+   is scratch.
    official: MlpProjector, projector_type mlp_gelu */
-static void adaptor(Work *work, float *out, const float *x, const Linear *layers, int depth, int64_t T, float *hidden) {
+static void adaptor(Context *cx, float *out, const float *x, const Linear *layers, int depth, int64_t T, float *hidden) {
     const int64_t width = layers[0].weight.rows;
     float *to = depth % 2 == 1 ? out : hidden, *from;
-    apply(work, to, x, &layers[0], T);
+    apply(cx, to, x, &layers[0], T);
     for (int i = 1; i < depth; i++) {
         from = to;
         to = from == out ? hidden : out;
-        gelu(&work->compute, from, T * width);
-        apply(work, to, from, &layers[i], T);
+        gelu(cx, from, T * width);
+        apply(cx, to, from, &layers[i], T);
     }
 }
 
@@ -4864,8 +4927,9 @@ static void adaptor(Work *work, float *out, const float *x, const Linear *layers
    ==================================================================================================================== */
 
 /* Self-attention without a mask: out (T, W) from the joined q, k, v rows (T, 3W). */
-static void vit_attention(Work *work, const Config *c, float *out, const float *qkv, int64_t T) {
+static void vit_attention(Context *cx, const Config *c, float *out, const float *qkv, int64_t T) {
     const int64_t width = c->vit_width, d = width / c->vit_heads;
+    if (has_failed(cx)) return;
     const AttentionSequence patches = {out, qkv, {{qkv + width, qkv + 2 * width, TYPE_F32, T, 3 * width, d}}, 1};
     AttentionShape shape;
     shape.T = T;
@@ -4875,22 +4939,21 @@ static void vit_attention(Work *work, const Config *c, float *out, const float *
     shape.out_stride = width;
     shape.causal = 0;
     shape.scale = 1.0f / sqrtf((float)d);
-    attention(&work->compute, &patches, 1, &shape);
+    attention(cx, &patches, 1, &shape);
 }
 
 /* x (T, W) -> x (T, W); h (T, W) and wide (T, max(3W, mlp)) are scratch. */
-static void vit_block(Work *work, const Config *c, const VitBlock *block, float *x, int64_t T, float *h, float *wide) {
-    Compute *cx = &work->compute;
+static void vit_block(Context *cx, const Config *c, const VitBlock *block, float *x, int64_t T, float *h, float *wide) {
     const int64_t width = c->vit_width;
     layer_norm(cx, h, x, block->norm1.weight, block->norm1.bias, T, width, c->vit_epsilon);
-    apply(work, wide, h, &block->qkv, T);
-    vit_attention(work, c, h, wide, T);
-    apply(work, wide, h, &block->proj, T);
+    apply(cx, wide, h, &block->qkv, T);
+    vit_attention(cx, c, h, wide, T);
+    apply(cx, wide, h, &block->proj, T);
     add(cx, x, wide, T * width);
     layer_norm(cx, h, x, block->norm2.weight, block->norm2.bias, T, width, c->vit_epsilon);
-    apply(work, wide, h, &block->fc1, T);
+    apply(cx, wide, h, &block->fc1, T);
     gelu(cx, wide, T * c->vit_mlp);
-    apply(work, h, wide, &block->fc2, T);
+    apply(cx, h, wide, &block->fc2, T);
     add(cx, x, h, T * width);
 }
 
@@ -4898,55 +4961,41 @@ static void vit_block(Work *work, const Config *c, const VitBlock *block, float 
 static int vision_tokens(const Config *c) { return (c->image_side / c->patch) * (c->image_side / c->patch); }
 
 /* pixels (side, side, 3) -> x (T, W) */
-static JanusStatus vit_forward(Work *work, const JanusModel *m, const float *pixels, float *x, JanusError *error) {
+static void vit_forward(Context *cx, const JanusModel *m, const float *pixels, float *x) {
     const Config *c = &m->config;
     const int64_t T = vision_tokens(c), width = c->vit_width, grid = c->image_side / c->patch;
-    const int64_t widest = 3 * width > c->vit_mlp ? 3 * width : c->vit_mlp;
-    const ArenaBlock *mark = arena_mark(&work->arena);
-    float *h = arena_floats(&work->arena, T, width), *wide = arena_floats(&work->arena, T, widest);
-    JanusStatus status = work_status(work, error);
-    if (status == JANUS_OK) {
-        ConvShape shape = {0};
-        shape.H = shape.W = c->image_side;
-        shape.I = 3;
-        shape.kernel = shape.stride = c->patch;
-        shape.Ho = shape.Wo = grid;
-        conv2d(&work->compute, x, pixels, &m->patch_embed.weight, m->patch_embed.bias, &shape);
-        tap(work, "vision.patch_embed", x, T, width, 0);
-        add(&work->compute, x, m->pos_embed, T * width);
+    const ArenaBlock *mark = scratch_mark(cx);
+    float *h = scratch(cx, T, width), *wide = scratch(cx, T, max_i64(3 * width, c->vit_mlp));
+    ConvShape shape = {0};
+    shape.H = shape.W = c->image_side;
+    shape.I = 3;
+    shape.kernel = shape.stride = c->patch;
+    shape.Ho = shape.Wo = grid;
+    conv2d(cx, x, pixels, &m->patch_embed.weight, m->patch_embed.bias, &shape);
+    tap(cx, "vision.patch_embed", x, T, width, 0);
+    add(cx, x, m->pos_embed, T * width);
+    for (int i = 0; i < c->vit_layers; i++) {
+        vit_block(cx, c, &m->vit_blocks[i], x, T, h, wide);
+        tap(cx, name_of(NEW_NAME, "vision.block.%d", i), x, T, width, 0);
+        progress(cx, "see", i + 1, c->vit_layers);
     }
-    for (int i = 0; i < c->vit_layers && status == JANUS_OK; i++) {
-        vit_block(work, c, &m->vit_blocks[i], x, T, h, wide);
-        tap(work, name_of(NEW_NAME, "vision.block.%d", i), x, T, width, 0);
-        status = work_progress(work, "see", i + 1, c->vit_layers, error);
-    }
-    if (status == JANUS_OK) {
-        layer_norm(&work->compute, x, x, m->vit_norm.weight, m->vit_norm.bias, T, width, c->vit_epsilon);
-        tap(work, "vision.output", x, T, width, 0);
-    }
-    const JanusStatus end = work_end(work, mark, error);
-    return status != JANUS_OK ? status : end;
+    layer_norm(cx, x, x, m->vit_norm.weight, m->vit_norm.bias, T, width, c->vit_epsilon);
+    tap(cx, "vision.output", x, T, width, 0);
+    scratch_release(cx, mark);
 }
 
 /* A picture becomes T embeddings for the transformer: out (T, D). */
-static JanusStatus see_image(Work *work, const JanusModel *m, const JanusImage *image, float *out, JanusError *error) {
+static void see_image(Context *cx, const JanusModel *m, const JanusImage *image, float *out) {
     const Config *c = &m->config;
-    const int64_t T = vision_tokens(c);
-    const ArenaBlock *mark = arena_mark(&work->arena);
-    float *pixels = arena_floats(&work->arena, checked_product(c->image_side, c->image_side, 1), 3);
-    float *x = arena_floats(&work->arena, T, c->vit_width), *hidden = arena_floats(&work->arena, T, c->hidden);
-    JanusStatus status = work_status(work, error);
-    if (status == JANUS_OK) status = preprocess_for_vit(c, image, pixels, error);
-    if (status == JANUS_OK) {
-        tap(work, "vision.pixel_values", pixels, c->image_side, c->image_side, 3);
-        status = vit_forward(work, m, pixels, x, error);
-    }
-    if (status == JANUS_OK) {
-        adaptor(work, out, x, m->aligner, c->aligner_depth, T, hidden);
-        tap(work, "aligner.output", out, T, c->hidden, 0);
-    }
-    const JanusStatus end = work_end(work, mark, error);
-    return status != JANUS_OK ? status : end;
+    const int64_t T = vision_tokens(c), side = c->image_side;
+    const ArenaBlock *mark = scratch_mark(cx);
+    float *pixels = scratch(cx, side, 3 * side), *x = scratch(cx, T, c->vit_width), *hidden = scratch(cx, T, c->hidden);
+    if (!has_failed(cx)) preprocess_for_vit(c, image, pixels, &cx->error);
+    tap(cx, "vision.pixel_values", pixels, side, side, 3);
+    vit_forward(cx, m, pixels, x);
+    adaptor(cx, out, x, m->aligner, c->aligner_depth, T, hidden);
+    tap(cx, "aligner.output", out, T, c->hidden, 0);
+    scratch_release(cx, mark);
 }
 
 /* ====================================================================================================================
@@ -4982,16 +5031,17 @@ static void kv_cache_free(KvCache *cache) {
 }
 
 /* Makes room for `length` positions. The content stays, also when it fails. */
-static JanusStatus kv_cache_reserve(KvCache *cache, const Config *c, int64_t length, int type, JanusError *error) {
-    if (length <= cache->capacity) return JANUS_OK;
+static void kv_cache_reserve(Context *cx, KvCache *cache, const Config *c, int64_t length) {
+    if (has_failed(cx) || length <= cache->capacity) return;
     if (cache->keys == NULL) {
         cache->layers = c->layers;
-        cache->type = type;
+        cache->type = kv_type(cx);
         cache->keys = calloc((size_t)c->layers, sizeof *cache->keys);
         cache->values = calloc((size_t)c->layers, sizeof *cache->values);
         if (cache->keys == NULL || cache->values == NULL) {
             kv_cache_free(cache);
-            return fail_memory(error);
+            context_fail_memory(cx);
+            return;
         }
     }
     const int64_t capacity = length > 2 * cache->capacity ? length : 2 * cache->capacity;
@@ -4999,16 +5049,18 @@ static JanusStatus kv_cache_reserve(KvCache *cache, const Config *c, int64_t len
     for (int i = 0; i < 2 * c->layers; i++) {
         void **rows = i < c->layers ? &cache->keys[i] : &cache->values[i - c->layers];
         void *grown = reallocate(*rows, bytes, 1);
-        if (grown == NULL) return fail_memory(error);
+        if (grown == NULL) {
+            context_fail_memory(cx);
+            return;
+        }
         *rows = grown;
     }
-    for (int i = 0; i < 2 * c->layers; i++) { /* the heads move apart, the last one first */
+    for (int i = 0; i < 2 * c->layers; i++) { /* spread the heads over the new capacity, last first */
         char *rows = i < c->layers ? cache->keys[i] : cache->values[i - c->layers];
         for (int64_t head = c->kv_heads - 1; head > 0; head--)
             memmove(rows + head * capacity * row_bytes, rows + head * cache->capacity * row_bytes, (size_t)(cache->length * row_bytes));
     }
     cache->capacity = capacity;
-    return JANUS_OK;
 }
 
 static int64_t sequence_length(const Sequence *sequence) {
@@ -5054,21 +5106,21 @@ typedef struct {
     AttentionSequence *attention; /* (R) */
 } TransformerScratch;
 
-static TransformerScratch transformer_scratch(Arena *arena, const Config *c, int64_t R, int64_t T) {
+static TransformerScratch transformer_scratch(Context *cx, const Config *c, int64_t R, int64_t T) {
     const int64_t rows = R * T, q_width = (int64_t)c->heads * c->head_dim, kv_width = (int64_t)c->kv_heads * c->head_dim;
-    const int64_t widest = q_width > c->hidden ? q_width : c->hidden;
+    const int64_t widest = max_i64(q_width, c->hidden);
     TransformerScratch s;
     s.R = R;
     s.T = T;
-    s.h = arena_floats(arena, rows, widest);
-    s.q = arena_floats(arena, rows, widest);
-    s.k = arena_floats(arena, rows, kv_width);
-    s.v = arena_floats(arena, rows, kv_width);
-    s.gate = arena_floats(arena, rows, c->mlp);
-    s.up = arena_floats(arena, rows, c->mlp);
-    s.cosines = arena_floats(arena, rows, c->head_dim / 2);
-    s.sines = arena_floats(arena, rows, c->head_dim / 2);
-    s.attention = arena_allocate(arena, R, sizeof *s.attention);
+    s.h = scratch(cx, rows, widest);
+    s.q = scratch(cx, rows, widest);
+    s.k = scratch(cx, rows, kv_width);
+    s.v = scratch(cx, rows, kv_width);
+    s.gate = scratch(cx, rows, c->mlp);
+    s.up = scratch(cx, rows, c->mlp);
+    s.cosines = scratch(cx, rows, c->head_dim / 2);
+    s.sines = scratch(cx, rows, c->head_dim / 2);
+    s.attention = scratch_bytes(cx, R, sizeof *s.attention);
     return s;
 }
 
@@ -5115,14 +5167,27 @@ static KeyValue cached(const KvCache *cache, const Config *c, int layer, int64_t
     return span;
 }
 
+/* Fails where keys or values of a block are not finite, or too large for a cache of float16: an infinite key may hide
+   behind a weight of zero, so that it has to be caught here. */
+static void check_keys(Context *cx, const Config *c, const TransformerScratch *s, int layer) {
+    const int64_t count = s->R * s->T * c->kv_heads * c->head_dim;
+    const float limit = kv_type(cx) == TYPE_F16 ? 65520.0f : INFINITY; /* from 65520 on, float16 rounds to infinity */
+    if (all_below(cx, s->k, count, limit) && all_below(cx, s->v, count, limit)) return;
+    check_finite(cx, name_of(NEW_NAME, "transformer.block.%d", layer), s->k, count);
+    check_finite(cx, name_of(NEW_NAME, "transformer.block.%d", layer), s->v, count);
+    context_fail(cx, JANUS_BAD_MODEL, "keys or values of transformer.block.%d are too large for float16: keep them in "
+                 "float32 (--kv f32, JANUS_CACHE_F32)", layer);
+}
+
 /* Every sequence's part of a block: out (R*T, H*d) is what its queries find in all the positions up to their own. */
-static void sequence_attention(Work *work, const Config *c, const TransformerScratch *s, int layer,
+static void sequence_attention(Context *cx, const Config *c, const TransformerScratch *s, int layer,
                                Sequence *const *sequences, float *out) {
-    KeepJob keep = {c, work->compute.isa, s, sequences, layer};
+    KeepJob keep = {c, cx->isa, s, sequences, layer};
     const int64_t T = s->T, q_width = (int64_t)c->heads * c->head_dim;
     AttentionShape shape;
-    if (work->compute.failed) return;
-    pool_run(work->compute.pool, keep_job, &keep, s->R * c->kv_heads, 1);
+    if (has_failed(cx)) return;
+    pool_run(cx->pool, keep_job, &keep, s->R * c->kv_heads, 1);
+    check_keys(cx, c, s, layer);
     for (int64_t r = 0; r < s->R; r++) {
         AttentionSequence *to = &s->attention[r];
         const Sequence *sequence = sequences[r];
@@ -5139,19 +5204,18 @@ static void sequence_attention(Work *work, const Config *c, const TransformerScr
     shape.q_stride = shape.out_stride = q_width;
     shape.causal = 1;
     shape.scale = 1.0f / sqrtf((float)c->head_dim);
-    attention(&work->compute, s->attention, s->R, &shape);
+    attention(cx, s->attention, s->R, &shape);
 }
 
 /* x (R*T, D) -> x (R*T, D) */
-static void transformer_block(Work *work, const Config *c, const TransformerBlock *block, int layer,
+static void transformer_block(Context *cx, const Config *c, const TransformerBlock *block, int layer,
                               const TransformerScratch *s, Sequence *const *sequences, float *x) {
-    Compute *cx = &work->compute;
     const int64_t rows = s->R * s->T;
     rms_norm(cx, s->h, x, block->attn_norm, rows, c->hidden, c->rms_epsilon);
     linear(cx, s->q, s->h, &block->q, NULL, rows);
     linear(cx, s->k, s->h, &block->k, NULL, rows);
     linear(cx, s->v, s->h, &block->v, NULL, rows);
-    sequence_attention(work, c, s, layer, sequences, s->h);
+    sequence_attention(cx, c, s, layer, sequences, s->h);
     linear(cx, s->q, s->h, &block->output, NULL, rows);
     add(cx, x, s->q, rows * c->hidden);
 
@@ -5163,38 +5227,36 @@ static void transformer_block(Work *work, const Config *c, const TransformerBloc
     add(cx, x, s->h, rows * c->hidden);
 }
 
-/* Taps x (R*T, D) as one tensor (T, D) a sequence: the first under its own name, the second behind "uncond.". */
-static void tap_sequences(Work *work, const char *name, const float *x, int64_t R, int64_t T, int64_t width) {
-    for (int64_t r = 0; r < R && r < 2; r++)
-        tap(work, name_of(NEW_NAME, "%s%s", r == 0 ? "" : "uncond.", name), x + r * T * width, T, width, 0);
+/* The end of a stage of R sequences: x (R*T, D) is checked, and if `tapped` handed over as one tensor (T, D) a sequence: the
+   first under its own name, the second after "uncond.". */
+static void tap_sequences(Context *cx, const char *name, const float *x, int64_t R, int64_t T, int64_t width, bool tapped) {
+    check_finite(cx, name, x, R * T * width);
+    for (int64_t r = 0; tapped && r < R && r < 2; r++)
+        hand_over(cx, name_of(NEW_NAME, "%s%s", r == 0 ? "" : "uncond.", name), JANUS_FLOAT32, x + r * T * width, T, width, 0);
 }
 
 /* Reads T embeddings a sequence: x (R*T, D) in, the hidden states after the final norm out, and all keys and values are
-   kept. On failure every sequence is as long as before. */
-static JanusStatus transformer_forward(Work *work, const JanusModel *m, float *x, int64_t T, Sequence *const *sequences,
-                                       int64_t R, bool tapped, JanusError *error) {
+   kept. After a failure every sequence is as long as before. */
+static void transformer_forward(Context *cx, const JanusModel *m, float *x, int64_t T, Sequence *const *sequences, int64_t R,
+                                bool tapped) {
     const Config *c = &m->config;
-    const ArenaBlock *mark = arena_mark(&work->arena);
-    const TransformerScratch s = transformer_scratch(&work->arena, c, R, T);
-    JanusStatus status = work_status(work, error);
-    for (int64_t r = 0; r < R && status == JANUS_OK; r++) {
+    const ArenaBlock *mark = scratch_mark(cx);
+    const TransformerScratch s = transformer_scratch(cx, c, R, T);
+    for (int64_t r = 0; r < R; r++) kv_cache_reserve(cx, &sequences[r]->own, c, sequences[r]->own.length + T);
+    if (has_failed(cx)) return;
+    for (int64_t r = 0; r < R; r++) {
         const int64_t offset = r * T * (c->head_dim / 2);
-        status = kv_cache_reserve(&sequences[r]->own, c, sequences[r]->own.length + T, kv_type(work), error);
-        if (status == JANUS_OK) rope_table(c, sequence_length(sequences[r]), T, s.cosines + offset, s.sines + offset);
+        rope_table(c, sequence_length(sequences[r]), T, s.cosines + offset, s.sines + offset);
     }
-    for (int i = 0; i < c->layers && status == JANUS_OK; i++) {
-        transformer_block(work, c, &m->blocks[i], i, &s, sequences, x);
-        if (tapped) tap_sequences(work, name_of(NEW_NAME, "transformer.block.%d", i), x, R, T, c->hidden);
-        if (T > 1) status = work_progress(work, "read", i + 1, c->layers, error);
+    for (int i = 0; i < c->layers; i++) {
+        transformer_block(cx, c, &m->blocks[i], i, &s, sequences, x);
+        tap_sequences(cx, name_of(NEW_NAME, "transformer.block.%d", i), x, R, T, c->hidden, tapped);
+        if (T > 1) progress(cx, "read", i + 1, c->layers);
     }
-    if (status == JANUS_OK) {
-        rms_norm(&work->compute, x, x, m->output_norm, R * T, c->hidden, c->rms_epsilon);
-        if (tapped) tap_sequences(work, "transformer.hidden", x, R, T, c->hidden);
-    }
-    const JanusStatus end = work_end(work, mark, error);
-    if (status == JANUS_OK) status = end;
-    for (int64_t r = 0; r < R && status == JANUS_OK; r++) sequences[r]->own.length += T;
-    return status;
+    rms_norm(cx, x, x, m->output_norm, R * T, c->hidden, c->rms_epsilon);
+    tap_sequences(cx, "transformer.hidden", x, R, T, c->hidden, tapped);
+    for (int64_t r = 0; r < R && !has_failed(cx); r++) sequences[r]->own.length += T;
+    scratch_release(cx, mark);
 }
 
 /* ====================================================================================================================
@@ -5205,18 +5267,13 @@ static JanusStatus transformer_forward(Work *work, const JanusModel *m, float *x
    ==================================================================================================================== */
 
 /* logits (R, K) from hidden states (R, D) */
-static JanusStatus image_head(Work *work, const JanusModel *m, float *logits, const float *hidden, int64_t R,
-                              JanusError *error) {
-    const ArenaBlock *mark = arena_mark(&work->arena);
-    float *h = arena_floats(&work->arena, R, m->config.gen_head_width);
-    const JanusStatus status = work_status(work, error);
-    if (status == JANUS_OK) {
-        apply(work, h, hidden, &m->gen_head_proj, R);
-        gelu(&work->compute, h, R * m->config.gen_head_width);
-        apply(work, logits, h, &m->gen_head, R);
-    }
-    const JanusStatus end = work_end(work, mark, error);
-    return status != JANUS_OK ? status : end;
+static void image_head(Context *cx, const JanusModel *m, float *logits, const float *hidden, int64_t R) {
+    const ArenaBlock *mark = scratch_mark(cx);
+    float *h = scratch(cx, R, m->config.gen_head_width);
+    apply(cx, h, hidden, &m->gen_head_proj, R);
+    gelu(cx, h, R * m->config.gen_head_width);
+    apply(cx, logits, h, &m->gen_head, R);
+    scratch_release(cx, mark);
 }
 
 /* logits (K) from those of the two rows of one picture; each operation is rounded, as PyTorch's are */
@@ -5457,72 +5514,63 @@ static int drawn_side(const Config *c) { return c->grid << (c->levels - 1); }
 static int64_t image_tokens(const Config *c) { return (int64_t)c->grid * c->grid; }
 
 /* 3x3 convolution of x (side*side, in) that keeps the side: zeros around the border. */
-static void conv3x3(Work *work, float *out, const float *x, const Linear *layer, int64_t side) {
+static void conv3x3(Context *cx, float *out, const float *x, const Linear *layer, int64_t side) {
     ConvShape shape = {0};
     shape.H = shape.W = shape.Ho = shape.Wo = side;
     shape.I = layer->weight.cols / 9;
     shape.kernel = 3;
     shape.stride = shape.pad = 1;
-    conv2d(&work->compute, out, x, &layer->weight, layer->bias, &shape);
+    conv2d(cx, out, x, &layer->weight, layer->bias, &shape);
 }
 
-static void normalize_groups(Work *work, const Config *c, float *out, const float *x, const Norm *norm, int64_t rows,
+static void normalize_groups(Context *cx, const Config *c, float *out, const float *x, const Norm *norm, int64_t rows,
                              int64_t width, int swish) {
-    group_norm(&work->compute, out, x, norm->weight, norm->bias, rows, width, c->groups, c->group_epsilon, swish);
+    group_norm(cx, out, x, norm->weight, norm->bias, rows, width, c->groups, c->group_epsilon, swish);
 }
 
 /* x (side*side, in) -> x (side*side, out), in place: x has room for the wider of the two. */
-static void res_block(Work *work, const Config *c, const ResBlock *block, float *x, int64_t side) {
-    const int64_t rows = side * side, widest = block->in > block->out ? block->in : block->out;
-    const ArenaBlock *mark = arena_mark(&work->arena);
-    float *h = arena_floats(&work->arena, rows, widest), *y = arena_floats(&work->arena, rows, block->out);
-    if (!work->arena.failed) {
-        normalize_groups(work, c, h, x, &block->norm1, rows, block->in, 1);
-        conv3x3(work, y, h, &block->conv1, side);
-        normalize_groups(work, c, y, y, &block->norm2, rows, block->out, 1);
-        conv3x3(work, h, y, &block->conv2, side);
-        if (block->in != block->out) {
-            apply(work, y, x, &block->shortcut, rows);
-            memcpy(x, y, (size_t)(rows * block->out) * sizeof *x);
-        }
-        add(&work->compute, x, h, rows * block->out);
-    } else {
-        work->compute.failed = 1;
+static void res_block(Context *cx, const Config *c, const ResBlock *block, float *x, int64_t side) {
+    const int64_t rows = side * side;
+    const ArenaBlock *mark = scratch_mark(cx);
+    float *h = scratch(cx, rows, max_i64(block->in, block->out)), *y = scratch(cx, rows, block->out);
+    normalize_groups(cx, c, h, x, &block->norm1, rows, block->in, 1);
+    conv3x3(cx, y, h, &block->conv1, side);
+    normalize_groups(cx, c, y, y, &block->norm2, rows, block->out, 1);
+    conv3x3(cx, h, y, &block->conv2, side);
+    if (block->in != block->out) {
+        apply(cx, y, x, &block->shortcut, rows);
+        copy(cx, x, y, rows * block->out);
     }
-    arena_release(&work->arena, mark);
+    add(cx, x, h, rows * block->out);
+    scratch_release(cx, mark);
 }
 
 /* x (T, C) -> x (T, C): every position attends to every other. */
-static void attn_block(Work *work, const Config *c, const AttnBlock *block, float *x, int64_t T) {
+static void attn_block(Context *cx, const Config *c, const AttnBlock *block, float *x, int64_t T) {
     const int64_t width = block->width;
-    const ArenaBlock *mark = arena_mark(&work->arena);
-    float *h = arena_floats(&work->arena, T, width), *q = arena_floats(&work->arena, T, width);
-    float *k = arena_floats(&work->arena, T, width), *v = arena_floats(&work->arena, T, width);
-    if (!work->arena.failed) {
-        const AttentionSequence pixels = {h, q, {{k, v, TYPE_F32, T, width, width}}, 1};
-        AttentionShape shape;
-        normalize_groups(work, c, h, x, &block->norm, T, width, 0);
-        apply(work, q, h, &block->q, T);
-        apply(work, k, h, &block->k, T);
-        apply(work, v, h, &block->v, T);
-        shape.T = T;
-        shape.H = shape.KV = 1;
-        shape.d = shape.q_stride = shape.out_stride = width;
-        shape.causal = 0;
-        shape.scale = 1.0f / sqrtf((float)width);
-        attention(&work->compute, &pixels, 1, &shape);
-        apply(work, q, h, &block->proj, T);
-        add(&work->compute, x, q, T * width);
-    } else {
-        work->compute.failed = 1;
-    }
-    arena_release(&work->arena, mark);
+    const ArenaBlock *mark = scratch_mark(cx);
+    float *h = scratch(cx, T, width), *q = scratch(cx, T, width), *k = scratch(cx, T, width), *v = scratch(cx, T, width);
+    const AttentionSequence pixels = {h, q, {{k, v, TYPE_F32, T, width, width}}, 1};
+    AttentionShape shape;
+    normalize_groups(cx, c, h, x, &block->norm, T, width, 0);
+    apply(cx, q, h, &block->q, T);
+    apply(cx, k, h, &block->k, T);
+    apply(cx, v, h, &block->v, T);
+    shape.T = T;
+    shape.H = shape.KV = 1;
+    shape.d = shape.q_stride = shape.out_stride = width;
+    shape.causal = 0;
+    shape.scale = 1.0f / sqrtf((float)width);
+    attention(cx, &pixels, 1, &shape);
+    apply(cx, q, h, &block->proj, T);
+    add(cx, x, q, T * width);
+    scratch_release(cx, mark);
 }
 
-static void mid_block(Work *work, const Config *c, const VqHalf *half, float *x, int64_t side) {
-    res_block(work, c, &half->mid_res[0], x, side);
-    attn_block(work, c, &half->mid_attn, x, side * side);
-    res_block(work, c, &half->mid_res[1], x, side);
+static void mid_block(Context *cx, const Config *c, const VqHalf *half, float *x, int64_t side) {
+    res_block(cx, c, &half->mid_res[0], x, side);
+    attn_block(cx, c, &half->mid_attn, x, side * side);
+    res_block(cx, c, &half->mid_res[1], x, side);
 }
 
 /* Floats that the widest stage of encoder and decoder holds; -1: too many to count. */
@@ -5542,39 +5590,36 @@ static int64_t vq_room(const Config *c) {
 }
 
 /* Halves the side: x (side*side, C) -> out (side/2 * side/2, C). Zeros to the right and below only. */
-static void downsample(Work *work, float *out, const float *x, const Linear *layer, int64_t side) {
+static void downsample(Context *cx, float *out, const float *x, const Linear *layer, int64_t side) {
     ConvShape shape = {0};
     shape.H = shape.W = side;
     shape.I = layer->weight.rows;
     shape.kernel = 3;
     shape.stride = 2;
     shape.Ho = shape.Wo = side / 2;
-    conv2d(&work->compute, out, x, &layer->weight, layer->bias, &shape);
+    conv2d(cx, out, x, &layer->weight, layer->bias, &shape);
 }
 
 /* The levels of the encoder, shallow to deep, then its mid block; x (side*side, base) -> x (grid*grid, deepest). */
-static JanusStatus vq_encoder_levels(Work *work, const JanusModel *m, float *x, float *y, JanusError *error) {
+static void vq_encoder_levels(Context *cx, const JanusModel *m, float *x, float *y) {
     const Config *c = &m->config;
     int64_t side = drawn_side(c);
-    JanusStatus status = JANUS_OK;
-    for (int i = 0; i < c->levels && status == JANUS_OK; i++) {
+    for (int i = 0; i < c->levels; i++) {
         const VqLevel *level = &m->vq_encoder.level[i];
         const int64_t width = (int64_t)c->base_channels * c->multipliers[i];
         for (int b = 0; b < c->res_blocks; b++) {
-            res_block(work, c, &level->res[b], x, side);
-            if (i == c->levels - 1) attn_block(work, c, &level->attn[b], x, side * side);
+            res_block(cx, c, &level->res[b], x, side);
+            if (i == c->levels - 1) attn_block(cx, c, &level->attn[b], x, side * side);
         }
         if (i < c->levels - 1) {
-            downsample(work, y, x, &level->resample, side);
+            downsample(cx, y, x, &level->resample, side);
             side /= 2;
-            memcpy(x, y, (size_t)(side * side * width) * sizeof *x);
+            copy(cx, x, y, side * side * width);
         }
-        tap(work, name_of(NEW_NAME, "vq.encoder.level.%d", i), x, side * side, width, 0);
-        status = work_status(work, error);
-        if (status == JANUS_OK) status = work_progress(work, "encode", i + 1, c->levels, error);
+        tap(cx, name_of(NEW_NAME, "vq.encoder.level.%d", i), x, side * side, width, 0);
+        progress(cx, "encode", i + 1, c->levels);
     }
-    if (status == JANUS_OK) mid_block(work, c, &m->vq_encoder, x, side);
-    return status;
+    mid_block(cx, c, &m->vq_encoder, x, side);
 }
 
 /* x (rows, dim) -> rows of length 1, as F.normalize */
@@ -5594,75 +5639,62 @@ static float dot_product(const float *a, const float *b, int64_t count) {
 }
 
 /* z (T, dim) -> ids (T): the nearest codebook row, both on the unit sphere; the first on ties. z is normalised in place. */
-static JanusStatus quantize(Work *work, const JanusModel *m, float *z, int32_t *ids, JanusError *error) {
+static void nearest_codes(Context *cx, const JanusModel *m, float *z, int32_t *ids) {
     const int64_t T = image_tokens(&m->config), K = m->config.codebook, dim = m->config.code_dim;
-    const ArenaBlock *mark = arena_mark(&work->arena);
-    float *codes = arena_floats(&work->arena, K, dim), *squares = arena_floats(&work->arena, K, 1);
-    const JanusStatus status = work_status(work, error);
-    if (status == JANUS_OK) {
-        for (int64_t i = 0; i < K; i++) weight_row(codes + i * dim, &m->codebook, i);
-        normalize_rows(codes, K, dim);
-        normalize_rows(z, T, dim);
-        for (int64_t i = 0; i < K; i++) squares[i] = dot_product(codes + i * dim, codes + i * dim, dim);
-        for (int64_t t = 0; t < T; t++) {
-            const float *row = z + t * dim;
-            const float square = dot_product(row, row, dim);
-            float nearest = FLT_MAX;
-            ids[t] = 0;
-            for (int64_t i = 0; i < K; i++) {
-                const float distance = square + squares[i] - 2 * dot_product(row, codes + i * dim, dim);
-                if (distance < nearest) nearest = distance, ids[t] = (int32_t)i;
-            }
+    const ArenaBlock *mark = scratch_mark(cx);
+    float *codes = scratch(cx, K, dim), *squares = scratch(cx, K, 1);
+    if (has_failed(cx)) return;
+    for (int64_t i = 0; i < K; i++) weight_row(codes + i * dim, &m->codebook, i);
+    normalize_rows(codes, K, dim);
+    check_finite(cx, "vq.codebook", codes, K * dim);
+    normalize_rows(z, T, dim);
+    for (int64_t i = 0; i < K; i++) squares[i] = dot_product(codes + i * dim, codes + i * dim, dim);
+    for (int64_t t = 0; t < T; t++) {
+        const float *row = z + t * dim;
+        const float square = dot_product(row, row, dim);
+        float nearest = FLT_MAX;
+        ids[t] = 0;
+        for (int64_t i = 0; i < K; i++) {
+            const float distance = square + squares[i] - 2 * dot_product(row, codes + i * dim, dim);
+            if (distance < nearest) nearest = distance, ids[t] = (int32_t)i;
         }
     }
-    arena_release(&work->arena, mark);
-    return status;
+    scratch_release(cx, mark);
 }
 
 /* pixels (side, side, 3) in -1..1 -> ids (grid*grid) */
-static JanusStatus vq_encode(Work *work, const JanusModel *m, const float *pixels, int32_t *ids, JanusError *error) {
+static void vq_encode(Context *cx, const JanusModel *m, const float *pixels, int32_t *ids) {
     const Config *c = &m->config;
     const VqHalf *encoder = &m->vq_encoder;
     const int64_t side = drawn_side(c), T = image_tokens(c);
-    const ArenaBlock *mark = arena_mark(&work->arena);
-    float *x = arena_floats(&work->arena, vq_room(c), 1), *y = arena_floats(&work->arena, vq_room(c), 1);
-    float *z = arena_floats(&work->arena, T, c->code_dim);
-    JanusStatus status = work_status(work, error);
-    if (status == JANUS_OK) {
-        tap(work, "vq.encoder.input", pixels, side, side, 3);
-        conv3x3(work, x, pixels, &encoder->conv_in, side);
-        tap(work, "vq.encoder.conv_in", x, side * side, c->base_channels, 0);
-        status = vq_encoder_levels(work, m, x, y, error);
-    }
-    if (status == JANUS_OK) {
-        tap(work, "vq.encoder.mid", x, T, encoder->mid_width, 0);
-        normalize_groups(work, c, x, x, &encoder->norm_out, T, encoder->out_width, 1);
-        conv3x3(work, y, x, &encoder->conv_out, c->grid);
-        tap(work, "vq.encoder.output", y, T, c->z_channels, 0);
-        apply(work, z, y, &m->quant_conv, T);
-        tap(work, "vq.quant_conv", z, T, c->code_dim, 0);
-        status = quantize(work, m, z, ids, error);
-    }
-    if (status == JANUS_OK) work_tap(work, "vq.ids", JANUS_INT32, ids, T, 0, 0);
-    const JanusStatus end = work_end(work, mark, error);
-    return status != JANUS_OK ? status : end;
+    const ArenaBlock *mark = scratch_mark(cx);
+    float *x = scratch(cx, vq_room(c), 1), *y = scratch(cx, vq_room(c), 1), *z = scratch(cx, T, c->code_dim);
+    tap(cx, "vq.encoder.input", pixels, side, side, 3);
+    conv3x3(cx, x, pixels, &encoder->conv_in, side);
+    tap(cx, "vq.encoder.conv_in", x, side * side, c->base_channels, 0);
+    vq_encoder_levels(cx, m, x, y);
+    tap(cx, "vq.encoder.mid", x, T, encoder->mid_width, 0);
+    normalize_groups(cx, c, x, x, &encoder->norm_out, T, encoder->out_width, 1);
+    conv3x3(cx, y, x, &encoder->conv_out, c->grid);
+    tap(cx, "vq.encoder.output", y, T, c->z_channels, 0);
+    apply(cx, z, y, &m->quant_conv, T);
+    tap(cx, "vq.quant_conv", z, T, c->code_dim, 0);
+    nearest_codes(cx, m, z, ids);
+    tap_ids(cx, "vq.ids", ids, T, 0);
+    scratch_release(cx, mark);
 }
 
 /* Image ids as inputs of the transformer: out (N, D). The table is its own, not the codebook.
    official: prepare_gen_img_embeds */
-static JanusStatus embed_image_ids(Work *work, const JanusModel *m, const int32_t *ids, int64_t N, float *out,
-                                   JanusError *error) {
+static void embed_image_ids(Context *cx, const JanusModel *m, const int32_t *ids, int64_t N, float *out) {
     const Config *c = &m->config;
-    const ArenaBlock *mark = arena_mark(&work->arena);
-    float *rows = arena_floats(&work->arena, N, c->code_dim), *hidden = arena_floats(&work->arena, N, c->hidden);
-    const JanusStatus status = work_status(work, error);
-    if (status == JANUS_OK) {
-        for (int64_t i = 0; i < N; i++) weight_row(rows + i * c->code_dim, &m->gen_embed, ids[i]);
-        adaptor(work, out, rows, m->gen_aligner, c->gen_aligner_depth, N, hidden);
-        tap(work, "generation.embedding", out, c->hidden, 0, 0);
-    }
-    const JanusStatus end = work_end(work, mark, error);
-    return status != JANUS_OK ? status : end;
+    const ArenaBlock *mark = scratch_mark(cx);
+    float *rows = scratch(cx, N, c->code_dim), *hidden = scratch(cx, N, c->hidden);
+    for (int64_t i = 0; i < N && !has_failed(cx); i++) weight_row(rows + i * c->code_dim, &m->gen_embed, ids[i]);
+    adaptor(cx, out, rows, m->gen_aligner, c->gen_aligner_depth, N, hidden);
+    check_finite(cx, "generation.embedding", out, N * c->hidden);
+    tap(cx, "generation.embedding", out, c->hidden, 0, 0); /* the first picture's */
+    scratch_release(cx, mark);
 }
 
 /* ====================================================================================================================
@@ -5672,7 +5704,7 @@ static JanusStatus embed_image_ids(Work *work, const JanusModel *m, const int32_
    ==================================================================================================================== */
 
 /* Doubles the side: every pixel four times, then a 3x3 convolution; x (side*side, C) -> out (4*side*side, C). */
-static void upsample(Work *work, float *out, const float *x, const Linear *layer, int64_t side) {
+static void upsample(Context *cx, float *out, const float *x, const Linear *layer, int64_t side) {
     ConvShape shape = {0};
     shape.H = shape.W = side;
     shape.I = layer->weight.rows;
@@ -5680,33 +5712,30 @@ static void upsample(Work *work, float *out, const float *x, const Linear *layer
     shape.stride = shape.pad = 1;
     shape.Ho = shape.Wo = 2 * side;
     shape.upsample = 1;
-    conv2d(&work->compute, out, x, &layer->weight, layer->bias, &shape);
+    conv2d(cx, out, x, &layer->weight, layer->bias, &shape);
 }
 
 /* The levels of the decoder; *x holds (grid*grid, deepest) and then (side*side, C); x and y change places. */
-static JanusStatus vq_decoder_levels(Work *work, const JanusModel *m, float **x, float **y, JanusError *error) {
+static void vq_decoder_levels(Context *cx, const JanusModel *m, float **x, float **y) {
     const Config *c = &m->config;
     int64_t side = c->grid;
-    JanusStatus status = JANUS_OK;
-    for (int i = 0; i < c->levels && status == JANUS_OK; i++) {
+    for (int i = 0; i < c->levels; i++) {
         const VqLevel *level = &m->vq_decoder.level[i];
         for (int b = 0; b <= c->res_blocks; b++) {
-            res_block(work, c, &level->res[b], *x, side);
-            if (i == 0) attn_block(work, c, &level->attn[b], *x, side * side);
+            res_block(cx, c, &level->res[b], *x, side);
+            if (i == 0) attn_block(cx, c, &level->attn[b], *x, side * side);
         }
         if (i < c->levels - 1) {
             float *filled = *y;
-            upsample(work, filled, *x, &level->resample, side);
+            upsample(cx, filled, *x, &level->resample, side);
             *y = *x;
             *x = filled;
             side *= 2;
         }
-        tap(work, name_of(NEW_NAME, "vq.decoder.level.%d", i), *x, side * side,
+        tap(cx, name_of(NEW_NAME, "vq.decoder.level.%d", i), *x, side * side,
             (int64_t)c->base_channels * c->multipliers[c->levels - 1 - i], 0);
-        status = work_status(work, error);
-        if (status == JANUS_OK) status = work_progress(work, "decode", i + 1, c->levels, error);
+        progress(cx, "decode", i + 1, c->levels);
     }
-    return status;
 }
 
 /* y (count) in about -1..1 -> bytes, cut off and not rounded, as the official code does */
@@ -5717,46 +5746,41 @@ static void to_pixels(uint8_t *rgb, const float *y, int64_t count) {
     }
 }
 
-static void tap_pixels(Work *work, const uint8_t *rgb, int64_t side) {
+static void tap_pixels(Context *cx, const uint8_t *rgb, int64_t side) {
     const int64_t count = side * side * 3;
-    const ArenaBlock *mark = arena_mark(&work->arena);
-    int32_t *levels = work->hooks.tap == NULL ? NULL : arena_allocate(&work->arena, count, sizeof *levels);
-    for (int64_t i = 0; i < count && levels != NULL; i++) levels[i] = rgb[i];
-    if (levels == NULL && work->hooks.tap != NULL) work->compute.failed = 1;
-    if (levels != NULL) work_tap(work, "image.pixels", JANUS_INT32, levels, side, side, 3);
-    arena_release(&work->arena, mark);
+    const ArenaBlock *mark = scratch_mark(cx);
+    if (cx->options.tap == NULL) return;
+    int32_t *bytes = scratch_ids(cx, count);
+    for (int64_t i = 0; i < count && !has_failed(cx); i++) bytes[i] = rgb[i];
+    hand_over(cx, "image.pixels", JANUS_INT32, bytes, side, side, 3);
+    scratch_release(cx, mark);
 }
 
 /* ids (grid*grid) -> rgb (side, side, 3) */
-static JanusStatus vq_decode(Work *work, const JanusModel *m, const int32_t *ids, uint8_t *rgb, JanusError *error) {
+static void vq_decode(Context *cx, const JanusModel *m, const int32_t *ids, uint8_t *rgb) {
     const Config *c = &m->config;
     const VqHalf *decoder = &m->vq_decoder;
     const int64_t side = drawn_side(c), T = image_tokens(c);
-    const ArenaBlock *mark = arena_mark(&work->arena);
-    float *x = arena_floats(&work->arena, vq_room(c), 1), *y = arena_floats(&work->arena, vq_room(c), 1);
-    float *codes = arena_floats(&work->arena, T, c->code_dim), *drawn = arena_floats(&work->arena, side * side, 3);
-    JanusStatus status = work_status(work, error);
-    if (status == JANUS_OK) {
-        for (int64_t t = 0; t < T; t++) weight_row(codes + t * c->code_dim, &m->codebook, ids[t]);
-        normalize_rows(codes, T, c->code_dim);
-        tap(work, "vq.codes", codes, T, c->code_dim, 0);
-        apply(work, y, codes, &m->post_quant_conv, T);
-        tap(work, "vq.post_quant", y, T, c->z_channels, 0);
-        conv3x3(work, x, y, &decoder->conv_in, c->grid);
-        tap(work, "vq.decoder.conv_in", x, T, decoder->mid_width, 0);
-        mid_block(work, c, decoder, x, c->grid);
-        tap(work, "vq.decoder.mid", x, T, decoder->mid_width, 0);
-        status = vq_decoder_levels(work, m, &x, &y, error);
-    }
-    if (status == JANUS_OK) {
-        normalize_groups(work, c, x, x, &decoder->norm_out, side * side, decoder->out_width, 1);
-        conv3x3(work, drawn, x, &decoder->conv_out, side);
-        tap(work, "vq.decoder.output", drawn, side, side, 3);
-        to_pixels(rgb, drawn, side * side * 3);
-        tap_pixels(work, rgb, side);
-    }
-    const JanusStatus end = work_end(work, mark, error);
-    return status != JANUS_OK ? status : end;
+    const ArenaBlock *mark = scratch_mark(cx);
+    float *x = scratch(cx, vq_room(c), 1), *y = scratch(cx, vq_room(c), 1);
+    float *codes = scratch(cx, T, c->code_dim), *drawn = scratch(cx, side, 3 * side);
+    if (has_failed(cx)) return;
+    for (int64_t t = 0; t < T; t++) weight_row(codes + t * c->code_dim, &m->codebook, ids[t]);
+    normalize_rows(codes, T, c->code_dim);
+    tap(cx, "vq.codes", codes, T, c->code_dim, 0);
+    apply(cx, y, codes, &m->post_quant_conv, T);
+    tap(cx, "vq.post_quant", y, T, c->z_channels, 0);
+    conv3x3(cx, x, y, &decoder->conv_in, c->grid);
+    tap(cx, "vq.decoder.conv_in", x, T, decoder->mid_width, 0);
+    mid_block(cx, c, decoder, x, c->grid);
+    tap(cx, "vq.decoder.mid", x, T, decoder->mid_width, 0);
+    vq_decoder_levels(cx, m, &x, &y);
+    normalize_groups(cx, c, x, x, &decoder->norm_out, side * side, decoder->out_width, 1);
+    conv3x3(cx, drawn, x, &decoder->conv_out, side);
+    tap(cx, "vq.decoder.output", drawn, side, side, 3);
+    if (!has_failed(cx)) to_pixels(rgb, drawn, side * side * 3);
+    tap_pixels(cx, rgb, side);
+    scratch_release(cx, mark);
 }
 
 /* ====================================================================================================================
@@ -5769,9 +5793,9 @@ static JanusStatus vq_decode(Work *work, const JanusModel *m, const int32_t *ids
 
 struct JanusSession {
     const JanusModel *model;
-    Work work;
-    Sequence conversation;   /* keys and values of all that was said */
-    int32_t unread[2];       /* ids that were said but not yet read by the transformer: an answer's end */
+    Context context;
+    Sequence conversation;   /* keys and values of the conversation so far */
+    int32_t unread[2];       /* ids of it that the transformer has not read yet: an answer's end */
     int unread_count;
 };
 
@@ -5822,30 +5846,30 @@ static StringView strip(const char *text, size_t length) {
 
 /* Checks a prompt or question that a person gave and strips it; `head`: what stands before it in its message. As the
    message is stripped as a unit, white space after a head stays. */
-static JanusStatus check_text(const char *text, const char *what, StringView head, StringView *stripped, JanusError *error) {
-    if (text == NULL) return fail(error, JANUS_BAD_ARGUMENT, "the %s is missing", what);
-    if (!utf8_valid(text, strlen(text))) return fail(error, JANUS_BAD_ARGUMENT, "the %s is not valid UTF-8", what);
-    *stripped = strip(text, strlen(text));
-    if (stripped->length == 0) return fail(error, JANUS_BAD_ARGUMENT, "the %s is empty: say something", what);
-    if (head.length > 0) {
-        stripped->length += (size_t)(stripped->text - text);
-        stripped->text = text;
+static StringView checked_text(Context *cx, const char *text, const char *what, StringView head) {
+    StringView stripped = {NULL, 0};
+    if (text == NULL) context_fail(cx, JANUS_BAD_ARGUMENT, "the %s is missing", what);
+    else if (!utf8_valid(text, strlen(text))) context_fail(cx, JANUS_BAD_ARGUMENT, "the %s is not valid UTF-8", what);
+    else stripped = strip(text, strlen(text));
+    if (stripped.length == 0) context_fail(cx, JANUS_BAD_ARGUMENT, "the %s is empty: say something", what);
+    else if (head.length > 0) {
+        stripped.length += (size_t)(stripped.text - text);
+        stripped.text = text;
     }
-    return JANUS_OK;
+    return stripped;
 }
 
-/* Joins up to six pieces; malloc'ed and zero-terminated, NULL without memory. */
-static char *join_text(const StringView *pieces, int count, size_t *length) {
+/* The pieces one after the other, as scratch. */
+static StringView join_text(Context *cx, const StringView *pieces, int count) {
     size_t total = 0, at = 0;
     for (int i = 0; i < count; i++) total += pieces[i].length;
-    char *text = allocate(checked_sum((int64_t)total, 1), 1);
+    char *text = scratch_bytes(cx, checked_sum((int64_t)total, 0), 1);
     for (int i = 0; i < count && text != NULL; i++) {
         if (pieces[i].length > 0) memcpy(text + at, pieces[i].text, pieces[i].length);
         at += pieces[i].length;
     }
-    if (text != NULL) text[total] = 0;
-    *length = total;
-    return text;
+    const StringView joined = {text, total};
+    return joined;
 }
 
 static StringView view_of(const char *text) {
@@ -5853,15 +5877,16 @@ static StringView view_of(const char *text) {
     return view;
 }
 
-/* Adds the ids of `text`; every id `placeholder` becomes begin, `image_length` of them, end. */
-static JanusStatus add_text(IdList *list, const JanusModel *m, const char *text, size_t length, int *images,
-                            JanusError *error) {
+/* Adds the ids of `text`; every image placeholder becomes begin, as many placeholders as an image has tokens, end. Returns
+   how many images that were. */
+static int add_text(Context *cx, IdList *list, const JanusModel *m, StringView text) {
     const Config *c = &m->config;
     int32_t *ids = NULL;
     size_t count = 0;
-    const JanusStatus status = tokenizer_encode(&m->tokenizer, text, length, &ids, &count, error);
-    if (status != JANUS_OK) return status;
-    for (size_t i = 0; i < count; i++) {
+    int images = 0;
+    if (has_failed(cx)) return 0;
+    tokenizer_encode(&m->tokenizer, text.text, text.length, &ids, &count, &cx->error);
+    for (size_t i = 0; i < count && !has_failed(cx); i++) {
         if (ids[i] != c->image_placeholder) {
             id_list_add(list, ids[i], 1);
             continue;
@@ -5869,10 +5894,11 @@ static JanusStatus add_text(IdList *list, const JanusModel *m, const char *text,
         id_list_add(list, c->begin_of_image, 1);
         id_list_add(list, c->image_placeholder, (size_t)vision_tokens(c));
         id_list_add(list, c->end_of_image, 1);
-        (*images)++;
+        images++;
     }
     free(ids);
-    return list->failed ? fail_memory(error) : JANUS_OK;
+    if (list->failed) context_fail_memory(cx);
+    return images;
 }
 
 /* Embeddings of a prompt: x (T, D); the rows of image placeholders from `first` on are taken from `seen`, one after the
@@ -5892,28 +5918,18 @@ static void embed_prompt(const JanusModel *m, const int32_t *ids, int64_t T, int
 /* ---- Drawing ---- */
 
 /* The ids of a drawing prompt. */
-static JanusStatus drawing_prompt(const JanusModel *m, const char *prompt, IdList *list, JanusError *error) {
+static void drawing_prompt(Context *cx, const JanusModel *m, const char *prompt, IdList *list) {
     const Config *c = &m->config;
-    StringView pieces[3];
-    size_t length;
-    int images = 0;
-    JanusStatus status = check_text(prompt, "prompt", view_of(""), &pieces[1], error);
-    if (status != JANUS_OK) return status;
-    pieces[0] = view_of("<|User|>: ");
-    pieces[2] = view_of("\n\n<|Assistant|>:");
-    char *text = join_text(pieces, 3, &length);
-    if (text == NULL) return fail_memory(error);
+    const StringView pieces[] = {view_of("<|User|>: "), checked_text(cx, prompt, "prompt", view_of("")),
+                                 view_of("\n\n<|Assistant|>:")};
     id_list_add(list, c->bos, 1);
-    status = add_text(list, m, text, length, &images, error);
+    const int images = add_text(cx, list, m, join_text(cx, pieces, 3));
     id_list_add(list, c->begin_of_image, 1);
-    free(text);
-    if (status != JANUS_OK) return status;
-    if (list->failed) return fail_memory(error);
-    if (images > 0) return fail(error, JANUS_BAD_ARGUMENT, "a drawing prompt cannot hold <image_placeholder>");
+    if (list->failed) context_fail_memory(cx);
+    if (images > 0) context_fail(cx, JANUS_BAD_ARGUMENT, "a drawing prompt cannot hold <image_placeholder>");
     if ((int64_t)list->count + image_tokens(c) > c->context)
-        return fail(error, JANUS_BAD_ARGUMENT, "the prompt is %lu tokens long; with the picture's %d it exceeds the context of %d",
-                    (unsigned long)list->count, (int)image_tokens(c), c->context);
-    return JANUS_OK;
+        context_fail(cx, JANUS_BAD_ARGUMENT, "the prompt is %lu tokens long; with the picture's %d it exceeds the context of %d",
+                     (unsigned long)list->count, (int)image_tokens(c), c->context);
 }
 
 /* The sequences of a drawing: two prompts, with and without the words, and for each picture two that go on from them. */
@@ -5932,59 +5948,53 @@ static void drawing_free(Drawing *drawing) {
     free(drawing->row_pointers);
 }
 
-static JanusStatus drawing_start(Drawing *drawing, const Config *c, const JanusGenerateOptions *options, int type,
-                                 JanusError *error) {
-    memset(drawing, 0, sizeof *drawing);
+static void drawing_start(Context *cx, Drawing *drawing, const Config *c, const JanusGenerateOptions *options) {
     drawing->R = 2 * (int64_t)options->count;
     drawing->rows = calloc((size_t)drawing->R, sizeof *drawing->rows);
     drawing->row_pointers = calloc((size_t)drawing->R, sizeof *drawing->row_pointers);
-    if (drawing->rows == NULL || drawing->row_pointers == NULL) return fail_memory(error);
-    for (int64_t r = 0; r < drawing->R; r++) {
+    if (drawing->rows == NULL || drawing->row_pointers == NULL) context_fail_memory(cx);
+    for (int64_t r = 0; r < drawing->R && !has_failed(cx); r++) {
         drawing->rows[r].shared = &drawing->prompts[r % 2].own;
         drawing->row_pointers[r] = &drawing->rows[r];
-        const JanusStatus status = kv_cache_reserve(&drawing->rows[r].own, c, image_tokens(c) - 1, type, error);
-        if (status != JANUS_OK) return status;
+        kv_cache_reserve(cx, &drawing->rows[r].own, c, image_tokens(c) - 1);
     }
     torch_rng_seed(&drawing->rng, options->rng, options->seed);
-    return JANUS_OK;
 }
 
 /* Both prompts are read side by side; x (R, D) receives their last hidden states, once for each picture. In the
    unconditional one every id but the first and the last is the pad id, attended to like any other. */
-static JanusStatus read_drawing_prompt(Work *work, const JanusModel *m, Drawing *drawing, const IdList *prompt, float *x,
-                                       JanusError *error) {
+static void read_drawing_prompt(Context *cx, const JanusModel *m, Drawing *drawing, const IdList *prompt, float *x) {
     const int64_t T = (int64_t)prompt->count, width = m->config.hidden;
-    const ArenaBlock *mark = arena_mark(&work->arena);
-    float *rows = arena_floats(&work->arena, 2 * T, width);
-    int32_t *padded = arena_allocate(&work->arena, T, sizeof *padded);
-    Sequence *sequences[2];
-    JanusStatus status = work_status(work, error);
-    sequences[0] = &drawing->prompts[0];
-    sequences[1] = &drawing->prompts[1];
-    if (status == JANUS_OK) {
-        for (int64_t t = 0; t < T; t++) padded[t] = t == 0 || t == T - 1 ? prompt->ids[t] : m->config.pad;
-        work_tap(work, "text.token_ids", JANUS_INT32, prompt->ids, T, 0, 0);
-        embed_prompt(m, prompt->ids, T, T, NULL, rows);
-        embed_prompt(m, padded, T, T, NULL, rows + T * width);
-        tap_sequences(work, "text.embeddings", rows, 2, T, width);
-        status = transformer_forward(work, m, rows, T, sequences, 2, true, error);
-    }
-    for (int64_t r = 0; r < drawing->R && status == JANUS_OK; r++)
-        memcpy(x + r * width, rows + ((r % 2 + 1) * T - 1) * width, (size_t)width * sizeof *x);
-    arena_release(&work->arena, mark);
-    return status;
+    const ArenaBlock *mark = scratch_mark(cx);
+    float *rows = scratch(cx, 2 * T, width);
+    int32_t *padded = scratch_ids(cx, T);
+    Sequence *sequences[] = {&drawing->prompts[0], &drawing->prompts[1]};
+    if (has_failed(cx)) return;
+    for (int64_t t = 0; t < T; t++) padded[t] = t == 0 || t == T - 1 ? prompt->ids[t] : m->config.pad;
+    tap_ids(cx, "text.token_ids", prompt->ids, T, 0);
+    embed_prompt(m, prompt->ids, T, T, NULL, rows);
+    embed_prompt(m, padded, T, T, NULL, rows + T * width);
+    tap_sequences(cx, "text.embeddings", rows, 2, T, width, true);
+    transformer_forward(cx, m, rows, T, sequences, 2, true);
+    for (int64_t r = 0; r < drawing->R; r++) copy(cx, x + r * width, rows + ((r % 2 + 1) * T - 1) * width, width);
+    scratch_release(cx, mark);
+}
+
+static void fail_distribution(Context *cx) {
+    context_fail(cx, JANUS_BAD_MODEL, "the scores are not finite once divided by the temperature: raise it");
 }
 
 /* logits (R, K) -> one id a picture, ids (N); probs and race (N, K) are scratch. */
-static JanusStatus pick_image_ids(Work *work, const JanusGenerateOptions *options, TorchRng *rng, const float *logits,
-                                  int64_t K, float *probs, float *race, int32_t *ids, JanusError *error) {
-    for (int n = 0; n < options->count; n++) {
+static void pick_image_ids(Context *cx, const JanusGenerateOptions *options, TorchRng *rng, const float *logits, int64_t K,
+                           float *probs, float *race, int32_t *ids) {
+    check_finite(cx, "generation.logits", logits, 2 * options->count * K);
+    for (int n = 0; n < options->count && !has_failed(cx); n++) {
         float *guided = probs + n * K;
         guide(guided, logits + 2 * n * K, logits + (2 * n + 1) * K, K, options->cfg_weight);
         if (n == 0) {
-            tap(work, "generation.logits.cond", logits, K, 0, 0);
-            tap(work, "generation.logits.uncond", logits + K, K, 0, 0);
-            tap(work, "generation.logits", guided, K, 0, 0);
+            tap(cx, "generation.logits.cond", logits, K, 0, 0);
+            tap(cx, "generation.logits.uncond", logits + K, K, 0, 0);
+            tap(cx, "generation.logits", guided, K, 0, 0);
         }
         ids[n] = argmax(guided, K);
         if (options->temperature > 0) {
@@ -5992,125 +6002,93 @@ static JanusStatus pick_image_ids(Work *work, const JanusGenerateOptions *option
             softmax_probs(guided, guided, (int)K);
         }
     }
-    if (options->temperature > 0 && !torch_multinomial(rng, ids, probs, race, options->count, (int)K))
-        return fail(error, JANUS_BAD_MODEL, "the model's scores are not finite: its weights are damaged, or the temperature too low");
-    return JANUS_OK;
+    if (has_failed(cx) || options->temperature <= 0) return;
+    if (!torch_multinomial(rng, ids, probs, race, options->count, (int)K)) fail_distribution(cx);
 }
 
 /* Draws N pictures token by token: ids (N, image_tokens). x (R, D) holds the last hidden states of the prompts. */
-static JanusStatus draw_tokens(Work *work, const JanusModel *m, const JanusGenerateOptions *options, Drawing *drawing,
-                               float *x, int32_t *ids, JanusError *error) {
+static void draw_tokens(Context *cx, const JanusModel *m, const JanusGenerateOptions *options, Drawing *drawing, float *x,
+                        int32_t *ids) {
     const int64_t N = options->count, R = drawing->R, K = m->config.codebook, width = m->config.hidden;
     const int64_t T = image_tokens(&m->config);
-    const ArenaBlock *mark = arena_mark(&work->arena);
-    float *logits = arena_floats(&work->arena, R, K), *probs = arena_floats(&work->arena, N, K);
-    float *race = arena_floats(&work->arena, N, K), *embedded = arena_floats(&work->arena, N, width);
-    int32_t *step_ids = arena_allocate(&work->arena, N, sizeof *step_ids);
-    JanusStatus status = work_status(work, error);
-    for (int64_t t = 0; t < T && status == JANUS_OK; t++) {
-        status = image_head(work, m, logits, x, R, error);
-        if (status == JANUS_OK)
-            status = pick_image_ids(work, options, &drawing->rng, logits, K, probs, race, step_ids, error);
-        if (status == JANUS_OK) status = work_progress(work, "draw", t + 1, T, error);
-        if (status != JANUS_OK) break;
+    const ArenaBlock *mark = scratch_mark(cx);
+    float *logits = scratch(cx, R, K), *probs = scratch(cx, N, K), *race = scratch(cx, N, K), *embedded = scratch(cx, N, width);
+    int32_t *step_ids = scratch_ids(cx, N);
+    for (int64_t t = 0; t < T && !has_failed(cx); t++) {
+        image_head(cx, m, logits, x, R);
+        pick_image_ids(cx, options, &drawing->rng, logits, K, probs, race, step_ids);
+        progress(cx, "draw", t + 1, T);
+        if (has_failed(cx)) break;
         for (int64_t n = 0; n < N; n++) ids[n * T + t] = step_ids[n];
         if (t == T - 1) break;
-        status = embed_image_ids(work, m, step_ids, N, embedded, error);
-        if (status != JANUS_OK) break;
-        for (int64_t r = 0; r < R; r++) memcpy(x + r * width, embedded + r / 2 * width, (size_t)width * sizeof *x);
-        status = transformer_forward(work, m, x, 1, drawing->row_pointers, R, false, error);
+        embed_image_ids(cx, m, step_ids, N, embedded);
+        for (int64_t r = 0; r < R; r++) copy(cx, x + r * width, embedded + r / 2 * width, width);
+        transformer_forward(cx, m, x, 1, drawing->row_pointers, R, false);
     }
-    arena_release(&work->arena, mark);
-    if (status == JANUS_OK) work_tap(work, "generation.ids", JANUS_INT32, ids, N, T, 0);
-    return status;
+    scratch_release(cx, mark);
+    tap_ids(cx, "generation.ids", ids, N, T);
 }
 
-static JanusStatus draw(Work *work, const JanusModel *m, const char *prompt, const JanusGenerateOptions *options,
-                        int32_t *ids, JanusError *error) {
-    const ArenaBlock *mark = arena_mark(&work->arena);
+static void draw(Context *cx, const JanusModel *m, const char *prompt, const JanusGenerateOptions *options, int32_t *ids) {
     IdList list = {0};
     Drawing drawing = {0};
-    JanusStatus status = drawing_prompt(m, prompt, &list, error);
-    if (status == JANUS_OK) status = drawing_start(&drawing, &m->config, options, kv_type(work), error);
-    if (status == JANUS_OK) {
-        float *x = arena_floats(&work->arena, drawing.R, m->config.hidden);
-        status = work_status(work, error);
-        if (status == JANUS_OK) status = read_drawing_prompt(work, m, &drawing, &list, x, error);
-        if (status == JANUS_OK) status = draw_tokens(work, m, options, &drawing, x, ids, error);
-    }
-    arena_release(&work->arena, mark);
+    drawing_prompt(cx, m, prompt, &list);
+    if (!has_failed(cx)) drawing_start(cx, &drawing, &m->config, options);
+    float *x = scratch(cx, drawing.R, m->config.hidden);
+    if (!has_failed(cx)) read_drawing_prompt(cx, m, &drawing, &list, x);
+    if (!has_failed(cx)) draw_tokens(cx, m, options, &drawing, x, ids);
     drawing_free(&drawing);
     free(list.ids);
-    return status;
 }
 
 /* ---- Answering ---- */
 
 /* The ids of a user's turn, after what the last answer left unread. */
-static JanusStatus turn_prompt(const JanusSession *session, const char *question, int image_count, IdList *list,
-                               JanusError *error) {
+static void turn_prompt(JanusSession *session, const char *question, int image_count, IdList *list) {
+    Context *cx = &session->context;
     const JanusModel *m = session->model;
     const bool first = session->conversation.own.length == 0;
-    StringView pieces[5], marks = {NULL, 0};
-    size_t length;
-    int images = 0;
+    const StringView mark = view_of("<image_placeholder>\n");
+    StringView system = first ? m->config.system_prompt : view_of(""), images = {NULL, 0};
     /* images stand before the question unless the question itself says where */
-    char *repeated = allocate(20 * (int64_t)image_count, 1);
-    if (repeated == NULL) return fail_memory(error);
-    for (int i = 0; i < image_count; i++) memcpy(repeated + 20 * i, "<image_placeholder>\n", 20);
+    char *repeated = scratch_bytes(cx, image_count * (int64_t)mark.length, 1);
+    if (has_failed(cx)) return;
+    for (int i = 0; i < image_count; i++) memcpy(repeated + (size_t)i * mark.length, mark.text, mark.length);
     if (question != NULL && strstr(question, "<image_placeholder>") == NULL)
-        marks = (StringView){repeated, 20 * (size_t)image_count};
-    JanusStatus status = check_text(question, "question", marks, &pieces[3], error);
-    if (status != JANUS_OK) {
-        free(repeated);
-        return status;
-    }
-    pieces[0] = first ? m->config.system_prompt : view_of("");
-    pieces[1] = view_of(first && m->config.system_prompt.length > 0 ? "\n\n<|User|>: " : "<|User|>: ");
-    pieces[2] = marks;
-    pieces[4] = view_of("\n\n<|Assistant|>:");
-    char *text = join_text(pieces, 5, &length);
-    free(repeated);
-    if (text == NULL) return fail_memory(error);
+        images = (StringView){repeated, (size_t)image_count * mark.length};
+    const StringView pieces[] = {system, view_of(system.length > 0 ? "\n\n<|User|>: " : "<|User|>: "), images,
+                                 checked_text(cx, question, "question", images), view_of("\n\n<|Assistant|>:")};
     if (first) id_list_add(list, m->config.bos, 1);
     for (int i = 0; i < session->unread_count; i++) id_list_add(list, session->unread[i], 1);
     list->said = list->count;
-    status = add_text(list, m, text, length, &images, error);
-    free(text);
-    if (status == JANUS_OK && images != image_count)
-        status = fail(error, JANUS_BAD_ARGUMENT, "the question has %d <image_placeholder>, but %d images were given", images,
-                      image_count);
-    return status;
+    const int places = add_text(cx, list, m, join_text(cx, pieces, 5));
+    if (places != image_count)
+        context_fail(cx, JANUS_BAD_ARGUMENT, "the question has %d <image_placeholder>, but %d images were given", places,
+                     image_count);
 }
 
 /* Reads a turn: its images are seen, then all its tokens are read. hidden (D) is the state after the last one. */
-static JanusStatus read_turn(JanusSession *session, const IdList *list, const JanusImage *images, int image_count,
-                             float *hidden, JanusError *error) {
+static void read_turn(JanusSession *session, const IdList *list, const JanusImage *images, int image_count, float *hidden) {
     enum { CHUNK = 1024 }; /* tokens read at once: bounds the scratch memory of a long turn */
     const JanusModel *m = session->model;
-    Work *work = &session->work;
+    Context *cx = &session->context;
     Sequence *sequence = &session->conversation;
     const int64_t T = (int64_t)list->count, width = m->config.hidden, seen_rows = vision_tokens(&m->config);
-    const ArenaBlock *mark = arena_mark(&work->arena);
-    float *x = arena_floats(&work->arena, T, width);
-    float *seen = arena_floats(&work->arena, image_count * seen_rows, width);
-    JanusStatus status = work_status(work, error);
-    for (int i = 0; i < image_count && status == JANUS_OK; i++)
-        status = see_image(work, m, &images[i], seen + i * seen_rows * width, error);
-    if (status == JANUS_OK) {
-        embed_prompt(m, list->ids, T, (int64_t)list->said, seen, x);
-        work_tap(work, "text.token_ids", JANUS_INT32, list->ids, T, 0, 0);
-        tap(work, "text.embeddings", x, T, width, 0);
-    }
-    for (int64_t t = 0; t < T && status == JANUS_OK;) {
-        const bool tapped = work->hooks.tap != NULL;
+    const ArenaBlock *mark = scratch_mark(cx);
+    float *x = scratch(cx, T, width), *seen = scratch(cx, image_count * seen_rows, width);
+    for (int i = 0; i < image_count && !has_failed(cx); i++) see_image(cx, m, &images[i], seen + i * seen_rows * width);
+    if (has_failed(cx)) return;
+    embed_prompt(m, list->ids, T, (int64_t)list->said, seen, x);
+    tap_ids(cx, "text.token_ids", list->ids, T, 0);
+    tap(cx, "text.embeddings", x, T, width, 0);
+    for (int64_t t = 0; t < T && !has_failed(cx);) {
+        const bool tapped = cx->options.tap != NULL;
         const int64_t count = tapped || T - t < CHUNK ? T - t : CHUNK;
-        status = transformer_forward(work, m, x + t * width, count, &sequence, 1, tapped, error);
+        transformer_forward(cx, m, x + t * width, count, &sequence, 1, tapped);
         t += count;
     }
-    if (status == JANUS_OK) memcpy(hidden, x + (T - 1) * width, (size_t)width * sizeof *hidden);
-    arena_release(&work->arena, mark);
-    return status;
+    copy(cx, hidden, x + (T - 1) * width, width);
+    scratch_release(cx, mark);
 }
 
 /* An answer while it is written: its bytes so far, and the incomplete character at its end. */
@@ -6122,128 +6100,120 @@ typedef struct {
 } Answer;
 
 /* Adds valid UTF-8 to the answer and hands it to the caller; white space before the first word is left out. */
-static JanusStatus answer_emit(Work *work, Answer *answer, const char *text, size_t length, JanusError *error) {
+static void answer_emit(Context *cx, Answer *answer, const char *text, size_t length) {
     if (answer->length == 0) {
         const StringView stripped = strip(text, length);
         length = stripped.length == 0 ? 0 : length - (size_t)(stripped.text - text);
         text = stripped.text;
     }
-    if (length == 0) return JANUS_OK;
+    if (length == 0) return;
     if (answer->length + length + 1 > answer->capacity) {
         const size_t capacity = 2 * (answer->length + length) + 256;
         char *grown = reallocate(answer->text, (int64_t)capacity, 1);
-        if (grown == NULL) return fail_memory(error);
+        if (grown == NULL) {
+            context_fail_memory(cx);
+            return;
+        }
         answer->text = grown;
         answer->capacity = capacity;
     }
     memcpy(answer->text + answer->length, text, length);
     answer->length += length;
-    if (work->hooks.text != NULL && work->hooks.text(work->hooks.user, text, length) != 0)
-        return fail(error, JANUS_CANCELLED, "stopped on request while answering");
-    return JANUS_OK;
+    if (cx->options.text != NULL && cx->options.text(cx->options.user, text, length) != 0)
+        context_fail(cx, JANUS_CANCELLED, "stopped on request while answering");
 }
 
 /* Adds one token to the answer; `id` < 0 ends it. Special tokens say nothing. */
-static JanusStatus answer_token(Work *work, const JanusModel *m, Answer *answer, int32_t id, JanusError *error) {
+static void answer_token(Context *cx, const JanusModel *m, Answer *answer, int32_t id) {
     size_t length = 0;
     const char *bytes = token_bytes(&m->tokenizer, id, &length);
-    if (id >= 0 && m->token_types[id] == KIND_CONTROL) return JANUS_OK;
-    char *text = allocate(checked_product((int64_t)length + 1, 3, 1), 1);
-    if (text == NULL) return fail_memory(error);
+    if (id >= 0 && m->token_types[id] == KIND_CONTROL) return;
+    const ArenaBlock *mark = scratch_mark(cx);
+    char *text = scratch_bytes(cx, checked_product((int64_t)length + 1, 3, 1), 1);
+    if (text == NULL) return;
     length = id < 0 ? utf8_stream_finish(&answer->stream, text)
                     : utf8_stream_write(&answer->stream, bytes, length, text);
-    const JanusStatus status = answer_emit(work, answer, text, length, error);
-    free(text);
-    return status;
+    answer_emit(cx, answer, text, length);
+    scratch_release(cx, mark);
 }
 
-/* logits (V) -> the next id; probs (V), race (V) and ranked (V) are scratch. */
-static JanusStatus pick_text_id(const JanusAskOptions *options, TorchRng *rng, float *logits, int V, float *race,
-                                RankedLogit *ranked, int32_t *id, JanusError *error) {
-    *id = argmax(logits, V);
-    if (options->temperature <= 0) return JANUS_OK;
+/* logits (V) -> the next id; race (V) and ranked (V) are scratch. */
+static int32_t pick_text_id(Context *cx, const JanusAskOptions *options, TorchRng *rng, float *logits, int V, float *race,
+                            RankedLogit *ranked) {
+    int32_t id = argmax(logits, V);
+    if (options->temperature <= 0) return id;
     scale_temperature(logits, V, options->temperature);
     keep_top_k(logits, V, options->top_k, race);
     keep_top_p(logits, V, options->top_p, ranked);
     softmax_probs(logits, logits, V);
-    if (!torch_multinomial(rng, id, logits, race, 1, V))
-        return fail(error, JANUS_BAD_MODEL, "the model's scores are not finite: its weights are damaged, or the temperature too low");
-    return JANUS_OK;
+    if (!torch_multinomial(rng, &id, logits, race, 1, V)) fail_distribution(cx);
+    return id;
 }
 
 /* Writes the answer token by token from the state hidden (D) after the question. */
-static JanusStatus write_answer(JanusSession *session, const JanusAskOptions *options, float *hidden, Answer *answer,
-                                IdList *said, JanusError *error) {
+static void write_answer(JanusSession *session, const JanusAskOptions *options, float *hidden, Answer *answer, IdList *said) {
     const JanusModel *m = session->model;
-    Work *work = &session->work;
+    Context *cx = &session->context;
     Sequence *sequence = &session->conversation;
     const int V = m->config.vocab;
     const int64_t length_before = sequence->own.length;
-    const ArenaBlock *mark = arena_mark(&work->arena);
-    float *logits = arena_floats(&work->arena, V, 1), *race = arena_floats(&work->arena, V, 1);
-    RankedLogit *ranked = arena_allocate(&work->arena, V, sizeof *ranked);
-    JanusStatus status = work_status(work, error);
-    for (int n = 1; status == JANUS_OK; n++) {
-        int32_t id = m->config.eos;
-        linear(&work->compute, logits, hidden, &m->lm_head, NULL, 1);
-        tap(work, "lm.logits", logits, V, 0, 0);
-        status = pick_text_id(options, &answer->rng, logits, V, race, ranked, &id, error);
-        if (status == JANUS_OK) status = work_status(work, error);
-        if (status != JANUS_OK) break;
+    const ArenaBlock *mark = scratch_mark(cx);
+    float *logits = scratch(cx, V, 1), *race = scratch(cx, V, 1);
+    RankedLogit *ranked = scratch_bytes(cx, V, sizeof *ranked);
+    for (int n = 1; !has_failed(cx); n++) {
+        linear(cx, logits, hidden, &m->lm_head, NULL, 1);
+        tap(cx, "lm.logits", logits, V, 0, 0);
+        if (has_failed(cx)) break;
+        const int32_t id = pick_text_id(cx, options, &answer->rng, logits, V, race, ranked);
         session->unread_count = 0;
         session->unread[session->unread_count++] = id;
-        if (id == m->config.eos) break;
+        if (has_failed(cx) || id == m->config.eos) break;
         id_list_add(said, id, 1);
-        status = said->failed ? fail_memory(error) : answer_token(work, m, answer, id, error);
-        if (status == JANUS_OK) status = work_progress(work, "answer", n, options->max_tokens, error);
-        if (status != JANUS_OK) break;
+        if (said->failed) context_fail_memory(cx);
+        answer_token(cx, m, answer, id);
+        progress(cx, "answer", n, options->max_tokens);
         if (n >= options->max_tokens || sequence->own.length + 3 > m->config.context) { /* this id, one more, EOS */
             session->unread[session->unread_count++] = m->config.eos;
             break;
         }
         weight_row(hidden, &m->token_embed, id);
-        status = transformer_forward(work, m, hidden, 1, &sequence, 1, false, error);
+        transformer_forward(cx, m, hidden, 1, &sequence, 1, false);
     }
-    if (status == JANUS_OK) status = answer_token(work, m, answer, -1, error);
+    if (!has_failed(cx)) answer_token(cx, m, answer, -1);
     if (answer->length == 0) { /* nothing was said: the next turn follows the open answer, without an end */
         sequence->own.length = length_before;
         session->unread_count = 0;
     }
-    if (status == JANUS_OK) work_tap(work, "lm.answer_ids", JANUS_INT32, said->ids, (int64_t)said->count, 0, 0);
-    arena_release(&work->arena, mark);
-    return status;
+    tap_ids(cx, "lm.answer_ids", said->ids, (int64_t)said->count, 0);
+    scratch_release(cx, mark);
 }
 
-/* One turn of a conversation. On failure the conversation is what it was. */
-static JanusStatus converse(JanusSession *session, const char *question, const JanusImage *images, int image_count,
-                            const JanusAskOptions *options, Answer *answer, JanusError *error) {
+/* One turn of a conversation, which is unchanged after a failure. */
+static void converse(JanusSession *session, const char *question, const JanusImage *images, int image_count,
+                     const JanusAskOptions *options, Answer *answer) {
+    Context *cx = &session->context;
     const Config *c = &session->model->config;
-    const ArenaBlock *mark = arena_mark(&session->work.arena);
     const int64_t length_before = session->conversation.own.length;
     const int unread_count = session->unread_count;
     int32_t unread[2];
     IdList turn = {0}, said = {0};
     memcpy(unread, session->unread, sizeof unread);
-    float *hidden = arena_floats(&session->work.arena, c->hidden, 1);
-    JanusStatus status = work_status(&session->work, error);
-    if (status == JANUS_OK) status = turn_prompt(session, question, image_count, &turn, error);
-    if (status == JANUS_OK && length_before + (int64_t)turn.count + 2 > c->context) /* an id of the answer, EOS */
-        status = fail(error, JANUS_BAD_ARGUMENT, "the conversation would be %ld tokens long; the context holds %d: start a new one",
-                      (long)(length_before + (int64_t)turn.count), c->context);
-    if (status == JANUS_OK) status = read_turn(session, &turn, images, image_count, hidden, error);
-    if (status == JANUS_OK) {
-        torch_rng_seed(&answer->rng, options->rng, options->seed);
-        status = write_answer(session, options, hidden, answer, &said, error);
-    }
-    if (status != JANUS_OK) {
+    float *hidden = scratch(cx, c->hidden, 1);
+    turn_prompt(session, question, image_count, &turn);
+    const int64_t length = length_before + (int64_t)turn.count;
+    if (length + 2 > c->context) /* an id of the answer, EOS */
+        context_fail(cx, JANUS_BAD_ARGUMENT, "the conversation would be %ld tokens long; the context holds %d: start a new one",
+                     (long)length, c->context);
+    if (!has_failed(cx)) read_turn(session, &turn, images, image_count, hidden);
+    torch_rng_seed(&answer->rng, options->rng, options->seed);
+    if (!has_failed(cx)) write_answer(session, options, hidden, answer, &said);
+    if (has_failed(cx)) {
         session->conversation.own.length = length_before;
         session->unread_count = unread_count;
         memcpy(session->unread, unread, sizeof unread);
     }
-    arena_release(&session->work.arena, mark);
     free(turn.ids);
     free(said.ids);
-    return status;
 }
 
 /* ====================================================================================================================
@@ -6426,7 +6396,7 @@ JanusStatus janus_session_new(const JanusModel *model, const JanusSessionOptions
     hooks.cache = cache_type(&hooks);
     if (hooks.cache != JANUS_CACHE_F32 && hooks.cache != JANUS_CACHE_F16)
         return fail(error, JANUS_BAD_ARGUMENT, "the keys and values are float32 or float16");
-    if (hooks.threads < 0 || hooks.threads > 256)
+    if (hooks.threads < 0 || hooks.threads > MOST_THREADS)
         return fail(error, JANUS_BAD_ARGUMENT, "the number of threads must be 1 to 256, or 0 for all");
     bool known = hooks.isa == NULL;
     for (int i = 0; !known && isa_names(i) != NULL; i++) known = strcmp(isa_names(i), hooks.isa) == 0;
@@ -6434,12 +6404,11 @@ JanusStatus janus_session_new(const JanusModel *model, const JanusSessionOptions
     JanusSession *made = calloc(1, sizeof *made);
     if (made == NULL) return fail_memory(error);
     made->model = model;
-    made->work.hooks = hooks;
-    if (compute_init(&made->work.compute, hooks.threads > 0 ? hooks.threads : processor_count(), hooks.isa) != 0) {
+    if (context_init(&made->context, hooks.threads > 0 ? hooks.threads : processor_count(), hooks.isa) != 0) {
         free(made);
         return fail_memory(error);
     }
-    made->work.compute.fast_activations = hooks.fast;
+    made->context.options = hooks;
     *session = made;
     return JANUS_OK;
 }
@@ -6447,7 +6416,7 @@ JanusStatus janus_session_new(const JanusModel *model, const JanusSessionOptions
 void janus_session_free(JanusSession *session) {
     if (session == NULL) return;
     kv_cache_free(&session->conversation.own);
-    compute_free(&session->work.compute);
+    context_free(&session->context);
     free(session);
 }
 
@@ -6483,7 +6452,8 @@ JanusStatus janus_generate_ids(JanusSession *session, const char *prompt, const 
     if (status == JANUS_OK) status = check_range("the temperature", chosen.temperature, 0, 100, error);
     if (status == JANUS_OK) status = check_range("the random number generator", (double)chosen.rng, 0, 1, error);
     if (status != JANUS_OK) return status;
-    return draw(&session->work, session->model, prompt, &chosen, ids, error);
+    draw(&session->context, session->model, prompt, &chosen, ids);
+    return context_end(&session->context, error);
 }
 
 JanusStatus janus_decode_image(JanusSession *session, const int32_t *ids, JanusImage *image, JanusError *error) {
@@ -6495,7 +6465,8 @@ JanusStatus janus_decode_image(JanusSession *session, const int32_t *ids, JanusI
                         c->codebook - 1);
     uint8_t *rgb = allocate(checked_product(drawn_side(c), drawn_side(c), 3), 1);
     if (rgb == NULL) return fail_memory(error);
-    const JanusStatus status = vq_decode(&session->work, session->model, ids, rgb, error);
+    vq_decode(&session->context, session->model, ids, rgb);
+    const JanusStatus status = context_end(&session->context, error);
     if (status != JANUS_OK) {
         free(rgb);
         return status;
@@ -6554,7 +6525,8 @@ JanusStatus janus_ask(JanusSession *session, const char *question, const JanusIm
     said.text = calloc(1, 1); /* had before the conversation changes: an empty answer needs it too */
     if (said.text == NULL) return fail_memory(error);
     said.capacity = 1;
-    status = converse(session, question, images, image_count, &chosen, &said, error);
+    converse(session, question, images, image_count, &chosen, &said);
+    status = context_end(&session->context, error);
     if (status == JANUS_OK && answer != NULL) {
         said.text[strip(said.text, said.length).length] = 0;
         *answer = said.text;
@@ -6571,15 +6543,13 @@ JanusStatus janus_preprocess(const JanusModel *model, const JanusImage *image, f
 
 JanusStatus janus_encode_image(JanusSession *session, const JanusImage *image, int32_t *ids, JanusError *error) {
     const Config *c = &session->model->config;
-    const ArenaBlock *mark = arena_mark(&session->work.arena);
-    JanusStatus status = check_image(image, error);
+    Context *cx = &session->context;
+    const JanusStatus status = check_image(image, error);
     if (status != JANUS_OK) return status;
-    float *pixels = arena_floats(&session->work.arena, checked_product(drawn_side(c), drawn_side(c), 1), 3);
-    status = work_status(&session->work, error);
-    if (status == JANUS_OK) status = preprocess_for_vq(c, image, pixels, error);
-    if (status == JANUS_OK) status = vq_encode(&session->work, session->model, pixels, ids, error);
-    arena_release(&session->work.arena, mark);
-    return status;
+    float *pixels = scratch(cx, drawn_side(c), 3 * (int64_t)drawn_side(c));
+    if (!has_failed(cx)) preprocess_for_vq(c, image, pixels, &cx->error);
+    if (!has_failed(cx)) vq_encode(cx, session->model, pixels, ids);
+    return context_end(cx, error);
 }
 
 /* ====================================================================================================================

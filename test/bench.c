@@ -309,7 +309,7 @@ static void cost_layers(Cost *cost, const Linear *layers, int count, double T) {
 /* R sequences of T new tokens each behind `past` others. */
 static void cost_transformer(Cost *cost, const JanusSession *session, double R, double T, double past) {
     const JanusModel *m = session->model;
-    const int kv_bytes = kv_type(&session->work) == TYPE_F16 ? 2 : 4;
+    const int kv_bytes = kv_type(&session->context) == TYPE_F16 ? 2 : 4;
     const Config *c = &m->config;
     for (int i = 0; i < c->layers; i++) {
         const TransformerBlock *b = &m->blocks[i];
@@ -427,9 +427,9 @@ typedef struct {
 /* From here on activations are rounded where that is faster, or not. The limit that then holds for products of many rows
    with such weights: 0 f32, 1 bf16, 2 integers. */
 static int round_activations(const Stage *s, const Weight *w, int fast) {
-    Compute *cx = &s->session->work.compute;
+    Context *cx = &s->session->context;
     const Product probe = {.cx = cx, .w = {w->type, w->data, type_row_bytes(w->type, w->cols)}, .T = MAX_ROWS, .O = w->rows, .K = w->cols};
-    cx->fast_activations = fast;
+    cx->options.fast = fast;
     const Packing *packing = choose_packing(&probe);
     return packing->levels > 0 ? 2 : packing == &cx->isa->bf16 ? 1 : 0;
 }
@@ -439,7 +439,7 @@ static int round_activations(const Stage *s, const Weight *w, int fast) {
 static void bench_product(const Stage *s) {
     const Config *c = &s->model->config;
     const int64_t T = vision_tokens(c), I = c->vit_width, O = c->vit_mlp;
-    Compute *cx = &s->session->work.compute;
+    Context *cx = &s->session->context;
     reset_peak();
     const int type = type_row_bytes(s->model->blocks[0].q.type, I) > 0 ? s->model->blocks[0].q.type : TYPE_F32;
     const int64_t row_bytes = type_row_bytes(type, I);
@@ -477,12 +477,14 @@ static void bench_product(const Stage *s) {
 /* A sequence that has read `length` tokens: its keys and values are made up. */
 static Sequence made_up_sequence(const Stage *s, int64_t length) {
     const Config *c = &s->model->config;
-    const int type = kv_type(&s->session->work);
+    Context *cx = &s->session->context;
+    const int type = kv_type(cx);
     const int64_t count = (length + 1) * c->kv_heads * c->head_dim;
     Sequence sequence;
     JanusError error;
     memset(&sequence, 0, sizeof sequence);
-    check(kv_cache_reserve(&sequence.own, c, length + 1, type, &error), &error);
+    kv_cache_reserve(cx, &sequence.own, c, length + 1);
+    check(context_end(cx, &error), &error);
     for (int i = 0; i < 2 * c->layers; i++) {
         char *rows = i < c->layers ? sequence.own.keys[i] : sequence.own.values[i - c->layers];
         float pattern[64];
@@ -511,7 +513,8 @@ static void bench_step(const Stage *s, int64_t R, int64_t past, const char *what
     for (int i = -1; i < bench->options.repeats; i++) { /* the first is not counted */
         fill_floats(x, R * width);
         const double start = seconds(bench);
-        check(transformer_forward(&s->session->work, s->model, x, 1, pointers, R, false, &error), &error);
+        transformer_forward(&s->session->context, s->model, x, 1, pointers, R, false);
+        check(context_end(&s->session->context, &error), &error);
         if (i >= 0) keep_time(&times, seconds(bench) - start);
         for (int64_t r = 0; r < R; r++) sequences[r].own.length = past;
     }
@@ -539,7 +542,8 @@ static void bench_prefill(const Stage *s, int peak) {
         memset(&sequence, 0, sizeof sequence);
         fill_floats(x, T * width);
         const double start = seconds(bench);
-        check(transformer_forward(&s->session->work, s->model, x, T, &pointer, 1, false, &error), &error);
+        transformer_forward(&s->session->context, s->model, x, T, &pointer, 1, false);
+        check(context_end(&s->session->context, &error), &error);
         keep_time(&times, seconds(bench) - start);
         kv_cache_free(&sequence.own);
     }
@@ -577,7 +581,10 @@ static void bench_pictures(const Stage *s) {
         for (int i = 0; i < bench->options.repeats; i++) {
             JanusImage drawn = {0, 0, NULL};
             const double start = seconds(bench);
-            if (task == SEE) check(see_image(&s->session->work, s->model, &image, seen, &error), &error);
+            if (task == SEE) {
+                see_image(&s->session->context, s->model, &image, seen);
+                check(context_end(&s->session->context, &error), &error);
+            }
             else if (task == DECODE) check(janus_decode_image(s->session, ids, &drawn, &error), &error);
             else check(janus_encode_image(s->session, &image, ids, &error), &error);
             keep_time(&times, seconds(bench) - start);
@@ -650,7 +657,8 @@ static void bench_drawing(Bench *bench, const char *path) {
         for (int k = 1; k < watch.times.count; k++) keep_time(&steps, watch.times.times[k]);
         if (i == 2) {
             IdList list = {0};
-            check(drawing_prompt(model, PROMPT, &list, &error), &error);
+            drawing_prompt(&session->context, model, PROMPT, &list);
+            check(context_end(&session->context, &error), &error);
             const double T = (double)list.count;
             cost_transformer(&first_cost, session, 2, T, 0);
             cost_transformer(&step_cost, session, 2, 1, T + bench->options.repeats / 2.0);
@@ -682,7 +690,8 @@ static void bench_answer(const Stage *s) {
         JanusSession *session = open_session(bench, m, &watch);
         IdList list = {0};
         JanusError error;
-        check(turn_prompt(session, QUESTION, 1, &list, &error), &error);
+        turn_prompt(session, QUESTION, 1, &list);
+        check(context_end(&session->context, &error), &error);
         T = (double)list.count;
         free(list.ids);
         watch.last = seconds(bench);
@@ -712,7 +721,7 @@ static void bench_model(Bench *bench, const char *path) {
     bench->model_type = info.weight_type;
     Stage s = {bench, model, open_session(bench, model, NULL)};
     printf("\n%s: %s, %.1f million parameters, %.1f MB, keys and values in %s\n", info.name, info.weight_type,
-           (double)info.parameters / 1e6, (double)info.file_bytes / 1e6, kv_type(&s.session->work) == TYPE_F16 ? "f16" : "f32");
+           (double)info.parameters / 1e6, (double)info.file_bytes / 1e6, kv_type(&s.session->context) == TYPE_F16 ? "f16" : "f32");
     print_heading();
     bench_step(&s, 2, past, "picture step, 2 rows", 0); /* brings the transformer's pages into memory */
     bench_drawing(bench, path);
@@ -762,11 +771,11 @@ static int parse(Options *o, int count, char **arguments) {
 int main(int count, char **arguments) {
     Bench bench = {.options = {.threads = 0, .repeats = 7, .pictures = 16}};
     const int first = parse(&bench.options, count, arguments);
-    Compute cx;
+    Context cx;
     if (first == 0) return usage();
-    if (compute_init(&cx, 1, bench.options.isa) != 0) stop("--isa", "no such instruction set here");
+    if (context_init(&cx, 1, bench.options.isa) != 0) stop("--isa", "no such instruction set here");
     const Kernels *isa = cx.isa;
-    compute_free(&cx);
+    context_free(&cx);
     if (bench.options.json != NULL && (bench.json = fopen(bench.options.json, "a")) == NULL) stop(bench.options.json, strerror(errno));
     printf("kernels: %s; a multiply-add is two operations\n", isa->name);
     if (bench.options.threads > 1) {

@@ -68,23 +68,20 @@ Stages *stages_open(const char *path, int threads, int cache, int fast) {
    head, or with `draws` (R, K) of the image head. `all`: of every position of the only sequence, (T, ...). */
 static int read_embeddings(Stages *s, const float *x, int T, int R, int draws, int all, float *logits) {
     const Config *c = &s->model->config;
-    Work *work = &s->session->work;
+    Context *cx = &s->session->context;
     const int64_t width = c->hidden, rows = all ? T : R;
-    const ArenaBlock *mark = arena_mark(&work->arena);
-    float *hidden = arena_floats(&work->arena, (int64_t)R * T, width), *last = arena_floats(&work->arena, rows, width);
+    float *hidden = scratch(cx, (int64_t)R * T, width), *last = scratch(cx, rows, width);
     Sequence *sequences[MOST_SEQUENCES];
-    int status = work_status(work, &s->error);
-    for (int r = 0; r < R && status == JANUS_OK; r++) {
+    for (int r = 0; r < R && !has_failed(cx); r++) {
         sequences[r] = &s->sequences[r];
-        memcpy(hidden + r * T * width, x, (size_t)(T * width) * sizeof *x);
+        copy(cx, hidden + r * T * width, x, T * width);
     }
-    if (status == JANUS_OK) status = transformer_forward(work, s->model, hidden, T, sequences, R, false, &s->error);
-    for (int64_t r = 0; r < rows && status == JANUS_OK; r++)
-        memcpy(last + r * width, hidden + (all ? r : (r + 1) * T - 1) * width, (size_t)width * sizeof *last);
-    if (status == JANUS_OK && draws) status = image_head(work, s->model, logits, last, rows, &s->error);
-    if (status == JANUS_OK && !draws) linear(&work->compute, logits, last, &s->model->lm_head, NULL, rows);
-    arena_release(&work->arena, mark);
-    return status;
+    if (!has_failed(cx)) transformer_forward(cx, s->model, hidden, T, sequences, R, false);
+    for (int64_t r = 0; r < rows && !has_failed(cx); r++)
+        copy(cx, last + r * width, hidden + (all ? r : (r + 1) * T - 1) * width, width);
+    if (draws) image_head(cx, s->model, logits, last, rows);
+    else linear(cx, logits, last, &s->model->lm_head, NULL, rows);
+    return context_end(cx, &s->error);
 }
 
 /* Text ids (T), seen pictures in the places of placeholders, at the end of R sequences; logits (R, V) of the last, or of
@@ -108,7 +105,10 @@ int stages_read_picture(Stages *s, const int32_t *prompt, int P, const int32_t *
     float *x = allocate((P + T) * width, sizeof *x), *all = allocate((P + T) * (int64_t)s->model->config.codebook, sizeof *all);
     int status = x == NULL || all == NULL ? JANUS_NO_MEMORY : JANUS_OK;
     if (status == JANUS_OK) embed_prompt(s->model, prompt, P, P, NULL, x);
-    if (status == JANUS_OK) status = embed_image_ids(&s->session->work, s->model, ids, T, x + P * width, &s->error);
+    if (status == JANUS_OK) {
+        embed_image_ids(&s->session->context, s->model, ids, T, x + P * width);
+        status = context_end(&s->session->context, &s->error);
+    }
     if (status == JANUS_OK) status = read_embeddings(s, x, P + T - 1, 1, 1, 1, all);
     if (status == JANUS_OK) memcpy(logits, all + (P - 1) * (int64_t)s->model->config.codebook, (size_t)(T * (int64_t)s->model->config.codebook) * sizeof *all);
     free(x);
@@ -119,7 +119,8 @@ int stages_read_picture(Stages *s, const int32_t *prompt, int P, const int32_t *
 /* The prompt of a picture as ids; returns how many there are, at most `room`, or -1. */
 int stages_drawing_prompt(Stages *s, const char *prompt, int32_t *ids, int room) {
     IdList list = {0};
-    const int ok = drawing_prompt(s->model, prompt, &list, &s->error) == JANUS_OK && list.count <= (size_t)room;
+    drawing_prompt(&s->session->context, s->model, prompt, &list);
+    const int ok = context_end(&s->session->context, &s->error) == JANUS_OK && list.count <= (size_t)room;
     const int count = ok ? (int)list.count : -1;
     if (ok) memcpy(ids, list.ids, list.count * sizeof *ids);
     free(list.ids);
@@ -129,7 +130,8 @@ int stages_drawing_prompt(Stages *s, const char *prompt, int32_t *ids, int room)
 /* A first question about one picture as ids, as stages_drawing_prompt. */
 int stages_question(Stages *s, const char *question, int32_t *ids, int room) {
     IdList list = {0};
-    const int ok = turn_prompt(s->session, question, 1, &list, &s->error) == JANUS_OK && list.count <= (size_t)room;
+    turn_prompt(s->session, question, 1, &list);
+    const int ok = context_end(&s->session->context, &s->error) == JANUS_OK && list.count <= (size_t)room;
     const int count = ok ? (int)list.count : -1;
     if (ok) memcpy(ids, list.ids, list.count * sizeof *ids);
     free(list.ids);
@@ -181,7 +183,8 @@ int stages_encode(Stages *s, uint8_t *rgb, int width, int height, int32_t *ids) 
 int stages_see(Stages *s, uint8_t *rgb, int width, int height, float *seen) {
     JanusImage image = {width, height, NULL};
     image.rgb = rgb;
-    return see_image(&s->session->work, s->model, &image, seen, &s->error);
+    see_image(&s->session->context, s->model, &image, seen);
+    return context_end(&s->session->context, &s->error);
 }
 
 int stages_size(const Stages *s, const char *name) {

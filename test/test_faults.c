@@ -440,7 +440,7 @@ static void fail_each(World *world, const Operation *operation, Kind kind, int e
         if (wanted != JANUS_OK)
             good = good && world->error.status == status && strlen(world->error.message) > 10 &&
                    (operation->writes == NULL || hash_file(in_folder(operation->writes)) == old) &&
-                   (world->session == NULL || (janus_conversation_length(world->session) == length && world->session->work.arena.top == NULL));
+                   (world->session == NULL || (janus_conversation_length(world->session) == length && world->session->context.arena.top == NULL));
         if (world->session == NULL) good = good && fault.live == before;
         if (more && wanted != JANUS_OK) good = good && operation->run(world, &again) == JANUS_OK && again == normal;
         close_session(world);

@@ -83,13 +83,13 @@ static void round_operands(const Kernels *isa, int type, int64_t T, int64_t I, f
     if (integer) round_blocks(x, T <= isa->integer.few_rows ? DOT_LEVELS : isa->integer.levels, x_size);
 }
 
-static void linear_case(Compute *cx, int type, int64_t T, int64_t I, int64_t O, int with_bias, double tolerance) {
+static void linear_case(Context *cx, int type, int64_t T, int64_t I, int64_t O, int with_bias, double tolerance) {
     float *values, *x = random_floats(T * I), *bias = random_floats(O), *out = random_floats(T * O);
     Weight w = random_weight(type, O, I, &values);
     double error = 0;
     char name[128];
     linear(cx, out, x, &w, with_bias ? bias : NULL, T);
-    if (cx->fast_activations) round_operands(cx->isa, type, T, I, x, T * I, values, O * I);
+    if (cx->options.fast) round_operands(cx->isa, type, T, I, x, T * I, values, O * I);
     for (int64_t t = 0; t < T; t++)
         for (int64_t o = 0; o < O; o++) {
             double want = with_bias ? bias[o] : 0, magnitude = fabs(want);
@@ -101,7 +101,7 @@ static void linear_case(Compute *cx, int type, int64_t T, int64_t I, int64_t O, 
             error = worst(error, out[t * O + o], want, magnitude);
         }
     snprintf(name, sizeof name, "%s linear %s T=%d I=%d O=%d%s%s", cx->isa->name, type_name(type), (int)T, (int)I,
-             (int)O, with_bias ? " bias" : "", cx->fast_activations ? " fast" : "");
+             (int)O, with_bias ? " bias" : "", cx->options.fast ? " fast" : "");
     report(name, error, tolerance);
     free(values);
     free(x);
@@ -110,14 +110,14 @@ static void linear_case(Compute *cx, int type, int64_t T, int64_t I, int64_t O, 
     free((void *)(uintptr_t)w.data);
 }
 
-static void conv_case(Compute *cx, int type, ConvShape s, int64_t O) {
+static void conv_case(Context *cx, int type, ConvShape s, int64_t O) {
     int64_t K = (int64_t)s.kernel * s.kernel * s.I, up = s.upsample ? 2 : 1;
     float *values, *x = random_floats(s.H * s.W * s.I), *bias = random_floats(O), *out = random_floats(s.Ho * s.Wo * O);
     Weight w = random_weight(type, O, K, &values);
     double error = 0;
     char name[160];
     conv2d(cx, out, x, &w, bias, &s);
-    if (cx->fast_activations) round_operands(cx->isa, type, INT64_MAX, s.I, x, s.H * s.W * s.I, values, O * K);
+    if (cx->options.fast) round_operands(cx->isa, type, INT64_MAX, s.I, x, s.H * s.W * s.I, values, O * K);
     for (int64_t oy = 0; oy < s.Ho; oy++)
         for (int64_t ox = 0; ox < s.Wo; ox++)
             for (int64_t o = 0; o < O; o++) {
@@ -137,7 +137,7 @@ static void conv_case(Compute *cx, int type, ConvShape s, int64_t O) {
             }
     snprintf(name, sizeof name, "%s conv2d %s %dx%d I=%d O=%d kernel %d stride %d pad %d%s", cx->isa->name,
              type_name(type), (int)s.H, (int)s.W, (int)s.I, (int)O, s.kernel, s.stride, s.pad,
-             s.upsample ? " upsample" : cx->fast_activations ? " fast" : "");
+             s.upsample ? " upsample" : cx->options.fast ? " fast" : "");
     report(name, error, 1e-6);
     free(values);
     free(x);
@@ -154,7 +154,7 @@ static float *random_cache(int type, int64_t n, void **stored) {
     return values;
 }
 
-static void attention_case(Compute *cx, int type, int64_t T, int64_t S1, int64_t S2, int64_t H, int64_t KV, int64_t d,
+static void attention_case(Context *cx, int type, int64_t T, int64_t S1, int64_t S2, int64_t H, int64_t KV, int64_t d,
                            int causal) {
     int64_t S = S1 + S2, row = KV * d;
     void *k, *v;
@@ -199,7 +199,7 @@ static void attention_case(Compute *cx, int type, int64_t T, int64_t S1, int64_t
     free(p);
 }
 
-static void norm_cases(Compute *cx, int64_t T, int64_t D) {
+static void norm_cases(Context *cx, int64_t T, int64_t D) {
     float *x = random_floats(T * D), *weight = random_floats(D), *bias = random_floats(D), *out = random_floats(T * D);
     char name[96];
     for (int64_t i = 0; i < T * D; i++) x[i] += 3;
@@ -229,7 +229,7 @@ static void norm_cases(Compute *cx, int64_t T, int64_t D) {
     free(out);
 }
 
-static void group_norm_case(Compute *cx, int64_t rows, int64_t channels, int groups, int swish) {
+static void group_norm_case(Context *cx, int64_t rows, int64_t channels, int groups, int swish) {
     float *x = random_floats(rows * channels), *weight = random_floats(channels), *bias = random_floats(channels);
     float *out = random_floats(rows * channels);
     int64_t width = channels / groups;
@@ -262,7 +262,7 @@ static void group_norm_case(Compute *cx, int64_t rows, int64_t channels, int gro
 }
 
 /* gelu and silu on a fine grid and on the special points; softmax, add, store_f16. */
-static void element_cases(Compute *cx) {
+static void element_cases(Context *cx) {
     enum { COUNT = 100003 };
     float *x = must_allocate(COUNT * sizeof *x), *y = must_allocate(COUNT * sizeof *y), *up = random_floats(COUNT);
     uint16_t *halves = must_allocate(COUNT * sizeof *halves);
@@ -324,9 +324,9 @@ static void thread_case(const char *isa) {
     c.rows = 20;
     c.cols = 9 * 22;
     for (int threads = 1; threads <= 3; threads++) {
-        Compute cx;
+        Context cx;
         float *out = random_floats(n), *p = out;
-        if (compute_init(&cx, threads, isa) != 0) continue;
+        if (context_init(&cx, threads, isa) != 0) continue;
         linear(&cx, p, x, &w, NULL, T);
         linear(&cx, p += T * O, x, &few, NULL, 3);
         conv2d(&cx, p += 3 * O, x, &c, NULL, &shape);
@@ -340,7 +340,7 @@ static void thread_case(const char *isa) {
             for (int64_t i = 0; i < n; i++) differ += memcmp(&first[i], &out[i], sizeof *out) != 0;
             free(out);
         }
-        compute_free(&cx);
+        context_free(&cx);
     }
     snprintf(name, sizeof name, "%s numbers that differ with 1, 2 and 3 threads", isa);
     report(name, differ, 0);
@@ -350,7 +350,7 @@ static void thread_case(const char *isa) {
     free((void *)(uintptr_t)w.data);
 }
 
-static void linear_cases(Compute *cx) {
+static void linear_cases(Context *cx) {
     const int types[] = {TYPE_F32, TYPE_F16, TYPE_BF16, TYPE_Q8_0, TYPE_Q4_0};
     for (int i = 0; i < 5; i++) {
         int quantised = types[i] == TYPE_Q8_0 || types[i] == TYPE_Q4_0;
@@ -367,7 +367,7 @@ static void linear_cases(Compute *cx) {
 
 /* Equal numbers everywhere, so that a block's integers are the largest: their products must not overflow. Weights in Q8_0
    are -128 besides, which files of others may hold. */
-static void largest_products_case(Compute *cx, int type, int64_t T) {
+static void largest_products_case(Context *cx, int type, int64_t T) {
     enum { I = 256, O = 24 };
     float *x = random_floats(T * I), *out = random_floats(T * O), row[I];
     const int64_t bytes = type_row_bytes(type, I);
@@ -388,7 +388,7 @@ static void largest_products_case(Compute *cx, int type, int64_t T) {
     free(data);
 }
 
-static void conv_cases(Compute *cx) {
+static void conv_cases(Context *cx) {
     const ConvShape shapes[] = {
         {5, 7, 3, 3, 1, 1, 5, 7, 0},    {9, 9, 16, 3, 1, 1, 9, 9, 0},     {12, 10, 33, 3, 1, 1, 12, 10, 0},
         {8, 8, 32, 3, 2, 0, 4, 4, 0},   {9, 11, 20, 3, 2, 0, 4, 5, 0},    {6, 5, 32, 3, 1, 1, 12, 10, 1},
@@ -402,7 +402,7 @@ static void conv_cases(Compute *cx) {
     }
 }
 
-static void attention_cases(Compute *cx) {
+static void attention_cases(Context *cx) {
     for (int half = 0; half < 2; half++) {
         int type = half ? TYPE_F16 : TYPE_F32;
         attention_case(cx, type, 1, 1, 0, 2, 1, 16, 1);
@@ -419,10 +419,10 @@ static void attention_cases(Compute *cx) {
 int main(void) {
     format_cases();
     for (int i = 0; isa_names(i) != NULL; i++) {
-        Compute cx;
-        if (compute_init(&cx, 2, isa_names(i)) != 0) return 1;
+        Context cx;
+        if (context_init(&cx, 2, isa_names(i)) != 0) return 1;
         linear_cases(&cx);
-        cx.fast_activations = 1;
+        cx.options.fast = 1;
         linear_cases(&cx);
         for (int64_t T = 2; T <= 32; T += 30) {
             largest_products_case(&cx, TYPE_BF16, T);
@@ -430,7 +430,7 @@ int main(void) {
             largest_products_case(&cx, TYPE_Q4_0, T);
         }
         conv_cases(&cx);
-        cx.fast_activations = 0;
+        cx.options.fast = 0;
         conv_cases(&cx);
         attention_cases(&cx);
         norm_cases(&cx, 3, 64);
@@ -440,8 +440,8 @@ int main(void) {
         group_norm_case(&cx, 577, 64, 32, 1);
         group_norm_case(&cx, 130, 96, 32, 1);
         element_cases(&cx);
-        report("no allocation failed", cx.failed, 0);
-        compute_free(&cx);
+        report("no allocation failed", has_failed(&cx), 0);
+        context_free(&cx);
         thread_case(isa_names(i));
     }
     printf("%d passed, %d failed\n", passed, failed);
