@@ -514,7 +514,9 @@ class Taps:
         """Records a copy of `value`."""
         count = self.met.get(name, 0)
         self.met[name] = count + 1
-        array = value.detach().numpy() if isinstance(value, torch.Tensor) else value
+        if isinstance(value, torch.Tensor):
+            value = value.detach().float().numpy() if value.is_floating_point() else value.detach().numpy()
+        array = value
         self.values[f"{name}.{count}" if count else name] = np.array(array)
 
 
@@ -558,7 +560,8 @@ def see(reference: Reference, image: Image.Image, taps: Taps) -> torch.Tensor:
     for i, layer in enumerate(vision.encoder.layers):
         pairs.append((layer, lambda y, i=i: taps.add(f"vision.block.{i}", y[0])))
     with hooked(pairs):
-        hidden = vision(torch.from_numpy(values).permute(2, 0, 1)[None]).last_hidden_state
+        pixels = torch.from_numpy(values).permute(2, 0, 1)[None].to(vision.embeddings.patch_embedding.weight.dtype)
+        hidden = vision(pixels).last_hidden_state
     taps.add("vision.output", hidden[0])
     embeddings = aligner(hidden)[0]
     taps.add("aligner.output", embeddings)

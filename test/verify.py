@@ -3,6 +3,7 @@
 """Is ./janus equal to PyTorch? Runs one checkpoint through both and compares every named intermediate tensor.
 
     verify.py CHECKPOINT [--dtype TYPE]           a folder (official or transformers layout) or a GGUF file
+    verify.py CHECKPOINT --peer-dtype bfloat16    how far PyTorch's own bfloat16 is from its float32, and janus
     verify.py --suite                             small random checkpoints of many shapes, layouts and formats
     verify.py --full --work DIR                   the real 1B and 7B geometries with random weights
 
@@ -372,6 +373,18 @@ def verify_path(path: Path, dtype: str | None, tolerance: float, threads: int, w
     return table
 
 
+def print_peer_distances(path: Path, name: str, threads: int, work: Path) -> None:
+    """How far PyTorch in another type is from its float32, and how far janus is."""
+    import torch
+    from verify_peer import compare_dtypes
+    from reference import load
+    file = path if path.is_file() else work / "model.gguf"
+    if path.is_dir():
+        convert(path, file, None)
+    run(["make", "-s", "-C", ROOT, "build/libbench.so"])
+    compare_dtypes(file, load(file), photograph(640, 426, 1), QUESTION, PROMPT, threads, getattr(torch, name))
+
+
 # ---- The suite ----
 
 def suite_cases() -> list[tuple[str, object, str, str, int, str | None]]:
@@ -450,6 +463,7 @@ def main() -> int:
     )
     parser.add_argument("--tolerance", type=float, help="default 1e-4; 2e-3 with --dtype other than f32")
     parser.add_argument("--quick", action="store_true", help="one question, one picture, encode and decode")
+    parser.add_argument("--peer-dtype", choices=["bfloat16", "float16"], help="print how far PyTorch in this type is from float32")
     parser.add_argument("--suite", action="store_true")
     parser.add_argument("--full", action="store_true")
     parser.add_argument("--work", type=Path, help="folder for large temporary files")
@@ -464,6 +478,10 @@ def main() -> int:
     elif options.full:
         from verify_full import verify_full
         table = verify_full(options.work, options.only, options.threads)
+    elif options.checkpoint and options.peer_dtype:
+        with tempfile.TemporaryDirectory(prefix="janus-verify-", dir=options.work) as work:
+            print_peer_distances(options.checkpoint, options.peer_dtype, options.threads, Path(work))
+        return 0
     elif options.checkpoint:
         tolerance = options.tolerance or (1e-4 if options.dtype in (None, "f32") else 2e-3)
         with tempfile.TemporaryDirectory(prefix="janus-verify-", dir=options.work) as work:
