@@ -188,7 +188,7 @@ works() {
     [ -z "$runner" ] || command -v "${runner%% *}" >/dev/null || return
     [ "$runner" = - ] && return
     reason="${runner:-this machine} does not run a program that prints a line"
-    [ "$(timeout -s KILL 60 $runner ./$BUILD/program 2>/dev/null | tr -d '\r')" = works ]
+    [ "$({ timeout -s KILL 60 $runner ./$BUILD/program; } 2>/dev/null | tr -d '\r')" = works ]
 }
 
 # Sets $build to "clean" or to the number of warnings of the last build.
