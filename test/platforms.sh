@@ -167,9 +167,7 @@ short_name() {
 wanted() { echo "$(short_name "$1") $2" | grep -qE -e "${ROWS:-.}"; }
 
 # leave_out COMPILER TARGET REASON...: named below the table.
-leave_out() {
-    echo "- $(short_name "$1"), $2: $3" >>$BUILD/left_out
-}
+leave_out() { echo "- $1, $2: $3" >>$BUILD/left_out; }
 
 # compile OUT ...: $compiler with $flags; the file is called OUT on Windows too.
 compile() {
@@ -245,7 +243,7 @@ row() {
     flags=$*
     wanted "$compiler" "$target" || return 0
     start=$(date +%s)
-    works || { leave_out "$compiler" "$target" "$reason"; return; }
+    works || { leave_out "$(short_name "$compiler")" "$target" "$reason"; return; }
     build
     isa=""
     tested=$(tests 2>$BUILD/stderr.tests) && tests_good=1 || tests_good=0
@@ -262,15 +260,16 @@ link_row() {
     shift 3
     flags=$*
     wanted "$compiler" "$target" || return 0
-    works || { leave_out "$compiler" "$target" "$reason"; return; }
+    works || { leave_out "$(short_name "$compiler")" "$target" "$reason"; return; }
     compile program $warn janus.c >$BUILD/log 2>&1
     count_warnings
-    if [ "$build" = clean ] && [ -s $BUILD/program ]; then build=links linked=$((linked + 1)); else failed "" 2>/dev/null; fi
+    : >$BUILD/stderr
+    if [ "$build" = clean ] && [ -s $BUILD/program ]; then build=links linked=$((linked + 1)); else failed ""; fi
     print_row "$(compiler_name)" "$target" - "$build" - - - -
 }
 
-# rows_stb AGE FOLDER RELEASE...: with the stb headers of FOLDER, or else of the first of these Debian releases that is to be had.
-# The drawn PNG files must be the native ones to the byte.
+# rows_stb AGE FOLDER RELEASE...: with the stb headers of FOLDER, or else of the first of these Debian releases that can be
+# had. The drawn PNG files must be the native ones to the byte.
 rows_stb() {
     age=$1 folder=$2
     shift 2
@@ -279,7 +278,7 @@ rows_stb() {
         fetch_stb $BUILD/stb-$age "$@" && folder=$BUILD/stb-$age/usr/include/stb
     fi
     if [ ! -f "$folder/stb_image.h" ]; then
-        for compiler in gcc clang; do leave_out $compiler "x86-64, stb $age" "needs a Debian mirror, or STB_OLDEST, STB_NEWEST"; done
+        leave_out "gcc and clang" "x86-64, stb $age" "needs a Debian mirror among apt's sources, or STB_OLDEST and STB_NEWEST"
         return
     fi
     native_include=$INCLUDE INCLUDE=$BUILD/include-$age exact=1
