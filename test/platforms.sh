@@ -139,14 +139,14 @@ own_apt_get() {
         -o Acquire::Languages=none "$@")
 }
 
-# fetch_stb FOLDER SUITE...: unpacks libstb-dev of the first of these Debian releases that can be had.
+# fetch_stb FOLDER SUITE...: unpacks libstb-dev of the first of these Debian releases that can be had; else FOLDER stays.
 fetch_stb() {
     folder=$1
     shift
-    rm -rf "$folder"
     for suite in "$@"; do
-        own_apt_get "$suite" update && own_apt_get "$suite" download libstb-dev &&
-            dpkg-deb -x "$BUILD/apt-$suite"/libstb-dev_*.deb "$folder" && return
+        rm -f $BUILD/apt-$suite/*.deb
+        own_apt_get "$suite" update && own_apt_get "$suite" download libstb-dev && rm -rf "$folder" &&
+            dpkg-deb -x $BUILD/apt-$suite/libstb-dev_*.deb "$folder" && return
     done
     return 1
 } >$BUILD/log.stb 2>&1
@@ -275,7 +275,8 @@ rows_stb() {
     shift 2
     { wanted gcc "x86-64, stb $age" || wanted clang "x86-64, stb $age"; } || return 0
     if [ -z "$folder" ]; then
-        fetch_stb $BUILD/stb-$age "$@" && folder=$BUILD/stb-$age/usr/include/stb
+        fetch_stb $BUILD/stb-$age "$@"
+        folder=$BUILD/stb-$age/usr/include/stb
     fi
     if [ ! -f "$folder/stb_image.h" ]; then
         leave_out "gcc and clang" "x86-64, stb $age" "needs a Debian mirror among apt's sources, or STB_OLDEST and STB_NEWEST"
