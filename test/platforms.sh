@@ -10,17 +10,18 @@
 # and "-" where a row has no such check. Fails if any row differs or warns; says below the table why others are left out.
 #
 #   make platforms ROWS=PATTERN   only the rows whose "compiler target" matches, as for grep -E: ROWS='big-endian|^zig'
+#   BUILD=build/DIR sh test/platforms.sh   works in that folder, so that parts can run side by side
 #   STB_OLDEST=DIR, STB_NEWEST=DIR   folders with stb_image.h for the rows of stb (else Debian's packages, fetched by apt)
 #
 # What is fetched stays in build/platforms: packages of stb, zig in a Python environment, a Debian 13 made by debootstrap.
 cd "$(dirname "$0")/.." || exit 1
 MODEL=${MODEL:-weights/tiny.gguf}
 IMAGE=weights/samples.png
-BUILD=build/platforms
+BUILD=${BUILD:-build/platforms}
 INCLUDE=$BUILD/include
-ZIG=$BUILD/zig
+ZIG=build/platforms/zig
 ZIG_VERSION=0.17.0
-DEBIAN13=$BUILD/debian13
+DEBIAN13=build/platforms/debian13
 WARN="-std=c99 -pedantic -Wall -Wextra -Wshadow -Wvla"
 HERE="$(uname -s) $(uname -m)"
 export LC_ALL=C.UTF-8 WINEDEBUG=-all
@@ -97,7 +98,7 @@ zig_cc() {
 
 install_zig() {
     [ "$(zig_cc -dumpfullversion 2>/dev/null)" = $ZIG_VERSION ] && return
-    python3 -m venv $ZIG && $ZIG/bin/python -m pip install -q --disable-pip-version-check ziglang==$ZIG_VERSION
+    mkdir -p ${ZIG%/*} && python3 -m venv $ZIG && $ZIG/bin/python -m pip install -q --disable-pip-version-check ziglang==$ZIG_VERSION
 }
 
 # Debian 13's gcc works on a copy of the sources in there; what it makes comes out.
@@ -113,7 +114,7 @@ debian13_gcc() {
 install_debian13() {
     [ -e $DEBIAN13/made ] && return
     [ "$(id -u)" = 0 ] || return
-    rm -rf $DEBIAN13
+    rm -rf $DEBIAN13 && mkdir -p ${DEBIAN13%/*}
     debootstrap --variant=minbase --include=gcc,libc6-dev trixie $DEBIAN13 "$(mirror)" && : >$DEBIAN13/made
 }
 
