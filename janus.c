@@ -2206,6 +2206,7 @@ static const Kernels KERNEL(kernels) = {
 
 #if defined(__GNUC__) && defined(__x86_64__) && !defined(__TINYC__) && !defined(JANUS_NO_SIMD)
 #define HAVE_X86_KERNELS
+#include <cpuid.h>
 #include <immintrin.h>
 #define KERNEL_PASS PASS_AVX2
 #define KERNEL_NAME avx2
@@ -2226,18 +2227,35 @@ static const Kernels KERNEL(kernels) = {
 #include KERNEL_FILE
 #endif
 
+#ifdef HAVE_X86_KERNELS
+static bool has_bits(unsigned word, unsigned bits) { return (word & bits) == bits; }
+
+/* 3 where the AVX-512 kernels with bf16 run, 2 AVX-512, 1 AVX2, 0 none: the processor has the instructions and the
+   system saves their registers. __builtin_cpu_supports wants a table that not every compiler's library has (zig cc). */
+static int x86_level(void) {
+    const unsigned avx512 = bit_AVX512F | bit_AVX512BW | bit_AVX512VL | bit_AVX512DQ;
+    unsigned a, b, c, d, saved, features, leaves;
+    if (!__get_cpuid(1, &a, &b, &features, &d) || !has_bits(features, bit_OSXSAVE | bit_AVX | bit_FMA)) return 0;
+    __asm__ volatile("xgetbv" : "=a"(saved), "=d"(d) : "c"(0));
+    if (!has_bits(saved, 0x06) || !__get_cpuid_count(7, 0, &leaves, &b, &c, &d) || !has_bits(b, bit_AVX2)) return 0;
+#if defined(__APPLE__)
+    saved |= 0xe0; /* macOS saves these registers from a thread's first use on */
+#endif
+    if (!has_bits(saved, 0xe0) || !has_bits(b, avx512)) return 1;
+    if (!has_bits(c, bit_AVX512VNNI) || leaves < 1 || !__get_cpuid_count(7, 1, &a, &b, &c, &d)) return 2;
+    return has_bits(a, bit_AVX512BF16) ? 3 : 2;
+}
+#endif
+
 /* The i-th table that this machine can run, best first; NULL after the last. */
 static const Kernels *kernels_at(int i) {
     const Kernels *usable[5] = {NULL};
     int count = 0;
 #ifdef HAVE_X86_KERNELS
-    int avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    int avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                 __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-    if (avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni"))
-        usable[count++] = &kernels_avx512bf16;
-    if (avx512) usable[count++] = &kernels_avx512;
-    if (avx2) usable[count++] = &kernels_avx2;
+    const int level = x86_level();
+    if (level >= 3) usable[count++] = &kernels_avx512bf16;
+    if (level >= 2) usable[count++] = &kernels_avx512;
+    if (level >= 1) usable[count++] = &kernels_avx2;
 #elif defined(HAVE_NEON_KERNELS)
     usable[count++] = &kernels_neon;
 #endif

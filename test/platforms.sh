@@ -2,41 +2,51 @@
 # SPDX-License-Identifier: MIT
 # make platforms: builds janus.c for every platform that can be run here, runs both tasks with the same small model on each,
 # and compares with the native plain build. A row says
-#   build    whether the compiler was without a warning
+#   build    "clean" where the compiler was without a warning; "links" says the same of a program that cannot be run here
 #   tests    how many tests of test_janus and test_kernels passed there
 #   ids      whether two greedy pictures, a seeded one, an encoded one and two greedy answers are the same
 #   pixels   the largest difference in the three drawn pictures, of 255; 1 is allowed
 #   threads  whether one thread and three give the same bytes: every tensor of a drawing, and its PNG as a file and on stdout
-# and "-" where a row has no such check. Fails if any row that was run differs or warns; says what the others need.
-# ONLY=PATTERN runs the rows whose target matches.
+# and "-" where a row has no such check. Fails if any row differs or warns; says below the table why others are left out.
+#
+#   make platforms ROWS=PATTERN   only the rows whose "compiler target" matches, as for grep -E: ROWS='big-endian|^zig'
+#   BUILD=build/DIR sh test/platforms.sh   works in that folder, so that parts can run side by side
+#   STB_OLDEST=DIR, STB_NEWEST=DIR   folders with stb_image.h for the rows of stb (else Debian's packages, fetched by apt)
+#
+# What is fetched stays in build/platforms: packages of stb, zig in a Python environment, a Debian 13 made by debootstrap.
 cd "$(dirname "$0")/.." || exit 1
 MODEL=${MODEL:-weights/tiny.gguf}
 IMAGE=weights/samples.png
-BUILD=build/platforms
+BUILD=${BUILD:-build/platforms}
+INCLUDE=$BUILD/include
+ZIG=build/platforms/zig
+ZIG_VERSION=0.17.0
+DEBIAN13=build/platforms/debian13
 WARN="-std=c99 -pedantic -Wall -Wextra -Wshadow -Wvla"
 HERE="$(uname -s) $(uname -m)"
 export LC_ALL=C.UTF-8 WINEDEBUG=-all
-mkdir -p $BUILD/include/stb $BUILD/native $BUILD/got
+mkdir -p $INCLUDE/stb $BUILD/native $BUILD/got
 for dir in ${STB:-} /usr/include/stb /usr/local/include/stb; do
-    [ -f "$dir/stb_image.h" ] && cp "$dir/stb_image.h" "$dir/stb_image_write.h" $BUILD/include/stb/ && break
+    [ -f "$dir/stb_image.h" ] && cp "$dir/stb_image.h" "$dir/stb_image_write.h" $INCLUDE/stb/ && break
 done
-good=0
+good=0   # rows that ran and are as they must be
+linked=0 # rows that can only be linked
 bad=0
 
 # ---- What a program gives. $runner $program $isa is the command; $windows is 1 where paths have backslashes. ----
 
-run() { $runner "$program" "$@" $isa; }
+run() { timeout -s KILL 3600 $runner "$program" "$@" $isa; }
 path() { if [ "$windows" = 1 ]; then echo "$1" | tr / '\\'; else echo "$1"; fi; }
 
 # The numbers of a dumped int32 tensor, one a line.
 numbers() { tail -c +129 "$1" | od -An -v -td4 | tr -s ' ' '\n' | sed '/^$/d'; }
 
-# draw FOLDER NAME TEMPERATURE PROMPT: prints the ids; the pixels go to FOLDER/NAME.pixels. The file name tests accents.
+# draw FOLDER NAME TEMPERATURE PROMPT: prints the ids; makes FOLDER/NAME.pixels and NAME.png. The file name tests accents.
 draw() {
-    rm -rf "$1/dump" "$1/cœur é.png" "$1/$2.pixels"
+    rm -rf "$1/dump" "$1/cœur é.png" "$1/$2.pixels" "$1/$2.png"
     run generate -m "$(path "$MODEL")" -q --seed 5 --temperature "$3" --dump "$(path "$1/dump")" -o "$(path "$1/cœur é.png")" \
         "$4" >/dev/null && [ -s "$1/cœur é.png" ] && numbers "$1/dump/generation.ids.npy" | xargs &&
-        numbers "$1/dump/image.pixels.npy" >"$1/$2.pixels"
+        numbers "$1/dump/image.pixels.npy" >"$1/$2.pixels" && mv "$1/cœur é.png" "$1/$2.png"
 }
 
 ask() { run ask -m "$(path "$MODEL")" -i "$(path $IMAGE)" --max-tokens 24 "$1"; }
@@ -57,6 +67,11 @@ pixel_difference() {
     done | awk '/none/ { none = 1 } $1 > most { most = $1 } END { print none ? "none" : most + 0 }'
 }
 
+# Whether the native pictures are the same files.
+same_pictures() {
+    for name in greedy accents seeded; do cmp -s $BUILD/native/$name.png "$1/$name.png" || return 1; done
+}
+
 same_bytes() {
     rm -rf "$1/1" "$1/3" "$1/1.png" "$1/3.png"
     run generate -m "$(path "$MODEL")" -q --seed 6 --threads 1 --dump "$(path "$1/1")" -o "$(path "$1/1.png")" "a house" >/dev/null &&
@@ -67,39 +82,112 @@ same_bytes() {
 # The sum of what the C tests count, on stdout; fails when a test failed or one of the two did not end.
 tests() {
     for test in "$BUILD/test_janus $(path test/golden) $(path $BUILD/test.tmp)" $BUILD/test_kernels; do
-        $runner $test | tr -d '\r' | grep ' passed, '
+        timeout -s KILL 3600 $runner $test | tr -d '\r' | grep ' passed, '
     done | awk '{ passed += $1; failed += $3 } END { print passed + 0 (failed ? ", " failed " failed" : ""); exit failed > 0 || NR != 2 }'
 }
 
+# ---- Compilers that are fetched. Each is a function, called like a compiler. ----
+
+# The first Debian mirror in this machine's own list of sources.
+mirror() { apt-get indextargets --format '$(REPO_URI)' 2>/dev/null | grep -v security | head -1; }
+
+zig_cc() {
+    case $1 in -dumpfullversion) set -- version ;; *) set -- cc "$@" ;; esac
+    ZIG_GLOBAL_CACHE_DIR=$PWD/$ZIG/cache $ZIG/bin/python -m ziglang "$@"
+}
+
+install_zig() {
+    [ "$(zig_cc -dumpfullversion 2>/dev/null)" = $ZIG_VERSION ] && return
+    mkdir -p ${ZIG%/*} && python3 -m venv $ZIG && $ZIG/bin/python -m pip install -q --disable-pip-version-check ziglang==$ZIG_VERSION
+}
+
+# Debian 13's gcc works on a copy of the sources in there; what it makes comes out.
+debian13_gcc() {
+    rm -rf $DEBIAN13/src && mkdir -p $DEBIAN13/src/$BUILD
+    cp -R janus.c janus.h test $DEBIAN13/src/ && cp -R $INCLUDE $BUILD/probe.c $DEBIAN13/src/$BUILD/
+    chroot $DEBIAN13 sh -c 'cd /src && exec gcc "$@"' gcc "$@" || return
+    for made in program test_janus test_kernels; do
+        [ ! -f $DEBIAN13/src/$BUILD/$made ] || mv $DEBIAN13/src/$BUILD/$made $BUILD/
+    done
+}
+
+install_debian13() {
+    [ -e $DEBIAN13/made ] && return
+    [ "$(id -u)" = 0 ] || return
+    rm -rf $DEBIAN13 && mkdir -p ${DEBIAN13%/*}
+    debootstrap --variant=minbase --include=gcc,libc6-dev trixie $DEBIAN13 "$(mirror)" && : >$DEBIAN13/made
+}
+
+# Fetches what $compiler is; fails at once where that failed before.
+fetch_compiler() {
+    case $compiler in
+    zig_cc | debian13_gcc) ;;
+    *) return 0 ;;
+    esac
+    case $unfetched in *$compiler*) return 1 ;; esac
+    install_${compiler%_*} >$BUILD/log.$compiler 2>&1 || { unfetched="$unfetched $compiler"; return 1; }
+}
+unfetched=""
+
+# own_apt_get SUITE COMMAND ...: apt-get with lists of its own, which hold that Debian release alone.
+own_apt_get() {
+    apt=$PWD/$BUILD/apt-$1
+    mkdir -p "$apt/state/lists/partial" "$apt/cache/archives/partial" && : >"$apt/status"
+    echo "deb $(mirror) $1 main" >"$apt/sources"
+    shift
+    (cd "$apt" && apt-get -q -o Dir::State="$apt/state" -o Dir::State::status="$apt/status" -o Dir::Cache="$apt/cache" \
+        -o Dir::Etc::SourceList="$apt/sources" -o Dir::Etc::SourceParts=/dev/null -o APT::Sandbox::User="$(id -un)" \
+        -o Acquire::Languages=none "$@")
+}
+
+# fetch_stb FOLDER SUITE...: unpacks libstb-dev of the first of these Debian releases that can be had; else FOLDER stays.
+fetch_stb() {
+    folder=$1
+    shift
+    for suite in "$@"; do
+        rm -f $BUILD/apt-$suite/*.deb
+        own_apt_get "$suite" update && own_apt_get "$suite" download libstb-dev && rm -rf "$folder" &&
+            dpkg-deb -x $BUILD/apt-$suite/libstb-dev_*.deb "$folder" && return
+    done
+    return 1
+} >$BUILD/log.stb 2>&1
+
 # ---- The table ----
 
-print_row() { printf '| %-14s | %-31s | %-10s | %-10s | %6s | %-6s | %6s | %-7s |\n' "$@"; }
+print_row() { printf '| %-14s | %-33s | %-10s | %-11s | %6s | %-6s | %6s | %-7s |\n' "$@"; }
 
 compiler_version() {
     { "$1" -dumpfullversion || "$1" --version || "$1" -v; } 2>/dev/null | grep -o '[0-9][0-9.]*[0-9][-a-z0-9]*' | head -1
 }
 
-short_name() { case $1 in *clang*) echo clang ;; *g++*) echo g++ ;; *gcc*) echo gcc ;; *) echo "$1" ;; esac; }
+short_name() {
+    case $1 in *clang*) echo clang ;; *g++*) echo g++ ;; *gcc*) echo gcc ;; zig_cc) echo zig cc ;; *) echo "$1" ;; esac
+}
 
-wanted() { case $1 in *${ONLY:-}*) ;; *) false ;; esac; }
+# Whether ROWS asks for this compiler and target.
+wanted() { echo "$(short_name "$1") $2" | grep -qE -e "${ROWS:-.}"; }
 
-leave_out() { print_row "$(short_name "$1")" "$2" "needs $3" "" "" "" "" ""; missing=$((missing + 1)); }
-missing=0
+# leave_out COMPILER TARGET REASON...: named below the table.
+leave_out() { echo "- $1, $2: $3" >>$BUILD/left_out; }
 
 # compile OUT ...: $compiler with $flags; the file is called OUT on Windows too.
 compile() {
     out=$BUILD/$1
     shift
     rm -f "$out" "$out.exe"
-    $compiler $flags -isystem $BUILD/include "$@" -o "$out" -lm
+    $compiler $flags -isystem $INCLUDE "$@" -o "$out" -lm
     [ ! -f "$out.exe" ] || mv "$out.exe" "$out"
 }
 
-# Whether `compiler flags` makes a program that the runner runs.
+# Whether $compiler with $flags makes a small program that $runner runs; sets $reason where not.
 works() {
     printf '#include <errno.h>\n#include <stdio.h>\nint main(void) { puts("works"); return 0; }\n' >$BUILD/probe.c
-    compile program $BUILD/probe.c >/dev/null 2>&1
-    [ "$($runner ./$BUILD/program 2>/dev/null | tr -d '\r')" = works ]
+    reason="needs $packages"
+    fetch_compiler && compile program $BUILD/probe.c >$BUILD/log 2>&1 || return
+    [ -z "$runner" ] || command -v "${runner%% *}" >/dev/null || return
+    [ "$runner" = - ] && return
+    reason="${runner:-this machine} does not run a program that prints a line"
+    [ "$({ timeout -s KILL 60 $runner ./$BUILD/program; } 2>/dev/null | tr -d '\r')" = works ]
 }
 
 # Sets $build to "clean" or to the number of warnings of the last build.
@@ -116,59 +204,103 @@ build() {
     count_warnings
 }
 
-# Compares the results with the native ones and prints the row. What is wrong goes to build/platforms/FAILED.*.
-compare() {
-    got=$1
-    tested=$2
-    name=$3
-    pixels=$(pixel_difference $BUILD/got)
-    if [ "$got" = "$native" ]; then ids=equal; else ids=DIFFER; fi
-    print_row "$(short_name "$compiler") $(compiler_version "$compiler")" "$target" "$name" "$build" "$tested" "$ids" "$pixels" "$threads"
-    case $build,$ids,$threads,$pixels,$tests_good in clean,equal,equal,[01],1 | clean,equal,-,[01],1) equal=1 ;; *) equal=0 ;; esac
-    if [ $equal = 1 ]; then
-        good=$((good + 1))
-    else
-        bad=$((bad + 1))
-        { cat $BUILD/log; echo "$got"; cat $BUILD/stderr; } >"$BUILD/FAILED.$bad"
-    fi
+compiler_name() { echo "$(short_name "$compiler") $(compiler_version "$compiler")"; }
+
+# failed OUTPUT: what is wrong goes to build/platforms/FAILED.*
+failed() {
+    bad=$((bad + 1))
+    { echo "$target"; cat $BUILD/log; echo "$1"; cat $BUILD/stderr; } >"$BUILD/FAILED.$bad"
 }
 
-# row TARGET PACKAGES RUNNER WHICH COMPILER FLAGS...: WHICH is the kernels to run, "all" or "best".
-row() {
-    target=$1 packages=$2 runner=$3 which=$4 compiler=$5
-    shift 5
-    flags=$*
-    wanted "$target" || return 0
-    if ! works; then
-        leave_out "$compiler" "$target" "$packages"
-        return
-    fi
-    build
-    isa=""
-    tested=$(tests 2>$BUILD/stderr.tests) && tests_good=1 || tests_good=0
-    program=$BUILD/program
-    kernels=$(run info -m "$(path "$MODEL")" 2>/dev/null | tr -d '\r,' | sed 's/^kernels *//p;d')
-    [ $which = best ] && kernels=${kernels%% *}
-    for kernel in ${kernels:-none}; do
+# compare OUTPUT TESTS KERNELS: compares the results with the native ones and prints the row.
+compare() {
+    pixels=$(pixel_difference $BUILD/got)
+    [ "$exact" = 0 ] || same_pictures $BUILD/got || pixels=DIFFER
+    if [ "$1" = "$native" ]; then ids=equal; else ids=DIFFER; fi
+    print_row "$(compiler_name)" "$target" "$3" "$build" "$2" "$ids" "$pixels" "$threads"
+    case $build,$ids,$threads,$pixels,$tests_good in
+    clean,equal,equal,[01],1 | clean,equal,-,[01],1) good=$((good + 1)) ;;
+    *) failed "$1" ;;
+    esac
+}
+
+# run_kernels TESTS KERNEL...: both tasks with each of these kernels, a row for each.
+run_kernels() {
+    tested=$1
+    shift
+    for kernel in "$@"; do
         isa="--isa $kernel"
-        rm -f $BUILD/got/*.pixels
+        rm -f $BUILD/got/*.p*
         got=$(outputs $BUILD/got 2>$BUILD/stderr | tr -d '\r')
         if same_bytes $BUILD/got 2>>$BUILD/stderr; then threads=equal; else threads=DIFFER; fi
         compare "$got" "$tested" "$kernel"
     done
 }
 
+# row TARGET PACKAGES RUNNER WHICH COMPILER FLAGS...: WHICH is the kernels to run: all, best or plain.
+row() {
+    target=$1 packages=$2 runner=$3 which=$4 compiler=$5
+    shift 5
+    flags=$*
+    wanted "$compiler" "$target" || return 0
+    start=$(date +%s)
+    works || { leave_out "$(short_name "$compiler")" "$target" "$reason"; return; }
+    build
+    isa=""
+    tested=$(tests 2>$BUILD/stderr.tests) && tests_good=1 || tests_good=0
+    program=$BUILD/program
+    kernels=$(run info -m "$(path "$MODEL")" 2>/dev/null | tr -d '\r,' | sed 's/^kernels *//p;d')
+    case $which in best) kernels=${kernels%% *} ;; plain) kernels=plain ;; esac
+    run_kernels "$tested" ${kernels:-none}
+    echo "$(($(date +%s) - start)) s  $(compiler_name), $target" >>$BUILD/times
+}
+
+# link_row TARGET PACKAGES COMPILER FLAGS...: a program for a machine that is not here, compiled and linked.
+link_row() {
+    target=$1 packages=$2 compiler=$3 runner=-
+    shift 3
+    flags=$*
+    wanted "$compiler" "$target" || return 0
+    works || { leave_out "$(short_name "$compiler")" "$target" "$reason"; return; }
+    compile program $warn janus.c >$BUILD/log 2>&1
+    count_warnings
+    : >$BUILD/stderr
+    if [ "$build" = clean ] && [ -s $BUILD/program ]; then build=links linked=$((linked + 1)); else failed ""; fi
+    print_row "$(compiler_name)" "$target" - "$build" - - - -
+}
+
+# rows_stb AGE FOLDER RELEASE...: with the stb headers of FOLDER, or else of the first of these Debian releases that can be
+# had. The drawn PNG files must be the native ones to the byte.
+rows_stb() {
+    age=$1 folder=$2
+    shift 2
+    { wanted gcc "x86-64, stb $age" || wanted clang "x86-64, stb $age"; } || return 0
+    if [ -z "$folder" ]; then
+        fetch_stb $BUILD/stb-$age "$@"
+        folder=$BUILD/stb-$age/usr/include/stb
+    fi
+    if [ ! -f "$folder/stb_image.h" ]; then
+        leave_out "gcc and clang" "x86-64, stb $age" "needs a Debian mirror among apt's sources, or STB_OLDEST and STB_NEWEST"
+        return
+    fi
+    native_include=$INCLUDE INCLUDE=$BUILD/include-$age exact=1
+    rm -rf $INCLUDE && mkdir -p $INCLUDE/stb && cp "$folder"/stb_image.h "$folder"/stb_image_write.h $INCLUDE/stb/
+    version=$(sed -n 's/.* stb_image - v\([0-9.]*\).*/\1/p' $INCLUDE/stb/stb_image.h)
+    for compiler in gcc clang; do row "x86-64, stb $age ($version)" $compiler "" plain $compiler -O2 -lpthread; done
+    INCLUDE=$native_include exact=0
+}
+
 # C++ includes the header and links the library that the C compiler made.
 row_cpp() {
-    target="x86-64, C++11 program" compiler=g++ runner="" flags="-O2"
-    wanted "$target" || return 0
-    works || { leave_out g++ "$target" g++; return; }
+    target="x86-64, C++11 program" compiler=g++ packages=g++ runner="" flags="-O2"
+    wanted g++ "$target" || return 0
+    works || { leave_out g++ "$target" "$reason"; return; }
     rm -f $BUILD/program
-    { gcc $WARN -O2 -isystem $BUILD/include -DJANUS_LIBRARY -c janus.c -o $BUILD/janus.o
+    { gcc $WARN -O2 -isystem $INCLUDE -DJANUS_LIBRARY -c janus.c -o $BUILD/janus.o
       g++ -std=c++11 -pedantic -Wall -Wextra -Wshadow -O2 -I. -x c++ test/embed.c -x none $BUILD/janus.o -o $BUILD/program -lm -lpthread
     } >$BUILD/log 2>&1
     count_warnings
-    rm -f $BUILD/got/*.pixels
+    rm -f $BUILD/got/*.p*
     got=$($BUILD/program "$MODEL" $IMAGE $BUILD/got plain 2>$BUILD/stderr)
     threads="-" tests_good=1
     compare "$got" "-" plain
@@ -177,25 +309,23 @@ row_cpp() {
 # BSD's make, in a folder of its own.
 row_bmake() {
     target="x86-64, built by BSD make" compiler=cc runner="" tests_good=1
-    wanted "$target" || return 0
-    command -v bmake >/dev/null || { leave_out cc "$target" bmake; return; }
+    wanted cc "$target" || return 0
+    command -v bmake >/dev/null || { leave_out cc "$target" "needs bmake"; return; }
     rm -rf $BUILD/bmake && mkdir $BUILD/bmake && cp -R Makefile janus.c janus.h test $BUILD/bmake/
     (cd $BUILD/bmake && bmake janus libjanus.a && bmake install DESTDIR=there && bmake uninstall DESTDIR=there) >$BUILD/log 2>&1 ||
         echo "error: bmake failed" >>$BUILD/log
     rm -f $BUILD/program
     mv $BUILD/bmake/janus $BUILD/program 2>>$BUILD/log
     count_warnings
-    program=$BUILD/program isa="--isa plain"
-    rm -f $BUILD/got/*.pixels
-    got=$(outputs $BUILD/got 2>$BUILD/stderr)
-    if same_bytes $BUILD/got 2>>$BUILD/stderr; then threads=equal; else threads=DIFFER; fi
-    compare "$got" "-" plain
+    program=$BUILD/program
+    run_kernels - plain
 }
 
 # ---- The rows ----
 
-rm -f $BUILD/FAILED.* $BUILD/log*
-windows=0 runner="" program=./janus isa="--isa plain"
+rm -rf $BUILD/FAILED.* $BUILD/log.* $BUILD/left_out $BUILD/times
+: >$BUILD/left_out
+windows=0 exact=0 runner="" program=./janus isa="--isa plain"
 native=$(outputs $BUILD/native 2>$BUILD/stderr)
 [ "$(echo "$native" | wc -l)" = 6 ] || { echo "./janus does not run with $MODEL"; cat $BUILD/stderr; exit 1; }
 
@@ -204,6 +334,7 @@ echo
 print_row compiler target kernels build tests ids pixels threads
 print_row --- --- --- --- --- --- --- ---
 warn=$WARN
+zig_packages="python3-venv and the Python package ziglang $ZIG_VERSION"
 row "x86-64" gcc "" all gcc -O2 -lpthread
 row "x86-64, -O0" gcc "" best gcc -O0 -lpthread
 row "x86-64" clang "" all clang -O2 -lpthread
@@ -218,6 +349,10 @@ row "x86-64, C11 without GNU C" clang "" best clang -O2 -fgnuc-version=0
 warn=$WARN
 row_bmake
 row_cpp
+rows_stb oldest "${STB_OLDEST:-}" bookworm
+rows_stb newest "${STB_NEWEST:-}" sid trixie
+row "x86-64, gcc of Debian 13, static" "root, debootstrap and a Debian mirror" "" all debian13_gcc -O2 -static -lpthread
+row "x86-64, musl, static" "$zig_packages" "" all zig_cc -target x86_64-linux-musl -O2
 i386_packages="libc6-dev-i386 lib32gcc-12-dev"
 row "i386 (-m32)" "$i386_packages" "" best gcc -m32 -O2 -idirafter /usr/include/x86_64-linux-gnu -lpthread
 row "i386 (-m32)" "$i386_packages" "" best clang -m32 -O2 -idirafter /usr/include/x86_64-linux-gnu -lpthread
@@ -230,11 +365,46 @@ row "WebAssembly (WASI), node" "$wasi_packages" "node --experimental-wasi-unstab
     clang --target=wasm32-wasi -O2 -DJANUS_NO_THREADS -DJANUS_NO_MMAP -D_WASI_EMULATED_GETPID -D_WASI_EMULATED_PROCESS_CLOCKS \
     -Wl,-z,stack-size=1048576,--initial-memory=268435456 -lwasi-emulated-getpid -lwasi-emulated-process-clocks
 row "aarch64, qemu" "gcc-aarch64-linux-gnu qemu-user" qemu-aarch64 all aarch64-linux-gnu-gcc -O2 -static -lpthread
-row "armhf, qemu" "gcc-arm-linux-gnueabihf qemu-user" qemu-arm best arm-linux-gnueabihf-gcc -O2 -static -lpthread
-row "riscv64, qemu" "gcc-riscv64-linux-gnu qemu-user" qemu-riscv64 best riscv64-linux-gnu-gcc -O2 -static -lpthread
-row "ppc64le, qemu" "gcc-powerpc64le-linux-gnu qemu-user" qemu-ppc64le best powerpc64le-linux-gnu-gcc -O2 -static -lpthread
-row "s390x (big-endian), qemu" "gcc-s390x-linux-gnu qemu-user" qemu-s390x best s390x-linux-gnu-gcc -O2 -static -lpthread
+emulated() { row "$1, qemu" "gcc-$3 qemu-user" "qemu-$2" best "$3-gcc" -O2 -static -lpthread; }
+emulated "armhf" arm arm-linux-gnueabihf
+emulated "armel" arm arm-linux-gnueabi
+emulated "riscv64" riscv64 riscv64-linux-gnu
+emulated "ppc64le" ppc64le powerpc64le-linux-gnu
+emulated "ppc64 (big-endian)" ppc64 powerpc64-linux-gnu
+emulated "powerpc (big-endian)" ppc powerpc-linux-gnu
+emulated "s390x (big-endian)" s390x s390x-linux-gnu
+emulated "mips (big-endian)" mips mips-linux-gnu
+emulated "mipsel" mipsel mipsel-linux-gnu
+emulated "mips64 (big-endian)" mips64 mips64-linux-gnuabi64
+emulated "mips64el" mips64el mips64el-linux-gnuabi64
+emulated "m68k (big-endian)" m68k m68k-linux-gnu
+emulated "sparc64 (big-endian)" sparc64 sparc64-linux-gnu
+emulated "hppa (big-endian)" hppa hppa-linux-gnu
+emulated "sh4" sh4 sh4-linux-gnu
+# Alpha has infinities and NaNs only with -mieee, and its static programs end in a fault at the start.
+row "alpha, qemu" "gcc-alpha-linux-gnu qemu-user" "qemu-alpha -L /usr/alpha-linux-gnu" best alpha-linux-gnu-gcc -mieee -O2 -lpthread
+# Machines that Debian 12 has no compiler for.
+emulated_zig() { row "$1, musl, qemu" "$zig_packages, qemu-user" "qemu-$2" best zig_cc -target "$3" -O2; }
+emulated_zig "aarch64_be (big-endian)" aarch64_be aarch64_be-linux-musl
+emulated_zig "armeb (big-endian)" armeb armeb-linux-musleabihf
+emulated_zig "riscv32" riscv32 riscv32-linux-musl
+emulated_zig "loongarch64" loongarch64 loongarch64-linux-musl
+# Systems that cannot be run here.
+linked_zig() { link_row "$1" "$zig_packages" zig_cc -target "$2" -O2 $3; }
+linked_zig "macOS arm64" aarch64-macos -lpthread
+linked_zig "macOS x86-64" x86_64-macos -lpthread
+linked_zig "FreeBSD x86-64" x86_64-freebsd -lpthread
+linked_zig "FreeBSD arm64" aarch64-freebsd -lpthread
+linked_zig "NetBSD x86-64" x86_64-netbsd -lpthread
+linked_zig "OpenBSD x86-64" x86_64-openbsd -lpthread
+linked_zig "Windows arm64" aarch64-windows-gnu
+link_row "Windows x86" "gcc-mingw-w64-i686" i686-w64-mingw32-gcc -O2 -static
+if [ -s $BUILD/left_out ]; then
+    echo
+    echo "Left out:"
+    cat $BUILD/left_out
+fi
 echo
-echo "$missing rows left out"
+echo "$linked link only"
 echo "$good passed, $bad failed"
 [ $bad = 0 ]

@@ -416,7 +416,19 @@ static void attention_cases(Context *cx) {
     }
 }
 
+/* What the processor was asked, and what gcc's library knows of it. (Some libraries of clang know nothing: zig cc.) */
+static void dispatch_case(void) {
+#if defined(HAVE_X86_KERNELS) && !defined(__clang__)
+    int avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    int avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                 __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+    int bf16 = avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
+    report("kernels that this processor runs", fabs((double)(x86_level() - (avx2 + avx512 + bf16))), 0);
+#endif
+}
+
 int main(void) {
+    dispatch_case();
     format_cases();
     for (int i = 0; isa_names(i) != NULL; i++) {
         Context cx;
