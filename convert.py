@@ -207,8 +207,10 @@ LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 def find_folder(given: Path) -> Path:
     """The folder of a checkpoint: the one given, the snapshot in one of the hub's cache, or a repository's files."""
+    if (given / "snapshots").is_dir() and not (given / "config.json").exists():
+        return cached_snapshot(given)
     if given.is_dir():
-        return cached_snapshot(given) if (given / "snapshots").is_dir() else given
+        return given
     if given.suffix == ".gguf" and given.exists():
         raise Refused(f"{given} is a GGUF file already: janus reads it, and `janus quantize` makes it smaller")
     if given.exists():
@@ -577,6 +579,7 @@ LIMITS = {
     "janus.vision.patch_size": 4096,
     "janus.vision.embedding_length": 1 << 16,
     "janus.vision.block_count": 512,
+    "janus.vision.feed_forward_length": 1 << 20,
     "janus.vision.attention.head_count": 4096,
     "janus.aligner.depth": 8,
     "janus.gen_aligner.depth": 8,

@@ -1189,6 +1189,10 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for layout, folder in folders.items():
         write_checkpoint(folder, MICRO, layout, shards=2)
         edit(folder, "tokenizer.json", "post_processor", {"type": "Sequence", "processors": POST_PROCESSORS})
+        flags = dict.fromkeys(("lstrip", "rstrip", "single_word", "normalized"), False)
+        decoder = {"313": flags | {"content": "<|User|>", "special": True}}
+        settings = {"add_bos_token": True, "bos_token": convert.BOS, "added_tokens_decoder": decoder}
+        write_json(folder / "tokenizer_config.json", settings)
     return folders
 
 
