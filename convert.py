@@ -412,7 +412,7 @@ def check_relative(config: Config, folder: Path) -> None:
 
 def check_no_adapter(folder: Path) -> None:
     """Refuse a folder of peft: transformers would load its base and add the adapter."""
-    found = sorted(path.name for path in folder.glob("adapter_*") if path.is_file())
+    found = sorted(path.name for kind in ("config", "model") for path in folder.glob(f"adapter_{kind}.*"))
     if found:
         raise Refused(f"{folder} holds a LoRA adapter ({found[0]}), not a model: {MERGE_FIRST}")
 
@@ -1189,8 +1189,8 @@ class SafetensorsShard:
 
 
 class TorchShard:
-    """A file of torch.save.  torch maps it; it is closed now and then, to give back the pages that were read.  What was
-    written before torch 1.6 is no archive and cannot be mapped: that stays in memory until another shard is read."""
+    """A file of torch.save.  torch maps it; it is closed now and then, to give back the pages that were read.  A file of
+    torch before 1.6 is not an archive and cannot be mapped: it is in memory from its first read until that of another."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -1200,8 +1200,7 @@ class TorchShard:
             self.mapped = file.read(4) == b"PK\x03\x04"
         self.open()
         self.entries = {name: self.describe(name, tensor) for name, tensor in self.tensors.items()}
-        if self.mapped:
-            self.release()
+        self.release()
 
     def open(self) -> None:
         try:
@@ -1235,7 +1234,7 @@ class TorchShard:
 
     def read(self, name: str, first: int, last: int) -> np.ndarray:
         """Rows first..last-1, bf16 as its bits."""
-        if not self.tensors or self.mapped and self.bytes_read > REOPEN_BYTES:
+        if not self.tensors or (self.mapped and self.bytes_read > REOPEN_BYTES):
             self.release()
             self.open()
         rows = self.tensors[name].detach()[first:last].contiguous()

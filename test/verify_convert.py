@@ -360,7 +360,7 @@ def deepseek_folder(folder: Path, **settings: Any) -> Tokenizer:
 
 
 def test_a_tokenizer_saved_anew_by_transformers_5(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """As a LlamaTokenizer, whose rules replace those of the file, it is refused; as AutoTokenizer takes it, it is not."""
+    """As a LlamaTokenizer, whose rules replace those of the file, it is refused; as AutoTokenizer takes it, not."""
     for loader in (AutoTokenizer, LlamaTokenizerFast):
         folder = tmp_path / loader.__name__ / "model"
         original = deepseek_folder(folder)
