@@ -2,16 +2,17 @@
 # SPDX-License-Identifier: MIT
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["gguf>=0.17", "numpy>=1.26", "safetensors>=0.5", "torch>=2.4", "tqdm>=4.66"]
+# dependencies = ["gguf>=0.17", "huggingface_hub>=0.23", "numpy>=1.26", "safetensors>=0.5", "torch>=2.4", "tqdm>=4.66"]
 # ///
 """Convert a Janus or Janus-Pro checkpoint into the one flat file that janus reads.
 
-    uv run convert.py CHECKPOINT_FOLDER -o janus.gguf [--dtype f32|f16|bf16|q8_0|q4_0]
+    uv run convert.py CHECKPOINT -o janus.gguf [--dtype f32|f16|bf16|q8_0|q4_0] [--roles pro|1.3b]
     uv run convert.py --random janus-pro-1b -o random.gguf [--seed 0]
 
-The folder is a checkpoint as published: config.json, tokenizer.json, preprocessor_config.json (or a
+CHECKPOINT is a folder as published: config.json, tokenizer.json, preprocessor_config.json (or a
 processor_config.json that holds it) and the weights, .safetensors or .bin, whole or in shards, in the official
 layout (model_type multi_modality) or in that of transformers (model_type janus).  torch is imported for .bin only.
+It may also be a folder of the hub's cache (models--ORG--NAME), or the id of a repository there (ORG/NAME).
 
 The file
 ========
@@ -28,7 +29,7 @@ used in place.  Metadata, all of it written always unless a line says otherwise:
     janus.vq.{codebook_size, codebook_dim, base_channels, channel_multipliers, res_blocks, z_channels}
     janus.vq.{group_count, group_norm_epsilon, grid_size}      grid_size: tokens a side
     janus.image.{min_size, mean, std, rescale_factor, background_color, do_normalize}
-    janus.prompt.system
+    janus.prompt.{system, user_role, assistant_role}
     tokenizer.ggml.{model, pre, tokens, token_type, bos_token_id, eos_token_id, padding_token_id, add_bos_token}
     tokenizer.ggml.merges                  absent when there are none
     janus.tokenizer.{image_placeholder_id, begin_of_image_id, end_of_image_id}
@@ -97,14 +98,18 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-import numpy as np
-from gguf import GGML_QUANT_SIZES, GGUFValueType, GGUFWriter, quants
-from gguf import GGMLQuantizationType as Type
+try:
+    import numpy as np
+    from gguf import GGML_QUANT_SIZES, GGUFValueType, GGUFWriter, quants
+    from gguf import GGMLQuantizationType as Type
+    MISSING_PACKAGE = None
+except ImportError as error:   # main() tells; -h works without any package
+    MISSING_PACKAGE = error
 
 FORMAT_VERSION = 1
 ALIGNMENT = 64
@@ -117,21 +122,30 @@ ALWAYS_F32 = {"vit.pos_embed", "gen_embed.weight", "vq.codebook.weight", "vq.qua
               "vq.post_quant_conv.weight"}
 # --dtype q8_0 and q4_0: what the tensors that start with a prefix become.  The first that fits counts.
 QUANTISED_TYPES = (
-    ("vq.", {"q8_0": Type.F16, "q4_0": Type.F16}),
-    ("vit.", {"q8_0": Type.Q8_0, "q4_0": Type.Q8_0}),
-    ("aligner.", {"q8_0": Type.Q8_0, "q4_0": Type.Q8_0}),
-    ("gen_aligner.", {"q8_0": Type.Q8_0, "q4_0": Type.Q8_0}),
-    ("gen_head.", {"q8_0": Type.Q8_0, "q4_0": Type.Q8_0}),
-    ("output.", {"q8_0": Type.Q8_0, "q4_0": Type.Q8_0}),
-    ("token_embd.", {"q8_0": Type.Q8_0, "q4_0": Type.Q8_0}),
-    ("blk.", {"q8_0": Type.Q8_0, "q4_0": Type.Q4_0}),
+    ("vq.", {"q8_0": "F16", "q4_0": "F16"}),
+    ("vit.", {"q8_0": "Q8_0", "q4_0": "Q8_0"}),
+    ("aligner.", {"q8_0": "Q8_0", "q4_0": "Q8_0"}),
+    ("gen_aligner.", {"q8_0": "Q8_0", "q4_0": "Q8_0"}),
+    ("gen_head.", {"q8_0": "Q8_0", "q4_0": "Q8_0"}),
+    ("output.", {"q8_0": "Q8_0", "q4_0": "Q8_0"}),
+    ("token_embd.", {"q8_0": "Q8_0", "q4_0": "Q8_0"}),
+    ("blk.", {"q8_0": "Q8_0", "q4_0": "Q4_0"}),
 )
-FLOAT_TYPES = {"f32": Type.F32, "f16": Type.F16, "bf16": Type.BF16}
+FLOAT_TYPES = ("f32", "f16", "bf16")
 FILE_TYPES = {"f32": 0, "f16": 1, "bf16": 32, "q8_0": 7, "q4_0": 2}
-STORED_DTYPES = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}  # numpy has no bf16: its bits
+STORED_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}   # numpy has no bf16: its bits
 
-# Names that official checkpoints carry and that the model never reads.
+# Names that published checkpoints carry and that the model never reads; other extra names get a remark.
 IGNORED_TENSORS = re.compile(r".*\.attn_pool\..+|.*\.quantize\.codebook_used|.*\.rotary_emb\.inv_freq")
+
+# What training programs put around or into names; the parts of a model's names from which one can tell them.
+WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+PARTS = {"official": {"vision_model", "aligner", "gen_aligner", "gen_embed", "gen_head", "gen_vision_model",
+                      "language_model"},
+         "transformers": {"vision_model", "aligner", "generation_aligner", "generation_embeddings", "generation_head",
+                          "language_model", "vqmodel", "lm_head"}}
+MERGE_FIRST = "merge it first (peft: merge_and_unload(), then save_pretrained()), and convert what that saves"
+LORA_TENSORS = re.compile(r".*\.(?:lora_[A-Za-z_]+|base_layer|modules_to_save)\..*")
 
 # The output matrix and the embedding that it may share, by layout.
 HEADS = {"official": ("language_model.lm_head.weight", "language_model.model.embed_tokens.weight"),
@@ -150,6 +164,10 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 SYSTEM_PROMPT = ("You are a helpful language and vision assistant. You are able to understand the visual content that "
                  "the user provides, and assist the user with a variety of tasks using natural language.")
+
+# Who speaks: in the scripts of Janus-Pro and in those of Janus-1.3B; and how a text names the one or the other.
+ROLES = {"pro": ("<|User|>", "<|Assistant|>"), "1.3b": ("User", "Assistant")}
+MODEL_NAMES = re.compile(r"Janus[-_ ]?(Pro)|(?:Janus|DeepSeek-LLM)[-_ ]?(1\.3b)", re.IGNORECASE)
 
 BOS, EOS, PAD = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"
 IMAGE_PLACEHOLDER, BEGIN_OF_IMAGE, END_OF_IMAGE = "<image_placeholder>", "<begin_of_image>", "<end_of_image>"
@@ -170,6 +188,81 @@ class Refused(Exception):
     """The input cannot be converted; the message says what, where and, where it helps, what to do."""
 
 
+def printable(words: object) -> str:
+    """One line without control characters."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", str(words))
+
+
+def remark(words: str) -> None:
+    """Tell what is worth knowing and no reason to stop."""
+    print("convert.py: remark:", printable(words), file=sys.stderr)
+
+
+# ------------------------------------------------------------------------------------------------ finding a checkpoint
+
+REPOSITORY_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+HUB_FILES = ["*.json", "*.safetensors", "*.bin", "README.md"]
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+
+
+def find_folder(given: Path) -> Path:
+    """The folder of a checkpoint: the one given, the snapshot in one of the hub's cache, or a repository's files."""
+    if (given / "snapshots").is_dir() and not (given / "config.json").exists():
+        return cached_snapshot(given)
+    if given.is_dir():
+        return given
+    if given.suffix == ".gguf" and given.exists():
+        raise Refused(f"{given} is a GGUF file already: janus reads it, and `janus quantize` makes it smaller")
+    if given.exists():
+        raise Refused(f"{given} is not a folder: name the folder that it stands in, {given.parent}")
+    if REPOSITORY_ID.fullmatch(given.as_posix()) and not Path(given.parts[0]).exists():
+        return fetch_repository(given.as_posix())
+    raise Refused(f"there is no folder {given}")
+
+
+def cached_snapshot(folder: Path) -> Path:
+    """What refs/main of a models--ORG--NAME folder names, or its only snapshot."""
+    snapshots = {path.name: path for path in (folder / "snapshots").iterdir() if path.is_dir()}
+    main = folder / "refs" / "main"
+    name = main.read_text("utf-8", "replace").strip() if main.is_file() else ""
+    if name in snapshots or len(snapshots) == 1:
+        return snapshots.get(name) or next(iter(snapshots.values()))
+    raise Refused(f"{folder / 'snapshots'} holds {len(snapshots)} folders and refs/main names none of them: "
+                  f"name the one to convert")
+
+
+def fetch_repository(repository: str) -> Path:
+    """The files of a repository of the hub, from its cache or from the net."""
+    command = f"hf download {repository} --local-dir {repository.partition('/')[2]}"
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise Refused(f"there is no folder {repository}; a repository of that id is fetched by: "
+                      f"pip install huggingface_hub && {command}") from None
+    remark(f"there is no folder {repository}: the repository of that id is fetched")
+    try:
+        return Path(snapshot_download(repository, allow_patterns=HUB_FILES))
+    except Exception as error:   # those of the hub and of the net have no class in common
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        raise Refused(f"cannot fetch {repository}: {reason:.200}; {command} may say more") from None
+
+
+def model_name(folder: Path) -> str:
+    """What the folder is called; one of the hub's cache is called by a number, two levels above it stands the name."""
+    folder = folder.resolve()
+    if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--"):
+        folder = Path(folder.parent.parent.name.rpartition("--")[2])
+    return os.fsencode(folder.name).decode("utf-8", "replace")
+
+
+def check_not_pointer(path: Path) -> None:
+    """Refuse the few lines that a clone without Git LFS has in the place of a large file."""
+    with path.open("rb") as file:
+        if file.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise Refused(f"{path.name} is a Git LFS pointer ({path.stat().st_size} bytes), not the file: run git lfs "
+                          f"pull in {path.parent}, or fetch the checkpoint with hf download")
+
+
 # ---------------------------------------------------------------------------------------------------- configuration
 
 def load_json(path: Path) -> Any:
@@ -182,6 +275,7 @@ def load_json(path: Path) -> Any:
 
     if not path.is_file():
         raise Refused(f"{path.name} is missing in {path.parent}")
+    check_not_pointer(path)
     if path.stat().st_size > MAX_JSON_BYTES:
         raise Refused(f"{path.name} has {path.stat().st_size} bytes, more than {MAX_JSON_BYTES}")
     try:
@@ -299,6 +393,30 @@ GEOMETRIES = {
 }
 
 
+def check_relative(config: Config, folder: Path) -> None:
+    """Refuse by name the models that are easily taken for Janus, and what is only a part of one."""
+    keys, kind = config.values.keys(), config.values.get("model_type")
+    relative = ""
+    if {"vision_und_enc_config", "vision_gen_enc_config", "vision_gen_dec_config"} & keys:
+        relative = "JanusFlow"
+    elif kind == "multi_modality" and not {"gen_vision_config", "gen_head_config", "gen_aligner_config"} & keys:
+        relative = "DeepSeek-VL"
+    elif isinstance(kind, str) and kind.startswith("deepseek_vl"):
+        relative = "DeepSeek-VL2" if "v2" in kind else "DeepSeek-VL"
+    if relative:
+        raise Refused(f"{folder} holds {relative}, which is another model: this program converts Janus-1.3B, "
+                      f"Janus-Pro-1B, Janus-Pro-7B and what is made from them")
+    if config.has("quantization_config"):
+        raise Refused("config.json: quantization_config is not supported: take the checkpoint that is not quantised")
+
+
+def check_no_adapter(folder: Path) -> None:
+    """Refuse a folder of peft: transformers would load its base and add the adapter."""
+    found = sorted(path.name for kind in ("config", "model") for path in folder.glob(f"adapter_{kind}.*"))
+    if found:
+        raise Refused(f"{folder} holds a LoRA adapter ({found[0]}), not a model: {MERGE_FIRST}")
+
+
 def read_llama(config: Config) -> dict[str, Any]:
     """The sizes of the transformer from a LlamaConfig, with its defaults."""
     config.require("model_type", "llama", default="llama")
@@ -386,12 +504,21 @@ def read_official_config(config: Config, shapes: dict[str, tuple[int, ...]]) -> 
                  gen_head_width=head.block("params").integer("image_token_embed"))
 
 
+def missing_tensor(name: str, names: Iterable[str]) -> Refused:
+    """Says which tensor is missing and, to show how names are formed there, the two most alike that the file has."""
+    alike = sorted(names, key=lambda other: -len(os.path.commonprefix([name[::-1], other[::-1]])))[:2]
+    prefix = os.path.commonprefix(list(names)).rpartition(".")[0]
+    words = f": the checkpoint has {' and '.join(alike)}" if alike else ": the checkpoint has no tensors"
+    words += f", and every name there begins with {prefix}." if prefix else ""
+    return Refused(f"tensor {name} is missing{words:.300}")
+
+
 def read_vq_shapes(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
     """Sizes of an official VQ model from a few of its tensors; check_tensors sees whether all the others agree."""
     def shape(name: str, rank: int) -> tuple[int, ...]:
         name = f"gen_vision_model.{name}.weight"
         if name not in shapes:
-            raise Refused(f"tensor {name} is missing")
+            raise missing_tensor(name, shapes)
         if len(shapes[name]) != rank or not all(shapes[name]):
             raise Refused(f"tensor {name} has shape {list(shapes[name])}, expected {rank} dimensions")
         return shapes[name]
@@ -442,8 +569,38 @@ def read_transformers_config(config: Config) -> Sizes:
                  vq_z=vq.integer("latent_channels", 256))
 
 
+# The largest values that janus.c reads, where Config's own bounds are wider.
+LIMITS = {
+    "janus.block_count": 512,
+    "janus.attention.head_count": 4096,
+    "janus.attention.head_count_kv": 4096,
+    "janus.attention.key_length": 4096,
+    "janus.vision.image_size": 4096,
+    "janus.vision.patch_size": 4096,
+    "janus.vision.embedding_length": 1 << 16,
+    "janus.vision.block_count": 512,
+    "janus.vision.feed_forward_length": 1 << 20,
+    "janus.vision.attention.head_count": 4096,
+    "janus.aligner.depth": 8,
+    "janus.gen_aligner.depth": 8,
+    "janus.vq.codebook_size": 1 << 22,
+    "janus.vq.codebook_dim": 4096,
+    "janus.vq.base_channels": 4096,
+    "janus.vq.res_blocks": 8,
+    "janus.vq.z_channels": 65536,
+    "janus.vq.grid_size": 4096,
+}
+
+
 def check_sizes(sizes: Sizes) -> None:
-    """Refuse sizes that no layer could have, whatever the tensors say."""
+    """Refuse sizes that no layer could have, whatever the tensors say, and those that janus.c does not read."""
+    values = size_metadata(sizes)
+    for key, limit in LIMITS.items():
+        if values[key][1] > limit:
+            raise Refused(f"config.json: {key.removeprefix('janus.')} is {values[key][1]}, supported are up to {limit}")
+    if len(sizes.vq_multipliers) > 8 or sizes.grid << (len(sizes.vq_multipliers) - 1) > 4096:
+        raise Refused(f"config.json: {len(sizes.vq_multipliers)} levels of the VQ model and a grid of {sizes.grid} "
+                      f"are more than 8, or draw more than 4096 pixels a side")
     if sizes.image_size % sizes.patch_size:
         raise Refused(f"config.json: image_size {sizes.image_size} is not a multiple of patch_size {sizes.patch_size}")
     if sizes.vit_width % sizes.vit_heads or not sizes.vit_feed_forward:
@@ -456,7 +613,8 @@ def check_sizes(sizes: Sizes) -> None:
 
 # ------------------------------------------------------------------------------------------ preprocessing, tokenizer
 
-Metadata = dict[str, tuple[GGUFValueType, Any]]   # key -> (type, value); the type of an array is that of its items
+# key -> (type, value); the type of an array is that of its items
+Metadata: TypeAlias = "dict[str, tuple[GGUFValueType, Any]]"
 
 
 def u32(value: int | list[int] | tuple[int, ...]) -> tuple[GGUFValueType, Any]:
@@ -504,8 +662,41 @@ def size_metadata(sizes: Sizes) -> Metadata:
         "janus.vq.group_count": u32(GROUP_COUNT),
         "janus.vq.group_norm_epsilon": f32(GROUP_NORM_EPS),
         "janus.vq.grid_size": u32(sizes.grid),
-        "janus.prompt.system": text(SYSTEM_PROMPT),
     }
+
+
+def prompt_metadata(roles: str) -> Metadata:
+    user, assistant = ROLES[roles]
+    return {"janus.prompt.system": text(SYSTEM_PROMPT), "janus.prompt.user_role": text(user),
+            "janus.prompt.assistant_role": text(assistant)}
+
+
+def choose_roles(folder: Path, config: Config, added: set[str], remarks: list[str]) -> str:
+    """Which of ROLES a checkpoint was trained with: its name says so, or else the tokens that it has for them."""
+    readme = folder / "README.md"
+    texts = {"the folder's name": model_name(folder),
+             "config.json": f"{config.values.get('_name_or_path')} "
+                            f"{config.block('language_config').values.get('_name_or_path')}",
+             "README.md": readme.read_bytes()[:1 << 16].decode("utf-8", "replace") if readme.is_file() else ""}
+    named = {where: match for where, words in texts.items() if (match := MODEL_NAMES.search(words))}
+    if named:
+        where, match = next(iter(named.items()))
+        roles, why = (match[1] or match[2]).lower(), f"{where} says {match[0]}"
+    else:
+        roles = "pro" if set(ROLES["pro"]) <= added else "1.3b"
+        why = f"its tokenizer has no {' and '.join(ROLES['pro'])}"
+    if roles == "1.3b":
+        remarks.append(f"prompts will say {' and '.join(ROLES[roles])} as those of Janus-1.3B, because {why}; "
+                       f"--roles pro changes that")
+    return roles
+
+
+def check_roles(roles: str, added: set[str], remarks: list[str]) -> None:
+    """Remark on roles that this tokenizer cuts into pieces."""
+    cut = [role for role in ROLES[roles] if role.startswith("<") and role not in added]
+    if cut:
+        remarks.append(f"{' and '.join(cut)} of the prompts will be several tokens each, for this tokenizer has none "
+                       f"of that name; --roles 1.3b is right for Janus-1.3B and what is made from it")
 
 
 def image_metadata(config: Config, sizes: Sizes) -> Metadata:
@@ -536,6 +727,7 @@ def read_image_metadata(folder: Path, sizes: Sizes) -> Metadata:
         processor = Config(load_json(folder / "processor_config.json"), "processor_config.json")
         processor.require("num_image_tokens", sizes.grid**2, default=sizes.grid**2)
         processor.require("sft_format", "deepseek", default="deepseek")
+        processor.require("add_special_token", False, default=False)   # true: the placeholder stays before the image
         for key, tag in (("image_tag", IMAGE_PLACEHOLDER), ("image_start_tag", BEGIN_OF_IMAGE),
                          ("image_end_tag", END_OF_IMAGE), ("pad_tag", PAD)):
             processor.require(key, tag, default=tag)
@@ -551,32 +743,41 @@ def byte_alphabet() -> list[str]:
     return [chr(b) if b in printable else chr(0x100 + others.index(b)) for b in range(256)]
 
 
-SPLIT_ITEM = re.compile(r"(?:\\s|\[(?P<set>(?:\\.|[^\\\[\]])+)\])[?+]?", re.DOTALL)
+# The grammar of janus.c's pattern_rule: pattern = [set "?"] set ["+"] ["$"], set = "\s" or characters in brackets.
+SPLIT_SET = r"(?:\\s|\[(?:\\.|[^\\\[\]])+\])"
+SPLIT_PATTERN = re.compile(rf"(?:(?P<before>{SPLIT_SET})\?)?(?P<body>{SPLIT_SET})\+?\$?", re.DOTALL)
 SET_CHARACTER = r"(?:\\[rnt\\\]\-\[^]|[^\\\[\]\-])"
 SET_ATOM = re.compile(rf"\\s|(?P<low>{SET_CHARACTER})(?:-(?P<high>{SET_CHARACTER}))?", re.DOTALL)
+SET_RANGES, WHITE_SPACE_RANGES, SPLIT_STEPS = 1024, 10, 16   # janus.c: RANGE_LIMIT, WHITE_SPACE, SPLIT_RULE_LIMIT
+TOKEN_BYTES, ADDED_TOKEN_BYTES = 1 << 16, 256                # janus.c: TOKEN_LIMIT, ADDED_TOKEN_LIMIT
 
 
 def check_split_pattern(pattern: str) -> None:
-    """Refuse a regular expression that is more than items and perhaps "$"; item = \\s or [set], then perhaps ? or +."""
-    body, position = pattern.removesuffix("$"), 0
-    while position < len(body) or not body:
-        item = SPLIT_ITEM.match(body, position)
-        if not item or not set_is_plain(item["set"] or ""):
-            raise Refused(f"tokenizer.json: pre_tokenizer: the split pattern {pattern!r:.60} is not supported")
-        position = item.end()
+    """Refuse a regular expression beyond the grammar that janus.c reads."""
+    match = SPLIT_PATTERN.fullmatch(pattern)
+    if not match or not all(set_is_plain(members) for members in match.groups(default="\\s")):
+        raise Refused(f"tokenizer.json: pre_tokenizer: the split pattern {pattern!r:.60} is not supported")
+
+
+def character(written: str) -> str:
+    """The character of a set that stands there as it is or escaped."""
+    return {"\\r": "\r", "\\n": "\n", "\\t": "\t"}.get(written, written[-1])
 
 
 def set_is_plain(members: str) -> bool:
-    """Whether a set is not negated, nested or intersected, and without unknown escapes and backward ranges."""
-    position = 0
+    """Whether a set is not negated, nested, intersected or too long, without unknown escapes and backward ranges."""
+    members = members[1:-1] if members.startswith("[") else members
+    position = ranges = 0
     while position < len(members):
         atom = SET_ATOM.match(members, position)
         if not atom or members.startswith("^") or members.startswith("&&", position):
             return False
-        if atom["high"] and ord(atom["high"][-1]) < ord(atom["low"][-1]):
+        if atom["high"] and (character(atom["high"]) < character(atom["low"]) or
+                             members.startswith("&&", atom.start("high"))):
             return False
+        ranges += 1 if atom["low"] else WHITE_SPACE_RANGES
         position = atom.end()
-    return True
+    return ranges <= SET_RANGES
 
 
 def pre_tokenizer_steps(config: Config) -> list[str]:
@@ -606,6 +807,8 @@ def check_steps(steps: list[str]) -> list[str]:
     """The steps, if they end in the only byte-level one, and if "$" can mean the end of a piece."""
     if steps.count("bytelevel") != 1 or steps[-1] != "bytelevel":
         raise Refused("tokenizer.json: pre_tokenizer: ByteLevel must be its last step and stand there once")
+    if len(steps) - 1 > SPLIT_STEPS:
+        raise Refused(f"tokenizer.json: pre_tokenizer: {len(steps) - 1} steps before ByteLevel, at most {SPLIT_STEPS}")
     for number, step in enumerate(steps):
         # "$" is the end of a line there; only once newlines are pieces of their own is that the end of the piece.
         if step.endswith("$") and not {"split [\r\n]", "split [\\r\\n]"} & set(steps[:number]):
@@ -641,15 +844,39 @@ def check_bpe(config: Config) -> None:
         raise Refused(f"{config.where}: unk_token is not supported")
 
 
-def read_added_tokens(document: Config) -> dict[str, tuple[int, bool]]:
+def added_token_entries(document: Config, overrides: Config) -> list[Config]:
+    """The entries of added_tokens, with the flags that tokenizer_config.json gives them and the tokens that it adds."""
+    entries = [Config(entry, "tokenizer.json: added_tokens") for entry in document.items("added_tokens")]
+    known = {str(entry.values.get("content")): entry for entry in entries}
+    ids = document.block("model").get("vocab")
+    decoder = overrides.block("added_tokens_decoder")
+    for number, values in sorted(decoder.values.items(), key=lambda item: item[0].zfill(20)):
+        config = Config(values, f"{decoder.where}: {number:.20}")
+        content = config.get("content")
+        old = known.get(str(content))
+        # A token that is new to the tokenizer gets the id of its name or the next free one.
+        expected = old.values.get("id") if old else ids.get(str(content), len(ids | known))
+        if str(expected) != number:
+            raise Refused(f"{config.where}: in tokenizer.json the token {content!r:.60} has the id {expected}")
+        values = {"normalized": False, "special": False} | config.values | {"id": expected}
+        if old:
+            old.values, old.where = old.values | values, config.where
+        else:
+            known[str(content)] = Config(values, config.where)
+            entries.append(known[str(content)])
+    return entries
+
+
+def read_added_tokens(document: Config, overrides: Config) -> dict[str, tuple[int, bool]]:
     """Content -> (id, special) of the added tokens."""
     added: dict[str, tuple[int, bool]] = {}
     normalized: dict[bool, set[str]] = {True: set(), False: set()}
-    for entry in document.items("added_tokens"):
-        config = Config(entry, "tokenizer.json: added_tokens")
+    for config in added_token_entries(document, overrides):
         content = config.get("content")
         if not isinstance(content, str) or not content or content in added:
             raise Refused(f"tokenizer.json: added_tokens: {content!r:.60} is no text or stands there twice")
+        if len(content.encode()) > ADDED_TOKEN_BYTES:
+            raise Refused(f"tokenizer.json: added_tokens: {content!r:.60} has more than {ADDED_TOKEN_BYTES} bytes")
         config.where += f" {content!r}"
         for key in ("lstrip", "rstrip", "single_word"):
             config.require(key, False, default=False)
@@ -657,6 +884,16 @@ def read_added_tokens(document: Config) -> dict[str, tuple[int, bool]]:
         added[content] = config.integer("id", low=0, high=1 << 24), config.require("special", True, False)
     check_overlaps(normalized[False], normalized[True])
     return added
+
+
+def check_tokenizer_config(config: Config) -> None:
+    """Refuse a tokenizer_config.json by which prompts would begin or end otherwise."""
+    config.require("add_bos_token", True, default=True)
+    config.require("add_eos_token", False, default=False)
+    for key, token in (("bos_token", BOS), ("eos_token", EOS)):
+        value = config.get(key, token)
+        if (value.get("content") if isinstance(value, dict) else value) != token:
+            raise Refused(f"{config.where}: {key} is {value!r:.60}, supported is only {token!r}")
 
 
 def check_overlaps(first: set[str], second: set[str]) -> None:
@@ -691,6 +928,8 @@ def read_vocabulary(config: Config, size: int) -> dict[str, int]:
     for token, number in vocabulary.items():
         if type(number) is not int or not 0 <= number < size:
             raise Refused(f"{config.where}: the id {number!r:.60} of token {token!r:.60} is outside 0..{size - 1}")
+        if len(token.encode()) > TOKEN_BYTES:
+            raise Refused(f"{config.where}: the token {token!r:.60} has more than {TOKEN_BYTES} bytes")
     if len(set(vocabulary.values())) != len(vocabulary):
         raise Refused(f"{config.where}: two tokens have one id")
     valid_utf8 = (byte for byte in range(0xF5) if byte not in (0xC0, 0xC1))
@@ -700,16 +939,27 @@ def read_vocabulary(config: Config, size: int) -> dict[str, int]:
     return vocabulary
 
 
-def tokenizer_metadata(values: Any, vocabulary_size: int) -> Metadata:
-    """The tokenizer from the contents of a tokenizer.json; anything not understood is refused."""
-    document = Config(values, "tokenizer.json")
+def check_not_resaved(document: Config) -> None:
+    """Refuse what transformers 5 saves after it loaded a byte-level tokenizer as a LlamaTokenizer: a vocabulary of the
+    one kind with the rules of the other."""
+    step = document.block("pre_tokenizer").values.get("type")
+    if step == "Metaspace" and "\u0120" in str(document.block("model").values.get("vocab", "")):
+        raise Refused("tokenizer.json: pre_tokenizer: Metaspace does not fit a byte-level vocabulary; transformers 5 "
+                      "saves that when it took the tokenizer for a LlamaTokenizer: take the original tokenizer.json")
+
+
+def tokenizer_metadata(values: Any, vocabulary_size: int, overrides: Config | None = None) -> Metadata:
+    """The tokenizer from what tokenizer.json and tokenizer_config.json hold; anything not understood is refused."""
+    document, overrides = Config(values, "tokenizer.json"), overrides or Config({}, "tokenizer_config.json")
+    check_not_resaved(document)
+    check_tokenizer_config(overrides)
     if document.has("normalizer") and document.get("normalizer") != {"type": "Sequence", "normalizers": []}:
         raise Refused("tokenizer.json: a normalizer is not supported")
     document.block("decoder").require("type", "ByteLevel")
     check_post_processor(document.values.get("post_processor"))
     model = document.block("model")
     check_bpe(model)
-    vocabulary, added = read_vocabulary(model, vocabulary_size), read_added_tokens(document)
+    vocabulary, added = read_vocabulary(model, vocabulary_size), read_added_tokens(document, overrides)
 
     tokens = [f"[PAD{number}]" for number in range(vocabulary_size)]
     kinds = [5] * vocabulary_size
@@ -909,6 +1159,7 @@ class SafetensorsShard:
     def __init__(self, path: Path) -> None:
         from safetensors import SafetensorError, safe_open
         self.path = path
+        check_not_pointer(path)
         try:
             with safe_open(path, framework="numpy"):   # checks the header, the offsets and the length of the file
                 pass
@@ -926,8 +1177,9 @@ class SafetensorsShard:
         """Rows first..last-1, bf16 as its bits."""
         dtype, shape = self.entries[name]
         row = math.prod(shape[1:])
-        offset = self.start + self.offsets[name] + first * row * STORED_DTYPES[dtype].itemsize
-        rows = np.fromfile(self.path, STORED_DTYPES[dtype], (last - first) * row, offset=offset)
+        stored = np.dtype(STORED_DTYPES[dtype])
+        offset = self.start + self.offsets[name] + first * row * stored.itemsize
+        rows = np.fromfile(self.path, stored, (last - first) * row, offset=offset)
         if rows.size != (last - first) * row:
             raise Refused(f"{self.path.name} ends within the tensor {name}")
         return rows.reshape(last - first, *shape[1:])
@@ -937,11 +1189,15 @@ class SafetensorsShard:
 
 
 class TorchShard:
-    """A .bin file.  torch maps it; it is closed now and then, to give back the pages that were read."""
+    """A file of torch.save.  torch maps it; it is closed now and then, to give back the pages that were read.  A file of
+    torch before 1.6 is not an archive and cannot be mapped: it is in memory from its first read until that of another."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.tensors: dict[str, Any] = {}
+        check_not_pointer(path)
+        with path.open("rb") as file:
+            self.mapped = file.read(4) == b"PK\x03\x04"
         self.open()
         self.entries = {name: self.describe(name, tensor) for name, tensor in self.tensors.items()}
         self.release()
@@ -952,10 +1208,11 @@ class TorchShard:
         except ImportError:
             raise Refused(f"{self.path.name} needs torch to be read: install it, or use `uv run convert.py`") from None
         try:
-            self.tensors = torch.load(self.path, map_location="cpu", weights_only=True, mmap=True)
+            content = torch.load(self.path, map_location="cpu", weights_only=True, mmap=self.mapped)
         except Exception as error:   # whatever a hostile file brings about in torch's restricted unpickler
             reason = (str(error).strip() or repr(error)).splitlines()[0]
             raise Refused(f"{self.path.name} is no state dict that can be loaded safely: {reason:.200}") from None
+        self.tensors = state_dict(content)
         if not isinstance(self.tensors, dict):
             raise Refused(f"{self.path.name} holds no state dict")
         self.torch, self.bytes_read = torch, 0
@@ -964,18 +1221,20 @@ class TorchShard:
         self.tensors = {}
 
     def describe(self, name: Any, tensor: Any) -> tuple[str, tuple[int, ...]]:
-        """Type and shape of an entry that must be a plain tensor which owns all its numbers."""
+        """Type and shape of an entry; what is no tensor, or owns not all its numbers, gets a type that nobody reads."""
         torch = self.torch
-        plain = isinstance(name, str) and type(tensor) in (torch.Tensor, torch.nn.Parameter)
+        if not isinstance(name, str):
+            raise Refused(f"{self.path.name}: the key {name!r:.100} is no name")
+        plain = type(tensor) in (torch.Tensor, torch.nn.Parameter)
         plain = plain and tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
         if not plain or tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size():
-            raise Refused(f"{self.path.name}: the entry {name!r:.100} is no plain tensor")
-        names = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+            return f"{type(tensor).__name__} (not a plain tensor)", ()
+        names = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
         return names.get(tensor.dtype, str(tensor.dtype)), tuple(tensor.shape)
 
     def read(self, name: str, first: int, last: int) -> np.ndarray:
         """Rows first..last-1, bf16 as its bits."""
-        if not self.tensors or self.bytes_read > REOPEN_BYTES:
+        if not self.tensors or (self.mapped and self.bytes_read > REOPEN_BYTES):
             self.release()
             self.open()
         rows = self.tensors[name].detach()[first:last].contiguous()
@@ -985,109 +1244,183 @@ class TorchShard:
         return rows.numpy()
 
 
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+SHARD_NAME = re.compile(r".+-\d+-of-\d+\.\w+")
+TRAINING_FILES = re.compile(r"(?:training_args|optimizer|scheduler|scaler|rng_state|random_states)\b.*")
+READERS = {".safetensors": SafetensorsShard, ".bin": TorchShard, ".pth": TorchShard, ".pt": TorchShard}
+
+
+def find_weights(folder: Path, remarks: list[str]) -> Path:
+    """The file of weights, or the index of its shards; among the usual names in the order of transformers."""
+    for name in WEIGHT_FILES:
+        single, index = folder / name, folder / f"{name}.index.json"
+        if single.is_file():
+            if index.is_file():
+                remarks.append(f"{name} is read, as transformers does, and not the shards of {index.name} beside it")
+            return single
+        if index.is_file():
+            return index
+    files = [path for path in sorted(folder.iterdir()) if path.is_file() and not TRAINING_FILES.fullmatch(path.name)]
+    shards = [path.name for path in files if SHARD_NAME.fullmatch(path.name) and path.suffix in READERS]
+    for pattern in (r"model\.(safetensors\.index\.\w+\.json|\w+\.safetensors)",
+                    r"pytorch_model\.(bin\.index\.\w+\.json|\w+\.bin)", r".+\.safetensors", r".+\.(bin|pth|pt)"):
+        found = [path for path in files if re.fullmatch(pattern, path.name) and path.name not in shards]
+        if len(found) > 1:
+            names = ", ".join(path.name for path in found)
+            raise Refused(f"{folder} holds several files of weights, {names}: keep one of them")
+        if found:
+            return found[0]
+    indices = [f"{name}.index.json" for name in WEIGHT_FILES]
+    if shards:
+        raise Refused(f"{folder} has {shards[0]} but no index of the shards: fetch {' or '.join(indices)}, too")
+    raise Refused(f"no weights in {folder}: none of {', '.join([*WEIGHT_FILES, *indices])}")
+
+
+def state_dict(content: Any) -> Any:
+    """The names and tensors in what torch.save wrote; training programs put them under one of a few keys."""
+    for _ in range(4):
+        inner = [content[key] for key in ("state_dict", "model_state_dict", "module", "model")
+                 if isinstance(content, dict) and isinstance(content.get(key), dict)]
+        content = inner[0] if inner else content
+    return content
+
+
+def canonical_name(name: str, layout: str) -> str:
+    """The name that a layout has for a tensor, without what was put around it; unknown names stay as they are."""
+    body = re.sub(r"^(?:base_model\.model\.|model\.)+", "", WRAPPERS.sub("", name))
+    part = body.partition(".")[0]
+    if part not in PARTS[layout]:
+        return name
+    return body if layout == "official" or part == "lm_head" else f"model.{body}"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Where a tensor stands: the shard, and its name there."""
+    shard: SafetensorsShard | TorchShard
+    name: str
+
+    @property
+    def dtype(self) -> str:
+        return self.shard.entries[self.name][0]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.shard.entries[self.name][1]
+
+
 class Checkpoint:
-    """All tensors of a folder, whichever its file format and however many its shards."""
+    """All tensors of a folder under the names of its layout, whichever the file format and however many the shards."""
 
-    FILES = (("model.safetensors", SafetensorsShard), ("pytorch_model.bin", TorchShard))
-
-    def __init__(self, folder: Path) -> None:
-        self.shards: dict[str, SafetensorsShard | TorchShard] = {}
+    def __init__(self, folder: Path, layout: str, remarks: list[str]) -> None:
+        self.tensors: dict[str, Stored] = {}
+        self.layout = layout
         self.latest: SafetensorsShard | TorchShard | None = None
-        for name, reader in self.FILES:
-            index = folder / f"{name}.index.json"
-            if (folder / name).is_file():
-                self.add(reader(folder / name))
-            elif index.is_file():
-                self.add_indexed(Config(load_json(index), index.name), folder, reader)
-            if self.shards:
-                return
-        raise Refused(f"no weights in {folder}: none of {', '.join(f'{n}, {n}.index.json' for n, _ in self.FILES)}")
+        weights = find_weights(folder, remarks)
+        if weights.suffix == ".json":
+            self.add_indexed(Config(load_json(weights), weights.name), folder)
+        else:
+            self.add(READERS[weights.suffix](weights))
 
     def add(self, shard: SafetensorsShard | TorchShard) -> None:
-        for name in shard.entries:
-            if name in self.shards:
-                raise Refused(f"tensor {name} stands in {self.shards[name].path.name} and in {shard.path.name}")
-            self.shards[name] = shard
+        for stored in shard.entries:
+            if LORA_TENSORS.fullmatch(stored):
+                raise Refused(f"{shard.path.name}: tensor {stored} belongs to a LoRA adapter: {MERGE_FIRST}")
+            name = canonical_name(stored, self.layout)
+            if name in self.tensors:
+                other = self.tensors[name]
+                raise Refused(f"tensor {name} stands in {other.shard.path.name} and in {shard.path.name}, "
+                              f"as {other.name} and {stored}")
+            self.tensors[name] = Stored(shard, stored)
 
-    def add_indexed(self, index: Config, folder: Path, reader: Callable) -> None:
+    def add_indexed(self, index: Config, folder: Path) -> None:
         places = index.block("weight_map").values
         for file in sorted(set(map(str, places.values()))):
             if file in ("", ".", "..") or re.search(r"[/\\:\0]", file):
                 raise Refused(f"{index.where}: {file!r:.100} is no plain file name")
             if not (folder / file).is_file():
                 raise Refused(f"{index.where}: the shard {file} is missing in {folder}")
-            self.add(reader(folder / file))
-        for name, file in places.items():
-            if name not in self.shards or self.shards[name].path.name != file:
-                raise Refused(f"{index.where}: tensor {name} is not in {file}")
+            if Path(file).suffix not in READERS:
+                raise Refused(f"{index.where}: {file!r:.100} is no file of weights")
+            self.add(READERS[Path(file).suffix](folder / file))
+        for name, file in places.items():   # a name that no shard has is an error only if the model needs it
+            stored = self.tensors.get(canonical_name(name, self.layout))
+            if stored and stored.shard.path.name != file:
+                raise Refused(f"{index.where}: tensor {name} is not in {file} but in {stored.shard.path.name}")
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        return {name: shard.entries[name][1] for name, shard in self.shards.items()}
+        return {name: stored.shape for name, stored in self.tensors.items()}
 
     def dtype(self, name: str) -> str:
-        return self.shards[name].entries[name][0]
+        return self.tensors[name].dtype
 
     def rows(self, name: str) -> Iterator[np.ndarray]:
         """A tensor as float32, some rows at a time."""
-        shard = self.shards[name]
-        if self.latest not in (None, shard):
+        stored = self.tensors[name]
+        if self.latest not in (None, stored.shard):
             self.latest.release()
-        self.latest = shard
-        shape = shard.entries[name][1]
+        self.latest = stored.shard
+        shape = stored.shape
         step = max(1, CHUNK_ELEMENTS // max(1, math.prod(shape[1:])))
         for first in range(0, shape[0], step):
-            block = widen(shard.read(name, first, min(first + step, shape[0])))
+            try:
+                block = widen(stored.shard.read(stored.name, first, min(first + step, shape[0])))
+            except OSError as error:
+                raise Refused(f"cannot read {stored.shard.path}: {error.strerror or error}") from None
             if not np.isfinite(block).all():
                 raise Refused(f"tensor {name} holds a number that is not finite")
             yield block
 
     def same(self, one: str, other: str) -> bool:
         """Whether two tensors are of one kind and hold the same numbers."""
-        kind = self.shards[one].entries[one]
-        if kind != self.shards[other].entries[other] or kind[0] not in STORED_DTYPES or not kind[1]:
+        kind = self.dtype(one), self.tensors[one].shape
+        if kind != (self.dtype(other), self.tensors[other].shape) or kind[0] not in STORED_DTYPES or not kind[1]:
             return False
         return all(np.array_equal(a, b) for a, b in zip(self.rows(one), self.rows(other)))
 
 
-def check_tensors(table: list[Tensor], checkpoint: Checkpoint, layout: str) -> None:
-    """Refuse a checkpoint that lacks a tensor, has one too many, or has one of another shape or type."""
+def check_tensors(table: list[Tensor], checkpoint: Checkpoint, remarks: list[str]) -> None:
+    """Refuse a checkpoint that lacks a tensor or has one of another shape or type; remark on those nothing uses."""
     shapes = checkpoint.shapes
-    expected = {name: shape for tensor in table for name, shape in tensor.sources(layout).items()}
+    expected = {name: shape for tensor in table for name, shape in tensor.sources(checkpoint.layout).items()}
     for name, shape in expected.items():
         if name not in shapes:
-            raise Refused(f"tensor {name} is missing")
-        if shapes[name] != shape:
-            raise Refused(f"tensor {name} has shape {list(shapes[name])}, expected {list(shape)}")
+            raise missing_tensor(name, shapes)
         if checkpoint.dtype(name) not in STORED_DTYPES:
             raise Refused(f"tensor {name} has type {checkpoint.dtype(name)}, expected {', '.join(STORED_DTYPES)}")
-    for name in shapes:
-        if name not in expected and not IGNORED_TENSORS.fullmatch(name):
-            raise Refused(f"tensor {name} is unknown")
+        if shapes[name] != shape:
+            raise Refused(f"tensor {name} has shape {list(shapes[name])}, expected {list(shape)}")
+    unused = [stored.name for name, stored in checkpoint.tensors.items()
+              if name not in expected and not IGNORED_TENSORS.fullmatch(name)]
+    if unused:
+        more = f" and {len(unused) - 3} more" if len(unused) > 3 else ""
+        remarks.append(f"what nothing in the model uses is left out: {', '.join(unused[:3])}{more}")
 
 
-def settle_tied(tied: bool, checkpoint: Checkpoint, layout: str) -> bool:
+def settle_tied(tied: bool, checkpoint: Checkpoint) -> bool:
     """Whether the output matrix is the embedding; a copy that the checkpoint holds nevertheless is dropped from it.
 
     transformers lets a stored lm_head win over tie_word_embeddings.  The official layout does not say: that is refused.
     """
-    head, embedding = HEADS[layout]
-    if not tied or not {head, embedding} <= checkpoint.shards.keys():
+    head, embedding = HEADS[checkpoint.layout]
+    if not tied or not {head, embedding} <= checkpoint.tensors.keys():
         return tied
     if checkpoint.same(head, embedding):
-        del checkpoint.shards[head]
-    elif layout == "official":
+        del checkpoint.tensors[head]
+    elif checkpoint.layout == "official":
         raise Refused(f"tensor {head} differs from {embedding}, but config.json says tie_word_embeddings")
-    return head not in checkpoint.shards
+    return head not in checkpoint.tensors
 
 
 # ---------------------------------------------------------------------------------------------------- number formats
 
 def widen(block: np.ndarray) -> np.ndarray:
-    """float32 of float32, float16, or the bits of bfloat16."""
+    """float32 of float64, float32, float16, or the bits of bfloat16; what is too large becomes infinite."""
     if block.dtype == np.uint16:
         return (block.astype(np.uint32) << 16).view(np.float32)
-    return block.astype(np.float32, copy=False)
+    with np.errstate(over="ignore"):
+        return block.astype(np.float32, copy=False)
 
 
 def encode(block: np.ndarray, kind: Type, name: str) -> np.ndarray:
@@ -1114,19 +1447,21 @@ def storage_type(tensor: Tensor, dtype: str) -> Type:
     if len(tensor.shape) == 1 or tensor.name in ALWAYS_F32:
         return Type.F32
     if dtype in FLOAT_TYPES:
-        return FLOAT_TYPES[dtype]
-    kind = next(kinds[dtype] for prefix, kinds in QUANTISED_TYPES if tensor.name.startswith(prefix))
+        return Type[dtype.upper()]
+    kind = next(Type[kinds[dtype]] for prefix, kinds in QUANTISED_TYPES if tensor.name.startswith(prefix))
     return kind if tensor.shape[-1] % 32 == 0 else Type.F16
 
 
 # ----------------------------------------------------------------------------------------------------------- writing
 
-Plan = list[tuple[Tensor, Type]]
-Blocks = Callable[[Tensor], Iterator[np.ndarray]]   # a tensor's float32 rows, in the shape of the file
+Plan: TypeAlias = "list[tuple[Tensor, Type]]"
+Blocks: TypeAlias = "Callable[[Tensor], Iterator[np.ndarray]]"   # a tensor's float32 rows, in the shape of the file
 
 
 def write_file(path: Path, metadata: Metadata, plan: Plan, blocks: Blocks) -> None:
-    """Write the file under a temporary name and rename it when it is whole; on any failure nothing stays behind."""
+    """Write the file under a temporary name and rename it when it is complete; on any failure nothing stays behind.
+
+    Reading has errors of its own (Checkpoint.rows), so that those of the system are met in writing only."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         write_header(part, metadata, plan)
@@ -1135,6 +1470,8 @@ def write_file(path: Path, metadata: Metadata, plan: Plan, blocks: Blocks) -> No
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
+    except OSError as error:
+        raise Refused(f"cannot write {path}: {error.strerror or error}") from None
     finally:
         part.unlink(missing_ok=True)
 
@@ -1149,7 +1486,7 @@ def write_header(path: Path, metadata: Metadata, plan: Plan) -> None:
         elif value:   # the format has no empty arrays
             writer.add_key_value(key, value, GGUFValueType.ARRAY, sub_type=kind)
     for tensor, kind in plan:
-        if kind in FLOAT_TYPES.values():
+        if kind.name.lower() in FLOAT_TYPES:
             shape, item = tensor.shape, np.dtype("f4") if kind == Type.F32 else np.dtype("f2")
         else:
             shape, item = quants.quant_shape_to_byte_shape(tensor.shape, kind), np.dtype("u1")
@@ -1171,7 +1508,7 @@ def write_tensors(file: Any, plan: Plan, blocks: Blocks) -> None:
         for tensor, kind in plan:
             bar.set_description(tensor.name.removesuffix(".weight"), refresh=False)
             for block in blocks(tensor):
-                encode(block, kind, tensor.name).tofile(file)
+                file.write(encode(block, kind, tensor.name).data)   # tofile() would not say why it fails
                 bar.update(block.size)
             pad(file)
 
@@ -1180,47 +1517,57 @@ def pad(file: Any) -> None:
     file.write(bytes(-file.tell() % ALIGNMENT))
 
 
-def convert(folder: Path, path: Path, dtype: str | None) -> None:
-    """Convert a checkpoint folder.  Everything that can be checked without reading the weights is checked first."""
-    if not folder.is_dir():
-        raise Refused(f"{folder} is no folder")
+def convert(given: Path, path: Path, dtype: str | None, roles: str | None = None) -> None:
+    """Convert a checkpoint.  Everything that can be checked without reading the weights is checked first."""
+    folder, remarks = find_folder(given), []
+    check_no_adapter(folder)
     config = Config(load_json(folder / "config.json"), "config.json")
+    check_relative(config, folder)
     official = config.require("model_type", "multi_modality", "janus") == "multi_modality"
-    layout = "official" if official else "transformers"
-    if config.has("quantization_config"):
-        raise Refused("config.json: quantization_config is not supported")
-    checkpoint = Checkpoint(folder)
+    checkpoint = Checkpoint(folder, "official" if official else "transformers", remarks)
     sizes = read_official_config(config, checkpoint.shapes) if official else read_transformers_config(config)
     check_sizes(sizes)
-    sizes = replace(sizes, tied=settle_tied(sizes.tied, checkpoint, layout))
+    sizes = replace(sizes, tied=settle_tied(sizes.tied, checkpoint))
     table = tensor_table(sizes)
-    check_tensors(table, checkpoint, layout)
-    metadata = read_image_metadata(folder, sizes)
-    metadata |= tokenizer_metadata(load_json(folder / "tokenizer.json"), sizes.vocabulary)
-    plan, dtype = make_plan(table, checkpoint, layout, dtype)
+    check_tensors(table, checkpoint, remarks)
+    metadata = size_metadata(sizes) | read_image_metadata(folder, sizes) | read_tokenizer(folder, sizes.vocabulary)
+    tokens = zip(metadata["tokenizer.ggml.tokens"][1], metadata["tokenizer.ggml.token_type"][1])
+    added = {token for token, kind in tokens if kind in (3, 4)}
+    roles = roles or choose_roles(folder, config, added, remarks)
+    check_roles(roles, added, remarks)
+    plan, dtype = make_plan(table, checkpoint, dtype)
 
     def blocks(tensor: Tensor) -> Iterator[np.ndarray]:
-        for name in tensor.sources(layout):
+        for name in tensor.sources(checkpoint.layout):
             for block in checkpoint.rows(name):
                 yield to_file_shape(block, tensor)
 
-    name = os.fsencode(folder.resolve().name).decode("utf-8", "replace")
-    write_file(path, general_metadata(name, dtype) | size_metadata(sizes) | metadata, plan, blocks)
+    for words in remarks:
+        remark(words)
+    write_file(path, general_metadata(model_name(folder), dtype) | metadata | prompt_metadata(roles), plan, blocks)
 
 
-def make_plan(table: list[Tensor], checkpoint: Checkpoint, layout: str, dtype: str | None) -> tuple[Plan, str]:
+def read_tokenizer(folder: Path, vocabulary_size: int) -> Metadata:
+    """The tokenizer of a folder; tokenizer_config.json may be absent."""
+    settings = folder / "tokenizer_config.json"
+    overrides = Config(load_json(settings) if settings.exists() else {}, settings.name)
+    return tokenizer_metadata(load_json(folder / "tokenizer.json"), vocabulary_size, overrides)
+
+
+def make_plan(table: list[Tensor], checkpoint: Checkpoint, dtype: str | None) -> tuple[Plan, str]:
     """Tensors with their storage types, and the type of the whole; without `dtype` each keeps what it has."""
     if dtype:
         return [(tensor, storage_type(tensor, dtype)) for tensor in table], dtype
-    stored = {tensor: as_stored(checkpoint.dtype(name) for name in tensor.sources(layout)) for tensor in table}
+    stored = {tensor: as_stored(map(checkpoint.dtype, tensor.sources(checkpoint.layout))) for tensor in table}
     most = max(FLOAT_TYPES, key=lambda kind: sum(tensor.size for tensor in table if stored[tensor] == kind))
     return [(tensor, storage_type(tensor, stored[tensor])) for tensor in table], most
 
 
 def as_stored(dtypes: Iterator[str]) -> str:
-    """The type that holds tensors of these types exactly."""
+    """The type that holds tensors of these types exactly; float64 becomes float32, as the model computes."""
     kinds = {dtype.lower() for dtype in dtypes}
-    return kinds.pop() if len(kinds) == 1 else "f32"
+    kind = kinds.pop() if len(kinds) == 1 else "f32"
+    return kind if kind in FLOAT_TYPES else "f32"
 
 
 def to_file_shape(block: np.ndarray, tensor: Tensor) -> np.ndarray:
@@ -1286,7 +1633,7 @@ def random_rows(tensor: Tensor, seed: list[int]) -> Iterator[np.ndarray]:
             yield np.full(shape, rule == "ones", np.float32)
 
 
-def write_random(geometry: str, path: Path, dtype: str, seed: int) -> None:
+def write_random(geometry: str, path: Path, dtype: str, seed: int, roles: str) -> None:
     """Write a full-size file with seeded random weights and a made-up tokenizer."""
     sizes = GEOMETRIES[geometry]
     table = tensor_table(sizes)
@@ -1294,7 +1641,7 @@ def write_random(geometry: str, path: Path, dtype: str, seed: int) -> None:
     image = Config({"image_size": sizes.image_size, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}, "image")
     metadata = general_metadata(f"{geometry} with random weights", dtype) | size_metadata(sizes)
     metadata |= image_metadata(image, sizes)
-    metadata |= tokenizer_metadata(synthetic_tokenizer(sizes.vocabulary), sizes.vocabulary)
+    metadata |= tokenizer_metadata(synthetic_tokenizer(sizes.vocabulary), sizes.vocabulary) | prompt_metadata(roles)
     plan = [(tensor, storage_type(tensor, dtype)) for tensor in table]
     write_file(path, metadata, plan, lambda tensor: random_rows(tensor, [seed, number[tensor]]))
 
@@ -1304,20 +1651,39 @@ def write_random(geometry: str, path: Path, dtype: str, seed: int) -> None:
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Convert a Janus or Janus-Pro checkpoint into one GGUF file.",
                                      epilog="Exit status: 0 done, 1 refused or failed, 2 wrong usage.")
-    parser.add_argument("folder", nargs="?", type=Path, help="checkpoint folder: config.json, tokenizer.json, "
-                        "preprocessor_config.json and the weights (.safetensors or .bin, whole or in shards)")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.gguf", help="file to write")
-    parser.add_argument("--dtype", choices=FILE_TYPES,
+    parser.add_argument("checkpoint", nargs="?", type=Path, help="folder with config.json, tokenizer.json, "
+                        "preprocessor_config.json and the weights (.safetensors or .bin, whole or in shards), or the "
+                        "id of a repository such as deepseek-ai/Janus-Pro-1B, which huggingface_hub fetches")
+    parser.add_argument("-o", "--output", type=Path, metavar="OUT.gguf", help="file to write")
+    parser.add_argument("--dtype", type=str.lower, choices=FILE_TYPES,
                         help="type of the large weights (default: as stored; bf16 with --random)")
-    parser.add_argument("--random", choices=GEOMETRIES, metavar="GEOMETRY",
+    parser.add_argument("--roles", type=str.lower, choices=ROLES,
+                        help="who speaks in prompts: <|User|> and <|Assistant|> as in Janus-Pro, or User and "
+                        "Assistant as in Janus-1.3B (default: what the checkpoint's name or tokenizer tells)")
+    parser.add_argument("--random", type=str.lower, choices=GEOMETRIES, metavar="GEOMETRY",
                         help=f"write random weights instead of a checkpoint's: {', '.join(GEOMETRIES)}")
     parser.add_argument("--seed", type=int, default=0, help="seed of --random (default: 0)")
     options = parser.parse_args(arguments)
-    if (options.folder is None) == (options.random is None):
-        parser.error("give either a checkpoint folder or --random GEOMETRY")
+    if (options.checkpoint is None) == (options.random is None):
+        parser.error("give either a checkpoint's folder or --random GEOMETRY")
+    if options.output is None:
+        parser.error("say which file to write: -o OUT.gguf")
     if options.seed < 0:
         parser.error("--seed takes no negative number")
     return options
+
+
+def check_output(path: Path) -> None:
+    """Refuse an output that cannot be, or that would take the place of something other than a model file."""
+    if not path.parent.is_dir() or path.exists() and not path.is_file():
+        raise Refused(f"cannot write {path}: its folder does not exist, or it is no plain file")
+    if path.suffix in (".json", *READERS):
+        raise Refused(f"cannot write {path}: that is the name of a checkpoint's file; the result is a .gguf file")
+
+
+def missing_package(error: ImportError) -> str:
+    return (f"the Python package {error.name or error} is missing: use `uv run convert.py`, which brings all packages, "
+            f"or pip install gguf numpy safetensors tqdm (and torch for .bin files)")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -1325,14 +1691,18 @@ def main(arguments: list[str] | None = None) -> int:
     for name in {"SIGTERM", "SIGHUP"} & set(dir(signal)):
         signal.signal(getattr(signal, name), lambda number, frame: sys.exit(128 + number))
     try:
-        if not options.output.parent.is_dir() or options.output.exists() and not options.output.is_file():
-            raise Refused(f"cannot write {options.output}: its folder does not exist, or it is no plain file")
+        if MISSING_PACKAGE:
+            raise MISSING_PACKAGE
+        check_output(options.output)
         if options.random:
-            write_random(options.random, options.output, options.dtype or "bf16", options.seed)
+            write_random(options.random, options.output, options.dtype or "bf16", options.seed, options.roles or "pro")
         else:
-            convert(options.folder, options.output, options.dtype)
+            convert(options.checkpoint, options.output, options.dtype, options.roles)
+    except ImportError as error:
+        print("convert.py:", printable(missing_package(error)), file=sys.stderr)
+        return 1
     except (Refused, OSError, UnicodeError, MemoryError) as error:
-        print("convert.py:", re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", str(error) or "out of memory"), file=sys.stderr)
+        print("convert.py:", printable(str(error) or "out of memory"), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 128 + signal.SIGINT

@@ -3888,13 +3888,32 @@ static JanusStatus load_file_image(const char *path, FileImage *image, JanusErro
     return JANUS_OK;
 }
 
+/* A file without a GGUF header: says which other kind of file it is, as people name the files of a checkpoint here. */
+static JanusStatus fail_other_file(const uint8_t *bytes, size_t size, const char *path, JanusError *error) {
+    static const char POINTER[] = "version https://git-lfs.github.com/spec/";
+    const char *kind = NULL;
+    int folder = 0; /* so many characters of the path name its folder */
+    for (int i = 0; path[i] != 0; i++)
+        if (path[i] == '/' || path[i] == '\\') folder = i == 0 ? 1 : i;
+    if (size > sizeof POINTER && memcmp(bytes, POINTER, sizeof POINTER - 1) == 0)
+        return fail(error, JANUS_BAD_MODEL, "%s is a Git LFS pointer (%lu bytes), not the file: run git lfs pull, or "
+                    "hf download", path, (unsigned long)size);
+    if (size > 9 && bytes[8] == '{' && load_little_endian(bytes, 8) < size) kind = "a safetensors file";
+    if (size > 4 && memcmp(bytes, "PK\3\4", 4) == 0) kind = "a zip archive, as PyTorch's files are";
+    if (size > 2 && bytes[0] == 0x80 && bytes[1] >= 2 && bytes[1] <= 5) kind = "a pickle, as PyTorch's old files are";
+    if (kind == NULL)
+        return fail(error, JANUS_BAD_MODEL, "%s is not a model file (no GGUF header): make one with convert.py", path);
+    return fail(error, JANUS_BAD_MODEL, "%s is %s, not a model file: make one of its checkpoint with "
+                "python convert.py %.*s -o janus.gguf", path, kind, folder > 0 ? folder : 1, folder > 0 ? path : ".");
+}
+
 static JanusStatus read_header(Cursor *cursor, const char *path, int64_t *tensor_count, int64_t *metadata_count,
                                JanusError *error) {
     const uint8_t *magic = cursor_take(cursor, 4);
     uint32_t version = cursor_u32(cursor);
     uint64_t tensors = cursor_u64(cursor), entries = cursor_u64(cursor);
     if (magic == NULL || memcmp(magic, "GGUF", 4) != 0)
-        return fail(error, JANUS_BAD_MODEL, "%s is not a model file (no GGUF header): make one with convert.py", path);
+        return fail_other_file(cursor->bytes, cursor->size, path, error);
     if (version != 3)
         return fail(error, JANUS_BAD_MODEL, "%s is GGUF version %lu; this program reads version 3", path,
                     (unsigned long)version);
@@ -3920,11 +3939,30 @@ static JanusStatus place_tensors(ModelFile *file, const Cursor *cursor, const ch
     return JANUS_OK;
 }
 
+/* Refuses a GGUF file of another program, such as llama.cpp's, by the architecture that it names. */
+static JanusStatus check_architecture(const ModelFile *file, const char *path, JanusError *error) {
+    const Metadata *entry = find_metadata(file, "general.architecture");
+    const bool known = entry != NULL && entry->type == GGUF_STRING && !entry->is_array;
+    StringView name = {"", 0};
+    char shown[40] = "";
+    if (known) {
+        name.text = (const char *)entry->value + 8;
+        name.length = (size_t)load_little_endian(entry->value, 8);
+    }
+    if (view_is(name, "janus")) return JANUS_OK;
+    for (size_t i = 0; i < name.length && i + 1 < sizeof shown; i++)
+        shown[i] = name.text[i] >= ' ' && name.text[i] <= '~' ? name.text[i] : '?';
+    return fail(error, JANUS_BAD_MODEL, "%s is a GGUF file for \"%s\", not for \"janus\": files of llama.cpp hold a "
+                "part of the model in another form; make the file of the checkpoint with convert.py", path, shown);
+}
+
 static JanusStatus read_tables(ModelFile *file, Cursor *cursor, const char *path, JanusError *error) {
     for (int64_t i = 0; i < file->metadata_count; i++) read_metadata_entry(cursor, &file->metadata[i]);
     if (cursor->bad)
         return fail(error, JANUS_BAD_MODEL, "%s is truncated or damaged: its metadata runs over the end", path);
     file->table_start = cursor->at;
+    const JanusStatus status = check_architecture(file, path, error);
+    if (status != JANUS_OK) return status;
     const Metadata *alignment = find_metadata(file, "general.alignment");
     if (alignment == NULL || alignment->is_array || alignment->type != GGUF_U32 ||
         load_little_endian(alignment->value, 4) != 64)
@@ -4065,7 +4103,7 @@ typedef struct {
     double rescale;
     bool normalize;
     int bos, eos, pad, image_placeholder, begin_of_image, end_of_image;     /* token ids */
-    StringView system_prompt;
+    StringView system_prompt, user_role, assistant_role;
 } Config;
 
 typedef struct {
@@ -4276,18 +4314,6 @@ static void need_image_config(Loader *loader, Config *c) {
 
 static void need_config(Loader *loader) {
     Config *c = &loader->model->config;
-    const Metadata *architecture = find_metadata(&loader->model->file, "general.architecture");
-    Cursor cursor = {0};
-    if (architecture != NULL && architecture->type == GGUF_STRING && !architecture->is_array) {
-        cursor.bytes = architecture->value;
-        cursor.size = 8 + 5;
-    }
-    StringView name = cursor.bytes != NULL && load_little_endian(cursor.bytes, 8) == 5 ? cursor_string(&cursor)
-                                                                                     : (StringView){NULL, 0};
-    if (name.text == NULL || !view_is(name, "janus")) {
-        loader_fail(loader, "the architecture is not", "janus", ": convert a Janus checkpoint with convert.py");
-        return;
-    }
     if (need_integer(loader, "janus.format_version", 0, INT_MAX) != 1)
         loader_fail(loader, "unknown format version:", "janus.format_version", " (convert the checkpoint again)");
     need_transformer_config(loader, c);
@@ -4566,6 +4592,24 @@ static void need_tokenizer(Loader *loader) {
     loader->status = tokenizer_init(&m->tokenizer, &spec, loader->error);
 }
 
+/* The string `key`, a view into the file; where the file has none, `otherwise`, or an error if that is NULL. */
+static StringView need_text(Loader *loader, const char *key, const char *otherwise) {
+    const Metadata *entry = find_metadata(&loader->model->file, key);
+    const bool found = entry != NULL && entry->type == GGUF_STRING && !entry->is_array;
+    StringView text = {"", 0};
+    if (found) {
+        text.text = (const char *)entry->value + 8;
+        text.length = (size_t)load_little_endian(entry->value, 8);
+    } else if (entry == NULL && otherwise != NULL) {
+        text.text = otherwise;
+        text.length = strlen(otherwise);
+    } else {
+        loader_fail(loader, "metadata is missing or has another type:", key, " (convert the checkpoint again)");
+    }
+    if (!utf8_valid(text.text, text.length)) loader_fail(loader, "metadata is not UTF-8:", key, "");
+    return text;
+}
+
 /* A copy of a string of the metadata, "" when it is absent. */
 static char *copy_metadata_string(Loader *loader, const char *key) {
     const Metadata *entry = find_metadata(&loader->model->file, key);
@@ -4594,13 +4638,9 @@ static void need_model(Loader *loader) {
     JanusModel *m = loader->model;
     need_config(loader);
     if (loader->status != JANUS_OK) return;
-    const Metadata *prompt = find_metadata(&m->file, "janus.prompt.system");
-    if (prompt != NULL && prompt->type == GGUF_STRING && !prompt->is_array) {
-        m->config.system_prompt.length = (size_t)load_little_endian(prompt->value, 8);
-        m->config.system_prompt.text = (const char *)prompt->value + 8;
-    } else {
-        loader_fail(loader, "metadata is missing or has another type:", "janus.prompt.system", "");
-    }
+    m->config.system_prompt = need_text(loader, "janus.prompt.system", NULL);
+    m->config.user_role = need_text(loader, "janus.prompt.user_role", "<|User|>");
+    m->config.assistant_role = need_text(loader, "janus.prompt.assistant_role", "<|Assistant|>");
     m->name = copy_metadata_string(loader, "general.name");
     m->vit_blocks = calloc((size_t)m->config.vit_layers, sizeof *m->vit_blocks);
     m->blocks = calloc((size_t)m->config.layers, sizeof *m->blocks);
@@ -5807,6 +5847,7 @@ static void vq_decode(Context *cx, const JanusModel *m, const int32_t *ids, uint
          draw    BOS <|User|>: PROMPT \n\n <|Assistant|>: <begin_of_image>
          answer  BOS SYSTEM \n\n <|User|>: <image_placeholder>\n QUESTION \n\n <|Assistant|>:   then ANSWER EOS and the next turn,
                  where each <image_placeholder> stands for <begin_of_image>, the image's T embeddings, <end_of_image>
+       The roles are those that the model file names: Janus-1.3B has User and Assistant.
    ==================================================================================================================== */
 
 struct JanusSession {
@@ -5938,8 +5979,8 @@ static void embed_prompt(const JanusModel *m, const int32_t *ids, int64_t T, int
 /* The ids of a drawing prompt. */
 static void drawing_prompt(Context *cx, const JanusModel *m, const char *prompt, IdList *list) {
     const Config *c = &m->config;
-    const StringView pieces[] = {view_of("<|User|>: "), checked_text(cx, prompt, "prompt", view_of("")),
-                                 view_of("\n\n<|Assistant|>:")};
+    const StringView pieces[] = {c->user_role, view_of(": "), checked_text(cx, prompt, "prompt", view_of("")),
+                                 view_of("\n\n"), c->assistant_role, view_of(":")};
     id_list_add(list, c->bos, 1);
     const int images = add_text(cx, list, m, join_text(cx, pieces, 3));
     id_list_add(list, c->begin_of_image, 1);
@@ -6074,12 +6115,13 @@ static void turn_prompt(JanusSession *session, const char *question, int image_c
     for (int i = 0; i < image_count; i++) memcpy(repeated + (size_t)i * mark.length, mark.text, mark.length);
     if (question != NULL && strstr(question, "<image_placeholder>") == NULL)
         images = (StringView){repeated, (size_t)image_count * mark.length};
-    const StringView pieces[] = {system, view_of(system.length > 0 ? "\n\n<|User|>: " : "<|User|>: "), images,
-                                 checked_text(cx, question, "question", images), view_of("\n\n<|Assistant|>:")};
+    const StringView pieces[] = {system, view_of(system.length > 0 ? "\n\n" : ""), m->config.user_role, view_of(": "),
+                                 images, checked_text(cx, question, "question", images), view_of("\n\n"),
+                                 m->config.assistant_role, view_of(":")};
     if (first) id_list_add(list, m->config.bos, 1);
     for (int i = 0; i < session->unread_count; i++) id_list_add(list, session->unread[i], 1);
     list->said = list->count;
-    const int places = add_text(cx, list, m, join_text(cx, pieces, 5));
+    const int places = add_text(cx, list, m, join_text(cx, pieces, 9));
     if (places != image_count)
         context_fail(cx, JANUS_BAD_ARGUMENT, "the question has %d <image_placeholder>, but %d images were given", places,
                      image_count);

@@ -273,10 +273,10 @@ def transformers_config(s: Sizes) -> dict[str, Any]:
 
 
 def encode_values(value: np.ndarray, dtype: str) -> np.ndarray:
-    """float32 values as F32, as F16 or as the bits of BF16 (cut, not rounded)."""
+    """float32 values as F64, F32, F16 or as the bits of BF16 (cut, not rounded)."""
     if dtype == "BF16":
         return (np.ascontiguousarray(value).view(np.uint32) >> 16).astype(np.uint16)
-    return np.ascontiguousarray(value, {"F32": np.float32, "F16": np.float16}[dtype])
+    return np.ascontiguousarray(value, {"F64": np.float64, "F32": np.float32, "F16": np.float16}[dtype])
 
 
 def save_safetensors(path: Path, state: State, dtypes: dict[str, str]) -> None:

@@ -56,9 +56,10 @@ class Geometry:
     code_dim: int = 8
     adaptor_depth: int = 2
     head_width: int | None = None
+    role_tokens: bool = True  # <|User|> and <|Assistant|>, as Janus-Pro has them and Janus-1.3B has not
 
 
-def train_tokenizer(vocab: int) -> Tokenizer:
+def train_tokenizer(vocab: int, role_tokens: bool = True) -> Tokenizer:
     """A byte-level BPE tokenizer of the DeepSeek form with at most `vocab` ids, trained on CORPUS."""
     tokenizer = Tokenizer(models.BPE())
     split = lambda pattern: pre_tokenizers.Split(Regex(pattern), "isolated")  # noqa: E731
@@ -67,7 +68,7 @@ def train_tokenizer(vocab: int) -> Tokenizer:
         split("[一-龥ࠀ-一가-퟿]+"), pre_tokenizers.Digits(individual_digits=True),
         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
     tokenizer.decoder = decoders.ByteLevel()
-    added = [*SPECIAL.values(), "<|User|>", "<|Assistant|>"]
+    added = [*SPECIAL.values(), *(["<|User|>", "<|Assistant|>"] if role_tokens else [])]
     trainer = trainers.BpeTrainer(vocab_size=vocab - len(added) - 16, show_progress=False,
                                   initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
     tokenizer.train_from_iterator(CORPUS, trainer)
@@ -116,7 +117,7 @@ def randomise(model: JanusForConditionalGeneration, seed: int) -> None:
 
 def make_model(geometry: Geometry, seed: int) -> tuple[JanusForConditionalGeneration, Tokenizer]:
     """A random model and its tokenizer."""
-    tokenizer = train_tokenizer(geometry.vocab)
+    tokenizer = train_tokenizer(geometry.vocab, geometry.role_tokens)
     config = janus_config(geometry, tokenizer.token_to_id(SPECIAL["image"]))
     model = JanusForConditionalGeneration(config).eval()
     if geometry.head_width:

@@ -41,7 +41,7 @@ RECIPES = (
     "q4_0 + ffn_down=q8_0", "q4_0 + attn_v=q8_0 + ffn_down=q8_0", "q4_0 + attn_output=q8_0", "q4_0 + attn_q=q8_0 + attn_k=q8_0",
     "q4_0 + ffn_gate=q8_0 + ffn_up=q8_0", "q4_0 + blk.0=q8_0 + last=q8_0",
 )
-TYPES = {**convert.FLOAT_TYPES, "q8_0": convert.Type.Q8_0, "q4_0": convert.Type.Q4_0}
+TYPES = {name: convert.Type[name.upper()] for name in convert.FILE_TYPES}
 PROMPTS = ("a red circle", "three pink hearts", "a blue house to the left of a green tree", "two brown cars on a white background",
            "a yellow star above a purple square", "four orange triangles", "a large green heart", "one red car below a blue star")
 

@@ -211,6 +211,7 @@ class Reference:
     tokenizer: Tokenizer
     rules: ImageRules
     ids: dict[str, int] = field(default_factory=dict)
+    roles: tuple[str, str] = ("<|User|>", "<|Assistant|>")
 
     @property
     def image_tokens(self) -> int:
@@ -341,6 +342,9 @@ def load_folder(folder: Path) -> Reference:
     size = model.config.vision_config.image_size
     reference = Reference(model.eval(), Tokenizer.from_file(str(folder / "tokenizer.json")), image_rules(folder, size))
     reference.ids = {key: reference.tokenizer.token_to_id(token) for key, token in SPECIAL.items()}
+    named = f"{folder.resolve().name} {config.get('_name_or_path')}".lower()
+    if reference.tokenizer.token_to_id("<|User|>") is None or "janus-1.3b" in named:
+        reference.roles = ("User", "Assistant")  # as the scripts of Janus-1.3B call the two
     return reference
 
 
@@ -421,7 +425,8 @@ def load_gguf(path: Path) -> Reference:
            (("bos", "bos"), ("eos", "eos"), ("pad", "padding"))}
     ids |= {key: get(f"tokenizer.{name}_id") for key, name in
             (("image", "image_placeholder"), ("begin_image", "begin_of_image"), ("end_image", "end_of_image"))}
-    return Reference(model, gguf_tokenizer(values), rules, ids)
+    roles = tuple(values.get(f"janus.prompt.{name}_role", f"<|{name.title()}|>") for name in ("user", "assistant"))
+    return Reference(model, gguf_tokenizer(values), rules, ids, roles)
 
 
 def load(path: Path) -> Reference:
@@ -487,8 +492,9 @@ def encode_text(reference: Reference, text: str, bos: bool) -> list[int]:
 def question_ids(reference: Reference, question: str, images: int, first: bool = True) -> list[int]:
     """One user turn of a conversation with an opened answer, image positions as placeholders. As in the official
     scripts, the message is stripped as a unit: white space between the placeholder's line and the question stays."""
+    user, assistant = reference.roles
     content = question if "<image_placeholder>" in question else "<image_placeholder>\n" * images + question
-    text = (SYSTEM_PROMPT + "\n\n" if first else "") + f"<|User|>: {content.strip()}\n\n<|Assistant|>:"
+    text = (SYSTEM_PROMPT + "\n\n" if first else "") + f"{user}: {content.strip()}\n\n{assistant}:"
     ids, out = encode_text(reference, text, first), []
     for token in ids:
         placeholder = [reference.ids["begin_image"], *[token] * reference.image_tokens, reference.ids["end_image"]]
@@ -498,7 +504,8 @@ def question_ids(reference: Reference, question: str, images: int, first: bool =
 
 def drawing_ids(reference: Reference, prompt: str) -> list[int]:
     """The prompt of a picture."""
-    return encode_text(reference, f"<|User|>: {prompt.strip()}\n\n<|Assistant|>:<begin_of_image>", True)
+    user, assistant = reference.roles
+    return encode_text(reference, f"{user}: {prompt.strip()}\n\n{assistant}:<begin_of_image>", True)
 
 
 # ---- Stages ----

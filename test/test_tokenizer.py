@@ -531,6 +531,58 @@ def test_unsound_tokenizers_are_refused(change: Callable[[dict[str, Any]], None]
     assert status == BAD_MODEL and words in message, message
 
 
+# ---- One grammar of split patterns ----
+
+def any_pattern(rng: random.Random) -> str:
+    """A pattern of the grammar, often with something in it that does not belong there."""
+    members = [r"\s", r"\n", r"\t", r"\-", r"\]", r"\[", r"\^", r"\\", "a", "b", "é", "a-f", "é-ü", r"\t-\r", "!-/", "^", "&",
+               "$", "+", "?", " ", "&&"]
+    wrong = [r"\d", r"\n-\t", r"\s-a", r"a-\s", "\\", "b-a", "&&", "[a]", "[^a]", *"[]-^+?*$(|"]
+
+    def one_set() -> str:
+        return "\\s" if rng.random() < 0.2 else "[" + "".join(rng.choices(members, k=rng.randint(1, 4))) + "]"
+
+    pattern = (one_set() + "?" if rng.random() < 0.4 else "") + one_set()
+    pattern += rng.choice(["", "+"]) + rng.choice(["", "", "$"])
+    for _ in range(rng.choice([0, 0, 1, 2])):
+        at = rng.randint(0, len(pattern))
+        pattern = pattern[:at] + rng.choice(wrong) + pattern[at:]
+    return pattern
+
+
+def gguf_string(text: str) -> bytes:
+    return len(text.encode()).to_bytes(8, "little") + text.encode()
+
+
+def test_convert_and_janus_accept_the_same_patterns(tmp_path: Path) -> None:
+    """Whatever convert.py writes janus.c reads, and what it refuses janus.c would not read either."""
+    sound = model_file(tmp_path, convert.synthetic_tokenizer(400), 400).read_bytes()
+    step, name = gguf_string("split [\r\n]"), gguf_string("general.name") + (8).to_bytes(4, "little")
+    rng, taken = random.Random(10), 0
+    patterns = sorted({any_pattern(rng) for _ in range(1500)} | {"", "\\s", "[a]+[b]+", "[a]?", "[!-&&b]"})
+    for pattern in patterns:
+        new = gguf_string("split " + pattern)
+        filler = "." * (-(len(new) - len(step)) % 64)  # keeps the weights at their multiple of 64 bytes
+        old_name = name + gguf_string(tmp_path.name)
+        assert sound.count(step) == sound.count(old_name) == 1
+        data = sound.replace(step, new).replace(old_name, name + gguf_string(tmp_path.name + filler))
+        (tmp_path / "changed.gguf").write_bytes(data)
+        try:
+            convert.check_split_pattern(pattern)
+            accepted = True
+        except convert.Refused:
+            accepted = False
+        try:
+            Model(tmp_path / "changed.gguf")
+            read = True
+        except Refused as refusal:
+            assert "janus.tokenizer.pre_tokenizer[0] has" in refusal.args[1]
+            read = False
+        assert accepted == read, pattern
+        taken += accepted
+    assert 300 < taken < len(patterns) - 300
+
+
 # ---- DeepSeek's own vocabulary ----
 
 @pytest.fixture(scope="module")

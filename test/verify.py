@@ -18,7 +18,7 @@ import argparse
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -428,6 +428,7 @@ def suite_cases() -> list[tuple[str, object, str, str, int, str | None]]:
         ("wide bf16", wide, "transformers", "bin", 1, "bf16"),
         ("blocks of 32, q8_0", even, "official", "safetensors", 1, "q8_0"),
         ("blocks of 32, q4_0", even, "transformers", "bin", 2, "q4_0"),
+        ("roles of Janus-1.3B", replace(plain, role_tokens=False), "official", "safetensors", 1, None),
     ]
 
 
