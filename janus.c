@@ -5982,7 +5982,7 @@ static void drawing_prompt(Context *cx, const JanusModel *m, const char *prompt,
     const StringView pieces[] = {c->user_role, view_of(": "), checked_text(cx, prompt, "prompt", view_of("")),
                                  view_of("\n\n"), c->assistant_role, view_of(":")};
     id_list_add(list, c->bos, 1);
-    const int images = add_text(cx, list, m, join_text(cx, pieces, 3));
+    const int images = add_text(cx, list, m, join_text(cx, pieces, 6));
     id_list_add(list, c->begin_of_image, 1);
     if (list->failed) context_fail_memory(cx);
     if (images > 0) context_fail(cx, JANUS_BAD_ARGUMENT, "a drawing prompt cannot hold <image_placeholder>");
