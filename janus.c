@@ -4681,9 +4681,11 @@ static JanusStatus image_size(ImageFile *image, int64_t width, int64_t height, J
 }
 
 /* The orientation that EXIF says, 1 to 8, or 0 for none. EXIF is a TIFF file without pictures: byte order, place of a
-   directory, and there entries of 12 bytes: tag, type, count, and the values or, where four bytes do not hold them, their place. */
+   directory, and there entries of 12 bytes: tag, type, count, and the values or, where four bytes do not hold them, their
+   place. The first entry whose values are not there ends the reading, as it does Pillow's. */
 static int exif_orientation(Span exif) {
-    enum { ORIENTATION = 0x0112, SHORT = 3, LONG = 4, ENTRY = 12 };
+    enum { ORIENTATION = 0x0112, SHORT = 3, LONG = 4, TYPES = 17, ENTRY = 12 };
+    static const uint8_t SIZES[TYPES] = {0, 1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 0, 0, 8};
     int orientation = 0;
     while (span_begins(exif, "Exif\0\0", 6)) exif = span_part(exif, 6, exif.length);
     const bool big = span_begins(exif, "MM\0*", 4);
@@ -4691,13 +4693,12 @@ static int exif_orientation(Span exif) {
     if ((!big && !span_begins(exif, "II*\0", 4)) || directory >= exif.length) return 0;
     const size_t entries = span_number(exif, directory, 2, big);
     for (size_t i = 0, at = directory + 2; i < entries && at + ENTRY <= exif.length; i++, at += ENTRY) {
-        const uint32_t type = span_number(exif, at + 2, 2, big), count = span_number(exif, at + 4, 4, big);
-        if (span_number(exif, at, 2, big) != ORIENTATION || (type != SHORT && type != LONG) || count == 0) continue;
-        const int bytes = type == SHORT ? 2 : 4;
-        const uint64_t size = (uint64_t)count * (uint64_t)bytes;
+        const uint32_t tag = span_number(exif, at, 2, big), type = span_number(exif, at + 2, 2, big);
+        const uint64_t size = type < TYPES ? (uint64_t)SIZES[type] * span_number(exif, at + 4, 4, big) : 0;
         const uint64_t place = size <= 4 ? at + 8 : span_number(exif, at + 8, 4, big);
-        if (place + size > exif.length) continue;
-        const uint32_t value = span_number(exif, (size_t)place, bytes, big);
+        if (place + size > exif.length) break;
+        if (tag != ORIENTATION || (type != SHORT && type != LONG) || size == 0) continue;
+        const uint32_t value = span_number(exif, (size_t)place, SIZES[type], big);
         orientation = value >= 1 && value <= 8 ? (int)value : 1;
     }
     return orientation;
@@ -4737,22 +4738,23 @@ typedef struct {
     Span file, data;
     size_t place, next; /* of this segment's 0xFF, and from where on to look for the next one */
     unsigned marker;
-    bool bad;           /* the chain broke */
+    bool complete;      /* the mark of the end has come */
 } JpegSegment;
 
+/* Goes to the next segment; returns false at the end and where the chain breaks. */
 static bool jpeg_next(JpegSegment *segment) {
     enum { START = 0xD8, END = 0xD9, RESTART = 0xD0 };
-    for (size_t at = segment->next; at + 3 < segment->file.length; at++) {
+    for (size_t at = segment->next; at + 1 < segment->file.length; at++) {
         const unsigned marker = segment->file.bytes[at + 1];
         if (segment->file.bytes[at] != 0xFF || marker == 0xFF || marker == 0 || (marker >= RESTART && marker <= START)) continue;
-        if (marker == END) break;
         const size_t size = span_number(segment->file, at + 2, 2, true);
-        segment->bad = size < 2;
+        segment->complete = marker == END;
+        if (segment->complete || size < 2) break;
         segment->place = at;
         segment->marker = marker;
         segment->data = span_part(segment->file, at + 4, size - 2);
         segment->next = at + 2 + size;
-        return !segment->bad;
+        return true;
     }
     return false;
 }
@@ -4800,6 +4802,13 @@ static const char *jpeg_unread_kind(const ImageFile *image) {
     return image->height == 0 ? "its height follows its pixels" : NULL;
 }
 
+/* Whether this marker may stand between scans. Up to its version 2.27, stb_image refuses a picture that holds others or
+   ends too soon; later ones leave the rest of it grey. */
+static bool jpeg_marker_good(unsigned marker) {
+    enum { TABLES = 0xC4, SCAN = 0xDA, RESTARTS = 0xDD, APP0 = 0xE0, APP15 = 0xEF, COMMENT = 0xFE };
+    return marker == TABLES || (marker >= SCAN && marker <= RESTARTS) || (marker >= APP0 && marker <= APP15) || marker == COMMENT;
+}
+
 static JanusStatus jpeg_header(ImageFile *image, JanusError *error) {
     enum { TABLES = 0xC4, SCAN = 0xDA };
     JpegSegment segment = {image->file, {NULL, 0}, 0, 2, 0, false};
@@ -4808,11 +4817,12 @@ static JanusStatus jpeg_header(ImageFile *image, JanusError *error) {
             return image_damaged(image, "bad Huffman tables", error);
         if (segment.marker == SCAN && image->scans++ == 0) image->first_scan = segment.place;
         if (image->scans == 0) jpeg_note(image, segment.marker, segment.data);
+        else if (!jpeg_marker_good(segment.marker)) return image_damaged(image, "an unknown marker", error);
     }
-    if (segment.bad) return image_damaged(image, "a segment without a size", error);
     if (image->frame == 0) return image_damaged(image, "no picture in it", error);
     const char *kind = jpeg_unread_kind(image);
     if (kind != NULL) return image_unread(image, "JPEG", kind, error);
+    if (!segment.complete || image->scans == 0) return image_damaged(image, "it ends amid its pixels", error);
     const JanusStatus status = image_size(image, image->width, image->height, error);
     if (status == JANUS_OK && image->scans > (int64_t)IMAGE_SCAN_LIMIT * IMAGE_PIXEL_LIMIT / (image->width * image->height))
         return fail(error, JANUS_BAD_IMAGE, "%s goes over its %ld x %ld pixels %ld times: save it again", image->name,
