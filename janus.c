@@ -4564,10 +4564,10 @@ static void *writer_memory(const void *memory, size_t old_size, size_t size);
 #define STB_IMAGE_WRITE_STATIC
 /* Up to 2.27, stb_image.h declares this function and defines it under the other name; a static function must be defined. */
 #define stbi__unpremultiply_on_load_thread stbi_set_unpremultiply_on_load_thread
-/* stb's function of this name blends one column wrongly. It is compiled under another name; what takes its address, which
-   has no parentheses behind the name, finds the one below. */
-static unsigned char *stbi__resample_row_h_2(unsigned char *out, unsigned char *row, unsigned char *other_row, int width, int factor);
-#define stbi__resample_row_h_2(out, row, other_row, width, factor) resample_row_h_2_of_stb(out, row, other_row, width, factor)
+/* stb's function of this name blends one column wrongly. It is compiled under another name; what takes its address, without
+   parentheses after the name, finds the one below. */
+static unsigned char *stbi__resample_row_h_2(unsigned char *out, unsigned char *row, unsigned char *other, int width, int factor);
+#define stbi__resample_row_h_2(out, row, other, width, factor) resample_row_h_2_of_stb(out, row, other, width, factor)
 #if defined(JANUS_STB_FLAT)
 #include <stb_image.h>
 #include <stb_image_write.h>
@@ -4577,10 +4577,10 @@ static unsigned char *stbi__resample_row_h_2(unsigned char *out, unsigned char *
 #endif
 #undef stbi__resample_row_h_2
 
-/* Twice as many samples of a JPEG's row whose colours have half its width (4:2:2), each a blend of 3 : 1 of its two nearest.
-   Up to 2.30, and for all that is known later too, stb blends the last but one 1 : 3. */
-static unsigned char *stbi__resample_row_h_2(unsigned char *out, unsigned char *row, unsigned char *other_row, int width, int factor) {
-    resample_row_h_2_of_stb(out, row, other_row, width, factor);
+/* Twice as many samples, for a JPEG whose colours have half its width (4:2:2): each is a blend 3 : 1 of its two nearest.
+   stb_image, 2.30 included, blends the last but one 1 : 3. */
+static unsigned char *stbi__resample_row_h_2(unsigned char *out, unsigned char *row, unsigned char *other, int width, int factor) {
+    resample_row_h_2_of_stb(out, row, other, width, factor);
     if (width > 1) out[2 * width - 2] = (unsigned char)((3 * row[width - 1] + row[width - 2] + 2) / 4);
     return out;
 }
@@ -4623,7 +4623,7 @@ typedef struct {
     size_t length;
 } Span;
 
-/* The number in `count` bytes at `at`, the most significant one first or last; 0 stands for bytes that are not there. */
+/* The number in `count` bytes at `at`, the most significant one first or last; bytes that are not there are 0. */
 static uint32_t span_number(Span span, size_t at, int count, bool big_endian) {
     uint32_t number = 0;
     for (int i = 0; i < count; i++) {
@@ -4657,7 +4657,7 @@ typedef struct {
     int64_t scans;          /* how often a JPEG goes over its pixels, and where first */
     size_t first_scan;
     unsigned frame, precision, channels; /* a JPEG's frame: its marker and what it says */
-    bool adobe;             /* whether Adobe's marker tells the colours of a JPEG, and which: 0 as they are, 1 YCbCr, 2 YCCK */
+    bool adobe;             /* whether Adobe's marker tells a JPEG's colours, and which: 0 as they are, 1 YCbCr, 2 YCCK */
     unsigned transform;
 } ImageFile;
 
@@ -4666,14 +4666,15 @@ static JanusStatus image_damaged(const ImageFile *image, const char *how, JanusE
 }
 
 static JanusStatus image_unread(const ImageFile *image, const char *what, const char *kind, JanusError *error) {
-    return fail(error, JANUS_BAD_IMAGE, "%s is a %s of a kind that is not read (%s): save it again as a PNG or as a usual %s",
+    return fail(error, JANUS_BAD_IMAGE, "%s is a %s of a kind that is not read (%s): save it again as a PNG or a usual %s",
                 image->name, what, kind, what);
 }
 
 /* Takes the size, which may be any, or says what is wrong with it. */
 static JanusStatus image_size(ImageFile *image, int64_t width, int64_t height, JanusError *error) {
-    if (width < 1 || height < 1 || width > IMAGE_SIDE_LIMIT || height > IMAGE_SIDE_LIMIT || width * height > IMAGE_PIXEL_LIMIT)
-        return fail(error, JANUS_BAD_IMAGE, "%s is %ld x %ld: at most 16384 pixels a side and 178,956,970 in all are accepted",
+    const bool small = width <= IMAGE_SIDE_LIMIT && height <= IMAGE_SIDE_LIMIT && width * height <= IMAGE_PIXEL_LIMIT;
+    if (width < 1 || height < 1 || !small)
+        return fail(error, JANUS_BAD_IMAGE, "%s is %ld x %ld: at most 16384 pixels a side, 178,956,970 in all, are accepted",
                     image->name, (long)min_i64(width, INT32_MAX), (long)min_i64(height, INT32_MAX));
     image->width = width;
     image->height = height;
@@ -4710,7 +4711,8 @@ static int xmp_orientation(Span xmp) {
     for (; xmp.length > 0; xmp = span_part(xmp, 1, xmp.length)) {
         if (!span_begins(xmp, NAME, sizeof NAME - 1)) continue;
         const Span value = span_part(xmp, sizeof NAME - 1, 3);
-        const unsigned digit = span_begins(value, ">", 1) ? span_byte(value, 1) : span_begins(value, "=\"", 2) ? span_byte(value, 2) : 0;
+        const size_t sign = span_begins(value, ">", 1) ? 1 : span_begins(value, "=\"", 2) ? 2 : value.length;
+        const unsigned digit = span_byte(value, sign);
         if (digit >= '0' && digit <= '9') return digit >= '1' && digit <= '8' ? (int)(digit - '0') : 1;
     }
     return 0;
@@ -4726,7 +4728,8 @@ static JanusStatus png_header(ImageFile *image, JanusError *error) {
         if (span_begins(name, "CgBI", 4)) return image_unread(image, "PNG", "Apple's, for iPhones", error);
         if (span_begins(name, "IHDR", 4)) width = span_number(data, 0, 4, true), height = span_number(data, 4, 4, true);
         if (span_begins(name, "eXIf", 4)) image->exif = exif_orientation(data);
-        if (span_begins(name, "iTXt", 4) && span_begins(data, "XML:com.adobe.xmp", 18)) image->xmp = xmp_orientation(data);
+        if (span_begins(name, "iTXt", 4) && span_begins(data, "XML:com.adobe.xmp", 18))
+            image->xmp = xmp_orientation(data);
         if (data.length < size || span_begins(name, "IEND", 4)) break;
         at += 12 + (size_t)size;
     }
@@ -4746,7 +4749,8 @@ static bool jpeg_next(JpegSegment *segment) {
     enum { START = 0xD8, END = 0xD9, RESTART = 0xD0 };
     for (size_t at = segment->next; at + 1 < segment->file.length; at++) {
         const unsigned marker = segment->file.bytes[at + 1];
-        if (segment->file.bytes[at] != 0xFF || marker == 0xFF || marker == 0 || (marker >= RESTART && marker <= START)) continue;
+        if (segment->file.bytes[at] != 0xFF || marker == 0xFF || marker == 0) continue;
+        if (marker >= RESTART && marker <= START) continue;
         const size_t size = span_number(segment->file, at + 2, 2, true);
         segment->complete = marker == END;
         if (segment->complete || size < 2) break;
@@ -4824,7 +4828,8 @@ static JanusStatus jpeg_header(ImageFile *image, JanusError *error) {
     if (kind != NULL) return image_unread(image, "JPEG", kind, error);
     if (!segment.complete || image->scans == 0) return image_damaged(image, "it ends amid its pixels", error);
     const JanusStatus status = image_size(image, image->width, image->height, error);
-    if (status == JANUS_OK && image->scans > (int64_t)IMAGE_SCAN_LIMIT * IMAGE_PIXEL_LIMIT / (image->width * image->height))
+    const int64_t limit = (int64_t)IMAGE_SCAN_LIMIT * IMAGE_PIXEL_LIMIT;
+    if (status == JANUS_OK && image->scans > limit / (image->width * image->height))
         return fail(error, JANUS_BAD_IMAGE, "%s goes over its %ld x %ld pixels %ld times: save it again", image->name,
                     (long)image->width, (long)image->height, (long)image->scans);
     return status;
@@ -4836,7 +4841,8 @@ static JanusStatus bmp_header(ImageFile *image, JanusError *error) {
     const Span file = image->file;
     const uint32_t begin = span_number(file, 10, 4, false), header = span_number(file, 14, 4, false);
     const bool old = header == 12;
-    const uint32_t bits = span_number(file, old ? 24 : 28, 2, false), packing = old ? 0 : span_number(file, 30, 4, false);
+    const uint32_t bits = span_number(file, old ? 24 : 28, 2, false);
+    const uint32_t packing = old ? 0 : span_number(file, 30, 4, false);
     const int64_t width = span_number(file, 18, old ? 2 : 4, false);
     int64_t height = span_number(file, old ? 20 : 22, old ? 2 : 4, false);
     if (!old && height > INT32_MAX) height = ((int64_t)1 << 32) - height; /* negative: the rows come from the top */
@@ -4854,8 +4860,8 @@ static JanusStatus bmp_header(ImageFile *image, JanusError *error) {
 /* A TGA has no signature; these are all the headers that stb reads and that make sense. */
 static bool tga_looks_good(Span file) {
     const unsigned palette = span_byte(file, 1), palette_bits = span_byte(file, 7);
-    const unsigned type = span_byte(file, 2), bits = span_byte(file, 16);
-    if (span_number(file, 12, 2, false) == 0 || span_number(file, 14, 2, false) == 0 || span_byte(file, 17) > 0x3F) return false;
+    const unsigned type = span_byte(file, 2), bits = span_byte(file, 16), flags = span_byte(file, 17);
+    if (span_number(file, 12, 2, false) == 0 || span_number(file, 14, 2, false) == 0 || flags > 0x3F) return false;
     if (palette == 1)
         return (type == 1 || type == 9) && (bits == 8 || bits == 16) &&
                (palette_bits == 15 || palette_bits == 16 || palette_bits == 24 || palette_bits == 32);
@@ -4877,16 +4883,17 @@ static size_t tga_packets_end(Span file, size_t at, int64_t pixels, size_t pixel
 /* A TGA: 18 bytes, a text, a palette, pixels, maybe in packets. stb does not see where a file is cut off. */
 static JanusStatus tga_header(ImageFile *image, JanusError *error) {
     const Span file = image->file;
-    const JanusStatus status = image_size(image, span_number(file, 12, 2, false), span_number(file, 14, 2, false), error);
+    const int64_t width = span_number(file, 12, 2, false), height = span_number(file, 14, 2, false);
+    const JanusStatus status = image_size(image, width, height, error);
     if (status != JANUS_OK) return status;
     if (span_byte(file, 1) == 1 && span_number(file, 3, 2, false) != 0)
         return image_unread(image, "TGA", "a palette without its beginning", error);
     const size_t palette = span_byte(file, 1) * span_number(file, 5, 2, false) * ((span_byte(file, 7) + 7) / 8);
     const size_t begin = 18 + span_byte(file, 0) + palette, pixel_bytes = (span_byte(file, 16) + 7) / 8;
-    const int64_t pixels = image->width * image->height;
-    const bool complete = span_byte(file, 2) >= 8 ? tga_packets_end(file, begin, pixels, pixel_bytes) <= file.length
-                                                  : (int64_t)begin + pixels * (int64_t)pixel_bytes <= (int64_t)file.length;
-    return complete ? JANUS_OK : image_damaged(image, "it ends amid its pixels", error);
+    const bool packed = span_byte(file, 2) >= 8;
+    const uint64_t end = packed ? tga_packets_end(file, begin, width * height, pixel_bytes)
+                                : begin + (uint64_t)(width * height) * pixel_bytes;
+    return end <= file.length ? JANUS_OK : image_damaged(image, "it ends amid its pixels", error);
 }
 
 /* ---- Pixels ---- */
@@ -4913,8 +4920,8 @@ static int64_t pnm_number(Span file, size_t *at) {
     return number;
 }
 
-/* A PGM or PPM: "P5" or "P6", width, height, the largest value, one blank, samples of one byte or two. stb takes those of
-   two bytes for numbers of this machine and leaves out the largest value. */
+/* A PGM or PPM: "P5" or "P6", width, height, the largest value, one blank, samples of one byte or two. stb's own reader
+   takes those of two bytes for this machine's numbers and does not use the largest value. */
 static JanusStatus read_pnm(ImageFile *image, JanusImage *out, JanusError *error) {
     const Span file = image->file;
     const int64_t channels = span_byte(file, 1) == '6' ? 3 : 1;
@@ -4952,7 +4959,7 @@ static size_t gif_palette(Span file, size_t at, unsigned flags, GifFrame *frame)
     return at + bytes;
 }
 
-/* A GIF: the canvas' size, a palette, extensions in blocks of at most 255 bytes, pictures. Returns false without a picture. */
+/* A GIF: the canvas' size, a palette, extensions in blocks of at most 255 bytes, pictures. False if there is no picture. */
 static bool gif_frame(Span file, GifFrame *frame) {
     enum { EXTENSION = 0x21, PICTURE = 0x2C, END = 0x3B, CONTROL = 0xF9 };
     memset(frame, 0, sizeof *frame);
@@ -5045,7 +5052,8 @@ static bool gif_unpack(Span file, size_t at, uint8_t *entries, int64_t count) {
 /* The entries of the picture, as colours on its canvas. An interlaced one has four passes. */
 static void gif_paint(const GifFrame *frame, const uint8_t *entry, JanusImage *out) {
     static const int64_t FIRST[] = {0, 0, 4, 2, 1}, STEP[] = {1, 8, 8, 4, 2};
-    for (int64_t i = 0; i < (int64_t)out->width * out->height; i++) memcpy(out->rgb + 3 * i, frame->palette[frame->background], 3);
+    const int64_t pixels = (int64_t)out->width * out->height;
+    for (int64_t i = 0; i < pixels; i++) memcpy(out->rgb + 3 * i, frame->palette[frame->background], 3);
     for (int pass = frame->interlaced; pass < (frame->interlaced ? 5 : 1); pass++)
         for (int64_t y = FIRST[pass]; y < frame->height; y += STEP[pass]) {
             uint8_t *row = out->rgb + 3 * ((frame->top + y) * out->width + frame->left);
@@ -5053,8 +5061,8 @@ static void gif_paint(const GifFrame *frame, const uint8_t *entry, JanusImage *o
         }
 }
 
-/* stb's own reader does not see where a GIF is cut off, draws black what is transparent, and can take minutes for a file of
-   a few megabytes that goes on after its last pixel. */
+/* stb's own reader takes a GIF that is cut off for a whole one, draws black what is transparent, and can take minutes for a
+   few megabytes that go on after the last pixel. */
 static JanusStatus read_gif(ImageFile *image, JanusImage *out, JanusError *error) {
     const Span file = image->file;
     GifFrame frame;
@@ -5075,18 +5083,19 @@ static JanusStatus read_gif(ImageFile *image, JanusImage *out, JanusError *error
 /* A copy of a JPEG that has Adobe's marker, with this transform, before its first scan. */
 static uint8_t *jpeg_marked(const ImageFile *image, unsigned transform, size_t *length) {
     static const uint8_t MARKER[15] = {0xFF, 0xEE, 0, 14, 'A', 'd', 'o', 'b', 'e', 0, 100, 0, 0, 0, 0};
+    const Span rest = span_part(image->file, image->first_scan, image->file.length);
     uint8_t *copy = allocate((int64_t)image->file.length + 16, 1);
     if (copy == NULL) return NULL;
     memcpy(copy, image->file.bytes, image->first_scan);
     memcpy(copy + image->first_scan, MARKER, sizeof MARKER);
     copy[image->first_scan + sizeof MARKER] = (uint8_t)transform;
-    memcpy(copy + image->first_scan + 16, image->file.bytes + image->first_scan, image->file.length - image->first_scan);
+    memcpy(copy + image->first_scan + 16, rest.bytes, rest.length);
     *length = image->file.length + 16;
     return copy;
 }
 
-/* Four channels of a JPEG are CMYK where Adobe's marker says so or is missing, else YCCK. That is libjpeg's rule; stb takes
-   them for YCbCr and something else unless the marker says 0 or 2. */
+/* Four channels of a JPEG are CMYK where Adobe's marker says so or is missing, else YCCK. That is libjpeg's rule; stb
+   takes them for YCbCr and something else unless the marker says 0 or 2. */
 static JanusStatus read_by_stb(const ImageFile *image, JanusImage *out, JanusError *error) {
     const bool unmarked = image->channels == 4 && !(image->adobe && (image->transform == 0 || image->transform == 2));
     const uint8_t *bytes = image->file.bytes;
@@ -5111,13 +5120,13 @@ static JanusStatus image_turn(JanusImage *image, int orientation, JanusError *er
     const bool from_right = orientation == 2 || orientation == 3 || orientation == 7 || orientation == 8;
     const bool from_bottom = orientation == 3 || orientation == 4 || orientation == 6 || orientation == 7;
     const int64_t width = image->width, height = image->height;
-    const int64_t across = from_right ? -3 : 3, down = from_bottom ? -3 * width : 3 * width; /* steps to the next pixel */
-    const uint8_t *corner = image->rgb + (from_right ? 3 * (width - 1) : 0) + (from_bottom ? 3 * width * (height - 1) : 0);
+    const int64_t across = from_right ? -3 : 3, down = from_bottom ? -3 * width : 3 * width; /* to the next pixel */
+    const int64_t corner = (from_right ? 3 * (width - 1) : 0) + (from_bottom ? 3 * width * (height - 1) : 0);
     uint8_t *turned = allocate(width * height, 3), *to = turned;
     if (turned == NULL) return fail_memory(error);
     for (int64_t y = 0; y < (swapped ? width : height); y++)
         for (int64_t x = 0; x < (swapped ? height : width); x++, to += 3)
-            memcpy(to, corner + x * (swapped ? down : across) + y * (swapped ? across : down), 3);
+            memcpy(to, image->rgb + corner + x * (swapped ? down : across) + y * (swapped ? across : down), 3);
     free(image->rgb);
     image->rgb = turned;
     image->width = (int)(swapped ? height : width);
@@ -5184,7 +5193,8 @@ static JanusStatus image_of_no_kind(const ImageFile *image, JanusError *error) {
             return fail(error, JANUS_BAD_IMAGE, "%s is %s, which is not read: %s", image->name, OTHER_FILES[i].what,
                         OTHER_FILES[i].advice);
     }
-    return fail(error, JANUS_BAD_IMAGE, "%s is not an image of a kind that is read: PNG, JPEG, BMP, GIF, PPM, PGM or TGA", image->name);
+    return fail(error, JANUS_BAD_IMAGE, "%s is not an image of a kind that is read: PNG, JPEG, BMP, GIF, PPM, PGM or TGA",
+                image->name);
 }
 
 /* Decodes the pixels as they are stored. */
@@ -5199,7 +5209,8 @@ static JanusStatus image_decode(ImageFile *image, JanusImage *out, JanusError *e
     case IMAGE_TGA:
         status = tga_header(image, error);
         if (status == JANUS_OK) status = read_by_stb(image, out, error);
-        return status == JANUS_OK && (span_byte(image->file, 17) & 0x10) ? image_turn(out, 2, error) : status; /* from the right */
+        if (status == JANUS_OK && (span_byte(image->file, 17) & 0x10)) status = image_turn(out, 2, error); /* from the right */
+        return status;
     default: return image_of_no_kind(image, error);
     }
     return status == JANUS_OK ? read_by_stb(image, out, error) : status;
@@ -7581,7 +7592,8 @@ static int ask_question(Program *program, const char *question, const JanusImage
 }
 
 static JanusStatus load_image(Program *program, const char *path, JanusImage *image) {
-    return program->line.no_exif ? janus_image_load_stored(path, image, &program->error) : janus_image_load(path, image, &program->error);
+    if (program->line.no_exif) return janus_image_load_stored(path, image, &program->error);
+    return janus_image_load(path, image, &program->error);
 }
 
 static int command_ask(Program *program) {

@@ -540,7 +540,7 @@ TOO_LARGE = {
 def test_sizes(kind: str) -> None:
     """Beyond 16384 pixels a side or Pillow's 178,956,970 in all."""
     assert Image.MAX_IMAGE_PIXELS is not None and 2 * Image.MAX_IMAGE_PIXELS == 178956970
-    with pytest.raises(Refused, match="[0-9] x [0-9]+: at most 16384 pixels a side and 178,956,970 in all"):
+    with pytest.raises(Refused, match="[0-9] x [0-9]+: at most 16384 pixels a side, 178,956,970 in all"):
         load(TOO_LARGE[kind])
 
 
