@@ -4564,10 +4564,11 @@ static void *writer_memory(const void *memory, size_t old_size, size_t size);
 #define STB_IMAGE_WRITE_STATIC
 /* Up to 2.27, stb_image.h declares this function and defines it under the other name; a static function must be defined. */
 #define stbi__unpremultiply_on_load_thread stbi_set_unpremultiply_on_load_thread
-/* stb's function of this name blends one column wrongly. It is compiled under another name; what takes its address, without
-   parentheses after the name, finds the one below. */
-static unsigned char *stbi__resample_row_h_2(unsigned char *out, unsigned char *row, unsigned char *other, int width, int factor);
-#define stbi__resample_row_h_2(out, row, other, width, factor) resample_row_h_2_of_stb(out, row, other, width, factor)
+/* stb's function of this name blends one column wrongly. It is compiled under another name; what takes its address,
+   without parentheses after the name, finds the one below. */
+typedef unsigned char Sample;
+static Sample *stbi__resample_row_h_2(Sample *out, Sample *row, Sample *other_row, int width, int factor);
+#define stbi__resample_row_h_2(out, row, other_row, width, factor) resample_row_of_stb(out, row, other_row, width, factor)
 #if defined(JANUS_STB_FLAT)
 #include <stb_image.h>
 #include <stb_image_write.h>
@@ -4577,11 +4578,11 @@ static unsigned char *stbi__resample_row_h_2(unsigned char *out, unsigned char *
 #endif
 #undef stbi__resample_row_h_2
 
-/* Twice as many samples, for a JPEG whose colours have half its width (4:2:2): each is a blend 3 : 1 of its two nearest.
+/* Twice as many samples, for a JPEG whose colours have half its width (4:2:2): each is a blend 3 : 1 of two neighbours.
    stb_image, 2.30 included, blends the last but one 1 : 3. */
-static unsigned char *stbi__resample_row_h_2(unsigned char *out, unsigned char *row, unsigned char *other, int width, int factor) {
-    resample_row_h_2_of_stb(out, row, other, width, factor);
-    if (width > 1) out[2 * width - 2] = (unsigned char)((3 * row[width - 1] + row[width - 2] + 2) / 4);
+static Sample *stbi__resample_row_h_2(Sample *out, Sample *row, Sample *other_row, int width, int factor) {
+    resample_row_of_stb(out, row, other_row, width, factor);
+    if (width > 1) out[2 * width - 2] = (Sample)((3 * row[width - 1] + row[width - 2] + 2) / 4);
     return out;
 }
 
@@ -4657,7 +4658,7 @@ typedef struct {
     int64_t scans;          /* how often a JPEG goes over its pixels, and where first */
     size_t first_scan;
     unsigned frame, precision, channels; /* a JPEG's frame: its marker and what it says */
-    bool adobe;             /* whether Adobe's marker tells a JPEG's colours, and which: 0 as they are, 1 YCbCr, 2 YCCK */
+    bool adobe;             /* Adobe's marker tells a JPEG's colours; transform: 0 as they are, 1 YCbCr, 2 YCCK */
     unsigned transform;
 } ImageFile;
 
@@ -4666,24 +4667,25 @@ static JanusStatus image_damaged(const ImageFile *image, const char *how, JanusE
 }
 
 static JanusStatus image_unread(const ImageFile *image, const char *what, const char *kind, JanusError *error) {
-    return fail(error, JANUS_BAD_IMAGE, "%s is a %s of a kind that is not read (%s): save it again as a PNG or a usual %s",
-                image->name, what, kind, what);
+    return fail(error, JANUS_BAD_IMAGE,
+                "%s is a %s of a kind that is not read (%s): save it again as a PNG or a usual %s", image->name, what,
+                kind, what);
 }
 
 /* Takes the size, which may be any, or says what is wrong with it. */
 static JanusStatus image_size(ImageFile *image, int64_t width, int64_t height, JanusError *error) {
     const bool small = width <= IMAGE_SIDE_LIMIT && height <= IMAGE_SIDE_LIMIT && width * height <= IMAGE_PIXEL_LIMIT;
     if (width < 1 || height < 1 || !small)
-        return fail(error, JANUS_BAD_IMAGE, "%s is %ld x %ld: at most 16384 pixels a side, 178,956,970 in all, are accepted",
-                    image->name, (long)min_i64(width, INT32_MAX), (long)min_i64(height, INT32_MAX));
+        return fail(error, JANUS_BAD_IMAGE,
+                    "%s is %ld x %ld: at most 16384 pixels a side, 178,956,970 in all, are accepted", image->name,
+                    (long)min_i64(width, INT32_MAX), (long)min_i64(height, INT32_MAX));
     image->width = width;
     image->height = height;
     return JANUS_OK;
 }
 
 /* The orientation that EXIF says, 1 to 8, or 0 for none. EXIF is a TIFF file without pictures: byte order, place of a
-   directory, and there entries of 12 bytes: tag, type, count, and the values or, where four bytes do not hold them, their
-   place. The first entry whose values are not there ends the reading, as it does Pillow's. */
+   directory, and there entries of 12 bytes: tag, type, count, and the values or, beyond four bytes, their place. The first entry whose values are not there ends the reading, as it does Pillow's. */
 static int exif_orientation(Span exif) {
     enum { ORIENTATION = 0x0112, SHORT = 3, LONG = 4, TYPES = 17, ENTRY = 12 };
     static const uint8_t SIZES[TYPES] = {0, 1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 0, 0, 8};
@@ -4810,7 +4812,8 @@ static const char *jpeg_unread_kind(const ImageFile *image) {
    ends too soon; later ones leave the rest of it grey. */
 static bool jpeg_marker_good(unsigned marker) {
     enum { TABLES = 0xC4, SCAN = 0xDA, RESTARTS = 0xDD, APP0 = 0xE0, APP15 = 0xEF, COMMENT = 0xFE };
-    return marker == TABLES || (marker >= SCAN && marker <= RESTARTS) || (marker >= APP0 && marker <= APP15) || marker == COMMENT;
+    if (marker == TABLES || marker == COMMENT) return true;
+    return (marker >= SCAN && marker <= RESTARTS) || (marker >= APP0 && marker <= APP15);
 }
 
 static JanusStatus jpeg_header(ImageFile *image, JanusError *error) {
@@ -4828,8 +4831,11 @@ static JanusStatus jpeg_header(ImageFile *image, JanusError *error) {
     if (kind != NULL) return image_unread(image, "JPEG", kind, error);
     if (!segment.complete || image->scans == 0) return image_damaged(image, "it ends amid its pixels", error);
     const JanusStatus status = image_size(image, image->width, image->height, error);
-    const int64_t limit = (int64_t)IMAGE_SCAN_LIMIT * IMAGE_PIXEL_LIMIT;
-    if (status == JANUS_OK && image->scans > limit / (image->width * image->height))
+    const int64_t pixels = image->width * image->height;
+    /* a block takes a bit at least, and however the channels are sampled, there is one block for 128 pixels */
+    if (status == JANUS_OK && pixels / 1024 > (int64_t)image->file.length)
+        return image_damaged(image, "it holds too little for its pixels", error);
+    if (status == JANUS_OK && image->scans > (int64_t)IMAGE_SCAN_LIMIT * IMAGE_PIXEL_LIMIT / pixels)
         return fail(error, JANUS_BAD_IMAGE, "%s goes over its %ld x %ld pixels %ld times: save it again", image->name,
                     (long)image->width, (long)image->height, (long)image->scans);
     return status;
@@ -4959,7 +4965,7 @@ static size_t gif_palette(Span file, size_t at, unsigned flags, GifFrame *frame)
     return at + bytes;
 }
 
-/* A GIF: the canvas' size, a palette, extensions in blocks of at most 255 bytes, pictures. False if there is no picture. */
+/* A GIF: the canvas' size, a palette, extensions in blocks of at most 255 bytes, pictures. False: it has no picture. */
 static bool gif_frame(Span file, GifFrame *frame) {
     enum { EXTENSION = 0x21, PICTURE = 0x2C, END = 0x3B, CONTROL = 0xF9 };
     memset(frame, 0, sizeof *frame);
@@ -5052,8 +5058,9 @@ static bool gif_unpack(Span file, size_t at, uint8_t *entries, int64_t count) {
 /* The entries of the picture, as colours on its canvas. An interlaced one has four passes. */
 static void gif_paint(const GifFrame *frame, const uint8_t *entry, JanusImage *out) {
     static const int64_t FIRST[] = {0, 0, 4, 2, 1}, STEP[] = {1, 8, 8, 4, 2};
-    const int64_t pixels = (int64_t)out->width * out->height;
-    for (int64_t i = 0; i < pixels; i++) memcpy(out->rgb + 3 * i, frame->palette[frame->background], 3);
+    const size_t row_bytes = 3 * (size_t)out->width;
+    for (int64_t x = 0; x < out->width; x++) memcpy(out->rgb + 3 * x, frame->palette[frame->background], 3);
+    for (int64_t y = 1; y < out->height; y++) memcpy(out->rgb + y * (int64_t)row_bytes, out->rgb, row_bytes);
     for (int pass = frame->interlaced; pass < (frame->interlaced ? 5 : 1); pass++)
         for (int64_t y = FIRST[pass]; y < frame->height; y += STEP[pass]) {
             uint8_t *row = out->rgb + 3 * ((frame->top + y) * out->width + frame->left);
@@ -5061,8 +5068,8 @@ static void gif_paint(const GifFrame *frame, const uint8_t *entry, JanusImage *o
         }
 }
 
-/* stb's own reader takes a GIF that is cut off for a whole one, draws black what is transparent, and can take minutes for a
-   few megabytes that go on after the last pixel. */
+/* stb's own reader takes a GIF that is cut off for a complete one, draws black what is transparent, and can take minutes
+   for a few megabytes that go on after the last pixel. */
 static JanusStatus read_gif(ImageFile *image, JanusImage *out, JanusError *error) {
     const Span file = image->file;
     GifFrame frame;
@@ -5193,8 +5200,8 @@ static JanusStatus image_of_no_kind(const ImageFile *image, JanusError *error) {
             return fail(error, JANUS_BAD_IMAGE, "%s is %s, which is not read: %s", image->name, OTHER_FILES[i].what,
                         OTHER_FILES[i].advice);
     }
-    return fail(error, JANUS_BAD_IMAGE, "%s is not an image of a kind that is read: PNG, JPEG, BMP, GIF, PPM, PGM or TGA",
-                image->name);
+    return fail(error, JANUS_BAD_IMAGE,
+                "%s is not an image of a kind that is read: PNG, JPEG, BMP, GIF, PPM, PGM or TGA", image->name);
 }
 
 /* Decodes the pixels as they are stored. */
@@ -5209,8 +5216,8 @@ static JanusStatus image_decode(ImageFile *image, JanusImage *out, JanusError *e
     case IMAGE_TGA:
         status = tga_header(image, error);
         if (status == JANUS_OK) status = read_by_stb(image, out, error);
-        if (status == JANUS_OK && (span_byte(image->file, 17) & 0x10)) status = image_turn(out, 2, error); /* from the right */
-        return status;
+        if (status != JANUS_OK || !(span_byte(image->file, 17) & 0x10)) return status;
+        return image_turn(out, 2, error); /* its rows begin at the right */
     default: return image_of_no_kind(image, error);
     }
     return status == JANUS_OK ? read_by_stb(image, out, error) : status;

@@ -56,9 +56,9 @@ typedef struct {
 
 /* Reads a PNG, JPEG, BMP, GIF (its first picture), binary PPM or PGM, or TGA of at most 16384 pixels a side and
    178,956,970 in all, Pillow's limit. The content decides, not the name. An alpha channel is dropped, not blended.
-   The picture comes upright: turned and mirrored as its orientation in EXIF or XMP says (JPEG and PNG), with the pixels of
-   Pillow's ImageOps.exif_transpose. The load_image of transformers does so too, the official Janus loader does not: its
-   pixels are those of janus_image_load_stored. Damaged metadata are ignored.
+   The picture comes upright, turned and mirrored as its orientation in EXIF or XMP says (JPEG and PNG): the pixels are
+   those of Pillow's ImageOps.exif_transpose. The load_image of transformers does so too, the official Janus loader does
+   not: its pixels are those of janus_image_load_stored. Damaged metadata are ignored.
    `image` is owned by the caller: janus_image_free.
    Errors: JANUS_IO_ERROR, JANUS_BAD_IMAGE, JANUS_NO_MEMORY. */
 JanusStatus janus_image_load(const char *path, JanusImage *image, JanusError *error);

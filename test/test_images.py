@@ -550,6 +550,19 @@ def test_a_large_photograph() -> None:
     assert pixels.shape == (8192, 8192, 3) and tuple(pixels[0, 0]) == tuple(COLOURS[21:24]) and tuple(pixels[-1, -1]) == tuple(COLOURS[:3])
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_small_jpeg_of_many_pixels(channels: int) -> None:
+    """Twenty scans of 179 million pixels in a few hundred bytes would take seconds."""
+    tables = segment(b"\0\1" + bytes(15) + b"\0\x10\1" + bytes(15) + b"\0", 0xC4) + segment(b"\0" + b"\1" * 64, 0xDB)
+    parts = b"".join(bytes([i + 1, 0x11, 0]) for i in range(channels))
+    head = b"\xff\xd8" + tables + segment(struct.pack(">BHHB", 8, 10922, 16384, channels) + parts, 0xC2)
+    first = segment(bytes([channels]) + b"".join(bytes([i + 1, 0]) for i in range(channels)) + bytes(3), 0xDA) + b"\0"
+    with pytest.raises(Refused, match="too little"):
+        load(head + first + (segment(b"\1\1\0\1\x3f\0", 0xDA) + b"\0") * 19 + b"\xff\xd9")
+    uniform = saved(Image.new("L", (2000, 2000)), "JPEG", optimize=True, progressive=True)
+    assert load(uniform).shape == (2000, 2000, 3)
+
+
 @pytest.mark.parametrize("kind", ["BMP", "PNG", "JPEG", "TGA", "PPM"])
 def test_cut_off(kind: str) -> None:
     """No kind of file loses its last rows without a word."""
