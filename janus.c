@@ -4568,7 +4568,7 @@ static void *writer_memory(const void *memory, size_t old_size, size_t size);
    without parentheses after the name, finds the one below. */
 typedef unsigned char Sample;
 static Sample *stbi__resample_row_h_2(Sample *out, Sample *row, Sample *other_row, int width, int factor);
-#define stbi__resample_row_h_2(out, row, other_row, width, factor) resample_row_of_stb(out, row, other_row, width, factor)
+#define stbi__resample_row_h_2(out, row, other, width, factor) resample_row_of_stb(out, row, other, width, factor)
 #if defined(JANUS_STB_FLAT)
 #include <stb_image.h>
 #include <stb_image_write.h>
@@ -4685,7 +4685,8 @@ static JanusStatus image_size(ImageFile *image, int64_t width, int64_t height, J
 }
 
 /* The orientation that EXIF says, 1 to 8, or 0 for none. EXIF is a TIFF file without pictures: byte order, place of a
-   directory, and there entries of 12 bytes: tag, type, count, and the values or, beyond four bytes, their place. The first entry whose values are not there ends the reading, as it does Pillow's. */
+   directory, and there entries of 12 bytes: tag, type, count, and the values or, beyond four bytes, their place.
+   The first entry whose values are not there ends the reading, as it does Pillow's. */
 static int exif_orientation(Span exif) {
     enum { ORIENTATION = 0x0112, SHORT = 3, LONG = 4, TYPES = 17, ENTRY = 12 };
     static const uint8_t SIZES[TYPES] = {0, 1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 0, 0, 8};
@@ -5068,8 +5069,8 @@ static void gif_paint(const GifFrame *frame, const uint8_t *entry, JanusImage *o
         }
 }
 
-/* stb's own reader takes a GIF that is cut off for a complete one, draws black what is transparent, and can take minutes
-   for a few megabytes that go on after the last pixel. */
+/* stb's own reader takes a GIF that is cut off for a complete one, draws black what is transparent, and can take
+   minutes for a few megabytes that go on after the last pixel. */
 static JanusStatus read_gif(ImageFile *image, JanusImage *out, JanusError *error) {
     const Span file = image->file;
     GifFrame frame;
