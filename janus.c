@@ -4661,7 +4661,8 @@ static void need_model(Loader *loader) {
       encoder was trained on pictures that were resized exactly so.
    ==================================================================================================================== */
 
-enum { IMAGE_SIDE_LIMIT = 16384, IMAGE_PIXEL_LIMIT = 64000000, IMAGE_FILE_LIMIT = 1 << 29, IMAGE_SCAN_LIMIT = 20 };
+/* As many pixels as Pillow takes without being told to take more. */
+enum { IMAGE_SIDE_LIMIT = 16384, IMAGE_PIXEL_LIMIT = 178956970, IMAGE_FILE_LIMIT = 1 << 29, IMAGE_SCAN_LIMIT = 20 };
 
 /* Where stb's memory comes from, below. */
 static void *reader_memory(void *memory, size_t size);
@@ -4679,6 +4680,7 @@ static void *writer_memory(const void *memory, size_t old_size, size_t size);
 #define STBI_ONLY_PNG
 #define STBI_ONLY_JPEG
 #define STBI_ONLY_BMP
+#define STBI_ONLY_TGA
 #define STBI_NO_GIF
 #define STBI_MAX_DIMENSIONS 16384
 #if defined(__TINYC__)
@@ -4688,6 +4690,11 @@ static void *writer_memory(const void *memory, size_t old_size, size_t size);
 #define STB_IMAGE_WRITE_STATIC
 /* Up to 2.27, stb_image.h declares this function and defines it under the other name; a static function must be defined. */
 #define stbi__unpremultiply_on_load_thread stbi_set_unpremultiply_on_load_thread
+/* stb's function of this name blends one column wrongly. It is compiled under another name; what takes its address,
+   without parentheses after the name, finds the one below. */
+typedef unsigned char Sample;
+static Sample *stbi__resample_row_h_2(Sample *out, Sample *row, Sample *other_row, int width, int factor);
+#define stbi__resample_row_h_2(out, row, other, width, factor) resample_row_of_stb(out, row, other, width, factor)
 #if defined(JANUS_STB_FLAT)
 #include <stb_image.h>
 #include <stb_image_write.h>
@@ -4695,40 +4702,14 @@ static void *writer_memory(const void *memory, size_t old_size, size_t size);
 #include <stb/stb_image.h>
 #include <stb/stb_image_write.h>
 #endif
+#undef stbi__resample_row_h_2
 
-/* Whether the Huffman tables in `left` bytes at `bytes` have at most 256 codes each, and fill them. */
-static bool jpeg_tables_good(const uint8_t *bytes, size_t length, int64_t left) {
-    for (size_t at = 0; left > 0;) { /* a table: its number, 16 counts of codes, the codes' values */
-        size_t codes = 0;
-        for (size_t i = 1; i <= 16 && at + i < length; i++) codes += bytes[at + i];
-        if (codes > 256) return false;
-        at += 17 + codes;
-        left -= (int64_t)(17 + codes);
-    }
-    return left == 0;
-}
-
-/* How often a JPEG goes over its picture; -1 if a Huffman table is malformed. stb_image does not check either: up to its
-   version 2.27 such a table runs over its memory, and a small file may hold thousands of scans of a large picture. */
-static int64_t jpeg_scans(const uint8_t *bytes, size_t length) {
-    enum { START = 0xD8, END = 0xD9, RESTART = 0xD0, HUFFMAN_TABLES = 0xC4, SCAN = 0xDA };
-    int64_t scans = 0;
-    for (size_t at = 0; at + 1 < length;) {
-        const uint8_t marker = bytes[at + 1];
-        if (bytes[at] != 0xFF || marker == 0xFF) { /* compressed data or filling */
-            at++;
-            continue;
-        }
-        at += 2;
-        if (marker == END) break;
-        if (marker == 0 || (marker >= RESTART && marker <= START) || length - at < 2) continue;
-        const size_t size = (size_t)bytes[at] << 8 | bytes[at + 1];
-        if (size < 2) return -1;
-        if (marker == HUFFMAN_TABLES && !jpeg_tables_good(bytes + at + 2, length - at - 2, (int64_t)size - 2)) return -1;
-        scans += marker == SCAN;
-        at += min_i64((int64_t)size, (int64_t)(length - at));
-    }
-    return scans;
+/* Twice as many samples, for a JPEG whose colours have half its width (4:2:2): each is a blend 3 : 1 of two neighbours.
+   stb_image, 2.30 included, blends the last but one 1 : 3. */
+static Sample *stbi__resample_row_h_2(Sample *out, Sample *row, Sample *other_row, int width, int factor) {
+    resample_row_of_stb(out, row, other_row, width, factor);
+    if (width > 1) out[2 * width - 2] = (Sample)((3 * row[width - 1] + row[width - 2] + 2) / 4);
+    return out;
 }
 
 /* What stb works on in this thread (in all, where the compiler knows no thread-local variables), as it keeps its own reason
@@ -4761,33 +4742,632 @@ static void *writer_memory(const void *memory, size_t old_size, size_t size) {
     return grown;
 }
 
-static JanusStatus decode_image(const void *bytes, size_t length, JanusImage *image, const char *what, JanusError *error) {
-    int width, height, channels;
-    if (length == 0 || length > INT_MAX)
-        return fail(error, JANUS_BAD_IMAGE, "%s is %s", what, length == 0 ? "empty" : "too large for an image");
-    const int64_t scans = *(const uint8_t *)bytes == 0xFF ? jpeg_scans(bytes, length) : 1; /* of the three, JPEG begins so */
-    if (scans < 0) return fail(error, JANUS_BAD_IMAGE, "%s is damaged: bad Huffman tables", what);
-    image_memory.limit = 1 << 20;
-    image_memory.failed = false;
-    if (!stbi_info_from_memory(bytes, (int)length, &width, &height, &channels))
-        return image_memory.failed ? fail_memory(error)
-                                   : fail(error, JANUS_BAD_IMAGE, "%s is not a PNG, JPEG or BMP image of at most 16384 pixels a side", what);
-    if (height < 0 && height > -INT_MAX) height = -height; /* a BMP whose rows come from the top */
-    if (width < 1 || height < 1 || width > IMAGE_SIDE_LIMIT || height > IMAGE_SIDE_LIMIT ||
-        (int64_t)width * height > IMAGE_PIXEL_LIMIT)
-        return fail(error, JANUS_BAD_IMAGE, "%s is %d x %d: at most 16384 pixels a side and 64 million in all are accepted",
-                    what, width, height);
-    if (scans > (int64_t)IMAGE_SCAN_LIMIT * IMAGE_PIXEL_LIMIT / ((int64_t)width * height))
-        return fail(error, JANUS_BAD_IMAGE, "%s goes over its %d x %d pixels %ld times: save it again", what, width, height, (long)scans);
-    /* four channels of 16 bits, JPEG's padding to whole blocks, and what grows by doubling */
-    image_memory.limit = 16 * ((size_t)width + 64) * ((size_t)height + 64) + 2 * length + 65536;
-    uint8_t *rgb = stbi_load_from_memory(bytes, (int)length, &width, &height, &channels, 3);
-    if (rgb == NULL && image_memory.failed) return fail_memory(error);
-    if (rgb == NULL) return fail(error, JANUS_BAD_IMAGE, "%s is damaged: %s", what, stbi_failure_reason());
+/* ---- What a file is, and what it says of itself ---- */
+
+/* A file, or a part of one. */
+typedef struct {
+    const uint8_t *bytes;
+    size_t length;
+} Span;
+
+/* The number in `count` bytes at `at`, the most significant one first or last; bytes that are not there are 0. */
+static uint32_t span_number(Span span, size_t at, int count, bool big_endian) {
+    uint32_t number = 0;
+    for (int i = 0; i < count; i++) {
+        const size_t from = at + (size_t)(big_endian ? i : count - 1 - i);
+        number = number << 8 | (from < span.length ? span.bytes[from] : 0);
+    }
+    return number;
+}
+
+static unsigned span_byte(Span span, size_t at) { return span_number(span, at, 1, true); }
+
+/* `length` bytes from `at` on, or as many of them as there are. */
+static Span span_part(Span span, size_t at, size_t length) {
+    const size_t begin = at < span.length ? at : span.length, rest = span.length - begin;
+    const Span part = {span.bytes + begin, length < rest ? length : rest};
+    return part;
+}
+
+static bool span_begins(Span span, const char *with, size_t length) {
+    return span.length >= length && memcmp(span.bytes, with, length) == 0;
+}
+
+typedef enum { IMAGE_UNKNOWN, IMAGE_PNG, IMAGE_JPEG, IMAGE_BMP, IMAGE_GIF, IMAGE_PNM, IMAGE_TGA } ImageKind;
+
+/* What is known of an image before its pixels are. */
+typedef struct {
+    Span file;
+    const char *name;       /* for messages */
+    int64_t width, height;  /* of the pixels as stored */
+    int exif, xmp;          /* the orientations that its metadata say; 0: none */
+    int64_t scans;          /* how often a JPEG goes over its pixels, and where first */
+    size_t first_scan;
+    unsigned frame, precision, channels; /* a JPEG's frame: its marker and what it says */
+    bool adobe;             /* Adobe's marker tells a JPEG's colours; transform: 0 as they are, 1 YCbCr, 2 YCCK */
+    unsigned transform;
+} ImageFile;
+
+static JanusStatus image_damaged(const ImageFile *image, const char *how, JanusError *error) {
+    return fail(error, JANUS_BAD_IMAGE, "%s is damaged: %s", image->name, how);
+}
+
+static JanusStatus image_unread(const ImageFile *image, const char *what, const char *kind, JanusError *error) {
+    return fail(error, JANUS_BAD_IMAGE,
+                "%s is a %s of a kind that is not read (%s): save it again as a PNG or a usual %s", image->name, what,
+                kind, what);
+}
+
+/* Takes the size, which may be any, or says what is wrong with it. */
+static JanusStatus image_size(ImageFile *image, int64_t width, int64_t height, JanusError *error) {
+    const bool small = width <= IMAGE_SIDE_LIMIT && height <= IMAGE_SIDE_LIMIT && width * height <= IMAGE_PIXEL_LIMIT;
+    if (width < 1 || height < 1 || !small)
+        return fail(error, JANUS_BAD_IMAGE,
+                    "%s is %ld x %ld: at most 16384 pixels a side, 178,956,970 in all, are accepted", image->name,
+                    (long)min_i64(width, INT32_MAX), (long)min_i64(height, INT32_MAX));
     image->width = width;
     image->height = height;
-    image->rgb = rgb;
     return JANUS_OK;
+}
+
+/* The orientation that EXIF says, 1 to 8, or 0 for none. EXIF is a TIFF file without pictures: byte order, place of a
+   directory, and there entries of 12 bytes: tag, type, count, and the values or, beyond four bytes, their place.
+   The first entry whose values are not there ends the reading, as it does Pillow's. */
+static int exif_orientation(Span exif) {
+    enum { ORIENTATION = 0x0112, SHORT = 3, LONG = 4, TYPES = 17, ENTRY = 12 };
+    static const uint8_t SIZES[TYPES] = {0, 1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 0, 0, 8};
+    int orientation = 0;
+    while (span_begins(exif, "Exif\0\0", 6)) exif = span_part(exif, 6, exif.length);
+    const bool big = span_begins(exif, "MM\0*", 4);
+    const size_t directory = span_number(exif, 4, 4, big);
+    if ((!big && !span_begins(exif, "II*\0", 4)) || directory >= exif.length) return 0;
+    const size_t entries = span_number(exif, directory, 2, big);
+    for (size_t i = 0, at = directory + 2; i < entries && at + ENTRY <= exif.length; i++, at += ENTRY) {
+        const uint32_t tag = span_number(exif, at, 2, big), type = span_number(exif, at + 2, 2, big);
+        const uint64_t size = type < TYPES ? (uint64_t)SIZES[type] * span_number(exif, at + 4, 4, big) : 0;
+        const uint64_t place = size <= 4 ? at + 8 : span_number(exif, at + 8, 4, big);
+        if (place + size > exif.length) break;
+        if (tag != ORIENTATION || (type != SHORT && type != LONG) || size == 0) continue;
+        const uint32_t value = span_number(exif, (size_t)place, SIZES[type], big);
+        orientation = value >= 1 && value <= 8 ? (int)value : 1;
+    }
+    return orientation;
+}
+
+/* The orientation in Adobe's metadata, an XML text: tiff:Orientation="6" or <tiff:Orientation>6. 0: none. */
+static int xmp_orientation(Span xmp) {
+    static const char NAME[] = "tiff:Orientation";
+    for (; xmp.length > 0; xmp = span_part(xmp, 1, xmp.length)) {
+        if (!span_begins(xmp, NAME, sizeof NAME - 1)) continue;
+        const Span value = span_part(xmp, sizeof NAME - 1, 3);
+        const size_t sign = span_begins(value, ">", 1) ? 1 : span_begins(value, "=\"", 2) ? 2 : value.length;
+        const unsigned digit = span_byte(value, sign);
+        if (digit >= '0' && digit <= '9') return digit >= '1' && digit <= '8' ? (int)(digit - '0') : 1;
+    }
+    return 0;
+}
+
+/* A PNG is its signature and chunks: size, name, data, checksum. */
+static JanusStatus png_header(ImageFile *image, JanusError *error) {
+    int64_t width = 0, height = 0;
+    for (size_t at = 8; at + 8 <= image->file.length;) {
+        const Span name = span_part(image->file, at + 4, 4);
+        const uint32_t size = span_number(image->file, at, 4, true);
+        const Span data = span_part(image->file, at + 8, size);
+        if (span_begins(name, "CgBI", 4)) return image_unread(image, "PNG", "Apple's, for iPhones", error);
+        if (span_begins(name, "IHDR", 4)) width = span_number(data, 0, 4, true), height = span_number(data, 4, 4, true);
+        if (span_begins(name, "eXIf", 4)) image->exif = exif_orientation(data);
+        if (span_begins(name, "iTXt", 4) && span_begins(data, "XML:com.adobe.xmp", 18))
+            image->xmp = xmp_orientation(data);
+        if (data.length < size || span_begins(name, "IEND", 4)) break;
+        at += 12 + (size_t)size;
+    }
+    return image_size(image, width, height, error);
+}
+
+/* A JPEG is a chain of segments: 0xFF, a marker, a size, data. After some of them compressed data follow. */
+typedef struct {
+    Span file, data;
+    size_t place, next; /* of this segment's 0xFF, and from where on to look for the next one */
+    unsigned marker;
+    bool complete;      /* the mark of the end has come */
+} JpegSegment;
+
+/* Goes to the next segment; returns false at the end and where the chain breaks. */
+static bool jpeg_next(JpegSegment *segment) {
+    enum { START = 0xD8, END = 0xD9, RESTART = 0xD0 };
+    for (size_t at = segment->next; at + 1 < segment->file.length; at++) {
+        const unsigned marker = segment->file.bytes[at + 1];
+        if (segment->file.bytes[at] != 0xFF || marker == 0xFF || marker == 0) continue;
+        if (marker >= RESTART && marker <= START) continue;
+        const size_t size = span_number(segment->file, at + 2, 2, true);
+        segment->complete = marker == END;
+        if (segment->complete || size < 2) break;
+        segment->place = at;
+        segment->marker = marker;
+        segment->data = span_part(segment->file, at + 4, size - 2);
+        segment->next = at + 2 + size;
+        return true;
+    }
+    return false;
+}
+
+/* Whether these Huffman tables have at most 256 codes each and fill their segment. A table: its number, 16 counts of
+   codes, the codes' values. Up to its version 2.27, stb_image writes beyond its own tables for others. */
+static bool jpeg_tables_good(Span tables) {
+    size_t at = 0;
+    while (at < tables.length) {
+        size_t codes = 0;
+        for (size_t i = 1; i <= 16; i++) codes += span_byte(tables, at + i);
+        if (codes > 256) return false;
+        at += 17 + codes;
+    }
+    return at == tables.length;
+}
+
+/* Takes what a segment before the first scan says of the picture. */
+static void jpeg_note(ImageFile *image, unsigned marker, Span data) {
+    static const char XMP[] = "http://ns.adobe.com/xap/1.0/";
+    enum { TABLES = 0xC4, RESERVED = 0xC8, ARITHMETIC = 0xCC, APP1 = 0xE1, APP14 = 0xEE, FRAME_LS = 0xF7 };
+    if (marker == APP1 && span_begins(data, "Exif\0\0", 6) && image->exif == 0) image->exif = exif_orientation(data);
+    else if (marker == APP1 && span_begins(data, XMP, sizeof XMP)) image->xmp = xmp_orientation(data);
+    else if (marker == APP14 && data.length >= 12 && span_begins(data, "Adobe", 5)) {
+        image->adobe = true;
+        image->transform = span_byte(data, 11);
+    } else if (image->frame == 0 && (marker == FRAME_LS || (marker >= 0xC0 && marker <= 0xCF && marker != TABLES &&
+                                                            marker != RESERVED && marker != ARITHMETIC))) {
+        image->frame = marker;
+        image->precision = span_byte(data, 0);
+        image->height = span_number(data, 1, 2, true);
+        image->width = span_number(data, 3, 2, true);
+        image->channels = span_byte(data, 5);
+    }
+}
+
+/* What it is about a JPEG that stb cannot read; NULL: nothing. */
+static const char *jpeg_unread_kind(const ImageFile *image) {
+    if (image->frame == 0xF7) return "JPEG-LS";
+    if (image->frame > 0xC8) return "arithmetic coding";
+    if (image->frame == 0xC3) return "lossless";
+    if (image->frame > 0xC3) return "hierarchical";
+    if (image->precision != 8) return "more than 8 bits a channel";
+    if (image->channels != 1 && image->channels != 3 && image->channels != 4) return "neither 1, 3 nor 4 channels";
+    return image->height == 0 ? "its height follows its pixels" : NULL;
+}
+
+/* Whether this marker may stand between scans. Up to its version 2.27, stb_image refuses a picture that holds others or
+   ends too soon; later ones leave the rest of it grey. */
+static bool jpeg_marker_good(unsigned marker) {
+    enum { TABLES = 0xC4, SCAN = 0xDA, RESTARTS = 0xDD, APP0 = 0xE0, APP15 = 0xEF, COMMENT = 0xFE };
+    if (marker == TABLES || marker == COMMENT) return true;
+    return (marker >= SCAN && marker <= RESTARTS) || (marker >= APP0 && marker <= APP15);
+}
+
+static JanusStatus jpeg_header(ImageFile *image, JanusError *error) {
+    enum { TABLES = 0xC4, SCAN = 0xDA };
+    JpegSegment segment = {image->file, {NULL, 0}, 0, 2, 0, false};
+    while (jpeg_next(&segment)) {
+        if (segment.marker == TABLES && !jpeg_tables_good(segment.data))
+            return image_damaged(image, "bad Huffman tables", error);
+        if (segment.marker == SCAN && image->scans++ == 0) image->first_scan = segment.place;
+        if (image->scans == 0) jpeg_note(image, segment.marker, segment.data);
+        else if (!jpeg_marker_good(segment.marker)) return image_damaged(image, "an unknown marker", error);
+    }
+    if (image->frame == 0) return image_damaged(image, "no picture in it", error);
+    const char *kind = jpeg_unread_kind(image);
+    if (kind != NULL) return image_unread(image, "JPEG", kind, error);
+    if (!segment.complete || image->scans == 0) return image_damaged(image, "it ends amid its pixels", error);
+    const JanusStatus status = image_size(image, image->width, image->height, error);
+    const int64_t pixels = image->width * image->height;
+    /* a block takes a bit at least, and however the channels are sampled, there is one block for 128 pixels */
+    if (status == JANUS_OK && pixels / 1024 > (int64_t)image->file.length)
+        return image_damaged(image, "it holds too little for its pixels", error);
+    if (status == JANUS_OK && image->scans > (int64_t)IMAGE_SCAN_LIMIT * IMAGE_PIXEL_LIMIT / pixels)
+        return fail(error, JANUS_BAD_IMAGE, "%s goes over its %ld x %ld pixels %ld times: save it again", image->name,
+                    (long)image->width, (long)image->height, (long)image->scans);
+    return status;
+}
+
+/* A BMP: 14 bytes, a header that begins with its size, a palette or masks, rows of whole 32-bit words. */
+static JanusStatus bmp_header(ImageFile *image, JanusError *error) {
+    static const char *const PACKINGS[] = {NULL, "RLE8", "RLE4", NULL, "a JPEG inside", "a PNG inside"};
+    const Span file = image->file;
+    const uint32_t begin = span_number(file, 10, 4, false), header = span_number(file, 14, 4, false);
+    const bool old = header == 12;
+    const uint32_t bits = span_number(file, old ? 24 : 28, 2, false);
+    const uint32_t packing = old ? 0 : span_number(file, 30, 4, false);
+    const int64_t width = span_number(file, 18, old ? 2 : 4, false);
+    int64_t height = span_number(file, old ? 20 : 22, old ? 2 : 4, false);
+    if (!old && height > INT32_MAX) height = ((int64_t)1 << 32) - height; /* negative: the rows come from the top */
+    if (header != 12 && header != 40 && header != 56 && header != 108 && header != 124)
+        return image_unread(image, "BMP", "an unusual header", error);
+    if (packing > 5) return image_unread(image, "BMP", "unusual packing", error);
+    if (PACKINGS[packing] != NULL) return image_unread(image, "BMP", PACKINGS[packing], error);
+    const JanusStatus status = image_size(image, width, height, error);
+    const int64_t row = width * bits;
+    if (status == JANUS_OK && begin + (row + 31) / 32 * 4 * (height - 1) + (row + 7) / 8 > (int64_t)file.length)
+        return image_damaged(image, "it ends amid its pixels", error);
+    return status;
+}
+
+/* A TGA has no signature; these are all the headers that stb reads and that make sense. */
+static bool tga_looks_good(Span file) {
+    const unsigned palette = span_byte(file, 1), palette_bits = span_byte(file, 7);
+    const unsigned type = span_byte(file, 2), bits = span_byte(file, 16), flags = span_byte(file, 17);
+    if (span_number(file, 12, 2, false) == 0 || span_number(file, 14, 2, false) == 0 || flags > 0x3F) return false;
+    if (palette == 1)
+        return (type == 1 || type == 9) && (bits == 8 || bits == 16) &&
+               (palette_bits == 15 || palette_bits == 16 || palette_bits == 24 || palette_bits == 32);
+    if (palette != 0) return false;
+    if (type == 3 || type == 11) return bits == 8 || bits == 16;
+    return (type == 2 || type == 10) && (bits == 15 || bits == 16 || bits == 24 || bits == 32);
+}
+
+/* Where the packets for so many pixels end: a byte with a count, then one pixel for all or as many as it counts. */
+static size_t tga_packets_end(Span file, size_t at, int64_t pixels, size_t pixel_bytes) {
+    while (pixels > 0 && at < file.length) {
+        const unsigned packet = span_byte(file, at), count = (packet & 0x7F) + 1;
+        at += 1 + (packet & 0x80 ? 1 : count) * pixel_bytes;
+        pixels -= count;
+    }
+    return pixels > 0 ? SIZE_MAX : at;
+}
+
+/* A TGA: 18 bytes, a text, a palette, pixels, maybe in packets. stb does not see where a file is cut off. */
+static JanusStatus tga_header(ImageFile *image, JanusError *error) {
+    const Span file = image->file;
+    const int64_t width = span_number(file, 12, 2, false), height = span_number(file, 14, 2, false);
+    const JanusStatus status = image_size(image, width, height, error);
+    if (status != JANUS_OK) return status;
+    if (span_byte(file, 1) == 1 && span_number(file, 3, 2, false) != 0)
+        return image_unread(image, "TGA", "a palette without its beginning", error);
+    const size_t palette = span_byte(file, 1) * span_number(file, 5, 2, false) * ((span_byte(file, 7) + 7) / 8);
+    const size_t begin = 18 + span_byte(file, 0) + palette, pixel_bytes = (span_byte(file, 16) + 7) / 8;
+    const bool packed = span_byte(file, 2) >= 8;
+    const uint64_t end = packed ? tga_packets_end(file, begin, width * height, pixel_bytes)
+                                : begin + (uint64_t)(width * height) * pixel_bytes;
+    return end <= file.length ? JANUS_OK : image_damaged(image, "it ends amid its pixels", error);
+}
+
+/* ---- Pixels ---- */
+
+/* Memory for the pixels, and their size. */
+static JanusStatus image_allocate(const ImageFile *image, JanusImage *out, JanusError *error) {
+    out->rgb = allocate(image->width * image->height, 3);
+    if (out->rgb == NULL) return fail_memory(error);
+    out->width = (int)image->width;
+    out->height = (int)image->height;
+    return JANUS_OK;
+}
+
+/* A number of a PNM's header, after blanks and comments; -1 where there is none. */
+static int64_t pnm_number(Span file, size_t *at) {
+    int64_t number = -1;
+    for (bool comment = false; *at < file.length; ++*at) {
+        const unsigned c = file.bytes[*at];
+        if (comment) comment = c != '\n' && c != '\r';
+        else if (number < 0 && c == '#') comment = true;
+        else if (c >= '0' && c <= '9') number = min_i64(max_i64(number, 0) * 10 + c - '0', INT32_MAX);
+        else if (number >= 0 || (c != ' ' && (c < '\t' || c > '\r'))) break;
+    }
+    return number;
+}
+
+/* A PGM or PPM: "P5" or "P6", width, height, the largest value, one blank, samples of one byte or two. stb's own reader
+   takes those of two bytes for this machine's numbers and does not use the largest value. */
+static JanusStatus read_pnm(ImageFile *image, JanusImage *out, JanusError *error) {
+    const Span file = image->file;
+    const int64_t channels = span_byte(file, 1) == '6' ? 3 : 1;
+    size_t at = 2;
+    const int64_t width = pnm_number(file, &at), height = pnm_number(file, &at), largest = pnm_number(file, &at);
+    if (largest < 1 || largest > 65535) return image_damaged(image, "bad numbers in its header", error);
+    JanusStatus status = image_size(image, width, height, error);
+    if (status != JANUS_OK) return status;
+    const int bytes = largest > 255 ? 2 : 1;
+    const Span samples = span_part(file, at + 1, file.length);
+    if (width * height * channels * bytes > (int64_t)samples.length)
+        return image_damaged(image, "it ends amid its pixels", error);
+    status = image_allocate(image, out, error);
+    for (int64_t i = 0; status == JANUS_OK && i < 3 * width * height; i++) {
+        const size_t sample = (size_t)(channels == 3 ? i : i / 3);
+        const double value = bytes == 1 ? samples.bytes[sample] : span_number(samples, 2 * sample, 2, true);
+        out->rgb[i] = (uint8_t)rint(value < (double)largest ? value / (double)largest * 255 : 255);
+    }
+    return status;
+}
+
+/* The first picture of a GIF. */
+typedef struct {
+    uint8_t palette[256][3];
+    int64_t left, top, width, height;
+    int background; /* what is seen where it is transparent, and around it: an entry of the palette */
+    bool interlaced;
+    size_t data;
+} GifFrame;
+
+/* Reads a palette, if the flags say that there is one; returns where it ends. */
+static size_t gif_palette(Span file, size_t at, unsigned flags, GifFrame *frame) {
+    const size_t bytes = flags & 0x80 ? (size_t)6 << (flags & 7) : 0;
+    for (size_t i = 0; i < bytes; i++) frame->palette[i / 3][i % 3] = (uint8_t)span_byte(file, at + i);
+    return at + bytes;
+}
+
+/* A GIF: the canvas' size, a palette, extensions in blocks of at most 255 bytes, pictures. False: it has no picture. */
+static bool gif_frame(Span file, GifFrame *frame) {
+    enum { EXTENSION = 0x21, PICTURE = 0x2C, END = 0x3B, CONTROL = 0xF9 };
+    memset(frame, 0, sizeof *frame);
+    for (int i = 0; i < 256; i++) memset(frame->palette[i], i, 3);
+    size_t at = gif_palette(file, 13, span_byte(file, 10), frame);
+    while (at < file.length && file.bytes[at] != PICTURE && file.bytes[at] != END) {
+        if (file.bytes[at] != EXTENSION) {
+            at++;
+            continue;
+        }
+        if (span_byte(file, at + 1) == CONTROL && (span_byte(file, at + 3) & 1))
+            frame->background = (int)span_byte(file, at + 6);
+        for (at += 2; span_byte(file, at) != 0; at += 1 + span_byte(file, at)) continue;
+        at++;
+    }
+    if (span_byte(file, at) != PICTURE) return false;
+    frame->left = span_number(file, at + 1, 2, false);
+    frame->top = span_number(file, at + 3, 2, false);
+    frame->width = span_number(file, at + 5, 2, false);
+    frame->height = span_number(file, at + 7, 2, false);
+    frame->interlaced = (span_byte(file, at + 9) & 0x40) != 0;
+    frame->data = gif_palette(file, at + 10, span_byte(file, at + 9), frame);
+    return frame->width > 0 && frame->height > 0;
+}
+
+/* Bits of a GIF's picture, the lowest of a byte first, in blocks that begin with their length. */
+typedef struct {
+    Span file;
+    size_t at;
+    unsigned block_left, bits;
+    int count;
+} GifBits;
+
+/* The next `width` bits; -1 where the blocks end. */
+static int gif_code(GifBits *in, int width) {
+    while (in->count < width) {
+        if (in->block_left == 0) in->block_left = span_byte(in->file, in->at++);
+        if (in->block_left == 0 || in->at >= in->file.length) return -1;
+        in->bits |= span_byte(in->file, in->at++) << in->count;
+        in->count += 8;
+        in->block_left--;
+    }
+    const int code = (int)(in->bits & ((1u << width) - 1));
+    in->bits >>= width;
+    in->count -= width;
+    return code;
+}
+
+/* Unpacks `count` entries of the palette. LZW: a code stands for a sequence; each makes a new one, the sequence before
+   with the first entry of its own behind. Returns false if the data are damaged or end too soon. */
+static bool gif_unpack(Span file, size_t at, uint8_t *entries, int64_t count) {
+    enum { CODES = 4096 };
+    struct {
+        uint16_t before, length;
+        uint8_t first, last;
+    } codes[CODES];
+    const int bits = (int)span_byte(file, at), clear = 1 << (bits & 15);
+    GifBits in = {file, at + 1, 0, 0, 0};
+    int next = clear + 2, width = bits + 1, previous = -1;
+    if (bits < 1 || bits > 8) return false;
+    for (int i = 0; i < clear; i++) {
+        codes[i].length = 1;
+        codes[i].before = codes[i].first = codes[i].last = (uint8_t)i;
+    }
+    for (int64_t done = 0; done < count;) {
+        const int code = gif_code(&in, width);
+        if (code == clear) {
+            next = clear + 2, width = bits + 1, previous = -1;
+            continue;
+        }
+        if (code < 0 || code == clear + 1 || code > next || (code == next && previous < 0)) return false;
+        if (previous >= 0 && next < CODES) {
+            codes[next].before = (uint16_t)previous;
+            codes[next].length = (uint16_t)(codes[previous].length + 1);
+            codes[next].first = codes[previous].first;
+            codes[next].last = codes[code == next ? previous : code].first;
+            next++;
+        }
+        if (code >= next) return false;
+        if (next == 1 << width && width < 12) width++;
+        const int64_t length = codes[code].length;
+        for (int64_t i = length - 1, c = code; i >= 0; i--, c = codes[c].before)
+            if (done + i < count) entries[done + i] = codes[c].last;
+        done += length;
+        previous = code;
+    }
+    return true;
+}
+
+/* The entries of the picture, as colours on its canvas. An interlaced one has four passes. */
+static void gif_paint(const GifFrame *frame, const uint8_t *entry, JanusImage *out) {
+    static const int64_t FIRST[] = {0, 0, 4, 2, 1}, STEP[] = {1, 8, 8, 4, 2};
+    const size_t row_bytes = 3 * (size_t)out->width;
+    for (int64_t x = 0; x < out->width; x++) memcpy(out->rgb + 3 * x, frame->palette[frame->background], 3);
+    for (int64_t y = 1; y < out->height; y++) memcpy(out->rgb + y * (int64_t)row_bytes, out->rgb, row_bytes);
+    for (int pass = frame->interlaced; pass < (frame->interlaced ? 5 : 1); pass++)
+        for (int64_t y = FIRST[pass]; y < frame->height; y += STEP[pass]) {
+            uint8_t *row = out->rgb + 3 * ((frame->top + y) * out->width + frame->left);
+            for (int64_t x = 0; x < frame->width; x++) memcpy(row + 3 * x, frame->palette[*entry++], 3);
+        }
+}
+
+/* stb's own reader takes a GIF that is cut off for a complete one, draws black what is transparent, and can take
+   minutes for a few megabytes that go on after the last pixel. */
+static JanusStatus read_gif(ImageFile *image, JanusImage *out, JanusError *error) {
+    const Span file = image->file;
+    GifFrame frame;
+    if (!gif_frame(file, &frame)) return image_damaged(image, "no picture in it", error);
+    JanusStatus status = image_size(image, max_i64(span_number(file, 6, 2, false), frame.left + frame.width),
+                                    max_i64(span_number(file, 8, 2, false), frame.top + frame.height), error);
+    if (status != JANUS_OK) return status;
+    uint8_t *entries = allocate(frame.width * frame.height, 1);
+    if (entries == NULL) return fail_memory(error);
+    if (!gif_unpack(file, frame.data, entries, frame.width * frame.height))
+        status = image_damaged(image, "bad or missing data", error);
+    if (status == JANUS_OK) status = image_allocate(image, out, error);
+    if (status == JANUS_OK) gif_paint(&frame, entries, out);
+    free(entries);
+    return status;
+}
+
+/* A copy of a JPEG that has Adobe's marker, with this transform, before its first scan. */
+static uint8_t *jpeg_marked(const ImageFile *image, unsigned transform, size_t *length) {
+    static const uint8_t MARKER[15] = {0xFF, 0xEE, 0, 14, 'A', 'd', 'o', 'b', 'e', 0, 100, 0, 0, 0, 0};
+    const Span rest = span_part(image->file, image->first_scan, image->file.length);
+    uint8_t *copy = allocate((int64_t)image->file.length + 16, 1);
+    if (copy == NULL) return NULL;
+    memcpy(copy, image->file.bytes, image->first_scan);
+    memcpy(copy + image->first_scan, MARKER, sizeof MARKER);
+    copy[image->first_scan + sizeof MARKER] = (uint8_t)transform;
+    memcpy(copy + image->first_scan + 16, rest.bytes, rest.length);
+    *length = image->file.length + 16;
+    return copy;
+}
+
+/* Four channels of a JPEG are CMYK where Adobe's marker says so or is missing, else YCCK. That is libjpeg's rule; stb
+   takes them for YCbCr and something else unless the marker says 0 or 2. */
+static JanusStatus read_by_stb(const ImageFile *image, JanusImage *out, JanusError *error) {
+    const bool unmarked = image->channels == 4 && !(image->adobe && (image->transform == 0 || image->transform == 2));
+    const uint8_t *bytes = image->file.bytes;
+    size_t length = image->file.length;
+    uint8_t *copy = unmarked ? jpeg_marked(image, image->adobe ? 2 : 0, &length) : NULL;
+    if (unmarked && copy == NULL) return fail_memory(error);
+    if (copy != NULL) bytes = copy;
+    /* four channels of 16 bits, JPEG's padding to whole blocks, and what grows by doubling */
+    const int64_t limit = 16 * (image->width + 64) * (image->height + 64) + 2 * (int64_t)length + 65536;
+    image_memory.limit = (size_t)min_i64(limit, PTRDIFF_MAX);
+    image_memory.failed = false;
+    int channels;
+    out->rgb = stbi_load_from_memory(bytes, (int)length, &out->width, &out->height, &channels, 3);
+    free(copy);
+    if (out->rgb != NULL) return JANUS_OK;
+    return image_memory.failed ? fail_memory(error) : image_damaged(image, stbi_failure_reason(), error);
+}
+
+/* Turns and mirrors the picture as orientation 2 to 8 says: from 5 on rows become columns. */
+static JanusStatus image_turn(JanusImage *image, int orientation, JanusError *error) {
+    const bool swapped = orientation >= 5;
+    const bool from_right = orientation == 2 || orientation == 3 || orientation == 7 || orientation == 8;
+    const bool from_bottom = orientation == 3 || orientation == 4 || orientation == 6 || orientation == 7;
+    const int64_t width = image->width, height = image->height;
+    const int64_t across = from_right ? -3 : 3, down = from_bottom ? -3 * width : 3 * width; /* to the next pixel */
+    const int64_t corner = (from_right ? 3 * (width - 1) : 0) + (from_bottom ? 3 * width * (height - 1) : 0);
+    uint8_t *turned = allocate(width * height, 3), *to = turned;
+    if (turned == NULL) return fail_memory(error);
+    for (int64_t y = 0; y < (swapped ? width : height); y++)
+        for (int64_t x = 0; x < (swapped ? height : width); x++, to += 3)
+            memcpy(to, image->rgb + corner + x * (swapped ? down : across) + y * (swapped ? across : down), 3);
+    free(image->rgb);
+    image->rgb = turned;
+    image->width = (int)(swapped ? height : width);
+    image->height = (int)(swapped ? width : height);
+    return JANUS_OK;
+}
+
+/* ---- All kinds ---- */
+
+#define CONVERT_WITH "convert it first, for instance with "
+
+/* What people take for a readable image, often because its name says so. */
+static const struct {
+    size_t at, length;
+    const char *signature, *what, *advice;
+} OTHER_FILES[] = {
+    {8, 4, "WEBP", "a WebP image", CONVERT_WITH "dwebp IN -o OUT.png"},
+    {4, 8, "ftypavif", "an AVIF image", CONVERT_WITH "avifdec IN OUT.png"},
+    {4, 8, "ftypavis", "an AVIF image", CONVERT_WITH "avifdec IN OUT.png"},
+    {4, 7, "ftyphei", "a HEIC image", CONVERT_WITH "heif-convert IN OUT.png"},
+    {4, 7, "ftyphev", "a HEIC image", CONVERT_WITH "heif-convert IN OUT.png"},
+    {4, 8, "ftypmif1", "a HEIF image", CONVERT_WITH "heif-convert IN OUT.png"},
+    {4, 8, "ftypmsf1", "a HEIF image", CONVERT_WITH "heif-convert IN OUT.png"},
+    {4, 4, "ftyp", "a video", CONVERT_WITH "ffmpeg -i IN -frames:v 1 OUT.png"},
+    {0, 4, "II*\0", "a TIFF image", CONVERT_WITH "magick IN OUT.png"},
+    {0, 4, "MM\0*", "a TIFF image", CONVERT_WITH "magick IN OUT.png"},
+    {0, 4, "II+\0", "a TIFF image", CONVERT_WITH "magick IN OUT.png"},
+    {0, 2, "\xFF\x0A", "a JPEG XL image", CONVERT_WITH "djxl IN OUT.png"},
+    {0, 8, "\0\0\0\x0CJXL ", "a JPEG XL image", CONVERT_WITH "djxl IN OUT.png"},
+    {0, 8, "\0\0\0\x0CjP  ", "a JPEG 2000 image", CONVERT_WITH "opj_decompress -i IN -o OUT.png"},
+    {0, 4, "\xFF\x4F\xFF\x51", "a JPEG 2000 image", CONVERT_WITH "opj_decompress -i IN -o OUT.png"},
+    {0, 4, "8BPS", "a Photoshop file", CONVERT_WITH "magick IN OUT.png"},
+    {0, 4, "\0\0\1\0", "a Windows icon", CONVERT_WITH "magick IN OUT.png"},
+    {0, 4, "qoif", "a QOI image", CONVERT_WITH "magick IN OUT.png"},
+    {0, 2, "#?", "a Radiance HDR image", CONVERT_WITH "magick IN OUT.png"},
+    {0, 4, "v/1\1", "an OpenEXR image", CONVERT_WITH "magick IN OUT.png"},
+    {0, 4, "%PDF", "a PDF document", CONVERT_WITH "pdftoppm -png IN OUT"},
+    {0, 4, "<svg", "an SVG drawing", CONVERT_WITH "rsvg-convert IN -o OUT.png"},
+    {0, 5, "<?xml", "an SVG drawing or another XML file", CONVERT_WITH "rsvg-convert IN -o OUT.png"},
+    {0, 5, "<!DOC", "a web page", "the download went wrong, look at the page with a browser"},
+    {0, 5, "<html", "a web page", "the download went wrong, look at the page with a browser"},
+    {0, 20, "version https://git-", "a Git LFS pointer", "fetch the file that it stands for with git lfs pull"},
+    {0, 3, "P1\n", "a PBM image", CONVERT_WITH "magick IN OUT.png"},
+    {0, 3, "P4\n", "a PBM image", CONVERT_WITH "magick IN OUT.png"},
+    {0, 3, "P2\n", "a plain PGM image", CONVERT_WITH "magick IN OUT.png"},
+    {0, 3, "P3\n", "a plain PPM image", CONVERT_WITH "magick IN OUT.png"},
+    {0, 3, "P7\n", "a PAM image", CONVERT_WITH "magick IN OUT.png"}};
+
+static ImageKind image_kind(Span file) {
+    if (span_begins(file, "\x89PNG\r\n\x1A\n", 8)) return IMAGE_PNG;
+    if (span_begins(file, "\xFF\xD8", 2)) return IMAGE_JPEG;
+    if (span_begins(file, "BM", 2)) return IMAGE_BMP;
+    if (span_begins(file, "GIF87a", 6) || span_begins(file, "GIF89a", 6)) return IMAGE_GIF;
+    const unsigned third = span_byte(file, 2);
+    const bool blank = third == ' ' || third == '#' || (third >= '\t' && third <= '\r');
+    if (blank && (span_begins(file, "P5", 2) || span_begins(file, "P6", 2))) return IMAGE_PNM;
+    return tga_looks_good(file) ? IMAGE_TGA : IMAGE_UNKNOWN;
+}
+
+static JanusStatus image_of_no_kind(const ImageFile *image, JanusError *error) {
+    for (size_t i = 0; i < sizeof OTHER_FILES / sizeof *OTHER_FILES; i++) {
+        const Span place = span_part(image->file, OTHER_FILES[i].at, OTHER_FILES[i].length);
+        if (span_begins(place, OTHER_FILES[i].signature, OTHER_FILES[i].length))
+            return fail(error, JANUS_BAD_IMAGE, "%s is %s, which is not read: %s", image->name, OTHER_FILES[i].what,
+                        OTHER_FILES[i].advice);
+    }
+    return fail(error, JANUS_BAD_IMAGE,
+                "%s is not an image of a kind that is read: PNG, JPEG, BMP, GIF, PPM, PGM or TGA", image->name);
+}
+
+/* Decodes the pixels as they are stored. */
+static JanusStatus image_decode(ImageFile *image, JanusImage *out, JanusError *error) {
+    JanusStatus status;
+    switch (image_kind(image->file)) {
+    case IMAGE_PNG: status = png_header(image, error); break;
+    case IMAGE_JPEG: status = jpeg_header(image, error); break;
+    case IMAGE_BMP: status = bmp_header(image, error); break;
+    case IMAGE_GIF: return read_gif(image, out, error);
+    case IMAGE_PNM: return read_pnm(image, out, error);
+    case IMAGE_TGA:
+        status = tga_header(image, error);
+        if (status == JANUS_OK) status = read_by_stb(image, out, error);
+        if (status != JANUS_OK || !(span_byte(image->file, 17) & 0x10)) return status;
+        return image_turn(out, 2, error); /* its rows begin at the right */
+    default: return image_of_no_kind(image, error);
+    }
+    return status == JANUS_OK ? read_by_stb(image, out, error) : status;
+}
+
+/* The image that a file's bytes hold. `upright`: turned as its metadata say. `name` is for messages. */
+static JanusStatus image_from_bytes(const void *bytes, size_t length, bool upright, JanusImage *out, const char *name,
+                                    JanusError *error) {
+    ImageFile image = {0};
+    image.file.bytes = bytes;
+    image.file.length = length;
+    image.name = name;
+    memset(out, 0, sizeof *out);
+    if (length == 0 || length > INT_MAX - 16) /* stb counts in int */
+        return fail(error, JANUS_BAD_IMAGE, "%s is %s", name, length == 0 ? "empty" : "too large for an image");
+    JanusStatus status = image_decode(&image, out, error);
+    const int orientation = image.exif != 0 ? image.exif : image.xmp;
+    if (status == JANUS_OK && upright && orientation > 1) status = image_turn(out, orientation, error);
+    if (status != JANUS_OK) {
+        free(out->rgb);
+        memset(out, 0, sizeof *out);
+    }
+    return status;
 }
 
 /* Two cubic pieces with a = -1/2 (Catmull-Rom), zero from |x| = 2 on. */
@@ -6281,11 +6861,14 @@ static void converse(JanusSession *session, const char *question, const JanusIma
    ==================================================================================================================== */
 
 JanusStatus janus_image_load_memory(const void *bytes, size_t length, JanusImage *image, JanusError *error) {
-    memset(image, 0, sizeof *image);
-    return decode_image(bytes, length, image, "the image", error);
+    return image_from_bytes(bytes, length, true, image, "the image", error);
 }
 
-JanusStatus janus_image_load(const char *path, JanusImage *image, JanusError *error) {
+JanusStatus janus_image_load_memory_stored(const void *bytes, size_t length, JanusImage *image, JanusError *error) {
+    return image_from_bytes(bytes, length, false, image, "the image", error);
+}
+
+static JanusStatus image_from_path(const char *path, bool upright, JanusImage *image, JanusError *error) {
     FileImage file = {0};
     memset(image, 0, sizeof *image);
     if (path_is_folder(path)) return fail(error, JANUS_IO_ERROR, "%s is a folder: name an image file", path);
@@ -6294,9 +6877,17 @@ JanusStatus janus_image_load(const char *path, JanusImage *image, JanusError *er
         if (errno == EFBIG) return fail(error, JANUS_BAD_IMAGE, "%s is larger than 512 MiB", path);
         return fail(error, JANUS_IO_ERROR, "cannot read the image %s: %s", path, strerror(errno));
     }
-    const JanusStatus status = decode_image(file.bytes, file.size, image, path, error);
+    const JanusStatus status = image_from_bytes(file.bytes, file.size, upright, image, path, error);
     file_image_free(&file);
     return status;
+}
+
+JanusStatus janus_image_load(const char *path, JanusImage *image, JanusError *error) {
+    return image_from_path(path, true, image, error);
+}
+
+JanusStatus janus_image_load_stored(const char *path, JanusImage *image, JanusError *error) {
+    return image_from_path(path, false, image, error);
 }
 
 void janus_image_free(JanusImage *image) {
@@ -6642,6 +7233,7 @@ static const char USAGE[] =
     "  --kv f32|f16   keys and values; default f32, with --fast f16: half the memory, less exact\n"
     "  --fast         rounds activations to bf16 or integers where that is faster\n"
     "  --dump DIR     every intermediate tensor as a .npy file\n"
+    "  --no-exif      photographs as they are stored, not turned upright as their EXIF orientation says\n"
     "  -q             no progress, no remarks    -h                this text\n";
 
 enum { EXIT_DONE = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, CLI_IMAGES = 64, PATH_BYTES = 4096 };
@@ -6653,7 +7245,7 @@ typedef struct {
     double cfg_weight, temperature, top_p;
     uint64_t seed;
     JanusCacheType cache;
-    bool has_seed, has_temperature, fast, quiet, decode, help;
+    bool has_seed, has_temperature, fast, quiet, decode, no_exif, help;
 } CommandLine;
 
 /* One line on stderr that begins with the program's name. */
@@ -6746,6 +7338,7 @@ static int parse_command_line(CommandLine *line, int argc, char **argv) {
         else if (options && strcmp(argument, "-q") == 0) line->quiet = true;
         else if (options && strcmp(argument, "--decode") == 0) line->decode = true;
         else if (options && strcmp(argument, "--fast") == 0) line->fast = true;
+        else if (options && strcmp(argument, "--no-exif") == 0) line->no_exif = true;
         else if (options && argument[0] == '-' && argument[1] != 0) {
             const int taken = parse_option(line, argument, i + 1 < argc ? argv[i + 1] : "");
             if (taken == 1 && i + 1 < argc) i++;
@@ -7050,12 +7643,17 @@ static int ask_question(Program *program, const char *question, const JanusImage
     return EXIT_DONE;
 }
 
+static JanusStatus load_image(Program *program, const char *path, JanusImage *image) {
+    if (program->line.no_exif) return janus_image_load_stored(path, image, &program->error);
+    return janus_image_load(path, image, &program->error);
+}
+
 static int command_ask(Program *program) {
     JanusImage images[CLI_IMAGES] = {{0, 0, NULL}};
     const int count = program->line.image_count;
     int loaded = 0, result = EXIT_DONE;
     while (loaded < count && result == EXIT_DONE) {
-        if (janus_image_load(program->line.images[loaded], &images[loaded], &program->error) != JANUS_OK)
+        if (load_image(program, program->line.images[loaded], &images[loaded]) != JANUS_OK)
             result = program_failed(program);
         else loaded++;
     }
@@ -7069,7 +7667,7 @@ static int command_encode(Program *program) {
     const int count = janus_info(program->model).image_tokens;
     int32_t *ids = allocate(count, sizeof *ids);
     if (ids == NULL) fail_memory(&program->error);
-    if (ids == NULL || janus_image_load(program->line.images[0], &image, &program->error) != JANUS_OK) {
+    if (ids == NULL || load_image(program, program->line.images[0], &image) != JANUS_OK) {
         free(ids);
         return program_failed(program);
     }
@@ -7253,7 +7851,7 @@ typedef struct {
 
 static void chat_image(Program *program, Waiting *waiting, const char *path) {
     if (waiting->count == CLI_IMAGES) complain("no more than %d images fit one question", CLI_IMAGES);
-    else if (janus_image_load(path, &waiting->images[waiting->count], &program->error) != JANUS_OK)
+    else if (load_image(program, path, &waiting->images[waiting->count]) != JANUS_OK)
         complain("%s", program->error.message);
     else waiting->count++;
 }

@@ -54,11 +54,19 @@ typedef struct {
     uint8_t *rgb; /* (height, width, 3), 8 bits a channel, rows from the top, no padding; owned by the image */
 } JanusImage;
 
-/* Reads a PNG, JPEG or BMP of at most 16384 pixels a side and 64 million pixels. An alpha channel is dropped, not
-   blended. `image` is owned by the caller: janus_image_free.
+/* Reads a PNG, JPEG, BMP, GIF (its first picture), binary PPM or PGM, or TGA of at most 16384 pixels a side and
+   178,956,970 in all, Pillow's limit. The content decides, not the name. An alpha channel is dropped, not blended.
+   The picture comes upright, turned and mirrored as its orientation in EXIF or XMP says (JPEG and PNG): the pixels are
+   those of Pillow's ImageOps.exif_transpose. The load_image of transformers does so too, the official Janus loader does
+   not: its pixels are those of janus_image_load_stored. Damaged metadata are ignored.
+   `image` is owned by the caller: janus_image_free.
    Errors: JANUS_IO_ERROR, JANUS_BAD_IMAGE, JANUS_NO_MEMORY. */
 JanusStatus janus_image_load(const char *path, JanusImage *image, JanusError *error);
 JanusStatus janus_image_load_memory(const void *bytes, size_t length, JanusImage *image, JanusError *error);
+
+/* The same with the pixels as they are stored, whatever the orientation. */
+JanusStatus janus_image_load_stored(const char *path, JanusImage *image, JanusError *error);
+JanusStatus janus_image_load_memory_stored(const void *bytes, size_t length, JanusImage *image, JanusError *error);
 
 /* Writes a .png, .jpg or .jpeg (quality 95), by the ending of `path`: first under a temporary name in the same folder,
    then renamed, so that `path` is either the whole picture or what it was before.

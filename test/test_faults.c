@@ -362,6 +362,11 @@ static JanusStatus read_picture(World *world, const char *name, uint64_t *hash) 
 static JanusStatus do_read_png(World *world, uint64_t *hash) { return read_picture(world, "in.png", hash); }
 static JanusStatus do_read_jpeg(World *world, uint64_t *hash) { return read_picture(world, "in.jpg", hash); }
 static JanusStatus do_read_bmp(World *world, uint64_t *hash) { return read_picture(world, "in.bmp", hash); }
+static JanusStatus do_read_turned(World *world, uint64_t *hash) { return read_picture(world, "turned.png", hash); }
+static JanusStatus do_read_cmyk(World *world, uint64_t *hash) { return read_picture(world, "cmyk.jpg", hash); }
+static JanusStatus do_read_gif(World *world, uint64_t *hash) { return read_picture(world, "in.gif", hash); }
+static JanusStatus do_read_ppm(World *world, uint64_t *hash) { return read_picture(world, "in.ppm", hash); }
+static JanusStatus do_read_tga(World *world, uint64_t *hash) { return read_picture(world, "in.tga", hash); }
 
 static JanusStatus write_picture(World *world, const char *name, uint64_t *hash) {
     const JanusStatus status = janus_image_save(in_folder(name), &world->photo, &world->error);
@@ -383,8 +388,11 @@ static const Operation LOAD = {"load", do_load, ALONE, NULL, false}, SESSION = {
     GENERATE = {"generate two pictures", do_generate, IN_SESSION, NULL, false}, TAPS = {"generate with taps", do_generate, TAPPED, NULL, false},
     ENCODE = {"encode", do_encode, IN_SESSION, NULL, false}, DECODE = {"decode", do_decode, IN_SESSION, NULL, false},
     TEXTS = {"tokenize and back", do_texts, ALONE, NULL, false}, PREPROCESS = {"preprocess", do_preprocess, ALONE, NULL, false},
-    READ_PNG = {"read a PNG", do_read_png, ALONE, NULL, true}, READ_JPEG = {"read a JPEG", do_read_jpeg, ALONE, NULL, false},
-    READ_BMP = {"read a BMP", do_read_bmp, ALONE, NULL, true}, WRITE_PNG = {"write a PNG", do_write_png, ALONE, "out.png", false},
+    READ_PNG = {"read a PNG", do_read_png, ALONE, NULL, false}, READ_JPEG = {"read a JPEG", do_read_jpeg, ALONE, NULL, false},
+    READ_TURNED = {"read a turned PNG", do_read_turned, ALONE, NULL, false}, READ_CMYK = {"read a CMYK JPEG", do_read_cmyk, ALONE, NULL, false},
+    READ_GIF = {"read a GIF", do_read_gif, ALONE, NULL, false}, READ_PPM = {"read a PPM", do_read_ppm, ALONE, NULL, false},
+    READ_TGA = {"read a TGA", do_read_tga, ALONE, NULL, true},
+    READ_BMP = {"read a BMP", do_read_bmp, ALONE, NULL, false}, WRITE_PNG = {"write a PNG", do_write_png, ALONE, "out.png", false},
     WRITE_JPEG = {"write a JPEG", do_write_jpeg, ALONE, "out.jpg", false}, QUANTIZE = {"quantize", do_quantize, ALONE, "out.gguf", false};
 
 static void ignore_tap(void *user, const char *name, JanusElement type, const void *data, const int64_t *shape, int dims) {
@@ -454,6 +462,52 @@ static void fail_each(World *world, const Operation *operation, Kind kind, int e
            hopeless ? " and all after it" : "", at - 1, error);
 }
 
+/* Pictures of the kinds that janus.c does not write: a PNG with an orientation, a JPEG of one block of four channels without
+   Adobe's marker, a GIF of one pixel, a PPM of two, a TGA of two that begins at the right. */
+static void write_other_images(void) {
+    static const char EXIF[] = "\0\0\0\x1a" "eXIfMM\0*\0\0\0\x08\0\1\x01\x12\0\3\0\0\0\1\0\6\0\0\0\0\0\0crc";
+    static const char TABLES[] = "\xFF\xC4\0\x26\0\1\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x10\1\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
+    static const char FRAME[] = "\xFF\xC0\0\x14\x08\0\x08\0\x08\4\1\x11\0\2\x11\0\3\x11\0\4\x11";
+    static const char SCAN[] = "\xFF\xDA\0\x0E\4\1\0\2\0\3\0\4\0\0\x3F\0\0\xFF\xD9";
+    static const char GIF[] = "GIF89a\1\0\1\0\x80\0\0\xFF\0\0\0\xFF\0,\0\0\0\0\1\0\1\0\0\2\2\x44\1\0;";
+    static const char TGA[] = "\0\0\2\0\0\0\0\0\0\0\0\0\2\0\1\0\x18\x30" "abcdef";
+    FileImage png = {0};
+    uint8_t jpeg[2 + 69 + sizeof TABLES + sizeof FRAME + sizeof SCAN - 1] = "\xFF\xD8\xFF\xDB\0\x43";
+    if (file_read(in_folder("in.png"), 1 << 20, &png) != 0) need(NULL);
+    uint8_t *turned = need(malloc(png.size + sizeof EXIF));
+    memcpy(turned, png.bytes, 33), memcpy(turned + 33, EXIF, sizeof EXIF), memcpy(turned + 33 + sizeof EXIF, (uint8_t *)png.bytes + 33, png.size - 33);
+    write_bytes(in_folder("turned.png"), turned, png.size + sizeof EXIF);
+    memset(jpeg + 7, 1, 64);
+    memcpy(jpeg + 71, TABLES, sizeof TABLES), memcpy(jpeg + 71 + sizeof TABLES, FRAME, sizeof FRAME);
+    memcpy(jpeg + 71 + sizeof TABLES + sizeof FRAME, SCAN, sizeof SCAN - 1);
+    write_bytes(in_folder("cmyk.jpg"), jpeg, sizeof jpeg);
+    write_bytes(in_folder("in.gif"), GIF, sizeof GIF - 1);
+    write_bytes(in_folder("in.ppm"), "P6 2 1 255\nabcdef", 17);
+    write_bytes(in_folder("in.tga"), TGA, sizeof TGA - 1);
+    free(turned);
+    file_image_free(&png);
+}
+
+/* What they show. */
+static void test_other_images(void) {
+    static const struct {
+        const char *name;
+        int width, height, red, green, blue; /* of the last pixel */
+    } IMAGES[] = {{"turned.png", 30, 40, -1, -1, -1}, {"cmyk.jpg", 8, 8, 64, 64, 64}, {"in.gif", 1, 1, 255, 0, 0},
+                  {"in.ppm", 2, 1, 'd', 'e', 'f'}, {"in.tga", 2, 1, 'c', 'b', 'a'}};
+    JanusImage image;
+    for (size_t i = 0; i < sizeof IMAGES / sizeof *IMAGES; i++) {
+        const JanusStatus status = janus_image_load(in_folder(IMAGES[i].name), &image, NULL);
+        const uint8_t *last = status == JANUS_OK ? image.rgb + 3 * image.width * image.height - 3 : NULL;
+        report(last != NULL && image.width == IMAGES[i].width && image.height == IMAGES[i].height &&
+                   (IMAGES[i].red < 0 || (last[0] == IMAGES[i].red && last[1] == IMAGES[i].green && last[2] == IMAGES[i].blue)),
+               "%s is %d x %d and ends in the right colour", IMAGES[i].name, IMAGES[i].width, IMAGES[i].height);
+        janus_image_free(&image);
+    }
+    report(janus_image_load_stored(in_folder("turned.png"), &image, NULL) == JANUS_OK && image.width == 40, "turned.png as stored is 40 wide");
+    janus_image_free(&image);
+}
+
 static void open_world(World *world) {
     memset(world, 0, sizeof *world);
     world->photo.width = 40;
@@ -467,10 +521,11 @@ static void open_world(World *world) {
     bitmap[10] = 54, bitmap[14] = 40, bitmap[18] = 4, bitmap[22] = 4, bitmap[26] = 1, bitmap[28] = 24;
     for (int i = 54; i < 54 + 48; i++) bitmap[i] = (uint8_t)(5 * i);
     write_bytes(in_folder("in.bmp"), bitmap, sizeof bitmap);
+    write_other_images();
 }
 
 static void close_world(World *world) {
-    static const char *const FILES[] = {"in.png", "in.jpg", "in.bmp", "out.png", "out.jpg", "out.gguf"};
+    static const char *const FILES[] = {"in.png", "in.jpg", "in.bmp", "turned.png", "cmyk.jpg", "in.gif", "in.ppm", "in.tga", "out.png", "out.jpg", "out.gguf"};
     janus_image_free(&world->photo);
     janus_free(world->model);
     for (size_t i = 0; i < sizeof FILES / sizeof *FILES; i++) remove(in_folder(FILES[i]));
@@ -480,7 +535,8 @@ static void close_world(World *world) {
 
 static void test_memory(void) {
     static const Operation *const ALL[] = {&LOAD, &SESSION, &ASK, &TURN, &GENERATE, &TAPS, &ENCODE, &DECODE, &TEXTS, &PREPROCESS,
-                                           &READ_PNG, &READ_JPEG, &READ_BMP, &WRITE_PNG, &QUANTIZE};
+                                           &READ_PNG, &READ_JPEG, &READ_BMP, &READ_TURNED, &READ_CMYK, &READ_GIF, &READ_PPM,
+                                           &READ_TGA, &WRITE_PNG, &QUANTIZE};
     World world;
     open_world(&world);
     for (size_t i = 0; i < sizeof ALL / sizeof *ALL; i++)
@@ -806,8 +862,24 @@ static uint8_t *unpacking_png(size_t bytes, size_t *count) {
     return png;
 }
 
+/* A GIF, a PPM and a TGA of a few bytes ask for no more memory than their size, if that is allowed. */
+static void test_other_bombs(void) {
+    static const char TGA[] = "\0\0\x0a\0\0\0\0\0\0\0\0\0\0\x40\xaa\x2a\x20\0\xFF" "abc";
+    FileImage file = {0};
+    if (file_read(in_folder("in.gif"), 1 << 20, &file) != 0) need(NULL);
+    memset(file.bytes + 6, 0xFF, 4);
+    refuse_image(file.bytes, file.size, 1 << 20, "a GIF of 65535 x 65535");
+    memcpy(file.bytes + 6, "\1\0\1\0", 4), memset(file.bytes + 24, 0x3F, 4);
+    refuse_image(file.bytes, file.size, 1 << 20, "a GIF with a picture of 16191 x 16191 behind its canvas");
+    memcpy(file.bytes + 24, "\0\x10\0\x10", 4);
+    refuse_image(file.bytes, file.size, 1 << 24, "a GIF of 4096 x 4096 that holds one pixel");
+    file_image_free(&file);
+    refuse_image((const uint8_t *)"P6 16384 10922 255\nabc", 22, 1 << 20, "a PPM of 16384 x 10922 that holds one pixel");
+    refuse_image((const uint8_t *)TGA, sizeof TGA - 1, 1 << 20, "a TGA of 16384 x 10922 that holds one packet");
+}
+
 static void test_image_bombs(void) {
-    static const uint32_t SIZES[][2] = {{100000, 100000}, {16384, 16384}, {16385, 1}, {1, 16385}, {0x7FFFFFFF, 0x7FFFFFFF}, {0xFFFFFFFF, 2}, {8001, 8000}, {0, 5}};
+    static const uint32_t SIZES[][2] = {{100000, 100000}, {16384, 16384}, {16385, 1}, {1, 16385}, {0x7FFFFFFF, 0x7FFFFFFF}, {0xFFFFFFFF, 2}, {13378, 13378}, {0, 5}};
     FileImage file = {0};
     char what[80];
     size_t count;
@@ -990,6 +1062,8 @@ static void test_bombs(void) {
     test_metadata_bombs();
     test_tensor_bombs();
     test_image_bombs();
+    test_other_images();
+    test_other_bombs();
     test_context(&world);
     close_world(&world);
 }
@@ -1174,7 +1248,8 @@ static void test_threads(void) {
 /* Each operation once, for slow machines and tools. */
 static void test_small(void) {
     static const Operation *const ALL[] = {&LOAD, &SESSION, &ASK, &TURN, &GENERATE, &TAPS, &ENCODE, &DECODE, &TEXTS, &PREPROCESS,
-                                           &READ_PNG, &READ_JPEG, &READ_BMP, &WRITE_PNG, &WRITE_JPEG, &QUANTIZE};
+                                           &READ_PNG, &READ_JPEG, &READ_BMP, &READ_TURNED, &READ_CMYK, &READ_GIF, &READ_PPM,
+                                           &READ_TGA, &WRITE_PNG, &WRITE_JPEG, &QUANTIZE};
     World world;
     open_world(&world);
     for (size_t i = 0; i < sizeof ALL / sizeof *ALL; i++) {

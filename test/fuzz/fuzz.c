@@ -269,6 +269,21 @@ static void load_seed(void) {
     }
 }
 
+/* The same file as it is stored has the same sides, and the pixels of each corner at a corner. */
+static void check_stored(const uint8_t *data, size_t size, const JanusImage *image) {
+    const int64_t pixels = (int64_t)image->width * image->height, last = pixels - 1;
+    JanusImage stored;
+    if (pixels > 1 << 16) return; /* decoding twice takes too long */
+    promise(janus_image_load_memory_stored(data, size, &stored, NULL) == JANUS_OK, "what can be turned can be read");
+    promise((stored.width == image->width && stored.height == image->height) ||
+            (stored.width == image->height && stored.height == image->width), "the same sides");
+    const int64_t corners[] = {0, image->width - 1, last - image->width + 1, last};
+    int found = 0;
+    for (int i = 0; i < 4; i++) found |= memcmp(stored.rgb, image->rgb + 3 * corners[i], 3) == 0;
+    promise(found, "the first pixel is at a corner");
+    janus_image_free(&stored);
+}
+
 static void fuzz_image(const uint8_t *data, size_t size) {
     const Config *c = &seed_model->config;
     const int64_t see = 3 * (int64_t)c->image_side * c->image_side, drawn = 3 * (int64_t)drawn_side(c) * drawn_side(c);
@@ -279,6 +294,7 @@ static void fuzz_image(const uint8_t *data, size_t size) {
         return;
     }
     promise(image.width > 0 && image.height > 0 && image.rgb != NULL, "an image");
+    check_stored(data, size, &image);
     if ((int64_t)image.width * image.height > 1 << 24) { /* each pixel is touched thrice below: too long with sanitizers */
         janus_image_free(&image);
         return;

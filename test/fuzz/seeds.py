@@ -166,6 +166,32 @@ def picture(mode: str, size: tuple[int, int], kind: str, **options: object) -> b
     return out.getvalue()
 
 
+def exif(order: str, orientation: int) -> bytes:
+    """EXIF with a maker's name elsewhere and an orientation; `order` is < or >."""
+    head = struct.pack(order + "HIH", 42, 8, 2)
+    return ((b"II" if order == "<" else b"MM") + head + struct.pack(order + "HHII", 0x010F, 2, 6, 38) +
+            struct.pack(order + "HHIHH", 0x0112, 3, 1, orientation, 0) + bytes(4) + b"maker\0")
+
+
+def images() -> dict[str, bytes]:
+    """Orientations, JPEGs of four channels, kinds of files that janus.c reads without stb, and one that it does not read."""
+    jpeg, cmyk = picture("RGB", (9, 7), "JPEG"), picture("CMYK", (8, 8), "JPEG")
+    adobe = cmyk.index(b"\xff\xee")
+    xmp = b'http://ns.adobe.com/xap/1.0/\0<x tiff:Orientation="6"/>'
+    grey = picture("L", (5, 4), "PPM")
+    return {
+        "turned.jpg": picture("RGB", (9, 7), "JPEG", exif=b"Exif\0\0" + exif(">", 6)),
+        "mirrored.png": picture("RGB", (5, 4), "PNG", exif=b"Exif\0\0" + exif("<", 7)),
+        "xmp.jpg": jpeg[:2] + struct.pack(">HH", 0xFFE1, len(xmp) + 2) + xmp + jpeg[2:],
+        "unmarked.jpg": cmyk[:adobe] + cmyk[adobe + 16:], "ycck.jpg": cmyk[:adobe + 15] + b"\2" + cmyk[adobe + 16:],
+        "half.jpg": picture("RGB", (18, 9), "JPEG", subsampling="4:2:2"), "arithmetic.jpg": jpeg.replace(b"\xff\xc0", b"\xff\xc9"),
+        "plain.gif": picture("P", (8, 7), "GIF"), "interlaced.gif": picture("P", (6, 19), "GIF", interlace=1, transparency=3),
+        "rgb.ppm": picture("RGB", (4, 3), "PPM"), "grey.pgm": grey, "deep.pgm": grey.replace(b"255", b"999 #"),
+        "rgb.tga": picture("RGB", (4, 3), "TGA"), "packed.tga": picture("RGBA", (9, 5), "TGA", compression="tga_rle"),
+        "palette.tga": picture("P", (4, 4), "TGA"), "other.tiff": picture("L", (2, 2), "TIFF"),
+    }
+
+
 def write(folder: Path) -> None:
     """All seeds, as FOLDER/TARGET/NAME."""
     bmp = picture("RGB", (3, 2), "BMP")
@@ -187,6 +213,7 @@ def write(folder: Path) -> None:
         "picture": "generate -o - fox", "tokenize": "tokenize -- -hello", "untokenize": "tokenize --decode 1,2,3", "info": "info",
         "quantize": "quantize --type q4_0 -o b.gguf a.gguf", "help": "-h", "isa": "ask --isa plain --rng torch-mkl --temperature 1 a",
     }
+    seeds |= {f"image/{name}": data for name, data in images().items()}
     seeds |= {f"options/{name}": "\n".join(line.split()).encode() + b"\n\n" + bmp for name, line in commands.items()}
     seeds["options/decode"] = b"decode\n-o\n-\nids.txt\n\n0 5, 7\t15"
     seeds["options/chat"] = b"chat\n-i\na.bmp\n\nhello\n/image b.bmp\n/draw a fox\n/reset\n/nothing\n\nhow many?\n/quit\n"
