@@ -6848,7 +6848,7 @@ static const Option OPTIONS[] = {
     {"--isa", "NAME", KERNELS, 0, 0, WORKS, FIELD(isa), "kernels that info lists; else $JANUS_ISA, else best"},
     {"--fast", NULL, SWITCH, 0, 0, WORKS, FIELD(fast), "rounds activations to bf16 or integers where faster"},
     {"--dump", "DIR", NAME, 0, 0, WORKS, FIELD(dump), "a new folder of all intermediate tensors as .npy"},
-    {"-m", "MODEL", NAME, 0, 0, ALL & ~QUANTIZE, FIELD(model), "else $JANUS_MODEL, else weights/tiny.gguf"},
+    {"-m", "MODEL", NAME, 0, 0, ALL & ~QUANTIZE, FIELD(model), "a .gguf file; else $JANUS_MODEL, weights/tiny.gguf"},
     {"-q", NULL, SWITCH, 0, 0, ALL, FIELD(quiet), "no progress, no remarks"},
     {"-h --help", NULL, SWITCH, 0, 0, ALL, FIELD(help), "this text; after a command, what it takes"},
 };
@@ -6927,12 +6927,14 @@ static bool set_option(CommandLine *line, const Option *option, const char *valu
 static void refuse_value(const Option *option, const char *name, const char *value) {
     char words[200] = "";
     for (int i = 0; option->kind == KERNELS && isa_names(i) != NULL; i++)
-        snprintf(words + strlen(words), sizeof words - strlen(words), "%s%s", i > 0 ? "|" : "", isa_names(i));
+        snprintf(words + strlen(words), sizeof words - strlen(words), "%s%s", i > 0 ? " or " : "", isa_names(i));
+    for (const char *c = option->argument; option->kind == CHOICE && *c != 0; c++)
+        snprintf(words + strlen(words), sizeof words - strlen(words), *c == '|' ? " or " : "%c", *c);
     if (option->kind == WHOLE) complain("%s takes a whole number from %.0f to %.0f, not \"%.60s\"", name, option->low, option->high, value);
     else if (option->kind == NUMBER) complain("%s takes a number from %g to %g, not \"%.60s\"", name, option->low, option->high, value);
     else if (option->kind == SEED) complain("%s takes a whole number from 0 to %llu, or -1 for a random one, not \"%.60s\"", name, ULLONG_MAX, value);
-    else if (option->kind == CHOICE) complain("%s takes %s, not \"%.60s\"", name, option->argument, value);
-    else if (option->kind == KERNELS) complain("%s takes one of this machine's kernels, %s, not \"%.60s\"", name, words, value);
+    else if (option->kind == CHOICE) complain("%s takes %s, not \"%.60s\"", name, words, value);
+    else if (option->kind == KERNELS) complain("%s takes %s on this machine, not \"%.60s\"", name, words, value);
     else if (value[0] == 0) complain("%s takes a name, not an empty text", name);
     else complain("%s is taken %d times at most", name, CLI_IMAGES);
 }
@@ -7565,7 +7567,7 @@ typedef struct {
 
 static const Command COMMANDS[] = {
     {"generate", "\"PROMPT\"", GENERATE, PROMPT, command_generate, "draws from text only"},
-    {"ask", "[-i IMAGE] \"QUESTION\"", ASK, PROMPT, command_ask, "answers in words"},
+    {"ask", "[-i IMAGE] \"QUESTION\"", ASK, PROMPT, command_ask, "answers a question in words"},
     {"chat", "[-i IMAGE]", CHAT, NO_TEXT, command_chat, "answers its input line by line"},
     {"encode", "-i IMAGE", ENCODE, NO_TEXT, command_encode, "turns one image into its ids"},
     {"decode", "[IDS-FILE]", DECODE, INPUT_FILE, command_decode, "turns ids into one picture"},
