@@ -216,7 +216,11 @@ static int file_make(const char *path) {
     return file != INVALID_HANDLE_VALUE && CloseHandle(file) ? 0 : -1;
 #else
     FILE *file = fopen(path, "wbx"); /* C11's x: only a file that is not there */
-    return file != NULL ? fclose(file) : -1;
+    if (file == NULL || fclose(file) == 0) return file != NULL ? 0 : -1;
+    const int failure = errno;
+    remove(path);
+    errno = failure;
+    return -1;
 #endif
 }
 #endif
@@ -6812,12 +6816,12 @@ static bool terminal(FILE *file) {
 
 /* ---- Options: one table, from which come their parsing, the messages about them, the help and the manual page ---- */
 
-enum { GENERATE = 1, ASK = 2, CHAT = 4, ENCODE = 8, DECODE = 16, TOKENIZE = 32, INFO = 64, QUANTIZE = 128, ALL = 255,
-       ANSWERS = ASK | CHAT, WORKS = GENERATE | ANSWERS | ENCODE | DECODE, TALKS = GENERATE | ANSWERS };
+enum { FOR_GENERATE = 1, FOR_ASK = 2, FOR_CHAT = 4, FOR_ENCODE = 8, FOR_DECODE = 16, FOR_TOKENIZE = 32, FOR_INFO = 64, FOR_QUANTIZE = 128, FOR_ALL = 255,
+       FOR_ANSWERS = FOR_ASK | FOR_CHAT, FOR_WORKS = FOR_GENERATE | FOR_ANSWERS | FOR_ENCODE | FOR_DECODE, FOR_TALKS = FOR_GENERATE | FOR_ANSWERS };
 
 /* What follows an option: nothing; a name; an image's name; a whole number or any number, low to high; a seed; one of the
    words of `argument`, counted from `low`; one of the machine's sets of kernels. */
-typedef enum { SWITCH, NAME, IMAGE, WHOLE, NUMBER, SEED, CHOICE, KERNELS } OptionKind;
+typedef enum { AS_SWITCH, AS_NAME, AS_IMAGE, AS_WHOLE, AS_NUMBER, AS_SEED, AS_CHOICE, AS_KERNELS } OptionKind;
 
 typedef struct {
     const char *names, *argument; /* names have blanks between them, words have bars */
@@ -6831,26 +6835,26 @@ typedef struct {
 /* Rows of the same commands stand together: they have one heading in the help. */
 #define FIELD(name) offsetof(CommandLine, name)
 static const Option OPTIONS[] = {
-    {"-n", "N", WHOLE, 1, 64, GENERATE, FIELD(count), "pictures of one prompt, drawn together"},
-    {"--cfg", "W", NUMBER, 0, 100, GENERATE | CHAT, FIELD(cfg_weight), "guidance of a drawing, default 5"},
-    {"--seed", "S", SEED, 0, 0, TALKS, FIELD(seed), "same seed, same result; -1: a random one, printed"},
-    {"--rng", "torch|torch-mkl", CHOICE, JANUS_RNG_TORCH, 0, TALKS, FIELD(rng), "the seed's meaning: PyTorch's, or its MKL's to 2.6"},
-    {"--temperature", "T", NUMBER, 0, 100, TALKS, FIELD(temperature), "0: most probable; default 1 to draw, 0 to answer"},
-    {"--max-tokens", "N", WHOLE, 1, 1 << 24, ANSWERS, FIELD(max_tokens), "length of an answer, default 512"},
-    {"--top-k", "K", WHOLE, 0, 1 << 24, ANSWERS, FIELD(top_k), "default 50, 0: off; with --temperature above 0"},
-    {"--top-p", "P", NUMBER, 1e-6, 1, ANSWERS, FIELD(top_p), "default 1: off; with --temperature above 0"},
-    {"-i", "IMAGE", IMAGE, 0, 0, ANSWERS | ENCODE, FIELD(images), "an image; ask and chat take several; - is stdin"},
-    {"-o", "OUT", NAME, 0, 0, GENERATE | DECODE | QUANTIZE, FIELD(output), "the file; - is stdout; default a free janus-1.png, ..."},
-    {"--decode", NULL, SWITCH, 0, 0, TOKENIZE, FIELD(decode), "TEXT is ids, to be turned into text"},
-    {"--type", "q8_0|q4_0", CHOICE, 0, 0, QUANTIZE, FIELD(type), "of the new file's matrices, default q8_0"},
-    {"--kv", "f32|f16", CHOICE, JANUS_CACHE_F32, 0, TALKS | INFO, FIELD(cache), "keys and values: default f16, f32 if the weights are"},
-    {"--threads", "K", WHOLE, 1, 256, WORKS, FIELD(threads), "default: all processors that it may use"},
-    {"--isa", "NAME", KERNELS, 0, 0, WORKS, FIELD(isa), "kernels that info lists; else $JANUS_ISA, else best"},
-    {"--fast", NULL, SWITCH, 0, 0, WORKS, FIELD(fast), "rounds activations to bf16 or integers where faster"},
-    {"--dump", "DIR", NAME, 0, 0, WORKS, FIELD(dump), "a new folder of all intermediate tensors as .npy"},
-    {"-m", "MODEL", NAME, 0, 0, ALL & ~QUANTIZE, FIELD(model), "a .gguf file; else $JANUS_MODEL, weights/tiny.gguf"},
-    {"-q", NULL, SWITCH, 0, 0, ALL, FIELD(quiet), "no progress, no remarks"},
-    {"-h --help", NULL, SWITCH, 0, 0, ALL, FIELD(help), "this text; after a command, what it takes"},
+    {"-n", "N", AS_WHOLE, 1, 64, FOR_GENERATE, FIELD(count), "pictures of one prompt, drawn together"},
+    {"--cfg", "W", AS_NUMBER, 0, 100, FOR_GENERATE | FOR_CHAT, FIELD(cfg_weight), "guidance of a drawing, default 5"},
+    {"--seed", "S", AS_SEED, 0, 0, FOR_TALKS, FIELD(seed), "same seed, same result; -1: a random one, printed"},
+    {"--rng", "torch|torch-mkl", AS_CHOICE, JANUS_RNG_TORCH, 0, FOR_TALKS, FIELD(rng), "the seed's meaning: PyTorch's, or its MKL's to 2.6"},
+    {"--temperature", "T", AS_NUMBER, 0, 100, FOR_TALKS, FIELD(temperature), "0: most probable; default 1 to draw, 0 to answer"},
+    {"--max-tokens", "N", AS_WHOLE, 1, 1 << 24, FOR_ANSWERS, FIELD(max_tokens), "length of an answer, default 512"},
+    {"--top-k", "K", AS_WHOLE, 0, 1 << 24, FOR_ANSWERS, FIELD(top_k), "default 50, 0: off; with --temperature above 0"},
+    {"--top-p", "P", AS_NUMBER, 1e-6, 1, FOR_ANSWERS, FIELD(top_p), "default 1: off; with --temperature above 0"},
+    {"-i", "IMAGE", AS_IMAGE, 0, 0, FOR_ANSWERS | FOR_ENCODE, FIELD(images), "an image; ask and chat take several; - is stdin"},
+    {"-o", "OUT", AS_NAME, 0, 0, FOR_GENERATE | FOR_DECODE | FOR_QUANTIZE, FIELD(output), "the file; - is stdout; default a free janus-1.png, ..."},
+    {"--decode", NULL, AS_SWITCH, 0, 0, FOR_TOKENIZE, FIELD(decode), "TEXT is ids, to be turned into text"},
+    {"--type", "q8_0|q4_0", AS_CHOICE, 0, 0, FOR_QUANTIZE, FIELD(type), "of the new file's matrices, default q8_0"},
+    {"--kv", "f32|f16", AS_CHOICE, JANUS_CACHE_F32, 0, FOR_TALKS | FOR_INFO, FIELD(cache), "keys and values: default f16, f32 if the weights are"},
+    {"--threads", "K", AS_WHOLE, 1, 256, FOR_WORKS, FIELD(threads), "default: all processors that it may use"},
+    {"--isa", "NAME", AS_KERNELS, 0, 0, FOR_WORKS, FIELD(isa), "kernels that info lists; else $JANUS_ISA, else best"},
+    {"--fast", NULL, AS_SWITCH, 0, 0, FOR_WORKS, FIELD(fast), "rounds activations to bf16 or integers where faster"},
+    {"--dump", "DIR", AS_NAME, 0, 0, FOR_WORKS, FIELD(dump), "a new folder of all intermediate tensors as .npy"},
+    {"-m", "MODEL", AS_NAME, 0, 0, FOR_ALL & ~FOR_QUANTIZE, FIELD(model), "a .gguf file; else $JANUS_MODEL, weights/tiny.gguf"},
+    {"-q", NULL, AS_SWITCH, 0, 0, FOR_ALL, FIELD(quiet), "no progress, no remarks"},
+    {"-h --help", NULL, AS_SWITCH, 0, 0, FOR_ALL, FIELD(help), "this text; after a command, what it takes"},
 };
 enum { OPTION_COUNT = sizeof OPTIONS / sizeof OPTIONS[0] };
 
@@ -6907,16 +6911,16 @@ static bool parse_kernels(const char *text, const char **isa) {
 static bool set_option(CommandLine *line, const Option *option, const char *value) {
     void *field = (char *)line + option->field;
     switch (option->kind) {
-    case SWITCH: return *(bool *)field = true;
-    case NAME: *(const char **)field = value; return value[0] != 0;
-    case WHOLE: return parse_integer(value, (long)option->low, (long)option->high, field);
-    case NUMBER: return parse_number(value, option->low, option->high, field);
-    case SEED: return parse_seed(value, line);
-    case KERNELS: return parse_kernels(value, field);
-    case CHOICE:
+    case AS_SWITCH: return *(bool *)field = true;
+    case AS_NAME: *(const char **)field = value; return value[0] != 0;
+    case AS_WHOLE: return parse_integer(value, (long)option->low, (long)option->high, field);
+    case AS_NUMBER: return parse_number(value, option->low, option->high, field);
+    case AS_SEED: return parse_seed(value, line);
+    case AS_KERNELS: return parse_kernels(value, field);
+    case AS_CHOICE:
         *(int *)field = (int)option->low + word_index(option->argument, '|', value, true);
         return *(int *)field >= (int)option->low;
-    case IMAGE:
+    case AS_IMAGE:
         if (line->image_count == CLI_IMAGES || value[0] == 0) return false;
         line->images[line->image_count++] = value;
     }
@@ -6926,15 +6930,15 @@ static bool set_option(CommandLine *line, const Option *option, const char *valu
 /* Says which values the option takes. */
 static void refuse_value(const Option *option, const char *name, const char *value) {
     char words[200] = "";
-    for (int i = 0; option->kind == KERNELS && isa_names(i) != NULL; i++)
+    for (int i = 0; option->kind == AS_KERNELS && isa_names(i) != NULL; i++)
         snprintf(words + strlen(words), sizeof words - strlen(words), "%s%s", i > 0 ? " or " : "", isa_names(i));
-    for (const char *c = option->argument; option->kind == CHOICE && *c != 0; c++)
+    for (const char *c = option->argument; option->kind == AS_CHOICE && *c != 0; c++)
         snprintf(words + strlen(words), sizeof words - strlen(words), *c == '|' ? " or " : "%c", *c);
-    if (option->kind == WHOLE) complain("%s takes a whole number from %.0f to %.0f, not \"%.60s\"", name, option->low, option->high, value);
-    else if (option->kind == NUMBER) complain("%s takes a number from %g to %g, not \"%.60s\"", name, option->low, option->high, value);
-    else if (option->kind == SEED) complain("%s takes a whole number from 0 to %llu, or -1 for a random one, not \"%.60s\"", name, ULLONG_MAX, value);
-    else if (option->kind == CHOICE) complain("%s takes %s, not \"%.60s\"", name, words, value);
-    else if (option->kind == KERNELS) complain("%s takes %s on this machine, not \"%.60s\"", name, words, value);
+    if (option->kind == AS_WHOLE) complain("%s takes a whole number from %.0f to %.0f, not \"%.60s\"", name, option->low, option->high, value);
+    else if (option->kind == AS_NUMBER) complain("%s takes a number from %g to %g, not \"%.60s\"", name, option->low, option->high, value);
+    else if (option->kind == AS_SEED) complain("%s takes a whole number from 0 to %llu, or -1 for a random one, not \"%.60s\"", name, ULLONG_MAX, value);
+    else if (option->kind == AS_CHOICE) complain("%s takes %s, not \"%.60s\"", name, words, value);
+    else if (option->kind == AS_KERNELS) complain("%s takes %s on this machine, not \"%.60s\"", name, words, value);
     else if (value[0] == 0) complain("%s takes a name, not an empty text", name);
     else complain("%s is taken %d times at most", name, CLI_IMAGES);
 }
@@ -6944,11 +6948,11 @@ static int parse_option(CommandLine *line, const char *name, const char *value) 
     int i = 0;
     while (i < OPTION_COUNT && word_index(OPTIONS[i].names, ' ', name, false) < 0) i++;
     if (i == OPTION_COUNT) complain("unknown option %.60s (janus -h lists them)", name);
-    else if (OPTIONS[i].kind != SWITCH && value == NULL) complain("%s needs a value: %s %s", name, name, OPTIONS[i].argument);
+    else if (OPTIONS[i].kind != AS_SWITCH && value == NULL) complain("%s needs a value: %s %s", name, name, OPTIONS[i].argument);
     else if (!set_option(line, &OPTIONS[i], value)) refuse_value(&OPTIONS[i], name, value);
     else {
         line->given |= (uint64_t)1 << i;
-        return OPTIONS[i].kind != SWITCH;
+        return OPTIONS[i].kind != AS_SWITCH;
     }
     return -1;
 }
@@ -7200,16 +7204,18 @@ static bool numbered_name(char *name, int size, const char *output, int i, int n
     return length >= 0 && length < size;
 }
 
-/* Takes the first free name of janus-1.png, janus-2.png, ... by making an empty file, so that no other run takes it too;
-   where that cannot be, janus_image_save says why. */
+/* Takes the first free name of janus-1.png, janus-2.png, ... by making an empty file, so that no other run takes it too.
+   False: said what is wrong. */
 static bool take_free_name(char *name, int size) {
     for (int k = 1; k < 1000000; k++) {
         snprintf(name, (size_t)size, "janus-%d.png", k);
-        if (file_make(name) == 0) set_unfinished(1, name);
-        else if (errno == EEXIST) continue;
-        return true;
+        if (file_make(name) == 0) {
+            set_unfinished(1, name);
+            return true;
+        }
+        if (errno != EEXIST) break;
     }
-    complain("all names to janus-999999.png are taken: give another one with -o");
+    complain("cannot write %s: %s", name, strerror(errno));
     return false;
 }
 
@@ -7566,14 +7572,14 @@ typedef struct {
 } Command;
 
 static const Command COMMANDS[] = {
-    {"generate", "\"PROMPT\"", GENERATE, PROMPT, command_generate, "draws from text only"},
-    {"ask", "[-i IMAGE] \"QUESTION\"", ASK, PROMPT, command_ask, "answers a question in words"},
-    {"chat", "[-i IMAGE]", CHAT, NO_TEXT, command_chat, "answers its input line by line"},
-    {"encode", "-i IMAGE", ENCODE, NO_TEXT, command_encode, "turns one image into its ids"},
-    {"decode", "[IDS-FILE]", DECODE, INPUT_FILE, command_decode, "turns ids into one picture"},
-    {"tokenize", "\"TEXT\"", TOKENIZE, PLAIN_TEXT, command_tokenize, "turns text into token ids, or back"},
-    {"info", "[MODEL]", INFO, MODEL_FILE, command_info, "shows what a model file holds"},
-    {"quantize", "-o OUT.gguf IN.gguf", QUANTIZE, MODEL_FILE, command_quantize, "writes a smaller model"},
+    {"generate", "\"PROMPT\"", FOR_GENERATE, PROMPT, command_generate, "draws from text only"},
+    {"ask", "[-i IMAGE] \"QUESTION\"", FOR_ASK, PROMPT, command_ask, "answers a question in words"},
+    {"chat", "[-i IMAGE]", FOR_CHAT, NO_TEXT, command_chat, "answers its input line by line"},
+    {"encode", "-i IMAGE", FOR_ENCODE, NO_TEXT, command_encode, "turns one image into its ids"},
+    {"decode", "[IDS-FILE]", FOR_DECODE, INPUT_FILE, command_decode, "turns ids into one picture"},
+    {"tokenize", "\"TEXT\"", FOR_TOKENIZE, PLAIN_TEXT, command_tokenize, "turns text into token ids, or back"},
+    {"info", "[MODEL]", FOR_INFO, MODEL_FILE, command_info, "shows what a model file holds"},
+    {"quantize", "-o OUT.gguf IN.gguf", FOR_QUANTIZE, MODEL_FILE, command_quantize, "writes a smaller model"},
 };
 enum { COMMAND_COUNT = sizeof COMMANDS / sizeof COMMANDS[0] };
 
@@ -7588,9 +7594,9 @@ static bool command_fits(const Command *command, const CommandLine *line) {
     if (command->text == NO_TEXT && line->text != NULL) complain("%s takes no text (\"%.60s\"): it %s", name, line->text, command->does);
     else if (command->text != NO_TEXT && command->arguments[strlen(command->arguments) - 1] != ']' && line->text == NULL)
         complain("%s was given nothing to work on: janus %s %s", name, name, command->arguments);
-    else if (command->bit == ENCODE && line->image_count != 1) complain("encode takes one image: janus encode -i IMAGE");
-    else if (command->bit == QUANTIZE && line->output == NULL) complain("quantize needs a name for what it writes: -o OUT.gguf");
-    else if (command->bit == INFO && line->text != NULL && line->model != NULL) complain("info shows one model: %.60s or %.60s", line->model, line->text);
+    else if (command->bit == FOR_ENCODE && line->image_count != 1) complain("encode takes one image: janus encode -i IMAGE");
+    else if (command->bit == FOR_QUANTIZE && line->output == NULL) complain("quantize needs a name for what it writes: -o OUT.gguf");
+    else if (command->bit == FOR_INFO && line->text != NULL && line->model != NULL) complain("info shows one model: %.60s or %.60s", line->model, line->text);
     else return true;
     return false;
 }
@@ -7598,11 +7604,11 @@ static bool command_fits(const Command *command, const CommandLine *line) {
 /* Whether no more than one thing comes from stdin, and no model comes from or goes to a stream; says what is wrong. */
 static bool streams_fit(const Command *command, const CommandLine *line) {
     const bool dash = line->text != NULL && strcmp(line->text, "-") == 0, model = command->text == MODEL_FILE;
-    int readers = (dash && !model) + (command->bit == CHAT) + (command->bit == DECODE && line->text == NULL);
+    int readers = (dash && !model) + (command->bit == FOR_CHAT) + (command->bit == FOR_DECODE && line->text == NULL);
     for (int i = 0; i < line->image_count; i++) readers += strcmp(line->images[i], "-") == 0;
     if ((dash && model) || (line->model != NULL && strcmp(line->model, "-") == 0)) complain("a model cannot come from stdin: name its file");
-    else if (command->bit == QUANTIZE && strcmp(line->output, "-") == 0) complain("a model cannot go to stdout: name its file with -o");
-    else if (readers > 1 && command->bit == CHAT) complain("chat reads its questions from stdin: -i - cannot come from there too");
+    else if (command->bit == FOR_QUANTIZE && strcmp(line->output, "-") == 0) complain("a model cannot go to stdout: name its file with -o");
+    else if (readers > 1 && command->bit == FOR_CHAT) complain("chat reads its questions from stdin: -i - cannot come from there too");
     else if (readers > 1) complain("only one thing can come from stdin, but %d were named -", readers);
     else return true;
     return false;
@@ -7618,12 +7624,12 @@ static const Command *find_command(const CommandLine *line) {
 /* "  generate, ask, chat:" over the options of these commands. */
 static void print_heading(FILE *to, unsigned commands) {
     const char *between = "\n";
-    for (int i = 0; i < COMMAND_COUNT && commands != ALL; i++) {
+    for (int i = 0; i < COMMAND_COUNT && commands != FOR_ALL; i++) {
         if ((commands & COMMANDS[i].bit) == 0) continue;
         fprintf(to, "%s%s", between, COMMANDS[i].name);
         between = ", ";
     }
-    fputs(commands == ALL ? "\nall commands:\n" : ":\n", to);
+    fputs(commands == FOR_ALL ? "\nall commands:\n" : ":\n", to);
 }
 
 /* The help for all commands, or for one; test/manpage.awk reads it. */
@@ -7683,8 +7689,8 @@ static int run_program(Program *program, const Command *command, const char *pro
     if (program->line.dump != NULL && !make_dump_folder(program->line.dump)) return EXIT_FAILED;
     program->screen.line = &program->line;
     program->screen.shows_progress = !program->line.quiet && terminal(stderr);
-    if (command->bit == INFO && program->line.text != NULL) program->line.model = program->line.text;
-    if (command->bit != QUANTIZE && open_model(program, program_path) != JANUS_OK) return program_failed(program);
+    if (command->bit == FOR_INFO && program->line.text != NULL) program->line.model = program->line.text;
+    if (command->bit != FOR_QUANTIZE && open_model(program, program_path) != JANUS_OK) return program_failed(program);
     int result = command->run(program);
     if (program->screen.dump_error[0] != 0) {
         complain("%s", program->screen.dump_error);

@@ -201,8 +201,9 @@ class Case:
         self.runs += 1
         folder = self.work / f"dump{self.runs}"
         folder.mkdir()
-        out = run([ROOT / "janus", command, "-m", self.file, "--threads", self.threads, "--kv", "f32", "-q",
-                   "--dump", folder, *arguments], text)
+        cache = [] if command in ("encode", "decode") else ["--kv", "f32"]
+        out = run([ROOT / "janus", command, "-m", self.file, "--threads", self.threads, *cache, "-q", "--dump", folder, *arguments],
+                  text)
         return out, Dump(folder)
 
     def picture(self, width: int, height: int, seed: int) -> tuple[Path, Image.Image]:
