@@ -313,8 +313,7 @@ static int quota_of_process(const char *root, int most) {
 }
 #endif
 
-/* The processors that this process may use, 1 to 256: those of the machine to which it is not denied by what it is bound
-   to or by a quota. */
+/* The processors that this process may use, 1 to 256: fewer than the machine has where it is bound or has a quota. */
 static int processor_count(void) {
 #if defined(_WIN32)
     DWORD_PTR mine = 0, all = 0;
@@ -323,7 +322,7 @@ static int processor_count(void) {
     GetSystemInfo(&info);
     if (!GetProcessAffinityMask(GetCurrentProcess(), &mine, &all)) mine = 0;
     for (; mine != 0; mine &= mine - 1) count++;
-    return count > 0 ? count : (int)info.dwNumberOfProcessors; /* a process in several groups of processors has no mask */
+    return count > 0 ? count : (int)info.dwNumberOfProcessors; /* in several groups of processors there is no mask */
 #elif defined(_SC_NPROCESSORS_ONLN)
     const long online = sysconf(_SC_NPROCESSORS_ONLN);
     int count = online < 1 ? 1 : online > 256 ? 256 : (int)online;
@@ -455,8 +454,8 @@ static int file_read(const char *path, size_t limit, FileImage *image) {
     return result;
 }
 
-/* What is not finished and must not stay if a signal ends the program: the file that is being written, and a name that is
-   taken for it. The library keeps no such list: whoever handles signals is master of the program. */
+/* What must not stay if a signal ends the program: the file that is being written, and a name that is taken for it. The
+   library keeps no such list: signals are the program's. */
 #if !defined(JANUS_LIBRARY) && !defined(__wasi__)
 static const char *volatile unfinished[2];
 #define set_unfinished(which, path) ((void)(unfinished[which] = (path)))
@@ -4119,8 +4118,8 @@ static void tell_progress(Progress *progress, int64_t bytes, OutputFile *out) {
     progress->done += bytes;
     if (progress->call == NULL || (progress->done / unit == before && progress->done < progress->total)) return;
     const int64_t total = (progress->total + unit - 1) / unit;
-    if (progress->call(progress->user, "write", progress->done == progress->total ? total : progress->done / unit, total) != 0)
-        out->failure = ECANCELED;
+    const int64_t done = progress->done == progress->total ? total : progress->done / unit;
+    if (progress->call(progress->user, "write", done, total) != 0) out->failure = ECANCELED;
 }
 
 /* The data of one tensor, row by row; floats (cols) and row are scratch. */
@@ -4142,7 +4141,8 @@ static void write_quantized_tensor(OutputFile *out, const ModelFile *file, const
 }
 
 /* Writes the model `file` to `path` with matrices of type `wanted`. Returns 0 or an errno. */
-static int write_quantized(const ModelFile *file, const char *path, int wanted, uint32_t file_type, Progress *progress) {
+static int write_quantized(const ModelFile *file, const char *path, int wanted, uint32_t file_type,
+                           Progress *progress) {
     int64_t widest = 1;
     OutputFile out;
     for (int64_t i = 0; i < file->tensor_count; i++) {
@@ -4156,7 +4156,8 @@ static int write_quantized(const ModelFile *file, const char *path, int wanted, 
     if (floats == NULL || row == NULL) out.failure = ENOMEM;
     if (out.failure == 0) write_quantized_header(&out, file, wanted, file_type);
     for (int64_t i = 0; i < file->tensor_count && out.failure == 0; i++)
-        write_quantized_tensor(&out, file, &file->tensors[i], quantized_type(&file->tensors[i], wanted), floats, row, progress);
+        write_quantized_tensor(&out, file, &file->tensors[i], quantized_type(&file->tensors[i], wanted), floats, row,
+                               progress);
     free(floats);
     free(row);
     return output_close(&out);
@@ -6534,19 +6535,23 @@ JanusStatus janus_load(const char *path, JanusModel **model, JanusError *error) 
     return loader.status;
 }
 
-static JanusStatus quantize_file(const char *path, const char *out_path, const char *type, Progress *progress, JanusError *error) {
+static JanusStatus quantize_file(const char *path, const char *out_path, const char *type, Progress *progress,
+                                 JanusError *error) {
     JanusModel *model;
     const int wanted = strcmp(type, "q8_0") == 0 ? TYPE_Q8_0 : strcmp(type, "q4_0") == 0 ? TYPE_Q4_0 : -1;
     if (wanted < 0) return fail(error, JANUS_BAD_ARGUMENT, "the type %s is unknown: q8_0 or q4_0", type);
     if (same_file(path, out_path))
-        return fail(error, JANUS_BAD_ARGUMENT, "%s would be written over its source %s: give it another name", out_path, path);
+        return fail(error, JANUS_BAD_ARGUMENT, "%s would be written over its source %s: give it another name", out_path,
+                    path);
     JanusStatus status = janus_load(path, &model, error);
     if (status != JANUS_OK) return status;
     const int stored = model->blocks[0].q.type;
     if (stored == TYPE_Q8_0 || stored == TYPE_Q4_0)
         status = fail(error, JANUS_BAD_ARGUMENT, "%s is quantised already: start from an f32, f16 or bf16 file", path);
-    else
-        status = write_status(write_quantized(&model->file, out_path, wanted, wanted == TYPE_Q8_0 ? 7 : 2, progress), out_path, error);
+    else {
+        const uint32_t file_type = wanted == TYPE_Q8_0 ? 7 : 2;
+        status = write_status(write_quantized(&model->file, out_path, wanted, file_type, progress), out_path, error);
+    }
     janus_free(model);
     return status;
 }
@@ -6791,7 +6796,9 @@ typedef struct {
     bool has_seed, fast, quiet, decode, help;
 } CommandLine;
 
-static const CommandLine LINE_DEFAULTS = {.count = 1, .max_tokens = 512, .top_k = 50, .cfg_weight = 5, .temperature = -1, .top_p = 1};
+static const CommandLine LINE_DEFAULTS = {
+    .count = 1, .max_tokens = 512, .top_k = 50, .cfg_weight = 5, .temperature = -1, .top_p = 1,
+};
 
 /* One line on stderr that begins with the program's name. */
 #if defined(__GNUC__)
@@ -6816,11 +6823,14 @@ static bool terminal(FILE *file) {
 
 /* ---- Options: one table, from which come their parsing, the messages about them, the help and the manual page ---- */
 
-enum { FOR_GENERATE = 1, FOR_ASK = 2, FOR_CHAT = 4, FOR_ENCODE = 8, FOR_DECODE = 16, FOR_TOKENIZE = 32, FOR_INFO = 64, FOR_QUANTIZE = 128, FOR_ALL = 255,
-       FOR_ANSWERS = FOR_ASK | FOR_CHAT, FOR_WORKS = FOR_GENERATE | FOR_ANSWERS | FOR_ENCODE | FOR_DECODE, FOR_TALKS = FOR_GENERATE | FOR_ANSWERS };
+enum {
+    FOR_GENERATE = 1, FOR_ASK = 2, FOR_CHAT = 4, FOR_ENCODE = 8, FOR_DECODE = 16, FOR_TOKENIZE = 32, FOR_INFO = 64,
+    FOR_QUANTIZE = 128, FOR_ALL = 255, FOR_ANSWERS = FOR_ASK | FOR_CHAT, FOR_TALKS = FOR_GENERATE | FOR_ANSWERS,
+    FOR_WORKS = FOR_TALKS | FOR_ENCODE | FOR_DECODE
+};
 
-/* What follows an option: nothing; a name; an image's name; a whole number or any number, low to high; a seed; one of the
-   words of `argument`, counted from `low`; one of the machine's sets of kernels. */
+/* What follows an option: nothing; a name; an image's name; a whole number or any number, low to high; a seed; one of
+   the words of `argument`, counted from `low`; one of the machine's sets of kernels. */
 typedef enum { AS_SWITCH, AS_NAME, AS_IMAGE, AS_WHOLE, AS_NUMBER, AS_SEED, AS_CHOICE, AS_KERNELS } OptionKind;
 
 typedef struct {
@@ -6838,21 +6848,27 @@ static const Option OPTIONS[] = {
     {"-n", "N", AS_WHOLE, 1, 64, FOR_GENERATE, FIELD(count), "pictures of one prompt, drawn together"},
     {"--cfg", "W", AS_NUMBER, 0, 100, FOR_GENERATE | FOR_CHAT, FIELD(cfg_weight), "guidance of a drawing, default 5"},
     {"--seed", "S", AS_SEED, 0, 0, FOR_TALKS, FIELD(seed), "same seed, same result; -1: a random one, printed"},
-    {"--rng", "torch|torch-mkl", AS_CHOICE, JANUS_RNG_TORCH, 0, FOR_TALKS, FIELD(rng), "the seed's meaning: PyTorch's, or its MKL's to 2.6"},
-    {"--temperature", "T", AS_NUMBER, 0, 100, FOR_TALKS, FIELD(temperature), "0: most probable; default 1 to draw, 0 to answer"},
+    {"--rng", "torch|torch-mkl", AS_CHOICE, JANUS_RNG_TORCH, 0, FOR_TALKS, FIELD(rng),
+     "the seed's meaning: PyTorch's, or its MKL's to 2.6"},
+    {"--temperature", "T", AS_NUMBER, 0, 100, FOR_TALKS, FIELD(temperature),
+     "0: most probable; default 1 to draw, 0 to answer"},
     {"--max-tokens", "N", AS_WHOLE, 1, 1 << 24, FOR_ANSWERS, FIELD(max_tokens), "length of an answer, default 512"},
     {"--top-k", "K", AS_WHOLE, 0, 1 << 24, FOR_ANSWERS, FIELD(top_k), "default 50, 0: off; with --temperature above 0"},
     {"--top-p", "P", AS_NUMBER, 1e-6, 1, FOR_ANSWERS, FIELD(top_p), "default 1: off; with --temperature above 0"},
-    {"-i", "IMAGE", AS_IMAGE, 0, 0, FOR_ANSWERS | FOR_ENCODE, FIELD(images), "an image; ask and chat take several; - is stdin"},
-    {"-o", "OUT", AS_NAME, 0, 0, FOR_GENERATE | FOR_DECODE | FOR_QUANTIZE, FIELD(output), "the file; - is stdout; default a free janus-1.png, ..."},
+    {"-i", "IMAGE", AS_IMAGE, 0, 0, FOR_ANSWERS | FOR_ENCODE, FIELD(images),
+     "an image; ask and chat take several; - is stdin"},
+    {"-o", "OUT", AS_NAME, 0, 0, FOR_GENERATE | FOR_DECODE | FOR_QUANTIZE, FIELD(output),
+     "the file; - is stdout; default a free janus-1.png, ..."},
     {"--decode", NULL, AS_SWITCH, 0, 0, FOR_TOKENIZE, FIELD(decode), "TEXT is ids, to be turned into text"},
     {"--type", "q8_0|q4_0", AS_CHOICE, 0, 0, FOR_QUANTIZE, FIELD(type), "of the new file's matrices, default q8_0"},
-    {"--kv", "f32|f16", AS_CHOICE, JANUS_CACHE_F32, 0, FOR_TALKS | FOR_INFO, FIELD(cache), "keys and values: default f16, f32 if the weights are"},
+    {"--kv", "f32|f16", AS_CHOICE, JANUS_CACHE_F32, 0, FOR_TALKS | FOR_INFO, FIELD(cache),
+     "keys and values: default f16, f32 if the weights are"},
     {"--threads", "K", AS_WHOLE, 1, 256, FOR_WORKS, FIELD(threads), "default: all processors that it may use"},
     {"--isa", "NAME", AS_KERNELS, 0, 0, FOR_WORKS, FIELD(isa), "kernels that info lists; else $JANUS_ISA, else best"},
     {"--fast", NULL, AS_SWITCH, 0, 0, FOR_WORKS, FIELD(fast), "rounds activations to bf16 or integers where faster"},
     {"--dump", "DIR", AS_NAME, 0, 0, FOR_WORKS, FIELD(dump), "a new folder of all intermediate tensors as .npy"},
-    {"-m", "MODEL", AS_NAME, 0, 0, FOR_ALL & ~FOR_QUANTIZE, FIELD(model), "a .gguf file; else $JANUS_MODEL, weights/tiny.gguf"},
+    {"-m", "MODEL", AS_NAME, 0, 0, FOR_ALL & ~FOR_QUANTIZE, FIELD(model),
+     "a .gguf file; else $JANUS_MODEL, weights/tiny.gguf"},
     {"-q", NULL, AS_SWITCH, 0, 0, FOR_ALL, FIELD(quiet), "no progress, no remarks"},
     {"-h --help", NULL, AS_SWITCH, 0, 0, FOR_ALL, FIELD(help), "this text; after a command, what it takes"},
 };
@@ -6862,9 +6878,8 @@ enum { OPTION_COUNT = sizeof OPTIONS / sizeof OPTIONS[0] };
 static int word_index(const char *words, char between, const char *word, bool any_case) {
     for (int index = 0;; index++) {
         size_t i = 0;
-        while (words[i] != 0 && words[i] != between &&
-               (words[i] == word[i] || (any_case && word[i] >= 'A' && word[i] <= 'Z' && words[i] == word[i] - 'A' + 'a')))
-            i++;
+        for (char c = word[0]; words[i] != 0 && words[i] != between; c = word[++i])
+            if (words[i] != c && !(any_case && c >= 'A' && c <= 'Z' && words[i] == c - 'A' + 'a')) break;
         if ((words[i] == 0 || words[i] == between) && word[i] == 0) return index;
         while (words[i] != 0 && words[i] != between) i++;
         if (words[i] == 0) return -1;
@@ -6934,9 +6949,13 @@ static void refuse_value(const Option *option, const char *name, const char *val
         snprintf(words + strlen(words), sizeof words - strlen(words), "%s%s", i > 0 ? " or " : "", isa_names(i));
     for (const char *c = option->argument; option->kind == AS_CHOICE && *c != 0; c++)
         snprintf(words + strlen(words), sizeof words - strlen(words), *c == '|' ? " or " : "%c", *c);
-    if (option->kind == AS_WHOLE) complain("%s takes a whole number from %.0f to %.0f, not \"%.60s\"", name, option->low, option->high, value);
-    else if (option->kind == AS_NUMBER) complain("%s takes a number from %g to %g, not \"%.60s\"", name, option->low, option->high, value);
-    else if (option->kind == AS_SEED) complain("%s takes a whole number from 0 to %llu, or -1 for a random one, not \"%.60s\"", name, ULLONG_MAX, value);
+    const double low = option->low, high = option->high;
+    if (option->kind == AS_WHOLE)
+        complain("%s takes a whole number from %.0f to %.0f, not \"%.60s\"", name, low, high, value);
+    else if (option->kind == AS_NUMBER)
+        complain("%s takes a number from %g to %g, not \"%.60s\"", name, low, high, value);
+    else if (option->kind == AS_SEED)
+        complain("%s takes a whole number from 0 to %llu, or -1: a random one, not \"%.60s\"", name, ULLONG_MAX, value);
     else if (option->kind == AS_CHOICE) complain("%s takes %s, not \"%.60s\"", name, words, value);
     else if (option->kind == AS_KERNELS) complain("%s takes %s on this machine, not \"%.60s\"", name, words, value);
     else if (value[0] == 0) complain("%s takes a name, not an empty text", name);
@@ -6948,7 +6967,8 @@ static int parse_option(CommandLine *line, const char *name, const char *value) 
     int i = 0;
     while (i < OPTION_COUNT && word_index(OPTIONS[i].names, ' ', name, false) < 0) i++;
     if (i == OPTION_COUNT) complain("unknown option %.60s (janus -h lists them)", name);
-    else if (OPTIONS[i].kind != AS_SWITCH && value == NULL) complain("%s needs a value: %s %s", name, name, OPTIONS[i].argument);
+    else if (OPTIONS[i].kind != AS_SWITCH && value == NULL)
+        complain("%s needs a value: %s %s", name, name, OPTIONS[i].argument);
     else if (!set_option(line, &OPTIONS[i], value)) refuse_value(&OPTIONS[i], name, value);
     else {
         line->given |= (uint64_t)1 << i;
@@ -7021,7 +7041,8 @@ static int terminal_columns(void) {
     if (told == NULL || !parse_integer(told, 1, 100000, &columns)) columns = 0;
 #if defined(_WIN32)
     CONSOLE_SCREEN_BUFFER_INFO info;
-    if (GetConsoleScreenBufferInfo(GetStdHandle(STD_ERROR_HANDLE), &info)) asked = info.srWindow.Right - info.srWindow.Left + 1;
+    if (GetConsoleScreenBufferInfo(GetStdHandle(STD_ERROR_HANDLE), &info))
+        asked = info.srWindow.Right - info.srWindow.Left + 1;
 #elif defined(TIOCGWINSZ)
     struct winsize size;
     if (ioctl(fileno(stderr), TIOCGWINSZ, &size) == 0) asked = size.ws_col;
@@ -7030,9 +7051,10 @@ static int terminal_columns(void) {
     return columns > 0 ? columns : 80;
 }
 
-/* "draw    [####......] 12/576  20.1/s  0:28 left" in at most `width` columns: with a shorter bar, else without the time,
-   else without the bar, else cut. */
-static void progress_line(char *line, size_t size, int width, const char *stage, int64_t done, int64_t total, double rate) {
+/* "draw    [####......] 12/576  20.1/s  0:28 left" in at most `width` columns: with a shorter bar, else without the
+   time, else without the bar, else cut. */
+static void progress_line(char *line, size_t size, int width, const char *stage, int64_t done, int64_t total,
+                          double rate) {
     const int left = rate > 0 && (double)(total - done) / rate < 1e6 ? (int)((double)(total - done) / rate) : 0;
     char bar[31] = "", count[48], times[48];
     snprintf(count, sizeof count, "%ld/%ld", (long)done, (long)total);
@@ -7155,7 +7177,7 @@ static bool file_is_there(const char *path) {
     return file != NULL;
 }
 
-/* The model to use: -m or info's argument, else $JANUS_MODEL, else weights/tiny.gguf here or beside the program. NULL: none. */
+/* The model: -m or info's argument, $JANUS_MODEL, weights/tiny.gguf here or beside the program; NULL: there is none. */
 static const char *choose_model(Program *program, const char *program_path) {
     const char *environment = getenv("JANUS_MODEL"), *here = "weights/tiny.gguf";
     if (program->line.model != NULL) return program->line.model;
@@ -7173,8 +7195,9 @@ static JanusStatus open_model(Program *program, const char *program_path) {
     const CommandLine *line = &program->line;
     program->model_path = choose_model(program, program_path);
     if (program->model_path == NULL)
-        return fail(&program->error, JANUS_IO_ERROR, "no model: name a .gguf file with -m or in JANUS_MODEL; convert.py makes it from "
-                    "the weights of Janus-Pro (README, \"The real weights\"), weights/tiny.gguf comes with the source");
+        return fail(&program->error, JANUS_IO_ERROR,
+                    "no model: name a .gguf file with -m or in JANUS_MODEL; convert.py makes it from the weights of "
+                    "Janus-Pro (README, \"The real weights\"), weights/tiny.gguf comes with the source");
     JanusStatus status = janus_load(program->model_path, &program->model, &program->error);
     if (status != JANUS_OK) return status;
     const bool sees_nothing = strcmp(line->command, "info") == 0 || strcmp(line->command, "tokenize") == 0;
@@ -7204,8 +7227,8 @@ static bool numbered_name(char *name, int size, const char *output, int i, int n
     return length >= 0 && length < size;
 }
 
-/* Takes the first free name of janus-1.png, janus-2.png, ... by making an empty file, so that no other run takes it too.
-   False: said what is wrong. */
+/* Takes the first free name of janus-1.png, janus-2.png, ... by making an empty file, so that no other run takes it
+   too. False: said what is wrong. */
 static bool take_free_name(char *name, int size) {
     for (int k = 1; k < 1000000; k++) {
         snprintf(name, (size_t)size, "janus-%d.png", k);
@@ -7287,7 +7310,8 @@ static bool output_usable(const Program *program, const char *output, int count)
     for (int i = 0; i < count; i++) {
         const bool fits = numbered_name(name, PATH_BYTES, output, i, count);
         if (!fits) complain("cannot write %.100s...: the name has more than %d bytes", output, PATH_BYTES);
-        else if (same_file(name, program->model_path)) complain("%s would be written over the model: give it another name", name);
+        else if (same_file(name, program->model_path))
+            complain("%s would be written over the model: give it another name", name);
         else continue;
         return false;
     }
@@ -7336,7 +7360,8 @@ static bool read_input(const char *path, size_t limit, bool text, FileImage *byt
     const uint8_t *zero = failed || !text ? NULL : memchr(bytes->bytes, 0, bytes->size);
     if (failed && errno == EFBIG) complain("%s is larger than %lu MiB", name, (unsigned long)(limit >> 20));
     else if (failed) complain("cannot read %s: %s", name, strerror(errno));
-    else if (zero != NULL) complain("%s is not a text in UTF-8: byte %lu is zero", name, (unsigned long)(zero - bytes->bytes) + 1);
+    else if (zero != NULL)
+        complain("%s is not a text in UTF-8: byte %lu is zero", name, (unsigned long)(zero - bytes->bytes) + 1);
     if (zero != NULL) file_image_free(bytes);
     return !failed && zero == NULL;
 }
@@ -7419,7 +7444,8 @@ static int command_decode(Program *program) {
     size_t count = 0;
     FileImage text = {0};
     if (!to_stdout && !output_usable(program, output, 1)) return EXIT_FAILED;
-    if (!read_input(program->line.text != NULL ? program->line.text : "-", TEXT_FILE_LIMIT, true, &text)) return EXIT_FAILED;
+    if (!read_input(program->line.text != NULL ? program->line.text : "-", TEXT_FILE_LIMIT, true, &text))
+        return EXIT_FAILED;
     int32_t *ids = parse_ids((const char *)text.bytes, &count);
     int result = EXIT_FAILED;
     file_image_free(&text);
@@ -7452,7 +7478,8 @@ static int command_tokenize(Program *program) {
     int32_t *ids = NULL;
     size_t count = 0;
     if (program->line.decode) return tokenize_decode(program, text);
-    if (janus_tokenize(program->model, text, strlen(text), &ids, &count, &program->error) != JANUS_OK) return program_failed(program);
+    if (janus_tokenize(program->model, text, strlen(text), &ids, &count, &program->error) != JANUS_OK)
+        return program_failed(program);
     for (size_t i = 0; i < count; i++) printf("%s%ld", i > 0 ? " " : "", (long)ids[i]);
     putchar('\n');
     free(ids);
@@ -7464,7 +7491,8 @@ static int command_quantize(Program *program) {
     const CommandLine *line = &program->line;
     Progress progress = {show_progress, &program->screen, 0, 0};
     const char *type = line->type == 0 ? "q8_0" : "q4_0";
-    if (quantize_file(line->text, line->output, type, &progress, &program->error) != JANUS_OK) return program_failed(program);
+    if (quantize_file(line->text, line->output, type, &progress, &program->error) != JANUS_OK)
+        return program_failed(program);
     printf("%s\n", line->output);
     return EXIT_DONE;
 }
@@ -7479,8 +7507,8 @@ static int command_info(Program *program) {
     printf("sees            %d x %d pixels as %d tokens (patches of %d, %d layers, width %d)\n", i.vision_size, i.vision_size,
            i.vision_tokens, i.vision_patch, i.vision_layers, i.vision_width);
     printf("draws           %d x %d pixels as %d tokens (codebook %d)\n", i.image_size, i.image_size, i.image_tokens, i.codebook_size);
-    const JanusCacheType told = (JanusCacheType)program->line.cache, cache = told != JANUS_CACHE_AUTO ? told : automatic_cache(program->model);
-    const bool half = cache == JANUS_CACHE_F16;
+    const int told = program->line.cache;
+    const bool half = (told != JANUS_CACHE_AUTO ? told : (int)automatic_cache(program->model)) == JANUS_CACHE_F16;
     const double token = 2.0 * (half ? 2 : 4) * i.layers * i.kv_heads * i.head_dim; /* keys and values of every layer */
     printf("key/value cache %s, %.1f kB a token: a picture's two rows %.1f MB, a full context %.1f MB\n", half ? "f16" : "f32",
            1e-3 * token, 2e-6 * token * i.image_tokens, 1e-6 * token * i.context_length);
@@ -7542,7 +7570,8 @@ static int command_chat(Program *program) {
         if (talks) fputs("> ", stderr);
         const int length = read_line(line, LINE_LIMIT);
         if (length < 0 || strcmp(line, "/quit") == 0) break;
-        if (strlen(line) != (size_t)length) complain("the line is not a text in UTF-8: byte %lu is zero", (unsigned long)strlen(line) + 1);
+        if (strlen(line) != (size_t)length)
+            complain("the line is not a text in UTF-8: byte %lu is zero", (unsigned long)strlen(line) + 1);
         else if (strncmp(line, "/image ", 7) == 0) chat_image(program, waiting, line + 7);
         else if (strncmp(line, "/draw ", 6) == 0) chat_draw(program, line + 6);
         else if (strcmp(line, "/reset") == 0) janus_reset(program->session), chat_forget_images(waiting);
@@ -7561,7 +7590,8 @@ static int command_chat(Program *program) {
     return result;
 }
 
-typedef enum { NO_TEXT, PLAIN_TEXT, PROMPT, INPUT_FILE, MODEL_FILE } TextKind; /* PROMPT: a text without the end of its last line */
+/* What a command takes beside options; from stdin, a PROMPT goes without the end of its last line. */
+typedef enum { NO_TEXT, PLAIN_TEXT, PROMPT, INPUT_FILE, MODEL_FILE } TextKind;
 
 typedef struct {
     const char *name, *arguments; /* as the help shows them; what may be left out stands in brackets */
@@ -7591,12 +7621,16 @@ static bool command_fits(const Command *command, const CommandLine *line) {
         complain("%s takes no %.*s: it %s", name, (int)strcspn(OPTIONS[i].names, " "), OPTIONS[i].names, command->does);
         return false;
     }
-    if (command->text == NO_TEXT && line->text != NULL) complain("%s takes no text (\"%.60s\"): it %s", name, line->text, command->does);
-    else if (command->text != NO_TEXT && command->arguments[strlen(command->arguments) - 1] != ']' && line->text == NULL)
+    if (command->text == NO_TEXT && line->text != NULL)
+        complain("%s takes no text (\"%.60s\"): it %s", name, line->text, command->does);
+    else if (line->text == NULL && command->text != NO_TEXT && !ends_with(command->arguments, "]"))
         complain("%s was given nothing to work on: janus %s %s", name, name, command->arguments);
-    else if (command->bit == FOR_ENCODE && line->image_count != 1) complain("encode takes one image: janus encode -i IMAGE");
-    else if (command->bit == FOR_QUANTIZE && line->output == NULL) complain("quantize needs a name for what it writes: -o OUT.gguf");
-    else if (command->bit == FOR_INFO && line->text != NULL && line->model != NULL) complain("info shows one model: %.60s or %.60s", line->model, line->text);
+    else if (command->bit == FOR_ENCODE && line->image_count != 1)
+        complain("encode takes one image: janus encode -i IMAGE");
+    else if (command->bit == FOR_QUANTIZE && line->output == NULL)
+        complain("quantize needs a name for what it writes: -o OUT.gguf");
+    else if (command->bit == FOR_INFO && line->text != NULL && line->model != NULL)
+        complain("info shows one model: %.60s or %.60s", line->model, line->text);
     else return true;
     return false;
 }
@@ -7606,9 +7640,12 @@ static bool streams_fit(const Command *command, const CommandLine *line) {
     const bool dash = line->text != NULL && strcmp(line->text, "-") == 0, model = command->text == MODEL_FILE;
     int readers = (dash && !model) + (command->bit == FOR_CHAT) + (command->bit == FOR_DECODE && line->text == NULL);
     for (int i = 0; i < line->image_count; i++) readers += strcmp(line->images[i], "-") == 0;
-    if ((dash && model) || (line->model != NULL && strcmp(line->model, "-") == 0)) complain("a model cannot come from stdin: name its file");
-    else if (command->bit == FOR_QUANTIZE && strcmp(line->output, "-") == 0) complain("a model cannot go to stdout: name its file with -o");
-    else if (readers > 1 && command->bit == FOR_CHAT) complain("chat reads its questions from stdin: -i - cannot come from there too");
+    if ((dash && model) || (line->model != NULL && strcmp(line->model, "-") == 0))
+        complain("a model cannot come from stdin: name its file");
+    else if (command->bit == FOR_QUANTIZE && strcmp(line->output, "-") == 0)
+        complain("a model cannot go to stdout: name its file with -o");
+    else if (readers > 1 && command->bit == FOR_CHAT)
+        complain("chat reads its questions from stdin: -i - cannot come from there too");
     else if (readers > 1) complain("only one thing can come from stdin, but %d were named -", readers);
     else return true;
     return false;
@@ -7645,7 +7682,8 @@ static void print_help(FILE *to, const Command *only) {
         char name[40];
         if (only != NULL && (option->commands & only->bit) == 0) continue;
         if (only == NULL && option->commands != heading) print_heading(to, heading = option->commands);
-        snprintf(name, sizeof name, "%s%s%s", option->names, option->argument != NULL ? " " : "", option->argument != NULL ? option->argument : "");
+        const char *argument = option->argument != NULL ? option->argument : "";
+        snprintf(name, sizeof name, "%s%s%s", option->names, argument[0] != 0 ? " " : "", argument);
         fprintf(to, "  %-22s %s\n", name, option->help);
     }
     if (only == NULL)
@@ -7678,8 +7716,9 @@ static bool take_text(Program *program, const Command *command) {
     if (command->text != PLAIN_TEXT && command->text != PROMPT) return true;
     if (strcmp(program->line.text, "-") != 0) return true;
     if (!read_input("-", TEXT_FILE_LIMIT, true, text)) return false;
-    while (command->text == PROMPT && text->size > 0 && (text->bytes[text->size - 1] == '\n' || text->bytes[text->size - 1] == '\r'))
-        text->bytes[--text->size] = 0;
+    for (uint8_t *end = text->bytes + text->size; command->text == PROMPT && text->size > 0; text->size--)
+        if (*--end == '\n' || *end == '\r') *end = 0;
+        else break;
     program->line.text = (const char *)text->bytes;
     return true;
 }
@@ -7717,7 +7756,8 @@ static int janus_main(int argc, char **argv) {
         print_help(stdout, command);
         result = fflush(stdout) != 0 || ferror(stdout) ? EXIT_FAILED : EXIT_DONE;
     } else if (nothing) print_help(stderr, NULL), result = EXIT_USAGE;
-    else if (command == NULL || !command_fits(command, &program->line) || !streams_fit(command, &program->line)) result = EXIT_USAGE;
+    else if (command == NULL || !command_fits(command, &program->line) || !streams_fit(command, &program->line))
+        result = EXIT_USAGE;
     else result = run_program(program, command, argv[0]);
     while (program->screen.dumped != NULL) {
         DumpCount *entry = program->screen.dumped;
@@ -7734,7 +7774,7 @@ static int janus_main(int argc, char **argv) {
 /* ---- Signals: one that ends the program takes away what is half written; the exit status is 128 + its number ---- */
 
 #if defined(_WIN32)
-/* Runs in a thread of its own. A file that is open cannot be removed here: the writer sees `interrupted`, and does it. */
+/* Runs in a thread of its own. A file that is open cannot be removed here: the writer, who sees `interrupted`, does. */
 static BOOL WINAPI on_console_event(DWORD event) {
     interrupted = 1;
     for (int i = 0; i < 500 && unfinished[0] != NULL; i++) Sleep(10);
