@@ -86,8 +86,16 @@ typedef int jmp_buf;
 #include <io.h>
 #include <shellapi.h>
 #else
+#include <dirent.h>
 #include <sys/stat.h>
 #include <unistd.h>
+#if !defined(JANUS_LIBRARY) && !defined(__wasi__)
+#include <signal.h>
+#include <sys/ioctl.h>
+#endif
+#if defined(__linux__)
+#include <sys/syscall.h>
+#endif
 #if !defined(JANUS_NO_MMAP)
 #include <fcntl.h>
 #include <sys/mman.h>
@@ -139,6 +147,31 @@ static bool path_is_device(const char *path) {
 #endif
 }
 
+#if defined(_WIN32)
+static bool file_identity(const char *path, BY_HANDLE_FILE_INFORMATION *identity) {
+    wchar_t *wide = wide_path(path);
+    HANDLE file = wide == NULL ? INVALID_HANDLE_VALUE
+                               : CreateFileW(wide, 0, FILE_SHARE_READ | FILE_SHARE_WRITE | FILE_SHARE_DELETE, NULL,
+                                             OPEN_EXISTING, FILE_FLAG_BACKUP_SEMANTICS, NULL);
+    const bool known = file != INVALID_HANDLE_VALUE && GetFileInformationByHandle(file, identity) != 0;
+    if (file != INVALID_HANDLE_VALUE) CloseHandle(file);
+    free(wide);
+    return known;
+}
+#endif
+
+/* Whether both names lead to one file, whatever they look like. */
+static bool same_file(const char *path, const char *other) {
+#if defined(_WIN32)
+    BY_HANDLE_FILE_INFORMATION a, b;
+    return file_identity(path, &a) && file_identity(other, &b) && a.dwVolumeSerialNumber == b.dwVolumeSerialNumber &&
+           a.nFileIndexHigh == b.nFileIndexHigh && a.nFileIndexLow == b.nFileIndexLow;
+#else
+    struct stat a, b;
+    return stat(path, &a) == 0 && stat(other, &b) == 0 && a.st_dev == b.st_dev && a.st_ino == b.st_ino;
+#endif
+}
+
 static void file_remove(const char *path) {
 #if defined(_WIN32)
     wchar_t *wide = wide_path(path);
@@ -148,6 +181,49 @@ static void file_remove(const char *path) {
     remove(path);
 #endif
 }
+
+#if !defined(JANUS_LIBRARY)
+/* Whether the folder holds a file NAME.npy. */
+static bool folder_holds_npy(const char *path) {
+    bool found = false;
+#if defined(_WIN32)
+    WIN32_FIND_DATAW entry;
+    char pattern[4096];
+    const int length = snprintf(pattern, sizeof pattern, "%s/*.npy", path);
+    wchar_t *wide = length > 0 && length < (int)sizeof pattern ? wide_path(pattern) : NULL;
+    HANDLE search = wide != NULL ? FindFirstFileW(wide, &entry) : INVALID_HANDLE_VALUE;
+    found = search != INVALID_HANDLE_VALUE;
+    if (found) FindClose(search);
+    free(wide);
+#else
+    DIR *folder = opendir(path);
+    for (const struct dirent *entry; !found && folder != NULL && (entry = readdir(folder)) != NULL;) {
+        const size_t length = strlen(entry->d_name);
+        found = length >= 4 && strcmp(entry->d_name + length - 4, ".npy") == 0;
+    }
+    if (folder != NULL) closedir(folder);
+#endif
+    return found;
+}
+
+/* Makes an empty file. Returns 0; -1 with errno set (EEXIST: the name is taken). */
+static int file_make(const char *path) {
+#if defined(_WIN32)
+    wchar_t *wide = wide_path(path);
+    HANDLE file = wide == NULL ? INVALID_HANDLE_VALUE : CreateFileW(wide, GENERIC_WRITE, 0, NULL, CREATE_NEW, 0, NULL);
+    free(wide);
+    if (file == INVALID_HANDLE_VALUE) errno = GetLastError() == ERROR_FILE_EXISTS ? EEXIST : EACCES;
+    return file != INVALID_HANDLE_VALUE && CloseHandle(file) ? 0 : -1;
+#else
+    FILE *file = fopen(path, "wbx"); /* C11's x: only a file that is not there */
+    if (file == NULL || fclose(file) == 0) return file != NULL ? 0 : -1;
+    const int failure = errno;
+    remove(path);
+    errno = failure;
+    return -1;
+#endif
+}
+#endif
 
 /* Renames `from` to `to`, replacing it in one step. Returns 0 or -1. */
 static int file_replace(const char *from, const char *to) {
@@ -171,14 +247,90 @@ static int process_id(void) {
 #endif
 }
 
+#if defined(__linux__)
+long syscall(long number, ...); /* glibc shows it, and sched_getaffinity, only to those who ask for more than POSIX */
+
+/* The processors of `most` to which this thread is bound. */
+static int bound_processors(int most) {
+    unsigned char mask[1024] = {0}; /* a bit for each processor */
+    int count = 0;
+    const long size = syscall(SYS_sched_getaffinity, 0L, sizeof mask, mask);
+    for (long i = 0; i < 8 * size; i++) count += mask[i / 8] >> i % 8 & 1;
+    return count > 0 && count < most ? count : most;
+}
+
+/* Whole processors in the text "QUOTA PERIOD", at least one; `most` where the quota is "max" or negative. */
+static int quota_processors(const char *text, int most) {
+    char *end;
+    const double quota = strtod(text, &end), period = strtod(end, NULL);
+    if (end == text || !(quota > 0 && period > 0) || quota / period >= most) return most;
+    return quota / period < 1 ? 1 : (int)(quota / period);
+}
+
+/* Up to size - 1 bytes of the file FOLDER GROUP NAME; an empty text where there is none. */
+static void read_setting(char *text, size_t size, const char *folder, const char *group, const char *name) {
+    char path[1024];
+    const int length = snprintf(path, sizeof path, "%s%s%s", folder, group, name);
+    FILE *file = length > 0 && length < (int)sizeof path ? file_open(path, "rb") : NULL;
+    text[file != NULL ? fread(text, 1, size - 1, file) : 0] = 0;
+    if (file != NULL) fclose(file);
+}
+
+/* The processors of `most` that the cgroup and its parents may use: cpu.max of version 2, the two files of version 1. A
+   container may see its own group as the root of the folder, so that groups that are not there are passed by. */
+static int group_processors(const char *folder, char *group, int most) {
+    char text[128];
+    for (bool more = true; more;) {
+        read_setting(text, sizeof text, folder, group, "/cpu.max");
+        most = quota_processors(text, most);
+        read_setting(text, 64, folder, group, "/cpu.cfs_quota_us");
+        strcat(text, " ");
+        read_setting(text + strlen(text), 63, folder, group, "/cpu.cfs_period_us");
+        most = quota_processors(text, most);
+        char *last = strrchr(group, '/');
+        more = last != NULL;
+        if (more) *last = 0;
+    }
+    return most;
+}
+
+/* The processors of `most` that the quotas below `root` leave to this process; a line of /proc/self/cgroup is
+   NUMBER:CONTROLLERS:GROUP, without controllers for version 2. */
+static int quota_of_process(const char *root, int most) {
+    char groups[4096], folder[1024];
+    read_setting(groups, sizeof groups, root, "", "/proc/self/cgroup");
+    for (char *line = groups, *next; line != NULL; line = next) {
+        if ((next = strchr(line, '\n')) != NULL) *next++ = 0;
+        char *controllers = strchr(line, ':'), *group = controllers != NULL ? strchr(controllers + 1, ':') : NULL;
+        if (group == NULL || group[1] != '/') continue;
+        *group++ = *controllers = ',';
+        const bool second = group == controllers + 2;
+        if (!second && strstr(controllers, ",cpu,") == NULL) continue;
+        const int length = snprintf(folder, sizeof folder, "%s/sys/fs/cgroup%s", root, second ? "" : "/cpu");
+        if (length > 0 && length < (int)sizeof folder) most = group_processors(folder, group, most);
+    }
+    return most;
+}
+#endif
+
+/* The processors that this process may use, 1 to 256: fewer than the machine has where it is bound or has a quota. */
 static int processor_count(void) {
 #if defined(_WIN32)
+    DWORD_PTR mine = 0, all = 0;
     SYSTEM_INFO info;
+    int count = 0;
     GetSystemInfo(&info);
-    return (int)info.dwNumberOfProcessors;
+    if (!GetProcessAffinityMask(GetCurrentProcess(), &mine, &all)) mine = 0;
+    for (; mine != 0; mine &= mine - 1) count++;
+    return count > 0 ? count : (int)info.dwNumberOfProcessors; /* in several groups of processors there is no mask */
 #elif defined(_SC_NPROCESSORS_ONLN)
-    long count = sysconf(_SC_NPROCESSORS_ONLN);
-    return count < 1 ? 1 : count > 256 ? 256 : (int)count;
+    const long online = sysconf(_SC_NPROCESSORS_ONLN);
+    int count = online < 1 ? 1 : online > 256 ? 256 : (int)online;
+#if defined(__linux__)
+    count = bound_processors(count);
+    if (count > 1) count = quota_of_process("", count);
+#endif
+    return count;
 #else
     return 1;
 #endif
@@ -255,15 +407,14 @@ static int file_map(const char *path, FileImage *image) {
 #endif
 }
 
-/* Reads `path` to the end, at most `limit` bytes. Returns 0; -1 with errno set (EFBIG: longer than `limit`). */
-static int file_read(const char *path, size_t limit, FileImage *image) {
-    FILE *file = file_open(path, "rb");
+/* Reads `file` to the end, at most `limit` bytes, and puts a zero byte after them. Returns 0; -1 with errno set (EFBIG:
+   longer than `limit`). */
+static int stream_read(FILE *file, size_t limit, FileImage *image) {
     size_t size = 0, capacity = 0;
     uint8_t *bytes = NULL;
     int failure = 0;
-    if (file == NULL) return -1;
     while (failure == 0) {
-        if (size == capacity) {
+        if (capacity - size < 2) {
             size_t wanted = capacity < 65536 ? 65536 : capacity > SIZE_MAX / 2 ? SIZE_MAX : capacity * 2;
             uint8_t *grown = realloc(bytes, wanted);
             if (grown == NULL) {
@@ -274,24 +425,48 @@ static int file_read(const char *path, size_t limit, FileImage *image) {
             capacity = wanted;
         }
         errno = 0;
-        size_t got = fread(bytes + size, 1, capacity - size, file);
+        size_t got = fread(bytes + size, 1, capacity - size - 1, file);
         size += got;
         if (size > limit) failure = EFBIG;
         else if (ferror(file) && errno == EINTR) clearerr(file); /* a signal came: what was read counts, go on */
         else if (ferror(file)) failure = errno != 0 ? errno : EIO;
         else if (got == 0) break;
     }
-    fclose(file);
     if (failure != 0) {
         free(bytes);
         errno = failure;
         return -1;
     }
+    bytes[size] = 0;
     image->bytes = bytes;
     image->size = size;
     image->mapped = false;
     return 0;
 }
+
+/* The same for the file `path`. */
+static int file_read(const char *path, size_t limit, FileImage *image) {
+    FILE *file = file_open(path, "rb");
+    if (file == NULL) return -1;
+    const int result = stream_read(file, limit, image), failure = errno;
+    fclose(file);
+    errno = failure;
+    return result;
+}
+
+/* What must not stay if a signal ends the program: the file that is being written, and a name that is taken for it. The
+   library keeps no such list: signals are the program's. */
+#if !defined(JANUS_LIBRARY) && !defined(__wasi__)
+static const char *volatile unfinished[2];
+#define set_unfinished(which, path) ((void)(unfinished[which] = (path)))
+#else
+#define set_unfinished(which, path) ((void)0)
+#endif
+#if !defined(JANUS_LIBRARY) && defined(_WIN32)
+static volatile LONG interrupted; /* there the writer itself must stop and remove its file */
+#else
+enum { interrupted = 0 };
+#endif
 
 /* A file that is written under a temporary name in the same folder and renamed when it is whole, so that `path` is either
    the whole result or what it was before. Devices are written to directly. */
@@ -318,11 +493,13 @@ static void output_open(OutputFile *out, const char *path) {
     }
     if (out->temporary != NULL) snprintf(out->temporary, size, "%s.%d.part", path, process_id());
     errno = 0;
+    set_unfinished(0, out->temporary);
     out->file = file_open(out->temporary != NULL ? out->temporary : path, "wb");
     if (out->file == NULL) out->failure = errno_or(EIO);
 }
 
 static void output_write(OutputFile *out, const void *bytes, size_t size) {
+    if (interrupted && out->failure == 0) out->failure = EINTR;
     if (out->failure != 0) return;
     errno = 0;
     if (fwrite(bytes, 1, size, out->file) != size) out->failure = errno_or(EIO);
@@ -335,6 +512,7 @@ static int output_close(OutputFile *out) {
     if (out->failure == 0 && out->temporary != NULL && file_replace(out->temporary, out->path) != 0)
         out->failure = errno_or(EIO);
     if (out->failure != 0 && out->file != NULL && out->temporary != NULL) file_remove(out->temporary);
+    set_unfinished(0, NULL);
     free(out->temporary);
     return out->failure;
 }
@@ -4052,9 +4230,25 @@ static void write_quantized_header(OutputFile *out, const ModelFile *file, int w
     write_padding(out, written);
 }
 
+/* Tells how far the work is: "write", in millions of bytes that were read. May be NULL. */
+typedef struct {
+    int (*call)(void *user, const char *stage, int64_t done, int64_t total);
+    void *user;
+    int64_t done, total; /* bytes */
+} Progress;
+
+static void tell_progress(Progress *progress, int64_t bytes, OutputFile *out) {
+    const int64_t unit = 1000000, before = progress->done / unit;
+    progress->done += bytes;
+    if (progress->call == NULL || (progress->done / unit == before && progress->done < progress->total)) return;
+    const int64_t total = (progress->total + unit - 1) / unit;
+    const int64_t done = progress->done == progress->total ? total : progress->done / unit;
+    if (progress->call(progress->user, "write", done, total) != 0) out->failure = ECANCELED;
+}
+
 /* The data of one tensor, row by row; floats (cols) and row are scratch. */
 static void write_quantized_tensor(OutputFile *out, const ModelFile *file, const TensorInfo *tensor, int type, float *floats,
-                                   void *row) {
+                                   void *row, Progress *progress) {
     const int64_t cols = tensor->shape[tensor->dims - 1], row_bytes = type_row_bytes(type, cols);
     Weight weight;
     weight.type = tensor->type;
@@ -4065,24 +4259,29 @@ static void write_quantized_tensor(OutputFile *out, const ModelFile *file, const
         weight_row(floats, &weight, r);
         quantize_row(row, type, floats, cols);
         output_write(out, row, (size_t)row_bytes);
+        tell_progress(progress, type_row_bytes(tensor->type, cols), out);
     }
     write_padding(out, (uint64_t)(row_bytes * weight.rows));
 }
 
 /* Writes the model `file` to `path` with matrices of type `wanted`. Returns 0 or an errno. */
-static int write_quantized(const ModelFile *file, const char *path, int wanted, uint32_t file_type) {
+static int write_quantized(const ModelFile *file, const char *path, int wanted, uint32_t file_type,
+                           Progress *progress) {
     int64_t widest = 1;
     OutputFile out;
     for (int64_t i = 0; i < file->tensor_count; i++) {
-        const int64_t cols = file->tensors[i].shape[file->tensors[i].dims - 1];
+        const TensorInfo *tensor = &file->tensors[i];
+        const int64_t cols = tensor->shape[tensor->dims - 1];
         if (cols > widest) widest = cols;
+        progress->total += tensor_rows(tensor) * type_row_bytes(tensor->type, cols);
     }
     float *floats = allocate(widest, sizeof *floats), *row = allocate(widest, sizeof *row);
     output_open(&out, path);
     if (floats == NULL || row == NULL) out.failure = ENOMEM;
     if (out.failure == 0) write_quantized_header(&out, file, wanted, file_type);
     for (int64_t i = 0; i < file->tensor_count && out.failure == 0; i++)
-        write_quantized_tensor(&out, file, &file->tensors[i], quantized_type(&file->tensors[i], wanted), floats, row);
+        write_quantized_tensor(&out, file, &file->tensors[i], quantized_type(&file->tensors[i], wanted), floats, row,
+                               progress);
     free(floats);
     free(row);
     return output_close(&out);
@@ -6499,11 +6698,11 @@ static StringView checked_text(Context *cx, const char *text, const char *what, 
 }
 
 /* The pieces one after the other, as scratch. */
-static StringView join_text(Context *cx, const StringView *pieces, int count) {
+static StringView join_text(Context *cx, const StringView *pieces, size_t count) {
     size_t total = 0, at = 0;
-    for (int i = 0; i < count; i++) total += pieces[i].length;
+    for (size_t i = 0; i < count; i++) total += pieces[i].length;
     char *text = scratch_bytes(cx, checked_sum((int64_t)total, 0), 1);
-    for (int i = 0; i < count && text != NULL; i++) {
+    for (size_t i = 0; i < count && text != NULL; i++) {
         if (pieces[i].length > 0) memcpy(text + at, pieces[i].text, pieces[i].length);
         at += pieces[i].length;
     }
@@ -6562,7 +6761,7 @@ static void drawing_prompt(Context *cx, const JanusModel *m, const char *prompt,
     const StringView pieces[] = {c->user_role, view_of(": "), checked_text(cx, prompt, "prompt", view_of("")),
                                  view_of("\n\n"), c->assistant_role, view_of(":")};
     id_list_add(list, c->bos, 1);
-    const int images = add_text(cx, list, m, join_text(cx, pieces, 6));
+    const int images = add_text(cx, list, m, join_text(cx, pieces, sizeof pieces / sizeof *pieces));
     id_list_add(list, c->begin_of_image, 1);
     if (list->failed) context_fail_memory(cx);
     if (images > 0) context_fail(cx, JANUS_BAD_ARGUMENT, "a drawing prompt cannot hold <image_placeholder>");
@@ -6701,7 +6900,7 @@ static void turn_prompt(JanusSession *session, const char *question, int image_c
     if (first) id_list_add(list, m->config.bos, 1);
     for (int i = 0; i < session->unread_count; i++) id_list_add(list, session->unread[i], 1);
     list->said = list->count;
-    const int places = add_text(cx, list, m, join_text(cx, pieces, 9));
+    const int places = add_text(cx, list, m, join_text(cx, pieces, sizeof pieces / sizeof *pieces));
     if (places != image_count)
         context_fail(cx, JANUS_BAD_ARGUMENT, "the question has %d <image_placeholder>, but %d images were given", places,
                      image_count);
@@ -6970,18 +7169,30 @@ JanusStatus janus_load(const char *path, JanusModel **model, JanusError *error) 
     return loader.status;
 }
 
-JanusStatus janus_quantize(const char *path, const char *out_path, const char *type, JanusError *error) {
+static JanusStatus quantize_file(const char *path, const char *out_path, const char *type, Progress *progress,
+                                 JanusError *error) {
     JanusModel *model;
     const int wanted = strcmp(type, "q8_0") == 0 ? TYPE_Q8_0 : strcmp(type, "q4_0") == 0 ? TYPE_Q4_0 : -1;
     if (wanted < 0) return fail(error, JANUS_BAD_ARGUMENT, "the type %s is unknown: q8_0 or q4_0", type);
+    if (same_file(path, out_path))
+        return fail(error, JANUS_BAD_ARGUMENT, "%s would be written over its source %s: give it another name", out_path,
+                    path);
     JanusStatus status = janus_load(path, &model, error);
     if (status != JANUS_OK) return status;
     const int stored = model->blocks[0].q.type;
     if (stored == TYPE_Q8_0 || stored == TYPE_Q4_0)
         status = fail(error, JANUS_BAD_ARGUMENT, "%s is quantised already: start from an f32, f16 or bf16 file", path);
-    else status = write_status(write_quantized(&model->file, out_path, wanted, wanted == TYPE_Q8_0 ? 7 : 2), out_path, error);
+    else {
+        const uint32_t file_type = wanted == TYPE_Q8_0 ? 7 : 2;
+        status = write_status(write_quantized(&model->file, out_path, wanted, file_type, progress), out_path, error);
+    }
     janus_free(model);
     return status;
+}
+
+JanusStatus janus_quantize(const char *path, const char *out_path, const char *type, JanusError *error) {
+    Progress silent = {NULL, NULL, 0, 0};
+    return quantize_file(path, out_path, type, &silent, error);
 }
 
 static const char *type_name(int type) {
@@ -7209,44 +7420,20 @@ JanusStatus janus_encode_image(JanusSession *session, const JanusImage *image, i
 
 #if !defined(JANUS_LIBRARY)
 
-static const char USAGE[] =
-    "janus " JANUS_VERSION " - Janus-Pro on the CPU: see images, draw images\n"
-    "\n"
-    "  janus generate [-m MODEL] [-o OUT.png|.jpg] [-n N] [--seed S] [--cfg W] [--temperature T] \"PROMPT\"\n"
-    "  janus ask      [-m MODEL] -i IMAGE [-i IMAGE ...] [--max-tokens N] [--temperature T] [--top-p P] [--top-k K] [--seed S] \"QUESTION\"\n"
-    "  janus chat     [-m MODEL] [-i IMAGE]             turn by turn; /image FILE, /draw PROMPT, /reset, /quit\n"
-    "  janus encode   [-m MODEL] -i IMAGE               the picture's ids, on one line\n"
-    "  janus decode   [-m MODEL] [-o OUT] [IDS-FILE]    ids (of a file or stdin) to a picture\n"
-    "  janus tokenize [-m MODEL] [--decode] \"TEXT\"      text to token ids, or ids to text\n"
-    "  janus info     [-m MODEL]\n"
-    "  janus quantize [--type q8_0|q4_0] -o OUT.gguf IN.gguf\n"
-    "\n"
-    "  -m MODEL       a .gguf file made by convert.py; default $JANUS_MODEL, else weights/tiny.gguf\n"
-    "  -o OUT         the picture to write, janus.png by default; - writes a PNG to stdout\n"
-    "  -n N           pictures of one prompt, drawn together; their files are numbered\n"
-    "  --seed S       same seed, same picture; one is made up and printed when it is left out\n"
-    "  --rng NAME     what the seed means: torch (default) or torch-mkl (PyTorch 2.0 to 2.6 on x86-64)\n"
-    "  --cfg W        guidance, default 5        --temperature T   default 1 (generate), 0 (ask, chat)\n"
-    "  --top-k K      default 50, 0: off         --top-p P         default 1: off; both with --temperature > 0\n"
-    "  --type T       quantize: q8_0 or q4_0     --max-tokens N    length of an answer, default 512\n"
-    "  --threads K    default: all processors    --isa NAME        kernels: plain, avx2, avx512, neon, ...\n"
-    "  --kv f32|f16   keys and values; default f32, with --fast f16: half the memory, less exact\n"
-    "  --fast         rounds activations to bf16 or integers where that is faster\n"
-    "  --dump DIR     every intermediate tensor as a .npy file\n"
-    "  --no-exif      photographs as they are stored, not turned upright as their EXIF orientation says\n"
-    "  -q             no progress, no remarks    -h                this text\n";
-
-enum { EXIT_DONE = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, CLI_IMAGES = 64, PATH_BYTES = 4096 };
+enum { EXIT_DONE = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, CLI_IMAGES = 64, PATH_BYTES = 4096, TEXT_FILE_LIMIT = 1 << 26 };
 
 typedef struct {
-    const char *command, *model, *output, *dump, *isa, *type, *text;
+    const char *command, *model, *output, *dump, *isa, *text;
     const char *images[CLI_IMAGES];
-    int image_count, count, threads, max_tokens, top_k, rng;
-    double cfg_weight, temperature, top_p;
-    uint64_t seed;
-    JanusCacheType cache;
-    bool has_seed, has_temperature, fast, quiet, decode, no_exif, help;
+    int image_count, count, threads, max_tokens, top_k, rng, cache, type;
+    double cfg_weight, temperature, top_p; /* temperature -1: the task's own */
+    uint64_t seed, given;                  /* a bit for each row of OPTIONS that was used */
+    bool has_seed, fast, quiet, decode, no_exif, help;
 } CommandLine;
+
+static const CommandLine LINE_DEFAULTS = {
+    .count = 1, .max_tokens = 512, .top_k = 50, .cfg_weight = 5, .temperature = -1, .top_p = 1,
+};
 
 /* One line on stderr that begins with the program's name. */
 #if defined(__GNUC__)
@@ -7269,7 +7456,73 @@ static bool terminal(FILE *file) {
 #endif
 }
 
-/* ---- Options ---- */
+/* ---- Options: one table, from which come their parsing, the messages about them, the help and the manual page ---- */
+
+enum {
+    FOR_GENERATE = 1, FOR_ASK = 2, FOR_CHAT = 4, FOR_ENCODE = 8, FOR_DECODE = 16, FOR_TOKENIZE = 32, FOR_INFO = 64,
+    FOR_QUANTIZE = 128, FOR_ALL = 255, FOR_ANSWERS = FOR_ASK | FOR_CHAT, FOR_TALKS = FOR_GENERATE | FOR_ANSWERS,
+    FOR_WORKS = FOR_TALKS | FOR_ENCODE | FOR_DECODE
+};
+
+/* What follows an option: nothing; a name; an image's name; a whole number or any number, low to high; a seed; one of
+   the words of `argument`, counted from `low`; one of the machine's sets of kernels. */
+typedef enum { AS_SWITCH, AS_NAME, AS_IMAGE, AS_WHOLE, AS_NUMBER, AS_SEED, AS_CHOICE, AS_KERNELS } OptionKind;
+
+typedef struct {
+    const char *names, *argument; /* names have blanks between them, words have bars */
+    OptionKind kind;
+    double low, high;
+    unsigned commands; /* those that take it */
+    size_t field;      /* of CommandLine */
+    const char *help;
+} Option;
+
+/* Rows of the same commands stand together: they have one heading in the help. */
+#define FIELD(name) offsetof(CommandLine, name)
+static const Option OPTIONS[] = {
+    {"-n", "N", AS_WHOLE, 1, 64, FOR_GENERATE, FIELD(count), "pictures of one prompt, drawn together"},
+    {"--cfg", "W", AS_NUMBER, 0, 100, FOR_GENERATE | FOR_CHAT, FIELD(cfg_weight), "guidance of a drawing, default 5"},
+    {"--seed", "S", AS_SEED, 0, 0, FOR_TALKS, FIELD(seed), "same seed, same result; -1: a random one, printed"},
+    {"--rng", "torch|torch-mkl", AS_CHOICE, JANUS_RNG_TORCH, 0, FOR_TALKS, FIELD(rng),
+     "the seed's meaning: PyTorch's, or its MKL's to 2.6"},
+    {"--temperature", "T", AS_NUMBER, 0, 100, FOR_TALKS, FIELD(temperature),
+     "0: most probable; default 1 to draw, 0 to answer"},
+    {"--max-tokens", "N", AS_WHOLE, 1, 1 << 24, FOR_ANSWERS, FIELD(max_tokens), "length of an answer, default 512"},
+    {"--top-k", "K", AS_WHOLE, 0, 1 << 24, FOR_ANSWERS, FIELD(top_k), "default 50, 0: off; with --temperature above 0"},
+    {"--top-p", "P", AS_NUMBER, 1e-6, 1, FOR_ANSWERS, FIELD(top_p), "default 1: off; with --temperature above 0"},
+    {"-i", "IMAGE", AS_IMAGE, 0, 0, FOR_ANSWERS | FOR_ENCODE, FIELD(images),
+     "an image; ask and chat take several; - is stdin"},
+    {"--no-exif", NULL, AS_SWITCH, 0, 0, FOR_ANSWERS | FOR_ENCODE, FIELD(no_exif),
+     "photographs as stored, not turned upright"},
+    {"-o", "OUT", AS_NAME, 0, 0, FOR_GENERATE | FOR_DECODE | FOR_QUANTIZE, FIELD(output),
+     "the file; - is stdout; default a free janus-1.png, ..."},
+    {"--decode", NULL, AS_SWITCH, 0, 0, FOR_TOKENIZE, FIELD(decode), "TEXT is ids, to be turned into text"},
+    {"--type", "q8_0|q4_0", AS_CHOICE, 0, 0, FOR_QUANTIZE, FIELD(type), "of the new file's matrices, default q8_0"},
+    {"--kv", "f32|f16", AS_CHOICE, JANUS_CACHE_F32, 0, FOR_TALKS, FIELD(cache),
+     "keys and values: f16 is half; default f32, f16 if fast"},
+    {"--threads", "K", AS_WHOLE, 1, 256, FOR_WORKS, FIELD(threads), "default: all processors that it may use"},
+    {"--isa", "NAME", AS_KERNELS, 0, 0, FOR_WORKS, FIELD(isa), "kernels that info lists; else $JANUS_ISA, else best"},
+    {"--fast", NULL, AS_SWITCH, 0, 0, FOR_WORKS, FIELD(fast), "rounds activations to bf16 or integers where faster"},
+    {"--dump", "DIR", AS_NAME, 0, 0, FOR_WORKS, FIELD(dump), "a new folder of all intermediate tensors as .npy"},
+    {"-m", "MODEL", AS_NAME, 0, 0, FOR_ALL & ~FOR_QUANTIZE, FIELD(model),
+     "a .gguf file; else $JANUS_MODEL, weights/tiny.gguf"},
+    {"-q", NULL, AS_SWITCH, 0, 0, FOR_ALL, FIELD(quiet), "no progress, no remarks"},
+    {"-h --help", NULL, AS_SWITCH, 0, 0, FOR_ALL, FIELD(help), "this text; after a command, what it takes"},
+};
+enum { OPTION_COUNT = sizeof OPTIONS / sizeof OPTIONS[0] };
+
+/* Which of `words`, with `between` between them, this is, in small letters or capitals; -1: none. */
+static int word_index(const char *words, char between, const char *word, bool any_case) {
+    for (int index = 0;; index++) {
+        size_t i = 0;
+        for (char c = word[0]; words[i] != 0 && words[i] != between; c = word[++i])
+            if (words[i] != c && !(any_case && c >= 'A' && c <= 'Z' && words[i] == c - 'A' + 'a')) break;
+        if ((words[i] == 0 || words[i] == between) && word[i] == 0) return index;
+        while (words[i] != 0 && words[i] != between) i++;
+        if (words[i] == 0) return -1;
+        words += i + 1;
+    }
+}
 
 static bool parse_number(const char *text, double low, double high, double *number) {
     char *end;
@@ -7289,69 +7542,92 @@ static bool parse_integer(const char *text, long low, long high, int *number) {
     return true;
 }
 
-static bool parse_seed(const char *text, uint64_t *seed) {
+/* -1 asks for a seed that is made up. */
+static bool parse_seed(const char *text, CommandLine *line) {
     char *end;
     errno = 0;
     const unsigned long long value = strtoull(text, &end, 10);
-    if (text[0] < '0' || text[0] > '9' || *end != 0 || errno == ERANGE) return false;
-    *seed = value;
+    line->has_seed = strcmp(text, "-1") != 0;
+    if (line->has_seed && (text[0] < '0' || text[0] > '9' || *end != 0 || errno == ERANGE)) return false;
+    line->seed = value;
     return true;
 }
 
-/* Takes the option `name` with its value. Returns 1: taken; 0: no such option; -1: its value is wrong. */
-static int parse_option(CommandLine *line, const char *name, const char *value) {
-    bool good = true;
-    if (strcmp(name, "-m") == 0) line->model = value;
-    else if (strcmp(name, "-o") == 0) line->output = value;
-    else if (strcmp(name, "--dump") == 0) line->dump = value;
-    else if (strcmp(name, "--isa") == 0) line->isa = value;
-    else if (strcmp(name, "--type") == 0) line->type = value;
-    else if (strcmp(name, "-i") == 0) {
-        good = line->image_count < CLI_IMAGES;
-        if (good) line->images[line->image_count++] = value;
-    } else if (strcmp(name, "-n") == 0) good = parse_integer(value, 1, 64, &line->count);
-    else if (strcmp(name, "--threads") == 0) good = parse_integer(value, 1, 256, &line->threads);
-    else if (strcmp(name, "--max-tokens") == 0) good = parse_integer(value, 1, 1 << 24, &line->max_tokens);
-    else if (strcmp(name, "--top-k") == 0) good = parse_integer(value, 0, 1 << 24, &line->top_k);
-    else if (strcmp(name, "--cfg") == 0) good = parse_number(value, 0, 100, &line->cfg_weight);
-    else if (strcmp(name, "--top-p") == 0) good = parse_number(value, 1e-6, 1, &line->top_p);
-    else if (strcmp(name, "--temperature") == 0)
-        good = line->has_temperature = parse_number(value, 0, 100, &line->temperature);
-    else if (strcmp(name, "--seed") == 0) good = line->has_seed = parse_seed(value, &line->seed);
-    else if (strcmp(name, "--kv") == 0) {
-        line->cache = strcmp(value, "f16") == 0 ? JANUS_CACHE_F16 : JANUS_CACHE_F32;
-        good = line->cache == JANUS_CACHE_F16 || strcmp(value, "f32") == 0;
-    } else if (strcmp(name, "--rng") == 0) {
-        line->rng = strcmp(value, "torch-mkl") == 0 ? JANUS_RNG_TORCH_MKL : JANUS_RNG_TORCH;
-        good = line->rng == JANUS_RNG_TORCH_MKL || strcmp(value, "torch") == 0;
-    } else return 0;
-    return good ? 1 : -1;
+static bool parse_kernels(const char *text, const char **isa) {
+    for (int i = 0; (*isa = isa_names(i)) != NULL; i++)
+        if (word_index(*isa, '|', text, true) == 0) return true;
+    return false;
 }
 
-/* Reads the command line. Prints what is wrong with it and returns EXIT_USAGE, or EXIT_FAILED for a value that is none. */
+/* Sets what the option sets; false for a value that it does not take. */
+static bool set_option(CommandLine *line, const Option *option, const char *value) {
+    void *field = (char *)line + option->field;
+    switch (option->kind) {
+    case AS_SWITCH: return *(bool *)field = true;
+    case AS_NAME: *(const char **)field = value; return value[0] != 0;
+    case AS_WHOLE: return parse_integer(value, (long)option->low, (long)option->high, field);
+    case AS_NUMBER: return parse_number(value, option->low, option->high, field);
+    case AS_SEED: return parse_seed(value, line);
+    case AS_KERNELS: return parse_kernels(value, field);
+    case AS_CHOICE:
+        *(int *)field = (int)option->low + word_index(option->argument, '|', value, true);
+        return *(int *)field >= (int)option->low;
+    case AS_IMAGE:
+        if (line->image_count == CLI_IMAGES || value[0] == 0) return false;
+        line->images[line->image_count++] = value;
+    }
+    return true;
+}
+
+/* Says which values the option takes. */
+static void refuse_value(const Option *option, const char *name, const char *value) {
+    char words[200] = "";
+    for (int i = 0; option->kind == AS_KERNELS && isa_names(i) != NULL; i++)
+        snprintf(words + strlen(words), sizeof words - strlen(words), "%s%s", i > 0 ? " or " : "", isa_names(i));
+    for (const char *c = option->argument; option->kind == AS_CHOICE && *c != 0; c++)
+        snprintf(words + strlen(words), sizeof words - strlen(words), *c == '|' ? " or " : "%c", *c);
+    const double low = option->low, high = option->high;
+    if (option->kind == AS_WHOLE)
+        complain("%s takes a whole number from %.0f to %.0f, not \"%.60s\"", name, low, high, value);
+    else if (option->kind == AS_NUMBER)
+        complain("%s takes a number from %g to %g, not \"%.60s\"", name, low, high, value);
+    else if (option->kind == AS_SEED)
+        complain("%s takes a whole number from 0 to %llu, or -1: a random one, not \"%.60s\"", name, ULLONG_MAX, value);
+    else if (option->kind == AS_CHOICE) complain("%s takes %s, not \"%.60s\"", name, words, value);
+    else if (option->kind == AS_KERNELS) complain("%s takes %s on this machine, not \"%.60s\"", name, words, value);
+    else if (value[0] == 0) complain("%s takes a name, not an empty text", name);
+    else complain("%s is taken %d times at most", name, CLI_IMAGES);
+}
+
+/* Takes the option `name` with its value. Returns 1: taken, with the value; 0: taken alone; -1: said what is wrong. */
+static int parse_option(CommandLine *line, const char *name, const char *value) {
+    int i = 0;
+    while (i < OPTION_COUNT && word_index(OPTIONS[i].names, ' ', name, false) < 0) i++;
+    if (i == OPTION_COUNT) complain("unknown option %.60s (janus -h lists them)", name);
+    else if (OPTIONS[i].kind != AS_SWITCH && value == NULL)
+        complain("%s needs a value: %s %s", name, name, OPTIONS[i].argument);
+    else if (!set_option(line, &OPTIONS[i], value)) refuse_value(&OPTIONS[i], name, value);
+    else {
+        line->given |= (uint64_t)1 << i;
+        return OPTIONS[i].kind != AS_SWITCH;
+    }
+    return -1;
+}
+
+/* Reads the command line. Says what is wrong with it and returns EXIT_USAGE. */
 static int parse_command_line(CommandLine *line, int argc, char **argv) {
     bool options = true;
     for (int i = 1; i < argc; i++) {
         const char *argument = argv[i];
         if (options && strcmp(argument, "--") == 0) options = false;
-        else if (options && (strcmp(argument, "-h") == 0 || strcmp(argument, "--help") == 0)) line->help = true;
-        else if (options && strcmp(argument, "-q") == 0) line->quiet = true;
-        else if (options && strcmp(argument, "--decode") == 0) line->decode = true;
-        else if (options && strcmp(argument, "--fast") == 0) line->fast = true;
-        else if (options && strcmp(argument, "--no-exif") == 0) line->no_exif = true;
         else if (options && argument[0] == '-' && argument[1] != 0) {
-            const int taken = parse_option(line, argument, i + 1 < argc ? argv[i + 1] : "");
-            if (taken == 1 && i + 1 < argc) i++;
-            else {
-                if (taken == 0) complain("unknown option %s (janus -h lists them)", argument);
-                else if (i + 1 >= argc) complain("option %s needs a value", argument);
-                else complain("option %s: %s is no value for it (janus -h)", argument, argv[i + 1]);
-                return taken == -1 && i + 1 < argc ? EXIT_FAILED : EXIT_USAGE;
-            }
+            const int taken = parse_option(line, argument, i + 1 < argc ? argv[i + 1] : NULL);
+            if (taken < 0) return EXIT_USAGE;
+            i += taken;
         } else if (line->command == NULL) line->command = argument;
         else if (line->text == NULL) line->text = argument;
         else {
-            complain("too many arguments at \"%s\": put the prompt in quotes", argument);
+            complain("too many arguments at \"%.60s\": put the prompt in quotes", argument);
             return EXIT_USAGE;
         }
     }
@@ -7395,9 +7671,42 @@ static void clear_progress(Screen *screen) {
     screen->progress_shown = false;
 }
 
+/* Columns of the terminal: what it says and what $COLUMNS says, whichever is less. */
+static int terminal_columns(void) {
+    const char *told = getenv("COLUMNS");
+    int columns = 0, asked = 0;
+    if (told == NULL || !parse_integer(told, 1, 100000, &columns)) columns = 0;
+#if defined(_WIN32)
+    CONSOLE_SCREEN_BUFFER_INFO info;
+    if (GetConsoleScreenBufferInfo(GetStdHandle(STD_ERROR_HANDLE), &info))
+        asked = info.srWindow.Right - info.srWindow.Left + 1;
+#elif defined(TIOCGWINSZ)
+    struct winsize size;
+    if (ioctl(fileno(stderr), TIOCGWINSZ, &size) == 0) asked = size.ws_col;
+#endif
+    if (columns == 0 || (asked > 0 && asked < columns)) columns = asked;
+    return columns > 0 ? columns : 80;
+}
+
+/* "draw    [####......] 12/576  20.1/s  0:28 left" in at most `width` columns: with a shorter bar, else without the
+   time, else without the bar, else cut. */
+static void progress_line(char *line, size_t size, int width, const char *stage, int64_t done, int64_t total,
+                          double rate) {
+    const int left = rate > 0 && (double)(total - done) / rate < 1e6 ? (int)((double)(total - done) / rate) : 0;
+    char bar[31] = "", count[48], times[48];
+    snprintf(count, sizeof count, "%ld/%ld", (long)done, (long)total);
+    snprintf(times, sizeof times, "  %.1f/s  %d:%02d left", rate, left / 60, left % 60);
+    if (8 + 7 + (int)(strlen(count) + strlen(times)) > width) times[0] = 0;
+    const int room = width - 8 - 3 - (int)(strlen(count) + strlen(times)), length = room > 30 ? 30 : room;
+    for (int i = 0; i < length; i++) bar[i] = i < (int)(length * done / total) ? '#' : '.';
+    if (length < 4) snprintf(line, size, "%s %s", stage, count);
+    else snprintf(line, size, "%-7s [%s] %s%s", stage, bar, count, times);
+    if ((size_t)width < size) line[width] = 0;
+}
+
 static int show_progress(void *user, const char *stage, int64_t done, int64_t total) {
     Screen *screen = user;
-    char bar[31];
+    char line[160];
     if (!screen->shows_progress || screen->text_written) return 0;
     const double now = clock_seconds();
     if (screen->stage == NULL || strcmp(screen->stage, stage) != 0) {
@@ -7406,10 +7715,8 @@ static int show_progress(void *user, const char *stage, int64_t done, int64_t to
         if (done < total && done > 0) return 0; /* the first unit only starts the clock */
     }
     const double seconds = now - screen->stage_start, rate = seconds > 0 ? (double)(done - 1) / seconds : 0;
-    const int filled = (int)(30 * done / total), left = rate > 0 ? (int)((double)(total - done) / rate) : 0;
-    for (int i = 0; i < 30; i++) bar[i] = i < filled ? '#' : '.';
-    bar[30] = 0;
-    fprintf(stderr, "\r%-7s [%s] %ld/%ld  %.1f/s  %d:%02d left\033[K", stage, bar, (long)done, (long)total, rate, left / 60, left % 60);
+    progress_line(line, sizeof line, terminal_columns() - 1, stage, done, total, rate);
+    fprintf(stderr, "\r%s\033[K", line);
     screen->progress_shown = true;
     if (done == total) clear_progress(screen), screen->stage = NULL;
     return 0;
@@ -7485,6 +7792,9 @@ static void dump_tensor(void *user, const char *name, JanusElement type, const v
 typedef struct {
     CommandLine line;
     Screen screen;
+    const char *model_path;
+    char beside[PATH_BYTES]; /* the model beside the program */
+    FileImage text;          /* what came from stdin in the place of the text */
     JanusModel *model;
     JanusSession *session;
     JanusError error;
@@ -7498,40 +7808,45 @@ static int program_failed(Program *program) {
     return EXIT_FAILED;
 }
 
-/* The model to use: -m, else $JANUS_MODEL, else weights/tiny.gguf here or beside the program. */
-static const char *choose_model(const CommandLine *line, const char *program, char *buffer, size_t size) {
-    const char *chosen = line->model != NULL ? line->model : getenv("JANUS_MODEL");
-    if (chosen != NULL && chosen[0] != 0) return chosen;
-    FILE *file = file_open("weights/tiny.gguf", "rb");
-    if (file != NULL) {
-        fclose(file);
-        return "weights/tiny.gguf";
-    }
+static bool file_is_there(const char *path) {
+    FILE *file = file_open(path, "rb");
+    if (file != NULL) fclose(file);
+    return file != NULL;
+}
+
+/* The model: -m or info's argument, $JANUS_MODEL, weights/tiny.gguf here or beside the program; NULL: there is none. */
+static const char *choose_model(Program *program, const char *program_path) {
+    const char *environment = getenv("JANUS_MODEL"), *here = "weights/tiny.gguf";
+    if (program->line.model != NULL) return program->line.model;
+    if (environment != NULL && environment[0] != 0) return environment;
+    if (file_is_there(here)) return here;
     size_t folder = 0;
-    for (size_t i = 0; program[i] != 0; i++)
-        if (program[i] == '/' || program[i] == '\\') folder = i + 1;
-    const int length = snprintf(buffer, size, "%.*sweights/tiny.gguf", (int)folder, program);
-    return length >= 0 && (size_t)length < size ? buffer : "weights/tiny.gguf";
+    for (size_t i = 0; program_path[i] != 0; i++)
+        if (program_path[i] == '/' || program_path[i] == '\\') folder = i + 1;
+    const int length = snprintf(program->beside, PATH_BYTES, "%.*s%s", (int)folder, program_path, here);
+    return length >= 0 && length < PATH_BYTES && file_is_there(program->beside) ? program->beside : NULL;
 }
 
 static JanusStatus open_model(Program *program, const char *program_path) {
-    char buffer[PATH_BYTES];
     JanusSessionOptions options = janus_session_defaults();
     const CommandLine *line = &program->line;
-    JanusStatus status = janus_load(choose_model(line, program_path, buffer, sizeof buffer), &program->model, &program->error);
+    program->model_path = choose_model(program, program_path);
+    if (program->model_path == NULL)
+        return fail(&program->error, JANUS_IO_ERROR,
+                    "no model: name a .gguf file with -m or in JANUS_MODEL; convert.py makes it from the weights of "
+                    "Janus-Pro (README, \"The real weights\"), weights/tiny.gguf comes with the source");
+    JanusStatus status = janus_load(program->model_path, &program->model, &program->error);
     if (status != JANUS_OK) return status;
     const bool sees_nothing = strcmp(line->command, "info") == 0 || strcmp(line->command, "tokenize") == 0;
     if (sees_nothing) return JANUS_OK;
     options.threads = line->threads;
     options.isa = line->isa != NULL ? line->isa : getenv("JANUS_ISA");
-    options.cache = line->cache;
+    options.cache = (JanusCacheType)line->cache;
     options.fast = line->fast;
     options.user = &program->screen;
     options.progress = show_progress;
     options.text = show_text;
     options.tap = line->dump != NULL ? dump_tensor : NULL;
-    program->screen.line = line;
-    program->screen.shows_progress = !line->quiet && terminal(stderr);
     return janus_session_new(program->model, &options, &program->session, &program->error);
 }
 
@@ -7549,10 +7864,25 @@ static bool numbered_name(char *name, int size, const char *output, int i, int n
     return length >= 0 && length < size;
 }
 
-/* Saves the pictures and prints their names. */
+/* Takes the first free name of janus-1.png, janus-2.png, ... by making an empty file, so that no other run takes it
+   too. False: said what is wrong. */
+static bool take_free_name(char *name, int size) {
+    for (int k = 1; k < 1000000; k++) {
+        snprintf(name, (size_t)size, "janus-%d.png", k);
+        if (file_make(name) == 0) {
+            set_unfinished(1, name);
+            return true;
+        }
+        if (errno != EEXIST) break;
+    }
+    complain("cannot write %s: %s", name, strerror(errno));
+    return false;
+}
+
+/* Saves the pictures and prints their names; `output` NULL: under the next free names. */
 static int save_pictures(Program *program, const char *output, const JanusImage *images, int count) {
     char name[PATH_BYTES];
-    if (strcmp(output, "-") == 0) {
+    if (output != NULL && strcmp(output, "-") == 0) {
 #if defined(_WIN32)
         _setmode(_fileno(stdout), _O_BINARY);
 #endif
@@ -7563,11 +7893,12 @@ static int save_pictures(Program *program, const char *output, const JanusImage 
         return out.failure == 0 ? EXIT_DONE : EXIT_FAILED;
     }
     for (int i = 0; i < count; i++) {
-        if (!numbered_name(name, PATH_BYTES, output, i, count)) {
-            complain("cannot write %.100s...: the name has more than %d bytes", output, PATH_BYTES);
-            return EXIT_FAILED;
-        }
-        if (janus_image_save(name, &images[i], &program->error) != JANUS_OK) return program_failed(program);
+        if (output != NULL) numbered_name(name, PATH_BYTES, output, i, count);
+        else if (!take_free_name(name, PATH_BYTES)) return EXIT_FAILED;
+        const JanusStatus status = janus_image_save(name, &images[i], &program->error);
+        if (output == NULL && status != JANUS_OK) file_remove(name);
+        set_unfinished(1, NULL);
+        if (status != JANUS_OK) return program_failed(program);
         printf("%s\n", name);
     }
     return EXIT_DONE;
@@ -7588,7 +7919,7 @@ static JanusGenerateOptions generate_options(const CommandLine *line) {
     options.count = line->count;
     options.seed = line->has_seed ? line->seed : make_up_seed();
     options.cfg_weight = (float)line->cfg_weight;
-    if (line->has_temperature) options.temperature = (float)line->temperature;
+    if (line->temperature >= 0) options.temperature = (float)line->temperature;
     options.rng = (JanusRng)line->rng;
     return options;
 }
@@ -7596,7 +7927,7 @@ static JanusGenerateOptions generate_options(const CommandLine *line) {
 static JanusAskOptions ask_options(const CommandLine *line) {
     JanusAskOptions options = janus_ask_defaults();
     options.max_tokens = line->max_tokens;
-    options.temperature = line->has_temperature ? (float)line->temperature : 0;
+    if (line->temperature >= 0) options.temperature = (float)line->temperature;
     options.top_p = line->top_p;
     options.top_k = line->top_k;
     options.seed = line->has_seed ? line->seed : make_up_seed();
@@ -7604,11 +7935,21 @@ static JanusAskOptions ask_options(const CommandLine *line) {
     return options;
 }
 
-/* Whether a picture can be written under this name; said before hours of work, not after. */
-static bool output_usable(const char *output) {
+/* Whether `count` pictures can be written under this name; said before hours of work, not after. */
+static bool output_usable(const Program *program, const char *output, int count) {
+    char name[PATH_BYTES];
     OutputFile out;
+    if (output == NULL) output = "janus-1.png", count = 0; /* the name will be a free one: this tries its folder */
     if (!is_picture_name(output)) {
         complain("cannot write %s: the name must end in .png, .jpg or .jpeg", output);
+        return false;
+    }
+    for (int i = 0; i < count; i++) {
+        const bool fits = numbered_name(name, PATH_BYTES, output, i, count);
+        if (!fits) complain("cannot write %.100s...: the name has more than %d bytes", output, PATH_BYTES);
+        else if (same_file(name, program->model_path))
+            complain("%s would be written over the model: give it another name", name);
+        else continue;
         return false;
     }
     output_open(&out, output);
@@ -7621,13 +7962,13 @@ static bool output_usable(const char *output) {
 
 static int command_generate(Program *program) {
     const JanusGenerateOptions options = generate_options(&program->line);
-    const char *output = program->line.output != NULL ? program->line.output : "janus.png";
-    const bool to_stdout = strcmp(output, "-") == 0;
+    const char *output = program->line.output;
+    const bool to_stdout = output != NULL && strcmp(output, "-") == 0;
     if (to_stdout && options.count > 1) {
         complain("only one picture can be written to stdout");
         return EXIT_USAGE;
     }
-    if (!to_stdout && !output_usable(output)) return EXIT_FAILED;
+    if (!to_stdout && !output_usable(program, output, options.count)) return EXIT_FAILED;
     return draw_pictures(program, program->line.text, output, &options);
 }
 
@@ -7643,9 +7984,37 @@ static int ask_question(Program *program, const char *question, const JanusImage
     return EXIT_DONE;
 }
 
-static JanusStatus load_image(Program *program, const char *path, JanusImage *image) {
-    if (program->line.no_exif) return janus_image_load_stored(path, image, &program->error);
-    return janus_image_load(path, image, &program->error);
+/* Reads `path`, or stdin for "-", to the end; `text`: bytes without a zero among them. False: said what is wrong. */
+static bool read_input(const char *path, size_t limit, bool text, FileImage *bytes) {
+    const bool from_stdin = strcmp(path, "-") == 0;
+    const char *name = from_stdin ? "stdin" : path;
+#if defined(_WIN32)
+    if (from_stdin) _setmode(_fileno(stdin), _O_BINARY);
+#endif
+    const int failed = path_is_folder(path) && !from_stdin ? (errno = EISDIR, -1)
+                       : from_stdin                        ? stream_read(stdin, limit, bytes)
+                                                           : file_read(path, limit, bytes);
+    const uint8_t *zero = failed || !text ? NULL : memchr(bytes->bytes, 0, bytes->size);
+    if (failed && errno == EFBIG) complain("%s is larger than %lu MiB", name, (unsigned long)(limit >> 20));
+    else if (failed) complain("cannot read %s: %s", name, strerror(errno));
+    else if (zero != NULL)
+        complain("%s is not a text in UTF-8: byte %lu is zero", name, (unsigned long)(zero - bytes->bytes) + 1);
+    if (zero != NULL) file_image_free(bytes);
+    return !failed && zero == NULL;
+}
+
+/* The image of a file, or of stdin for "-". False: said what is wrong. */
+static bool load_image(Program *program, const char *path, JanusImage *image) {
+    FileImage bytes = {0};
+    JanusStatus status;
+    if (strcmp(path, "-") != 0) status = image_from_path(path, !program->line.no_exif, image, &program->error);
+    else if (!read_input(path, IMAGE_FILE_LIMIT, false, &bytes)) return false;
+    else {
+        status = image_from_bytes(bytes.bytes, bytes.size, !program->line.no_exif, image, "stdin", &program->error);
+        file_image_free(&bytes);
+    }
+    if (status != JANUS_OK) program_failed(program);
+    return status == JANUS_OK;
 }
 
 static int command_ask(Program *program) {
@@ -7653,8 +8022,7 @@ static int command_ask(Program *program) {
     const int count = program->line.image_count;
     int loaded = 0, result = EXIT_DONE;
     while (loaded < count && result == EXIT_DONE) {
-        if (load_image(program, program->line.images[loaded], &images[loaded]) != JANUS_OK)
-            result = program_failed(program);
+        if (!load_image(program, program->line.images[loaded], &images[loaded])) result = EXIT_FAILED;
         else loaded++;
     }
     if (result == EXIT_DONE) result = ask_question(program, program->line.text, images, count);
@@ -7666,10 +8034,13 @@ static int command_encode(Program *program) {
     JanusImage image;
     const int count = janus_info(program->model).image_tokens;
     int32_t *ids = allocate(count, sizeof *ids);
-    if (ids == NULL) fail_memory(&program->error);
-    if (ids == NULL || load_image(program, program->line.images[0], &image) != JANUS_OK) {
-        free(ids);
+    if (ids == NULL) {
+        fail_memory(&program->error);
         return program_failed(program);
+    }
+    if (!load_image(program, program->line.images[0], &image)) {
+        free(ids);
+        return EXIT_FAILED;
     }
     const JanusStatus status = janus_encode_image(program->session, &image, ids, &program->error);
     janus_image_free(&image);
@@ -7677,36 +8048,6 @@ static int command_encode(Program *program) {
     for (int i = 0; i < count && status == JANUS_OK; i++) printf("%ld%c", (long)ids[i], i + 1 < count ? ' ' : '\n');
     free(ids);
     return status == JANUS_OK ? EXIT_DONE : program_failed(program);
-}
-
-/* Reads `path`, or stdin for NULL and "-", as text; malloc'ed and zero-terminated. NULL: said what is wrong. */
-static char *read_text(const char *path) {
-    const bool standard_input = path == NULL || strcmp(path, "-") == 0;
-    const size_t limit = 1 << 26;
-    size_t length = 0, capacity = 1 << 16;
-    FILE *file = standard_input ? stdin : path_is_folder(path) ? (errno = EISDIR, NULL) : file_open(path, "rb");
-    char *text = file == NULL ? NULL : malloc(capacity);
-    while (text != NULL) {
-        const size_t got = fread(text + length, 1, capacity - 1 - length, file);
-        length += got;
-        if (got == 0 || length > limit) break;
-        if (length + 1 == capacity) {
-            char *grown = realloc(text, capacity *= 2);
-            if (grown == NULL) free(text);
-            text = grown;
-        }
-    }
-    const bool damaged = file != NULL && ferror(file) != 0;
-    if (file == NULL || text == NULL || damaged)
-        complain("cannot read %s: %s", standard_input ? "stdin" : path, strerror(errno));
-    else if (length > limit) complain("%s is larger than 64 MiB", standard_input ? "stdin" : path);
-    if (file != NULL && !standard_input) fclose(file);
-    if (text != NULL && (damaged || length > limit)) {
-        free(text);
-        text = NULL;
-    }
-    if (text != NULL) text[length] = 0;
-    return text;
 }
 
 /* Numbers separated by white space or commas; malloc'ed. NULL: said what is wrong. */
@@ -7735,17 +8076,21 @@ static int32_t *parse_ids(const char *text, size_t *count) {
 static int command_decode(Program *program) {
     JanusImage image = {0, 0, NULL};
     const size_t expected = (size_t)janus_info(program->model).image_tokens;
+    const char *output = program->line.output;
+    const bool to_stdout = output != NULL && strcmp(output, "-") == 0;
     size_t count = 0;
-    char *text = read_text(program->line.text);
-    int32_t *ids = text == NULL ? NULL : parse_ids(text, &count);
+    FileImage text = {0};
+    if (!to_stdout && !output_usable(program, output, 1)) return EXIT_FAILED;
+    if (!read_input(program->line.text != NULL ? program->line.text : "-", TEXT_FILE_LIMIT, true, &text))
+        return EXIT_FAILED;
+    int32_t *ids = parse_ids((const char *)text.bytes, &count);
     int result = EXIT_FAILED;
-    free(text);
+    file_image_free(&text);
     if (ids != NULL && count != expected)
         complain("a picture of this model has %lu ids, but %lu were given", (unsigned long)expected, (unsigned long)count);
     else if (ids != NULL && janus_decode_image(program->session, ids, &image, &program->error) != JANUS_OK)
         result = program_failed(program);
-    else if (ids != NULL)
-        result = save_pictures(program, program->line.output != NULL ? program->line.output : "janus.png", &image, 1);
+    else if (ids != NULL) result = save_pictures(program, output, &image, 1);
     janus_image_free(&image);
     free(ids);
     return result;
@@ -7766,34 +8111,25 @@ static int tokenize_decode(Program *program, const char *given) {
 }
 
 static int command_tokenize(Program *program) {
-    const bool from_stdin = strcmp(program->line.text, "-") == 0;
-    char *read = from_stdin ? read_text(NULL) : NULL;
-    const char *text = from_stdin ? read : program->line.text;
+    const char *text = program->line.text;
     int32_t *ids = NULL;
     size_t count = 0;
-    int result = EXIT_FAILED;
-    if (text == NULL) return EXIT_FAILED;
-    if (program->line.decode) result = tokenize_decode(program, text);
-    else if (janus_tokenize(program->model, text, strlen(text), &ids, &count, &program->error) != JANUS_OK)
-        result = program_failed(program);
-    else {
-        for (size_t i = 0; i < count; i++) printf("%s%ld", i > 0 ? " " : "", (long)ids[i]);
-        putchar('\n');
-        result = EXIT_DONE;
-    }
+    if (program->line.decode) return tokenize_decode(program, text);
+    if (janus_tokenize(program->model, text, strlen(text), &ids, &count, &program->error) != JANUS_OK)
+        return program_failed(program);
+    for (size_t i = 0; i < count; i++) printf("%s%ld", i > 0 ? " " : "", (long)ids[i]);
+    putchar('\n');
     free(ids);
-    free(read);
-    return result;
+    return EXIT_DONE;
 }
 
 /* IN is the text argument. */
 static int command_quantize(Program *program) {
     const CommandLine *line = &program->line;
-    if (line->output == NULL) {
-        complain("quantize needs -o OUT.gguf (janus -h)");
-        return EXIT_USAGE;
-    }
-    if (janus_quantize(line->text, line->output, line->type, &program->error) != JANUS_OK) return program_failed(program);
+    Progress progress = {show_progress, &program->screen, 0, 0};
+    const char *type = line->type == 0 ? "q8_0" : "q4_0";
+    if (quantize_file(line->text, line->output, type, &progress, &program->error) != JANUS_OK)
+        return program_failed(program);
     printf("%s\n", line->output);
     return EXIT_DONE;
 }
@@ -7818,29 +8154,23 @@ static int command_info(Program *program) {
     return EXIT_DONE;
 }
 
-/* A line of stdin without its end; false at the end of the input. Longer lines are cut. */
-static bool read_line(char *line, int size) {
-    if (fgets(line, size, stdin) == NULL) return false;
-    size_t length = strlen(line);
-    if (length + 1 == (size_t)size && line[length - 1] != '\n')
-        for (int c = getchar(); c != EOF && c != '\n';) c = getchar();
-    while (length > 0 && (line[length - 1] == '\n' || line[length - 1] == '\r')) line[--length] = 0;
-    return true;
+/* A line of stdin without its end, as a text; its length, or -1 at the end of the input. Longer lines are cut. */
+static int read_line(char *line, int size) {
+    int length = 0, c = getchar();
+    if (c == EOF) return -1;
+    for (; c != EOF && c != '\n'; c = getchar())
+        if (length + 1 < size) line[length++] = (char)c;
+    while (length > 0 && line[length - 1] == '\r') length--;
+    line[length] = 0;
+    return length;
 }
 
 /* /draw PROMPT: the picture goes into the next free janus-K.png. */
 static void chat_draw(Program *program, const char *prompt) {
-    char name[32];
     JanusGenerateOptions options = generate_options(&program->line);
     options.count = 1;
     program->screen.text_written = false;
-    for (int k = 1; k < 100000; k++) {
-        snprintf(name, sizeof name, "janus-%d.png", k);
-        FILE *file = file_open(name, "rb");
-        if (file == NULL) break;
-        fclose(file);
-    }
-    draw_pictures(program, prompt, name, &options);
+    draw_pictures(program, prompt, NULL, &options);
 }
 
 /* The images that wait for the next question. */
@@ -7851,9 +8181,7 @@ typedef struct {
 
 static void chat_image(Program *program, Waiting *waiting, const char *path) {
     if (waiting->count == CLI_IMAGES) complain("no more than %d images fit one question", CLI_IMAGES);
-    else if (load_image(program, path, &waiting->images[waiting->count]) != JANUS_OK)
-        complain("%s", program->error.message);
-    else waiting->count++;
+    else if (load_image(program, path, &waiting->images[waiting->count])) waiting->count++;
 }
 
 static void chat_forget_images(Waiting *waiting) {
@@ -7874,8 +8202,11 @@ static int command_chat(Program *program) {
     if (talks && result == EXIT_DONE) fputs("/image FILE, /draw PROMPT, /reset, /quit\n", stderr);
     while (result == EXIT_DONE) {
         if (talks) fputs("> ", stderr);
-        if (!read_line(line, LINE_LIMIT) || strcmp(line, "/quit") == 0) break;
-        if (strncmp(line, "/image ", 7) == 0) chat_image(program, waiting, line + 7);
+        const int length = read_line(line, LINE_LIMIT);
+        if (length < 0 || strcmp(line, "/quit") == 0) break;
+        if (strlen(line) != (size_t)length)
+            complain("the line is not a text in UTF-8: byte %lu is zero", (unsigned long)strlen(line) + 1);
+        else if (strncmp(line, "/image ", 7) == 0) chat_image(program, waiting, line + 7);
         else if (strncmp(line, "/draw ", 6) == 0) chat_draw(program, line + 6);
         else if (strcmp(line, "/reset") == 0) janus_reset(program->session), chat_forget_images(waiting);
         else if (line[0] == '/') complain("commands are /image FILE, /draw PROMPT, /reset, /quit");
@@ -7893,35 +8224,115 @@ static int command_chat(Program *program) {
     return result;
 }
 
+/* What a command takes beside options; from stdin, a PROMPT goes without the end of its last line. */
+typedef enum { NO_TEXT, PLAIN_TEXT, PROMPT, INPUT_FILE, MODEL_FILE } TextKind;
+
 typedef struct {
-    const char *name;
+    const char *name, *arguments; /* as the help shows them; what may be left out stands in brackets */
+    unsigned bit;
+    TextKind text;
     int (*run)(Program *program);
-    const char *needs; /* what must be given: t a text, i an image */
+    const char *does; /* "it ..." */
 } Command;
 
 static const Command COMMANDS[] = {
-    {"generate", command_generate, "t"}, {"ask", command_ask, "t"},  {"chat", command_chat, ""},
-    {"encode", command_encode, "i"},     {"decode", command_decode, ""}, {"tokenize", command_tokenize, "t"},
-    {"info", command_info, ""},          {"quantize", command_quantize, "t"},
+    {"generate", "\"PROMPT\"", FOR_GENERATE, PROMPT, command_generate, "draws from text only"},
+    {"ask", "[-i IMAGE] \"QUESTION\"", FOR_ASK, PROMPT, command_ask, "answers a question in words"},
+    {"chat", "[-i IMAGE]", FOR_CHAT, NO_TEXT, command_chat, "answers its input line by line"},
+    {"encode", "-i IMAGE", FOR_ENCODE, NO_TEXT, command_encode, "turns one image into its ids"},
+    {"decode", "[IDS-FILE]", FOR_DECODE, INPUT_FILE, command_decode, "turns ids into one picture"},
+    {"tokenize", "\"TEXT\"", FOR_TOKENIZE, PLAIN_TEXT, command_tokenize, "turns text into token ids, or back"},
+    {"info", "[MODEL]", FOR_INFO, MODEL_FILE, command_info, "shows what a model file holds"},
+    {"quantize", "-o OUT.gguf IN.gguf", FOR_QUANTIZE, MODEL_FILE, command_quantize, "writes a smaller model"},
 };
+enum { COMMAND_COUNT = sizeof COMMANDS / sizeof COMMANDS[0] };
+
+/* Whether the command has what it needs and takes what it was given; says what is wrong. */
+static bool command_fits(const Command *command, const CommandLine *line) {
+    const char *name = command->name;
+    for (int i = 0; i < OPTION_COUNT; i++) {
+        if ((line->given >> i & 1) == 0 || (OPTIONS[i].commands & command->bit) != 0) continue;
+        complain("%s takes no %.*s: it %s", name, (int)strcspn(OPTIONS[i].names, " "), OPTIONS[i].names, command->does);
+        return false;
+    }
+    if (command->text == NO_TEXT && line->text != NULL)
+        complain("%s takes no text (\"%.60s\"): it %s", name, line->text, command->does);
+    else if (line->text == NULL && command->text != NO_TEXT && !ends_with(command->arguments, "]"))
+        complain("%s was given nothing to work on: janus %s %s", name, name, command->arguments);
+    else if (command->bit == FOR_ENCODE && line->image_count != 1)
+        complain("encode takes one image: janus encode -i IMAGE");
+    else if (command->bit == FOR_QUANTIZE && line->output == NULL)
+        complain("quantize needs a name for what it writes: -o OUT.gguf");
+    else if (command->bit == FOR_INFO && line->text != NULL && line->model != NULL)
+        complain("info shows one model: %.60s or %.60s", line->model, line->text);
+    else return true;
+    return false;
+}
+
+/* Whether no more than one thing comes from stdin, and no model comes from or goes to a stream; says what is wrong. */
+static bool streams_fit(const Command *command, const CommandLine *line) {
+    const bool dash = line->text != NULL && strcmp(line->text, "-") == 0, model = command->text == MODEL_FILE;
+    int readers = (dash && !model) + (command->bit == FOR_CHAT) + (command->bit == FOR_DECODE && line->text == NULL);
+    for (int i = 0; i < line->image_count; i++) readers += strcmp(line->images[i], "-") == 0;
+    if ((dash && model) || (line->model != NULL && strcmp(line->model, "-") == 0))
+        complain("a model cannot come from stdin: name its file");
+    else if (command->bit == FOR_QUANTIZE && strcmp(line->output, "-") == 0)
+        complain("a model cannot go to stdout: name its file with -o");
+    else if (readers > 1 && command->bit == FOR_CHAT)
+        complain("chat reads its questions from stdin: -i - cannot come from there too");
+    else if (readers > 1) complain("only one thing can come from stdin, but %d were named -", readers);
+    else return true;
+    return false;
+}
 
 static const Command *find_command(const CommandLine *line) {
-    const int count = (int)(sizeof COMMANDS / sizeof COMMANDS[0]);
-    for (int i = 0; line->command != NULL && i < count; i++) {
-        const Command *command = &COMMANDS[i];
-        if (strcmp(command->name, line->command) != 0) continue;
-        if (strchr(command->needs, 't') != NULL && line->text == NULL) complain("%s needs a text (janus -h)", command->name);
-        else if (strchr(command->needs, 'i') != NULL && line->image_count != 1) complain("%s needs one -i IMAGE (janus -h)", command->name);
-        else return command;
-        return NULL;
-    }
-    if (line->command == NULL) fputs(USAGE, stderr);
-    else complain("unknown command %s (janus -h lists them)", line->command);
+    for (int i = 0; line->command != NULL && i < COMMAND_COUNT; i++)
+        if (strcmp(COMMANDS[i].name, line->command) == 0) return &COMMANDS[i];
+    if (line->command != NULL) complain("unknown command %.60s (janus -h lists them)", line->command);
     return NULL;
 }
 
+/* "  generate, ask, chat:" over the options of these commands. */
+static void print_heading(FILE *to, unsigned commands) {
+    const char *between = "\n";
+    for (int i = 0; i < COMMAND_COUNT && commands != FOR_ALL; i++) {
+        if ((commands & COMMANDS[i].bit) == 0) continue;
+        fprintf(to, "%s%s", between, COMMANDS[i].name);
+        between = ", ";
+    }
+    fputs(commands == FOR_ALL ? "\nall commands:\n" : ":\n", to);
+}
+
+/* The help for all commands, or for one; test/manpage.awk reads it. */
+static void print_help(FILE *to, const Command *only) {
+    unsigned heading = 0;
+    fputs("janus " JANUS_VERSION " - Janus-Pro on the CPU: see images, draw images\n\n", to);
+    for (int i = 0; i < COMMAND_COUNT; i++)
+        if (only == NULL || only == &COMMANDS[i])
+            fprintf(to, "  janus %-8s %-24s%s\n", COMMANDS[i].name, COMMANDS[i].arguments, COMMANDS[i].does);
+    if (only != NULL) fputc('\n', to);
+    for (int i = 0; i < OPTION_COUNT; i++) {
+        const Option *option = &OPTIONS[i];
+        char name[40];
+        if (only != NULL && (option->commands & only->bit) == 0) continue;
+        if (only == NULL && option->commands != heading) print_heading(to, heading = option->commands);
+        const char *argument = option->argument != NULL ? option->argument : "";
+        snprintf(name, sizeof name, "%s%s%s", option->names, argument[0] != 0 ? " " : "", argument);
+        fprintf(to, "  %-22s %s\n", name, option->help);
+    }
+    if (only == NULL)
+        fputs("\nWords of a chat: /image FILE, /draw PROMPT, /reset, /quit. A - for a text, an\n"
+              "image or a list of ids is stdin. Options may stand before or after the text.\n"
+              "Exit status: 0 done, 1 failed, 2 used wrongly, 128 + N ended by signal N.\n", to);
+}
+
+/* Makes the folder; one that is there already must not hold tensors of another run. */
 static bool make_dump_folder(const char *path) {
-    if (path_is_folder(path)) return true;
+    if (path_is_folder(path)) {
+        const bool empty = !folder_holds_npy(path);
+        if (!empty) complain("%s holds .npy files of another run: name a new folder, or remove them", path);
+        return empty;
+    }
 #if defined(_WIN32)
     wchar_t *wide = wide_path(path);
     const bool made = wide != NULL && CreateDirectoryW(wide, NULL) != 0;
@@ -7933,10 +8344,26 @@ static bool make_dump_folder(const char *path) {
     return made;
 }
 
+/* A text that is "-" comes from stdin; a prompt then goes without the end of its last line. */
+static bool take_text(Program *program, const Command *command) {
+    FileImage *text = &program->text;
+    if (command->text != PLAIN_TEXT && command->text != PROMPT) return true;
+    if (strcmp(program->line.text, "-") != 0) return true;
+    if (!read_input("-", TEXT_FILE_LIMIT, true, text)) return false;
+    for (uint8_t *end = text->bytes + text->size; command->text == PROMPT && text->size > 0; text->size--)
+        if (*--end == '\n' || *end == '\r') *end = 0;
+        else break;
+    program->line.text = (const char *)text->bytes;
+    return true;
+}
+
 static int run_program(Program *program, const Command *command, const char *program_path) {
+    if (!take_text(program, command)) return EXIT_FAILED;
     if (program->line.dump != NULL && !make_dump_folder(program->line.dump)) return EXIT_FAILED;
-    const bool opens_its_own = command->run == command_quantize;
-    if (!opens_its_own && open_model(program, program_path) != JANUS_OK) return program_failed(program);
+    program->screen.line = &program->line;
+    program->screen.shows_progress = !program->line.quiet && terminal(stderr);
+    if (command->bit == FOR_INFO && program->line.text != NULL) program->line.model = program->line.text;
+    if (command->bit != FOR_QUANTIZE && open_model(program, program_path) != JANUS_OK) return program_failed(program);
     int result = command->run(program);
     if (program->screen.dump_error[0] != 0) {
         complain("%s", program->screen.dump_error);
@@ -7951,24 +8378,21 @@ static int run_program(Program *program, const Command *command, const char *pro
 
 static int janus_main(int argc, char **argv) {
     Program *program = calloc(1, sizeof *program);
-    int result = EXIT_FAILED;
     if (program == NULL) {
         complain("out of memory");
         return EXIT_FAILED;
     }
-    program->line.type = "q8_0";
-    program->line.count = 1;
-    program->line.cfg_weight = 5;
-    program->line.max_tokens = 512;
-    program->line.top_p = 1;
-    program->line.top_k = 50;
-    result = parse_command_line(&program->line, argc, argv);
-    if (result != EXIT_DONE) { /* said what is wrong */
-    } else if (program->line.help) result = fputs(USAGE, stdout) < 0 || fflush(stdout) != 0 ? EXIT_FAILED : EXIT_DONE;
-    else {
-        const Command *command = find_command(&program->line);
-        result = command == NULL ? EXIT_USAGE : run_program(program, command, argv[0]);
-    }
+    program->line = LINE_DEFAULTS;
+    int result = parse_command_line(&program->line, argc, argv);
+    const Command *command = result == EXIT_DONE ? find_command(&program->line) : NULL;
+    const bool nothing = result == EXIT_DONE && program->line.command == NULL;
+    if (program->line.help && (nothing || command != NULL)) {
+        print_help(stdout, command);
+        result = fflush(stdout) != 0 || ferror(stdout) ? EXIT_FAILED : EXIT_DONE;
+    } else if (nothing) print_help(stderr, NULL), result = EXIT_USAGE;
+    else if (command == NULL || !command_fits(command, &program->line) || !streams_fit(command, &program->line))
+        result = EXIT_USAGE;
+    else result = run_program(program, command, argv[0]);
     while (program->screen.dumped != NULL) {
         DumpCount *entry = program->screen.dumped;
         program->screen.dumped = entry->next;
@@ -7976,9 +8400,44 @@ static int janus_main(int argc, char **argv) {
     }
     janus_session_free(program->session);
     janus_free(program->model);
+    file_image_free(&program->text);
     free(program);
     return result;
 }
+
+/* ---- Signals: one that ends the program takes away what is half written; the exit status is 128 + its number ---- */
+
+#if defined(_WIN32)
+/* Runs in a thread of its own. A file that is open cannot be removed here: the writer, who sees `interrupted`, does. */
+static BOOL WINAPI on_console_event(DWORD event) {
+    interrupted = 1;
+    for (int i = 0; i < 500 && unfinished[0] != NULL; i++) Sleep(10);
+    if (unfinished[1] != NULL) file_remove(unfinished[1]);
+    ExitProcess(128 + (event == CTRL_C_EVENT || event == CTRL_BREAK_EVENT ? 2 : 15));
+    return TRUE;
+}
+
+static void handle_signals(void) { SetConsoleCtrlHandler(on_console_event, TRUE); }
+#elif !defined(__wasi__)
+static void on_signal(int number) {
+    for (int i = 0; i < 2; i++)
+        if (unfinished[i] != NULL) unlink(unfinished[i]);
+    _exit(128 + number);
+}
+
+/* A signal that is ignored, as under nohup, stays so. */
+static void handle_signals(void) {
+    static const int ENDING[] = {SIGINT, SIGTERM, SIGHUP, SIGXFSZ, SIGXCPU};
+    struct sigaction ours, before;
+    memset(&ours, 0, sizeof ours);
+    ours.sa_handler = on_signal;
+    sigfillset(&ours.sa_mask);
+    for (size_t i = 0; i < sizeof ENDING / sizeof ENDING[0]; i++)
+        if (sigaction(ENDING[i], NULL, &before) == 0 && before.sa_handler == SIG_DFL) sigaction(ENDING[i], &ours, NULL);
+}
+#else
+static void handle_signals(void) {}
+#endif
 
 #if defined(_WIN32)
 /* Windows hands arguments over as UTF-16; all of this program speaks UTF-8. */
@@ -7993,14 +8452,19 @@ int main(void) {
         good = argv[i] != NULL && WideCharToMultiByte(CP_UTF8, 0, wide[i], -1, argv[i], bytes, NULL, NULL) > 0;
     }
     SetConsoleOutputCP(CP_UTF8);
+    handle_signals();
     if (good) result = janus_main(argc, argv);
+    if (interrupted) Sleep(INFINITE); /* until the thread of the signal ends the process, with its exit status */
     for (int i = 0; i < argc && argv != NULL; i++) free(argv[i]);
     free(argv);
     LocalFree(wide);
     return result;
 }
 #else
-int main(int argc, char **argv) { return janus_main(argc, argv); }
+int main(int argc, char **argv) {
+    handle_signals();
+    return janus_main(argc, argv);
+}
 #endif
 
 #endif

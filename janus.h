@@ -103,7 +103,7 @@ void janus_free(JanusModel *model);
 
 /* Writes the model file `path` to `out_path` with the transformer's matrices as `type`, "q8_0" or "q4_0" (GGUF's blocks of
    32 weights with one 16-bit scale); what else becomes of the tensors is convert.py's rule. Written like an image: whole or
-   not at all. Errors: JANUS_BAD_ARGUMENT, those of janus_load, JANUS_IO_ERROR. */
+   not at all. Errors: JANUS_BAD_ARGUMENT (also: both paths lead to one file), those of janus_load, JANUS_IO_ERROR. */
 JanusStatus janus_quantize(const char *path, const char *out_path, const char *type, JanusError *error);
 
 /* The strings are owned by the model. */
@@ -137,7 +137,7 @@ typedef enum {
 } JanusCacheType;
 
 typedef struct {
-    int threads;     /* 1..256; 0: as many as the machine has processors. Results do not depend on it. */
+    int threads;     /* 1..256; 0: as many as the process may use processors. Results do not depend on it. */
     const char *isa; /* kernels: "plain", "avx2", "avx512", "neon"; NULL: the best that this machine has */
     JanusCacheType cache;
     int fast;        /* 1: products round activations to int8 or int16 (quantised weights) or, of many rows, to bf16 (bf16

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
 # Makes the manual page out of what the program says about itself: ./janus --help | awk -v date=2026-11-22 -f test/manpage.awk >janus.1
-# Lines: "janus VERSION - SUMMARY"; "  janus COMMAND ARGUMENTS   DESCRIPTION"; "  -o NAME   DESCRIPTION   -p NAME   DESCRIPTION".
+# Lines: "janus VERSION - SUMMARY"; "  janus COMMAND ARGUMENTS   DESCRIPTION"; "COMMAND, COMMAND:" over "  -o NAME  DESCRIPTION".
 
 function escape(text) {
     gsub(/-/, "\\-", text)
@@ -33,19 +33,17 @@ function command(text,    name, gap) {
     sub(/ .*/, "", name)
     sub(/^[a-z]+ +/, "", text)
     gap = match(text, /   +/)
-    if (gap > 0) commands = commands ".TP\n.B " name "\n" escape(substr(text, gap + RLENGTH)) "\n"
-    if (gap > 0) text = substr(text, 1, gap - 1)
-    synopsis = synopsis (synopsis == "" ? "" : ".br\n") "\\fBjanus " name "\\fR " marked(text) "\n"
+    commands = commands ".TP\n.B " name "\n" escape(substr(text, gap + RLENGTH)) "\n"
+    text = substr(text, 1, gap - 1)
+    synopsis = synopsis (synopsis == "" ? "" : ".br\n") "\\fBjanus " name "\\fR [\\fIOPTIONS\\fR] " marked(text) "\n"
 }
 
 NR == 1 { version = $2; summary = $0; sub(/^[^-]*- /, "", summary) }
 /^  janus / { sub(/^ +/, ""); command($0) }
-/^  -/ {
-    sub(/^ +/, "")
-    gsub(/   +-/, "\n-")
-    count = split($0, parts, "\n")
-    for (i = 1; i <= count; i++) option(parts[i])
-}
+/^[a-z, ]+:$/ { sub(/:$/, ""); options = options ".SS " $0 "\n" }
+/^  -/ { sub(/^ +/, ""); option($0) }
+/^[A-Z]/ { notes = 1 }
+notes && !/^Exit status/ { words = words escape($0) "\n" }
 
 END {
     print ".\\\" Made by test/manpage.awk from janus --help.   SPDX-License-Identifier: MIT"
@@ -59,15 +57,11 @@ END {
     print "Results go to standard output, all else to standard error."
     print "A picture is written under a temporary name and renamed when it is whole."
     print ".SH COMMANDS"
-    print ".TP\n.B generate\ndraws the pictures of a prompt"
-    print ".TP\n.B ask\nanswers a question about images"
-    printf "%s", commands
-    print ".TP\n.B info\nwhat a model file holds, and the kernels that this machine can use"
-    print ".TP\n.B quantize\nwrites a smaller model, in blocks of 32 weights with one scale"
-    printf ".SH OPTIONS\nThey may stand before or behind the text; \\fB\\-\\-\\fR ends them.\n%s", options
+    printf "%s.PP\n%s", commands, words
+    printf ".SH OPTIONS\nEach stands under the commands that take it; \\fB\\-\\-\\fR ends them.\n%s", options
     print ".SH ENVIRONMENT\n.TP\n.B JANUS_MODEL\nthe model file, unless \\fB\\-m\\fR names one"
     print ".TP\n.B JANUS_ISA\nthe kernels, unless \\fB\\-\\-isa\\fR names them"
-    print ".SH EXIT STATUS\n0 done, 1 failed, 2 used wrongly."
+    print ".SH EXIT STATUS\n0 done, 1 failed, 2 used wrongly, 128 + N ended by signal N."
     print ".SH EXAMPLES\n.nf\n.RS"
     print "janus generate \\-m janus\\-pro\\-1b.gguf \\-\\-seed 7 \\-o fox.png \"a red fox in the snow\""
     print "janus ask \\-m janus\\-pro\\-1b.gguf \\-i fox.png \"What is in the picture?\""

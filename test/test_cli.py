@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,10 @@ import pytest
 from PIL import Image
 
 if os.name == "posix":
+    import fcntl
+    import pty
     import resource
+    import termios
 
 ROOT = Path(__file__).resolve().parent.parent
 JANUS = Path(os.environ.get("JANUS_PROGRAM", ROOT / "janus"))
@@ -81,6 +86,67 @@ def test_help_goes_to_stdout() -> None:
         assert b"janus generate" in done.stdout and not done.stderr
 
 
+HELP = subprocess.run([JANUS, "-h"], capture_output=True, text=True, timeout=60).stdout
+COMMANDS = re.findall(r"^  janus ([a-z]+)", HELP, re.MULTILINE)
+USES = {  # what is enough for each command to begin
+    "generate": ["a cat"], "ask": ["What?"], "chat": [], "encode": ["-i", "x.png"], "decode": [], "tokenize": ["text"], "info": [],
+    "quantize": ["-o", "x.gguf", MODEL],
+}
+GOOD_VALUES = {"N": 1, "W": 5, "S": 1, "T": 1, "K": 1, "P": 1, "NAME": "plain", "IMAGE": "x.png", "OUT": "x.png", "DIR": "dump", "MODEL": MODEL}
+
+
+def options_of_the_help() -> list[tuple[str, list[str], list[str]]]:
+    """Every option with the commands that take it and what it is given, as the help says."""
+    found, takers = [], []
+    for line in HELP.split("\n"):
+        if heading := re.fullmatch(r"([a-z][a-z, ]*):", line):
+            takers = COMMANDS if heading[1] == "all commands" else heading[1].split(", ")
+        if option := re.match(r"  (-[-a-z]+)(?: (--?[-a-z]+))?(?: ([^ ]+))?  ", line):
+            value = [] if option[3] is None else [str(GOOD_VALUES.get(option[3], option[3].split("|")[0]))]
+            found += [(name, takers, value) for name in (option[1], option[2]) if name]
+    return found
+
+
+def test_help_fits_a_terminal() -> None:
+    """80 columns; a command's help has its options and no others; every option is under the commands that take it."""
+    assert list(USES) == COMMANDS and len(options_of_the_help()) >= 21
+    for command in COMMANDS:
+        told = succeeds(command, "-h", model=None).stdout.decode()
+        assert f"janus {command} " in told
+        assert set(re.findall(r"^  (-[-a-z]+)", told, re.MULTILINE)) == {
+            name for name, takers, _ in options_of_the_help() if command in takers and name != "--help"}
+        assert max(map(len, (HELP + told).split("\n"))) <= 80
+
+
+@pytest.mark.parametrize("command", USES)
+def test_options_that_a_command_does_not_use(tmp_path: Path, command: str) -> None:
+    """Each is refused with a sentence and exit 2 before anything is done."""
+    refused = 0
+    for name, takers, value in options_of_the_help():
+        if command in takers:
+            continue
+        line = fails(command, name, *value, *USES[command], model=None, cwd=tmp_path, code=2)
+        assert line.startswith(f"janus: {command} takes no {name}: it "), line
+        refused += 1
+    assert refused >= 2 and not list(tmp_path.iterdir())
+
+
+def test_refusals_say_why(tmp_path: Path) -> None:
+    """Among them an image for a drawing, texts where none is taken, and two models."""
+    refusals = {
+        ("generate", "-i", "photo.png", "make it blue"): "generate takes no -i: it draws from text only",
+        ("chat", "Hello"): 'chat takes no text ("Hello")', ("encode", "photo.png"): 'encode takes no text ("photo.png")',
+        ("info", "a.gguf", "-m", "b.gguf"): "info shows one model", ("quantize", MODEL): "-o OUT.gguf", ("quantize", "-o", "x.gguf"): "IN.gguf",
+        ("ask", "-i", "-", "-"): "only one thing can come from stdin", ("ask", "-i", "-", "-i", "-", "What?"): "only one thing",
+        ("chat", "-i", "-"): "chat reads its questions from stdin", ("info", "-"): "a model cannot come from stdin",
+        ("tokenize", "-m", "-", "x"): "a model cannot come from stdin", ("quantize", "-o", "-", MODEL): "a model cannot go to stdout",
+        ("quantize", "-o", "x", "-"): "a model cannot come from stdin", ("generate", "-m", "", "x"): "-m takes a name",
+        ("ask", *["-i", "x.png"] * 65, "What?"): "-i is taken 64 times at most",
+    }
+    for arguments, said in refusals.items():
+        assert said in fails(*arguments, model=None, cwd=tmp_path, code=2), arguments
+
+
 def test_no_command_is_usage() -> None:
     """Without a command the usage goes to stderr."""
     done = janus(model=None)
@@ -110,22 +176,44 @@ def test_usage_errors(arguments: list[str]) -> None:
 @pytest.mark.parametrize(
     "option, values",
     [
-        ("--seed", ["x", "", "-1", "1.5", "99999999999999999999999", "1x"]),
-        ("-n", ["0", "65", "-3", "x", "1.5", ""]),
-        ("--cfg", ["x", "-1", "nan", "inf", "1e999", "5 "]),
-        ("--temperature", ["x", "-0.1", "nan", "inf", "1e999"]),
-        ("--threads", ["0", "-1", "257", "x", "1e3"]),
-        ("--max-tokens", ["0", "-1", "x"]),
-        ("--top-p", ["0", "-1", "1.1", "nan", "x"]),
-        ("--isa", ["mmx", ""]),
-        ("--kv", ["f64", "", "F16"]),
-        ("--rng", ["numpy", ""]),
+        ("--seed", ["0 to 18446744073709551615, or -1: a random one", "x", "", "-2", "1.5", "99999999999999999999999", "1x"]),
+        ("-n", ["1 to 64", "0", "65", "-3", "x", "1.5", ""]),
+        ("--cfg", ["0 to 100", "x", "-1", "nan", "inf", "1e999", "1e3", "5 "]),
+        ("--temperature", ["0 to 100", "x", "-0.1", "nan", "inf", "1e999"]),
+        ("--threads", ["1 to 256", "0", "-1", "257", "x", "1e3"]),
+        ("--max-tokens", ["1 to 16777216", "0", "-1", "x"]),
+        ("--top-k", ["0 to 16777216", "-1", "x"]),
+        ("--top-p", ["1e-06 to 1", "0", "-1", "1.1", "nan", "x"]),
+        ("--isa", ["plain", "mmx", ""]),
+        ("--kv", ["f32 or f16", "f64", "", "f16|f32"]),
+        ("--rng", ["torch or torch-mkl", "numpy", ""]),
+        ("--type", ["q8_0 or q4_0", "q5_0", "", "q"]),
     ],
 )
-def test_numbers_that_are_no_numbers(option: str, values: list[str]) -> None:
-    """Values outside an option's range, or none at all."""
-    for value in values:
-        fails("generate", option, value, "a cat")
+def test_values_outside_the_range(tmp_path: Path, option: str, values: list[str]) -> None:
+    """Exit 2 and the range, which stands first in the list, whatever the command is."""
+    for command in ("generate", "ask"):
+        for value in values[1:]:
+            line = fails(command, option, value, "a cat", cwd=tmp_path, code=2)
+            assert line.startswith(f"janus: {option} takes ") and values[0] in line and f'not "{value}"' in line, line
+
+
+def test_capitals(tmp_path: Path) -> None:
+    """Words of an option are the same in capitals."""
+    for name in ("q4_0", "Q4_0"):
+        succeeds("quantize", "--type", name, "-o", tmp_path / f"{name}-file", GOLDEN / "plain.gguf", model=None)
+    assert (tmp_path / "q4_0-file").read_bytes() == (tmp_path / "Q4_0-file").read_bytes()
+    assert succeeds("info", "--kv", "F32").stdout == succeeds("info", "--kv", "f32").stdout
+    succeeds("decode", "--isa", "PLAIN", "-o", tmp_path / "x.png", stdin=b"1 2 3 4")
+
+
+def test_a_random_seed(tmp_path: Path) -> None:
+    """--seed -1 makes one up and prints it, as no --seed does."""
+    done = succeeds("generate", "--seed", -1, "-o", "a.png", "a red fox", cwd=tmp_path)
+    word, seed = done.stderr.split()
+    assert word == b"seed" and int(seed) >= 0
+    succeeds("generate", "--seed", seed.decode(), "-o", "b.png", "a red fox", cwd=tmp_path)
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
 def test_options_may_stand_anywhere(photo: Path) -> None:
@@ -187,8 +275,8 @@ def test_generate_formats(tmp_path: Path) -> None:
         if name == "A.PNG" and done.returncode:
             continue  # capital endings may be refused
         assert done.returncode == 0 and Image.open(tmp_path / name).format == kind
-    succeeds("generate", "x", cwd=tmp_path)
-    assert (tmp_path / "janus.png").exists()
+    assert succeeds("generate", "x", cwd=tmp_path).stdout == b"janus-1.png\n"
+    assert Image.open(tmp_path / "janus-1.png").format == "PNG"
     for name in ("a.gif", "a", "a.png.txt", ""):
         fails("generate", "-o", name, "x", cwd=tmp_path, code=(1, 2))
 
@@ -213,9 +301,72 @@ def test_generators_and_caches(tmp_path: Path) -> None:
     fails("generate", "-n", 2, "-o", "-", "a cat", code=2)
 
 
-def test_default_model() -> None:
-    """Without -m and $JANUS_MODEL: weights/tiny.gguf of the current folder."""
+def test_names_that_are_free(tmp_path: Path) -> None:
+    """Without -o nothing is overwritten, by none of many runs at once; -o overwrites."""
+    (tmp_path / "janus-2.png").write_bytes(b"mine")
+    for names in ("janus-1.png janus-3.png", "janus-4.png janus-5.png"):
+        assert succeeds("generate", "-n", 2, "x", cwd=tmp_path).stdout.decode().split() == names.split()
+    assert succeeds("decode", stdin=b"1 2 3 4", cwd=tmp_path).stdout == b"janus-6.png\n"
+    runs = [subprocess.Popen([JANUS, "generate", "-m", MODEL, "--seed", str(seed), "a fox"], cwd=tmp_path, stdout=subprocess.PIPE,
+                             stderr=subprocess.DEVNULL) for seed in range(8)]
+    names = sorted(run.communicate(timeout=60)[0].decode().strip() for run in runs)
+    assert names == sorted(f"janus-{k}.png" for k in range(7, 15)) and all(run.returncode == 0 for run in runs)
+    assert (tmp_path / "janus-2.png").read_bytes() == b"mine"
+    for seed in range(8):
+        succeeds("generate", "--seed", seed, "-o", f"x{seed}.png", "a fox", cwd=tmp_path)
+    assert (sorted((tmp_path / name).read_bytes() for name in names) ==
+            sorted((tmp_path / f"x{seed}.png").read_bytes() for seed in range(8)))
+    first = (tmp_path / "janus-1.png").read_bytes()
+    succeeds("decode", "-o", "janus-1.png", stdin=b"1 2 3 4", cwd=tmp_path)
+    assert (tmp_path / "janus-1.png").read_bytes() != first
+
+
+def test_default_model(tmp_path: Path) -> None:
+    """Without -m and $JANUS_MODEL: weights/tiny.gguf of the current folder or beside the program; without it the way to one."""
     assert b"transformer" in succeeds("info", model=None, cwd=ROOT).stdout
+    program = tmp_path / JANUS.name
+    shutil.copy(JANUS, program)
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("JANUS_")}
+    done = subprocess.run([program, "tokenize", "x"], cwd=tmp_path, capture_output=True, text=True, timeout=60, env=environment)
+    assert done.returncode == 1 and not done.stdout and done.stderr.count("\n") == 1
+    assert all(word in done.stderr for word in ("no model", "-m", "JANUS_MODEL", "convert.py", "README"))
+    (tmp_path / "weights").mkdir()
+    shutil.copy(MODEL, tmp_path / "weights" / "tiny.gguf")
+    subprocess.run([program, "tokenize", "x"], cwd=ROOT / "test", check=True, capture_output=True, timeout=60, env=environment)
+
+
+# ---- Streams ----
+
+def test_stdin_is_a_dash(tmp_path: Path, photo: Path) -> None:
+    """A prompt, a question, a text, ids and images come from stdin as they do from an argument or a file."""
+    expected = succeeds("generate", "--seed", 1, "-o", "-", "a red fox").stdout
+    for stdin in (b"a red fox\n", b"a red fox", b"a red fox\r\n\n"):
+        assert succeeds("generate", "--seed", 1, "-o", "-", "-", stdin=stdin).stdout == expected
+    question = ("ask", "--max-tokens", 6, "-i")
+    expected = succeeds(*question, photo, "What is it?").stdout
+    assert succeeds(*question, photo, "-", stdin=b"What is it?\n").stdout == expected
+    assert succeeds(*question, "-", "What is it?", stdin=photo.read_bytes()).stdout == expected
+    assert succeeds("encode", "-i", "-", stdin=photo.read_bytes()).stdout == succeeds("encode", "-i", photo).stdout
+    assert succeeds("tokenize", "-", stdin=b"a text\n").stdout == succeeds("tokenize", "a text\n").stdout
+    assert succeeds("tokenize", "--decode", "-", stdin=b"5 6 7\n").stdout == succeeds("tokenize", "--decode", "5 6 7").stdout
+    for ids in ([], ["-"]):
+        succeeds("decode", *ids, "-o", tmp_path / "x.png", stdin=b"1 2 3 4")
+    for stdin in (b"", b"no picture", photo.read_bytes()[:60]):
+        fails(*question, "-", "What?", stdin=stdin)
+    fails("generate", "-", stdin=b"\n")
+
+
+def test_zero_bytes(tmp_path: Path) -> None:
+    """Where a zero byte would end a text early: an error that says where it is, never a text that is cut."""
+    for arguments, stdin in ((["generate", "-"], b"a fox\0 and more"), (["ask", "-"], b"a fox\0 and more"), (["tokenize", "-"], b"a fox\0 and"),
+                             (["decode"], b"1 2 3\x004"), (["decode"], b"1 2 3 4\0"), (["tokenize", "--decode", "-"], b"5 6 7 \0 8")):
+        line = fails(*arguments, stdin=stdin, cwd=tmp_path)
+        assert f"stdin is not a text in UTF-8: byte {stdin.index(0) + 1} is zero" in line
+    (tmp_path / "ids").write_bytes(b"1 2\x003 4")
+    assert "ids is not a text" in fails("decode", "ids", cwd=tmp_path)
+    done = succeeds("chat", "--max-tokens", 2, stdin=b"Hel\0lo\n/draw a\0 fox\nHello\n", cwd=tmp_path)
+    assert done.stderr.count(b"byte 4 is zero") == 1 and done.stderr.count(b"byte 8 is zero") == 1
+    assert done.stdout == succeeds("chat", "--max-tokens", 2, stdin=b"Hello\n").stdout and len(list(tmp_path.iterdir())) == 1
 
 
 # ---- ask and chat ----
@@ -326,9 +477,12 @@ def test_tokenize_refuses() -> None:
 
 
 def test_info() -> None:
-    """The sizes of the model, on stdout."""
+    """The sizes of the model, on stdout; of the file that is named."""
     done = succeeds("info")
     assert b"transformer" in done.stdout and b"f16" in done.stdout and not done.stderr
+    other = GOLDEN / "tied.gguf"
+    assert succeeds("info", other, model=None).stdout == succeeds("info", "-m", other).stdout != done.stdout
+    assert "no/such.gguf" in fails("info", "no/such.gguf", model=None)
 
 
 def test_quantize(tmp_path: Path) -> None:
@@ -342,6 +496,31 @@ def test_quantize(tmp_path: Path) -> None:
                       ["-o", tmp_path / "no" / "x.gguf", MODEL], ["-o", tmp_path / "x.gguf"], [MODEL]):
         fails("quantize", *arguments, model=None, code=(1, 2))
     assert not list(tmp_path.iterdir())
+
+
+def test_files_that_would_be_lost(tmp_path: Path) -> None:
+    """The model is never written over, by none of its names; tensors of another run are not mixed with new ones."""
+    model = tmp_path / "model.png"
+    shutil.copy(MODEL, model)
+    names = [model, f"{tmp_path}/./model.png", tmp_path / "hard.png"]
+    os.link(model, names[2])
+    if os.name == "posix":
+        names.append(tmp_path / "soft.png")
+        names[3].symlink_to(model)
+    for name in names:
+        assert "over its source" in fails("quantize", "-o", name, model, model=None)
+        assert "over the model" in fails("generate", "-m", model, "-o", name, "x")
+        assert "over the model" in fails("decode", "-m", model, "-o", name, stdin=b"1 2 3 4")
+    os.link(model, tmp_path / "new-2.png")
+    assert "over the model" in fails("generate", "-m", model, "-n", 2, "-o", tmp_path / "new.png", "x")
+    assert model.read_bytes() == MODEL.read_bytes() and not (tmp_path / "new-1.png").exists()
+    dump = tmp_path / "dump"
+    dump.mkdir()
+    (dump / "notes.txt").write_text("mine")
+    succeeds("decode", "--dump", dump, "-o", tmp_path / "x.png", stdin=b"1 2 3 4")
+    before = sorted(dump.iterdir())
+    assert "of another run" in fails("decode", "--dump", dump, "-o", tmp_path / "y.png", stdin=b"1 2 3 4")
+    assert sorted(dump.iterdir()) == before and len(before) > 3 and not (tmp_path / "y.png").exists()
 
 
 # ---- The model file ----
@@ -569,6 +748,13 @@ def test_full_disk_keeps_the_old_picture(tmp_path: Path) -> None:
 
 
 @posix
+def test_a_free_name_that_cannot_be_written(tmp_path: Path) -> None:
+    """Nothing is left of it, the empty file neither that held its name."""
+    fails("decode", stdin=b"1 2 3 4", cwd=tmp_path, preexec_fn=small_files)
+    assert not list(tmp_path.iterdir())
+
+
+@posix
 def test_full_stdout(tmp_path: Path, photo: Path) -> None:
     """Results that cannot be written are a failure."""
     if not Path("/dev/full").exists():
@@ -689,50 +875,130 @@ def test_dump(tmp_path: Path, photo: Path) -> None:
 
 # ---- Progress ----
 
-@posix
-def test_progress_only_on_a_terminal(tmp_path: Path, photo: Path) -> None:
-    """A bar on a terminal, gone at the end; with -q, or into a file, none."""
-    import pty
+def on_terminal(*arguments: object, columns: int = 80, env: dict[str, str] | None = None) -> str:
+    """What the program shows on a terminal of so many columns, as stderr."""
+    parent, child = pty.openpty()
+    fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    process = subprocess.Popen([JANUS, *map(str, arguments)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=child,
+                               env={key: value for key, value in os.environ.items() if key != "COLUMNS"} | (env or {}))
+    os.close(child)
+    seen = b""
+    try:
+        while chunk := os.read(parent, 65536):
+            seen += chunk
+    except OSError:
+        pass
+    assert process.wait(60) == 0
+    os.close(parent)
+    return seen.decode()
 
-    def on_terminal(*arguments: object) -> bytes:
-        parent, child = pty.openpty()
-        process = subprocess.Popen(
-            [JANUS, *map(str, arguments), "-m", MODEL], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=child
-        )
-        os.close(child)
-        seen = b""
-        try:
-            while chunk := os.read(parent, 65536):
-                seen += chunk
-        except OSError:
+
+@posix
+def test_progress_only_on_a_terminal(tmp_path: Path) -> None:
+    """A bar on a terminal, gone at the end; with -q, or into a file, none; quantize has one too."""
+    drawing = ("generate", "--seed", 1, "-o", tmp_path / "x.png", "a cat")
+    seen = on_terminal(*drawing, "-m", MODEL)
+    assert "\r" in seen.replace("\r\n", "\n") and "/" in seen and seen.endswith("\x1b[K")
+    assert "\x1b" not in on_terminal(*drawing, "-m", MODEL, "-q")
+    assert succeeds(*drawing).stderr == b"seed 1\n"
+    shrinking = ("quantize", "-o", tmp_path / "x.gguf", ROOT / "weights" / "tiny.gguf")
+    seen = on_terminal(*shrinking)
+    assert re.search(r"\rwrite   \[#+\.+\] \d+/\d+  ", seen) and seen.endswith("\r\x1b[K")
+    assert not on_terminal(*shrinking, "-q") and not succeeds(*shrinking, model=None).stderr
+
+
+@posix
+@pytest.mark.parametrize("columns", [200, 80, 67, 60, 45, 40, 30, 20, 10, 3])
+def test_progress_is_never_wider_than_the_terminal(tmp_path: Path, columns: int) -> None:
+    """One column stays free, whether the terminal or $COLUMNS says how many there are."""
+    drawing = ("generate", "--seed", 1, "-o", tmp_path / "x.png", "-m", ROOT / "weights" / "tiny.gguf", "a cat")
+    for told in ({"columns": columns}, {"columns": 0, "env": {"COLUMNS": str(columns)}}, {"columns": 250, "env": {"COLUMNS": str(columns)}}):
+        shown = on_terminal(*drawing, **told).replace("\x1b[K", "").replace("seed 1\r\n", "").split("\r")
+        assert max(map(len, shown)) <= columns - 1
+        drawn = [part for part in shown if part.startswith("draw"[:columns - 1])]
+        assert len(drawn) > 10
+        if columns >= 30:
+            assert all("[" in part and "/64" in part for part in drawn)
+        if columns >= 67:
+            assert all(part.endswith(" left") for part in drawn)
+
+
+# ---- Signals ----
+
+@posix
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP] if os.name == "posix" else [])
+def test_interrupted(tmp_path: Path, number: int) -> None:
+    """A program that is stopped while it writes leaves nothing half written and what was there; exit 128 + the signal."""
+    caught = 0
+    for _ in range(40):
+        (tmp_path / "q.gguf").write_bytes(b"old")
+        process = subprocess.Popen([JANUS, "quantize", "--type", "q4_0", "-o", tmp_path / "q.gguf", ROOT / "weights" / "tiny.gguf"],
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        deadline = time.monotonic() + 30
+        while process.poll() is None and time.monotonic() < deadline and not list(tmp_path.glob("*.part")):
             pass
-        assert process.wait(60) == 0
-        os.close(parent)
-        return seen
-
-    seen = on_terminal("generate", "--seed", 1, "-o", tmp_path / "x.png", "a cat")
-    assert b"\r" in seen.replace(b"\r\n", b"\n") and b"/" in seen and seen.endswith(b"\x1b[K")
-    assert b"\x1b" not in on_terminal("generate", "-q", "--seed", 1, "-o", tmp_path / "x.png", "a cat")
-    assert succeeds("generate", "--seed", 1, "-o", tmp_path / "x.png", "a cat").stderr == b"seed 1\n"
+        process.send_signal(number)
+        assert process.communicate(timeout=60)[1] == b""
+        assert process.returncode in (128 + number, 0)  # 0: it was done
+        assert [path.name for path in tmp_path.iterdir()] == ["q.gguf"]
+        assert ((tmp_path / "q.gguf").read_bytes() == b"old") == (process.returncode != 0)
+        caught += process.returncode != 0
+        if caught == 3:
+            break
+    assert caught == 3
 
 
 @posix
-def test_interrupted(tmp_path: Path) -> None:
-    """A program that is stopped leaves no half picture."""
-    for _ in range(5):
-        process = subprocess.Popen(
-            [JANUS, "generate", "-m", GOLDEN / "plain.gguf", "-n", "64", "-o", tmp_path / "x.png", "a cat"],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+def test_interrupted_elsewhere(tmp_path: Path) -> None:
+    """At any moment of a drawing; a signal that is ignored stays so."""
+    for delay in (0.005, 0.02, 0.05):
+        process = subprocess.Popen([JANUS, "generate", "-m", GOLDEN / "plain.gguf", "-n", "64", "a cat"], cwd=tmp_path,
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
-            process.wait(0.02)
+            process.wait(delay)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGINT)
-        process.wait(60)
+        assert process.wait(60) in (130, 0, -signal.SIGINT)  # the last: before the program had begun
         for path in tmp_path.iterdir():
-            if path.suffix == ".png":
-                Image.open(path).load()
+            assert path.suffix == ".png"
+            Image.open(path).load()
+    ignored = subprocess.Popen([JANUS, "chat", "-m", MODEL, "--max-tokens", "2"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=tmp_path,
+                               preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    ignored.stdin.write(b"Hello\n")
+    ignored.stdin.flush()
+    assert ignored.stdout.read(1)
+    ignored.send_signal(signal.SIGHUP)
+    assert b"\n" in ignored.communicate(b"Hello\n", timeout=60)[0] and ignored.returncode == 0
+
+
+@posix
+def test_a_file_that_grows_too_large(tmp_path: Path) -> None:
+    """SIGXFSZ, where it is not ignored, ends the program as any other signal does."""
+    def limited() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (40, 40))
+
+    for arguments in (["quantize", "-o", "x.gguf", MODEL], ["decode", "-m", MODEL, "-o", "x.png"], ["decode", "-m", MODEL]):
+        done = subprocess.run([JANUS, *map(str, arguments)], input=b"1 2 3 4", capture_output=True, cwd=tmp_path, preexec_fn=limited,
+                              restore_signals=False, timeout=60, env=os.environ | {"GCOV_PREFIX": "/nowhere"})
+        assert done.returncode == 128 + signal.SIGXFSZ and not list(tmp_path.iterdir()), done
+
+
+# ---- Threads ----
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists() or not hasattr(os, "sched_setaffinity"), reason="needs Linux")
+def test_default_threads_are_what_the_process_may_use() -> None:
+    """No more threads than processors that it is bound to."""
+    mine = sorted(os.sched_getaffinity(0))
+    for count in {1, len(mine)}:
+        process = subprocess.Popen([JANUS, "chat", "-m", MODEL, "--max-tokens", "2"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                   preexec_fn=lambda: os.sched_setaffinity(0, mine[:count]))
+        process.stdin.write(b"Hello\n")
+        process.stdin.flush()
+        assert process.stdout.read(1)
+        threads = len(list(Path(f"/proc/{process.pid}/task").iterdir()))
+        process.communicate(timeout=60)
+        assert 1 <= threads <= count
 
 
 def test_closed_stdin() -> None:

@@ -48,7 +48,7 @@ static FILE *open_bytes(Bytes bytes) {
 static FILE *world_open(const char *path, const char *mode) {
     const size_t length = strlen(path);
     if (mode[0] == 'r') return open_bytes(length > 5 && strcmp(path + length - 5, ".gguf") == 0 ? world.model : world.other);
-    if (!world.keep_written) return fopen("/dev/null", mode);
+    if (!world.keep_written) return fopen("/dev/null", "wb");
     free(world.written.bytes);
     return open_memstream(&world.written.bytes, &world.written.size);
 }
