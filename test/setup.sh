@@ -151,8 +151,10 @@ from_pkg() {
         find "$work/got" -name 'stb-*.pkg' -exec tar -xf {} -C "$work/got" \;
 }
 
+# download URL FILE. Not every busybox's wget knows -T.
 download() {
-    { have curl && curl -fsSL --connect-timeout 20 -o "$2" "$1"; } || { have wget && wget -q -T 20 -O "$2" "$1"; } ||
+    timeout=$(wget --help 2>&1 | grep -q -e '-T' && echo "-T 20")
+    { have curl && curl -fsSL --connect-timeout 20 -o "$2" "$1"; } || { have wget && wget -q $timeout -O "$2" "$1"; } ||
         { have fetch && fetch -q -T 20 -o "$2" "$1"; }
 }
 

@@ -99,6 +99,8 @@ exit $status"""
 # curl -o FILE URL and wget -O FILE URL.
 DOWNLOADER = """#!{python}
 import sys, urllib.request
+if '--help' in sys.argv:
+    sys.exit()
 words = sys.argv[1:]
 target = words[[i for i, word in enumerate(words) if word in ("-o", "-O")][0] + 1]
 try:
