@@ -1,7 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
-# make platforms-bare: make demo and make test in empty systems of Debian, which debootstrap makes with nothing in them but gcc,
-# libc6-dev and make, for a user without root and then as root. A row has the columns of make platforms:
+# make platforms-bare: make demo and make test in empty systems of Debian, made by debootstrap with nothing in them but
+# gcc, libc6-dev and make, for a user without root and then as root. A row has the columns of make platforms:
 #   build    whether the compiler was without a warning in all that was built
 #   tests    what make test counts; without root the C part alone, since Python is missing there
 #   ids      whether a picture's ids are those of ./janus here
@@ -24,13 +24,15 @@ clean_up() {
     done
 }
 
-# How this machine reaches its packages, for the new system: apt's and pip's settings, and the certificates that they name.
+# How this machine reaches its packages, for the new system: settings of apt and pip, and the certificates that they name.
 copy_settings() {
     apt-config dump 2>/dev/null | grep '^Acquire::' >"$1/etc/apt/apt.conf.d/90host"
-    for path in /etc/pip.conf /etc/xdg/pip "$HOME/.config/pip" "$HOME/.pip" /etc/ssl/certs/ca-certificates.crt "$PIP_CERT" "$SSL_CERT_FILE"; do
+    for path in /etc/pip.conf /etc/xdg/pip "$HOME/.config/pip" "$HOME/.pip" /etc/ssl/certs/ca-certificates.crt \
+        "$PIP_CERT" "$SSL_CERT_FILE"; do
         [ -e "$path" ] && mkdir -p "$1${path%/*}" && cp -RL "$path" "$1${path%/*}/"
     done
-    env | grep -E '^(PIP_|SSL_CERT_FILE=|[a-zA-Z]*_(proxy|PROXY)=)' | sed "s/'/'\\\\''/g; s/=/='/; s/\$/'/; s/^/export /" >"$1/etc/host.env"
+    env | grep -E '^(PIP_|SSL_CERT_FILE=|[a-zA-Z]*_(proxy|PROXY)=)' |
+        sed "s/'/'\\\\''/g; s/=/='/; s/\$/'/; s/^/export /" >"$1/etc/host.env"
 }
 
 # make_root RELEASE ROOT: the empty system, without lists of packages.
@@ -46,7 +48,8 @@ make_root() {
 inside() {
     home=/root
     [ "$2" = root ] || home=/home/$2
-    env -i HOME=$home PATH=/usr/sbin:/usr/bin:/sbin:/bin chroot --userspec="$2:$2" "$1" sh -c ". /etc/host.env; cd $home; $3"
+    env -i HOME=$home PATH=/usr/sbin:/usr/bin:/sbin:/bin \
+        chroot --userspec="$2:$2" "$1" sh -c ". /etc/host.env; cd $home/janus; $3"
 }
 
 # row TARGET ROOT USER: a fresh clone, the two commands of README, and what came out.
@@ -59,18 +62,20 @@ row() {
     git clone -q --depth 1 "file://$(pwd)" "$home/janus" >"$log" 2>&1
     chroot "$root" chown -R "$user:$user" "${home#"$root"}/janus"
     wrong=""
-    inside "$root" "$user" "cd janus && make demo" >>"$log" 2>&1 || wrong="make demo fails"
+    inside "$root" "$user" "make demo" >>"$log" 2>&1 || wrong="make demo fails"
     grep -q "brought into build/stb" "$log" || wrong="${wrong:-the headers were there before}"
-    inside "$root" "$user" "cd janus && make test" >>"$log" 2>&1 || wrong="${wrong:-make test fails}"
+    inside "$root" "$user" "make test" >>"$log" 2>&1 || wrong="${wrong:-make test fails}"
     tests=$(sed -n 's/^\([0-9]*\) passed, 0 failed$/\1/p' "$log" | tail -1)
     if grep -q '^left out: the Python tests' "$log"; then python="left out"; else python=run; fi
     case $user,$python in root,run | janus,"left out") ;; *) wrong="${wrong:-the Python tests were $python}" ;; esac
     warnings=$(grep -c 'warning:' "$log")
     if [ "$warnings" = 0 ]; then build=clean; else build="$warnings warnings" wrong="${wrong:-warnings}"; fi
-    kernels=$(inside "$root" "$user" "cd janus && ./janus info" 2>/dev/null | sed -n 's/^kernels *\([^,]*\).*/\1/p')
-    if [ "$(inside "$root" "$user" "cd janus && $ids_command" 2>/dev/null)" = "$native" ]; then equal=equal; else equal=DIFFER; fi
-    [ $equal = equal ] && [ -n "${tests:-}" ] || wrong="${wrong:-results}"
-    print_row "gcc $(inside "$root" "$user" "gcc -dumpfullversion")" "$target" "${kernels:-none}" "$build" "${tests:-none}" "$equal" - -
+    kernels=$(inside "$root" "$user" "./janus info" 2>/dev/null | sed -n 's/^kernels *\([^,]*\).*/\1/p')
+    ids=DIFFER
+    [ "$(inside "$root" "$user" "$ids_command" 2>/dev/null)" = "$native" ] && ids=equal
+    [ $ids = equal ] && [ -n "$tests" ] || wrong="${wrong:-results}"
+    compiler="gcc $(inside "$root" "$user" "gcc -dumpfullversion")"
+    print_row "$compiler" "$target" "${kernels:-none}" "$build" "${tests:-none}" "$ids" - -
     if [ -z "$wrong" ]; then
         good=$((good + 1))
     else
@@ -80,6 +85,10 @@ row() {
     fi
 }
 
+for name in "Debian 12, bare, no root" "Debian 12, bare, root" "Debian 13, bare, no root" "Debian 13, bare, root" ""; do
+    [ -n "$name" ] || exit 0
+    wanted "$name" && break
+done
 ids_command="./janus encode -q --isa plain -m weights/tiny.gguf -i weights/samples.png"
 native=$($ids_command) || exit 1
 mkdir -p "$WORK"

@@ -8,9 +8,9 @@
 #   setup.sh mirror             prints the address of Debian's packages that /etc/apt names
 # The environment holds the Makefile's CC, CFLAGS, STB, FETCH and STB_URL. Exit status 2: the headers are missing.
 #
-# The headers are looked for where the system has them, then in build/stb. If they are nowhere, the distribution's package
-# is unpacked into build/stb, which needs no root; else both files are downloaded at one commit, and kept only if their
-# SHA-256 is the one below. FETCH=no forbids both.
+# The headers are looked for where the system has them, then in build/stb. If they are nowhere, the distribution's
+# package is unpacked into build/stb, which needs no root; else both files are downloaded at one commit, and kept only if
+# their SHA-256 is the one below. FETCH=no forbids both.
 cd "$(dirname "$0")/.." || exit 1
 CC=${CC:-cc}
 COMMIT=31c1ad37456438565541f4919958214b6e762fb4
@@ -103,7 +103,7 @@ find_installed() {
     fits "$flags"
 }
 
-# Sets $flags for the folder that STB names. An -isystem folder that lacks the files would pass the search on to the next.
+# Sets $flags for the folder that STB names. An -isystem folder without the files would pass the search on to the next.
 find_named() {
     flags=""
     [ -f "$STB/stb/stb_image.h" ] && [ -f "$STB/stb/stb_image_write.h" ] && flags="-isystem $STB"
@@ -126,7 +126,12 @@ private_apt() {
 from_apt() {
     have apt-get && have dpkg-deb || return 1
     # The system's lists may be empty, or older than its mirror.
-    (cd "$work/got" && { apt download libstb-dev || { private_apt update; private_apt download libstb-dev; }; }) || return 1
+    (
+        cd "$work/got" || exit 1
+        apt download libstb-dev && exit
+        private_apt update
+        private_apt download libstb-dev
+    ) || return 1
     dpkg-deb -x "$work"/got/*.deb "$work/got"
 }
 
@@ -140,7 +145,8 @@ from_apk() { have apk && apk fetch --no-cache -o "$work/got" stb && tar -xzf "$w
 # pacman downloads for root alone (on MSYS2 for everyone); a database of its own leaves the system's as old as it is.
 from_pacman() {
     have pacman && mkdir "$work/got/db" || return 1
-    pacman -Syw --noconfirm --dbpath "$work/got/db" --cachedir "$work/got" "${MINGW_PACKAGE_PREFIX:+$MINGW_PACKAGE_PREFIX-}stb" &&
+    name=${MINGW_PACKAGE_PREFIX:+$MINGW_PACKAGE_PREFIX-}stb
+    pacman -Syw --noconfirm --dbpath "$work/got/db" --cachedir "$work/got" "$name" &&
         for package in "$work"/got/*.pkg.tar.*[!g]; do bsdtar -xf "$package" -C "$work/got"; done
 }
 

@@ -1,8 +1,8 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
-# make test-stb: janus.c compiles without a warning with the oldest stb and with the newest, and the same pictures come out.
-# The headers are those of two Debian releases (STB_RELEASES); the second one's have to be those of the commit that
-# test/setup.sh downloads where there is no package. A release that cannot be had is left out, or fails where $CI is set.
+# make test-stb: janus.c compiles without a warning with the oldest stb and with the newest, and the same pictures come
+# out. The headers are those of two Debian releases (STB_RELEASES); the second one's have to be those of the commit that
+# test/setup.sh downloads where there is no package. A release that cannot be had is left out; where $CI is set it fails.
 cd "$(dirname "$0")/.." || exit 1
 RELEASES=${STB_RELEASES:-bookworm trixie}
 BUILD=build/test-stb
@@ -20,8 +20,10 @@ check() {
     fi
 }
 
+# compile COMPILER DIR PROGRAM
 compile() {
-    "$1" -std=c99 -pedantic -Wall -Wextra -Wshadow -Wvla -Werror -O1 -DJANUS_NO_SIMD -isystem "$2" janus.c -o "$3" -lm -lpthread
+    "$1" -std=c99 -pedantic -Wall -Wextra -Wshadow -Wvla -Werror -O1 -DJANUS_NO_SIMD -isystem "$2" janus.c -o "$3" \
+        -lm -lpthread
 }
 
 # outputs PROGRAM DIR: a drawn PNG and JPEG, and the ids of both, read again.
@@ -35,6 +37,11 @@ outputs() {
 # The version that the first line of stb_image.h names.
 version() { sed -n '1s/.*stb_image - \(v[0-9.]*\).*/\1/p' "$1/stb/stb_image.h"; }
 
+compilers=""
+for compiler in gcc clang; do
+    command -v $compiler >/dev/null && compilers="$compilers $compiler"
+done
+compilers=${compilers:-cc}
 newest=""
 for release in $RELEASES; do
     dir=$BUILD/$release
@@ -45,16 +52,16 @@ for release in $RELEASES; do
         [ -z "$CI" ] || failed=$((failed + 1))
         continue
     fi
-    for compiler in gcc clang; do
-        command -v $compiler >/dev/null || continue
+    for compiler in $compilers; do
         program=$dir/janus-$compiler
-        check "$compiler, stb_image $(version $dir) of $release: no warning" compile $compiler $dir $program
-        check "$compiler, stb_image $(version $dir) of $release: draws and reads" outputs $program $program.out
+        what="$compiler, stb_image $(version $dir) of $release:"
+        check "$what no warning" compile $compiler $dir $program
+        check "$what draws and reads" outputs $program $program.out
         reference=${reference:-$program.out}
-        [ $reference = $program.out ] ||
-            check "$compiler, stb_image $(version $dir) of $release: the same bytes and ids" diff -r $reference $program.out
+        [ $reference = $program.out ] || check "$what the same bytes and ids" diff -r $reference $program.out
     done
 done
-[ ! -d "$newest/stb" ] || [ -n "$STB_RELEASES" ] || check "the pinned commit is the newest" sh test/setup.sh pinned $newest/stb
+[ ! -d "$newest/stb" ] || [ -n "$STB_RELEASES" ] ||
+    check "the pinned commit is the newest" sh test/setup.sh pinned $newest/stb
 echo "$passed passed, $failed failed"
 [ $failed = 0 ] && [ $passed -gt 0 ]
