@@ -24,15 +24,20 @@ clean_up() {
     done
 }
 
-# How this machine reaches its packages, for the new system: settings of apt and pip, and the certificates that they name.
+# How this machine reaches its packages, for the new system: settings of apt and pip, and the certificates that it trusts,
+# under a name of their own, since the new system's package of certificates replaces the usual file.
 copy_settings() {
     apt-config dump 2>/dev/null | grep '^Acquire::' >"$1/etc/apt/apt.conf.d/90host"
-    for path in /etc/pip.conf /etc/xdg/pip "$HOME/.config/pip" "$HOME/.pip" /etc/ssl/certs/ca-certificates.crt \
-        "$PIP_CERT" "$SSL_CERT_FILE"; do
+    for path in /etc/pip.conf /etc/xdg/pip "$HOME/.config/pip" "$HOME/.pip"; do
         [ -e "$path" ] && mkdir -p "$1${path%/*}" && cp -RL "$path" "$1${path%/*}/"
     done
-    env | grep -E '^(PIP_|SSL_CERT_FILE=|[a-zA-Z]*_(proxy|PROXY)=)' |
-        sed "s/'/'\\\\''/g; s/=/='/; s/\$/'/; s/^/export /" >"$1/etc/host.env"
+    env | grep -E '^(PIP_|[a-zA-Z]*_(proxy|PROXY)=)' | sed "s/'/'\\''/g; s/=/='/; s/\$/'/; s/^/export /" >"$1/etc/host.env"
+    for bundle in "$PIP_CERT" "$SSL_CERT_FILE" /etc/ssl/certs/ca-certificates.crt; do
+        [ -f "$bundle" ] || continue
+        cp -L "$bundle" "$1/etc/host-certificates.crt"
+        echo "export PIP_CERT=/etc/host-certificates.crt SSL_CERT_FILE=/etc/host-certificates.crt" >>"$1/etc/host.env"
+        break
+    done
 }
 
 # make_root RELEASE ROOT: the empty system, without lists of packages.
@@ -68,7 +73,7 @@ row() {
     tests=$(sed -n 's/^\([0-9]*\) passed, 0 failed$/\1/p' "$log" | tail -1)
     if grep -q '^left out: the Python tests' "$log"; then python="left out"; else python=run; fi
     case $user,$python in root,run | janus,"left out") ;; *) wrong="${wrong:-the Python tests were $python}" ;; esac
-    warnings=$(grep -c 'warning:' "$log")
+    warnings=$(grep -cE '^([^ ]+\.[ch]:|[^ ]*cc1: |[^ ]*ld: ).*warning:' "$log")
     if [ "$warnings" = 0 ]; then build=clean; else build="$warnings warnings" wrong="${wrong:-warnings}"; fi
     kernels=$(inside "$root" "$user" "./janus info" 2>/dev/null | sed -n 's/^kernels *\([^,]*\).*/\1/p')
     ids=DIFFER
