@@ -31,7 +31,7 @@ copy_settings() {
     for path in /etc/pip.conf /etc/xdg/pip "$HOME/.config/pip" "$HOME/.pip"; do
         [ -e "$path" ] && mkdir -p "$1${path%/*}" && cp -RL "$path" "$1${path%/*}/"
     done
-    env | grep -E '^(PIP_|[a-zA-Z]*_(proxy|PROXY)=)' | sed "s/'/'\\''/g; s/=/='/; s/\$/'/; s/^/export /" >"$1/etc/host.env"
+    env | grep -E '^(PIP_|[a-zA-Z]*_(proxy|PROXY)=)' | sed "s/'/'\\\\''/g; s/=/='/; s/\$/'/; s/^/export /" >"$1/etc/host.env"
     for bundle in "$PIP_CERT" "$SSL_CERT_FILE" /etc/ssl/certs/ca-certificates.crt; do
         [ -f "$bundle" ] || continue
         cp -L "$bundle" "$1/etc/host-certificates.crt"
