@@ -1,7 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
-# make test-stb: janus.c compiles without a warning with the oldest stb and with the newest, and the same pictures come
-# out. The headers are those of two Debian releases (STB_RELEASES); the second one's have to be those of the commit that
+# make test-stb: janus.c compiles without a warning with the oldest stb and with the newest, the same pictures come out,
+# and files that are damaged or cut short are refused alike. The headers are those of two Debian releases (STB_RELEASES); the second one's have to be those of the commit that
 # test/setup.sh downloads where there is no package. A release that cannot be had is left out; where $CI is set it fails.
 cd "$(dirname "$0")/.." || exit 1
 RELEASES=${STB_RELEASES:-bookworm trixie}
@@ -24,6 +24,11 @@ check() {
 compile() {
     "$1" -std=c99 -pedantic -Wall -Wextra -Wshadow -Wvla -Werror -O1 -DJANUS_NO_SIMD -isystem "$2" janus.c -o "$3" \
         -lm -lpthread
+}
+
+# damaged COMPILER DIR PROGRAM: the tests of reading and writing that fails.
+damaged() {
+    "$1" -std=c99 -O1 -DJANUS_NO_SIMD -isystem "$2" -I. test/test_faults.c -o "$3" -lm -lpthread && "./$3" files
 }
 
 # outputs PROGRAM DIR: a drawn PNG and JPEG, and the ids of both, read again.
@@ -60,6 +65,7 @@ for release in $RELEASES; do
         reference=${reference:-$program.out}
         [ $reference = $program.out ] || check "$what the same bytes and ids" diff -r $reference $program.out
     done
+    check "$what damaged files are refused" damaged $compiler $dir $dir/faults
 done
 [ ! -d "$newest/stb" ] || [ -n "$STB_RELEASES" ] ||
     check "the pinned commit is the newest" sh test/setup.sh pinned $newest/stb
