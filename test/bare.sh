@@ -20,6 +20,7 @@ wanted() { case $1 in *${ROWS:-}*) ;; *) false ;; esac; }
 clean_up() {
     for root in "$WORK"/debian-*; do
         if [ -d "$root/proc/1" ]; then umount "$root/proc" || continue; fi
+        if [ -e "$root/dev/pts/ptmx" ]; then umount "$root/dev/pts" || continue; fi
         [ -n "$KEEP" ] || rm -rf --one-file-system "$root"
     done
 }
@@ -46,7 +47,8 @@ make_root() {
     debootstrap --variant=minbase --include=gcc,libc6-dev,make "$1" "$2" ${mirror:+"$mirror"} >"$2.log" 2>&1 || return 1
     rm -rf "$2"/var/lib/apt/lists/* "$2"/var/cache/apt/*
     copy_settings "$2"
-    chroot "$2" useradd -m janus >>"$2.log" 2>&1 && mount -t proc proc "$2/proc"
+    chroot "$2" useradd -m janus >>"$2.log" 2>&1 && mount -t proc proc "$2/proc" &&
+        mount -t devpts -o ptmxmode=666 devpts "$2/dev/pts"
 }
 
 # inside ROOT USER COMMAND: runs it in the system, with an environment of its own.
