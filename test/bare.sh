@@ -72,7 +72,8 @@ row() {
     inside "$root" "$user" "make demo" >>"$log" 2>&1 || wrong="make demo fails"
     grep -q "brought into build/stb" "$log" || wrong="${wrong:-the headers were there before}"
     inside "$root" "$user" "make test" >>"$log" 2>&1 || wrong="${wrong:-make test fails}"
-    tests=$(sed -n 's/^\([0-9]*\) passed, 0 failed$/\1/p' "$log" | tail -1)
+    tests=$(sed -n 's/^\([0-9]*\) passed, \([0-9]*\) failed$/\1 -\2/p' "$log" | tail -1)
+    tests=${tests% -0}
     if grep -q '^left out: the Python tests' "$log"; then python="left out"; else python=run; fi
     case $user,$python in root,run | janus,"left out") ;; *) wrong="${wrong:-the Python tests were $python}" ;; esac
     warnings=$(grep -cE '^([^ ]+\.[ch]:|[^ ]*cc1: |[^ ]*ld: ).*warning:' "$log")
