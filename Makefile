@@ -3,7 +3,8 @@
 # make test     the tests                     make verify   PyTorch's numbers beside ours (installs torch)
 # make deps     installs what is missing: a C compiler, the stb headers, Python's venv
 # make install  PREFIX=/usr/local DESTDIR=
-# STB=DIR names the folder that holds stb_image.h and stb_image_write.h where the system has none.
+# Where the system has no stb headers, every target brings them into build/ (test/setup.sh says how). STB=DIR names a folder
+# that holds stb_image.h and stb_image_write.h instead; FETCH=no downloads and installs nothing.
 
 CC = cc
 CFLAGS = -O2
@@ -15,29 +16,8 @@ PYTHON = python3
 STB =
 VERIFY_ARGS = --suite
 
-# Sets the shell variable $stb to the compiler's flags for the stb headers, or says how to get them.
-FIND_STB = stb=""; found=""; \
-	if test -n "$(STB)"; then stb="-isystem $(STB) -DJANUS_STB_FLAT"; found=1; fi; \
-	for dir in "" /usr/local/include /opt/homebrew/include /opt/local/include; do \
-	    test -n "$$found" && break; \
-	    test -n "$$dir" && flag="-isystem $$dir" || flag=""; \
-	    if echo '\#include <stb/stb_image.h>' | $(CC) $$flag -E -x c - >/dev/null 2>&1; then stb="$$flag"; found=1; fi; \
-	done; \
-	if test -z "$$found" && pkg-config --exists stb 2>/dev/null; then \
-	    stb="`pkg-config --cflags stb | sed 's/-I/-isystem /g'` -DJANUS_STB_FLAT"; found=1; fi; \
-	if test -z "$$found"; then \
-	    echo "The stb headers are missing. Install them with:"; echo "    $$($(DEPS_COMMAND))"; \
-	    echo "or name the folder that holds stb_image.h: make STB=DIR"; exit 1; fi
-
-# Prints the one command that installs everything on this system.
-DEPS_COMMAND = sudo=""; test "$$(id -u)" = 0 || sudo="sudo "; \
-	if command -v apt-get >/dev/null; then echo "$${sudo}apt-get install -y gcc make libc6-dev libstb-dev python3-venv pkg-config mandoc"; \
-	elif command -v dnf >/dev/null; then echo "$${sudo}dnf install -y gcc make glibc-devel stb-devel python3"; \
-	elif command -v apk >/dev/null; then echo "$${sudo}apk add gcc make musl-dev stb python3"; \
-	elif command -v pacman >/dev/null; then echo "$${sudo}pacman -S --needed --noconfirm gcc make stb python"; \
-	elif command -v brew >/dev/null; then echo "brew install stb python3"; \
-	elif command -v pkg >/dev/null; then echo "$${sudo}pkg install -y stb python3"; \
-	else echo "(no known package manager: get the headers from the stb project and use STB=DIR)"; fi
+# Sets the shell variable $stb to the compiler's flags for the stb headers: finds or brings them, or says how to get them.
+FIND_STB = stb=`CC="$(CC)" CFLAGS="$(CFLAGS)" STB="$(STB)" FETCH="$(FETCH)" STB_URL="$(STB_URL)" sh test/setup.sh flags` || exit 2
 
 all: janus
 
@@ -55,8 +35,7 @@ libjanus.so: libjanus.o
 	$(CC) -shared $(LDFLAGS) libjanus.o -o $@ $(LDLIBS)
 
 deps:
-	@if command -v apt-get >/dev/null && test "$$(id -u)" = 0; then apt-get update -q; fi
-	@command="$$($(DEPS_COMMAND))"; echo "$$command"; $$command
+	@sh test/setup.sh install
 
 # ---- Tests ----
 
@@ -76,7 +55,7 @@ build/libinternals.so: test/internals.c janus.c janus.h
 
 # Everything that needs no torch; alone: the C part, which needs no Python either.
 test: janus libjanus.so test/test_janus test/test_kernels test/test_faults test/fuzz/replay
-	@PYTHON="$(PYTHON)" sh test/run.sh c python
+	@PYTHON="$(PYTHON)" FETCH="$(FETCH)" sh test/run.sh c python
 
 test-c: janus test/test_janus test/test_kernels test/test_faults test/fuzz/replay
 	@sh test/run.sh c
@@ -161,11 +140,20 @@ verify: janus libjanus.so build/libinternals.so
 verify-full: janus libjanus.so
 	@PYTHON="$(PYTHON)" sh test/run.sh verify-full
 
-# Builds for every platform whose tools are here, runs both tasks on each and compares; a part of them with ROWS=PATTERN, which is
-# for grep -E: make platforms ROWS='mips|big-endian'. What Debian does not package (newest stb, zig, Debian 13) it fetches itself.
+# Builds for every platform whose tools are here, runs both tasks on each and compares; then make platforms-bare. A part of them
+# with ROWS=PATTERN, which is for grep -E: make platforms ROWS='mips|big-endian'. What Debian does not package (newest stb, zig,
+# Debian 13) it fetches itself.
 ROWS =
 platforms: janus
-	@ROWS="$(ROWS)" STB="$(STB)" sh test/platforms.sh
+	@status=0; ROWS="$(ROWS)" STB="$(STB)" sh test/platforms.sh || status=1; ROWS="$(ROWS)" sh test/bare.sh || status=1; exit $$status
+
+# make demo and make test in empty Debian systems, which it makes with debootstrap: WORK=DIR (build/bare), KEEP=1, ROWS=PATTERN.
+platforms-bare: janus
+	@WORK="$(WORK)" KEEP="$(KEEP)" ROWS="$(ROWS)" sh test/bare.sh
+
+# janus.c with the oldest stb and with the newest, out of two Debian releases.
+test-stb:
+	@CC="$(CC)" sh test/stb.sh
 
 # gcc-multilib would bring -m32 but excludes the cross compilers; its two pieces do not.
 CROSS = alpha-linux-gnu:alpha aarch64-linux-gnu:arm64 arm-linux-gnueabi:armel arm-linux-gnueabihf:armhf hppa-linux-gnu:hppa \
@@ -174,7 +162,7 @@ CROSS = alpha-linux-gnu:alpha aarch64-linux-gnu:arm64 arm-linux-gnueabi:armel ar
     s390x-linux-gnu:s390x sh4-linux-gnu:sh4 sparc64-linux-gnu:sparc64
 platforms-deps:
 	apt-get update -q
-	DEBIAN_FRONTEND=noninteractive apt-get install -y gcc
+	DEBIAN_FRONTEND=noninteractive apt-get install -y gcc debootstrap
 	DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends g++ clang tcc libc6-dev libstb-dev bmake \
 	    musl-dev musl-tools libc6-dev-i386 lib32gcc-`gcc -dumpversion | cut -d. -f1`-dev mingw-w64-x86-64-dev gcc-mingw-w64-x86-64 \
 	    mingw-w64-i686-dev gcc-mingw-w64-i686 wine wine64 lld wasi-libc libclang-rt-dev-wasm32 nodejs debootstrap python3-venv \
@@ -216,9 +204,7 @@ quantisation: build/libbench.so
 
 # ---- Showing and installing ----
 
-demo:
-	@$(FIND_STB); :
-	@$(MAKE) janus
+demo: janus
 	@sh test/demo.sh
 
 # The manual page is made from the program's own help.
@@ -251,5 +237,5 @@ uninstall:
 clean:
 	rm -rf janus libjanus.o libjanus.a libjanus.so test/test_janus test/test_kernels test/test_faults test/fuzz/replay test/bench build
 
-.PHONY: all deps test test-c test-asan test-tsan test-valgrind coverage check-deps fuzz fuzz-deps verify verify-full platforms \
-    platforms-deps analyse analyse-deps bench bench-peers quantisation eval demo install uninstall clean
+.PHONY: all deps test test-c test-stb test-asan test-tsan test-valgrind coverage check-deps fuzz fuzz-deps verify verify-full platforms \
+    platforms-bare platforms-deps analyse analyse-deps bench bench-peers quantisation eval demo install uninstall clean

@@ -32,14 +32,25 @@ part() {
     rm -f "$log.status"
 }
 
-# environment FOLDER REQUIREMENTS: makes it when it is not there or out of date; sets $python. 1: cannot be made.
+has_venv() { "$PYTHON" -c 'import venv, ensurepip' 2>/dev/null; }
+
+# environment FOLDER REQUIREMENTS: makes it when it is not there or out of date, and installs Python's venv first where that
+# is missing and we are root; sets $python. 1: cannot be made, $why says why.
 environment() {
     python=$1/bin/python
     cmp -s "$2" "$1/requirements" && return 0
-    "$PYTHON" -c 'import venv, ensurepip' 2>/dev/null || return 1
+    if ! has_venv && [ "$(id -u)" = 0 ] && [ "$FETCH" != no ]; then
+        echo "== $PYTHON has no venv: make deps"
+        sh test/setup.sh install
+    fi
+    has_venv || { why="no Python 3 with venv and pip; make deps installs it"; return 1; }
     echo "== making $1 from $2"
-    "$PYTHON" -m venv "$1" && "$python" -m pip install --quiet --disable-pip-version-check -r "$2" && cp "$2" "$1/requirements"
+    "$PYTHON" -m venv "$1" && "$python" -m pip install --quiet --disable-pip-version-check -r "$2" && cp "$2" "$1/requirements" ||
+        { why="the packages of $2 could not be installed"; return 1; }
 }
+
+# As environment, but without it there is nothing to do.
+need_environment() { environment "$@" || { echo "cannot make $1: $why"; exit 1; }; }
 
 for name in "$@"; do
     case $name in
@@ -52,33 +63,26 @@ for name in "$@"; do
         if environment .venv test/requirements.txt; then
             part "$python" -m pytest -q -p no:cacheprovider ${PYTESTS:-test/test_*.py}
         else
-            left_out="the Python tests (no Python 3 with venv and pip, or its packages could not be installed: make deps)"
+            left_out="the Python tests ($why)"
             [ -n "$CI" ] && failed=$((failed + 1))
         fi ;;
     eval)
-        environment .venv test/requirements.txt && exec "$python" weights/eval.py
-        echo "cannot make .venv from test/requirements.txt (make deps installs Python's venv)"
-        exit 1 ;;
+        need_environment .venv test/requirements.txt
+        exec "$python" weights/eval.py ;;
     bench)
         case " $BENCH_ARGS " in
         *" --tiny "*) ;;
-        *) if ! environment .venv test/requirements.txt; then
-               echo "cannot make .venv from test/requirements.txt (make deps installs Python's venv)"
-               exit 1
-           fi ;;
+        *) need_environment .venv test/requirements.txt ;;
         esac
         PYTHON=${python:-$PYTHON} exec sh test/bench.sh $BENCH_ARGS ;;
     bench-peers|quantisation)
         folder=.venv list=test/requirements.txt program=test/quantisation.py
         [ "$name" = bench-peers ] && folder=.venv-bench list=test/requirements-bench.txt program=test/bench_peers.py
-        if ! environment $folder $list; then
-            echo "cannot make $folder from $list (make deps installs Python's venv)"
-            exit 1
-        fi
+        need_environment $folder $list
         exec "$python" $program $BENCH_ARGS ;;
     verify|verify-full)
         if ! environment .venv-verify test/requirements-verify.txt; then
-            echo "cannot make .venv-verify from test/requirements-verify.txt (make deps installs Python's venv)"
+            echo "cannot make .venv-verify: $why"
             failed=$((failed + 1))
         elif [ "$name" = verify ]; then
             part "$python" -m pytest -q -p no:cacheprovider test/verify_*.py

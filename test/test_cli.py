@@ -203,7 +203,10 @@ def test_capitals(tmp_path: Path) -> None:
     for name in ("q4_0", "Q4_0"):
         succeeds("quantize", "--type", name, "-o", tmp_path / f"{name}-file", GOLDEN / "plain.gguf", model=None)
     assert (tmp_path / "q4_0-file").read_bytes() == (tmp_path / "Q4_0-file").read_bytes()
-    assert succeeds("info", "--kv", "F32").stdout == succeeds("info", "--kv", "f32").stdout
+    for name in ("f16", "F16"):
+        succeeds("ask", "--kv", name, "--max-tokens", 1, "--dump", tmp_path / f"dump-{name}", "What?")
+    first, second = (np.load(tmp_path / f"dump-{name}" / "lm.logits.npy") for name in ("f16", "F16"))
+    assert (first == second).all()
     succeeds("decode", "--isa", "PLAIN", "-o", tmp_path / "x.png", stdin=b"1 2 3 4")
 
 
