@@ -1189,8 +1189,8 @@ class SafetensorsShard:
 
 
 class TorchShard:
-    """A file of torch.save.  torch maps it; it is closed now and then, to give back the pages that were read.  A file of
-    torch before 1.6 is not an archive and cannot be mapped: it is in memory from its first read until that of another."""
+    """A file of torch.save.  torch maps it; it is closed now and then, to give back the pages that were read.  A file
+    of torch before 1.6 is not an archive and cannot be mapped: it is in memory until another shard is read."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
