@@ -6,7 +6,7 @@
 #   tests    what make test counts; without root the C part alone, since Python is missing there
 #   ids      whether a picture's ids are those of ./janus here
 # Fails if a row fails. It needs root, debootstrap and 2 GB below WORK (build/bare), which KEEP=1 leaves there.
-# ROWS=PATTERN runs the rows whose target matches; MIRROR=ADDRESS is where the packages come from.
+# ROWS=PATTERN, for grep -E, runs the rows whose target matches; MIRROR=ADDRESS is where the packages come from.
 cd "$(dirname "$0")/.." || exit 1
 WORK=${WORK:-build/bare}
 good=0
@@ -14,7 +14,7 @@ bad=0
 left_out=0
 
 print_row() { printf '| %-14s | %-31s | %-10s | %-10s | %6s | %-6s | %6s | %-7s |\n' "$@"; }
-wanted() { case $1 in *${ROWS:-}*) ;; *) false ;; esac; }
+wanted() { echo "$1" | grep -qE -- "${ROWS:-}"; }
 
 # Whatever happens, nothing stays mounted below WORK; what is mounted is never deleted.
 clean_up() {
