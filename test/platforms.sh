@@ -26,7 +26,7 @@ WARN="-std=c99 -pedantic -Wall -Wextra -Wshadow -Wvla"
 HERE="$(uname -s) $(uname -m)"
 export LC_ALL=C.UTF-8 WINEDEBUG=-all
 mkdir -p $INCLUDE/stb $BUILD/native $BUILD/got
-for dir in ${STB:-} /usr/include/stb /usr/local/include/stb; do
+for dir in ${STB:-} /usr/include/stb /usr/local/include/stb build/stb; do
     [ -f "$dir/stb_image.h" ] && cp "$dir/stb_image.h" "$dir/stb_image_write.h" $INCLUDE/stb/ && break
 done
 good=0   # rows that ran and are as they must be
