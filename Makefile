@@ -49,9 +49,9 @@ test/test_kernels: test/test_kernels.c janus.c janus.h
 test/test_faults: test/test_faults.c janus.c janus.h
 	@$(FIND_STB); set -x; $(CC) $(CFLAGS) -std=c99 $$stb -I. $(LDFLAGS) test/test_faults.c -o $@ $(LDLIBS)
 
-build/libinternals.so: test/internals.c janus.c janus.h
+build/libinternals.so: test/verify/internals.c janus.c janus.h
 	@mkdir -p build
-	@$(FIND_STB); set -x; $(CC) $(CFLAGS) -std=c99 $$stb -I. -fPIC -shared $(LDFLAGS) test/internals.c -o $@ $(LDLIBS)
+	@$(FIND_STB); set -x; $(CC) $(CFLAGS) -std=c99 $$stb -I. -fPIC -shared $(LDFLAGS) test/verify/internals.c -o $@ $(LDLIBS)
 
 # Everything that needs no torch; alone: the C part, which needs no Python either.
 test: janus libjanus.so test/test_janus test/test_kernels test/test_faults test/fuzz/replay
@@ -127,7 +127,7 @@ coverage:
 	GCOV_ERROR_FILE=/dev/null BUILT=build/coverage PYTHON="$(PYTHON)" JANUS_PROGRAM=$(CURDIR)/build/coverage/janus \
 	    JANUS_LIBRARY=$(CURDIR)/build/coverage/libjanus.so JANUS_LIBRARY_PATH=$(CURDIR)/build/coverage/libjanus.so \
 	    PYTESTS="test/test_cli.py test/test_tokenizer.py test/test_preprocess.py" sh test/run.sh c python
-	@$(PYTHON) test/coverage.py build/coverage
+	@$(PYTHON) test/analyse/coverage.py build/coverage
 
 check-deps:
 	apt-get install -y valgrind
@@ -145,15 +145,15 @@ verify-full: janus libjanus.so
 # Debian 13) it fetches itself.
 ROWS =
 platforms: janus
-	@status=0; ROWS="$(ROWS)" STB="$(STB)" sh test/platforms.sh || status=1; ROWS="$(ROWS)" sh test/bare.sh || status=1; exit $$status
+	@status=0; ROWS="$(ROWS)" STB="$(STB)" sh test/platforms/platforms.sh || status=1; ROWS="$(ROWS)" sh test/platforms/bare.sh || status=1; exit $$status
 
 # make demo and make test in empty Debian systems, which it makes with debootstrap: WORK=DIR (build/bare), KEEP=1, ROWS=PATTERN.
 platforms-bare: janus
-	@WORK="$(WORK)" KEEP="$(KEEP)" ROWS="$(ROWS)" sh test/bare.sh
+	@WORK="$(WORK)" KEEP="$(KEEP)" ROWS="$(ROWS)" sh test/platforms/bare.sh
 
 # janus.c with the oldest stb and with the newest, out of two Debian releases.
 test-stb:
-	@CC="$(CC)" sh test/stb.sh
+	@CC="$(CC)" sh test/platforms/stb.sh
 
 # gcc-multilib would bring -m32 but excludes the cross compilers; its two pieces do not.
 CROSS = alpha-linux-gnu:alpha aarch64-linux-gnu:arm64 arm-linux-gnueabi:armel arm-linux-gnueabihf:armhf hppa-linux-gnu:hppa \
@@ -168,9 +168,9 @@ platforms-deps:
 	    mingw-w64-i686-dev gcc-mingw-w64-i686 wine wine64 lld wasi-libc libclang-rt-dev-wasm32 nodejs debootstrap python3-venv \
 	    qemu-user `for pair in $(CROSS); do echo gcc-$${pair%:*} libc6-dev-$${pair#*:}-cross; done`
 
-# Static analysers; test/ANALYSERS.md explains what they find.
+# Static analysers; test/analyse/ANALYSERS.md explains what they find.
 analyse:
-	@$(FIND_STB); sh test/analyse.sh "$$stb"
+	@$(FIND_STB); sh test/analyse/analyse.sh "$$stb"
 
 analyse-deps:
 	apt-get update -q
@@ -186,15 +186,15 @@ eval: libjanus.so
 # make bench-peers [BENCH_ARGS="--quick ..."]: beside PyTorch and llama.cpp, which it installs in .venv-bench (llama.cpp from source).
 # make quantisation: what smaller weights cost in quality.
 BENCH_ARGS =
-test/bench: test/bench.c janus.c janus.h
-	@$(FIND_STB); set -x; $(CC) $(CFLAGS) -std=c99 $$stb -I. $(LDFLAGS) test/bench.c -o $@ $(LDLIBS)
+test/bench/bench: test/bench/bench.c janus.c janus.h
+	@$(FIND_STB); set -x; $(CC) $(CFLAGS) -std=c99 $$stb -I. $(LDFLAGS) test/bench/bench.c -o $@ $(LDLIBS)
 
-bench: test/bench
+bench: test/bench/bench
 	@PYTHON="$(PYTHON)" BENCH_ARGS="$(BENCH_ARGS)" TYPES="$(TYPES)" WORK="$(WORK)" KEEP="$(KEEP)" sh test/run.sh bench
 
-build/libbench.so: test/bench_stages.c janus.c janus.h
+build/libbench.so: test/bench/bench_stages.c janus.c janus.h
 	@mkdir -p build
-	@$(FIND_STB); set -x; $(CC) $(CFLAGS) -std=c99 $$stb -I. -fPIC -shared $(LDFLAGS) test/bench_stages.c -o $@ $(LDLIBS)
+	@$(FIND_STB); set -x; $(CC) $(CFLAGS) -std=c99 $$stb -I. -fPIC -shared $(LDFLAGS) test/bench/bench_stages.c -o $@ $(LDLIBS)
 
 bench-peers: build/libbench.so
 	@PYTHON="$(PYTHON)" BENCH_ARGS="$(BENCH_ARGS)" sh test/run.sh bench-peers
@@ -235,7 +235,7 @@ uninstall:
 	cd "$(DESTDIR)$(PREFIX)" && rm -f bin/janus include/janus.h lib/libjanus.a lib/pkgconfig/janus.pc share/man/man1/janus.1
 
 clean:
-	rm -rf janus libjanus.o libjanus.a libjanus.so test/test_janus test/test_kernels test/test_faults test/fuzz/replay test/bench build
+	rm -rf janus libjanus.o libjanus.a libjanus.so test/test_janus test/test_kernels test/test_faults test/fuzz/replay test/bench/bench build
 
 .PHONY: all deps test test-c test-stb test-asan test-tsan test-valgrind coverage check-deps fuzz fuzz-deps verify verify-full platforms \
     platforms-bare platforms-deps analyse analyse-deps bench bench-peers quantisation eval demo install uninstall clean

@@ -382,7 +382,7 @@ def test_a_placeholder_beside_its_image_is_refused(tmp_path: Path, capsys: pytes
 
 
 def test_a_tokenizer_saved_as_another_kind_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What transformers 5 saves of a LlamaTokenizer; test/verify_convert.py has the true one."""
+    """What transformers 5 saves of a LlamaTokenizer; test/verify/verify_convert.py has the true one."""
     write_checkpoint(tmp_path / "model", MICRO)
     edit(tmp_path / "model", "tokenizer.json", "pre_tokenizer", {"type": "Metaspace", "prepend_scheme": "always"})
     edit(tmp_path / "model", "tokenizer.json", "decoder", {"type": "Sequence", "decoders": []})

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Holds the drawing of ids in C against PyTorch: the same seed and probabilities must give the same ids.
 
-    pytest test/verify_rng.py             the quick form
-    python test/verify_rng.py [--full]    the same, printing what was counted; --full: 1,000 seeds and 10^9 exponentials
+    pytest verify_rng.py             the quick form
+    python verify_rng.py [--full]    the same, printing what was counted; --full: 1,000 seeds and 10^9 exponentials
 
 JANUS_INTERNALS names the shared library to test (default: build/libinternals.so, which make verify builds). Needs torch and numpy, and
 transformers for the two tests of answers. The tests follow the torch that runs them: under torch 2.0 to 2.6 with MKL
@@ -61,7 +61,7 @@ class RankedLogit(ctypes.Structure):
 
 def load_library() -> ctypes.CDLL:
     """The library under test, with the argument types that ctypes cannot guess."""
-    default = Path(__file__).resolve().parent.parent / "build" / "libinternals.so"
+    default = Path(__file__).resolve().parents[2] / "build" / "libinternals.so"
     library = ctypes.CDLL(os.environ.get("JANUS_INTERNALS", str(default)))
     for name in ("torch_rng_seed", "torch_exponential", "torch_multinomial", "scale_temperature", "softmax_probs",
                  "keep_top_k", "keep_top_p"):

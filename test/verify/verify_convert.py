@@ -7,6 +7,7 @@ import json
 import math
 import pickle
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,11 @@ from tokenizers import Tokenizer
 from transformers import JanusConfig, JanusForConditionalGeneration, JanusImageProcessor, JanusProcessor, LlamaConfig
 from transformers import AutoTokenizer, LlamaTokenizerFast, PreTrainedTokenizerFast
 
-import checkpoints
-import convert
-from checkpoints import write_checkpoint
-from test_convert import GEOMETRIES, MICRO, assert_refused, converted, edit, survives
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import checkpoints  # noqa: E402
+import convert  # noqa: E402
+from checkpoints import write_checkpoint  # noqa: E402
+from test_convert import GEOMETRIES, MICRO, assert_refused, converted, edit, survives  # noqa: E402
 
 
 @pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The stages of janus.c one by one from Python, through build/libbench.so (test/bench_stages.c), and files of random weights."""
+"""The stages of janus.c one by one from Python, through build/libbench.so (bench_stages.c), and files of random weights."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 LIBRARY = ROOT / "build" / "libbench.so"
 
 
