@@ -125,7 +125,7 @@ coverage:
 	    $$cover -DCOVERAGE test/test_faults.c -o build/coverage/test_faults $(LDLIBS) && \
 	    $$cover -DSTANDALONE test/fuzz/fuzz.c -o build/coverage/fuzz/replay $(LDLIBS)
 	GCOV_ERROR_FILE=/dev/null BUILT=build/coverage PYTHON="$(PYTHON)" JANUS_PROGRAM=$(CURDIR)/build/coverage/janus \
-	    JANUS_LIBRARY=$(CURDIR)/build/coverage/libjanus.so JANUS_LIBRARY_PATH=$(CURDIR)/build/coverage/libjanus.so \
+	    JANUS_LIBRARY=$(CURDIR)/build/coverage/libjanus.so \
 	    PYTESTS="test/test_cli.py test/test_tokenizer.py test/test_preprocess.py" sh test/run.sh c python
 	@$(PYTHON) test/analyse/coverage.py build/coverage
 
