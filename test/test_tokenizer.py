@@ -28,6 +28,7 @@ from gguf import GGUFReader
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 import convert
+import random_model
 from checkpoints import State, random_state, write_checkpoint, write_json
 from janus_library import Library, Refused, ffi
 
@@ -35,7 +36,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SPECIAL = [convert.BOS, convert.EOS, convert.PAD, convert.IMAGE_PLACEHOLDER, convert.BEGIN_OF_IMAGE,
            convert.END_OF_IMAGE, "<|User|>", "<|Assistant|>"]
 # The smallest model that convert.py takes; each test gives it a vocabulary of the size it needs.
-SIZES = replace(convert.TINY, layers=1, vit_layers=1, kv_heads=2, vq_multipliers=(1, 2), codebook_size=64, vq_z=8,
+SIZES = replace(random_model.TINY, layers=1, vit_layers=1, kv_heads=2, vq_multipliers=(1, 2), codebook_size=64, vq_z=8,
                 tied=True, context=2048)
 # Its source distribution holds llama.cpp, with DeepSeek-LLM's vocabulary and test cases among its models.
 VOCABULARY_PACKAGE = "llama-cpp-python==0.3.36"
@@ -85,7 +86,7 @@ def unpack(ids: bytes) -> list[int]:
 
 def deepseek_steps(digits_one_by_one: bool = True) -> list[dict[str, Any]]:
     """The pre-tokenizer of DeepSeek's tokenizer.json."""
-    steps = convert.synthetic_tokenizer(512)["pre_tokenizer"]["pretokenizers"]
+    steps = random_model.synthetic_tokenizer(512)["pre_tokenizer"]["pretokenizers"]
     return [step | {"individual_digits": digits_one_by_one} if step["type"] == "Digits" else step for step in steps]
 
 
@@ -343,7 +344,7 @@ def test_streams_hold_incomplete_characters_back(seed: int, tmp_path: Path) -> N
     """A model that says every token once, in a random order that seldom is UTF-8: what it streams are whole characters,
     and together they are what `tokenizers` makes of all ids at once."""
     rng = random.Random(seed)
-    document = convert.synthetic_tokenizer(400)
+    document = random_model.synthetic_tokenizer(400)
     tokenizer = Tokenizer.from_str(json.dumps(document))
     colon, end, zero_byte = (tokenizer.token_to_id(token) for token in (":", convert.EOS, convert.byte_alphabet()[0]))
     said = [number for number in range(400) if number not in (colon, end, zero_byte)]
@@ -463,7 +464,7 @@ def test_unsound_tokenizers_are_refused(change: Callable[[dict[str, Any]], None]
         return metadata
 
     monkeypatch.setattr(convert, "tokenizer_metadata", unsound)
-    path = model_file(tmp_path, convert.synthetic_tokenizer(400), 400)
+    path = model_file(tmp_path, random_model.synthetic_tokenizer(400), 400)
     with pytest.raises(Refused) as refusal:
         Model(path)
     assert refusal.value.status == LIBRARY.c.JANUS_BAD_MODEL and words in str(refusal.value), refusal.value
@@ -494,7 +495,7 @@ def gguf_string(text: str) -> bytes:
 
 def test_convert_and_janus_accept_the_same_patterns(tmp_path: Path) -> None:
     """Whatever convert.py writes janus.c reads, and what it refuses janus.c would not read either."""
-    sound = model_file(tmp_path, convert.synthetic_tokenizer(400), 400).read_bytes()
+    sound = model_file(tmp_path, random_model.synthetic_tokenizer(400), 400).read_bytes()
     step, name = gguf_string("split [\r\n]"), gguf_string("general.name") + (8).to_bytes(4, "little")
     rng, taken = random.Random(10), 0
     patterns = sorted({any_pattern(rng) for _ in range(1500)} | {"", "\\s", "[a]+[b]+", "[a]?", "[!-&&b]"})

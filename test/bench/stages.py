@@ -21,12 +21,12 @@ ffi.cdef("typedef struct Stages Stages;\n" + prototypes(Path(__file__).with_name
 
 
 def random_file(geometry: str, dtype: str, folder: Path) -> Path:
-    """The path of a file of random weights, which convert.py writes if it is not there."""
+    """The path of a file of random weights, which random_model.py writes if it is not there."""
     path = folder / f"{geometry}-{dtype}.gguf"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         print(f"== making {path}", flush=True)
-        subprocess.run([sys.executable, ROOT / "convert.py", "--random", geometry, "--dtype", dtype, "-o", path], check=True)
+        subprocess.run([sys.executable, ROOT / "test" / "random_model.py", geometry, "--dtype", dtype, "-o", path], check=True)
     return path
 
 
