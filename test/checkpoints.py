@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-import convert
-from convert import Sizes
+import random_model  # noqa: E402
+from convert import Sizes  # noqa: E402
 
 State = dict[str, np.ndarray]  # name -> float32 values
 
@@ -336,7 +336,7 @@ def write_checkpoint(
 ) -> State:
     """Write a whole checkpoint folder and return its tensors as they are named there.
 
-    `state` holds official names (default: random values).  The tokenizer is convert.py's synthetic one.
+    `state` holds official names (default: random values).  The tokenizer is the synthetic one.
     """
     folder.mkdir(parents=True, exist_ok=True)
     state = random_state(sizes) if state is None else state
@@ -359,6 +359,6 @@ def write_checkpoint(
     else:
         image |= {"size": {"height": sizes.image_size, "width": sizes.image_size}, "resample": 3}
         write_json(folder / "processor_config.json", {"num_image_tokens": sizes.grid**2, "image_processor": image})
-    write_json(folder / "tokenizer.json", convert.synthetic_tokenizer(sizes.vocabulary))
+    write_json(folder / "tokenizer.json", random_model.synthetic_tokenizer(sizes.vocabulary))
     save_weights(folder, state, file_format, shards, {name: dtype for name in state})
     return state

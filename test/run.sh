@@ -74,21 +74,22 @@ for name in "$@"; do
         *" --tiny "*) ;;
         *) need_environment .venv test/requirements.txt ;;
         esac
-        PYTHON=${python:-$PYTHON} exec sh test/bench.sh $BENCH_ARGS ;;
+        PYTHON=${python:-$PYTHON} exec sh test/bench/bench.sh $BENCH_ARGS ;;
     bench-peers|quantisation)
-        folder=.venv list=test/requirements.txt program=test/quantisation.py
-        [ "$name" = bench-peers ] && folder=.venv-bench list=test/requirements-bench.txt program=test/bench_peers.py
+        folder=.venv list=test/requirements.txt program=quantisation.py
+        [ "$name" = bench-peers ] &&
+            folder=.venv-bench list=test/bench/requirements-bench.txt program=bench_peers.py
         need_environment $folder $list
-        exec "$python" $program $BENCH_ARGS ;;
+        exec "$python" test/bench/$program $BENCH_ARGS ;;
     verify|verify-full)
-        if ! environment .venv-verify test/requirements-verify.txt; then
+        if ! environment .venv-verify test/verify/requirements-verify.txt; then
             echo "cannot make .venv-verify: $why"
             failed=$((failed + 1))
         elif [ "$name" = verify ]; then
-            part "$python" -m pytest -q -p no:cacheprovider test/verify_*.py
-            part "$python" test/verify.py --suite
+            part "$python" -m pytest -q -p no:cacheprovider test/verify/verify_*.py
+            part "$python" test/verify/verify.py --suite
         else
-            part "$python" test/verify.py --full --work "${WORK:-/tmp}"
+            part "$python" test/verify/verify.py --full --work "${WORK:-/tmp}"
         fi ;;
     esac
 done

@@ -375,6 +375,21 @@ def test_make_on_a_bare_machine(machine: Machine, tmp_path: Path, make: str) -> 
     assert "janus generate" in machine.run("./janus", "--help")[1]
 
 
+@pytest.mark.parametrize("make", MAKES)
+def test_help_lists_every_target(make: str) -> None:
+    """make help has a line for each target that is no file; what is listed can be made."""
+    def run(*arguments: str) -> str:
+        environment = {key: value for key, value in os.environ.items() if key not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")}
+        return subprocess.run([make, *arguments], cwd=ROOT, env=environment, check=True, capture_output=True, text=True).stdout
+
+    lines = [line for line in run("help").splitlines() if line.startswith("    make ")]
+    listed = [line.split()[1] for line in lines]
+    phony = re.search(r"^\.PHONY:((?:.*\\\n)*.*)", (ROOT / "Makefile").read_text(), re.M)[1].replace("\\", " ").split()
+    assert set(phony) == {name for name in listed if "." not in name} and len(listed) == len(set(listed))
+    assert all(len(line) <= 120 and len(line.split()) > 2 for line in lines)
+    run("-n", *listed)
+
+
 # ---- make test without Python ----
 
 @pytest.fixture

@@ -24,6 +24,7 @@ from tokenizers import Tokenizer
 
 import checkpoints
 import convert
+import random_model
 from checkpoints import save_safetensors, write_checkpoint, write_json
 from test_convert import GEOMETRIES, MICRO, SCRIPT, assert_refused, converted, edit, run
 
@@ -382,7 +383,7 @@ def test_a_placeholder_beside_its_image_is_refused(tmp_path: Path, capsys: pytes
 
 
 def test_a_tokenizer_saved_as_another_kind_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What transformers 5 saves of a LlamaTokenizer; test/verify_convert.py has the true one."""
+    """What transformers 5 saves of a LlamaTokenizer; test/verify/verify_convert.py has the true one."""
     write_checkpoint(tmp_path / "model", MICRO)
     edit(tmp_path / "model", "tokenizer.json", "pre_tokenizer", {"type": "Metaspace", "prepend_scheme": "always"})
     edit(tmp_path / "model", "tokenizer.json", "decoder", {"type": "Sequence", "decoders": []})
@@ -391,7 +392,7 @@ def test_a_tokenizer_saved_as_another_kind_is_named(tmp_path: Path, capsys: pyte
 
 
 def without_role_tokens(folder: Path) -> None:
-    document = convert.synthetic_tokenizer(MICRO.vocabulary)
+    document = random_model.synthetic_tokenizer(MICRO.vocabulary)
     document["added_tokens"] = document["added_tokens"][:-2]
     write_json(folder / "tokenizer.json", document)
 
@@ -432,7 +433,7 @@ def test_the_folders_name_tells_the_roles(tmp_path: Path) -> None:
                        ("models--deepseek-ai--Janus-1.3B/snapshots/0123abc", "User")):
         write_checkpoint(tmp_path / name, MICRO)
         assert converted(tmp_path / name)[0]["janus.prompt.user_role"] == role
-    assert convert.main(["--random", "tiny", "--roles", "1.3b", "-o", str(tmp_path / "r.gguf")]) == 0
+    assert random_model.main(["tiny", "--roles", "1.3b", "-o", str(tmp_path / "r.gguf")]) == 0
     assert GGUFReader(tmp_path / "r.gguf").fields["janus.prompt.user_role"].contents() == "User"
 
 
@@ -502,7 +503,7 @@ def test_tokenizers_that_janus_does_not_read_are_refused(tmp_path: Path, capsys:
         ("added_tokens.7.content", "x" * 257, "256 bytes"),
         ("model.vocab." + "x" * 65537, 319, "65536 bytes"),
         ("pre_tokenizer.pretokenizers", [{"type": "Digits", "individual_digits": True}] * 17
-         + convert.synthetic_tokenizer(320)["pre_tokenizer"]["pretokenizers"][-1:], "17 steps"),
+         + random_model.synthetic_tokenizer(320)["pre_tokenizer"]["pretokenizers"][-1:], "17 steps"),
     ):
         write_checkpoint(folder, MICRO)
         edit(folder, "tokenizer.json", path, value)
@@ -556,20 +557,25 @@ def test_other_kinds_of_files_are_named(name: str, content: bytes | None, words:
 # ---- Writing, and the command line ----
 
 def test_a_full_disk_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "o.gguf"
-    (tmp_path / f".o.gguf.{os.getpid()}.part").symlink_to("/dev/full")
-    assert convert.main(["--random", "tiny", "-o", str(out)]) == 1
+    write_checkpoint(tmp_path / "model", MICRO)
+    out = tmp_path / "out" / "o.gguf"
+    out.parent.mkdir()
+    (out.parent / f".o.gguf.{os.getpid()}.part").symlink_to("/dev/full")
+    assert convert.main([str(tmp_path / "model"), "-o", str(out)]) == 1
     assert capsys.readouterr().err == f"convert.py: cannot write {out}: {os.strerror(errno.ENOSPC)}\n"
-    assert not list(tmp_path.iterdir())
+    assert not list(out.parent.iterdir())
 
 
 def test_a_disk_full_among_the_weights_is_named(tmp_path: Path) -> None:
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 18, 1 << 18))
 
-    result = run("--random", "tiny", "-o", tmp_path / "o.gguf", preexec_fn=limit)
-    assert result.returncode == 1 and not list(tmp_path.iterdir())
-    assert result.stderr == f"convert.py: cannot write {tmp_path / 'o.gguf'}: {os.strerror(errno.EFBIG)}\n"
+    write_checkpoint(tmp_path / "model", random_model.TINY)
+    out = tmp_path / "out" / "o.gguf"
+    out.parent.mkdir()
+    result = run(tmp_path / "model", "-o", out, preexec_fn=limit)
+    assert result.returncode == 1 and not list(out.parent.iterdir())
+    assert result.stderr == f"convert.py: cannot write {out}: {os.strerror(errno.EFBIG)}\n"
 
 
 def test_a_checkpoint_is_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -31,12 +31,13 @@ from hypothesis import strategies as st
 
 import checkpoints
 import convert
+import random_model
 from checkpoints import write_checkpoint, write_json
 
-SCRIPT = Path(convert.__file__)
+SCRIPT, RANDOM = Path(convert.__file__), Path(random_model.__file__)
 # The smallest model that has every kind of tensor: two VQ levels, a grouped-query transformer, its own output matrix.
 MICRO = replace(
-    convert.TINY,
+    random_model.TINY,
     layers=1,
     vit_layers=1,
     kv_heads=2,
@@ -46,13 +47,13 @@ MICRO = replace(
     feed_forward=96,
     vocabulary=320,
 )
-GEOMETRIES = {name: sizes for name, sizes in convert.GEOMETRIES.items() if name.startswith("tiny")} | {"micro": MICRO}
+GEOMETRIES = {name: sizes for name, sizes in random_model.GEOMETRIES.items() if name.startswith("tiny")} | {"micro": MICRO}
 
 
-def run(*arguments: Any, **options: Any) -> subprocess.CompletedProcess[str]:
-    """convert.py as a user runs it."""
+def run(*arguments: Any, script: Path = SCRIPT, **options: Any) -> subprocess.CompletedProcess[str]:
+    """convert.py, or another script, as a user runs it."""
     return subprocess.run(
-        [sys.executable, SCRIPT, *map(str, arguments)], capture_output=True, text=True, timeout=120, **options
+        [sys.executable, script, *map(str, arguments)], capture_output=True, text=True, timeout=120, **options
     )
 
 
@@ -193,7 +194,7 @@ def fill(template: str, numbers: dict[str, str]) -> str:
 def test_the_documented_table_is_true_of_every_tensor(geometry: str) -> None:
     inside = {"shortcut": "nin_shortcut", "proj": "proj_out"}  # of residual and attention blocks
     table = documented_names()
-    for tensor in convert.tensor_table(convert.GEOMETRIES[geometry]):
+    for tensor in convert.tensor_table(random_model.GEOMETRIES[geometry]):
         for name, old, hf in table:
             pattern = re.sub(r"\b([NLBI])\b", r"(?P<\1>\\d+)", re.escape(name).replace(r"\.", "."))
             match = re.fullmatch(pattern + r"((?:\.\w+?)?)((?:\.weight|\.bias)?)", tensor.name)
@@ -414,7 +415,7 @@ def test_the_published_7b_config_leaves_most_out() -> None:
             "vocab_size": 102400,
         },
     }
-    expected = convert.GEOMETRIES["janus-pro-7b"]
+    expected = random_model.GEOMETRIES["janus-pro-7b"]
     assert convert.read_official_config(convert.Config(config, "c"), checkpoints.official_shapes(expected)) == expected
 
 
@@ -700,8 +701,8 @@ def test_a_transposed_matrix_and_a_flattened_kernel_are_misshapen(
 def test_a_whole_missing_block_is_not_taken_for_a_smaller_model(
     part: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    state = {name: value for name, value in checkpoints.random_state(convert.TINY).items() if not re.match(part, name)}
-    write_checkpoint(tmp_path / "model", convert.TINY, state=state)
+    state = {name: value for name, value in checkpoints.random_state(random_model.TINY).items() if not re.match(part, name)}
+    write_checkpoint(tmp_path / "model", random_model.TINY, state=state)
     assert_refused(tmp_path / "model", capsys, "tensor", "missing")
 
 
@@ -972,7 +973,7 @@ def test_a_merge_of_nothing_is_refused(tmp_path: Path, capsys: pytest.CaptureFix
         tmp_path / "model",
         "tokenizer.json",
         "model.vocab",
-        convert.synthetic_tokenizer(320)["model"]["vocab"] | {"": 319},
+        random_model.synthetic_tokenizer(320)["model"]["vocab"] | {"": 319},
     )
     edit(tmp_path / "model", "tokenizer.json", "model.merges.0", ["", "q"])
     assert_refused(tmp_path / "model", capsys, "tokenizer.json", "no pair of tokens")
@@ -1022,10 +1023,10 @@ def test_files_that_are_no_json_objects_are_named(
 # -------------------------------------------------------------------------------------------------------- random models
 
 
-@pytest.mark.parametrize("geometry", [name for name in convert.GEOMETRIES if name.startswith("tiny")])
+@pytest.mark.parametrize("geometry", [name for name in random_model.GEOMETRIES if name.startswith("tiny")])
 def test_random_models_have_the_scale_of_a_new_official_one(geometry: str, tmp_path: Path) -> None:
     out = tmp_path / "r.gguf"
-    assert convert.main(["--random", geometry, "-o", str(out), "--dtype", "f32"]) == 0
+    assert random_model.main([geometry, "-o", str(out), "--dtype", "f32"]) == 0
     metadata, tensors = read(out)
     assert metadata["janus.vocab_size"] == len(metadata["tokenizer.ggml.tokens"])
     assert "output.weight" in tensors or geometry == "tiny-tied"
@@ -1045,7 +1046,7 @@ def test_random_models_have_the_scale_of_a_new_official_one(geometry: str, tmp_p
 
 def test_random_models_depend_on_their_seed_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def make(name: str, seed: int) -> bytes:
-        assert convert.main(["--random", "tiny", "-o", str(tmp_path / name), "--seed", str(seed)]) == 0
+        assert random_model.main(["tiny", "-o", str(tmp_path / name), "--seed", str(seed)]) == 0
         return (tmp_path / name).read_bytes()
 
     first = make("a", 1)
@@ -1054,7 +1055,7 @@ def test_random_models_depend_on_their_seed_alone(tmp_path: Path, monkeypatch: p
 
 
 def test_published_geometries_have_the_published_numbers_of_parameters() -> None:
-    count = {name: sum(t.size for t in convert.tensor_table(sizes)) for name, sizes in convert.GEOMETRIES.items()}
+    count = {name: sum(t.size for t in convert.tensor_table(sizes)) for name, sizes in random_model.GEOMETRIES.items()}
     assert abs(count["janus-pro-1b"] / 2.079e9 - 1) < 0.01 and abs(count["janus-pro-7b"] / 7.4e9 - 1) < 0.01
     vq = sum(t.size for t in convert.tensor_table(convert.Sizes()) if t.name.startswith("vq."))
     assert round(vq / 1e6, 1) == 71.9
@@ -1064,7 +1065,7 @@ def test_published_geometries_have_the_published_numbers_of_parameters() -> None
 
 def test_synthetic_tokenizers_cover_their_vocabulary() -> None:
     for size in (320, 1000, 102400):
-        metadata = convert.tokenizer_metadata(convert.synthetic_tokenizer(size), size)
+        metadata = convert.tokenizer_metadata(random_model.synthetic_tokenizer(size), size)
         kinds = metadata["tokenizer.ggml.token_type"][1]
         assert len(kinds) == size and kinds.count(3) == 8 and kinds.count(5) == size // 64
 
@@ -1095,15 +1096,18 @@ def test_a_standard_reader_lists_the_file(tmp_path: Path) -> None:
         [],
         ["x"],
         ["-o", "y"],
-        ["x", "-o", "y", "--random", "tiny"],
         ["x", "-o", "y", "--dtype", "q5_0"],
-        ["--random", "huge", "-o", "y"],
-        ["--random", "tiny", "-o", "y", "--seed", "-1"],
         ["x", "z", "-o", "y"],
     ],
 )
 def test_wrong_usage_exits_with_2(arguments: list[str], tmp_path: Path) -> None:
     result = run(*arguments, cwd=tmp_path)
+    assert result.returncode == 2 and "usage:" in result.stderr and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("arguments", [["-o", "y"], ["tiny"], ["huge", "-o", "y"], ["tiny", "-o", "y", "--seed", "-1"]])
+def test_wrong_usage_of_random_models_exits_with_2(arguments: list[str], tmp_path: Path) -> None:
+    result = run(*arguments, script=RANDOM, cwd=tmp_path)
     assert result.returncode == 2 and "usage:" in result.stderr and not list(tmp_path.iterdir())
 
 
@@ -1130,10 +1134,11 @@ def test_torch_is_imported_for_bin_alone(tmp_path: Path) -> None:
 
 
 def test_a_terminal_shows_progress(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "model", random_model.TINY)
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))
     with subprocess.Popen(
-        [sys.executable, SCRIPT, "--random", "tiny", "-o", tmp_path / "o.gguf"], stderr=slave
+        [sys.executable, SCRIPT, tmp_path / "model", "-o", tmp_path / "o.gguf"], stderr=slave
     ) as process:
         os.close(slave)
         shown = b""
@@ -1151,24 +1156,27 @@ def test_a_terminal_shows_progress(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("target", ["missing/o.gguf", "."])
 def test_outputs_that_cannot_be_written_are_refused(target: str, tmp_path: Path) -> None:
-    assert run("--random", "tiny", "-o", tmp_path / target).returncode == 1
-    assert not list(tmp_path.iterdir())
-    assert run("--random", "tiny", "-o", "/dev/full").returncode == 1 and Path("/dev/full").is_char_device()
+    write_checkpoint(tmp_path / "model", MICRO)
+    assert run(tmp_path / "model", "-o", tmp_path / target).returncode == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert run(tmp_path / "model", "-o", "/dev/full").returncode == 1 and Path("/dev/full").is_char_device()
 
 
 def test_a_full_disk_leaves_nothing_behind(tmp_path: Path) -> None:
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
 
-    result = run("--random", "tiny", "-o", tmp_path / "o.gguf", preexec_fn=limit)
-    assert result.returncode == 1 and result.stderr.count("\n") == 1 and not list(tmp_path.iterdir())
+    write_checkpoint(tmp_path / "model", random_model.TINY)
+    result = run(tmp_path / "model", "-o", tmp_path / "o.gguf", preexec_fn=limit)
+    assert result.returncode == 1 and result.stderr.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_killed_in_the_middle_nothing_half_written_has_the_final_name(number: signal.Signals, tmp_path: Path) -> None:
     out = tmp_path / "o.gguf"
     out.write_bytes(b"the file before")
-    process = subprocess.Popen([sys.executable, SCRIPT, "--random", "janus-pro-1b", "-o", out], stderr=subprocess.PIPE)
+    process = subprocess.Popen([sys.executable, RANDOM, "janus-pro-1b", "-o", out], stderr=subprocess.PIPE)
     deadline = time.monotonic() + 60
     while not any(p.stat().st_size > 1 << 24 for p in tmp_path.glob(".*.part")) and time.monotonic() < deadline:
         time.sleep(0.01)

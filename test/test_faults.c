@@ -182,30 +182,14 @@ static int faulty_thread(pthread_t *thread, void *(*run)(void *), void *argument
 void __gcov_dump(void);
 #endif
 
-/* ---- Counting ---- */
+/* ---- Counting, and the folder that all files lie in ---- */
 
-static int passed, failed;
+#include "common.h"
+
+/* Every check of this program is printed. */
+#define report(good, ...) check(good, 1, __VA_ARGS__)
+
 static char folder[256], model_path[] = "test/golden/grouped.gguf";
-
-static bool report(bool good, const char *format, ...) {
-    va_list arguments;
-    if (good) passed++;
-    else failed++;
-    printf("%-7s", good ? "OK" : "NOT OK");
-    va_start(arguments, format);
-    vprintf(format, arguments);
-    va_end(arguments);
-    printf("\n");
-    return good;
-}
-
-static void *need(const void *memory) {
-    if (memory == NULL) {
-        printf("NOT OK  the test itself is out of memory or cannot read its files\n");
-        exit(1);
-    }
-    return (void *)(uintptr_t)memory;
-}
 
 static uint64_t hash_bytes(uint64_t hash, const void *bytes, size_t count) {
     for (size_t i = 0; i < count; i++) hash = (hash ^ ((const uint8_t *)bytes)[i]) * 1099511628211u;
@@ -219,11 +203,6 @@ static const char *in_folder(const char *name) {
     char *path = paths[next++ % 4];
     snprintf(path, sizeof paths[0], "%s/%s", folder, name);
     return path;
-}
-
-static void write_bytes(const char *path, const void *bytes, size_t count) {
-    FILE *file = need(fopen(path, "wb"));
-    if (fwrite(bytes, 1, count, file) != count || fclose(file) != 0) need(NULL);
 }
 
 /* The hash of a file, 0 when there is none. */
@@ -436,7 +415,7 @@ static void fail_each(World *world, const Operation *operation, Kind kind, int e
         open_session(world, operation);
         const long before = fault.live;
         const int length = world->session != NULL ? janus_conversation_length(world->session) : 0;
-        if (operation->writes != NULL) write_bytes(in_folder(operation->writes), "old", 3);
+        if (operation->writes != NULL) write_file(in_folder(operation->writes), "old", 3);
         const uint64_t old = operation->writes != NULL ? hash_file(in_folder(operation->writes)) : 0;
         memset(&world->error, 0, sizeof world->error);
         arm(kind, at, error, hopeless);
@@ -476,14 +455,14 @@ static void write_other_images(void) {
     if (file_read(in_folder("in.png"), 1 << 20, &png) != 0) need(NULL);
     uint8_t *turned = need(malloc(png.size + sizeof EXIF));
     memcpy(turned, png.bytes, 33), memcpy(turned + 33, EXIF, sizeof EXIF), memcpy(turned + 33 + sizeof EXIF, (uint8_t *)png.bytes + 33, png.size - 33);
-    write_bytes(in_folder("turned.png"), turned, png.size + sizeof EXIF);
+    write_file(in_folder("turned.png"), turned, png.size + sizeof EXIF);
     memset(jpeg + 7, 1, 64);
     memcpy(jpeg + 71, TABLES, sizeof TABLES), memcpy(jpeg + 71 + sizeof TABLES, FRAME, sizeof FRAME);
     memcpy(jpeg + 71 + sizeof TABLES + sizeof FRAME, SCAN, sizeof SCAN - 1);
-    write_bytes(in_folder("cmyk.jpg"), jpeg, sizeof jpeg);
-    write_bytes(in_folder("in.gif"), GIF, sizeof GIF - 1);
-    write_bytes(in_folder("in.ppm"), "P6 2 1 255\nabcdef", 17);
-    write_bytes(in_folder("in.tga"), TGA, sizeof TGA - 1);
+    write_file(in_folder("cmyk.jpg"), jpeg, sizeof jpeg);
+    write_file(in_folder("in.gif"), GIF, sizeof GIF - 1);
+    write_file(in_folder("in.ppm"), "P6 2 1 255\nabcdef", 17);
+    write_file(in_folder("in.tga"), TGA, sizeof TGA - 1);
     free(turned);
     file_image_free(&png);
 }
@@ -520,7 +499,7 @@ static void open_world(World *world) {
     uint8_t bitmap[54 + 4 * 4 * 3] = "BM";
     bitmap[10] = 54, bitmap[14] = 40, bitmap[18] = 4, bitmap[22] = 4, bitmap[26] = 1, bitmap[28] = 24;
     for (int i = 54; i < 54 + 48; i++) bitmap[i] = (uint8_t)(5 * i);
-    write_bytes(in_folder("in.bmp"), bitmap, sizeof bitmap);
+    write_file(in_folder("in.bmp"), bitmap, sizeof bitmap);
     write_other_images();
 }
 
@@ -589,7 +568,7 @@ static void test_writing(World *world) {
     }
     /* a file of thousands of rows: some of its writes */
     bool good = true;
-    write_bytes(in_folder("out.gguf"), "old", 3);
+    write_file(in_folder("out.gguf"), "old", 3);
     const uint64_t old = hash_file(in_folder("out.gguf"));
     for (long at = 1; at < 40000; at = at * 2 + 1) {
         uint64_t hash = 1;
@@ -610,14 +589,14 @@ static void test_changed_models(World *world) {
         uint64_t expected = 1, hash = 2;
         FileImage bytes = {0};
         if (file_read(model_path, SIZE_MAX - 1, &bytes) != 0) need(NULL);
-        write_bytes(in_folder("out.gguf"), bytes.bytes, bytes.size);
+        write_file(in_folder("out.gguf"), bytes.bytes, bytes.size);
         file_image_free(&bytes);
         fault.no_mapping = way == 2;
         const bool loaded = janus_load(in_folder("out.gguf"), &mine.model, &mine.error) == JANUS_OK;
         fault.no_mapping = false;
         if (way == 0) remove(in_folder("out.gguf"));
-        if (way == 1) write_bytes(in_folder("out.png"), "no model", 8), rename(in_folder("out.png"), in_folder("out.gguf"));
-        if (way == 2) write_bytes(in_folder("out.gguf"), "", 0);
+        if (way == 1) write_file(in_folder("out.png"), "no model", 8), rename(in_folder("out.png"), in_folder("out.gguf"));
+        if (way == 2) write_file(in_folder("out.gguf"), "", 0);
         open_session(world, &ASK);
         do_ask(world, &expected);
         close_session(world);
@@ -636,7 +615,7 @@ static void test_overwritten_models(const World *world) {
         World mine = *world;
         FileImage bytes = {0};
         if (file_read(model_path, SIZE_MAX - 1, &bytes) != 0) need(NULL);
-        write_bytes(in_folder("out.gguf"), bytes.bytes, bytes.size);
+        write_file(in_folder("out.gguf"), bytes.bytes, bytes.size);
         if (janus_load(in_folder("out.gguf"), &mine.model, &mine.error) != JANUS_OK) need(NULL);
         for (size_t i = 0; i < bytes.size; i++) { /* ever more of the file, in the end all of it */
             random ^= random << 13, random ^= random >> 7, random ^= random << 17;
@@ -665,10 +644,10 @@ static void test_permissions(World *world) {
     JanusImage image;
     char locked[300];
     snprintf(locked, sizeof locked, "%s", in_folder("locked"));
-    write_bytes(in_folder("secret.gguf"), "GGUF", 4);
+    write_file(in_folder("secret.gguf"), "GGUF", 4);
     chmod(in_folder("secret.gguf"), 0);
     mkdir(locked, 0700);
-    write_bytes(in_folder("locked/x.png"), "old", 3);
+    write_file(in_folder("locked/x.png"), "old", 3);
     chmod(locked, 0500);
     chmod(folder, 0755);
     if (root && seteuid(65534) != 0) need(NULL);
@@ -693,7 +672,7 @@ static void test_permissions(World *world) {
 static void test_files(void) {
     World world;
     open_world(&world);
-    for (int i = 0; i < 3; i++) write_bytes(in_folder(i == 0 ? "out.png" : i == 1 ? "out.jpg" : "out.gguf"), "old", 3);
+    for (int i = 0; i < 3; i++) write_file(in_folder(i == 0 ? "out.png" : i == 1 ? "out.jpg" : "out.gguf"), "old", 3);
     test_reading(&world);
     test_writing(&world);
     report(folder_holds(11), "what failed left no temporary file");
@@ -742,7 +721,7 @@ static void refuse_model(Bytes *bytes, const char *what) {
     JanusModel *model = NULL;
     JanusError error = {JANUS_OK, ""};
     memset(bytes->bytes + bytes->count, 0, 64);
-    write_bytes(in_folder("bomb.gguf"), bytes->bytes, bytes->count + 64);
+    write_file(in_folder("bomb.gguf"), bytes->bytes, bytes->count + 64);
     fault.largest = 0;
     const JanusStatus status = janus_load(in_folder("bomb.gguf"), &model, &error);
     refuse(status, JANUS_BAD_MODEL, &error, 2 << 20, what);
@@ -971,7 +950,7 @@ static JanusStatus load_patched(const char *name, size_t skip, const void *patch
     while (at + strlen(name) < file.size && memcmp(file.bytes + at, name, strlen(name)) != 0) at++;
     if (at + strlen(name) + skip + count > file.size) need(NULL);
     memcpy(file.bytes + at + skip, patch, count);
-    write_bytes(in_folder("patched.gguf"), file.bytes, file.size);
+    write_file(in_folder("patched.gguf"), file.bytes, file.size);
     file_image_free(&file);
     const JanusStatus status = janus_load(in_folder("patched.gguf"), model, error);
     fault.no_mapping = false;
@@ -1081,7 +1060,7 @@ static int run_command(const char *command, const char *input, Kind kind, int at
     if (child == 0) {
         snprintf(words, sizeof words, "janus %s", command);
         for (char *word = strtok(words, " "); word != NULL && count < 31; word = strtok(NULL, " ")) arguments[count++] = word;
-        write_bytes(in_folder("stdin"), input, strlen(input));
+        write_file(in_folder("stdin"), input, strlen(input));
         if (freopen(in_folder(input[0] == '<' ? input + 1 : "stdin"), "rb", stdin) == NULL || freopen(in_folder("stdout"), "wb", stdout) == NULL ||
             freopen(in_folder("stderr"), "wb", stderr) == NULL || chdir(folder) != 0)
             _exit(93);
@@ -1270,7 +1249,7 @@ static void write_below(const char *name, const char *text) {
         *slash = 0;
         mkdir(path, 0777);
     }
-    write_bytes(path, text, strlen(text));
+    write_file(path, text, strlen(text));
 }
 
 /* Folders that cgroups show themselves in, and how many of 8 processors they leave; texts of NULL end a row. */
@@ -1359,6 +1338,5 @@ int main(int count, char **arguments) {
         if (wanted) PARTS[i].run();
     }
     report(rmdir(folder) == 0, "the temporary folder is empty at the end");
-    printf("%d passed, %d failed\n", passed, failed);
-    return failed > 0;
+    return closing_line();
 }

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import io
 import os
 import random
@@ -19,41 +18,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
+from janus_library import Library, Refused, ffi
+
 ROOT = Path(__file__).resolve().parent.parent
-LIBRARY = Path(os.environ.get("JANUS_LIBRARY_PATH", ROOT / "libjanus.so"))
 PROGRAM = Path(os.environ.get("JANUS_PROGRAM", ROOT / "janus"))
 MODEL = ROOT / "test" / "golden" / "plain.gguf"
 ORIENTATION, SHORT, LONG = 0x0112, 3, 4
 DECODERS = 4  # the largest difference between two JPEG decoders
 
 
-class JanusImage(ctypes.Structure):
-    """JanusImage of janus.h."""
-    _fields_ = [("width", ctypes.c_int), ("height", ctypes.c_int), ("rgb", ctypes.POINTER(ctypes.c_uint8))]
-
-
-class JanusError(ctypes.Structure):
-    """JanusError of janus.h."""
-    _fields_ = [("status", ctypes.c_int), ("message", ctypes.c_char * 400)]
-
-
-class Refused(Exception):
-    """What the library says of an image that it does not read."""
-
-
-library = ctypes.CDLL(str(LIBRARY))
+LIBRARY = Library()
 
 
 def load(data: bytes, stored: bool = False) -> np.ndarray:
     """The library's pixels of a file in memory, (height, width, 3)."""
-    call = library.janus_image_load_memory_stored if stored else library.janus_image_load_memory
-    image, error = JanusImage(), JanusError()
-    if call(data, ctypes.c_size_t(len(data)), ctypes.byref(image), ctypes.byref(error)) != 0:
-        assert error.status == 3 and not image.rgb, "JANUS_BAD_IMAGE and no pixels"
-        raise Refused(error.message.decode())
-    pixels = np.ctypeslib.as_array(image.rgb, (image.height, image.width, 3)).copy()
-    library.janus_image_free(ctypes.byref(image))
-    return pixels
+    name, image = "janus_image_load_memory_stored" if stored else "janus_image_load_memory", ffi.new("JanusImage *")
+    try:
+        LIBRARY.call(name, data, len(data), image)
+    except Refused as refused:
+        assert refused.status == LIBRARY.c.JANUS_BAD_IMAGE and image.rgb == ffi.NULL
+        raise
+    return LIBRARY.take_pixels(image)
 
 
 def pillow(data: bytes) -> np.ndarray:

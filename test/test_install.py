@@ -65,7 +65,7 @@ def test_a_program_against_the_installed_library(tmp_path: Path) -> None:
     assert run("pkg-config", "--modversion", "janus", **settings).strip() == version
     flags = shlex.split(run("pkg-config", "--cflags", "--libs", "janus", **settings))
     source = tmp_path / "embed.c"
-    shutil.copy(ROOT / "test/embed.c", source)  # away from the project's own janus.h
+    shutil.copy(ROOT / "test/platforms/embed.c", source)  # away from the project's own janus.h
     run(os.environ.get("CC", "cc"), "-std=c99", source, *flags, "-o", tmp_path / "embed")
     lines = run(tmp_path / "embed", "weights/tiny.gguf", "weights/samples.png", tmp_path, "plain").splitlines()
     assert len(lines) == 6

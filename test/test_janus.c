@@ -10,61 +10,14 @@
 
 #include "janus.h"
 
+#include "common.h"
+
 #include <math.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-static int passed, failed;
 static const char *golden_folder = "test/golden", *temporary = "test_janus.tmp";
-
-/* Counts a check; prints it when it fails, and always when `shown`. */
-static int report(int good, int shown, const char *format, ...) {
-    va_list arguments;
-    if (good) passed++;
-    else failed++;
-    if (good && !shown) return good;
-    printf("%-7s", good ? "OK" : "NOT OK");
-    va_start(arguments, format);
-    vprintf(format, arguments);
-    va_end(arguments);
-    printf("\n");
-    return good;
-}
-
-static void *need(void *memory) {
-    if (memory == NULL) {
-        printf("NOT OK  out of memory\n");
-        exit(1);
-    }
-    return memory;
-}
-
-/* A whole file; NULL where it cannot be read. */
-static unsigned char *read_file(const char *path, size_t *length) {
-    FILE *file = fopen(path, "rb");
-    unsigned char *bytes;
-    long size;
-    if (file == NULL || fseek(file, 0, SEEK_END) != 0 || (size = ftell(file)) < 0) {
-        if (file != NULL) fclose(file);
-        return NULL;
-    }
-    rewind(file);
-    bytes = need(malloc((size_t)size + 1));
-    *length = fread(bytes, 1, (size_t)size, file);
-    fclose(file);
-    return bytes;
-}
-
-static void write_file(const char *path, const void *bytes, size_t length) {
-    FILE *file = fopen(path, "wb");
-    const int good = file != NULL && (length == 0 || fwrite(bytes, 1, length, file) == length);
-    if (file == NULL || fclose(file) != 0 || !good) {
-        printf("NOT OK  cannot write %s\n", path);
-        exit(1);
-    }
-}
 
 /* ---- Recorded values ---- */
 
@@ -246,15 +199,15 @@ static void compare_tap(void *user, const char *name, JanusElement type, const v
 static void print_stages(Comparison *c, const char *model, double tolerance, int shown) {
     for (int i = 0; i < c->stage_count; i++) {
         const Stage *stage = &c->stages[i];
-        report(stage->wrong == 0 && stage->worst <= tolerance, shown, "%s %-6s %-30s %-12s x%-3d %.1e%s", model,
-               c->task, stage->name, stage->shape, stage->times, stage->worst,
-               stage->wrong > 0 ? "  unknown, or of another shape" : "");
+        check(stage->wrong == 0 && stage->worst <= tolerance, shown, "%s %-6s %-30s %-12s x%-3d %.1e%s", model,
+              c->task, stage->name, stage->shape, stage->times, stage->worst,
+              stage->wrong > 0 ? "  unknown, or of another shape" : "");
     }
     for (int i = 0; i < c->recording->count; i++) {
         Record *record = &c->recording->items[i];
         const size_t length = strlen(c->task);
         if (strncmp(record->name, c->task, length) == 0 && record->name[length] == '/' && !record->met)
-            report(0, 1, "%s %s was not handed to the tap", model, record->name);
+            check(0, 1, "%s %s was not handed to the tap", model, record->name);
         record->met = 0;
     }
 }
@@ -274,8 +227,8 @@ static Golden open_golden(const char *name) {
     golden.recording = read_recording(path);
     golden.image = input_image(&golden.recording);
     snprintf(golden.path, sizeof golden.path, "%s/%s.gguf", golden_folder, name);
-    if (!report(janus_load(golden.path, &golden.model, &error) == JANUS_OK, 0, "load %s: %s", golden.path,
-                error.message))
+    if (!check(janus_load(golden.path, &golden.model, &error) == JANUS_OK, 0, "load %s: %s", golden.path,
+               error.message))
         exit(1);
     return golden;
 }
@@ -289,7 +242,7 @@ static void close_golden(Golden *golden) {
 static JanusSession *open_session(const JanusModel *model, const JanusSessionOptions *options) {
     JanusSession *session = NULL;
     JanusError error = {JANUS_OK, ""};
-    if (!report(janus_session_new(model, options, &session, &error) == JANUS_OK, 0, "session: %s", error.message))
+    if (!check(janus_session_new(model, options, &session, &error) == JANUS_OK, 0, "session: %s", error.message))
         exit(1);
     return session;
 }
@@ -347,18 +300,18 @@ static void test_stages(const char *name, const char *isa, double tolerance, int
     JanusSession *session = open_session(golden.model, &options);
 
     comparison->task = "ask";
-    report(ask_recorded(session, &golden, answers), 0, "%s: two turns", label);
+    check(ask_recorded(session, &golden, answers), 0, "%s: two turns", label);
     print_stages(comparison, label, tolerance, shown);
     memset(comparison->stages, 0, sizeof comparison->stages);
     comparison->stage_count = 0;
     comparison->task = "draw";
-    report(janus_generate(session, input(&golden.recording, "prompt")->text, &drawing, &picture, NULL) == JANUS_OK, 0,
-           "%s: draw", label);
+    check(janus_generate(session, input(&golden.recording, "prompt")->text, &drawing, &picture, NULL) == JANUS_OK, 0,
+          "%s: draw", label);
     print_stages(comparison, label, tolerance, shown);
     memset(comparison->stages, 0, sizeof comparison->stages);
     comparison->stage_count = 0;
     comparison->task = "encode";
-    report(janus_encode_image(session, &golden.image, ids, NULL) == JANUS_OK, 0, "%s: encode", label);
+    check(janus_encode_image(session, &golden.image, ids, NULL) == JANUS_OK, 0, "%s: encode", label);
     print_stages(comparison, label, tolerance, shown);
 
     free(ids);
@@ -387,7 +340,7 @@ static void test_golden(void) {
         janus_session_free(session);
     }
     close_golden(&golden);
-    report(usable[0], 0, "the plain kernels work everywhere");
+    check(usable[0], 0, "the plain kernels work everywhere");
     for (int k = 3; k >= 0; k--) {
         if (!usable[k]) continue;
         for (size_t i = 0; i < sizeof models / sizeof *models; i++) {
@@ -428,10 +381,10 @@ static uint64_t fingerprint(Golden *golden, int threads) {
     drawing.count = 2;
     drawing.seed = 7;
     JanusSession *session = open_session(golden->model, &options);
-    report(ask_recorded(session, golden, answers), 0, "two turns on %d threads", threads);
-    report(janus_generate(session, "two blue cars", &drawing, pictures, NULL) == JANUS_OK, 0, "draw on %d threads",
-           threads);
-    report(janus_encode_image(session, &golden->image, ids, NULL) == JANUS_OK, 0, "encode on %d threads", threads);
+    check(ask_recorded(session, golden, answers), 0, "two turns on %d threads", threads);
+    check(janus_generate(session, "two blue cars", &drawing, pictures, NULL) == JANUS_OK, 0, "draw on %d threads",
+          threads);
+    check(janus_encode_image(session, &golden->image, ids, NULL) == JANUS_OK, 0, "encode on %d threads", threads);
     janus_image_free(&pictures[0]);
     janus_image_free(&pictures[1]);
     free(answers[0]);
@@ -444,9 +397,9 @@ static uint64_t fingerprint(Golden *golden, int threads) {
 static void test_threads(const char *name) {
     Golden golden = open_golden(name);
     const uint64_t one = fingerprint(&golden, 1);
-    report(fingerprint(&golden, 1) == one, 1, "%s: the same twice", name);
-    report(fingerprint(&golden, 2) == one, 1, "%s: 2 threads give the bits of 1", name);
-    report(fingerprint(&golden, 3) == one, 1, "%s: 3 threads give the bits of 1", name);
+    check(fingerprint(&golden, 1) == one, 1, "%s: the same twice", name);
+    check(fingerprint(&golden, 2) == one, 1, "%s: 2 threads give the bits of 1", name);
+    check(fingerprint(&golden, 3) == one, 1, "%s: 3 threads give the bits of 1", name);
     close_golden(&golden);
 }
 
@@ -462,37 +415,37 @@ static void test_batch(const char *name) {
     JanusGenerateOptions options = greedy_drawing(3);
     JanusImage pictures[3], decoded;
     char *prompt = surrounded(input(&golden.recording, "prompt")->text);
-    report(janus_generate_ids(session, prompt, &options, ids, NULL) == JANUS_OK, 0, "three rows of ids");
+    check(janus_generate_ids(session, prompt, &options, ids, NULL) == JANUS_OK, 0, "three rows of ids");
     options.count = 1;
-    report(janus_generate_ids(session, prompt, &options, single, NULL) == JANUS_OK, 0, "one row of ids");
+    check(janus_generate_ids(session, prompt, &options, single, NULL) == JANUS_OK, 0, "one row of ids");
     for (int i = 0; i < 3; i++)
-        report(memcmp(ids + (size_t)i * tokens, single, tokens * sizeof *ids) == 0, 1,
-               "greedy picture %d of 3 is the single one", i);
-    report(memcmp(single, input(&golden.recording, "drawn_ids")->ints, tokens * sizeof *ids) == 0, 1,
-           "greedy ids are PyTorch's");
+        check(memcmp(ids + (size_t)i * tokens, single, tokens * sizeof *ids) == 0, 1,
+              "greedy picture %d of 3 is the single one", i);
+    check(memcmp(single, input(&golden.recording, "drawn_ids")->ints, tokens * sizeof *ids) == 0, 1,
+          "greedy ids are PyTorch's");
 
     options.count = 3;
     options.temperature = 1;
     options.seed = 11; /* as recorded */
-    report(janus_generate_ids(session, prompt, &options, ids, NULL) == JANUS_OK, 0, "three sampled rows");
-    report(memcmp(ids, input(&golden.recording, "sampled_ids")->ints, 3 * tokens * sizeof *ids) == 0, 1,
-           "%s: sampled ids of three pictures are PyTorch's", name);
-    report(janus_generate(session, prompt, &options, pictures, NULL) == JANUS_OK, 0, "three sampled pictures");
+    check(janus_generate_ids(session, prompt, &options, ids, NULL) == JANUS_OK, 0, "three sampled rows");
+    check(memcmp(ids, input(&golden.recording, "sampled_ids")->ints, 3 * tokens * sizeof *ids) == 0, 1,
+          "%s: sampled ids of three pictures are PyTorch's", name);
+    check(janus_generate(session, prompt, &options, pictures, NULL) == JANUS_OK, 0, "three sampled pictures");
     for (int i = 0; i < 3; i++) {
-        report(janus_decode_image(session, ids + (size_t)i * tokens, &decoded, NULL) == JANUS_OK, 0, "decode");
-        report(pictures[i].width == info.image_size && pictures[i].height == info.image_size &&
-                   memcmp(pictures[i].rgb, decoded.rgb, bytes) == 0,
-               1, "sampled picture %d of 3 is its decoded ids", i);
+        check(janus_decode_image(session, ids + (size_t)i * tokens, &decoded, NULL) == JANUS_OK, 0, "decode");
+        check(pictures[i].width == info.image_size && pictures[i].height == info.image_size &&
+                  memcmp(pictures[i].rgb, decoded.rgb, bytes) == 0,
+              1, "sampled picture %d of 3 is its decoded ids", i);
         janus_image_free(&decoded);
         janus_image_free(&pictures[i]);
     }
-    report(memcmp(ids, ids + tokens, tokens * sizeof *ids) != 0, 1, "sampled pictures differ");
+    check(memcmp(ids, ids + tokens, tokens * sizeof *ids) != 0, 1, "sampled pictures differ");
     options.count = 1;
     options.temperature = 100; /* nearly any id */
-    report(janus_generate_ids(session, prompt, &options, ids, NULL) == JANUS_OK, 0, "a seed");
+    check(janus_generate_ids(session, prompt, &options, ids, NULL) == JANUS_OK, 0, "a seed");
     options.seed = 12;
-    report(janus_generate_ids(session, prompt, &options, ids + tokens, NULL) == JANUS_OK, 0, "another seed");
-    report(memcmp(ids, ids + tokens, tokens * sizeof *ids) != 0, 1, "another seed, another picture");
+    check(janus_generate_ids(session, prompt, &options, ids + tokens, NULL) == JANUS_OK, 0, "another seed");
+    check(memcmp(ids, ids + tokens, tokens * sizeof *ids) != 0, 1, "another seed, another picture");
     free(ids);
     free(single);
     free(prompt);
@@ -524,8 +477,8 @@ static double first_difference(Golden *golden, JanusCacheType cache) {
     options.tap = first_logits;
     options.user = &first;
     JanusSession *session = open_session(golden->model, &options);
-    report(janus_ask(session, input(&golden->recording, "question")->text, &golden->image, 1, &ask, NULL, NULL) == JANUS_OK,
-           0, "an answer with cache type %d", (int)cache);
+    check(janus_ask(session, input(&golden->recording, "question")->text, &golden->image, 1, &ask, NULL, NULL) == JANUS_OK,
+          0, "an answer with cache type %d", (int)cache);
     janus_session_free(session);
     return first.difference;
 }
@@ -536,9 +489,9 @@ static void test_cache_types(void) {
     for (int i = 0; i < 3; i++) {
         Golden golden = open_golden(names[i]);
         const double whole = first_difference(&golden, JANUS_CACHE_F32), half = first_difference(&golden, JANUS_CACHE_F16);
-        report(whole >= 0 && half >= 0 && fabs(half - whole) > 1e-7 && half < 5e-3, 1,
-               "%s: the first logits are %.1e away with a float32 cache, %.1e with float16", names[i], whole, half);
-        report(first_difference(&golden, JANUS_CACHE_AUTO) == whole, 1, "%s: the cache is float32 by default", names[i]);
+        check(whole >= 0 && half >= 0 && fabs(half - whole) > 1e-7 && half < 5e-3, 1,
+              "%s: the first logits are %.1e away with a float32 cache, %.1e with float16", names[i], whole, half);
+        check(first_difference(&golden, JANUS_CACHE_AUTO) == whole, 1, "%s: the cache is float32 by default", names[i]);
         close_golden(&golden);
     }
 }
@@ -606,25 +559,25 @@ static void test_conversation(void) {
     options.user = &stream;
     JanusSession *a = open_session(golden.model, &options), *b = open_session(golden.model, NULL);
 
-    report(janus_conversation_length(a) == 0, 1, "a new conversation is empty");
-    report(janus_ask(a, question, &golden.image, 1, &ask, &first[0], NULL) == JANUS_OK, 0, "first turn");
-    report(stream.valid && strcmp(stream.text, first[0]) == 0, 1,
-           "the streamed text is the answer, in whole characters");
+    check(janus_conversation_length(a) == 0, 1, "a new conversation is empty");
+    check(janus_ask(a, question, &golden.image, 1, &ask, &first[0], NULL) == JANUS_OK, 0, "first turn");
+    check(stream.valid && strcmp(stream.text, first[0]) == 0, 1,
+          "the streamed text is the answer, in whole characters");
     const int length = janus_conversation_length(a), read = stream.prompt_tokens;
-    report(length > read - 1, 1, "the conversation holds the prompt's %d tokens", read);
-    report(janus_ask(b, question, &golden.image, 1, &ask, &second[0], NULL) == JANUS_OK, 0,
-           "another session's first turn");
-    report(janus_ask(a, second_question, NULL, 0, &ask, &first[1], NULL) == JANUS_OK, 0, "second turn");
-    report(stream.prompt_tokens < read / 2, 1, "the second turn reads %d tokens, not the %d before it",
-           stream.prompt_tokens, length);
-    report(janus_ask(b, second_question, NULL, 0, &ask, &second[1], NULL) == JANUS_OK, 0,
-           "another session's second turn");
-    report(strcmp(first[0], second[0]) == 0 && strcmp(first[1], second[1]) == 0, 1,
-           "two sessions in turn give the same answers");
+    check(length > read - 1, 1, "the conversation holds the prompt's %d tokens", read);
+    check(janus_ask(b, question, &golden.image, 1, &ask, &second[0], NULL) == JANUS_OK, 0,
+          "another session's first turn");
+    check(janus_ask(a, second_question, NULL, 0, &ask, &first[1], NULL) == JANUS_OK, 0, "second turn");
+    check(stream.prompt_tokens < read / 2, 1, "the second turn reads %d tokens, not the %d before it",
+          stream.prompt_tokens, length);
+    check(janus_ask(b, second_question, NULL, 0, &ask, &second[1], NULL) == JANUS_OK, 0,
+          "another session's second turn");
+    check(strcmp(first[0], second[0]) == 0 && strcmp(first[1], second[1]) == 0, 1,
+          "two sessions in turn give the same answers");
     janus_reset(a);
-    report(janus_conversation_length(a) == 0, 1, "reset forgets the conversation");
-    report(janus_ask(a, question, &golden.image, 1, &ask, &again, NULL) == JANUS_OK && strcmp(again, first[0]) == 0, 1,
-           "the first answer again after reset");
+    check(janus_conversation_length(a) == 0, 1, "reset forgets the conversation");
+    check(janus_ask(a, question, &golden.image, 1, &ask, &again, NULL) == JANUS_OK && strcmp(again, first[0]) == 0, 1,
+          "the first answer again after reset");
     for (int i = 0; i < 2; i++) {
         free(first[i]);
         free(second[i]);
@@ -647,14 +600,14 @@ static void test_full_context(void) {
     for (; turns < 200 && status == JANUS_OK; turns++) {
         length = janus_conversation_length(session);
         status = janus_ask(session, "How many trees are there?", NULL, 0, &ask, NULL, &error);
-        report(janus_conversation_length(session) <= context, 0, "%d tokens after turn %d",
-               janus_conversation_length(session), turns);
+        check(janus_conversation_length(session) <= context, 0, "%d tokens after turn %d",
+              janus_conversation_length(session), turns);
     }
-    report(status == JANUS_BAD_ARGUMENT && turns > 1, 1, "turn %d would exceed the context: %s", turns, error.message);
-    report(janus_conversation_length(session) == length, 1, "the refused turn leaves the conversation's %d tokens",
-           length);
+    check(status == JANUS_BAD_ARGUMENT && turns > 1, 1, "turn %d would exceed the context: %s", turns, error.message);
+    check(janus_conversation_length(session) == length, 1, "the refused turn leaves the conversation's %d tokens",
+          length);
     janus_reset(session);
-    report(janus_ask(session, "Hello", NULL, 0, &ask, NULL, NULL) == JANUS_OK, 1, "a new conversation after that");
+    check(janus_ask(session, "Hello", NULL, 0, &ask, NULL, NULL) == JANUS_OK, 1, "a new conversation after that");
     janus_session_free(session);
     close_golden(&golden);
 }
@@ -698,7 +651,7 @@ static void test_cancel_call(int which, const char *what) {
     options.progress = stop_progress;
     options.user = &stopper;
     JanusSession *session = open_session(golden.model, &options);
-    report(long_call(which, session, &golden, expected, &expected_answer) == JANUS_OK, 0, "%s", what);
+    check(long_call(which, session, &golden, expected, &expected_answer) == JANUS_OK, 0, "%s", what);
     total = stopper.calls;
     for (int stop = 1; stop <= total; stop++) {
         const int length = (janus_reset(session), janus_conversation_length(session));
@@ -713,9 +666,9 @@ static void test_cancel_call(int which, const char *what) {
         free(answer);
         answer = NULL;
     }
-    report(cancelled == total && total > 0 && total < 1000000, 1, "%s stops at each of its %d progress calls", what,
-           total);
-    report(same, 1, "%s gives the same result after each of them", what);
+    check(cancelled == total && total > 0 && total < 1000000, 1, "%s stops at each of its %d progress calls", what,
+          total);
+    check(same, 1, "%s gives the same result after each of them", what);
     free(expected_answer);
     free(expected);
     free(ids);
@@ -736,10 +689,10 @@ static void test_cancel_text(void) {
     options.text = stream_text;
     options.user = &stream;
     JanusSession *session = open_session(golden.model, &options);
-    report(janus_ask(session, "Describe it.", &golden.image, 1, &ask, &answer, &error) == JANUS_CANCELLED &&
-               answer == NULL && error.status == JANUS_CANCELLED && error.message[0] != 0,
-           1, "the text callback stops an answer: %s", error.message);
-    report(janus_conversation_length(session) == 0, 1, "the stopped turn is dropped");
+    check(janus_ask(session, "Describe it.", &golden.image, 1, &ask, &answer, &error) == JANUS_CANCELLED &&
+              answer == NULL && error.status == JANUS_CANCELLED && error.message[0] != 0,
+          1, "the text callback stops an answer: %s", error.message);
+    check(janus_conversation_length(session) == 0, 1, "the stopped turn is dropped");
     janus_session_free(session);
     close_golden(&golden);
 }
@@ -748,8 +701,8 @@ static void test_cancel_text(void) {
 
 static void expect(JanusStatus status, JanusStatus wanted, const JanusError *error, const char *what) {
     const int said = error->status == wanted && error->message[0] != 0 && strchr(error->message, '\n') == NULL;
-    report(status == wanted && said, 0, "%s: status %d, expected %d; message: %s", what, (int)status, (int)wanted,
-           error->message);
+    check(status == wanted && said, 0, "%s: status %d, expected %d; message: %s", what, (int)status, (int)wanted,
+          error->message);
 }
 
 static void test_bad_texts(void) {
@@ -785,9 +738,9 @@ static void test_bad_texts(void) {
     memset(&error, 0, sizeof error);
     expect(janus_ask(session, "<image_placeholder> and <image_placeholder>", &golden.image, 1, NULL, NULL, &error),
            JANUS_BAD_ARGUMENT, &error, "two placeholders for one image");
-    report(janus_tokenize(golden.model, "", 0, &tokens, &count, NULL) == JANUS_OK && count == 0, 1,
-           "an empty text has no tokens");
-    report(1, 1, "bad texts are refused");
+    check(janus_tokenize(golden.model, "", 0, &tokens, &count, NULL) == JANUS_OK && count == 0, 1,
+          "an empty text has no tokens");
+    check(1, 1, "bad texts are refused");
     free(tokens);
     free(text);
     free(ids);
@@ -836,12 +789,12 @@ static void test_bad_options(void) {
         memset(&error, 0, sizeof error);
         expect(janus_session_new(golden.model, &options, &none, &error), JANUS_BAD_ARGUMENT, &error,
                "bad session options");
-        report(none == NULL, 0, "a refused session is NULL");
+        check(none == NULL, 0, "a refused session is NULL");
     }
-    report(1, 1, "options outside their ranges are refused");
+    check(1, 1, "options outside their ranges are refused");
     JanusAskOptions precise = janus_ask_defaults();
     precise.top_p = 0.8; /* as a float it would be larger, and could keep one id more than Python's */
-    report(precise.top_p == 0.8, 1, "top-p is as precise as Python's floats");
+    check(precise.top_p == 0.8, 1, "top-p is as precise as Python's floats");
     free(ids);
     janus_session_free(session);
     close_golden(&golden);
@@ -861,14 +814,14 @@ static void test_bad_ids(void) {
         memset(&error, 0, sizeof error);
         expect(janus_decode_image(session, ids, &picture, &error), JANUS_BAD_ARGUMENT, &error,
                "decoding an id out of range");
-        report(picture.rgb == NULL, 0, "no picture after a failed call");
+        check(picture.rgb == NULL, 0, "no picture after a failed call");
         const int32_t token = i == 1 ? info.vocab_size : bad[i];
         memset(&error, 0, sizeof error);
         expect(janus_detokenize(golden.model, &token, 1, &text, NULL, &error), JANUS_BAD_ARGUMENT, &error,
                "detokenizing an id out of range");
-        report(text == NULL, 0, "no text after a failed call");
+        check(text == NULL, 0, "no text after a failed call");
     }
-    report(1, 1, "ids out of range are refused");
+    check(1, 1, "ids out of range are refused");
     free(ids);
     janus_session_free(session);
     close_golden(&golden);
@@ -881,7 +834,7 @@ static void expect_bad_model(const void *bytes, size_t length, const char *what)
     JanusError error = {JANUS_OK, ""};
     write_file(temporary, bytes, length);
     expect(janus_load(temporary, &model, &error), JANUS_BAD_MODEL, &error, what);
-    report(model == NULL, 0, "%s: no model after a failed load", what);
+    check(model == NULL, 0, "%s: no model after a failed load", what);
     janus_free(model);
 }
 
@@ -890,7 +843,7 @@ static void test_truncated(const unsigned char *bytes, size_t length) {
     int count = 0;
     for (size_t cut = 0; cut < length; cut += cut < 512 ? 7 : cut < 65536 ? 997 : 30011, count++)
         expect_bad_model(bytes, cut, "a truncated model");
-    report(1, 1, "a model cut off at %d lengths is refused", count);
+    check(1, 1, "a model cut off at %d lengths is refused", count);
 }
 
 /* Where `text` stands in the bytes; -1 for nowhere. */
@@ -905,7 +858,7 @@ static long find_bytes(const unsigned char *bytes, size_t length, const char *te
 static void expect_bad_patch(const unsigned char *bytes, size_t length, long at, const void *patch, size_t count,
                              const char *what) {
     unsigned char *copy = need(malloc(length));
-    if (!report(at >= 0, 0, "%s: nothing to damage", what)) exit(1);
+    if (!check(at >= 0, 0, "%s: nothing to damage", what)) exit(1);
     memcpy(copy, bytes, length);
     memcpy(copy + at, patch, count);
     expect_bad_model(copy, length, what);
@@ -935,7 +888,7 @@ static void test_damaged(const unsigned char *bytes, size_t length) {
     expect_bad_patch(bytes, length, offset, full, 8, "an offset that overflows");
     expect_bad_patch(bytes, length, offset, "\1", 1, "an offset that is not aligned");
     expect_bad_patch(bytes, length, matrix + (long)sizeof token - 1 + 4 + 8, huge, 8, "a matrix of 2^60 rows");
-    report(1, 1, "damaged models are refused");
+    check(1, 1, "damaged models are refused");
 }
 
 /* Every size in the metadata set to what no model has: refused, or harmless, but never a crash. */
@@ -975,7 +928,7 @@ static void test_absurd_sizes(const unsigned char *bytes, size_t length) {
             expect_bad_patch(bytes, length, key < 0 ? key : key + (long)strlen(keys[k]) + 4, values[v], 4, keys[k]);
         }
     }
-    report(1, 1, "absurd sizes are refused");
+    check(1, 1, "absurd sizes are refused");
 }
 
 /* Random damage to the header: whatever happens, it must be a status. A model that still loads must still be readable.
@@ -996,7 +949,7 @@ static void test_random_damage(const unsigned char *bytes, size_t length, int ro
         if (janus_load(temporary, &model, NULL) == JANUS_OK) loaded += janus_info(model).parameters > 0;
         janus_free(model);
     }
-    report(1, 1, "%d random damages: %d still load, none crashes", rounds, loaded);
+    check(1, 1, "%d random damages: %d still load, none crashes", rounds, loaded);
     free(copy);
 }
 
@@ -1059,19 +1012,19 @@ static void test_quantize(void) {
         const char *type = i == 0 ? "q8_0" : "q4_0";
         const int written = janus_quantize(golden.path, temporary, type, &error) == JANUS_OK &&
                             janus_load(temporary, &model, &error) == JANUS_OK;
-        if (!report(written, 1, "%s: a quantised copy is written and loads %s", type, error.message)) continue;
-        report(strcmp(janus_info(model).weight_type, type) == 0, 1, "%s is what the copy says it is", type);
-        report(janus_info(model).file_bytes < janus_info(golden.model).file_bytes, 1, "%s: the copy is smaller", type);
+        if (!check(written, 1, "%s: a quantised copy is written and loads %s", type, error.message)) continue;
+        check(strcmp(janus_info(model).weight_type, type) == 0, 1, "%s is what the copy says it is", type);
+        check(janus_info(model).file_bytes < janus_info(golden.model).file_bytes, 1, "%s: the copy is smaller", type);
         JanusSession *session = open_session(model, NULL);
-        report(janus_ask(session, "What is it?", &golden.image, 1, &ask, &answer, NULL) == JANUS_OK, 1, "%s answers",
-               type);
+        check(janus_ask(session, "What is it?", &golden.image, 1, &ask, &answer, NULL) == JANUS_OK, 1, "%s answers",
+              type);
         free(answer);
         answer = NULL;
         janus_session_free(session);
         const KeptLogits exact = answer_logits(model, &golden.image, 0), fast = answer_logits(model, &golden.image, 1);
         const double difference = relative_difference(fast.logits, exact.logits, exact.count);
-        report(exact.count > 0 && fast.count == exact.count && difference < 5e-2, 1,
-               "%s: rounded activations move the first logits by %.1e", type, difference);
+        check(exact.count > 0 && fast.count == exact.count && difference < 5e-2, 1,
+              "%s: rounded activations move the first logits by %.1e", type, difference);
         janus_free(model);
         model = NULL;
         remove(temporary);
@@ -1083,7 +1036,7 @@ static void test_quantize(void) {
     memset(&error, 0, sizeof error);
     expect(janus_quantize(golden.path, "no/such/x.gguf", "q8_0", &error), JANUS_IO_ERROR, &error, "nowhere to write");
     FILE *file = fopen(temporary, "rb");
-    report(file == NULL, 1, "refused quantisations leave no file");
+    check(file == NULL, 1, "refused quantisations leave no file");
     if (file != NULL) fclose(file);
     close_golden(&golden);
 }
@@ -1101,9 +1054,9 @@ static void test_image_files(void) {
     image.height = 3;
     image.rgb = rgb;
     snprintf(path, sizeof path, "%s.png", temporary);
-    report(janus_image_save(path, &image, NULL) == JANUS_OK && janus_image_load(path, &back, NULL) == JANUS_OK &&
-               back.width == 5 && back.height == 3 && memcmp(back.rgb, rgb, 45) == 0,
-           1, "a PNG comes back as it was written");
+    check(janus_image_save(path, &image, NULL) == JANUS_OK && janus_image_load(path, &back, NULL) == JANUS_OK &&
+              back.width == 5 && back.height == 3 && memcmp(back.rgb, rgb, 45) == 0,
+          1, "a PNG comes back as it was written");
     janus_image_free(&back);
     unsigned char *bytes = need(read_file(path, &length));
     for (size_t cut = 0; cut < length; cut++) {
@@ -1137,14 +1090,14 @@ static void test_image_files(void) {
     expect(janus_image_save(path, &image, &error), JANUS_BAD_ARGUMENT, &error, "an empty image");
     snprintf(path, sizeof path, "%s.jpg", temporary);
     image.width = 5;
-    report(janus_image_save(path, &image, NULL) == JANUS_OK && janus_image_load(path, &back, NULL) == JANUS_OK &&
-               back.width == 5,
-           1, "a JPEG is written and read");
+    check(janus_image_save(path, &image, NULL) == JANUS_OK && janus_image_load(path, &back, NULL) == JANUS_OK &&
+              back.width == 5,
+          1, "a JPEG is written and read");
     janus_image_free(&back);
     remove(path);
     janus_image_free(&back);
     janus_image_free(NULL);
-    report(1, 1, "bad images are refused");
+    check(1, 1, "bad images are refused");
 }
 
 /* Images of every awkward shape go through both preprocessors. */
@@ -1156,9 +1109,9 @@ static void test_image_shapes(void) {
     float *pixels = need(malloc(3 * (size_t)info.vision_size * (size_t)info.vision_size * sizeof *pixels));
     int32_t *ids = need(malloc((size_t)info.image_tokens * sizeof *ids));
     const Record *recorded = need(find_record(&golden.recording, "ask/vision.pixel_values"));
-    report(janus_preprocess(golden.model, &golden.image, pixels, NULL) == JANUS_OK &&
-               memcmp(pixels, recorded->floats, (size_t)recorded->count * sizeof *pixels) == 0,
-           1, "pixel values are PyTorch's, bit by bit");
+    check(janus_preprocess(golden.model, &golden.image, pixels, NULL) == JANUS_OK &&
+              memcmp(pixels, recorded->floats, (size_t)recorded->count * sizeof *pixels) == 0,
+          1, "pixel values are PyTorch's, bit by bit");
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
         JanusImage image;
         JanusError error = {JANUS_OK, ""};
@@ -1166,22 +1119,22 @@ static void test_image_shapes(void) {
         image.height = sizes[i][1];
         image.rgb = need(malloc(3 * (size_t)image.width * (size_t)image.height));
         memset(image.rgb, 200, 3 * (size_t)image.width * (size_t)image.height);
-        report(janus_preprocess(golden.model, &image, pixels, &error) == JANUS_OK, 0, "%d x %d: %s", image.width,
-               image.height, error.message);
+        check(janus_preprocess(golden.model, &image, pixels, &error) == JANUS_OK, 0, "%d x %d: %s", image.width,
+              image.height, error.message);
         const JanusStatus status = janus_encode_image(session, &image, ids, &error);
-        report(status == JANUS_OK || (status == JANUS_BAD_ARGUMENT && error.message[0] != 0), 0, "encoding %d x %d: %s",
-               image.width, image.height, error.message);
+        check(status == JANUS_OK || (status == JANUS_BAD_ARGUMENT && error.message[0] != 0), 0, "encoding %d x %d: %s",
+              image.width, image.height, error.message);
         for (int t = 0; t < info.image_tokens && status == JANUS_OK; t++)
             if (ids[t] < 0 || ids[t] >= info.codebook_size)
-                report(0, 1, "encoding %d x %d: an id out of range", image.width, image.height);
+                check(0, 1, "encoding %d x %d: an id out of range", image.width, image.height);
         janus_image_free(&image);
     }
-    report(1, 1, "images of awkward shapes go through, or are refused");
+    check(1, 1, "images of awkward shapes go through, or are refused");
     Golden larger = open_golden("tied");
     JanusSession *other = open_session(larger.model, NULL);
     JanusImage thin = {16384, 1, need(calloc(16384, 3))};
     JanusError error = {JANUS_OK, ""};
-    report(janus_encode_image(other, &thin, ids, &error) == JANUS_BAD_ARGUMENT, 1, "16384 x 1: %s", error.message);
+    check(janus_encode_image(other, &thin, ids, &error) == JANUS_BAD_ARGUMENT, 1, "16384 x 1: %s", error.message);
     janus_image_free(&thin);
     janus_session_free(other);
     close_golden(&larger);
@@ -1211,12 +1164,12 @@ static void test_text_round_trip(void) {
         size_t count = 0, length = 0;
         const int good = janus_tokenize(golden.model, texts[i], strlen(texts[i]), &ids, &count, NULL) == JANUS_OK &&
                          janus_detokenize(golden.model, ids, count, &text, &length, NULL) == JANUS_OK;
-        report(good && length == strlen(texts[i]) && strcmp(text, texts[i]) == 0, 0, "decode(encode(x)) is x: %s",
-               texts[i]);
+        check(good && length == strlen(texts[i]) && strcmp(text, texts[i]) == 0, 0, "decode(encode(x)) is x: %s",
+              texts[i]);
         free(ids);
         free(text);
     }
-    report(1, 1, "texts come back from their tokens");
+    check(1, 1, "texts come back from their tokens");
     close_golden(&golden);
 }
 
@@ -1248,6 +1201,5 @@ int main(int count, char **arguments) {
     test_image_shapes();
     test_text_round_trip();
     remove(temporary);
-    printf("%d passed, %d failed\n", passed, failed);
-    return failed > 0;
+    return closing_line();
 }

@@ -5,13 +5,10 @@
 #define JANUS_LIBRARY
 #include "../janus.c"
 
-static int passed, failed;
+#include "common.h"
 
 static void report(const char *name, double error, double tolerance) {
-    int ok = error <= tolerance; /* false for NaN */
-    printf("%-7s %-72s error %.2e (at most %.0e)\n", ok ? "OK" : "NOT OK", name, error, tolerance);
-    passed += ok;
-    failed += !ok;
+    check(error <= tolerance, 1, "%-72s error %.2e (at most %.0e)", name, error, tolerance); /* false for NaN */
 }
 
 /* A fixed sequence of pseudo-random floats in [-1, 1): xorshift. */
@@ -23,14 +20,7 @@ static float next_float(void) {
     return (float)(state >> 8) / 8388608.0f - 1.0f;
 }
 
-static void *must_allocate(size_t bytes) {
-    void *p = malloc(bytes ? bytes : 1);
-    if (p == NULL) {
-        fprintf(stderr, "test_kernels: no memory\n");
-        exit(1);
-    }
-    return p;
-}
+static void *must_allocate(size_t bytes) { return need(malloc(bytes ? bytes : 1)); }
 
 static float *random_floats(int64_t n) {
     float *x = must_allocate((size_t)n * sizeof *x);
@@ -456,6 +446,5 @@ int main(void) {
         context_free(&cx);
         thread_case(isa_names(i));
     }
-    printf("%d passed, %d failed\n", passed, failed);
-    return failed != 0;
+    return closing_line();
 }

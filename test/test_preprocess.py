@@ -3,44 +3,36 @@
 
 from __future__ import annotations
 
-import ctypes
-import os
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL
 import pytest
 from PIL import Image
 
+from janus_library import Library, address, give
+
 ROOT = Path(__file__).resolve().parent.parent
-LIBRARY = Path(os.environ.get("JANUS_LIBRARY_PATH", ROOT / "libjanus.so"))
 MODELS = ["plain", "grouped", "tied"]
 BACKGROUND = (127, 127, 127)
 CASES = 200
 
 
-class JanusImage(ctypes.Structure):
-    """JanusImage of janus.h."""
-    _fields_ = [("width", ctypes.c_int), ("height", ctypes.c_int), ("rgb", ctypes.c_void_p)]
-
-
 @pytest.fixture(scope="module")
-def janus() -> ctypes.CDLL:
+def janus() -> Library:
     """The library."""
-    return ctypes.CDLL(str(LIBRARY))
+    return Library()
 
 
 @pytest.fixture(scope="module", params=MODELS)
-def model(janus: ctypes.CDLL, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
+def model(janus: Library, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
     """(handle, side, min_size) of a model."""
     from gguf import GGUFReader
     path = ROOT / "test" / "golden" / f"{request.param}.gguf"
     values = {key: field.contents() for key, field in GGUFReader(path).fields.items() if key.startswith("janus.")}
-    handle = ctypes.c_void_p()
-    assert janus.janus_load(str(path).encode(), ctypes.byref(handle), None) == 0
-    yield handle, values["janus.vision.image_size"], values["janus.image.min_size"]
-    janus.janus_free(handle)
+    return janus.load(path), values["janus.vision.image_size"], values["janus.image.min_size"]
 
 
 def official_square(image: Image.Image, side: int, min_size: int) -> np.ndarray:
@@ -62,12 +54,11 @@ def official_values(square: np.ndarray) -> np.ndarray:
     return ((square.astype(np.float64) * (1 / 255)).astype(np.float32) - np.float32(0.5)) / np.float32(0.5)
 
 
-def preprocess(janus: ctypes.CDLL, handle: ctypes.c_void_p, rgb: np.ndarray, side: int) -> np.ndarray:
+def preprocess(janus: Library, handle: Any, rgb: np.ndarray, side: int) -> np.ndarray:
     """janus_preprocess on (h, w, 3) uint8."""
     rgb = np.ascontiguousarray(rgb)
-    image = JanusImage(rgb.shape[1], rgb.shape[0], rgb.ctypes.data)
     out = np.full((side, side, 3), np.nan, np.float32)
-    assert janus.janus_preprocess(handle, ctypes.byref(image), out.ctypes.data_as(ctypes.c_void_p), None) == 0
+    janus.call("janus_preprocess", handle, give(rgb), address(out, "float"))
     return out
 
 
@@ -96,7 +87,7 @@ def picture(chance: np.random.Generator, width: int, height: int) -> np.ndarray:
     return rgb
 
 
-def test_preprocessing_equals_pillow(janus: ctypes.CDLL, model: tuple) -> None:
+def test_preprocessing_equals_pillow(janus: Library, model: tuple) -> None:
     """Bytes and floats, all CASES sizes."""
     handle, side, min_size = model
     chance, noise = random.Random(1), np.random.default_rng(1)
@@ -108,7 +99,7 @@ def test_preprocessing_equals_pillow(janus: ctypes.CDLL, model: tuple) -> None:
         assert np.array_equal(mine, expected), f"{width} x {height} -> {side}: {int((mine != expected).sum())} differ"
 
 
-def test_every_byte_value(janus: ctypes.CDLL, model: tuple) -> None:
+def test_every_byte_value(janus: Library, model: tuple) -> None:
     """Each of the 256 values alone, where nothing is resized."""
     handle, side, _ = model
     for value in range(256):
@@ -117,19 +108,17 @@ def test_every_byte_value(janus: ctypes.CDLL, model: tuple) -> None:
 
 
 @pytest.fixture(scope="module")
-def large_model(janus: ctypes.CDLL, tmp_path_factory: pytest.TempPathFactory):
+def large_model(janus: Library, tmp_path_factory: pytest.TempPathFactory):
     """Handle of a model whose understanding encoder has the real side of 384 pixels."""
-    path, handle = tmp_path_factory.mktemp("large") / "large.gguf", ctypes.c_void_p()
+    path = tmp_path_factory.mktemp("large") / "large.gguf"
     write_large_model(path)
-    assert janus.janus_load(str(path).encode(), ctypes.byref(handle), None) == 0
-    yield handle
-    janus.janus_free(handle)
+    return janus.load(path)
 
 
 @pytest.mark.parametrize(
     "size", [(384, 384), (1024, 683), (683, 1024), (4000, 3000), (385, 383), (50, 384), (2, 2), (1, 500)]
 )
-def test_real_side(janus: ctypes.CDLL, large_model: ctypes.c_void_p, size: tuple[int, int]) -> None:
+def test_real_side(janus: Library, large_model: Any, size: tuple[int, int]) -> None:
     """384 pixels and min_size 14, as in the published models."""
     rgb = picture(np.random.default_rng(2), *size)
     expected = official_values(official_square(Image.fromarray(rgb), 384, 14))

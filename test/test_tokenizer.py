@@ -9,9 +9,7 @@ which `make libjanus.so` builds). Some tests take DeepSeek's own vocabulary from
 """
 from __future__ import annotations
 
-import ctypes
 import json
-import os
 import random
 import re
 import subprocess
@@ -30,106 +28,49 @@ from gguf import GGUFReader
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 import convert
+import random_model
 from checkpoints import State, random_state, write_checkpoint, write_json
+from janus_library import Library, Refused, ffi
 
 ROOT = Path(__file__).resolve().parent.parent
 SPECIAL = [convert.BOS, convert.EOS, convert.PAD, convert.IMAGE_PLACEHOLDER, convert.BEGIN_OF_IMAGE,
            convert.END_OF_IMAGE, "<|User|>", "<|Assistant|>"]
 # The smallest model that convert.py takes; each test gives it a vocabulary of the size it needs.
-SIZES = replace(convert.TINY, layers=1, vit_layers=1, kv_heads=2, vq_multipliers=(1, 2), codebook_size=64, vq_z=8,
+SIZES = replace(random_model.TINY, layers=1, vit_layers=1, kv_heads=2, vq_multipliers=(1, 2), codebook_size=64, vq_z=8,
                 tied=True, context=2048)
-OK, BAD_ARGUMENT, BAD_MODEL = 0, 1, 2
 # Its source distribution holds llama.cpp, with DeepSeek-LLM's vocabulary and test cases among its models.
 VOCABULARY_PACKAGE = "llama-cpp-python==0.3.36"
 
 
 # ---- The library ----
 
-class JanusError(ctypes.Structure):
-    """The C struct of the same name."""
-
-    _fields_ = [("status", ctypes.c_int), ("message", ctypes.c_char * 400)]
-
-
-TEXT_CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.POINTER(ctypes.c_char), ctypes.c_size_t)
-
-
-class SessionOptions(ctypes.Structure):
-    """JanusSessionOptions."""
-
-    _fields_ = [("threads", ctypes.c_int), ("isa", ctypes.c_char_p), ("cache", ctypes.c_int), ("fast", ctypes.c_int),
-                ("user", ctypes.c_void_p), ("progress", ctypes.c_void_p), ("text", TEXT_CALLBACK), ("tap", ctypes.c_void_p)]
-
-
-class AskOptions(ctypes.Structure):
-    """JanusAskOptions."""
-
-    _fields_ = [("max_tokens", ctypes.c_int), ("temperature", ctypes.c_float), ("top_p", ctypes.c_double),
-                ("top_k", ctypes.c_int), ("seed", ctypes.c_uint64), ("rng", ctypes.c_int)]
-
-
-class Refused(Exception):
-    """A call that failed: its status and its message."""
-
-
-def load_library() -> ctypes.CDLL:
-    """The library under test; builds the default one where it is missing."""
-    path = Path(os.environ.get("JANUS_LIBRARY", ROOT / "libjanus.so"))
-    if not path.exists():
-        subprocess.run(["make", "-s", "-C", ROOT, "libjanus.so"], check=True)
-    library = ctypes.CDLL(str(path))
-    pointer, error = ctypes.c_void_p, ctypes.POINTER(JanusError)
-    library.janus_load.argtypes = [ctypes.c_char_p, ctypes.POINTER(pointer), error]
-    library.janus_free.argtypes = [pointer]
-    library.janus_tokenize.argtypes = [pointer, ctypes.c_char_p, ctypes.c_size_t, ctypes.POINTER(pointer),
-                                       ctypes.POINTER(ctypes.c_size_t), error]
-    library.janus_detokenize.argtypes = [pointer, ctypes.c_char_p, ctypes.c_size_t, ctypes.POINTER(pointer),
-                                         ctypes.POINTER(ctypes.c_size_t), error]
-    library.janus_session_defaults.restype = SessionOptions
-    library.janus_session_new.argtypes = [pointer, ctypes.POINTER(SessionOptions), ctypes.POINTER(pointer), error]
-    library.janus_session_free.argtypes = [pointer]
-    library.janus_ask_defaults.restype = AskOptions
-    library.janus_ask.argtypes = [pointer, ctypes.c_char_p, pointer, ctypes.c_int, ctypes.POINTER(AskOptions),
-                                  ctypes.POINTER(pointer), error]
-    library.release = ctypes.CDLL(None).free
-    library.release.argtypes = [pointer]
-    return library
-
-
-LIBRARY = load_library()
+LIBRARY = Library()
 
 
 class Model:
     """A model file in C."""
 
     def __init__(self, path: Path) -> None:
-        self.handle, error = ctypes.c_void_p(), JanusError()
-        if LIBRARY.janus_load(os.fsencode(path), self.handle, error) != OK:
-            raise Refused(error.status, error.message.decode())
+        self.handle = LIBRARY.load(path)
 
-    def __del__(self) -> None:
-        if self.handle:
-            LIBRARY.janus_free(self.handle)
-
-    def _take(self, call: Callable[..., int], data: bytes, count: int, item: int) -> bytes:
-        """What a call hands over: `item` bytes for each of the things it counted."""
-        out, length, error = ctypes.c_void_p(), ctypes.c_size_t(), JanusError()
-        if call(self.handle, data, count, out, length, error) != OK:
-            assert not out and b"\n" not in error.message
-            raise Refused(error.status, error.message.decode())
+    def _take(self, name: str, data: Any, count: int, kind: str) -> bytes:
+        """What a call hands over: elements of a kind, as many as it counted."""
+        out, length = ffi.new(f"{kind} **"), ffi.new("size_t *")
         try:
-            return ctypes.string_at(out, length.value * item)
-        finally:
-            LIBRARY.release(out)
+            LIBRARY.call(name, self.handle, data, count, out, length)
+        except Refused:
+            assert out[0] == ffi.NULL
+            raise
+        return LIBRARY.take_bytes(out[0], length[0] * ffi.sizeof(kind))
 
     def encode(self, text: str | bytes) -> bytes:
         """Text to ids, as the bytes of an int32 array."""
         data = text if isinstance(text, bytes) else text.encode()
-        return self._take(LIBRARY.janus_tokenize, data, len(data), 4)
+        return self._take("janus_tokenize", data, len(data), "int32_t")
 
     def decode(self, ids: bytes) -> str:
         """The bytes of an int32 array of ids to text."""
-        return self._take(LIBRARY.janus_detokenize, ids, len(ids) // 4, 1).decode()
+        return self._take("janus_detokenize", ffi.from_buffer("int32_t[]", ids), len(ids) // 4, "char").decode()
 
 
 def pack(ids: Iterable[int]) -> bytes:
@@ -145,7 +86,7 @@ def unpack(ids: bytes) -> list[int]:
 
 def deepseek_steps(digits_one_by_one: bool = True) -> list[dict[str, Any]]:
     """The pre-tokenizer of DeepSeek's tokenizer.json."""
-    steps = convert.synthetic_tokenizer(512)["pre_tokenizer"]["pretokenizers"]
+    steps = random_model.synthetic_tokenizer(512)["pre_tokenizer"]["pretokenizers"]
     return [step | {"individual_digits": digits_one_by_one} if step["type"] == "Digits" else step for step in steps]
 
 
@@ -386,17 +327,15 @@ def parrot(order: list[int], size: int) -> State:
 def ask(model: Model, max_tokens: int) -> tuple[str, list[bytes]]:
     """A greedy answer, whole and as it was streamed."""
     pieces: list[bytes] = []
-    session, answer, error = ctypes.c_void_p(), ctypes.c_void_p(), JanusError()
-    callback = TEXT_CALLBACK(lambda user, text, length: pieces.append(ctypes.string_at(text, length)) or 0)
-    options = LIBRARY.janus_session_defaults()
+    options, question, answer = LIBRARY.c.janus_session_defaults(), LIBRARY.c.janus_ask_defaults(), ffi.new("char **")
+    callback = ffi.callback(  # has a name, to live as long as the session
+        ffi.typeof(options.text), lambda user, text, length: pieces.append(ffi.buffer(text, length)[:]) or 0)
     options.text = callback
-    assert LIBRARY.janus_session_new(model.handle, options, session, error) == OK, error.message
-    question = LIBRARY.janus_ask_defaults()
     question.max_tokens = max_tokens
-    assert LIBRARY.janus_ask(session, b"?", None, 0, question, answer, error) == OK, error.message
-    text = ctypes.string_at(answer).decode()
-    LIBRARY.release(answer)
-    LIBRARY.janus_session_free(session)
+    session = LIBRARY.session(model.handle, options)
+    LIBRARY.call("janus_ask", session, b"?", ffi.NULL, 0, ffi.new("JanusAskOptions *", question), answer)
+    text = LIBRARY.take_text(answer[0])
+    LIBRARY.c.janus_session_free(session)
     return text, pieces
 
 
@@ -405,7 +344,7 @@ def test_streams_hold_incomplete_characters_back(seed: int, tmp_path: Path) -> N
     """A model that says every token once, in a random order that seldom is UTF-8: what it streams are whole characters,
     and together they are what `tokenizers` makes of all ids at once."""
     rng = random.Random(seed)
-    document = convert.synthetic_tokenizer(400)
+    document = random_model.synthetic_tokenizer(400)
     tokenizer = Tokenizer.from_str(json.dumps(document))
     colon, end, zero_byte = (tokenizer.token_to_id(token) for token in (":", convert.EOS, convert.byte_alphabet()[0]))
     said = [number for number in range(400) if number not in (colon, end, zero_byte)]
@@ -432,7 +371,8 @@ BROKEN = [(b"\x80", 0), (b"a\xbf", 1), (b"ab\xc0\xaf", 2), (b"\xc1\x81", 0), (b"
 def test_text_that_is_not_utf8_is_refused(data: bytes, position: int, trained: Pair) -> None:
     with pytest.raises(Refused) as refusal:
         trained.c.encode(data)
-    assert refusal.value.args[0] == BAD_ARGUMENT and f"not valid UTF-8 at byte {position}:" in refusal.value.args[1]
+    assert refusal.value.status == LIBRARY.c.JANUS_BAD_ARGUMENT
+    assert f"not valid UTF-8 at byte {position}:" in str(refusal.value)
 
 
 def test_arbitrary_bytes(trained: Pair) -> None:
@@ -524,11 +464,10 @@ def test_unsound_tokenizers_are_refused(change: Callable[[dict[str, Any]], None]
         return metadata
 
     monkeypatch.setattr(convert, "tokenizer_metadata", unsound)
-    path = model_file(tmp_path, convert.synthetic_tokenizer(400), 400)
+    path = model_file(tmp_path, random_model.synthetic_tokenizer(400), 400)
     with pytest.raises(Refused) as refusal:
         Model(path)
-    status, message = refusal.value.args
-    assert status == BAD_MODEL and words in message, message
+    assert refusal.value.status == LIBRARY.c.JANUS_BAD_MODEL and words in str(refusal.value), refusal.value
 
 
 # ---- One grammar of split patterns ----
@@ -556,7 +495,7 @@ def gguf_string(text: str) -> bytes:
 
 def test_convert_and_janus_accept_the_same_patterns(tmp_path: Path) -> None:
     """Whatever convert.py writes janus.c reads, and what it refuses janus.c would not read either."""
-    sound = model_file(tmp_path, convert.synthetic_tokenizer(400), 400).read_bytes()
+    sound = model_file(tmp_path, random_model.synthetic_tokenizer(400), 400).read_bytes()
     step, name = gguf_string("split [\r\n]"), gguf_string("general.name") + (8).to_bytes(4, "little")
     rng, taken = random.Random(10), 0
     patterns = sorted({any_pattern(rng) for _ in range(1500)} | {"", "\\s", "[a]+[b]+", "[a]?", "[!-&&b]"})
@@ -576,7 +515,7 @@ def test_convert_and_janus_accept_the_same_patterns(tmp_path: Path) -> None:
             Model(tmp_path / "changed.gguf")
             read = True
         except Refused as refusal:
-            assert "janus.tokenizer.pre_tokenizer[0] has" in refusal.args[1]
+            assert "janus.tokenizer.pre_tokenizer[0] has" in str(refusal)
             read = False
         assert accepted == read, pattern
         taken += accepted

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: MIT
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["numpy", "pillow", "scipy", "tqdm"]
+# dependencies = ["cffi", "numpy", "pillow", "scipy", "tqdm"]
 # ///
 """Scores the small model through libjanus.so: drawing, guidance, reconstruction, seeing, and both tasks at once.
 
@@ -19,7 +19,6 @@ name one that it never met.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import sys
 import threading
 import time
@@ -27,16 +26,17 @@ from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Iterable, TypeVar
+from typing import Any, Callable, Iterable, TypeVar
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))
+sys.path[:0] = [str(HERE), str(HERE.parent / "test")]
 import judge  # noqa: E402
 import world  # noqa: E402
+from janus_library import Library, ffi, give  # noqa: E402
 
 CATEGORIES = ("single object", "two objects", "counting", "colours", "position", "colour attribution")
 BARS = {"single object": 0.98, "two objects": 0.90, "counting": 0.90, "colours": 0.95, "position": 0.90,
@@ -53,96 +53,46 @@ Result = TypeVar("Result")
 # --- The library -----------------------------------------------------------------------------------------------------
 
 
-class JanusImage(ctypes.Structure):
-    """JanusImage of janus.h."""
-    _fields_ = [("width", ctypes.c_int), ("height", ctypes.c_int), ("rgb", ctypes.POINTER(ctypes.c_uint8))]
-
-
-class JanusError(ctypes.Structure):
-    """JanusError of janus.h."""
-    _fields_ = [("status", ctypes.c_int), ("message", ctypes.c_char * 400)]
-
-
-class SessionOptions(ctypes.Structure):
-    """JanusSessionOptions of janus.h."""
-    _fields_ = [("threads", ctypes.c_int), ("isa", ctypes.c_char_p), ("cache", ctypes.c_int),
-                ("fast", ctypes.c_int), ("user", ctypes.c_void_p), ("progress", ctypes.c_void_p), ("text", ctypes.c_void_p),
-                ("tap", ctypes.c_void_p)]
-
-
-class GenerateOptions(ctypes.Structure):
-    """JanusGenerateOptions of janus.h."""
-    _fields_ = [("count", ctypes.c_int), ("seed", ctypes.c_uint64), ("cfg_weight", ctypes.c_float),
-                ("temperature", ctypes.c_float), ("rng", ctypes.c_int)]
-
-
 class Janus:
     """A model and one session a thread."""
 
     def __init__(self, library: Path, model: Path):
-        self.lib = ctypes.CDLL(str(library))
-        self.lib.janus_session_defaults.restype = SessionOptions
-        self.lib.janus_generate_defaults.restype = GenerateOptions
-        self.libc = ctypes.CDLL(None)
-        self.libc.free.argtypes = [ctypes.c_void_p]
-        self.model = ctypes.c_void_p()
-        self.call("janus_load", str(model).encode(), ctypes.byref(self.model))
+        self.library = Library(library)
+        self.model = self.library.load(model)
         self.local = threading.local()
 
-    def call(self, name: str, *arguments: object) -> None:
-        """Calls a function of the library that takes a JanusError last, and raises what it reports."""
-        error = JanusError()
-        if getattr(self.lib, name)(*arguments, ctypes.byref(error)) != 0:
-            raise RuntimeError(f"{name}: {error.message.decode()}")
-
     @property
-    def session(self) -> ctypes.c_void_p:
+    def session(self) -> Any:
         """This thread's session."""
         if not hasattr(self.local, "session"):
-            self.local.session = ctypes.c_void_p()
-            options = self.lib.janus_session_defaults()
+            options = self.library.c.janus_session_defaults()
             options.threads = 1
-            self.call("janus_session_new", self.model, ctypes.byref(options), ctypes.byref(self.local.session))
+            self.local.session = self.library.session(self.model, options)
         return self.local.session
-
-    def take(self, image: JanusImage) -> np.ndarray:
-        """The pixels uint8 [height, width, 3] of an image of the library, which is released."""
-        pixels = np.ctypeslib.as_array(image.rgb, (image.height, image.width, 3)).copy()
-        self.lib.janus_image_free(ctypes.byref(image))
-        return pixels
-
-    @staticmethod
-    def give(picture: np.ndarray) -> JanusImage:
-        """uint8 [height, width, 3] as an image that borrows the array's memory."""
-        assert picture.dtype == np.uint8 and picture.flags.c_contiguous
-        return JanusImage(picture.shape[1], picture.shape[0], picture.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8)))
 
     def draw(self, prompt: str, seed: int, cfg_weight: float | None = None) -> np.ndarray:
         """A picture uint8 [64, 64, 3]; guidance as by default unless given."""
-        options, image = self.lib.janus_generate_defaults(), JanusImage()
+        options, image = ffi.new("JanusGenerateOptions *", self.library.c.janus_generate_defaults()), ffi.new("JanusImage *")
         options.seed = seed
         if cfg_weight is not None:
             options.cfg_weight = cfg_weight
-        self.call("janus_generate", self.session, prompt.encode(), ctypes.byref(options), ctypes.byref(image))
-        return self.take(image)
+        self.library.call("janus_generate", self.session, prompt.encode(), options, image)
+        return self.library.take_pixels(image)
 
     def ask(self, picture: np.ndarray, question: str) -> str:
         """The greedy answer to the first question about a picture."""
-        picture, answer = np.ascontiguousarray(picture), ctypes.c_void_p()
-        image = self.give(picture)
-        self.lib.janus_reset(self.session)
-        self.call("janus_ask", self.session, question.encode(), ctypes.byref(image), 1, None, ctypes.byref(answer))
-        text = ctypes.string_at(answer).decode()
-        self.libc.free(answer)
-        return text.strip()
+        picture, answer = np.ascontiguousarray(picture), ffi.new("char **")
+        self.library.c.janus_reset(self.session)
+        self.library.call("janus_ask", self.session, question.encode(), give(picture), 1, ffi.NULL, answer)
+        return self.library.take_text(answer[0]).strip()
 
     def pass_through(self, picture: np.ndarray) -> np.ndarray:
         """A picture encoded into ids and decoded again: uint8 [64, 64, 3]."""
-        picture, ids, image = np.ascontiguousarray(picture), (ctypes.c_int32 * 4096)(), JanusImage()
-        given = self.give(picture)
-        self.call("janus_encode_image", self.session, ctypes.byref(given), ids)
-        self.call("janus_decode_image", self.session, ids, ctypes.byref(image))
-        return self.take(image)
+        picture, image = np.ascontiguousarray(picture), ffi.new("JanusImage *")
+        ids = ffi.new("int32_t[]", self.library.c.janus_info(self.model).image_tokens)
+        self.library.call("janus_encode_image", self.session, give(picture), ids)
+        self.library.call("janus_decode_image", self.session, ids, image)
+        return self.library.take_pixels(image)
 
 
 def work(label: str, function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:

@@ -41,9 +41,11 @@ from transformers import (JanusConfig, JanusForConditionalGeneration, JanusVisio
                           PreTrainedTokenizerFast)
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "test")]
 import world  # noqa: E402
-from convert import BEGIN_OF_IMAGE, BOS, DEEPSEEK_LETTERS, END_OF_IMAGE, EOS, IMAGE_PLACEHOLDER, PAD, SYSTEM_PROMPT  # noqa: E402
+from convert import BEGIN_OF_IMAGE, BOS, END_OF_IMAGE, EOS, IMAGE_PLACEHOLDER, PAD, SYSTEM_PROMPT  # noqa: E402
+from random_model import DEEPSEEK_LETTERS  # noqa: E402
 
 SIDE, GRID, TOKENS = 64, 8, 64
 CODEBOOK, CODE_DIM = 1024, 8

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
-/* janus.c with some of its inner functions made visible, for test/verify_rng.py: test_NAME calls NAME. */
+/* janus.c with some of its inner functions made visible, for test/verify/verify_rng.py: test_NAME calls NAME. */
 #define JANUS_LIBRARY
-#include "../janus.c"
+#include "../../janus.c"
 
 void test_torch_rng_seed(TorchRng *rng, int kind, uint64_t seed) { torch_rng_seed(rng, kind, seed); }
 void test_torch_exponential(TorchRng *rng, float *q, int64_t count) { torch_exponential(rng, q, count); }

@@ -29,8 +29,9 @@ from typing import Callable
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from stages import Stages, made_up_picture, random_file  # noqa: E402
+from stages import ROOT, Stages, made_up_picture, random_file
+
+sys.path.insert(0, str(ROOT / "test" / "verify"))  # for reference.py
 
 PROMPT, QUESTION = "a red fox in the snow, oil painting", "What is in the picture?"
 Measured = dict[str, float]   # task -> seconds

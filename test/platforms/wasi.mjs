@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Runs a WebAssembly program under node with the files of this folder: node test/wasi.mjs PROGRAM.wasm ARGUMENT ...
+// Runs a WebAssembly program under node with the files of this folder: node wasi.mjs PROGRAM.wasm ARGUMENT ...
 import { readFileSync } from "node:fs";
 import { WASI } from "node:wasi";
 

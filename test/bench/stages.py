@@ -1,26 +1,32 @@
 # SPDX-License-Identifier: MIT
-"""The stages of janus.c one by one from Python, through build/libbench.so (test/bench_stages.c), and files of random weights."""
+"""The stages of janus.c one by one from Python, through build/libbench.so (bench_stages.c), and files of random weights."""
 
 from __future__ import annotations
 
-import ctypes
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from cffi import FFI
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "test"))
+from janus_library import prototypes  # noqa: E402
+
 LIBRARY = ROOT / "build" / "libbench.so"
+ffi = FFI()
+ffi.cdef("typedef struct Stages Stages;\n" + prototypes(Path(__file__).with_name("bench_stages.c"), "stages_"))
 
 
 def random_file(geometry: str, dtype: str, folder: Path) -> Path:
-    """The path of a file of random weights, which convert.py writes if it is not there."""
+    """The path of a file of random weights, which random_model.py writes if it is not there."""
     path = folder / f"{geometry}-{dtype}.gguf"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         print(f"== making {path}", flush=True)
-        subprocess.run([sys.executable, ROOT / "convert.py", "--random", geometry, "--dtype", dtype, "-o", path], check=True)
+        subprocess.run([sys.executable, ROOT / "test" / "random_model.py", geometry, "--dtype", dtype, "-o", path], check=True)
     return path
 
 
@@ -31,29 +37,43 @@ def made_up_picture(width: int, height: int, seed: int = 0) -> np.ndarray:
     return np.clip(light + np.random.default_rng(seed).normal(0, 6, light.shape), 0, 255).astype(np.uint8)
 
 
+def pointer(value: object, kind: Any) -> object:
+    """An argument of a C type: the address of a contiguous array whose items have its size; NULL for None."""
+    if isinstance(value, np.ndarray):
+        assert value.flags.c_contiguous and value.itemsize == ffi.sizeof(kind.item)
+        return ffi.cast(kind, value.ctypes.data)
+    return ffi.NULL if value is None else value
+
+
 class Stages:
     """One model file, opened with so many threads, keys and values as `cache` says: auto, f32 or f16."""
 
     def __init__(self, path: Path, threads: int, cache: str = "auto", fast: bool = False) -> None:
-        library = ctypes.CDLL(str(LIBRARY))
-        library.stages_open.restype = ctypes.c_void_p
-        library.stages_error.restype = ctypes.c_char_p
-        handle = library.stages_open(str(path).encode(), threads, ("auto", "f32", "f16").index(cache), int(fast))
-        if not handle:
+        self.library = ffi.dlopen(str(LIBRARY))
+        self.handle = self.library.stages_open(str(path).encode(), threads, ("auto", "f32", "f16").index(cache), int(fast))
+        if self.handle == ffi.NULL:
             raise RuntimeError(f"{path} cannot be opened")
-        self.library, self.handle = library, ctypes.c_void_p(handle)
         for name in ("side", "image_tokens", "vision_tokens", "vision_side", "codebook", "vocab", "context", "hidden", "pad", "eos"):
-            setattr(self, name, library.stages_size(self.handle, name.encode()))
+            setattr(self, name, self.library.stages_size(self.handle, name.encode()))
 
     def close(self) -> None:
         """Gives memory and threads back."""
         self.library.stages_close(self.handle)
 
     def call(self, name: str, *arguments: object) -> None:
-        """Calls stages_NAME; arrays are handed over as pointers."""
-        plain = [a.ctypes.data_as(ctypes.c_void_p) if isinstance(a, np.ndarray) else a for a in arguments]
-        if getattr(self.library, f"stages_{name}")(self.handle, *plain) != 0:
-            raise RuntimeError(self.library.stages_error(self.handle).decode())
+        """Calls stages_NAME; raises what it reports."""
+        if self.returned(name, *arguments) != 0:
+            raise self.failure()
+
+    def returned(self, name: str, *arguments: object) -> int:
+        """What stages_NAME returns; arrays are handed over as pointers to what the function asks for, None as NULL."""
+        function = getattr(self.library, f"stages_{name}")
+        kinds = ffi.typeof(function).args[1:]
+        return function(self.handle, *(pointer(a, kind) for a, kind in zip(arguments, kinds, strict=True)))
+
+    def failure(self) -> RuntimeError:
+        """The error of the last call."""
+        return RuntimeError(ffi.string(self.library.stages_error(self.handle)).decode())
 
     def forget(self) -> None:
         """Empties the sequences that `read` adds to."""
@@ -70,10 +90,9 @@ class Stages:
     def prompt(self, kind: str, text: str) -> np.ndarray:
         """The ids (P) of a "drawing_prompt", or of a first "question" about one picture."""
         ids = np.empty(self.context, np.int32)
-        make = getattr(self.library, f"stages_{kind}")
-        count = make(self.handle, text.encode(), ids.ctypes.data_as(ctypes.c_void_p), len(ids))
+        count = self.returned(kind, text.encode(), ids, len(ids))
         if count < 0:
-            raise RuntimeError(self.library.stages_error(self.handle).decode())
+            raise self.failure()
         return ids[:count].copy()
 
     def picture_logits(self, prompt: np.ndarray, ids: np.ndarray) -> np.ndarray:
@@ -88,7 +107,7 @@ class Stages:
     def draw(self, prompt: str, steps: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """The first ids of a picture, and times (steps + 1): the start and each id."""
         ids, times = np.empty(self.image_tokens, np.int32), np.zeros(steps + 1)
-        self.call("draw", prompt.encode(), steps, ctypes.c_uint64(seed), ids, times)
+        self.call("draw", prompt.encode(), steps, seed, ids, times)
         return ids[:steps], times
 
     def ask(self, question: str, picture: np.ndarray, tokens: int) -> np.ndarray:

@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "test"))
-from reference import Reference, Taps, drawing_ids, load, question_ids, see  # noqa: E402
+from reference import Reference, Taps, drawing_ids, load, question_ids, see
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "test" / "bench"))
 from stages import Stages  # noqa: E402
 
 MODEL = ROOT / "weights" / "tiny.gguf"

@@ -1,21 +1,27 @@
 # SPDX-License-Identifier: MIT
 """Holds the drawing of ids in C against PyTorch: the same seed and probabilities must give the same ids.
 
-    pytest test/verify_rng.py             the quick form
-    python test/verify_rng.py [--full]    the same, printing what was counted; --full: 1,000 seeds and 10^9 exponentials
+    pytest verify_rng.py             the quick form
+    python verify_rng.py [--full]    the same, printing what was counted; --full: 1,000 seeds and 10^9 exponentials
 
 JANUS_INTERNALS names the shared library to test (default: build/libinternals.so, which make verify builds). Needs torch and numpy, and
 transformers for the two tests of answers. The tests follow the torch that runs them: under torch 2.0 to 2.6 with MKL
 they hold the MKL variant to it (2.0 can differ: its q can be 0), under any other the generic one.
 """
 import argparse
-import ctypes
 import importlib.util
 import os
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from cffi import FFI
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "test"))
+from janus_library import prototypes, structure  # noqa: E402
 
 GENERIC, MKL = 0, 1
 CODEBOOKS = (1024, 16384)
@@ -34,7 +40,6 @@ RECORDED_IDS = [[816, 303, 693, 439], [810, 605, 991, 37], [851, 351, 873, 976],
 # the same: torch.manual_seed(112), then the six smallest of torch.empty(262144).exponential_(1); u is 1 for the first
 RECORDED_SMALLEST = (1.1754943508222875e-38, 1.2516983360910672e-06, 6.258507255552104e-06, 7.808239388396032e-06,
                      8.940736734075472e-06, 9.536788638797589e-06)
-FLOATS = ctypes.POINTER(ctypes.c_float)
 
 
 def setup_module() -> None:
@@ -47,65 +52,44 @@ def teardown_module() -> None:
     torch.set_num_threads(THREADS)
 
 
-class TorchRng(ctypes.Structure):
-    """The C struct of the same name."""
-
-    _fields_ = [("mt", ctypes.c_uint32 * 624), ("next", ctypes.c_int), ("kind", ctypes.c_int)]
-
-
-class RankedLogit(ctypes.Structure):
-    """The C struct of the same name: scratch of keep_top_p."""
-
-    _fields_ = [("logit", ctypes.c_float), ("id", ctypes.c_int)]
+def declare(ffi: FFI) -> FFI:
+    """Declares what internals.c shows, and the structs of janus.c that it takes."""
+    for name in ("TorchRng", "RankedLogit"):
+        ffi.cdef(structure(ROOT / "janus.c", name))
+    ffi.cdef(prototypes(Path(__file__).with_name("internals.c"), "test_"))
+    return ffi
 
 
-def load_library() -> ctypes.CDLL:
-    """The library under test, with the argument types that ctypes cannot guess."""
-    default = Path(__file__).resolve().parent.parent / "build" / "libinternals.so"
-    library = ctypes.CDLL(os.environ.get("JANUS_INTERNALS", str(default)))
-    for name in ("torch_rng_seed", "torch_exponential", "torch_multinomial", "scale_temperature", "softmax_probs",
-                 "keep_top_k", "keep_top_p"):
-        setattr(library, name, getattr(library, "test_" + name))
-    library.torch_rng_seed.argtypes = [ctypes.POINTER(TorchRng), ctypes.c_int, ctypes.c_uint64]
-    library.torch_exponential.argtypes = [ctypes.POINTER(TorchRng), FLOATS, ctypes.c_int64]
-    library.scale_temperature.argtypes = [FLOATS, ctypes.c_int, ctypes.c_double]
-    library.keep_top_p.argtypes = [FLOATS, ctypes.c_int, ctypes.c_double, ctypes.POINTER(RankedLogit)]
-    for name in ("torch_rng_seed", "torch_exponential", "scale_temperature", "softmax_probs", "keep_top_k",
-                 "keep_top_p"):
-        getattr(library, name).restype = None
-    return library
+ffi = declare(FFI())
+LIBRARY = ffi.dlopen(os.environ.get("JANUS_INTERNALS", str(ROOT / "build" / "libinternals.so")))
 
 
-LIBRARY = load_library()
-
-
-def floats(array: np.ndarray) -> "ctypes._Pointer[ctypes.c_float]":
+def floats(array: np.ndarray) -> Any:
     """The address of a contiguous float32 array."""
     assert array.dtype == np.float32 and array.flags.c_contiguous
-    return array.ctypes.data_as(FLOATS)
+    return ffi.cast("float *", array.ctypes.data)
 
 
-def seeded(seed: int, kind: int) -> TorchRng:
+def seeded(seed: int, kind: int) -> Any:
     """The C generator after torch.manual_seed(seed)."""
-    rng = TorchRng()
-    LIBRARY.torch_rng_seed(ctypes.byref(rng), kind, seed % 2**64)
+    rng = ffi.new("TorchRng *")
+    LIBRARY.test_torch_rng_seed(rng, kind, seed % 2**64)
     return rng
 
 
-def exponential(rng: TorchRng, count: int) -> np.ndarray:
+def exponential(rng: Any, count: int) -> np.ndarray:
     """(count) values of the C exponential."""
     q = np.empty(count, np.float32)
-    LIBRARY.torch_exponential(ctypes.byref(rng), floats(q), count)
+    LIBRARY.test_torch_exponential(rng, floats(q), count)
     return q
 
 
-def multinomial(rng: TorchRng, probs: np.ndarray) -> "np.ndarray | None":
+def multinomial(rng: Any, probs: np.ndarray) -> "np.ndarray | None":
     """ids (N) drawn by C from probs (N, V), or None where C refuses them."""
     rows, width = probs.shape
     ids = np.full(rows, -1, np.int32)
     scratch = np.empty_like(probs)
-    drawn = LIBRARY.torch_multinomial(ctypes.byref(rng), ids.ctypes.data_as(ctypes.c_void_p), floats(probs),
-                                      floats(scratch), rows, width)
+    drawn = LIBRARY.test_torch_multinomial(rng, ffi.cast("int *", ids.ctypes.data), floats(probs), floats(scratch), rows, width)
     return ids if drawn else None
 
 
@@ -113,10 +97,10 @@ def answer_probs(logits: np.ndarray, temperature: float, top_k: int, top_p: floa
     """probs (V) of an answer's next id as C computes them from logits (V)."""
     width = logits.size
     x, probs, largest = logits.copy(), np.empty_like(logits), np.empty_like(logits)
-    LIBRARY.scale_temperature(floats(x), width, temperature)
-    LIBRARY.keep_top_k(floats(x), width, top_k, floats(largest))
-    LIBRARY.keep_top_p(floats(x), width, top_p, (RankedLogit * width)())
-    LIBRARY.softmax_probs(floats(probs), floats(x), width)
+    LIBRARY.test_scale_temperature(floats(x), width, temperature)
+    LIBRARY.test_keep_top_k(floats(x), width, top_k, floats(largest))
+    LIBRARY.test_keep_top_p(floats(x), width, top_p, ffi.new("RankedLogit[]", width))
+    LIBRARY.test_softmax_probs(floats(probs), floats(x), width)
     return probs
 
 

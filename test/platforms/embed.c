@@ -1,9 +1,9 @@
 /* embed.c - a program that uses the installed library; reads as C99 and as C++.   SPDX-License-Identifier: MIT
 
-       cc test/embed.c `pkg-config --cflags --libs janus` -o embed
+       cc test/platforms/embed.c `pkg-config --cflags --libs janus` -o embed
        ./embed MODEL IMAGE FOLDER ISA
 
-   Prints what test/platforms.sh also gets out of the command line: the ids of three pictures that it draws, those of IMAGE,
+   Prints what platforms.sh also gets out of the command line: the ids of three pictures that it draws, those of IMAGE,
    and two answers about IMAGE. The drawn pixels go to FOLDER, a number a line. */
 
 #include <janus.h>

@@ -3,7 +3,7 @@
 # make test-stb: janus.c compiles without a warning with the oldest stb and with the newest, the same pictures come out,
 # and files that are damaged or cut short are refused alike. The headers are those of two Debian releases (STB_RELEASES); the second one's have to be those of the commit that
 # test/setup.sh downloads where there is no package. A release that cannot be had is left out; where $CI is set it fails.
-cd "$(dirname "$0")/.." || exit 1
+cd "$(dirname "$0")/../.." || exit 1
 RELEASES=${STB_RELEASES:-bookworm trixie}
 BUILD=build/test-stb
 passed=0

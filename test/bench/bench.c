@@ -12,7 +12,7 @@
 
        bench [--threads K] [--isa NAME] [--repeats N] [--kv f16|f32] [--pictures N] [--short] [--cpu] [--json FILE] MODEL ... */
 #define JANUS_LIBRARY
-#include "../janus.c"
+#include "../../janus.c"
 
 #if !defined(_WIN32)
 #include <sys/resource.h>

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Line coverage of janus.c: python test/coverage.py FOLDER, in which programs built with gcc --coverage left their counts.
+"""Line coverage of janus.c: coverage.py FOLDER, in which programs built with gcc --coverage left their counts.
 
 A line counts as run when any of the programs ran it; code for other systems is not compiled and does not count. The lines
 that nothing ran are printed. Exit code 1 below BAR percent."""
@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 BAR = 90
-SOURCE = Path(__file__).resolve().parent.parent / "janus.c"
+SOURCE = Path(__file__).resolve().parents[2] / "janus.c"
 
 
 def line_counts(folder: Path) -> collections.Counter:

@@ -7,6 +7,7 @@ import json
 import math
 import pickle
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,12 @@ from tokenizers import Tokenizer
 from transformers import JanusConfig, JanusForConditionalGeneration, JanusImageProcessor, JanusProcessor, LlamaConfig
 from transformers import AutoTokenizer, LlamaTokenizerFast, PreTrainedTokenizerFast
 
-import checkpoints
-import convert
-from checkpoints import write_checkpoint
-from test_convert import GEOMETRIES, MICRO, assert_refused, converted, edit, survives
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import checkpoints  # noqa: E402
+import convert  # noqa: E402
+import random_model  # noqa: E402
+from checkpoints import write_checkpoint  # noqa: E402
+from test_convert import GEOMETRIES, MICRO, assert_refused, converted, edit, survives  # noqa: E402
 
 
 @pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
@@ -72,7 +75,7 @@ def save_processor(folder: Path, sizes: convert.Sizes, only_image: bool = False)
         size={"height": sizes.image_size, "width": sizes.image_size}, image_mean=[0.5] * 3, image_std=[0.5] * 3
     )
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(json.dumps(convert.synthetic_tokenizer(sizes.vocabulary))),
+        tokenizer_object=Tokenizer.from_str(json.dumps(random_model.synthetic_tokenizer(sizes.vocabulary))),
         bos_token=convert.BOS,
         eos_token=convert.EOS,
         pad_token=convert.PAD,
@@ -192,7 +195,7 @@ def test_defaults_are_those_of_the_classes() -> None:
 def test_the_deepseek_pre_tokenizer_is_valid_for_tokenizers() -> None:
     """Every range of the letter set runs forwards.  A step divides what the steps before it left, so that the range :-~
     of the third, which holds all letters, cuts words at accents, and the range from U+0800 cuts off some spaces."""
-    tokenizer = Tokenizer.from_str(json.dumps(convert.synthetic_tokenizer(400)))
+    tokenizer = Tokenizer.from_str(json.dumps(random_model.synthetic_tokenizer(400)))
     pieces = tokenizer.pre_tokenizer.pre_tokenize_str("Hi \u1f7d\u2126 don't 42\n 你好x\u00e9  ")
     assert [text for text, _ in pieces] == [
         "Hi",

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
-/* janus.c with its stages made callable one by one, for test/bench_peers.py and test/quantisation.py. Every call returns 0,
-   or a JanusStatus. */
+/* janus.c with its stages made callable one by one, for bench_peers.py and quantisation.py beside it. Every call
+   returns 0, or a JanusStatus. */
 #define JANUS_LIBRARY
-#include "../janus.c"
+#include "../../janus.c"
 
 enum { MOST_SEQUENCES = 2 };
 

@@ -8,7 +8,6 @@ task, with time and peak memory (what the process had in memory, mapped pages of
 
 from __future__ import annotations
 
-import ctypes
 import json
 import shutil
 import subprocess
@@ -16,10 +15,13 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from verify import PROMPT, QUESTION, ROOT, Case, Table, photograph, verify_ask, verify_encode, verify_generate
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from janus_library import Library, Refused, ffi  # noqa: E402
+from verify import PROMPT, QUESTION, ROOT, Case, Table, photograph, verify_ask, verify_encode, verify_generate  # noqa: E402
 
 LONG_QUESTION = (
     "Describe this image in detail. What is in the picture? How many trees are in this photo? Is there a blue car next "
@@ -135,46 +137,29 @@ def full_1b(work: Path, threads: int) -> Table:
 
 # ---- Ten steps of each task through the library, as the command line has no such short form ----
 
-class SessionOptions(ctypes.Structure):
-    """JanusSessionOptions of janus.h."""
-    PROGRESS = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int64, ctypes.c_int64)
-    _fields_ = [
-        ("threads", ctypes.c_int),
-        ("isa", ctypes.c_char_p),
-        ("cache", ctypes.c_int),
-        ("fast", ctypes.c_int),
-        ("user", ctypes.c_void_p),
-        ("progress", PROGRESS),
-        ("text", ctypes.c_void_p),
-        ("tap", ctypes.c_void_p),
-    ]
-
-
-def ten_steps(library: Path, file: Path, threads: int) -> int:
+def ten_steps(path: Path, threads: int) -> int:
     """Draws STEPS tokens of a picture, then stops by the progress callback; prints the seconds they took."""
-    janus = ctypes.CDLL(str(library))
-    janus.janus_session_defaults.restype = SessionOptions
-    model, session = ctypes.c_void_p(), ctypes.c_void_p()
+    library = Library()
     times: list[float] = []
 
-    def progress(user: object, stage: bytes, done: int, total: int) -> int:
-        if stage == b"draw":
+    def progress(user: object, stage: Any, done: int, total: int) -> int:
+        if ffi.string(stage) == b"draw":
             times.append(time.monotonic())
         return len(times) == STEPS
 
-    options = janus.janus_session_defaults()
-    options.threads, options.progress = threads, SessionOptions.PROGRESS(progress)
-    if janus.janus_load(str(file).encode(), ctypes.byref(model), None) != 0:
-        return 1
-    if janus.janus_session_new(model, ctypes.byref(options), ctypes.byref(session), None) != 0:
-        return 1
-    cancelled = 6
-    ids = (ctypes.c_int32 * 576)()
-    status = janus.janus_generate_ids(session, PROMPT.encode(), None, ids, None)
-    janus.janus_session_free(session)
-    janus.janus_free(model)
+    model, options = library.load(path), library.c.janus_session_defaults()
+    callback = ffi.callback(ffi.typeof(options.progress), progress)  # has a name, to live as long as the session
+    options.threads, options.progress = threads, callback
+    session = library.session(model, options)
+    ids = ffi.new("int32_t[]", library.c.janus_info(model).image_tokens)
+    cancelled = False
+    try:
+        library.call("janus_generate_ids", session, PROMPT.encode(), ffi.NULL, ids)
+    except Refused as refused:
+        cancelled = refused.status == library.c.JANUS_CANCELLED
+    library.c.janus_session_free(session)
     print(f"{(times[-1] - times[0]) / (STEPS - 1):.3f}")
-    return 0 if status == cancelled and len(times) == STEPS else 1
+    return 0 if cancelled and len(times) == STEPS else 1
 
 
 def full_7b(work: Path, threads: int) -> Table:
@@ -195,7 +180,7 @@ def full_7b(work: Path, threads: int) -> Table:
     )
     table.row("ask, prefill and 10 tokens", "", 1, f"{seconds:.0f} s", True)
     table.row("ask, peak memory", "", 1, f"{peak:.0f} MiB", peak > 0)
-    out, seconds, peak = measured([sys.executable, Path(__file__), ROOT / "libjanus.so", file, threads])
+    out, seconds, peak = measured([sys.executable, Path(__file__), file, threads])
     table.row("generate, 10 of 576 tokens", "", 1, f"{float(out):.2f} s each", True)
     table.row("generate, peak memory", "", 1, f"{peak:.0f} MiB", peak > 0)
     return table
@@ -213,4 +198,4 @@ def verify_full(work: Path | None, only: str | None, threads: int) -> Table:
 
 
 if __name__ == "__main__":
-    sys.exit(ten_steps(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])))
+    sys.exit(ten_steps(Path(sys.argv[1]), int(sys.argv[2])))

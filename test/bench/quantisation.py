@@ -28,9 +28,10 @@ from typing import Iterator
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "test"), str(ROOT / "weights")]
 import convert  # noqa: E402
+from random_model import GEOMETRIES  # noqa: E402
 from stages import Stages, made_up_picture, random_file  # noqa: E402
 
 RECIPES = (
@@ -208,7 +209,7 @@ def row(recipe: str, path: Path, stages: Stages, exact: Answers, mine: Answers, 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", type=Path, default=ROOT / "weights" / "tiny.gguf")
-    parser.add_argument("--geometry", choices=convert.GEOMETRIES, help="random weights of these sizes instead of --model")
+    parser.add_argument("--geometry", choices=GEOMETRIES, help="random weights of these sizes instead of --model")
     parser.add_argument("--recipe", action="append", help="instead of the list of this program; may be given again")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--samples", type=int, help="questions; a quarter as many pictures (default 64, 4 with --geometry)")

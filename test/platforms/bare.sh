@@ -7,7 +7,7 @@
 #   ids      whether a picture's ids are those of ./janus here
 # Fails if a row fails. It needs root, debootstrap and 2 GB below WORK (build/bare), which KEEP=1 leaves there.
 # ROWS=PATTERN, for grep -E, runs the rows whose target matches; MIRROR=ADDRESS is where the packages come from.
-cd "$(dirname "$0")/.." || exit 1
+cd "$(dirname "$0")/../.." || exit 1
 WORK=${WORK:-build/bare}
 good=0
 bad=0

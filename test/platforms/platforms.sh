@@ -10,12 +10,12 @@
 # and "-" where a row has no such check. Fails if any row differs or warns; says below the table why others are left out.
 #
 #   make platforms ROWS=PATTERN   only the rows whose "compiler target" matches, as for grep -E: ROWS='big-endian|^zig'
-#   BUILD=build/DIR sh test/platforms.sh   works in that folder, so that parts can run side by side
+#   BUILD=build/DIR sh test/platforms/platforms.sh   works in that folder, so that parts can run side by side
 #   TESTS=no                         emulated machines draw and answer, but do not run the tests, which take minutes there
 #   STB_OLDEST=DIR, STB_NEWEST=DIR   folders with stb_image.h for the rows of stb (else Debian's packages, fetched by apt)
 #
 # What is fetched stays in build/platforms: packages of stb, zig in a Python environment, a Debian 13 made by debootstrap.
-cd "$(dirname "$0")/.." || exit 1
+cd "$(dirname "$0")/../.." || exit 1
 MODEL=${MODEL:-weights/tiny.gguf}
 IMAGE=weights/samples.png
 BUILD=${BUILD:-build/platforms}
@@ -52,7 +52,7 @@ draw() {
 
 ask() { run ask -m "$(path "$MODEL")" -i "$(path $IMAGE)" --max-tokens 24 "$1"; }
 
-# The ids and answers; test/embed.c prints the same.
+# The ids and answers; test/platforms/embed.c prints the same.
 outputs() {
     draw "$1" greedy 0 "two red hearts" && draw "$1" accents 0 "un cœur rouge" && draw "$1" seeded 1 "a green tree" &&
         run encode -m "$(path "$MODEL")" -i "$(path $IMAGE)" &&
@@ -302,7 +302,8 @@ row_cpp() {
     works || { leave_out g++ "$target" "$reason"; return; }
     rm -f $BUILD/program
     { gcc $WARN -O2 -isystem $INCLUDE -DJANUS_LIBRARY -c janus.c -o $BUILD/janus.o
-      g++ -std=c++11 -pedantic -Wall -Wextra -Wshadow -O2 -I. -x c++ test/embed.c -x none $BUILD/janus.o -o $BUILD/program -lm -lpthread
+      g++ -std=c++11 -pedantic -Wall -Wextra -Wshadow -O2 -I. -x c++ test/platforms/embed.c -x none $BUILD/janus.o \
+          -o $BUILD/program -lm -lpthread
     } >$BUILD/log 2>&1
     count_warnings
     rm -f $BUILD/got/*.p*
@@ -366,7 +367,8 @@ row "Windows x86-64, wine" "gcc-mingw-w64-x86-64 wine64" wine all x86_64-w64-min
 windows=0
 # The memory is large from the start: node's WASI (20.20) crashes in programs that let it grow.
 wasi_packages="clang lld wasi-libc libclang-rt-dev-wasm32 nodejs"
-row "WebAssembly (WASI), node" "$wasi_packages" "node --experimental-wasi-unstable-preview1 test/wasi.mjs" best \
+row "WebAssembly (WASI), node" "$wasi_packages" \
+    "node --experimental-wasi-unstable-preview1 test/platforms/wasi.mjs" best \
     clang --target=wasm32-wasi -O2 -DJANUS_NO_THREADS -DJANUS_NO_MMAP -D_WASI_EMULATED_GETPID -D_WASI_EMULATED_PROCESS_CLOCKS \
     -Wl,-z,stack-size=1048576,--initial-memory=268435456 -lwasi-emulated-getpid -lwasi-emulated-process-clocks
 row "aarch64, qemu" "gcc-aarch64-linux-gnu qemu-user" qemu-aarch64 all aarch64-linux-gnu-gcc -O2 -static -lpthread

@@ -1,10 +1,10 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
-# make analyse: the static analysers over janus.c. Fails on a finding that test/ANALYSERS.md does not explain.
+# make analyse: the static analysers over janus.c. Fails on a finding that test/analyse/ANALYSERS.md does not explain.
 # $1: the compiler's flags for the stb headers.
-cd "$(dirname "$0")/.." || exit 1
+cd "$(dirname "$0")/../.." || exit 1
 BUILD=build/analyse
-LIST=test/ANALYSERS.md
+LIST=test/analyse/ANALYSERS.md
 mkdir -p $BUILD
 for tool in clang-tidy cppcheck gcc; do
     command -v $tool >/dev/null || { echo "$tool is missing: make analyse-deps"; exit 1; }

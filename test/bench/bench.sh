@@ -1,9 +1,9 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
-# make bench: every stage at Janus-Pro-1B's sizes, for each type of weights: bench.sh [--tiny] [arguments of test/bench].
+# make bench: every stage at Janus-Pro-1B's sizes, for each type of weights: bench.sh [--tiny] [arguments of bench].
 # WORK is the folder for the files of random weights (up to 4.2 GB, one at a time; f32 8.3 GB), KEEP=1 leaves them there,
 # TYPES names the types. --tiny measures weights/tiny.gguf instead, in seconds.
-cd "$(dirname "$0")/.." || exit 1
+cd "$(dirname "$0")/../.." || exit 1
 PYTHON=${PYTHON:-python3}
 WORK=${WORK:-build/bench}
 TYPES=${TYPES:-bf16 f16 q8_0 q4_0}
@@ -14,7 +14,7 @@ for argument in "$@"; do
 done
 date -u '+%Y-%m-%d %H:%M UTC'
 sed -n 's/^model name[^:]*: *//p' /proc/cpuinfo 2>/dev/null | sort | uniq -c
-if [ -n "$tiny" ]; then exec test/bench --short "$@" weights/tiny.gguf; fi
+if [ -n "$tiny" ]; then exec test/bench/bench --short "$@" weights/tiny.gguf; fi
 mkdir -p "$WORK" || exit 1
 failed=0
 for type in $TYPES; do
@@ -23,9 +23,9 @@ for type in $TYPES; do
     if [ ! -e "$file" ]; then
         echo "== making $file"
         made=1
-        "$PYTHON" convert.py --random janus-pro-1b --dtype "$type" -o "$file" || exit 1
+        "$PYTHON" test/random_model.py janus-pro-1b --dtype "$type" -o "$file" || exit 1
     fi
-    test/bench "$@" "$file" || failed=1
+    test/bench/bench "$@" "$file" || failed=1
     if [ -n "$made" ] && [ -z "$KEEP" ]; then rm -f "$file"; fi
 done
 exit $failed

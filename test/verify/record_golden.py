@@ -23,11 +23,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from geometries import Geometry, write_checkpoint  # noqa: E402
-from reference import (  # noqa: E402
+from geometries import Geometry, write_checkpoint
+from reference import (
     Reference, Taps, Turn, load, run_conversation, run_decoder, run_drawing, run_encoder, sample_drawing)
-from verify import convert, photograph  # noqa: E402
+from verify import ROOT, convert, photograph
 
 QUESTION, SECOND_QUESTION, PROMPT = "What is in the picture?", "How many trees?", "a red fox"
 ANSWER_TOKENS, WEIGHT, LIMIT = 3, 5.0, 3 << 20
@@ -114,7 +113,7 @@ def record_model(out, reference: Reference) -> None:
 def main() -> int:
     """Records all models; fails when they outgrow the limit."""
     torch.set_num_threads(1)  # sums in one order, on every machine that computes alike
-    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).resolve().parent / "golden"
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "test" / "golden"
     folder.mkdir(parents=True, exist_ok=True)
     for number, (name, (geometry, dtype)) in enumerate(MODELS.items()):
         file = folder / f"{name}.gguf"

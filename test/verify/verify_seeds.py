@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Same seed, same picture: whole pictures and answers of the default model, drawn by ./janus and by the official loop.
 
-    pytest test/verify_seeds.py       or, to see every seed:  python test/verify_seeds.py [--kv f16] [--fast]
+    pytest verify_seeds.py       or, to see every seed:  python verify_seeds.py [--kv f16] [--fast]
 
 Options are handed to ./janus, to see how far it then stays with PyTorch; the tests hold the defaults.
 Nothing is fed back from one side to the other: the first id that differs would change all that follow.
@@ -17,10 +17,9 @@ import torch
 from PIL import Image
 from transformers import DynamicCache
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "test"))
-from reference import Reference, drawing_ids, load, pixel_values, question_ids  # noqa: E402
+from reference import Reference, drawing_ids, load, pixel_values, question_ids
 
+ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "weights" / "tiny.gguf"
 PROMPTS = ("a red circle", "two blue stars", "a green tree to the left of a yellow house", "three pink hearts", "Bonjour!")
 QUESTIONS = ("What is in the picture?", "How many trees are in this photo?", "Describe the picture.", "Tell me a story.")
