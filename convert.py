@@ -1416,7 +1416,7 @@ def widen(block: np.ndarray) -> np.ndarray:
         return block.astype(np.float32, copy=False)
 
 
-# The search for the scales of Q4_K and Q6_K, as janus.c does and describes it: a group of numbers x becomes scale q - low.
+# The search for the scales of Q4_K and Q6_K, as janus.c describes it: a group of numbers x becomes scale q - low.
 # Shapes are (blocks, groups, n), and (blocks, groups, 1) for what a group has once; all sums are exact.
 
 PIECE_BLOCKS = 64   # so many blocks at a time stay in a processor's cache

@@ -843,11 +843,11 @@ static void pool_run(Pool *p, Job job, void *ctx, int64_t count, int64_t grain) 
               (12 bytes), 128 bytes of two nibbles                           w = (d s) q - dmin m  144 bytes
         Q6_K  blocks of 256, 16 groups of 16: 128 bytes of the low 4 bits of q, 64 of the high 2,
               an int8 s for each group, f16 d                                w = (d s) (q - 32)    210 bytes
-      A format is one row of the table NUMBER_FORMATS and two functions, from blocks to floats and back. That is all that
-      loading, embeddings, products, quantize and info need; kernels of section 5 may know a faster way for some formats.
+      A format is one row of the table NUMBER_FORMATS and two functions, from blocks to floats and back. Loading,
+      embeddings, products, quantize and info need no more; the kernels of section 5 know a faster way for some formats.
    ==================================================================================================================== */
 
-enum { TYPE_F32 = 0, TYPE_F16 = 1, TYPE_Q4_0 = 2, TYPE_Q8_0 = 8, TYPE_Q4_K = 12, TYPE_Q6_K = 14, TYPE_BF16 = 30 }; /* GGUF's numbers */
+enum { TYPE_F32 = 0, TYPE_F16 = 1, TYPE_Q4_0 = 2, TYPE_Q8_0 = 8, TYPE_Q4_K = 12, TYPE_Q6_K = 14, TYPE_BF16 = 30 };
 enum { BLOCK = 32, Q8_0_BYTES = 34, Q4_0_BYTES = 18 };
 enum { SUPER_BLOCK = 256, Q4_K_BYTES = 144, Q6_K_BYTES = 210 };
 
@@ -911,9 +911,11 @@ static uint16_t f32_to_f16(float f) {
 /* x without its fraction, within low..high; low for NaN. */
 static int clamp_to_int(float x, int low, int high) { return x > (float)low ? x < (float)high ? (int)x : high : low; }
 
-/* ---- from blocks to floats (expand) and back (encode), `count` blocks; a block of F32, F16 and BF16 is one number ---- */
+/* ---- `count` blocks to floats (expand) and back (encode); a block of F32, F16 and BF16 is one number ---- */
 
-static void expand_f32(float *out, const unsigned char *in, int64_t count) { memcpy(out, in, (size_t)count * sizeof *out); }
+static void expand_f32(float *out, const unsigned char *in, int64_t count) {
+    memcpy(out, in, (size_t)count * sizeof *out);
+}
 
 static void encode_f32(unsigned char *out, const float *x, int64_t count) {
     for (int64_t i = 0; i < count; i++) {
@@ -973,7 +975,8 @@ static void expand_q4_0(float *out, const unsigned char *block, int64_t count) {
 
 static void encode_q4_0(unsigned char *out, const float *x, int64_t count) {
     for (; count > 0; count--, out += Q4_0_BYTES, x += BLOCK) {
-        const float scale = largest_of_block(x) / -8, inverse = scale != 0 ? 1 / scale : 0; /* the largest becomes -8 exactly */
+        const float scale = largest_of_block(x) / -8; /* the largest becomes -8 exactly */
+        const float inverse = scale != 0 ? 1 / scale : 0;
         write_u16(out, f32_to_f16(scale));
         for (int i = 0; i < BLOCK / 2; i++)
             out[2 + i] = (unsigned char)(clamp_to_int(x[i] * inverse + 8.5f, 0, 15) |
@@ -1018,10 +1021,10 @@ static void expand_q6_k(float *out, const unsigned char *block, int64_t count) {
         const float d = f16_to_f32(read_u16(block + 208));
         for (int row = 0; row < 8; row++, out += 32) {
             const unsigned char *low = block + row / 4 * 64 + row % 2 * 32, *high = block + 128 + row / 4 * 32;
-            const float steps[2] = {d * (float)signed_byte(block[192 + 2 * row]), d * (float)signed_byte(block[193 + 2 * row])};
             for (int i = 0; i < 32; i++) {
                 const int q = (low[i] >> row % 4 / 2 * 4 & 15) | (high[i] >> row % 4 * 2 & 3) << 4;
-                out[i] = steps[i / 16] * (float)(q - 32);
+                const float step = d * (float)signed_byte(block[192 + 2 * row + i / 16]);
+                out[i] = step * (float)(q - 32);
             }
         }
     }
@@ -1029,10 +1032,10 @@ static void expand_q6_k(float *out, const unsigned char *block, int64_t count) {
 
 /* ---- the search for the scales of Q4_K and Q6_K ----
 
-   The numbers x of a group are to become scale q - low. For some grids, from a little wider than x to a little narrower,
-   x is rounded to levels q, and the scale and low of least weighted squares follow from q; the best pair is kept. When
-   the block's d and dmin are known, scale and low become whole multiples of them: of the nearest multiples and their
-   neighbours those that err least, all measured with x rounded anew. (ggml's search is of this kind, without neighbours.)
+   The numbers x of a group are to become scale q - low. x is rounded to levels q on several grids, some wider than x
+   and some narrower; the scale and low of least weighted squares follow from q, and the best pair is kept. When the
+   block's d and dmin are known, scale and low become whole multiples of them: of the nearest multiples and their
+   neighbours those that err least, measured with x rounded anew. (ggml's search is of this kind, without neighbours.)
    x and the weights of errors are first made integers, so small that the sums of a group are exact in a double. So the
    bytes do not depend on the order of a sum, and convert.py, which has the same search, writes the same. */
 
@@ -1075,7 +1078,7 @@ static LevelSums group_round(Group *g, double low, double inverse) {
 
 /* Grids: from `low` below zero on, with some `levels` to a `span`. q with signs go without a low. */
 static void group_fit(Group *g, double low, double span, int levels) {
-    static const double MORE[] = {0, -1, -0.75, -0.5, -0.25, 0.25, 0.5, 0.75}; /* the plain one first: it may be exact */
+    static const double MORE[] = {0, -1, -0.75, -0.5, -0.25, 0.25, 0.5, 0.75}; /* 0 first: that one may be exact */
     g->scale = g->sum_weight = g->sum_x = 0;
     for (int i = 0; i < g->n; i++) g->sum_weight += g->weight[i];
     for (int i = 0; i < g->n; i++) g->sum_x += g->weight[i] * g->x[i];
@@ -1084,7 +1087,8 @@ static void group_fit(Group *g, double low, double span, int levels) {
     for (size_t i = 0; i < sizeof MORE / sizeof *MORE; i++) {
         const LevelSums s = group_round(g, low, (levels + MORE[i]) / span);
         const double spread = g->sum_weight * s.qq - s.q * s.q;
-        double scale = (g->sum_weight * s.qx - g->sum_x * s.q) / spread, below = (s.q * s.qx - s.qq * g->sum_x) / spread;
+        double scale = (g->sum_weight * s.qx - g->sum_x * s.q) / spread;
+        double below = (s.q * s.qx - s.qq * g->sum_x) / spread;
         if (g->middle > 0 || !(spread > 0 && below >= 0)) { /* no low, or it would be above zero */
             below = 0;
             scale = s.qx / s.qq;
@@ -1106,7 +1110,8 @@ static int nearest_multiple(double a, double b, int lowest, int highest) {
 
 /* The squares that a group's q err by with this scale and low, less those of x itself. */
 static double group_error(const Group *g, LevelSums s, double scale, double low) {
-    const double of_scale = scale * (scale * s.qq - 2 * (s.qx + low * s.q)), of_low = low * (low * g->sum_weight + 2 * g->sum_x);
+    const double of_scale = scale * (scale * s.qq - 2 * (s.qx + low * s.q));
+    const double of_low = low * (low * g->sum_weight + 2 * g->sum_x);
     return of_scale + of_low;
 }
 
@@ -1209,7 +1214,7 @@ static void encode_q6_k(unsigned char *out, const float *x, int64_t count) {
 
 typedef struct {
     const char *name;
-    int type, file_type; /* GGUF's number of the type, and of a file (general.file_type) whose matrices are mostly that */
+    int type, file_type; /* GGUF's numbers: of the type, and of a file with such matrices (general.file_type) */
     int elements, bytes; /* of a block, at most SUPER_BLOCK elements; a row is a whole number of blocks */
     void (*expand)(float *out, const unsigned char *blocks, int64_t count);
     void (*encode)(unsigned char *out, const float *x, int64_t count);
@@ -1840,7 +1845,7 @@ INLINE void KERNEL(expand_type)(const int type, float *out, const void *row, int
     }
 }
 
-/* f(type, ...) with the type a constant, so that each gets its own loop; `other` for the formats that have none here. */
+/* f(type, ...) with the type a constant, so that each gets its own loop; `other` for the formats that have none. */
 #define BY_TYPE(type, other, f, ...)                                                                                   \
     do {                                                                                                               \
         switch (type) {                                                                                                \
@@ -2102,7 +2107,8 @@ static void KERNEL(dot_expanded)(float *out, int64_t out_stride, const float *x,
 
 static void KERNEL(dot)(float *out, int64_t out_stride, const float *x, int64_t x_stride, int64_t T, Rows w,
                         const float *bias, int64_t n, int64_t first, int64_t last) {
-    BY_TYPE(w.type, KERNEL(dot_expanded)(out, out_stride, x, x_stride, T, w, bias, n, first, last), KERNEL(dot_type), 0, out, out_stride, x, x_stride, T, w, bias, n, first, last);
+    BY_TYPE(w.type, KERNEL(dot_expanded)(out, out_stride, x, x_stride, T, w, bias, n, first, last), KERNEL(dot_type), 0,
+            out, out_stride, x, x_stride, T, w, bias, n, first, last);
 }
 
 #ifdef ROUNDED_WORDS
@@ -4558,17 +4564,17 @@ static void write_padding(OutputFile *out, uint64_t written) {
 }
 
 /* Header and metadata as they are, but for general.file_type, then the table with the new types and offsets. */
-static void write_quantized_header(OutputFile *out, const ModelFile *file, int wanted, uint32_t file_type) {
+static void write_quantized_header(OutputFile *out, const ModelFile *file, const NumberFormat *wanted) {
     const Metadata *entry = find_metadata(file, "general.file_type");
     const bool known = entry != NULL && entry->type == GGUF_U32 && !entry->is_array;
     const size_t place = known ? (size_t)(entry->value - file->image.bytes) : file->table_start;
     uint64_t offset = 0, written = file->table_start;
     output_write(out, file->image.bytes, place);
-    if (known) write_number(out, file_type, 4);
+    if (known) write_number(out, (uint64_t)wanted->file_type, 4);
     if (known) output_write(out, file->image.bytes + place + 4, file->table_start - place - 4);
     for (int64_t i = 0; i < file->tensor_count; i++) {
         const TensorInfo *tensor = &file->tensors[i];
-        const int type = quantized_type(tensor, wanted);
+        const int type = quantized_type(tensor, wanted->type);
         const int64_t cols = tensor->shape[tensor->dims - 1];
         const int64_t rows = tensor_rows(tensor);
         write_number(out, tensor->name.length, 8);
@@ -4619,8 +4625,7 @@ static void write_quantized_tensor(OutputFile *out, const ModelFile *file, const
 }
 
 /* Writes the model `file` to `path` with matrices of type `wanted`. Returns 0 or an errno. */
-static int write_quantized(const ModelFile *file, const char *path, int wanted, uint32_t file_type,
-                           Progress *progress) {
+static int write_quantized(const ModelFile *file, const char *path, const NumberFormat *wanted, Progress *progress) {
     int64_t widest = 1;
     OutputFile out;
     for (int64_t i = 0; i < file->tensor_count; i++) {
@@ -4628,15 +4633,15 @@ static int write_quantized(const ModelFile *file, const char *path, int wanted, 
         const int64_t cols = tensor->shape[tensor->dims - 1];
         if (cols > widest) widest = cols;
         progress->total += tensor_rows(tensor) * type_row_bytes(tensor->type, cols);
-        progress->as_q8_0 += in_transformer(tensor) && type_row_bytes(wanted, cols) == 0;
+        progress->as_q8_0 += in_transformer(tensor) && type_row_bytes(wanted->type, cols) == 0;
     }
     float *floats = allocate(widest, sizeof *floats), *row = allocate(widest, sizeof *row);
     output_open(&out, path);
     if (floats == NULL || row == NULL) out.failure = ENOMEM;
-    if (out.failure == 0) write_quantized_header(&out, file, wanted, file_type);
+    if (out.failure == 0) write_quantized_header(&out, file, wanted);
     for (int64_t i = 0; i < file->tensor_count && out.failure == 0; i++)
-        write_quantized_tensor(&out, file, &file->tensors[i], quantized_type(&file->tensors[i], wanted), floats, row,
-                               progress);
+        write_quantized_tensor(&out, file, &file->tensors[i], quantized_type(&file->tensors[i], wanted->type), floats,
+                               row, progress);
     free(floats);
     free(row);
     return output_close(&out);
@@ -7528,8 +7533,10 @@ JanusStatus janus_load(const char *path, JanusModel **model, JanusError *error) 
 static void list_quantised_types(char *words, size_t size) {
     size_t length = 0;
     words[0] = 0;
-    for (int i = 0; quantised_format(i) != NULL && length < size; i++)
-        length += (size_t)snprintf(words + length, size - length, "%s%s", i > 0 ? " or " : "", quantised_format(i)->name);
+    for (int i = 0; quantised_format(i) != NULL && length < size; i++) {
+        const char *between = i > 0 ? " or " : "";
+        length += (size_t)snprintf(words + length, size - length, "%s%s", between, quantised_format(i)->name);
+    }
 }
 
 static JanusStatus quantize_file(const char *path, const char *out_path, const char *type, Progress *progress,
@@ -7549,8 +7556,7 @@ static JanusStatus quantize_file(const char *path, const char *out_path, const c
     if (find_format(model->blocks[0].q.type)->elements > 1)
         status = fail(error, JANUS_BAD_ARGUMENT, "%s is quantised already: start from an f32, f16 or bf16 file", path);
     else
-        status = write_status(write_quantized(&model->file, out_path, wanted->type, (uint32_t)wanted->file_type, progress),
-                              out_path, error);
+        status = write_status(write_quantized(&model->file, out_path, wanted, progress), out_path, error);
     janus_free(model);
     return status;
 }
@@ -7827,7 +7833,9 @@ enum {
 
 /* What follows an option: nothing; a name; an image's name; a whole number or any number, low to high; a seed; one of
    the words of `argument`, counted from `low`; one of the machine's sets of kernels. */
-typedef enum { AS_SWITCH, AS_NAME, AS_IMAGE, AS_WHOLE, AS_NUMBER, AS_SEED, AS_CHOICE, AS_KERNELS, AS_FORMAT } OptionKind;
+typedef enum {
+    AS_SWITCH, AS_NAME, AS_IMAGE, AS_WHOLE, AS_NUMBER, AS_SEED, AS_CHOICE, AS_KERNELS, AS_FORMAT
+} OptionKind;
 
 typedef struct {
     const char *names, *argument; /* names have blanks between them, words have bars */
@@ -7858,7 +7866,7 @@ static const Option OPTIONS[] = {
     {"-o", "OUT", AS_NAME, 0, 0, FOR_GENERATE | FOR_DECODE | FOR_QUANTIZE, FIELD(output),
      "the file; - is stdout; default a free janus-1.png, ..."},
     {"--decode", NULL, AS_SWITCH, 0, 0, FOR_TOKENIZE, FIELD(decode), "TEXT is ids, to be turned into text"},
-    {"--type", "TYPE", AS_FORMAT, 0, 0, FOR_QUANTIZE, FIELD(type), "of the matrices: q8_0, q6_k, q4_k, q4_0; default q8_0"},
+    {"--type", "TYPE", AS_FORMAT, 0, 0, FOR_QUANTIZE, FIELD(type), "q8_0 (default), q6_k, q4_k or q4_0 matrices"},
     {"--kv", "f32|f16", AS_CHOICE, JANUS_CACHE_F32, 0, FOR_TALKS, FIELD(cache),
      "keys and values: f16 is half; default f32, f16 if fast"},
     {"--threads", "K", AS_WHOLE, 1, 256, FOR_WORKS, FIELD(threads), "default: all processors that it may use"},
@@ -7963,7 +7971,8 @@ static void refuse_value(const Option *option, const char *name, const char *val
         complain("%s takes a number from %g to %g, not \"%.60s\"", name, low, high, value);
     else if (option->kind == AS_SEED)
         complain("%s takes a whole number from 0 to %llu, or -1: a random one, not \"%.60s\"", name, ULLONG_MAX, value);
-    else if (option->kind == AS_CHOICE || option->kind == AS_FORMAT) complain("%s takes %s, not \"%.60s\"", name, words, value);
+    else if (option->kind == AS_CHOICE || option->kind == AS_FORMAT)
+        complain("%s takes %s, not \"%.60s\"", name, words, value);
     else if (option->kind == AS_KERNELS) complain("%s takes %s on this machine, not \"%.60s\"", name, words, value);
     else if (value[0] == 0) complain("%s takes a name, not an empty text", name);
     else complain("%s is taken %d times at most", name, CLI_IMAGES);
