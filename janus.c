@@ -4626,16 +4626,18 @@ static void write_quantized_tensor(OutputFile *out, const ModelFile *file, const
 
 /* Writes the model `file` to `path` with matrices of type `wanted`. Returns 0 or an errno. */
 static int write_quantized(const ModelFile *file, const char *path, const NumberFormat *wanted, Progress *progress) {
-    int64_t widest = 1;
+    int64_t widest = 1, row_bytes = 1;
     OutputFile out;
     for (int64_t i = 0; i < file->tensor_count; i++) {
         const TensorInfo *tensor = &file->tensors[i];
         const int64_t cols = tensor->shape[tensor->dims - 1];
-        if (cols > widest) widest = cols;
+        widest = max_i64(widest, cols);
+        row_bytes = max_i64(row_bytes, type_row_bytes(quantized_type(tensor, wanted->type), cols));
         progress->total += tensor_rows(tensor) * type_row_bytes(tensor->type, cols);
         progress->as_q8_0 += in_transformer(tensor) && type_row_bytes(wanted->type, cols) == 0;
     }
-    float *floats = allocate(widest, sizeof *floats), *row = allocate(widest, sizeof *row);
+    float *floats = allocate(widest, sizeof *floats);
+    void *row = allocate(row_bytes, 1);
     output_open(&out, path);
     if (floats == NULL || row == NULL) out.failure = ENOMEM;
     if (out.failure == 0) write_quantized_header(&out, file, wanted);
