@@ -952,8 +952,8 @@ static void expand_q8_0(float *out, const unsigned char *block, int64_t count) {
 
 /* The element of a block with the largest magnitude, the first of several. */
 static float largest_of_block(const float *x) {
-    float largest = 0;
-    for (int i = 0; i < BLOCK; i++)
+    float largest = x[0];
+    for (int i = 1; i < BLOCK; i++)
         if (fabsf(x[i]) > fabsf(largest)) largest = x[i];
     return largest;
 }
@@ -4631,10 +4631,11 @@ static int write_quantized(const ModelFile *file, const char *path, const Number
     for (int64_t i = 0; i < file->tensor_count; i++) {
         const TensorInfo *tensor = &file->tensors[i];
         const int64_t cols = tensor->shape[tensor->dims - 1];
+        const int type = quantized_type(tensor, wanted->type);
         widest = max_i64(widest, cols);
-        row_bytes = max_i64(row_bytes, type_row_bytes(quantized_type(tensor, wanted->type), cols));
+        row_bytes = max_i64(row_bytes, type_row_bytes(type, cols));
         progress->total += tensor_rows(tensor) * type_row_bytes(tensor->type, cols);
-        progress->as_q8_0 += in_transformer(tensor) && type_row_bytes(wanted->type, cols) == 0;
+        progress->as_q8_0 += in_transformer(tensor) && type == TYPE_Q8_0 && wanted->type != TYPE_Q8_0;
     }
     float *floats = allocate(widest, sizeof *floats);
     void *row = allocate(row_bytes, 1);
