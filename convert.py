@@ -1575,10 +1575,12 @@ def storage_type(tensor: Tensor, dtype: str) -> Type:
     if dtype in FLOAT_TYPES:
         return Type[dtype.upper()]
     chosen = next(kind or dtype for prefix, kind in QUANTISED_TENSORS if tensor.name.startswith(prefix))
-    for kind in (Type[chosen.upper()], Type.Q8_0):   # Q8_0 for rows that are not whole blocks of `dtype`
-        if tensor.shape[-1] % GGML_QUANT_SIZES[kind][0] == 0:
-            return kind
-    return Type.F16
+    return fitting_type(Type[chosen.upper()], tensor.shape[-1])
+
+
+def fitting_type(wanted: Type, columns: int) -> Type:
+    """The type of a matrix; Q8_0, or F16, where rows are not whole blocks."""
+    return next(kind for kind in (wanted, Type.Q8_0, Type.F16) if columns % GGML_QUANT_SIZES[kind][0] == 0)
 
 
 def remark_on_rows(plan: Plan, dtype: str) -> None:
