@@ -6,7 +6,7 @@
 # ///
 """Convert a Janus or Janus-Pro checkpoint into the one flat file that janus reads.
 
-    uv run convert.py CHECKPOINT -o janus.gguf [--dtype f32|f16|bf16|q8_0|q4_0] [--roles pro|1.3b]
+    uv run convert.py CHECKPOINT -o janus.gguf [--dtype f32|f16|bf16|q8_0|q6_k|q4_k|q4_0] [--roles pro|1.3b]
 
 CHECKPOINT is a folder as published: config.json, tokenizer.json, preprocessor_config.json (or a
 processor_config.json that holds it) and the weights, .safetensors or .bin, whole or in shards, in the official
@@ -119,19 +119,12 @@ MAX_JSON_BYTES = 1 << 27
 # Small tables that cost nothing and whose every bit counts; one-dimensional tensors are f32 as well.
 ALWAYS_F32 = {"vit.pos_embed", "gen_embed.weight", "vq.codebook.weight", "vq.quant_conv.weight",
               "vq.post_quant_conv.weight"}
-# --dtype q8_0 and q4_0: what the tensors that start with a prefix become.  The first that fits counts.
-QUANTISED_TYPES = (
-    ("vq.", {"q8_0": "F16", "q4_0": "F16"}),
-    ("vit.", {"q8_0": "Q8_0", "q4_0": "Q8_0"}),
-    ("aligner.", {"q8_0": "Q8_0", "q4_0": "Q8_0"}),
-    ("gen_aligner.", {"q8_0": "Q8_0", "q4_0": "Q8_0"}),
-    ("gen_head.", {"q8_0": "Q8_0", "q4_0": "Q8_0"}),
-    ("output.", {"q8_0": "Q8_0", "q4_0": "Q8_0"}),
-    ("token_embd.", {"q8_0": "Q8_0", "q4_0": "Q8_0"}),
-    ("blk.", {"q8_0": "Q8_0", "q4_0": "Q4_0"}),
-)
+# The quantised types, and what the tensors that start with a prefix become: that type where `None` stands.  The first
+# that fits counts.
+QUANTISED_TYPES = ("q8_0", "q6_k", "q4_k", "q4_0")
+QUANTISED_TENSORS = (("vq.", "f16"), ("blk.", None), ("", "q8_0"))
 FLOAT_TYPES = ("f32", "f16", "bf16")
-FILE_TYPES = {"f32": 0, "f16": 1, "bf16": 32, "q8_0": 7, "q4_0": 2}
+FILE_TYPES = {"f32": 0, "f16": 1, "bf16": 32, "q8_0": 7, "q6_k": 18, "q4_k": 14, "q4_0": 2}
 STORED_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}   # numpy has no bf16: its bits
 
 # Names that published checkpoints carry and that the model never reads; other extra names get a remark.
@@ -1395,6 +1388,133 @@ def widen(block: np.ndarray) -> np.ndarray:
         return block.astype(np.float32, copy=False)
 
 
+# The search for the scales of Q4_K and Q6_K, as janus.c describes it: a group of numbers x becomes scale q - low.
+# Shapes are (blocks, groups, n), and (blocks, groups, 1) for what a group has once; all sums are exact.
+
+PIECE_BLOCKS = 64   # so many blocks at a time stay in a processor's cache
+
+
+@dataclass
+class Groups:
+    """x times 2**exponent are the numbers; q runs from -middle to levels - 1 - middle; a middle goes without low."""
+    x: np.ndarray
+    exponent: np.ndarray
+    weight: np.ndarray
+    middle: int
+    levels: int
+
+    def __post_init__(self) -> None:
+        self.sum_weight, self.sum_x = self.weight.sum(-1, keepdims=True), self.sum(self.x)
+
+    def sum(self, *factors: np.ndarray) -> np.ndarray:
+        return np.einsum(",".join(["...i"] * (1 + len(factors))) + "->...", self.weight, *factors)[..., None]
+
+    def round(self, low: np.ndarray, inverse: np.ndarray) -> tuple[np.ndarray, ...]:
+        """q = (x + low) inverse, and the sums of weight q, weight q**2, weight q x."""
+        q = np.floor((self.x + low) * inverse + (self.middle + 0.5)).clip(0, self.levels - 1) - self.middle
+        return q, self.sum(q), self.sum(q, q), self.sum(q, self.x)
+
+    def fit(self, low: np.ndarray, span: np.ndarray, levels: int) -> tuple[np.ndarray, np.ndarray]:
+        """The scale and low of least weighted squares, over grids with some `levels` to a span."""
+        best_scale, best_low = np.zeros_like(span), np.zeros_like(span)
+        if self.middle == 0:
+            best_low = np.where(self.sum_x < 0, -self.sum_x / self.sum_weight, 0)
+        best = -best_low * self.sum_x
+        for more in (0, -1, -0.75, -0.5, -0.25, 0.25, 0.5, 0.75):
+            _, q, qq, qx = self.round(low, (levels + more) / span)
+            spread = self.sum_weight * qq - q * q
+            scale, below = (self.sum_weight * qx - self.sum_x * q) / spread, (q * qx - qq * self.sum_x) / spread
+            with_low = (spread > 0) & (below >= 0) & (self.middle == 0)
+            scale, below = np.where(with_low, scale, qx / qq), np.where(with_low, below, 0)
+            gain = scale * qx - below * self.sum_x
+            better = gain > best
+            for kept, value in ((best_scale, scale), (best_low, below), (best, gain)):
+                np.copyto(kept, value, where=better)
+        return best_scale, best_low
+
+    def choose(self, fitted: tuple[np.ndarray, np.ndarray], units: tuple[np.ndarray, np.ndarray],
+               limits: tuple[tuple[int, int], tuple[int, int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The multiples of both units, near the fitted scale and low, that err least; and q + middle."""
+        near = [np.where(unit != 0, np.floor(value / unit + 0.5), 0).clip(*limit)
+                for value, unit, limit in zip(fitted, units, limits)]
+        kept, best = [near[0].copy(), near[1].copy(), np.zeros_like(self.x)], np.full_like(near[0], np.inf)
+        for i in (-1, 0, 1):
+            for j in (-1, 0, 1) if limits[1][1] else (0,):
+                s, m = (near[0] + i).clip(*limits[0]), (near[1] + j).clip(*limits[1])
+                scale, low = units[0] * s, units[1] * m
+                levels, q, qq, qx = self.round(low, np.where(scale != 0, 1 / scale, 0))
+                error = scale * (scale * qq - 2 * (qx + low * q)) + low * (low * self.sum_weight + 2 * self.sum_x)
+                better = error < best
+                for old, value in ((best, error), *zip(kept, (s, m, levels))):
+                    np.copyto(old, value, where=better)
+        return kept[0], kept[1], (kept[2] + self.middle).astype(np.uint8)
+
+
+def whole_numbers(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Groups of float32 as whole numbers of at most 2**15, and the exponents of two that take them back."""
+    exponent = np.frexp(np.abs(x).max(-1, keepdims=True))[1] - 15
+    return np.floor(np.ldexp(x.astype(np.float64), -exponent) + 0.5), exponent
+
+
+def half(x: np.ndarray) -> np.ndarray:
+    return x.astype(np.float32).astype("<f2")
+
+
+def in_units(halves: np.ndarray, exponent: np.ndarray) -> np.ndarray:
+    return np.ldexp(halves.astype(np.float64), -exponent)
+
+
+def farther(high: np.ndarray, low: np.ndarray) -> np.ndarray:
+    """The one of two that is farther from zero."""
+    return np.where(high >= -low, high, low)
+
+
+def encode_q4_k(rows: np.ndarray) -> np.ndarray:
+    """float32 (..., 256) -> (..., 144) bytes."""
+    x, exponent = whole_numbers(rows.reshape(-1, 8, 32))
+    mean = np.sqrt((x * x).sum(-1, keepdims=True) / 32)
+    groups = Groups(x, exponent, np.floor((mean + np.abs(x)) / 128), 0, 16)
+    lowest = x.min(-1, keepdims=True).clip(None, 0)
+    fitted = groups.fit(-lowest, x.max(-1, keepdims=True) - lowest, 15)
+    d, dmin = (half(np.ldexp(value, exponent).max(1, keepdims=True) / 63) for value in fitted)
+    s, m, q = groups.choose(fitted, (in_units(d, exponent), in_units(dmin, exponent)), ((0, 63), (0, 63)))
+    s, m = s[..., 0].astype(np.uint8), m[..., 0].astype(np.uint8)
+    six_bits = [s[:, :4] | s[:, 4:] >> 4 << 6, m[:, :4] | m[:, 4:] >> 4 << 6, s[:, 4:] & 15 | (m[:, 4:] & 15) << 4]
+    q = q.reshape(-1, 4, 2, 32)
+    q = (q[:, :, 0] | q[:, :, 1] << 4).reshape(-1, 128)
+    return np.concatenate([d[:, 0].view(np.uint8), dmin[:, 0].view(np.uint8), *six_bits, q], axis=1)
+
+
+def encode_q6_k(rows: np.ndarray) -> np.ndarray:
+    """float32 (..., 256) -> (..., 210) bytes."""
+    x, exponent = whole_numbers(rows.reshape(-1, 16, 16))
+    groups = Groups(x, exponent, np.floor(x * x / 1024), 32, 64)
+    span = -farther(x.max(-1, keepdims=True), x.min(-1, keepdims=True))
+    fitted = groups.fit(np.zeros_like(span), span, 32)
+    scale = np.ldexp(fitted[0], exponent)
+    d = half(farther(scale.max(1, keepdims=True), scale.min(1, keepdims=True)) / -128)
+    s, _, q = groups.choose(fitted, (in_units(d, exponent), np.zeros_like(span)), ((-128, 127), (0, 0)))
+    q = q.reshape(-1, 2, 4, 32)
+    low = np.stack([q[:, :, 0] & 15 | q[:, :, 2] << 4, q[:, :, 1] & 15 | q[:, :, 3] << 4], axis=2)
+    high = np.bitwise_or.reduce(q >> 4 << np.array([0, 2, 4, 6], np.uint8)[:, None], axis=2)
+    return np.concatenate([low.reshape(-1, 128), high.reshape(-1, 64), s[..., 0].astype(np.int8).view(np.uint8),
+                           d[:, 0].view(np.uint8)], axis=1)
+
+
+def by_pieces(encode_blocks: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
+    """An encoder of rows, from one of blocks of 256."""
+    def encode_rows(rows: np.ndarray) -> np.ndarray:
+        blocks = rows.reshape(-1, 256)
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            pieces = [encode_blocks(blocks[i : i + PIECE_BLOCKS]) for i in range(0, len(blocks), PIECE_BLOCKS)]
+        return np.concatenate(pieces).reshape(*rows.shape[:-1], -1)
+    return encode_rows
+
+
+# gguf encodes the other types.
+ENCODERS = {} if MISSING_PACKAGE else {Type.Q4_K: by_pieces(encode_q4_k), Type.Q6_K: by_pieces(encode_q6_k)}
+
+
 def encode(block: np.ndarray, kind: Type, name: str) -> np.ndarray:
     """Finite float32 rows in a format of the file, to nearest even; refuses what is not finite there."""
     if kind == Type.F32:
@@ -1405,13 +1525,19 @@ def encode(block: np.ndarray, kind: Type, name: str) -> np.ndarray:
         finite = not ((packed & 0x7F80) == 0x7F80).any()
     else:
         with np.errstate(over="ignore", invalid="ignore"):
-            packed = quants.quantize(np.ascontiguousarray(block), kind)
-        # A block of a quantised type begins with its scale, two bytes.
-        scales = packed if kind == Type.F16 else packed.reshape(-1, GGML_QUANT_SIZES[kind][1])[:, :2].copy().view("<f2")
+            packed = ENCODERS.get(kind, lambda rows: quants.quantize(rows, kind))(np.ascontiguousarray(block))
+        scales = packed if kind == Type.F16 else scales_of(packed, kind)
         finite = np.isfinite(scales).all()
     if not finite:
         raise Refused(f"tensor {name} holds a number too large for {kind.name}")
     return packed
+
+
+def scales_of(packed: np.ndarray, kind: Type) -> np.ndarray:
+    """The float16 numbers of all blocks of a quantised type: at the block's end (Q6_K) or at its beginning."""
+    blocks = packed.reshape(-1, GGML_QUANT_SIZES[kind][1])
+    halves = {Type.Q6_K: blocks[:, -2:], Type.Q4_K: blocks[:, :4]}.get(kind, blocks[:, :2])
+    return np.ascontiguousarray(halves).view("<f2")
 
 
 def storage_type(tensor: Tensor, dtype: str) -> Type:
@@ -1420,8 +1546,20 @@ def storage_type(tensor: Tensor, dtype: str) -> Type:
         return Type.F32
     if dtype in FLOAT_TYPES:
         return Type[dtype.upper()]
-    kind = next(Type[kinds[dtype]] for prefix, kinds in QUANTISED_TYPES if tensor.name.startswith(prefix))
-    return kind if tensor.shape[-1] % 32 == 0 else Type.F16
+    chosen = next(kind or dtype for prefix, kind in QUANTISED_TENSORS if tensor.name.startswith(prefix))
+    return fitting_type(Type[chosen.upper()], tensor.shape[-1])
+
+
+def fitting_type(wanted: Type, columns: int) -> Type:
+    """The type of a matrix; Q8_0, or F16, where rows are not whole blocks."""
+    return next(kind for kind in (wanted, Type.Q8_0, Type.F16) if columns % GGML_QUANT_SIZES[kind][0] == 0)
+
+
+def remark_on_rows(plan: Plan, dtype: str) -> None:
+    """Tell of matrices of the transformer that are Q8_0 though another type was asked for."""
+    others = sum(tensor.name.startswith("blk.") and kind == Type.Q8_0 for tensor, kind in plan)
+    if dtype in QUANTISED_TYPES and dtype != "q8_0" and others:
+        remark(f"{others} matrices of the transformer are q8_0: their rows are not whole blocks of {dtype}")
 
 
 # ----------------------------------------------------------------------------------------------------------- writing
@@ -1516,6 +1654,7 @@ def convert(given: Path, path: Path, dtype: str | None, roles: str | None = None
 
     for words in remarks:
         remark(words)
+    remark_on_rows(plan, dtype)
     write_file(path, general_metadata(model_name(folder), dtype) | metadata | prompt_metadata(roles), plan, blocks)
 
 

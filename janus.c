@@ -839,28 +839,23 @@ static void pool_run(Pool *p, Job job, void *ctx, int64_t count, int64_t grain) 
         Q8_0  blocks of 32 along a row: f16 scale d, 32 x int8 q             w = d q              34 bytes
         Q4_0  blocks of 32 along a row: f16 scale d, 16 bytes of two nibbles w = d (nibble - 8)   18 bytes
               (byte j holds element j in its low half and element j + 16 in its high half)
+        Q4_K  blocks of 256, 8 groups of 32: f16 d, f16 dmin, 6 bits s and 6 bits m for each group
+              (12 bytes), 128 bytes of two nibbles                           w = (d s) q - dmin m  144 bytes
+        Q6_K  blocks of 256, 16 groups of 16: 128 bytes of the low 4 bits of q, 64 of the high 2,
+              an int8 s for each group, f16 d                                w = (d s) (q - 32)    210 bytes
+      A format is one row of the table NUMBER_FORMATS and two functions, from blocks to floats and back. Loading,
+      embeddings, products, quantize and info need no more; the kernels of section 5 know a faster way for some formats.
    ==================================================================================================================== */
 
-enum { TYPE_F32 = 0, TYPE_F16 = 1, TYPE_Q4_0 = 2, TYPE_Q8_0 = 8, TYPE_BF16 = 30 }; /* GGUF's numbers */
+enum { TYPE_F32 = 0, TYPE_F16 = 1, TYPE_Q4_0 = 2, TYPE_Q8_0 = 8, TYPE_Q4_K = 12, TYPE_Q6_K = 14, TYPE_BF16 = 30 };
 enum { BLOCK = 32, Q8_0_BYTES = 34, Q4_0_BYTES = 18 };
+enum { SUPER_BLOCK = 256, Q4_K_BYTES = 144, Q6_K_BYTES = 210 };
 
 typedef struct {
     int type;
     const void *data; /* (rows, cols), row-major */
     int64_t rows, cols;
 } Weight;
-
-/* Bytes of one row; 0 if the type is unknown or the row is not a whole number of blocks. */
-static int64_t type_row_bytes(int type, int64_t cols) {
-    switch (type) {
-    case TYPE_F32: return cols * 4;
-    case TYPE_F16:
-    case TYPE_BF16: return cols * 2;
-    case TYPE_Q8_0: return cols % BLOCK ? 0 : cols / BLOCK * Q8_0_BYTES;
-    case TYPE_Q4_0: return cols % BLOCK ? 0 : cols / BLOCK * Q4_0_BYTES;
-    default: return 0;
-    }
-}
 
 static uint32_t float_bits(float f) {
     uint32_t u;
@@ -913,30 +908,372 @@ static uint16_t f32_to_f16(float f) {
     return (uint16_t)(sign | (q + (rest > half || (rest == half && (q & 1)))));
 }
 
-/* out (n) = elements [begin, begin + n) of one row; begin is a multiple of BLOCK if the type has blocks. */
+/* x without its fraction, within low..high; low for NaN. */
+static int clamp_to_int(float x, int low, int high) { return x > (float)low ? x < (float)high ? (int)x : high : low; }
+
+/* ---- `count` blocks to floats (expand) and back (encode); a block of F32, F16 and BF16 is one number ---- */
+
+static void expand_f32(float *out, const unsigned char *in, int64_t count) {
+    memcpy(out, in, (size_t)count * sizeof *out);
+}
+
+static void encode_f32(unsigned char *out, const float *x, int64_t count) {
+    for (int64_t i = 0; i < count; i++) {
+        write_u16(out + 4 * i, (uint16_t)float_bits(x[i]));
+        write_u16(out + 4 * i + 2, (uint16_t)(float_bits(x[i]) >> 16));
+    }
+}
+
+static void expand_f16(float *out, const unsigned char *in, int64_t count) {
+    for (int64_t i = 0; i < count; i++) out[i] = f16_to_f32(read_u16(in + 2 * i));
+}
+
+static void encode_f16(unsigned char *out, const float *x, int64_t count) {
+    for (int64_t i = 0; i < count; i++) write_u16(out + 2 * i, f32_to_f16(x[i]));
+}
+
+static void expand_bf16(float *out, const unsigned char *in, int64_t count) {
+    for (int64_t i = 0; i < count; i++) out[i] = bf16_to_f32(read_u16(in + 2 * i));
+}
+
+static void encode_bf16(unsigned char *out, const float *x, int64_t count) {
+    for (int64_t i = 0; i < count; i++) write_u16(out + 2 * i, f32_to_bf16(x[i]));
+}
+
+/* A byte as int8. */
+static int signed_byte(unsigned char byte) { return byte < 128 ? byte : byte - 256; }
+
+static void expand_q8_0(float *out, const unsigned char *block, int64_t count) {
+    for (; count > 0; count--, block += Q8_0_BYTES, out += BLOCK) {
+        const float scale = f16_to_f32(read_u16(block));
+        for (int i = 0; i < BLOCK; i++) out[i] = scale * (float)signed_byte(block[2 + i]);
+    }
+}
+
+/* The element of a block with the largest magnitude, the first of several. */
+static float largest_of_block(const float *x) {
+    float largest = x[0];
+    for (int i = 1; i < BLOCK; i++)
+        if (fabsf(x[i]) > fabsf(largest)) largest = x[i];
+    return largest;
+}
+
+static void encode_q8_0(unsigned char *out, const float *x, int64_t count) {
+    for (; count > 0; count--, out += Q8_0_BYTES, x += BLOCK) {
+        const float scale = fabsf(largest_of_block(x)) / 127, inverse = scale != 0 ? 1 / scale : 0;
+        write_u16(out, f32_to_f16(scale));
+        for (int i = 0; i < BLOCK; i++) out[2 + i] = (unsigned char)clamp_to_int(roundf(x[i] * inverse), -127, 127);
+    }
+}
+
+static void expand_q4_0(float *out, const unsigned char *block, int64_t count) {
+    for (; count > 0; count--, block += Q4_0_BYTES, out += BLOCK) {
+        const float scale = f16_to_f32(read_u16(block));
+        for (int i = 0; i < BLOCK; i++) out[i] = scale * (float)((block[2 + i % 16] >> (i < 16 ? 0 : 4) & 15) - 8);
+    }
+}
+
+static void encode_q4_0(unsigned char *out, const float *x, int64_t count) {
+    for (; count > 0; count--, out += Q4_0_BYTES, x += BLOCK) {
+        const float scale = largest_of_block(x) / -8; /* the largest becomes -8 exactly */
+        const float inverse = scale != 0 ? 1 / scale : 0;
+        write_u16(out, f32_to_f16(scale));
+        for (int i = 0; i < BLOCK / 2; i++)
+            out[2 + i] = (unsigned char)(clamp_to_int(x[i] * inverse + 8.5f, 0, 15) |
+                                         clamp_to_int(x[i + 16] * inverse + 8.5f, 0, 15) << 4);
+    }
+}
+
+/* The 6 bits s and m of group j, of the 12 bytes that hold those of all groups: in bytes 0 to 3 and 4 to 7 those of
+   groups 0 to 3, in bytes 8 to 11 the low 4 bits of those of groups 4 to 7, whose high 2 bits fill up bytes 0 to 7. */
+static void read_scales_q4_k(const unsigned char *bytes, int j, int *s, int *m) {
+    *s = j < 4 ? bytes[j] & 63 : (bytes[j + 4] & 15) | bytes[j - 4] >> 6 << 4;
+    *m = j < 4 ? bytes[j + 4] & 63 : bytes[j + 4] >> 4 | bytes[j] >> 6 << 4;
+}
+
+static void write_scales_q4_k(unsigned char *bytes, int j, int s, int m) {
+    bytes[j < 4 ? j : j - 4] |= (unsigned char)(j < 4 ? s : s >> 4 << 6);
+    bytes[j < 4 ? j + 4 : j] |= (unsigned char)(j < 4 ? m : m >> 4 << 6);
+    if (j >= 4) bytes[j + 4] = (unsigned char)((s & 15) | (m & 15) << 4);
+}
+
+/* Two groups share 32 bytes: the even one has their low halves. */
+static void expand_q4_k(float *out, const unsigned char *block, int64_t count) {
+    for (; count > 0; count--, block += Q4_K_BYTES) {
+        const float d = f16_to_f32(read_u16(block)), dmin = f16_to_f32(read_u16(block + 2));
+        for (int j = 0; j < 8; j++, out += 32) {
+            const unsigned char *bytes = block + 16 + j / 2 * 32;
+            int s, m;
+            read_scales_q4_k(block + 4, j, &s, &m);
+            const float step = d * (float)s, low = dmin * (float)m;
+            for (int i = 0; i < 32; i++) {
+                const float product = step * (float)(bytes[i] >> j % 2 * 4 & 15); /* rounded, then the difference */
+                out[i] = product - low;
+            }
+        }
+    }
+}
+
+/* Each half of a block, 128 numbers, is four rows of 32: rows 0 and 2 share 32 bytes of low bits, 1 and 3 the next 32,
+   and all four share 32 bytes of high bits. */
+static void expand_q6_k(float *out, const unsigned char *block, int64_t count) {
+    for (; count > 0; count--, block += Q6_K_BYTES) {
+        const float d = f16_to_f32(read_u16(block + 208));
+        for (int row = 0; row < 8; row++, out += 32) {
+            const unsigned char *low = block + row / 4 * 64 + row % 2 * 32, *high = block + 128 + row / 4 * 32;
+            for (int i = 0; i < 32; i++) {
+                const int q = (low[i] >> row % 4 / 2 * 4 & 15) | (high[i] >> row % 4 * 2 & 3) << 4;
+                const float step = d * (float)signed_byte(block[192 + 2 * row + i / 16]);
+                out[i] = step * (float)(q - 32);
+            }
+        }
+    }
+}
+
+/* ---- the search for the scales of Q4_K and Q6_K ----
+
+   The numbers x of a group are to become scale q - low. x is rounded to levels q on several grids, some wider than x
+   and some narrower; the scale and low of least weighted squares follow from q, and the best pair is kept. When the
+   block's d and dmin are known, scale and low become whole multiples of them: of the nearest multiples and their
+   neighbours those that err least, measured with x rounded anew. (ggml's search is of this kind, without neighbours.)
+   x and the weights of errors are first made integers, so small that the sums of a group are exact in a double. So the
+   bytes do not depend on the order of a sum, and convert.py, which has the same search, writes the same. */
+
+typedef struct {
+    int n, middle, levels; /* numbers; q + middle is from 0 to levels - 1 */
+    int exponent;          /* the numbers are x 2^exponent, |x| <= 2^15 */
+    double x[32], weight[32], sum_weight, sum_x; /* sum_x: of weight x */
+    double scale, low;     /* the best in units of x */
+    int q[32];             /* q + middle */
+} Group;
+
+typedef struct { double q, qq, qx; } LevelSums; /* of weight q, weight q^2, weight q x */
+
+/* x (n) without its weights. */
+static void group_set(Group *g, const float *x, int n, int middle, int levels) {
+    double largest = 0;
+    for (int i = 0; i < n; i++) largest = fmax(largest, fabs((double)x[i]));
+    frexp(largest, &g->exponent);
+    g->exponent -= 15;
+    g->n = n;
+    g->middle = middle;
+    g->levels = levels;
+    for (int i = 0; i < n; i++) g->x[i] = floor(ldexp(x[i], -g->exponent) + 0.5);
+}
+
+/* q = (x + low) inverse, rounded. */
+static LevelSums group_round(Group *g, double low, double inverse) {
+    LevelSums sums = {0, 0, 0};
+    for (int i = 0; i < g->n; i++) {
+        const double scaled = (g->x[i] + low) * inverse;
+        const double level = scaled + (g->middle + 0.5);
+        g->q[i] = level > 0 ? level < g->levels ? (int)level : g->levels - 1 : 0;
+        const double q = g->q[i] - g->middle, weighted = g->weight[i] * q;
+        sums.q += weighted;
+        sums.qq += weighted * q;
+        sums.qx += weighted * g->x[i];
+    }
+    return sums;
+}
+
+/* Grids: from `low` below zero on, with some `levels` to a `span`. q with signs go without a low. */
+static void group_fit(Group *g, double low, double span, int levels) {
+    static const double MORE[] = {0, -1, -0.75, -0.5, -0.25, 0.25, 0.5, 0.75}; /* 0 first: that one may be exact */
+    g->scale = g->sum_weight = g->sum_x = 0;
+    for (int i = 0; i < g->n; i++) g->sum_weight += g->weight[i];
+    for (int i = 0; i < g->n; i++) g->sum_x += g->weight[i] * g->x[i];
+    g->low = g->middle == 0 && g->sum_x < 0 ? -g->sum_x / g->sum_weight : 0; /* all q 0: best for equal numbers */
+    double best = -g->low * g->sum_x;
+    for (size_t i = 0; i < sizeof MORE / sizeof *MORE; i++) {
+        const LevelSums s = group_round(g, low, (levels + MORE[i]) / span);
+        const double spread = g->sum_weight * s.qq - s.q * s.q;
+        double scale = (g->sum_weight * s.qx - g->sum_x * s.q) / spread;
+        double below = (s.q * s.qx - s.qq * g->sum_x) / spread;
+        if (g->middle > 0 || !(spread > 0 && below >= 0)) { /* no low, or it would be above zero */
+            below = 0;
+            scale = s.qx / s.qq;
+        }
+        const double by_scale = scale * s.qx, by_low = below * g->sum_x, gain = by_scale - by_low;
+        if (gain > best) {
+            best = gain;
+            g->scale = scale;
+            g->low = below;
+        }
+    }
+}
+
+/* a / b rounded, within lowest..highest; 0 where b is 0. */
+static int nearest_multiple(double a, double b, int lowest, int highest) {
+    const double multiple = b != 0 ? floor(a / b + 0.5) : 0;
+    return multiple > lowest ? multiple < highest ? (int)multiple : highest : lowest;
+}
+
+/* The squares that a group's q err by with this scale and low, less those of x itself. */
+static double group_error(const Group *g, LevelSums s, double scale, double low) {
+    const double of_scale = scale * (scale * s.qq - 2 * (s.qx + low * s.q));
+    const double of_low = low * (low * g->sum_weight + 2 * g->sum_x);
+    return of_scale + of_low;
+}
+
+/* The multiples *s of d and *m of dmin for a group, s from s_lowest to s_highest, m from 0 to m_highest; q follows. */
+static void group_choose(Group *g, double d, double dmin, int s_lowest, int s_highest, int m_highest, int *s, int *m) {
+    const double scale_unit = ldexp(d, -g->exponent), low_unit = ldexp(dmin, -g->exponent);
+    const int s_near = nearest_multiple(g->scale, scale_unit, s_lowest, s_highest);
+    const int m_near = nearest_multiple(g->low, low_unit, 0, m_highest);
+    double best = INFINITY;
+    *s = s_near;
+    *m = m_near;
+    for (int i = s_near - (s_near > s_lowest); i <= s_near + (s_near < s_highest); i++)
+        for (int j = m_near - (m_near > 0); j <= m_near + (m_near < m_highest); j++) {
+            const double scale = scale_unit * i, low = low_unit * j;
+            const double error = group_error(g, group_round(g, low, scale != 0 ? 1 / scale : 0), scale, low);
+            if (error < best) {
+                best = error;
+                *s = i;
+                *m = j;
+            }
+        }
+    const double scale = scale_unit * *s;
+    group_round(g, low_unit * *m, scale != 0 ? 1 / scale : 0);
+}
+
+/* An error counts as much as the number is large, and as the group is. */
+static void group_set_q4_k(Group *g, const float *x) {
+    double squares = 0, lowest = 0, highest = 0;
+    group_set(g, x, 32, 0, 16);
+    for (int i = 0; i < 32; i++) {
+        squares += g->x[i] * g->x[i];
+        if (i == 0 || g->x[i] > highest) highest = g->x[i];
+        if (g->x[i] < lowest) lowest = g->x[i];
+    }
+    const double mean = sqrt(squares / 32);
+    for (int i = 0; i < 32; i++) g->weight[i] = floor((mean + fabs(g->x[i])) / 128);
+    group_fit(g, -lowest, highest - lowest, 15);
+}
+
+static void encode_q4_k(unsigned char *out, const float *x, int64_t count) {
+    for (; count > 0; count--, out += Q4_K_BYTES, x += SUPER_BLOCK) {
+        Group groups[8];
+        double scale = 0, low = 0;
+        for (int j = 0; j < 8; j++) {
+            group_set_q4_k(&groups[j], x + 32 * j);
+            scale = fmax(scale, ldexp(groups[j].scale, groups[j].exponent));
+            low = fmax(low, ldexp(groups[j].low, groups[j].exponent));
+        }
+        memset(out, 0, Q4_K_BYTES);
+        write_u16(out, f32_to_f16((float)(scale / 63)));
+        write_u16(out + 2, f32_to_f16((float)(low / 63)));
+        for (int j = 0; j < 8; j++) {
+            int s, m;
+            group_choose(&groups[j], f16_to_f32(read_u16(out)), f16_to_f32(read_u16(out + 2)), 0, 63, 63, &s, &m);
+            write_scales_q4_k(out + 4, j, s, m);
+            for (int i = 0; i < 32; i++) out[16 + j / 2 * 32 + i] |= (unsigned char)(groups[j].q[i] << j % 2 * 4);
+        }
+    }
+}
+
+/* An error counts as the square of the number. */
+static void group_set_q6_k(Group *g, const float *x) {
+    double lowest = 0, highest = 0;
+    group_set(g, x, 16, 32, 64);
+    for (int i = 0; i < 16; i++) {
+        g->weight[i] = floor(g->x[i] * g->x[i] / 1024);
+        lowest = fmin(lowest, g->x[i]);
+        highest = fmax(highest, g->x[i]);
+    }
+    group_fit(g, 0, highest >= -lowest ? -highest : -lowest, 32); /* the largest becomes -32 or so */
+}
+
+static void encode_q6_k(unsigned char *out, const float *x, int64_t count) {
+    for (; count > 0; count--, out += Q6_K_BYTES, x += SUPER_BLOCK) {
+        Group groups[16];
+        double lowest = 0, highest = 0;
+        for (int j = 0; j < 16; j++) {
+            group_set_q6_k(&groups[j], x + 16 * j);
+            const double scale = ldexp(groups[j].scale, groups[j].exponent);
+            lowest = fmin(lowest, scale);
+            highest = fmax(highest, scale);
+        }
+        memset(out, 0, Q6_K_BYTES);
+        write_u16(out + 208, f32_to_f16((float)((highest >= -lowest ? highest : lowest) / -128)));
+        for (int j = 0; j < 16; j++) {
+            const int row = j / 2, half = j % 2 * 16;
+            unsigned char *low = out + row / 4 * 64 + row % 2 * 32 + half, *high = out + 128 + row / 4 * 32 + half;
+            int s, none;
+            group_choose(&groups[j], f16_to_f32(read_u16(out + 208)), 0, -128, 127, 0, &s, &none);
+            out[192 + j] = (unsigned char)s;
+            for (int i = 0; i < 16; i++) {
+                low[i] |= (unsigned char)((groups[j].q[i] & 15) << row % 4 / 2 * 4);
+                high[i] |= (unsigned char)(groups[j].q[i] >> 4 << row % 4 * 2);
+            }
+        }
+    }
+}
+
+/* ---- the table ---- */
+
+typedef struct {
+    const char *name;
+    int type, file_type; /* GGUF's numbers: of the type, and of a file with such matrices (general.file_type) */
+    int elements, bytes; /* of a block, at most SUPER_BLOCK elements; a row is a whole number of blocks */
+    void (*expand)(float *out, const unsigned char *blocks, int64_t count);
+    void (*encode)(unsigned char *out, const float *x, int64_t count);
+} NumberFormat;
+
+#ifndef JANUS_EXTRA_FORMATS
+#define JANUS_EXTRA_FORMATS /* rows that a test adds, each with a comma after it */
+#endif
+
+static const NumberFormat NUMBER_FORMATS[] = {
+    {"f32", TYPE_F32, 0, 1, 4, expand_f32, encode_f32},
+    {"f16", TYPE_F16, 1, 1, 2, expand_f16, encode_f16},
+    {"bf16", TYPE_BF16, 32, 1, 2, expand_bf16, encode_bf16},
+    {"q8_0", TYPE_Q8_0, 7, BLOCK, Q8_0_BYTES, expand_q8_0, encode_q8_0},
+    {"q6_k", TYPE_Q6_K, 18, SUPER_BLOCK, Q6_K_BYTES, expand_q6_k, encode_q6_k},
+    {"q4_k", TYPE_Q4_K, 14, SUPER_BLOCK, Q4_K_BYTES, expand_q4_k, encode_q4_k},
+    {"q4_0", TYPE_Q4_0, 2, BLOCK, Q4_0_BYTES, expand_q4_0, encode_q4_0},
+    JANUS_EXTRA_FORMATS
+};
+enum { NUMBER_FORMAT_COUNT = sizeof NUMBER_FORMATS / sizeof *NUMBER_FORMATS };
+
+/* NULL: unknown. */
+static const NumberFormat *find_format(int type) {
+    for (int i = 0; i < NUMBER_FORMAT_COUNT; i++)
+        if (NUMBER_FORMATS[i].type == type) return &NUMBER_FORMATS[i];
+    return NULL;
+}
+
+/* The i-th of those that quantise, whose blocks are of several numbers; NULL after the last. */
+static const NumberFormat *quantised_format(int i) {
+    for (int k = 0; k < NUMBER_FORMAT_COUNT; k++)
+        if (NUMBER_FORMATS[k].elements > 1 && i-- == 0) return &NUMBER_FORMATS[k];
+    return NULL;
+}
+
+/* Bytes of one row; 0 if the type is unknown or the row is not a whole number of blocks. */
+static int64_t type_row_bytes(int type, int64_t cols) {
+    const NumberFormat *format = find_format(type);
+    return format == NULL || cols % format->elements != 0 ? 0 : cols / format->elements * format->bytes;
+}
+
+/* out (n) = elements [begin, begin + n) of one row. */
 static void expand_plain(float *out, int type, const void *row, int64_t begin, int64_t n) {
-    const unsigned char *p = row;
-    switch (type) {
-    case TYPE_F32: memcpy(out, p + 4 * begin, (size_t)n * sizeof *out); break;
-    case TYPE_F16:
-        for (int64_t i = 0; i < n; i++) out[i] = f16_to_f32(read_u16(p + 2 * (begin + i)));
-        break;
-    case TYPE_BF16:
-        for (int64_t i = 0; i < n; i++) out[i] = bf16_to_f32(read_u16(p + 2 * (begin + i)));
-        break;
-    case TYPE_Q8_0:
-        for (int64_t i = 0; i < n; i++) {
-            const unsigned char *block = p + (begin + i) / BLOCK * Q8_0_BYTES;
-            int q = block[2 + i % BLOCK];
-            out[i] = f16_to_f32(read_u16(block)) * (float)(q < 128 ? q : q - 256);
+    const NumberFormat *format = find_format(type);
+    const int64_t elements = format->elements;
+    while (n > 0) {
+        const unsigned char *block = (const unsigned char *)row + begin / elements * format->bytes;
+        int64_t count = n / elements * elements;
+        if (begin % elements == 0 && count > 0) {
+            format->expand(out, block, count / elements);
+        } else { /* a part of a block */
+            float whole[SUPER_BLOCK];
+            count = min_i64(n, elements - begin % elements);
+            format->expand(whole, block, 1);
+            memcpy(out, whole + begin % elements, (size_t)count * sizeof *out);
         }
-        break;
-    default:
-        for (int64_t i = 0; i < n; i++) {
-            const unsigned char *block = p + (begin + i) / BLOCK * Q4_0_BYTES;
-            int j = (int)(i % BLOCK), q = block[2 + j % 16] >> (j < 16 ? 0 : 4) & 15;
-            out[i] = f16_to_f32(read_u16(block)) * (float)(q - 8);
-        }
+        out += count;
+        begin += count;
+        n -= count;
     }
 }
 
@@ -945,33 +1282,10 @@ static void weight_row(float *out, const Weight *w, int64_t row) {
     expand_plain(out, w->type, (const char *)w->data + row * type_row_bytes(w->type, w->cols), 0, w->cols);
 }
 
-/* x without its fraction, within low..high; low for NaN. */
-static int clamp_to_int(float x, int low, int high) { return x > (float)low ? x < (float)high ? (int)x : high : low; }
-
-static void quantize_block(unsigned char *out, int type, const float *x) {
-    float largest = 0;
-    for (int i = 0; i < BLOCK; i++)
-        if (fabsf(x[i]) > fabsf(largest)) largest = x[i];
-    float scale = type == TYPE_Q8_0 ? fabsf(largest) / 127 : largest / -8; /* Q4_0: the largest becomes -8 exactly */
-    float inverse = scale != 0 ? 1 / scale : 0;
-    write_u16(out, f32_to_f16(scale));
-    for (int i = 0; i < BLOCK && type == TYPE_Q8_0; i++)
-        out[2 + i] = (unsigned char)clamp_to_int(roundf(x[i] * inverse), -127, 127);
-    for (int i = 0; i < BLOCK / 2 && type == TYPE_Q4_0; i++)
-        out[2 + i] = (unsigned char)(clamp_to_int(x[i] * inverse + 8.5f, 0, 15) | clamp_to_int(x[i + 16] * inverse + 8.5f, 0, 15) << 4);
-}
-
-/* Floats (cols) to one row of the given type, rounded as ggml rounds. */
+/* Floats (cols) to one row of the given type. */
 static void quantize_row(void *out, int type, const float *x, int64_t cols) {
-    unsigned char *p = out;
-    for (int64_t i = 0; i < cols && (type == TYPE_F16 || type == TYPE_BF16); i++)
-        write_u16(p + 2 * i, type == TYPE_F16 ? f32_to_f16(x[i]) : f32_to_bf16(x[i]));
-    for (int64_t i = 0; i < cols && type == TYPE_F32; i++) {
-        write_u16(p + 4 * i, (uint16_t)float_bits(x[i]));
-        write_u16(p + 4 * i + 2, (uint16_t)(float_bits(x[i]) >> 16));
-    }
-    for (int64_t i = 0; i < cols / BLOCK && (type == TYPE_Q8_0 || type == TYPE_Q4_0); i++)
-        quantize_block(p + i * (type == TYPE_Q8_0 ? Q8_0_BYTES : Q4_0_BYTES), type, x + i * BLOCK);
+    const NumberFormat *format = find_format(type);
+    format->encode(out, x, cols / format->elements);
 }
 
 /* ====================================================================================================================
@@ -1108,10 +1422,10 @@ static void pack_rows_plain(float *out, const float *const *rows, int64_t n) {
 }
 
 static void pack_weights_plain(float *out, Rows w, int64_t count, int64_t begin, int64_t n) {
-    float piece[BLOCK];
+    float piece[K_STEP];
     for (int64_t c = 0; c < PLAIN_COLS; c++)
-        for (int64_t k = 0; k < n; k += BLOCK) {
-            int64_t m = min_i64(BLOCK, n - k);
+        for (int64_t k = 0; k < n; k += K_STEP) {
+            int64_t m = min_i64(K_STEP, n - k);
             if (c < count) expand_plain(piece, w.type, w.data + c * w.stride, begin + k, m);
             for (int64_t i = 0; i < m; i++) out[(k + i) * PLAIN_COLS + c] = c < count ? piece[i] : 0;
         }
@@ -1531,20 +1845,21 @@ INLINE void KERNEL(expand_type)(const int type, float *out, const void *row, int
     }
 }
 
-/* f(type, ...) with the type a constant, so that each gets its own loop. */
-#define BY_TYPE(type, f, ...)                                                                                          \
+/* f(type, ...) with the type a constant, so that each gets its own loop; `other` for the formats that have none. */
+#define BY_TYPE(type, other, f, ...)                                                                                   \
     do {                                                                                                               \
         switch (type) {                                                                                                \
         case TYPE_F32: f(TYPE_F32, __VA_ARGS__); break;                                                                \
         case TYPE_F16: f(TYPE_F16, __VA_ARGS__); break;                                                                \
         case TYPE_BF16: f(TYPE_BF16, __VA_ARGS__); break;                                                              \
         case TYPE_Q8_0: f(TYPE_Q8_0, __VA_ARGS__); break;                                                              \
-        default: f(TYPE_Q4_0, __VA_ARGS__);                                                                            \
+        case TYPE_Q4_0: f(TYPE_Q4_0, __VA_ARGS__); break;                                                              \
+        default: other;                                                                                                \
         }                                                                                                              \
     } while (0)
 
 static void KERNEL(expand)(float *out, int type, const void *row, int64_t begin, int64_t n) {
-    BY_TYPE(type, KERNEL(expand_type), out, row, begin, n);
+    BY_TYPE(type, expand_plain(out, type, row, begin, n), KERNEL(expand_type), out, row, begin, n);
 }
 
 /* sums[r][t] = w[r] . x[t] for R rows of W and T <= 4 of x. One row of W at a time streams best from memory, if what is
@@ -1766,9 +2081,34 @@ INLINE void KERNEL(dot_type)(const int type, const int rounded, float *out, int6
     }
 }
 
+static DotProducts KERNEL(dot);
+
+/* Formats that dot_type does not know: pieces of W's rows as floats. */
+static void KERNEL(dot_expanded)(float *out, int64_t out_stride, const float *x, int64_t x_stride, int64_t T, Rows w,
+                                 const float *bias, int64_t n, int64_t first, int64_t last) {
+    float pieces[DOT_ROWS][K_STEP], sums[MAX_TILE_ROWS][DOT_ROWS];
+    const Rows piece = {TYPE_F32, (const char *)pieces, sizeof *pieces};
+    for (int64_t o = first; o < last; o += DOT_ROWS)
+        for (int64_t k = 0; k < n; k += K_STEP) {
+            const int64_t rows = min_i64(DOT_ROWS, last - o), m = min_i64(K_STEP, n - k);
+            for (int64_t r = 0; r < rows; r++) KERNEL(expand)(pieces[r], w.type, w.data + (o + r) * w.stride, k, m);
+            for (int64_t t = 0; t < T; t++) {
+                const int64_t in_group = t % MAX_TILE_ROWS;
+                if (in_group == 0)
+                    KERNEL(dot)(sums[0], DOT_ROWS, x + t * x_stride + k, x_stride, min_i64(MAX_TILE_ROWS, T - t), piece,
+                                NULL, m, 0, rows);
+                for (int64_t r = 0; r < rows; r++) {
+                    float *to = out + t * out_stride + o + r;
+                    *to = sums[in_group][r] + (k > 0 ? *to : bias ? bias[o + r] : 0);
+                }
+            }
+        }
+}
+
 static void KERNEL(dot)(float *out, int64_t out_stride, const float *x, int64_t x_stride, int64_t T, Rows w,
                         const float *bias, int64_t n, int64_t first, int64_t last) {
-    BY_TYPE(w.type, KERNEL(dot_type), 0, out, out_stride, x, x_stride, T, w, bias, n, first, last);
+    BY_TYPE(w.type, KERNEL(dot_expanded)(out, out_stride, x, x_stride, T, w, bias, n, first, last), KERNEL(dot_type), 0,
+            out, out_stride, x, x_stride, T, w, bias, n, first, last);
 }
 
 #ifdef ROUNDED_WORDS
@@ -1843,9 +2183,21 @@ INLINE void KERNEL(pack_type)(const int type, float *out, Rows w, int64_t count,
     }
 }
 
+/* The same for formats that pack_type does not know. */
+static void KERNEL(pack_expanded)(float *out, Rows w, int64_t count, int64_t begin, int64_t n) {
+    float pieces[VL][K_STEP];
+    const Rows piece = {TYPE_F32, (const char *)pieces, sizeof *pieces};
+    for (int64_t k = 0; k < n; k += K_STEP) {
+        const int64_t m = min_i64(K_STEP, n - k);
+        for (int64_t c = 0; c < min_i64(VL, count); c++)
+            KERNEL(expand)(pieces[c], w.type, w.data + c * w.stride, begin + k, m);
+        KERNEL(pack_type)(TYPE_F32, out + k * TILE_COLS, piece, count, 0, m);
+    }
+}
+
 static void KERNEL(pack_weights)(float *out, Rows w, int64_t count, int64_t begin, int64_t n) {
     for (int first = 0; first < TILE_COLS; first += VL, out += VL, count -= VL, w.data += VL * w.stride)
-        BY_TYPE(w.type, KERNEL(pack_type), out, w, count, begin, n);
+        BY_TYPE(w.type, KERNEL(pack_expanded)(out, w, count, begin, n), KERNEL(pack_type), out, w, count, begin, n);
 }
 
 static void KERNEL(pack_values)(float *out, Rows v, int64_t count, int64_t begin, int64_t n) {
@@ -4173,17 +4525,24 @@ static JanusStatus model_file_open(ModelFile *file, const char *path, JanusError
 
 /* ---- The same file with smaller weights ---- */
 
+/* A matrix of a transformer block. */
+static bool in_transformer(const TensorInfo *tensor) {
+    return tensor->dims > 1 && tensor->name.length > 4 && memcmp(tensor->name.text, "blk.", 4) == 0;
+}
+
 /* The type that a tensor gets when the transformer's matrices become `wanted`: tables that ids look up and vectors stay,
-   the VQ model takes 16 bits, all else 8. convert.py has the same rule. */
+   the VQ model takes 16 bits, all else 8, and so do matrices of the transformer with rows that are not whole blocks of
+   `wanted`. convert.py has the same rule. */
 static int quantized_type(const TensorInfo *tensor, int wanted) {
     static const char *const KEPT[] = {"vit.pos_embed", "vq.codebook.weight", "gen_embed.weight", "vq.quant_conv.weight",
                                        "vq.post_quant_conv.weight"};
     const StringView name = tensor->name;
+    const int64_t cols = tensor->shape[tensor->dims - 1];
     if (tensor->dims == 1) return tensor->type;
     for (size_t i = 0; i < sizeof KEPT / sizeof *KEPT; i++)
         if (view_is(name, KEPT[i])) return tensor->type;
-    if (tensor->shape[tensor->dims - 1] % BLOCK != 0 || (name.length > 3 && memcmp(name.text, "vq.", 3) == 0)) return TYPE_F16;
-    return name.length > 4 && memcmp(name.text, "blk.", 4) == 0 ? wanted : TYPE_Q8_0;
+    if (cols % BLOCK != 0 || (name.length > 3 && memcmp(name.text, "vq.", 3) == 0)) return TYPE_F16;
+    return in_transformer(tensor) && type_row_bytes(wanted, cols) > 0 ? wanted : TYPE_Q8_0;
 }
 
 /* Rows of the innermost dimension. */
@@ -4205,17 +4564,17 @@ static void write_padding(OutputFile *out, uint64_t written) {
 }
 
 /* Header and metadata as they are, but for general.file_type, then the table with the new types and offsets. */
-static void write_quantized_header(OutputFile *out, const ModelFile *file, int wanted, uint32_t file_type) {
+static void write_quantized_header(OutputFile *out, const ModelFile *file, const NumberFormat *wanted) {
     const Metadata *entry = find_metadata(file, "general.file_type");
     const bool known = entry != NULL && entry->type == GGUF_U32 && !entry->is_array;
     const size_t place = known ? (size_t)(entry->value - file->image.bytes) : file->table_start;
     uint64_t offset = 0, written = file->table_start;
     output_write(out, file->image.bytes, place);
-    if (known) write_number(out, file_type, 4);
+    if (known) write_number(out, (uint64_t)wanted->file_type, 4);
     if (known) output_write(out, file->image.bytes + place + 4, file->table_start - place - 4);
     for (int64_t i = 0; i < file->tensor_count; i++) {
         const TensorInfo *tensor = &file->tensors[i];
-        const int type = quantized_type(tensor, wanted);
+        const int type = quantized_type(tensor, wanted->type);
         const int64_t cols = tensor->shape[tensor->dims - 1];
         const int64_t rows = tensor_rows(tensor);
         write_number(out, tensor->name.length, 8);
@@ -4235,6 +4594,7 @@ typedef struct {
     int (*call)(void *user, const char *stage, int64_t done, int64_t total);
     void *user;
     int64_t done, total; /* bytes */
+    int64_t as_q8_0;     /* matrices of the transformer that became Q8_0 because of their rows */
 } Progress;
 
 static void tell_progress(Progress *progress, int64_t bytes, OutputFile *out) {
@@ -4265,23 +4625,26 @@ static void write_quantized_tensor(OutputFile *out, const ModelFile *file, const
 }
 
 /* Writes the model `file` to `path` with matrices of type `wanted`. Returns 0 or an errno. */
-static int write_quantized(const ModelFile *file, const char *path, int wanted, uint32_t file_type,
-                           Progress *progress) {
-    int64_t widest = 1;
+static int write_quantized(const ModelFile *file, const char *path, const NumberFormat *wanted, Progress *progress) {
+    int64_t widest = 1, row_bytes = 1;
     OutputFile out;
     for (int64_t i = 0; i < file->tensor_count; i++) {
         const TensorInfo *tensor = &file->tensors[i];
         const int64_t cols = tensor->shape[tensor->dims - 1];
-        if (cols > widest) widest = cols;
+        const int type = quantized_type(tensor, wanted->type);
+        widest = max_i64(widest, cols);
+        row_bytes = max_i64(row_bytes, type_row_bytes(type, cols));
         progress->total += tensor_rows(tensor) * type_row_bytes(tensor->type, cols);
+        progress->as_q8_0 += in_transformer(tensor) && type == TYPE_Q8_0 && wanted->type != TYPE_Q8_0;
     }
-    float *floats = allocate(widest, sizeof *floats), *row = allocate(widest, sizeof *row);
+    float *floats = allocate(widest, sizeof *floats);
+    void *row = allocate(row_bytes, 1);
     output_open(&out, path);
     if (floats == NULL || row == NULL) out.failure = ENOMEM;
-    if (out.failure == 0) write_quantized_header(&out, file, wanted, file_type);
+    if (out.failure == 0) write_quantized_header(&out, file, wanted);
     for (int64_t i = 0; i < file->tensor_count && out.failure == 0; i++)
-        write_quantized_tensor(&out, file, &file->tensors[i], quantized_type(&file->tensors[i], wanted), floats, row,
-                               progress);
+        write_quantized_tensor(&out, file, &file->tensors[i], quantized_type(&file->tensors[i], wanted->type), floats,
+                               row, progress);
     free(floats);
     free(row);
     return output_close(&out);
@@ -7169,41 +7532,48 @@ JanusStatus janus_load(const char *path, JanusModel **model, JanusError *error) 
     return loader.status;
 }
 
+/* "q8_0 or ...": the types that janus_quantize writes. */
+static void list_quantised_types(char *words, size_t size) {
+    size_t length = 0;
+    words[0] = 0;
+    for (int i = 0; quantised_format(i) != NULL && length < size; i++) {
+        const char *between = i > 0 ? " or " : "";
+        length += (size_t)snprintf(words + length, size - length, "%s%s", between, quantised_format(i)->name);
+    }
+}
+
 static JanusStatus quantize_file(const char *path, const char *out_path, const char *type, Progress *progress,
                                  JanusError *error) {
     JanusModel *model;
-    const int wanted = strcmp(type, "q8_0") == 0 ? TYPE_Q8_0 : strcmp(type, "q4_0") == 0 ? TYPE_Q4_0 : -1;
-    if (wanted < 0) return fail(error, JANUS_BAD_ARGUMENT, "the type %s is unknown: q8_0 or q4_0", type);
+    const NumberFormat *wanted = NULL;
+    char types[120];
+    for (int i = 0; wanted == NULL && quantised_format(i) != NULL; i++)
+        if (strcmp(quantised_format(i)->name, type) == 0) wanted = quantised_format(i);
+    list_quantised_types(types, sizeof types);
+    if (wanted == NULL) return fail(error, JANUS_BAD_ARGUMENT, "the type %s is unknown: %s", type, types);
     if (same_file(path, out_path))
         return fail(error, JANUS_BAD_ARGUMENT, "%s would be written over its source %s: give it another name", out_path,
                     path);
     JanusStatus status = janus_load(path, &model, error);
     if (status != JANUS_OK) return status;
-    const int stored = model->blocks[0].q.type;
-    if (stored == TYPE_Q8_0 || stored == TYPE_Q4_0)
+    if (find_format(model->blocks[0].q.type)->elements > 1)
         status = fail(error, JANUS_BAD_ARGUMENT, "%s is quantised already: start from an f32, f16 or bf16 file", path);
-    else {
-        const uint32_t file_type = wanted == TYPE_Q8_0 ? 7 : 2;
-        status = write_status(write_quantized(&model->file, out_path, wanted, file_type, progress), out_path, error);
-    }
+    else
+        status = write_status(write_quantized(&model->file, out_path, wanted, progress), out_path, error);
     janus_free(model);
     return status;
 }
 
 JanusStatus janus_quantize(const char *path, const char *out_path, const char *type, JanusError *error) {
-    Progress silent = {NULL, NULL, 0, 0};
+    Progress silent = {0};
     return quantize_file(path, out_path, type, &silent, error);
-}
-
-static const char *type_name(int type) {
-    return type == TYPE_F32 ? "f32" : type == TYPE_F16 ? "f16" : type == TYPE_BF16 ? "bf16" : type == TYPE_Q8_0 ? "q8_0" : "q4_0";
 }
 
 JanusInfo janus_info(const JanusModel *model) {
     const Config *c = &model->config;
     JanusInfo info;
     info.name = model->name;
-    info.weight_type = type_name(model->blocks[0].q.type);
+    info.weight_type = find_format(model->blocks[0].q.type)->name;
     info.file_bytes = (int64_t)model->file.image.size;
     info.parameters = model->parameters;
     info.hidden_size = c->hidden;
@@ -7423,9 +7793,9 @@ JanusStatus janus_encode_image(JanusSession *session, const JanusImage *image, i
 enum { EXIT_DONE = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, CLI_IMAGES = 64, PATH_BYTES = 4096, TEXT_FILE_LIMIT = 1 << 26 };
 
 typedef struct {
-    const char *command, *model, *output, *dump, *isa, *text;
+    const char *command, *model, *output, *dump, *isa, *type, *text;
     const char *images[CLI_IMAGES];
-    int image_count, count, threads, max_tokens, top_k, rng, cache, type;
+    int image_count, count, threads, max_tokens, top_k, rng, cache;
     double cfg_weight, temperature, top_p; /* temperature -1: the task's own */
     uint64_t seed, given;                  /* a bit for each row of OPTIONS that was used */
     bool has_seed, fast, quiet, decode, no_exif, help;
@@ -7466,7 +7836,9 @@ enum {
 
 /* What follows an option: nothing; a name; an image's name; a whole number or any number, low to high; a seed; one of
    the words of `argument`, counted from `low`; one of the machine's sets of kernels. */
-typedef enum { AS_SWITCH, AS_NAME, AS_IMAGE, AS_WHOLE, AS_NUMBER, AS_SEED, AS_CHOICE, AS_KERNELS } OptionKind;
+typedef enum {
+    AS_SWITCH, AS_NAME, AS_IMAGE, AS_WHOLE, AS_NUMBER, AS_SEED, AS_CHOICE, AS_KERNELS, AS_FORMAT
+} OptionKind;
 
 typedef struct {
     const char *names, *argument; /* names have blanks between them, words have bars */
@@ -7497,7 +7869,7 @@ static const Option OPTIONS[] = {
     {"-o", "OUT", AS_NAME, 0, 0, FOR_GENERATE | FOR_DECODE | FOR_QUANTIZE, FIELD(output),
      "the file; - is stdout; default a free janus-1.png, ..."},
     {"--decode", NULL, AS_SWITCH, 0, 0, FOR_TOKENIZE, FIELD(decode), "TEXT is ids, to be turned into text"},
-    {"--type", "q8_0|q4_0", AS_CHOICE, 0, 0, FOR_QUANTIZE, FIELD(type), "of the new file's matrices, default q8_0"},
+    {"--type", "TYPE", AS_FORMAT, 0, 0, FOR_QUANTIZE, FIELD(type), "q8_0 (default), q6_k, q4_k or q4_0 matrices"},
     {"--kv", "f32|f16", AS_CHOICE, JANUS_CACHE_F32, 0, FOR_TALKS, FIELD(cache),
      "keys and values: f16 is half; default f32, f16 if fast"},
     {"--threads", "K", AS_WHOLE, 1, 256, FOR_WORKS, FIELD(threads), "default: all processors that it may use"},
@@ -7559,6 +7931,13 @@ static bool parse_kernels(const char *text, const char **isa) {
     return false;
 }
 
+static bool parse_format(const char *text, const char **name) {
+    *name = NULL;
+    for (int i = 0; *name == NULL && quantised_format(i) != NULL; i++)
+        if (word_index(quantised_format(i)->name, 0, text, true) == 0) *name = quantised_format(i)->name;
+    return *name != NULL;
+}
+
 /* Sets what the option sets; false for a value that it does not take. */
 static bool set_option(CommandLine *line, const Option *option, const char *value) {
     void *field = (char *)line + option->field;
@@ -7569,6 +7948,7 @@ static bool set_option(CommandLine *line, const Option *option, const char *valu
     case AS_NUMBER: return parse_number(value, option->low, option->high, field);
     case AS_SEED: return parse_seed(value, line);
     case AS_KERNELS: return parse_kernels(value, field);
+    case AS_FORMAT: return parse_format(value, field);
     case AS_CHOICE:
         *(int *)field = (int)option->low + word_index(option->argument, '|', value, true);
         return *(int *)field >= (int)option->low;
@@ -7586,6 +7966,7 @@ static void refuse_value(const Option *option, const char *name, const char *val
         snprintf(words + strlen(words), sizeof words - strlen(words), "%s%s", i > 0 ? " or " : "", isa_names(i));
     for (const char *c = option->argument; option->kind == AS_CHOICE && *c != 0; c++)
         snprintf(words + strlen(words), sizeof words - strlen(words), *c == '|' ? " or " : "%c", *c);
+    if (option->kind == AS_FORMAT) list_quantised_types(words, sizeof words);
     const double low = option->low, high = option->high;
     if (option->kind == AS_WHOLE)
         complain("%s takes a whole number from %.0f to %.0f, not \"%.60s\"", name, low, high, value);
@@ -7593,7 +7974,8 @@ static void refuse_value(const Option *option, const char *name, const char *val
         complain("%s takes a number from %g to %g, not \"%.60s\"", name, low, high, value);
     else if (option->kind == AS_SEED)
         complain("%s takes a whole number from 0 to %llu, or -1: a random one, not \"%.60s\"", name, ULLONG_MAX, value);
-    else if (option->kind == AS_CHOICE) complain("%s takes %s, not \"%.60s\"", name, words, value);
+    else if (option->kind == AS_CHOICE || option->kind == AS_FORMAT)
+        complain("%s takes %s, not \"%.60s\"", name, words, value);
     else if (option->kind == AS_KERNELS) complain("%s takes %s on this machine, not \"%.60s\"", name, words, value);
     else if (value[0] == 0) complain("%s takes a name, not an empty text", name);
     else complain("%s is taken %d times at most", name, CLI_IMAGES);
@@ -8126,10 +8508,13 @@ static int command_tokenize(Program *program) {
 /* IN is the text argument. */
 static int command_quantize(Program *program) {
     const CommandLine *line = &program->line;
-    Progress progress = {show_progress, &program->screen, 0, 0};
-    const char *type = line->type == 0 ? "q8_0" : "q4_0";
+    Progress progress = {show_progress, &program->screen, 0, 0, 0};
+    const char *type = line->type != NULL ? line->type : "q8_0";
     if (quantize_file(line->text, line->output, type, &progress, &program->error) != JANUS_OK)
         return program_failed(program);
+    if (progress.as_q8_0 > 0 && !line->quiet)
+        complain("remark: %ld matrices of the transformer are q8_0: their rows are not whole blocks of %s",
+                 (long)progress.as_q8_0, type);
     printf("%s\n", line->output);
     return EXIT_DONE;
 }

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: MIT
 """Writes model files with random weights and a made-up tokenizer, for tests and measurements.
 
-    random_model.py GEOMETRY -o OUT.gguf [--dtype f32|f16|bf16|q8_0|q4_0] [--seed 0] [--roles pro|1.3b]
+    random_model.py GEOMETRY -o OUT.gguf [--dtype f32|f16|bf16|q8_0|q6_k|q4_k|q4_0] [--seed 0] [--roles pro|1.3b]
 
 The sizes of each GEOMETRY stand below. The weights are spread as in a new official model; every file of one seed has
 the same ones.
@@ -113,6 +113,7 @@ def write_random(geometry: str, path: Path, dtype: str, seed: int, roles: str) -
     metadata |= convert.tokenizer_metadata(synthetic_tokenizer(sizes.vocabulary), sizes.vocabulary)
     metadata |= convert.prompt_metadata(roles)
     plan = [(tensor, convert.storage_type(tensor, dtype)) for tensor in table]
+    convert.remark_on_rows(plan, dtype)
     convert.write_file(path, metadata, plan, lambda tensor: random_rows(tensor, [seed, number[tensor]]))
 
 

@@ -187,7 +187,7 @@ def test_usage_errors(arguments: list[str]) -> None:
         ("--isa", ["plain", "mmx", ""]),
         ("--kv", ["f32 or f16", "f64", "", "f16|f32"]),
         ("--rng", ["torch or torch-mkl", "numpy", ""]),
-        ("--type", ["q8_0 or q4_0", "q5_0", "", "q"]),
+        ("--type", ["q8_0 or q6_k or q4_k or q4_0", "q5_0", "", "q", "f16"]),
     ],
 )
 def test_values_outside_the_range(tmp_path: Path, option: str, values: list[str]) -> None:

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gguf import GGUFReader, quants
+from gguf import GGML_QUANT_SIZES, GGUFReader, LlamaFileType, quants
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
@@ -304,22 +304,31 @@ def test_bf16_is_the_nearest_and_even_on_ties(high: int, low: int) -> None:
         assert int(convert.encode(value, convert.Type.BF16, "x")[0]) == expected
 
 
-@pytest.mark.parametrize("dtype", ["f16", "bf16", "q8_0", "q4_0"])
+# What GGUF calls files whose matrices are mostly of a type.
+FILE_TYPES = {
+    "f16": LlamaFileType.MOSTLY_F16, "bf16": LlamaFileType.MOSTLY_BF16, "q8_0": LlamaFileType.MOSTLY_Q8_0,
+    "q6_k": LlamaFileType.MOSTLY_Q6_K, "q4_k": LlamaFileType.MOSTLY_Q4_K_S, "q4_0": LlamaFileType.MOSTLY_Q4_0,
+}
+
+
+@pytest.mark.parametrize("dtype", ["f16", "bf16", *convert.QUANTISED_TYPES])
 def test_types_and_errors_of_each_dtype(dtype: str, tmp_path: Path) -> None:
-    sizes = replace(GEOMETRIES["tiny-odd"], feed_forward=112)
+    sizes = replace(GEOMETRIES["tiny-odd"], hidden=256 if dtype.endswith("k") else 64, feed_forward=112)
     write_checkpoint(tmp_path / "model", sizes)
     _, exact = converted(tmp_path / "model")
     metadata, tensors = converted(tmp_path / "model", "--dtype", dtype)
-    assert metadata["general.file_type"] == {"f16": 1, "bf16": 32, "q8_0": 7, "q4_0": 2}[dtype]
+    assert metadata["general.file_type"] == FILE_TYPES[dtype]
     # Of the largest of a row: half a step, but a whole one at the short end of Q4_0; and the rounding of the scale.
-    bound = {"F32": 0, "F16": 2**-11, "BF16": 2**-8, "Q8_0": 0.5 / 127 + 2**-11, "Q4_0": 1 / 8 + 2**-11}
+    bound = {"F32": 0, "F16": 2**-11, "BF16": 2**-8, "Q8_0": 0.5 / 127 + 2**-11, "Q4_0": 1 / 8 + 2**-11,
+             "Q6_K": 1 / 32, "Q4_K": 1 / 8}
     for name, (kind, values) in tensors.items():
         if values.ndim == 1 or name in convert.ALWAYS_F32:
             assert kind == "F32"
         elif dtype in ("f16", "bf16") or values.shape[-1] % 32 or name.startswith("vq."):
             assert kind == ("BF16" if dtype == "bf16" else "F16")
         else:
-            assert kind == ("Q4_0" if dtype == "q4_0" and name.startswith("blk.") else "Q8_0")
+            whole = values.shape[-1] % GGML_QUANT_SIZES[convert.Type[dtype.upper()]][0] == 0
+            assert kind == (dtype.upper() if whole and name.startswith("blk.") else "Q8_0")
         error = np.abs(values - exact[name][1]).max(axis=-1)
         assert (error <= bound[kind] * np.abs(exact[name][1]).max(axis=-1)).all(), name
     kinds = {kind for kind, _ in tensors.values()}
@@ -328,9 +337,7 @@ def test_types_and_errors_of_each_dtype(dtype: str, tmp_path: Path) -> None:
         == {
             "f16": {"F32", "F16"},
             "bf16": {"F32", "BF16"},
-            "q8_0": {"F32", "F16", "Q8_0"},
-            "q4_0": {"F32", "F16", "Q8_0", "Q4_0"},
-        }[dtype]
+        }.get(dtype, {"F32", "F16", "Q8_0", dtype.upper()})
     )
     assert tensors["blk.0.ffn_down.weight"][0] == ("F16" if dtype.startswith("q") else dtype.upper())
 

@@ -1008,7 +1008,7 @@ static void test_quantize(void) {
     JanusError error = {JANUS_OK, ""};
     const JanusAskOptions ask = greedy_answer(3);
     char *answer = NULL;
-    for (int i = 0; i < 2; i++) {
+    for (int i = 0; i < 2; i++) { /* rows of 256 for q6_k and q4_k: test_checkpoints.py */
         const char *type = i == 0 ? "q8_0" : "q4_0";
         const int written = janus_quantize(golden.path, temporary, type, &error) == JANUS_OK &&
                             janus_load(temporary, &model, &error) == JANUS_OK;

@@ -2,10 +2,37 @@
    Holds the kernels of every instruction set this machine can run to plain sums in double precision, on every class
    of shape, and the results of 1, 2 and 3 threads to each other, bit by bit. Errors are relative to the largest
    magnitude that was summed up for an element, so that cancellation does not hide or fake an error. */
+#include <stdint.h>
+#include <string.h>
+
+/* Two more number formats: the floats of a block from the last to the first, in blocks smaller than a vector kernel's and
+   in blocks that none of its steps is a multiple of. */
+static void expand_backwards(float *out, const unsigned char *in, int64_t n) {
+    for (int64_t i = 0; i < n; i++) memcpy(out + n - 1 - i, in + i * (int64_t)sizeof *out, sizeof *out);
+}
+static void encode_backwards(unsigned char *out, const float *x, int64_t n) {
+    for (int64_t i = 0; i < n; i++) memcpy(out + i * (int64_t)sizeof *x, x + n - 1 - i, sizeof *x);
+}
+static void expand_toy8(float *out, const unsigned char *in, int64_t count) {
+    for (int64_t b = 0; b < count; b++) expand_backwards(out + 8 * b, in + 8 * 4 * b, 8);
+}
+static void encode_toy8(unsigned char *out, const float *x, int64_t count) {
+    for (int64_t b = 0; b < count; b++) encode_backwards(out + 8 * 4 * b, x + 8 * b, 8);
+}
+static void expand_toy96(float *out, const unsigned char *in, int64_t count) {
+    for (int64_t b = 0; b < count; b++) expand_backwards(out + 96 * b, in + 96 * 4 * b, 96);
+}
+static void encode_toy96(unsigned char *out, const float *x, int64_t count) {
+    for (int64_t b = 0; b < count; b++) encode_backwards(out + 96 * 4 * b, x + 96 * b, 96);
+}
+#define JANUS_EXTRA_FORMATS                                                                                            \
+    {"toy8", 200, 0, 8, 8 * 4, expand_toy8, encode_toy8}, {"toy96", 201, 0, 96, 96 * 4, expand_toy96, encode_toy96},
 #define JANUS_LIBRARY
 #include "../janus.c"
 
 #include "common.h"
+
+static const char *type_name(int type) { return find_format(type)->name; }
 
 static void report(const char *name, double error, double tolerance) {
     check(error <= tolerance, 1, "%-72s error %.2e (at most %.0e)", name, error, tolerance); /* false for NaN */
@@ -340,18 +367,45 @@ static void thread_case(const char *isa) {
     free((void *)(uintptr_t)w.data);
 }
 
+/* Every format of the table; the lengths of rows are rounded up to whole blocks. */
 static void linear_cases(Context *cx) {
-    const int types[] = {TYPE_F32, TYPE_F16, TYPE_BF16, TYPE_Q8_0, TYPE_Q4_0};
-    for (int i = 0; i < 5; i++) {
-        int quantised = types[i] == TYPE_Q8_0 || types[i] == TYPE_Q4_0;
+    for (int i = 0; i < NUMBER_FORMAT_COUNT; i++) {
+        const int type = NUMBER_FORMATS[i].type;
+        const int64_t block = NUMBER_FORMATS[i].elements;
         for (int64_t T = 1; T <= 70; T += T < 14 ? 1 : 7)
-            linear_case(cx, types[i], T, quantised ? 96 : 67 + T, 35 + T % 5, T % 2, 1e-6);
-        linear_case(cx, types[i], 2, 2048, 64, 0, 1e-6);
-        linear_case(cx, types[i], 70, 1056, 70, 1, 1e-6);
-        linear_case(cx, types[i], 33, 96, 18, 0, 1e-6);
-        linear_case(cx, types[i], 301, quantised ? 608 : 603, 131, 1, 1e-6);
-        linear_case(cx, types[i], 1, quantised ? 32 : 1, 1, 1, 1e-6);
-        linear_case(cx, types[i], 65, quantised ? 32 : 8, 3, 1, 1e-6);
+            linear_case(cx, type, T, round_up(67 + T, block), 35 + T % 5, T % 2, 1e-6);
+        linear_case(cx, type, 2, round_up(2048, block), 64, 0, 1e-6);
+        linear_case(cx, type, 70, round_up(1056, block), 70, 1, 1e-6);
+        linear_case(cx, type, 33, round_up(96, block), 18, 0, 1e-6);
+        linear_case(cx, type, 301, round_up(603, block), 131, 1, 1e-6);
+        linear_case(cx, type, 1, block, 1, 1, 1e-6);
+        linear_case(cx, type, 65, round_up(8, block), 3, 1, 1e-6);
+    }
+}
+
+/* Parts of rows, as tiles and embeddings take them, are what the row is there. */
+static void expand_cases(const Kernels *isa) {
+    enum { N = 1536 };
+    float part[N];
+    char name[96];
+    for (int i = 0; i < NUMBER_FORMAT_COUNT; i++) {
+        const NumberFormat *format = &NUMBER_FORMATS[i];
+        float *values;
+        Weight w = random_weight(format->type, 1, N, &values);
+        double differ = 0;
+        for (int64_t begin = 0; begin < N; begin += 1 + begin / 3)
+            for (int64_t n = 1; begin + n <= N; n += 1 + n / 2) {
+                expand_plain(part, format->type, w.data, begin, n);
+                differ += memcmp(part, values + begin, (size_t)n * sizeof *part) != 0;
+            }
+        for (int64_t begin = 0; begin < N; begin += BLOCK) {
+            isa->expand(part, format->type, w.data, begin, BLOCK);
+            differ += memcmp(part, values + begin, BLOCK * sizeof *part) != 0;
+        }
+        snprintf(name, sizeof name, "%s parts of a row of %s that differ", isa->name, format->name);
+        report(name, differ, 0);
+        free(values);
+        free((void *)(uintptr_t)w.data);
     }
 }
 
@@ -423,6 +477,7 @@ int main(void) {
     for (int i = 0; isa_names(i) != NULL; i++) {
         Context cx;
         if (context_init(&cx, 2, isa_names(i)) != 0) return 1;
+        expand_cases(cx.isa);
         linear_cases(&cx);
         cx.options.fast = 1;
         linear_cases(&cx);

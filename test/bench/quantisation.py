@@ -41,6 +41,7 @@ RECIPES = (
     "q4_0 + token_embd=q4_0", "q4_0 + gen_aligner=f16", "q4_0 + vit=q4_0 + aligner=q4_0", "q4_0 + attn_v=q8_0",
     "q4_0 + ffn_down=q8_0", "q4_0 + attn_v=q8_0 + ffn_down=q8_0", "q4_0 + attn_output=q8_0", "q4_0 + attn_q=q8_0 + attn_k=q8_0",
     "q4_0 + ffn_gate=q8_0 + ffn_up=q8_0", "q4_0 + blk.0=q8_0 + last=q8_0",
+    "q6_k", "q6_k + token_embd=q6_k + output=q6_k", "q4_k", "q4_k + attn_v=q6_k + ffn_down=q6_k", "q4_k + output=q6_k",
 )
 TYPES = {name: convert.Type[name.upper()] for name in convert.FILE_TYPES}
 PROMPTS = ("a red circle", "three pink hearts", "a blue house to the left of a green tree", "two brown cars on a white background",
@@ -59,7 +60,7 @@ def recipe_type(tensor: convert.Tensor, recipe: str, layers: int) -> convert.Typ
         where, name = exception.split("=")
         where = f"blk.{layers - 1}" if where == "last" else where
         if tensor.name.startswith(where + ".") or f".{where}." in tensor.name:
-            kind = TYPES[name] if tensor.shape[-1] % 32 == 0 else convert.Type.F16
+            kind = convert.fitting_type(TYPES[name], tensor.shape[-1])
     return kind
 
 

@@ -25,6 +25,8 @@ import numpy as np
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(Path(__file__).resolve().parent), str(ROOT)]
+from convert import QUANTISED_TYPES  # noqa: E402
 QUESTION = "What is in the picture?"
 PROMPT = "a red fox in the snow, with two green triangles"
 
@@ -414,6 +416,7 @@ def suite_cases() -> list[tuple[str, object, str, str, int, str | None]]:
         adaptor_depth=1,
     )
     even = Geometry(hidden=128, head_dim=32, mlp=256, vision_width=64, vision_heads=2, vision_mlp=128)
+    blocks = replace(even, hidden=256, head_dim=64, mlp=512)
     return [
         ("plain", plain, "official", "bin", 1, None),
         ("grouped-query", grouped, "transformers", "safetensors", 1, None),
@@ -427,6 +430,8 @@ def suite_cases() -> list[tuple[str, object, str, str, int, str | None]]:
         ("wide bf16", wide, "transformers", "bin", 1, "bf16"),
         ("blocks of 32, q8_0", even, "official", "safetensors", 1, "q8_0"),
         ("blocks of 32, q4_0", even, "transformers", "bin", 2, "q4_0"),
+        ("blocks of 256, q6_k", blocks, "official", "bin", 1, "q6_k"),
+        ("blocks of 256, q4_k", blocks, "transformers", "safetensors", 2, "q4_k"),
         ("roles of Janus-1.3B", replace(plain, role_tokens=False), "official", "safetensors", 1, None),
     ]
 
@@ -445,7 +450,7 @@ def verify_suite(threads: int, verbose: bool) -> Table:
             table = Table(1e-4 if dtype is None else 2e-3, quiet=not verbose)
             case = Case(file, load(folder if dtype is None else file), table, Path(work), threads=threads)
             verify_model(case, thorough=True)
-            if dtype in ("q8_0", "q4_0"):
+            if dtype in QUANTISED_TYPES:
                 verify_quantize(case, folder, dtype)
         files = f"{shards} .{kind}" if kind == "bin" else f"{shards} .safet."
         print(f"{name:<24} {layout:<13} {files:<14} {dtype or 'f32':<5} {table.passed + table.failed:>5} "
@@ -459,7 +464,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", nargs="?", type=Path)
     parser.add_argument(
-        "--dtype", choices=["f32", "f16", "bf16", "q8_0", "q4_0"], help="convert to this type instead of the stored one"
+        "--dtype", choices=["f32", "f16", "bf16", *QUANTISED_TYPES], help="convert to this type instead of the stored one"
     )
     parser.add_argument("--tolerance", type=float, help="default 1e-4; 2e-3 with --dtype other than f32")
     parser.add_argument("--quick", action="store_true", help="one question, one picture, encode and decode")
