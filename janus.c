@@ -1240,27 +1240,50 @@ static const Kernels kernels_plain = {
 #define TEXT_NAME(a)     #a
 #define KERNEL_TEXT(a)   TEXT_NAME(a)
 
+/* TARGET, which each pass defines, stands before every function in which the compiler may use the pass's instructions.
+   INLINE is for the parts of such functions: they are compiled anew for each set of constants they are called with.
+   UNROLLED_FOR (int i = 0; ...) is a loop over registers, of which none may be left as a loop. */
+#define INLINE            TARGET static inline __attribute__((always_inline))
+#define UNROLLED_FOR(...) UNROLL for (__VA_ARGS__)
+#if defined(__clang__)
+#define UNROLL _Pragma("clang loop unroll(full)")
+#elif defined(__OPTIMIZE__)
+#define UNROLL _Pragma("GCC unroll 16")
+#else
+#define UNROLL
+#endif
+
+/* This file under the name that #include finds it by: __FILE__, unless that names its folder too (cc folder/janus.c). */
+#if !defined(KERNEL_FILE) && defined(__has_include)
+#if __has_include(__FILE__)
+#define KERNEL_FILE __FILE__
+#endif
+#endif
+#if !defined(KERNEL_FILE)
+#define KERNEL_FILE "janus.c"
+#endif
+
+#if !defined(__GNUC__) || defined(__TINYC__) || defined(JANUS_NO_SIMD)
+#elif defined(__x86_64__)
+#define HAVE_X86_KERNELS
+#include <cpuid.h>
+#include <immintrin.h>
+#elif defined(__aarch64__) && defined(__ARM_NEON) && !defined(__AARCH64EB__)
+#define HAVE_NEON_KERNELS
+#include <arm_neon.h>
+#endif
+
 #endif
 #ifdef KERNEL_PASS
 
-#if KERNEL_PASS != PASS_NEON && !defined(__clang__)
-#pragma GCC push_options
-#if KERNEL_PASS == PASS_AVX2
-#pragma GCC target("avx2,fma,f16c")
-#elif KERNEL_PASS == PASS_AVX512
-#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")
-#else
-#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni")
-#endif
+#if KERNEL_PASS == PASS_NEON
+#define TARGET
 #elif KERNEL_PASS == PASS_AVX2
-#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
+#define TARGET __attribute__((target("avx2,fma,f16c")))
 #elif KERNEL_PASS == PASS_AVX512
-#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq"))),              \
-                             apply_to = function)
-#elif KERNEL_PASS == PASS_AVX512BF16
-#pragma clang attribute push(                                                                                          \
-    __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni"))),                 \
-    apply_to = function)
+#define TARGET __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")))
+#else
+#define TARGET __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni")))
 #endif
 
 /* The primitives. vf is a vector of VL floats, vb sixteen bytes; v_fma(a, b, c) is a b + c; the zips interleave the
@@ -1421,8 +1444,7 @@ INLINE float KERNEL(largest)(vf a) {
    read where shorter numbers were just written waits for them. */
 INLINE void KERNEL(gather_halves)(uint64_t *four, const char *block, const int64_t bytes, int64_t count) {
     memset(four, 0, 4 * sizeof *four);
-    UNROLL
-    for (int i = 0; i < 16; i++) {
+    UNROLLED_FOR (int i = 0; i < 16; i++) {
         uint16_t half = 0;
         if (i < count) memcpy(&half, block + i * bytes, sizeof half);
         four[i / 4] |= (uint64_t)half << 16 * (i % 4);
@@ -1437,8 +1459,7 @@ INLINE void KERNEL(load_scales)(float *scales, const int type, const char *row, 
     uint64_t four[4];
     if (count >= 16) KERNEL(gather_halves)(four, block, bytes, 16); /* spares sixteen questions */
     else KERNEL(gather_halves)(four, block, bytes, count);
-    UNROLL
-    for (int i = 0; i < 16; i += VL) v_store(scales + i, v_from_f16(four + i / 4));
+    UNROLLED_FOR (int i = 0; i < 16; i += VL) v_store(scales + i, v_from_f16(four + i / 4));
 }
 
 /* One scale. Not by f16_to_f32: its old SSE instructions can take 100 ns each while the upper halves of AVX registers
@@ -1468,8 +1489,7 @@ INLINE void KERNEL(load_quants)(vb *quants, int type, const char *block) {
 /* w (BLOCK floats) = elements [k, k + BLOCK) of a row; k is a multiple of BLOCK. `scale` is that of the block, if any. */
 INLINE void KERNEL(load_block)(vf *w, const int type, const char *row, int64_t k, float scale) {
     if (type == TYPE_F32 || type == TYPE_F16 || type == TYPE_BF16) {
-        UNROLL
-        for (int i = 0; i < BLOCK_VECTORS; i++)
+        UNROLLED_FOR (int i = 0; i < BLOCK_VECTORS; i++)
             w[i] = type == TYPE_F32   ? v_load((const float *)(const void *)row + k + i * VL)
                    : type == TYPE_F16 ? v_load_f16(row + 2 * (k + i * VL))
                                       : v_load_bf16(row + 2 * (k + i * VL));
@@ -1492,8 +1512,7 @@ INLINE void KERNEL(load_block)(vf *w, const int type, const char *row, int64_t k
         v_widen(w + BLOCK_VECTORS / 2, b_high_nibbles(quants));
 #endif
     }
-    UNROLL
-    for (int i = 0; i < BLOCK_VECTORS; i++) w[i] = v_mul(w[i], v_set1(scale));
+    UNROLLED_FOR (int i = 0; i < BLOCK_VECTORS; i++) w[i] = v_mul(w[i], v_set1(scale));
 }
 
 INLINE void KERNEL(prefetch_block)(const int type, const char *row, int64_t k) {
@@ -1519,14 +1538,12 @@ INLINE void KERNEL(expand_type)(const int type, float *out, const void *row, int
             scale = KERNEL(load_scale)((const char *)row +
                                        (begin + k) / BLOCK * (type == TYPE_Q8_0 ? Q8_0_BYTES : Q4_0_BYTES));
         KERNEL(load_block)(w, type, row, begin + k, scale);
-        UNROLL
-        for (int i = 0; i < BLOCK_VECTORS; i++) v_store(out + k + i * VL, w[i]);
+        UNROLLED_FOR (int i = 0; i < BLOCK_VECTORS; i++) v_store(out + k + i * VL, w[i]);
     }
     if (k < n) {
         float rest[BLOCK];
         KERNEL(load_rest)(w, type, row, begin + k, n - k);
-        UNROLL
-        for (int i = 0; i < BLOCK_VECTORS; i++) v_store(rest + i * VL, w[i]);
+        UNROLLED_FOR (int i = 0; i < BLOCK_VECTORS; i++) v_store(rest + i * VL, w[i]);
         memcpy(out + k, rest, (size_t)(n - k) * sizeof *out);
     }
 }
@@ -1543,7 +1560,7 @@ INLINE void KERNEL(expand_type)(const int type, float *out, const void *row, int
         }                                                                                                              \
     } while (0)
 
-static void KERNEL(expand)(float *out, int type, const void *row, int64_t begin, int64_t n) {
+TARGET static void KERNEL(expand)(float *out, int type, const void *row, int64_t begin, int64_t n) {
     BY_TYPE(type, KERNEL(expand_type), out, row, begin, n);
 }
 
@@ -1558,44 +1575,39 @@ INLINE void KERNEL(dot_rows)(float (*sums)[4], const int type, const int R, cons
     vf sum[DOT_ROWS][4][2], a[BLOCK_VECTORS];
     float scales[DOT_ROWS][16];
     int64_t k = 0, whole = n / BLOCK * BLOCK;
-    UNROLL
-    for (int r = 0; r < R; r++) UNROLL
-    for (int t = 0; t < T; t++) sum[r][t][0] = sum[r][t][1] = v_zero();
+    UNROLLED_FOR (int r = 0; r < R; r++)
+        UNROLLED_FOR (int t = 0; t < T; t++) sum[r][t][0] = sum[r][t][1] = v_zero();
     while (k < whole) {
         int64_t begin = k, end = quantised ? min_i64(whole, k + 16 * BLOCK) : whole;
         for (int r = 0; r < R && quantised; r++) KERNEL(load_scales)(scales[r], type, w + r * w_stride, k, end);
-        for (; k < end; k += BLOCK) UNROLL
-        for (int r = 0; r < R; r++) {
-            const float scale = quantised ? scales[r][(k - begin) / BLOCK] : 1;
-            KERNEL(load_block)(a, type, w + r * w_stride, k, late ? 1 : scale);
-            if (R > 1) /* the same place of the next rows */
-                KERNEL(prefetch_block)(type, w + (r + R) * w_stride, k);
-            else
-                KERNEL(prefetch_block)(type, w + 4096, k);
-            UNROLL
-            for (int t = 0; t < T; t++) {
-                const float *from = x + t * x_stride + k;
-                vf part = v_zero();
-                UNROLL
-                for (int i = 0; i < BLOCK_VECTORS; i++) {
-                    vf *to = late ? &part : &sum[r][t][i % chains];
-                    *to = v_fma(a[i], v_load(from + i * VL), *to);
+        for (; k < end; k += BLOCK)
+            UNROLLED_FOR (int r = 0; r < R; r++) {
+                const float scale = quantised ? scales[r][(k - begin) / BLOCK] : 1;
+                KERNEL(load_block)(a, type, w + r * w_stride, k, late ? 1 : scale);
+                if (R > 1) /* the same place of the next rows */
+                    KERNEL(prefetch_block)(type, w + (r + R) * w_stride, k);
+                else
+                    KERNEL(prefetch_block)(type, w + 4096, k);
+                UNROLLED_FOR (int t = 0; t < T; t++) {
+                    const float *from = x + t * x_stride + k;
+                    vf part = v_zero();
+                    UNROLLED_FOR (int i = 0; i < BLOCK_VECTORS; i++) {
+                        vf *to = late ? &part : &sum[r][t][i % chains];
+                        *to = v_fma(a[i], v_load(from + i * VL), *to);
+                    }
+                    if (late) sum[r][t][0] = v_fma(part, v_set1(scale), sum[r][t][0]);
                 }
-                if (late) sum[r][t][0] = v_fma(part, v_set1(scale), sum[r][t][0]);
             }
+    }
+    if (k < n)
+        UNROLLED_FOR (int r = 0; r < R; r++) {
+            KERNEL(load_rest)(a, type, w + r * w_stride, k, n - k);
+            UNROLLED_FOR (int t = 0; t < T; t++)
+                UNROLLED_FOR (int i = 0; i < BLOCK_VECTORS; i++)
+                    sum[r][t][0] = v_fma(a[i], v_load(x + t * x_stride + k + i * VL), sum[r][t][0]);
         }
-    }
-    if (k < n) UNROLL
-    for (int r = 0; r < R; r++) {
-        KERNEL(load_rest)(a, type, w + r * w_stride, k, n - k);
-        UNROLL
-        for (int t = 0; t < T; t++) UNROLL
-        for (int i = 0; i < BLOCK_VECTORS; i++)
-            sum[r][t][0] = v_fma(a[i], v_load(x + t * x_stride + k + i * VL), sum[r][t][0]);
-    }
-    UNROLL
-    for (int r = 0; r < R; r++) UNROLL
-    for (int t = 0; t < T; t++) sums[r][t] = v_sum(v_add(sum[r][t][0], sum[r][t][1]));
+    UNROLLED_FOR (int r = 0; r < R; r++)
+        UNROLLED_FOR (int t = 0; t < T; t++) sums[r][t] = v_sum(v_add(sum[r][t][0], sum[r][t][1]));
 }
 
 #if KERNEL_PASS == PASS_AVX512BF16
@@ -1618,26 +1630,22 @@ INLINE void KERNEL(dot_blocks)(float (*sums)[4], const int type, const int R, co
     const int64_t bytes = type == TYPE_Q8_0 ? Q8_0_BYTES : Q4_0_BYTES;
     int64_t blocks = n / BLOCK;
     vf sum[DOT_ROWS][4];
-    UNROLL
-    for (int r = 0; r < R; r++) UNROLL
-    for (int t = 0; t < T; t++) sum[r][t] = v_zero();
+    UNROLLED_FOR (int r = 0; r < R; r++)
+        UNROLLED_FOR (int t = 0; t < T; t++) sum[r][t] = v_zero();
     for (int64_t begin = 0; begin < blocks; begin += 16) {
         vf scales[DOT_ROWS];
         int64_t end = min_i64(blocks, begin + 16);
         __m512i place = /* of the scales of a pair */ _mm512_set_epi32(1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0);
-        UNROLL
-        for (int r = 0; r < R; r++)
+        UNROLLED_FOR (int r = 0; r < R; r++)
             KERNEL(load_scales)((float *)&scales[r], type, w + r * w_stride, begin * BLOCK, end * BLOCK);
         for (int64_t b = begin; b < end; b += 2, x += PAIR_WORDS) {
             const int both = b + 1 < end;
-            UNROLL
-            for (int r = 0; r < R; r++) {
+            UNROLLED_FOR (int r = 0; r < R; r++) {
                 const char *block = w + r * w_stride + b * bytes;
                 __m512i pair = KERNEL(load_pair)(type, block, both);
                 vf scale = _mm512_permutexvar_ps(place, scales[r]);
                 prefetch(block + R * w_stride);
-                UNROLL
-                for (int t = 0; t < T; t++) {
+                UNROLLED_FOR (int t = 0; t < T; t++) {
                     const float *from = x + t * x_stride;
                     __m512i dots = _mm512_loadu_si512(from + 2 * VL);
                     dots = _mm512_dpbusd_epi32(dots, pair, _mm512_loadu_si512(from));
@@ -1647,9 +1655,8 @@ INLINE void KERNEL(dot_blocks)(float (*sums)[4], const int type, const int R, co
             place = _mm512_add_epi32(place, _mm512_set1_epi32(2));
         }
     }
-    UNROLL
-    for (int r = 0; r < R; r++) UNROLL
-    for (int t = 0; t < T; t++) sums[r][t] = v_sum(sum[r][t]);
+    UNROLLED_FOR (int r = 0; r < R; r++)
+        UNROLLED_FOR (int t = 0; t < T; t++) sums[r][t] = v_sum(sum[r][t]);
 }
 #elif defined(ROUNDED_WORDS)
 #if KERNEL_PASS == PASS_AVX2
@@ -1694,38 +1701,33 @@ INLINE void KERNEL(dot_blocks)(float (*sums)[4], const int type, const int R, co
     const int64_t bytes = type == TYPE_Q8_0 ? Q8_0_BYTES : Q4_0_BYTES;
     const int64_t blocks = n / BLOCK;
     vf sum[DOT_ROWS][4];
-    UNROLL
-    for (int r = 0; r < R; r++) UNROLL
-    for (int t = 0; t < T; t++) sum[r][t] = v_zero();
+    UNROLLED_FOR (int r = 0; r < R; r++)
+        UNROLLED_FOR (int t = 0; t < T; t++) sum[r][t] = v_zero();
     for (int64_t begin = 0; begin < blocks; begin += 16, x += ROUNDED_WORDS) {
         float scales[DOT_ROWS][4][16], own[16];
         const int64_t end = min_i64(blocks, begin + 16);
-        UNROLL
-        for (int r = 0; r < R; r++) {
+        UNROLLED_FOR (int r = 0; r < R; r++) {
             KERNEL(load_scales)(own, type, w + r * w_stride, begin * BLOCK, end * BLOCK);
-            UNROLL
-            for (int t = 0; t < T; t++) UNROLL
-            for (int i = 0; i < 16; i += VL) {
-                const float *x_scales = x + t * x_stride + ROUNDED / 4 + i, *too_much = x_scales + ROUNDED / BLOCK;
-                v_store(scales[r][t] + i, v_mul(v_load(own + i), v_load(x_scales)));
-                if (KERNEL_PASS == PASS_AVX2 && type == TYPE_Q4_0)
-                    sum[r][t] = v_fma(v_load(own + i), v_load(too_much), sum[r][t]);
+            UNROLLED_FOR (int t = 0; t < T; t++)
+                UNROLLED_FOR (int i = 0; i < 16; i += VL) {
+                    const float *x_scales = x + t * x_stride + ROUNDED / 4 + i, *too_much = x_scales + ROUNDED / BLOCK;
+                    v_store(scales[r][t] + i, v_mul(v_load(own + i), v_load(x_scales)));
+                    if (KERNEL_PASS == PASS_AVX2 && type == TYPE_Q4_0)
+                        sum[r][t] = v_fma(v_load(own + i), v_load(too_much), sum[r][t]);
+                }
+        }
+        for (int64_t b = 0; b < end - begin; b++)
+            UNROLLED_FOR (int r = 0; r < R; r++) {
+                const char *block = w + r * w_stride + (begin + b) * bytes;
+                const KERNEL(Bytes) quants = KERNEL(load_bytes)(type, block);
+                prefetch(block + R * w_stride);
+                UNROLLED_FOR (int t = 0; t < T; t++)
+                    sum[r][t] = v_fma(i_float(KERNEL(dot_bytes)(type, quants, x + t * x_stride + b * BLOCK / 4)),
+                                      v_set1(scales[r][t][b]), sum[r][t]);
             }
-        }
-        for (int64_t b = 0; b < end - begin; b++) UNROLL
-        for (int r = 0; r < R; r++) {
-            const char *block = w + r * w_stride + (begin + b) * bytes;
-            const KERNEL(Bytes) quants = KERNEL(load_bytes)(type, block);
-            prefetch(block + R * w_stride);
-            UNROLL
-            for (int t = 0; t < T; t++)
-                sum[r][t] = v_fma(i_float(KERNEL(dot_bytes)(type, quants, x + t * x_stride + b * BLOCK / 4)),
-                                  v_set1(scales[r][t][b]), sum[r][t]);
-        }
     }
-    UNROLL
-    for (int r = 0; r < R; r++) UNROLL
-    for (int t = 0; t < T; t++) sums[r][t] = v_sum(sum[r][t]);
+    UNROLLED_FOR (int r = 0; r < R; r++)
+        UNROLLED_FOR (int t = 0; t < T; t++) sums[r][t] = v_sum(sum[r][t]);
 }
 #else
 #define dot_blocks dot_rows /* not called */
@@ -1766,14 +1768,14 @@ INLINE void KERNEL(dot_type)(const int type, const int rounded, float *out, int6
     }
 }
 
-static void KERNEL(dot)(float *out, int64_t out_stride, const float *x, int64_t x_stride, int64_t T, Rows w,
-                        const float *bias, int64_t n, int64_t first, int64_t last) {
+TARGET static void KERNEL(dot)(float *out, int64_t out_stride, const float *x, int64_t x_stride, int64_t T, Rows w,
+                               const float *bias, int64_t n, int64_t first, int64_t last) {
     BY_TYPE(w.type, KERNEL(dot_type), 0, out, out_stride, x, x_stride, T, w, bias, n, first, last);
 }
 
 #ifdef ROUNDED_WORDS
-static void KERNEL(dot_rounded)(float *out, int64_t out_stride, const float *x, int64_t x_stride, int64_t T, Rows w,
-                                const float *bias, int64_t n, int64_t first, int64_t last) {
+TARGET static void KERNEL(dot_rounded)(float *out, int64_t out_stride, const float *x, int64_t x_stride, int64_t T,
+                                       Rows w, const float *bias, int64_t n, int64_t first, int64_t last) {
     if (w.type == TYPE_Q8_0)
         KERNEL(dot_type)(TYPE_Q8_0, 1, out, out_stride, x, x_stride, T, w, bias, n, first, last);
     else
@@ -1818,7 +1820,7 @@ INLINE void KERNEL(pack_fours)(float *out, const float *const *rows, int64_t n) 
     }
 }
 
-static void KERNEL(pack_rows)(float *out, const float *const *rows, int64_t n) {
+TARGET static void KERNEL(pack_rows)(float *out, const float *const *rows, int64_t n) {
     KERNEL(pack_fours)(out, rows, n - 1);
     for (int64_t k = (n - 1) / 4 * 4; k < n; k++)
         for (int r = 0; r < TILE_ROWS; r++) out[k * TILE_ROWS + r] = rows[r][k];
@@ -1843,17 +1845,16 @@ INLINE void KERNEL(pack_type)(const int type, float *out, Rows w, int64_t count,
     }
 }
 
-static void KERNEL(pack_weights)(float *out, Rows w, int64_t count, int64_t begin, int64_t n) {
+TARGET static void KERNEL(pack_weights)(float *out, Rows w, int64_t count, int64_t begin, int64_t n) {
     for (int first = 0; first < TILE_COLS; first += VL, out += VL, count -= VL, w.data += VL * w.stride)
         BY_TYPE(w.type, KERNEL(pack_type), out, w, count, begin, n);
 }
 
-static void KERNEL(pack_values)(float *out, Rows v, int64_t count, int64_t begin, int64_t n) {
+TARGET static void KERNEL(pack_values)(float *out, Rows v, int64_t count, int64_t begin, int64_t n) {
     int whole = n >= TILE_COLS;
     for (int64_t s = 0; s < count; s++, out += TILE_COLS, v.data += v.stride) {
         if (!whole) memset(out, 0, TILE_COLS * sizeof *out);
-        UNROLL
-        for (int i = 0; i < TILE_COLS && whole; i += VL)
+        UNROLLED_FOR (int i = 0; i < TILE_COLS && whole; i += VL)
             v_store(out + i, v.type == TYPE_F32 ? v_load((const float *)(const void *)v.data + begin + i)
                                                 : v_load_f16(v.data + 2 * (begin + i)));
         if (!whole) KERNEL(expand)(out, v.type, v.data, begin, n);
@@ -1870,27 +1871,22 @@ static void KERNEL(pack_values)(float *out, Rows v, int64_t count, int64_t begin
 INLINE void KERNEL(tile_words)(const int R, const int pairs, float *out, int64_t stride, const float *a, const float *b,
                                int64_t n, int add) {
     vf sum[TILE_ROWS][TILE_VECTORS];
-    UNROLL
-    for (int r = 0; r < R; r++) UNROLL
-    for (int v = 0; v < TILE_VECTORS; v++) sum[r][v] = v_zero();
+    UNROLLED_FOR (int r = 0; r < R; r++)
+        UNROLLED_FOR (int v = 0; v < TILE_VECTORS; v++) sum[r][v] = v_zero();
     for (int64_t k = 0; k < n; k++) {
         vf w[TILE_VECTORS];
-        UNROLL
-        for (int v = 0; v < TILE_VECTORS; v++) w[v] = v_load(b + k * TILE_COLS + v * VL);
-        UNROLL
-        for (int r = 0; r < R; r++) {
+        UNROLLED_FOR (int v = 0; v < TILE_VECTORS; v++) w[v] = v_load(b + k * TILE_COLS + v * VL);
+        UNROLLED_FOR (int r = 0; r < R; r++) {
             vf x = v_set1(a[k * TILE_ROWS + r]);
-            UNROLL
-            for (int v = 0; v < TILE_VECTORS; v++)
+            UNROLLED_FOR (int v = 0; v < TILE_VECTORS; v++)
                 sum[r][v] = pairs ? v_fma_pairs(x, w[v], sum[r][v]) : v_fma(x, w[v], sum[r][v]);
         }
     }
-    UNROLL
-    for (int r = 0; r < R; r++) UNROLL
-    for (int v = 0; v < TILE_VECTORS; v++) {
-        float *p = out + r * stride + v * VL;
-        v_store(p, add ? v_add(v_load(p), sum[r][v]) : sum[r][v]);
-    }
+    UNROLLED_FOR (int r = 0; r < R; r++)
+        UNROLLED_FOR (int v = 0; v < TILE_VECTORS; v++) {
+            float *p = out + r * stride + v * VL;
+            v_store(p, add ? v_add(v_load(p), sum[r][v]) : sum[r][v]);
+        }
 }
 
 /* Of the last tile often only some rows are wanted: by thirds. */
@@ -1901,13 +1897,14 @@ INLINE void KERNEL(tile_words)(const int R, const int pairs, float *out, int64_t
         else f(TILE_ROWS, __VA_ARGS__);                                                                                \
     } while (0)
 
-static void KERNEL(tile)(float *out, int64_t stride, const float *a, const float *b, int64_t rows, int64_t n, int add) {
+TARGET static void KERNEL(tile)(float *out, int64_t stride, const float *a, const float *b, int64_t rows, int64_t n,
+                                int add) {
     BY_THIRDS(rows, KERNEL(tile_words), 0, out, stride, a, b, n, add);
 }
 
 #if KERNEL_PASS == PASS_AVX512BF16
 /* bf16: two neighbours of a row make one word, so that the words are packed like floats. */
-static void KERNEL(pack_rows_bf16)(float *out, const float *const *rows, int64_t n) {
+TARGET static void KERNEL(pack_rows_bf16)(float *out, const float *const *rows, int64_t n) {
     uint16_t halves[TILE_ROWS][K_STEP];
     const float *words[TILE_ROWS];
     for (int r = 0; r < TILE_ROWS; r++) {
@@ -1921,13 +1918,13 @@ static void KERNEL(pack_rows_bf16)(float *out, const float *const *rows, int64_t
     KERNEL(pack_rows)(out, words, n / 2);
 }
 
-static void KERNEL(pack_weights_bf16)(float *out, Rows w, int64_t count, int64_t begin, int64_t n) {
+TARGET static void KERNEL(pack_weights_bf16)(float *out, Rows w, int64_t count, int64_t begin, int64_t n) {
     w.type = TYPE_F32;
     KERNEL(pack_weights)(out, w, count, begin / 2, n / 2);
 }
 
-static void KERNEL(tile_bf16)(float *out, int64_t stride, const float *a, const float *b, int64_t rows, int64_t n,
-                              int add) {
+TARGET static void KERNEL(tile_bf16)(float *out, int64_t stride, const float *a, const float *b, int64_t rows,
+                                     int64_t n, int add) {
     BY_THIRDS(rows, KERNEL(tile_words), 1, out, stride, a, b, n / 2, add);
 }
 
@@ -1964,8 +1961,8 @@ INLINE int32_t KERNEL(quantize)(quant *out, const float *x, float inverse) {
 /* What 1 stands for when the largest of BLOCK elements becomes `levels`. */
 INLINE float KERNEL(block_scale)(const float *x, int levels) {
     vf top = v_zero();
-    UNROLL
-    for (int i = 0; i < BLOCK; i += VL) top = v_maximum(top, v_maximum(v_load(x + i), v_sub(v_zero(), v_load(x + i))));
+    UNROLLED_FOR (int i = 0; i < BLOCK; i += VL)
+        top = v_maximum(top, v_maximum(v_load(x + i), v_sub(v_zero(), v_load(x + i))));
     return v_largest(top) / (float)levels;
 }
 
@@ -1986,7 +1983,7 @@ INLINE void KERNEL(pack_rows_levels)(const int levels, float *out, const float *
     }
 }
 
-static void KERNEL(pack_rows_integer)(float *out, const float *const *rows, int64_t n) {
+TARGET static void KERNEL(pack_rows_integer)(float *out, const float *const *rows, int64_t n) {
     KERNEL(pack_rows_levels)(LEVELS, out, rows, n);
 }
 
@@ -1999,7 +1996,7 @@ INLINE void KERNEL(pack_block)(float *out, quant (*quants)[BLOCK], const float *
     memcpy(out + BLOCK_WORDS * TILE_COLS, scales, TILE_COLS * sizeof *scales);
 }
 
-static void KERNEL(pack_weights_integer)(float *out, Rows w, int64_t count, int64_t begin, int64_t n) {
+TARGET static void KERNEL(pack_weights_integer)(float *out, Rows w, int64_t count, int64_t begin, int64_t n) {
     int64_t bytes = w.type == TYPE_Q8_0 ? Q8_0_BYTES : Q4_0_BYTES;
     quant quants[TILE_COLS][BLOCK] = {{0}};
     uint16_t halves[TILE_COLS] = {0};
@@ -2019,11 +2016,11 @@ static void KERNEL(pack_weights_integer)(float *out, Rows w, int64_t count, int6
 }
 
 #if KERNEL_PASS == PASS_AVX2
-static void KERNEL(pack_rows_fine)(float *out, const float *const *rows, int64_t n) {
+TARGET static void KERNEL(pack_rows_fine)(float *out, const float *const *rows, int64_t n) {
     KERNEL(pack_rows_levels)(FINE_ROWS, out, rows, n);
 }
 
-static void KERNEL(pack_weights_fine)(float *out, Rows w, int64_t count, int64_t begin, int64_t n) {
+TARGET static void KERNEL(pack_weights_fine)(float *out, Rows w, int64_t count, int64_t begin, int64_t n) {
     quant quants[TILE_COLS][BLOCK] = {{0}};
     float scales[TILE_COLS] = {0}, values[BLOCK];
     for (int64_t k = 0; k < n; k += BLOCK, out += (BLOCK_WORDS + 1) * TILE_COLS) {
@@ -2042,35 +2039,32 @@ INLINE void KERNEL(tile_blocks)(const int R, int64_t first, float *out, int64_t 
                                 int64_t n, int add) {
     vf sum[TILE_ROWS / 2][TILE_VECTORS];
     out += first * stride;
-    UNROLL
-    for (int r = 0; r < R; r++) UNROLL
-    for (int v = 0; v < TILE_VECTORS; v++) sum[r][v] = add ? v_load(out + r * stride + v * VL) : v_zero();
+    UNROLLED_FOR (int r = 0; r < R; r++)
+        UNROLLED_FOR (int v = 0; v < TILE_VECTORS; v++) sum[r][v] = add ? v_load(out + r * stride + v * VL) : v_zero();
     for (int64_t k = 0; k < n / BLOCK; k++) {
         const float *x = a + k * (BLOCK_WORDS + 2) * TILE_ROWS + first, *w = b + k * (BLOCK_WORDS + 1) * TILE_COLS;
         vi dots[TILE_ROWS / 2][TILE_VECTORS];
-        UNROLL
-        for (int r = 0; r < R; r++) UNROLL
-        for (int v = 0; v < TILE_VECTORS; v++) dots[r][v] = i_bits(v_set1(x[(BLOCK_WORDS + 1) * TILE_ROWS + r]));
-        UNROLL
-        for (int i = 0; i < BLOCK_WORDS; i++) UNROLL
-        for (int r = 0; r < R; r++) UNROLL
-        for (int v = 0; v < TILE_VECTORS; v++)
-            dots[r][v] = i_dot(dots[r][v], v_load(w + i * TILE_COLS + v * VL), v_set1(x[i * TILE_ROWS + r]));
-        UNROLL
-        for (int r = 0; r < R; r++) UNROLL
-        for (int v = 0; v < TILE_VECTORS; v++)
-            sum[r][v] = v_fma(i_float(dots[r][v]),
-                              v_mul(v_set1(x[BLOCK_WORDS * TILE_ROWS + r]), v_load(w + BLOCK_WORDS * TILE_COLS + v * VL)),
-                              sum[r][v]);
+        UNROLLED_FOR (int r = 0; r < R; r++)
+            UNROLLED_FOR (int v = 0; v < TILE_VECTORS; v++)
+                dots[r][v] = i_bits(v_set1(x[(BLOCK_WORDS + 1) * TILE_ROWS + r]));
+        UNROLLED_FOR (int i = 0; i < BLOCK_WORDS; i++)
+            UNROLLED_FOR (int r = 0; r < R; r++)
+                UNROLLED_FOR (int v = 0; v < TILE_VECTORS; v++)
+                    dots[r][v] = i_dot(dots[r][v], v_load(w + i * TILE_COLS + v * VL), v_set1(x[i * TILE_ROWS + r]));
+        UNROLLED_FOR (int r = 0; r < R; r++)
+            UNROLLED_FOR (int v = 0; v < TILE_VECTORS; v++) {
+                const vf weight_scales = v_load(w + BLOCK_WORDS * TILE_COLS + v * VL);
+                const vf scales = v_mul(v_set1(x[BLOCK_WORDS * TILE_ROWS + r]), weight_scales);
+                sum[r][v] = v_fma(i_float(dots[r][v]), scales, sum[r][v]);
+            }
     }
-    UNROLL
-    for (int r = 0; r < R; r++) UNROLL
-    for (int v = 0; v < TILE_VECTORS; v++) v_store(out + r * stride + v * VL, sum[r][v]);
+    UNROLLED_FOR (int r = 0; r < R; r++)
+        UNROLLED_FOR (int v = 0; v < TILE_VECTORS; v++) v_store(out + r * stride + v * VL, sum[r][v]);
 }
 
 /* By halves, as there are sums of integers and of floats. */
-static void KERNEL(tile_integer)(float *out, int64_t stride, const float *a, const float *b, int64_t rows, int64_t n,
-                                 int add) {
+TARGET static void KERNEL(tile_integer)(float *out, int64_t stride, const float *a, const float *b, int64_t rows,
+                                        int64_t n, int add) {
     for (int64_t first = 0; first < rows; first += TILE_ROWS / 2) {
         if (rows - first <= TILE_ROWS / 6) KERNEL(tile_blocks)(TILE_ROWS / 6, first, out, stride, a, b, n, add);
         else KERNEL(tile_blocks)(TILE_ROWS / 2, first, out, stride, a, b, n, add);
@@ -2081,7 +2075,7 @@ static void KERNEL(tile_integer)(float *out, int64_t stride, const float *a, con
 #if KERNEL_PASS == PASS_AVX512BF16
 /* Few rows in int8, two blocks to a vector: 64 int8 of x, their scales (sixteen floats, eight of each block), and what
    the sixteen sums start at, as weights are unsigned here too: less 128 (Q8_0) or less 8 (Q4_0) times x. */
-static void KERNEL(round_row)(float *out, const float *x, int type, int64_t n) {
+TARGET static void KERNEL(round_row)(float *out, const float *x, int type, int64_t n) {
     const __m512i offset = _mm512_set1_epi8(type == TYPE_Q8_0 ? -128 : 8); /* as a byte without sign: 128 */
     for (int64_t k = 0; k < n; k += 2 * BLOCK, out += PAIR_WORDS) {
         int8_t quants[2 * BLOCK] = {0};
@@ -2102,8 +2096,7 @@ static void KERNEL(round_row)(float *out, const float *x, int type, int64_t n) {
 INLINE int32_t KERNEL(quantize_bytes)(float *out, const float *x, float inverse) {
 #if KERNEL_PASS == PASS_AVX2
     __m256i part[4];
-    UNROLL
-    for (int i = 0; i < 4; i++) part[i] = _mm256_cvtps_epi32(v_mul(v_load(x + i * VL), v_set1(inverse)));
+    UNROLLED_FOR (int i = 0; i < 4; i++) part[i] = _mm256_cvtps_epi32(v_mul(v_load(x + i * VL), v_set1(inverse)));
     const __m256i sums = _mm256_add_epi32(_mm256_add_epi32(part[0], part[1]), _mm256_add_epi32(part[2], part[3]));
     const __m256i lanes = _mm256_packs_epi16(_mm256_packs_epi32(part[0], part[1]), _mm256_packs_epi32(part[2], part[3]));
     v_store(out, v_bits(_mm256_permutevar8x32_epi32(lanes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7))));
@@ -2115,7 +2108,7 @@ INLINE int32_t KERNEL(quantize_bytes)(float *out, const float *x, float inverse)
 
 /* Few rows in int8, sixteen blocks at a time: their int8, their scales, and -8 times what the int8 of each stand for
    together, which is what Q4_0 weights that are 8 too large make too much. */
-static void KERNEL(round_row)(float *out, const float *x, int type, int64_t n) {
+TARGET static void KERNEL(round_row)(float *out, const float *x, int type, int64_t n) {
     (void)type;
     for (int64_t k = 0; k < n; k += ROUNDED, out += ROUNDED_WORDS) {
         float *scales = out + ROUNDED / 4, *too_much = scales + ROUNDED / BLOCK;
@@ -2152,8 +2145,7 @@ INLINE vf KERNEL(gelu_value)(vf x) {
     vf y = v_minimum(v_maximum(x, v_sub(v_zero(), x)), v_set1(13.2f));
     vf t = v_div(v_set1(1.0f), v_fma(y, v_set1(0.26f), v_set1(1.0f)));
     vf h = v_set1(c[8]);
-    UNROLL
-    for (int i = 7; i >= 0; i--) h = v_fma(h, t, v_set1(c[i]));
+    UNROLLED_FOR (int i = 7; i >= 0; i--) h = v_fma(h, t, v_set1(c[i]));
     vf tail = v_mul(v_mul(h, t), KERNEL(exp)(v_mul(v_mul(y, v_set1(-0.5f)), y)));
     return v_sub(v_maximum(v_zero(), x), v_mul(y, tail));
 }
@@ -2180,7 +2172,7 @@ INLINE void KERNEL(store_part)(float *out, vf a, int64_t n) {
             KERNEL(store_part)((p) + i, a, n - i);                                                                     \
     } while (0)
 
-static float KERNEL(softmax_block)(float *x, int64_t n, float scale, float *max, float *sum) {
+TARGET static float KERNEL(softmax_block)(float *x, int64_t n, float scale, float *max, float *sum) {
     vf top = v_set1(-INFINITY), total = v_zero(), factor = v_set1(scale);
     for (int64_t i = 0; i < n; i += VL)
         top = v_maximum(top, v_mul(factor, n - i >= VL ? v_load(x + i) : KERNEL(load_part)(x + i, n - i, x[i])));
@@ -2202,16 +2194,13 @@ INLINE void KERNEL(weighted_type)(float *out, const float *p, Rows rows, const i
     int64_t k = 0;
     vf w[BLOCK_VECTORS], sum[BLOCK_VECTORS];
     for (; k + BLOCK <= d; k += BLOCK) {
-        UNROLL
-        for (int i = 0; i < BLOCK_VECTORS; i++) sum[i] = v_load(out + k + i * VL);
+        UNROLLED_FOR (int i = 0; i < BLOCK_VECTORS; i++) sum[i] = v_load(out + k + i * VL);
         for (int64_t s = 0; s < count; s++) {
             vf weight = v_set1(p[s]);
             KERNEL(load_block)(w, type, rows.data + s * rows.stride, k, 1);
-            UNROLL
-            for (int i = 0; i < BLOCK_VECTORS; i++) sum[i] = v_fma(w[i], weight, sum[i]);
+            UNROLLED_FOR (int i = 0; i < BLOCK_VECTORS; i++) sum[i] = v_fma(w[i], weight, sum[i]);
         }
-        UNROLL
-        for (int i = 0; i < BLOCK_VECTORS; i++) v_store(out + k + i * VL, sum[i]);
+        UNROLLED_FOR (int i = 0; i < BLOCK_VECTORS; i++) v_store(out + k + i * VL, sum[i]);
     }
     for (int64_t s = 0; k < d && s < count; s++) {
         float rest[BLOCK];
@@ -2220,34 +2209,34 @@ INLINE void KERNEL(weighted_type)(float *out, const float *p, Rows rows, const i
     }
 }
 
-static void KERNEL(weighted_rows)(float *out, const float *p, Rows rows, int64_t count, int64_t d) {
+TARGET static void KERNEL(weighted_rows)(float *out, const float *p, Rows rows, int64_t count, int64_t d) {
     if (rows.type == TYPE_F32)
         KERNEL(weighted_type)(out, p, rows, TYPE_F32, count, d);
     else
         KERNEL(weighted_type)(out, p, rows, TYPE_F16, count, d);
 }
 
-static void KERNEL(scale)(float *out, float factor, int64_t n) {
+TARGET static void KERNEL(scale)(float *out, float factor, int64_t n) {
     for (int64_t i = 0; i < n; i += VL) STORE(out, v_mul(LOAD(out), v_set1(factor)));
 }
 
-static void KERNEL(add)(float *out, const float *x, int64_t n) {
+TARGET static void KERNEL(add)(float *out, const float *x, int64_t n) {
     for (int64_t i = 0; i < n; i += VL) STORE(out, v_add(LOAD(out), LOAD(x)));
 }
 
-static void KERNEL(gelu)(float *x, int64_t n) {
+TARGET static void KERNEL(gelu)(float *x, int64_t n) {
     for (int64_t i = 0; i < n; i += VL) STORE(x, KERNEL(gelu_value)(LOAD(x)));
 }
 
-static void KERNEL(silu)(float *x, const float *up, int64_t n) {
+TARGET static void KERNEL(silu)(float *x, const float *up, int64_t n) {
     for (int64_t i = 0; i < n; i += VL) {
         vf y = KERNEL(silu_value)(LOAD(x));
         STORE(x, up ? v_mul(y, LOAD(up)) : y);
     }
 }
 
-static void KERNEL(norm)(float *out, const float *x, const float *weight, const float *bias, int64_t n, float eps,
-                         int centred) {
+TARGET static void KERNEL(norm)(float *out, const float *x, const float *weight, const float *bias, int64_t n,
+                                float eps, int centred) {
     vf sum = v_zero(), square = v_zero();
     for (int64_t i = 0; i < n && centred; i += VL) sum = v_add(sum, LOAD(x));
     vf mean = v_set1(v_sum(sum) / (float)n);
@@ -2262,7 +2251,7 @@ static void KERNEL(norm)(float *out, const float *x, const float *weight, const 
     }
 }
 
-static void KERNEL(moments)(float *mean, float *squares, const float *x, int64_t count, int64_t n) {
+TARGET static void KERNEL(moments)(float *mean, float *squares, const float *x, int64_t count, int64_t n) {
     for (int64_t i = 0; i < n; i += VL) {
         vf sum = v_zero(), square = v_zero();
         for (int64_t r = 0; r < count; r++) sum = v_add(sum, LOAD(x + r * n));
@@ -2276,8 +2265,8 @@ static void KERNEL(moments)(float *mean, float *squares, const float *x, int64_t
     }
 }
 
-static void KERNEL(affine)(float *out, const float *x, const float *factor, const float *shift, int64_t count,
-                           int64_t n, int swish) {
+TARGET static void KERNEL(affine)(float *out, const float *x, const float *factor, const float *shift, int64_t count,
+                                  int64_t n, int swish) {
     for (int64_t r = 0; r < count; r++, x += n, out += n)
         for (int64_t i = 0; i < n; i += VL) {
             vf y = v_fma(LOAD(x), LOAD(factor), LOAD(shift));
@@ -2285,7 +2274,7 @@ static void KERNEL(affine)(float *out, const float *x, const float *factor, cons
         }
 }
 
-static void KERNEL(store_f16)(uint16_t *out, const float *x, int64_t n) {
+TARGET static void KERNEL(store_f16)(uint16_t *out, const float *x, int64_t n) {
     int64_t i = 0;
     for (; i + VL <= n; i += VL) v_store_f16(out + i, v_load(x + i));
     store_f16_plain(out + i, x + i, n - i);
@@ -2349,43 +2338,14 @@ static const Kernels KERNEL(kernels) = {
 #undef i_dot
 #undef b_store
 #undef b_offset
-#if KERNEL_PASS != PASS_NEON && defined(__clang__)
-#pragma clang attribute pop
-#elif KERNEL_PASS != PASS_NEON
-#pragma GCC pop_options
-#endif
+#undef TARGET
 #undef KERNEL_NAME
 #undef KERNEL_PASS
 
 /* ------------------------------------------------------------------------------------------------ */
 #else
 
-#if defined(__clang__) && !defined(__TINYC__)
-#define INLINE static inline __attribute__((always_inline))
-#define UNROLL _Pragma("clang loop unroll(full)")
-#elif defined(__GNUC__)
-#define INLINE static inline __attribute__((always_inline))
-#if defined(__OPTIMIZE__)
-#define UNROLL _Pragma("GCC unroll 16")
-#else
-#define UNROLL
-#endif
-#endif
-
-/* This file under the name that #include finds it by: __FILE__, unless that names its folder too (cc folder/janus.c). */
-#if !defined(KERNEL_FILE) && defined(__has_include)
-#if __has_include(__FILE__)
-#define KERNEL_FILE __FILE__
-#endif
-#endif
-#if !defined(KERNEL_FILE)
-#define KERNEL_FILE "janus.c"
-#endif
-
-#if defined(__GNUC__) && defined(__x86_64__) && !defined(__TINYC__) && !defined(JANUS_NO_SIMD)
-#define HAVE_X86_KERNELS
-#include <cpuid.h>
-#include <immintrin.h>
+#ifdef HAVE_X86_KERNELS
 #define KERNEL_PASS PASS_AVX2
 #define KERNEL_NAME avx2
 #include KERNEL_FILE
@@ -2395,11 +2355,9 @@ static const Kernels KERNEL(kernels) = {
 #define KERNEL_PASS PASS_AVX512BF16
 #define KERNEL_NAME avx512bf16
 #include KERNEL_FILE
+#endif
 
-#elif defined(__GNUC__) && defined(__aarch64__) && defined(__ARM_NEON) && !defined(__AARCH64EB__) &&                   \
-    !defined(JANUS_NO_SIMD)
-#define HAVE_NEON_KERNELS
-#include <arm_neon.h>
+#ifdef HAVE_NEON_KERNELS
 #define KERNEL_PASS PASS_NEON
 #define KERNEL_NAME neon
 #include KERNEL_FILE
