@@ -1396,7 +1396,7 @@ INLINE int32_t KERNEL(quantize)(void *out, const float *x, float inverse) {
 #define v_round           wasm_f32x4_nearest
 #define v_power(n)        wasm_i32x4_shl(wasm_i32x4_add(wasm_i32x4_trunc_sat_f32x4(n), wasm_i32x4_splat(127)), 23)
 #define v_load_f16(p)     KERNEL(widen_f16)(wasm_u32x4_load16x4(p))
-#define v_from_f16(q)     KERNEL(widen_f16)(wasm_u32x4_extend_low_u16x8(wasm_i64x2_splat((int64_t)(q)[0])))
+#define v_from_f16        v_load_f16
 #define v_load_bf16(p)    wasm_i32x4_shl(wasm_u32x4_load16x4(p), 16)
 #define v_store_f16       KERNEL(store_halves)
 #define v_zip_low(a, b)   wasm_i32x4_shuffle(a, b, 0, 4, 1, 5)
@@ -1421,13 +1421,13 @@ INLINE float KERNEL(largest)(vf a) {
     a = v_maximum(a, v_zip_high2(a, a));
     return wasm_f32x4_extract_lane(v_maximum(a, wasm_i32x4_shuffle(a, a, 1, 1, 1, 1)), 0);
 }
-/* Four f16, each in 32 bits: their exponents count from 15, those of f32 from 127; infinity and NaN have the largest. */
+/* Four f16, each in 32 bits: their exponents count from 15, those of f32 from 127; infinity and NaN have the largest.
+   (clang 14 never ends where the sign is put there by wasm_v128_and and wasm_v128_or.) */
 INLINE vf KERNEL(widen_f16)(v128_t halves) {
     const v128_t size = wasm_i32x4_shl(wasm_v128_and(halves, wasm_i32x4_splat(0x7fff)), 13);
     const v128_t special = wasm_i32x4_ge(size, wasm_i32x4_splat(31 << 23));
-    const v128_t sign = wasm_i32x4_shl(wasm_v128_and(halves, wasm_i32x4_splat(0x8000)), 16);
-    const v128_t largest_exponent = wasm_v128_and(special, wasm_i32x4_splat(255 << 23));
-    return wasm_v128_or(v_mul(size, v_set1(0x1p112f)), wasm_v128_or(largest_exponent, sign));
+    const v128_t value = wasm_v128_or(v_mul(size, v_set1(0x1p112f)), wasm_v128_and(special, wasm_i32x4_splat(255 << 23)));
+    return wasm_v128_bitselect(wasm_i32x4_shl(halves, 16), value, wasm_i32x4_splat(INT32_MIN));
 }
 INLINE void KERNEL(store_halves)(uint16_t *out, vf a) {
     float part[VL];
