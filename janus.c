@@ -982,6 +982,18 @@ static void quantize_row(void *out, int type, const float *x, int64_t cols) {
         few rows   out = x W^T by dot products along W's rows: W is read once, at the speed of memory
         many rows  out = x W^T by tiles of (tile_rows, tile_cols) kept in registers; x and W are first packed so that
                    step k of a tile reads tile_rows floats of x and tile_cols floats of W side by side
+
+      To add an instruction set (WebAssembly's simd128 is the shortest example, search for it):
+        1  Detect: HAVE_..._KERNELS and the header with the intrinsics, above the pass, where the compiler can make such
+           code; after the pass, if a processor may lack them, a question to it like x86_level
+        2  Primitives: PASS_... and a block of macros beside the others', as the list above them says
+        3  Pass: two #defines and an #include of this file, after the pass
+        4  Table: a line in kernels_at, best first
+        5  Test: test/test_kernels.c holds every table of kernels_at to plain sums; its name goes to test_golden
+        6  Platforms: a row in test/platforms.sh, which compares ids and pixels with the plain kernels
+      To add a tile that works otherwise (integers, bf16, a matrix unit): a Packing of its own size, in the pass's table. If
+      threads must set something up for it, as AMX's tile registers, Packing gets a function for that, which product_job
+      calls first and, to undo it, last.
    ==================================================================================================================== */
 
 typedef struct { /* rows of numbers of one type, `stride` bytes from one to the next */
@@ -1308,8 +1320,8 @@ static const Kernels kernels_plain = {
      i_dot(sums, w, x)               sums + the products of w's and x's quants, added up within each 32 bits
      b_offset(b)                     weights as i_dot wants them: b, or b + 128 without sign
      b_store(p, b)                   sixteen int8 as quants
-     quantize(out, x, inverse)       BLOCK floats times inverse, rounded, as quants; returns what i_dot's sums must start
-                                     at: 0, or -128 times the sum of these quants if weights are 128 too large
+     quantize(out, x, inverse)       BLOCK floats times inverse, rounded, as quants; returns what i_dot's sums must
+                                     start at: 0, or -128 times the sum of these quants if weights are 128 too large
      ROUNDED_WORDS                   floats that ROUNDED elements take in few rows (round_row) */
 #if KERNEL_PASS == PASS_NEON
 #define TARGET
@@ -1426,7 +1438,8 @@ INLINE float KERNEL(largest)(vf a) {
 INLINE vf KERNEL(widen_f16)(v128_t halves) {
     const v128_t size = wasm_i32x4_shl(wasm_v128_and(halves, wasm_i32x4_splat(0x7fff)), 13);
     const v128_t special = wasm_i32x4_ge(size, wasm_i32x4_splat(31 << 23));
-    const v128_t value = wasm_v128_or(v_mul(size, v_set1(0x1p112f)), wasm_v128_and(special, wasm_i32x4_splat(255 << 23)));
+    const v128_t largest_exponent = wasm_v128_and(special, wasm_i32x4_splat(255 << 23));
+    const v128_t value = wasm_v128_or(v_mul(size, v_set1(0x1p112f)), largest_exponent);
     return wasm_v128_bitselect(wasm_i32x4_shl(halves, 16), value, wasm_i32x4_splat(INT32_MIN));
 }
 INLINE void KERNEL(store_halves)(uint16_t *out, vf a) {
@@ -2245,7 +2258,8 @@ INLINE vf KERNEL(gelu_value)(vf x) {
 
 INLINE vf KERNEL(silu_value)(vf x) { return v_div(x, v_add(v_set1(1.0f), KERNEL(exp)(v_sub(v_zero(), x)))); }
 
-/* For a loop over n floats by whole vectors: fewer than VL of them, padded with `fill`, and back. */
+/* For a loop over n floats by vectors: fewer than VL of them, padded with `fill`, and back. These loops are not left to
+   the compiler: gcc 12 makes no vectors of them in plain C at -O2, of e^x not at -O3 either, and none may reorder sums. */
 INLINE vf KERNEL(load_part)(const float *x, int64_t n, float fill) {
     float part[VL];
     for (int64_t i = 0; i < VL; i++) part[i] = i < n ? x[i] : fill;
@@ -2256,7 +2270,8 @@ INLINE void KERNEL(store_part)(float *out, vf a, int64_t n) {
     v_store(part, a);
     memcpy(out, part, (size_t)n * sizeof *out);
 }
-#define LOAD(p) (n - i >= VL ? v_load((p) + i) : KERNEL(load_part)((p) + i, n - i, 0))
+#define LOAD_OR(p, fill) (n - i >= VL ? v_load((p) + i) : KERNEL(load_part)((p) + i, n - i, fill))
+#define LOAD(p)          LOAD_OR(p, 0)
 #define STORE(p, a)                                                                                                    \
     do {                                                                                                               \
         if (n - i >= VL)                                                                                               \
@@ -2268,13 +2283,12 @@ INLINE void KERNEL(store_part)(float *out, vf a, int64_t n) {
 TARGET static float KERNEL(softmax_block)(float *x, int64_t n, float scale, float *max, float *sum) {
     vf top = v_set1(-INFINITY), total = v_zero(), factor = v_set1(scale);
     for (int64_t i = 0; i < n; i += VL)
-        top = v_maximum(top, v_mul(factor, n - i >= VL ? v_load(x + i) : KERNEL(load_part)(x + i, n - i, x[i])));
+        top = v_maximum(top, v_mul(factor, LOAD_OR(x, x[i])));
     float old = *max;
     *max = fmaxf(old, v_largest(top));
     vf shift = v_set1(-*max);
     for (int64_t i = 0; i < n; i += VL) {
-        vf e = v_add(v_mul(factor, n - i >= VL ? v_load(x + i) : KERNEL(load_part)(x + i, n - i, -INFINITY)), shift);
-        e = KERNEL(exp)(e);
+        const vf e = KERNEL(exp)(v_add(v_mul(factor, LOAD_OR(x, -INFINITY)), shift));
         total = v_add(total, e);
         STORE(x, e);
     }
@@ -2332,9 +2346,10 @@ TARGET static void KERNEL(norm)(float *out, const float *x, const float *weight,
                                 float eps, int centred) {
     vf sum = v_zero(), square = v_zero();
     for (int64_t i = 0; i < n && centred; i += VL) sum = v_add(sum, LOAD(x));
-    vf mean = v_set1(v_sum(sum) / (float)n);
+    const float centre = v_sum(sum) / (float)n;
+    const vf mean = v_set1(centre);
     for (int64_t i = 0; i < n; i += VL) {
-        vf y = v_sub(n - i >= VL ? v_load(x + i) : KERNEL(load_part)(x + i, n - i, v_sum(sum) / (float)n), mean);
+        vf y = v_sub(LOAD_OR(x, centre), mean);
         square = v_fma(y, y, square);
     }
     vf factor = v_set1((float)(1 / sqrt((double)v_sum(square) / (double)n + eps)));
