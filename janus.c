@@ -1296,6 +1296,18 @@ static void quantize_row(void *out, int type, const float *x, int64_t cols) {
         few rows   out = x W^T by dot products along W's rows: W is read once, at the speed of memory
         many rows  out = x W^T by tiles of (tile_rows, tile_cols) kept in registers; x and W are first packed so that
                    step k of a tile reads tile_rows floats of x and tile_cols floats of W side by side
+
+      To add an instruction set (WebAssembly's simd128 is the shortest example, search for it):
+        1  Detect: HAVE_..._KERNELS and the header with the intrinsics, above the pass, where the compiler can make such
+           code; after the pass, if a processor may lack them, a question to it like x86_level
+        2  Primitives: PASS_... and a block of macros beside the others', as the list above them says
+        3  Pass: two #defines and an #include of this file, after the pass
+        4  Table: a line in kernels_at, best first
+        5  Test: test/test_kernels.c holds every table of kernels_at to plain sums; its name goes to test_golden
+        6  Platforms: a row in test/platforms.sh, which compares ids and pixels with the plain kernels
+      To add a tile that works otherwise (integers, bf16, a matrix unit): a Packing of its own size, in the pass's table. If
+      threads must set something up for it, as AMX's tile registers, Packing gets a function for that, which product_job
+      calls first and, to undo it, last.
    ==================================================================================================================== */
 
 typedef struct { /* rows of numbers of one type, `stride` bytes from one to the next */
@@ -1328,7 +1340,8 @@ typedef void DotProducts(float *out, int64_t out_stride, const float *x, int64_t
               18 and 17 on AVX2: sixteen words of two int16, as it multiplies no int8 of both signs, and the same;
               of bf16 weights too, which are rounded by block to FINE_WEIGHTS, and x to FINE_ROWS */
 typedef struct {
-    int few_rows; /* up to so many rows of x, dot products are faster than these tiles */
+    int tile_rows, tile_cols; /* tile_rows is at most MAX_TILE_ROWS */
+    int few_rows;             /* up to so many rows of x, dot products are faster than these tiles */
     int row_words, weight_words;
     int levels; /* integers: the largest element of a block of x becomes so many; else 0 */
     /* out (n, tile_rows): element k of row r at out[k * tile_rows + r] */
@@ -1346,12 +1359,12 @@ typedef struct {
 
 typedef struct {
     const char *name;
-    int tile_rows, tile_cols;
     Packing exact;
     Packing bf16, integer; /* for BF16 and for Q8_0, Q4_0 weights, operands rounded; tile is NULL where there is none */
     /* out[i] = element begin + i of a row */
     void (*expand)(float *out, int type, const void *row, int64_t begin, int64_t n);
-    /* out (count, tile_cols): element begin + c of row s at out[s * tile_cols + c], zero where c >= n */
+    /* for tiles of `exact`: out (count, tile_cols): element begin + c of row s at out[s * tile_cols + c], zero where
+       c >= n */
     void (*pack_values)(float *out, Rows v, int64_t count, int64_t begin, int64_t n);
     /* One block of an online softmax: *max is raised to the largest scale * x, x = exp(scale * x - *max);
        returns f = exp(old max - new max), *sum = f * *sum + the sum of x */
@@ -1519,24 +1532,22 @@ static void store_f16_plain(uint16_t *out, const float *x, int64_t n) {
 }
 
 static const Kernels kernels_plain = {
-    "plain",
-    PLAIN_ROWS,
-    PLAIN_COLS,
-    {4, BLOCK, BLOCK, 0, pack_rows_plain, pack_weights_plain, tile_plain, 0, NULL, dot_plain},
-    {0, 0, 0, 0, NULL, NULL, NULL, 0, NULL, NULL},
-    {0, 0, 0, 0, NULL, NULL, NULL, 0, NULL, NULL},
-    expand_plain,
-    pack_values_plain,
-    softmax_block_plain,
-    weighted_rows_plain,
-    scale_plain,
-    add_plain,
-    gelu_plain,
-    silu_plain,
-    norm_plain,
-    moments_plain,
-    affine_plain,
-    store_f16_plain,
+    .name = "plain",
+    .exact = {.tile_rows = PLAIN_ROWS, .tile_cols = PLAIN_COLS, .few_rows = 4, .row_words = BLOCK,
+              .weight_words = BLOCK, .pack_rows = pack_rows_plain, .pack_weights = pack_weights_plain,
+              .tile = tile_plain, .dot = dot_plain},
+    .expand = expand_plain,
+    .pack_values = pack_values_plain,
+    .softmax_block = softmax_block_plain,
+    .weighted_rows = weighted_rows_plain,
+    .scale = scale_plain,
+    .add = add_plain,
+    .gelu = gelu_plain,
+    .silu = silu_plain,
+    .norm = norm_plain,
+    .moments = moments_plain,
+    .affine = affine_plain,
+    .store_f16 = store_f16_plain,
 };
 
 /* ---- one source for all instruction sets ----
@@ -1545,41 +1556,89 @@ static const Kernels kernels_plain = {
    KERNEL_PASS naming the instruction set. KERNEL(f) is f with its name: dot_avx2, dot_avx512, ... */
 
 #define PASS_NEON        1
-#define PASS_AVX2        2
-#define PASS_AVX512      3
-#define PASS_AVX512BF16  4 /* and VNNI */
+#define PASS_SIMD128     2 /* WebAssembly */
+#define PASS_AVX2        3
+#define PASS_AVX512      4
+#define PASS_AVX512BF16  5 /* and VNNI */
 #define JOIN_NAMES(a, b) a##_##b
 #define JOIN(a, b)       JOIN_NAMES(a, b)
 #define KERNEL(f)        JOIN(f, KERNEL_NAME)
 #define TEXT_NAME(a)     #a
 #define KERNEL_TEXT(a)   TEXT_NAME(a)
 
+/* TARGET, which each pass defines, stands before every function in which the compiler may use the pass's instructions.
+   INLINE is for the parts of such functions: they are compiled anew for each set of constants they are called with.
+   UNROLLED_FOR (int i = 0; ...) is a loop over registers, of which none may be left as a loop. */
+#define INLINE            TARGET static inline __attribute__((always_inline))
+#define UNROLLED_FOR(...) UNROLL for (__VA_ARGS__)
+#if defined(__clang__)
+#define UNROLL _Pragma("clang loop unroll(full)")
+#elif defined(__OPTIMIZE__)
+#define UNROLL _Pragma("GCC unroll 16")
+#else
+#define UNROLL
+#endif
+
+/* This file under the name that #include finds it by: __FILE__, unless that names its folder too (cc folder/janus.c). */
+#if !defined(KERNEL_FILE) && defined(__has_include)
+#if __has_include(__FILE__)
+#define KERNEL_FILE __FILE__
+#endif
+#endif
+#if !defined(KERNEL_FILE)
+#define KERNEL_FILE "janus.c"
+#endif
+
+#if !defined(__GNUC__) || defined(__TINYC__) || defined(JANUS_NO_SIMD)
+#elif defined(__x86_64__)
+#define HAVE_X86_KERNELS
+#include <cpuid.h>
+#include <immintrin.h>
+#elif defined(__aarch64__) && defined(__ARM_NEON) && !defined(__AARCH64EB__)
+#define HAVE_NEON_KERNELS
+#include <arm_neon.h>
+#elif defined(__wasm_simd128__)
+#define HAVE_SIMD128_KERNELS
+#include <wasm_simd128.h>
+#endif
+
 #endif
 #ifdef KERNEL_PASS
 
-#if KERNEL_PASS != PASS_NEON && !defined(__clang__)
-#pragma GCC push_options
-#if KERNEL_PASS == PASS_AVX2
-#pragma GCC target("avx2,fma,f16c")
-#elif KERNEL_PASS == PASS_AVX512
-#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")
-#else
-#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni")
-#endif
-#elif KERNEL_PASS == PASS_AVX2
-#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
-#elif KERNEL_PASS == PASS_AVX512
-#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq"))),              \
-                             apply_to = function)
-#elif KERNEL_PASS == PASS_AVX512BF16
-#pragma clang attribute push(                                                                                          \
-    __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni"))),                 \
-    apply_to = function)
-#endif
+/* The primitives of an instruction set. TILE_ROWS x TILE_VECTORS vectors of sums fit its registers, with one of x and
+   TILE_VECTORS of W beside them; DOT_ROWS rows of W share the loads of four rows of x.
 
-/* The primitives. vf is a vector of VL floats, vb sixteen bytes; v_fma(a, b, c) is a b + c; the zips interleave the
-   low or high halves of each 16-byte lane of a and b, by one or by two floats. */
+   vf, VL floats:
+     v_zero() v_set1(s)              all 0; all s
+     v_load(p) v_store(p, a)         from and to any address
+     v_add v_sub v_mul v_div         (a, b), element by element
+     v_maximum v_minimum             the same; where one of the two is NaN, the second (NEON: NaN)
+     v_fma(a, b, c)                  a b + c, rounded once where there is such an instruction
+     v_sum(a) v_largest(a)           of all elements, a float
+     v_round(a)                      to whole numbers, ties to even
+     v_power(n)                      2^n for whole n from -126 to 127; 0 for -127, infinity for 128
+     v_load_f16 v_load_bf16 (p)      VL numbers of 16 bits from any address
+     v_store_f16(p, a)               rounded to f16, ties to even
+     v_from_f16(q)                   the first VL f16 of the words uint64_t q[], four in each, the lowest first
+     v_zip_low v_zip_high (a, b)     of each 16 bytes a0 a1 a2 a3 and b0 b1 b2 b3: a0 b0 a1 b1; a2 b2 a3 b3
+     v_zip_low2 v_zip_high2 (a, b)   a0 a1 b0 b1; a2 a3 b2 b3
+     v_gather(rows, k)               16 bytes each of rows[0] + k, rows[4] + k, ...
+   vb, sixteen int8:
+     b_load(p)                       from any address
+     b_low_nibbles b_high_nibbles    (b) each byte's low or high four bits, less 8
+     v_widen(w, b)                   vf w[16 / VL] = the sixteen as floats
+   Only where there are products of small integers; without them, --fast takes the exact tiles for Q8_0 and Q4_0:
+     quant, LEVELS                   the type that tiles multiply, int8_t or int16_t; the largest that x is rounded to
+     vi                              VL int32
+     i_bits(a) i_float(n)            a's bits as vi; n's numbers as vf
+     i_dot(sums, w, x)               sums + the products of w's and x's quants, added up within each 32 bits
+     b_offset(b)                     weights as i_dot wants them: b, or b + 128 without sign
+     b_store(p, b)                   sixteen int8 as quants
+     quantize(out, x, inverse)       BLOCK floats times inverse, rounded, as quants; returns what i_dot's sums must
+                                     start at: 0, or -128 times the sum of these quants if weights are 128 too large
+     ROUNDED_WORDS                   floats that ROUNDED elements take in few rows (round_row) */
 #if KERNEL_PASS == PASS_NEON
+#define TARGET
 #define vf                float32x4_t
 #define vb                int8x16_t
 #define VL                4
@@ -1609,6 +1668,7 @@ static const Kernels kernels_plain = {
 #define v_zip_high        vzip2q_f32
 #define v_zip_low2(a, b)  vreinterpretq_f32_f64(vzip1q_f64(vreinterpretq_f64_f32(a), vreinterpretq_f64_f32(b)))
 #define v_zip_high2(a, b) vreinterpretq_f32_f64(vzip2q_f64(vreinterpretq_f64_f32(a), vreinterpretq_f64_f32(b)))
+#define v_gather(rows, k) v_load((rows)[0] + (k))
 #define v_widen(w, b)                                                                                                  \
     ((w)[0] = vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vget_low_s8(b))))),                                        \
      (w)[1] = vcvtq_f32_s32(vmovl_high_s16(vmovl_s8(vget_low_s8(b)))),                                                 \
@@ -1627,10 +1687,84 @@ static const Kernels kernels_plain = {
 #define i_dot(sums, w, x) vdotq_s32(sums, vreinterpretq_s8_f32(w), vreinterpretq_s8_f32(x))
 #define b_store(p, b)     vst1q_s8((void *)(p), b)
 #define b_offset(b)       (b)
+
+INLINE int32_t KERNEL(quantize)(void *out, const float *x, float inverse) {
+    for (int i = 0; i < BLOCK; i += 8) {
+        int16x4_t low = vmovn_s32(vcvtnq_s32_f32(vmulq_n_f32(v_load(x + i), inverse)));
+        int16x4_t high = vmovn_s32(vcvtnq_s32_f32(vmulq_n_f32(v_load(x + i + 4), inverse)));
+        vst1_s8((int8_t *)out + i, vmovn_s16(vcombine_s16(low, high)));
+    }
+    return 0;
+}
 #endif
+
+#elif KERNEL_PASS == PASS_SIMD128
+#define TARGET
+#define vf                v128_t
+#define vb                v128_t
+#define VL                4
+#define TILE_ROWS         4
+#define TILE_VECTORS      2
+#define DOT_ROWS          2
+#define v_zero()          wasm_f32x4_splat(0)
+#define v_set1            wasm_f32x4_splat
+#define v_load            wasm_v128_load
+#define v_store           wasm_v128_store
+#define v_add             wasm_f32x4_add
+#define v_sub             wasm_f32x4_sub
+#define v_mul             wasm_f32x4_mul
+#define v_div             wasm_f32x4_div
+#define v_maximum(a, b)   wasm_f32x4_pmax(b, a)
+#define v_minimum(a, b)   wasm_f32x4_pmin(b, a)
+#define v_fma(a, b, c)    v_add(v_mul(a, b), c)
+#define v_sum             KERNEL(sum)
+#define v_largest         KERNEL(largest)
+#define v_round           wasm_f32x4_nearest
+#define v_power(n)        wasm_i32x4_shl(wasm_i32x4_add(wasm_i32x4_trunc_sat_f32x4(n), wasm_i32x4_splat(127)), 23)
+#define v_load_f16(p)     KERNEL(widen_f16)(wasm_u32x4_load16x4(p))
+#define v_from_f16        v_load_f16
+#define v_load_bf16(p)    wasm_i32x4_shl(wasm_u32x4_load16x4(p), 16)
+#define v_store_f16       KERNEL(store_halves)
+#define v_zip_low(a, b)   wasm_i32x4_shuffle(a, b, 0, 4, 1, 5)
+#define v_zip_high(a, b)  wasm_i32x4_shuffle(a, b, 2, 6, 3, 7)
+#define v_zip_low2(a, b)  wasm_i64x2_shuffle(a, b, 0, 2)
+#define v_zip_high2(a, b) wasm_i64x2_shuffle(a, b, 1, 3)
+#define v_gather(rows, k) v_load((rows)[0] + (k))
+#define v_widen(w, b)                                                                                                  \
+    ((w)[0] = wasm_f32x4_convert_i32x4(wasm_i32x4_extend_low_i16x8(wasm_i16x8_extend_low_i8x16(b))),                   \
+     (w)[1] = wasm_f32x4_convert_i32x4(wasm_i32x4_extend_high_i16x8(wasm_i16x8_extend_low_i8x16(b))),                  \
+     (w)[2] = wasm_f32x4_convert_i32x4(wasm_i32x4_extend_low_i16x8(wasm_i16x8_extend_high_i8x16(b))),                  \
+     (w)[3] = wasm_f32x4_convert_i32x4(wasm_i32x4_extend_high_i16x8(wasm_i16x8_extend_high_i8x16(b))))
+#define b_load            wasm_v128_load
+#define b_low_nibbles(b)  wasm_i8x16_sub(wasm_v128_and(b, wasm_i8x16_splat(15)), wasm_i8x16_splat(8))
+#define b_high_nibbles(b) wasm_i8x16_sub(wasm_u8x16_shr(b, 4), wasm_i8x16_splat(8))
+
+INLINE float KERNEL(sum)(vf a) {
+    a = v_add(a, v_zip_high2(a, a));
+    return wasm_f32x4_extract_lane(v_add(a, wasm_i32x4_shuffle(a, a, 1, 1, 1, 1)), 0);
+}
+INLINE float KERNEL(largest)(vf a) {
+    a = v_maximum(a, v_zip_high2(a, a));
+    return wasm_f32x4_extract_lane(v_maximum(a, wasm_i32x4_shuffle(a, a, 1, 1, 1, 1)), 0);
+}
+/* Four f16, each in 32 bits: their exponents count from 15, those of f32 from 127; infinity and NaN have the largest.
+   (clang 14 never ends where the sign is put there by wasm_v128_and and wasm_v128_or.) */
+INLINE vf KERNEL(widen_f16)(v128_t halves) {
+    const v128_t size = wasm_i32x4_shl(wasm_v128_and(halves, wasm_i32x4_splat(0x7fff)), 13);
+    const v128_t special = wasm_i32x4_ge(size, wasm_i32x4_splat(31 << 23));
+    const v128_t largest_exponent = wasm_v128_and(special, wasm_i32x4_splat(255 << 23));
+    const v128_t value = wasm_v128_or(v_mul(size, v_set1(0x1p112f)), largest_exponent);
+    return wasm_v128_bitselect(wasm_i32x4_shl(halves, 16), value, wasm_i32x4_splat(INT32_MIN));
+}
+INLINE void KERNEL(store_halves)(uint16_t *out, vf a) {
+    float part[VL];
+    v_store(part, a);
+    store_f16_plain(out, part, VL);
+}
 
 #else
 #if KERNEL_PASS == PASS_AVX2
+#define TARGET    __attribute__((target("avx2,fma,f16c")))
 #define MM(f)     JOIN(_mm256, f)
 #define vf        __m256
 #define VL        8
@@ -1642,6 +1776,7 @@ static const Kernels kernels_plain = {
 #define v_widen(w, b)                                                                                                  \
     ((w)[0] = MM(cvtepi32_ps)(MM(cvtepi8_epi32)(b)), (w)[1] = MM(cvtepi32_ps)(MM(cvtepi8_epi32)(_mm_srli_si128(b, 8))))
 #define v_from_f16(q) _mm256_cvtph_ps(_mm_set_epi64x((int64_t)(q)[1], (int64_t)(q)[0]))
+#define v_gather      KERNEL(gather)
 #define h_load(p)     _mm_loadu_si128((const void *)(p))
 #define h_store(p, h) _mm_storeu_si128((void *)(p), h)
 /* Tiles in int16: AVX2's products of int8 take one operand unsigned and saturate, those of int16 do neither. Few rows, which
@@ -1656,6 +1791,11 @@ static const Kernels kernels_plain = {
 #define b_store(p, b)     _mm256_storeu_si256((void *)(p), _mm256_cvtepi8_epi16(b))
 #define b_offset(b)       (b)
 #else
+#if KERNEL_PASS == PASS_AVX512
+#define TARGET        __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")))
+#else
+#define TARGET        __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni")))
+#endif
 #define MM(f)         JOIN(_mm512, f)
 #define vf            __m512
 #define VL            16
@@ -1667,6 +1807,7 @@ static const Kernels kernels_plain = {
 #define v_widen(w, b) ((w)[0] = MM(cvtepi32_ps)(MM(cvtepi8_epi32)(b)))
 #define v_from_f16(q)                                                                                                  \
     _mm512_cvtph_ps(_mm256_set_epi64x((int64_t)(q)[3], (int64_t)(q)[2], (int64_t)(q)[1], (int64_t)(q)[0]))
+#define v_gather      KERNEL(gather)
 #define h_load(p)     _mm256_loadu_si256((const void *)(p))
 #define h_store(p, h) _mm256_storeu_si256((void *)(p), h)
 #endif
@@ -1707,18 +1848,8 @@ static const Kernels kernels_plain = {
 #define b_store(p, b)     _mm_storeu_si128((void *)(p), b)
 #define b_offset(b)       _mm_xor_si128(b, _mm_set1_epi8(-128))
 #endif
-#endif
-
-#define TILE_COLS     (TILE_VECTORS * VL)
-#define BLOCK_VECTORS (BLOCK / VL)
-#define BLOCK_WORDS   ((int)(BLOCK * sizeof(quant) / 4))
 
 #if KERNEL_PASS == PASS_AVX2
-INLINE vi KERNEL(add_pairs)(vi sums, vi w, vi x) {
-    sums = _mm256_add_epi32(sums, _mm256_madd_epi16(w, x));
-    __asm__("" : "+x"(sums)); /* else GCC puts off all additions, and there are more products than registers */
-    return sums;
-}
 INLINE float KERNEL(sum)(vf a) {
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
     s = _mm_add_ps(s, _mm_movehl_ps(s, s));
@@ -1729,14 +1860,51 @@ INLINE float KERNEL(largest)(vf a) {
     s = _mm_max_ps(s, _mm_movehl_ps(s, s));
     return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
 }
+INLINE vf KERNEL(gather)(const float *const *rows, int64_t k) {
+    return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(rows[0] + k)), _mm_loadu_ps(rows[4] + k), 1);
+}
+INLINE vi KERNEL(add_pairs)(vi sums, vi w, vi x) {
+    sums = _mm256_add_epi32(sums, _mm256_madd_epi16(w, x));
+    __asm__("" : "+x"(sums)); /* else GCC puts off all additions, and there are more products than registers */
+    return sums;
+}
+INLINE int32_t KERNEL(quantize)(void *out, const float *x, float inverse) {
+    for (int i = 0; i < BLOCK; i += 16) {
+        __m256i low = _mm256_cvtps_epi32(v_mul(v_load(x + i), v_set1(inverse)));
+        __m256i high = _mm256_cvtps_epi32(v_mul(v_load(x + i + VL), v_set1(inverse)));
+        __m256i lanes = _mm256_packs_epi32(low, high); /* their quarters in turn */
+        _mm256_storeu_si256((void *)((quant *)out + i), _mm256_permute4x64_epi64(lanes, 0xd8));
+    }
+    return 0;
+}
+#else
+INLINE vf KERNEL(gather)(const float *const *rows, int64_t k) {
+    vf a = _mm512_castps128_ps512(_mm_loadu_ps(rows[0] + k));
+    a = _mm512_mask_broadcast_f32x4(a, 0x00f0, _mm_loadu_ps(rows[4] + k));
+    a = _mm512_mask_broadcast_f32x4(a, 0x0f00, _mm_loadu_ps(rows[8] + k));
+    return _mm512_mask_broadcast_f32x4(a, 0xf000, _mm_loadu_ps(rows[12] + k));
+}
 #endif
+#if KERNEL_PASS == PASS_AVX512BF16
+INLINE int32_t KERNEL(quantize)(void *out, const float *x, float inverse) {
+    __m512i low = _mm512_cvtps_epi32(v_mul(v_load(x), v_set1(inverse)));
+    __m512i high = _mm512_cvtps_epi32(v_mul(v_load(x + VL), v_set1(inverse)));
+    b_store(out, _mm512_cvtepi32_epi8(low));
+    b_store((int8_t *)out + VL, _mm512_cvtepi32_epi8(high));
+    return -128 * _mm512_reduce_add_epi32(_mm512_add_epi32(low, high));
+}
+#endif
+#endif
+
+#define TILE_COLS     (TILE_VECTORS * VL)
+#define BLOCK_VECTORS (BLOCK / VL)
+#define BLOCK_WORDS   ((int)(BLOCK * sizeof(quant) / 4))
 
 /* The scales of sixteen blocks, as they are: of those from `count` on 0. They go through whole registers: a vector that is
    read where shorter numbers were just written waits for them. */
 INLINE void KERNEL(gather_halves)(uint64_t *four, const char *block, const int64_t bytes, int64_t count) {
     memset(four, 0, 4 * sizeof *four);
-    UNROLL
-    for (int i = 0; i < 16; i++) {
+    UNROLLED_FOR (int i = 0; i < 16; i++) {
         uint16_t half = 0;
         if (i < count) memcpy(&half, block + i * bytes, sizeof half);
         four[i / 4] |= (uint64_t)half << 16 * (i % 4);
@@ -1751,8 +1919,7 @@ INLINE void KERNEL(load_scales)(float *scales, const int type, const char *row, 
     uint64_t four[4];
     if (count >= 16) KERNEL(gather_halves)(four, block, bytes, 16); /* spares sixteen questions */
     else KERNEL(gather_halves)(four, block, bytes, count);
-    UNROLL
-    for (int i = 0; i < 16; i += VL) v_store(scales + i, v_from_f16(four + i / 4));
+    UNROLLED_FOR (int i = 0; i < 16; i += VL) v_store(scales + i, v_from_f16(four + i / 4));
 }
 
 /* One scale. Not by f16_to_f32: its old SSE instructions can take 100 ns each while the upper halves of AVX registers
@@ -1766,7 +1933,7 @@ INLINE float KERNEL(load_scale)(const char *block) {
     return scales[0];
 }
 
-#ifdef vi
+#ifdef quant
 /* The int8 of a block of Q8_0 or Q4_0: elements 0 to 15, 16 to 31. */
 INLINE void KERNEL(load_quants)(vb *quants, int type, const char *block) {
     quants[0] = b_load(block + 2);
@@ -1782,8 +1949,7 @@ INLINE void KERNEL(load_quants)(vb *quants, int type, const char *block) {
 /* w (BLOCK floats) = elements [k, k + BLOCK) of a row; k is a multiple of BLOCK. `scale` is that of the block, if any. */
 INLINE void KERNEL(load_block)(vf *w, const int type, const char *row, int64_t k, float scale) {
     if (type == TYPE_F32 || type == TYPE_F16 || type == TYPE_BF16) {
-        UNROLL
-        for (int i = 0; i < BLOCK_VECTORS; i++)
+        UNROLLED_FOR (int i = 0; i < BLOCK_VECTORS; i++)
             w[i] = type == TYPE_F32   ? v_load((const float *)(const void *)row + k + i * VL)
                    : type == TYPE_F16 ? v_load_f16(row + 2 * (k + i * VL))
                                       : v_load_bf16(row + 2 * (k + i * VL));
@@ -1806,8 +1972,7 @@ INLINE void KERNEL(load_block)(vf *w, const int type, const char *row, int64_t k
         v_widen(w + BLOCK_VECTORS / 2, b_high_nibbles(quants));
 #endif
     }
-    UNROLL
-    for (int i = 0; i < BLOCK_VECTORS; i++) w[i] = v_mul(w[i], v_set1(scale));
+    UNROLLED_FOR (int i = 0; i < BLOCK_VECTORS; i++) w[i] = v_mul(w[i], v_set1(scale));
 }
 
 INLINE void KERNEL(prefetch_block)(const int type, const char *row, int64_t k) {
@@ -1833,14 +1998,12 @@ INLINE void KERNEL(expand_type)(const int type, float *out, const void *row, int
             scale = KERNEL(load_scale)((const char *)row +
                                        (begin + k) / BLOCK * (type == TYPE_Q8_0 ? Q8_0_BYTES : Q4_0_BYTES));
         KERNEL(load_block)(w, type, row, begin + k, scale);
-        UNROLL
-        for (int i = 0; i < BLOCK_VECTORS; i++) v_store(out + k + i * VL, w[i]);
+        UNROLLED_FOR (int i = 0; i < BLOCK_VECTORS; i++) v_store(out + k + i * VL, w[i]);
     }
     if (k < n) {
         float rest[BLOCK];
         KERNEL(load_rest)(w, type, row, begin + k, n - k);
-        UNROLL
-        for (int i = 0; i < BLOCK_VECTORS; i++) v_store(rest + i * VL, w[i]);
+        UNROLLED_FOR (int i = 0; i < BLOCK_VECTORS; i++) v_store(rest + i * VL, w[i]);
         memcpy(out + k, rest, (size_t)(n - k) * sizeof *out);
     }
 }
@@ -1858,7 +2021,7 @@ INLINE void KERNEL(expand_type)(const int type, float *out, const void *row, int
         }                                                                                                              \
     } while (0)
 
-static void KERNEL(expand)(float *out, int type, const void *row, int64_t begin, int64_t n) {
+TARGET static void KERNEL(expand)(float *out, int type, const void *row, int64_t begin, int64_t n) {
     BY_TYPE(type, expand_plain(out, type, row, begin, n), KERNEL(expand_type), out, row, begin, n);
 }
 
@@ -1873,44 +2036,39 @@ INLINE void KERNEL(dot_rows)(float (*sums)[4], const int type, const int R, cons
     vf sum[DOT_ROWS][4][2], a[BLOCK_VECTORS];
     float scales[DOT_ROWS][16];
     int64_t k = 0, whole = n / BLOCK * BLOCK;
-    UNROLL
-    for (int r = 0; r < R; r++) UNROLL
-    for (int t = 0; t < T; t++) sum[r][t][0] = sum[r][t][1] = v_zero();
+    UNROLLED_FOR (int r = 0; r < R; r++)
+        UNROLLED_FOR (int t = 0; t < T; t++) sum[r][t][0] = sum[r][t][1] = v_zero();
     while (k < whole) {
         int64_t begin = k, end = quantised ? min_i64(whole, k + 16 * BLOCK) : whole;
         for (int r = 0; r < R && quantised; r++) KERNEL(load_scales)(scales[r], type, w + r * w_stride, k, end);
-        for (; k < end; k += BLOCK) UNROLL
-        for (int r = 0; r < R; r++) {
-            const float scale = quantised ? scales[r][(k - begin) / BLOCK] : 1;
-            KERNEL(load_block)(a, type, w + r * w_stride, k, late ? 1 : scale);
-            if (R > 1) /* the same place of the next rows */
-                KERNEL(prefetch_block)(type, w + (r + R) * w_stride, k);
-            else
-                KERNEL(prefetch_block)(type, w + 4096, k);
-            UNROLL
-            for (int t = 0; t < T; t++) {
-                const float *from = x + t * x_stride + k;
-                vf part = v_zero();
-                UNROLL
-                for (int i = 0; i < BLOCK_VECTORS; i++) {
-                    vf *to = late ? &part : &sum[r][t][i % chains];
-                    *to = v_fma(a[i], v_load(from + i * VL), *to);
+        for (; k < end; k += BLOCK)
+            UNROLLED_FOR (int r = 0; r < R; r++) {
+                const float scale = quantised ? scales[r][(k - begin) / BLOCK] : 1;
+                KERNEL(load_block)(a, type, w + r * w_stride, k, late ? 1 : scale);
+                if (R > 1) /* the same place of the next rows */
+                    KERNEL(prefetch_block)(type, w + (r + R) * w_stride, k);
+                else
+                    KERNEL(prefetch_block)(type, w + 4096, k);
+                UNROLLED_FOR (int t = 0; t < T; t++) {
+                    const float *from = x + t * x_stride + k;
+                    vf part = v_zero();
+                    UNROLLED_FOR (int i = 0; i < BLOCK_VECTORS; i++) {
+                        vf *to = late ? &part : &sum[r][t][i % chains];
+                        *to = v_fma(a[i], v_load(from + i * VL), *to);
+                    }
+                    if (late) sum[r][t][0] = v_fma(part, v_set1(scale), sum[r][t][0]);
                 }
-                if (late) sum[r][t][0] = v_fma(part, v_set1(scale), sum[r][t][0]);
             }
+    }
+    if (k < n)
+        UNROLLED_FOR (int r = 0; r < R; r++) {
+            KERNEL(load_rest)(a, type, w + r * w_stride, k, n - k);
+            UNROLLED_FOR (int t = 0; t < T; t++)
+                UNROLLED_FOR (int i = 0; i < BLOCK_VECTORS; i++)
+                    sum[r][t][0] = v_fma(a[i], v_load(x + t * x_stride + k + i * VL), sum[r][t][0]);
         }
-    }
-    if (k < n) UNROLL
-    for (int r = 0; r < R; r++) {
-        KERNEL(load_rest)(a, type, w + r * w_stride, k, n - k);
-        UNROLL
-        for (int t = 0; t < T; t++) UNROLL
-        for (int i = 0; i < BLOCK_VECTORS; i++)
-            sum[r][t][0] = v_fma(a[i], v_load(x + t * x_stride + k + i * VL), sum[r][t][0]);
-    }
-    UNROLL
-    for (int r = 0; r < R; r++) UNROLL
-    for (int t = 0; t < T; t++) sums[r][t] = v_sum(v_add(sum[r][t][0], sum[r][t][1]));
+    UNROLLED_FOR (int r = 0; r < R; r++)
+        UNROLLED_FOR (int t = 0; t < T; t++) sums[r][t] = v_sum(v_add(sum[r][t][0], sum[r][t][1]));
 }
 
 #if KERNEL_PASS == PASS_AVX512BF16
@@ -1933,26 +2091,22 @@ INLINE void KERNEL(dot_blocks)(float (*sums)[4], const int type, const int R, co
     const int64_t bytes = type == TYPE_Q8_0 ? Q8_0_BYTES : Q4_0_BYTES;
     int64_t blocks = n / BLOCK;
     vf sum[DOT_ROWS][4];
-    UNROLL
-    for (int r = 0; r < R; r++) UNROLL
-    for (int t = 0; t < T; t++) sum[r][t] = v_zero();
+    UNROLLED_FOR (int r = 0; r < R; r++)
+        UNROLLED_FOR (int t = 0; t < T; t++) sum[r][t] = v_zero();
     for (int64_t begin = 0; begin < blocks; begin += 16) {
         vf scales[DOT_ROWS];
         int64_t end = min_i64(blocks, begin + 16);
         __m512i place = /* of the scales of a pair */ _mm512_set_epi32(1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0);
-        UNROLL
-        for (int r = 0; r < R; r++)
+        UNROLLED_FOR (int r = 0; r < R; r++)
             KERNEL(load_scales)((float *)&scales[r], type, w + r * w_stride, begin * BLOCK, end * BLOCK);
         for (int64_t b = begin; b < end; b += 2, x += PAIR_WORDS) {
             const int both = b + 1 < end;
-            UNROLL
-            for (int r = 0; r < R; r++) {
+            UNROLLED_FOR (int r = 0; r < R; r++) {
                 const char *block = w + r * w_stride + b * bytes;
                 __m512i pair = KERNEL(load_pair)(type, block, both);
                 vf scale = _mm512_permutexvar_ps(place, scales[r]);
                 prefetch(block + R * w_stride);
-                UNROLL
-                for (int t = 0; t < T; t++) {
+                UNROLLED_FOR (int t = 0; t < T; t++) {
                     const float *from = x + t * x_stride;
                     __m512i dots = _mm512_loadu_si512(from + 2 * VL);
                     dots = _mm512_dpbusd_epi32(dots, pair, _mm512_loadu_si512(from));
@@ -1962,11 +2116,10 @@ INLINE void KERNEL(dot_blocks)(float (*sums)[4], const int type, const int R, co
             place = _mm512_add_epi32(place, _mm512_set1_epi32(2));
         }
     }
-    UNROLL
-    for (int r = 0; r < R; r++) UNROLL
-    for (int t = 0; t < T; t++) sums[r][t] = v_sum(sum[r][t]);
+    UNROLLED_FOR (int r = 0; r < R; r++)
+        UNROLLED_FOR (int t = 0; t < T; t++) sums[r][t] = v_sum(sum[r][t]);
 }
-#elif defined(ROUNDED_WORDS)
+#elif defined(quant)
 #if KERNEL_PASS == PASS_AVX2
 /* Of products of int8 one operand has no sign: a Q8_0 weight gives its own to x; a Q4_0 weight is taken 8 too large. */
 typedef struct { __m256i sizes, signs; } KERNEL(Bytes);
@@ -2009,38 +2162,33 @@ INLINE void KERNEL(dot_blocks)(float (*sums)[4], const int type, const int R, co
     const int64_t bytes = type == TYPE_Q8_0 ? Q8_0_BYTES : Q4_0_BYTES;
     const int64_t blocks = n / BLOCK;
     vf sum[DOT_ROWS][4];
-    UNROLL
-    for (int r = 0; r < R; r++) UNROLL
-    for (int t = 0; t < T; t++) sum[r][t] = v_zero();
+    UNROLLED_FOR (int r = 0; r < R; r++)
+        UNROLLED_FOR (int t = 0; t < T; t++) sum[r][t] = v_zero();
     for (int64_t begin = 0; begin < blocks; begin += 16, x += ROUNDED_WORDS) {
         float scales[DOT_ROWS][4][16], own[16];
         const int64_t end = min_i64(blocks, begin + 16);
-        UNROLL
-        for (int r = 0; r < R; r++) {
+        UNROLLED_FOR (int r = 0; r < R; r++) {
             KERNEL(load_scales)(own, type, w + r * w_stride, begin * BLOCK, end * BLOCK);
-            UNROLL
-            for (int t = 0; t < T; t++) UNROLL
-            for (int i = 0; i < 16; i += VL) {
-                const float *x_scales = x + t * x_stride + ROUNDED / 4 + i, *too_much = x_scales + ROUNDED / BLOCK;
-                v_store(scales[r][t] + i, v_mul(v_load(own + i), v_load(x_scales)));
-                if (KERNEL_PASS == PASS_AVX2 && type == TYPE_Q4_0)
-                    sum[r][t] = v_fma(v_load(own + i), v_load(too_much), sum[r][t]);
+            UNROLLED_FOR (int t = 0; t < T; t++)
+                UNROLLED_FOR (int i = 0; i < 16; i += VL) {
+                    const float *x_scales = x + t * x_stride + ROUNDED / 4 + i, *too_much = x_scales + ROUNDED / BLOCK;
+                    v_store(scales[r][t] + i, v_mul(v_load(own + i), v_load(x_scales)));
+                    if (KERNEL_PASS == PASS_AVX2 && type == TYPE_Q4_0)
+                        sum[r][t] = v_fma(v_load(own + i), v_load(too_much), sum[r][t]);
+                }
+        }
+        for (int64_t b = 0; b < end - begin; b++)
+            UNROLLED_FOR (int r = 0; r < R; r++) {
+                const char *block = w + r * w_stride + (begin + b) * bytes;
+                const KERNEL(Bytes) quants = KERNEL(load_bytes)(type, block);
+                prefetch(block + R * w_stride);
+                UNROLLED_FOR (int t = 0; t < T; t++)
+                    sum[r][t] = v_fma(i_float(KERNEL(dot_bytes)(type, quants, x + t * x_stride + b * BLOCK / 4)),
+                                      v_set1(scales[r][t][b]), sum[r][t]);
             }
-        }
-        for (int64_t b = 0; b < end - begin; b++) UNROLL
-        for (int r = 0; r < R; r++) {
-            const char *block = w + r * w_stride + (begin + b) * bytes;
-            const KERNEL(Bytes) quants = KERNEL(load_bytes)(type, block);
-            prefetch(block + R * w_stride);
-            UNROLL
-            for (int t = 0; t < T; t++)
-                sum[r][t] = v_fma(i_float(KERNEL(dot_bytes)(type, quants, x + t * x_stride + b * BLOCK / 4)),
-                                  v_set1(scales[r][t][b]), sum[r][t]);
-        }
     }
-    UNROLL
-    for (int r = 0; r < R; r++) UNROLL
-    for (int t = 0; t < T; t++) sums[r][t] = v_sum(sum[r][t]);
+    UNROLLED_FOR (int r = 0; r < R; r++)
+        UNROLLED_FOR (int t = 0; t < T; t++) sums[r][t] = v_sum(sum[r][t]);
 }
 #else
 #define dot_blocks dot_rows /* not called */
@@ -2081,10 +2229,10 @@ INLINE void KERNEL(dot_type)(const int type, const int rounded, float *out, int6
     }
 }
 
-static DotProducts KERNEL(dot);
+TARGET static DotProducts KERNEL(dot);
 
 /* Formats that dot_type does not know: pieces of W's rows as floats. */
-static void KERNEL(dot_expanded)(float *out, int64_t out_stride, const float *x, int64_t x_stride, int64_t T, Rows w,
+TARGET static void KERNEL(dot_expanded)(float *out, int64_t out_stride, const float *x, int64_t x_stride, int64_t T, Rows w,
                                  const float *bias, int64_t n, int64_t first, int64_t last) {
     float pieces[DOT_ROWS][K_STEP], sums[MAX_TILE_ROWS][DOT_ROWS];
     const Rows piece = {TYPE_F32, (const char *)pieces, sizeof *pieces};
@@ -2105,15 +2253,15 @@ static void KERNEL(dot_expanded)(float *out, int64_t out_stride, const float *x,
         }
 }
 
-static void KERNEL(dot)(float *out, int64_t out_stride, const float *x, int64_t x_stride, int64_t T, Rows w,
+TARGET static void KERNEL(dot)(float *out, int64_t out_stride, const float *x, int64_t x_stride, int64_t T, Rows w,
                         const float *bias, int64_t n, int64_t first, int64_t last) {
     BY_TYPE(w.type, KERNEL(dot_expanded)(out, out_stride, x, x_stride, T, w, bias, n, first, last), KERNEL(dot_type), 0,
             out, out_stride, x, x_stride, T, w, bias, n, first, last);
 }
 
-#ifdef ROUNDED_WORDS
-static void KERNEL(dot_rounded)(float *out, int64_t out_stride, const float *x, int64_t x_stride, int64_t T, Rows w,
-                                const float *bias, int64_t n, int64_t first, int64_t last) {
+#ifdef quant
+TARGET static void KERNEL(dot_rounded)(float *out, int64_t out_stride, const float *x, int64_t x_stride, int64_t T,
+                                       Rows w, const float *bias, int64_t n, int64_t first, int64_t last) {
     if (w.type == TYPE_Q8_0)
         KERNEL(dot_type)(TYPE_Q8_0, 1, out, out_stride, x, x_stride, T, w, bias, n, first, last);
     else
@@ -2121,24 +2269,9 @@ static void KERNEL(dot_rounded)(float *out, int64_t out_stride, const float *x, 
 }
 #endif
 
-/* Sixteen-byte lane g of the result is rows[4 * g][k .. k + 3]. */
-INLINE vf KERNEL(gather)(const float *const *rows, int64_t k) {
-#if KERNEL_PASS == PASS_NEON
-    return v_load(rows[0] + k);
-#elif KERNEL_PASS == PASS_AVX2
-    return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(rows[0] + k)), _mm_loadu_ps(rows[4] + k), 1);
-#else
-    vf a = _mm512_castps128_ps512(_mm_loadu_ps(rows[0] + k));
-    a = _mm512_mask_broadcast_f32x4(a, 0x00f0, _mm_loadu_ps(rows[4] + k));
-    a = _mm512_mask_broadcast_f32x4(a, 0x0f00, _mm_loadu_ps(rows[8] + k));
-    return _mm512_mask_broadcast_f32x4(a, 0xf000, _mm_loadu_ps(rows[12] + k));
-#endif
-}
-
 /* Columns k .. k + 3 of VL rows, as four vectors `stride` apart. */
 INLINE void KERNEL(transpose)(float *out, int64_t stride, const float *const *rows, int64_t k) {
-    vf a = KERNEL(gather)(rows, k), b = KERNEL(gather)(rows + 1, k);
-    vf c = KERNEL(gather)(rows + 2, k), d = KERNEL(gather)(rows + 3, k);
+    vf a = v_gather(rows, k), b = v_gather(rows + 1, k), c = v_gather(rows + 2, k), d = v_gather(rows + 3, k);
     vf ab = v_zip_low(a, b), cd = v_zip_low(c, d);
     v_store(out, v_zip_low2(ab, cd));
     v_store(out + stride, v_zip_high2(ab, cd));
@@ -2158,7 +2291,7 @@ INLINE void KERNEL(pack_fours)(float *out, const float *const *rows, int64_t n) 
     }
 }
 
-static void KERNEL(pack_rows)(float *out, const float *const *rows, int64_t n) {
+TARGET static void KERNEL(pack_rows)(float *out, const float *const *rows, int64_t n) {
     KERNEL(pack_fours)(out, rows, n - 1);
     for (int64_t k = (n - 1) / 4 * 4; k < n; k++)
         for (int r = 0; r < TILE_ROWS; r++) out[k * TILE_ROWS + r] = rows[r][k];
@@ -2184,7 +2317,7 @@ INLINE void KERNEL(pack_type)(const int type, float *out, Rows w, int64_t count,
 }
 
 /* The same for formats that pack_type does not know. */
-static void KERNEL(pack_expanded)(float *out, Rows w, int64_t count, int64_t begin, int64_t n) {
+TARGET static void KERNEL(pack_expanded)(float *out, Rows w, int64_t count, int64_t begin, int64_t n) {
     float pieces[VL][K_STEP];
     const Rows piece = {TYPE_F32, (const char *)pieces, sizeof *pieces};
     for (int64_t k = 0; k < n; k += K_STEP) {
@@ -2195,17 +2328,16 @@ static void KERNEL(pack_expanded)(float *out, Rows w, int64_t count, int64_t beg
     }
 }
 
-static void KERNEL(pack_weights)(float *out, Rows w, int64_t count, int64_t begin, int64_t n) {
+TARGET static void KERNEL(pack_weights)(float *out, Rows w, int64_t count, int64_t begin, int64_t n) {
     for (int first = 0; first < TILE_COLS; first += VL, out += VL, count -= VL, w.data += VL * w.stride)
         BY_TYPE(w.type, KERNEL(pack_expanded)(out, w, count, begin, n), KERNEL(pack_type), out, w, count, begin, n);
 }
 
-static void KERNEL(pack_values)(float *out, Rows v, int64_t count, int64_t begin, int64_t n) {
+TARGET static void KERNEL(pack_values)(float *out, Rows v, int64_t count, int64_t begin, int64_t n) {
     int whole = n >= TILE_COLS;
     for (int64_t s = 0; s < count; s++, out += TILE_COLS, v.data += v.stride) {
         if (!whole) memset(out, 0, TILE_COLS * sizeof *out);
-        UNROLL
-        for (int i = 0; i < TILE_COLS && whole; i += VL)
+        UNROLLED_FOR (int i = 0; i < TILE_COLS && whole; i += VL)
             v_store(out + i, v.type == TYPE_F32 ? v_load((const float *)(const void *)v.data + begin + i)
                                                 : v_load_f16(v.data + 2 * (begin + i)));
         if (!whole) KERNEL(expand)(out, v.type, v.data, begin, n);
@@ -2222,27 +2354,22 @@ static void KERNEL(pack_values)(float *out, Rows v, int64_t count, int64_t begin
 INLINE void KERNEL(tile_words)(const int R, const int pairs, float *out, int64_t stride, const float *a, const float *b,
                                int64_t n, int add) {
     vf sum[TILE_ROWS][TILE_VECTORS];
-    UNROLL
-    for (int r = 0; r < R; r++) UNROLL
-    for (int v = 0; v < TILE_VECTORS; v++) sum[r][v] = v_zero();
+    UNROLLED_FOR (int r = 0; r < R; r++)
+        UNROLLED_FOR (int v = 0; v < TILE_VECTORS; v++) sum[r][v] = v_zero();
     for (int64_t k = 0; k < n; k++) {
         vf w[TILE_VECTORS];
-        UNROLL
-        for (int v = 0; v < TILE_VECTORS; v++) w[v] = v_load(b + k * TILE_COLS + v * VL);
-        UNROLL
-        for (int r = 0; r < R; r++) {
+        UNROLLED_FOR (int v = 0; v < TILE_VECTORS; v++) w[v] = v_load(b + k * TILE_COLS + v * VL);
+        UNROLLED_FOR (int r = 0; r < R; r++) {
             vf x = v_set1(a[k * TILE_ROWS + r]);
-            UNROLL
-            for (int v = 0; v < TILE_VECTORS; v++)
+            UNROLLED_FOR (int v = 0; v < TILE_VECTORS; v++)
                 sum[r][v] = pairs ? v_fma_pairs(x, w[v], sum[r][v]) : v_fma(x, w[v], sum[r][v]);
         }
     }
-    UNROLL
-    for (int r = 0; r < R; r++) UNROLL
-    for (int v = 0; v < TILE_VECTORS; v++) {
-        float *p = out + r * stride + v * VL;
-        v_store(p, add ? v_add(v_load(p), sum[r][v]) : sum[r][v]);
-    }
+    UNROLLED_FOR (int r = 0; r < R; r++)
+        UNROLLED_FOR (int v = 0; v < TILE_VECTORS; v++) {
+            float *p = out + r * stride + v * VL;
+            v_store(p, add ? v_add(v_load(p), sum[r][v]) : sum[r][v]);
+        }
 }
 
 /* Of the last tile often only some rows are wanted: by thirds. */
@@ -2253,107 +2380,83 @@ INLINE void KERNEL(tile_words)(const int R, const int pairs, float *out, int64_t
         else f(TILE_ROWS, __VA_ARGS__);                                                                                \
     } while (0)
 
-static void KERNEL(tile)(float *out, int64_t stride, const float *a, const float *b, int64_t rows, int64_t n, int add) {
+TARGET static void KERNEL(tile)(float *out, int64_t stride, const float *a, const float *b, int64_t rows, int64_t n,
+                                int add) {
     BY_THIRDS(rows, KERNEL(tile_words), 0, out, stride, a, b, n, add);
 }
 
 #if KERNEL_PASS == PASS_AVX512BF16
 /* bf16: two neighbours of a row make one word, so that the words are packed like floats. */
-static void KERNEL(pack_rows_bf16)(float *out, const float *const *rows, int64_t n) {
-    uint16_t halves[TILE_ROWS][K_STEP];
-    const float *words[TILE_ROWS];
+TARGET static void KERNEL(pack_rows_bf16)(float *out, const float *const *rows, int64_t n) {
+    float words[TILE_ROWS][K_STEP / 2];
+    const float *from[TILE_ROWS];
     for (int r = 0; r < TILE_ROWS; r++) {
         int64_t k = 0;
         for (; k + BLOCK <= n; k += BLOCK)
-            _mm512_storeu_si512(&halves[r][k],
+            _mm512_storeu_si512(&words[r][k / 2],
                                 (__m512i)_mm512_cvtne2ps_pbh(v_load(rows[r] + k + VL), v_load(rows[r] + k)));
-        for (; k < n; k++) halves[r][k] = f32_to_bf16(rows[r][k]);
-        words[r] = (const float *)(const void *)halves[r];
+        for (; k < n; k += 2) {
+            const uint16_t pair[2] = {f32_to_bf16(rows[r][k]), f32_to_bf16(rows[r][k + 1])};
+            memcpy(&words[r][k / 2], pair, sizeof pair);
+        }
+        from[r] = words[r];
     }
-    KERNEL(pack_rows)(out, words, n / 2);
+    KERNEL(pack_rows)(out, from, n / 2);
 }
 
-static void KERNEL(pack_weights_bf16)(float *out, Rows w, int64_t count, int64_t begin, int64_t n) {
+TARGET static void KERNEL(pack_weights_bf16)(float *out, Rows w, int64_t count, int64_t begin, int64_t n) {
     w.type = TYPE_F32;
     KERNEL(pack_weights)(out, w, count, begin / 2, n / 2);
 }
 
-static void KERNEL(tile_bf16)(float *out, int64_t stride, const float *a, const float *b, int64_t rows, int64_t n,
-                              int add) {
+TARGET static void KERNEL(tile_bf16)(float *out, int64_t stride, const float *a, const float *b, int64_t rows,
+                                     int64_t n, int add) {
     BY_THIRDS(rows, KERNEL(tile_words), 1, out, stride, a, b, n / 2, add);
 }
 
 #endif
 
-#ifdef vi
-/* Integers: x is rounded block by block as Q8_0 is. The dot product of AVX-512 wants one operand unsigned: weights are
-   stored plus 128 (b_offset), and the sums start at -128 times the sum of the block of x. Returns that correction. */
-INLINE int32_t KERNEL(quantize)(quant *out, const float *x, float inverse) {
-#if KERNEL_PASS == PASS_NEON
-    for (int i = 0; i < BLOCK; i += 8) {
-        int16x4_t low = vmovn_s32(vcvtnq_s32_f32(vmulq_n_f32(v_load(x + i), inverse)));
-        int16x4_t high = vmovn_s32(vcvtnq_s32_f32(vmulq_n_f32(v_load(x + i + 4), inverse)));
-        vst1_s8(out + i, vmovn_s16(vcombine_s16(low, high)));
-    }
-    return 0;
-#elif KERNEL_PASS == PASS_AVX2
-    for (int i = 0; i < BLOCK; i += 16) {
-        __m256i low = _mm256_cvtps_epi32(v_mul(v_load(x + i), v_set1(inverse)));
-        __m256i high = _mm256_cvtps_epi32(v_mul(v_load(x + i + VL), v_set1(inverse)));
-        __m256i lanes = _mm256_packs_epi32(low, high); /* their quarters in turn */
-        _mm256_storeu_si256((void *)(out + i), _mm256_permute4x64_epi64(lanes, 0xd8));
-    }
-    return 0;
-#else
-    __m512i low = _mm512_cvtps_epi32(v_mul(v_load(x), v_set1(inverse)));
-    __m512i high = _mm512_cvtps_epi32(v_mul(v_load(x + VL), v_set1(inverse)));
-    b_store(out, _mm512_cvtepi32_epi8(low));
-    b_store(out + VL, _mm512_cvtepi32_epi8(high));
-    return -128 * _mm512_reduce_add_epi32(_mm512_add_epi32(low, high));
-#endif
-}
-
+#ifdef quant
 /* What 1 stands for when the largest of BLOCK elements becomes `levels`. */
 INLINE float KERNEL(block_scale)(const float *x, int levels) {
     vf top = v_zero();
-    UNROLL
-    for (int i = 0; i < BLOCK; i += VL) top = v_maximum(top, v_maximum(v_load(x + i), v_sub(v_zero(), v_load(x + i))));
+    UNROLLED_FOR (int i = 0; i < BLOCK; i += VL)
+        top = v_maximum(top, v_maximum(v_load(x + i), v_sub(v_zero(), v_load(x + i))));
     return v_largest(top) / (float)levels;
 }
 
 INLINE void KERNEL(pack_rows_levels)(const int levels, float *out, const float *const *rows, int64_t n) {
     for (int64_t k = 0; k < n; k += BLOCK, out += (BLOCK_WORDS + 2) * TILE_ROWS) {
-        quant quants[TILE_ROWS][BLOCK];
-        const float *words[TILE_ROWS];
-        float scales[TILE_ROWS];
-        int32_t corrections[TILE_ROWS];
+        float words[TILE_ROWS][BLOCK_WORDS], scales[TILE_ROWS], corrections[TILE_ROWS];
+        const float *from[TILE_ROWS];
         for (int r = 0; r < TILE_ROWS; r++) {
             scales[r] = KERNEL(block_scale)(rows[r] + k, levels);
-            corrections[r] = KERNEL(quantize)(quants[r], rows[r] + k, scales[r] > 0 ? 1 / scales[r] : 0);
-            words[r] = (const float *)(const void *)quants[r];
+            const int32_t start = KERNEL(quantize)(words[r], rows[r] + k, scales[r] > 0 ? 1 / scales[r] : 0);
+            memcpy(&corrections[r], &start, sizeof start);
+            from[r] = words[r];
         }
-        KERNEL(pack_fours)(out, words, BLOCK_WORDS);
+        KERNEL(pack_fours)(out, from, BLOCK_WORDS);
         memcpy(out + BLOCK_WORDS * TILE_ROWS, scales, sizeof scales);
         memcpy(out + (BLOCK_WORDS + 1) * TILE_ROWS, corrections, sizeof corrections);
     }
 }
 
-static void KERNEL(pack_rows_integer)(float *out, const float *const *rows, int64_t n) {
+TARGET static void KERNEL(pack_rows_integer)(float *out, const float *const *rows, int64_t n) {
     KERNEL(pack_rows_levels)(LEVELS, out, rows, n);
 }
 
 /* out: the words of one block of each column, side by side, then the scales. */
-INLINE void KERNEL(pack_block)(float *out, quant (*quants)[BLOCK], const float *scales) {
+INLINE void KERNEL(pack_block)(float *out, float (*words)[BLOCK_WORDS], const float *scales) {
     for (int c = 0; c < TILE_COLS; c += VL) {
-        Rows words = {TYPE_F32, (const char *)quants[c], sizeof *quants};
-        KERNEL(pack_type)(TYPE_F32, out + c, words, VL, 0, BLOCK_WORDS);
+        Rows columns = {TYPE_F32, (const char *)words[c], sizeof *words};
+        KERNEL(pack_type)(TYPE_F32, out + c, columns, VL, 0, BLOCK_WORDS);
     }
     memcpy(out + BLOCK_WORDS * TILE_COLS, scales, TILE_COLS * sizeof *scales);
 }
 
-static void KERNEL(pack_weights_integer)(float *out, Rows w, int64_t count, int64_t begin, int64_t n) {
+TARGET static void KERNEL(pack_weights_integer)(float *out, Rows w, int64_t count, int64_t begin, int64_t n) {
     int64_t bytes = w.type == TYPE_Q8_0 ? Q8_0_BYTES : Q4_0_BYTES;
-    quant quants[TILE_COLS][BLOCK] = {{0}};
+    float words[TILE_COLS][BLOCK_WORDS] = {{0}};
     uint16_t halves[TILE_COLS] = {0};
     float scales[TILE_COLS];
     for (int64_t k = 0; k < n; k += BLOCK, out += (BLOCK_WORDS + 1) * TILE_COLS) {
@@ -2362,29 +2465,29 @@ static void KERNEL(pack_weights_integer)(float *out, Rows w, int64_t count, int6
             vb parts[2];
             memcpy(&halves[c], block, sizeof *halves);
             KERNEL(load_quants)(parts, w.type, block);
-            b_store(quants[c], b_offset(parts[0]));
-            b_store(quants[c] + 16, b_offset(parts[1]));
+            b_store(words[c], b_offset(parts[0]));
+            b_store(words[c] + BLOCK_WORDS / 2, b_offset(parts[1]));
         }
         for (int c = 0; c < TILE_COLS; c += VL) v_store(scales + c, v_load_f16(halves + c));
-        KERNEL(pack_block)(out, quants, scales);
+        KERNEL(pack_block)(out, words, scales);
     }
 }
 
 #if KERNEL_PASS == PASS_AVX2
-static void KERNEL(pack_rows_fine)(float *out, const float *const *rows, int64_t n) {
+TARGET static void KERNEL(pack_rows_fine)(float *out, const float *const *rows, int64_t n) {
     KERNEL(pack_rows_levels)(FINE_ROWS, out, rows, n);
 }
 
-static void KERNEL(pack_weights_fine)(float *out, Rows w, int64_t count, int64_t begin, int64_t n) {
-    quant quants[TILE_COLS][BLOCK] = {{0}};
+TARGET static void KERNEL(pack_weights_fine)(float *out, Rows w, int64_t count, int64_t begin, int64_t n) {
+    float words[TILE_COLS][BLOCK_WORDS] = {{0}};
     float scales[TILE_COLS] = {0}, values[BLOCK];
     for (int64_t k = 0; k < n; k += BLOCK, out += (BLOCK_WORDS + 1) * TILE_COLS) {
         for (int64_t c = 0; c < min_i64(count, TILE_COLS); c++) {
             KERNEL(expand_type)(TYPE_BF16, values, w.data + c * w.stride, begin + k, BLOCK);
             scales[c] = KERNEL(block_scale)(values, FINE_WEIGHTS);
-            KERNEL(quantize)(quants[c], values, scales[c] > 0 ? 1 / scales[c] : 0);
+            KERNEL(quantize)(words[c], values, scales[c] > 0 ? 1 / scales[c] : 0);
         }
-        KERNEL(pack_block)(out, quants, scales);
+        KERNEL(pack_block)(out, words, scales);
     }
 }
 #endif
@@ -2394,35 +2497,32 @@ INLINE void KERNEL(tile_blocks)(const int R, int64_t first, float *out, int64_t 
                                 int64_t n, int add) {
     vf sum[TILE_ROWS / 2][TILE_VECTORS];
     out += first * stride;
-    UNROLL
-    for (int r = 0; r < R; r++) UNROLL
-    for (int v = 0; v < TILE_VECTORS; v++) sum[r][v] = add ? v_load(out + r * stride + v * VL) : v_zero();
+    UNROLLED_FOR (int r = 0; r < R; r++)
+        UNROLLED_FOR (int v = 0; v < TILE_VECTORS; v++) sum[r][v] = add ? v_load(out + r * stride + v * VL) : v_zero();
     for (int64_t k = 0; k < n / BLOCK; k++) {
         const float *x = a + k * (BLOCK_WORDS + 2) * TILE_ROWS + first, *w = b + k * (BLOCK_WORDS + 1) * TILE_COLS;
         vi dots[TILE_ROWS / 2][TILE_VECTORS];
-        UNROLL
-        for (int r = 0; r < R; r++) UNROLL
-        for (int v = 0; v < TILE_VECTORS; v++) dots[r][v] = i_bits(v_set1(x[(BLOCK_WORDS + 1) * TILE_ROWS + r]));
-        UNROLL
-        for (int i = 0; i < BLOCK_WORDS; i++) UNROLL
-        for (int r = 0; r < R; r++) UNROLL
-        for (int v = 0; v < TILE_VECTORS; v++)
-            dots[r][v] = i_dot(dots[r][v], v_load(w + i * TILE_COLS + v * VL), v_set1(x[i * TILE_ROWS + r]));
-        UNROLL
-        for (int r = 0; r < R; r++) UNROLL
-        for (int v = 0; v < TILE_VECTORS; v++)
-            sum[r][v] = v_fma(i_float(dots[r][v]),
-                              v_mul(v_set1(x[BLOCK_WORDS * TILE_ROWS + r]), v_load(w + BLOCK_WORDS * TILE_COLS + v * VL)),
-                              sum[r][v]);
+        UNROLLED_FOR (int r = 0; r < R; r++)
+            UNROLLED_FOR (int v = 0; v < TILE_VECTORS; v++)
+                dots[r][v] = i_bits(v_set1(x[(BLOCK_WORDS + 1) * TILE_ROWS + r]));
+        UNROLLED_FOR (int i = 0; i < BLOCK_WORDS; i++)
+            UNROLLED_FOR (int r = 0; r < R; r++)
+                UNROLLED_FOR (int v = 0; v < TILE_VECTORS; v++)
+                    dots[r][v] = i_dot(dots[r][v], v_load(w + i * TILE_COLS + v * VL), v_set1(x[i * TILE_ROWS + r]));
+        UNROLLED_FOR (int r = 0; r < R; r++)
+            UNROLLED_FOR (int v = 0; v < TILE_VECTORS; v++) {
+                const vf x_scale = v_set1(x[BLOCK_WORDS * TILE_ROWS + r]);
+                const vf scale = v_mul(x_scale, v_load(w + BLOCK_WORDS * TILE_COLS + v * VL));
+                sum[r][v] = v_fma(i_float(dots[r][v]), scale, sum[r][v]);
+            }
     }
-    UNROLL
-    for (int r = 0; r < R; r++) UNROLL
-    for (int v = 0; v < TILE_VECTORS; v++) v_store(out + r * stride + v * VL, sum[r][v]);
+    UNROLLED_FOR (int r = 0; r < R; r++)
+        UNROLLED_FOR (int v = 0; v < TILE_VECTORS; v++) v_store(out + r * stride + v * VL, sum[r][v]);
 }
 
 /* By halves, as there are sums of integers and of floats. */
-static void KERNEL(tile_integer)(float *out, int64_t stride, const float *a, const float *b, int64_t rows, int64_t n,
-                                 int add) {
+TARGET static void KERNEL(tile_integer)(float *out, int64_t stride, const float *a, const float *b, int64_t rows,
+                                        int64_t n, int add) {
     for (int64_t first = 0; first < rows; first += TILE_ROWS / 2) {
         if (rows - first <= TILE_ROWS / 6) KERNEL(tile_blocks)(TILE_ROWS / 6, first, out, stride, a, b, n, add);
         else KERNEL(tile_blocks)(TILE_ROWS / 2, first, out, stride, a, b, n, add);
@@ -2433,7 +2533,7 @@ static void KERNEL(tile_integer)(float *out, int64_t stride, const float *a, con
 #if KERNEL_PASS == PASS_AVX512BF16
 /* Few rows in int8, two blocks to a vector: 64 int8 of x, their scales (sixteen floats, eight of each block), and what
    the sixteen sums start at, as weights are unsigned here too: less 128 (Q8_0) or less 8 (Q4_0) times x. */
-static void KERNEL(round_row)(float *out, const float *x, int type, int64_t n) {
+TARGET static void KERNEL(round_row)(float *out, const float *x, int type, int64_t n) {
     const __m512i offset = _mm512_set1_epi8(type == TYPE_Q8_0 ? -128 : 8); /* as a byte without sign: 128 */
     for (int64_t k = 0; k < n; k += 2 * BLOCK, out += PAIR_WORDS) {
         int8_t quants[2 * BLOCK] = {0};
@@ -2449,25 +2549,24 @@ static void KERNEL(round_row)(float *out, const float *x, int type, int64_t n) {
         _mm512_storeu_si512(out + 2 * VL, _mm512_sub_epi32(zero, _mm512_dpbusd_epi32(zero, offset, bytes)));
     }
 }
-#elif defined(ROUNDED_WORDS)
+#elif defined(quant)
 /* As quantize, to int8 whatever tiles take; returns their sum, if it is needed. */
 INLINE int32_t KERNEL(quantize_bytes)(float *out, const float *x, float inverse) {
 #if KERNEL_PASS == PASS_AVX2
     __m256i part[4];
-    UNROLL
-    for (int i = 0; i < 4; i++) part[i] = _mm256_cvtps_epi32(v_mul(v_load(x + i * VL), v_set1(inverse)));
+    UNROLLED_FOR (int i = 0; i < 4; i++) part[i] = _mm256_cvtps_epi32(v_mul(v_load(x + i * VL), v_set1(inverse)));
     const __m256i sums = _mm256_add_epi32(_mm256_add_epi32(part[0], part[1]), _mm256_add_epi32(part[2], part[3]));
     const __m256i lanes = _mm256_packs_epi16(_mm256_packs_epi32(part[0], part[1]), _mm256_packs_epi32(part[2], part[3]));
     v_store(out, v_bits(_mm256_permutevar8x32_epi32(lanes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7))));
     return (int32_t)v_sum(i_float(sums));
 #else
-    return KERNEL(quantize)((quant *)(void *)out, x, inverse);
+    return KERNEL(quantize)(out, x, inverse);
 #endif
 }
 
 /* Few rows in int8, sixteen blocks at a time: their int8, their scales, and -8 times what the int8 of each stand for
    together, which is what Q4_0 weights that are 8 too large make too much. */
-static void KERNEL(round_row)(float *out, const float *x, int type, int64_t n) {
+TARGET static void KERNEL(round_row)(float *out, const float *x, int type, int64_t n) {
     (void)type;
     for (int64_t k = 0; k < n; k += ROUNDED, out += ROUNDED_WORDS) {
         float *scales = out + ROUNDED / 4, *too_much = scales + ROUNDED / BLOCK;
@@ -2504,15 +2603,15 @@ INLINE vf KERNEL(gelu_value)(vf x) {
     vf y = v_minimum(v_maximum(x, v_sub(v_zero(), x)), v_set1(13.2f));
     vf t = v_div(v_set1(1.0f), v_fma(y, v_set1(0.26f), v_set1(1.0f)));
     vf h = v_set1(c[8]);
-    UNROLL
-    for (int i = 7; i >= 0; i--) h = v_fma(h, t, v_set1(c[i]));
+    UNROLLED_FOR (int i = 7; i >= 0; i--) h = v_fma(h, t, v_set1(c[i]));
     vf tail = v_mul(v_mul(h, t), KERNEL(exp)(v_mul(v_mul(y, v_set1(-0.5f)), y)));
     return v_sub(v_maximum(v_zero(), x), v_mul(y, tail));
 }
 
 INLINE vf KERNEL(silu_value)(vf x) { return v_div(x, v_add(v_set1(1.0f), KERNEL(exp)(v_sub(v_zero(), x)))); }
 
-/* For a loop over n floats by whole vectors: fewer than VL of them, padded with `fill`, and back. */
+/* For a loop over n floats by vectors: fewer than VL of them, padded with `fill`, and back. These loops are not left to
+   the compiler: gcc 12 makes no vectors of them in plain C at -O2, of e^x not at -O3 either, and none may reorder sums. */
 INLINE vf KERNEL(load_part)(const float *x, int64_t n, float fill) {
     float part[VL];
     for (int64_t i = 0; i < VL; i++) part[i] = i < n ? x[i] : fill;
@@ -2523,7 +2622,8 @@ INLINE void KERNEL(store_part)(float *out, vf a, int64_t n) {
     v_store(part, a);
     memcpy(out, part, (size_t)n * sizeof *out);
 }
-#define LOAD(p) (n - i >= VL ? v_load((p) + i) : KERNEL(load_part)((p) + i, n - i, 0))
+#define LOAD_OR(p, fill) (n - i >= VL ? v_load((p) + i) : KERNEL(load_part)((p) + i, n - i, fill))
+#define LOAD(p)          LOAD_OR(p, 0)
 #define STORE(p, a)                                                                                                    \
     do {                                                                                                               \
         if (n - i >= VL)                                                                                               \
@@ -2532,16 +2632,15 @@ INLINE void KERNEL(store_part)(float *out, vf a, int64_t n) {
             KERNEL(store_part)((p) + i, a, n - i);                                                                     \
     } while (0)
 
-static float KERNEL(softmax_block)(float *x, int64_t n, float scale, float *max, float *sum) {
+TARGET static float KERNEL(softmax_block)(float *x, int64_t n, float scale, float *max, float *sum) {
     vf top = v_set1(-INFINITY), total = v_zero(), factor = v_set1(scale);
     for (int64_t i = 0; i < n; i += VL)
-        top = v_maximum(top, v_mul(factor, n - i >= VL ? v_load(x + i) : KERNEL(load_part)(x + i, n - i, x[i])));
+        top = v_maximum(top, v_mul(factor, LOAD_OR(x, x[i])));
     float old = *max;
     *max = fmaxf(old, v_largest(top));
     vf shift = v_set1(-*max);
     for (int64_t i = 0; i < n; i += VL) {
-        vf e = v_add(v_mul(factor, n - i >= VL ? v_load(x + i) : KERNEL(load_part)(x + i, n - i, -INFINITY)), shift);
-        e = KERNEL(exp)(e);
+        const vf e = KERNEL(exp)(v_add(v_mul(factor, LOAD_OR(x, -INFINITY)), shift));
         total = v_add(total, e);
         STORE(x, e);
     }
@@ -2554,16 +2653,13 @@ INLINE void KERNEL(weighted_type)(float *out, const float *p, Rows rows, const i
     int64_t k = 0;
     vf w[BLOCK_VECTORS], sum[BLOCK_VECTORS];
     for (; k + BLOCK <= d; k += BLOCK) {
-        UNROLL
-        for (int i = 0; i < BLOCK_VECTORS; i++) sum[i] = v_load(out + k + i * VL);
+        UNROLLED_FOR (int i = 0; i < BLOCK_VECTORS; i++) sum[i] = v_load(out + k + i * VL);
         for (int64_t s = 0; s < count; s++) {
             vf weight = v_set1(p[s]);
             KERNEL(load_block)(w, type, rows.data + s * rows.stride, k, 1);
-            UNROLL
-            for (int i = 0; i < BLOCK_VECTORS; i++) sum[i] = v_fma(w[i], weight, sum[i]);
+            UNROLLED_FOR (int i = 0; i < BLOCK_VECTORS; i++) sum[i] = v_fma(w[i], weight, sum[i]);
         }
-        UNROLL
-        for (int i = 0; i < BLOCK_VECTORS; i++) v_store(out + k + i * VL, sum[i]);
+        UNROLLED_FOR (int i = 0; i < BLOCK_VECTORS; i++) v_store(out + k + i * VL, sum[i]);
     }
     for (int64_t s = 0; k < d && s < count; s++) {
         float rest[BLOCK];
@@ -2572,39 +2668,40 @@ INLINE void KERNEL(weighted_type)(float *out, const float *p, Rows rows, const i
     }
 }
 
-static void KERNEL(weighted_rows)(float *out, const float *p, Rows rows, int64_t count, int64_t d) {
+TARGET static void KERNEL(weighted_rows)(float *out, const float *p, Rows rows, int64_t count, int64_t d) {
     if (rows.type == TYPE_F32)
         KERNEL(weighted_type)(out, p, rows, TYPE_F32, count, d);
     else
         KERNEL(weighted_type)(out, p, rows, TYPE_F16, count, d);
 }
 
-static void KERNEL(scale)(float *out, float factor, int64_t n) {
+TARGET static void KERNEL(scale)(float *out, float factor, int64_t n) {
     for (int64_t i = 0; i < n; i += VL) STORE(out, v_mul(LOAD(out), v_set1(factor)));
 }
 
-static void KERNEL(add)(float *out, const float *x, int64_t n) {
+TARGET static void KERNEL(add)(float *out, const float *x, int64_t n) {
     for (int64_t i = 0; i < n; i += VL) STORE(out, v_add(LOAD(out), LOAD(x)));
 }
 
-static void KERNEL(gelu)(float *x, int64_t n) {
+TARGET static void KERNEL(gelu)(float *x, int64_t n) {
     for (int64_t i = 0; i < n; i += VL) STORE(x, KERNEL(gelu_value)(LOAD(x)));
 }
 
-static void KERNEL(silu)(float *x, const float *up, int64_t n) {
+TARGET static void KERNEL(silu)(float *x, const float *up, int64_t n) {
     for (int64_t i = 0; i < n; i += VL) {
         vf y = KERNEL(silu_value)(LOAD(x));
         STORE(x, up ? v_mul(y, LOAD(up)) : y);
     }
 }
 
-static void KERNEL(norm)(float *out, const float *x, const float *weight, const float *bias, int64_t n, float eps,
-                         int centred) {
+TARGET static void KERNEL(norm)(float *out, const float *x, const float *weight, const float *bias, int64_t n,
+                                float eps, int centred) {
     vf sum = v_zero(), square = v_zero();
     for (int64_t i = 0; i < n && centred; i += VL) sum = v_add(sum, LOAD(x));
-    vf mean = v_set1(v_sum(sum) / (float)n);
+    const float centre = v_sum(sum) / (float)n;
+    const vf mean = v_set1(centre);
     for (int64_t i = 0; i < n; i += VL) {
-        vf y = v_sub(n - i >= VL ? v_load(x + i) : KERNEL(load_part)(x + i, n - i, v_sum(sum) / (float)n), mean);
+        vf y = v_sub(LOAD_OR(x, centre), mean);
         square = v_fma(y, y, square);
     }
     vf factor = v_set1((float)(1 / sqrt((double)v_sum(square) / (double)n + eps)));
@@ -2614,7 +2711,7 @@ static void KERNEL(norm)(float *out, const float *x, const float *weight, const 
     }
 }
 
-static void KERNEL(moments)(float *mean, float *squares, const float *x, int64_t count, int64_t n) {
+TARGET static void KERNEL(moments)(float *mean, float *squares, const float *x, int64_t count, int64_t n) {
     for (int64_t i = 0; i < n; i += VL) {
         vf sum = v_zero(), square = v_zero();
         for (int64_t r = 0; r < count; r++) sum = v_add(sum, LOAD(x + r * n));
@@ -2628,8 +2725,8 @@ static void KERNEL(moments)(float *mean, float *squares, const float *x, int64_t
     }
 }
 
-static void KERNEL(affine)(float *out, const float *x, const float *factor, const float *shift, int64_t count,
-                           int64_t n, int swish) {
+TARGET static void KERNEL(affine)(float *out, const float *x, const float *factor, const float *shift, int64_t count,
+                                  int64_t n, int swish) {
     for (int64_t r = 0; r < count; r++, x += n, out += n)
         for (int64_t i = 0; i < n; i += VL) {
             vf y = v_fma(LOAD(x), LOAD(factor), LOAD(shift));
@@ -2637,44 +2734,45 @@ static void KERNEL(affine)(float *out, const float *x, const float *factor, cons
         }
 }
 
-static void KERNEL(store_f16)(uint16_t *out, const float *x, int64_t n) {
+TARGET static void KERNEL(store_f16)(uint16_t *out, const float *x, int64_t n) {
     int64_t i = 0;
     for (; i + VL <= n; i += VL) v_store_f16(out + i, v_load(x + i));
     store_f16_plain(out + i, x + i, n - i);
 }
 
 static const Kernels KERNEL(kernels) = {
-    KERNEL_TEXT(KERNEL_NAME),
-    TILE_ROWS,
-    TILE_COLS,
-    {24, BLOCK, BLOCK, 0, KERNEL(pack_rows), KERNEL(pack_weights), KERNEL(tile), 0, NULL, KERNEL(dot)},
+    .name = KERNEL_TEXT(KERNEL_NAME),
+    .exact = {.tile_rows = TILE_ROWS, .tile_cols = TILE_COLS, .few_rows = 24, .row_words = BLOCK, .weight_words = BLOCK,
+              .pack_rows = KERNEL(pack_rows), .pack_weights = KERNEL(pack_weights), .tile = KERNEL(tile),
+              .dot = KERNEL(dot)},
 #if KERNEL_PASS == PASS_AVX512BF16
-    {12, BLOCK / 2, BLOCK / 2, 0, KERNEL(pack_rows_bf16), KERNEL(pack_weights_bf16), KERNEL(tile_bf16), 0, NULL,
-     KERNEL(dot)},
+    .bf16 = {.tile_rows = TILE_ROWS, .tile_cols = TILE_COLS, .few_rows = 12, .row_words = BLOCK / 2,
+             .weight_words = BLOCK / 2, .pack_rows = KERNEL(pack_rows_bf16), .pack_weights = KERNEL(pack_weights_bf16),
+             .tile = KERNEL(tile_bf16), .dot = KERNEL(dot)},
 #elif KERNEL_PASS == PASS_AVX2
-    {24, BLOCK_WORDS + 2, BLOCK_WORDS + 1, FINE_ROWS, KERNEL(pack_rows_fine), KERNEL(pack_weights_fine),
-     KERNEL(tile_integer), 0, NULL, KERNEL(dot)},
-#else
-    {0, 0, 0, 0, NULL, NULL, NULL, 0, NULL, NULL},
+    .bf16 = {.tile_rows = TILE_ROWS, .tile_cols = TILE_COLS, .few_rows = 24, .row_words = BLOCK_WORDS + 2,
+             .weight_words = BLOCK_WORDS + 1, .levels = FINE_ROWS, .pack_rows = KERNEL(pack_rows_fine),
+             .pack_weights = KERNEL(pack_weights_fine), .tile = KERNEL(tile_integer), .dot = KERNEL(dot)},
 #endif
-#ifdef ROUNDED_WORDS
-    {KERNEL_PASS == PASS_AVX2 ? 16 : 12, BLOCK_WORDS + 2, BLOCK_WORDS + 1, LEVELS, KERNEL(pack_rows_integer),
-     KERNEL(pack_weights_integer), KERNEL(tile_integer), ROUNDED_WORDS, KERNEL(round_row), KERNEL(dot_rounded)},
-#else
-    {0, 0, 0, 0, NULL, NULL, NULL, 0, NULL, NULL},
+#ifdef quant
+    .integer = {.tile_rows = TILE_ROWS, .tile_cols = TILE_COLS, .few_rows = KERNEL_PASS == PASS_AVX2 ? 16 : 12,
+                .row_words = BLOCK_WORDS + 2, .weight_words = BLOCK_WORDS + 1, .levels = LEVELS,
+                .pack_rows = KERNEL(pack_rows_integer), .pack_weights = KERNEL(pack_weights_integer),
+                .tile = KERNEL(tile_integer), .rounded_words = ROUNDED_WORDS, .round_row = KERNEL(round_row),
+                .dot = KERNEL(dot_rounded)},
 #endif
-    KERNEL(expand),
-    KERNEL(pack_values),
-    KERNEL(softmax_block),
-    KERNEL(weighted_rows),
-    KERNEL(scale),
-    KERNEL(add),
-    KERNEL(gelu),
-    KERNEL(silu),
-    KERNEL(norm),
-    KERNEL(moments),
-    KERNEL(affine),
-    KERNEL(store_f16),
+    .expand = KERNEL(expand),
+    .pack_values = KERNEL(pack_values),
+    .softmax_block = KERNEL(softmax_block),
+    .weighted_rows = KERNEL(weighted_rows),
+    .scale = KERNEL(scale),
+    .add = KERNEL(add),
+    .gelu = KERNEL(gelu),
+    .silu = KERNEL(silu),
+    .norm = KERNEL(norm),
+    .moments = KERNEL(moments),
+    .affine = KERNEL(affine),
+    .store_f16 = KERNEL(store_f16),
 };
 
 #undef MM
@@ -2684,6 +2782,7 @@ static const Kernels KERNEL(kernels) = {
 #undef DOT_ROWS
 #undef v_sum
 #undef v_largest
+#undef v_gather
 #undef v_bits
 #undef v_widen
 #undef v_fma_pairs
@@ -2701,43 +2800,14 @@ static const Kernels KERNEL(kernels) = {
 #undef i_dot
 #undef b_store
 #undef b_offset
-#if KERNEL_PASS != PASS_NEON && defined(__clang__)
-#pragma clang attribute pop
-#elif KERNEL_PASS != PASS_NEON
-#pragma GCC pop_options
-#endif
+#undef TARGET
 #undef KERNEL_NAME
 #undef KERNEL_PASS
 
 /* ------------------------------------------------------------------------------------------------ */
 #else
 
-#if defined(__clang__) && !defined(__TINYC__)
-#define INLINE static inline __attribute__((always_inline))
-#define UNROLL _Pragma("clang loop unroll(full)")
-#elif defined(__GNUC__)
-#define INLINE static inline __attribute__((always_inline))
-#if defined(__OPTIMIZE__)
-#define UNROLL _Pragma("GCC unroll 16")
-#else
-#define UNROLL
-#endif
-#endif
-
-/* This file under the name that #include finds it by: __FILE__, unless that names its folder too (cc folder/janus.c). */
-#if !defined(KERNEL_FILE) && defined(__has_include)
-#if __has_include(__FILE__)
-#define KERNEL_FILE __FILE__
-#endif
-#endif
-#if !defined(KERNEL_FILE)
-#define KERNEL_FILE "janus.c"
-#endif
-
-#if defined(__GNUC__) && defined(__x86_64__) && !defined(__TINYC__) && !defined(JANUS_NO_SIMD)
-#define HAVE_X86_KERNELS
-#include <cpuid.h>
-#include <immintrin.h>
+#ifdef HAVE_X86_KERNELS
 #define KERNEL_PASS PASS_AVX2
 #define KERNEL_NAME avx2
 #include KERNEL_FILE
@@ -2747,13 +2817,17 @@ static const Kernels KERNEL(kernels) = {
 #define KERNEL_PASS PASS_AVX512BF16
 #define KERNEL_NAME avx512bf16
 #include KERNEL_FILE
+#endif
 
-#elif defined(__GNUC__) && defined(__aarch64__) && defined(__ARM_NEON) && !defined(__AARCH64EB__) &&                   \
-    !defined(JANUS_NO_SIMD)
-#define HAVE_NEON_KERNELS
-#include <arm_neon.h>
+#ifdef HAVE_NEON_KERNELS
 #define KERNEL_PASS PASS_NEON
 #define KERNEL_NAME neon
+#include KERNEL_FILE
+#endif
+
+#ifdef HAVE_SIMD128_KERNELS
+#define KERNEL_PASS PASS_SIMD128
+#define KERNEL_NAME simd128
 #include KERNEL_FILE
 #endif
 
@@ -2788,6 +2862,8 @@ static const Kernels *kernels_at(int i) {
     if (level >= 1) usable[count++] = &kernels_avx2;
 #elif defined(HAVE_NEON_KERNELS)
     usable[count++] = &kernels_neon;
+#elif defined(HAVE_SIMD128_KERNELS)
+    usable[count++] = &kernels_simd128;
 #endif
     usable[count++] = &kernels_plain;
     return i < count ? usable[i] : NULL;
@@ -2945,16 +3021,16 @@ static int64_t packed_floats(int words, int64_t n) { return (n * words + BLOCK -
 
 /* out (n, tile_rows) = columns [k, k + n) of one tile of rows of the input; zeros (k_step) stand in for missing ones. */
 static void pack_input(const Product *p, float *out, int64_t row, int64_t k, int64_t n, const float *zeros) {
-    const Kernels *isa = p->cx->isa;
-    int64_t width = p->conv ? p->conv->I : p->K, rows = min_i64(isa->tile_rows, p->T - row);
+    const int64_t tile_rows = p->packing->tile_rows, rows = min_i64(tile_rows, p->T - row);
+    const int64_t width = p->conv ? p->conv->I : p->K;
     const float *from[MAX_TILE_ROWS];
     for (int64_t count; n > 0; k += count, n -= count) {
         count = min_i64(n, width - k % width);
         if (p->conv) window_pixels(p, from, row, rows, k / width, k % width, zeros);
-        for (int64_t r = 0; r < isa->tile_rows; r++)
+        for (int64_t r = 0; r < tile_rows; r++)
             from[r] = r >= rows ? zeros : p->conv ? from[r] : p->x + (row + r) * p->K + k;
         p->packing->pack_rows(out, from, count);
-        out += packed_floats(p->packing->row_words, count) * isa->tile_rows;
+        out += packed_floats(p->packing->row_words, count) * tile_rows;
     }
 }
 
@@ -2962,12 +3038,12 @@ static void pack_input(const Product *p, float *out, int64_t row, int64_t k, int
 static void pack_columns(const Product *p, float *out, int64_t col, int64_t k, int64_t n) {
     Rows w = p->w;
     w.data += col * w.stride;
-    p->packing->pack_weights(out, w, min_i64(p->cx->isa->tile_cols, p->O - col), k, n);
+    p->packing->pack_weights(out, w, min_i64(p->packing->tile_cols, p->O - col), k, n);
 }
 
 /* Asks for what pack_columns is to read next: the same rows' following columns, or the next rows' first ones. */
 static void prefetch_columns(const Product *p, int64_t col, int64_t k) {
-    const int64_t cols = p->cx->isa->tile_cols;
+    const int64_t cols = p->packing->tile_cols;
     if (k >= p->K) {
         col += cols;
         k = 0;
@@ -2979,9 +3055,8 @@ static void prefetch_columns(const Product *p, int64_t col, int64_t k) {
 
 /* Rows [row, row_end) x columns [col, col_end) of the output; sums holds them by tile columns, (rows, tile_cols) each. */
 static void product_block(const Product *p, int thread, int64_t row, int64_t row_end, int64_t col, int64_t col_end) {
-    const Kernels *isa = p->cx->isa;
-    int64_t tile_rows = isa->tile_rows, tile_cols = isa->tile_cols, height = round_up(row_end - row, tile_rows);
-    int64_t width = round_up(col_end - col, tile_cols);
+    const int64_t tile_rows = p->packing->tile_rows, tile_cols = p->packing->tile_cols;
+    const int64_t height = round_up(row_end - row, tile_rows), width = round_up(col_end - col, tile_cols);
     float *sums = thread_scratch(p->cx, thread), *zeros = sums + height * width, *own = zeros + p->k_step;
     memset(zeros, 0, (size_t)p->k_step * sizeof *zeros);
     int share = p->share_weights, row_words = p->packing->row_words, weight_words = p->packing->weight_words;
@@ -3023,8 +3098,8 @@ static void product_job(void *ctx, int thread, int64_t begin, int64_t end) {
 /* Packs the shared operand, all of K for tiles [begin, end) of it. */
 static void share_job(void *ctx, int thread, int64_t begin, int64_t end) {
     const Product *p = ctx;
-    const Kernels *isa = p->cx->isa;
-    int64_t size = p->share_weights ? isa->tile_cols : isa->tile_rows, total = p->share_weights ? p->cols : p->rows;
+    const int64_t size = p->share_weights ? p->packing->tile_cols : p->packing->tile_rows;
+    const int64_t total = p->share_weights ? p->cols : p->rows;
     float *zeros = thread_scratch(p->cx, thread);
     memset(zeros, 0, (size_t)p->k_step * sizeof *zeros);
     int words = p->share_weights ? p->packing->weight_words : p->packing->row_words;
@@ -3050,20 +3125,20 @@ static const Packing *choose_packing(const Product *p) {
 }
 
 static void run_product(Product *p) {
-    const Kernels *isa = p->cx->isa;
+    const int64_t tile_rows = p->packing->tile_rows, tile_cols = p->packing->tile_cols;
     int64_t k_steps = (p->K + K_STEP - 1) / K_STEP;
     p->k_step = round_up((p->K + k_steps - 1) / k_steps, BLOCK);
-    p->rows = round_up(p->T, isa->tile_rows);
-    p->cols = round_up(p->O, isa->tile_cols);
+    p->rows = round_up(p->T, tile_rows);
+    p->cols = round_up(p->O, tile_cols);
     p->share_weights = p->O < p->T;
-    p->row_step = round_up(ROW_STEP, isa->tile_rows);
-    int64_t shared = p->share_weights ? p->cols : p->rows, own = p->share_weights ? p->row_step : isa->tile_cols;
+    p->row_step = round_up(ROW_STEP, tile_rows);
+    int64_t shared = p->share_weights ? p->cols : p->rows, own = p->share_weights ? p->row_step : tile_cols;
     if (!reserve_scratch(p->cx, shared * p->K, own * (shared + p->k_step) + p->k_step)) return;
-    pool_run(p->cx->pool, share_job, p, shared / (p->share_weights ? isa->tile_cols : isa->tile_rows), 1);
+    pool_run(p->cx->pool, share_job, p, shared / (p->share_weights ? tile_cols : tile_rows), 1);
     if (p->share_weights)
         pool_run(p->cx->pool, product_job, p, p->T, p->row_step);
     else
-        pool_run(p->cx->pool, product_job, p, p->O, isa->tile_cols);
+        pool_run(p->cx->pool, product_job, p, p->O, tile_cols);
 }
 
 /* From one row of x to the next, as the dot products of few rows want it. */
@@ -3178,28 +3253,22 @@ typedef struct { /* one head's block of queries and the scratch for it */
     float *out, *max, *sum;         /* (T, width), (T), (T) */
 } QueryBlock;
 
-static int64_t query_block_floats(const Kernels *isa, int64_t T, int64_t d) {
-    int64_t rows = round_up(T, isa->tile_rows), width = round_up(d, isa->tile_cols);
-    return rows * (round_up(d, BLOCK) + width + 2 * KEY_STEP + 2) + isa->tile_cols * max_i64(KEY_STEP, d);
+static int64_t query_block_floats(const Packing *exact, int64_t T, int64_t d) {
+    int64_t rows = round_up(T, exact->tile_rows), width = round_up(d, exact->tile_cols);
+    return rows * (round_up(d, BLOCK) + width + 2 * KEY_STEP + 2) + exact->tile_cols * max_i64(KEY_STEP, d);
 }
 
 static QueryBlock query_block(const Attention *a, int thread, const float *q, int64_t T) {
     const Kernels *isa = a->cx->isa;
-    int64_t rows = round_up(T, isa->tile_rows), d = a->shape.d;
-    QueryBlock b = {isa,
-                    T,
-                    d,
-                    round_up(d, isa->tile_cols),
-                    q,
-                    a->shape.q_stride,
-                    a->shape.scale,
-                    thread_scratch(a->cx, thread),
-                    NULL,
-                    NULL,
-                    NULL,
-                    NULL,
-                    NULL,
-                    NULL};
+    int64_t rows = round_up(T, isa->exact.tile_rows), d = a->shape.d;
+    QueryBlock b = {.isa = isa,
+                    .T = T,
+                    .d = d,
+                    .width = round_up(d, isa->exact.tile_cols),
+                    .q = q,
+                    .q_stride = a->shape.q_stride,
+                    .scale = a->shape.scale,
+                    .packed_q = thread_scratch(a->cx, thread)};
     b.scores = b.packed_q + rows * round_up(d, BLOCK);
     b.packed = b.scores + rows * KEY_STEP;
     b.out = b.packed + rows * KEY_STEP;
@@ -3216,40 +3285,41 @@ static QueryBlock query_block(const Attention *a, int thread, const float *q, in
 
 /* out (n, tile_rows) tiles of rows `x` (T, n), `stride` apart. */
 static void pack_tiles(const QueryBlock *b, float *out, const float *x, int64_t stride, int64_t n) {
-    for (int64_t t = 0; t < b->T; t += b->isa->tile_rows) {
+    const Packing *exact = &b->isa->exact;
+    for (int64_t t = 0; t < b->T; t += exact->tile_rows) {
         const float *rows[MAX_TILE_ROWS];
-        for (int64_t r = 0; r < b->isa->tile_rows; r++) rows[r] = x + min_i64(t + r, b->T - 1) * stride;
-        b->isa->exact.pack_rows(out + t * n, rows, n);
+        for (int64_t r = 0; r < exact->tile_rows; r++) rows[r] = x + min_i64(t + r, b->T - 1) * stride;
+        exact->pack_rows(out + t * n, rows, n);
     }
 }
 
 /* scores (T, n) = q k^T for n keys. */
 static void block_scores(const QueryBlock *b, Rows k, int64_t n) {
-    const Kernels *isa = b->isa;
+    const Packing *exact = &b->isa->exact;
     if (b->T <= FEW_QUERIES)
-        isa->exact.dot(b->scores, KEY_STEP, b->packed_q, round_up(b->d, BLOCK), b->T, k, NULL, b->d, 0, n);
-    for (int64_t c = 0; c < n && b->T > FEW_QUERIES; c += isa->tile_cols, k.data += isa->tile_cols * k.stride) {
-        isa->exact.pack_weights(b->panel, k, min_i64(n - c, isa->tile_cols), 0, b->d);
-        for (int64_t t = 0; t < b->T; t += isa->tile_rows)
-            isa->exact.tile(b->scores + t * KEY_STEP + c, KEY_STEP, b->packed_q + t * b->d, b->panel,
-                            min_i64(isa->tile_rows, b->T - t), b->d, 0);
+        exact->dot(b->scores, KEY_STEP, b->packed_q, round_up(b->d, BLOCK), b->T, k, NULL, b->d, 0, n);
+    for (int64_t c = 0; c < n && b->T > FEW_QUERIES; c += exact->tile_cols, k.data += exact->tile_cols * k.stride) {
+        exact->pack_weights(b->panel, k, min_i64(n - c, exact->tile_cols), 0, b->d);
+        for (int64_t t = 0; t < b->T; t += exact->tile_rows)
+            exact->tile(b->scores + t * KEY_STEP + c, KEY_STEP, b->packed_q + t * b->d, b->panel,
+                        min_i64(exact->tile_rows, b->T - t), b->d, 0);
     }
 }
 
 /* out (T, d) += scores (T, n) v (n, d). */
 static void block_values(const QueryBlock *b, Rows v, int64_t n) {
-    const Kernels *isa = b->isa;
+    const Packing *exact = &b->isa->exact;
     if (b->T <= FEW_QUERIES) {
         for (int64_t t = 0; t < b->T; t++)
-            isa->weighted_rows(b->out + t * b->width, b->scores + t * KEY_STEP, v, n, b->d);
+            b->isa->weighted_rows(b->out + t * b->width, b->scores + t * KEY_STEP, v, n, b->d);
         return;
     }
     pack_tiles(b, b->packed, b->scores, KEY_STEP, n);
-    for (int64_t c = 0; c < b->width; c += isa->tile_cols) {
-        isa->pack_values(b->panel, v, n, c, b->d - c);
-        for (int64_t t = 0; t < b->T; t += isa->tile_rows)
-            isa->exact.tile(b->out + t * b->width + c, b->width, b->packed + t * n, b->panel,
-                            min_i64(isa->tile_rows, b->T - t), n, 1);
+    for (int64_t c = 0; c < b->width; c += exact->tile_cols) {
+        b->isa->pack_values(b->panel, v, n, c, b->d - c);
+        for (int64_t t = 0; t < b->T; t += exact->tile_rows)
+            exact->tile(b->out + t * b->width + c, b->width, b->packed + t * n, b->panel,
+                        min_i64(exact->tile_rows, b->T - t), n, 1);
     }
 }
 
@@ -3307,9 +3377,9 @@ static void attention_job(void *ctx, int thread, int64_t begin, int64_t end) {
 static void attention(Context *cx, const AttentionSequence *sequences, int64_t R, const AttentionShape *shape) {
     Attention a = {cx, sequences, *shape, 0};
     int64_t blocks = (shape->T + QUERY_STEP - 1) / QUERY_STEP;
-    a.query_step = round_up((shape->T + blocks - 1) / blocks, cx->isa->tile_rows);
+    a.query_step = round_up((shape->T + blocks - 1) / blocks, cx->isa->exact.tile_rows);
     blocks = (shape->T + a.query_step - 1) / a.query_step;
-    if (reserve_scratch(cx, 0, query_block_floats(cx->isa, a.query_step, shape->d)))
+    if (reserve_scratch(cx, 0, query_block_floats(&cx->isa->exact, a.query_step, shape->d)))
         pool_run(cx->pool, attention_job, &a, R * shape->H * blocks, 1);
 }
 

@@ -139,7 +139,7 @@ typedef enum {
 
 typedef struct {
     int threads;     /* 1..256; 0: as many as the process may use processors. Results do not depend on it. */
-    const char *isa; /* kernels: "plain", "avx2", "avx512", "neon"; NULL: the best that this machine has */
+    const char *isa; /* kernels: "plain", "avx2", "avx512", "avx512bf16", "neon", "simd128"; NULL: the best that this machine has */
     JanusCacheType cache;
     int fast;        /* 1: products round activations to int8 or int16 (quantised weights) or, of many rows, to bf16 (bf16
                         weights), where the machine multiplies these faster; 0: float32, as exact as PyTorch's */

@@ -329,10 +329,11 @@ static void test_golden(void) {
         const char *name;
         double tolerance;
     } models[] = {{"plain", 1e-4}, {"grouped", 2e-3}, {"tied", 2e-3}}; /* f32, f16, bf16 */
-    static const char *const kernels[] = {"plain", "avx2", "avx512", "neon"};
+    static const char *const kernels[] = {"plain", "simd128", "neon", "avx2", "avx512", "avx512bf16"};
+    enum { COUNT = sizeof kernels / sizeof *kernels };
     Golden golden = open_golden("plain");
-    int usable[4], shown = 1;
-    for (int k = 0; k < 4; k++) {
+    int usable[COUNT], shown = 1;
+    for (int k = 0; k < COUNT; k++) {
         JanusSessionOptions options = janus_session_defaults();
         JanusSession *session = NULL;
         options.isa = kernels[k];
@@ -341,7 +342,7 @@ static void test_golden(void) {
     }
     close_golden(&golden);
     check(usable[0], 0, "the plain kernels work everywhere");
-    for (int k = 3; k >= 0; k--) {
+    for (int k = COUNT - 1; k >= 0; k--) {
         if (!usable[k]) continue;
         for (size_t i = 0; i < sizeof models / sizeof *models; i++) {
             const int before = passed + failed, wrong = failed;

@@ -367,10 +367,15 @@ row "Windows x86-64, wine" "gcc-mingw-w64-x86-64 wine64" wine all x86_64-w64-min
 windows=0
 # The memory is large from the start: node's WASI (20.20) crashes in programs that let it grow.
 wasi_packages="clang lld wasi-libc libclang-rt-dev-wasm32 nodejs"
-row "WebAssembly (WASI), node" "$wasi_packages" \
-    "node --experimental-wasi-unstable-preview1 test/platforms/wasi.mjs" best \
-    clang --target=wasm32-wasi -O2 -DJANUS_NO_THREADS -DJANUS_NO_MMAP -D_WASI_EMULATED_GETPID -D_WASI_EMULATED_PROCESS_CLOCKS \
-    -Wl,-z,stack-size=1048576,--initial-memory=268435456 -lwasi-emulated-getpid -lwasi-emulated-process-clocks
+wasi() {
+    target=$1 which=$2
+    shift 2
+    row "$target, node" "$wasi_packages" "node --experimental-wasi-unstable-preview1 test/platforms/wasi.mjs" $which \
+        clang --target=wasm32-wasi -O2 "$@" -DJANUS_NO_THREADS -DJANUS_NO_MMAP -D_WASI_EMULATED_GETPID -D_WASI_EMULATED_PROCESS_CLOCKS \
+        -Wl,-z,stack-size=1048576,--initial-memory=268435456 -lwasi-emulated-getpid -lwasi-emulated-process-clocks
+}
+wasi "WebAssembly (WASI)" best
+wasi "WebAssembly (WASI), -msimd128" all -msimd128
 row "aarch64, qemu" "gcc-aarch64-linux-gnu qemu-user" qemu-aarch64 all aarch64-linux-gnu-gcc -O2 -static -lpthread
 emulated() { row "$1, qemu" "gcc-$3 qemu-user" "qemu-$2" best "$3-gcc" -O2 -static -lpthread; }
 emulated "armhf" arm arm-linux-gnueabihf
