@@ -1,4 +1,4 @@
-#ifndef KERNEL_PASS
+#ifndef KERNEL_PASS /* section 5 includes this file again for each instruction set, and then reads the kernels alone */
 /* janus.c - Janus-Pro in one file of C99: see images, draw images.   SPDX-License-Identifier: MIT
 
    One autoregressive transformer reads and writes one sequence in which text and images stand side by side. Seeing and
@@ -1297,17 +1297,16 @@ static void quantize_row(void *out, int type, const float *x, int64_t cols) {
         many rows  out = x W^T by tiles of (tile_rows, tile_cols) kept in registers; x and W are first packed so that
                    step k of a tile reads tile_rows floats of x and tile_cols floats of W side by side
 
-      To add an instruction set (WebAssembly's simd128 is the shortest example, search for it):
-        1  Detect: HAVE_..._KERNELS and the header with the intrinsics, above the pass, where the compiler can make such
-           code; after the pass, if a processor may lack them, a question to it like x86_level
-        2  Primitives: PASS_... and a block of macros beside the others', as the list above them says
-        3  Pass: two #defines and an #include of this file, after the pass
-        4  Table: a line in kernels_at, best first
-        5  Test: test/test_kernels.c holds every table of kernels_at to plain sums; its name goes to test_golden
+      To add an instruction set (the shortest example is WebAssembly's simd128):
+        1  Detection: above the pass, HAVE_..._KERNELS and the header with the intrinsics, where the compiler can make
+           such code; after the pass, if a processor may lack the instructions, a check of it, as x86_level
+        2  Primitives: PASS_... and a block of macros beside the others'; the list above them says what each means
+        3  Pass: after it, two #defines and an #include of this file
+        4  Table: a line in kernels_at, best first; the name in janus.h
+        5  Test: the name in test_golden of test/test_janus.c; test/test_kernels.c runs every table of kernels_at
         6  Platforms: a row in test/platforms.sh, which compares ids and pixels with the plain kernels
-      To add a tile that works otherwise (integers, bf16, a matrix unit): a Packing of its own size, in the pass's table. If
-      threads must set something up for it, as AMX's tile registers, Packing gets a function for that, which product_job
-      calls first and, to undo it, last.
+      To add another kind of tile (a matrix unit, say): a Packing with a size of its own, in the pass's table. If each thread
+      must prepare for it, as for AMX, Packing gets two functions, and product_job calls them first and last.
    ==================================================================================================================== */
 
 typedef struct { /* rows of numbers of one type, `stride` bytes from one to the next */
@@ -1552,8 +1551,8 @@ static const Kernels kernels_plain = {
 
 /* ---- one source for all instruction sets ----
 
-   This file includes itself, and each time only the part between here and the next line of dashes is read, with
-   KERNEL_PASS naming the instruction set. KERNEL(f) is f with its name: dot_avx2, dot_avx512, ... */
+   This file includes itself once for each instruction set, which KERNEL_PASS names, and each time only the pass is read,
+   from #ifdef KERNEL_PASS to the next line of dashes. KERNEL(f) is f with the set's name: dot_avx2, dot_avx512, ... */
 
 #define PASS_NEON        1
 #define PASS_SIMD128     2 /* WebAssembly */
@@ -1608,7 +1607,7 @@ static const Kernels kernels_plain = {
 /* The primitives of an instruction set. TILE_ROWS x TILE_VECTORS vectors of sums fit its registers, with one of x and
    TILE_VECTORS of W beside them; DOT_ROWS rows of W share the loads of four rows of x.
 
-   vf, VL floats:
+   vf, VL floats, a constant (of SVE and RVV: with vectors of a fixed length):
      v_zero() v_set1(s)              all 0; all s
      v_load(p) v_store(p, a)         from and to any address
      v_add v_sub v_mul v_div         (a, b), element by element
@@ -2511,9 +2510,8 @@ INLINE void KERNEL(tile_blocks)(const int R, int64_t first, float *out, int64_t 
                     dots[r][v] = i_dot(dots[r][v], v_load(w + i * TILE_COLS + v * VL), v_set1(x[i * TILE_ROWS + r]));
         UNROLLED_FOR (int r = 0; r < R; r++)
             UNROLLED_FOR (int v = 0; v < TILE_VECTORS; v++) {
-                const vf x_scale = v_set1(x[BLOCK_WORDS * TILE_ROWS + r]);
-                const vf scale = v_mul(x_scale, v_load(w + BLOCK_WORDS * TILE_COLS + v * VL));
-                sum[r][v] = v_fma(i_float(dots[r][v]), scale, sum[r][v]);
+                const vf dot = i_float(dots[r][v]), x_scale = v_set1(x[BLOCK_WORDS * TILE_ROWS + r]);
+                sum[r][v] = v_fma(dot, v_mul(x_scale, v_load(w + BLOCK_WORDS * TILE_COLS + v * VL)), sum[r][v]);
             }
     }
     UNROLLED_FOR (int r = 0; r < R; r++)

@@ -375,7 +375,7 @@ wasi() {
         -Wl,-z,stack-size=1048576,--initial-memory=268435456 -lwasi-emulated-getpid -lwasi-emulated-process-clocks
 }
 wasi "WebAssembly (WASI)" best
-wasi "WebAssembly (WASI), -msimd128" all -msimd128
+wasi "WebAssembly (WASI, SIMD128)" all -msimd128
 row "aarch64, qemu" "gcc-aarch64-linux-gnu qemu-user" qemu-aarch64 all aarch64-linux-gnu-gcc -O2 -static -lpthread
 emulated() { row "$1, qemu" "gcc-$3 qemu-user" "qemu-$2" best "$3-gcc" -O2 -static -lpthread; }
 emulated "armhf" arm arm-linux-gnueabihf
