@@ -940,7 +940,7 @@ static void encode_bf16(unsigned char *out, const float *x, int64_t count) {
     for (int64_t i = 0; i < count; i++) write_u16(out + 2 * i, f32_to_bf16(x[i]));
 }
 
-/* For what kernels of section 5 call too: it is compiled again there, with the instructions of that kernel. A call would
+/* For what kernels of section 5 call too: it is compiled again there, with the kernel's own instructions. A call would
    mix old and new ones, at up to 100 ns each. */
 #if defined(__GNUC__) && !defined(__TINYC__)
 #define SHARED static inline __attribute__((always_inline))
@@ -1032,8 +1032,8 @@ SHARED void read_levels_q4_k(Levels *levels, const unsigned char *block, int j, 
     add_bits(levels->q, block + 16 + j / 2 * 32, j % 2 * 4, 15, 0);
 }
 
-/* Groups 2 j and 2 j + 1 of a block. Each half of it, 128 numbers, is four such rows: rows 0 and 2 share 32 bytes of low
-   bits, 1 and 3 the next 32, and all four share 32 bytes of high bits. */
+/* Groups 2 j and 2 j + 1 of a block. Each half of it, 128 numbers, is four such rows: rows 0 and 2 share 32 bytes of
+   low bits, 1 and 3 the next 32, and all four share 32 bytes of high bits. */
 SHARED void read_levels_q6_k(Levels *levels, const unsigned char *block, int j, float d) {
     memset(levels, 0, sizeof *levels);
     levels->middle = 32;
@@ -1044,7 +1044,7 @@ SHARED void read_levels_q6_k(Levels *levels, const unsigned char *block, int j, 
 
 static void expand_levels(float *out, const Levels *levels) {
     for (int i = 0; i < 32; i++) {
-        const float product = levels->step[i / 16] * ((float)levels->q[i] - levels->middle); /* rounded, then less low */
+        const float product = levels->step[i / 16] * ((float)levels->q[i] - levels->middle); /* is rounded */
         out[i] = product - levels->low;
     }
 }
