@@ -940,8 +940,16 @@ static void encode_bf16(unsigned char *out, const float *x, int64_t count) {
     for (int64_t i = 0; i < count; i++) write_u16(out + 2 * i, f32_to_bf16(x[i]));
 }
 
+/* For what kernels of section 5 call too: it is compiled again there, with the kernel's own instructions. A call would
+   mix old and new ones, at up to 100 ns each. */
+#if defined(__GNUC__) && !defined(__TINYC__)
+#define SHARED static inline __attribute__((always_inline))
+#else
+#define SHARED static
+#endif
+
 /* A byte as int8. */
-static int signed_byte(unsigned char byte) { return byte < 128 ? byte : byte - 256; }
+SHARED int signed_byte(unsigned char byte) { return byte < 128 ? byte : byte - 256; }
 
 static void expand_q8_0(float *out, const unsigned char *block, int64_t count) {
     for (; count > 0; count--, block += Q8_0_BYTES, out += BLOCK) {
@@ -986,7 +994,7 @@ static void encode_q4_0(unsigned char *out, const float *x, int64_t count) {
 
 /* The 6 bits s and m of group j, of the 12 bytes that hold those of all groups: in bytes 0 to 3 and 4 to 7 those of
    groups 0 to 3, in bytes 8 to 11 the low 4 bits of those of groups 4 to 7, whose high 2 bits fill up bytes 0 to 7. */
-static void read_scales_q4_k(const unsigned char *bytes, int j, int *s, int *m) {
+SHARED void read_scales_q4_k(const unsigned char *bytes, int j, int *s, int *m) {
     *s = j < 4 ? bytes[j] & 63 : (bytes[j + 4] & 15) | bytes[j - 4] >> 6 << 4;
     *m = j < 4 ? bytes[j + 4] & 63 : bytes[j + 4] >> 4 | bytes[j] >> 6 << 4;
 }
@@ -997,35 +1005,68 @@ static void write_scales_q4_k(unsigned char *bytes, int j, int s, int m) {
     if (j >= 4) bytes[j + 4] = (unsigned char)((s & 15) | (m & 15) << 4);
 }
 
-/* Two groups share 32 bytes: the even one has their low halves. */
+/* 32 numbers of Q4_K or Q6_K: w = step (q - middle) - low, with a step for each half. */
+typedef struct {
+    unsigned char q[32];
+    float middle, step[2], low;
+} Levels;
+
+/* q (32) gets the bits `mask` of bytes (32) >> down, as bits from `up` on. Eight bytes at a time. */
+SHARED void add_bits(unsigned char *q, const unsigned char *bytes, int down, int mask, int up) {
+    for (int i = 0; i < 32; i += 8) {
+        uint64_t from, to;
+        memcpy(&from, bytes + i, sizeof from);
+        memcpy(&to, q + i, sizeof to);
+        to |= (from >> down & (uint64_t)mask * 0x0101010101010101u) << up;
+        memcpy(q + i, &to, sizeof to);
+    }
+}
+
+/* Group j of a block. Two groups share 32 bytes: the even one has their low halves. */
+SHARED void read_levels_q4_k(Levels *levels, const unsigned char *block, int j, float d, float dmin) {
+    int s, m;
+    read_scales_q4_k(block + 4, j, &s, &m);
+    memset(levels, 0, sizeof *levels);
+    levels->step[0] = levels->step[1] = d * (float)s;
+    levels->low = dmin * (float)m;
+    add_bits(levels->q, block + 16 + j / 2 * 32, j % 2 * 4, 15, 0);
+}
+
+/* Groups 2 j and 2 j + 1 of a block. Each half of it, 128 numbers, is four such rows: rows 0 and 2 share 32 bytes of
+   low bits, 1 and 3 the next 32, and all four share 32 bytes of high bits. */
+SHARED void read_levels_q6_k(Levels *levels, const unsigned char *block, int j, float d) {
+    memset(levels, 0, sizeof *levels);
+    levels->middle = 32;
+    for (int i = 0; i < 2; i++) levels->step[i] = d * (float)signed_byte(block[192 + 2 * j + i]);
+    add_bits(levels->q, block + j / 4 * 64 + j % 2 * 32, j % 4 / 2 * 4, 15, 0);
+    add_bits(levels->q, block + 128 + j / 4 * 32, j % 4 * 2, 3, 4);
+}
+
+static void expand_levels(float *out, const Levels *levels) {
+    for (int i = 0; i < 32; i++) {
+        const float product = levels->step[i / 16] * ((float)levels->q[i] - levels->middle); /* is rounded */
+        out[i] = product - levels->low;
+    }
+}
+
 static void expand_q4_k(float *out, const unsigned char *block, int64_t count) {
+    Levels levels;
     for (; count > 0; count--, block += Q4_K_BYTES) {
         const float d = f16_to_f32(read_u16(block)), dmin = f16_to_f32(read_u16(block + 2));
         for (int j = 0; j < 8; j++, out += 32) {
-            const unsigned char *bytes = block + 16 + j / 2 * 32;
-            int s, m;
-            read_scales_q4_k(block + 4, j, &s, &m);
-            const float step = d * (float)s, low = dmin * (float)m;
-            for (int i = 0; i < 32; i++) {
-                const float product = step * (float)(bytes[i] >> j % 2 * 4 & 15); /* rounded, then the difference */
-                out[i] = product - low;
-            }
+            read_levels_q4_k(&levels, block, j, d, dmin);
+            expand_levels(out, &levels);
         }
     }
 }
 
-/* Each half of a block, 128 numbers, is four rows of 32: rows 0 and 2 share 32 bytes of low bits, 1 and 3 the next 32,
-   and all four share 32 bytes of high bits. */
 static void expand_q6_k(float *out, const unsigned char *block, int64_t count) {
+    Levels levels;
     for (; count > 0; count--, block += Q6_K_BYTES) {
         const float d = f16_to_f32(read_u16(block + 208));
-        for (int row = 0; row < 8; row++, out += 32) {
-            const unsigned char *low = block + row / 4 * 64 + row % 2 * 32, *high = block + 128 + row / 4 * 32;
-            for (int i = 0; i < 32; i++) {
-                const int q = (low[i] >> row % 4 / 2 * 4 & 15) | (high[i] >> row % 4 * 2 & 3) << 4;
-                const float step = d * (float)signed_byte(block[192 + 2 * row + i / 16]);
-                out[i] = step * (float)(q - 32);
-            }
+        for (int j = 0; j < 8; j++, out += 32) {
+            read_levels_q6_k(&levels, block, j, d);
+            expand_levels(out, &levels);
         }
     }
 }
@@ -2020,7 +2061,37 @@ INLINE void KERNEL(expand_type)(const int type, float *out, const void *row, int
         }                                                                                                              \
     } while (0)
 
+#ifdef vb
+/* Blocks of Q4_K or Q6_K: n elements from the one at `block` on. */
+INLINE void KERNEL(expand_blocks)(const int type, float *out, const unsigned char *block, int64_t n) {
+    const int at = type == TYPE_Q4_K ? 0 : 208; /* d */
+    vf w[BLOCK_VECTORS];
+    for (int64_t k = 0; k < n; k += SUPER_BLOCK, block += type == TYPE_Q4_K ? Q4_K_BYTES : Q6_K_BYTES) {
+        const float d = KERNEL(load_scale)((const char *)block + at);
+        const float dmin = type == TYPE_Q4_K ? KERNEL(load_scale)((const char *)block + 2) : 0;
+        for (int j = 0; j < SUPER_BLOCK / BLOCK; j++, out += BLOCK) {
+            Levels levels;
+            if (type == TYPE_Q4_K) read_levels_q4_k(&levels, block, j, d, dmin);
+            else read_levels_q6_k(&levels, block, j, d);
+            v_widen(w, b_load(levels.q));
+            v_widen(w + BLOCK_VECTORS / 2, b_load(levels.q + 16));
+            UNROLLED_FOR (int i = 0; i < BLOCK_VECTORS; i++) {
+                const vf q = v_sub(w[i], v_set1(levels.middle)), step = v_set1(levels.step[i * 2 / BLOCK_VECTORS]);
+                v_store(out + i * VL, v_sub(v_mul(step, q), v_set1(levels.low)));
+            }
+        }
+    }
+}
+#endif
+
 TARGET static void KERNEL(expand)(float *out, int type, const void *row, int64_t begin, int64_t n) {
+#ifdef vb
+    const bool whole = begin % SUPER_BLOCK == 0 && n % SUPER_BLOCK == 0;
+    const int64_t first = type_row_bytes(type, begin);
+    if (type == TYPE_Q4_K && whole) KERNEL(expand_blocks)(TYPE_Q4_K, out, (const unsigned char *)row + first, n);
+    else if (type == TYPE_Q6_K && whole) KERNEL(expand_blocks)(TYPE_Q6_K, out, (const unsigned char *)row + first, n);
+    else
+#endif
     BY_TYPE(type, expand_plain(out, type, row, begin, n), KERNEL(expand_type), out, row, begin, n);
 }
 

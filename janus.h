@@ -101,10 +101,11 @@ typedef struct {
 JanusStatus janus_load(const char *path, JanusModel **model, JanusError *error);
 void janus_free(JanusModel *model);
 
-/* Writes the model file `path` to `out_path` with the transformer's matrices as `type`, a quantised one of GGUF: "q8_0",
-   "q6_k", "q4_k" or "q4_0", of 8.5, 6.6, 4.5 and 4.5 bits a weight. q6_k and q4_k have blocks of 256 weights; matrices with
-   rows that are not a multiple of 256 become q8_0. What else becomes of the tensors is convert.py's rule. Written like an
-   image: whole or not at all. Errors: JANUS_BAD_ARGUMENT (also: both paths lead to one file), those of janus_load, JANUS_IO_ERROR. */
+/* Writes the model file `path` to `out_path` with the transformer's matrices as `type`, a quantised one of GGUF:
+   "q8_0", "q6_k", "q4_k" or "q4_0", of 8.5, 6.6, 4.5 and 4.5 bits a weight. q6_k and q4_k have blocks of 256 weights;
+   matrices with rows that are not a multiple of 256 become q8_0. What else becomes of the tensors is convert.py's rule.
+   Written like an image: complete or not at all.
+   Errors: JANUS_BAD_ARGUMENT (also: both paths lead to one file), those of janus_load, JANUS_IO_ERROR. */
 JanusStatus janus_quantize(const char *path, const char *out_path, const char *type, JanusError *error);
 
 /* The strings are owned by the model. */

@@ -92,7 +92,8 @@ USES = {  # what is enough for each command to begin
     "generate": ["a cat"], "ask": ["What?"], "chat": [], "encode": ["-i", "x.png"], "decode": [], "tokenize": ["text"], "info": [],
     "quantize": ["-o", "x.gguf", MODEL],
 }
-GOOD_VALUES = {"N": 1, "W": 5, "S": 1, "T": 1, "K": 1, "P": 1, "NAME": "plain", "IMAGE": "x.png", "OUT": "x.png", "DIR": "dump", "MODEL": MODEL}
+GOOD_VALUES = {"N": 1, "W": 5, "S": 1, "T": 1, "K": 1, "P": 1, "NAME": "plain", "TYPE": "q4_k",
+               "IMAGE": "x.png", "OUT": "x.png", "DIR": "dump", "MODEL": MODEL}
 
 
 def options_of_the_help() -> list[tuple[str, list[str], list[str]]]:

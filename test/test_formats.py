@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The table of number formats: against gguf's Python package, convert.py, ggml's published searches, and with a row more."""
+"""The table of number formats: against gguf's package, convert.py, ggml's published searches, and with a row more."""
 
 from __future__ import annotations
 

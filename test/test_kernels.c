@@ -402,6 +402,10 @@ static void expand_cases(const Kernels *isa) {
             isa->expand(part, format->type, w.data, begin, BLOCK);
             differ += memcmp(part, values + begin, BLOCK * sizeof *part) != 0;
         }
+        isa->expand(part, format->type, w.data, 0, N);
+        differ += memcmp(part, values, sizeof part) != 0;
+        isa->expand(part, format->type, w.data, 768, 512);
+        differ += memcmp(part, values + 768, 512 * sizeof *part) != 0;
         snprintf(name, sizeof name, "%s parts of a row of %s that differ", isa->name, format->name);
         report(name, differ, 0);
         free(values);
