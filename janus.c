@@ -1,52 +1,78 @@
-#ifndef KERNEL_PASS /* section 5 includes this file again for each instruction set, and then reads the kernels alone */
+#ifndef KERNEL_PASS
 /* janus.c - Janus-Pro in one file of C99: see images, draw images.   SPDX-License-Identifier: MIT
 
    One autoregressive transformer reads and writes one sequence in which text and images stand side by side. Seeing and
    drawing want different things from an image, so vision is decoupled into two encoders, and there are two heads:
 
-       see    image -> understanding encoder (SigLIP ViT) -> understanding adaptor --+
-              text  -> tokenizer -> token embedding ---------------------------------+-> transformer -> LM head    -> text
+     see   image -> understanding encoder (SigLIP ViT) -> understanding adaptor --+
+           text  -> tokenizer -> token embedding ---------------------------------+-> transformer -> LM head -> text
 
-       draw   text  -> tokenizer -> token embedding ---------------------------------+
-              image ids (so far) -> generation embedding -> generation adaptor ------+-> transformer -> image head -> next id
-              24 x 24 ids -> image decoder (VQ) -> picture        picture -> generation encoder (VQ) -> ids
+     draw  text  -> tokenizer -> token embedding ---------------------------------+
+           image ids (so far) -> generation embedding -> generation adaptor ------+-> transformer -> image head -> id
+           24 x 24 ids -> image decoder (VQ) -> picture        picture -> generation encoder (VQ) -> ids
 
-   No diffusion: a picture is 576 discrete tokens, sampled one after the other in raster order, then decoded in one pass.
+   No diffusion: a picture is 576 discrete tokens, sampled one after the other in raster order, then decoded at once.
 
-   Read it from the top to the bottom; each section uses only those above it:
+   Three ways to read this file:
+     the model    Part I alone, from top to bottom: what Janus-Pro computes. "What the model stands on" lists what it
+                  uses of the other parts, with shapes.
+     the engine   Part II: how it is computed well on a CPU. Each section uses only those above it, and Part I's types.
+     the files    Part III: what a model file, a text and a picture are, and how each is checked.
 
-       1  Platform .................. files, mapped memory, time: all that differs between systems
-       2  Errors and memory ......... how calls fail; scratch memory
-       3  Threads ................... a pool that splits a loop
-       4  Number formats ............ f16, bf16, quantised blocks
-       5  Vector kernels ............ the heavy loops: plain definitions, and one fast source for all instruction sets
-       6  Layers .................... linear, convolution, attention, norms over the kernels and threads
-       7  Text ...................... byte-level BPE tokenizer
-       8  Model file ................ GGUF: sizes, weights, all checked
-       9  Image in .................. decode a file, resize as Pillow does, normalise
-      10  Understanding encoder ..... SigLIP ViT and its adaptor: what the model sees
-      11  Transformer ............... Llama blocks with a key/value cache
-      12  Heads and sampling ........ LM head, image head, guidance, PyTorch's random numbers
-      13  Generation encoder ........ VQ: picture -> ids, and ids -> embeddings
-      14  Image decoder ............. VQ: ids -> picture
-      15  The two tasks ............. drawing and answering, step by step
-      16  Public API ................ what janus.h promises
-      17  Command line .............. main()
+   Part I    THE MODEL
+       1  The checkpoint ............ sizes and weights as data
+       2  What the model stands on .. the layers, the tokenizer and the rest of the file, as the model sees them
+       3  Understanding encoder ..... SigLIP ViT and its adaptor: what the model sees
+       4  Transformer ............... Llama blocks with a key/value cache
+       5  Heads and sampling ........ LM head, image head, guidance, PyTorch's random numbers
+       6  Generation encoder ........ VQ: picture -> ids, and ids -> embeddings
+       7  Image decoder ............. VQ: ids -> picture
+       8  The two tasks ............. drawing and answering, step by step
+   Part II   THE ENGINE
+       9  Platform .................. files, mapped memory, processors: what differs between systems
+      10  Errors and memory ......... how calls fail; scratch memory
+      11  Threads ................... a pool that splits a loop
+      12  Number formats ............ f16, bf16, quantised blocks
+      13  Vector kernels ............ the heavy loops: plain definitions, and one fast source for all instruction sets
+      14  Layers .................... linear, convolution, attention, norms over the kernels and threads
+   Part III  THE FILES
+      15  Text ...................... byte-level BPE tokenizer
+      16  Model file ................ GGUF: sizes, weights, all checked
+      17  Image in .................. decode a file, resize as Pillow does, normalise
+   Part IV   THE PROGRAM
+      18  Public API ................ what janus.h promises
+      19  Command line .............. main()
 
-   One vocabulary of sizes in the whole file:
+   One vocabulary of sizes in Part I:
        T  tokens (rows of activations)     D  width of the transformer     F  width of its MLP     V  vocabulary
-       H  query heads   G  key/value heads   d  numbers a head   S  positions in the key/value cache   R  sequences side by side
-       W  width of the ViT                 C  channels of a picture        N  pictures of a batch   K  codebook size
-   Activations are float32 rows: a text is (T, D), a picture is (height * width, C), channels last. A Linear layer has its
-   weight as (out, in) and computes y = x W^T + b; a convolution is a Linear layer over gathered rows.
+       H  query heads    G  key/value heads    d  elements of a head    R  sequences side by side    N  pictures
+       W  width of the ViT           C  channels of a picture        E  width of the image head      K  codebook size
+   Activations are float32 rows: a text is (T, D), a picture is (height * width, C), channels last. A Linear layer has
+   its weight as (out, in) and computes y = x W^T + b; a convolution is a Linear layer over gathered rows.
 
-   Sources: the Janus-Pro report (arXiv 2501.17811) and the official code, github.com/deepseek-ai/Janus, cited by file name.
+   Ten facts that are easy to get wrong:
+     1  gelu is the exact one, x/2 (1 + erf(x / sqrt 2)), everywhere.
+     2  Rotary embedding rotates the pairs (i, i + d/2), halves, not neighbours.
+     3  Image ids are embedded by a table of their own (gen_embed), not by the VQ codebook.
+     4  Codebook rows, and what is looked up in them, are normalised to length 1.
+     5  The unconditional row of a drawing is the prompt with all ids but the first and the last replaced by the pad id;
+        these pads are attended to like any other token, and positions count them.
+     6  Downsampling pads with zeros to the right and below only.
+     7  Pixels are cut off to bytes, not rounded.
+     8  The ViT's final norm is applied; its attention pool, which checkpoints hold, is not.
+     9  Pictures are resized in 8-bit fixed point as Pillow does, antialiased, and the resized side is truncated.
+    10  <begin_of_image> is part of a drawing's prompt; BOS comes once, in front.
+
+   What this file is not: it has no GPU code, does not train, and draws the one size of picture that a checkpoint has.
+
+   Sources: the Janus-Pro report (arXiv 2501.17811) and the official code, github.com/deepseek-ai/Janus, cited by file.
 
    Switches (cc -DNAME): JANUS_LIBRARY no main(); JANUS_NO_THREADS; JANUS_NO_MMAP read the model instead of mapping it;
    JANUS_NO_SIMD plain C only. */
 
-/* macOS and FreeBSD show all they have by default; to those who ask for POSIX they do not tell the number of processors. */
-#if !defined(_WIN32) && !defined(__APPLE__) && !defined(__FreeBSD__) && !defined(__DragonFly__) && !defined(_POSIX_C_SOURCE)
+/* macOS and FreeBSD show all they have by default; defining _POSIX_C_SOURCE there would hide the processor count. */
+#if !defined(_WIN32) && !defined(__APPLE__) && !defined(__FreeBSD__) && !defined(__DragonFly__) &&                     \
+    !defined(_POSIX_C_SOURCE)
 #define _POSIX_C_SOURCE 200809L
 #endif
 #if !defined(_FILE_OFFSET_BITS)
@@ -66,11 +92,1318 @@
 #include <string.h>
 #include <time.h>
 
-/* ====================================================================================================================
-   1  Platform: all that differs between POSIX, Windows and the rest. Paths are UTF-8 everywhere.
-   ==================================================================================================================== */
+/* ******************************************************************************************************************
+   PART I    THE MODEL
+   ****************************************************************************************************************** */
 
-#if defined(__wasi__) /* has no setjmp: without the memory to write a picture the program ends there */
+/* ==================================================================================================================
+   1  The checkpoint: what a model file holds, as data. Nothing is hard-wired to the published models: sizes come from
+      the file (Janus-Pro-1B's in brackets), and weights stay in it, in the type in which they are stored.
+   ================================================================================================================== */
+
+enum { LEVEL_LIMIT = 8, RES_LIMIT = 8, ALIGNER_LIMIT = 8 };
+
+typedef struct { /* a text in UTF-8, not zero-terminated, not owned */
+    const char *text;
+    size_t length;
+} StringView;
+
+typedef struct {
+    /* transformer: D [2048], [24], F [5632], H [16], G [16], d [128], V [102400], [16384] */
+    int hidden, layers, mlp, heads, kv_heads, head_dim, vocab, context;
+    float rms_epsilon, rope_base;
+    /* understanding encoder: [384], [16], W [1024], [24], [4096], [16] */
+    int image_side, patch, vit_width, vit_layers, vit_mlp, vit_heads;
+    float vit_epsilon;
+    int aligner_depth, gen_aligner_depth, gen_head_width; /* [2], [2], E [2048] */
+    /* VQ: K [16384], [8], [256], [24], [128], [5], [1 1 2 2 4], [2], [32] */
+    int codebook, code_dim, z_channels, grid, base_channels, levels, multipliers[LEVEL_LIMIT], res_blocks, groups;
+    float group_epsilon;
+    int min_side, background[3]; /* preprocessing */
+    float mean[3], std[3];
+    double rescale;
+    bool normalize;
+    int bos, eos, pad, image_placeholder, begin_of_image, end_of_image; /* token ids */
+    StringView system_prompt, user_role, assistant_role;
+} Config;
+
+typedef struct {
+    int type;         /* GGUF's number of a number format */
+    const void *data; /* (rows, cols), row-major */
+    int64_t rows, cols;
+} Weight;
+
+typedef struct {
+    Weight weight;     /* (out, in); of a convolution (out, kernel*kernel*in) */
+    const float *bias; /* (out), NULL: none */
+} Linear;
+
+typedef struct {
+    const float *weight, *bias; /* (width); bias NULL for RMSNorm */
+} Norm;
+
+typedef struct {
+    Norm norm1, norm2;              /* (W) */
+    Linear qkv, proj;               /* (3W, W), (W, W) */
+    Linear fc1, fc2;                /* (mlp, W), (W, mlp) */
+} VitBlock;
+
+typedef struct {
+    const float *attn_norm, *ffn_norm; /* (D) */
+    Weight q, k, v, output;            /* (H*d, D), (G*d, D), (G*d, D), (D, H*d) */
+    Weight gate, up, down;             /* (F, D), (F, D), (D, F) */
+} TransformerBlock;
+
+typedef struct {
+    int in, out;
+    Norm norm1, norm2;              /* (in), (out) */
+    Linear conv1, conv2, shortcut;  /* (out, 3*3*in), (out, 3*3*out), (out, in); shortcut only where in != out */
+} ResBlock;
+
+typedef struct {
+    int width;
+    Norm norm;                      /* (C) */
+    Linear q, k, v, proj;           /* (C, C) */
+} AttnBlock;
+
+typedef struct {
+    ResBlock res[RES_LIMIT + 1];    /* res_blocks of them in the encoder, one more in the decoder */
+    AttnBlock attn[RES_LIMIT + 1];  /* on the deepest level only */
+    Linear resample;                /* (C, 3*3*C): downsample or upsample; none on the last level */
+} VqLevel;
+
+/* One half of the VQ model: conv_in, levels (encoder: shallow to deep, then mid; decoder: mid, then deep to shallow),
+   norm_out, conv_out. */
+typedef struct {
+    int mid_width, out_width;       /* channels at the mid block and before conv_out */
+    Linear conv_in, conv_out;
+    ResBlock mid_res[2];
+    AttnBlock mid_attn;
+    VqLevel level[LEVEL_LIMIT];
+    Norm norm_out;
+} VqHalf;
+
+struct JanusModel {
+    Config config;
+    /* understanding encoder and adaptor */
+    Linear patch_embed;             /* (W, patch*patch*3) */
+    const float *pos_embed;         /* (tokens of an image, W) */
+    VitBlock *vit_blocks;
+    Norm vit_norm;
+    Linear aligner[ALIGNER_LIMIT];  /* (D, W), then (D, D) */
+    /* transformer and heads */
+    Weight token_embed;             /* (V, D) */
+    TransformerBlock *blocks;
+    const float *output_norm;       /* (D) */
+    Weight lm_head;                 /* (V, D) */
+    Linear gen_head_proj, gen_head; /* (E, D), (K, E) */
+    /* generation: embedding and adaptor, VQ encoder and decoder */
+    Weight gen_embed;               /* (K, code_dim) */
+    Linear gen_aligner[ALIGNER_LIMIT]; /* (D, code_dim), then (D, D) */
+    VqHalf vq_encoder, vq_decoder;
+    Linear quant_conv, post_quant_conv; /* (code_dim, z), (z, code_dim) */
+    Weight codebook;                /* (K, code_dim) */
+    struct Storage *storage;        /* what all this points into, and the tokenizer: Part III */
+};
+
+/* Sizes that follow from others. */
+
+/* The number of tokens that an image is for the transformer when it is seen. */
+static int vision_tokens(const Config *c) { return (c->image_side / c->patch) * (c->image_side / c->patch); }
+
+/* The side of the pictures that are drawn, and how many tokens one is. */
+static int drawn_side(const Config *c) { return c->grid << (c->levels - 1); }
+static int64_t image_tokens(const Config *c) { return (int64_t)c->grid * c->grid; }
+
+/* ==================================================================================================================
+   2  What the model stands on: all that Part I uses of the other parts. Rows are contiguous unless a stride is given.
+      Everything takes the context of a call. The first thing that goes wrong in a call is kept there; from then on
+      every function does nothing, and whoever began the work asks once, at the end: the model has no statuses.
+   ================================================================================================================== */
+
+typedef struct Context Context; /* threads, kernels, scratch memory, the caller's callbacks, the failure */
+
+static bool has_failed(const Context *cx);
+static void context_fail(Context *cx, int status, const char *format, ...);
+static void context_fail_memory(Context *cx);
+
+/* Scratch memory: contents undefined, NULL after a failure. A stage marks, takes and releases. */
+typedef struct ArenaBlock ArenaBlock;
+static ArenaBlock *scratch_mark(const Context *cx);
+static float *scratch(Context *cx, int64_t rows, int64_t cols);
+static int32_t *scratch_ids(Context *cx, int64_t count);
+static void *scratch_bytes(Context *cx, int64_t count, size_t size);
+static void scratch_release(Context *cx, const ArenaBlock *mark);
+
+/* Layers. out (T, rows of W) = x (T, columns of W) W^T + bias; `apply` is the same for a Linear. */
+static void linear(Context *cx, float *out, const float *x, const Weight *w, const float *bias, int64_t T);
+static void apply(Context *cx, float *out, const float *x, const Linear *layer, int64_t T);
+
+typedef struct {
+    int64_t H, W, I; /* height, width and channels of the image, before upsampling */
+    int kernel, stride;
+    int pad;         /* zeros above and to the left; right and bottom follow from the output's height and width */
+    int64_t Ho, Wo;
+    int upsample;    /* 1: the image is first doubled, each pixel becoming 2 x 2 */
+} ConvShape;
+
+/* out (Ho*Wo, rows of w) = the convolution of the image x (H*W, I) with w + bias */
+static void conv2d(Context *cx, float *out, const float *x, const Weight *w, const float *bias, const ConvShape *shape);
+
+/* Every one of T queries attends to every one of T keys: out (T, heads*d); q, k, v are rows `stride` apart. */
+static void full_attention(Context *cx, float *out, const float *q, const float *k, const float *v, int64_t T,
+                           int64_t heads, int64_t d, int64_t stride);
+
+/* Norms over rows of D: rms_norm x / rms(x) * weight; layer_norm (x - mean) / deviation * weight + bias. group_norm is
+   over all rows and a group of channels, then x sigmoid(x) if `swish`. out may be x. */
+static void rms_norm(Context *cx, float *out, const float *x, const float *weight, int64_t T, int64_t D, float eps);
+static void layer_norm(Context *cx, float *out, const float *x, const float *weight, const float *bias, int64_t T,
+                       int64_t D, float eps);
+static void group_norm(Context *cx, float *out, const float *x, const float *weight, const float *bias, int64_t rows,
+                       int64_t channels, int groups, float eps, int swish);
+
+/* n elements: x = gelu(x); gate = gate sigmoid(gate) up; out = out + x; out = x */
+static void gelu(Context *cx, float *x, int64_t n);
+static void silu_mul(Context *cx, float *gate, const float *up, int64_t n);
+static void add(Context *cx, float *out, const float *x, int64_t n);
+static void copy(const Context *cx, float *out, const float *x, int64_t n);
+
+/* out (cols) = one row of a table */
+static void weight_row(float *out, const Weight *w, int64_t row);
+
+/* Keys and values of one sequence. Invariant: position p of head g of a layer lies at (g * capacity + p) * d, and
+   positions from `length` on are undefined; all layers are equally long. */
+typedef struct {
+    int64_t length, capacity; /* positions */
+    int layers, type;         /* TYPE_F32, or TYPE_F16 for half the memory */
+    void **keys, **values;    /* (layers)(G, capacity, d) */
+} KvCache;
+
+/* A sequence that goes on from a shared beginning: the pictures of a batch share their prompt. */
+typedef struct {
+    const KvCache *shared; /* NULL: none */
+    KvCache own;
+} Sequence;
+
+/* Makes room for `length` positions; what is there stays, also after a failure. */
+static void kv_cache_reserve(Context *cx, KvCache *cache, const Config *c, int64_t length);
+static void kv_cache_free(KvCache *cache);
+
+/* q (R*T, H*d), k and v (R*T, G*d) of a layer and R sequences: q and k are rotated in place by rope, then k and v are
+   written after what each sequence's cache holds. cosines, sines: (R, T, d/2) */
+static void rotate_and_cache(Context *cx, const Config *c, Sequence *const *sequences, int64_t R, int64_t T, int layer,
+                             float *q, float *k, const float *v, const float *cosines, const float *sines);
+/* out (R*T, H*d): each query attends to all positions of its sequence up to its own. */
+static void cached_attention(Context *cx, const Config *c, Sequence *const *sequences, int64_t R, int64_t T, int layer,
+                             const float *q, float *out);
+
+/* What the caller hears. A stage ends with tap: its result, of shape (a), (a, b) or (a, b, c), unused sizes 0, must be
+   finite, and is handed over by name to a caller who listens. */
+static bool is_tapped(const Context *cx);
+static void check_finite(Context *cx, const char *name, const float *x, int64_t count);
+static void tap(Context *cx, const char *name, const float *data, int64_t a, int64_t b, int64_t c);
+static void tap_ids(Context *cx, const char *name, const int32_t *ids, int64_t a, int64_t b);
+static void hand_over(Context *cx, const char *name, JanusElement type, const void *data, int64_t a, int64_t b,
+                      int64_t c);
+static void progress(Context *cx, const char *task, int64_t done, int64_t total);
+
+/* A name such as vision.block.3, put together where it is needed: name_of(NEW_NAME, "vision.block.%d", 3). */
+enum { NAME_LIMIT = 128 };
+typedef struct {
+    char text[NAME_LIMIT];
+} Name;
+#define NEW_NAME (&(Name){""})
+static const char *name_of(Name *name, const char *format, ...);
+
+/* Text. A growing list of ids; `failed` when memory was short. */
+typedef struct {
+    int32_t *ids;
+    size_t count, capacity;
+    bool failed;
+} IdList;
+
+static void id_list_add(IdList *list, int32_t id, size_t times);
+static void id_list_free(IdList *list);
+static void tokenize(Context *cx, const JanusModel *m, StringView text, IdList *list); /* adds the text's ids */
+static StringView view_of(const char *text);
+static StringView join_text(Context *cx, const StringView *pieces, size_t count); /* one after the other, as scratch */
+/* A prompt or question without the white space around it; what stands before it in its message (`head`) keeps the white
+   space in front. `what`: the word for it in messages. */
+static StringView checked_text(Context *cx, const char *text, const char *what, StringView head);
+
+/* A character of which some bytes have come and others have not. All zeros at first. */
+typedef struct {
+    uint8_t bytes[4];
+    int length;
+} Utf8Stream;
+
+/* An answer's text while it is written. */
+typedef struct {
+    char *text;
+    size_t length, capacity;
+    Utf8Stream stream;
+} Answer;
+static void answer_token(Context *cx, const JanusModel *m, Answer *answer, int32_t id); /* id < 0: the end */
+
+/* Pictures as the encoders want them: (image_side, image_side, 3), the rest of the square filled, and (drawn_side,
+   drawn_side, 3), the middle of the picture, in -1..1. */
+static void vit_pixels(Context *cx, const Config *c, const JanusImage *image, float *pixels);
+
+static int64_t min_i64(int64_t a, int64_t b);
+static int64_t max_i64(int64_t a, int64_t b);
+static int64_t checked_product(int64_t a, int64_t b, int64_t c); /* -1: more than fits, or a factor is negative */
+
+/* ---- Two adaptors have one form ---- */
+
+/* Linear, then (gelu, Linear) for each further layer. out (T, D), x (T, width of the encoder); hidden (T, D) is
+   scratch. official: MlpProjector, projector_type mlp_gelu */
+static void adaptor(Context *cx, float *out, const float *x, const Linear *layers, int depth, int64_t T,
+                    float *hidden) {
+    const int64_t width = layers[0].weight.rows;
+    float *to = depth % 2 == 1 ? out : hidden, *from;
+    apply(cx, to, x, &layers[0], T);
+    for (int i = 1; i < depth; i++) {
+        from = to;
+        to = from == out ? hidden : out;
+        gelu(cx, from, T * width);
+        apply(cx, to, from, &layers[i], T);
+    }
+}
+
+/* ==================================================================================================================
+   3  Understanding encoder: SigLIP ViT, then the understanding adaptor.    image (side, side, 3) -> (T, D)
+      Cut into T = (side / patch)^2 patches; each becomes a token: a Linear layer over its pixels, plus a learned
+      position. Then blocks of  x += proj(attention(norm1(x)));  x += fc2(gelu(fc1(norm2(x))))  in which every patch
+      attends to every other; LayerNorm; and the adaptor, which turns what was seen into embeddings beside the words'.
+      official: siglip_vit.py, clip_encoder.py, projector.py
+   ================================================================================================================== */
+
+/* Self-attention without a mask: out (T, W) from the joined q, k, v rows (T, 3W). */
+static void vit_attention(Context *cx, const Config *c, float *out, const float *qkv, int64_t T) {
+    const int64_t width = c->vit_width, d = width / c->vit_heads;
+    if (!has_failed(cx)) full_attention(cx, out, qkv, qkv + width, qkv + 2 * width, T, c->vit_heads, d, 3 * width);
+}
+
+/* x (T, W) -> x (T, W); h (T, W) and wide (T, max(3W, mlp)) are scratch. */
+static void vit_block(Context *cx, const Config *c, const VitBlock *block, float *x, int64_t T, float *h, float *wide) {
+    const int64_t width = c->vit_width;
+    layer_norm(cx, h, x, block->norm1.weight, block->norm1.bias, T, width, c->vit_epsilon);
+    apply(cx, wide, h, &block->qkv, T);
+    vit_attention(cx, c, h, wide, T);
+    apply(cx, wide, h, &block->proj, T);
+    add(cx, x, wide, T * width);
+    layer_norm(cx, h, x, block->norm2.weight, block->norm2.bias, T, width, c->vit_epsilon);
+    apply(cx, wide, h, &block->fc1, T);
+    gelu(cx, wide, T * c->vit_mlp);
+    apply(cx, h, wide, &block->fc2, T);
+    add(cx, x, h, T * width);
+}
+
+/* pixels (side, side, 3) -> x (T, W) */
+static void vit_forward(Context *cx, const JanusModel *m, const float *pixels, float *x) {
+    const Config *c = &m->config;
+    const int64_t T = vision_tokens(c), width = c->vit_width, grid = c->image_side / c->patch;
+    const ArenaBlock *mark = scratch_mark(cx);
+    float *h = scratch(cx, T, width), *wide = scratch(cx, T, max_i64(3 * width, c->vit_mlp));
+    ConvShape shape = {0};
+    shape.H = shape.W = c->image_side;
+    shape.I = 3;
+    shape.kernel = shape.stride = c->patch;
+    shape.Ho = shape.Wo = grid;
+    conv2d(cx, x, pixels, &m->patch_embed.weight, m->patch_embed.bias, &shape);
+    tap(cx, "vision.patch_embed", x, T, width, 0);
+    add(cx, x, m->pos_embed, T * width);
+    for (int i = 0; i < c->vit_layers; i++) {
+        vit_block(cx, c, &m->vit_blocks[i], x, T, h, wide);
+        tap(cx, name_of(NEW_NAME, "vision.block.%d", i), x, T, width, 0);
+        progress(cx, "see", i + 1, c->vit_layers);
+    }
+    layer_norm(cx, x, x, m->vit_norm.weight, m->vit_norm.bias, T, width, c->vit_epsilon);
+    tap(cx, "vision.output", x, T, width, 0);
+    scratch_release(cx, mark);
+}
+
+/* A picture becomes T embeddings for the transformer: out (T, D). */
+static void see_image(Context *cx, const JanusModel *m, const JanusImage *image, float *out) {
+    const Config *c = &m->config;
+    const int64_t T = vision_tokens(c), side = c->image_side;
+    const ArenaBlock *mark = scratch_mark(cx);
+    float *pixels = scratch(cx, side, 3 * side), *x = scratch(cx, T, c->vit_width), *hidden = scratch(cx, T, c->hidden);
+    vit_pixels(cx, c, image, pixels);
+    tap(cx, "vision.pixel_values", pixels, side, side, 3);
+    vit_forward(cx, m, pixels, x);
+    adaptor(cx, out, x, m->aligner, c->aligner_depth, T, hidden);
+    tap(cx, "aligner.output", out, T, c->hidden, 0);
+    scratch_release(cx, mark);
+}
+
+/* ==================================================================================================================
+   4  Transformer: Llama. It reads T embeddings (words, seen images and drawn tokens alike) and returns as many hidden
+       states; what it has read is kept as keys and values, so that each token is read once.    (T, D) -> (T, D)
+       Block:  x += output(attention(rope(q), rope(k), v));  x += down(silu(gate(y)) * up(y)),  y = rms_norm(x).
+       Causal; G key/value heads serve H query heads; no biases. Several sequences of equal length run side by side, so
+       that the weights are read once for all of them.
+       official: LlamaForCausalLM as language_model in modeling_vlm.py
+   ================================================================================================================== */
+
+static int64_t sequence_length(const Sequence *sequence) {
+    return (sequence->shared != NULL ? sequence->shared->length : 0) + sequence->own.length;
+}
+
+/* Rotary embedding tables for T positions from `first` on: cosines and sines (T, d/2). The angle of pair i is
+   position / base^(2i/d), rounded to float32 at each step as PyTorch does. */
+static void rope_table(const Config *c, int64_t first, int64_t T, float *cosines, float *sines) {
+    const int half = c->head_dim / 2;
+    for (int i = 0; i < half; i++) {
+        const float exponent = (float)(2 * i) / (float)c->head_dim;
+        const float frequency = 1.0f / (float)pow((double)c->rope_base, (double)exponent);
+        for (int64_t t = 0; t < T; t++) {
+            const float angle = (float)(first + t) * frequency;
+            cosines[t * half + i] = (float)cos((double)angle);
+            sines[t * half + i] = (float)sin((double)angle);
+        }
+    }
+}
+
+/* Rotates T rows of a head in place, `stride` apart: pairs are (i, i + d/2), halves, not neighbours. */
+static void rope(float *x, int64_t stride, int64_t T, int d, const float *cosines, const float *sines) {
+    const int half = d / 2;
+    for (int64_t t = 0; t < T; t++) {
+        const float *cosine = cosines + t * half, *sine = sines + t * half;
+        float *low = x + t * stride, *high = low + half;
+        for (int i = 0; i < half; i++) {
+            const float a = low[i], b = high[i];
+            low[i] = a * cosine[i] - b * sine[i];
+            high[i] = b * cosine[i] + a * sine[i];
+        }
+    }
+}
+
+/* Scratch of one pass over R sequences of T tokens. */
+typedef struct {
+    int64_t R, T;
+    float *h, *q;            /* (R*T, max(D, H*d)) */
+    float *k, *v;            /* (R*T, G*d) */
+    float *gate, *up;        /* (R*T, F) */
+    float *cosines, *sines;  /* (R, T, d/2) */
+} TransformerScratch;
+
+static TransformerScratch transformer_scratch(Context *cx, const Config *c, int64_t R, int64_t T) {
+    const int64_t rows = R * T, q_width = (int64_t)c->heads * c->head_dim,
+                  kv_width = (int64_t)c->kv_heads * c->head_dim;
+    const int64_t widest = max_i64(q_width, c->hidden);
+    TransformerScratch s;
+    s.R = R;
+    s.T = T;
+    s.h = scratch(cx, rows, widest);
+    s.q = scratch(cx, rows, widest);
+    s.k = scratch(cx, rows, kv_width);
+    s.v = scratch(cx, rows, kv_width);
+    s.gate = scratch(cx, rows, c->mlp);
+    s.up = scratch(cx, rows, c->mlp);
+    s.cosines = scratch(cx, rows, c->head_dim / 2);
+    s.sines = scratch(cx, rows, c->head_dim / 2);
+    return s;
+}
+
+/* x (R*T, D) -> x (R*T, D) */
+static void transformer_block(Context *cx, const Config *c, const TransformerBlock *block, int layer,
+                              const TransformerScratch *s, Sequence *const *sequences, float *x) {
+    const int64_t rows = s->R * s->T;
+    rms_norm(cx, s->h, x, block->attn_norm, rows, c->hidden, c->rms_epsilon);
+    linear(cx, s->q, s->h, &block->q, NULL, rows);
+    linear(cx, s->k, s->h, &block->k, NULL, rows);
+    linear(cx, s->v, s->h, &block->v, NULL, rows);
+    rotate_and_cache(cx, c, sequences, s->R, s->T, layer, s->q, s->k, s->v, s->cosines, s->sines);
+    cached_attention(cx, c, sequences, s->R, s->T, layer, s->q, s->h);
+    linear(cx, s->q, s->h, &block->output, NULL, rows);
+    add(cx, x, s->q, rows * c->hidden);
+
+    rms_norm(cx, s->h, x, block->ffn_norm, rows, c->hidden, c->rms_epsilon);
+    linear(cx, s->gate, s->h, &block->gate, NULL, rows);
+    linear(cx, s->up, s->h, &block->up, NULL, rows);
+    silu_mul(cx, s->gate, s->up, rows * c->mlp);
+    linear(cx, s->h, s->gate, &block->down, NULL, rows);
+    add(cx, x, s->h, rows * c->hidden);
+}
+
+/* The end of a stage of R sequences: x (R*T, D) is checked, and if `tapped` handed over as one tensor (T, D) a
+   sequence: the first under its own name, the second after "uncond.". */
+static void tap_sequences(Context *cx, const char *name, const float *x, int64_t R, int64_t T, int64_t width,
+                          bool tapped) {
+    check_finite(cx, name, x, R * T * width);
+    for (int64_t r = 0; tapped && r < R && r < 2; r++)
+        hand_over(cx, name_of(NEW_NAME, "%s%s", r == 0 ? "" : "uncond.", name), JANUS_FLOAT32, x + r * T * width, T,
+                  width, 0);
+}
+
+/* Reads T embeddings a sequence: x (R*T, D) in, the hidden states after the final norm out, and all keys and values are
+   kept. After a failure every sequence is as long as before. */
+static void transformer_forward(Context *cx, const JanusModel *m, float *x, int64_t T, Sequence *const *sequences,
+                                int64_t R, bool tapped) {
+    const Config *c = &m->config;
+    const ArenaBlock *mark = scratch_mark(cx);
+    const TransformerScratch s = transformer_scratch(cx, c, R, T);
+    for (int64_t r = 0; r < R; r++) kv_cache_reserve(cx, &sequences[r]->own, c, sequences[r]->own.length + T);
+    if (has_failed(cx)) return;
+    for (int64_t r = 0; r < R; r++) {
+        const int64_t offset = r * T * (c->head_dim / 2);
+        rope_table(c, sequence_length(sequences[r]), T, s.cosines + offset, s.sines + offset);
+    }
+    for (int i = 0; i < c->layers; i++) {
+        transformer_block(cx, c, &m->blocks[i], i, &s, sequences, x);
+        tap_sequences(cx, name_of(NEW_NAME, "transformer.block.%d", i), x, R, T, c->hidden, tapped);
+        if (T > 1) progress(cx, "read", i + 1, c->layers);
+    }
+    rms_norm(cx, x, x, m->output_norm, R * T, c->hidden, c->rms_epsilon);
+    tap_sequences(cx, "transformer.hidden", x, R, T, c->hidden, tapped);
+    for (int64_t r = 0; r < R && !has_failed(cx); r++) sequences[r]->own.length += T;
+    scratch_release(cx, mark);
+}
+
+/* ==================================================================================================================
+   5  Heads and sampling: the hidden state of the last position becomes the scores of the next token.
+       LM head: one matrix, (D) -> (V).  Image head: Linear, gelu, Linear, (D) -> (E) -> (K).
+       Guidance: logits = uncond + w (cond - uncond): w > 1 moves away from what would be drawn without the prompt.
+       official: vision_head in modeling_vlm.py, generation_inference.py
+   ================================================================================================================== */
+
+/* logits (R, K) from hidden states (R, D) */
+static void image_head(Context *cx, const JanusModel *m, float *logits, const float *hidden, int64_t R) {
+    const ArenaBlock *mark = scratch_mark(cx);
+    float *h = scratch(cx, R, m->config.gen_head_width);
+    apply(cx, h, hidden, &m->gen_head_proj, R);
+    gelu(cx, h, R * m->config.gen_head_width);
+    apply(cx, logits, h, &m->gen_head, R);
+    scratch_release(cx, mark);
+}
+
+/* logits (K) from those of the two rows of one picture; each operation is rounded, as PyTorch's are */
+static void guide(float *logits, const float *cond, const float *uncond, int64_t K, float cfg_weight) {
+    for (int64_t i = 0; i < K; i++) {
+        const float difference = cond[i] - uncond[i];
+        const float step = cfg_weight * difference;
+        logits[i] = uncond[i] + step;
+    }
+}
+
+/* The most probable id; the first on ties. */
+static int argmax(const float *logits, int64_t count) {
+    int64_t best = 0;
+    for (int64_t i = 1; i < count; i++)
+        if (logits[i] > logits[best]) best = i;
+    return (int)best;
+}
+
+/* ---- Drawing an id as PyTorch draws it ----
+
+   Sampling turns the last row of logits into an id. With these functions a seed gives the ids that PyTorch gives on
+   the CPU after torch.manual_seed(seed). File names below are PyTorch's, under aten/src/ATen.
+
+   torch.multinomial(p, num_samples=1) is a race of exponentials (native/Distributions.cpp, multinomial_out):
+
+       q ~ Exp(1), shape (N, V), rows in order;    id[n] = argmax over v of p[n][v] / q[n][v], the first of equals
+
+   so id v wins with probability p[n][v], and a step consumes N * V exponentials whatever p is. p is (N, V) row-major.
+
+   The generator is mt19937 (core/MT19937RNGEngine.h), seeded from the low 32 bits of the seed alone. A step of it is
+   32 bits; nothing else in a drawing or an answer takes any. Tensor.exponential_ has had two kernels:
+
+     GENERIC  two steps a value, high word first (CPUGeneratorImpl.cpp, random64); the low 53 bits are u in [0, 1);
+              q = float(-log1p(-u)), in double (core/TransformationHelper.h, uniform_real and exponential), one value
+              after another on one thread (native/cpu/DistributionTemplates.h, exponential_kernel): there is no
+              vectorised form, and threads, instruction set and tensor size change nothing.
+              Used by every build since 2.7, and before that by every build without MKL (ARM, Debian's).
+     MKL      one step a call seeds MKL's MCG31m1, x <- 1132489760 x mod (2^31 - 1), whose first value is the seed;
+              u = float(x / (2^31 - 1)) in (0, 1]; q = float(-log u) + 2^-126 (native/cpu/DistributionKernels.cpp,
+              exponential_kernel). Threads skip ahead in the one stream, so they change nothing either.
+              Used by the x86-64 builds 2.0 to 2.6 of PyPI, on AMD processors too; switched off in 2.7 because 2^31
+              streams are too few (pull request 146174). 2.0 lacks the 2^-126, so that q can be 0 there.
+
+   Measured against the wheels 2.13.0, 2.7.0, 2.6.0, 2.0.1 and Debian's 1.13.1 on x86-64. GENERIC: q has the same
+   bits. MKL: its own float log rounds 7.5 % of the values to the other neighbour, here and always by one unit in the
+   last place; an id follows only where the two best ratios are within 2^-22 of each other.
+   log and log1p are libm's, in double and then rounded to float: two libms that differ in the last bit of the double
+   give different floats about once in 10^9 values. */
+
+typedef struct {
+    uint32_t mt[624]; /* the generator's words */
+    int next;         /* index of the next word to hand out; 624: all are used */
+    int kind;         /* rng_kind */
+} TorchRng;
+
+static void torch_rng_seed(TorchRng *rng, int kind, uint64_t seed) {
+    rng->mt[0] = (uint32_t)(seed & 0xffffffffu);
+    for (int i = 1; i < 624; i++) {
+        uint32_t previous = rng->mt[i - 1];
+        rng->mt[i] = 1812433253u * (previous ^ (previous >> 30)) + (uint32_t)i;
+    }
+    rng->next = 624;
+    rng->kind = kind;
+}
+
+static void refill_words(uint32_t mt[624]) {
+    for (int i = 0; i < 624; i++) {
+        uint32_t bits = (mt[i] & 0x80000000u) | (mt[(i + 1) % 624] & 0x7fffffffu);
+        mt[i] = mt[(i + 397) % 624] ^ (bits >> 1) ^ ((bits & 1u) ? 0x9908b0dfu : 0u);
+    }
+}
+
+static uint32_t next_word(TorchRng *rng) {
+    if (rng->next == 624) {
+        refill_words(rng->mt);
+        rng->next = 0;
+    }
+    uint32_t y = rng->mt[rng->next++];
+    y ^= y >> 11;
+    y ^= (y << 7) & 0x9d2c5680u;
+    y ^= (y << 15) & 0xefc60000u;
+    return y ^ (y >> 18);
+}
+
+static void mkl_exponential(float *q, int64_t count, uint32_t seed) {
+    const uint64_t modulus = 2147483647u; /* 2^31 - 1 */
+    uint64_t x = seed % modulus;
+    if (x == 0) x = 1;
+    for (int64_t i = 0; i < count; i++) {
+        float u = (float)((double)x / (double)modulus);
+        q[i] = (float)-log((double)u) + 0x1p-126f;
+        x = x * 1132489760u % modulus;
+    }
+}
+
+/* q (count) ~ Exp(1): what torch.empty(count).exponential_(1) holds. */
+static void torch_exponential(TorchRng *rng, float *q, int64_t count) {
+    if (rng->kind == JANUS_RNG_TORCH_MKL) {
+        mkl_exponential(q, count, next_word(rng));
+        return;
+    }
+    for (int64_t i = 0; i < count; i++) {
+        uint64_t high = next_word(rng);
+        uint64_t bits = ((high << 32) | next_word(rng)) & (((uint64_t)1 << 53) - 1);
+        q[i] = (float)-log1p(-(double)bits * 0x1p-53);
+    }
+}
+
+/* Whether every entry is a finite number >= 0 and every row has one > 0: where this fails, torch.multinomial raises. */
+static int is_distribution(const float *probs, int N, int V) {
+    for (int n = 0; n < N; n++) {
+        const float *p = probs + (int64_t)n * V;
+        int positive = 0;
+        for (int v = 0; v < V; v++) {
+            if (!(p[v] >= 0.0f && p[v] < INFINITY)) return 0;
+            positive |= p[v] > 0.0f;
+        }
+        if (!positive) return 0;
+    }
+    return 1;
+}
+
+/* ids (N), probs (N, V) that need not add up to 1, scratch (N, V). Returns 1; or 0, with nothing drawn, where probs is
+   not a distribution. q is 0 once in 2^53 values (GENERIC): then an id of probability 0 loses here, and wins in
+   PyTorch, whose argmax takes 0 / 0 for the largest. */
+static int torch_multinomial(TorchRng *rng, int *ids, const float *probs, float *scratch, int N, int V) {
+    if (!is_distribution(probs, N, V)) return 0;
+    torch_exponential(rng, scratch, (int64_t)N * V);
+    for (int n = 0; n < N; n++) {
+        const float *p = probs + (int64_t)n * V, *q = scratch + (int64_t)n * V;
+        float best = -1.0f;
+        for (int v = 0; v < V; v++) {
+            float ratio = p[v] / q[v];
+            if (ratio > best) {
+                best = ratio;
+                ids[n] = v;
+            }
+        }
+    }
+    return 1;
+}
+
+/* ---- From logits to probabilities ----
+
+   A picture's step (official generation_inference.py) is softmax(logits / T) and the race above, nothing more.
+   An answer's step is what transformers' generate(do_sample=True, temperature=T, top_p=P) does, in this order
+   (generation/utils.py, _get_logits_processor and _sample; generation/logits_process.py):
+
+       logits / T  ->  top-k  ->  top-p  ->  softmax  ->  the race above over all V ids, one row
+
+   top-k is there although nobody asks for it: GenerationConfig's top_k is 50 unless the checkpoint or the caller sets
+   another, and neither the official code nor its checkpoints do. It keeps all ids whose logit is >= the 50th largest.
+   top-p sorts what is left upwards and drops ids while the running sum of softmax is <= 1 - P, never the last one.
+   T and P are doubles as in Python: 1 - P is a double, then everything is float but torch's running sum (double).
+   Probabilities agree with torch's to a few units in the last place, not to the bit: its exp is a vector one. Of
+   equal logits at the edge of top-p the lower id goes first; torch's sort promises no order there. */
+
+/* x in: logits (V); out: x / temperature. */
+static void scale_temperature(float *x, int V, double temperature) {
+    for (int v = 0; v < V; v++) x[v] /= (float)temperature;
+}
+
+static float softmax_weight(float x, float max) {
+    float shifted = x - max;
+    return (float)exp((double)shifted);
+}
+
+/* probs (V) = softmax(logits (V)); may be the same array. Logits of -inf get 0. */
+static void softmax_probs(float *probs, const float *logits, int V) {
+    float max = logits[0];
+    double sum = 0.0;
+    for (int v = 1; v < V; v++)
+        if (logits[v] > max) max = logits[v];
+    for (int v = 0; v < V; v++) {
+        probs[v] = softmax_weight(logits[v], max);
+        sum += probs[v];
+    }
+    for (int v = 0; v < V; v++) probs[v] *= (float)(1.0 / sum);
+}
+
+/* Sets the logits (V) below the top_k-th largest to -inf; top_k < 1 keeps all. largest: scratch (top_k). */
+static void keep_top_k(float *logits, int V, int top_k, float *largest) {
+    if (top_k < 1 || top_k >= V) return;
+    for (int i = 0; i < top_k; i++) largest[i] = -INFINITY;
+    for (int v = 0; v < V; v++) {
+        int at = top_k - 1; /* largest falls: a new one moves up from the end */
+        if (!(logits[v] > largest[at])) continue;
+        for (; at > 0 && logits[v] > largest[at - 1]; at--) largest[at] = largest[at - 1];
+        largest[at] = logits[v];
+    }
+    for (int v = 0; v < V; v++)
+        if (logits[v] < largest[top_k - 1]) logits[v] = -INFINITY;
+}
+
+typedef struct {
+    float logit;
+    int id;
+} RankedLogit;
+
+static int by_logit_then_id(const void *a, const void *b) {
+    const RankedLogit *x = a, *y = b;
+    if (x->logit != y->logit) return x->logit < y->logit ? -1 : 1;
+    return x->id < y->id ? -1 : 1;
+}
+
+/* Sets the logits (V) outside the most probable ids that hold top_p of the probability to -inf. ranked: scratch (V). */
+static void keep_top_p(float *logits, int V, double top_p, RankedLogit *ranked) {
+    int kept = 0;
+    if (top_p >= 1.0) return;
+    for (int v = 0; v < V; v++)
+        if (logits[v] > -INFINITY) {
+            ranked[kept].logit = logits[v];
+            ranked[kept++].id = v;
+        }
+    qsort(ranked, (size_t)kept, sizeof *ranked, by_logit_then_id);
+
+    double sum = 0.0, cumulative = 0.0;
+    for (int i = 0; i < kept; i++) sum += softmax_weight(ranked[i].logit, ranked[kept - 1].logit);
+    for (int i = 0; i < kept - 1; i++) {
+        cumulative += softmax_weight(ranked[i].logit, ranked[kept - 1].logit) * (float)(1.0 / sum);
+        if ((float)cumulative > (float)(1.0 - top_p)) break;
+        logits[ranked[i].id] = -INFINITY;
+    }
+}
+
+/* ==================================================================================================================
+   6  Generation encoder: VQ-16 of LlamaGen, picture -> ids, and ids -> embeddings for the transformer.
+       Convolutions halve the picture's side level by level; each remaining position is one vector of z numbers,
+       narrowed to 8, and the id of the codebook row that points most nearly in the same direction.
+       ResBlock:  x + conv(swish(norm(conv(swish(norm(x))))))      AttnBlock:  x + proj(attention(norm(x))), one head
+       official: vq_model.py
+   ================================================================================================================== */
+
+/* 3x3 convolution of x (side*side, in) that keeps the side: zeros around the border. */
+static void conv3x3(Context *cx, float *out, const float *x, const Linear *layer, int64_t side) {
+    ConvShape shape = {0};
+    shape.H = shape.W = shape.Ho = shape.Wo = side;
+    shape.I = layer->weight.cols / 9;
+    shape.kernel = 3;
+    shape.stride = shape.pad = 1;
+    conv2d(cx, out, x, &layer->weight, layer->bias, &shape);
+}
+
+static void normalize_groups(Context *cx, const Config *c, float *out, const float *x, const Norm *norm, int64_t rows,
+                             int64_t width, int swish) {
+    group_norm(cx, out, x, norm->weight, norm->bias, rows, width, c->groups, c->group_epsilon, swish);
+}
+
+/* x (side*side, in) -> x (side*side, out), in place: x has room for the wider of the two. */
+static void res_block(Context *cx, const Config *c, const ResBlock *block, float *x, int64_t side) {
+    const int64_t rows = side * side;
+    const ArenaBlock *mark = scratch_mark(cx);
+    float *h = scratch(cx, rows, max_i64(block->in, block->out)), *y = scratch(cx, rows, block->out);
+    normalize_groups(cx, c, h, x, &block->norm1, rows, block->in, 1);
+    conv3x3(cx, y, h, &block->conv1, side);
+    normalize_groups(cx, c, y, y, &block->norm2, rows, block->out, 1);
+    conv3x3(cx, h, y, &block->conv2, side);
+    if (block->in != block->out) {
+        apply(cx, y, x, &block->shortcut, rows);
+        copy(cx, x, y, rows * block->out);
+    }
+    add(cx, x, h, rows * block->out);
+    scratch_release(cx, mark);
+}
+
+/* x (T, C) -> x (T, C): every position attends to every other. */
+static void attn_block(Context *cx, const Config *c, const AttnBlock *block, float *x, int64_t T) {
+    const int64_t width = block->width;
+    const ArenaBlock *mark = scratch_mark(cx);
+    float *h = scratch(cx, T, width), *q = scratch(cx, T, width), *k = scratch(cx, T, width),
+          *v = scratch(cx, T, width);
+    normalize_groups(cx, c, h, x, &block->norm, T, width, 0);
+    apply(cx, q, h, &block->q, T);
+    apply(cx, k, h, &block->k, T);
+    apply(cx, v, h, &block->v, T);
+    full_attention(cx, h, q, k, v, T, 1, width, width);
+    apply(cx, q, h, &block->proj, T);
+    add(cx, x, q, T * width);
+    scratch_release(cx, mark);
+}
+
+static void mid_block(Context *cx, const Config *c, const VqHalf *half, float *x, int64_t side) {
+    res_block(cx, c, &half->mid_res[0], x, side);
+    attn_block(cx, c, &half->mid_attn, x, side * side);
+    res_block(cx, c, &half->mid_res[1], x, side);
+}
+
+/* Floats that the widest stage of encoder and decoder holds; -1: too many to count. */
+static int64_t vq_room(const Config *c) {
+    int64_t room = image_tokens(c) * c->z_channels;
+    for (int i = 0; i < c->levels; i++) {
+        const int64_t side = (int64_t)c->grid << (c->levels - 1 - i);
+        /* a level is entered with the width of the level before it, on either way */
+        for (int beside = i - 1; beside <= i + 1; beside++) {
+            const int multiplier = beside < 0 ? 1 : beside >= c->levels ? c->multipliers[i] : c->multipliers[beside];
+            const int64_t floats = checked_product(side, side, (int64_t)c->base_channels * multiplier);
+            if (floats < 0) return -1;
+            if (floats > room) room = floats;
+        }
+    }
+    return room;
+}
+
+/* Halves the side: x (side*side, C) -> out (side/2 * side/2, C). Zeros to the right and below only. */
+static void downsample(Context *cx, float *out, const float *x, const Linear *layer, int64_t side) {
+    ConvShape shape = {0};
+    shape.H = shape.W = side;
+    shape.I = layer->weight.rows;
+    shape.kernel = 3;
+    shape.stride = 2;
+    shape.Ho = shape.Wo = side / 2;
+    conv2d(cx, out, x, &layer->weight, layer->bias, &shape);
+}
+
+/* The levels of the encoder, shallow to deep, then its mid block; x (side*side, base) -> x (grid*grid, deepest). */
+static void vq_encoder_levels(Context *cx, const JanusModel *m, float *x, float *y) {
+    const Config *c = &m->config;
+    int64_t side = drawn_side(c);
+    for (int i = 0; i < c->levels; i++) {
+        const VqLevel *level = &m->vq_encoder.level[i];
+        const int64_t width = (int64_t)c->base_channels * c->multipliers[i];
+        for (int b = 0; b < c->res_blocks; b++) {
+            res_block(cx, c, &level->res[b], x, side);
+            if (i == c->levels - 1) attn_block(cx, c, &level->attn[b], x, side * side);
+        }
+        if (i < c->levels - 1) {
+            downsample(cx, y, x, &level->resample, side);
+            side /= 2;
+            copy(cx, x, y, side * side * width);
+        }
+        tap(cx, name_of(NEW_NAME, "vq.encoder.level.%d", i), x, side * side, width, 0);
+        progress(cx, "encode", i + 1, c->levels);
+    }
+    mid_block(cx, c, &m->vq_encoder, x, side);
+}
+
+/* x (rows, dim) -> rows of length 1, as F.normalize */
+static void normalize_rows(float *x, int64_t rows, int64_t dim) {
+    for (int64_t r = 0; r < rows; r++, x += dim) {
+        float sum = 0;
+        for (int64_t i = 0; i < dim; i++) sum += x[i] * x[i];
+        const float norm = sqrtf(sum) > 1e-12f ? sqrtf(sum) : 1e-12f;
+        for (int64_t i = 0; i < dim; i++) x[i] /= norm;
+    }
+}
+
+static float dot_product(const float *a, const float *b, int64_t count) {
+    float sum = 0;
+    for (int64_t i = 0; i < count; i++) sum += a[i] * b[i];
+    return sum;
+}
+
+/* z (T, dim) -> ids (T): the nearest codebook row, both on the unit sphere; the first on ties. z is normalised in
+   place. */
+static void nearest_codes(Context *cx, const JanusModel *m, float *z, int32_t *ids) {
+    const int64_t T = image_tokens(&m->config), K = m->config.codebook, dim = m->config.code_dim;
+    const ArenaBlock *mark = scratch_mark(cx);
+    float *codes = scratch(cx, K, dim), *squares = scratch(cx, K, 1);
+    if (has_failed(cx)) return;
+    for (int64_t i = 0; i < K; i++) weight_row(codes + i * dim, &m->codebook, i);
+    normalize_rows(codes, K, dim);
+    check_finite(cx, "vq.codebook", codes, K * dim);
+    normalize_rows(z, T, dim);
+    for (int64_t i = 0; i < K; i++) squares[i] = dot_product(codes + i * dim, codes + i * dim, dim);
+    for (int64_t t = 0; t < T; t++) {
+        const float *row = z + t * dim;
+        const float square = dot_product(row, row, dim);
+        float nearest = FLT_MAX;
+        ids[t] = 0;
+        for (int64_t i = 0; i < K; i++) {
+            const float distance = square + squares[i] - 2 * dot_product(row, codes + i * dim, dim);
+            if (distance < nearest) nearest = distance, ids[t] = (int32_t)i;
+        }
+    }
+    scratch_release(cx, mark);
+}
+
+/* pixels (side, side, 3) in -1..1 -> ids (grid*grid) */
+static void vq_encode(Context *cx, const JanusModel *m, const float *pixels, int32_t *ids) {
+    const Config *c = &m->config;
+    const VqHalf *encoder = &m->vq_encoder;
+    const int64_t side = drawn_side(c), T = image_tokens(c);
+    const ArenaBlock *mark = scratch_mark(cx);
+    float *x = scratch(cx, vq_room(c), 1), *y = scratch(cx, vq_room(c), 1), *z = scratch(cx, T, c->code_dim);
+    tap(cx, "vq.encoder.input", pixels, side, side, 3);
+    conv3x3(cx, x, pixels, &encoder->conv_in, side);
+    tap(cx, "vq.encoder.conv_in", x, side * side, c->base_channels, 0);
+    vq_encoder_levels(cx, m, x, y);
+    tap(cx, "vq.encoder.mid", x, T, encoder->mid_width, 0);
+    normalize_groups(cx, c, x, x, &encoder->norm_out, T, encoder->out_width, 1);
+    conv3x3(cx, y, x, &encoder->conv_out, c->grid);
+    tap(cx, "vq.encoder.output", y, T, c->z_channels, 0);
+    apply(cx, z, y, &m->quant_conv, T);
+    tap(cx, "vq.quant_conv", z, T, c->code_dim, 0);
+    nearest_codes(cx, m, z, ids);
+    tap_ids(cx, "vq.ids", ids, T, 0);
+    scratch_release(cx, mark);
+}
+
+/* Image ids as inputs of the transformer: out (N, D). The table is its own, not the codebook.
+   official: prepare_gen_img_embeds */
+static void embed_image_ids(Context *cx, const JanusModel *m, const int32_t *ids, int64_t N, float *out) {
+    const Config *c = &m->config;
+    const ArenaBlock *mark = scratch_mark(cx);
+    float *rows = scratch(cx, N, c->code_dim), *hidden = scratch(cx, N, c->hidden);
+    for (int64_t i = 0; i < N && !has_failed(cx); i++) weight_row(rows + i * c->code_dim, &m->gen_embed, ids[i]);
+    adaptor(cx, out, rows, m->gen_aligner, c->gen_aligner_depth, N, hidden);
+    check_finite(cx, "generation.embedding", out, N * c->hidden);
+    tap(cx, "generation.embedding", out, c->hidden, 0, 0); /* the first picture's */
+    scratch_release(cx, mark);
+}
+
+/* ==================================================================================================================
+   7  Image decoder: ids -> codebook rows on the unit sphere -> picture, the encoder's way back: mid block first, then
+       levels from the deepest up, each but the last followed by a doubling of the side.
+       official: vq_model.py (decode_code), generation_inference.py (pixels)
+   ================================================================================================================== */
+
+/* Doubles the side: every pixel four times, then a 3x3 convolution; x (side*side, C) -> out (4*side*side, C). */
+static void upsample(Context *cx, float *out, const float *x, const Linear *layer, int64_t side) {
+    ConvShape shape = {0};
+    shape.H = shape.W = side;
+    shape.I = layer->weight.rows;
+    shape.kernel = 3;
+    shape.stride = shape.pad = 1;
+    shape.Ho = shape.Wo = 2 * side;
+    shape.upsample = 1;
+    conv2d(cx, out, x, &layer->weight, layer->bias, &shape);
+}
+
+/* The levels of the decoder; *x holds (grid*grid, deepest) and then (side*side, C); x and y change places. */
+static void vq_decoder_levels(Context *cx, const JanusModel *m, float **x, float **y) {
+    const Config *c = &m->config;
+    int64_t side = c->grid;
+    for (int i = 0; i < c->levels; i++) {
+        const VqLevel *level = &m->vq_decoder.level[i];
+        for (int b = 0; b <= c->res_blocks; b++) {
+            res_block(cx, c, &level->res[b], *x, side);
+            if (i == 0) attn_block(cx, c, &level->attn[b], *x, side * side);
+        }
+        if (i < c->levels - 1) {
+            float *filled = *y;
+            upsample(cx, filled, *x, &level->resample, side);
+            *y = *x;
+            *x = filled;
+            side *= 2;
+        }
+        tap(cx, name_of(NEW_NAME, "vq.decoder.level.%d", i), *x, side * side,
+            (int64_t)c->base_channels * c->multipliers[c->levels - 1 - i], 0);
+        progress(cx, "decode", i + 1, c->levels);
+    }
+}
+
+/* y (count) in about -1..1 -> bytes, cut off and not rounded, as the official code does */
+static void to_pixels(uint8_t *rgb, const float *y, int64_t count) {
+    for (int64_t i = 0; i < count; i++) {
+        const float value = (y[i] + 1.0f) / 2.0f * 255.0f;
+        rgb[i] = (uint8_t)(value > 0 ? value < 255 ? value : 255 : 0);
+    }
+}
+
+static void tap_pixels(Context *cx, const uint8_t *rgb, int64_t side) {
+    const int64_t count = side * side * 3;
+    const ArenaBlock *mark = scratch_mark(cx);
+    if (!is_tapped(cx)) return;
+    int32_t *bytes = scratch_ids(cx, count);
+    for (int64_t i = 0; i < count && !has_failed(cx); i++) bytes[i] = rgb[i];
+    hand_over(cx, "image.pixels", JANUS_INT32, bytes, side, side, 3);
+    scratch_release(cx, mark);
+}
+
+/* ids (grid*grid) -> rgb (side, side, 3) */
+static void vq_decode(Context *cx, const JanusModel *m, const int32_t *ids, uint8_t *rgb) {
+    const Config *c = &m->config;
+    const VqHalf *decoder = &m->vq_decoder;
+    const int64_t side = drawn_side(c), T = image_tokens(c);
+    const ArenaBlock *mark = scratch_mark(cx);
+    float *x = scratch(cx, vq_room(c), 1), *y = scratch(cx, vq_room(c), 1);
+    float *codes = scratch(cx, T, c->code_dim), *drawn = scratch(cx, side, 3 * side);
+    if (has_failed(cx)) return;
+    for (int64_t t = 0; t < T; t++) weight_row(codes + t * c->code_dim, &m->codebook, ids[t]);
+    normalize_rows(codes, T, c->code_dim);
+    tap(cx, "vq.codes", codes, T, c->code_dim, 0);
+    apply(cx, y, codes, &m->post_quant_conv, T);
+    tap(cx, "vq.post_quant", y, T, c->z_channels, 0);
+    conv3x3(cx, x, y, &decoder->conv_in, c->grid);
+    tap(cx, "vq.decoder.conv_in", x, T, decoder->mid_width, 0);
+    mid_block(cx, c, decoder, x, c->grid);
+    tap(cx, "vq.decoder.mid", x, T, decoder->mid_width, 0);
+    vq_decoder_levels(cx, m, &x, &y);
+    normalize_groups(cx, c, x, x, &decoder->norm_out, side * side, decoder->out_width, 1);
+    conv3x3(cx, drawn, x, &decoder->conv_out, side);
+    tap(cx, "vq.decoder.output", drawn, side, side, 3);
+    if (!has_failed(cx)) to_pixels(rgb, drawn, side * side * 3);
+    tap_pixels(cx, rgb, side);
+    scratch_release(cx, mark);
+}
+
+/* ==================================================================================================================
+   8  The two tasks, step by step. Prompts have the form in which the model was trained (official conversation.py,
+       template "deepseek"; processing_vlm.py):
+         draw    BOS <|User|>: PROMPT \n\n <|Assistant|>: <begin_of_image>
+         answer  BOS SYSTEM \n\n <|User|>: <image_placeholder>\n QUESTION \n\n <|Assistant|>:   then ANSWER EOS and the
+         next turn,
+                 where each <image_placeholder> stands for <begin_of_image>, the image's T embeddings, <end_of_image>
+       The roles are those that the model file names: Janus-1.3B has User and Assistant.
+   ================================================================================================================== */
+
+/* Adds the ids of `text`; every image placeholder becomes begin, as many placeholders as an image has tokens, end.
+   Returns how many images that were. */
+static int add_text(Context *cx, IdList *list, const JanusModel *m, StringView text) {
+    const Config *c = &m->config;
+    IdList ids = {0};
+    int images = 0;
+    tokenize(cx, m, text, &ids);
+    for (size_t i = 0; i < ids.count; i++) {
+        if (ids.ids[i] != c->image_placeholder) {
+            id_list_add(list, ids.ids[i], 1);
+            continue;
+        }
+        id_list_add(list, c->begin_of_image, 1);
+        id_list_add(list, c->image_placeholder, (size_t)vision_tokens(c));
+        id_list_add(list, c->end_of_image, 1);
+        images++;
+    }
+    id_list_free(&ids);
+    if (list->failed) context_fail_memory(cx);
+    return images;
+}
+
+/* Embeddings of a prompt: x (T, D); the rows of image placeholders from `first` on are taken from `seen`, one after the
+   other. */
+static void embed_prompt(const JanusModel *m, const int32_t *ids, int64_t T, int64_t first, const float *seen,
+                         float *x) {
+    const int64_t width = m->config.hidden;
+    for (int64_t t = 0; t < T; t++) {
+        if (t >= first && ids[t] == m->config.image_placeholder) {
+            memcpy(x + t * width, seen, (size_t)width * sizeof *x);
+            seen += width;
+        } else {
+            weight_row(x + t * width, &m->token_embed, ids[t]);
+        }
+    }
+}
+
+/* ---- Drawing ---- */
+
+/* The ids of a drawing prompt. */
+static void drawing_prompt(Context *cx, const JanusModel *m, const char *prompt, IdList *list) {
+    const Config *c = &m->config;
+    StringView pieces[6]; /* tcc takes no calls in an initialiser of these */
+    pieces[0] = c->user_role;
+    pieces[1] = view_of(": ");
+    pieces[2] = checked_text(cx, prompt, "prompt", view_of(""));
+    pieces[3] = view_of("\n\n");
+    pieces[4] = c->assistant_role;
+    pieces[5] = view_of(":");
+    id_list_add(list, c->bos, 1);
+    const int images = add_text(cx, list, m, join_text(cx, pieces, sizeof pieces / sizeof *pieces));
+    id_list_add(list, c->begin_of_image, 1);
+    if (list->failed) context_fail_memory(cx);
+    if (images > 0) context_fail(cx, JANUS_BAD_ARGUMENT, "a drawing prompt cannot hold <image_placeholder>");
+    if ((int64_t)list->count + image_tokens(c) > c->context)
+        context_fail(cx, JANUS_BAD_ARGUMENT,
+                     "the prompt is %lu tokens long; with the picture's %d it exceeds the context of %d",
+                     (unsigned long)list->count, (int)image_tokens(c), c->context);
+}
+
+/* The sequences of a drawing: two prompts, with and without the words, and for each picture two that go on from
+   them. */
+typedef struct {
+    Sequence prompts[2];
+    int64_t R;                 /* 2N rows: conditional, unconditional, conditional, ... */
+    Sequence *rows;            /* (R) */
+    Sequence **row_pointers;   /* (R) */
+    TorchRng rng;
+} Drawing;
+
+static void drawing_free(Drawing *drawing) {
+    for (int i = 0; i < 2; i++) kv_cache_free(&drawing->prompts[i].own);
+    for (int64_t r = 0; r < drawing->R && drawing->rows != NULL; r++) kv_cache_free(&drawing->rows[r].own);
+}
+
+static void drawing_start(Context *cx, Drawing *drawing, const Config *c, const JanusGenerateOptions *options) {
+    drawing->R = 2 * (int64_t)options->count;
+    drawing->rows = scratch_bytes(cx, drawing->R, sizeof *drawing->rows);
+    drawing->row_pointers = scratch_bytes(cx, drawing->R, sizeof *drawing->row_pointers);
+    if (drawing->rows != NULL) memset(drawing->rows, 0, (size_t)drawing->R * sizeof *drawing->rows);
+    for (int64_t r = 0; r < drawing->R && !has_failed(cx); r++) {
+        drawing->rows[r].shared = &drawing->prompts[r % 2].own;
+        drawing->row_pointers[r] = &drawing->rows[r];
+        kv_cache_reserve(cx, &drawing->rows[r].own, c, image_tokens(c) - 1);
+    }
+    torch_rng_seed(&drawing->rng, options->rng, options->seed);
+}
+
+/* Both prompts are read side by side; x (R, D) receives their last hidden states, once for each picture. In the
+   unconditional one every id but the first and the last is the pad id, attended to like any other. */
+static void read_drawing_prompt(Context *cx, const JanusModel *m, Drawing *drawing, const IdList *prompt, float *x) {
+    const int64_t T = (int64_t)prompt->count, width = m->config.hidden;
+    const ArenaBlock *mark = scratch_mark(cx);
+    float *rows = scratch(cx, 2 * T, width);
+    int32_t *padded = scratch_ids(cx, T);
+    Sequence *sequences[] = {&drawing->prompts[0], &drawing->prompts[1]};
+    if (has_failed(cx)) return;
+    for (int64_t t = 0; t < T; t++) padded[t] = t == 0 || t == T - 1 ? prompt->ids[t] : m->config.pad;
+    tap_ids(cx, "text.token_ids", prompt->ids, T, 0);
+    embed_prompt(m, prompt->ids, T, T, NULL, rows);
+    embed_prompt(m, padded, T, T, NULL, rows + T * width);
+    tap_sequences(cx, "text.embeddings", rows, 2, T, width, true);
+    transformer_forward(cx, m, rows, T, sequences, 2, true);
+    for (int64_t r = 0; r < drawing->R; r++) copy(cx, x + r * width, rows + ((r % 2 + 1) * T - 1) * width, width);
+    scratch_release(cx, mark);
+}
+
+static void fail_distribution(Context *cx) {
+    context_fail(cx, JANUS_BAD_MODEL, "the scores are not finite once divided by the temperature: raise it");
+}
+
+/* logits (R, K) -> one id a picture, ids (N); probs and race (N, K) are scratch. */
+static void pick_image_ids(Context *cx, const JanusGenerateOptions *options, TorchRng *rng, const float *logits,
+                           int64_t K, float *probs, float *race, int32_t *ids) {
+    check_finite(cx, "generation.logits", logits, 2 * options->count * K);
+    for (int n = 0; n < options->count && !has_failed(cx); n++) {
+        float *guided = probs + n * K;
+        guide(guided, logits + 2 * n * K, logits + (2 * n + 1) * K, K, options->cfg_weight);
+        if (n == 0) {
+            tap(cx, "generation.logits.cond", logits, K, 0, 0);
+            tap(cx, "generation.logits.uncond", logits + K, K, 0, 0);
+            tap(cx, "generation.logits", guided, K, 0, 0);
+        }
+        ids[n] = argmax(guided, K);
+        if (options->temperature > 0) {
+            scale_temperature(guided, (int)K, options->temperature);
+            softmax_probs(guided, guided, (int)K);
+        }
+    }
+    if (has_failed(cx) || options->temperature <= 0) return;
+    if (!torch_multinomial(rng, ids, probs, race, options->count, (int)K)) fail_distribution(cx);
+}
+
+/* Draws N pictures token by token: ids (N, image_tokens). x (R, D) holds the last hidden states of the prompts. */
+static void draw_tokens(Context *cx, const JanusModel *m, const JanusGenerateOptions *options, Drawing *drawing,
+                        float *x, int32_t *ids) {
+    const int64_t N = options->count, R = drawing->R, K = m->config.codebook, width = m->config.hidden;
+    const int64_t T = image_tokens(&m->config);
+    const ArenaBlock *mark = scratch_mark(cx);
+    float *logits = scratch(cx, R, K), *probs = scratch(cx, N, K), *race = scratch(cx, N, K),
+          *embedded = scratch(cx, N, width);
+    int32_t *step_ids = scratch_ids(cx, N);
+    for (int64_t t = 0; t < T && !has_failed(cx); t++) {
+        image_head(cx, m, logits, x, R);
+        pick_image_ids(cx, options, &drawing->rng, logits, K, probs, race, step_ids);
+        progress(cx, "draw", t + 1, T);
+        if (has_failed(cx)) break;
+        for (int64_t n = 0; n < N; n++) ids[n * T + t] = step_ids[n];
+        if (t == T - 1) break;
+        embed_image_ids(cx, m, step_ids, N, embedded);
+        for (int64_t r = 0; r < R; r++) copy(cx, x + r * width, embedded + r / 2 * width, width);
+        transformer_forward(cx, m, x, 1, drawing->row_pointers, R, false);
+    }
+    scratch_release(cx, mark);
+    tap_ids(cx, "generation.ids", ids, N, T);
+}
+
+static void draw(Context *cx, const JanusModel *m, const char *prompt, const JanusGenerateOptions *options,
+                 int32_t *ids) {
+    IdList list = {0};
+    Drawing drawing = {0};
+    drawing_prompt(cx, m, prompt, &list);
+    if (!has_failed(cx)) drawing_start(cx, &drawing, &m->config, options);
+    float *x = scratch(cx, drawing.R, m->config.hidden);
+    if (!has_failed(cx)) read_drawing_prompt(cx, m, &drawing, &list, x);
+    if (!has_failed(cx)) draw_tokens(cx, m, options, &drawing, x, ids);
+    drawing_free(&drawing);
+    id_list_free(&list);
+}
+
+/* ---- Answering ---- */
+
+/* A conversation. Invariant between calls: `sequence` holds the keys and values of all of it but the last ids, which
+   the transformer has not read yet. */
+typedef struct {
+    Sequence sequence;
+    int32_t unread[2]; /* an answer's last id, and the end */
+    int unread_count;
+} Conversation;
+
+/* The ids of a user's turn, after what the last answer left unread. */
+static void turn_prompt(Context *cx, const JanusModel *m, const Conversation *conversation, const char *question,
+                        int image_count, IdList *list) {
+    const bool first = conversation->sequence.own.length == 0;
+    const StringView mark = view_of("<image_placeholder>\n");
+    StringView system = first ? m->config.system_prompt : view_of(""), images = {NULL, 0};
+    /* images stand before the question unless the question itself says where */
+    char *repeated = scratch_bytes(cx, image_count * (int64_t)mark.length, 1);
+    if (has_failed(cx)) return;
+    for (int i = 0; i < image_count; i++) memcpy(repeated + (size_t)i * mark.length, mark.text, mark.length);
+    if (question != NULL && strstr(question, "<image_placeholder>") == NULL)
+        images = (StringView){repeated, (size_t)image_count * mark.length};
+    StringView pieces[9];
+    pieces[0] = system;
+    pieces[1] = view_of(system.length > 0 ? "\n\n" : "");
+    pieces[2] = m->config.user_role;
+    pieces[3] = view_of(": ");
+    pieces[4] = images;
+    pieces[5] = checked_text(cx, question, "question", images);
+    pieces[6] = view_of("\n\n");
+    pieces[7] = m->config.assistant_role;
+    pieces[8] = view_of(":");
+    if (first) id_list_add(list, m->config.bos, 1);
+    for (int i = 0; i < conversation->unread_count; i++) id_list_add(list, conversation->unread[i], 1);
+    const int places = add_text(cx, list, m, join_text(cx, pieces, sizeof pieces / sizeof *pieces));
+    if (places != image_count)
+        context_fail(cx, JANUS_BAD_ARGUMENT, "the question has %d <image_placeholder>, but %d images were given",
+                     places, image_count);
+}
+
+/* Reads a turn: its images are seen, then all its tokens are read. hidden (D) is the state after the last one. */
+static void read_turn(Context *cx, const JanusModel *m, Conversation *conversation, const IdList *list,
+                      const JanusImage *images, int image_count, float *hidden) {
+    enum { CHUNK = 1024 }; /* tokens read at once: bounds the scratch memory of a long turn */
+    Sequence *sequence = &conversation->sequence;
+    const int64_t T = (int64_t)list->count, width = m->config.hidden, seen_rows = vision_tokens(&m->config);
+    const ArenaBlock *mark = scratch_mark(cx);
+    float *x = scratch(cx, T, width), *seen = scratch(cx, image_count * seen_rows, width);
+    for (int i = 0; i < image_count && !has_failed(cx); i++) see_image(cx, m, &images[i], seen + i * seen_rows * width);
+    if (has_failed(cx)) return;
+    embed_prompt(m, list->ids, T, conversation->unread_count, seen, x); /* an answer may say a placeholder */
+    tap_ids(cx, "text.token_ids", list->ids, T, 0);
+    tap(cx, "text.embeddings", x, T, width, 0);
+    for (int64_t t = 0; t < T && !has_failed(cx);) {
+        const bool tapped = is_tapped(cx);
+        const int64_t count = tapped || T - t < CHUNK ? T - t : CHUNK;
+        transformer_forward(cx, m, x + t * width, count, &sequence, 1, tapped);
+        t += count;
+    }
+    copy(cx, hidden, x + (T - 1) * width, width);
+    scratch_release(cx, mark);
+}
+
+/* logits (V) -> the next id; race (V) and ranked (V) are scratch. */
+static int32_t pick_text_id(Context *cx, const JanusAskOptions *options, TorchRng *rng, float *logits, int V,
+                            float *race, RankedLogit *ranked) {
+    int32_t id = argmax(logits, V);
+    if (options->temperature <= 0) return id;
+    scale_temperature(logits, V, options->temperature);
+    keep_top_k(logits, V, options->top_k, race);
+    keep_top_p(logits, V, options->top_p, ranked);
+    softmax_probs(logits, logits, V);
+    if (!torch_multinomial(rng, &id, logits, race, 1, V)) fail_distribution(cx);
+    return id;
+}
+
+/* Writes the answer token by token from the state hidden (D) after the question. */
+static void write_answer(Context *cx, const JanusModel *m, Conversation *conversation, const JanusAskOptions *options,
+                         TorchRng *rng, float *hidden, Answer *answer, IdList *said) {
+    Sequence *sequence = &conversation->sequence;
+    const int V = m->config.vocab;
+    const int64_t length_before = sequence->own.length;
+    const ArenaBlock *mark = scratch_mark(cx);
+    float *logits = scratch(cx, V, 1), *race = scratch(cx, V, 1);
+    RankedLogit *ranked = scratch_bytes(cx, V, sizeof *ranked);
+    for (int n = 1; !has_failed(cx); n++) {
+        linear(cx, logits, hidden, &m->lm_head, NULL, 1);
+        tap(cx, "lm.logits", logits, V, 0, 0);
+        if (has_failed(cx)) break;
+        const int32_t id = pick_text_id(cx, options, rng, logits, V, race, ranked);
+        conversation->unread_count = 0;
+        conversation->unread[conversation->unread_count++] = id;
+        if (has_failed(cx) || id == m->config.eos) break;
+        id_list_add(said, id, 1);
+        if (said->failed) context_fail_memory(cx);
+        answer_token(cx, m, answer, id);
+        progress(cx, "answer", n, options->max_tokens);
+        /* room for this id, one more and EOS */
+        if (n >= options->max_tokens || sequence->own.length + 3 > m->config.context) {
+            conversation->unread[conversation->unread_count++] = m->config.eos;
+            break;
+        }
+        weight_row(hidden, &m->token_embed, id);
+        transformer_forward(cx, m, hidden, 1, &sequence, 1, false);
+    }
+    if (!has_failed(cx)) answer_token(cx, m, answer, -1);
+    if (answer->length == 0) { /* nothing was said: the next turn follows the open answer, without an end */
+        sequence->own.length = length_before;
+        conversation->unread_count = 0;
+    }
+    tap_ids(cx, "lm.answer_ids", said->ids, (int64_t)said->count, 0);
+    scratch_release(cx, mark);
+}
+
+/* One turn of a conversation, which is unchanged after a failure. */
+static void converse(Context *cx, const JanusModel *m, Conversation *conversation, const char *question,
+                     const JanusImage *images, int image_count, const JanusAskOptions *options, Answer *answer) {
+    const Config *c = &m->config;
+    const Conversation before = *conversation;
+    IdList turn = {0}, said = {0};
+    TorchRng rng;
+    float *hidden = scratch(cx, c->hidden, 1);
+    turn_prompt(cx, m, conversation, question, image_count, &turn);
+    const int64_t length = before.sequence.own.length + (int64_t)turn.count;
+    if (length + 2 > c->context) /* an id of the answer, EOS */
+        context_fail(cx, JANUS_BAD_ARGUMENT,
+                     "the conversation would be %ld tokens long; the context holds %d: start a new one", (long)length,
+                     c->context);
+    if (!has_failed(cx)) read_turn(cx, m, conversation, &turn, images, image_count, hidden);
+    torch_rng_seed(&rng, options->rng, options->seed);
+    if (!has_failed(cx)) write_answer(cx, m, conversation, options, &rng, hidden, answer, &said);
+    if (has_failed(cx)) { /* the cache may have grown: only its length goes back */
+        conversation->sequence.own.length = before.sequence.own.length;
+        conversation->unread_count = before.unread_count;
+        memcpy(conversation->unread, before.unread, sizeof before.unread);
+    }
+    id_list_free(&turn);
+    id_list_free(&said);
+}
+
+/* ******************************************************************************************************************
+   PART II   THE ENGINE
+   ****************************************************************************************************************** */
+
+/* ==================================================================================================================
+   9  Platform: all that differs between POSIX, Windows and the rest. Paths are UTF-8 everywhere.
+   ================================================================================================================== */
+
+#if defined(__wasi__) /* WASI has no setjmp: running out of memory while writing a picture ends the program */
 typedef int jmp_buf;
 #define setjmp(way_out)         0
 #define longjmp(way_out, value) abort()
@@ -103,7 +1436,7 @@ typedef int jmp_buf;
 #endif
 
 #if defined(_WIN32)
-/* UTF-8 -> UTF-16, malloc'ed; NULL when it is no UTF-8 or memory is short. */
+/* UTF-8 -> UTF-16, malloc'ed; NULL if it is not valid UTF-8 or memory runs out. */
 static wchar_t *wide_path(const char *path) {
     int length = MultiByteToWideChar(CP_UTF8, MB_ERR_INVALID_CHARS, path, -1, NULL, 0);
     wchar_t *wide = length > 0 ? malloc((size_t)length * sizeof *wide) : NULL;
@@ -343,8 +1676,8 @@ static bool big_endian(void) {
     return first == 0;
 }
 
-/* A whole file in memory: mapped where the system can, else read. The bytes are only written to on big-endian machines,
-   where the file is always read. */
+/* A complete file in memory: mapped where the system can, else read. The bytes are only written to on big-endian
+   machines, where the file is always read. */
 typedef struct {
     uint8_t *bytes;
     size_t size;
@@ -468,8 +1801,8 @@ static volatile LONG interrupted; /* there the writer itself must stop and remov
 enum { interrupted = 0 };
 #endif
 
-/* A file that is written under a temporary name in the same folder and renamed when it is whole, so that `path` is either
-   the whole result or what it was before. Devices are written to directly. */
+/* A file that is written under a temporary name in the same folder and renamed when it is complete, so that `path` is
+   either the complete result or unchanged. Devices are written to directly. */
 typedef struct {
     FILE *file;
     const char *path;
@@ -517,10 +1850,11 @@ static int output_close(OutputFile *out) {
     return out->failure;
 }
 
-/* ====================================================================================================================
-   2  Errors and memory: a call that fails returns a status and leaves one line in the caller's JanusError. Scratch memory
+/* ==================================================================================================================
+   10  Errors and memory: a call that fails returns a status and leaves one line in the caller's JanusError. Scratch
+   memory
       comes from an arena: allocate what a stage needs, give all of it back at the end.
-   ==================================================================================================================== */
+   ================================================================================================================== */
 
 #if defined(__GNUC__)
 #define PRINTF_LIKE(text, first) __attribute__((format(printf, text, first))) /* numbers of parameters */
@@ -547,7 +1881,8 @@ static JanusStatus fail(JanusError *error, JanusStatus status, const char *forma
 }
 
 static JanusStatus fail_memory(JanusError *error) {
-    return fail(error, JANUS_NO_MEMORY, "out of memory: close other programs, draw fewer pictures at once or use a smaller model");
+    return fail(error, JANUS_NO_MEMORY,
+                "out of memory: close other programs, draw fewer pictures at once or use a smaller model");
 }
 
 /* a * b * c for sizes that are not negative; -1 when it does not fit an int64_t. */
@@ -558,7 +1893,7 @@ static int64_t checked_product(int64_t a, int64_t b, int64_t c) {
     return a * b * c;
 }
 
-/* a + b of the same kind; -1 when either is, or when it does not fit. */
+/* a + b; -1 if either is negative or the sum overflows. */
 static int64_t checked_sum(int64_t a, int64_t b) { return a < 0 || b < 0 || a > INT64_MAX - b ? -1 : a + b; }
 
 /* malloc for `count` items of `size` bytes; NULL when the product does not fit. */
@@ -567,17 +1902,17 @@ static void *allocate(int64_t count, size_t size) {
     return malloc((size_t)count * size + (count == 0));
 }
 
-/* realloc likewise; where it fails, what was there stays. */
+/* Like realloc, with the same check; on failure the old block stays valid. */
 static void *reallocate(void *memory, int64_t count, size_t size) {
     if (count < 0 || (uint64_t)count > (SIZE_MAX - 1) / size) return NULL;
     return realloc(memory, (size_t)count * size + (count == 0));
 }
 
 /* Scratch memory as a stack of blocks. */
-typedef struct ArenaBlock {
+struct ArenaBlock {
     struct ArenaBlock *below;
     void *memory;
-} ArenaBlock;
+};
 
 typedef struct {
     ArenaBlock *top;
@@ -611,15 +1946,15 @@ static int64_t min_i64(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t max_i64(int64_t a, int64_t b) { return a > b ? a : b; }
 static int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
 
-/* ====================================================================================================================
-   3  Threads
+/* ==================================================================================================================
+   11  Threads
 
       A pool of workers that run one job at a time: [0, count) is cut into chunks of `grain`. Each thread has a range of
-      chunks of its own, so that it reads on where it was and finds there what it has asked memory for; whoever is done
-      with his takes chunks from the others'. Which thread runs a chunk changes; what a chunk computes does not, so
-      results are the same to the last bit for every number of threads. Between jobs a worker spins for some 100
-      microseconds, then sleeps: the hundreds of small jobs of one decoding step find it awake.
-   ==================================================================================================================== */
+      chunks of its own, so it keeps streaming through memory it has already prefetched; a thread that finishes early
+      steals chunks from the others. Which thread runs a chunk changes; what a chunk computes does not, so results are
+      the same to the last bit for every number of threads. Between jobs a worker spins for some 100 microseconds, then
+      sleeps: the hundreds of small jobs of one decoding step find it awake.
+   ================================================================================================================== */
 
 enum { MOST_THREADS = 256 };
 
@@ -713,7 +2048,8 @@ static void wait_until(Pool *p, Counter *counter, long value) {
         if (counter_get(counter) == value) return;
         cpu_relax();
     }
-    /* A sleeper counts itself before it looks again; whoever changes a counter looks for sleepers after the change. */
+    /* A waiter registers before its last check and a writer checks for waiters after its change, so no wake-up is
+       lost. */
     counter_add(&p->sleepers, 1);
     mutex_lock(&p->mutex);
     while (counter_get(counter) != value) condition_wait(&p->changed, &p->mutex);
@@ -730,7 +2066,7 @@ static void change_counter(Pool *p, Counter *counter, long n) {
     }
 }
 
-/* The first chunk of a thread's range; that of thread number `threads` is how many there are. */
+/* The first chunk of a thread's range; range_start(p, p->threads) is the number of chunks. */
 static int64_t range_start(const Pool *p, int thread) {
     return (p->count + p->grain - 1) / p->grain * thread / p->threads;
 }
@@ -831,8 +2167,8 @@ static void pool_run(Pool *p, Job job, void *ctx, int64_t count, int64_t grain) 
 }
 #endif
 
-/* ====================================================================================================================
-   4  Number formats
+/* ==================================================================================================================
+   12  Number formats
 
       Weights are used in place, in the layouts of GGUF, all little-endian:
         F32   4 bytes    F16, BF16   2 bytes
@@ -845,17 +2181,11 @@ static void pool_run(Pool *p, Job job, void *ctx, int64_t count, int64_t grain) 
               an int8 s for each group, f16 d                                w = (d s) (q - 32)    210 bytes
       A format is one row of the table NUMBER_FORMATS and two functions, from blocks to floats and back. Loading,
       embeddings, products, quantize and info need no more; the kernels of section 5 know a faster way for some formats.
-   ==================================================================================================================== */
+   ================================================================================================================== */
 
 enum { TYPE_F32 = 0, TYPE_F16 = 1, TYPE_Q4_0 = 2, TYPE_Q8_0 = 8, TYPE_Q4_K = 12, TYPE_Q6_K = 14, TYPE_BF16 = 30 };
 enum { BLOCK = 32, Q8_0_BYTES = 34, Q4_0_BYTES = 18 };
 enum { SUPER_BLOCK = 256, Q4_K_BYTES = 144, Q6_K_BYTES = 210 };
-
-typedef struct {
-    int type;
-    const void *data; /* (rows, cols), row-major */
-    int64_t rows, cols;
-} Weight;
 
 static uint32_t float_bits(float f) {
     uint32_t u;
@@ -1291,7 +2621,7 @@ static const NumberFormat *quantised_format(int i) {
     return NULL;
 }
 
-/* Bytes of one row; 0 if the type is unknown or the row is not a whole number of blocks. */
+/* Bytes of one row; 0 if the type is unknown or the row is not a multiple of the block. */
 static int64_t type_row_bytes(int type, int64_t cols) {
     const NumberFormat *format = find_format(type);
     return format == NULL || cols % format->elements != 0 ? 0 : cols / format->elements * format->bytes;
@@ -1329,8 +2659,8 @@ static void quantize_row(void *out, int type, const float *x, int64_t cols) {
     format->encode(out, x, cols / format->elements);
 }
 
-/* ====================================================================================================================
-   5  Vector kernels
+/* ==================================================================================================================
+   13  Vector kernels
 
       Every heavy loop of the model is one of the functions of this table. There is one table per instruction set; the
       plain one, which follows, defines what each function computes, and the test holds all others to it.
@@ -1346,9 +2676,9 @@ static void quantize_row(void *out, int type, const float *x, int64_t cols) {
         4  Table: a line in kernels_at, best first; the name in janus.h
         5  Test: the name in test_golden of test/test_janus.c; test/test_kernels.c runs every table of kernels_at
         6  Platforms: a row in test/platforms.sh, which compares ids and pixels with the plain kernels
-      To add another kind of tile (a matrix unit, say): a Packing with a size of its own, in the pass's table. If each thread
-      must prepare for it, as for AMX, Packing gets two functions, and product_job calls them first and last.
-   ==================================================================================================================== */
+      To add another kind of tile (a matrix unit, say): a Packing with a size of its own, in the pass's table. If each
+      thread must prepare for it, as for AMX, Packing gets two functions, and product_job calls them first and last.
+   ================================================================================================================== */
 
 typedef struct { /* rows of numbers of one type, `stride` bytes from one to the next */
     int type;
@@ -1364,10 +2694,11 @@ typedef struct { /* rows of numbers of one type, `stride` bytes from one to the 
 #endif
 
 enum { MAX_TILE_ROWS = 16, K_STEP = 256 }; /* columns are packed at most K_STEP at a time */
-enum { ROUNDED = 16 * BLOCK };             /* elements that a few rounded rows of x are packed by */
-enum { DOT_LEVELS = 127 };                 /* what the largest of a BLOCK of them becomes */
-enum { L1_FLOATS = 6144 };                 /* stay in a first-level cache of 32 KiB while weights stream by */
-enum { FINE_ROWS = 16383, FINE_WEIGHTS = 4095 }; /* integers of x and of W of which BLOCK products stay under 2^31 */
+enum { ROUNDED = 16 * BLOCK };             /* elements a group when a few rows of x are packed as int8 */
+enum { DOT_LEVELS = 127 };                 /* the largest magnitude of a block is scaled to this */
+enum { L1_FLOATS = 6144 };                 /* floats of x that still fit a 32 KiB L1 while weights stream through */
+/* largest integers of x and W such that BLOCK products sum to less than 2^31 */
+enum { FINE_ROWS = 16383, FINE_WEIGHTS = 4095 };
 
 /* out[t * out_stride + o] = x[t] . w[o] + bias[o] for t < T, first <= o < last; rows of length n. The rows of x are
    padded with zeros to whole BLOCKs, or rounded (Packing); best aligned to 64 bytes. */
@@ -1388,8 +2719,8 @@ typedef struct {
     void (*pack_rows)(float *out, const float *const *rows, int64_t n);
     /* out (n, tile_cols): element begin + k of row c at out[k * tile_cols + c], zero where c >= count */
     void (*pack_weights)(float *out, Rows w, int64_t count, int64_t begin, int64_t n);
-    /* out[r * stride + c] = (add ? out[r * stride + c] : 0) + sum over k < n of a[k][r] b[k][c] for the first `rows` rows
-       of the tile, all columns; what is behind those rows is undefined */
+    /* out[r * stride + c] = (add ? out[r * stride + c] : 0) + sum over k < n of a[k][r] b[k][c] for the first `rows`
+       rows of the tile, all columns; what lies after those rows is undefined */
     void (*tile)(float *out, int64_t stride, const float *a, const float *b, int64_t rows, int64_t n, int add);
     /* For few rows: x (n) as dot wants it, rounded_words floats for every ROUNDED elements; 0, NULL: x as it is */
     int rounded_words;
@@ -1592,8 +2923,9 @@ static const Kernels kernels_plain = {
 
 /* ---- one source for all instruction sets ----
 
-   This file includes itself once for each instruction set, which KERNEL_PASS names, and each time only the pass is read,
-   from #ifdef KERNEL_PASS to the next line of dashes. KERNEL(f) is f with the set's name: dot_avx2, dot_avx512, ... */
+   This file includes itself once for each instruction set, which KERNEL_PASS names, and each time only the pass is
+   read, from #ifdef KERNEL_PASS to the next line of dashes. KERNEL(f) is f with the set's name: dot_avx2, dot_avx512,
+   ... */
 
 #define PASS_NEON        1
 #define PASS_SIMD128     2 /* WebAssembly */
@@ -1619,7 +2951,8 @@ static const Kernels kernels_plain = {
 #define UNROLL
 #endif
 
-/* This file under the name that #include finds it by: __FILE__, unless that names its folder too (cc folder/janus.c). */
+/* This file under the name that #include finds it by: __FILE__, unless that names its folder too (cc
+   folder/janus.c). */
 #if !defined(KERNEL_FILE) && defined(__has_include)
 #if __has_include(__FILE__)
 #define KERNEL_FILE __FILE__
@@ -1819,8 +3152,8 @@ INLINE void KERNEL(store_halves)(uint16_t *out, vf a) {
 #define v_gather      KERNEL(gather)
 #define h_load(p)     _mm_loadu_si128((const void *)(p))
 #define h_store(p, h) _mm_storeu_si128((void *)(p), h)
-/* Tiles in int16: AVX2's products of int8 take one operand unsigned and saturate, those of int16 do neither. Few rows, which
-   wait for memory, take int8 all the same (load_bytes). */
+/* Tiles in int16: AVX2's products of int8 take one operand unsigned and saturate, those of int16 do neither. Few rows,
+   which wait for memory, take int8 all the same (load_bytes). */
 #define vi                __m256i
 #define quant             int16_t
 #define LEVELS            32767
@@ -1940,8 +3273,8 @@ INLINE int32_t KERNEL(quantize)(void *out, const float *x, float inverse) {
 #define BLOCK_VECTORS (BLOCK / VL)
 #define BLOCK_WORDS   ((int)(BLOCK * sizeof(quant) / 4))
 
-/* The scales of sixteen blocks, as they are: of those from `count` on 0. They go through whole registers: a vector that is
-   read where shorter numbers were just written waits for them. */
+/* The scales of sixteen blocks, as they are: of those from `count` on 0. They are assembled in registers: reloading
+   freshly written short stores as one vector would stall (failed store forwarding). */
 INLINE void KERNEL(gather_halves)(uint64_t *four, const char *block, const int64_t bytes, int64_t count) {
     memset(four, 0, 4 * sizeof *four);
     UNROLLED_FOR (int i = 0; i < 16; i++) {
@@ -1951,7 +3284,7 @@ INLINE void KERNEL(gather_halves)(uint64_t *four, const char *block, const int64
     }
 }
 
-/* scales[i] of the blocks from column k on, sixteen at most, until column `end`; those behind it are 0. */
+/* scales[i] of the blocks from column k on, sixteen at most, until column `end`; those after it are 0. */
 INLINE void KERNEL(load_scales)(float *scales, const int type, const char *row, int64_t k, int64_t end) {
     const int64_t bytes = type == TYPE_Q8_0 ? Q8_0_BYTES : Q4_0_BYTES;
     const int64_t count = (end - k) / BLOCK;
@@ -1986,7 +3319,8 @@ INLINE void KERNEL(load_quants)(vb *quants, int type, const char *block) {
 }
 #endif
 
-/* w (BLOCK floats) = elements [k, k + BLOCK) of a row; k is a multiple of BLOCK. `scale` is that of the block, if any. */
+/* w (BLOCK floats) = elements [k, k + BLOCK) of a row; k is a multiple of BLOCK. `scale` is that of the block, if
+   any. */
 INLINE void KERNEL(load_block)(vf *w, const int type, const char *row, int64_t k, float scale) {
     if (type == TYPE_F32 || type == TYPE_F16 || type == TYPE_BF16) {
         UNROLLED_FOR (int i = 0; i < BLOCK_VECTORS; i++)
@@ -2302,8 +3636,8 @@ INLINE void KERNEL(dot_type)(const int type, const int rounded, float *out, int6
 TARGET static DotProducts KERNEL(dot);
 
 /* Formats that dot_type does not know: pieces of W's rows as floats. */
-TARGET static void KERNEL(dot_expanded)(float *out, int64_t out_stride, const float *x, int64_t x_stride, int64_t T, Rows w,
-                                 const float *bias, int64_t n, int64_t first, int64_t last) {
+TARGET static void KERNEL(dot_expanded)(float *out, int64_t out_stride, const float *x, int64_t x_stride, int64_t T,
+                                        Rows w, const float *bias, int64_t n, int64_t first, int64_t last) {
     float pieces[DOT_ROWS][K_STEP], sums[MAX_TILE_ROWS][DOT_ROWS];
     const Rows piece = {TYPE_F32, (const char *)pieces, sizeof *pieces};
     for (int64_t o = first; o < last; o += DOT_ROWS)
@@ -2442,7 +3776,7 @@ INLINE void KERNEL(tile_words)(const int R, const int pairs, float *out, int64_t
         }
 }
 
-/* Of the last tile often only some rows are wanted: by thirds. */
+/* The last tile is often partly filled: compute it in thirds. */
 #define BY_THIRDS(rows, f, ...)                                                                                        \
     do {                                                                                                               \
         if ((rows) <= TILE_ROWS / 3) f(TILE_ROWS / 3, __VA_ARGS__);                                                    \
@@ -2589,7 +3923,7 @@ INLINE void KERNEL(tile_blocks)(const int R, int64_t first, float *out, int64_t 
         UNROLLED_FOR (int v = 0; v < TILE_VECTORS; v++) v_store(out + r * stride + v * VL, sum[r][v]);
 }
 
-/* By halves, as there are sums of integers and of floats. */
+/* In two halves: integer and float sums together exceed the registers. */
 TARGET static void KERNEL(tile_integer)(float *out, int64_t stride, const float *a, const float *b, int64_t rows,
                                         int64_t n, int add) {
     for (int64_t first = 0; first < rows; first += TILE_ROWS / 2) {
@@ -2625,7 +3959,8 @@ INLINE int32_t KERNEL(quantize_bytes)(float *out, const float *x, float inverse)
     __m256i part[4];
     UNROLLED_FOR (int i = 0; i < 4; i++) part[i] = _mm256_cvtps_epi32(v_mul(v_load(x + i * VL), v_set1(inverse)));
     const __m256i sums = _mm256_add_epi32(_mm256_add_epi32(part[0], part[1]), _mm256_add_epi32(part[2], part[3]));
-    const __m256i lanes = _mm256_packs_epi16(_mm256_packs_epi32(part[0], part[1]), _mm256_packs_epi32(part[2], part[3]));
+    const __m256i lanes =
+        _mm256_packs_epi16(_mm256_packs_epi32(part[0], part[1]), _mm256_packs_epi32(part[2], part[3]));
     v_store(out, v_bits(_mm256_permutevar8x32_epi32(lanes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7))));
     return (int32_t)v_sum(i_float(sums));
 #else
@@ -2680,7 +4015,8 @@ INLINE vf KERNEL(gelu_value)(vf x) {
 INLINE vf KERNEL(silu_value)(vf x) { return v_div(x, v_add(v_set1(1.0f), KERNEL(exp)(v_sub(v_zero(), x)))); }
 
 /* For a loop over n floats by vectors: fewer than VL of them, padded with `fill`, and back. These loops are not left to
-   the compiler: gcc 12 makes no vectors of them in plain C at -O2, of e^x not at -O3 either, and none may reorder sums. */
+   the compiler: gcc 12 makes no vectors of them in plain C at -O2, of e^x not at -O3 either, and none may reorder
+   sums. */
 INLINE vf KERNEL(load_part)(const float *x, int64_t n, float fill) {
     float part[VL];
     for (int64_t i = 0; i < VL; i++) part[i] = i < n ? x[i] : fill;
@@ -2943,16 +4279,16 @@ static const char *isa_names(int i) {
     return k ? k->name : NULL;
 }
 
-/* ====================================================================================================================
-   6  Layers
+/* ==================================================================================================================
+   14  Layers
 
       What the model is made of, over the kernels and the pool. Activations are float rows, (T, I) with T tokens or
       pixels (an image is (H*W, channels)); weights are (O, I) rows of any type.
-   ==================================================================================================================== */
+   ================================================================================================================== */
 
-/* What all layers and stages work with. The first thing that goes wrong is kept in `error`; from then on every layer and
-   every stage returns at once, and whoever began the work asks once, at the end. */
-typedef struct {
+/* What all layers and stages work with. The first thing that goes wrong is kept in `error`; from then on every layer
+   and every stage returns at once, and whoever began the work asks once, at the end. */
+struct Context {
     Pool *pool;
     const Kernels *isa;
     JanusSessionOptions options; /* the caller's: callbacks, cache, fast */
@@ -2961,15 +4297,15 @@ typedef struct {
     void *memory;                /* the layers' scratch memory, */
     char *layer_scratch;         /* in it, 64-byte aligned: shared_bytes for all, then (threads, thread_bytes) */
     int64_t shared_bytes, thread_bytes, reserved;
-} Context;
+};
 
 static bool has_failed(const Context *cx) { return cx->error.status != JANUS_OK; }
 
 PRINTF_LIKE(3, 4)
-static void context_fail(Context *cx, JanusStatus status, const char *format, ...) {
+static void context_fail(Context *cx, int status, const char *format, ...) {
     va_list arguments;
     va_start(arguments, format);
-    if (!has_failed(cx)) fill_error(&cx->error, status, format, arguments);
+    if (!has_failed(cx)) fill_error(&cx->error, (JanusStatus)status, format, arguments);
     va_end(arguments);
 }
 
@@ -3043,15 +4379,7 @@ static float *thread_scratch(const Context *cx, int thread) {
 /* ---- products: linear layers and convolutions ----
 
    A convolution is a linear layer over gathered rows: row (oy, ox) of its input is the kernel x kernel x I window of
-   the image around that pixel, which is never stored whole: tiles are gathered as they are packed. */
-
-typedef struct {
-    int64_t H, W, I; /* the image, before upsampling */
-    int kernel, stride;
-    int pad; /* zeros above and to the left; right and bottom follow from Ho, Wo */
-    int64_t Ho, Wo;
-    int upsample; /* 1: the image is first doubled, each pixel becoming 2 x 2 */
-} ConvShape;
+   the image around that pixel, which is never stored as one: tiles are gathered as they are packed. */
 
 typedef struct {
     Context *cx;
@@ -3088,7 +4416,8 @@ static void window_pixels(const Product *p, const float **from, int64_t row, int
 
 static int64_t packed_floats(int words, int64_t n) { return (n * words + BLOCK - 1) / BLOCK; }
 
-/* out (n, tile_rows) = columns [k, k + n) of one tile of rows of the input; zeros (k_step) stand in for missing ones. */
+/* out (n, tile_rows) = columns [k, k + n) of one tile of rows of the input; zeros (k_step) stand in for missing
+   ones. */
 static void pack_input(const Product *p, float *out, int64_t row, int64_t k, int64_t n, const float *zeros) {
     const int64_t tile_rows = p->packing->tile_rows, rows = min_i64(tile_rows, p->T - row);
     const int64_t width = p->conv ? p->conv->I : p->K;
@@ -3110,7 +4439,7 @@ static void pack_columns(const Product *p, float *out, int64_t col, int64_t k, i
     p->packing->pack_weights(out, w, min_i64(p->packing->tile_cols, p->O - col), k, n);
 }
 
-/* Asks for what pack_columns is to read next: the same rows' following columns, or the next rows' first ones. */
+/* Prefetches what pack_columns reads next: the same rows' following columns, or the next rows' first ones. */
 static void prefetch_columns(const Product *p, int64_t col, int64_t k) {
     const int64_t cols = p->packing->tile_cols;
     if (k >= p->K) {
@@ -3122,7 +4451,8 @@ static void prefetch_columns(const Product *p, int64_t col, int64_t k) {
         for (int64_t byte = begin; byte < end; byte += 64) prefetch(p->w.data + o * p->w.stride + byte);
 }
 
-/* Rows [row, row_end) x columns [col, col_end) of the output; sums holds them by tile columns, (rows, tile_cols) each. */
+/* Rows [row, row_end) x columns [col, col_end) of the output; sums holds them by tile columns, (rows, tile_cols)
+   each. */
 static void product_block(const Product *p, int thread, int64_t row, int64_t row_end, int64_t col, int64_t col_end) {
     const int64_t tile_rows = p->packing->tile_rows, tile_cols = p->packing->tile_cols;
     const int64_t height = round_up(row_end - row, tile_rows), width = round_up(col_end - col, tile_cols);
@@ -3222,7 +4552,7 @@ static void few_rows_job(void *ctx, int thread, int64_t begin, int64_t end) {
                     end);
 }
 
-/* Copies rows of length n to rows of whole BLOCKs, with zeros behind. */
+/* Copies rows of length n to rows of whole BLOCKs, followed by zeros. */
 static void pad_rows(float *out, const float *x, int64_t stride, int64_t T, int64_t n) {
     int64_t padded = round_up(n, BLOCK);
     for (int64_t t = 0; t < T; t++, out += padded) {
@@ -3249,7 +4579,8 @@ static void linear(Context *cx, float *out, const float *x, const Weight *w, con
         if (!p.packing->round_row) pad_rows(rows, x, w->cols, T, w->cols);
         for (int64_t t = 0; t < T && p.packing->round_row; t++)
             p.packing->round_row(rows + t * stride, x + t * w->cols, w->type, w->cols);
-        pool_run(cx->pool, few_rows_job, &p, w->rows, round_up(max_i64(1, 65536 / row_bytes), 8)); /* some 64 KiB each */
+        /* some 64 KiB each */
+        pool_run(cx->pool, few_rows_job, &p, w->rows, round_up(max_i64(1, 65536 / row_bytes), 8));
         return;
     }
     for (int64_t t = 0; t < T && !has_failed(cx); t += MAX_ROWS) { /* bounds the scratch */
@@ -3274,6 +4605,10 @@ static void conv2d(Context *cx, float *out, const float *x, const Weight *w, con
                  .conv = shape};
     p.packing = choose_packing(&p);
     if (!has_failed(cx)) run_product(&p);
+}
+
+static void apply(Context *cx, float *out, const float *x, const Linear *layer, int64_t T) {
+    linear(cx, out, x, &layer->weight, layer->bias, T);
 }
 
 /* ---- attention ----
@@ -3404,7 +4739,8 @@ static void attend_block(const QueryBlock *b, Rows k, Rows v, int64_t n, int64_t
     block_values(b, v, n);
 }
 
-static void attend(const Attention *a, int thread, const AttentionSequence *sequence, int64_t head, int64_t first, int64_t T) {
+static void attend(const Attention *a, int thread, const AttentionSequence *sequence, int64_t head, int64_t first,
+                   int64_t T) {
     const AttentionShape *s = &a->shape;
     QueryBlock b = query_block(a, thread, sequence->q + first * s->q_stride + head * s->d, T);
     if (T > FEW_QUERIES)
@@ -3413,7 +4749,8 @@ static void attend(const Attention *a, int thread, const AttentionSequence *sequ
         pad_rows(b.packed_q, b.q, s->q_stride, T, s->d);
     int64_t position = 0, S = 0;
     for (int i = 0; i < sequence->span_count; i++) S += sequence->spans[i].count;
-    const int64_t before = S - s->T + first, last = s->causal ? before + T : S; /* of the first query; seen by the last one */
+    /* positions before the first query; positions seen by the last one */
+    const int64_t before = S - s->T + first, last = s->causal ? before + T : S;
     for (int i = 0; i < sequence->span_count; i++) {
         const KeyValue *span = &sequence->spans[i];
         int64_t bytes = span->type == TYPE_F32 ? 4 : 2, offset = head / (s->H / s->KV) * span->head_stride * bytes;
@@ -3438,7 +4775,8 @@ static void attention_job(void *ctx, int thread, int64_t begin, int64_t end) {
     int64_t blocks = (a->shape.T + a->query_step - 1) / a->query_step, jobs = a->shape.H * blocks; /* of a sequence */
     for (int64_t i = begin; i < end; i++) {
         int64_t first = i % blocks * a->query_step;
-        attend(a, thread, &a->sequences[i / jobs], i % jobs / blocks, first, min_i64(a->query_step, a->shape.T - first));
+        attend(a, thread, &a->sequences[i / jobs], i % jobs / blocks, first,
+               min_i64(a->query_step, a->shape.T - first));
     }
 }
 
@@ -3450,6 +4788,14 @@ static void attention(Context *cx, const AttentionSequence *sequences, int64_t R
     blocks = (shape->T + a.query_step - 1) / a.query_step;
     if (reserve_scratch(cx, 0, query_block_floats(&cx->isa->exact, a.query_step, shape->d)))
         pool_run(cx->pool, attention_job, &a, R * shape->H * blocks, 1);
+}
+
+static void full_attention(Context *cx, float *out, const float *q, const float *k, const float *v, int64_t T,
+                           int64_t heads, int64_t d, int64_t stride) {
+    const AttentionSequence all = {out, q, {{k, v, TYPE_F32, T, stride, d}}, 1};
+    const AttentionShape shape = {.T = T, .H = heads, .KV = heads, .d = d, .q_stride = stride, .out_stride = heads * d,
+                                  .scale = 1.0f / sqrtf((float)d)};
+    attention(cx, &all, 1, &shape);
 }
 
 /* ---- element by element, and norms ---- */
@@ -3464,7 +4810,8 @@ typedef struct {
 
 static void magnitude_job(void *ctx, int thread, int64_t begin, int64_t end) {
     Magnitude *m = ctx;
-    uint32_t largest = 0; /* without its sign, a float's bits grow with its magnitude; infinity and NaN are the largest */
+    /* without its sign, a float's bits grow with its magnitude; infinity and NaN are the largest */
+    uint32_t largest = 0;
     for (int64_t i = begin; i < end; i++) {
         const uint32_t bits = float_bits(m->x[i]) & 0x7FFFFFFFu;
         largest = bits > largest ? bits : largest;
@@ -3593,8 +4940,185 @@ static void group_norm(Context *cx, float *out, const float *x, const float *wei
     pool_run(cx->pool, affine_job, &e, rows, max_i64(1, ELEMENT_STEP / channels));
 }
 
-/* ====================================================================================================================
-   7  Text: between text and token ids stands a byte-level byte-pair encoding (BPE), that of DeepSeek's tokenizer.json.
+/* ---- what the caller hears, and the checks of results ---- */
+
+static bool is_tapped(const Context *cx) { return cx->options.tap != NULL; }
+
+/* Tells the caller how far a task is; the caller may cancel it. */
+static void progress(Context *cx, const char *task, int64_t done, int64_t total) {
+    if (has_failed(cx) || cx->options.progress == NULL) return;
+    if (cx->options.progress(cx->options.user, task, done, total) != 0)
+        context_fail(cx, JANUS_CANCELLED, "stopped on request while working on: %s", task);
+}
+
+/* Hands a named tensor of shape (a), (a, b) or (a, b, c) to the caller; unused sizes are 0. */
+static void hand_over(Context *cx, const char *name, JanusElement type, const void *data, int64_t a, int64_t b,
+                      int64_t c) {
+    const int64_t shape[] = {a, b, c};
+    if (!has_failed(cx) && cx->options.tap != NULL)
+        cx->options.tap(cx->options.user, name, type, data, shape, c > 0 ? 3 : b > 0 ? 2 : 1);
+}
+
+static void tap_ids(Context *cx, const char *name, const int32_t *ids, int64_t a, int64_t b) {
+    hand_over(cx, name, JANUS_INT32, ids, a, b, 0);
+}
+
+/* Fails where the result x (count) of the stage `name` is not finite. */
+static void check_finite(Context *cx, const char *name, const float *x, int64_t count) {
+    if (!has_failed(cx) && !all_below(cx, x, count, INFINITY))
+        context_fail(cx, JANUS_BAD_MODEL,
+                     "the numbers of %s are not finite: the model's weights are damaged or too large", name);
+}
+
+/* The end of a stage: its result (a, b, c) is checked, and handed to a caller who listens. */
+static void tap(Context *cx, const char *name, const float *data, int64_t a, int64_t b, int64_t c) {
+    check_finite(cx, name, data, a * (b > 0 ? b : 1) * (c > 0 ? c : 1));
+    hand_over(cx, name, JANUS_FLOAT32, data, a, b, c);
+}
+
+/* The type of the elements of key/value caches. */
+static int kv_type(const Context *cx) { return cx->options.cache == JANUS_CACHE_F16 ? TYPE_F16 : TYPE_F32; }
+
+/* ---- keys and values of the transformer ---- */
+
+static void kv_cache_free(KvCache *cache) {
+    for (int i = 0; i < cache->layers; i++) {
+        if (cache->keys != NULL) free(cache->keys[i]);
+        if (cache->values != NULL) free(cache->values[i]);
+    }
+    free(cache->keys);
+    free(cache->values);
+    memset(cache, 0, sizeof *cache);
+}
+
+/* Makes room for `length` positions. The content stays, also when it fails. */
+static void kv_cache_reserve(Context *cx, KvCache *cache, const Config *c, int64_t length) {
+    if (has_failed(cx) || length <= cache->capacity) return;
+    if (cache->keys == NULL) {
+        cache->layers = c->layers;
+        cache->type = kv_type(cx);
+        cache->keys = calloc((size_t)c->layers, sizeof *cache->keys);
+        cache->values = calloc((size_t)c->layers, sizeof *cache->values);
+        if (cache->keys == NULL || cache->values == NULL) {
+            kv_cache_free(cache);
+            context_fail_memory(cx);
+            return;
+        }
+    }
+    const int64_t capacity = length > 2 * cache->capacity ? length : 2 * cache->capacity;
+    const int64_t row_bytes = type_row_bytes(cache->type, c->head_dim),
+                  bytes = checked_product(capacity, c->kv_heads, row_bytes);
+    for (int i = 0; i < 2 * c->layers; i++) {
+        void **rows = i < c->layers ? &cache->keys[i] : &cache->values[i - c->layers];
+        void *grown = reallocate(*rows, bytes, 1);
+        if (grown == NULL) {
+            context_fail_memory(cx);
+            return;
+        }
+        *rows = grown;
+    }
+    for (int i = 0; i < 2 * c->layers; i++) { /* spread the heads over the new capacity, last first */
+        char *rows = i < c->layers ? cache->keys[i] : cache->values[i - c->layers];
+        for (int64_t head = c->kv_heads - 1; head > 0; head--)
+            memmove(rows + head * capacity * row_bytes, rows + head * cache->capacity * row_bytes,
+                    (size_t)(cache->length * row_bytes));
+    }
+    cache->capacity = capacity;
+}
+
+/* A key head of a sequence at a time: the queries that it serves and its keys are rotated, keys and values are
+   cached. */
+typedef struct {
+    const Config *config;
+    const Kernels *isa;
+    Sequence *const *sequences;
+    int64_t T;
+    int layer;
+    float *q, *k;
+    const float *v, *cosines, *sines;
+} RotateAndCache;
+
+/* Writes a head's T rows of keys or values, `stride` apart, after those that the cache has. */
+static void cache_rows(const RotateAndCache *job, const KvCache *cache, void *rows, int64_t head, const float *x,
+                       int64_t stride) {
+    const int64_t d = job->config->head_dim, first = (head * cache->capacity + cache->length) * d;
+    for (int64_t t = 0; t < job->T; t++) {
+        if (cache->type == TYPE_F16) job->isa->store_f16((uint16_t *)rows + first + t * d, x + t * stride, d);
+        else memcpy((float *)rows + first + t * d, x + t * stride, (size_t)d * sizeof *x);
+    }
+}
+
+static void rotate_and_cache_job(void *ctx, int thread, int64_t begin, int64_t end) {
+    const RotateAndCache *job = ctx;
+    const Config *c = job->config;
+    const int d = c->head_dim, group = c->heads / c->kv_heads;
+    const int64_t T = job->T, q_width = (int64_t)c->heads * d, kv_width = (int64_t)c->kv_heads * d;
+    (void)thread;
+    for (int64_t i = begin; i < end; i++) {
+        const int64_t r = i / c->kv_heads, head = i % c->kv_heads;
+        const KvCache *cache = &job->sequences[r]->own;
+        const float *cosines = job->cosines + r * T * (d / 2), *sines = job->sines + r * T * (d / 2);
+        float *q = job->q + r * T * q_width + head * group * d, *k = job->k + r * T * kv_width + head * d;
+        for (int g = 0; g < group; g++) rope(q + g * d, q_width, T, d, cosines, sines);
+        rope(k, kv_width, T, d, cosines, sines);
+        cache_rows(job, cache, cache->keys[job->layer], head, k, kv_width);
+        cache_rows(job, cache, cache->values[job->layer], head, job->v + r * T * kv_width + head * d, kv_width);
+    }
+}
+
+/* Fails where keys or values (n) of a block are not finite, or too large for a cache of float16: an infinite key may
+   hide behind a weight of zero, so that it has to be caught here. */
+static void check_keys(Context *cx, int layer, const float *k, const float *v, int64_t n) {
+    const float limit = kv_type(cx) == TYPE_F16 ? 65520.0f : INFINITY; /* from 65520 on, float16 rounds to infinity */
+    if (all_below(cx, k, n, limit) && all_below(cx, v, n, limit)) return;
+    check_finite(cx, name_of(NEW_NAME, "transformer.block.%d", layer), k, n);
+    check_finite(cx, name_of(NEW_NAME, "transformer.block.%d", layer), v, n);
+    context_fail(cx, JANUS_BAD_MODEL, "keys or values of transformer.block.%d are too large for float16: keep them in "
+                 "float32 (--kv f32, JANUS_CACHE_F32)", layer);
+}
+
+static void rotate_and_cache(Context *cx, const Config *c, Sequence *const *sequences, int64_t R, int64_t T, int layer,
+                             float *q, float *k, const float *v, const float *cosines, const float *sines) {
+    RotateAndCache job = {c, cx->isa, sequences, T, layer, q, k, v, cosines, sines};
+    if (has_failed(cx)) return;
+    pool_run(cx->pool, rotate_and_cache_job, &job, R * c->kv_heads, 1);
+    check_keys(cx, layer, k, v, R * T * c->kv_heads * c->head_dim);
+}
+
+static KeyValue cached(const KvCache *cache, const Config *c, int layer, int64_t count) {
+    const KeyValue span = {cache->keys[layer], cache->values[layer],         cache->type, count,
+                           c->head_dim,        cache->capacity * c->head_dim};
+    return span;
+}
+
+static void cached_attention(Context *cx, const Config *c, Sequence *const *sequences, int64_t R, int64_t T, int layer,
+                             const float *q, float *out) {
+    const int64_t width = (int64_t)c->heads * c->head_dim;
+    const ArenaBlock *mark = scratch_mark(cx);
+    AttentionSequence *attended = scratch_bytes(cx, R, sizeof *attended);
+    const AttentionShape shape = {.T = T, .H = c->heads, .KV = c->kv_heads, .d = c->head_dim, .q_stride = width,
+                                  .out_stride = width, .causal = 1, .scale = 1.0f / sqrtf((float)c->head_dim)};
+    if (has_failed(cx)) return;
+    for (int64_t r = 0; r < R; r++) {
+        AttentionSequence *to = &attended[r];
+        const Sequence *sequence = sequences[r];
+        to->out = out + r * T * width;
+        to->q = q + r * T * width;
+        to->span_count = 0;
+        if (sequence->shared != NULL)
+            to->spans[to->span_count++] = cached(sequence->shared, c, layer, sequence->shared->length);
+        to->spans[to->span_count++] = cached(&sequence->own, c, layer, sequence->own.length + T);
+    }
+    attention(cx, attended, R, &shape);
+    scratch_release(cx, mark);
+}
+
+/* ******************************************************************************************************************
+   PART III  THE FILES
+   ****************************************************************************************************************** */
+
+/* ==================================================================================================================
+   15  Text: between text and token ids stands a byte-level byte-pair encoding (BPE), that of DeepSeek's tokenizer.json.
 
           Hi<|User|>: 42                    the text, UTF-8
           Hi | <|User|> | : 42              1. added tokens are cut out; they are ids already
@@ -3610,12 +5134,7 @@ static void group_norm(Context *cx, float *out, const float *x, const float *wei
 
       In: UTF-8 of any length. Out: ids, at most one a byte. Results are those of the `tokenizers` package.
       Sources: tokenizer.json; Sennrich et al., arXiv 1508.07909 (merges); the GPT-2 report (bytes as the alphabet).
-   ================================================================================================================= */
-
-typedef struct {
-    const char *text; /* not zero-terminated; not NULL, even when length is 0 */
-    size_t length;
-} StringView;
+   ================================================================================================================== */
 
 typedef enum { KIND_NORMAL = 1, KIND_CONTROL = 3, KIND_USER_DEFINED = 4, KIND_UNUSED = 5 } TokenKind;
 
@@ -3659,7 +5178,7 @@ static bool utf8_continues(uint8_t lead, int index, uint8_t byte) {
     return byte >= lowest && byte <= highest;
 }
 
-/* How many bytes at the beginning of `text` are whole UTF-8 characters: `length` if all of it is valid. */
+/* How many bytes at the beginning of `text` are complete UTF-8 characters: `length` if all of it is valid. */
 static size_t utf8_valid_prefix(const char *text, size_t length) {
     size_t at = 0;
     while (at < length) {
@@ -3676,7 +5195,7 @@ static size_t utf8_valid_prefix(const char *text, size_t length) {
 
 static bool utf8_valid(const char *text, size_t length) { return utf8_valid_prefix(text, length) == length; }
 
-/* The character at text[*at]; *at moves behind it. The text must be valid. */
+/* The character at text[*at]; *at moves past it. The text must be valid. */
 static uint32_t utf8_next(const char *text, size_t *at) {
     const uint8_t *bytes = (const uint8_t *)text + *at;
     const int size = utf8_size(bytes[0]);
@@ -3685,12 +5204,6 @@ static uint32_t utf8_next(const char *text, size_t *at) {
     *at += (size_t)size;
     return character;
 }
-
-/* A character of which some bytes have come and others have not. All zeros at first. */
-typedef struct {
-    uint8_t bytes[4];
-    int length;
-} Utf8Stream;
 
 /* Ends the stream: an incomplete character becomes one U+FFFD. Returns the bytes written to `out`, 0 or 3. */
 static size_t utf8_stream_finish(Utf8Stream *stream, char *out) {
@@ -3930,7 +5443,7 @@ static bool find_match(const SplitRule *rule, const char *text, size_t start, si
         }
         *match_end = match_body(rule, text, start, end, &reached);
         if (*match_end > start) return true;
-        /* Where a run of the body has no end of line behind it, it has none from a later start either. */
+        /* If a run of body characters is not followed by a line end, no later start inside it is. */
         start = reached > next ? reached : next;
     }
     return false;
@@ -4192,7 +5705,7 @@ static JanusStatus tokenizer_init(Tokenizer *tokenizer, const TokenizerSpec *spe
 typedef struct {
     int32_t id;
     int32_t previous, next; /* places in the array; -1 at the ends */
-    int32_t rank;           /* of the merge with the next symbol; -1: they are no merge */
+    int32_t rank;           /* of the merge with the next symbol; -1: they are not a merge */
 } Symbol;
 
 typedef struct {
@@ -4361,7 +5874,7 @@ static JanusStatus tokenizer_encode(const Tokenizer *tokenizer, const char *text
 
 /* ---- Decoding ---- */
 
-/* The bytes of one token, which need not be whole characters and live as long as the tokenizer. A control token has
+/* The bytes of one token, which need not be complete characters and live as long as the tokenizer. A control token has
    its content, an unused id nothing. NULL if there is no such id. */
 static const char *token_bytes(const Tokenizer *tokenizer, int32_t id, size_t *length) {
     if (id < 0 || id >= tokenizer->vocab_size) return NULL;
@@ -4369,7 +5882,7 @@ static const char *token_bytes(const Tokenizer *tokenizer, int32_t id, size_t *l
     return tokenizer->bytes + tokenizer->starts[id];
 }
 
-/* Ids to text with a zero byte behind its `*length` bytes, owned by the caller: free(). Control tokens are written
+/* Ids to text with a zero byte after its `*length` bytes, owned by the caller: free(). Control tokens are written
    out. */
 static JanusStatus tokenizer_decode(const Tokenizer *tokenizer, const int32_t *ids, size_t count, char **text,
                                     size_t *length, JanusError *error) {
@@ -4396,17 +5909,18 @@ static JanusStatus tokenizer_decode(const Tokenizer *tokenizer, const int32_t *i
     return JANUS_OK;
 }
 
-/* ====================================================================================================================
-   8  Model file: GGUF version 3 as convert.py writes it. A header, then key/value metadata (sizes, tokenizer, constants),
+/* ==================================================================================================================
+   16  Model file: GGUF version 3 as convert.py writes it. A header, then key/value metadata (sizes, tokenizer,
+   constants),
       then a table of tensors, then their data, each at a multiple of 64 bytes, used in place. The file may come from a
       stranger: every length is checked against the file before it is used. convert.py documents keys and tensors.
-   ==================================================================================================================== */
+   ================================================================================================================== */
 
 enum { GGUF_U8, GGUF_I8, GGUF_U16, GGUF_I16, GGUF_U32, GGUF_I32, GGUF_F32, GGUF_BOOL, GGUF_STRING, GGUF_ARRAY, GGUF_U64,
        GGUF_I64, GGUF_F64, GGUF_TYPE_COUNT };
 
-enum { METADATA_LIMIT = 4096, TENSOR_LIMIT = 8192, NAME_LIMIT = 128, DIMENSION_LIMIT = 1 << 26, LAYER_LIMIT = 512,
-       LEVEL_LIMIT = 8, RES_LIMIT = 8, ALIGNER_LIMIT = 8, SIDE_LIMIT = 4096 };
+enum { METADATA_LIMIT = 4096, TENSOR_LIMIT = 8192, DIMENSION_LIMIT = 1 << 26, LAYER_LIMIT = 512,
+       SIDE_LIMIT = 4096 };
 
 typedef struct {
     StringView key;
@@ -4433,7 +5947,8 @@ typedef struct {
     size_t table_start;     /* where the table of tensors begins */
 } ModelFile;
 
-/* A place in the file while its header is read. `bad` is set, and zeros are returned, once it would run over the end. */
+/* A place in the file while its header is read. `bad` is set, and zeros are returned, once it would run over the
+   end. */
 typedef struct {
     const uint8_t *bytes;
     size_t size, at;
@@ -4503,7 +6018,7 @@ static void read_metadata_entry(Cursor *cursor, Metadata *entry) {
     }
 }
 
-/* Bytes of a matrix of this type; -1 for an unknown type, a row that is no whole number of blocks, or an overflow. */
+/* Bytes of a matrix of this type; -1 for an unknown type, a row that is not a multiple of the block, or an overflow. */
 static int64_t weight_bytes(int type, int64_t rows, int64_t cols) {
     const int64_t row = type_row_bytes(type, cols);
     return row <= 0 ? -1 : checked_product(rows, row, 1);
@@ -4526,7 +6041,8 @@ static bool read_tensor_info(Cursor *cursor, TensorInfo *tensor) {
     }
     tensor->type = (int)cursor_u32(cursor);
     tensor->offset = cursor_u64(cursor);
-    int64_t bytes = weight_bytes(tensor->type, count / tensor->shape[tensor->dims - 1], tensor->shape[tensor->dims - 1]);
+    int64_t bytes =
+        weight_bytes(tensor->type, count / tensor->shape[tensor->dims - 1], tensor->shape[tensor->dims - 1]);
     tensor->bytes = (uint64_t)bytes;
     return !cursor->bad && bytes >= 0;
 }
@@ -4669,12 +6185,12 @@ static bool in_transformer(const TensorInfo *tensor) {
     return tensor->dims > 1 && tensor->name.length > 4 && memcmp(tensor->name.text, "blk.", 4) == 0;
 }
 
-/* The type that a tensor gets when the transformer's matrices become `wanted`: tables that ids look up and vectors stay,
-   the VQ model takes 16 bits, all else 8, and so do matrices of the transformer with rows that are not whole blocks of
-   `wanted`. convert.py has the same rule. */
+/* The type that a tensor gets when the transformer's matrices become `wanted`: look-up tables and 1-D tensors keep
+   their type, the VQ model becomes f16, all else q8_0, and so do matrices of the transformer with rows that are not
+   whole blocks of `wanted`. convert.py has the same rule. */
 static int quantized_type(const TensorInfo *tensor, int wanted) {
-    static const char *const KEPT[] = {"vit.pos_embed", "vq.codebook.weight", "gen_embed.weight", "vq.quant_conv.weight",
-                                       "vq.post_quant_conv.weight"};
+    static const char *const KEPT[] = {"vit.pos_embed", "vq.codebook.weight", "gen_embed.weight",
+                                       "vq.quant_conv.weight", "vq.post_quant_conv.weight"};
     const StringView name = tensor->name;
     const int64_t cols = tensor->shape[tensor->dims - 1];
     if (tensor->dims == 1) return tensor->type;
@@ -4746,8 +6262,8 @@ static void tell_progress(Progress *progress, int64_t bytes, OutputFile *out) {
 }
 
 /* The data of one tensor, row by row; floats (cols) and row are scratch. */
-static void write_quantized_tensor(OutputFile *out, const ModelFile *file, const TensorInfo *tensor, int type, float *floats,
-                                   void *row, Progress *progress) {
+static void write_quantized_tensor(OutputFile *out, const ModelFile *file, const TensorInfo *tensor, int type,
+                                   float *floats, void *row, Progress *progress) {
     const int64_t cols = tensor->shape[tensor->dims - 1], row_bytes = type_row_bytes(type, cols);
     Weight weight;
     weight.type = tensor->type;
@@ -4791,99 +6307,15 @@ static int write_quantized(const ModelFile *file, const char *path, const Number
 
 /* ---- What the file must hold: the sizes, then every weight with its shape ---- */
 
-typedef struct {
-    int hidden, layers, mlp, heads, kv_heads, head_dim, vocab, context;     /* transformer: D, F, H, G, d, V */
-    float rms_epsilon, rope_base;
-    int image_side, patch, vit_width, vit_layers, vit_mlp, vit_heads;       /* understanding encoder: W */
-    float vit_epsilon;
-    int aligner_depth, gen_aligner_depth, gen_head_width;
-    int codebook, code_dim, base_channels, levels, multipliers[LEVEL_LIMIT], res_blocks, z_channels, groups, grid;
-    float group_epsilon;
-    int min_side, background[3];                                            /* preprocessing */
-    float mean[3], std[3];
-    double rescale;
-    bool normalize;
-    int bos, eos, pad, image_placeholder, begin_of_image, end_of_image;     /* token ids */
-    StringView system_prompt, user_role, assistant_role;
-} Config;
-
-typedef struct {
-    Weight weight;     /* (out, in) */
-    const float *bias; /* (out), NULL: none */
-} Linear;
-
-typedef struct {
-    const float *weight, *bias; /* (width); bias NULL for RMSNorm */
-} Norm;
-
-typedef struct {
-    Norm norm1, norm2;              /* (W) */
-    Linear qkv, proj;               /* (3W, W), (W, W) */
-    Linear fc1, fc2;                /* (mlp, W), (W, mlp) */
-} VitBlock;
-
-typedef struct {
-    const float *attn_norm, *ffn_norm; /* (D) */
-    Weight q, k, v, output;            /* (H*d, D), (G*d, D), (G*d, D), (D, H*d) */
-    Weight gate, up, down;             /* (F, D), (F, D), (D, F) */
-} TransformerBlock;
-
-typedef struct {
-    int in, out;
-    Norm norm1, norm2;              /* (in), (out) */
-    Linear conv1, conv2, shortcut;  /* (out, 3*3*in), (out, 3*3*out), (out, in); shortcut only where in != out */
-} ResBlock;
-
-typedef struct {
-    int width;
-    Norm norm;                      /* (C) */
-    Linear q, k, v, proj;           /* (C, C) */
-} AttnBlock;
-
-typedef struct {
-    ResBlock res[RES_LIMIT + 1];    /* res_blocks of them in the encoder, one more in the decoder */
-    AttnBlock attn[RES_LIMIT + 1];  /* on the deepest level only */
-    Linear resample;                /* (C, 3*3*C): downsample or upsample; none on the last level */
-} VqLevel;
-
-/* One half of the VQ model: conv_in, levels (encoder: shallow to deep, then mid; decoder: mid, then deep to shallow),
-   norm_out, conv_out. */
-typedef struct {
-    int mid_width, out_width;       /* channels at the mid block and before conv_out */
-    Linear conv_in, conv_out;
-    ResBlock mid_res[2];
-    AttnBlock mid_attn;
-    VqLevel level[LEVEL_LIMIT];
-    Norm norm_out;
-} VqHalf;
-
-struct JanusModel {
+/* What a model's weights point into. */
+typedef struct Storage {
     ModelFile file;
-    Config config;
     char *name;
     int64_t parameters;
     Tokenizer tokenizer;
     StringView *token_strings, *merge_strings, *step_strings;
     int32_t *token_types;
-    /* understanding encoder and adaptor */
-    Linear patch_embed;             /* (W, patch*patch*3) */
-    const float *pos_embed;         /* (tokens of an image, W) */
-    VitBlock *vit_blocks;
-    Norm vit_norm;
-    Linear aligner[ALIGNER_LIMIT];  /* (D, W), then (D, D) */
-    /* transformer and heads */
-    Weight token_embed;             /* (V, D) */
-    TransformerBlock *blocks;
-    const float *output_norm;       /* (D) */
-    Weight lm_head;                 /* (V, D) */
-    Linear gen_head_proj, gen_head; /* (E, D), (K, E) */
-    /* generation: embedding and adaptor, VQ encoder and decoder */
-    Weight gen_embed;               /* (K, code_dim) */
-    Linear gen_aligner[ALIGNER_LIMIT]; /* (D, code_dim), then (D, D) */
-    VqHalf vq_encoder, vq_decoder;
-    Linear quant_conv, post_quant_conv; /* (code_dim, z), (z, code_dim) */
-    Weight codebook;                /* (K, code_dim) */
-};
+} Storage;
 
 /* Reads a model; the first thing that is wrong is kept in `status` and `error`, and all later calls do nothing. */
 typedef struct {
@@ -4900,7 +6332,7 @@ static void loader_fail(Loader *loader, const char *what, const char *name, cons
 
 /* The entry `key`, if it has this type and number of elements (0: a scalar). */
 static const uint8_t *need_value(Loader *loader, const char *key, uint32_t type, uint64_t count) {
-    const Metadata *entry = find_metadata(&loader->model->file, key);
+    const Metadata *entry = find_metadata(&loader->model->storage->file, key);
     if (entry != NULL && entry->type == type && entry->is_array == (count > 0) && (count == 0 || entry->count == count))
         return entry->value;
     loader_fail(loader, "metadata is missing or has another type:", key, " (convert the checkpoint again)");
@@ -4976,7 +6408,7 @@ static void need_generation_config(Loader *loader, Config *c) {
     c->group_epsilon = need_float(loader, "janus.vq.group_norm_epsilon");
     c->grid = need_integer(loader, "janus.vq.grid_size", 1, SIDE_LIMIT);
     const char *key = "janus.vq.channel_multipliers";
-    const Metadata *entry = find_metadata(&loader->model->file, key);
+    const Metadata *entry = find_metadata(&loader->model->storage->file, key);
     bool known = entry != NULL && entry->is_array && entry->type == GGUF_U32 && entry->count >= 1 &&
                  entry->count <= LEVEL_LIMIT;
     if (!known) loader_fail(loader, "not an array of 1 to 8 u32:", key, "");
@@ -4989,7 +6421,8 @@ static void need_generation_config(Loader *loader, Config *c) {
             loader_fail(loader, "widths are not multiples of janus.vq.group_count:", key, "");
     }
     if (c->base_channels % c->groups != 0) loader_fail(loader, "not a multiple of group_count:", "base_channels", "");
-    if ((int64_t)c->grid << (c->levels - 1) > SIDE_LIMIT) loader_fail(loader, "value out of range:", "janus.vq.grid_size", "");
+    if ((int64_t)c->grid << (c->levels - 1) > SIDE_LIMIT)
+        loader_fail(loader, "value out of range:", "janus.vq.grid_size", "");
 }
 
 static void need_image_config(Loader *loader, Config *c) {
@@ -5043,7 +6476,7 @@ static void make_native(ModelFile *file, const TensorInfo *tensor) {
 
 /* The tensor `name` of this shape; 1-D tensors are always float32. */
 static const void *need_tensor(Loader *loader, const char *name, int dims, const int64_t *shape, int *type) {
-    ModelFile *file = &loader->model->file;
+    ModelFile *file = &loader->model->storage->file;
     if (loader->status != JANUS_OK) return NULL;
     for (int64_t i = 0; i < file->tensor_count; i++) {
         TensorInfo *tensor = &file->tensors[i];
@@ -5054,7 +6487,8 @@ static const void *need_tensor(Loader *loader, const char *name, int dims, const
         if (!tensor->used) make_native(file, tensor);
         tensor->used = true;
         *type = tensor->type;
-        loader->model->parameters += checked_product(tensor->shape[0] * tensor->shape[1], tensor->shape[2], tensor->shape[3]);
+        loader->model->storage->parameters +=
+            checked_product(tensor->shape[0] * tensor->shape[1], tensor->shape[2], tensor->shape[3]);
         return file->image.bytes + tensor->offset;
     }
     loader_fail(loader, "missing tensor", name, " (convert the checkpoint again)");
@@ -5108,10 +6542,6 @@ static Norm need_norm(Loader *loader, const char *prefix, int64_t width) {
     return norm;
 }
 
-/* A name such as vit.blk.3.fc1, put together where it is needed: name_of(NEW_NAME, "vit.blk.%d.fc1", 3). */
-typedef struct { char text[NAME_LIMIT]; } Name;
-#define NEW_NAME (&(Name){""})
-
 #if defined(__GNUC__)
 __attribute__((format(printf, 2, 3)))
 #endif
@@ -5129,7 +6559,8 @@ static void need_vision(Loader *loader) {
     int64_t width = c->vit_width, side = c->image_side / c->patch;
     m->patch_embed = need_conv(loader, "vit.patch_embed", width, c->patch, 3);
     Weight pos_embed = need_matrix(loader, "vit.pos_embed", "", side * side, width);
-    if (pos_embed.data != NULL && pos_embed.type != TYPE_F32) loader_fail(loader, "not float32: tensor", "vit.pos_embed", "");
+    if (pos_embed.data != NULL && pos_embed.type != TYPE_F32)
+        loader_fail(loader, "not float32: tensor", "vit.pos_embed", "");
     m->pos_embed = pos_embed.data;
     m->vit_norm = need_norm(loader, "vit.norm", width);
     for (int i = 0; i < c->vit_layers && loader->status == JANUS_OK; i++) {
@@ -5148,7 +6579,8 @@ static void need_vision(Loader *loader) {
 static void need_transformer(Loader *loader) {
     JanusModel *m = loader->model;
     const Config *c = &m->config;
-    int64_t hidden = c->hidden, q_width = (int64_t)c->heads * c->head_dim, kv_width = (int64_t)c->kv_heads * c->head_dim;
+    int64_t hidden = c->hidden, q_width = (int64_t)c->heads * c->head_dim,
+            kv_width = (int64_t)c->kv_heads * c->head_dim;
     m->token_embed = need_matrix(loader, "token_embd", ".weight", c->vocab, hidden);
     m->output_norm = need_vector(loader, "output_norm", ".weight", hidden);
     for (int i = 0; i < c->layers && loader->status == JANUS_OK; i++) {
@@ -5166,8 +6598,8 @@ static void need_transformer(Loader *loader) {
     }
     /* a checkpoint with tied embeddings has no matrix of its own for the LM head */
     m->lm_head = m->token_embed;
-    for (int64_t i = 0; i < m->file.tensor_count; i++) {
-        const StringView name = m->file.tensors[i].name;
+    for (int64_t i = 0; i < m->storage->file.tensor_count; i++) {
+        const StringView name = m->storage->file.tensors[i].name;
         if (view_is(name, "output.weight"))
             m->lm_head = need_matrix(loader, "output", ".weight", c->vocab, hidden);
     }
@@ -5209,7 +6641,8 @@ static int need_levels(Loader *loader, VqHalf *half, const char *prefix, int wid
                 level->attn[b] = need_attn_block(loader, name_of(NEW_NAME, "%s.%d.attn.%d", prefix, i, b), width);
         }
         if (i < c->levels - 1)
-            level->resample = need_conv(loader, name_of(NEW_NAME, "%s.%d.%s", prefix, i, decoder ? "up" : "down"), width, 3, width);
+            level->resample =
+                need_conv(loader, name_of(NEW_NAME, "%s.%d.%s", prefix, i, decoder ? "up" : "down"), width, 3, width);
     }
     return width;
 }
@@ -5224,7 +6657,8 @@ static void need_vq_half(Loader *loader, VqHalf *half, const char *prefix, bool 
     half->mid_attn = need_attn_block(loader, name_of(NEW_NAME, "%s.mid.1", prefix), deepest);
     half->mid_res[1] = need_res_block(loader, name_of(NEW_NAME, "%s.mid.2", prefix), deepest, deepest);
     half->norm_out = need_norm(loader, name_of(NEW_NAME, "%s.norm_out", prefix), half->out_width);
-    half->conv_out = need_conv(loader, name_of(NEW_NAME, "%s.conv_out", prefix), decoder ? 3 : c->z_channels, 3, half->out_width);
+    half->conv_out =
+        need_conv(loader, name_of(NEW_NAME, "%s.conv_out", prefix), decoder ? 3 : c->z_channels, 3, half->out_width);
 }
 
 static void need_generation(Loader *loader) {
@@ -5245,11 +6679,12 @@ static void need_generation(Loader *loader) {
 
 /* The strings of the array `key`, as views into the file; `count` must match unless it is 0. */
 static StringView *need_strings(Loader *loader, const char *key, uint64_t count, uint64_t limit, uint64_t *found) {
-    const ModelFile *file = &loader->model->file;
+    const ModelFile *file = &loader->model->storage->file;
     const Metadata *entry = find_metadata(file, key);
     if (entry == NULL || !entry->is_array || entry->type != GGUF_STRING || entry->count > limit ||
         (count != 0 && entry->count != count)) {
-        loader_fail(loader, "metadata is missing or has another type or length:", key, " (convert the checkpoint again)");
+        loader_fail(loader, "metadata is missing or has another type or length:", key,
+                    " (convert the checkpoint again)");
         return NULL;
     }
     StringView *strings = allocate((int64_t)entry->count, sizeof *strings);
@@ -5270,32 +6705,32 @@ static void need_tokenizer(Loader *loader) {
     JanusModel *m = loader->model;
     TokenizerSpec spec = {0};
     uint64_t tokens = 0, merges = 0, steps = 0, vocab = (uint64_t)m->config.vocab;
-    m->token_strings = need_strings(loader, "tokenizer.ggml.tokens", vocab, vocab, &tokens);
-    if (find_metadata(&m->file, "tokenizer.ggml.merges") != NULL) /* an empty list is left out */
-        m->merge_strings = need_strings(loader, "tokenizer.ggml.merges", 0, 1 << 24, &merges);
-    m->step_strings = need_strings(loader, "janus.tokenizer.pre_tokenizer", 0, 64, &steps);
+    m->storage->token_strings = need_strings(loader, "tokenizer.ggml.tokens", vocab, vocab, &tokens);
+    if (find_metadata(&m->storage->file, "tokenizer.ggml.merges") != NULL) /* an empty list is left out */
+        m->storage->merge_strings = need_strings(loader, "tokenizer.ggml.merges", 0, 1 << 24, &merges);
+    m->storage->step_strings = need_strings(loader, "janus.tokenizer.pre_tokenizer", 0, 64, &steps);
     const uint8_t *types = need_value(loader, "tokenizer.ggml.token_type", GGUF_I32, vocab);
     if (loader->status != JANUS_OK) return;
-    m->token_types = allocate(m->config.vocab, sizeof *m->token_types);
-    if (m->token_types == NULL) {
+    m->storage->token_types = allocate(m->config.vocab, sizeof *m->storage->token_types);
+    if (m->storage->token_types == NULL) {
         loader->status = fail_memory(loader->error);
         return;
     }
     for (int i = 0; i < m->config.vocab; i++)
-        m->token_types[i] = (int32_t)load_little_endian(types + 4 * (size_t)i, 4);
-    spec.tokens = m->token_strings;
-    spec.token_types = m->token_types;
+        m->storage->token_types[i] = (int32_t)load_little_endian(types + 4 * (size_t)i, 4);
+    spec.tokens = m->storage->token_strings;
+    spec.token_types = m->storage->token_types;
     spec.vocab_size = m->config.vocab;
-    spec.merges = m->merge_strings;
+    spec.merges = m->storage->merge_strings;
     spec.merge_count = (int64_t)merges;
-    spec.steps = m->step_strings;
+    spec.steps = m->storage->step_strings;
     spec.step_count = (int64_t)steps;
-    loader->status = tokenizer_init(&m->tokenizer, &spec, loader->error);
+    loader->status = tokenizer_init(&m->storage->tokenizer, &spec, loader->error);
 }
 
 /* The string `key`, a view into the file; where the file has none, `otherwise`, or an error if that is NULL. */
 static StringView need_text(Loader *loader, const char *key, const char *otherwise) {
-    const Metadata *entry = find_metadata(&loader->model->file, key);
+    const Metadata *entry = find_metadata(&loader->model->storage->file, key);
     const bool found = entry != NULL && entry->type == GGUF_STRING && !entry->is_array;
     StringView text = {"", 0};
     if (found) {
@@ -5313,7 +6748,7 @@ static StringView need_text(Loader *loader, const char *key, const char *otherwi
 
 /* A copy of a string of the metadata, "" when it is absent. */
 static char *copy_metadata_string(Loader *loader, const char *key) {
-    const Metadata *entry = find_metadata(&loader->model->file, key);
+    const Metadata *entry = find_metadata(&loader->model->storage->file, key);
     bool found = entry != NULL && entry->type == GGUF_STRING && !entry->is_array;
     size_t length = found ? (size_t)load_little_endian(entry->value, 8) : 0;
     char *copy = allocate(checked_sum((int64_t)length, 1), 1);
@@ -5327,7 +6762,7 @@ static char *copy_metadata_string(Loader *loader, const char *key) {
 }
 
 static void need_every_tensor_used(Loader *loader) {
-    const ModelFile *file = &loader->model->file;
+    const ModelFile *file = &loader->model->storage->file;
     for (int64_t i = 0; i < file->tensor_count && loader->status == JANUS_OK; i++) {
         if (file->tensors[i].used) continue;
         const char *name = name_of(NEW_NAME, "%.*s", (int)file->tensors[i].name.length, file->tensors[i].name.text);
@@ -5342,7 +6777,7 @@ static void need_model(Loader *loader) {
     m->config.system_prompt = need_text(loader, "janus.prompt.system", NULL);
     m->config.user_role = need_text(loader, "janus.prompt.user_role", "<|User|>");
     m->config.assistant_role = need_text(loader, "janus.prompt.assistant_role", "<|Assistant|>");
-    m->name = copy_metadata_string(loader, "general.name");
+    m->storage->name = copy_metadata_string(loader, "general.name");
     m->vit_blocks = calloc((size_t)m->config.vit_layers, sizeof *m->vit_blocks);
     m->blocks = calloc((size_t)m->config.layers, sizeof *m->blocks);
     if (m->vit_blocks == NULL || m->blocks == NULL) {
@@ -5356,11 +6791,133 @@ static void need_model(Loader *loader) {
     need_tokenizer(loader);
 }
 
-/* ====================================================================================================================
-   9  Image in: a file's bytes -> RGB -> the square of numbers that an encoder reads. Source: Pillow's resampling
-      (Resample.c) and the official image_processing_vlm.py, whose results are reproduced to the last bit: the understanding
-      encoder was trained on pictures that were resized exactly so.
-   ==================================================================================================================== */
+/* ---- Prompts and answers ---- */
+
+static void id_list_add(IdList *list, int32_t id, size_t times) {
+    if (list->failed || times > SIZE_MAX / 8 - list->count) {
+        list->failed = true;
+        return;
+    }
+    if (list->count + times > list->capacity) {
+        const size_t capacity = 2 * (list->count + times) + 64;
+        int32_t *grown = reallocate(list->ids, (int64_t)capacity, sizeof *grown);
+        if (grown == NULL) {
+            list->failed = true;
+            return;
+        }
+        list->ids = grown;
+        list->capacity = capacity;
+    }
+    for (size_t i = 0; i < times; i++) list->ids[list->count++] = id;
+}
+
+static void id_list_free(IdList *list) { free(list->ids); }
+
+/* The white space that Python's str.strip() removes. */
+static bool is_python_space(uint32_t c) {
+    return (c >= 0x09 && c <= 0x0D) || (c >= 0x1C && c <= 0x20) || c == 0x85 || c == 0xA0 || c == 0x1680 ||
+           (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 || c == 0x202F || c == 0x205F || c == 0x3000;
+}
+
+/* Valid UTF-8 without the white space at both ends. */
+static StringView strip(const char *text, size_t length) {
+    size_t start = length, end = 0, at = 0;
+    while (at < length) {
+        const size_t here = at;
+        if (is_python_space(utf8_next(text, &at))) continue;
+        if (start == length) start = here;
+        end = at;
+    }
+    StringView stripped = {text + start, end > start ? end - start : 0};
+    return stripped;
+}
+
+/* Checks a prompt or question that a person gave and strips it; `head`: what stands before it in its message. As the
+   message is stripped as a unit, white space after a head stays. */
+static StringView checked_text(Context *cx, const char *text, const char *what, StringView head) {
+    StringView stripped = {NULL, 0};
+    if (text == NULL) context_fail(cx, JANUS_BAD_ARGUMENT, "the %s is missing", what);
+    else if (!utf8_valid(text, strlen(text))) context_fail(cx, JANUS_BAD_ARGUMENT, "the %s is not valid UTF-8", what);
+    else stripped = strip(text, strlen(text));
+    if (stripped.length == 0) context_fail(cx, JANUS_BAD_ARGUMENT, "the %s is empty: say something", what);
+    else if (head.length > 0) {
+        stripped.length += (size_t)(stripped.text - text);
+        stripped.text = text;
+    }
+    return stripped;
+}
+
+/* The pieces one after the other, as scratch. */
+static StringView join_text(Context *cx, const StringView *pieces, size_t count) {
+    size_t total = 0, at = 0;
+    for (size_t i = 0; i < count; i++) total += pieces[i].length;
+    char *text = scratch_bytes(cx, checked_sum((int64_t)total, 0), 1);
+    for (size_t i = 0; i < count && text != NULL; i++) {
+        if (pieces[i].length > 0) memcpy(text + at, pieces[i].text, pieces[i].length);
+        at += pieces[i].length;
+    }
+    const StringView joined = {text, total};
+    return joined;
+}
+
+static StringView view_of(const char *text) {
+    StringView view = {text, strlen(text)};
+    return view;
+}
+
+static void tokenize(Context *cx, const JanusModel *m, StringView text, IdList *list) {
+    int32_t *ids = NULL;
+    size_t count = 0;
+    if (has_failed(cx)) return;
+    tokenizer_encode(&m->storage->tokenizer, text.text, text.length, &ids, &count, &cx->error);
+    for (size_t i = 0; i < count; i++) id_list_add(list, ids[i], 1);
+    free(ids);
+    if (list->failed) context_fail_memory(cx);
+}
+
+/* Adds valid UTF-8 to the answer and hands it to the caller; white space before the first word is left out. */
+static void answer_emit(Context *cx, Answer *answer, const char *text, size_t length) {
+    if (answer->length == 0) {
+        const StringView stripped = strip(text, length);
+        length = stripped.length == 0 ? 0 : length - (size_t)(stripped.text - text);
+        text = stripped.text;
+    }
+    if (length == 0) return;
+    if (answer->length + length + 1 > answer->capacity) {
+        const size_t capacity = 2 * (answer->length + length) + 256;
+        char *grown = reallocate(answer->text, (int64_t)capacity, 1);
+        if (grown == NULL) {
+            context_fail_memory(cx);
+            return;
+        }
+        answer->text = grown;
+        answer->capacity = capacity;
+    }
+    memcpy(answer->text + answer->length, text, length);
+    answer->length += length;
+    if (cx->options.text != NULL && cx->options.text(cx->options.user, text, length) != 0)
+        context_fail(cx, JANUS_CANCELLED, "stopped on request while answering");
+}
+
+/* Adds one token to the answer; `id` < 0 ends it. Special tokens say nothing. */
+static void answer_token(Context *cx, const JanusModel *m, Answer *answer, int32_t id) {
+    size_t length = 0;
+    const char *bytes = token_bytes(&m->storage->tokenizer, id, &length);
+    if (id >= 0 && m->storage->token_types[id] == KIND_CONTROL) return;
+    const ArenaBlock *mark = scratch_mark(cx);
+    char *text = scratch_bytes(cx, checked_product((int64_t)length + 1, 3, 1), 1);
+    if (text == NULL) return;
+    length = id < 0 ? utf8_stream_finish(&answer->stream, text)
+                    : utf8_stream_write(&answer->stream, bytes, length, text);
+    answer_emit(cx, answer, text, length);
+    scratch_release(cx, mark);
+}
+
+/* ==================================================================================================================
+   17  Image in: a file's bytes -> RGB -> the square of numbers that an encoder reads. Source: Pillow's resampling
+      (Resample.c) and the official image_processing_vlm.py, whose results are reproduced to the last bit: the
+      understanding encoder was trained on pictures that were resized exactly so.
+   ================================================================================================================== */
 
 /* As many pixels as Pillow takes without being told to take more. */
 enum { IMAGE_SIDE_LIMIT = 16384, IMAGE_PIXEL_LIMIT = 178956970, IMAGE_FILE_LIMIT = 1 << 29, IMAGE_SCAN_LIMIT = 20 };
@@ -5389,7 +6946,8 @@ static void *writer_memory(const void *memory, size_t old_size, size_t size);
 #endif
 #define STB_IMAGE_WRITE_IMPLEMENTATION
 #define STB_IMAGE_WRITE_STATIC
-/* Up to 2.27, stb_image.h declares this function and defines it under the other name; a static function must be defined. */
+/* Up to 2.27, stb_image.h declares this function and defines it under the other name; a static function must be
+   defined. */
 #define stbi__unpremultiply_on_load_thread stbi_set_unpremultiply_on_load_thread
 /* stb's function of this name blends one column wrongly. It is compiled under another name; what takes its address,
    without parentheses after the name, finds the one below. */
@@ -5413,9 +6971,9 @@ static Sample *stbi__resample_row_h_2(Sample *out, Sample *row, Sample *other_ro
     return out;
 }
 
-/* What stb works on in this thread (in all, where the compiler knows no thread-local variables), as it keeps its own reason
-   for a failure: the reader's largest request and whether memory was short, which the reason does not always say; the
-   writer's memory and the way out of it. */
+/* What stb works on in this thread (in all, where the compiler knows no thread-local variables), as it keeps its own
+   reason for a failure: the reader's largest request and whether memory was short, which the reason does not always
+   say; the writer's memory and the way out of it. */
 #if !defined(STBI_THREAD_LOCAL)
 #define STBI_THREAD_LOCAL
 #endif
@@ -5426,8 +6984,8 @@ static STBI_THREAD_LOCAL struct {
     jmp_buf way_out;
 } image_memory;
 
-/* malloc or realloc, bounded: a few bytes of a PNG can unpack to gigabytes. New memory is zero, so that what a damaged file
-   leaves out is black. */
+/* malloc or realloc, bounded: a few bytes of a PNG can unpack to gigabytes. New memory is zero, so that what a damaged
+   file leaves out is black. */
 static void *reader_memory(void *memory, size_t size) {
     if (size > image_memory.limit) return NULL;
     void *grown = memory != NULL ? realloc(memory, size) : calloc(1, size);
@@ -5435,7 +6993,8 @@ static void *reader_memory(void *memory, size_t size) {
     return grown;
 }
 
-/* malloc or realloc, all of it freed at the end; does not return when there is no memory, since stb does not expect that. */
+/* malloc or realloc, all of it freed at the end; does not return when there is no memory, since stb does not expect
+   that. */
 static void *writer_memory(const void *memory, size_t old_size, size_t size) {
     void *grown = arena_allocate(&image_memory.arena, 1, size);
     if (grown == NULL) longjmp(image_memory.way_out, 1);
@@ -5843,7 +7402,7 @@ static int gif_code(GifBits *in, int width) {
 }
 
 /* Unpacks `count` entries of the palette. LZW: a code stands for a sequence; each makes a new one, the sequence before
-   with the first entry of its own behind. Returns false if the data are damaged or end too soon. */
+   with the first entry of its own after it. Returns false if the data are damaged or end too soon. */
 static bool gif_unpack(Span file, size_t at, uint8_t *entries, int64_t count) {
     enum { CODES = 4096 };
     struct {
@@ -6104,7 +7663,8 @@ static int resample_weights(int in, int out, ResampleSpan *spans, int32_t *weigh
         for (int i = first; i < last; i++) {
             double weight = bicubic((i - center + 0.5) * (1.0 / widening));
             if (sum != 0) weight /= sum;
-            weights[(int64_t)o * stride + i - first] = (int32_t)(weight * (1 << RESAMPLE_BITS) + (weight < 0 ? -0.5 : 0.5));
+            weights[(int64_t)o * stride + i - first] =
+                (int32_t)(weight * (1 << RESAMPLE_BITS) + (weight < 0 ? -0.5 : 0.5));
         }
     }
     return stride;
@@ -6118,10 +7678,10 @@ static uint8_t resample_byte(const uint8_t *in, int64_t step, const int32_t *wei
     return (uint8_t)(value > 255 ? 255 : value);
 }
 
-/* Resizes along one direction: `in` holds `lines` lines of in_count pixels, `out` as many of out_count; neighbours along
-   the direction are `step` pixels apart in both, lines are in_pitch and out_pitch pixels apart. */
-static JanusStatus resize_direction(uint8_t *out, const uint8_t *in, int in_count, int out_count, int lines, int64_t step,
-                                    int64_t in_pitch, int64_t out_pitch, JanusError *error) {
+/* Resizes along one direction: `in` holds `lines` lines of in_count pixels, `out` as many of out_count; neighbours
+   along the direction are `step` pixels apart in both, lines are in_pitch and out_pitch pixels apart. */
+static JanusStatus resize_direction(uint8_t *out, const uint8_t *in, int in_count, int out_count, int lines,
+                                    int64_t step, int64_t in_pitch, int64_t out_pitch, JanusError *error) {
     const int stride = resample_weights(in_count, out_count, NULL, NULL);
     ResampleSpan *spans = allocate(out_count, sizeof *spans);
     int32_t *weights = allocate(checked_product(out_count, stride, 1), sizeof *weights);
@@ -6146,7 +7706,8 @@ static JanusStatus resize_direction(uint8_t *out, const uint8_t *in, int in_coun
 
 /* Pillow's Image.resize(..., BICUBIC) on RGB: horizontally, then vertically, each rounded to 8 bits. `out` is
    (out_height, out_width, 3), provided by the caller. */
-static JanusStatus resize_bicubic(uint8_t *out, int out_width, int out_height, const JanusImage *image, JanusError *error) {
+static JanusStatus resize_bicubic(uint8_t *out, int out_width, int out_height, const JanusImage *image,
+                                  JanusError *error) {
     uint8_t *narrowed = allocate(checked_product(image->height, out_width, 3), 1);
     if (narrowed == NULL) return fail_memory(error);
     JanusStatus status = resize_direction(narrowed, image->rgb, image->width, out_width, image->height, 1, image->width,
@@ -6202,1364 +7763,23 @@ static JanusStatus preprocess_for_vq(const Config *c, const JanusImage *image, f
     return status;
 }
 
-/* ---- What all the stages below share ---- */
-
-/* The type of the elements of key/value caches. */
-static int kv_type(const Context *cx) { return cx->options.cache == JANUS_CACHE_F16 ? TYPE_F16 : TYPE_F32; }
-
-/* Tells the caller how far a task is; the caller may cancel it. */
-static void progress(Context *cx, const char *task, int64_t done, int64_t total) {
-    if (has_failed(cx) || cx->options.progress == NULL) return;
-    if (cx->options.progress(cx->options.user, task, done, total) != 0)
-        context_fail(cx, JANUS_CANCELLED, "stopped on request while working on: %s", task);
-}
-
-/* Hands a named tensor of shape (a), (a, b) or (a, b, c) to the caller; unused sizes are 0. */
-static void hand_over(Context *cx, const char *name, JanusElement type, const void *data, int64_t a, int64_t b, int64_t c) {
-    const int64_t shape[] = {a, b, c};
-    if (!has_failed(cx) && cx->options.tap != NULL)
-        cx->options.tap(cx->options.user, name, type, data, shape, c > 0 ? 3 : b > 0 ? 2 : 1);
-}
-
-static void tap_ids(Context *cx, const char *name, const int32_t *ids, int64_t a, int64_t b) {
-    hand_over(cx, name, JANUS_INT32, ids, a, b, 0);
-}
-
-/* Fails where the result x (count) of the stage `name` is not finite. */
-static void check_finite(Context *cx, const char *name, const float *x, int64_t count) {
-    if (!has_failed(cx) && !all_below(cx, x, count, INFINITY))
-        context_fail(cx, JANUS_BAD_MODEL, "the numbers of %s are not finite: the model's weights are damaged or too large", name);
-}
-
-/* The end of a stage: its result (a, b, c) is checked, and handed to a caller who listens. */
-static void tap(Context *cx, const char *name, const float *data, int64_t a, int64_t b, int64_t c) {
-    check_finite(cx, name, data, a * (b > 0 ? b : 1) * (c > 0 ? c : 1));
-    hand_over(cx, name, JANUS_FLOAT32, data, a, b, c);
-}
-
-/* y = x W^T + b for T rows: out (T, weight.rows), x (T, weight.cols) */
-static void apply(Context *cx, float *out, const float *x, const Linear *layer, int64_t T) {
-    linear(cx, out, x, &layer->weight, layer->bias, T);
-}
-
-/* An adaptor: Linear, then (gelu, Linear) for each further layer. out (T, D), x (T, width of the encoder); hidden (T, D)
-   is scratch.
-   official: MlpProjector, projector_type mlp_gelu */
-static void adaptor(Context *cx, float *out, const float *x, const Linear *layers, int depth, int64_t T, float *hidden) {
-    const int64_t width = layers[0].weight.rows;
-    float *to = depth % 2 == 1 ? out : hidden, *from;
-    apply(cx, to, x, &layers[0], T);
-    for (int i = 1; i < depth; i++) {
-        from = to;
-        to = from == out ? hidden : out;
-        gelu(cx, from, T * width);
-        apply(cx, to, from, &layers[i], T);
-    }
-}
-
-/* ====================================================================================================================
-   10  Understanding encoder: SigLIP ViT, then the understanding adaptor.    image (side, side, 3) -> (T, D)
-      Cut into T = (side / patch)^2 patches; each becomes a token: a Linear layer over its pixels, plus a learned position.
-      Then blocks of  x += proj(attention(norm1(x)));  x += fc2(gelu(fc1(norm2(x))))  in which every patch attends to
-      every other; LayerNorm; and the adaptor, which turns what was seen into embeddings beside the words'.
-      official: siglip_vit.py, clip_encoder.py, projector.py
-   ==================================================================================================================== */
-
-/* Self-attention without a mask: out (T, W) from the joined q, k, v rows (T, 3W). */
-static void vit_attention(Context *cx, const Config *c, float *out, const float *qkv, int64_t T) {
-    const int64_t width = c->vit_width, d = width / c->vit_heads;
-    if (has_failed(cx)) return;
-    const AttentionSequence patches = {out, qkv, {{qkv + width, qkv + 2 * width, TYPE_F32, T, 3 * width, d}}, 1};
-    AttentionShape shape;
-    shape.T = T;
-    shape.H = shape.KV = c->vit_heads;
-    shape.d = d;
-    shape.q_stride = 3 * width;
-    shape.out_stride = width;
-    shape.causal = 0;
-    shape.scale = 1.0f / sqrtf((float)d);
-    attention(cx, &patches, 1, &shape);
-}
-
-/* x (T, W) -> x (T, W); h (T, W) and wide (T, max(3W, mlp)) are scratch. */
-static void vit_block(Context *cx, const Config *c, const VitBlock *block, float *x, int64_t T, float *h, float *wide) {
-    const int64_t width = c->vit_width;
-    layer_norm(cx, h, x, block->norm1.weight, block->norm1.bias, T, width, c->vit_epsilon);
-    apply(cx, wide, h, &block->qkv, T);
-    vit_attention(cx, c, h, wide, T);
-    apply(cx, wide, h, &block->proj, T);
-    add(cx, x, wide, T * width);
-    layer_norm(cx, h, x, block->norm2.weight, block->norm2.bias, T, width, c->vit_epsilon);
-    apply(cx, wide, h, &block->fc1, T);
-    gelu(cx, wide, T * c->vit_mlp);
-    apply(cx, h, wide, &block->fc2, T);
-    add(cx, x, h, T * width);
-}
-
-/* The number of tokens that an image is for the transformer when it is seen. */
-static int vision_tokens(const Config *c) { return (c->image_side / c->patch) * (c->image_side / c->patch); }
-
-/* pixels (side, side, 3) -> x (T, W) */
-static void vit_forward(Context *cx, const JanusModel *m, const float *pixels, float *x) {
-    const Config *c = &m->config;
-    const int64_t T = vision_tokens(c), width = c->vit_width, grid = c->image_side / c->patch;
-    const ArenaBlock *mark = scratch_mark(cx);
-    float *h = scratch(cx, T, width), *wide = scratch(cx, T, max_i64(3 * width, c->vit_mlp));
-    ConvShape shape = {0};
-    shape.H = shape.W = c->image_side;
-    shape.I = 3;
-    shape.kernel = shape.stride = c->patch;
-    shape.Ho = shape.Wo = grid;
-    conv2d(cx, x, pixels, &m->patch_embed.weight, m->patch_embed.bias, &shape);
-    tap(cx, "vision.patch_embed", x, T, width, 0);
-    add(cx, x, m->pos_embed, T * width);
-    for (int i = 0; i < c->vit_layers; i++) {
-        vit_block(cx, c, &m->vit_blocks[i], x, T, h, wide);
-        tap(cx, name_of(NEW_NAME, "vision.block.%d", i), x, T, width, 0);
-        progress(cx, "see", i + 1, c->vit_layers);
-    }
-    layer_norm(cx, x, x, m->vit_norm.weight, m->vit_norm.bias, T, width, c->vit_epsilon);
-    tap(cx, "vision.output", x, T, width, 0);
-    scratch_release(cx, mark);
-}
-
-/* A picture becomes T embeddings for the transformer: out (T, D). */
-static void see_image(Context *cx, const JanusModel *m, const JanusImage *image, float *out) {
-    const Config *c = &m->config;
-    const int64_t T = vision_tokens(c), side = c->image_side;
-    const ArenaBlock *mark = scratch_mark(cx);
-    float *pixels = scratch(cx, side, 3 * side), *x = scratch(cx, T, c->vit_width), *hidden = scratch(cx, T, c->hidden);
+static void vit_pixels(Context *cx, const Config *c, const JanusImage *image, float *pixels) {
     if (!has_failed(cx)) preprocess_for_vit(c, image, pixels, &cx->error);
-    tap(cx, "vision.pixel_values", pixels, side, side, 3);
-    vit_forward(cx, m, pixels, x);
-    adaptor(cx, out, x, m->aligner, c->aligner_depth, T, hidden);
-    tap(cx, "aligner.output", out, T, c->hidden, 0);
-    scratch_release(cx, mark);
 }
 
-/* ====================================================================================================================
-   11  Transformer: Llama. It reads T embeddings (words, seen images and drawn tokens alike) and returns as many hidden
-       states; what it has read is kept as keys and values, so that each token is read once.    (T, D) -> (T, D)
-       Block:  x += output(attention(rope(q), rope(k), v));  x += down(silu(gate(y)) * up(y)),  y = rms_norm(x).
-       Causal; G key/value heads serve H query heads; no biases. Several sequences of equal length run side by side, so
-       that the weights are read once for all of them.
-       official: LlamaForCausalLM as language_model in modeling_vlm.py
-   ==================================================================================================================== */
-
-/* Keys and values of one sequence, by layer and head: what a query of a head goes through lies side by side. */
-typedef struct {
-    int64_t length, capacity; /* positions */
-    int layers, type;         /* TYPE_F32, or TYPE_F16 for half the memory */
-    void **keys, **values;    /* (layers)(G, capacity, d) */
-} KvCache;
-
-/* A sequence that goes on from a shared beginning: the pictures of a batch share their prompt. */
-typedef struct {
-    const KvCache *shared; /* NULL: none */
-    KvCache own;
-} Sequence;
-
-static void kv_cache_free(KvCache *cache) {
-    for (int i = 0; i < cache->layers; i++) {
-        if (cache->keys != NULL) free(cache->keys[i]);
-        if (cache->values != NULL) free(cache->values[i]);
-    }
-    free(cache->keys);
-    free(cache->values);
-    memset(cache, 0, sizeof *cache);
-}
-
-/* Makes room for `length` positions. The content stays, also when it fails. */
-static void kv_cache_reserve(Context *cx, KvCache *cache, const Config *c, int64_t length) {
-    if (has_failed(cx) || length <= cache->capacity) return;
-    if (cache->keys == NULL) {
-        cache->layers = c->layers;
-        cache->type = kv_type(cx);
-        cache->keys = calloc((size_t)c->layers, sizeof *cache->keys);
-        cache->values = calloc((size_t)c->layers, sizeof *cache->values);
-        if (cache->keys == NULL || cache->values == NULL) {
-            kv_cache_free(cache);
-            context_fail_memory(cx);
-            return;
-        }
-    }
-    const int64_t capacity = length > 2 * cache->capacity ? length : 2 * cache->capacity;
-    const int64_t row_bytes = type_row_bytes(cache->type, c->head_dim), bytes = checked_product(capacity, c->kv_heads, row_bytes);
-    for (int i = 0; i < 2 * c->layers; i++) {
-        void **rows = i < c->layers ? &cache->keys[i] : &cache->values[i - c->layers];
-        void *grown = reallocate(*rows, bytes, 1);
-        if (grown == NULL) {
-            context_fail_memory(cx);
-            return;
-        }
-        *rows = grown;
-    }
-    for (int i = 0; i < 2 * c->layers; i++) { /* spread the heads over the new capacity, last first */
-        char *rows = i < c->layers ? cache->keys[i] : cache->values[i - c->layers];
-        for (int64_t head = c->kv_heads - 1; head > 0; head--)
-            memmove(rows + head * capacity * row_bytes, rows + head * cache->capacity * row_bytes, (size_t)(cache->length * row_bytes));
-    }
-    cache->capacity = capacity;
-}
-
-static int64_t sequence_length(const Sequence *sequence) {
-    return (sequence->shared != NULL ? sequence->shared->length : 0) + sequence->own.length;
-}
-
-/* Rotary embedding tables for T positions from `first` on: cosines and sines (T, d/2). The angle of pair i is
-   position / base^(2i/d), rounded to float32 at each step as PyTorch does. */
-static void rope_table(const Config *c, int64_t first, int64_t T, float *cosines, float *sines) {
-    const int half = c->head_dim / 2;
-    for (int i = 0; i < half; i++) {
-        const float exponent = (float)(2 * i) / (float)c->head_dim;
-        const float frequency = 1.0f / (float)pow((double)c->rope_base, (double)exponent);
-        for (int64_t t = 0; t < T; t++) {
-            const float angle = (float)(first + t) * frequency;
-            cosines[t * half + i] = (float)cos((double)angle);
-            sines[t * half + i] = (float)sin((double)angle);
-        }
-    }
-}
-
-/* Rotates T rows of a head in place, `stride` apart: pairs are (i, i + d/2), halves, not neighbours. */
-static void rope(float *x, int64_t stride, int64_t T, int d, const float *cosines, const float *sines) {
-    const int half = d / 2;
-    for (int64_t t = 0; t < T; t++) {
-        const float *cosine = cosines + t * half, *sine = sines + t * half;
-        float *low = x + t * stride, *high = low + half;
-        for (int i = 0; i < half; i++) {
-            const float a = low[i], b = high[i];
-            low[i] = a * cosine[i] - b * sine[i];
-            high[i] = b * cosine[i] + a * sine[i];
-        }
-    }
-}
-
-/* Scratch of one pass over R sequences of T tokens. */
-typedef struct {
-    int64_t R, T;
-    float *h, *q;            /* (R*T, max(D, H*d)) */
-    float *k, *v;            /* (R*T, G*d) */
-    float *gate, *up;        /* (R*T, F) */
-    float *cosines, *sines;  /* (R, T, d/2) */
-    AttentionSequence *attention; /* (R) */
-} TransformerScratch;
-
-static TransformerScratch transformer_scratch(Context *cx, const Config *c, int64_t R, int64_t T) {
-    const int64_t rows = R * T, q_width = (int64_t)c->heads * c->head_dim, kv_width = (int64_t)c->kv_heads * c->head_dim;
-    const int64_t widest = max_i64(q_width, c->hidden);
-    TransformerScratch s;
-    s.R = R;
-    s.T = T;
-    s.h = scratch(cx, rows, widest);
-    s.q = scratch(cx, rows, widest);
-    s.k = scratch(cx, rows, kv_width);
-    s.v = scratch(cx, rows, kv_width);
-    s.gate = scratch(cx, rows, c->mlp);
-    s.up = scratch(cx, rows, c->mlp);
-    s.cosines = scratch(cx, rows, c->head_dim / 2);
-    s.sines = scratch(cx, rows, c->head_dim / 2);
-    s.attention = scratch_bytes(cx, R, sizeof *s.attention);
-    return s;
-}
-
-/* What every sequence does with its q, k, v before attention. */
-typedef struct {
-    const Config *config;
-    const Kernels *isa;
-    const TransformerScratch *scratch;
-    Sequence *const *sequences;
-    int layer;
-} KeepJob;
-
-/* Keeps a head's T rows of keys or values, `stride` apart, behind those that the cache has. */
-static void keep_rows(const KeepJob *job, const KvCache *cache, void *rows, int64_t head, const float *x, int64_t stride, int64_t T) {
-    const int64_t d = job->config->head_dim, first = (head * cache->capacity + cache->length) * d;
-    for (int64_t t = 0; t < T; t++) {
-        if (cache->type == TYPE_F16) job->isa->store_f16((uint16_t *)rows + first + t * d, x + t * stride, d);
-        else memcpy((float *)rows + first + t * d, x + t * stride, (size_t)d * sizeof *x);
-    }
-}
-
-/* A key head of a sequence at a time: the queries that it serves and its keys are rotated, keys and values are kept. */
-static void keep_job(void *ctx, int thread, int64_t begin, int64_t end) {
-    const KeepJob *job = ctx;
-    const Config *c = job->config;
-    const TransformerScratch *s = job->scratch;
-    const int d = c->head_dim, group = c->heads / c->kv_heads;
-    const int64_t T = s->T, q_width = (int64_t)c->heads * d, kv_width = (int64_t)c->kv_heads * d;
-    (void)thread;
-    for (int64_t i = begin; i < end; i++) {
-        const int64_t r = i / c->kv_heads, head = i % c->kv_heads;
-        const KvCache *cache = &job->sequences[r]->own;
-        const float *cosines = s->cosines + r * T * (d / 2), *sines = s->sines + r * T * (d / 2);
-        float *q = s->q + r * T * q_width + head * group * d, *k = s->k + r * T * kv_width + head * d;
-        for (int g = 0; g < group; g++) rope(q + g * d, q_width, T, d, cosines, sines);
-        rope(k, kv_width, T, d, cosines, sines);
-        keep_rows(job, cache, cache->keys[job->layer], head, k, kv_width, T);
-        keep_rows(job, cache, cache->values[job->layer], head, s->v + r * T * kv_width + head * d, kv_width, T);
-    }
-}
-
-static KeyValue cached(const KvCache *cache, const Config *c, int layer, int64_t count) {
-    const KeyValue span = {cache->keys[layer], cache->values[layer], cache->type, count, c->head_dim, cache->capacity * c->head_dim};
-    return span;
-}
-
-/* Fails where keys or values of a block are not finite, or too large for a cache of float16: an infinite key may hide
-   behind a weight of zero, so that it has to be caught here. */
-static void check_keys(Context *cx, const Config *c, const TransformerScratch *s, int layer) {
-    const int64_t count = s->R * s->T * c->kv_heads * c->head_dim;
-    const float limit = kv_type(cx) == TYPE_F16 ? 65520.0f : INFINITY; /* from 65520 on, float16 rounds to infinity */
-    if (all_below(cx, s->k, count, limit) && all_below(cx, s->v, count, limit)) return;
-    check_finite(cx, name_of(NEW_NAME, "transformer.block.%d", layer), s->k, count);
-    check_finite(cx, name_of(NEW_NAME, "transformer.block.%d", layer), s->v, count);
-    context_fail(cx, JANUS_BAD_MODEL, "keys or values of transformer.block.%d are too large for float16: keep them in "
-                 "float32 (--kv f32, JANUS_CACHE_F32)", layer);
-}
-
-/* Every sequence's part of a block: out (R*T, H*d) is what its queries find in all the positions up to their own. */
-static void sequence_attention(Context *cx, const Config *c, const TransformerScratch *s, int layer,
-                               Sequence *const *sequences, float *out) {
-    KeepJob keep = {c, cx->isa, s, sequences, layer};
-    const int64_t T = s->T, q_width = (int64_t)c->heads * c->head_dim;
-    AttentionShape shape;
-    if (has_failed(cx)) return;
-    pool_run(cx->pool, keep_job, &keep, s->R * c->kv_heads, 1);
-    check_keys(cx, c, s, layer);
-    for (int64_t r = 0; r < s->R; r++) {
-        AttentionSequence *to = &s->attention[r];
-        const Sequence *sequence = sequences[r];
-        to->out = out + r * T * q_width;
-        to->q = s->q + r * T * q_width;
-        to->span_count = 0;
-        if (sequence->shared != NULL) to->spans[to->span_count++] = cached(sequence->shared, c, layer, sequence->shared->length);
-        to->spans[to->span_count++] = cached(&sequence->own, c, layer, sequence->own.length + T);
-    }
-    shape.T = T;
-    shape.H = c->heads;
-    shape.KV = c->kv_heads;
-    shape.d = c->head_dim;
-    shape.q_stride = shape.out_stride = q_width;
-    shape.causal = 1;
-    shape.scale = 1.0f / sqrtf((float)c->head_dim);
-    attention(cx, s->attention, s->R, &shape);
-}
-
-/* x (R*T, D) -> x (R*T, D) */
-static void transformer_block(Context *cx, const Config *c, const TransformerBlock *block, int layer,
-                              const TransformerScratch *s, Sequence *const *sequences, float *x) {
-    const int64_t rows = s->R * s->T;
-    rms_norm(cx, s->h, x, block->attn_norm, rows, c->hidden, c->rms_epsilon);
-    linear(cx, s->q, s->h, &block->q, NULL, rows);
-    linear(cx, s->k, s->h, &block->k, NULL, rows);
-    linear(cx, s->v, s->h, &block->v, NULL, rows);
-    sequence_attention(cx, c, s, layer, sequences, s->h);
-    linear(cx, s->q, s->h, &block->output, NULL, rows);
-    add(cx, x, s->q, rows * c->hidden);
-
-    rms_norm(cx, s->h, x, block->ffn_norm, rows, c->hidden, c->rms_epsilon);
-    linear(cx, s->gate, s->h, &block->gate, NULL, rows);
-    linear(cx, s->up, s->h, &block->up, NULL, rows);
-    silu_mul(cx, s->gate, s->up, rows * c->mlp);
-    linear(cx, s->h, s->gate, &block->down, NULL, rows);
-    add(cx, x, s->h, rows * c->hidden);
-}
-
-/* The end of a stage of R sequences: x (R*T, D) is checked, and if `tapped` handed over as one tensor (T, D) a sequence: the
-   first under its own name, the second after "uncond.". */
-static void tap_sequences(Context *cx, const char *name, const float *x, int64_t R, int64_t T, int64_t width, bool tapped) {
-    check_finite(cx, name, x, R * T * width);
-    for (int64_t r = 0; tapped && r < R && r < 2; r++)
-        hand_over(cx, name_of(NEW_NAME, "%s%s", r == 0 ? "" : "uncond.", name), JANUS_FLOAT32, x + r * T * width, T, width, 0);
-}
-
-/* Reads T embeddings a sequence: x (R*T, D) in, the hidden states after the final norm out, and all keys and values are
-   kept. After a failure every sequence is as long as before. */
-static void transformer_forward(Context *cx, const JanusModel *m, float *x, int64_t T, Sequence *const *sequences, int64_t R,
-                                bool tapped) {
-    const Config *c = &m->config;
-    const ArenaBlock *mark = scratch_mark(cx);
-    const TransformerScratch s = transformer_scratch(cx, c, R, T);
-    for (int64_t r = 0; r < R; r++) kv_cache_reserve(cx, &sequences[r]->own, c, sequences[r]->own.length + T);
-    if (has_failed(cx)) return;
-    for (int64_t r = 0; r < R; r++) {
-        const int64_t offset = r * T * (c->head_dim / 2);
-        rope_table(c, sequence_length(sequences[r]), T, s.cosines + offset, s.sines + offset);
-    }
-    for (int i = 0; i < c->layers; i++) {
-        transformer_block(cx, c, &m->blocks[i], i, &s, sequences, x);
-        tap_sequences(cx, name_of(NEW_NAME, "transformer.block.%d", i), x, R, T, c->hidden, tapped);
-        if (T > 1) progress(cx, "read", i + 1, c->layers);
-    }
-    rms_norm(cx, x, x, m->output_norm, R * T, c->hidden, c->rms_epsilon);
-    tap_sequences(cx, "transformer.hidden", x, R, T, c->hidden, tapped);
-    for (int64_t r = 0; r < R && !has_failed(cx); r++) sequences[r]->own.length += T;
-    scratch_release(cx, mark);
-}
-
-/* ====================================================================================================================
-   12  Heads and sampling: the hidden state of the last position becomes the scores of the next token.
-       LM head: one matrix, (D) -> (V).  Image head: Linear, gelu, Linear, (D) -> (E) -> (K).
-       Guidance: logits = uncond + w (cond - uncond): w > 1 moves away from what would be drawn without the prompt.
-       official: vision_head in modeling_vlm.py, generation_inference.py
-   ==================================================================================================================== */
-
-/* logits (R, K) from hidden states (R, D) */
-static void image_head(Context *cx, const JanusModel *m, float *logits, const float *hidden, int64_t R) {
-    const ArenaBlock *mark = scratch_mark(cx);
-    float *h = scratch(cx, R, m->config.gen_head_width);
-    apply(cx, h, hidden, &m->gen_head_proj, R);
-    gelu(cx, h, R * m->config.gen_head_width);
-    apply(cx, logits, h, &m->gen_head, R);
-    scratch_release(cx, mark);
-}
-
-/* logits (K) from those of the two rows of one picture; each operation is rounded, as PyTorch's are */
-static void guide(float *logits, const float *cond, const float *uncond, int64_t K, float cfg_weight) {
-    for (int64_t i = 0; i < K; i++) {
-        const float difference = cond[i] - uncond[i];
-        const float step = cfg_weight * difference;
-        logits[i] = uncond[i] + step;
-    }
-}
-
-/* The most probable id; the first on ties. */
-static int argmax(const float *logits, int64_t count) {
-    int64_t best = 0;
-    for (int64_t i = 1; i < count; i++)
-        if (logits[i] > logits[best]) best = i;
-    return (int)best;
-}
-
-/* ---- Drawing an id as PyTorch draws it ----
-
-   Sampling turns the last row of logits into an id. With these functions a seed gives the ids that PyTorch gives on
-   the CPU after torch.manual_seed(seed). File names below are PyTorch's, under aten/src/ATen.
-
-   torch.multinomial(p, num_samples=1) is a race of exponentials (native/Distributions.cpp, multinomial_out):
-
-       q ~ Exp(1), shape (N, V), rows in order;    id[n] = argmax over v of p[n][v] / q[n][v], the first of equals
-
-   so id v wins with probability p[n][v], and a step consumes N * V exponentials whatever p is. p is (N, V) row-major.
-
-   The generator is mt19937 (core/MT19937RNGEngine.h), seeded from the low 32 bits of the seed alone. A step of it is
-   32 bits; nothing else in a drawing or an answer takes any. Tensor.exponential_ has had two kernels:
-
-     GENERIC  two steps a value, high word first (CPUGeneratorImpl.cpp, random64); the low 53 bits are u in [0, 1);
-              q = float(-log1p(-u)), in double (core/TransformationHelper.h, uniform_real and exponential), one value
-              after another on one thread (native/cpu/DistributionTemplates.h, exponential_kernel): there is no
-              vectorised form, and threads, instruction set and tensor size change nothing.
-              Used by every build since 2.7, and before that by every build without MKL (ARM, Debian's).
-     MKL      one step a call seeds MKL's MCG31m1, x <- 1132489760 x mod (2^31 - 1), whose first value is the seed;
-              u = float(x / (2^31 - 1)) in (0, 1]; q = float(-log u) + 2^-126 (native/cpu/DistributionKernels.cpp,
-              exponential_kernel). Threads skip ahead in the one stream, so they change nothing either.
-              Used by the x86-64 builds 2.0 to 2.6 of PyPI, on AMD processors too; switched off in 2.7 because 2^31
-              streams are too few (pull request 146174). 2.0 lacks the 2^-126, so that q can be 0 there.
-
-   Measured against the wheels 2.13.0, 2.7.0, 2.6.0, 2.0.1 and Debian's 1.13.1 on x86-64. GENERIC: q has the same
-   bits. MKL: its own float log rounds 7.5 % of the values to the other neighbour, here and always by one unit in the
-   last place; an id follows only where the two best ratios are within 2^-22 of each other.
-   log and log1p are libm's, in double and then rounded to float: two libms that differ in the last bit of the double
-   give different floats about once in 10^9 values. */
-
-typedef struct {
-    uint32_t mt[624]; /* the generator's words */
-    int next;         /* index of the next word to hand out; 624: all are used */
-    int kind;         /* rng_kind */
-} TorchRng;
-
-static void torch_rng_seed(TorchRng *rng, int kind, uint64_t seed) {
-    rng->mt[0] = (uint32_t)(seed & 0xffffffffu);
-    for (int i = 1; i < 624; i++) {
-        uint32_t previous = rng->mt[i - 1];
-        rng->mt[i] = 1812433253u * (previous ^ (previous >> 30)) + (uint32_t)i;
-    }
-    rng->next = 624;
-    rng->kind = kind;
-}
-
-static void refill_words(uint32_t mt[624]) {
-    for (int i = 0; i < 624; i++) {
-        uint32_t bits = (mt[i] & 0x80000000u) | (mt[(i + 1) % 624] & 0x7fffffffu);
-        mt[i] = mt[(i + 397) % 624] ^ (bits >> 1) ^ ((bits & 1u) ? 0x9908b0dfu : 0u);
-    }
-}
-
-static uint32_t next_word(TorchRng *rng) {
-    if (rng->next == 624) {
-        refill_words(rng->mt);
-        rng->next = 0;
-    }
-    uint32_t y = rng->mt[rng->next++];
-    y ^= y >> 11;
-    y ^= (y << 7) & 0x9d2c5680u;
-    y ^= (y << 15) & 0xefc60000u;
-    return y ^ (y >> 18);
-}
-
-static void mkl_exponential(float *q, int64_t count, uint32_t seed) {
-    const uint64_t modulus = 2147483647u; /* 2^31 - 1 */
-    uint64_t x = seed % modulus;
-    if (x == 0) x = 1;
-    for (int64_t i = 0; i < count; i++) {
-        float u = (float)((double)x / (double)modulus);
-        q[i] = (float)-log((double)u) + 0x1p-126f;
-        x = x * 1132489760u % modulus;
-    }
-}
-
-/* q (count) ~ Exp(1): what torch.empty(count).exponential_(1) holds. */
-static void torch_exponential(TorchRng *rng, float *q, int64_t count) {
-    if (rng->kind == JANUS_RNG_TORCH_MKL) {
-        mkl_exponential(q, count, next_word(rng));
-        return;
-    }
-    for (int64_t i = 0; i < count; i++) {
-        uint64_t high = next_word(rng);
-        uint64_t bits = ((high << 32) | next_word(rng)) & (((uint64_t)1 << 53) - 1);
-        q[i] = (float)-log1p(-(double)bits * 0x1p-53);
-    }
-}
-
-/* Whether every entry is a finite number >= 0 and every row has one > 0: where this fails, torch.multinomial raises. */
-static int is_distribution(const float *probs, int N, int V) {
-    for (int n = 0; n < N; n++) {
-        const float *p = probs + (int64_t)n * V;
-        int positive = 0;
-        for (int v = 0; v < V; v++) {
-            if (!(p[v] >= 0.0f && p[v] < INFINITY)) return 0;
-            positive |= p[v] > 0.0f;
-        }
-        if (!positive) return 0;
-    }
-    return 1;
-}
-
-/* ids (N), probs (N, V) that need not add up to 1, scratch (N, V). Returns 1; or 0, with nothing drawn, where probs is
-   no distribution. q is 0 once in 2^53 values (GENERIC): then an id of probability 0 loses here, and wins in PyTorch,
-   whose argmax takes 0 / 0 for the largest. */
-static int torch_multinomial(TorchRng *rng, int *ids, const float *probs, float *scratch, int N, int V) {
-    if (!is_distribution(probs, N, V)) return 0;
-    torch_exponential(rng, scratch, (int64_t)N * V);
-    for (int n = 0; n < N; n++) {
-        const float *p = probs + (int64_t)n * V, *q = scratch + (int64_t)n * V;
-        float best = -1.0f;
-        for (int v = 0; v < V; v++) {
-            float ratio = p[v] / q[v];
-            if (ratio > best) {
-                best = ratio;
-                ids[n] = v;
-            }
-        }
-    }
-    return 1;
-}
-
-/* ---- From logits to probabilities ----
-
-   A picture's step (official generation_inference.py) is softmax(logits / T) and the race above, nothing more.
-   An answer's step is what transformers' generate(do_sample=True, temperature=T, top_p=P) does, in this order
-   (generation/utils.py, _get_logits_processor and _sample; generation/logits_process.py):
-
-       logits / T  ->  top-k  ->  top-p  ->  softmax  ->  the race above over all V ids, one row
-
-   top-k is there although nobody asks for it: GenerationConfig's top_k is 50 unless the checkpoint or the caller sets
-   another, and neither the official code nor its checkpoints do. It keeps all ids whose logit is >= the 50th largest.
-   top-p sorts what is left upwards and drops ids while the running sum of softmax is <= 1 - P, never the last one.
-   T and P are doubles as in Python: 1 - P is a double, then everything is float but torch's running sum (double).
-   Probabilities agree with torch's to a few units in the last place, not to the bit: its exp is a vector one. Of
-   equal logits at the edge of top-p the lower id goes first; torch's sort promises no order there. */
-
-/* x in: logits (V); out: x / temperature. */
-static void scale_temperature(float *x, int V, double temperature) {
-    for (int v = 0; v < V; v++) x[v] /= (float)temperature;
-}
-
-static float softmax_weight(float x, float max) {
-    float shifted = x - max;
-    return (float)exp((double)shifted);
-}
-
-/* probs (V) = softmax(logits (V)); may be the same array. Logits of -inf get 0. */
-static void softmax_probs(float *probs, const float *logits, int V) {
-    float max = logits[0];
-    double sum = 0.0;
-    for (int v = 1; v < V; v++)
-        if (logits[v] > max) max = logits[v];
-    for (int v = 0; v < V; v++) {
-        probs[v] = softmax_weight(logits[v], max);
-        sum += probs[v];
-    }
-    for (int v = 0; v < V; v++) probs[v] *= (float)(1.0 / sum);
-}
-
-/* Sets the logits (V) below the top_k-th largest to -inf; top_k < 1 keeps all. largest: scratch (top_k). */
-static void keep_top_k(float *logits, int V, int top_k, float *largest) {
-    if (top_k < 1 || top_k >= V) return;
-    for (int i = 0; i < top_k; i++) largest[i] = -INFINITY;
-    for (int v = 0; v < V; v++) {
-        int at = top_k - 1; /* largest falls: a new one moves up from the end */
-        if (!(logits[v] > largest[at])) continue;
-        for (; at > 0 && logits[v] > largest[at - 1]; at--) largest[at] = largest[at - 1];
-        largest[at] = logits[v];
-    }
-    for (int v = 0; v < V; v++)
-        if (logits[v] < largest[top_k - 1]) logits[v] = -INFINITY;
-}
-
-typedef struct {
-    float logit;
-    int id;
-} RankedLogit;
-
-static int by_logit_then_id(const void *a, const void *b) {
-    const RankedLogit *x = a, *y = b;
-    if (x->logit != y->logit) return x->logit < y->logit ? -1 : 1;
-    return x->id < y->id ? -1 : 1;
-}
-
-/* Sets the logits (V) outside the most probable ids that hold top_p of the probability to -inf. ranked: scratch (V). */
-static void keep_top_p(float *logits, int V, double top_p, RankedLogit *ranked) {
-    int kept = 0;
-    if (top_p >= 1.0) return;
-    for (int v = 0; v < V; v++)
-        if (logits[v] > -INFINITY) {
-            ranked[kept].logit = logits[v];
-            ranked[kept++].id = v;
-        }
-    qsort(ranked, (size_t)kept, sizeof *ranked, by_logit_then_id);
-
-    double sum = 0.0, cumulative = 0.0;
-    for (int i = 0; i < kept; i++) sum += softmax_weight(ranked[i].logit, ranked[kept - 1].logit);
-    for (int i = 0; i < kept - 1; i++) {
-        cumulative += softmax_weight(ranked[i].logit, ranked[kept - 1].logit) * (float)(1.0 / sum);
-        if ((float)cumulative > (float)(1.0 - top_p)) break;
-        logits[ranked[i].id] = -INFINITY;
-    }
-}
-
-/* ====================================================================================================================
-   13  Generation encoder: VQ-16 of LlamaGen, picture -> ids, and ids -> embeddings for the transformer.
-       Convolutions halve the picture's side level by level; each remaining position is one vector of z numbers, narrowed
-       to 8, and the id of the codebook row that points most nearly in the same direction.
-       ResBlock:  x + conv(swish(norm(conv(swish(norm(x))))))      AttnBlock:  x + proj(attention(norm(x))), one head
-       official: vq_model.py
-   ==================================================================================================================== */
-
-/* The side of the pictures that are drawn. */
-static int drawn_side(const Config *c) { return c->grid << (c->levels - 1); }
-
-static int64_t image_tokens(const Config *c) { return (int64_t)c->grid * c->grid; }
-
-/* 3x3 convolution of x (side*side, in) that keeps the side: zeros around the border. */
-static void conv3x3(Context *cx, float *out, const float *x, const Linear *layer, int64_t side) {
-    ConvShape shape = {0};
-    shape.H = shape.W = shape.Ho = shape.Wo = side;
-    shape.I = layer->weight.cols / 9;
-    shape.kernel = 3;
-    shape.stride = shape.pad = 1;
-    conv2d(cx, out, x, &layer->weight, layer->bias, &shape);
-}
-
-static void normalize_groups(Context *cx, const Config *c, float *out, const float *x, const Norm *norm, int64_t rows,
-                             int64_t width, int swish) {
-    group_norm(cx, out, x, norm->weight, norm->bias, rows, width, c->groups, c->group_epsilon, swish);
-}
-
-/* x (side*side, in) -> x (side*side, out), in place: x has room for the wider of the two. */
-static void res_block(Context *cx, const Config *c, const ResBlock *block, float *x, int64_t side) {
-    const int64_t rows = side * side;
-    const ArenaBlock *mark = scratch_mark(cx);
-    float *h = scratch(cx, rows, max_i64(block->in, block->out)), *y = scratch(cx, rows, block->out);
-    normalize_groups(cx, c, h, x, &block->norm1, rows, block->in, 1);
-    conv3x3(cx, y, h, &block->conv1, side);
-    normalize_groups(cx, c, y, y, &block->norm2, rows, block->out, 1);
-    conv3x3(cx, h, y, &block->conv2, side);
-    if (block->in != block->out) {
-        apply(cx, y, x, &block->shortcut, rows);
-        copy(cx, x, y, rows * block->out);
-    }
-    add(cx, x, h, rows * block->out);
-    scratch_release(cx, mark);
-}
-
-/* x (T, C) -> x (T, C): every position attends to every other. */
-static void attn_block(Context *cx, const Config *c, const AttnBlock *block, float *x, int64_t T) {
-    const int64_t width = block->width;
-    const ArenaBlock *mark = scratch_mark(cx);
-    float *h = scratch(cx, T, width), *q = scratch(cx, T, width), *k = scratch(cx, T, width), *v = scratch(cx, T, width);
-    const AttentionSequence pixels = {h, q, {{k, v, TYPE_F32, T, width, width}}, 1};
-    AttentionShape shape;
-    normalize_groups(cx, c, h, x, &block->norm, T, width, 0);
-    apply(cx, q, h, &block->q, T);
-    apply(cx, k, h, &block->k, T);
-    apply(cx, v, h, &block->v, T);
-    shape.T = T;
-    shape.H = shape.KV = 1;
-    shape.d = shape.q_stride = shape.out_stride = width;
-    shape.causal = 0;
-    shape.scale = 1.0f / sqrtf((float)width);
-    attention(cx, &pixels, 1, &shape);
-    apply(cx, q, h, &block->proj, T);
-    add(cx, x, q, T * width);
-    scratch_release(cx, mark);
-}
-
-static void mid_block(Context *cx, const Config *c, const VqHalf *half, float *x, int64_t side) {
-    res_block(cx, c, &half->mid_res[0], x, side);
-    attn_block(cx, c, &half->mid_attn, x, side * side);
-    res_block(cx, c, &half->mid_res[1], x, side);
-}
-
-/* Floats that the widest stage of encoder and decoder holds; -1: too many to count. */
-static int64_t vq_room(const Config *c) {
-    int64_t room = image_tokens(c) * c->z_channels;
-    for (int i = 0; i < c->levels; i++) {
-        const int64_t side = (int64_t)c->grid << (c->levels - 1 - i);
-        /* a level is entered with the width of the level before it, on either way */
-        for (int beside = i - 1; beside <= i + 1; beside++) {
-            const int multiplier = beside < 0 ? 1 : beside >= c->levels ? c->multipliers[i] : c->multipliers[beside];
-            const int64_t floats = checked_product(side, side, (int64_t)c->base_channels * multiplier);
-            if (floats < 0) return -1;
-            if (floats > room) room = floats;
-        }
-    }
-    return room;
-}
-
-/* Halves the side: x (side*side, C) -> out (side/2 * side/2, C). Zeros to the right and below only. */
-static void downsample(Context *cx, float *out, const float *x, const Linear *layer, int64_t side) {
-    ConvShape shape = {0};
-    shape.H = shape.W = side;
-    shape.I = layer->weight.rows;
-    shape.kernel = 3;
-    shape.stride = 2;
-    shape.Ho = shape.Wo = side / 2;
-    conv2d(cx, out, x, &layer->weight, layer->bias, &shape);
-}
-
-/* The levels of the encoder, shallow to deep, then its mid block; x (side*side, base) -> x (grid*grid, deepest). */
-static void vq_encoder_levels(Context *cx, const JanusModel *m, float *x, float *y) {
-    const Config *c = &m->config;
-    int64_t side = drawn_side(c);
-    for (int i = 0; i < c->levels; i++) {
-        const VqLevel *level = &m->vq_encoder.level[i];
-        const int64_t width = (int64_t)c->base_channels * c->multipliers[i];
-        for (int b = 0; b < c->res_blocks; b++) {
-            res_block(cx, c, &level->res[b], x, side);
-            if (i == c->levels - 1) attn_block(cx, c, &level->attn[b], x, side * side);
-        }
-        if (i < c->levels - 1) {
-            downsample(cx, y, x, &level->resample, side);
-            side /= 2;
-            copy(cx, x, y, side * side * width);
-        }
-        tap(cx, name_of(NEW_NAME, "vq.encoder.level.%d", i), x, side * side, width, 0);
-        progress(cx, "encode", i + 1, c->levels);
-    }
-    mid_block(cx, c, &m->vq_encoder, x, side);
-}
-
-/* x (rows, dim) -> rows of length 1, as F.normalize */
-static void normalize_rows(float *x, int64_t rows, int64_t dim) {
-    for (int64_t r = 0; r < rows; r++, x += dim) {
-        float sum = 0;
-        for (int64_t i = 0; i < dim; i++) sum += x[i] * x[i];
-        const float norm = sqrtf(sum) > 1e-12f ? sqrtf(sum) : 1e-12f;
-        for (int64_t i = 0; i < dim; i++) x[i] /= norm;
-    }
-}
-
-static float dot_product(const float *a, const float *b, int64_t count) {
-    float sum = 0;
-    for (int64_t i = 0; i < count; i++) sum += a[i] * b[i];
-    return sum;
-}
-
-/* z (T, dim) -> ids (T): the nearest codebook row, both on the unit sphere; the first on ties. z is normalised in place. */
-static void nearest_codes(Context *cx, const JanusModel *m, float *z, int32_t *ids) {
-    const int64_t T = image_tokens(&m->config), K = m->config.codebook, dim = m->config.code_dim;
-    const ArenaBlock *mark = scratch_mark(cx);
-    float *codes = scratch(cx, K, dim), *squares = scratch(cx, K, 1);
-    if (has_failed(cx)) return;
-    for (int64_t i = 0; i < K; i++) weight_row(codes + i * dim, &m->codebook, i);
-    normalize_rows(codes, K, dim);
-    check_finite(cx, "vq.codebook", codes, K * dim);
-    normalize_rows(z, T, dim);
-    for (int64_t i = 0; i < K; i++) squares[i] = dot_product(codes + i * dim, codes + i * dim, dim);
-    for (int64_t t = 0; t < T; t++) {
-        const float *row = z + t * dim;
-        const float square = dot_product(row, row, dim);
-        float nearest = FLT_MAX;
-        ids[t] = 0;
-        for (int64_t i = 0; i < K; i++) {
-            const float distance = square + squares[i] - 2 * dot_product(row, codes + i * dim, dim);
-            if (distance < nearest) nearest = distance, ids[t] = (int32_t)i;
-        }
-    }
-    scratch_release(cx, mark);
-}
-
-/* pixels (side, side, 3) in -1..1 -> ids (grid*grid) */
-static void vq_encode(Context *cx, const JanusModel *m, const float *pixels, int32_t *ids) {
-    const Config *c = &m->config;
-    const VqHalf *encoder = &m->vq_encoder;
-    const int64_t side = drawn_side(c), T = image_tokens(c);
-    const ArenaBlock *mark = scratch_mark(cx);
-    float *x = scratch(cx, vq_room(c), 1), *y = scratch(cx, vq_room(c), 1), *z = scratch(cx, T, c->code_dim);
-    tap(cx, "vq.encoder.input", pixels, side, side, 3);
-    conv3x3(cx, x, pixels, &encoder->conv_in, side);
-    tap(cx, "vq.encoder.conv_in", x, side * side, c->base_channels, 0);
-    vq_encoder_levels(cx, m, x, y);
-    tap(cx, "vq.encoder.mid", x, T, encoder->mid_width, 0);
-    normalize_groups(cx, c, x, x, &encoder->norm_out, T, encoder->out_width, 1);
-    conv3x3(cx, y, x, &encoder->conv_out, c->grid);
-    tap(cx, "vq.encoder.output", y, T, c->z_channels, 0);
-    apply(cx, z, y, &m->quant_conv, T);
-    tap(cx, "vq.quant_conv", z, T, c->code_dim, 0);
-    nearest_codes(cx, m, z, ids);
-    tap_ids(cx, "vq.ids", ids, T, 0);
-    scratch_release(cx, mark);
-}
-
-/* Image ids as inputs of the transformer: out (N, D). The table is its own, not the codebook.
-   official: prepare_gen_img_embeds */
-static void embed_image_ids(Context *cx, const JanusModel *m, const int32_t *ids, int64_t N, float *out) {
-    const Config *c = &m->config;
-    const ArenaBlock *mark = scratch_mark(cx);
-    float *rows = scratch(cx, N, c->code_dim), *hidden = scratch(cx, N, c->hidden);
-    for (int64_t i = 0; i < N && !has_failed(cx); i++) weight_row(rows + i * c->code_dim, &m->gen_embed, ids[i]);
-    adaptor(cx, out, rows, m->gen_aligner, c->gen_aligner_depth, N, hidden);
-    check_finite(cx, "generation.embedding", out, N * c->hidden);
-    tap(cx, "generation.embedding", out, c->hidden, 0, 0); /* the first picture's */
-    scratch_release(cx, mark);
-}
-
-/* ====================================================================================================================
-   14  Image decoder: ids -> codebook rows on the unit sphere -> picture, the encoder's way back: mid block first, then
-       levels from the deepest up, each but the last followed by a doubling of the side.
-       official: vq_model.py (decode_code), generation_inference.py (pixels)
-   ==================================================================================================================== */
-
-/* Doubles the side: every pixel four times, then a 3x3 convolution; x (side*side, C) -> out (4*side*side, C). */
-static void upsample(Context *cx, float *out, const float *x, const Linear *layer, int64_t side) {
-    ConvShape shape = {0};
-    shape.H = shape.W = side;
-    shape.I = layer->weight.rows;
-    shape.kernel = 3;
-    shape.stride = shape.pad = 1;
-    shape.Ho = shape.Wo = 2 * side;
-    shape.upsample = 1;
-    conv2d(cx, out, x, &layer->weight, layer->bias, &shape);
-}
-
-/* The levels of the decoder; *x holds (grid*grid, deepest) and then (side*side, C); x and y change places. */
-static void vq_decoder_levels(Context *cx, const JanusModel *m, float **x, float **y) {
-    const Config *c = &m->config;
-    int64_t side = c->grid;
-    for (int i = 0; i < c->levels; i++) {
-        const VqLevel *level = &m->vq_decoder.level[i];
-        for (int b = 0; b <= c->res_blocks; b++) {
-            res_block(cx, c, &level->res[b], *x, side);
-            if (i == 0) attn_block(cx, c, &level->attn[b], *x, side * side);
-        }
-        if (i < c->levels - 1) {
-            float *filled = *y;
-            upsample(cx, filled, *x, &level->resample, side);
-            *y = *x;
-            *x = filled;
-            side *= 2;
-        }
-        tap(cx, name_of(NEW_NAME, "vq.decoder.level.%d", i), *x, side * side,
-            (int64_t)c->base_channels * c->multipliers[c->levels - 1 - i], 0);
-        progress(cx, "decode", i + 1, c->levels);
-    }
-}
-
-/* y (count) in about -1..1 -> bytes, cut off and not rounded, as the official code does */
-static void to_pixels(uint8_t *rgb, const float *y, int64_t count) {
-    for (int64_t i = 0; i < count; i++) {
-        const float value = (y[i] + 1.0f) / 2.0f * 255.0f;
-        rgb[i] = (uint8_t)(value > 0 ? value < 255 ? value : 255 : 0);
-    }
-}
-
-static void tap_pixels(Context *cx, const uint8_t *rgb, int64_t side) {
-    const int64_t count = side * side * 3;
-    const ArenaBlock *mark = scratch_mark(cx);
-    if (cx->options.tap == NULL) return;
-    int32_t *bytes = scratch_ids(cx, count);
-    for (int64_t i = 0; i < count && !has_failed(cx); i++) bytes[i] = rgb[i];
-    hand_over(cx, "image.pixels", JANUS_INT32, bytes, side, side, 3);
-    scratch_release(cx, mark);
-}
-
-/* ids (grid*grid) -> rgb (side, side, 3) */
-static void vq_decode(Context *cx, const JanusModel *m, const int32_t *ids, uint8_t *rgb) {
-    const Config *c = &m->config;
-    const VqHalf *decoder = &m->vq_decoder;
-    const int64_t side = drawn_side(c), T = image_tokens(c);
-    const ArenaBlock *mark = scratch_mark(cx);
-    float *x = scratch(cx, vq_room(c), 1), *y = scratch(cx, vq_room(c), 1);
-    float *codes = scratch(cx, T, c->code_dim), *drawn = scratch(cx, side, 3 * side);
-    if (has_failed(cx)) return;
-    for (int64_t t = 0; t < T; t++) weight_row(codes + t * c->code_dim, &m->codebook, ids[t]);
-    normalize_rows(codes, T, c->code_dim);
-    tap(cx, "vq.codes", codes, T, c->code_dim, 0);
-    apply(cx, y, codes, &m->post_quant_conv, T);
-    tap(cx, "vq.post_quant", y, T, c->z_channels, 0);
-    conv3x3(cx, x, y, &decoder->conv_in, c->grid);
-    tap(cx, "vq.decoder.conv_in", x, T, decoder->mid_width, 0);
-    mid_block(cx, c, decoder, x, c->grid);
-    tap(cx, "vq.decoder.mid", x, T, decoder->mid_width, 0);
-    vq_decoder_levels(cx, m, &x, &y);
-    normalize_groups(cx, c, x, x, &decoder->norm_out, side * side, decoder->out_width, 1);
-    conv3x3(cx, drawn, x, &decoder->conv_out, side);
-    tap(cx, "vq.decoder.output", drawn, side, side, 3);
-    if (!has_failed(cx)) to_pixels(rgb, drawn, side * side * 3);
-    tap_pixels(cx, rgb, side);
-    scratch_release(cx, mark);
-}
-
-/* ====================================================================================================================
-   15  The two tasks, step by step. Prompts have the form in which the model was trained (official conversation.py,
-       template "deepseek"; processing_vlm.py):
-         draw    BOS <|User|>: PROMPT \n\n <|Assistant|>: <begin_of_image>
-         answer  BOS SYSTEM \n\n <|User|>: <image_placeholder>\n QUESTION \n\n <|Assistant|>:   then ANSWER EOS and the next turn,
-                 where each <image_placeholder> stands for <begin_of_image>, the image's T embeddings, <end_of_image>
-       The roles are those that the model file names: Janus-1.3B has User and Assistant.
-   ==================================================================================================================== */
+/* ******************************************************************************************************************
+   PART IV   THE PROGRAM
+   ****************************************************************************************************************** */
+
+/* ==================================================================================================================
+   18  Public API: what janus.h promises, over the stages above. Arguments are checked here, once.
+   ================================================================================================================== */
 
 struct JanusSession {
     const JanusModel *model;
     Context context;
-    Sequence conversation;   /* keys and values of the conversation so far */
-    int32_t unread[2];       /* ids of it that the transformer has not read yet: an answer's end */
-    int unread_count;
+    Conversation conversation;
 };
-
-/* A growing list of ids. A failed allocation is remembered. */
-typedef struct {
-    int32_t *ids;
-    size_t count, capacity;
-    size_t said;        /* so many at the beginning are what they are, image placeholders too: no image stands there */
-    bool failed;
-} IdList;
-
-static void id_list_add(IdList *list, int32_t id, size_t times) {
-    if (list->failed || times > SIZE_MAX / 8 - list->count) {
-        list->failed = true;
-        return;
-    }
-    if (list->count + times > list->capacity) {
-        const size_t capacity = 2 * (list->count + times) + 64;
-        int32_t *grown = reallocate(list->ids, (int64_t)capacity, sizeof *grown);
-        if (grown == NULL) {
-            list->failed = true;
-            return;
-        }
-        list->ids = grown;
-        list->capacity = capacity;
-    }
-    for (size_t i = 0; i < times; i++) list->ids[list->count++] = id;
-}
-
-/* The white space that Python's str.strip() removes. */
-static bool is_python_space(uint32_t c) {
-    return (c >= 0x09 && c <= 0x0D) || (c >= 0x1C && c <= 0x20) || c == 0x85 || c == 0xA0 || c == 0x1680 ||
-           (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 || c == 0x202F || c == 0x205F || c == 0x3000;
-}
-
-/* Valid UTF-8 without the white space at both ends. */
-static StringView strip(const char *text, size_t length) {
-    size_t start = length, end = 0, at = 0;
-    while (at < length) {
-        const size_t here = at;
-        if (is_python_space(utf8_next(text, &at))) continue;
-        if (start == length) start = here;
-        end = at;
-    }
-    StringView stripped = {text + start, end > start ? end - start : 0};
-    return stripped;
-}
-
-/* Checks a prompt or question that a person gave and strips it; `head`: what stands before it in its message. As the
-   message is stripped as a unit, white space after a head stays. */
-static StringView checked_text(Context *cx, const char *text, const char *what, StringView head) {
-    StringView stripped = {NULL, 0};
-    if (text == NULL) context_fail(cx, JANUS_BAD_ARGUMENT, "the %s is missing", what);
-    else if (!utf8_valid(text, strlen(text))) context_fail(cx, JANUS_BAD_ARGUMENT, "the %s is not valid UTF-8", what);
-    else stripped = strip(text, strlen(text));
-    if (stripped.length == 0) context_fail(cx, JANUS_BAD_ARGUMENT, "the %s is empty: say something", what);
-    else if (head.length > 0) {
-        stripped.length += (size_t)(stripped.text - text);
-        stripped.text = text;
-    }
-    return stripped;
-}
-
-/* The pieces one after the other, as scratch. */
-static StringView join_text(Context *cx, const StringView *pieces, size_t count) {
-    size_t total = 0, at = 0;
-    for (size_t i = 0; i < count; i++) total += pieces[i].length;
-    char *text = scratch_bytes(cx, checked_sum((int64_t)total, 0), 1);
-    for (size_t i = 0; i < count && text != NULL; i++) {
-        if (pieces[i].length > 0) memcpy(text + at, pieces[i].text, pieces[i].length);
-        at += pieces[i].length;
-    }
-    const StringView joined = {text, total};
-    return joined;
-}
-
-static StringView view_of(const char *text) {
-    StringView view = {text, strlen(text)};
-    return view;
-}
-
-/* Adds the ids of `text`; every image placeholder becomes begin, as many placeholders as an image has tokens, end. Returns
-   how many images that were. */
-static int add_text(Context *cx, IdList *list, const JanusModel *m, StringView text) {
-    const Config *c = &m->config;
-    int32_t *ids = NULL;
-    size_t count = 0;
-    int images = 0;
-    if (has_failed(cx)) return 0;
-    tokenizer_encode(&m->tokenizer, text.text, text.length, &ids, &count, &cx->error);
-    for (size_t i = 0; i < count && !has_failed(cx); i++) {
-        if (ids[i] != c->image_placeholder) {
-            id_list_add(list, ids[i], 1);
-            continue;
-        }
-        id_list_add(list, c->begin_of_image, 1);
-        id_list_add(list, c->image_placeholder, (size_t)vision_tokens(c));
-        id_list_add(list, c->end_of_image, 1);
-        images++;
-    }
-    free(ids);
-    if (list->failed) context_fail_memory(cx);
-    return images;
-}
-
-/* Embeddings of a prompt: x (T, D); the rows of image placeholders from `first` on are taken from `seen`, one after the
-   other. */
-static void embed_prompt(const JanusModel *m, const int32_t *ids, int64_t T, int64_t first, const float *seen, float *x) {
-    const int64_t width = m->config.hidden;
-    for (int64_t t = 0; t < T; t++) {
-        if (t >= first && ids[t] == m->config.image_placeholder) {
-            memcpy(x + t * width, seen, (size_t)width * sizeof *x);
-            seen += width;
-        } else {
-            weight_row(x + t * width, &m->token_embed, ids[t]);
-        }
-    }
-}
-
-/* ---- Drawing ---- */
-
-/* The ids of a drawing prompt. */
-static void drawing_prompt(Context *cx, const JanusModel *m, const char *prompt, IdList *list) {
-    const Config *c = &m->config;
-    const StringView pieces[] = {c->user_role, view_of(": "), checked_text(cx, prompt, "prompt", view_of("")),
-                                 view_of("\n\n"), c->assistant_role, view_of(":")};
-    id_list_add(list, c->bos, 1);
-    const int images = add_text(cx, list, m, join_text(cx, pieces, sizeof pieces / sizeof *pieces));
-    id_list_add(list, c->begin_of_image, 1);
-    if (list->failed) context_fail_memory(cx);
-    if (images > 0) context_fail(cx, JANUS_BAD_ARGUMENT, "a drawing prompt cannot hold <image_placeholder>");
-    if ((int64_t)list->count + image_tokens(c) > c->context)
-        context_fail(cx, JANUS_BAD_ARGUMENT, "the prompt is %lu tokens long; with the picture's %d it exceeds the context of %d",
-                     (unsigned long)list->count, (int)image_tokens(c), c->context);
-}
-
-/* The sequences of a drawing: two prompts, with and without the words, and for each picture two that go on from them. */
-typedef struct {
-    Sequence prompts[2];
-    int64_t R;                 /* 2N rows: conditional, unconditional, conditional, ... */
-    Sequence *rows;            /* (R) */
-    Sequence **row_pointers;   /* (R) */
-    TorchRng rng;
-} Drawing;
-
-static void drawing_free(Drawing *drawing) {
-    for (int i = 0; i < 2; i++) kv_cache_free(&drawing->prompts[i].own);
-    for (int64_t r = 0; r < drawing->R && drawing->rows != NULL; r++) kv_cache_free(&drawing->rows[r].own);
-    free(drawing->rows);
-    free(drawing->row_pointers);
-}
-
-static void drawing_start(Context *cx, Drawing *drawing, const Config *c, const JanusGenerateOptions *options) {
-    drawing->R = 2 * (int64_t)options->count;
-    drawing->rows = calloc((size_t)drawing->R, sizeof *drawing->rows);
-    drawing->row_pointers = calloc((size_t)drawing->R, sizeof *drawing->row_pointers);
-    if (drawing->rows == NULL || drawing->row_pointers == NULL) context_fail_memory(cx);
-    for (int64_t r = 0; r < drawing->R && !has_failed(cx); r++) {
-        drawing->rows[r].shared = &drawing->prompts[r % 2].own;
-        drawing->row_pointers[r] = &drawing->rows[r];
-        kv_cache_reserve(cx, &drawing->rows[r].own, c, image_tokens(c) - 1);
-    }
-    torch_rng_seed(&drawing->rng, options->rng, options->seed);
-}
-
-/* Both prompts are read side by side; x (R, D) receives their last hidden states, once for each picture. In the
-   unconditional one every id but the first and the last is the pad id, attended to like any other. */
-static void read_drawing_prompt(Context *cx, const JanusModel *m, Drawing *drawing, const IdList *prompt, float *x) {
-    const int64_t T = (int64_t)prompt->count, width = m->config.hidden;
-    const ArenaBlock *mark = scratch_mark(cx);
-    float *rows = scratch(cx, 2 * T, width);
-    int32_t *padded = scratch_ids(cx, T);
-    Sequence *sequences[] = {&drawing->prompts[0], &drawing->prompts[1]};
-    if (has_failed(cx)) return;
-    for (int64_t t = 0; t < T; t++) padded[t] = t == 0 || t == T - 1 ? prompt->ids[t] : m->config.pad;
-    tap_ids(cx, "text.token_ids", prompt->ids, T, 0);
-    embed_prompt(m, prompt->ids, T, T, NULL, rows);
-    embed_prompt(m, padded, T, T, NULL, rows + T * width);
-    tap_sequences(cx, "text.embeddings", rows, 2, T, width, true);
-    transformer_forward(cx, m, rows, T, sequences, 2, true);
-    for (int64_t r = 0; r < drawing->R; r++) copy(cx, x + r * width, rows + ((r % 2 + 1) * T - 1) * width, width);
-    scratch_release(cx, mark);
-}
-
-static void fail_distribution(Context *cx) {
-    context_fail(cx, JANUS_BAD_MODEL, "the scores are not finite once divided by the temperature: raise it");
-}
-
-/* logits (R, K) -> one id a picture, ids (N); probs and race (N, K) are scratch. */
-static void pick_image_ids(Context *cx, const JanusGenerateOptions *options, TorchRng *rng, const float *logits, int64_t K,
-                           float *probs, float *race, int32_t *ids) {
-    check_finite(cx, "generation.logits", logits, 2 * options->count * K);
-    for (int n = 0; n < options->count && !has_failed(cx); n++) {
-        float *guided = probs + n * K;
-        guide(guided, logits + 2 * n * K, logits + (2 * n + 1) * K, K, options->cfg_weight);
-        if (n == 0) {
-            tap(cx, "generation.logits.cond", logits, K, 0, 0);
-            tap(cx, "generation.logits.uncond", logits + K, K, 0, 0);
-            tap(cx, "generation.logits", guided, K, 0, 0);
-        }
-        ids[n] = argmax(guided, K);
-        if (options->temperature > 0) {
-            scale_temperature(guided, (int)K, options->temperature);
-            softmax_probs(guided, guided, (int)K);
-        }
-    }
-    if (has_failed(cx) || options->temperature <= 0) return;
-    if (!torch_multinomial(rng, ids, probs, race, options->count, (int)K)) fail_distribution(cx);
-}
-
-/* Draws N pictures token by token: ids (N, image_tokens). x (R, D) holds the last hidden states of the prompts. */
-static void draw_tokens(Context *cx, const JanusModel *m, const JanusGenerateOptions *options, Drawing *drawing, float *x,
-                        int32_t *ids) {
-    const int64_t N = options->count, R = drawing->R, K = m->config.codebook, width = m->config.hidden;
-    const int64_t T = image_tokens(&m->config);
-    const ArenaBlock *mark = scratch_mark(cx);
-    float *logits = scratch(cx, R, K), *probs = scratch(cx, N, K), *race = scratch(cx, N, K), *embedded = scratch(cx, N, width);
-    int32_t *step_ids = scratch_ids(cx, N);
-    for (int64_t t = 0; t < T && !has_failed(cx); t++) {
-        image_head(cx, m, logits, x, R);
-        pick_image_ids(cx, options, &drawing->rng, logits, K, probs, race, step_ids);
-        progress(cx, "draw", t + 1, T);
-        if (has_failed(cx)) break;
-        for (int64_t n = 0; n < N; n++) ids[n * T + t] = step_ids[n];
-        if (t == T - 1) break;
-        embed_image_ids(cx, m, step_ids, N, embedded);
-        for (int64_t r = 0; r < R; r++) copy(cx, x + r * width, embedded + r / 2 * width, width);
-        transformer_forward(cx, m, x, 1, drawing->row_pointers, R, false);
-    }
-    scratch_release(cx, mark);
-    tap_ids(cx, "generation.ids", ids, N, T);
-}
-
-static void draw(Context *cx, const JanusModel *m, const char *prompt, const JanusGenerateOptions *options, int32_t *ids) {
-    IdList list = {0};
-    Drawing drawing = {0};
-    drawing_prompt(cx, m, prompt, &list);
-    if (!has_failed(cx)) drawing_start(cx, &drawing, &m->config, options);
-    float *x = scratch(cx, drawing.R, m->config.hidden);
-    if (!has_failed(cx)) read_drawing_prompt(cx, m, &drawing, &list, x);
-    if (!has_failed(cx)) draw_tokens(cx, m, options, &drawing, x, ids);
-    drawing_free(&drawing);
-    free(list.ids);
-}
-
-/* ---- Answering ---- */
-
-/* The ids of a user's turn, after what the last answer left unread. */
-static void turn_prompt(JanusSession *session, const char *question, int image_count, IdList *list) {
-    Context *cx = &session->context;
-    const JanusModel *m = session->model;
-    const bool first = session->conversation.own.length == 0;
-    const StringView mark = view_of("<image_placeholder>\n");
-    StringView system = first ? m->config.system_prompt : view_of(""), images = {NULL, 0};
-    /* images stand before the question unless the question itself says where */
-    char *repeated = scratch_bytes(cx, image_count * (int64_t)mark.length, 1);
-    if (has_failed(cx)) return;
-    for (int i = 0; i < image_count; i++) memcpy(repeated + (size_t)i * mark.length, mark.text, mark.length);
-    if (question != NULL && strstr(question, "<image_placeholder>") == NULL)
-        images = (StringView){repeated, (size_t)image_count * mark.length};
-    const StringView pieces[] = {system, view_of(system.length > 0 ? "\n\n" : ""), m->config.user_role, view_of(": "),
-                                 images, checked_text(cx, question, "question", images), view_of("\n\n"),
-                                 m->config.assistant_role, view_of(":")};
-    if (first) id_list_add(list, m->config.bos, 1);
-    for (int i = 0; i < session->unread_count; i++) id_list_add(list, session->unread[i], 1);
-    list->said = list->count;
-    const int places = add_text(cx, list, m, join_text(cx, pieces, sizeof pieces / sizeof *pieces));
-    if (places != image_count)
-        context_fail(cx, JANUS_BAD_ARGUMENT, "the question has %d <image_placeholder>, but %d images were given", places,
-                     image_count);
-}
-
-/* Reads a turn: its images are seen, then all its tokens are read. hidden (D) is the state after the last one. */
-static void read_turn(JanusSession *session, const IdList *list, const JanusImage *images, int image_count, float *hidden) {
-    enum { CHUNK = 1024 }; /* tokens read at once: bounds the scratch memory of a long turn */
-    const JanusModel *m = session->model;
-    Context *cx = &session->context;
-    Sequence *sequence = &session->conversation;
-    const int64_t T = (int64_t)list->count, width = m->config.hidden, seen_rows = vision_tokens(&m->config);
-    const ArenaBlock *mark = scratch_mark(cx);
-    float *x = scratch(cx, T, width), *seen = scratch(cx, image_count * seen_rows, width);
-    for (int i = 0; i < image_count && !has_failed(cx); i++) see_image(cx, m, &images[i], seen + i * seen_rows * width);
-    if (has_failed(cx)) return;
-    embed_prompt(m, list->ids, T, (int64_t)list->said, seen, x);
-    tap_ids(cx, "text.token_ids", list->ids, T, 0);
-    tap(cx, "text.embeddings", x, T, width, 0);
-    for (int64_t t = 0; t < T && !has_failed(cx);) {
-        const bool tapped = cx->options.tap != NULL;
-        const int64_t count = tapped || T - t < CHUNK ? T - t : CHUNK;
-        transformer_forward(cx, m, x + t * width, count, &sequence, 1, tapped);
-        t += count;
-    }
-    copy(cx, hidden, x + (T - 1) * width, width);
-    scratch_release(cx, mark);
-}
-
-/* An answer while it is written: its bytes so far, and the incomplete character at its end. */
-typedef struct {
-    char *text;
-    size_t length, capacity;
-    Utf8Stream stream;
-    TorchRng rng;
-} Answer;
-
-/* Adds valid UTF-8 to the answer and hands it to the caller; white space before the first word is left out. */
-static void answer_emit(Context *cx, Answer *answer, const char *text, size_t length) {
-    if (answer->length == 0) {
-        const StringView stripped = strip(text, length);
-        length = stripped.length == 0 ? 0 : length - (size_t)(stripped.text - text);
-        text = stripped.text;
-    }
-    if (length == 0) return;
-    if (answer->length + length + 1 > answer->capacity) {
-        const size_t capacity = 2 * (answer->length + length) + 256;
-        char *grown = reallocate(answer->text, (int64_t)capacity, 1);
-        if (grown == NULL) {
-            context_fail_memory(cx);
-            return;
-        }
-        answer->text = grown;
-        answer->capacity = capacity;
-    }
-    memcpy(answer->text + answer->length, text, length);
-    answer->length += length;
-    if (cx->options.text != NULL && cx->options.text(cx->options.user, text, length) != 0)
-        context_fail(cx, JANUS_CANCELLED, "stopped on request while answering");
-}
-
-/* Adds one token to the answer; `id` < 0 ends it. Special tokens say nothing. */
-static void answer_token(Context *cx, const JanusModel *m, Answer *answer, int32_t id) {
-    size_t length = 0;
-    const char *bytes = token_bytes(&m->tokenizer, id, &length);
-    if (id >= 0 && m->token_types[id] == KIND_CONTROL) return;
-    const ArenaBlock *mark = scratch_mark(cx);
-    char *text = scratch_bytes(cx, checked_product((int64_t)length + 1, 3, 1), 1);
-    if (text == NULL) return;
-    length = id < 0 ? utf8_stream_finish(&answer->stream, text)
-                    : utf8_stream_write(&answer->stream, bytes, length, text);
-    answer_emit(cx, answer, text, length);
-    scratch_release(cx, mark);
-}
-
-/* logits (V) -> the next id; race (V) and ranked (V) are scratch. */
-static int32_t pick_text_id(Context *cx, const JanusAskOptions *options, TorchRng *rng, float *logits, int V, float *race,
-                            RankedLogit *ranked) {
-    int32_t id = argmax(logits, V);
-    if (options->temperature <= 0) return id;
-    scale_temperature(logits, V, options->temperature);
-    keep_top_k(logits, V, options->top_k, race);
-    keep_top_p(logits, V, options->top_p, ranked);
-    softmax_probs(logits, logits, V);
-    if (!torch_multinomial(rng, &id, logits, race, 1, V)) fail_distribution(cx);
-    return id;
-}
-
-/* Writes the answer token by token from the state hidden (D) after the question. */
-static void write_answer(JanusSession *session, const JanusAskOptions *options, float *hidden, Answer *answer, IdList *said) {
-    const JanusModel *m = session->model;
-    Context *cx = &session->context;
-    Sequence *sequence = &session->conversation;
-    const int V = m->config.vocab;
-    const int64_t length_before = sequence->own.length;
-    const ArenaBlock *mark = scratch_mark(cx);
-    float *logits = scratch(cx, V, 1), *race = scratch(cx, V, 1);
-    RankedLogit *ranked = scratch_bytes(cx, V, sizeof *ranked);
-    for (int n = 1; !has_failed(cx); n++) {
-        linear(cx, logits, hidden, &m->lm_head, NULL, 1);
-        tap(cx, "lm.logits", logits, V, 0, 0);
-        if (has_failed(cx)) break;
-        const int32_t id = pick_text_id(cx, options, &answer->rng, logits, V, race, ranked);
-        session->unread_count = 0;
-        session->unread[session->unread_count++] = id;
-        if (has_failed(cx) || id == m->config.eos) break;
-        id_list_add(said, id, 1);
-        if (said->failed) context_fail_memory(cx);
-        answer_token(cx, m, answer, id);
-        progress(cx, "answer", n, options->max_tokens);
-        if (n >= options->max_tokens || sequence->own.length + 3 > m->config.context) { /* this id, one more, EOS */
-            session->unread[session->unread_count++] = m->config.eos;
-            break;
-        }
-        weight_row(hidden, &m->token_embed, id);
-        transformer_forward(cx, m, hidden, 1, &sequence, 1, false);
-    }
-    if (!has_failed(cx)) answer_token(cx, m, answer, -1);
-    if (answer->length == 0) { /* nothing was said: the next turn follows the open answer, without an end */
-        sequence->own.length = length_before;
-        session->unread_count = 0;
-    }
-    tap_ids(cx, "lm.answer_ids", said->ids, (int64_t)said->count, 0);
-    scratch_release(cx, mark);
-}
-
-/* One turn of a conversation, which is unchanged after a failure. */
-static void converse(JanusSession *session, const char *question, const JanusImage *images, int image_count,
-                     const JanusAskOptions *options, Answer *answer) {
-    Context *cx = &session->context;
-    const Config *c = &session->model->config;
-    const int64_t length_before = session->conversation.own.length;
-    const int unread_count = session->unread_count;
-    int32_t unread[2];
-    IdList turn = {0}, said = {0};
-    memcpy(unread, session->unread, sizeof unread);
-    float *hidden = scratch(cx, c->hidden, 1);
-    turn_prompt(session, question, image_count, &turn);
-    const int64_t length = length_before + (int64_t)turn.count;
-    if (length + 2 > c->context) /* an id of the answer, EOS */
-        context_fail(cx, JANUS_BAD_ARGUMENT, "the conversation would be %ld tokens long; the context holds %d: start a new one",
-                     (long)length, c->context);
-    if (!has_failed(cx)) read_turn(session, &turn, images, image_count, hidden);
-    torch_rng_seed(&answer->rng, options->rng, options->seed);
-    if (!has_failed(cx)) write_answer(session, options, hidden, answer, &said);
-    if (has_failed(cx)) {
-        session->conversation.own.length = length_before;
-        session->unread_count = unread_count;
-        memcpy(session->unread, unread, sizeof unread);
-    }
-    free(turn.ids);
-    free(said.ids);
-}
-
-/* ====================================================================================================================
-   16  Public API: what janus.h promises, over the stages above. Arguments are checked here, once.
-   ==================================================================================================================== */
 
 JanusStatus janus_image_load_memory(const void *bytes, size_t length, JanusImage *image, JanusError *error) {
     return image_from_bytes(bytes, length, true, image, "the image", error);
@@ -7604,7 +7824,9 @@ static void write_image(OutputFile *out, const JanusImage *image, bool jpeg) {
     volatile int written = 0;
     if (setjmp(image_memory.way_out) == 0) {
         if (jpeg) written = stbi_write_jpg_to_func(sink_write, out, image->width, image->height, 3, image->rgb, 95);
-        else written = stbi_write_png_to_func(sink_write, out, image->width, image->height, 3, image->rgb, 3 * image->width);
+        else
+            written =
+                stbi_write_png_to_func(sink_write, out, image->width, image->height, 3, image->rgb, 3 * image->width);
     }
     arena_release(&image_memory.arena, NULL);
     if (!written && out->failure == 0) out->failure = ENOMEM;
@@ -7645,15 +7867,20 @@ JanusStatus janus_image_save(const char *path, const JanusImage *image, JanusErr
 
 void janus_free(JanusModel *model) {
     if (model == NULL) return;
-    tokenizer_free(&model->tokenizer);
-    free(model->token_strings);
-    free(model->merge_strings);
-    free(model->step_strings);
-    free(model->token_types);
+    if (model->storage == NULL) {
+        free(model);
+        return;
+    }
+    tokenizer_free(&model->storage->tokenizer);
+    free(model->storage->token_strings);
+    free(model->storage->merge_strings);
+    free(model->storage->step_strings);
+    free(model->storage->token_types);
     free(model->vit_blocks);
     free(model->blocks);
-    free(model->name);
-    model_file_close(&model->file);
+    free(model->storage->name);
+    model_file_close(&model->storage->file);
+    free(model->storage);
     free(model);
 }
 
@@ -7661,10 +7888,14 @@ JanusStatus janus_load(const char *path, JanusModel **model, JanusError *error) 
     Loader loader = {0};
     *model = NULL;
     loader.model = calloc(1, sizeof *loader.model);
-    if (loader.model == NULL) return fail_memory(error);
+    if (loader.model != NULL) loader.model->storage = calloc(1, sizeof *loader.model->storage);
+    if (loader.model == NULL || loader.model->storage == NULL) {
+        free(loader.model);
+        return fail_memory(error);
+    }
     loader.path = path;
     loader.error = error;
-    loader.status = model_file_open(&loader.model->file, path, error);
+    loader.status = model_file_open(&loader.model->storage->file, path, error);
     if (loader.status == JANUS_OK) need_model(&loader);
     if (loader.status != JANUS_OK) janus_free(loader.model);
     else *model = loader.model;
@@ -7698,7 +7929,7 @@ static JanusStatus quantize_file(const char *path, const char *out_path, const c
     if (find_format(model->blocks[0].q.type)->elements > 1)
         status = fail(error, JANUS_BAD_ARGUMENT, "%s is quantised already: start from an f32, f16 or bf16 file", path);
     else
-        status = write_status(write_quantized(&model->file, out_path, wanted, progress), out_path, error);
+        status = write_status(write_quantized(&model->storage->file, out_path, wanted, progress), out_path, error);
     janus_free(model);
     return status;
 }
@@ -7711,10 +7942,10 @@ JanusStatus janus_quantize(const char *path, const char *out_path, const char *t
 JanusInfo janus_info(const JanusModel *model) {
     const Config *c = &model->config;
     JanusInfo info;
-    info.name = model->name;
+    info.name = model->storage->name;
     info.weight_type = find_format(model->blocks[0].q.type)->name;
-    info.file_bytes = (int64_t)model->file.image.size;
-    info.parameters = model->parameters;
+    info.file_bytes = (int64_t)model->storage->file.image.size;
+    info.parameters = model->storage->parameters;
     info.hidden_size = c->hidden;
     info.layers = c->layers;
     info.heads = c->heads;
@@ -7736,13 +7967,13 @@ JanusInfo janus_info(const JanusModel *model) {
 
 JanusStatus janus_tokenize(const JanusModel *model, const char *text, size_t length, int32_t **ids, size_t *count,
                            JanusError *error) {
-    return tokenizer_encode(&model->tokenizer, text, length, ids, count, error);
+    return tokenizer_encode(&model->storage->tokenizer, text, length, ids, count, error);
 }
 
 JanusStatus janus_detokenize(const JanusModel *model, const int32_t *ids, size_t count, char **text, size_t *length,
                              JanusError *error) {
     size_t written = 0;
-    const JanusStatus status = tokenizer_decode(&model->tokenizer, ids, count, text, &written, error);
+    const JanusStatus status = tokenizer_decode(&model->storage->tokenizer, ids, count, text, &written, error);
     if (status == JANUS_OK) (*text)[written] = 0;
     if (status == JANUS_OK && length != NULL) *length = written;
     return status;
@@ -7754,7 +7985,8 @@ JanusSessionOptions janus_session_defaults(void) {
     return options;
 }
 
-/* float16 keys and values change ids after some 150 steps of a drawing: only what is fast, and not exact, uses them unasked. */
+/* float16 keys and values change ids after some 150 steps of a drawing: only what is fast, and not exact, uses them
+   unasked. */
 static JanusCacheType cache_type(const JanusSessionOptions *options) {
     if (options->cache != JANUS_CACHE_AUTO) return options->cache;
     return options->fast ? JANUS_CACHE_F16 : JANUS_CACHE_F32;
@@ -7771,7 +8003,8 @@ JanusStatus janus_session_new(const JanusModel *model, const JanusSessionOptions
         return fail(error, JANUS_BAD_ARGUMENT, "the number of threads must be 1 to 256, or 0 for all");
     bool known = hooks.isa == NULL;
     for (int i = 0; !known && isa_names(i) != NULL; i++) known = strcmp(isa_names(i), hooks.isa) == 0;
-    if (!known) return fail(error, JANUS_BAD_ARGUMENT, "the instruction set %s is unknown or not on this machine", hooks.isa);
+    if (!known)
+        return fail(error, JANUS_BAD_ARGUMENT, "the instruction set %s is unknown or not on this machine", hooks.isa);
     JanusSession *made = calloc(1, sizeof *made);
     if (made == NULL) return fail_memory(error);
     made->model = model;
@@ -7786,18 +8019,18 @@ JanusStatus janus_session_new(const JanusModel *model, const JanusSessionOptions
 
 void janus_session_free(JanusSession *session) {
     if (session == NULL) return;
-    kv_cache_free(&session->conversation.own);
+    kv_cache_free(&session->conversation.sequence.own);
     context_free(&session->context);
     free(session);
 }
 
 void janus_reset(JanusSession *session) {
-    session->conversation.own.length = 0;
-    session->unread_count = 0;
+    session->conversation.sequence.own.length = 0;
+    session->conversation.unread_count = 0;
 }
 
 int janus_conversation_length(const JanusSession *session) {
-    return (int)session->conversation.own.length + session->unread_count;
+    return (int)session->conversation.sequence.own.length + session->conversation.unread_count;
 }
 
 JanusGenerateOptions janus_generate_defaults(void) {
@@ -7832,8 +8065,8 @@ JanusStatus janus_decode_image(JanusSession *session, const int32_t *ids, JanusI
     memset(image, 0, sizeof *image);
     for (int64_t i = 0; i < image_tokens(c); i++)
         if (ids[i] < 0 || ids[i] >= c->codebook)
-            return fail(error, JANUS_BAD_ARGUMENT, "image id %ld (number %d) is outside 0..%d", (long)ids[i], (int)i + 1,
-                        c->codebook - 1);
+            return fail(error, JANUS_BAD_ARGUMENT, "image id %ld (number %d) is outside 0..%d", (long)ids[i],
+                        (int)i + 1, c->codebook - 1);
     uint8_t *rgb = allocate(checked_product(drawn_side(c), drawn_side(c), 3), 1);
     if (rgb == NULL) return fail_memory(error);
     vq_decode(&session->context, session->model, ids, rgb);
@@ -7893,10 +8126,10 @@ JanusStatus janus_ask(JanusSession *session, const char *question, const JanusIm
     for (int i = 0; i < image_count && status == JANUS_OK; i++) status = check_image(&images[i], error);
     if (status != JANUS_OK) return status;
     memset(&said, 0, sizeof said);
-    said.text = calloc(1, 1); /* had before the conversation changes: an empty answer needs it too */
+    said.text = calloc(1, 1); /* allocated before anything changes, so that an empty answer cannot fail */
     if (said.text == NULL) return fail_memory(error);
     said.capacity = 1;
-    converse(session, question, images, image_count, &chosen, &said);
+    converse(&session->context, session->model, &session->conversation, question, images, image_count, &chosen, &said);
     status = context_end(&session->context, error);
     if (status == JANUS_OK && answer != NULL) {
         said.text[strip(said.text, said.length).length] = 0;
@@ -7923,9 +8156,9 @@ JanusStatus janus_encode_image(JanusSession *session, const JanusImage *image, i
     return context_end(cx, error);
 }
 
-/* ====================================================================================================================
-   17  Command line: results go to stdout, all else to stderr; exit 0 done, 1 failed, 2 used wrongly.
-   ==================================================================================================================== */
+/* ==================================================================================================================
+   19  Command line: results go to stdout, all else to stderr; exit 0 done, 1 failed, 2 usage error.
+   ================================================================================================================== */
 
 #if !defined(JANUS_LIBRARY)
 
@@ -8289,7 +8522,8 @@ static bool write_numbers(FILE *file, const void *data, size_t count) {
 }
 
 /* DIR/NAME.npy; a name that comes again gets .1, .2, ... */
-static void dump_tensor(void *user, const char *name, JanusElement type, const void *data, const int64_t *shape, int dims) {
+static void dump_tensor(void *user, const char *name, JanusElement type, const void *data, const int64_t *shape,
+                        int dims) {
     Screen *screen = user;
     char path[PATH_BYTES], header[128];
     int length;
@@ -8303,9 +8537,11 @@ static void dump_tensor(void *user, const char *name, JanusElement type, const v
     npy_header(header, type, shape, dims);
     errno = ENAMETOOLONG;
     FILE *file = length >= 0 && length < PATH_BYTES ? file_open(path, "wb") : NULL;
-    bool good = file != NULL && fwrite(header, 1, sizeof header, file) == sizeof header && write_numbers(file, data, count);
+    bool good =
+        file != NULL && fwrite(header, 1, sizeof header, file) == sizeof header && write_numbers(file, data, count);
     if (file != NULL && fclose(file) != 0) good = false;
-    if (!good) snprintf(screen->dump_error, sizeof screen->dump_error, "cannot write %.200s: %.60s", path, strerror(errno));
+    if (!good)
+        snprintf(screen->dump_error, sizeof screen->dump_error, "cannot write %.200s: %.60s", path, strerror(errno));
 }
 
 /* ---- Commands ---- */
@@ -8426,10 +8662,12 @@ static int save_pictures(Program *program, const char *output, const JanusImage 
 }
 
 /* Draws options->count pictures of the prompt into files. */
-static int draw_pictures(Program *program, const char *prompt, const char *output, const JanusGenerateOptions *options) {
+static int draw_pictures(Program *program, const char *prompt, const char *output,
+                         const JanusGenerateOptions *options) {
     JanusImage images[64];
     fprintf(stderr, "seed %llu\n", (unsigned long long)options->seed);
-    if (janus_generate(program->session, prompt, options, images, &program->error) != JANUS_OK) return program_failed(program);
+    if (janus_generate(program->session, prompt, options, images, &program->error) != JANUS_OK)
+        return program_failed(program);
     const int result = save_pictures(program, output, images, options->count);
     for (int i = 0; i < options->count; i++) janus_image_free(&images[i]);
     return result;
@@ -8456,7 +8694,7 @@ static JanusAskOptions ask_options(const CommandLine *line) {
     return options;
 }
 
-/* Whether `count` pictures can be written under this name; said before hours of work, not after. */
+/* Whether `count` pictures can be written under this name; checked before hours of work, not after. */
 static bool output_usable(const Program *program, const char *output, int count) {
     char name[PATH_BYTES];
     OutputFile out;
@@ -8583,7 +8821,8 @@ static int32_t *parse_ids(const char *text, size_t *count) {
         const long id = strtol(text, &end, 10);
         if (end == text || errno == ERANGE || id < INT32_MIN || id > INT32_MAX ||
             (*end != 0 && *end != ' ' && *end != ',' && !(*end >= '\t' && *end <= '\r'))) {
-            complain("\"%.20s\" (number %lu) is no id: give whole numbers with spaces between them", text, (unsigned long)*count + 1);
+            complain("\"%.20s\" (number %lu) is no id: give whole numbers with spaces between them", text,
+                     (unsigned long)*count + 1);
             free(ids);
             return NULL;
         }
@@ -8608,7 +8847,8 @@ static int command_decode(Program *program) {
     int result = EXIT_FAILED;
     file_image_free(&text);
     if (ids != NULL && count != expected)
-        complain("a picture of this model has %lu ids, but %lu were given", (unsigned long)expected, (unsigned long)count);
+        complain("a picture of this model has %lu ids, but %lu were given", (unsigned long)expected,
+                 (unsigned long)count);
     else if (ids != NULL && janus_decode_image(program->session, ids, &image, &program->error) != JANUS_OK)
         result = program_failed(program);
     else if (ids != NULL) result = save_pictures(program, output, &image, 1);
@@ -8661,13 +8901,15 @@ static int command_quantize(Program *program) {
 static int command_info(Program *program) {
     const JanusInfo i = janus_info(program->model);
     printf("name            %s\n", i.name);
-    printf("parameters      %.1f million, %s, %.1f MB on disk\n", (double)i.parameters / 1e6, i.weight_type, (double)i.file_bytes / 1e6);
-    printf("transformer     %d layers, width %d, %d heads (%d for keys and values) of %d, MLP %d\n", i.layers, i.hidden_size,
-           i.heads, i.kv_heads, i.head_dim, i.mlp_size);
+    printf("parameters      %.1f million, %s, %.1f MB on disk\n", (double)i.parameters / 1e6, i.weight_type,
+           (double)i.file_bytes / 1e6);
+    printf("transformer     %d layers, width %d, %d heads (%d for keys and values) of %d, MLP %d\n", i.layers,
+           i.hidden_size, i.heads, i.kv_heads, i.head_dim, i.mlp_size);
     printf("vocabulary      %d tokens, context %d\n", i.vocab_size, i.context_length);
-    printf("sees            %d x %d pixels as %d tokens (patches of %d, %d layers, width %d)\n", i.vision_size, i.vision_size,
-           i.vision_tokens, i.vision_patch, i.vision_layers, i.vision_width);
-    printf("draws           %d x %d pixels as %d tokens (codebook %d)\n", i.image_size, i.image_size, i.image_tokens, i.codebook_size);
+    printf("sees            %d x %d pixels as %d tokens (patches of %d, %d layers, width %d)\n", i.vision_size,
+           i.vision_size, i.vision_tokens, i.vision_patch, i.vision_layers, i.vision_width);
+    printf("draws           %d x %d pixels as %d tokens (codebook %d)\n", i.image_size, i.image_size, i.image_tokens,
+           i.codebook_size);
     const double token = 2.0 * 4 * i.layers * i.kv_heads * i.head_dim; /* keys and values of every layer */
     printf("key/value cache f32, %.1f kB a token: a picture's rows %.1f MB, a full context %.1f MB\n", 1e-3 * token,
            2e-6 * token * i.image_tokens, 1e-6 * token * i.context_length);

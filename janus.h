@@ -13,8 +13,8 @@
    Build: compile janus.c with -DJANUS_LIBRARY (no main) and link with -lm -lpthread.
    A model is read-only once loaded: any number of sessions, also in several threads, may share it and it must outlive
    them. A session belongs to one thread at a time. The library keeps no global state, never prints and never exits.
-   Text is UTF-8 and ends with a zero byte. Memory that a call hands over ("owned by the caller") is released with free()
-   or with the function named there. */
+   Text is UTF-8 and ends with a zero byte. Memory that a call hands over ("owned by the caller") is released with
+   free() or with the function named there. */
 
 #ifndef JANUS_H
 #define JANUS_H
@@ -95,8 +95,8 @@ typedef struct {
      removed, or replaced by renaming another over it (POSIX; Windows refuses both): the model stays what it was;
      changed in place: results change with its weights, and no memory is touched that should not be;
      cut off: POSIX ends the process with SIGBUS at the next use of what is missing (Windows refuses it).
-   Compiled with -DJANUS_NO_MMAP, and on big-endian machines, the file is read whole, at the cost of that much memory, and
-   nothing that happens to it later matters.
+   Compiled with -DJANUS_NO_MMAP, and on big-endian machines, the file is read whole, at the cost of that much memory,
+   and nothing that happens to it later matters.
    Errors: JANUS_IO_ERROR, JANUS_BAD_MODEL, JANUS_NO_MEMORY. */
 JanusStatus janus_load(const char *path, JanusModel **model, JanusError *error);
 void janus_free(JanusModel *model);
@@ -118,8 +118,8 @@ JanusInfo janus_info(const JanusModel *model);
 JanusStatus janus_tokenize(const JanusModel *model, const char *text, size_t length, int32_t **ids, size_t *count,
                            JanusError *error);
 
-/* Token ids to text, special tokens included as their content; bytes that form no UTF-8 become U+FFFD. `*text` has a zero
-   byte behind its `*length` bytes and is owned by the caller: free(). `length` may be NULL.
+/* Token ids to text, special tokens included as their content; bytes that form no UTF-8 become U+FFFD. `*text` has a
+   zero byte behind its `*length` bytes and is owned by the caller: free(). `length` may be NULL.
    Errors: JANUS_BAD_ARGUMENT (an id outside 0..vocab_size-1), JANUS_NO_MEMORY. */
 JanusStatus janus_detokenize(const JanusModel *model, const int32_t *ids, size_t count, char **text, size_t *length,
                              JanusError *error);
@@ -130,8 +130,9 @@ typedef struct JanusSession JanusSession;
 
 typedef enum { JANUS_FLOAT32 = 0, JANUS_INT32 = 1 } JanusElement;
 
-/* The elements of the keys and values that a session keeps. float16 takes half the memory and half the time of reading it;
-   ids then leave those of float32 after some 150 steps of a drawing, and keys or values beyond 65504 are an error. */
+/* The elements of the keys and values that a session keeps. float16 takes half the memory and half the time of reading
+   it; ids then leave those of float32 after some 150 steps of a drawing, and keys or values beyond 65504 are an
+   error. */
 typedef enum {
     JANUS_CACHE_AUTO = 0, /* float32, as PyTorch's; float16 with `fast` */
     JANUS_CACHE_F32 = 1,
@@ -140,17 +141,19 @@ typedef enum {
 
 typedef struct {
     int threads;     /* 1..256; 0: as many as the process may use processors. Results do not depend on it. */
-    const char *isa; /* kernels: "plain", "avx2", "avx512", "avx512bf16", "neon", "simd128"; NULL: the best that this machine has */
+    /* kernels: "plain", "avx2", "avx512", "avx512bf16", "neon", "simd128"; NULL: the best that this machine has */
+    const char *isa;
     JanusCacheType cache;
-    int fast;        /* 1: products round activations to int8 or int16 (quantised weights) or, of many rows, to bf16 (bf16
+    int fast; /* 1: products round activations to int8 or int16 (quantised weights) or, of many rows, to bf16 (bf16
                         weights), where the machine multiplies these faster; 0: float32, as exact as PyTorch's */
     void *user;      /* handed to the callbacks */
-    /* Called as work goes on: `stage` is a word ("see", "read", "draw", "decode", "answer", "encode"), `done` of `total`
-       units are finished. Returns 0 to go on, anything else to cancel. */
+    /* Called as work goes on: `stage` is a word ("see", "read", "draw", "decode", "answer", "encode"), `done` of
+       `total` units are finished. Returns 0 to go on, anything else to cancel. */
     int (*progress)(void *user, const char *stage, int64_t done, int64_t total);
     /* Receives an answer as it is written: whole UTF-8 characters, not zero-terminated. Returns 0 to go on. */
     int (*text)(void *user, const char *text, size_t length);
-    /* Receives every named intermediate tensor, C order, `shape` of `dims` numbers; the data is only valid in the call. */
+    /* Receives every named intermediate tensor, C order, `shape` of `dims` numbers; the data is only valid in the
+       call. */
     void (*tap)(void *user, const char *name, JanusElement type, const void *data, const int64_t *shape, int dims);
 } JanusSessionOptions;
 
@@ -164,7 +167,7 @@ void janus_session_free(JanusSession *session);
 /* ---- Task 1: text -> picture (report, section 2; official generation_inference.py) ---- */
 
 typedef enum {
-    JANUS_RNG_TORCH = 0,    /* torch.multinomial on the CPU after manual_seed(seed): PyTorch 2.7 and later, every build */
+    JANUS_RNG_TORCH = 0, /* torch.multinomial on the CPU after manual_seed(seed): PyTorch 2.7 and later, every build */
     JANUS_RNG_TORCH_MKL = 1 /* the same of PyTorch 2.0 to 2.6, x86-64 wheels (they drew from MKL) */
 } JanusRng;
 
@@ -178,8 +181,8 @@ typedef struct {
 
 JanusGenerateOptions janus_generate_defaults(void);
 
-/* Draws options->count pictures of image_size x image_size into images[0..count-1], each owned by the caller. The session's
-   conversation is untouched. Errors: JANUS_BAD_ARGUMENT, JANUS_NO_MEMORY, JANUS_CANCELLED. */
+/* Draws options->count pictures of image_size x image_size into images[0..count-1], each owned by the caller. The
+   session's conversation is untouched. Errors: JANUS_BAD_ARGUMENT, JANUS_NO_MEMORY, JANUS_CANCELLED. */
 JanusStatus janus_generate(JanusSession *session, const char *prompt, const JanusGenerateOptions *options,
                            JanusImage *images, JanusError *error);
 
@@ -202,8 +205,8 @@ JanusAskOptions janus_ask_defaults(void);
 
 /* Adds a user turn to the session's conversation (the images, then the question) and writes the assistant's answer.
    Earlier turns are not computed again. `answer` (may be NULL when the text callback is enough) is owned by the caller:
-   free(). Errors: JANUS_BAD_ARGUMENT (also: the conversation would exceed the context), JANUS_NO_MEMORY, JANUS_CANCELLED
-   (what was said up to then is dropped from the conversation). */
+   free(). Errors: JANUS_BAD_ARGUMENT (also: the conversation would exceed the context), JANUS_NO_MEMORY,
+   JANUS_CANCELLED (what was said up to then is dropped from the conversation). */
 JanusStatus janus_ask(JanusSession *session, const char *question, const JanusImage *images, int image_count,
                       const JanusAskOptions *options, char **answer, JanusError *error);
 
@@ -219,8 +222,8 @@ int janus_conversation_length(const JanusSession *session);
    Equal to the official VLMImageProcessor, byte for byte before normalisation. */
 JanusStatus janus_preprocess(const JanusModel *model, const JanusImage *image, float *pixels, JanusError *error);
 
-/* Picture -> ids of the VQ codebook; ids is (image_tokens) int32, provided by the caller. The picture is resized so that
-   its short side is image_size and cropped around its centre. */
+/* Picture -> ids of the VQ codebook; ids is (image_tokens) int32, provided by the caller. The picture is resized so
+   that its short side is image_size and cropped around its centre. */
 JanusStatus janus_encode_image(JanusSession *session, const JanusImage *image, int32_t *ids, JanusError *error);
 
 /* Ids (image_tokens of them, each 0..codebook_size-1) -> picture of image_size x image_size, owned by the caller. */
@@ -238,8 +241,8 @@ JanusStatus janus_decode_image(JanusSession *session, const int32_t *ids, JanusI
 
    Permission is hereby granted, free of charge, to any person obtaining a copy of this software and associated
    documentation files (the "Software"), to deal in the Software without restriction, including without limitation the
-   rights to use, copy, modify, merge, publish, distribute, sublicense, and/or sell copies of the Software, and to permit
-   persons to whom the Software is furnished to do so, subject to the following conditions:
+   rights to use, copy, modify, merge, publish, distribute, sublicense, and/or sell copies of the Software, and to
+   permit persons to whom the Software is furnished to do so, subject to the following conditions:
 
    The above copyright notice and this permission notice shall be included in all copies or substantial portions of the
    Software.

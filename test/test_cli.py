@@ -927,6 +927,11 @@ def test_progress_is_never_wider_than_the_terminal(tmp_path: Path, columns: int)
             assert all(part.endswith(" left") for part in drawn)
 
 
+def not_ignored(number: int) -> None:
+    """For a child: a signal ends it, also where the tests run in the background and ignore it."""
+    signal.signal(number, signal.SIG_DFL)
+
+
 # ---- Signals ----
 
 @posix
@@ -937,7 +942,7 @@ def test_interrupted(tmp_path: Path, number: int) -> None:
     for _ in range(40):
         (tmp_path / "q.gguf").write_bytes(b"old")
         process = subprocess.Popen([JANUS, "quantize", "--type", "q4_0", "-o", tmp_path / "q.gguf", ROOT / "weights" / "tiny.gguf"],
-                                   stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, preexec_fn=lambda: not_ignored(number))
         deadline = time.monotonic() + 30
         while process.poll() is None and time.monotonic() < deadline and not list(tmp_path.glob("*.part")):
             pass
@@ -957,7 +962,8 @@ def test_interrupted_elsewhere(tmp_path: Path) -> None:
     """At any moment of a drawing; a signal that is ignored stays so."""
     for delay in (0.005, 0.02, 0.05):
         process = subprocess.Popen([JANUS, "generate", "-m", GOLDEN / "plain.gguf", "-n", "64", "a cat"], cwd=tmp_path,
-                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                                   preexec_fn=lambda: not_ignored(signal.SIGINT))
         try:
             process.wait(delay)
         except subprocess.TimeoutExpired:

@@ -1183,7 +1183,8 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path) -> None:
 def test_killed_in_the_middle_nothing_half_written_has_the_final_name(number: signal.Signals, tmp_path: Path) -> None:
     out = tmp_path / "o.gguf"
     out.write_bytes(b"the file before")
-    process = subprocess.Popen([sys.executable, RANDOM, "janus-pro-1b", "-o", out], stderr=subprocess.PIPE)
+    not_ignored = None if number == signal.SIGKILL else lambda: signal.signal(number, signal.SIG_DFL)
+    process = subprocess.Popen([sys.executable, RANDOM, "janus-pro-1b", "-o", out], stderr=subprocess.PIPE, preexec_fn=not_ignored)
     deadline = time.monotonic() + 60
     while not any(p.stat().st_size > 1 << 24 for p in tmp_path.glob(".*.part")) and time.monotonic() < deadline:
         time.sleep(0.01)

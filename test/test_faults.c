@@ -2,11 +2,13 @@
    SPDX-License-Identifier: MIT
 
        cc -I. test/test_faults.c -o test_faults -lm -lpthread
-       ./test_faults [PART ...]        memory, files, bombs, program, threads, processors, small; without a name: all but small
+       ./test_faults [PART ...]        memory, files, bombs, program, threads, processors, small; without a name: all
+       but small
 
-   janus.c is included with the calls by which it asks the system for something replaced. Each call can be made to fail at
-   its k-th use, and for an operation k counts up from 1 until nothing is left to fail. Every failure must be a status with
-   a message, lose no memory, leave files as they were, and the next try in the same session must give the same result. */
+   janus.c is included with the calls by which it asks the system for something replaced. Each call can be made to fail
+   at its k-th use, and for an operation k counts up from 1 until nothing is left to fail. Every failure must be a
+   status with a message, lose no memory, leave files as they were, and the next try in the same session must give the
+   same result. */
 
 #define _POSIX_C_SOURCE 200809L
 #define _FILE_OFFSET_BITS 64
@@ -116,7 +118,8 @@ static size_t faulty_fread(void *to, size_t size, size_t count, FILE *file) {
     const long place = ftell(file);
     if ((fails || fault.trickle) && count > 700) count = 700;
     if (fault.file_ends >= 0 && place >= 0) count = place >= fault.file_ends ? 0 : count;
-    if (fault.file_ends >= 0 && place >= 0 && (size_t)(fault.file_ends - place) < count) count = (size_t)(fault.file_ends - place);
+    if (fault.file_ends >= 0 && place >= 0 && (size_t)(fault.file_ends - place) < count)
+        count = (size_t)(fault.file_ends - place);
     const size_t got = fread(to, size, count, file);
     if (fails) fault.broken = file, errno = fault.error;
     return got;
@@ -272,8 +275,10 @@ static JanusStatus do_ask(World *world, uint64_t *hash) {
     options.max_tokens = 3;
     options.temperature = 1;
     options.top_p = 0.9;
-    const JanusStatus status = janus_ask(world->session, "What is it?", &world->photo, 1, &options, &answer, &world->error);
-    if (status == JANUS_OK) *hash = hash_bytes(1, answer, strlen(answer)) + (uint64_t)janus_conversation_length(world->session);
+    const JanusStatus status =
+        janus_ask(world->session, "What is it?", &world->photo, 1, &options, &answer, &world->error);
+    if (status == JANUS_OK)
+        *hash = hash_bytes(1, answer, strlen(answer)) + (uint64_t)janus_conversation_length(world->session);
     else if (answer != NULL) *hash = 0;
     free(answer);
     return status;
@@ -362,20 +367,32 @@ static JanusStatus do_quantize(World *world, uint64_t *hash) {
     return status;
 }
 
-static const Operation LOAD = {"load", do_load, ALONE, NULL, false}, SESSION = {"a session of three threads", do_session, ALONE, NULL, false},
-    ASK = {"ask", do_ask, IN_SESSION, NULL, false}, TURN = {"a second turn", do_ask, SECOND_TURN, NULL, false},
-    GENERATE = {"generate two pictures", do_generate, IN_SESSION, NULL, false}, TAPS = {"generate with taps", do_generate, TAPPED, NULL, false},
-    ENCODE = {"encode", do_encode, IN_SESSION, NULL, false}, DECODE = {"decode", do_decode, IN_SESSION, NULL, false},
-    TEXTS = {"tokenize and back", do_texts, ALONE, NULL, false}, PREPROCESS = {"preprocess", do_preprocess, ALONE, NULL, false},
-    READ_PNG = {"read a PNG", do_read_png, ALONE, NULL, false}, READ_JPEG = {"read a JPEG", do_read_jpeg, ALONE, NULL, false},
-    READ_TURNED = {"read a turned PNG", do_read_turned, ALONE, NULL, false}, READ_CMYK = {"read a CMYK JPEG", do_read_cmyk, ALONE, NULL, false},
-    READ_GIF = {"read a GIF", do_read_gif, ALONE, NULL, false}, READ_PPM = {"read a PPM", do_read_ppm, ALONE, NULL, false},
-    READ_TGA = {"read a TGA", do_read_tga, ALONE, NULL, true},
-    READ_BMP = {"read a BMP", do_read_bmp, ALONE, NULL, false}, WRITE_PNG = {"write a PNG", do_write_png, ALONE, "out.png", false},
-    WRITE_JPEG = {"write a JPEG", do_write_jpeg, ALONE, "out.jpg", false}, QUANTIZE = {"quantize", do_quantize, ALONE, "out.gguf", false};
+static const Operation LOAD = {"load", do_load, ALONE, NULL, false},
+                       SESSION = {"a session of three threads", do_session, ALONE, NULL, false},
+                       ASK = {"ask", do_ask, IN_SESSION, NULL, false},
+                       TURN = {"a second turn", do_ask, SECOND_TURN, NULL, false},
+                       GENERATE = {"generate two pictures", do_generate, IN_SESSION, NULL, false},
+                       TAPS = {"generate with taps", do_generate, TAPPED, NULL, false},
+                       ENCODE = {"encode", do_encode, IN_SESSION, NULL, false},
+                       DECODE = {"decode", do_decode, IN_SESSION, NULL, false},
+                       TEXTS = {"tokenize and back", do_texts, ALONE, NULL, false},
+                       PREPROCESS = {"preprocess", do_preprocess, ALONE, NULL, false},
+                       READ_PNG = {"read a PNG", do_read_png, ALONE, NULL, false},
+                       READ_JPEG = {"read a JPEG", do_read_jpeg, ALONE, NULL, false},
+                       READ_TURNED = {"read a turned PNG", do_read_turned, ALONE, NULL, false},
+                       READ_CMYK = {"read a CMYK JPEG", do_read_cmyk, ALONE, NULL, false},
+                       READ_GIF = {"read a GIF", do_read_gif, ALONE, NULL, false},
+                       READ_PPM = {"read a PPM", do_read_ppm, ALONE, NULL, false},
+                       READ_TGA = {"read a TGA", do_read_tga, ALONE, NULL, true},
+                       READ_BMP = {"read a BMP", do_read_bmp, ALONE, NULL, false},
+                       WRITE_PNG = {"write a PNG", do_write_png, ALONE, "out.png", false},
+                       WRITE_JPEG = {"write a JPEG", do_write_jpeg, ALONE, "out.jpg", false},
+                       QUANTIZE = {"quantize", do_quantize, ALONE, "out.gguf", false};
 
-static void ignore_tap(void *user, const char *name, JanusElement type, const void *data, const int64_t *shape, int dims) {
-    *(uint64_t *)user = hash_bytes(*(uint64_t *)user, name, strlen(name)) + (uint64_t)type + (data != NULL) + (uint64_t)(shape[0] * dims);
+static void ignore_tap(void *user, const char *name, JanusElement type, const void *data, const int64_t *shape,
+                       int dims) {
+    *(uint64_t *)user = hash_bytes(*(uint64_t *)user, name, strlen(name)) + (uint64_t)type + (data != NULL) +
+                        (uint64_t)(shape[0] * dims);
 }
 
 /* The session in which the operation begins. */
@@ -398,9 +415,10 @@ static void close_session(World *world) {
     world->session = NULL;
 }
 
-/* Tries the operation with the k-th call of a kind failing, for every k; `expected` is the status that it must have then,
-   JANUS_OK where the program must get along without. In odd tries all later calls fail too when `hopeless`. */
-static void fail_each(World *world, const Operation *operation, Kind kind, int error, JanusStatus expected, bool hopeless) {
+/* Tries the operation with the k-th call of a kind failing, for every k; `expected` is the status that it must have
+   then, JANUS_OK where the program must get along without. In odd tries all later calls fail too when `hopeless`. */
+static void fail_each(World *world, const Operation *operation, Kind kind, int error, JanusStatus expected,
+                      bool hopeless) {
     static const char *const CALLS[KINDS] = {"allocation", "opening", "read", "write", "close", "rename", "thread"};
     const long live = fault.live;
     uint64_t normal = 1;
@@ -421,31 +439,34 @@ static void fail_each(World *world, const Operation *operation, Kind kind, int e
         arm(kind, at, error, hopeless);
         const JanusStatus status = operation->run(world, &hash);
         more = disarm();
-        const bool managed = operation->may_manage && kind == MEMORY && status == JANUS_OK; /* a probe for another format */
+        /* a probe for another format */
+        const bool managed = operation->may_manage && kind == MEMORY && status == JANUS_OK;
         const JanusStatus wanted = more && !managed ? expected : JANUS_OK;
         bool good = status == wanted && hash == (wanted == JANUS_OK ? normal : 1);
         if (wanted != JANUS_OK)
             good = good && world->error.status == status && strlen(world->error.message) > 10 &&
                    (operation->writes == NULL || hash_file(in_folder(operation->writes)) == old) &&
-                   (world->session == NULL || (janus_conversation_length(world->session) == length && world->session->context.arena.top == NULL));
+                   (world->session == NULL ||
+                    (janus_conversation_length(world->session) == length && world->session->context.arena.top == NULL));
         if (world->session == NULL) good = good && fault.live == before;
         if (more && wanted != JANUS_OK) good = good && operation->run(world, &again) == JANUS_OK && again == normal;
         close_session(world);
         good = good && fault.live == live;
         if (!good)
-            printf("        at %s %d: status %d \"%s\", %ld allocations left\n", CALLS[kind], at, (int)status, world->error.message,
-                   fault.live - live);
+            printf("        at %s %d: status %d \"%s\", %ld allocations left\n", CALLS[kind], at, (int)status,
+                   world->error.message, fault.live - live);
         wrong += !good;
     }
     report(works && wrong == 0 && at > 1, "%s: each %s%s of %d may fail (errno %d)", operation->name, CALLS[kind],
            hopeless ? " and all after it" : "", at - 1, error);
 }
 
-/* Pictures of the kinds that janus.c does not write: a PNG with an orientation, a JPEG of one block of four channels without
-   Adobe's marker, a GIF of one pixel, a PPM of two, a TGA of two that begins at the right. */
+/* Pictures of the kinds that janus.c does not write: a PNG with an orientation, a JPEG of one block of four channels
+   without Adobe's marker, a GIF of one pixel, a PPM of two, a TGA of two that begins at the right. */
 static void write_other_images(void) {
     static const char EXIF[] = "\0\0\0\x1a" "eXIfMM\0*\0\0\0\x08\0\1\x01\x12\0\3\0\0\0\1\0\6\0\0\0\0\0\0crc";
-    static const char TABLES[] = "\xFF\xC4\0\x26\0\1\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x10\1\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
+    static const char TABLES[] =
+        "\xFF\xC4\0\x26\0\1\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x10\1\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
     static const char FRAME[] = "\xFF\xC0\0\x14\x08\0\x08\0\x08\4\1\x11\0\2\x11\0\3\x11\0\4\x11";
     static const char SCAN[] = "\xFF\xDA\0\x0E\4\1\0\2\0\3\0\4\0\0\x3F\0\0\xFF\xD9";
     static const char GIF[] = "GIF89a\1\0\1\0\x80\0\0\xFF\0\0\0\xFF\0,\0\0\0\0\1\0\1\0\0\2\2\x44\1\0;";
@@ -454,7 +475,8 @@ static void write_other_images(void) {
     uint8_t jpeg[2 + 69 + sizeof TABLES + sizeof FRAME + sizeof SCAN - 1] = "\xFF\xD8\xFF\xDB\0\x43";
     if (file_read(in_folder("in.png"), 1 << 20, &png) != 0) need(NULL);
     uint8_t *turned = need(malloc(png.size + sizeof EXIF));
-    memcpy(turned, png.bytes, 33), memcpy(turned + 33, EXIF, sizeof EXIF), memcpy(turned + 33 + sizeof EXIF, (uint8_t *)png.bytes + 33, png.size - 33);
+    memcpy(turned, png.bytes, 33), memcpy(turned + 33, EXIF, sizeof EXIF),
+        memcpy(turned + 33 + sizeof EXIF, (uint8_t *)png.bytes + 33, png.size - 33);
     write_file(in_folder("turned.png"), turned, png.size + sizeof EXIF);
     memset(jpeg + 7, 1, 64);
     memcpy(jpeg + 71, TABLES, sizeof TABLES), memcpy(jpeg + 71 + sizeof TABLES, FRAME, sizeof FRAME);
@@ -479,11 +501,13 @@ static void test_other_images(void) {
         const JanusStatus status = janus_image_load(in_folder(IMAGES[i].name), &image, NULL);
         const uint8_t *last = status == JANUS_OK ? image.rgb + 3 * image.width * image.height - 3 : NULL;
         report(last != NULL && image.width == IMAGES[i].width && image.height == IMAGES[i].height &&
-                   (IMAGES[i].red < 0 || (last[0] == IMAGES[i].red && last[1] == IMAGES[i].green && last[2] == IMAGES[i].blue)),
+                   (IMAGES[i].red < 0 ||
+                    (last[0] == IMAGES[i].red && last[1] == IMAGES[i].green && last[2] == IMAGES[i].blue)),
                "%s is %d x %d and ends in the right colour", IMAGES[i].name, IMAGES[i].width, IMAGES[i].height);
         janus_image_free(&image);
     }
-    report(janus_image_load_stored(in_folder("turned.png"), &image, NULL) == JANUS_OK && image.width == 40, "turned.png as stored is 40 wide");
+    report(janus_image_load_stored(in_folder("turned.png"), &image, NULL) == JANUS_OK && image.width == 40,
+           "turned.png as stored is 40 wide");
     janus_image_free(&image);
 }
 
@@ -493,7 +517,9 @@ static void open_world(World *world) {
     world->photo.height = 30;
     world->photo.rgb = need(malloc(3 * 40 * 30));
     for (int i = 0; i < 3 * 40 * 30; i++) world->photo.rgb[i] = (uint8_t)(i % 7 == 0 ? i * 37 : i / 90);
-    if (!report(janus_load(model_path, &world->model, &world->error) == JANUS_OK, "load %s %s", model_path, world->error.message)) exit(1);
+    if (!report(janus_load(model_path, &world->model, &world->error) == JANUS_OK, "load %s %s", model_path,
+                world->error.message))
+        exit(1);
     janus_image_save(in_folder("in.png"), &world->photo, NULL);
     janus_image_save(in_folder("in.jpg"), &world->photo, NULL);
     uint8_t bitmap[54 + 4 * 4 * 3] = "BM";
@@ -504,7 +530,8 @@ static void open_world(World *world) {
 }
 
 static void close_world(World *world) {
-    static const char *const FILES[] = {"in.png", "in.jpg", "in.bmp", "turned.png", "cmyk.jpg", "in.gif", "in.ppm", "in.tga", "out.png", "out.jpg", "out.gguf"};
+    static const char *const FILES[] = {"in.png", "in.jpg", "in.bmp",  "turned.png", "cmyk.jpg", "in.gif",
+                                        "in.ppm", "in.tga", "out.png", "out.jpg",    "out.gguf"};
     janus_image_free(&world->photo);
     janus_free(world->model);
     for (size_t i = 0; i < sizeof FILES / sizeof *FILES; i++) remove(in_folder(FILES[i]));
@@ -513,13 +540,15 @@ static void close_world(World *world) {
 }
 
 static void test_memory(void) {
-    static const Operation *const ALL[] = {&LOAD, &SESSION, &ASK, &TURN, &GENERATE, &TAPS, &ENCODE, &DECODE, &TEXTS, &PREPROCESS,
-                                           &READ_PNG, &READ_JPEG, &READ_BMP, &READ_TURNED, &READ_CMYK, &READ_GIF, &READ_PPM,
-                                           &READ_TGA, &WRITE_PNG, &QUANTIZE};
+    static const Operation *const ALL[] = {&LOAD,     &SESSION,   &ASK,      &TURN,        &GENERATE,
+                                           &TAPS,     &ENCODE,    &DECODE,   &TEXTS,       &PREPROCESS,
+                                           &READ_PNG, &READ_JPEG, &READ_BMP, &READ_TURNED, &READ_CMYK,
+                                           &READ_GIF, &READ_PPM,  &READ_TGA, &WRITE_PNG,   &QUANTIZE};
     World world;
     open_world(&world);
     for (size_t i = 0; i < sizeof ALL / sizeof *ALL; i++)
-        for (int hopeless = 0; hopeless < 2; hopeless++) fail_each(&world, ALL[i], MEMORY, ENOMEM, JANUS_NO_MEMORY, hopeless == 1);
+        for (int hopeless = 0; hopeless < 2; hopeless++)
+            fail_each(&world, ALL[i], MEMORY, ENOMEM, JANUS_NO_MEMORY, hopeless == 1);
     fault.no_mapping = true;
     fail_each(&world, &LOAD, MEMORY, ENOMEM, JANUS_NO_MEMORY, false);
     fault.no_mapping = false;
@@ -547,11 +576,13 @@ static void test_reading(World *world) {
         int refused = 0, tries = 0;
         for (long end = 0; end < 2000; end += 37, tries++) { /* it shrinks after it was opened */
             fault.file_ends = i == 2 ? end % 620 : i == 3 ? end % 54 : end;
-            refused += READERS[i]->run(world, &hash) == (i == 0 ? JANUS_BAD_MODEL : JANUS_BAD_IMAGE) && world->error.message[0] != 0;
+            refused += READERS[i]->run(world, &hash) == (i == 0 ? JANUS_BAD_MODEL : JANUS_BAD_IMAGE) &&
+                       world->error.message[0] != 0;
         }
         fault.file_ends = -1;
         fault.no_mapping = false;
-        report(refused == tries, "%s: the file shrinks after it was opened, %d of %d times refused", READERS[i]->name, refused, tries);
+        report(refused == tries, "%s: the file shrinks after it was opened, %d of %d times refused", READERS[i]->name,
+               refused, tries);
     }
 }
 
@@ -578,13 +609,15 @@ static void test_writing(World *world) {
         good = good && status == JANUS_IO_ERROR && hash_file(in_folder("out.gguf")) == old && folder_holds(11);
     }
     report(good, "quantize: its writes may fail, and the old file stays");
-    report(janus_quantize(model_path, "/dev/full", "q8_0", &world->error) == JANUS_IO_ERROR, "quantize to a full device: %s", world->error.message);
+    report(janus_quantize(model_path, "/dev/full", "q8_0", &world->error) == JANUS_IO_ERROR,
+           "quantize to a full device: %s", world->error.message);
 }
 
 /* A model that is mapped may be removed or replaced; one that was read may be changed in any way. */
 static void test_changed_models(World *world) {
     for (int way = 0; way < 3; way++) {
-        static const char *const WAYS[] = {"removed while it is mapped", "replaced while it is mapped", "cut off after it was read"};
+        static const char *const WAYS[] = {"removed while it is mapped", "replaced while it is mapped",
+                                           "cut off after it was read"};
         World mine = *world;
         uint64_t expected = 1, hash = 2;
         FileImage bytes = {0};
@@ -595,7 +628,8 @@ static void test_changed_models(World *world) {
         const bool loaded = janus_load(in_folder("out.gguf"), &mine.model, &mine.error) == JANUS_OK;
         fault.no_mapping = false;
         if (way == 0) remove(in_folder("out.gguf"));
-        if (way == 1) write_file(in_folder("out.png"), "no model", 8), rename(in_folder("out.png"), in_folder("out.gguf"));
+        if (way == 1)
+            write_file(in_folder("out.png"), "no model", 8), rename(in_folder("out.png"), in_folder("out.gguf"));
         if (way == 2) write_file(in_folder("out.gguf"), "", 0);
         open_session(world, &ASK);
         do_ask(world, &expected);
@@ -634,7 +668,8 @@ static void test_overwritten_models(const World *world) {
         close_session(&mine);
         janus_free(mine.model);
     }
-    report(sound == tries, "models that are overwritten while they are mapped: %d of %d operations end with a status", sound, tries);
+    report(sound == tries, "models that are overwritten while they are mapped: %d of %d operations end with a status",
+           sound, tries);
 }
 
 /* Files and folders that this user may not use. */
@@ -658,14 +693,17 @@ static void test_permissions(World *world) {
     if (root && seteuid(0) != 0) need(NULL);
     for (int i = 0; i < 4; i++) report(statuses[i] == JANUS_IO_ERROR, "without permission: %s", world->error.message);
     chmod(locked, 0700);
-    report(hash_file(in_folder("locked/x.png")) == hash_bytes(1, "old", 3) && hash_file(in_folder("locked/new.jpg")) == 0,
+    report(hash_file(in_folder("locked/x.png")) == hash_bytes(1, "old", 3) &&
+               hash_file(in_folder("locked/new.jpg")) == 0,
            "without permission the old picture stays");
     remove(in_folder("locked/x.png"));
     remove(in_folder("secret.gguf"));
     rmdir(locked);
     mkfifo(in_folder("pipe.gguf"), 0600);
-    report(janus_load(in_folder("pipe.gguf"), &model, &world->error) == JANUS_IO_ERROR, "a pipe as model: %s", world->error.message);
-    report(janus_image_load(folder, &image, &world->error) == JANUS_IO_ERROR, "a folder as image: %s", world->error.message);
+    report(janus_load(in_folder("pipe.gguf"), &model, &world->error) == JANUS_IO_ERROR, "a pipe as model: %s",
+           world->error.message);
+    report(janus_image_load(folder, &image, &world->error) == JANUS_IO_ERROR, "a folder as image: %s",
+           world->error.message);
     remove(in_folder("pipe.gguf"));
 }
 
@@ -735,8 +773,9 @@ static void test_metadata_bombs(void) {
         const char *what;
         uint32_t type;
         uint64_t count;
-    } ARRAYS[] = {{"2^40 bytes", GGUF_U8, 1ull << 40},      {"2^40 strings", GGUF_STRING, 1ull << 40}, {"2^61 doubles", GGUF_F64, 1ull << 61},
-                  {"2^64-1 numbers", GGUF_U32, UINT64_MAX}, {"2^40 arrays", GGUF_ARRAY, 1ull << 40},   {"an unknown type", 77, 1}};
+    } ARRAYS[] = {{"2^40 bytes", GGUF_U8, 1ull << 40},     {"2^40 strings", GGUF_STRING, 1ull << 40},
+                  {"2^61 doubles", GGUF_F64, 1ull << 61},  {"2^64-1 numbers", GGUF_U32, UINT64_MAX},
+                  {"2^40 arrays", GGUF_ARRAY, 1ull << 40}, {"an unknown type", 77, 1}};
     char what[64];
     for (size_t i = 0; i < sizeof ARRAYS / sizeof *ARRAYS; i++) {
         Bytes *bytes = model_start(0, 2);
@@ -823,7 +862,8 @@ static void put_code(BitWriter *w, unsigned code, int count) {
     for (int i = count - 1; i >= 0; i--, w->bits++) w->bytes[w->bits / 8] |= (uint8_t)((code >> i & 1) << w->bits % 8);
 }
 
-/* A PNG of 16 x 16 pixels whose data unpack to `bytes` zeros, in deflate's fixed code: a run of 258 is thirteen bits. */
+/* A PNG of 16 x 16 pixels whose data unpack to `bytes` zeros, in deflate's fixed code: a run of 258 is thirteen
+   bits. */
 static uint8_t *unpacking_png(size_t bytes, size_t *count) {
     enum { ZERO = 0x30, RUN_OF_258 = 0xC5 };
     uint8_t *png = need(calloc(1, bytes / 100 + 200));
@@ -853,18 +893,21 @@ static void test_other_bombs(void) {
     memcpy(file.bytes + 24, "\0\x10\0\x10", 4);
     refuse_image(file.bytes, file.size, 1 << 24, "a GIF of 4096 x 4096 that holds one pixel");
     file_image_free(&file);
-    refuse_image((const uint8_t *)"P6 16384 10922 255\nabc", 22, 1 << 20, "a PPM of 16384 x 10922 that holds one pixel");
+    refuse_image((const uint8_t *)"P6 16384 10922 255\nabc", 22, 1 << 20,
+                 "a PPM of 16384 x 10922 that holds one pixel");
     refuse_image((const uint8_t *)TGA, sizeof TGA - 1, 1 << 20, "a TGA of 16384 x 10922 that holds one packet");
 }
 
 static void test_image_bombs(void) {
-    static const uint32_t SIZES[][2] = {{100000, 100000}, {16384, 16384}, {16385, 1}, {1, 16385}, {0x7FFFFFFF, 0x7FFFFFFF}, {0xFFFFFFFF, 2}, {13378, 13378}, {0, 5}};
+    static const uint32_t SIZES[][2] = {{100000, 100000},         {16384, 16384},  {16385, 1},     {1, 16385},
+                                        {0x7FFFFFFF, 0x7FFFFFFF}, {0xFFFFFFFF, 2}, {13378, 13378}, {0, 5}};
     FileImage file = {0};
     char what[80];
     size_t count;
     if (file_read(in_folder("in.png"), 1 << 20, &file) != 0) need(NULL);
     for (size_t i = 0; i < sizeof SIZES / sizeof *SIZES; i++) {
-        snprintf(what, sizeof what, "a PNG that says %lu x %lu", (unsigned long)SIZES[i][0], (unsigned long)SIZES[i][1]);
+        snprintf(what, sizeof what, "a PNG that says %lu x %lu", (unsigned long)SIZES[i][0],
+                 (unsigned long)SIZES[i][1]);
         big_endian_at(file.bytes + 16, SIZES[i][0]), big_endian_at(file.bytes + 20, SIZES[i][1]);
         refuse_image(file.bytes, file.size, 1 << 20, what);
     }
@@ -881,7 +924,8 @@ static void test_image_bombs(void) {
     refuse_image(file.bytes, file.size, 1 << 20, "a BMP that says 4 x -2^31");
     memcpy(file.bytes + 18, "\4\0\0\0\xFC\xFF\xFF\xFF", 8);
     JanusImage image;
-    report(janus_image_load_memory(file.bytes, file.size, &image, NULL) == JANUS_OK && image.height == 4 && image.rgb[0] == file.bytes[56],
+    report(janus_image_load_memory(file.bytes, file.size, &image, NULL) == JANUS_OK && image.height == 4 &&
+               image.rgb[0] == file.bytes[56],
            "a BMP of 4 x -4 pixels is one from the top");
     janus_image_free(&image);
     file_image_free(&file);
@@ -889,17 +933,20 @@ static void test_image_bombs(void) {
     refuse_image(png, count, 2 << 20, "a PNG of 16 x 16 pixels that unpacks to 50 MB");
     free(png);
     png = unpacking_png(16 * 49, &count);
-    report(janus_image_load_memory(png, count, &image, NULL) == JANUS_OK && image.width == 16, "the same one with its 784 bytes is read");
+    report(janus_image_load_memory(png, count, &image, NULL) == JANUS_OK && image.width == 16,
+           "the same one with its 784 bytes is read");
     janus_image_free(&image);
     free(png);
 }
 
-static void count_tokens(void *user, const char *name, JanusElement type, const void *data, const int64_t *shape, int dims) {
+static void count_tokens(void *user, const char *name, JanusElement type, const void *data, const int64_t *shape,
+                         int dims) {
     (void)type, (void)data, (void)dims;
     if (strcmp(name, "text.token_ids") == 0) *(int64_t *)user = shape[0];
 }
 
-/* A prompt, then a question, that with what follows is one token shorter than the context, fills it, and is one too long. */
+/* A prompt, then a question, that with what follows is one token shorter than the context, fills it, and is one too
+   long. */
 static void test_context(World *world) {
     static const char TOKEN[] = "<|User|>";
     const JanusInfo info = janus_info(world->model);
@@ -931,8 +978,8 @@ static void test_context(World *world) {
             const bool fits = by <= 0;
             report(status == (fits ? JANUS_OK : JANUS_BAD_ARGUMENT) && (!fits || tokens == base[task] + count) &&
                        janus_conversation_length(session) <= info.context_length,
-                   "%s of %ld tokens in a context of %d: %s", task == 0 ? "a prompt" : "a question", (long)(base[task] + count),
-                   info.context_length, fits ? "fits" : error.message);
+                   "%s of %ld tokens in a context of %d: %s", task == 0 ? "a prompt" : "a question",
+                   (long)(base[task] + count), info.context_length, fits ? "fits" : error.message);
         }
     janus_session_free(session);
     free(text);
@@ -941,7 +988,8 @@ static void test_context(World *world) {
 /* ---- Models with something wrong inside ---- */
 
 /* Loads the model with `count` bytes replaced, `skip` bytes behind where `name` stands first; *model NULL: refused. */
-static JanusStatus load_patched(const char *name, size_t skip, const void *patch, size_t count, JanusModel **model, JanusError *error) {
+static JanusStatus load_patched(const char *name, size_t skip, const void *patch, size_t count, JanusModel **model,
+                                JanusError *error) {
     FileImage file = {0};
     size_t at = 0;
     memset(error, 0, sizeof *error);
@@ -960,7 +1008,8 @@ static JanusStatus load_patched(const char *name, size_t skip, const void *patch
 
 static void test_patched_models(void) {
     static const char EPSILON[] = "janus.attention.layer_norm_rms_epsilon", PROMPT[] = "janus.prompt.system",
-                      STEPS[] = "janus.tokenizer.pre_tokenizer", HEAD[] = "output.weight", MERGES[] = "tokenizer.ggml.merges";
+                      STEPS[] = "janus.tokenizer.pre_tokenizer", HEAD[] = "output.weight",
+                      MERGES[] = "tokenizer.ggml.merges";
     static const struct {
         const char *what, *name;
         size_t skip, count;
@@ -976,12 +1025,15 @@ static void test_patched_models(void) {
     JanusModel *model = NULL;
     JanusError error;
     for (size_t i = 0; i < sizeof PATCHES / sizeof *PATCHES; i++) {
-        const JanusStatus status = load_patched(PATCHES[i].name, PATCHES[i].skip, PATCHES[i].patch, PATCHES[i].count, &model, &error);
-        report(status == JANUS_BAD_MODEL && model == NULL && error.message[0] != 0, "%s: %s", PATCHES[i].what, error.message);
+        const JanusStatus status =
+            load_patched(PATCHES[i].name, PATCHES[i].skip, PATCHES[i].patch, PATCHES[i].count, &model, &error);
+        report(status == JANUS_BAD_MODEL && model == NULL && error.message[0] != 0, "%s: %s", PATCHES[i].what,
+               error.message);
     }
 }
 
-/* The last norm's weights become `value`: scores that are no numbers are an error, scores that are all equal are not. */
+/* The last norm's weights become `value`: scores that are no numbers are an error, scores that are all equal are
+   not. */
 static void test_odd_scores(const World *world, float value, JanusStatus expected) {
     World mine = *world;
     JanusImage images[3];
@@ -1003,8 +1055,8 @@ static void test_odd_scores(const World *world, float value, JanusStatus expecte
     report(status == expected, "drawing with scores of %g: %s", (double)value, mine.error.message);
     for (int i = 0; i < 3 && status == JANUS_OK; i++) janus_image_free(&images[i]);
     status = janus_ask(mine.session, "What?", &mine.photo, 1, &ask, NULL, &mine.error);
-    report(status == expected && (janus_conversation_length(mine.session) > 0) == (status == JANUS_OK), "answering with scores of %g: %s",
-           (double)value, mine.error.message);
+    report(status == expected && (janus_conversation_length(mine.session) > 0) == (status == JANUS_OK),
+           "answering with scores of %g: %s", (double)value, mine.error.message);
     close_session(&mine);
     janus_free(mine.model);
     free(weights);
@@ -1015,14 +1067,18 @@ static void test_arguments(World *world) {
     int32_t ids[64], *tokens = NULL;
     size_t count = 0;
     open_session(world, &ASK);
-    report(janus_ask(world->session, "What?", &empty, 1, NULL, NULL, &world->error) == JANUS_BAD_ARGUMENT, "asking: %s", world->error.message);
-    report(janus_encode_image(world->session, &empty, ids, &world->error) == JANUS_BAD_ARGUMENT, "encoding: %s", world->error.message);
-    report(janus_ask(world->session, NULL, NULL, 0, NULL, NULL, &world->error) == JANUS_BAD_ARGUMENT, "asking: %s", world->error.message);
-    close_session(world);
-    report(janus_tokenize(world->model, "x", (size_t)TEXT_LIMIT + 1, &tokens, &count, &world->error) == JANUS_BAD_ARGUMENT,
-           "tokenizing: %s", world->error.message);
-    report(janus_image_load_memory("x", (size_t)INT_MAX + 1, &world->photo, &world->error) == JANUS_BAD_IMAGE, "an image: %s",
+    report(janus_ask(world->session, "What?", &empty, 1, NULL, NULL, &world->error) == JANUS_BAD_ARGUMENT, "asking: %s",
            world->error.message);
+    report(janus_encode_image(world->session, &empty, ids, &world->error) == JANUS_BAD_ARGUMENT, "encoding: %s",
+           world->error.message);
+    report(janus_ask(world->session, NULL, NULL, 0, NULL, NULL, &world->error) == JANUS_BAD_ARGUMENT, "asking: %s",
+           world->error.message);
+    close_session(world);
+    report(janus_tokenize(world->model, "x", (size_t)TEXT_LIMIT + 1, &tokens, &count, &world->error) ==
+               JANUS_BAD_ARGUMENT,
+           "tokenizing: %s", world->error.message);
+    report(janus_image_load_memory("x", (size_t)INT_MAX + 1, &world->photo, &world->error) == JANUS_BAD_IMAGE,
+           "an image: %s", world->error.message);
     report(janus_quantize(model_path, in_folder("out.gguf"), "q8_0", &world->error) == JANUS_OK &&
                janus_quantize(in_folder("out.gguf"), in_folder("out.png"), "q4_0", &world->error) == JANUS_BAD_ARGUMENT,
            "quantising twice: %s", world->error.message);
@@ -1049,9 +1105,9 @@ static void test_bombs(void) {
 
 /* ---- The program ---- */
 
-/* Runs the command line (words with spaces between them) in a child with the k-th call of a kind failing. Returns its exit
-   code; 90: memory is left, 91: there was nothing to fail any more, 92: it was killed. stdin is a text, or a file of the
-   temporary folder for "<NAME"; stdout and stderr go to files. */
+/* Runs the command line (words with spaces between them) in a child with the k-th call of a kind failing. Returns its
+   exit code; 90: memory is left, 91: there was nothing to fail any more, 92: it was killed. stdin is a text, or a file
+   of the temporary folder for "<NAME"; stdout and stderr go to files. */
 static int run_command(const char *command, const char *input, Kind kind, int at, int error) {
     char words[2048], *arguments[32] = {NULL};
     int count = 0, status = 0;
@@ -1059,10 +1115,12 @@ static int run_command(const char *command, const char *input, Kind kind, int at
     const pid_t child = fork();
     if (child == 0) {
         snprintf(words, sizeof words, "janus %s", command);
-        for (char *word = strtok(words, " "); word != NULL && count < 31; word = strtok(NULL, " ")) arguments[count++] = word;
+        for (char *word = strtok(words, " "); word != NULL && count < 31; word = strtok(NULL, " "))
+            arguments[count++] = word;
         write_file(in_folder("stdin"), input, strlen(input));
-        if (freopen(in_folder(input[0] == '<' ? input + 1 : "stdin"), "rb", stdin) == NULL || freopen(in_folder("stdout"), "wb", stdout) == NULL ||
-            freopen(in_folder("stderr"), "wb", stderr) == NULL || chdir(folder) != 0)
+        if (freopen(in_folder(input[0] == '<' ? input + 1 : "stdin"), "rb", stdin) == NULL ||
+            freopen(in_folder("stdout"), "wb", stdout) == NULL || freopen(in_folder("stderr"), "wb", stderr) == NULL ||
+            chdir(folder) != 0)
             _exit(93);
         const long live = fault.live;
         arm(kind, at, error, false);
@@ -1261,26 +1319,53 @@ static void test_quotas(void) {
     } ROWS[] = {
         {"no cgroups", 8, {{"sys/nothing", ""}}},
         {"version 2, no limit", 8, {{"proc/self/cgroup", "0::/\n"}, {"sys/fs/cgroup/cpu.max", "max 100000\n"}}},
-        {"version 2, two and a half", 2, {{"proc/self/cgroup", "0::/\n"}, {"sys/fs/cgroup/cpu.max", "250000 100000\n"}}},
+        {"version 2, two and a half",
+         2,
+         {{"proc/self/cgroup", "0::/\n"}, {"sys/fs/cgroup/cpu.max", "250000 100000\n"}}},
         {"version 2, a half", 1, {{"proc/self/cgroup", "0::/a\n"}, {"sys/fs/cgroup/a/cpu.max", "50000 100000\n"}}},
-        {"version 2, more than there are", 8, {{"proc/self/cgroup", "0::/a\n"}, {"sys/fs/cgroup/a/cpu.max", "99900000 100000\n"}}},
-        {"version 2, the parent's", 3, {{"proc/self/cgroup", "0::/a/b/c\n"}, {"sys/fs/cgroup/a/b/c/cpu.max", "max 100000\n"},
-                                        {"sys/fs/cgroup/a/cpu.max", "300000 100000\n"}}},
-        {"version 2, the least of two", 2, {{"proc/self/cgroup", "0::/a/b\n"}, {"sys/fs/cgroup/a/b/cpu.max", "400000 100000\n"},
-                                            {"sys/fs/cgroup/a/cpu.max", "20000 10000\n"}}},
-        {"version 1", 3, {{"proc/self/cgroup", "5:pids:/y\n4:cpu,cpuacct:/x\n"}, {"sys/fs/cgroup/cpu/x/cpu.cfs_quota_us", "150000\n"},
-                          {"sys/fs/cgroup/cpu/x/cpu.cfs_period_us", "50000\n"}}},
-        {"version 1, no limit", 8, {{"proc/self/cgroup", "4:cpuacct,cpu:/x\n"}, {"sys/fs/cgroup/cpu/x/cpu.cfs_quota_us", "-1\n"},
-                                    {"sys/fs/cgroup/cpu/x/cpu.cfs_period_us", "100000\n"}}},
-        {"version 1, in a container", 4, {{"proc/self/cgroup", "4:cpu:/docker/1\n0::/\n"}, {"sys/fs/cgroup/cpu/cpu.cfs_quota_us", "400000\n"},
-                                          {"sys/fs/cgroup/cpu/cpu.cfs_period_us", "100000\n"}}},
-        {"other controllers", 8, {{"proc/self/cgroup", "3:cpuset:/x\n2:cpuacct:/x\n"}, {"sys/fs/cgroup/cpu/x/cpu.cfs_quota_us", "100000\n"},
-                                  {"sys/fs/cgroup/cpu/x/cpu.cfs_period_us", "100000\n"}}},
-        {"no numbers", 8, {{"proc/self/cgroup", "0::\n::::\n\n0::/a"}, {"sys/fs/cgroup/a/cpu.max", "100000\n"}, {"sys/fs/cgroup/cpu.max", "x y\n"}}},
+        {"version 2, more than there are",
+         8,
+         {{"proc/self/cgroup", "0::/a\n"}, {"sys/fs/cgroup/a/cpu.max", "99900000 100000\n"}}},
+        {"version 2, the parent's",
+         3,
+         {{"proc/self/cgroup", "0::/a/b/c\n"},
+          {"sys/fs/cgroup/a/b/c/cpu.max", "max 100000\n"},
+          {"sys/fs/cgroup/a/cpu.max", "300000 100000\n"}}},
+        {"version 2, the least of two",
+         2,
+         {{"proc/self/cgroup", "0::/a/b\n"},
+          {"sys/fs/cgroup/a/b/cpu.max", "400000 100000\n"},
+          {"sys/fs/cgroup/a/cpu.max", "20000 10000\n"}}},
+        {"version 1",
+         3,
+         {{"proc/self/cgroup", "5:pids:/y\n4:cpu,cpuacct:/x\n"},
+          {"sys/fs/cgroup/cpu/x/cpu.cfs_quota_us", "150000\n"},
+          {"sys/fs/cgroup/cpu/x/cpu.cfs_period_us", "50000\n"}}},
+        {"version 1, no limit",
+         8,
+         {{"proc/self/cgroup", "4:cpuacct,cpu:/x\n"},
+          {"sys/fs/cgroup/cpu/x/cpu.cfs_quota_us", "-1\n"},
+          {"sys/fs/cgroup/cpu/x/cpu.cfs_period_us", "100000\n"}}},
+        {"version 1, in a container",
+         4,
+         {{"proc/self/cgroup", "4:cpu:/docker/1\n0::/\n"},
+          {"sys/fs/cgroup/cpu/cpu.cfs_quota_us", "400000\n"},
+          {"sys/fs/cgroup/cpu/cpu.cfs_period_us", "100000\n"}}},
+        {"other controllers",
+         8,
+         {{"proc/self/cgroup", "3:cpuset:/x\n2:cpuacct:/x\n"},
+          {"sys/fs/cgroup/cpu/x/cpu.cfs_quota_us", "100000\n"},
+          {"sys/fs/cgroup/cpu/x/cpu.cfs_period_us", "100000\n"}}},
+        {"no numbers",
+         8,
+         {{"proc/self/cgroup", "0::\n::::\n\n0::/a"},
+          {"sys/fs/cgroup/a/cpu.max", "100000\n"},
+          {"sys/fs/cgroup/cpu.max", "x y\n"}}},
     };
     for (size_t i = 0; i < sizeof ROWS / sizeof *ROWS; i++) {
         char command[400];
-        for (int k = 0; k < 3 && ROWS[i].files[k][0] != NULL; k++) write_below(ROWS[i].files[k][0], ROWS[i].files[k][1]);
+        for (int k = 0; k < 3 && ROWS[i].files[k][0] != NULL; k++)
+            write_below(ROWS[i].files[k][0], ROWS[i].files[k][1]);
         const int count = quota_of_process(folder, 8);
         report(count == ROWS[i].expected, "processors, %s: %d of 8", ROWS[i].what, count);
         snprintf(command, sizeof command, "rm -rf '%s/proc' '%s/sys'", folder, folder);
@@ -1307,9 +1392,10 @@ static void test_processors(void) { report(processor_count() >= 1, "%d processor
 
 /* Each operation once, for slow machines and tools. */
 static void test_small(void) {
-    static const Operation *const ALL[] = {&LOAD, &SESSION, &ASK, &TURN, &GENERATE, &TAPS, &ENCODE, &DECODE, &TEXTS, &PREPROCESS,
-                                           &READ_PNG, &READ_JPEG, &READ_BMP, &READ_TURNED, &READ_CMYK, &READ_GIF, &READ_PPM,
-                                           &READ_TGA, &WRITE_PNG, &WRITE_JPEG, &QUANTIZE};
+    static const Operation *const ALL[] = {&LOAD,      &SESSION,     &ASK,       &TURN,       &GENERATE, &TAPS,
+                                           &ENCODE,    &DECODE,      &TEXTS,     &PREPROCESS, &READ_PNG, &READ_JPEG,
+                                           &READ_BMP,  &READ_TURNED, &READ_CMYK, &READ_GIF,   &READ_PPM, &READ_TGA,
+                                           &WRITE_PNG, &WRITE_JPEG,  &QUANTIZE};
     World world;
     open_world(&world);
     for (size_t i = 0; i < sizeof ALL / sizeof *ALL; i++) {
@@ -1325,8 +1411,9 @@ int main(int count, char **arguments) {
     static const struct {
         const char *name;
         void (*run)(void);
-    } PARTS[] = {{"memory", test_memory}, {"files", test_files}, {"bombs", test_bombs}, {"program", test_program}, {"threads", test_threads},
-                 {"processors", test_processors}, {"small", test_small}};
+    } PARTS[] = {{"memory", test_memory},   {"files", test_files},     {"bombs", test_bombs},
+                 {"program", test_program}, {"threads", test_threads}, {"processors", test_processors},
+                 {"small", test_small}};
     enum { PART_COUNT = sizeof PARTS / sizeof *PARTS };
     const char *place = getenv("TMPDIR");
     setvbuf(stdout, NULL, _IOLBF, 4096);

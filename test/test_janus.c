@@ -478,18 +478,21 @@ static double first_difference(Golden *golden, JanusCacheType cache) {
     options.tap = first_logits;
     options.user = &first;
     JanusSession *session = open_session(golden->model, &options);
-    check(janus_ask(session, input(&golden->recording, "question")->text, &golden->image, 1, &ask, NULL, NULL) == JANUS_OK,
+    check(janus_ask(session, input(&golden->recording, "question")->text, &golden->image, 1, &ask, NULL, NULL) ==
+              JANUS_OK,
           0, "an answer with cache type %d", (int)cache);
     janus_session_free(session);
     return first.difference;
 }
 
-/* Keys and values in float16 cost half the memory and little accuracy; float32 is the default, whatever the weights are. */
+/* Keys and values in float16 cost half the memory and little accuracy; float32 is the default, whatever the weights
+   are. */
 static void test_cache_types(void) {
     static const char *const names[] = {"plain", "grouped", "tied"}; /* f32, f16, bf16 */
     for (int i = 0; i < 3; i++) {
         Golden golden = open_golden(names[i]);
-        const double whole = first_difference(&golden, JANUS_CACHE_F32), half = first_difference(&golden, JANUS_CACHE_F16);
+        const double whole = first_difference(&golden, JANUS_CACHE_F32),
+                     half = first_difference(&golden, JANUS_CACHE_F16);
         check(whole >= 0 && half >= 0 && fabs(half - whole) > 1e-7 && half < 5e-3, 1,
               "%s: the first logits are %.1e away with a float32 cache, %.1e with float16", names[i], whole, half);
         check(first_difference(&golden, JANUS_CACHE_AUTO) == whole, 1, "%s: the cache is float32 by default", names[i]);

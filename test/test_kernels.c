@@ -5,8 +5,8 @@
 #include <stdint.h>
 #include <string.h>
 
-/* Two more number formats: the floats of a block from the last to the first, in blocks smaller than a vector kernel's and
-   in blocks that none of its steps is a multiple of. */
+/* Two more number formats: the floats of a block from the last to the first, in blocks smaller than a vector kernel's
+   and in blocks that none of its steps is a multiple of. */
 static void expand_backwards(float *out, const unsigned char *in, int64_t n) {
     for (int64_t i = 0; i < n; i++) memcpy(out + n - 1 - i, in + i * (int64_t)sizeof *out, sizeof *out);
 }
@@ -88,12 +88,14 @@ static void round_blocks(float *x, int levels, int64_t n) {
     }
 }
 
-/* What fast_activations stands for, where there are kernels for it: x, rows of length I, to bf16, or to integers with one
-   scale a block; with AVX2, bf16 weights to integers too. T rows are multiplied at once. */
-static void round_operands(const Kernels *isa, int type, int64_t T, int64_t I, float *x, int64_t x_size, float *w, int64_t w_size) {
+/* What fast_activations stands for, where there are kernels for it: x, rows of length I, to bf16, or to integers with
+   one scale a block; with AVX2, bf16 weights to integers too. T rows are multiplied at once. */
+static void round_operands(const Kernels *isa, int type, int64_t T, int64_t I, float *x, int64_t x_size, float *w,
+                           int64_t w_size) {
     const int levels = isa->bf16.levels;
     int bf16 = type == TYPE_BF16 && isa->bf16.tile && I % (levels ? BLOCK : 2) == 0 && T > isa->bf16.few_rows;
-    int integer = (type == TYPE_Q8_0 || type == TYPE_Q4_0) && isa->integer.tile && (T > isa->integer.few_rows || isa->integer.round_row);
+    int integer = (type == TYPE_Q8_0 || type == TYPE_Q4_0) && isa->integer.tile &&
+                  (T > isa->integer.few_rows || isa->integer.round_row);
     for (int64_t i = 0; i < x_size && bf16 && levels == 0; i++) x[i] = bf16_to_f32(f32_to_bf16(x[i]));
     if (bf16 && levels > 0) round_blocks(x, levels, x_size);
     if (bf16 && levels > 0) round_blocks(w, FINE_WEIGHTS, w_size);
@@ -178,7 +180,10 @@ static void attention_case(Context *cx, int type, int64_t T, int64_t S1, int64_t
     float *q = random_floats(T * H * d), *out = random_floats(T * H * d);
     float *keys = random_cache(type, S * row, &k), *values = random_cache(type, S * row, &v);
     int64_t split = S1 * row * type_row_bytes(type, 1);
-    AttentionSequence sequence = {out, q, {{k, v, type, S1, row, d}, {(char *)k + split, (char *)v + split, type, S2, row, d}}, S2 > 0 ? 2 : 1};
+    AttentionSequence sequence = {out,
+                                  q,
+                                  {{k, v, type, S1, row, d}, {(char *)k + split, (char *)v + split, type, S2, row, d}},
+                                  S2 > 0 ? 2 : 1};
     AttentionShape shape = {T, H, KV, d, H * d, H * d, causal, 1 / (float)sqrt((double)d)};
     double *p = must_allocate((size_t)S * sizeof *p), error = 0;
     char name[160];
@@ -349,7 +354,8 @@ static void thread_case(const char *isa) {
         conv2d(&cx, p += 3 * O, x, &c, NULL, &shape);
         group_norm(&cx, p += SIDE * SIDE * 20, x, x, x, SIDE * SIDE, CHANNELS, 32, 1e-6f, 1);
         p += SIDE * SIDE * CHANNELS;
-        AttentionSequence two[2] = {{p, x, {{x, x + 5, TYPE_F32, 200, 64, 32}}, 1}, {p + T * CHANNELS, x + 7, {{x, x + 9, TYPE_F32, 80, 64, 32}}, 1}};
+        AttentionSequence two[2] = {{p, x, {{x, x + 5, TYPE_F32, 200, 64, 32}}, 1},
+                                    {p + T * CHANNELS, x + 7, {{x, x + 9, TYPE_F32, 80, 64, 32}}, 1}};
         attention(&cx, two, 2, &heads);
         if (threads == 1)
             first = out;
@@ -413,8 +419,8 @@ static void expand_cases(const Kernels *isa) {
     }
 }
 
-/* Equal numbers everywhere, so that a block's integers are the largest: their products must not overflow. Weights in Q8_0
-   are -128 besides, which files of others may hold. */
+/* Equal numbers everywhere, so that a block's integers are the largest: their products must not overflow. Weights in
+   Q8_0 are -128 besides, which files of others may hold. */
 static void largest_products_case(Context *cx, int type, int64_t T) {
     enum { I = 256, O = 24 };
     float *x = random_floats(T * I), *out = random_floats(T * O), row[I];
@@ -425,7 +431,8 @@ static void largest_products_case(Context *cx, int type, int64_t T) {
     for (int j = 0; j < I; j++) row[j] = -1;
     for (int64_t j = 0; j < T * I; j++) x[j] = -1;
     for (int o = 0; o < O; o++) store_row(data + o * bytes, type, row, I);
-    for (int64_t block = 0; block < O * I / BLOCK && type == TYPE_Q8_0; block++) memset(data + block * Q8_0_BYTES + 2, -128, BLOCK);
+    for (int64_t block = 0; block < O * I / BLOCK && type == TYPE_Q8_0; block++)
+        memset(data + block * Q8_0_BYTES + 2, -128, BLOCK);
     weight_row(row, &w, 0); /* what -1 has become */
     linear(cx, out, x, &w, NULL, T);
     for (int64_t j = 0; j < T * O; j++) error = worst(error, out[j], -I * (double)row[0], I);

@@ -12,7 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 JANUS = Path(os.environ.get("JANUS_PROGRAM", ROOT / "janus"))
-BEGIN, END = "| section | what it holds |\n|---|---|\n", "\n\nThe kernels of the fifth section"
+BEGIN, END = "| section | what it holds |\n|---|---|\n", "\n\nThe kernels of section 13"
 
 HELP_BEGIN, HELP_END = "the manual page is made of the same text:\n\n", "\n\nAn option that a command"
 
@@ -26,7 +26,7 @@ def program_help() -> str:
 def code_map() -> str:
     """The rows of the table: one for each section that janus.c lists, linked to the line of its heading."""
     source = (ROOT / "janus.c").read_text(encoding="utf-8").split("\n")
-    contents = [m for line in source[:60] if (m := re.match(r"^ +(\d+)  ([A-Z][\w ]+?) \.+ (.*)$", line))]
+    contents = [m for line in source[:70] if (m := re.match(r"^ +(\d+)  ([A-Z][\w ]+?) \.+ (.*)$", line))]
     rows = []
     for entry in contents:
         number, title, holds = entry.groups()
@@ -34,7 +34,7 @@ def code_map() -> str:
         places = [i for i, line in enumerate(source) if heading.match(line) and set(source[i - 1][3:]) <= set("= ")]
         assert len(places) == 1, f"section {number}, {title}: {len(places)} headings"
         rows.append(f"| [{number} {title}](janus.c#L{places[0] + 1}) | {holds} |")
-    assert len(rows) == 17
+    assert len(rows) == 19
     return "\n".join(rows)
 
 

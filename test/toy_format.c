@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
-   The program with one more number format, for test/test_formats.py: a row and two functions. The format is Q8_0 with the
-   bytes of each block in reverse. */
+   The program with one more number format, for test/test_formats.py: a row and two functions. The format is Q8_0 with
+   the bytes of each block in reverse. */
 #define _POSIX_C_SOURCE 200809L
 #include <stdint.h>
 

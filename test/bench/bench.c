@@ -1,16 +1,17 @@
 /* SPDX-License-Identifier: MIT
    How close each stage comes to the limits of this machine. First the limits are measured: read bandwidth, and
-   multiply-adds a second that never leave the registers. Then the stages run on model files, and each time stands beside
-   the bytes that must be read and the operations that must be done, counted from the sizes of the model alone, so that a
-   reader can redo the arithmetic:
+   multiply-adds a second that never leave the registers. Then the stages run on model files, and each time stands
+   beside the bytes that must be read and the operations that must be done, counted from the sizes of the model alone,
+   so that a reader can redo the arithmetic:
 
        limit = max(bytes / read bandwidth, operations / f32 peak),   % = limit / time
        (more than 100 % where a small model's weights stay in the caches)
 
-   A multiply-add is two operations. Bytes are those of weights and of keys and values, each read once; activations, norms,
-   softmax and other element-wise work count nothing: they are what the percentage may lack.
+   A multiply-add is two operations. Bytes are those of weights and of keys and values, each read once; activations,
+   norms, softmax and other element-wise work count nothing: they are what the percentage may lack.
 
-       bench [--threads K] [--isa NAME] [--repeats N] [--kv f16|f32] [--pictures N] [--short] [--cpu] [--json FILE] MODEL ... */
+       bench [--threads K] [--isa NAME] [--repeats N] [--kv f16|f32] [--pictures N] [--short] [--cpu] [--json FILE]
+       MODEL ... */
 #define JANUS_LIBRARY
 #include "../../janus.c"
 
@@ -31,7 +32,8 @@ typedef struct { /* of all threads together: bytes and operations a second; 0: t
 } Limits;
 
 typedef struct { /* what one stage must read and do */
-    double operations, numbers, bytes; /* numbers: of weights, whatever their type; bytes: of weights, keys and values */
+    /* numbers: of weights, whatever their type; bytes: of weights, keys and values */
+    double operations, numbers, bytes;
 } Cost;
 
 typedef struct {
@@ -127,7 +129,8 @@ static int by_value(const void *a, const void *b) {
 /* ---- The machine's limits ----
 
    A probe runs `n` rounds of twelve independent chains of vectors, enough to hide the latency of a multiply-add, and
-   returns a value that depends on all of them. read_NAME adds up `n` bytes, a multiple of 1024, by whole cache lines. */
+   returns a value that depends on all of them. read_NAME adds up `n` bytes, a multiple of 1024, by whole cache
+   lines. */
 
 enum { CHAINS = 12 };
 
@@ -284,13 +287,16 @@ static Limits measure_limits(const Bench *bench, const Kernels *isa, int threads
 static const char *integers_name(const Kernels *isa) { return isa->integer.levels > 127 ? "int16" : "int8"; }
 
 static void print_limits(const Bench *bench, const Kernels *isa, const Limits *limits, int threads) {
-    printf("%2d thread%s  read %5.1f GB/s   f32 %6.1f", threads, threads == 1 ? " " : "s", limits->read / 1e9, limits->f32 / 1e9);
+    printf("%2d thread%s  read %5.1f GB/s   f32 %6.1f", threads, threads == 1 ? " " : "s", limits->read / 1e9,
+           limits->f32 / 1e9);
     if (limits->bf16 > 0) printf("   bf16 pairs %6.1f", limits->bf16 / 1e9);
     if (limits->integers > 0) printf("   %s %6.1f", integers_name(isa), limits->integers / 1e9);
     printf(" Gop/s\n");
     if (bench->json != NULL)
-        fprintf(bench->json, "{\"limits\": {\"isa\": \"%s\", \"threads\": %d, \"read\": %.4g, \"f32\": %.4g, \"bf16\": %.4g, \"integers\": %.4g}}\n",
-                isa->name, threads, limits->read, limits->f32, limits->bf16, limits->integers);
+        fprintf(bench->json,
+            "{\"limits\": {\"isa\": \"%s\", \"threads\": %d, \"read\": %.4g, \"f32\": %.4g, "
+            "\"bf16\": %.4g, \"integers\": %.4g}}\n",
+            isa->name, threads, limits->read, limits->f32, limits->bf16, limits->integers);
 }
 
 /* ---- What a stage costs ---- */
@@ -386,11 +392,12 @@ static void keep_time(Times *times, double time) {
 }
 
 static void print_heading(void) {
-    printf("%-46s %9s %9s %9s %8s %8s %8s %8s %7s %-6s %9s\n", "stage", "ms", "fastest", "slowest", "Gop", "M numb.", "MB", "Gop/s",
-           "GB/s", "limit", "peak MiB");
+    printf("%-46s %9s %9s %9s %8s %8s %8s %8s %7s %-6s %9s\n", "stage", "ms", "fastest", "slowest", "Gop", "M numb.",
+           "MB", "Gop/s", "GB/s", "limit", "peak MiB");
 }
 
-/* One row: times, cost, rates, percent of the limit. `peak` names the limit of its operations: 0 f32, 1 bf16, 2 integers. */
+/* One row: times, cost, rates, percent of the limit. `peak` names the limit of its operations: 0 f32, 1 bf16, 2
+   integers. */
 static void report(const Bench *bench, const char *stage, Times *times, const Cost *cost, int peak) {
     static const char *const PEAKS[] = {"f32", "bf16", "int"};
     const Limits *l = &bench->limits;
@@ -402,17 +409,18 @@ static void report(const Bench *bench, const char *stage, Times *times, const Co
     const double percent = 100 * (reading > computing ? reading : computing) / median;
     const char *bound = reading > computing ? "memory" : PEAKS[peak];
     printf("%-46s %9.2f %9.2f %9.2f %8.2f %8.2f %8.1f %8.1f %7.2f %3.0f%% %-6s", stage, 1e3 * median, 1e3 * t[0],
-           1e3 * t[times->count - 1], cost->operations / 1e9, cost->numbers / 1e6, cost->bytes / 1e6, cost->operations / median / 1e9,
-           cost->bytes / median / 1e9, percent, bound);
+           1e3 * t[times->count - 1], cost->operations / 1e9, cost->numbers / 1e6, cost->bytes / 1e6,
+           cost->operations / median / 1e9, cost->bytes / median / 1e9, percent, bound);
     if (memory >= 0) printf(" %5.0f", memory);
     printf("\n");
     fflush(stdout);
     if (bench->json != NULL)
         fprintf(bench->json,
-                "{\"model\": \"%s\", \"stage\": \"%s\", \"median\": %.6g, \"fastest\": %.6g, \"slowest\": %.6g, \"runs\": %d, "
-                "\"operations\": %.6g, \"numbers\": %.6g, \"bytes\": %.6g, \"percent\": %.4g, \"limit\": \"%s\", \"peak_mib\": %.5g}\n",
-                bench->model_type, stage, median, t[0], t[times->count - 1], times->count, cost->operations, cost->numbers,
-                cost->bytes, percent, bound, memory);
+            "{\"model\": \"%s\", \"stage\": \"%s\", \"median\": %.6g, \"fastest\": %.6g, \"slowest\": %.6g, "
+            "\"runs\": %d, \"operations\": %.6g, \"numbers\": %.6g, \"bytes\": %.6g, \"percent\": %.4g, "
+            "\"limit\": \"%s\", \"peak_mib\": %.5g}\n",
+            bench->model_type, stage, median, t[0], t[times->count - 1], times->count, cost->operations, cost->numbers,
+            cost->bytes, percent, bound, memory);
 }
 
 /* ---- Stages ---- */
@@ -424,11 +432,12 @@ typedef struct {
 } Stage;
 
 
-/* From here on activations are rounded where that is faster, or not. The limit that then holds for products of many rows
-   with such weights: 0 f32, 1 bf16, 2 integers. */
+/* From here on activations are rounded where that is faster, or not. The limit that then holds for products of many
+   rows with such weights: 0 f32, 1 bf16, 2 integers. */
 static int round_activations(const Stage *s, const Weight *w, int fast) {
     Context *cx = &s->session->context;
-    const Product probe = {.cx = cx, .w = {w->type, w->data, type_row_bytes(w->type, w->cols)}, .T = MAX_ROWS, .O = w->rows, .K = w->cols};
+    const Product probe = {
+        .cx = cx, .w = {w->type, w->data, type_row_bytes(w->type, w->cols)}, .T = MAX_ROWS, .O = w->rows, .K = w->cols};
     cx->options.fast = fast;
     const Packing *packing = choose_packing(&probe);
     return packing->levels > 0 ? 2 : packing == &cx->isa->bf16 ? 1 : 0;
@@ -443,7 +452,8 @@ static void bench_product(const Stage *s) {
     reset_peak();
     const int type = type_row_bytes(s->model->blocks[0].q.type, I) > 0 ? s->model->blocks[0].q.type : TYPE_F32;
     const int64_t row_bytes = type_row_bytes(type, I);
-    float *x = must(allocate(T * I, sizeof *x)), *out = must(allocate(T * O, sizeof *out)), *row = must(allocate(I, sizeof *row));
+    float *x = must(allocate(T * I, sizeof *x)), *out = must(allocate(T * O, sizeof *out)),
+          *row = must(allocate(I, sizeof *row));
     char *data = must(allocate(O, (size_t)row_bytes)), name[64];
     const Weight w = {type, data, O, I};
     fill_floats(x, T * I);
@@ -463,7 +473,10 @@ static void bench_product(const Stage *s) {
             linear(cx, out, x, &w, NULL, T);
             keep_time(&times, seconds(s->bench) - start);
         }
-        snprintf(name, sizeof name, "product %d x %d x %d, %s tiles", (int)T, (int)I, (int)O, peak == 1 ? "bf16" : peak == 2 ? integers_name(cx->isa) : "f32");
+        snprintf(name, sizeof name, "product %d x %d x %d, %s tiles", (int)T, (int)I, (int)O,
+                 peak == 1   ? "bf16"
+                 : peak == 2 ? integers_name(cx->isa)
+                             : "f32");
         note_peak(s->bench);
         report(s->bench, name, &times, &cost, peak);
     }
@@ -489,7 +502,8 @@ static Sequence made_up_sequence(const Stage *s, int64_t length) {
         char *rows = i < c->layers ? sequence.own.keys[i] : sequence.own.values[i - c->layers];
         float pattern[64];
         fill_floats(pattern, 64);
-        for (int64_t k = 0; k < count; k += 64) quantize_row(rows + type_row_bytes(type, k), type, pattern, min_i64(64, count - k));
+        for (int64_t k = 0; k < count; k += 64)
+            quantize_row(rows + type_row_bytes(type, k), type, pattern, min_i64(64, count - k));
     }
     sequence.own.length = length;
     return sequence;
@@ -559,7 +573,8 @@ static JanusImage made_up_image(int width, int height) {
     image.width = width;
     image.height = height;
     image.rgb = must(allocate((int64_t)width * height, 3));
-    for (int i = 0; i < width * height * 3; i++) image.rgb[i] = (uint8_t)(128 + 60 * next_float() + 60 * sinf((float)i * 0.001f));
+    for (int i = 0; i < width * height * 3; i++)
+        image.rgb[i] = (uint8_t)(128 + 60 * next_float() + 60 * sinf((float)i * 0.001f));
     return image;
 }
 
@@ -592,7 +607,11 @@ static void bench_pictures(const Stage *s) {
         }
         if (task == SEE) cost_seeing(&cost, s->model);
         else cost_vq(&cost, s->model, task == DECODE ? &s->model->vq_decoder : &s->model->vq_encoder, task == DECODE);
-        snprintf(name, sizeof name, "%s %d x %d", task == SEE ? "understanding encoder" : task == DECODE ? "VQ decode" : "VQ encode", side, side);
+        snprintf(name, sizeof name, "%s %d x %d",
+                 task == SEE      ? "understanding encoder"
+                 : task == DECODE ? "VQ decode"
+                                  : "VQ encode",
+                 side, side);
         note_peak(bench);
         report(bench, name, &times, &cost, 0);
     }
@@ -643,7 +662,10 @@ static void bench_drawing(Bench *bench, const char *path) {
     int32_t *ids = NULL;
     for (int i = 0; i < 3; i++) {
         reset_peak();
-        Stopwatch watch = {.bench = bench, .stage = "draw", .last = seconds(bench), .limit = i < 2 ? 1 : 1 + bench->options.repeats};
+        Stopwatch watch = {.bench = bench,
+                           .stage = "draw",
+                           .last = seconds(bench),
+                           .limit = i < 2 ? 1 : 1 + bench->options.repeats};
         JanusModel *model = NULL;
         JanusError error;
         check(janus_load(path, &model, &error), &error);
@@ -690,7 +712,7 @@ static void bench_answer(const Stage *s) {
         JanusSession *session = open_session(bench, m, &watch);
         IdList list = {0};
         JanusError error;
-        turn_prompt(session, QUESTION, 1, &list);
+        turn_prompt(&session->context, m, &session->conversation, QUESTION, 1, &list);
         check(context_end(&session->context, &error), &error);
         T = (double)list.count;
         free(list.ids);
@@ -721,7 +743,8 @@ static void bench_model(Bench *bench, const char *path) {
     bench->model_type = info.weight_type;
     Stage s = {bench, model, open_session(bench, model, NULL)};
     printf("\n%s: %s, %.1f million parameters, %.1f MB, keys and values in %s\n", info.name, info.weight_type,
-           (double)info.parameters / 1e6, (double)info.file_bytes / 1e6, kv_type(&s.session->context) == TYPE_F16 ? "f16" : "f32");
+           (double)info.parameters / 1e6, (double)info.file_bytes / 1e6,
+           kv_type(&s.session->context) == TYPE_F16 ? "f16" : "f32");
     print_heading();
     bench_step(&s, 2, past, "picture step, 2 rows", 0); /* brings the transformer's pages into memory */
     bench_drawing(bench, path);
@@ -744,7 +767,10 @@ static void bench_model(Bench *bench, const char *path) {
 /* ---- Command line ---- */
 
 static int usage(void) {
-    fprintf(stderr, "bench [--threads K] [--isa NAME] [--repeats N] [--kv f16|f32] [--pictures N] [--short] [--cpu] [--json FILE] MODEL ...\n");
+    fprintf(
+        stderr,
+        "bench [--threads K] [--isa NAME] [--repeats N] [--kv f16|f32] [--pictures N] [--short] "
+        "[--cpu] [--json FILE] MODEL ...\n");
     return 2;
 }
 
@@ -776,7 +802,8 @@ int main(int count, char **arguments) {
     if (context_init(&cx, 1, bench.options.isa) != 0) stop("--isa", "no such instruction set here");
     const Kernels *isa = cx.isa;
     context_free(&cx);
-    if (bench.options.json != NULL && (bench.json = fopen(bench.options.json, "a")) == NULL) stop(bench.options.json, strerror(errno));
+    if (bench.options.json != NULL && (bench.json = fopen(bench.options.json, "a")) == NULL)
+        stop(bench.options.json, strerror(errno));
     printf("kernels: %s; a multiply-add is two operations\n", isa->name);
     if (bench.options.threads > 1) {
         const Limits one = measure_limits(&bench, isa, 1);

@@ -57,7 +57,8 @@ Stages *stages_open(const char *path, int threads, int cache, int fast) {
     options.fast = fast;
     options.progress = note_progress;
     options.user = s;
-    if (janus_load(path, &s->model, &s->error) == JANUS_OK && janus_session_new(s->model, &options, &s->session, &s->error) == JANUS_OK)
+    if (janus_load(path, &s->model, &s->error) == JANUS_OK &&
+        janus_session_new(s->model, &options, &s->session, &s->error) == JANUS_OK)
         return s;
     fprintf(stderr, "%s\n", s->error.message);
     stages_close(s);
@@ -84,14 +85,15 @@ static int read_embeddings(Stages *s, const float *x, int T, int R, int draws, i
     return context_end(cx, &s->error);
 }
 
-/* Text ids (T), seen pictures in the places of placeholders, at the end of R sequences; logits (R, V) of the last, or of
-   `all` positions (T, V). */
+/* Text ids (T), seen pictures in the places of placeholders, at the end of R sequences; logits (R, V) of the last, or
+   of `all` positions (T, V). */
 int stages_read(Stages *s, const int32_t *ids, const float *seen, int T, int R, int all, float *logits) {
     const int64_t width = s->model->config.hidden;
     float *x = allocate(T * width, sizeof *x);
     if (x == NULL) return JANUS_NO_MEMORY;
     int shown = 0, end = 0; /* the placeholders of the one picture; an answer may say that id once more */
-    while (seen != NULL && end < T && shown < vision_tokens(&s->model->config)) shown += ids[end++] == s->model->config.image_placeholder;
+    while (seen != NULL && end < T && shown < vision_tokens(&s->model->config))
+        shown += ids[end++] == s->model->config.image_placeholder;
     embed_prompt(s->model, ids, end, 0, seen, x);
     embed_prompt(s->model, ids + end, T - end, T - end, NULL, x + end * width);
     const int status = read_embeddings(s, x, T, R, 0, all, logits);
@@ -102,7 +104,8 @@ int stages_read(Stages *s, const int32_t *ids, const float *seen, int T, int R, 
 /* A picture's ids (T) behind a prompt's ids (P), one sequence: logits (T, K) of the image head for each of them. */
 int stages_read_picture(Stages *s, const int32_t *prompt, int P, const int32_t *ids, int T, float *logits) {
     const int64_t width = s->model->config.hidden;
-    float *x = allocate((P + T) * width, sizeof *x), *all = allocate((P + T) * (int64_t)s->model->config.codebook, sizeof *all);
+    float *x = allocate((P + T) * width, sizeof *x),
+          *all = allocate((P + T) * (int64_t)s->model->config.codebook, sizeof *all);
     int status = x == NULL || all == NULL ? JANUS_NO_MEMORY : JANUS_OK;
     if (status == JANUS_OK) embed_prompt(s->model, prompt, P, P, NULL, x);
     if (status == JANUS_OK) {
@@ -110,7 +113,9 @@ int stages_read_picture(Stages *s, const int32_t *prompt, int P, const int32_t *
         status = context_end(&s->session->context, &s->error);
     }
     if (status == JANUS_OK) status = read_embeddings(s, x, P + T - 1, 1, 1, 1, all);
-    if (status == JANUS_OK) memcpy(logits, all + (P - 1) * (int64_t)s->model->config.codebook, (size_t)(T * (int64_t)s->model->config.codebook) * sizeof *all);
+    if (status == JANUS_OK)
+        memcpy(logits, all + (P - 1) * (int64_t)s->model->config.codebook,
+               (size_t)(T * (int64_t)s->model->config.codebook) * sizeof *all);
     free(x);
     free(all);
     return status;
@@ -130,7 +135,7 @@ int stages_drawing_prompt(Stages *s, const char *prompt, int32_t *ids, int room)
 /* A first question about one picture as ids, as stages_drawing_prompt. */
 int stages_question(Stages *s, const char *question, int32_t *ids, int room) {
     IdList list = {0};
-    turn_prompt(s->session, question, 1, &list);
+    turn_prompt(&s->session->context, s->model, &s->session->conversation, question, 1, &list);
     const int ok = context_end(&s->session->context, &s->error) == JANUS_OK && list.count <= (size_t)room;
     const int count = ok ? (int)list.count : -1;
     if (ok) memcpy(ids, list.ids, list.count * sizeof *ids);
@@ -149,8 +154,10 @@ int stages_draw(Stages *s, const char *prompt, int steps, uint64_t seed, int32_t
     return status == JANUS_CANCELLED ? JANUS_OK : status;
 }
 
-/* The first `tokens` tokens of the answer to a question about a picture, timed likewise; *said is how many there were. */
-int stages_ask(Stages *s, const char *question, uint8_t *rgb, int width, int height, int tokens, double *times, int *said) {
+/* The first `tokens` tokens of the answer to a question about a picture, timed likewise; *said is how many there
+   were. */
+int stages_ask(Stages *s, const char *question, uint8_t *rgb, int width, int height, int tokens, double *times,
+               int *said) {
     JanusImage image = {width, height, NULL};
     JanusAskOptions options = janus_ask_defaults();
     image.rgb = rgb;

@@ -10,7 +10,8 @@
    The program's name chooses the target: fuzz-model, fuzz-image, ... Compiled with -DSTANDALONE it is a program without
    a fuzzer, fuzz-replay FOLDER ... [-runs=N], which runs every file FOLDER/TARGET/NAME and then N mutations of them.
    Run it in the project's folder. janus.c is compiled in whole, but what it opens are files in memory, what it prints
-   vanishes, and a model file ends exactly where its memory does, so that the address sanitizer sees each byte beyond. */
+   vanishes, and a model file ends exactly where its memory does, so that the address sanitizer sees each byte
+   beyond. */
 
 #define _POSIX_C_SOURCE 200809L
 #define JANUS_NO_MMAP
@@ -47,7 +48,8 @@ static FILE *open_bytes(Bytes bytes) {
 
 static FILE *world_open(const char *path, const char *mode) {
     const size_t length = strlen(path);
-    if (mode[0] == 'r') return open_bytes(length > 5 && strcmp(path + length - 5, ".gguf") == 0 ? world.model : world.other);
+    if (mode[0] == 'r')
+        return open_bytes(length > 5 && strcmp(path + length - 5, ".gguf") == 0 ? world.model : world.other);
     if (!world.keep_written) return fopen("/dev/null", "wb");
     free(world.written.bytes);
     return open_memstream(&world.written.bytes, &world.written.size);
@@ -196,7 +198,8 @@ static void run_pictures(JanusSession *session, const JanusImage *image, JanusEr
     janus_image_free(&drawn[0]);
     janus_image_free(&drawn[1]);
     if (went_well(janus_encode_image(session, image, ids, error), error)) {
-        for (int i = 0; i < info.image_tokens; i++) promise(ids[i] >= 0 && ids[i] < info.codebook_size, "ids of the codebook");
+        for (int i = 0; i < info.image_tokens; i++)
+            promise(ids[i] >= 0 && ids[i] < info.codebook_size, "ids of the codebook");
         went_well(janus_decode_image(session, ids, &decoded, error), error);
         janus_image_free(&decoded);
     }
@@ -295,7 +298,8 @@ static void fuzz_image(const uint8_t *data, size_t size) {
     }
     promise(image.width > 0 && image.height > 0 && image.rgb != NULL, "an image");
     check_stored(data, size, &image);
-    if ((int64_t)image.width * image.height > 1 << 24) { /* each pixel is touched thrice below: too long with sanitizers */
+    /* each pixel is touched thrice below: too long with sanitizers */
+    if ((int64_t)image.width * image.height > 1 << 24) {
         janus_image_free(&image);
         return;
     }
@@ -333,7 +337,8 @@ static void check_ids(const uint8_t *data, size_t size, JanusError *error) {
         ids[i] = data[i] + (i > 0 && data[i - 1] > 127 ? 20 : 0);
         good = good && ids[i] < seed_model->config.vocab;
     }
-    promise(good == went_well(janus_detokenize(seed_model, ids, size, &text, &length, error), error), "known ids are text");
+    promise(good == went_well(janus_detokenize(seed_model, ids, size, &text, &length, error), error),
+            "known ids are text");
     promise(!good || utf8_valid(text, length), "text is UTF-8");
     free(text);
     free(ids);
@@ -349,7 +354,8 @@ static void fuzz_text(const uint8_t *data, size_t size) {
     if (size > 0) memcpy(text, data, size);
     text[size] = 0;
     const int valid = utf8_valid(text, size);
-    promise(valid == went_well(janus_tokenize(seed_model, text, size, &ids, &count, &error), &error), "all UTF-8 has ids");
+    promise(valid == went_well(janus_tokenize(seed_model, text, size, &ids, &count, &error), &error),
+            "all UTF-8 has ids");
     if (valid) {
         promise(went_well(janus_detokenize(seed_model, ids, count, &back, &length, &error), &error), "ids have a text");
         promise(count <= size && length == size && memcmp(back, text, size) == 0, "the text comes back");
@@ -380,7 +386,8 @@ static int run_program_on(int count, char **arguments, Bytes input) {
 static void fuzz_ids(const uint8_t *data, size_t size) {
     char *text = need(malloc(size + 1));
     char decode[2][12] = {"decode", "ids.txt"}, tokenize[3][12] = {"tokenize", "--decode", "-"};
-    char *decode_line[] = {decode[0], decode[0], decode[1]}, *tokenize_line[] = {tokenize[0], tokenize[0], tokenize[1], tokenize[2]};
+    char *decode_line[] = {decode[0], decode[0], decode[1]},
+         *tokenize_line[] = {tokenize[0], tokenize[0], tokenize[1], tokenize[2]};
     size_t count = 0;
     if (size > 0) memcpy(text, data, size);
     text[size] = 0;
@@ -451,7 +458,8 @@ size_t LLVMFuzzerMutate(uint8_t *data, size_t size, size_t limit);
 #include "mutate_gguf.h"
 
 size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t limit, unsigned int random_seed) {
-    return target->run == fuzz_model ? mutate_model(data, size, limit, random_seed) : LLVMFuzzerMutate(data, size, limit);
+    return target->run == fuzz_model ? mutate_model(data, size, limit, random_seed)
+                                     : LLVMFuzzerMutate(data, size, limit);
 }
 
 static void on_timer(int number) { promise(number == 0, "10 seconds of the processor are enough"); }
@@ -463,7 +471,8 @@ int LLVMFuzzerInitialize(int *count, char ***arguments) {
         if (strncmp(name, "fuzz-", 5) == 0 && strcmp(name + 5, TARGETS[i].name) == 0) target = &TARGETS[i];
 #ifndef STANDALONE
     if (target == NULL) {
-        fprintf(stderr, "the program's name chooses the target: fuzz-model, fuzz-image, fuzz-text, fuzz-ids or fuzz-options\n");
+        fprintf(stderr,
+                "the program's name chooses the target: fuzz-model, fuzz-image, fuzz-text, fuzz-ids or fuzz-options\n");
         exit(1);
     }
     if (freopen("/dev/null", "wb", stdout) == NULL) exit(1);

@@ -84,7 +84,8 @@ static bool read_entries(Mutation *m) {
     enum { HEADER = 1 + 4 + 4 + 8 + 8 };
     if (m->size < HEADER) return false;
     const uint64_t tensors = number_at(m, 9, 8), metadata = number_at(m, 17, 8);
-    if (tensors > ENTRIES || metadata > ENTRIES || tensors + metadata > ENTRIES || tensors + metadata == 0) return false;
+    if (tensors > ENTRIES || metadata > ENTRIES || tensors + metadata > ENTRIES || tensors + metadata == 0)
+        return false;
     m->bad = false;
     m->entries = (int)(tensors + metadata);
     m->metadata = (int)metadata;
@@ -103,8 +104,10 @@ static bool resize_at(Mutation *m, size_t at, size_t size, size_t wanted) {
 
 /* Another number instead of `value`: a neighbour, an edge, a power of two or anything. */
 static uint64_t other_number(Mutation *m, uint64_t value) {
-    static const uint64_t edges[] = {0, 1, 2, 3, 4, 8, 16, 31, 32, 33, 64, 255, 256, 4096, 65535, 65536, INT32_MAX,
-                                     0x80000000u, UINT32_MAX, 1ull << 32, 1ull << 40, INT64_MAX, 1ull << 63, UINT64_MAX};
+    static const uint64_t edges[] = {0,          1,          2,          3,         4,          8,
+                                     16,         31,         32,         33,        64,         255,
+                                     256,        4096,       65535,      65536,     INT32_MAX,  0x80000000u,
+                                     UINT32_MAX, 1ull << 32, 1ull << 40, INT64_MAX, 1ull << 63, UINT64_MAX};
     switch (next_random(m, 7)) {
     case 0: return value + 1 + next_random(m, 3);
     case 1: return value - 1 - next_random(m, 3);
@@ -135,7 +138,8 @@ static void change_array(Mutation *m) {
     int count = 0;
     while (count < m->field_count && m->fields[count].kind != COUNT) count++;
     if (count + 2 >= m->field_count) return;
-    const Field *field = &m->fields[count], *element = field + 1 + next_random(m, (uint32_t)(m->field_count - count - 1));
+    const Field *field = &m->fields[count],
+                *element = field + 1 + next_random(m, (uint32_t)(m->field_count - count - 1));
     const size_t bytes = (size_t)element->size + (element->kind == STRING ? (size_t)number_at(m, element->at, 8) : 0);
     const bool removes = next_random(m, 2);
     if (!resize_at(m, element->at, removes ? bytes : 0, removes ? 0 : bytes)) return;
@@ -180,7 +184,8 @@ static void change_size(Mutation *m) {
         for (int f = 0; f < m->field_count; f++) {
             const Field *field = &m->fields[f];
             const uint64_t value = number_at(m, field->at, field->size);
-            const bool is_size = field->kind == DIMENSION || (field->kind == NUMBER && field->size == 4 && m->field_count < 8);
+            const bool is_size =
+                field->kind == DIMENSION || (field->kind == NUMBER && field->size == 4 && m->field_count < 8);
             if (is_size && value % old == 0 && value / old >= 1 && value / old <= multiples)
                 set_number(m, field->at, field->size, value / old * wanted);
         }
@@ -192,7 +197,8 @@ static void copy_number(Mutation *m, const Field *field) {
     const Field to = *field;
     read_entry(m, m->starts[next_random(m, (uint32_t)m->metadata)], false);
     const Field *from = &m->fields[m->field_count - 1];
-    if (from->kind == NUMBER && to.kind != STRING && to.kind != KIND) set_number(m, to.at, to.size, number_at(m, from->at, from->size));
+    if (from->kind == NUMBER && to.kind != STRING && to.kind != KIND)
+        set_number(m, to.at, to.size, number_at(m, from->at, from->size));
 }
 
 static size_t mutate_model(uint8_t *data, size_t size, size_t limit, unsigned random_seed) {

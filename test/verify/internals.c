@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* janus.c with some of its inner functions made visible, for test/verify/verify_rng.py and test/test_formats.py: test_NAME
-   calls NAME. */
+/* janus.c with some of its inner functions made visible, for test/verify/verify_rng.py and test/test_formats.py:
+   test_NAME calls NAME. */
 #define JANUS_LIBRARY
 #include "../../janus.c"
 
@@ -13,5 +13,7 @@ void test_scale_temperature(float *x, int V, double temperature) { scale_tempera
 void test_softmax_probs(float *probs, const float *logits, int V) { softmax_probs(probs, logits, V); }
 void test_keep_top_k(float *logits, int V, int top_k, float *largest) { keep_top_k(logits, V, top_k, largest); }
 void test_keep_top_p(float *logits, int V, double top_p, RankedLogit *ranked) { keep_top_p(logits, V, top_p, ranked); }
-void test_expand_row(float *out, int type, const void *row, int64_t begin, int64_t n) { expand_plain(out, type, row, begin, n); }
+void test_expand_row(float *out, int type, const void *row, int64_t begin, int64_t n) {
+    expand_plain(out, type, row, begin, n);
+}
 void test_quantize_row(void *out, int type, const float *x, int64_t cols) { quantize_row(out, type, x, cols); }
