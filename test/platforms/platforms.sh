@@ -185,8 +185,8 @@ works() {
     printf '#include <errno.h>\n#include <stdio.h>\nint main(void) { puts("works"); return 0; }\n' >$BUILD/probe.c
     reason="needs $packages"
     fetch_compiler && compile program $BUILD/probe.c >$BUILD/log 2>&1 || return
-    [ -z "$runner" ] || command -v "${runner%% *}" >/dev/null || return
     [ "$runner" = - ] && return
+    [ -z "$runner" ] || command -v "${runner%% *}" >/dev/null || return
     reason="${runner:-this machine} does not run a program that prints a line"
     [ "$({ timeout -s KILL 60 $runner ./$BUILD/program; } 2>/dev/null | tr -d '\r')" = works ]
 }
