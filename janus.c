@@ -2180,7 +2180,7 @@ static void pool_run(Pool *p, Job job, void *ctx, int64_t count, int64_t grain) 
         Q6_K  blocks of 256, 16 groups of 16: 128 bytes of the low 4 bits of q, 64 of the high 2,
               an int8 s for each group, f16 d                                w = (d s) (q - 32)    210 bytes
       A format is one row of the table NUMBER_FORMATS and two functions, from blocks to floats and back. Loading,
-      embeddings, products, quantize and info need no more; the kernels of section 13 know a faster way for some formats.
+      embeddings, products, quantize and info need no more; section 13 knows a faster way for some formats.
    ================================================================================================================== */
 
 enum { TYPE_F32 = 0, TYPE_F16 = 1, TYPE_Q4_0 = 2, TYPE_Q8_0 = 8, TYPE_Q4_K = 12, TYPE_Q6_K = 14, TYPE_BF16 = 30 };

@@ -602,7 +602,7 @@ def test_usage(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "model", MICRO)
     for arguments, words in (
         (["model"], "say which file to write: -o OUT.gguf"),
-        (["model", "-o", "o.gguf", "--dtype", "q4_k"], "invalid choice: 'q4_k'"),
+        (["model", "-o", "o.gguf", "--dtype", "q5_1"], "invalid choice: 'q5_1'"),
         (["model", "-o", "o.gguf", "--roles", "base"], "invalid choice: 'base'"),
     ):
         result = run(*arguments, cwd=tmp_path)
