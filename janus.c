@@ -1305,7 +1305,9 @@ static void read_turn(Context *cx, const JanusModel *m, Conversation *conversati
     float *x = scratch(cx, T, width), *seen = scratch(cx, image_count * seen_rows, width);
     for (int i = 0; i < image_count && !has_failed(cx); i++) see_image(cx, m, &images[i], seen + i * seen_rows * width);
     if (has_failed(cx)) return;
-    embed_prompt(m, list->ids, T, conversation->unread_count, seen, x); /* an answer may say a placeholder */
+    /* BOS and what an answer left unread stand for themselves, even where such an id is the placeholder's */
+    const int64_t literal = conversation->unread_count + (sequence->own.length == 0);
+    embed_prompt(m, list->ids, T, literal, seen, x);
     tap_ids(cx, "text.token_ids", list->ids, T, 0);
     tap(cx, "text.embeddings", x, T, width, 0);
     for (int64_t t = 0; t < T && !has_failed(cx);) {
