@@ -985,7 +985,7 @@ static void embed_image_ids(Context *cx, const JanusModel *m, const int32_t *ids
     for (int64_t i = 0; i < N && !has_failed(cx); i++) weight_row(rows + i * c->code_dim, &m->gen_embed, ids[i]);
     adaptor(cx, out, rows, m->gen_aligner, c->gen_aligner_depth, N, hidden);
     check_finite(cx, "generation.embedding", out, N * c->hidden);
-    tap(cx, "generation.embedding", out, c->hidden, 0, 0); /* the first picture's */
+    hand_over(cx, "generation.embedding", JANUS_FLOAT32, out, c->hidden, 0, 0); /* the first picture's */
     scratch_release(cx, mark);
 }
 
@@ -1204,8 +1204,8 @@ static void pick_image_ids(Context *cx, const JanusGenerateOptions *options, Tor
         float *guided = probs + n * K;
         guide(guided, logits + 2 * n * K, logits + (2 * n + 1) * K, K, options->cfg_weight);
         if (n == 0) {
-            tap(cx, "generation.logits.cond", logits, K, 0, 0);
-            tap(cx, "generation.logits.uncond", logits + K, K, 0, 0);
+            hand_over(cx, "generation.logits.cond", JANUS_FLOAT32, logits, K, 0, 0);
+            hand_over(cx, "generation.logits.uncond", JANUS_FLOAT32, logits + K, K, 0, 0);
             tap(cx, "generation.logits", guided, K, 0, 0);
         }
         ids[n] = argmax(guided, K);
