@@ -117,7 +117,7 @@ typedef struct {
     float vit_epsilon;
     int aligner_depth, gen_aligner_depth, gen_head_width; /* [2], [2], E [2048] */
     /* VQ: K [16384], [8], [256], [24], [128], [5], [1 1 2 2 4], [2], [32] */
-    int codebook, code_dim, z_channels, grid, base_channels, levels, multipliers[LEVEL_LIMIT], res_blocks, groups;
+    int codebook, code_dim, z_channels, grid, base_channels, vq_levels, multipliers[LEVEL_LIMIT], res_blocks, groups;
     float group_epsilon;
     int min_side, background[3]; /* preprocessing */
     float mean[3], std[3];
@@ -212,7 +212,7 @@ struct JanusModel {
 static int vision_tokens(const Config *c) { return (c->image_side / c->patch) * (c->image_side / c->patch); }
 
 /* The side of the pictures that are drawn, and how many tokens one is. */
-static int drawn_side(const Config *c) { return c->grid << (c->levels - 1); }
+static int drawn_side(const Config *c) { return c->grid << (c->vq_levels - 1); }
 static int64_t image_tokens(const Config *c) { return (int64_t)c->grid * c->grid; }
 
 /* ==================================================================================================================
@@ -240,14 +240,14 @@ static void linear(Context *cx, float *out, const float *x, const Weight *w, con
 static void apply(Context *cx, float *out, const float *x, const Linear *layer, int64_t T);
 
 typedef struct {
-    int64_t H, W, I; /* height, width and channels of the image, before upsampling */
+    int64_t height, width, channels; /* of the image, before upsampling */
     int kernel, stride;
-    int pad;         /* zeros above and to the left; right and bottom follow from the output's height and width */
-    int64_t Ho, Wo;
+    int pad;         /* zeros above and to the left; right and bottom follow from the output's size */
+    int64_t out_height, out_width;
     int upsample;    /* 1: the image is first doubled, each pixel becoming 2 x 2 */
 } ConvShape;
 
-/* out (Ho*Wo, rows of w) = the convolution of the image x (H*W, I) with w + bias */
+/* out (out_height*out_width, rows of w) = the convolution of the image x (height*width, channels) with w + bias */
 static void conv2d(Context *cx, float *out, const float *x, const Weight *w, const float *bias, const ConvShape *shape);
 
 /* Every one of T queries attends to every one of T keys: out (T, heads*d); q, k, v are rows `stride` apart. */
@@ -405,11 +405,8 @@ static void vit_forward(Context *cx, const JanusModel *m, const float *pixels, f
     const int64_t T = vision_tokens(c), width = c->vit_width, grid = c->image_side / c->patch;
     const ArenaBlock *mark = scratch_mark(cx);
     float *h = scratch(cx, T, width), *wide = scratch(cx, T, max_i64(3 * width, c->vit_mlp));
-    ConvShape shape = {0};
-    shape.H = shape.W = c->image_side;
-    shape.I = 3;
-    shape.kernel = shape.stride = c->patch;
-    shape.Ho = shape.Wo = grid;
+    const ConvShape shape = {.height = c->image_side, .width = c->image_side, .channels = 3, .kernel = c->patch,
+                             .stride = c->patch, .out_height = grid, .out_width = grid};
     conv2d(cx, x, pixels, &m->patch_embed.weight, m->patch_embed.bias, &shape);
     tap(cx, "vision.patch_embed", x, T, width, 0);
     add(cx, x, m->pos_embed, T * width);
@@ -812,11 +809,8 @@ static void keep_top_p(float *logits, int V, double top_p, RankedLogit *ranked) 
 
 /* 3x3 convolution of x (side*side, in) that keeps the side: zeros around the border. */
 static void conv3x3(Context *cx, float *out, const float *x, const Linear *layer, int64_t side) {
-    ConvShape shape = {0};
-    shape.H = shape.W = shape.Ho = shape.Wo = side;
-    shape.I = layer->weight.cols / 9;
-    shape.kernel = 3;
-    shape.stride = shape.pad = 1;
+    const ConvShape shape = {.height = side, .width = side, .channels = layer->weight.cols / 9, .kernel = 3,
+                             .stride = 1, .pad = 1, .out_height = side, .out_width = side};
     conv2d(cx, out, x, &layer->weight, layer->bias, &shape);
 }
 
@@ -867,11 +861,11 @@ static void mid_block(Context *cx, const Config *c, const VqHalf *half, float *x
 /* Floats that the widest stage of encoder and decoder holds; -1: too many to count. */
 static int64_t vq_room(const Config *c) {
     int64_t room = image_tokens(c) * c->z_channels;
-    for (int i = 0; i < c->levels; i++) {
-        const int64_t side = (int64_t)c->grid << (c->levels - 1 - i);
+    for (int i = 0; i < c->vq_levels; i++) {
+        const int64_t side = (int64_t)c->grid << (c->vq_levels - 1 - i);
         /* a level is entered with the width of the level before it, on either way */
         for (int beside = i - 1; beside <= i + 1; beside++) {
-            const int multiplier = beside < 0 ? 1 : beside >= c->levels ? c->multipliers[i] : c->multipliers[beside];
+            const int multiplier = beside < 0 ? 1 : beside >= c->vq_levels ? c->multipliers[i] : c->multipliers[beside];
             const int64_t floats = checked_product(side, side, (int64_t)c->base_channels * multiplier);
             if (floats < 0) return -1;
             if (floats > room) room = floats;
@@ -882,12 +876,8 @@ static int64_t vq_room(const Config *c) {
 
 /* Halves the side: x (side*side, C) -> out (side/2 * side/2, C). Zeros to the right and below only. */
 static void downsample(Context *cx, float *out, const float *x, const Linear *layer, int64_t side) {
-    ConvShape shape = {0};
-    shape.H = shape.W = side;
-    shape.I = layer->weight.rows;
-    shape.kernel = 3;
-    shape.stride = 2;
-    shape.Ho = shape.Wo = side / 2;
+    const ConvShape shape = {.height = side, .width = side, .channels = layer->weight.rows, .kernel = 3, .stride = 2,
+                             .out_height = side / 2, .out_width = side / 2};
     conv2d(cx, out, x, &layer->weight, layer->bias, &shape);
 }
 
@@ -895,20 +885,20 @@ static void downsample(Context *cx, float *out, const float *x, const Linear *la
 static void vq_encoder_levels(Context *cx, const JanusModel *m, float *x, float *y) {
     const Config *c = &m->config;
     int64_t side = drawn_side(c);
-    for (int i = 0; i < c->levels; i++) {
+    for (int i = 0; i < c->vq_levels; i++) {
         const VqLevel *level = &m->vq_encoder.level[i];
         const int64_t width = (int64_t)c->base_channels * c->multipliers[i];
         for (int b = 0; b < c->res_blocks; b++) {
             res_block(cx, c, &level->res[b], x, side);
-            if (i == c->levels - 1) attn_block(cx, c, &level->attn[b], x, side * side);
+            if (i == c->vq_levels - 1) attn_block(cx, c, &level->attn[b], x, side * side);
         }
-        if (i < c->levels - 1) {
+        if (i < c->vq_levels - 1) {
             downsample(cx, y, x, &level->resample, side);
             side /= 2;
             copy(cx, x, y, side * side * width);
         }
         tap(cx, name_of(NEW_NAME, "vq.encoder.level.%d", i), x, side * side, width, 0);
-        progress(cx, "encode", i + 1, c->levels);
+        progress(cx, "encode", i + 1, c->vq_levels);
     }
     mid_block(cx, c, &m->vq_encoder, x, side);
 }
@@ -997,13 +987,8 @@ static void embed_image_ids(Context *cx, const JanusModel *m, const int32_t *ids
 
 /* Doubles the side: every pixel four times, then a 3x3 convolution; x (side*side, C) -> out (4*side*side, C). */
 static void upsample(Context *cx, float *out, const float *x, const Linear *layer, int64_t side) {
-    ConvShape shape = {0};
-    shape.H = shape.W = side;
-    shape.I = layer->weight.rows;
-    shape.kernel = 3;
-    shape.stride = shape.pad = 1;
-    shape.Ho = shape.Wo = 2 * side;
-    shape.upsample = 1;
+    const ConvShape shape = {.height = side, .width = side, .channels = layer->weight.rows, .kernel = 3, .stride = 1,
+                             .pad = 1, .out_height = 2 * side, .out_width = 2 * side, .upsample = 1};
     conv2d(cx, out, x, &layer->weight, layer->bias, &shape);
 }
 
@@ -1011,13 +996,13 @@ static void upsample(Context *cx, float *out, const float *x, const Linear *laye
 static void vq_decoder_levels(Context *cx, const JanusModel *m, float **x, float **y) {
     const Config *c = &m->config;
     int64_t side = c->grid;
-    for (int i = 0; i < c->levels; i++) {
+    for (int i = 0; i < c->vq_levels; i++) {
         const VqLevel *level = &m->vq_decoder.level[i];
         for (int b = 0; b <= c->res_blocks; b++) {
             res_block(cx, c, &level->res[b], *x, side);
             if (i == 0) attn_block(cx, c, &level->attn[b], *x, side * side);
         }
-        if (i < c->levels - 1) {
+        if (i < c->vq_levels - 1) {
             float *filled = *y;
             upsample(cx, filled, *x, &level->resample, side);
             *y = *x;
@@ -1025,8 +1010,8 @@ static void vq_decoder_levels(Context *cx, const JanusModel *m, float **x, float
             side *= 2;
         }
         tap(cx, name_of(NEW_NAME, "vq.decoder.level.%d", i), *x, side * side,
-            (int64_t)c->base_channels * c->multipliers[c->levels - 1 - i], 0);
-        progress(cx, "decode", i + 1, c->levels);
+            (int64_t)c->base_channels * c->multipliers[c->vq_levels - 1 - i], 0);
+        progress(cx, "decode", i + 1, c->vq_levels);
     }
 }
 
@@ -1472,7 +1457,7 @@ static bool path_is_folder(const char *path) {
 #endif
 }
 
-static bool path_is_device(const char *path) {
+static bool path_is_special(const char *path) {
 #if defined(_WIN32)
     (void)path;
     return false;
@@ -1822,7 +1807,7 @@ static void output_open(OutputFile *out, const char *path) {
         out->failure = EISDIR;
         return;
     }
-    if (!path_is_device(path) && (out->temporary = malloc(size)) == NULL) {
+    if (!path_is_special(path) && (out->temporary = malloc(size)) == NULL) {
         out->failure = ENOMEM;
         return;
     }
@@ -2656,7 +2641,7 @@ static void weight_row(float *out, const Weight *w, int64_t row) {
 }
 
 /* Floats (cols) to one row of the given type. */
-static void quantize_row(void *out, int type, const float *x, int64_t cols) {
+static void encode_row(void *out, int type, const float *x, int64_t cols) {
     const NumberFormat *format = find_format(type);
     format->encode(out, x, cols / format->elements);
 }
@@ -2688,7 +2673,7 @@ typedef struct { /* rows of numbers of one type, `stride` bytes from one to the 
     int64_t stride;
 } Rows;
 
-/* Asks for the cache line at p, which is read soon and once; nothing where compilers have no word for it. */
+/* Prefetches the cache line at p, which is read soon and once; a no-op where the compiler has no builtin for it. */
 #if defined(__GNUC__) && !defined(__TINYC__)
 #define prefetch(p) __builtin_prefetch((p), 0, 2)
 #else
@@ -2696,11 +2681,11 @@ typedef struct { /* rows of numbers of one type, `stride` bytes from one to the 
 #endif
 
 enum { MAX_TILE_ROWS = 16, K_STEP = 256 }; /* columns are packed at most K_STEP at a time */
-enum { ROUNDED = 16 * BLOCK };             /* elements a group when a few rows of x are packed as int8 */
-enum { DOT_LEVELS = 127 };                 /* the largest magnitude of a block is scaled to this */
+enum { INT8_GROUP = 16 * BLOCK };          /* elements a group when a few rows of x are packed as int8 */
+enum { INT8_MAX_X = 127 };                 /* the largest magnitude of a block is scaled to this */
 enum { L1_FLOATS = 6144 };                 /* floats of x that still fit a 32 KiB L1 while weights stream through */
 /* largest integers of x and W such that BLOCK products sum to less than 2^31 */
-enum { FINE_ROWS = 16383, FINE_WEIGHTS = 4095 };
+enum { INT16_MAX_X = 16383, INT16_MAX_W = 4095 };
 
 /* out[t * out_stride + o] = x[t] . w[o] + bias[o] for t < T, first <= o < last; rows of length n. The rows of x are
    padded with zeros to whole BLOCKs, or rounded (Packing); best aligned to 64 bytes. */
@@ -2711,12 +2696,12 @@ typedef void DotProducts(float *out, int64_t out_stride, const float *x, int64_t
      exact    32 and 32: floats        bf16  16 and 16: pairs of bf16
      integer  10 and  9: eight words of four int8, the block's scale, and for rows of x a correction
               18 and 17 on AVX2: sixteen words of two int16, as it multiplies no int8 of both signs, and the same;
-              of bf16 weights too, which are rounded by block to FINE_WEIGHTS, and x to FINE_ROWS */
+              of bf16 weights too, which are rounded by block to INT16_MAX_W, and x to INT16_MAX_X */
 typedef struct {
     int tile_rows, tile_cols; /* tile_rows is at most MAX_TILE_ROWS */
-    int few_rows;             /* up to so many rows of x, dot products are faster than these tiles */
+    int few_rows_limit;             /* up to so many rows of x, dot products are faster than these tiles */
     int row_words, weight_words;
-    int levels; /* integers: the largest element of a block of x becomes so many; else 0 */
+    int max_int; /* integers: what the largest element of a block of x becomes; else 0 */
     /* out (n, tile_rows): element k of row r at out[k * tile_rows + r] */
     void (*pack_rows)(float *out, const float *const *rows, int64_t n);
     /* out (n, tile_cols): element begin + k of row c at out[k * tile_cols + c], zero where c >= count */
@@ -2724,9 +2709,9 @@ typedef struct {
     /* out[r * stride + c] = (add ? out[r * stride + c] : 0) + sum over k < n of a[k][r] b[k][c] for the first `rows`
        rows of the tile, all columns; what lies after those rows is undefined */
     void (*tile)(float *out, int64_t stride, const float *a, const float *b, int64_t rows, int64_t n, int add);
-    /* For few rows: x (n) as dot wants it, rounded_words floats for every ROUNDED elements; 0, NULL: x as it is */
-    int rounded_words;
-    void (*round_row)(float *out, const float *x, int type, int64_t n);
+    /* For few rows: x (n) as int8, int8_group_words floats for every INT8_GROUP elements; 0, NULL: x as it is */
+    int int8_group_words;
+    void (*int8_row)(float *out, const float *x, int type, int64_t n);
     DotProducts *dot;
 } Packing;
 
@@ -2906,7 +2891,7 @@ static void store_f16_plain(uint16_t *out, const float *x, int64_t n) {
 
 static const Kernels kernels_plain = {
     .name = "plain",
-    .exact = {.tile_rows = PLAIN_ROWS, .tile_cols = PLAIN_COLS, .few_rows = 4, .row_words = BLOCK,
+    .exact = {.tile_rows = PLAIN_ROWS, .tile_cols = PLAIN_COLS, .few_rows_limit = 4, .row_words = BLOCK,
               .weight_words = BLOCK, .pack_rows = pack_rows_plain, .pack_weights = pack_weights_plain,
               .tile = tile_plain, .dot = dot_plain},
     .expand = expand_plain,
@@ -3003,15 +2988,15 @@ static const Kernels kernels_plain = {
      b_low_nibbles b_high_nibbles    (b) each byte's low or high four bits, less 8
      v_widen(w, b)                   vf w[16 / VL] = the sixteen as floats
    Only where there are products of small integers; without them, --fast takes the exact tiles for Q8_0 and Q4_0:
-     quant, LEVELS                   the type that tiles multiply, int8_t or int16_t; the largest that x is rounded to
+     quant, QUANT_MAX                the type that tiles multiply, int8_t or int16_t; the largest that x is rounded to
      vi                              VL int32
      i_bits(a) i_float(n)            a's bits as vi; n's numbers as vf
      i_dot(sums, w, x)               sums + the products of w's and x's quants, added up within each 32 bits
      b_offset(b)                     weights as i_dot wants them: b, or b + 128 without sign
      b_store(p, b)                   sixteen int8 as quants
-     quantize(out, x, inverse)       BLOCK floats times inverse, rounded, as quants; returns what i_dot's sums must
+     round_block(out, x, inverse)    BLOCK floats times inverse, rounded, as quants; returns what i_dot's sums must
                                      start at: 0, or -128 times the sum of these quants if weights are 128 too large
-     ROUNDED_WORDS                   floats that ROUNDED elements take in few rows (round_row) */
+     INT8_GROUP_WORDS                floats that INT8_GROUP elements take in few rows (int8_row) */
 #if KERNEL_PASS == PASS_NEON
 #define TARGET
 #define vf                float32x4_t
@@ -3055,15 +3040,15 @@ static const Kernels kernels_plain = {
 #ifdef __ARM_FEATURE_DOTPROD
 #define vi                int32x4_t
 #define quant             int8_t
-#define LEVELS            127
-#define ROUNDED_WORDS     (ROUNDED / 4 + 2 * ROUNDED / BLOCK)
+#define QUANT_MAX            127
+#define INT8_GROUP_WORDS     (INT8_GROUP / 4 + 2 * INT8_GROUP / BLOCK)
 #define i_bits            vreinterpretq_s32_f32
 #define i_float           vcvtq_f32_s32
 #define i_dot(sums, w, x) vdotq_s32(sums, vreinterpretq_s8_f32(w), vreinterpretq_s8_f32(x))
 #define b_store(p, b)     vst1q_s8((void *)(p), b)
 #define b_offset(b)       (b)
 
-INLINE int32_t KERNEL(quantize)(void *out, const float *x, float inverse) {
+INLINE int32_t KERNEL(round_block)(void *out, const float *x, float inverse) {
     for (int i = 0; i < BLOCK; i += 8) {
         int16x4_t low = vmovn_s32(vcvtnq_s32_f32(vmulq_n_f32(v_load(x + i), inverse)));
         int16x4_t high = vmovn_s32(vcvtnq_s32_f32(vmulq_n_f32(v_load(x + i + 4), inverse)));
@@ -3151,15 +3136,15 @@ INLINE void KERNEL(store_halves)(uint16_t *out, vf a) {
 #define v_widen(w, b)                                                                                                  \
     ((w)[0] = MM(cvtepi32_ps)(MM(cvtepi8_epi32)(b)), (w)[1] = MM(cvtepi32_ps)(MM(cvtepi8_epi32)(_mm_srli_si128(b, 8))))
 #define v_from_f16(q) _mm256_cvtph_ps(_mm_set_epi64x((int64_t)(q)[1], (int64_t)(q)[0]))
-#define v_gather      KERNEL(gather)
+#define v_gather      KERNEL(gather_lanes)
 #define h_load(p)     _mm_loadu_si128((const void *)(p))
 #define h_store(p, h) _mm_storeu_si128((void *)(p), h)
 /* Tiles in int16: AVX2's products of int8 take one operand unsigned and saturate, those of int16 do neither. Few rows,
    which wait for memory, take int8 all the same (load_bytes). */
 #define vi                __m256i
 #define quant             int16_t
-#define LEVELS            32767
-#define ROUNDED_WORDS     (ROUNDED / 4 + 2 * ROUNDED / BLOCK)
+#define QUANT_MAX            32767
+#define INT8_GROUP_WORDS     (INT8_GROUP / 4 + 2 * INT8_GROUP / BLOCK)
 #define i_bits            _mm256_castps_si256
 #define i_float           _mm256_cvtepi32_ps
 #define i_dot(sums, w, x) KERNEL(add_pairs)(sums, i_bits(w), i_bits(x))
@@ -3182,7 +3167,7 @@ INLINE void KERNEL(store_halves)(uint16_t *out, vf a) {
 #define v_widen(w, b) ((w)[0] = MM(cvtepi32_ps)(MM(cvtepi8_epi32)(b)))
 #define v_from_f16(q)                                                                                                  \
     _mm512_cvtph_ps(_mm256_set_epi64x((int64_t)(q)[3], (int64_t)(q)[2], (int64_t)(q)[1], (int64_t)(q)[0]))
-#define v_gather      KERNEL(gather)
+#define v_gather      KERNEL(gather_lanes)
 #define h_load(p)     _mm256_loadu_si256((const void *)(p))
 #define h_store(p, h) _mm256_storeu_si256((void *)(p), h)
 #endif
@@ -3214,9 +3199,9 @@ INLINE void KERNEL(store_halves)(uint16_t *out, vf a) {
 #if KERNEL_PASS == PASS_AVX512BF16
 #define vi                __m512i
 #define quant             int8_t
-#define LEVELS            127
+#define QUANT_MAX            127
 #define PAIR_WORDS        48 /* floats that two blocks of x take */
-#define ROUNDED_WORDS     (ROUNDED / BLOCK / 2 * PAIR_WORDS)
+#define INT8_GROUP_WORDS     (INT8_GROUP / BLOCK / 2 * PAIR_WORDS)
 #define i_bits            _mm512_castps_si512
 #define i_float           _mm512_cvtepi32_ps
 #define i_dot(sums, w, x) _mm512_dpbusd_epi32(sums, i_bits(w), i_bits(x))
@@ -3235,7 +3220,7 @@ INLINE float KERNEL(largest)(vf a) {
     s = _mm_max_ps(s, _mm_movehl_ps(s, s));
     return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
 }
-INLINE vf KERNEL(gather)(const float *const *rows, int64_t k) {
+INLINE vf KERNEL(gather_lanes)(const float *const *rows, int64_t k) {
     return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(rows[0] + k)), _mm_loadu_ps(rows[4] + k), 1);
 }
 INLINE vi KERNEL(add_pairs)(vi sums, vi w, vi x) {
@@ -3243,7 +3228,7 @@ INLINE vi KERNEL(add_pairs)(vi sums, vi w, vi x) {
     __asm__("" : "+x"(sums)); /* else GCC puts off all additions, and there are more products than registers */
     return sums;
 }
-INLINE int32_t KERNEL(quantize)(void *out, const float *x, float inverse) {
+INLINE int32_t KERNEL(round_block)(void *out, const float *x, float inverse) {
     for (int i = 0; i < BLOCK; i += 16) {
         __m256i low = _mm256_cvtps_epi32(v_mul(v_load(x + i), v_set1(inverse)));
         __m256i high = _mm256_cvtps_epi32(v_mul(v_load(x + i + VL), v_set1(inverse)));
@@ -3253,7 +3238,7 @@ INLINE int32_t KERNEL(quantize)(void *out, const float *x, float inverse) {
     return 0;
 }
 #else
-INLINE vf KERNEL(gather)(const float *const *rows, int64_t k) {
+INLINE vf KERNEL(gather_lanes)(const float *const *rows, int64_t k) {
     vf a = _mm512_castps128_ps512(_mm_loadu_ps(rows[0] + k));
     a = _mm512_mask_broadcast_f32x4(a, 0x00f0, _mm_loadu_ps(rows[4] + k));
     a = _mm512_mask_broadcast_f32x4(a, 0x0f00, _mm_loadu_ps(rows[8] + k));
@@ -3261,7 +3246,7 @@ INLINE vf KERNEL(gather)(const float *const *rows, int64_t k) {
 }
 #endif
 #if KERNEL_PASS == PASS_AVX512BF16
-INLINE int32_t KERNEL(quantize)(void *out, const float *x, float inverse) {
+INLINE int32_t KERNEL(round_block)(void *out, const float *x, float inverse) {
     __m512i low = _mm512_cvtps_epi32(v_mul(v_load(x), v_set1(inverse)));
     __m512i high = _mm512_cvtps_epi32(v_mul(v_load(x + VL), v_set1(inverse)));
     b_store(out, _mm512_cvtepi32_epi8(low));
@@ -3275,9 +3260,9 @@ INLINE int32_t KERNEL(quantize)(void *out, const float *x, float inverse) {
 #define BLOCK_VECTORS (BLOCK / VL)
 #define BLOCK_WORDS   ((int)(BLOCK * sizeof(quant) / 4))
 
-/* The scales of sixteen blocks, as they are: of those from `count` on 0. They are assembled in registers: reloading
-   freshly written short stores as one vector would stall (failed store forwarding). */
-INLINE void KERNEL(gather_halves)(uint64_t *four, const char *block, const int64_t bytes, int64_t count) {
+/* The f16 scales of sixteen blocks, 0 from `count` on. They are assembled in registers: reloading freshly written short
+   stores as one vector would stall (failed store forwarding). */
+INLINE void KERNEL(load_f16_scales)(uint64_t *four, const char *block, const int64_t bytes, int64_t count) {
     memset(four, 0, 4 * sizeof *four);
     UNROLLED_FOR (int i = 0; i < 16; i++) {
         uint16_t half = 0;
@@ -3292,8 +3277,8 @@ INLINE void KERNEL(load_scales)(float *scales, const int type, const char *row, 
     const int64_t count = (end - k) / BLOCK;
     const char *block = row + k / BLOCK * bytes;
     uint64_t four[4];
-    if (count >= 16) KERNEL(gather_halves)(four, block, bytes, 16); /* spares sixteen questions */
-    else KERNEL(gather_halves)(four, block, bytes, count);
+    if (count >= 16) KERNEL(load_f16_scales)(four, block, bytes, 16); /* skips sixteen bounds checks */
+    else KERNEL(load_f16_scales)(four, block, bytes, count);
     UNROLLED_FOR (int i = 0; i < 16; i += VL) v_store(scales + i, v_from_f16(four + i / 4));
 }
 
@@ -3431,13 +3416,13 @@ TARGET static void KERNEL(expand)(float *out, int type, const void *row, int64_t
     BY_TYPE(type, expand_plain(out, type, row, begin, n), KERNEL(expand_type), out, row, begin, n);
 }
 
-/* sums[r][t] = w[r] . x[t] for R rows of W and T <= 4 of x. One row of W at a time streams best from memory, if what is
-   asked for in time goes beyond the page that the processor foresees; where arithmetic binds or x does not stay in the
-   first cache, several rows of W share the loads of x. */
+/* sums[r][t] = w[r] . x[t] for R rows of W and T <= 4 of x. One row of W at a time streams best from memory, with
+   prefetches reaching past the page where the hardware prefetcher stops; when compute-bound, or when x does not fit L1,
+   several rows of W share the loads of x. */
 INLINE void KERNEL(dot_rows)(float (*sums)[4], const int type, const int R, const int T, const float *x,
                              int64_t x_stride, const char *w, int64_t w_stride, int64_t n) {
     const int quantised = type == TYPE_Q8_0 || type == TYPE_Q4_0, chains = R == 1 ? 2 : 1;
-    /* the scale times the sum of a block instead of times its weights */
+    /* apply a block's scale to its sum, not to each weight */
     const int late = quantised && T <= 2 && BLOCK_VECTORS > 2;
     vf sum[DOT_ROWS][4][2], a[BLOCK_VECTORS];
     float scales[DOT_ROWS][16];
@@ -3570,17 +3555,18 @@ INLINE void KERNEL(dot_blocks)(float (*sums)[4], const int type, const int R, co
     vf sum[DOT_ROWS][4];
     UNROLLED_FOR (int r = 0; r < R; r++)
         UNROLLED_FOR (int t = 0; t < T; t++) sum[r][t] = v_zero();
-    for (int64_t begin = 0; begin < blocks; begin += 16, x += ROUNDED_WORDS) {
+    for (int64_t begin = 0; begin < blocks; begin += 16, x += INT8_GROUP_WORDS) {
         float scales[DOT_ROWS][4][16], own[16];
         const int64_t end = min_i64(blocks, begin + 16);
         UNROLLED_FOR (int r = 0; r < R; r++) {
             KERNEL(load_scales)(own, type, w + r * w_stride, begin * BLOCK, end * BLOCK);
             UNROLLED_FOR (int t = 0; t < T; t++)
                 UNROLLED_FOR (int i = 0; i < 16; i += VL) {
-                    const float *x_scales = x + t * x_stride + ROUNDED / 4 + i, *too_much = x_scales + ROUNDED / BLOCK;
+                    const float *x_scales = x + t * x_stride + INT8_GROUP / 4 + i;
+                    const float *corrections = x_scales + INT8_GROUP / BLOCK;
                     v_store(scales[r][t] + i, v_mul(v_load(own + i), v_load(x_scales)));
                     if (KERNEL_PASS == PASS_AVX2 && type == TYPE_Q4_0)
-                        sum[r][t] = v_fma(v_load(own + i), v_load(too_much), sum[r][t]);
+                        sum[r][t] = v_fma(v_load(own + i), v_load(corrections), sum[r][t]);
                 }
         }
         for (int64_t b = 0; b < end - begin; b++)
@@ -3666,7 +3652,7 @@ TARGET static void KERNEL(dot)(float *out, int64_t out_stride, const float *x, i
 }
 
 #ifdef quant
-TARGET static void KERNEL(dot_rounded)(float *out, int64_t out_stride, const float *x, int64_t x_stride, int64_t T,
+TARGET static void KERNEL(dot_int8)(float *out, int64_t out_stride, const float *x, int64_t x_stride, int64_t T,
                                        Rows w, const float *bias, int64_t n, int64_t first, int64_t last) {
     if (w.type == TYPE_Q8_0)
         KERNEL(dot_type)(TYPE_Q8_0, 1, out, out_stride, x, x_stride, T, w, bias, n, first, last);
@@ -3823,21 +3809,21 @@ TARGET static void KERNEL(tile_bf16)(float *out, int64_t stride, const float *a,
 #endif
 
 #ifdef quant
-/* What 1 stands for when the largest of BLOCK elements becomes `levels`. */
-INLINE float KERNEL(block_scale)(const float *x, int levels) {
+/* What 1 stands for when the largest of BLOCK elements becomes `max_int`. */
+INLINE float KERNEL(block_scale)(const float *x, int max_int) {
     vf top = v_zero();
     UNROLLED_FOR (int i = 0; i < BLOCK; i += VL)
         top = v_maximum(top, v_maximum(v_load(x + i), v_sub(v_zero(), v_load(x + i))));
-    return v_largest(top) / (float)levels;
+    return v_largest(top) / (float)max_int;
 }
 
-INLINE void KERNEL(pack_rows_levels)(const int levels, float *out, const float *const *rows, int64_t n) {
+INLINE void KERNEL(pack_rows_rounded)(const int max_int, float *out, const float *const *rows, int64_t n) {
     for (int64_t k = 0; k < n; k += BLOCK, out += (BLOCK_WORDS + 2) * TILE_ROWS) {
         float words[TILE_ROWS][BLOCK_WORDS], scales[TILE_ROWS], corrections[TILE_ROWS];
         const float *from[TILE_ROWS];
         for (int r = 0; r < TILE_ROWS; r++) {
-            scales[r] = KERNEL(block_scale)(rows[r] + k, levels);
-            const int32_t start = KERNEL(quantize)(words[r], rows[r] + k, scales[r] > 0 ? 1 / scales[r] : 0);
+            scales[r] = KERNEL(block_scale)(rows[r] + k, max_int);
+            const int32_t start = KERNEL(round_block)(words[r], rows[r] + k, scales[r] > 0 ? 1 / scales[r] : 0);
             memcpy(&corrections[r], &start, sizeof start);
             from[r] = words[r];
         }
@@ -3848,7 +3834,7 @@ INLINE void KERNEL(pack_rows_levels)(const int levels, float *out, const float *
 }
 
 TARGET static void KERNEL(pack_rows_integer)(float *out, const float *const *rows, int64_t n) {
-    KERNEL(pack_rows_levels)(LEVELS, out, rows, n);
+    KERNEL(pack_rows_rounded)(QUANT_MAX, out, rows, n);
 }
 
 /* out: the words of one block of each column, side by side, then the scales. */
@@ -3880,18 +3866,18 @@ TARGET static void KERNEL(pack_weights_integer)(float *out, Rows w, int64_t coun
 }
 
 #if KERNEL_PASS == PASS_AVX2
-TARGET static void KERNEL(pack_rows_fine)(float *out, const float *const *rows, int64_t n) {
-    KERNEL(pack_rows_levels)(FINE_ROWS, out, rows, n);
+TARGET static void KERNEL(pack_rows_int16)(float *out, const float *const *rows, int64_t n) {
+    KERNEL(pack_rows_rounded)(INT16_MAX_X, out, rows, n);
 }
 
-TARGET static void KERNEL(pack_weights_fine)(float *out, Rows w, int64_t count, int64_t begin, int64_t n) {
+TARGET static void KERNEL(pack_weights_int16)(float *out, Rows w, int64_t count, int64_t begin, int64_t n) {
     float words[TILE_COLS][BLOCK_WORDS] = {{0}};
     float scales[TILE_COLS] = {0}, values[BLOCK];
     for (int64_t k = 0; k < n; k += BLOCK, out += (BLOCK_WORDS + 1) * TILE_COLS) {
         for (int64_t c = 0; c < min_i64(count, TILE_COLS); c++) {
             KERNEL(expand_type)(TYPE_BF16, values, w.data + c * w.stride, begin + k, BLOCK);
-            scales[c] = KERNEL(block_scale)(values, FINE_WEIGHTS);
-            KERNEL(quantize)(words[c], values, scales[c] > 0 ? 1 / scales[c] : 0);
+            scales[c] = KERNEL(block_scale)(values, INT16_MAX_W);
+            KERNEL(round_block)(words[c], values, scales[c] > 0 ? 1 / scales[c] : 0);
         }
         KERNEL(pack_block)(out, words, scales);
     }
@@ -3938,14 +3924,14 @@ TARGET static void KERNEL(tile_integer)(float *out, int64_t stride, const float 
 #if KERNEL_PASS == PASS_AVX512BF16
 /* Few rows in int8, two blocks to a vector: 64 int8 of x, their scales (sixteen floats, eight of each block), and what
    the sixteen sums start at, as weights are unsigned here too: less 128 (Q8_0) or less 8 (Q4_0) times x. */
-TARGET static void KERNEL(round_row)(float *out, const float *x, int type, int64_t n) {
+TARGET static void KERNEL(int8_row)(float *out, const float *x, int type, int64_t n) {
     const __m512i offset = _mm512_set1_epi8(type == TYPE_Q8_0 ? -128 : 8); /* as a byte without sign: 128 */
     for (int64_t k = 0; k < n; k += 2 * BLOCK, out += PAIR_WORDS) {
         int8_t quants[2 * BLOCK] = {0};
         vf scales[2] = {v_zero(), v_zero()};
         for (int b = 0; b < 2 && k + b * BLOCK < n; b++) {
-            float scale = KERNEL(block_scale)(x + k + b * BLOCK, DOT_LEVELS);
-            KERNEL(quantize)(quants + b * BLOCK, x + k + b * BLOCK, scale > 0 ? 1 / scale : 0);
+            float scale = KERNEL(block_scale)(x + k + b * BLOCK, INT8_MAX_X);
+            KERNEL(round_block)(quants + b * BLOCK, x + k + b * BLOCK, scale > 0 ? 1 / scale : 0);
             scales[b] = v_set1(scale);
         }
         __m512i bytes = _mm512_loadu_si512(quants), zero = _mm512_setzero_si512();
@@ -3955,8 +3941,8 @@ TARGET static void KERNEL(round_row)(float *out, const float *x, int type, int64
     }
 }
 #elif defined(quant)
-/* As quantize, to int8 whatever tiles take; returns their sum, if it is needed. */
-INLINE int32_t KERNEL(quantize_bytes)(float *out, const float *x, float inverse) {
+/* As round_block, to int8 whatever tiles take; returns their sum, if it is needed. */
+INLINE int32_t KERNEL(round_block_int8)(float *out, const float *x, float inverse) {
 #if KERNEL_PASS == PASS_AVX2
     __m256i part[4];
     UNROLLED_FOR (int i = 0; i < 4; i++) part[i] = _mm256_cvtps_epi32(v_mul(v_load(x + i * VL), v_set1(inverse)));
@@ -3966,22 +3952,22 @@ INLINE int32_t KERNEL(quantize_bytes)(float *out, const float *x, float inverse)
     v_store(out, v_bits(_mm256_permutevar8x32_epi32(lanes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7))));
     return (int32_t)v_sum(i_float(sums));
 #else
-    return KERNEL(quantize)(out, x, inverse);
+    return KERNEL(round_block)(out, x, inverse);
 #endif
 }
 
-/* Few rows in int8, sixteen blocks at a time: their int8, their scales, and -8 times what the int8 of each stand for
-   together, which is what Q4_0 weights that are 8 too large make too much. */
-TARGET static void KERNEL(round_row)(float *out, const float *x, int type, int64_t n) {
+/* Few rows in int8, sixteen blocks at a time: their int8, their scales, and -8 times each block's sum of x: the
+   correction for Q4_0 weights taken 8 too large. */
+TARGET static void KERNEL(int8_row)(float *out, const float *x, int type, int64_t n) {
     (void)type;
-    for (int64_t k = 0; k < n; k += ROUNDED, out += ROUNDED_WORDS) {
-        float *scales = out + ROUNDED / 4, *too_much = scales + ROUNDED / BLOCK;
-        memset(out, 0, ROUNDED_WORDS * sizeof *out);
-        for (int b = 0; b < ROUNDED / BLOCK && k + b * BLOCK < n; b++) {
+    for (int64_t k = 0; k < n; k += INT8_GROUP, out += INT8_GROUP_WORDS) {
+        float *scales = out + INT8_GROUP / 4, *corrections = scales + INT8_GROUP / BLOCK;
+        memset(out, 0, INT8_GROUP_WORDS * sizeof *out);
+        for (int b = 0; b < INT8_GROUP / BLOCK && k + b * BLOCK < n; b++) {
             const float *from = x + k + b * BLOCK;
-            scales[b] = KERNEL(block_scale)(from, DOT_LEVELS);
-            const int32_t sum = KERNEL(quantize_bytes)(out + b * BLOCK / 4, from, scales[b] > 0 ? 1 / scales[b] : 0);
-            too_much[b] = -8 * scales[b] * (float)sum;
+            scales[b] = KERNEL(block_scale)(from, INT8_MAX_X);
+            const int32_t sum = KERNEL(round_block_int8)(out + b * BLOCK / 4, from, scales[b] > 0 ? 1 / scales[b] : 0);
+            corrections[b] = -8 * scales[b] * (float)sum;
         }
     }
 }
@@ -4149,24 +4135,24 @@ TARGET static void KERNEL(store_f16)(uint16_t *out, const float *x, int64_t n) {
 
 static const Kernels KERNEL(kernels) = {
     .name = KERNEL_TEXT(KERNEL_NAME),
-    .exact = {.tile_rows = TILE_ROWS, .tile_cols = TILE_COLS, .few_rows = 24, .row_words = BLOCK, .weight_words = BLOCK,
-              .pack_rows = KERNEL(pack_rows), .pack_weights = KERNEL(pack_weights), .tile = KERNEL(tile),
-              .dot = KERNEL(dot)},
+    .exact = {.tile_rows = TILE_ROWS, .tile_cols = TILE_COLS, .few_rows_limit = 24, .row_words = BLOCK,
+              .weight_words = BLOCK, .pack_rows = KERNEL(pack_rows), .pack_weights = KERNEL(pack_weights),
+              .tile = KERNEL(tile), .dot = KERNEL(dot)},
 #if KERNEL_PASS == PASS_AVX512BF16
-    .bf16 = {.tile_rows = TILE_ROWS, .tile_cols = TILE_COLS, .few_rows = 12, .row_words = BLOCK / 2,
+    .bf16 = {.tile_rows = TILE_ROWS, .tile_cols = TILE_COLS, .few_rows_limit = 12, .row_words = BLOCK / 2,
              .weight_words = BLOCK / 2, .pack_rows = KERNEL(pack_rows_bf16), .pack_weights = KERNEL(pack_weights_bf16),
              .tile = KERNEL(tile_bf16), .dot = KERNEL(dot)},
 #elif KERNEL_PASS == PASS_AVX2
-    .bf16 = {.tile_rows = TILE_ROWS, .tile_cols = TILE_COLS, .few_rows = 24, .row_words = BLOCK_WORDS + 2,
-             .weight_words = BLOCK_WORDS + 1, .levels = FINE_ROWS, .pack_rows = KERNEL(pack_rows_fine),
-             .pack_weights = KERNEL(pack_weights_fine), .tile = KERNEL(tile_integer), .dot = KERNEL(dot)},
+    .bf16 = {.tile_rows = TILE_ROWS, .tile_cols = TILE_COLS, .few_rows_limit = 24, .row_words = BLOCK_WORDS + 2,
+             .weight_words = BLOCK_WORDS + 1, .max_int = INT16_MAX_X, .pack_rows = KERNEL(pack_rows_int16),
+             .pack_weights = KERNEL(pack_weights_int16), .tile = KERNEL(tile_integer), .dot = KERNEL(dot)},
 #endif
 #ifdef quant
-    .integer = {.tile_rows = TILE_ROWS, .tile_cols = TILE_COLS, .few_rows = KERNEL_PASS == PASS_AVX2 ? 16 : 12,
-                .row_words = BLOCK_WORDS + 2, .weight_words = BLOCK_WORDS + 1, .levels = LEVELS,
+    .integer = {.tile_rows = TILE_ROWS, .tile_cols = TILE_COLS, .few_rows_limit = KERNEL_PASS == PASS_AVX2 ? 16 : 12,
+                .row_words = BLOCK_WORDS + 2, .weight_words = BLOCK_WORDS + 1, .max_int = QUANT_MAX,
                 .pack_rows = KERNEL(pack_rows_integer), .pack_weights = KERNEL(pack_weights_integer),
-                .tile = KERNEL(tile_integer), .rounded_words = ROUNDED_WORDS, .round_row = KERNEL(round_row),
-                .dot = KERNEL(dot_rounded)},
+                .tile = KERNEL(tile_integer), .int8_group_words = INT8_GROUP_WORDS, .int8_row = KERNEL(int8_row),
+                .dot = KERNEL(dot_int8)},
 #endif
     .expand = KERNEL(expand),
     .pack_values = KERNEL(pack_values),
@@ -4199,9 +4185,9 @@ static const Kernels KERNEL(kernels) = {
 #undef h_store
 #undef vi
 #undef quant
-#undef LEVELS
+#undef QUANT_MAX
 #undef PAIR_WORDS
-#undef ROUNDED_WORDS
+#undef INT8_GROUP_WORDS
 #undef i_bits
 #undef i_float
 #undef i_dot
@@ -4276,7 +4262,7 @@ static const Kernels *kernels_at(int i) {
     return i < count ? usable[i] : NULL;
 }
 
-static const char *isa_names(int i) {
+static const char *kernel_name_at(int i) {
     const Kernels *k = kernels_at(i);
     return k ? k->name : NULL;
 }
@@ -4292,7 +4278,7 @@ static const char *isa_names(int i) {
    and every stage returns at once, and whoever began the work asks once, at the end. */
 struct Context {
     Pool *pool;
-    const Kernels *isa;
+    const Kernels *kernels;
     JanusSessionOptions options; /* the caller's: callbacks, cache, fast */
     JanusError error;            /* status JANUS_OK: all is well */
     Arena arena;                 /* the stages' scratch memory */
@@ -4348,13 +4334,13 @@ static void context_free(Context *cx) {
     memset(cx, 0, sizeof *cx);
 }
 
-/* isa: a name of isa_names, or NULL or "native" for the best. 0, or -1: no memory, or no such instruction set here. */
+/* isa: a name of kernel_name_at, or NULL or "native" for the best. -1: no memory, or no such instruction set here. */
 static int context_init(Context *cx, int threads, const char *isa) {
     memset(cx, 0, sizeof *cx);
     int native = isa == NULL || strcmp(isa, "native") == 0;
-    for (int i = 0; cx->isa == NULL && kernels_at(i) != NULL; i++)
-        if (native || strcmp(isa, kernels_at(i)->name) == 0) cx->isa = kernels_at(i);
-    if (cx->isa == NULL) return -1;
+    for (int i = 0; cx->kernels == NULL && kernels_at(i) != NULL; i++)
+        if (native || strcmp(isa, kernels_at(i)->name) == 0) cx->kernels = kernels_at(i);
+    if (cx->kernels == NULL) return -1;
     cx->pool = pool_create(threads);
     return cx->pool != NULL ? 0 : -1;
 }
@@ -4386,30 +4372,32 @@ static float *thread_scratch(const Context *cx, int thread) {
 typedef struct {
     Context *cx;
     float *out;     /* (T, O) */
-    const float *x; /* (T, K), or the image if conv */
-    Rows w;         /* (O, K) */
+    const float *x; /* (T, I), or the image if conv */
+    Rows w;         /* (O, I) */
     const float *bias;
-    int64_t T, O, K;
+    int64_t T, O, I;
     const ConvShape *conv; /* NULL: a linear layer */
     /* The smaller of x and W is packed once, shared by all threads; a job packs its part of the other: */
     int share_weights;  /* 1: a job is row_step rows, all columns; 0: all rows, one tile's width of columns */
     int64_t rows, cols; /* T and O rounded up to whole tiles */
     const Packing *packing;
-    int64_t row_step, k_step; /* K is cut so that what is packed stays in the caches */
+    int64_t row_step, k_step; /* I is cut so that what is packed stays in the caches */
 } Product;
 
 enum { ROW_STEP = 96, MAX_ROWS = 1024 };
 
-/* from[r] = the part from channel `begin` on of the pixel under window position `tap` for output pixel row + r. */
-static void window_pixels(const Product *p, const float **from, int64_t row, int64_t rows, int64_t tap, int64_t begin,
-                          const float *zeros) {
+/* from[r] points at channel `begin` of the input pixel under this position of the window of output pixel row + r; at
+   zeros outside. */
+static void window_pixels(const Product *p, const float **from, int64_t row, int64_t rows, int64_t window_index,
+                          int64_t begin, const float *zeros) {
     const ConvShape *s = p->conv;
-    int64_t oy = row / s->Wo, ox = row % s->Wo;
+    const int64_t down = window_index / s->kernel - s->pad, right = window_index % s->kernel - s->pad;
+    int64_t oy = row / s->out_width, ox = row % s->out_width;
     for (int64_t r = 0; r < rows; r++) {
-        int64_t y = oy * s->stride - s->pad + tap / s->kernel, x = ox * s->stride - s->pad + tap % s->kernel;
-        int outside = y < 0 || x < 0 || y >= s->H << s->upsample || x >= s->W << s->upsample;
-        from[r] = outside ? zeros : p->x + ((y >> s->upsample) * s->W + (x >> s->upsample)) * s->I + begin;
-        if (++ox == s->Wo) {
+        int64_t y = oy * s->stride + down, x = ox * s->stride + right;
+        int outside = y < 0 || x < 0 || y >= s->height << s->upsample || x >= s->width << s->upsample;
+        from[r] = outside ? zeros : p->x + ((y >> s->upsample) * s->width + (x >> s->upsample)) * s->channels + begin;
+        if (++ox == s->out_width) {
             ox = 0;
             oy++;
         }
@@ -4422,13 +4410,13 @@ static int64_t packed_floats(int words, int64_t n) { return (n * words + BLOCK -
    ones. */
 static void pack_input(const Product *p, float *out, int64_t row, int64_t k, int64_t n, const float *zeros) {
     const int64_t tile_rows = p->packing->tile_rows, rows = min_i64(tile_rows, p->T - row);
-    const int64_t width = p->conv ? p->conv->I : p->K;
+    const int64_t width = p->conv ? p->conv->channels : p->I;
     const float *from[MAX_TILE_ROWS];
     for (int64_t count; n > 0; k += count, n -= count) {
         count = min_i64(n, width - k % width);
         if (p->conv) window_pixels(p, from, row, rows, k / width, k % width, zeros);
         for (int64_t r = 0; r < tile_rows; r++)
-            from[r] = r >= rows ? zeros : p->conv ? from[r] : p->x + (row + r) * p->K + k;
+            from[r] = r >= rows ? zeros : p->conv ? from[r] : p->x + (row + r) * p->I + k;
         p->packing->pack_rows(out, from, count);
         out += packed_floats(p->packing->row_words, count) * tile_rows;
     }
@@ -4444,11 +4432,11 @@ static void pack_columns(const Product *p, float *out, int64_t col, int64_t k, i
 /* Prefetches what pack_columns reads next: the same rows' following columns, or the next rows' first ones. */
 static void prefetch_columns(const Product *p, int64_t col, int64_t k) {
     const int64_t cols = p->packing->tile_cols;
-    if (k >= p->K) {
+    if (k >= p->I) {
         col += cols;
         k = 0;
     }
-    const int64_t begin = type_row_bytes(p->w.type, k), end = type_row_bytes(p->w.type, min_i64(k + p->k_step, p->K));
+    const int64_t begin = type_row_bytes(p->w.type, k), end = type_row_bytes(p->w.type, min_i64(k + p->k_step, p->I));
     for (int64_t o = col; o < min_i64(col + cols, p->O); o++)
         for (int64_t byte = begin; byte < end; byte += 64) prefetch(p->w.data + o * p->w.stride + byte);
 }
@@ -4461,8 +4449,8 @@ static void product_block(const Product *p, int thread, int64_t row, int64_t row
     float *sums = thread_scratch(p->cx, thread), *zeros = sums + height * width, *own = zeros + p->k_step;
     memset(zeros, 0, (size_t)p->k_step * sizeof *zeros);
     int share = p->share_weights, row_words = p->packing->row_words, weight_words = p->packing->weight_words;
-    for (int64_t k = 0; k < p->K; k += p->k_step) {
-        int64_t n = min_i64(p->k_step, p->K - k);
+    for (int64_t k = 0; k < p->I; k += p->k_step) {
+        int64_t n = min_i64(p->k_step, p->I - k);
         int64_t a_size = packed_floats(row_words, n), b_size = packed_floats(weight_words, n);
         const float *shared = shared_scratch(p->cx) + (share ? packed_floats(weight_words, k) * p->cols
                                                              : packed_floats(row_words, k) * p->rows);
@@ -4496,7 +4484,7 @@ static void product_job(void *ctx, int thread, int64_t begin, int64_t end) {
         product_block(p, thread, 0, p->T, begin, end);
 }
 
-/* Packs the shared operand, all of K for tiles [begin, end) of it. */
+/* Packs the shared operand, all of I for tiles [begin, end) of it. */
 static void share_job(void *ctx, int thread, int64_t begin, int64_t end) {
     const Product *p = ctx;
     const int64_t size = p->share_weights ? p->packing->tile_cols : p->packing->tile_rows;
@@ -4504,9 +4492,9 @@ static void share_job(void *ctx, int thread, int64_t begin, int64_t end) {
     float *zeros = thread_scratch(p->cx, thread);
     memset(zeros, 0, (size_t)p->k_step * sizeof *zeros);
     int words = p->share_weights ? p->packing->weight_words : p->packing->row_words;
-    for (int64_t k = 0; k < p->K; k += p->k_step)
+    for (int64_t k = 0; k < p->I; k += p->k_step)
         for (int64_t i = begin * size; i < end * size; i += size) {
-            int64_t n = min_i64(p->k_step, p->K - k);
+            int64_t n = min_i64(p->k_step, p->I - k);
             float *out = shared_scratch(p->cx) + packed_floats(words, k) * total + i * packed_floats(words, n);
             if (p->share_weights)
                 pack_columns(p, out, i, k, n);
@@ -4516,25 +4504,25 @@ static void share_job(void *ctx, int thread, int64_t begin, int64_t end) {
 }
 
 static const Packing *choose_packing(const Product *p) {
-    const Kernels *isa = p->cx->isa;
-    int64_t width = p->conv ? p->conv->I : p->K; /* what pack_rows gets is a part of this */
-    int unit = isa->bf16.levels ? BLOCK : 2;
-    if (p->cx->options.fast && isa->bf16.tile && p->w.type == TYPE_BF16 && width % unit == 0) return &isa->bf16;
+    const Kernels *kernels = p->cx->kernels;
+    int64_t width = p->conv ? p->conv->channels : p->I; /* what pack_rows gets is a part of this */
+    int unit = kernels->bf16.max_int ? BLOCK : 2;
+    if (p->cx->options.fast && kernels->bf16.tile && p->w.type == TYPE_BF16 && width % unit == 0) return &kernels->bf16;
     int quantised = p->w.type == TYPE_Q8_0 || p->w.type == TYPE_Q4_0;
-    if (p->cx->options.fast && isa->integer.tile && quantised && width % BLOCK == 0) return &isa->integer;
-    return &isa->exact;
+    if (p->cx->options.fast && kernels->integer.tile && quantised && width % BLOCK == 0) return &kernels->integer;
+    return &kernels->exact;
 }
 
 static void run_product(Product *p) {
     const int64_t tile_rows = p->packing->tile_rows, tile_cols = p->packing->tile_cols;
-    int64_t k_steps = (p->K + K_STEP - 1) / K_STEP;
-    p->k_step = round_up((p->K + k_steps - 1) / k_steps, BLOCK);
+    int64_t k_steps = (p->I + K_STEP - 1) / K_STEP;
+    p->k_step = round_up((p->I + k_steps - 1) / k_steps, BLOCK);
     p->rows = round_up(p->T, tile_rows);
     p->cols = round_up(p->O, tile_cols);
     p->share_weights = p->O < p->T;
     p->row_step = round_up(ROW_STEP, tile_rows);
     int64_t shared = p->share_weights ? p->cols : p->rows, own = p->share_weights ? p->row_step : tile_cols;
-    if (!reserve_scratch(p->cx, shared * p->K, own * (shared + p->k_step) + p->k_step)) return;
+    if (!reserve_scratch(p->cx, shared * p->I, own * (shared + p->k_step) + p->k_step)) return;
     pool_run(p->cx->pool, share_job, p, shared / (p->share_weights ? tile_cols : tile_rows), 1);
     if (p->share_weights)
         pool_run(p->cx->pool, product_job, p, p->T, p->row_step);
@@ -4544,13 +4532,13 @@ static void run_product(Product *p) {
 
 /* From one row of x to the next, as the dot products of few rows want it. */
 static int64_t row_floats(const Packing *packing, int64_t n) {
-    return packing->round_row ? (n + ROUNDED - 1) / ROUNDED * packing->rounded_words : round_up(n, BLOCK);
+    return packing->int8_row ? (n + INT8_GROUP - 1) / INT8_GROUP * packing->int8_group_words : round_up(n, BLOCK);
 }
 
 static void few_rows_job(void *ctx, int thread, int64_t begin, int64_t end) {
     const Product *p = ctx;
     (void)thread;
-    p->packing->dot(p->out, p->O, shared_scratch(p->cx), row_floats(p->packing, p->K), p->T, p->w, p->bias, p->K, begin,
+    p->packing->dot(p->out, p->O, shared_scratch(p->cx), row_floats(p->packing, p->I), p->T, p->w, p->bias, p->I, begin,
                     end);
 }
 
@@ -4566,21 +4554,15 @@ static void pad_rows(float *out, const float *x, int64_t stride, int64_t T, int6
 /* out (T, O) = x (T, I) w^T + bias, w (O, I). */
 static void linear(Context *cx, float *out, const float *x, const Weight *w, const float *bias, int64_t T) {
     int64_t row_bytes = type_row_bytes(w->type, w->cols);
-    Product p = {.cx = cx,
-                 .out = out,
-                 .x = x,
-                 .w = {w->type, w->data, row_bytes},
-                 .bias = bias,
-                 .T = T,
-                 .O = w->rows,
-                 .K = w->cols};
+    Product p = {.cx = cx, .out = out, .x = x, .w = {w->type, w->data, row_bytes}, .bias = bias, .T = T, .O = w->rows,
+                 .I = w->cols};
     p.packing = choose_packing(&p);
     int64_t stride = row_floats(p.packing, w->cols);
-    if (T <= p.packing->few_rows && reserve_scratch(cx, T * stride, 0)) {
+    if (T <= p.packing->few_rows_limit && reserve_scratch(cx, T * stride, 0)) {
         float *rows = shared_scratch(cx);
-        if (!p.packing->round_row) pad_rows(rows, x, w->cols, T, w->cols);
-        for (int64_t t = 0; t < T && p.packing->round_row; t++)
-            p.packing->round_row(rows + t * stride, x + t * w->cols, w->type, w->cols);
+        if (!p.packing->int8_row) pad_rows(rows, x, w->cols, T, w->cols);
+        for (int64_t t = 0; t < T && p.packing->int8_row; t++)
+            p.packing->int8_row(rows + t * stride, x + t * w->cols, w->type, w->cols);
         /* some 64 KiB each */
         pool_run(cx->pool, few_rows_job, &p, w->rows, round_up(max_i64(1, 65536 / row_bytes), 8));
         return;
@@ -4593,18 +4575,10 @@ static void linear(Context *cx, float *out, const float *x, const Weight *w, con
     }
 }
 
-/* out (Ho*Wo, O) = the convolution of x (H*W, I) with w (O, kernel*kernel*I) + bias. */
 static void conv2d(Context *cx, float *out, const float *x, const Weight *w, const float *bias,
                    const ConvShape *shape) {
-    Product p = {.cx = cx,
-                 .out = out,
-                 .x = x,
-                 .w = {w->type, w->data, type_row_bytes(w->type, w->cols)},
-                 .bias = bias,
-                 .T = shape->Ho * shape->Wo,
-                 .O = w->rows,
-                 .K = w->cols,
-                 .conv = shape};
+    Product p = {.cx = cx, .out = out, .x = x, .w = {w->type, w->data, type_row_bytes(w->type, w->cols)}, .bias = bias,
+                 .T = shape->out_height * shape->out_width, .O = w->rows, .I = w->cols, .conv = shape};
     p.packing = choose_packing(&p);
     if (!has_failed(cx)) run_product(&p);
 }
@@ -4617,16 +4591,16 @@ static void apply(Context *cx, float *out, const float *x, const Linear *layer, 
 
    out_t = sum over s of softmax_s(scale q_t . k_s) v_s, over the keys that query t sees, without the (T, S) matrix:
    keys come in blocks, and the running maximum and sum of each query's softmax rescale what was added before
-   (Milakov and Gimelshein 2018, Dao et al. 2022). H query heads share KV key heads. */
+   (Milakov and Gimelshein 2018, Dao et al. 2022). H query heads share G key heads. */
 
-typedef struct { /* keys and values of consecutive positions, (count, d) for each of KV heads */
+typedef struct { /* keys and values of consecutive positions, (count, d) for each of G heads */
     const void *k, *v;
     int type;                           /* TYPE_F32 or TYPE_F16 */
     int64_t count, stride, head_stride; /* elements from one position to the next, from one head to the next */
 } KeyValue;
 
 typedef struct {
-    int64_t T, H, KV, d; /* queries, heads, key heads, width of a head */
+    int64_t T, H, G, d; /* queries, heads, key heads, width of a head */
     int64_t q_stride, out_stride;
     int causal; /* query t is position S - T + t and sees no later one; 0: all see all */
     float scale;
@@ -4649,7 +4623,7 @@ typedef struct {
 enum { KEY_STEP = 128, QUERY_STEP = 96, FEW_QUERIES = 4 };
 
 typedef struct { /* one head's block of queries and the scratch for it */
-    const Kernels *isa;
+    const Kernels *kernels;
     int64_t T, d, width; /* queries in the block; width of a head, and rounded up to whole tiles */
     const float *q;      /* (T, d), q_stride */
     int64_t q_stride;
@@ -4665,12 +4639,12 @@ static int64_t query_block_floats(const Packing *exact, int64_t T, int64_t d) {
 }
 
 static QueryBlock query_block(const Attention *a, int thread, const float *q, int64_t T) {
-    const Kernels *isa = a->cx->isa;
-    int64_t rows = round_up(T, isa->exact.tile_rows), d = a->shape.d;
-    QueryBlock b = {.isa = isa,
+    const Kernels *kernels = a->cx->kernels;
+    int64_t rows = round_up(T, kernels->exact.tile_rows), d = a->shape.d;
+    QueryBlock b = {.kernels = kernels,
                     .T = T,
                     .d = d,
-                    .width = round_up(d, isa->exact.tile_cols),
+                    .width = round_up(d, kernels->exact.tile_cols),
                     .q = q,
                     .q_stride = a->shape.q_stride,
                     .scale = a->shape.scale,
@@ -4691,7 +4665,7 @@ static QueryBlock query_block(const Attention *a, int thread, const float *q, in
 
 /* out (n, tile_rows) tiles of rows `x` (T, n), `stride` apart. */
 static void pack_tiles(const QueryBlock *b, float *out, const float *x, int64_t stride, int64_t n) {
-    const Packing *exact = &b->isa->exact;
+    const Packing *exact = &b->kernels->exact;
     for (int64_t t = 0; t < b->T; t += exact->tile_rows) {
         const float *rows[MAX_TILE_ROWS];
         for (int64_t r = 0; r < exact->tile_rows; r++) rows[r] = x + min_i64(t + r, b->T - 1) * stride;
@@ -4701,7 +4675,7 @@ static void pack_tiles(const QueryBlock *b, float *out, const float *x, int64_t 
 
 /* scores (T, n) = q k^T for n keys. */
 static void block_scores(const QueryBlock *b, Rows k, int64_t n) {
-    const Packing *exact = &b->isa->exact;
+    const Packing *exact = &b->kernels->exact;
     if (b->T <= FEW_QUERIES)
         exact->dot(b->scores, KEY_STEP, b->packed_q, round_up(b->d, BLOCK), b->T, k, NULL, b->d, 0, n);
     for (int64_t c = 0; c < n && b->T > FEW_QUERIES; c += exact->tile_cols, k.data += exact->tile_cols * k.stride) {
@@ -4714,15 +4688,15 @@ static void block_scores(const QueryBlock *b, Rows k, int64_t n) {
 
 /* out (T, d) += scores (T, n) v (n, d). */
 static void block_values(const QueryBlock *b, Rows v, int64_t n) {
-    const Packing *exact = &b->isa->exact;
+    const Packing *exact = &b->kernels->exact;
     if (b->T <= FEW_QUERIES) {
         for (int64_t t = 0; t < b->T; t++)
-            b->isa->weighted_rows(b->out + t * b->width, b->scores + t * KEY_STEP, v, n, b->d);
+            b->kernels->weighted_rows(b->out + t * b->width, b->scores + t * KEY_STEP, v, n, b->d);
         return;
     }
     pack_tiles(b, b->packed, b->scores, KEY_STEP, n);
     for (int64_t c = 0; c < b->width; c += exact->tile_cols) {
-        b->isa->pack_values(b->panel, v, n, c, b->d - c);
+        b->kernels->pack_values(b->panel, v, n, c, b->d - c);
         for (int64_t t = 0; t < b->T; t += exact->tile_rows)
             exact->tile(b->out + t * b->width + c, b->width, b->packed + t * n, b->panel,
                         min_i64(exact->tile_rows, b->T - t), n, 1);
@@ -4735,8 +4709,8 @@ static void attend_block(const QueryBlock *b, Rows k, Rows v, int64_t n, int64_t
     for (int64_t t = 0; t < b->T; t++) {
         float *row = b->scores + t * KEY_STEP;
         for (int64_t s = max_i64(0, visible + t); s < n; s++) row[s] = -INFINITY;
-        float correction = b->isa->softmax_block(row, n, b->scale, &b->max[t], &b->sum[t]);
-        if (correction != 1) b->isa->scale(b->out + t * b->width, correction, b->d);
+        float correction = b->kernels->softmax_block(row, n, b->scale, &b->max[t], &b->sum[t]);
+        if (correction != 1) b->kernels->scale(b->out + t * b->width, correction, b->d);
     }
     block_values(b, v, n);
 }
@@ -4755,7 +4729,7 @@ static void attend(const Attention *a, int thread, const AttentionSequence *sequ
     const int64_t before = S - s->T + first, last = s->causal ? before + T : S;
     for (int i = 0; i < sequence->span_count; i++) {
         const KeyValue *span = &sequence->spans[i];
-        int64_t bytes = span->type == TYPE_F32 ? 4 : 2, offset = head / (s->H / s->KV) * span->head_stride * bytes;
+        int64_t bytes = span->type == TYPE_F32 ? 4 : 2, offset = head / (s->H / s->G) * span->head_stride * bytes;
         int64_t count = min_i64(span->count, last - position);
         for (int64_t key = 0; key < count; key += KEY_STEP) {
             int64_t n = min_i64(KEY_STEP, count - key), skip = key * span->stride * bytes + offset;
@@ -4767,7 +4741,7 @@ static void attend(const Attention *a, int thread, const AttentionSequence *sequ
     }
     for (int64_t t = 0; t < T; t++) {
         float *out = sequence->out + (first + t) * s->out_stride + head * s->d;
-        b.isa->scale(b.out + t * b.width, 1 / b.sum[t], s->d);
+        b.kernels->scale(b.out + t * b.width, 1 / b.sum[t], s->d);
         memcpy(out, b.out + t * b.width, (size_t)s->d * sizeof *out);
     }
 }
@@ -4786,23 +4760,23 @@ static void attention_job(void *ctx, int thread, int64_t begin, int64_t end) {
 static void attention(Context *cx, const AttentionSequence *sequences, int64_t R, const AttentionShape *shape) {
     Attention a = {cx, sequences, *shape, 0};
     int64_t blocks = (shape->T + QUERY_STEP - 1) / QUERY_STEP;
-    a.query_step = round_up((shape->T + blocks - 1) / blocks, cx->isa->exact.tile_rows);
+    a.query_step = round_up((shape->T + blocks - 1) / blocks, cx->kernels->exact.tile_rows);
     blocks = (shape->T + a.query_step - 1) / a.query_step;
-    if (reserve_scratch(cx, 0, query_block_floats(&cx->isa->exact, a.query_step, shape->d)))
+    if (reserve_scratch(cx, 0, query_block_floats(&cx->kernels->exact, a.query_step, shape->d)))
         pool_run(cx->pool, attention_job, &a, R * shape->H * blocks, 1);
 }
 
 static void full_attention(Context *cx, float *out, const float *q, const float *k, const float *v, int64_t T,
                            int64_t heads, int64_t d, int64_t stride) {
     const AttentionSequence all = {out, q, {{k, v, TYPE_F32, T, stride, d}}, 1};
-    const AttentionShape shape = {.T = T, .H = heads, .KV = heads, .d = d, .q_stride = stride, .out_stride = heads * d,
+    const AttentionShape shape = {.T = T, .H = heads, .G = heads, .d = d, .q_stride = stride, .out_stride = heads * d,
                                   .scale = 1.0f / sqrtf((float)d)};
     attention(cx, &all, 1, &shape);
 }
 
 /* ---- element by element, and norms ---- */
 
-enum { GELU, SILU, ADD, ELEMENT_STEP = 16384, MOMENT_ROWS = 64 };
+enum { ELEMENT_STEP = 16384, MOMENT_ROWS = 64 };
 
 typedef struct {
     const float *x;
@@ -4831,115 +4805,127 @@ static bool all_below(Context *cx, const float *x, int64_t n, float limit) {
 }
 
 typedef struct {
-    const Kernels *isa;
-    int operation;
+    const Kernels *kernels;
     float *out;
     const float *x;
-    const float *weight, *bias;
-    int64_t T, D;
-    float eps;
-    int flag;              /* rms_norm, layer_norm: centred; group_norm: swish */
-    float *first, *second; /* group_norm: (chunks, D) means and squared differences; then (D) factor and shift */
-} Elementwise;
+} Elements;
 
-static void element_job(void *ctx, int thread, int64_t begin, int64_t end) {
-    const Elementwise *e = ctx;
-    const float *x = e->x ? e->x + begin : NULL;
+static void gelu_job(void *ctx, int thread, int64_t begin, int64_t end) {
+    const Elements *e = ctx;
     (void)thread;
-    switch (e->operation) {
-    case GELU: e->isa->gelu(e->out + begin, end - begin); break;
-    case SILU: e->isa->silu(e->out + begin, x, end - begin); break;
-    default: e->isa->add(e->out + begin, x, end - begin);
-    }
+    e->kernels->gelu(e->out + begin, end - begin);
 }
 
-static void run_elements(Context *cx, int operation, float *out, const float *x, int64_t n) {
-    Elementwise e = {.isa = cx->isa, .operation = operation, .out = out, .x = x};
-    if (!has_failed(cx)) pool_run(cx->pool, element_job, &e, n, ELEMENT_STEP);
+static void silu_mul_job(void *ctx, int thread, int64_t begin, int64_t end) {
+    const Elements *e = ctx;
+    (void)thread;
+    e->kernels->silu(e->out + begin, e->x + begin, end - begin);
 }
 
-static void gelu(Context *cx, float *x, int64_t n) { run_elements(cx, GELU, x, NULL, n); }
-static void silu_mul(Context *cx, float *gate, const float *up, int64_t n) { run_elements(cx, SILU, gate, up, n); }
-static void add(Context *cx, float *out, const float *x, int64_t n) { run_elements(cx, ADD, out, x, n); }
+static void add_job(void *ctx, int thread, int64_t begin, int64_t end) {
+    const Elements *e = ctx;
+    (void)thread;
+    e->kernels->add(e->out + begin, e->x + begin, end - begin);
+}
+
+static void run_elements(Context *cx, Job job, float *out, const float *x, int64_t n) {
+    Elements e = {cx->kernels, out, x};
+    if (!has_failed(cx)) pool_run(cx->pool, job, &e, n, ELEMENT_STEP);
+}
+
+static void gelu(Context *cx, float *x, int64_t n) { run_elements(cx, gelu_job, x, NULL, n); }
+static void silu_mul(Context *cx, float *gate, const float *up, int64_t n) {
+    run_elements(cx, silu_mul_job, gate, up, n);
+}
+static void add(Context *cx, float *out, const float *x, int64_t n) { run_elements(cx, add_job, out, x, n); }
 static void copy(const Context *cx, float *out, const float *x, int64_t n) {
     if (!has_failed(cx)) memcpy(out, x, (size_t)n * sizeof *x);
 }
 
+typedef struct { /* rows of x (T, D) */
+    const Kernels *kernels;
+    float *out;
+    const float *x, *weight, *bias;
+    int64_t D;
+    float eps;
+    int centred;
+} RowNorm;
+
 static void norm_job(void *ctx, int thread, int64_t begin, int64_t end) {
-    const Elementwise *e = ctx;
+    const RowNorm *n = ctx;
     (void)thread;
     for (int64_t t = begin; t < end; t++)
-        e->isa->norm(e->out + t * e->D, e->x + t * e->D, e->weight, e->bias, e->D, e->eps, e->flag);
+        n->kernels->norm(n->out + t * n->D, n->x + t * n->D, n->weight, n->bias, n->D, n->eps, n->centred);
 }
 
-/* out = x / sqrt(mean(x^2) + eps) * weight, row by row, x (T, D). */
 static void rms_norm(Context *cx, float *out, const float *x, const float *weight, int64_t T, int64_t D, float eps) {
-    Elementwise e = {.isa = cx->isa, .out = out, .x = x, .weight = weight, .D = D, .eps = eps};
-    if (!has_failed(cx)) pool_run(cx->pool, norm_job, &e, T, max_i64(1, ELEMENT_STEP / D));
+    RowNorm n = {cx->kernels, out, x, weight, NULL, D, eps, 0};
+    if (!has_failed(cx)) pool_run(cx->pool, norm_job, &n, T, max_i64(1, ELEMENT_STEP / D));
 }
 
-/* out = (x - mean(x)) / sqrt(var(x) + eps) * weight + bias, row by row, x (T, D). */
 static void layer_norm(Context *cx, float *out, const float *x, const float *weight, const float *bias, int64_t T,
                        int64_t D, float eps) {
-    Elementwise e = {.isa = cx->isa, .out = out, .x = x, .weight = weight, .bias = bias, .D = D, .eps = eps, .flag = 1};
-    if (!has_failed(cx)) pool_run(cx->pool, norm_job, &e, T, max_i64(1, ELEMENT_STEP / D));
+    RowNorm n = {cx->kernels, out, x, weight, bias, D, eps, 1};
+    if (!has_failed(cx)) pool_run(cx->pool, norm_job, &n, T, max_i64(1, ELEMENT_STEP / D));
 }
 
+typedef struct { /* x (rows, channels) */
+    const Kernels *kernels;
+    float *out;
+    const float *x, *weight, *bias;
+    int64_t rows, channels;
+    float eps;
+    int swish;
+    float *means, *squares; /* (chunks, channels): of MOMENT_ROWS rows each; squares: summed squared differences */
+    float *factor, *shift;  /* (channels): out = x * factor + shift */
+} GroupNorm;
+
 static void moments_job(void *ctx, int thread, int64_t begin, int64_t end) {
-    const Elementwise *e = ctx;
+    const GroupNorm *g = ctx;
     (void)thread;
     for (int64_t i = begin; i < end; i++)
-        e->isa->moments(e->first + i * e->D, e->second + i * e->D, e->x + i * MOMENT_ROWS * e->D,
-                        min_i64(MOMENT_ROWS, e->T - i * MOMENT_ROWS), e->D);
+        g->kernels->moments(g->means + i * g->channels, g->squares + i * g->channels,
+                            g->x + i * MOMENT_ROWS * g->channels, min_i64(MOMENT_ROWS, g->rows - i * MOMENT_ROWS),
+                            g->channels);
 }
 
 static void affine_job(void *ctx, int thread, int64_t begin, int64_t end) {
-    const Elementwise *e = ctx;
+    const GroupNorm *g = ctx;
     (void)thread;
-    e->isa->affine(e->out + begin * e->D, e->x + begin * e->D, e->first, e->second, end - begin, e->D, e->flag);
+    g->kernels->affine(g->out + begin * g->channels, g->x + begin * g->channels, g->factor, g->shift, end - begin,
+                       g->channels, g->swish);
 }
 
-/* Joins the moments of all chunks of channels [begin, end), one group (Chan's formula), into the factor and shift of
-   each: y = x * factor + shift. */
-static void group_affine(const Elementwise *e, int64_t begin, int64_t end, float *factor, float *shift) {
+/* Joins the moments of all chunks of channels [begin, end), one group (Chan's formula), into their factor and shift. */
+static void group_affine(const GroupNorm *g, int64_t begin, int64_t end) {
     double count = 0, mean = 0, squares = 0;
-    for (int64_t row = 0, i = 0; row < e->T; row += MOMENT_ROWS, i += e->D)
+    for (int64_t row = 0, i = 0; row < g->rows; row += MOMENT_ROWS, i += g->channels)
         for (int64_t c = begin; c < end; c++) {
-            double more = (double)min_i64(MOMENT_ROWS, e->T - row), gap = e->first[i + c] - mean;
-            squares += e->second[i + c] + gap * gap * count * more / (count + more);
+            double more = (double)min_i64(MOMENT_ROWS, g->rows - row), gap = g->means[i + c] - mean;
+            squares += g->squares[i + c] + gap * gap * count * more / (count + more);
             mean += gap * more / (count + more);
             count += more;
         }
-    double inverse = 1 / sqrt(squares / count + e->eps);
+    double inverse = 1 / sqrt(squares / count + g->eps);
     for (int64_t c = begin; c < end; c++) {
-        factor[c] = (float)(inverse * e->weight[c]);
-        shift[c] = (float)(e->bias[c] - mean * inverse * e->weight[c]);
+        g->factor[c] = (float)(inverse * g->weight[c]);
+        g->shift[c] = (float)(g->bias[c] - mean * inverse * g->weight[c]);
     }
 }
 
-/* Mean and variance over all rows of each group of channels: out = (x - mean) / sqrt(var + eps) * weight + bias, then
-   swish, x sigmoid(x), if asked for; x (rows, channels). */
+/* Mean and variance are over all rows of a group of channels. */
 static void group_norm(Context *cx, float *out, const float *x, const float *weight, const float *bias, int64_t rows,
                        int64_t channels, int groups, float eps, int swish) {
-    int64_t chunks = (rows + MOMENT_ROWS - 1) / MOMENT_ROWS, width = channels / groups;
+    const int64_t chunks = (rows + MOMENT_ROWS - 1) / MOMENT_ROWS, width = channels / groups;
     if (!reserve_scratch(cx, (2 * chunks + 2) * channels, 0)) return;
-    float *moments = shared_scratch(cx), *factor = moments + 2 * chunks * channels;
-    Elementwise e = {.isa = cx->isa,
-                     .out = out,
-                     .x = x,
-                     .weight = weight,
-                     .bias = bias,
-                     .T = rows,
-                     .D = channels,
-                     .eps = eps,
-                     .flag = swish,
-                     .first = moments,
-                     .second = moments + chunks * channels};
-    pool_run(cx->pool, moments_job, &e, chunks, 4);
-    for (int64_t c = 0; c < channels; c += width) group_affine(&e, c, c + width, factor, factor + channels);
-    e.first = factor;
-    e.second = factor + channels;
-    pool_run(cx->pool, affine_job, &e, rows, max_i64(1, ELEMENT_STEP / channels));
+    GroupNorm g = {cx->kernels, out, x, weight, bias, rows, channels, eps, swish, NULL, NULL, NULL, NULL};
+    g.means = shared_scratch(cx);
+    g.squares = g.means + chunks * channels;
+    g.factor = g.squares + chunks * channels;
+    g.shift = g.factor + channels;
+    pool_run(cx->pool, moments_job, &g, chunks, 4);
+    for (int64_t c = 0; c < channels; c += width) group_affine(&g, c, c + width);
+    pool_run(cx->pool, affine_job, &g, rows, max_i64(1, ELEMENT_STEP / channels));
 }
 
 /* ---- what the caller hears, and the checks of results ---- */
@@ -5032,7 +5018,7 @@ static void kv_cache_reserve(Context *cx, KvCache *cache, const Config *c, int64
    cached. */
 typedef struct {
     const Config *config;
-    const Kernels *isa;
+    const Kernels *kernels;
     Sequence *const *sequences;
     int64_t T;
     int layer;
@@ -5045,7 +5031,7 @@ static void cache_rows(const RotateAndCache *job, const KvCache *cache, void *ro
                        int64_t stride) {
     const int64_t d = job->config->head_dim, first = (head * cache->capacity + cache->length) * d;
     for (int64_t t = 0; t < job->T; t++) {
-        if (cache->type == TYPE_F16) job->isa->store_f16((uint16_t *)rows + first + t * d, x + t * stride, d);
+        if (cache->type == TYPE_F16) job->kernels->store_f16((uint16_t *)rows + first + t * d, x + t * stride, d);
         else memcpy((float *)rows + first + t * d, x + t * stride, (size_t)d * sizeof *x);
     }
 }
@@ -5081,7 +5067,7 @@ static void check_keys(Context *cx, int layer, const float *k, const float *v, i
 
 static void rotate_and_cache(Context *cx, const Config *c, Sequence *const *sequences, int64_t R, int64_t T, int layer,
                              float *q, float *k, const float *v, const float *cosines, const float *sines) {
-    RotateAndCache job = {c, cx->isa, sequences, T, layer, q, k, v, cosines, sines};
+    RotateAndCache job = {c, cx->kernels, sequences, T, layer, q, k, v, cosines, sines};
     if (has_failed(cx)) return;
     pool_run(cx->pool, rotate_and_cache_job, &job, R * c->kv_heads, 1);
     check_keys(cx, layer, k, v, R * T * c->kv_heads * c->head_dim);
@@ -5098,7 +5084,7 @@ static void cached_attention(Context *cx, const Config *c, Sequence *const *sequ
     const int64_t width = (int64_t)c->heads * c->head_dim;
     const ArenaBlock *mark = scratch_mark(cx);
     AttentionSequence *attended = scratch_bytes(cx, R, sizeof *attended);
-    const AttentionShape shape = {.T = T, .H = c->heads, .KV = c->kv_heads, .d = c->head_dim, .q_stride = width,
+    const AttentionShape shape = {.T = T, .H = c->heads, .G = c->kv_heads, .d = c->head_dim, .q_stride = width,
                                   .out_stride = width, .causal = 1, .scale = 1.0f / sqrtf((float)c->head_dim)};
     if (has_failed(cx)) return;
     for (int64_t r = 0; r < R; r++) {
@@ -6066,7 +6052,7 @@ static void model_file_close(ModelFile *file) {
 static JanusStatus load_file_image(const char *path, FileImage *image, JanusError *error) {
     if (path_is_folder(path))
         return fail(error, JANUS_IO_ERROR, "%s is a folder: name the .gguf file that convert.py wrote", path);
-    if (path_is_device(path))
+    if (path_is_special(path))
         return fail(error, JANUS_IO_ERROR, "%s is a device or pipe: name the .gguf file that convert.py wrote", path);
     int mapped = big_endian() ? 1 : file_map(path, image);
     if (mapped == 1) mapped = file_read(path, SIZE_MAX - 1, image);
@@ -6274,7 +6260,7 @@ static void write_quantized_tensor(OutputFile *out, const ModelFile *file, const
     weight.rows = tensor_rows(tensor);
     for (int64_t r = 0; r < weight.rows; r++) {
         weight_row(floats, &weight, r);
-        quantize_row(row, type, floats, cols);
+        encode_row(row, type, floats, cols);
         output_write(out, row, (size_t)row_bytes);
         tell_progress(progress, type_row_bytes(tensor->type, cols), out);
     }
@@ -6414,8 +6400,8 @@ static void need_generation_config(Loader *loader, Config *c) {
     bool known = entry != NULL && entry->is_array && entry->type == GGUF_U32 && entry->count >= 1 &&
                  entry->count <= LEVEL_LIMIT;
     if (!known) loader_fail(loader, "not an array of 1 to 8 u32:", key, "");
-    c->levels = known ? (int)entry->count : 1;
-    for (int i = 0; i < c->levels; i++) {
+    c->vq_levels = known ? (int)entry->count : 1;
+    for (int i = 0; i < c->vq_levels; i++) {
         uint64_t multiplier = known ? load_little_endian(entry->value + 4 * i, 4) : 1;
         if (multiplier < 1 || multiplier > 64) loader_fail(loader, "value out of range:", key, "");
         c->multipliers[i] = multiplier > 64 ? 1 : (int)multiplier;
@@ -6423,7 +6409,7 @@ static void need_generation_config(Loader *loader, Config *c) {
             loader_fail(loader, "widths are not multiples of janus.vq.group_count:", key, "");
     }
     if (c->base_channels % c->groups != 0) loader_fail(loader, "not a multiple of group_count:", "base_channels", "");
-    if ((int64_t)c->grid << (c->levels - 1) > SIDE_LIMIT)
+    if ((int64_t)c->grid << (c->vq_levels - 1) > SIDE_LIMIT)
         loader_fail(loader, "value out of range:", "janus.vq.grid_size", "");
 }
 
@@ -6633,16 +6619,16 @@ static AttnBlock need_attn_block(Loader *loader, const char *prefix, int width) 
 /* The levels of one half; `depth[i]` is how deep level i lies. Returns the channels after the last of them. */
 static int need_levels(Loader *loader, VqHalf *half, const char *prefix, int width, bool decoder) {
     const Config *c = &loader->model->config;
-    for (int i = 0; i < c->levels && loader->status == JANUS_OK; i++) {
+    for (int i = 0; i < c->vq_levels && loader->status == JANUS_OK; i++) {
         VqLevel *level = &half->level[i];
-        int depth = decoder ? c->levels - 1 - i : i, out = c->base_channels * c->multipliers[depth];
+        int depth = decoder ? c->vq_levels - 1 - i : i, out = c->base_channels * c->multipliers[depth];
         for (int b = 0; b < c->res_blocks + (decoder ? 1 : 0); b++) {
             level->res[b] = need_res_block(loader, name_of(NEW_NAME, "%s.%d.res.%d", prefix, i, b), width, out);
             width = out;
-            if (depth == c->levels - 1)
+            if (depth == c->vq_levels - 1)
                 level->attn[b] = need_attn_block(loader, name_of(NEW_NAME, "%s.%d.attn.%d", prefix, i, b), width);
         }
-        if (i < c->levels - 1)
+        if (i < c->vq_levels - 1)
             level->resample =
                 need_conv(loader, name_of(NEW_NAME, "%s.%d.%s", prefix, i, decoder ? "up" : "down"), width, 3, width);
     }
@@ -6651,7 +6637,7 @@ static int need_levels(Loader *loader, VqHalf *half, const char *prefix, int wid
 
 static void need_vq_half(Loader *loader, VqHalf *half, const char *prefix, bool decoder) {
     const Config *c = &loader->model->config;
-    int deepest = c->base_channels * c->multipliers[c->levels - 1], first = decoder ? deepest : c->base_channels;
+    int deepest = c->base_channels * c->multipliers[c->vq_levels - 1], first = decoder ? deepest : c->base_channels;
     half->mid_width = deepest;
     half->conv_in = need_conv(loader, name_of(NEW_NAME, "%s.conv_in", prefix), first, 3, decoder ? c->z_channels : 3);
     half->out_width = need_levels(loader, half, prefix, first, decoder);
@@ -7748,7 +7734,7 @@ static JanusStatus preprocess_for_vit(const Config *c, const JanusImage *image, 
 /* Generation: the short side becomes `side`, the middle is cut out. pixels is (side, side, 3) in -1..1.
    report, section 3.1 */
 static JanusStatus preprocess_for_vq(const Config *c, const JanusImage *image, float *pixels, JanusError *error) {
-    const int side = c->grid << (c->levels - 1), shortest = image->width < image->height ? image->width : image->height;
+    const int side = drawn_side(c), shortest = image->width < image->height ? image->width : image->height;
     const int64_t width = (int64_t)side * image->width / shortest, height = (int64_t)side * image->height / shortest;
     const int64_t left = (width - side) / 2, top = (height - side) / 2;
     if (width > IMAGE_SIDE_LIMIT * 4 || height > IMAGE_SIDE_LIMIT * 4)
@@ -8004,7 +7990,7 @@ JanusStatus janus_session_new(const JanusModel *model, const JanusSessionOptions
     if (hooks.threads < 0 || hooks.threads > MOST_THREADS)
         return fail(error, JANUS_BAD_ARGUMENT, "the number of threads must be 1 to 256, or 0 for all");
     bool known = hooks.isa == NULL;
-    for (int i = 0; !known && isa_names(i) != NULL; i++) known = strcmp(isa_names(i), hooks.isa) == 0;
+    for (int i = 0; !known && kernel_name_at(i) != NULL; i++) known = strcmp(kernel_name_at(i), hooks.isa) == 0;
     if (!known)
         return fail(error, JANUS_BAD_ARGUMENT, "the instruction set %s is unknown or not on this machine", hooks.isa);
     JanusSession *made = calloc(1, sizeof *made);
@@ -8300,7 +8286,7 @@ static bool parse_seed(const char *text, CommandLine *line) {
 }
 
 static bool parse_kernels(const char *text, const char **isa) {
-    for (int i = 0; (*isa = isa_names(i)) != NULL; i++)
+    for (int i = 0; (*isa = kernel_name_at(i)) != NULL; i++)
         if (word_index(*isa, '|', text, true) == 0) return true;
     return false;
 }
@@ -8336,8 +8322,8 @@ static bool set_option(CommandLine *line, const Option *option, const char *valu
 /* Says which values the option takes. */
 static void refuse_value(const Option *option, const char *name, const char *value) {
     char words[200] = "";
-    for (int i = 0; option->kind == AS_KERNELS && isa_names(i) != NULL; i++)
-        snprintf(words + strlen(words), sizeof words - strlen(words), "%s%s", i > 0 ? " or " : "", isa_names(i));
+    for (int i = 0; option->kind == AS_KERNELS && kernel_name_at(i) != NULL; i++)
+        snprintf(words + strlen(words), sizeof words - strlen(words), "%s%s", i > 0 ? " or " : "", kernel_name_at(i));
     for (const char *c = option->argument; option->kind == AS_CHOICE && *c != 0; c++)
         snprintf(words + strlen(words), sizeof words - strlen(words), *c == '|' ? " or " : "%c", *c);
     if (option->kind == AS_FORMAT) list_quantised_types(words, sizeof words);
@@ -8917,7 +8903,7 @@ static int command_info(Program *program) {
            2e-6 * token * i.image_tokens, 1e-6 * token * i.context_length);
     printf("                f16 (--kv f16, --fast) takes half of that and is less exact\n");
     printf("kernels         ");
-    for (int k = 0; isa_names(k) != NULL; k++) printf("%s%s", k > 0 ? ", " : "", isa_names(k));
+    for (int k = 0; kernel_name_at(k) != NULL; k++) printf("%s%s", k > 0 ? ", " : "", kernel_name_at(k));
     putchar('\n');
     return EXIT_DONE;
 }

@@ -58,7 +58,7 @@ static float *random_floats(int64_t n) {
 /* A row as it stands in memory once loaded: float32 in the machine's byte order, the rest as in the file. */
 static void store_row(void *out, int type, const float *x, int64_t cols) {
     if (type == TYPE_F32) memcpy(out, x, (size_t)cols * sizeof *x);
-    else quantize_row(out, type, x, cols);
+    else encode_row(out, type, x, cols);
 }
 
 /* A random weight in the given type, and the floats it stands for. */
@@ -93,13 +93,13 @@ static void round_blocks(float *x, int levels, int64_t n) {
 static void round_operands(const Kernels *isa, int type, int64_t T, int64_t I, float *x, int64_t x_size, float *w,
                            int64_t w_size) {
     const int levels = isa->bf16.levels;
-    int bf16 = type == TYPE_BF16 && isa->bf16.tile && I % (levels ? BLOCK : 2) == 0 && T > isa->bf16.few_rows;
+    int bf16 = type == TYPE_BF16 && isa->bf16.tile && I % (levels ? BLOCK : 2) == 0 && T > isa->bf16.few_rows_limit;
     int integer = (type == TYPE_Q8_0 || type == TYPE_Q4_0) && isa->integer.tile &&
-                  (T > isa->integer.few_rows || isa->integer.round_row);
+                  (T > isa->integer.few_rows_limit || isa->integer.int8_row);
     for (int64_t i = 0; i < x_size && bf16 && levels == 0; i++) x[i] = bf16_to_f32(f32_to_bf16(x[i]));
     if (bf16 && levels > 0) round_blocks(x, levels, x_size);
-    if (bf16 && levels > 0) round_blocks(w, FINE_WEIGHTS, w_size);
-    if (integer) round_blocks(x, T <= isa->integer.few_rows ? DOT_LEVELS : isa->integer.levels, x_size);
+    if (bf16 && levels > 0) round_blocks(w, INT16_MAX_W, w_size);
+    if (integer) round_blocks(x, T <= isa->integer.few_rows_limit ? INT8_MAX_X : isa->integer.levels, x_size);
 }
 
 static void linear_case(Context *cx, int type, int64_t T, int64_t I, int64_t O, int with_bias, double tolerance) {
@@ -485,9 +485,9 @@ static void dispatch_case(void) {
 int main(void) {
     dispatch_case();
     format_cases();
-    for (int i = 0; isa_names(i) != NULL; i++) {
+    for (int i = 0; kernel_name_at(i) != NULL; i++) {
         Context cx;
-        if (context_init(&cx, 2, isa_names(i)) != 0) return 1;
+        if (context_init(&cx, 2, kernel_name_at(i)) != 0) return 1;
         expand_cases(cx.isa);
         linear_cases(&cx);
         cx.options.fast = 1;
@@ -510,7 +510,7 @@ int main(void) {
         element_cases(&cx);
         report("no allocation failed", has_failed(&cx), 0);
         context_free(&cx);
-        thread_case(isa_names(i));
+        thread_case(kernel_name_at(i));
     }
     return closing_line();
 }

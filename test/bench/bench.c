@@ -459,7 +459,7 @@ static void bench_product(const Stage *s) {
     fill_floats(x, T * I);
     for (int64_t o = 0; o < O; o++) {
         fill_floats(row, I);
-        quantize_row(data + o * row_bytes, type, row, I);
+        encode_row(data + o * row_bytes, type, row, I);
     }
     for (int fast = 0; fast < 2; fast++) {
         Cost cost = {0, 0, 0};
@@ -503,7 +503,7 @@ static Sequence made_up_sequence(const Stage *s, int64_t length) {
         float pattern[64];
         fill_floats(pattern, 64);
         for (int64_t k = 0; k < count; k += 64)
-            quantize_row(rows + type_row_bytes(type, k), type, pattern, min_i64(64, count - k));
+            encode_row(rows + type_row_bytes(type, k), type, pattern, min_i64(64, count - k));
     }
     sequence.own.length = length;
     return sequence;
