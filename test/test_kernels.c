@@ -92,14 +92,14 @@ static void round_blocks(float *x, int levels, int64_t n) {
    one scale a block; with AVX2, bf16 weights to integers too. T rows are multiplied at once. */
 static void round_operands(const Kernels *isa, int type, int64_t T, int64_t I, float *x, int64_t x_size, float *w,
                            int64_t w_size) {
-    const int levels = isa->bf16.levels;
+    const int levels = isa->bf16.max_int;
     int bf16 = type == TYPE_BF16 && isa->bf16.tile && I % (levels ? BLOCK : 2) == 0 && T > isa->bf16.few_rows_limit;
     int integer = (type == TYPE_Q8_0 || type == TYPE_Q4_0) && isa->integer.tile &&
                   (T > isa->integer.few_rows_limit || isa->integer.int8_row);
     for (int64_t i = 0; i < x_size && bf16 && levels == 0; i++) x[i] = bf16_to_f32(f32_to_bf16(x[i]));
     if (bf16 && levels > 0) round_blocks(x, levels, x_size);
     if (bf16 && levels > 0) round_blocks(w, INT16_MAX_W, w_size);
-    if (integer) round_blocks(x, T <= isa->integer.few_rows_limit ? INT8_MAX_X : isa->integer.levels, x_size);
+    if (integer) round_blocks(x, T <= isa->integer.few_rows_limit ? INT8_MAX_X : isa->integer.max_int, x_size);
 }
 
 static void linear_case(Context *cx, int type, int64_t T, int64_t I, int64_t O, int with_bias, double tolerance) {
@@ -108,7 +108,7 @@ static void linear_case(Context *cx, int type, int64_t T, int64_t I, int64_t O, 
     double error = 0;
     char name[128];
     linear(cx, out, x, &w, with_bias ? bias : NULL, T);
-    if (cx->options.fast) round_operands(cx->isa, type, T, I, x, T * I, values, O * I);
+    if (cx->options.fast) round_operands(cx->kernels, type, T, I, x, T * I, values, O * I);
     for (int64_t t = 0; t < T; t++)
         for (int64_t o = 0; o < O; o++) {
             double want = with_bias ? bias[o] : 0, magnitude = fabs(want);
@@ -119,7 +119,7 @@ static void linear_case(Context *cx, int type, int64_t T, int64_t I, int64_t O, 
             }
             error = worst(error, out[t * O + o], want, magnitude);
         }
-    snprintf(name, sizeof name, "%s linear %s T=%d I=%d O=%d%s%s", cx->isa->name, type_name(type), (int)T, (int)I,
+    snprintf(name, sizeof name, "%s linear %s T=%d I=%d O=%d%s%s", cx->kernels->name, type_name(type), (int)T, (int)I,
              (int)O, with_bias ? " bias" : "", cx->options.fast ? " fast" : "");
     report(name, error, tolerance);
     free(values);
@@ -130,32 +130,34 @@ static void linear_case(Context *cx, int type, int64_t T, int64_t I, int64_t O, 
 }
 
 static void conv_case(Context *cx, int type, ConvShape s, int64_t O) {
-    int64_t K = (int64_t)s.kernel * s.kernel * s.I, up = s.upsample ? 2 : 1;
-    float *values, *x = random_floats(s.H * s.W * s.I), *bias = random_floats(O), *out = random_floats(s.Ho * s.Wo * O);
+    const int64_t K = (int64_t)s.kernel * s.kernel * s.channels, up = s.upsample ? 2 : 1;
+    const int64_t size = s.height * s.width * s.channels;
+    float *values, *x = random_floats(size), *bias = random_floats(O);
+    float *out = random_floats(s.out_height * s.out_width * O);
     Weight w = random_weight(type, O, K, &values);
     double error = 0;
     char name[160];
     conv2d(cx, out, x, &w, bias, &s);
-    if (cx->options.fast) round_operands(cx->isa, type, INT64_MAX, s.I, x, s.H * s.W * s.I, values, O * K);
-    for (int64_t oy = 0; oy < s.Ho; oy++)
-        for (int64_t ox = 0; ox < s.Wo; ox++)
+    if (cx->options.fast) round_operands(cx->kernels, type, INT64_MAX, s.channels, x, size, values, O * K);
+    for (int64_t oy = 0; oy < s.out_height; oy++)
+        for (int64_t ox = 0; ox < s.out_width; ox++)
             for (int64_t o = 0; o < O; o++) {
                 double want = bias[o], magnitude = fabs(want);
                 for (int64_t ky = 0; ky < s.kernel; ky++)
                     for (int64_t kx = 0; kx < s.kernel; kx++) {
                         int64_t y = oy * s.stride + ky - s.pad, xx = ox * s.stride + kx - s.pad;
-                        if (y < 0 || xx < 0 || y >= s.H * up || xx >= s.W * up) continue;
-                        for (int64_t i = 0; i < s.I; i++) {
-                            double term = (double)x[((y / up) * s.W + xx / up) * s.I + i] *
-                                          values[o * K + (ky * s.kernel + kx) * s.I + i];
+                        if (y < 0 || xx < 0 || y >= s.height * up || xx >= s.width * up) continue;
+                        for (int64_t i = 0; i < s.channels; i++) {
+                            double term = (double)x[((y / up) * s.width + xx / up) * s.channels + i] *
+                                          values[o * K + (ky * s.kernel + kx) * s.channels + i];
                             want += term;
                             magnitude += fabs(term);
                         }
                     }
-                error = worst(error, out[(oy * s.Wo + ox) * O + o], want, magnitude);
+                error = worst(error, out[(oy * s.out_width + ox) * O + o], want, magnitude);
             }
-    snprintf(name, sizeof name, "%s conv2d %s %dx%d I=%d O=%d kernel %d stride %d pad %d%s", cx->isa->name,
-             type_name(type), (int)s.H, (int)s.W, (int)s.I, (int)O, s.kernel, s.stride, s.pad,
+    snprintf(name, sizeof name, "%s conv2d %s %dx%d I=%d O=%d kernel %d stride %d pad %d%s", cx->kernels->name,
+             type_name(type), (int)s.height, (int)s.width, (int)s.channels, (int)O, s.kernel, s.stride, s.pad,
              s.upsample ? " upsample" : cx->options.fast ? " fast" : "");
     report(name, error, 1e-6);
     free(values);
@@ -209,7 +211,7 @@ static void attention_case(Context *cx, int type, int64_t T, int64_t S1, int64_t
                 error = worst(error, out[(t * H + h) * d + i], want, magnitude);
             }
         }
-    snprintf(name, sizeof name, "%s attention %s T=%d S=%d+%d H=%d KV=%d d=%d%s", cx->isa->name, type_name(type),
+    snprintf(name, sizeof name, "%s attention %s T=%d S=%d+%d H=%d KV=%d d=%d%s", cx->kernels->name, type_name(type),
              (int)T, (int)S1, (int)S2, (int)H, (int)KV, (int)d, causal ? " causal" : "");
     report(name, error, 1e-5); /* scores of some 40 sums of 512 terms: their rounding passes through exp */
     free(q);
@@ -241,7 +243,7 @@ static void norm_cases(Context *cx, int64_t T, int64_t D) {
                 error = worst(error, out[t * D + i], want, 4 * factor); /* x is up to 4 before the mean is taken off */
             }
         }
-        snprintf(name, sizeof name, "%s %s T=%d D=%d", cx->isa->name, centred ? "layer_norm" : "rms_norm", (int)T,
+        snprintf(name, sizeof name, "%s %s T=%d D=%d", cx->kernels->name, centred ? "layer_norm" : "rms_norm", (int)T,
                  (int)D);
         report(name, error, 1e-6);
     }
@@ -274,7 +276,7 @@ static void group_norm_case(Context *cx, int64_t rows, int64_t channels, int gro
                 error = worst(error, out[r * channels + c], want, fabs(x[r * channels + c] * factor) + 1);
             }
     }
-    snprintf(name, sizeof name, "%s group_norm rows=%d channels=%d groups=%d%s", cx->isa->name, (int)rows,
+    snprintf(name, sizeof name, "%s group_norm rows=%d channels=%d groups=%d%s", cx->kernels->name, (int)rows,
              (int)channels, groups, swish ? " swish" : "");
     report(name, error, 1e-6);
     free(x);
@@ -298,13 +300,13 @@ static void element_cases(Context *cx) {
     silu_mul(cx, y, up, COUNT);
     for (int i = 0; i < COUNT; i++)
         mul_error = worst(mul_error, y[i], x[i] / (1 + exp(-(double)x[i])) * up[i], fabs(x[i]));
-    cx->isa->store_f16(halves, x, COUNT);
+    cx->kernels->store_f16(halves, x, COUNT);
     for (int i = 0; i < COUNT; i++) half_error += read_u16(&halves[i]) != f32_to_f16(x[i]);
-    snprintf(name, sizeof name, "%s gelu, absolute", cx->isa->name);
+    snprintf(name, sizeof name, "%s gelu, absolute", cx->kernels->name);
     report(name, gelu_error, 8e-6); /* |x| reaches 125, where one ulp is 7.6e-6 */
-    snprintf(name, sizeof name, "%s silu_mul", cx->isa->name);
+    snprintf(name, sizeof name, "%s silu_mul", cx->kernels->name);
     report(name, mul_error, 4e-7);
-    snprintf(name, sizeof name, "%s store_f16, numbers that differ from f32_to_f16", cx->isa->name);
+    snprintf(name, sizeof name, "%s store_f16, numbers that differ from f32_to_f16", cx->kernels->name);
     report(name, half_error, 0);
     free(x);
     free(y);
@@ -436,7 +438,8 @@ static void largest_products_case(Context *cx, int type, int64_t T) {
     weight_row(row, &w, 0); /* what -1 has become */
     linear(cx, out, x, &w, NULL, T);
     for (int64_t j = 0; j < T * O; j++) error = worst(error, out[j], -I * (double)row[0], I);
-    snprintf(name, sizeof name, "%s linear %s of equal numbers, fast, T=%d", cx->isa->name, type_name(type), (int)T);
+    snprintf(name, sizeof name, "%s linear %s of equal numbers, fast, T=%d", cx->kernels->name, type_name(type),
+             (int)T);
     report(name, error, 1e-6);
     free(x);
     free(out);
@@ -488,7 +491,7 @@ int main(void) {
     for (int i = 0; kernel_name_at(i) != NULL; i++) {
         Context cx;
         if (context_init(&cx, 2, kernel_name_at(i)) != 0) return 1;
-        expand_cases(cx.isa);
+        expand_cases(cx.kernels);
         linear_cases(&cx);
         cx.options.fast = 1;
         linear_cases(&cx);

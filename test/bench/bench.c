@@ -284,7 +284,7 @@ static Limits measure_limits(const Bench *bench, const Kernels *isa, int threads
 }
 
 /* What Q8_0 and Q4_0, with AVX2 bf16 as well, are multiplied as under --fast. */
-static const char *integers_name(const Kernels *isa) { return isa->integer.levels > 127 ? "int16" : "int8"; }
+static const char *integers_name(const Kernels *isa) { return isa->integer.max_int > 127 ? "int16" : "int8"; }
 
 static void print_limits(const Bench *bench, const Kernels *isa, const Limits *limits, int threads) {
     printf("%2d thread%s  read %5.1f GB/s   f32 %6.1f", threads, threads == 1 ? " " : "s", limits->read / 1e9,
@@ -363,12 +363,12 @@ static void cost_vq(Cost *cost, const JanusModel *m, const VqHalf *half, int dec
     const Config *c = &m->config;
     double side = decoder ? c->grid : drawn_side(c), T = (double)image_tokens(c);
     cost_matrix(cost, &half->conv_in.weight, side * side);
-    for (int i = 0; i < c->levels; i++) {
+    for (int i = 0; i < c->vq_levels; i++) {
         for (int b = 0; b < c->res_blocks + decoder; b++) {
             cost_res_block(cost, &half->level[i].res[b], side * side);
-            if (i == (decoder ? 0 : c->levels - 1)) cost_attn_block(cost, &half->level[i].attn[b], side * side);
+            if (i == (decoder ? 0 : c->vq_levels - 1)) cost_attn_block(cost, &half->level[i].attn[b], side * side);
         }
-        if (i == c->levels - 1) break;
+        if (i == c->vq_levels - 1) break;
         side = decoder ? 2 * side : side / 2;
         cost_matrix(cost, &half->level[i].resample.weight, side * side);
     }
@@ -440,7 +440,7 @@ static int round_activations(const Stage *s, const Weight *w, int fast) {
         .cx = cx, .w = {w->type, w->data, type_row_bytes(w->type, w->cols)}, .T = MAX_ROWS, .O = w->rows, .K = w->cols};
     cx->options.fast = fast;
     const Packing *packing = choose_packing(&probe);
-    return packing->levels > 0 ? 2 : packing == &cx->isa->bf16 ? 1 : 0;
+    return packing->levels > 0 ? 2 : packing == &cx->kernels->bf16 ? 1 : 0;
 }
 
 /* x (T, W) through a matrix of the size of the ViT's fc1, of the transformer's type: the first of many rows, then with
@@ -475,7 +475,7 @@ static void bench_product(const Stage *s) {
         }
         snprintf(name, sizeof name, "product %d x %d x %d, %s tiles", (int)T, (int)I, (int)O,
                  peak == 1   ? "bf16"
-                 : peak == 2 ? integers_name(cx->isa)
+                 : peak == 2 ? integers_name(cx->kernels)
                              : "f32");
         note_peak(s->bench);
         report(s->bench, name, &times, &cost, peak);
@@ -800,7 +800,7 @@ int main(int count, char **arguments) {
     Context cx;
     if (first == 0) return usage();
     if (context_init(&cx, 1, bench.options.isa) != 0) stop("--isa", "no such instruction set here");
-    const Kernels *isa = cx.isa;
+    const Kernels *isa = cx.kernels;
     context_free(&cx);
     if (bench.options.json != NULL && (bench.json = fopen(bench.options.json, "a")) == NULL)
         stop(bench.options.json, strerror(errno));
