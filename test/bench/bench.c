@@ -437,10 +437,10 @@ typedef struct {
 static int round_activations(const Stage *s, const Weight *w, int fast) {
     Context *cx = &s->session->context;
     const Product probe = {
-        .cx = cx, .w = {w->type, w->data, type_row_bytes(w->type, w->cols)}, .T = MAX_ROWS, .O = w->rows, .K = w->cols};
+        .cx = cx, .w = {w->type, w->data, type_row_bytes(w->type, w->cols)}, .T = MAX_ROWS, .O = w->rows, .I = w->cols};
     cx->options.fast = fast;
     const Packing *packing = choose_packing(&probe);
-    return packing->levels > 0 ? 2 : packing == &cx->kernels->bf16 ? 1 : 0;
+    return packing->max_int > 0 ? 2 : packing == &cx->kernels->bf16 ? 1 : 0;
 }
 
 /* x (T, W) through a matrix of the size of the ViT's fc1, of the transformer's type: the first of many rows, then with
