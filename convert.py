@@ -9,7 +9,7 @@
     uv run convert.py CHECKPOINT -o janus.gguf [--dtype f32|f16|bf16|q8_0|q6_k|q4_k|q4_0] [--roles pro|1.3b]
 
 CHECKPOINT is a folder as published: config.json, tokenizer.json, preprocessor_config.json (or a
-processor_config.json that holds it) and the weights, .safetensors or .bin, whole or in shards, in the official
+processor_config.json that holds it) and the weights, .safetensors or .bin, in one file or in shards, in the official
 layout (model_type multi_modality) or in that of transformers (model_type janus).  torch is imported for .bin only.
 It may also be a folder of the hub's cache (models--ORG--NAME), or the id of a repository there (ORG/NAME).
 
@@ -143,7 +143,7 @@ LORA_TENSORS = re.compile(r".*\.(?:lora_[A-Za-z_]+|base_layer|modules_to_save)\.
 HEADS = {"official": ("language_model.lm_head.weight", "language_model.model.embed_tokens.weight"),
          "transformers": ("lm_head.weight", "model.language_model.embed_tokens.weight")}
 
-# Sizes behind a model_name, janus/models/siglip_vit.py
+# The sizes that a model_name stands for, janus/models/siglip_vit.py
 SIGLIP_MODELS = {
     "siglip_large_patch16_384": {"width": 1024, "layers": 24, "heads": 16, "patch_size": 16, "mlp_ratio": 4},
     "siglip_so400m_patch14_384": {"width": 1152, "layers": 27, "heads": 16, "patch_size": 14, "mlp_ratio": 3.7362},
@@ -198,7 +198,7 @@ def find_folder(given: Path) -> Path:
         raise Refused(f"{given} is not a folder: name the folder that it stands in, {given.parent}")
     if REPOSITORY_ID.fullmatch(given.as_posix()) and not Path(given.parts[0]).exists():
         return fetch_repository(given.as_posix())
-    raise Refused(f"there is no folder {given}")
+    raise Refused(f"no such folder: {given}")
 
 
 def cached_snapshot(folder: Path) -> Path:
@@ -218,9 +218,9 @@ def fetch_repository(repository: str) -> Path:
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
-        raise Refused(f"there is no folder {repository}; a repository of that id is fetched by: "
+        raise Refused(f"no such folder: {repository}; a repository of that id is fetched by: "
                       f"pip install huggingface_hub && {command}") from None
-    remark(f"there is no folder {repository}: the repository of that id is fetched")
+    remark(f"no such folder: {repository}; the repository of that id is fetched")
     try:
         return Path(snapshot_download(repository, allow_patterns=HUB_FILES))
     except Exception as error:   # those of the hub and of the net have no class in common
@@ -264,7 +264,7 @@ def load_json(path: Path) -> Any:
         json.dumps(values, ensure_ascii=False).encode()   # fails on half a surrogate pair
         return values
     except (ValueError, RecursionError) as error:
-        raise Refused(f"{path.name} is no valid JSON: {error}") from None
+        raise Refused(f"{path.name} is not valid JSON: {error}") from None
 
 
 class Config:
@@ -573,7 +573,7 @@ def check_sizes(sizes: Sizes) -> None:
                       f"a vision width of {sizes.vit_width}")
     for width in (sizes.vq_channels * multiplier for multiplier in (1, *sizes.vq_multipliers)):
         if width % GROUP_COUNT:
-            raise Refused(f"config.json: {width} channels of the VQ model are no multiple of its {GROUP_COUNT} groups")
+            raise Refused(f"config.json: {width} channels of the VQ model are not a multiple of its {GROUP_COUNT} groups")
 
 
 # ------------------------------------------------------------------------------------------ preprocessing, tokenizer
@@ -758,7 +758,7 @@ def pre_tokenizer_steps(config: Config) -> list[str]:
         config.require("invert", False, default=False)
         pattern = config.block("pattern").get("Regex")
         if not isinstance(pattern, str):
-            raise Refused(f"{config.where}: a split pattern is no text")
+            raise Refused(f"{config.where}: a split pattern is not a string")
         check_split_pattern(pattern)
         return ["split " + pattern]
     if kind == "Digits":
@@ -839,7 +839,7 @@ def read_added_tokens(document: Config, overrides: Config) -> dict[str, tuple[in
     for config in added_token_entries(document, overrides):
         content = config.get("content")
         if not isinstance(content, str) or not content or content in added:
-            raise Refused(f"tokenizer.json: added_tokens: {content!r:.60} is no text or stands there twice")
+            raise Refused(f"tokenizer.json: added_tokens: {content!r:.60} is not a string, or occurs twice")
         if len(content.encode()) > ADDED_TOKEN_BYTES:
             raise Refused(f"tokenizer.json: added_tokens: {content!r:.60} has more than {ADDED_TOKEN_BYTES} bytes")
         config.where += f" {content!r}"
@@ -878,7 +878,7 @@ def read_merges(config: Config, vocabulary: dict[str, int]) -> list[str]:
         pair = merge.split(" ") if isinstance(merge, str) else merge
         plain = isinstance(pair, list) and len(pair) == 2 and all(isinstance(p, str) for p in pair)
         if not plain or not all(pair) or " " in "".join(pair):
-            raise Refused(f"{config.where}: the merge {merge!r:.60} is no pair of tokens")
+            raise Refused(f"{config.where}: the merge {merge!r:.60} is not a pair of tokens")
         if not {pair[0], pair[1], pair[0] + pair[1]} <= vocabulary.keys():
             raise Refused(f"{config.where}: the merge {merge!r:.60} names a token outside the vocabulary")
         result.append(" ".join(pair))
@@ -889,7 +889,7 @@ def read_vocabulary(config: Config, size: int) -> dict[str, int]:
     """Token -> id; refuses ids that are none, that stand twice or that the embedding has no row for."""
     vocabulary = config.get("vocab")
     if not isinstance(vocabulary, dict):
-        raise Refused(f"{config.where}: vocab is no object")
+        raise Refused(f"{config.where}: vocab is not an object")
     for token, number in vocabulary.items():
         if type(number) is not int or not 0 <= number < size:
             raise Refused(f"{config.where}: the id {number!r:.60} of token {token!r:.60} is outside 0..{size - 1}")
@@ -1129,7 +1129,7 @@ class SafetensorsShard:
             with safe_open(path, framework="numpy"):   # checks the header, the offsets and the length of the file
                 pass
         except (SafetensorError, OSError) as error:
-            raise Refused(f"{path.name} is no whole safetensors file: {error}") from None
+            raise Refused(f"{path.name} is not a complete safetensors file: {error}") from None
         with path.open("rb") as file:
             header_length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(header_length))
@@ -1176,7 +1176,7 @@ class TorchShard:
             content = torch.load(self.path, map_location="cpu", weights_only=True, mmap=self.mapped)
         except Exception as error:   # whatever a hostile file brings about in torch's restricted unpickler
             reason = (str(error).strip() or repr(error)).splitlines()[0]
-            raise Refused(f"{self.path.name} is no state dict that can be loaded safely: {reason:.200}") from None
+            raise Refused(f"{self.path.name} is not a state dict that can be loaded safely: {reason:.200}") from None
         self.tensors = state_dict(content)
         if not isinstance(self.tensors, dict):
             raise Refused(f"{self.path.name} holds no state dict")
@@ -1186,10 +1186,10 @@ class TorchShard:
         self.tensors = {}
 
     def describe(self, name: Any, tensor: Any) -> tuple[str, tuple[int, ...]]:
-        """Type and shape of an entry; what is no tensor, or owns not all its numbers, gets a type that nobody reads."""
+        """Type and shape of an entry; anything else, or a tensor that does not own all its elements, gets a type that nobody reads."""
         torch = self.torch
         if not isinstance(name, str):
-            raise Refused(f"{self.path.name}: the key {name!r:.100} is no name")
+            raise Refused(f"{self.path.name}: the key {name!r:.100} is not a name")
         plain = type(tensor) in (torch.Tensor, torch.nn.Parameter)
         plain = plain and tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
         if not plain or tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size():
@@ -1302,11 +1302,11 @@ class Checkpoint:
         places = index.block("weight_map").values
         for file in sorted(set(map(str, places.values()))):
             if file in ("", ".", "..") or re.search(r"[/\\:\0]", file):
-                raise Refused(f"{index.where}: {file!r:.100} is no plain file name")
+                raise Refused(f"{index.where}: {file!r:.100} is not a plain file name")
             if not (folder / file).is_file():
                 raise Refused(f"{index.where}: the shard {file} is missing in {folder}")
             if Path(file).suffix not in READERS:
-                raise Refused(f"{index.where}: {file!r:.100} is no file of weights")
+                raise Refused(f"{index.where}: {file!r:.100} is not a file of weights")
             self.add(READERS[Path(file).suffix](folder / file))
         for name, file in places.items():   # a name that no shard has is an error only if the model needs it
             stored = self.tensors.get(canonical_name(name, self.layout))
@@ -1559,7 +1559,7 @@ def remark_on_rows(plan: Plan, dtype: str) -> None:
     """Tell of matrices of the transformer that are Q8_0 though another type was asked for."""
     others = sum(tensor.name.startswith("blk.") and kind == Type.Q8_0 for tensor, kind in plan)
     if dtype in QUANTISED_TYPES and dtype != "q8_0" and others:
-        remark(f"{others} matrices of the transformer are q8_0: their rows are not whole blocks of {dtype}")
+        remark(f"{others} matrices of the transformer are q8_0: their rows are not a multiple of the block of {dtype}")
 
 
 # ----------------------------------------------------------------------------------------------------------- writing
@@ -1569,7 +1569,7 @@ Blocks: TypeAlias = "Callable[[Tensor], Iterator[np.ndarray]]"   # a tensor's fl
 
 
 def write_file(path: Path, metadata: Metadata, plan: Plan, blocks: Blocks) -> None:
-    """Write the file under a temporary name and rename it when it is complete; on any failure nothing stays behind.
+    """Write the file under a temporary name and rename it when it is complete; on any failure nothing is left.
 
     Reading has errors of its own (Checkpoint.rows), so that those of the system are met in writing only."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -1698,7 +1698,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Convert a Janus or Janus-Pro checkpoint into one GGUF file.",
                                      epilog="Exit status: 0 done, 1 refused or failed, 2 wrong usage.")
     parser.add_argument("checkpoint", nargs="?", type=Path, help="folder with config.json, tokenizer.json, "
-                        "preprocessor_config.json and the weights (.safetensors or .bin, whole or in shards), or the "
+                        "preprocessor_config.json and the weights (.safetensors or .bin, in one file or in shards), or the "
                         "id of a repository such as deepseek-ai/Janus-Pro-1B, which huggingface_hub fetches")
     parser.add_argument("-o", "--output", type=Path, metavar="OUT.gguf", help="file to write")
     parser.add_argument("--dtype", type=str.lower, choices=FILE_TYPES,
@@ -1717,7 +1717,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 def check_output(path: Path) -> None:
     """Refuse an output that cannot be, or that would take the place of something other than a model file."""
     if not path.parent.is_dir() or path.exists() and not path.is_file():
-        raise Refused(f"cannot write {path}: its folder does not exist, or it is no plain file")
+        raise Refused(f"cannot write {path}: its folder does not exist, or it is not a regular file")
     if path.suffix in (".json", *READERS):
         raise Refused(f"cannot write {path}: that is the name of a checkpoint's file; the result is a .gguf file")
 

@@ -8880,7 +8880,7 @@ static int command_quantize(Program *program) {
     if (quantize_file(line->text, line->output, type, &progress, &program->error) != JANUS_OK)
         return program_failed(program);
     if (progress.as_q8_0 > 0 && !line->quiet)
-        complain("remark: %ld matrices of the transformer are q8_0: their rows are not whole blocks of %s",
+        complain("remark: %ld matrices of the transformer are q8_0: their rows are not a multiple of the block of %s",
                  (long)progress.as_q8_0, type);
     printf("%s\n", line->output);
     return EXIT_DONE;

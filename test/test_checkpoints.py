@@ -146,7 +146,7 @@ def test_janus_quantize_has_the_same_rule(
     made = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
     capsys.readouterr()
     assert convert.main([str(tmp_path / "model"), "-o", str(tmp_path / "python.gguf"), "--dtype", dtype]) == 0
-    remarks = [line for line in capsys.readouterr().err.splitlines() if "whole blocks of" in line]
+    remarks = [line for line in capsys.readouterr().err.splitlines() if "a multiple of the block of" in line]
     assert remarks == [line.replace("janus:", "convert.py:") for line in made.stderr.splitlines()]
     assert len(remarks) == (dtype in ("q6_k", "q4_k") and not (wide and sizes.heads * sizes.head_dim % 256 == 0))
     readers = [GGUFReader(tmp_path / name) for name in ("c.gguf", "python.gguf")]
@@ -270,9 +270,9 @@ def test_a_repository_is_fetched(tmp_path: Path, expected: dict[str, bytes], cap
     assert convert.main(["org/model", "-o", str(out)]) == 0
     assert out.read_bytes() == expected["official"]
     assert asked == [("org/model", ["*.json", "*.safetensors", "*.bin", "README.md"])]
-    assert "remark: there is no folder org/model: the repository of that id is fetched" in capsys.readouterr().err
+    assert "remark: no such folder: org/model; the repository of that id is fetched" in capsys.readouterr().err
     (tmp_path / "org").mkdir()  # now it is a path that was mistyped
-    assert_refused(Path("org/model"), capsys, "there is no folder org/model")
+    assert_refused(Path("org/model"), capsys, "no such folder: org/model")
     assert len(asked) == 1
 
 
@@ -299,7 +299,7 @@ def test_a_file_in_the_place_of_a_folder(tmp_path: Path, capsys: pytest.CaptureF
     assert_refused(tmp_path / "model" / "model.safetensors", capsys, "not a folder", words)
     converted(tmp_path / "model")
     assert_refused(tmp_path / "out.gguf", capsys, "GGUF file already", "janus quantize")
-    assert_refused(tmp_path / "nowhere", capsys, "there is no folder")
+    assert_refused(tmp_path / "nowhere", capsys, "no such folder")
 
 
 # ---- Other models ----
@@ -353,7 +353,7 @@ TOKENIZER_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "another id": (added(5), "has the id 313"),
     "a new id": (added(316, "<new>"), "has the id 315"),
     "no content": ({"added_tokens_decoder": {"315": PLAIN}}, "content is missing"),
-    "no text": (added(315, ["x"]), "is no text"),
+    "no text": (added(315, ["x"]), "is not a string"),
 }
 
 

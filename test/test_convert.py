@@ -876,7 +876,7 @@ TOKENIZER_EDITS: list[tuple[str, Any, str]] = [
     (f"{SPLIT}.behavior", "Removed", "behavior"),
     (f"{SPLIT}.invert", True, "invert"),
     (f"{SPLIT}.pattern", {"String": "a"}, "Regex"),
-    (f"{SPLIT}.pattern.Regex", 3, "text"),
+    (f"{SPLIT}.pattern.Regex", 3, "not a string"),
     (f"{SPLIT}.pattern.Regex", "[a]", "needs a split at"),
     ("post_processor", {"type": "BertProcessing"}, "post_processor"),
     ("post_processor", {"type": "Sequence", "processors": 3}, "post_processor"),
@@ -983,7 +983,7 @@ def test_a_merge_of_nothing_is_refused(tmp_path: Path, capsys: pytest.CaptureFix
         random_model.synthetic_tokenizer(320)["model"]["vocab"] | {"": 319},
     )
     edit(tmp_path / "model", "tokenizer.json", "model.merges.0", ["", "q"])
-    assert_refused(tmp_path / "model", capsys, "tokenizer.json", "no pair of tokens")
+    assert_refused(tmp_path / "model", capsys, "tokenizer.json", "not a pair of tokens")
 
 
 def test_other_tokenizers_of_the_family_are_accepted(tmp_path: Path) -> None:

@@ -195,7 +195,7 @@ def test_the_types_are_named_alike() -> None:
 
 def test_rows_that_are_not_whole_blocks_are_told(tmp_path: Path) -> None:
     """One line; the matrices are q8_0 where they can be."""
-    words = "matrices of the transformer are q8_0: their rows are not whole blocks of q4_k"
+    words = "matrices of the transformer are q8_0: their rows are not a multiple of the block of q4_k"
     count = sum(t.name.startswith("blk.") and len(t.shape) > 1 and t.shape[0] % 32 == 0 for t in GGUFReader(GOLDEN).tensors)
     out, err = janus(JANUS, "quantize", "--type", "q4_k", "-o", tmp_path / "x.gguf", GOLDEN)
     assert err == f"janus: remark: {count} {words}\n" and out == f"{tmp_path / 'x.gguf'}\n"
