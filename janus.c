@@ -41,7 +41,8 @@
       17  Image in .................. decode a file, resize as Pillow does, normalise
    Part IV   THE PROGRAM
       18  Public API ................ what janus.h promises
-      19  Command line .............. main()
+      19  Many jobs ................. drawings and questions side by side, in one pass over the weights
+      20  Command line .............. main()
 
    One vocabulary of sizes in Part I:
        T  tokens (rows of activations)     D  width of the transformer     F  width of its MLP     V  vocabulary
@@ -1320,47 +1321,57 @@ static void read_turn(Context *cx, const JanusModel *m, Conversation *conversati
     scratch_release(cx, mark);
 }
 
-/* logits (V) -> the next id; race (V) and ranked (V) are scratch. */
-static int32_t pick_text_id(Context *cx, const JanusAskOptions *options, TorchRng *rng, float *logits, int V,
-                            float *race, RankedLogit *ranked) {
+/* logits (V) -> the next id. */
+static int32_t pick_text_id(Context *cx, const JanusAskOptions *options, TorchRng *rng, float *logits, int V) {
     int32_t id = argmax(logits, V);
     if (options->temperature <= 0) return id;
+    const ArenaBlock *mark = scratch_mark(cx);
+    float *race = scratch(cx, V, 1);
+    RankedLogit *ranked = scratch_bytes(cx, V, sizeof *ranked);
+    if (has_failed(cx)) return id;
     scale_temperature(logits, V, options->temperature);
     keep_top_k(logits, V, options->top_k, race);
     keep_top_p(logits, V, options->top_p, ranked);
     softmax_probs(logits, logits, V);
     if (!torch_multinomial(rng, &id, logits, race, 1, V)) fail_distribution(cx);
+    scratch_release(cx, mark);
     return id;
+}
+
+/* Says the next id, picked by its scores logits (V). False: that was the end of the answer. */
+static bool say_next(Context *cx, const JanusModel *m, Conversation *conversation, const JanusAskOptions *options,
+                     TorchRng *rng, float *logits, Answer *answer, IdList *said) {
+    tap(cx, "lm.logits", logits, m->config.vocab, 0, 0);
+    if (has_failed(cx)) return false;
+    const int32_t id = pick_text_id(cx, options, rng, logits, m->config.vocab);
+    conversation->unread_count = 0;
+    conversation->unread[conversation->unread_count++] = id;
+    if (has_failed(cx) || id == m->config.eos) return false;
+    id_list_add(said, id, 1);
+    if (said->failed) context_fail_memory(cx);
+    answer_token(cx, m, answer, id);
+    progress(cx, "answer", (int64_t)said->count, options->max_tokens);
+    /* room for this id, one more and EOS */
+    const bool full = conversation->sequence.own.length + 3 > m->config.context;
+    if (said->count < (size_t)options->max_tokens && !full) return !has_failed(cx);
+    conversation->unread[conversation->unread_count++] = m->config.eos;
+    return false;
 }
 
 /* Writes the answer token by token from the state hidden (D) after the question. */
 static void write_answer(Context *cx, const JanusModel *m, Conversation *conversation, const JanusAskOptions *options,
-                         TorchRng *rng, float *hidden, Answer *answer, IdList *said) {
+                         float *hidden, Answer *answer, IdList *said) {
     Sequence *sequence = &conversation->sequence;
-    const int V = m->config.vocab;
     const int64_t length_before = sequence->own.length;
     const ArenaBlock *mark = scratch_mark(cx);
-    float *logits = scratch(cx, V, 1), *race = scratch(cx, V, 1);
-    RankedLogit *ranked = scratch_bytes(cx, V, sizeof *ranked);
-    for (int n = 1; !has_failed(cx); n++) {
-        linear(cx, logits, hidden, &m->lm_head, NULL, 1);
-        tap(cx, "lm.logits", logits, V, 0, 0);
-        if (has_failed(cx)) break;
-        const int32_t id = pick_text_id(cx, options, rng, logits, V, race, ranked);
-        conversation->unread_count = 0;
-        conversation->unread[conversation->unread_count++] = id;
-        if (has_failed(cx) || id == m->config.eos) break;
-        id_list_add(said, id, 1);
-        if (said->failed) context_fail_memory(cx);
-        answer_token(cx, m, answer, id);
-        progress(cx, "answer", n, options->max_tokens);
-        /* room for this id, one more and EOS */
-        if (n >= options->max_tokens || sequence->own.length + 3 > m->config.context) {
-            conversation->unread[conversation->unread_count++] = m->config.eos;
-            break;
-        }
-        weight_row(hidden, &m->token_embed, id);
+    float *logits = scratch(cx, m->config.vocab, 1);
+    TorchRng rng;
+    torch_rng_seed(&rng, options->rng, options->seed);
+    linear(cx, logits, hidden, &m->lm_head, NULL, 1);
+    while (say_next(cx, m, conversation, options, &rng, logits, answer, said)) {
+        weight_row(hidden, &m->token_embed, said->ids[said->count - 1]);
         transformer_forward(cx, m, hidden, 1, &sequence, 1, false);
+        linear(cx, logits, hidden, &m->lm_head, NULL, 1);
     }
     if (!has_failed(cx)) answer_token(cx, m, answer, -1);
     if (answer->length == 0) { /* nothing was said: the next turn follows the open answer, without an end */
@@ -1371,29 +1382,34 @@ static void write_answer(Context *cx, const JanusModel *m, Conversation *convers
     scratch_release(cx, mark);
 }
 
-/* One turn of a conversation, which is unchanged after a failure. */
-static void converse(Context *cx, const JanusModel *m, Conversation *conversation, const char *question,
-                     const JanusImage *images, int image_count, const JanusAskOptions *options, Answer *answer) {
+/* Reads the user's turn; hidden (D) is the state after it. */
+static void start_turn(Context *cx, const JanusModel *m, Conversation *conversation, const char *question,
+                       const JanusImage *images, int image_count, float *hidden) {
     const Config *c = &m->config;
-    const Conversation before = *conversation;
-    IdList turn = {0}, said = {0};
-    TorchRng rng;
-    float *hidden = scratch(cx, c->hidden, 1);
+    IdList turn = {0};
     turn_prompt(cx, m, conversation, question, image_count, &turn);
-    const int64_t length = before.sequence.own.length + (int64_t)turn.count;
+    const int64_t length = conversation->sequence.own.length + (int64_t)turn.count;
     if (length + 2 > c->context) /* an id of the answer, EOS */
         context_fail(cx, JANUS_BAD_ARGUMENT,
                      "the conversation would be %ld tokens long; the context holds %d: start a new one", (long)length,
                      c->context);
     if (!has_failed(cx)) read_turn(cx, m, conversation, &turn, images, image_count, hidden);
-    torch_rng_seed(&rng, options->rng, options->seed);
-    if (!has_failed(cx)) write_answer(cx, m, conversation, options, &rng, hidden, answer, &said);
+    id_list_free(&turn);
+}
+
+/* One turn of a conversation, which is unchanged after a failure. */
+static void converse(Context *cx, const JanusModel *m, Conversation *conversation, const char *question,
+                     const JanusImage *images, int image_count, const JanusAskOptions *options, Answer *answer) {
+    const Conversation before = *conversation;
+    IdList said = {0};
+    float *hidden = scratch(cx, m->config.hidden, 1);
+    start_turn(cx, m, conversation, question, images, image_count, hidden);
+    if (!has_failed(cx)) write_answer(cx, m, conversation, options, hidden, answer, &said);
     if (has_failed(cx)) { /* the cache may have grown: only its length goes back */
         conversation->sequence.own.length = before.sequence.own.length;
         conversation->unread_count = before.unread_count;
         memcpy(conversation->unread, before.unread, sizeof before.unread);
     }
-    id_list_free(&turn);
     id_list_free(&said);
 }
 
@@ -1647,6 +1663,20 @@ static int quota_of_process(const char *root, int most) {
     return most;
 }
 #endif
+
+/* Bytes of memory that the machine has; 0: unknown. */
+static int64_t memory_size(void) {
+#if defined(_WIN32)
+    MEMORYSTATUSEX status;
+    status.dwLength = sizeof status;
+    return GlobalMemoryStatusEx(&status) ? (int64_t)status.ullTotalPhys : 0;
+#elif defined(_SC_PHYS_PAGES)
+    const int64_t pages = sysconf(_SC_PHYS_PAGES);
+    return pages > 0 ? pages * sysconf(_SC_PAGESIZE) : 0;
+#else
+    return 0;
+#endif
+}
 
 /* The processors that this process may use, 1 to 256: fewer than the machine has where it is bound or has a quota. */
 static int processor_count(void) {
@@ -4296,6 +4326,10 @@ struct Context {
     JanusSessionOptions options; /* the caller's: callbacks, cache, fast */
     JanusError error;            /* status JANUS_OK: all is well */
     Arena arena;                 /* the stages' scratch memory */
+    /* The rows of linear layers are those of separate jobs: (group_count) numbers of rows, in rising order. Each job's
+       results are to the bit those that it has alone. NULL: all rows are one job's. */
+    const int64_t *groups;
+    int64_t group_count;
     void *memory;                /* the layers' scratch memory, */
     char *layer_scratch;         /* in it, 64-byte aligned: shared_bytes for all, then (threads, thread_bytes) */
     int64_t shared_bytes, thread_bytes, reserved;
@@ -4396,6 +4430,7 @@ typedef struct {
     int64_t rows, cols; /* T and O rounded up to whole tiles */
     const Packing *packing;
     int64_t row_step, k_step; /* K is cut so that what is packed stays in the caches */
+    const int64_t *groups;    /* few rows: so many belong together */
 } Product;
 
 enum { ROW_STEP = 96, MAX_ROWS = 1024 };
@@ -4547,11 +4582,15 @@ static int64_t row_floats(const Packing *packing, int64_t n) {
     return packing->round_row ? (n + ROUNDED - 1) / ROUNDED * packing->rounded_words : round_up(n, BLOCK);
 }
 
+/* How a row's products are summed depends on how many rows are given at once: each group is given by itself, while the
+   weights are in the cache. */
 static void few_rows_job(void *ctx, int thread, int64_t begin, int64_t end) {
     const Product *p = ctx;
+    const int64_t stride = row_floats(p->packing, p->K);
     (void)thread;
-    p->packing->dot(p->out, p->O, shared_scratch(p->cx), row_floats(p->packing, p->K), p->T, p->w, p->bias, p->K, begin,
-                    end);
+    for (int64_t t = 0, g = 0; t < p->T; t += p->groups[g++])
+        p->packing->dot(p->out + t * p->O, p->O, shared_scratch(p->cx) + t * stride, stride, p->groups[g], p->w,
+                        p->bias, p->K, begin, end);
 }
 
 /* Copies rows of length n to rows of whole BLOCKs, followed by zeros. */
@@ -4575,17 +4614,20 @@ static void linear(Context *cx, float *out, const float *x, const Weight *w, con
                  .O = w->rows,
                  .K = w->cols};
     p.packing = choose_packing(&p);
-    int64_t stride = row_floats(p.packing, w->cols);
-    if (T <= p.packing->few_rows && reserve_scratch(cx, T * stride, 0)) {
+    const int64_t stride = row_floats(p.packing, w->cols), groups = cx->groups != NULL ? cx->group_count : 1;
+    int64_t few = 0; /* rows of groups of few rows, which stand first */
+    p.groups = cx->groups != NULL ? cx->groups : &T;
+    for (int64_t g = 0; g < groups && p.groups[g] <= p.packing->few_rows; g++) few += p.groups[g];
+    if (few > 0 && reserve_scratch(cx, few * stride, 0)) {
         float *rows = shared_scratch(cx);
-        if (!p.packing->round_row) pad_rows(rows, x, w->cols, T, w->cols);
-        for (int64_t t = 0; t < T && p.packing->round_row; t++)
+        if (!p.packing->round_row) pad_rows(rows, x, w->cols, few, w->cols);
+        for (int64_t t = 0; t < few && p.packing->round_row; t++)
             p.packing->round_row(rows + t * stride, x + t * w->cols, w->type, w->cols);
+        p.T = few;
         /* some 64 KiB each */
         pool_run(cx->pool, few_rows_job, &p, w->rows, round_up(max_i64(1, 65536 / row_bytes), 8));
-        return;
     }
-    for (int64_t t = 0; t < T && !has_failed(cx); t += MAX_ROWS) { /* bounds the scratch */
+    for (int64_t t = few; t < T && !has_failed(cx); t += MAX_ROWS) { /* bounds the scratch */
         p.T = min_i64(MAX_ROWS, T - t);
         p.x = x + t * w->cols;
         p.out = out + t * w->rows;
@@ -8050,13 +8092,18 @@ static JanusStatus check_range(const char *what, double value, double low, doubl
     return fail(error, JANUS_BAD_ARGUMENT, "%s must be a number from %g to %g", what, low, high);
 }
 
+static JanusStatus check_drawing(const JanusGenerateOptions *options, JanusError *error) {
+    JanusStatus status = check_range("the number of pictures", options->count, 1, 64, error);
+    if (status == JANUS_OK) status = check_range("the guidance weight", options->cfg_weight, 0, 100, error);
+    if (status == JANUS_OK) status = check_range("the temperature", options->temperature, 0, 100, error);
+    if (status == JANUS_OK) status = check_range("the random number generator", (double)options->rng, 0, 1, error);
+    return status;
+}
+
 JanusStatus janus_generate_ids(JanusSession *session, const char *prompt, const JanusGenerateOptions *options,
                                int32_t *ids, JanusError *error) {
     const JanusGenerateOptions chosen = options != NULL ? *options : janus_generate_defaults();
-    JanusStatus status = check_range("the number of pictures", chosen.count, 1, 64, error);
-    if (status == JANUS_OK) status = check_range("the guidance weight", chosen.cfg_weight, 0, 100, error);
-    if (status == JANUS_OK) status = check_range("the temperature", chosen.temperature, 0, 100, error);
-    if (status == JANUS_OK) status = check_range("the random number generator", (double)chosen.rng, 0, 1, error);
+    const JanusStatus status = check_drawing(&chosen, error);
     if (status != JANUS_OK) return status;
     draw(&session->context, session->model, prompt, &chosen, ids);
     return context_end(&session->context, error);
@@ -8114,18 +8161,24 @@ static JanusStatus check_image(const JanusImage *image, JanusError *error) {
     return fail(error, JANUS_BAD_ARGUMENT, "an image is empty or larger than 16384 pixels a side");
 }
 
+static JanusStatus check_question(const JanusAskOptions *options, const JanusImage *images, int image_count,
+                                  JanusError *error) {
+    JanusStatus status = check_range("the number of tokens", options->max_tokens, 1, INT_MAX / 2, error);
+    if (status == JANUS_OK) status = check_range("the temperature", options->temperature, 0, 100, error);
+    if (status == JANUS_OK) status = check_range("top-p", options->top_p, FLT_MIN, 1, error);
+    if (status == JANUS_OK) status = check_range("top-k", options->top_k, 0, INT_MAX, error);
+    if (status == JANUS_OK) status = check_range("the random number generator", (double)options->rng, 0, 1, error);
+    if (status == JANUS_OK) status = check_range("the number of images", image_count, 0, 64, error);
+    for (int i = 0; i < image_count && status == JANUS_OK; i++) status = check_image(&images[i], error);
+    return status;
+}
+
 JanusStatus janus_ask(JanusSession *session, const char *question, const JanusImage *images, int image_count,
                       const JanusAskOptions *options, char **answer, JanusError *error) {
     const JanusAskOptions chosen = options != NULL ? *options : janus_ask_defaults();
     Answer said;
     if (answer != NULL) *answer = NULL;
-    JanusStatus status = check_range("the number of tokens", chosen.max_tokens, 1, INT_MAX / 2, error);
-    if (status == JANUS_OK) status = check_range("the temperature", chosen.temperature, 0, 100, error);
-    if (status == JANUS_OK) status = check_range("top-p", chosen.top_p, FLT_MIN, 1, error);
-    if (status == JANUS_OK) status = check_range("top-k", chosen.top_k, 0, INT_MAX, error);
-    if (status == JANUS_OK) status = check_range("the random number generator", (double)chosen.rng, 0, 1, error);
-    if (status == JANUS_OK) status = check_range("the number of images", image_count, 0, 64, error);
-    for (int i = 0; i < image_count && status == JANUS_OK; i++) status = check_image(&images[i], error);
+    JanusStatus status = check_question(&chosen, images, image_count, error);
     if (status != JANUS_OK) return status;
     memset(&said, 0, sizeof said);
     said.text = calloc(1, 1); /* allocated before anything changes, so that an empty answer cannot fail */
@@ -8159,7 +8212,393 @@ JanusStatus janus_encode_image(JanusSession *session, const JanusImage *image, i
 }
 
 /* ==================================================================================================================
-   19  Command line: results go to stdout, all else to stderr; exit 0 done, 1 failed, 2 usage error.
+   19  Many jobs: drawings and questions side by side. Reading the weights is what a step costs, so that all running
+       jobs read them together: one pass gives each of them its next id. A prompt is read on its own before its job
+       joins. What depends on the number of rows (the order of a sum) depends on the job's own rows alone: its ids are
+       those that `draw` and `converse` give.
+   ================================================================================================================== */
+
+enum { PLACES_LIMIT = 64 };
+
+typedef struct QueuedJob {
+    struct QueuedJob *next; /* of those that wait, or that are done */
+    int64_t number;
+    bool asks, done;
+    char *text;       /* the prompt or question */
+    JanusError error;
+    /* a drawing */
+    JanusGenerateOptions drawn;
+    Drawing drawing;
+    Arena arena;      /* the drawing's rows */
+    int32_t *ids;     /* (count, image_tokens) */
+    int64_t steps;    /* the ids that each picture has */
+    /* a question */
+    JanusAskOptions asked;
+    JanusImage *images;
+    int image_count;
+    Conversation conversation;
+    TorchRng rng;
+    Answer answer;
+    IdList said;
+} QueuedJob;
+
+struct JanusQueue {
+    JanusSession *session;
+    int places, running_count;
+    int64_t last_number;
+    QueuedJob *waiting, *finished;     /* first come, first served */
+    QueuedJob *running[PLACES_LIMIT];  /* by rows, so that questions stand first */
+};
+
+static int job_places(const QueuedJob *job) { return job->asks ? 1 : job->drawn.count; }
+static int64_t job_rows(const QueuedJob *job) { return job->asks ? 1 : 2 * (int64_t)job->drawn.count; }
+
+/* Puts the job at the end of a list. */
+static void append_job(QueuedJob **list, QueuedJob *job) {
+    while (*list != NULL) list = &(*list)->next;
+    *list = job;
+    job->next = NULL;
+}
+
+/* Frees what a job needs only as long as it runs. */
+static void job_stop(QueuedJob *job) {
+    drawing_free(&job->drawing);
+    arena_release(&job->arena, NULL);
+    memset(&job->drawing, 0, sizeof job->drawing);
+    kv_cache_free(&job->conversation.sequence.own);
+    for (int i = 0; i < job->image_count; i++) janus_image_free(&job->images[i]);
+    job->image_count = 0;
+}
+
+static void job_free(QueuedJob *job) {
+    job_stop(job);
+    id_list_free(&job->said);
+    free(job->images);
+    free(job->answer.text);
+    free(job->ids);
+    free(job->text);
+    free(job);
+}
+
+/* The job ends with the context's failure; the others do not hear of it. */
+static void job_fail(Context *cx, QueuedJob *job) {
+    job->error = cx->error;
+    job->done = true;
+    cx->error.status = JANUS_OK;
+}
+
+/* The job's next id, or one for each of its pictures, out of the scores of its rows: (2N, K), or (V) of a question. */
+static void job_take(Context *cx, const JanusModel *m, QueuedJob *job, float *logits) {
+    const ArenaBlock *mark = scratch_mark(cx);
+    const int64_t N = job->drawn.count, K = m->config.codebook, T = image_tokens(&m->config);
+    if (job->asks) {
+        job->done = !say_next(cx, m, &job->conversation, &job->asked, &job->rng, logits, &job->answer, &job->said);
+        if (job->done && !has_failed(cx)) answer_token(cx, m, &job->answer, -1);
+        if (job->done) job->answer.text[strip(job->answer.text, job->answer.length).length] = 0;
+    } else {
+        float *probs = scratch(cx, N, K), *race = scratch(cx, N, K);
+        int32_t *ids = scratch_ids(cx, N);
+        if (!has_failed(cx)) pick_image_ids(cx, &job->drawn, &job->drawing.rng, logits, K, probs, race, ids);
+        for (int64_t n = 0; n < N && !has_failed(cx); n++) job->ids[n * T + job->steps] = ids[n];
+        job->done = ++job->steps == T;
+    }
+    if (has_failed(cx)) job_fail(cx, job);
+    scratch_release(cx, mark);
+}
+
+/* Reads the job's prompt and takes its first ids. */
+static void job_start(Context *cx, const JanusModel *m, QueuedJob *job) {
+    const Config *c = &m->config;
+    const int64_t R = job_rows(job), width = job->asks ? c->vocab : c->codebook;
+    const ArenaBlock *mark = scratch_mark(cx);
+    float *hidden = scratch(cx, R, c->hidden), *logits = scratch(cx, R, width);
+    IdList prompt = {0};
+    if (job->asks) {
+        torch_rng_seed(&job->rng, job->asked.rng, job->asked.seed);
+        start_turn(cx, m, &job->conversation, job->text, job->images, job->image_count, hidden);
+        linear(cx, logits, hidden, &m->lm_head, NULL, 1);
+    } else {
+        drawing_prompt(cx, m, job->text, &prompt);
+        const Arena ours = cx->arena; /* the rows outlive this step */
+        cx->arena = job->arena;
+        if (!has_failed(cx)) drawing_start(cx, &job->drawing, c, &job->drawn);
+        job->arena = cx->arena;
+        cx->arena = ours;
+        if (!has_failed(cx)) read_drawing_prompt(cx, m, &job->drawing, &prompt, hidden);
+        image_head(cx, m, logits, hidden, R);
+    }
+    id_list_free(&prompt);
+    if (has_failed(cx)) job_fail(cx, job);
+    else job_take(cx, m, job, logits);
+    scratch_release(cx, mark);
+}
+
+/* What each job's rows read next: x (R, D). */
+static void embed_last_ids(Context *cx, const JanusModel *m, QueuedJob *const *jobs, int count, float *x) {
+    const int64_t width = m->config.hidden, T = image_tokens(&m->config);
+    int64_t groups[PLACES_LIMIT], N = 0;
+    int32_t ids[PLACES_LIMIT] = {0};
+    int asked = 0;
+    for (; asked < count && jobs[asked]->asks && !has_failed(cx); asked++, x += width)
+        weight_row(x, &m->token_embed, jobs[asked]->said.ids[jobs[asked]->said.count - 1]);
+    for (int i = asked; i < count; N += groups[i++ - asked]) {
+        groups[i - asked] = jobs[i]->drawn.count;
+        for (int64_t n = 0; n < jobs[i]->drawn.count; n++) ids[N + n] = jobs[i]->ids[n * T + jobs[i]->steps - 1];
+    }
+    float *embedded = scratch(cx, N, width);
+    cx->groups = groups;
+    cx->group_count = count - asked;
+    embed_image_ids(cx, m, ids, N, embedded);
+    cx->groups = NULL;
+    for (int64_t r = 0; r < 2 * N; r++) copy(cx, x + r * width, embedded + r / 2 * width, width);
+}
+
+/* One pass over the weights: each job's rows read its last ids; then it takes the next ones. What fails for all is
+   tried with each job alone, so that only those fail that cannot go on. */
+static void run_pass(Context *cx, const JanusModel *m, QueuedJob *const *jobs, int count) {
+    const int64_t D = m->config.hidden, V = m->config.vocab, K = m->config.codebook;
+    int64_t groups[PLACES_LIMIT], lengths[2 * PLACES_LIMIT], R = 0, asked = 0;
+    Sequence *rows[2 * PLACES_LIMIT];
+    const ArenaBlock *mark = scratch_mark(cx);
+    for (int i = 0; i < count; R += groups[i++]) {
+        groups[i] = job_rows(jobs[i]);
+        asked += jobs[i]->asks;
+        for (int64_t r = 0; r < groups[i]; r++)
+            rows[R + r] = jobs[i]->asks ? &jobs[i]->conversation.sequence : &jobs[i]->drawing.rows[r];
+    }
+    for (int64_t r = 0; r < R; r++) lengths[r] = rows[r]->own.length;
+    float *x = scratch(cx, R, D), *words = scratch(cx, asked, V), *colours = scratch(cx, R - asked, K);
+    embed_last_ids(cx, m, jobs, count, x);
+    cx->groups = groups;
+    cx->group_count = count;
+    transformer_forward(cx, m, x, 1, rows, R, false);
+    cx->group_count = asked;
+    linear(cx, words, x, &m->lm_head, NULL, asked);
+    cx->groups += asked;
+    cx->group_count = count - asked;
+    if (!has_failed(cx)) image_head(cx, m, colours, x + asked * D, R - asked);
+    cx->groups = NULL;
+    if (has_failed(cx)) {
+        for (int64_t r = 0; r < R; r++) rows[r]->own.length = lengths[r];
+        scratch_release(cx, mark);
+        if (count == 1) job_fail(cx, jobs[0]);
+        cx->error.status = JANUS_OK;
+        for (int i = 0; i < count && count > 1; i++) run_pass(cx, m, jobs + i, 1);
+        return;
+    }
+    for (int i = 0; i < count; i++) {
+        job_take(cx, m, jobs[i], jobs[i]->asks ? words : colours);
+        if (jobs[i]->asks) words += V;
+        else colours += groups[i] * K;
+    }
+    scratch_release(cx, mark);
+}
+
+/* The first job that waits, if it fits in beside those that run. */
+static QueuedJob *next_to_start(const JanusQueue *queue) {
+    int used = 0;
+    for (int i = 0; i < queue->running_count; i++) used += job_places(queue->running[i]);
+    const bool fits = queue->waiting != NULL && used + job_places(queue->waiting) <= queue->places;
+    return fits || used == 0 ? queue->waiting : NULL;
+}
+
+/* Takes those that are done out of the places. */
+static void clear_places(JanusQueue *queue) {
+    int kept = 0;
+    for (int i = 0; i < queue->running_count; i++) {
+        QueuedJob *job = queue->running[i];
+        if (job->done) job_stop(job), append_job(&queue->finished, job);
+        else queue->running[kept++] = job;
+    }
+    queue->running_count = kept;
+}
+
+int janus_queue_step(JanusQueue *queue) {
+    Context *cx = &queue->session->context;
+    const JanusSessionOptions options = cx->options;
+    QueuedJob *job = next_to_start(queue);
+    cx->options.progress = NULL;
+    cx->options.text = NULL;
+    cx->options.tap = NULL;
+    if (job != NULL) {
+        int at = queue->running_count++;
+        queue->waiting = job->next;
+        for (; at > 0 && job_rows(queue->running[at - 1]) > job_rows(job); at--)
+            queue->running[at] = queue->running[at - 1];
+        queue->running[at] = job;
+        job_start(cx, queue->session->model, job);
+    } else if (queue->running_count > 0) {
+        run_pass(cx, queue->session->model, queue->running, queue->running_count);
+    }
+    context_end(cx, NULL);
+    cx->options = options;
+    clear_places(queue);
+    return queue->running_count > 0 || queue->waiting != NULL;
+}
+
+/* The places that memory and processors suggest: half of the memory beside the model for keys and values, and eight
+   pictures for each processor, which is then as busy as it can be. */
+int janus_queue_places(const JanusModel *model, const JanusSessionOptions *options) {
+    enum { PROMPT = 64 }; /* tokens */
+    const Config *c = &model->config;
+    const JanusSessionOptions chosen = options != NULL ? *options : janus_session_defaults();
+    const double element = cache_type(&chosen) == JANUS_CACHE_F16 ? 2 : 4;
+    const double picture = 4 * element * c->layers * c->kv_heads * c->head_dim * (double)(image_tokens(c) + PROMPT);
+    const double room = ((double)memory_size() - (double)model->storage->file.image.size) / 2 / picture;
+    const int most = 8 * (chosen.threads > 0 ? chosen.threads : processor_count());
+    const int places = most > PLACES_LIMIT ? PLACES_LIMIT : most;
+    return room < 1 ? 1 : room < places ? (int)room : places;
+}
+
+JanusStatus janus_queue_new(JanusSession *session, int places, JanusQueue **queue, JanusError *error) {
+    *queue = NULL;
+    const JanusStatus status = check_range("the number of places", places, 0, PLACES_LIMIT, error);
+    if (status != JANUS_OK) return status;
+    JanusQueue *made = calloc(1, sizeof *made);
+    if (made == NULL) return fail_memory(error);
+    made->session = session;
+    made->places = places > 0 ? places : janus_queue_places(session->model, &session->context.options);
+    *queue = made;
+    return JANUS_OK;
+}
+
+static void free_jobs(QueuedJob *list) {
+    for (QueuedJob *next; list != NULL; list = next) {
+        next = list->next;
+        job_free(list);
+    }
+}
+
+void janus_queue_free(JanusQueue *queue) {
+    if (queue == NULL) return;
+    for (int i = 0; i < queue->running_count; i++) job_free(queue->running[i]);
+    free_jobs(queue->waiting);
+    free_jobs(queue->finished);
+    free(queue);
+}
+
+/* A job with a copy of its text, not in the queue yet; NULL: no memory. */
+static QueuedJob *job_new(const char *text) {
+    QueuedJob *job = calloc(1, sizeof *job);
+    if (job != NULL) job->text = calloc(strlen(text) + 1, 1);
+    if (job != NULL && job->text != NULL) {
+        memcpy(job->text, text, strlen(text));
+        return job;
+    }
+    free(job);
+    return NULL;
+}
+
+static JanusStatus submit(JanusQueue *queue, QueuedJob *job, int64_t *number) {
+    job->number = ++queue->last_number;
+    if (number != NULL) *number = job->number;
+    append_job(&queue->waiting, job);
+    return JANUS_OK;
+}
+
+JanusStatus janus_queue_generate(JanusQueue *queue, const char *prompt, const JanusGenerateOptions *options,
+                                 int64_t *job, JanusError *error) {
+    const JanusGenerateOptions chosen = options != NULL ? *options : janus_generate_defaults();
+    const JanusStatus status = check_drawing(&chosen, error);
+    if (status != JANUS_OK) return status;
+    QueuedJob *made = job_new(prompt != NULL ? prompt : "");
+    if (made == NULL) return fail_memory(error);
+    made->drawn = chosen;
+    made->ids = allocate(chosen.count * image_tokens(&queue->session->model->config), sizeof *made->ids);
+    if (made->ids != NULL) return submit(queue, made, job);
+    job_free(made);
+    return fail_memory(error);
+}
+
+static bool copy_image(JanusImage *to, const JanusImage *from) {
+    const int64_t bytes = (int64_t)from->width * from->height * 3;
+    *to = *from;
+    to->rgb = allocate(bytes, 1);
+    if (to->rgb != NULL) memcpy(to->rgb, from->rgb, (size_t)bytes);
+    return to->rgb != NULL;
+}
+
+JanusStatus janus_queue_ask(JanusQueue *queue, const char *question, const JanusImage *images, int image_count,
+                            const JanusAskOptions *options, int64_t *job, JanusError *error) {
+    const JanusAskOptions chosen = options != NULL ? *options : janus_ask_defaults();
+    const JanusStatus status = check_question(&chosen, images, image_count, error);
+    if (status != JANUS_OK) return status;
+    QueuedJob *made = job_new(question != NULL ? question : "");
+    if (made == NULL) return fail_memory(error);
+    made->asks = true;
+    made->asked = chosen;
+    made->answer.text = calloc(1, 1);
+    made->answer.capacity = 1;
+    made->images = allocate(image_count, sizeof *made->images);
+    bool good = made->answer.text != NULL && made->images != NULL;
+    for (int i = 0; i < image_count && good; i++, made->image_count++) good = copy_image(&made->images[i], &images[i]);
+    if (good) return submit(queue, made, job);
+    job_free(made);
+    return fail_memory(error);
+}
+
+int janus_queue_cancel(JanusQueue *queue, int64_t job) {
+    QueuedJob *found = NULL;
+    for (int i = 0; i < queue->running_count; i++)
+        if (queue->running[i]->number == job) found = queue->running[i];
+    for (QueuedJob **at = &queue->waiting; *at != NULL && found == NULL; at = &(*at)->next)
+        if ((*at)->number == job) {
+            found = *at;
+            *at = found->next;
+            append_job(&queue->finished, found);
+            break;
+        }
+    if (found == NULL) return 0;
+    found->done = true;
+    fail(&found->error, JANUS_CANCELLED, "the job was taken out of the queue");
+    clear_places(queue);
+    return 1;
+}
+
+int janus_queue_collect(JanusQueue *queue, JanusResult *result) {
+    QueuedJob *job = queue->finished;
+    memset(result, 0, sizeof *result);
+    if (job == NULL) return 0;
+    result->job = job->number;
+    result->error = job->error;
+    if (job->error.status == JANUS_OK) { /* changes hands */
+        result->answer = job->answer.text;
+        result->ids = job->asks ? job->said.ids : job->ids;
+        result->id_count = job->asks ? (int64_t)job->said.count
+                                     : job->drawn.count * image_tokens(&queue->session->model->config);
+        job->answer.text = NULL;
+        job->ids = NULL;
+        memset(&job->said, 0, sizeof job->said);
+    }
+    queue->finished = job->next;
+    job_free(job);
+    return 1;
+}
+
+void janus_result_free(JanusResult *result) {
+    free(result->ids);
+    free(result->answer);
+    memset(result, 0, sizeof *result);
+}
+
+int janus_queue_waiting(const JanusQueue *queue) {
+    int count = 0;
+    for (const QueuedJob *job = queue->waiting; job != NULL; job = job->next) count++;
+    return count;
+}
+
+double janus_queue_progress(const JanusQueue *queue, int64_t job) {
+    for (int i = 0; i < queue->running_count; i++) {
+        const QueuedJob *found = queue->running[i];
+        if (found->number != job) continue;
+        return found->asks ? (double)found->said.count / found->asked.max_tokens
+                           : (double)found->steps / (double)image_tokens(&queue->session->model->config);
+    }
+    return 0;
+}
+
+/* ==================================================================================================================
+   20  Command line: results go to stdout, all else to stderr; exit 0 done, 1 failed, 2 usage error.
    ================================================================================================================== */
 
 #if !defined(JANUS_LIBRARY)
