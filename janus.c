@@ -41,7 +41,8 @@
       17  Image in .................. decode a file, resize as Pillow does, normalise
    Part IV   THE PROGRAM
       18  Public API ................ what janus.h promises
-      19  Command line .............. main()
+      19  Many jobs ................. drawings and questions side by side, in one pass over the weights
+      20  Command line .............. main()
 
    One vocabulary of sizes in Part I:
        T  tokens (rows of activations)     D  width of the transformer     F  width of its MLP     V  vocabulary
@@ -238,6 +239,14 @@ static void scratch_release(Context *cx, const ArenaBlock *mark);
 /* Layers. out (T, rows of W) = x (T, columns of W) W^T + bias; `apply` is the same for a Linear. */
 static void linear(Context *cx, float *out, const float *x, const Weight *w, const float *bias, int64_t T);
 static void apply(Context *cx, float *out, const float *x, const Linear *layer, int64_t T);
+
+/* The same for several weights that x goes through: at once where x has few rows. */
+typedef struct {
+    float *out; /* (T, rows of the weight) */
+    const Weight *weight;
+    const float *bias; /* NULL: none */
+} Output;
+static void linears(Context *cx, const Output *outputs, int count, const float *x, int64_t T);
 
 typedef struct {
     int64_t height, width, channels; /* of the image, before upsampling */
@@ -507,18 +516,17 @@ static TransformerScratch transformer_scratch(Context *cx, const Config *c, int6
 static void transformer_block(Context *cx, const Config *c, const TransformerBlock *block, int layer,
                               const TransformerScratch *s, Sequence *const *sequences, float *x) {
     const int64_t rows = s->R * s->T;
+    const Output qkv[] = {{s->q, &block->q, NULL}, {s->k, &block->k, NULL}, {s->v, &block->v, NULL}};
+    const Output gate_up[] = {{s->gate, &block->gate, NULL}, {s->up, &block->up, NULL}};
     rms_norm(cx, s->h, x, block->attn_norm, rows, c->hidden, c->rms_epsilon);
-    linear(cx, s->q, s->h, &block->q, NULL, rows);
-    linear(cx, s->k, s->h, &block->k, NULL, rows);
-    linear(cx, s->v, s->h, &block->v, NULL, rows);
+    linears(cx, qkv, 3, s->h, rows);
     rotate_and_cache(cx, c, sequences, s->R, s->T, layer, s->q, s->k, s->v, s->cosines, s->sines);
     cached_attention(cx, c, sequences, s->R, s->T, layer, s->q, s->h);
     linear(cx, s->q, s->h, &block->output, NULL, rows);
     add(cx, x, s->q, rows * c->hidden);
 
     rms_norm(cx, s->h, x, block->ffn_norm, rows, c->hidden, c->rms_epsilon);
-    linear(cx, s->gate, s->h, &block->gate, NULL, rows);
-    linear(cx, s->up, s->h, &block->up, NULL, rows);
+    linears(cx, gate_up, 2, s->h, rows);
     silu_mul(cx, s->gate, s->up, rows * c->mlp);
     linear(cx, s->h, s->gate, &block->down, NULL, rows);
     add(cx, x, s->h, rows * c->hidden);
@@ -1305,47 +1313,57 @@ static void read_turn(Context *cx, const JanusModel *m, Conversation *conversati
     scratch_release(cx, mark);
 }
 
-/* logits (V) -> the next id; race (V) and ranked (V) are scratch. */
-static int32_t pick_text_id(Context *cx, const JanusAskOptions *options, TorchRng *rng, float *logits, int V,
-                            float *race, RankedLogit *ranked) {
+/* logits (V) -> the next id. */
+static int32_t pick_text_id(Context *cx, const JanusAskOptions *options, TorchRng *rng, float *logits, int V) {
     int32_t id = argmax(logits, V);
     if (options->temperature <= 0) return id;
+    const ArenaBlock *mark = scratch_mark(cx);
+    float *race = scratch(cx, V, 1);
+    RankedLogit *ranked = scratch_bytes(cx, V, sizeof *ranked);
+    if (has_failed(cx)) return id;
     scale_temperature(logits, V, options->temperature);
     keep_top_k(logits, V, options->top_k, race);
     keep_top_p(logits, V, options->top_p, ranked);
     softmax_probs(logits, logits, V);
     if (!torch_multinomial(rng, &id, logits, race, 1, V)) fail_distribution(cx);
+    scratch_release(cx, mark);
     return id;
+}
+
+/* Says the next id, picked by its scores logits (V). False: that was the end of the answer. */
+static bool say_next(Context *cx, const JanusModel *m, Conversation *conversation, const JanusAskOptions *options,
+                     TorchRng *rng, float *logits, Answer *answer, IdList *said) {
+    tap(cx, "lm.logits", logits, m->config.vocab, 0, 0);
+    if (has_failed(cx)) return false;
+    const int32_t id = pick_text_id(cx, options, rng, logits, m->config.vocab);
+    conversation->unread_count = 0;
+    conversation->unread[conversation->unread_count++] = id;
+    if (has_failed(cx) || id == m->config.eos) return false;
+    id_list_add(said, id, 1);
+    if (said->failed) context_fail_memory(cx);
+    answer_token(cx, m, answer, id);
+    progress(cx, "answer", (int64_t)said->count, options->max_tokens);
+    /* room for this id, one more and EOS */
+    const bool full = conversation->sequence.own.length + 3 > m->config.context;
+    if (said->count < (size_t)options->max_tokens && !full) return !has_failed(cx);
+    conversation->unread[conversation->unread_count++] = m->config.eos;
+    return false;
 }
 
 /* Writes the answer token by token from the state hidden (D) after the question. */
 static void write_answer(Context *cx, const JanusModel *m, Conversation *conversation, const JanusAskOptions *options,
-                         TorchRng *rng, float *hidden, Answer *answer, IdList *said) {
+                         float *hidden, Answer *answer, IdList *said) {
     Sequence *sequence = &conversation->sequence;
-    const int V = m->config.vocab;
     const int64_t length_before = sequence->own.length;
     const ArenaBlock *mark = scratch_mark(cx);
-    float *logits = scratch(cx, V, 1), *race = scratch(cx, V, 1);
-    RankedLogit *ranked = scratch_bytes(cx, V, sizeof *ranked);
-    for (int n = 1; !has_failed(cx); n++) {
-        linear(cx, logits, hidden, &m->lm_head, NULL, 1);
-        tap(cx, "lm.logits", logits, V, 0, 0);
-        if (has_failed(cx)) break;
-        const int32_t id = pick_text_id(cx, options, rng, logits, V, race, ranked);
-        conversation->unread_count = 0;
-        conversation->unread[conversation->unread_count++] = id;
-        if (has_failed(cx) || id == m->config.eos) break;
-        id_list_add(said, id, 1);
-        if (said->failed) context_fail_memory(cx);
-        answer_token(cx, m, answer, id);
-        progress(cx, "answer", n, options->max_tokens);
-        /* room for this id, one more and EOS */
-        if (n >= options->max_tokens || sequence->own.length + 3 > m->config.context) {
-            conversation->unread[conversation->unread_count++] = m->config.eos;
-            break;
-        }
-        weight_row(hidden, &m->token_embed, id);
+    float *logits = scratch(cx, m->config.vocab, 1);
+    TorchRng rng;
+    torch_rng_seed(&rng, options->rng, options->seed);
+    linear(cx, logits, hidden, &m->lm_head, NULL, 1);
+    while (say_next(cx, m, conversation, options, &rng, logits, answer, said)) {
+        weight_row(hidden, &m->token_embed, said->ids[said->count - 1]);
         transformer_forward(cx, m, hidden, 1, &sequence, 1, false);
+        linear(cx, logits, hidden, &m->lm_head, NULL, 1);
     }
     if (!has_failed(cx)) answer_token(cx, m, answer, -1);
     if (answer->length == 0) { /* nothing was said: the next turn follows the open answer, without an end */
@@ -1356,29 +1374,34 @@ static void write_answer(Context *cx, const JanusModel *m, Conversation *convers
     scratch_release(cx, mark);
 }
 
-/* One turn of a conversation, which is unchanged after a failure. */
-static void converse(Context *cx, const JanusModel *m, Conversation *conversation, const char *question,
-                     const JanusImage *images, int image_count, const JanusAskOptions *options, Answer *answer) {
+/* Reads the user's turn; hidden (D) is the state after it. */
+static void start_turn(Context *cx, const JanusModel *m, Conversation *conversation, const char *question,
+                       const JanusImage *images, int image_count, float *hidden) {
     const Config *c = &m->config;
-    const Conversation before = *conversation;
-    IdList turn = {0}, said = {0};
-    TorchRng rng;
-    float *hidden = scratch(cx, c->hidden, 1);
+    IdList turn = {0};
     turn_prompt(cx, m, conversation, question, image_count, &turn);
-    const int64_t length = before.sequence.own.length + (int64_t)turn.count;
+    const int64_t length = conversation->sequence.own.length + (int64_t)turn.count;
     if (length + 2 > c->context) /* an id of the answer, EOS */
         context_fail(cx, JANUS_BAD_ARGUMENT,
                      "the conversation would be %ld tokens long; the context holds %d: start a new one", (long)length,
                      c->context);
     if (!has_failed(cx)) read_turn(cx, m, conversation, &turn, images, image_count, hidden);
-    torch_rng_seed(&rng, options->rng, options->seed);
-    if (!has_failed(cx)) write_answer(cx, m, conversation, options, &rng, hidden, answer, &said);
+    id_list_free(&turn);
+}
+
+/* One turn of a conversation, which is unchanged after a failure. */
+static void converse(Context *cx, const JanusModel *m, Conversation *conversation, const char *question,
+                     const JanusImage *images, int image_count, const JanusAskOptions *options, Answer *answer) {
+    const Conversation before = *conversation;
+    IdList said = {0};
+    float *hidden = scratch(cx, m->config.hidden, 1);
+    start_turn(cx, m, conversation, question, images, image_count, hidden);
+    if (!has_failed(cx)) write_answer(cx, m, conversation, options, hidden, answer, &said);
     if (has_failed(cx)) { /* the cache may have grown: only its length goes back */
         conversation->sequence.own.length = before.sequence.own.length;
         conversation->unread_count = before.unread_count;
         memcpy(conversation->unread, before.unread, sizeof before.unread);
     }
-    id_list_free(&turn);
     id_list_free(&said);
 }
 
@@ -1632,6 +1655,20 @@ static int quota_of_process(const char *root, int most) {
     return most;
 }
 #endif
+
+/* Bytes of memory that the machine has; 0: unknown. */
+static int64_t memory_size(void) {
+#if defined(_WIN32)
+    MEMORYSTATUSEX status;
+    status.dwLength = sizeof status;
+    return GlobalMemoryStatusEx(&status) ? (int64_t)status.ullTotalPhys : 0;
+#elif defined(_SC_PHYS_PAGES)
+    const int64_t pages = sysconf(_SC_PHYS_PAGES);
+    return pages > 0 ? pages * sysconf(_SC_PAGESIZE) : 0;
+#else
+    return 0;
+#endif
+}
 
 /* The processors that this process may use, 1 to 256: fewer than the machine has where it is bound or has a quota. */
 static int processor_count(void) {
@@ -4282,6 +4319,10 @@ struct Context {
     JanusSessionOptions options; /* the caller's: callbacks, cache, fast */
     JanusError error;            /* status JANUS_OK: all is well */
     Arena arena;                 /* the stages' scratch memory */
+    /* The rows of linear layers are those of separate jobs: (group_count) numbers of rows, in rising order. Each job's
+       results are to the bit those that it has alone. NULL: all rows are one job's. */
+    const int64_t *groups;
+    int64_t group_count;
     void *memory;                /* the layers' scratch memory, */
     char *layer_scratch;         /* in it, 64-byte aligned: shared_bytes for all, then (threads, thread_bytes) */
     int64_t shared_bytes, thread_bytes, reserved;
@@ -4530,18 +4571,6 @@ static void run_product(Product *p) {
         pool_run(p->cx->pool, product_job, p, p->O, tile_cols);
 }
 
-/* From one row of x to the next, as the dot products of few rows want it. */
-static int64_t row_floats(const Packing *packing, int64_t n) {
-    return packing->int8_row ? (n + INT8_GROUP - 1) / INT8_GROUP * packing->int8_group_words : round_up(n, BLOCK);
-}
-
-static void few_rows_job(void *ctx, int thread, int64_t begin, int64_t end) {
-    const Product *p = ctx;
-    (void)thread;
-    p->packing->dot(p->out, p->O, shared_scratch(p->cx), row_floats(p->packing, p->I), p->T, p->w, p->bias, p->I, begin,
-                    end);
-}
-
 /* Copies rows of length n to rows of whole BLOCKs, followed by zeros. */
 static void pad_rows(float *out, const float *x, int64_t stride, int64_t T, int64_t n) {
     int64_t padded = round_up(n, BLOCK);
@@ -4551,28 +4580,81 @@ static void pad_rows(float *out, const float *x, int64_t stride, int64_t T, int6
     }
 }
 
-/* out (T, O) = x (T, I) w^T + bias, w (O, I). */
+/* Few rows of x: dot products along W's rows, of all the weights that x goes through. */
+typedef struct {
+    const Output *outputs;
+    int count;
+    const Packing *packing;
+    const float *x; /* (T), `stride` apart, as the packing wants them */
+    int64_t T, I, stride;
+    const int64_t *groups; /* so many rows belong together */
+    int64_t step;          /* rows of a weight in a job */
+} FewRows;
+
+/* How a row's products are summed depends on how many rows are given at once: each group is given by itself, while the
+   weights are in the cache. */
+static void few_rows_job(void *ctx, int thread, int64_t begin, int64_t end) {
+    const FewRows *f = ctx;
+    (void)thread;
+    for (int64_t i = begin; i < end; i++) {
+        const Output *to = f->outputs;
+        int64_t first = i * f->step;
+        for (; first >= round_up(to->weight->rows, f->step); to++) first -= round_up(to->weight->rows, f->step);
+        const int64_t O = to->weight->rows, last = min_i64(O, first + f->step);
+        const Rows w = {to->weight->type, to->weight->data, type_row_bytes(to->weight->type, f->I)};
+        for (int64_t t = 0, g = 0; t < f->T; t += f->groups[g++])
+            f->packing->dot(to->out + t * O, O, f->x + t * f->stride, f->stride, f->groups[g], w, to->bias, f->I, first,
+                            last);
+    }
+}
+
+static void few_rows(Context *cx, FewRows *f, const float *x) {
+    const Weight *w = f->outputs[0].weight;
+    int64_t jobs = 0;
+    f->stride = f->packing->int8_row ? (f->I + INT8_GROUP - 1) / INT8_GROUP * f->packing->int8_group_words
+                                     : round_up(f->I, BLOCK);
+    if (!reserve_scratch(cx, f->T * f->stride, 0)) return;
+    float *rows = shared_scratch(cx);
+    if (!f->packing->int8_row) pad_rows(rows, x, f->I, f->T, f->I);
+    for (int64_t t = 0; t < f->T && f->packing->int8_row; t++)
+        f->packing->int8_row(rows + t * f->stride, x + t * f->I, w->type, f->I);
+    f->x = rows;
+    f->step = round_up(max_i64(1, 65536 / type_row_bytes(w->type, f->I)), 8); /* some 64 KiB */
+    for (int i = 0; i < f->count; i++) jobs += round_up(f->outputs[i].weight->rows, f->step) / f->step;
+    pool_run(cx->pool, few_rows_job, f, jobs, 1);
+}
+
+static void linears(Context *cx, const Output *outputs, int count, const float *x, int64_t T) {
+    const Weight *first = outputs[0].weight;
+    const Product probe = {.cx = cx, .w = {first->type, NULL, 0}, .I = first->cols};
+    const Packing *packing = choose_packing(&probe);
+    const int64_t groups = cx->groups != NULL ? cx->group_count : 1;
+    FewRows f = {.outputs = outputs, .count = count, .packing = packing, .I = first->cols};
+    for (int i = 1; i < count; i++)
+        if (outputs[i].weight->type != first->type) { /* x may have to be packed otherwise */
+            linears(cx, outputs, i, x, T);
+            linears(cx, outputs + i, count - i, x, T);
+            return;
+        }
+    f.groups = cx->groups != NULL ? cx->groups : &T; /* those of few rows stand first */
+    for (int64_t g = 0; g < groups && f.groups[g] <= packing->few_rows_limit; g++) f.T += f.groups[g];
+    if (f.T > 0) few_rows(cx, &f, x);
+    for (int i = 0; i < count; i++) {
+        const Weight *w = outputs[i].weight;
+        Product p = {.cx = cx, .w = {w->type, w->data, type_row_bytes(w->type, w->cols)}, .bias = outputs[i].bias,
+                     .O = w->rows, .I = w->cols, .packing = packing};
+        for (int64_t t = f.T; t < T && !has_failed(cx); t += MAX_ROWS) { /* bounds the scratch */
+            p.T = min_i64(MAX_ROWS, T - t);
+            p.x = x + t * w->cols;
+            p.out = outputs[i].out + t * w->rows;
+            run_product(&p);
+        }
+    }
+}
+
 static void linear(Context *cx, float *out, const float *x, const Weight *w, const float *bias, int64_t T) {
-    int64_t row_bytes = type_row_bytes(w->type, w->cols);
-    Product p = {.cx = cx, .out = out, .x = x, .w = {w->type, w->data, row_bytes}, .bias = bias, .T = T, .O = w->rows,
-                 .I = w->cols};
-    p.packing = choose_packing(&p);
-    int64_t stride = row_floats(p.packing, w->cols);
-    if (T <= p.packing->few_rows_limit && reserve_scratch(cx, T * stride, 0)) {
-        float *rows = shared_scratch(cx);
-        if (!p.packing->int8_row) pad_rows(rows, x, w->cols, T, w->cols);
-        for (int64_t t = 0; t < T && p.packing->int8_row; t++)
-            p.packing->int8_row(rows + t * stride, x + t * w->cols, w->type, w->cols);
-        /* some 64 KiB each */
-        pool_run(cx->pool, few_rows_job, &p, w->rows, round_up(max_i64(1, 65536 / row_bytes), 8));
-        return;
-    }
-    for (int64_t t = 0; t < T && !has_failed(cx); t += MAX_ROWS) { /* bounds the scratch */
-        p.T = min_i64(MAX_ROWS, T - t);
-        p.x = x + t * w->cols;
-        p.out = out + t * w->rows;
-        run_product(&p);
-    }
+    const Output one = {out, w, bias};
+    linears(cx, &one, 1, x, T);
 }
 
 static void conv2d(Context *cx, float *out, const float *x, const Weight *w, const float *bias,
@@ -8036,13 +8118,18 @@ static JanusStatus check_range(const char *what, double value, double low, doubl
     return fail(error, JANUS_BAD_ARGUMENT, "%s must be a number from %g to %g", what, low, high);
 }
 
+static JanusStatus check_drawing(const JanusGenerateOptions *options, JanusError *error) {
+    JanusStatus status = check_range("the number of pictures", options->count, 1, 64, error);
+    if (status == JANUS_OK) status = check_range("the guidance weight", options->cfg_weight, 0, 100, error);
+    if (status == JANUS_OK) status = check_range("the temperature", options->temperature, 0, 100, error);
+    if (status == JANUS_OK) status = check_range("the random number generator", (double)options->rng, 0, 1, error);
+    return status;
+}
+
 JanusStatus janus_generate_ids(JanusSession *session, const char *prompt, const JanusGenerateOptions *options,
                                int32_t *ids, JanusError *error) {
     const JanusGenerateOptions chosen = options != NULL ? *options : janus_generate_defaults();
-    JanusStatus status = check_range("the number of pictures", chosen.count, 1, 64, error);
-    if (status == JANUS_OK) status = check_range("the guidance weight", chosen.cfg_weight, 0, 100, error);
-    if (status == JANUS_OK) status = check_range("the temperature", chosen.temperature, 0, 100, error);
-    if (status == JANUS_OK) status = check_range("the random number generator", (double)chosen.rng, 0, 1, error);
+    const JanusStatus status = check_drawing(&chosen, error);
     if (status != JANUS_OK) return status;
     draw(&session->context, session->model, prompt, &chosen, ids);
     return context_end(&session->context, error);
@@ -8100,18 +8187,24 @@ static JanusStatus check_image(const JanusImage *image, JanusError *error) {
     return fail(error, JANUS_BAD_ARGUMENT, "an image is empty or larger than 16384 pixels a side");
 }
 
+static JanusStatus check_question(const JanusAskOptions *options, const JanusImage *images, int image_count,
+                                  JanusError *error) {
+    JanusStatus status = check_range("the number of tokens", options->max_tokens, 1, INT_MAX / 2, error);
+    if (status == JANUS_OK) status = check_range("the temperature", options->temperature, 0, 100, error);
+    if (status == JANUS_OK) status = check_range("top-p", options->top_p, FLT_MIN, 1, error);
+    if (status == JANUS_OK) status = check_range("top-k", options->top_k, 0, INT_MAX, error);
+    if (status == JANUS_OK) status = check_range("the random number generator", (double)options->rng, 0, 1, error);
+    if (status == JANUS_OK) status = check_range("the number of images", image_count, 0, 64, error);
+    for (int i = 0; i < image_count && status == JANUS_OK; i++) status = check_image(&images[i], error);
+    return status;
+}
+
 JanusStatus janus_ask(JanusSession *session, const char *question, const JanusImage *images, int image_count,
                       const JanusAskOptions *options, char **answer, JanusError *error) {
     const JanusAskOptions chosen = options != NULL ? *options : janus_ask_defaults();
     Answer said;
     if (answer != NULL) *answer = NULL;
-    JanusStatus status = check_range("the number of tokens", chosen.max_tokens, 1, INT_MAX / 2, error);
-    if (status == JANUS_OK) status = check_range("the temperature", chosen.temperature, 0, 100, error);
-    if (status == JANUS_OK) status = check_range("top-p", chosen.top_p, FLT_MIN, 1, error);
-    if (status == JANUS_OK) status = check_range("top-k", chosen.top_k, 0, INT_MAX, error);
-    if (status == JANUS_OK) status = check_range("the random number generator", (double)chosen.rng, 0, 1, error);
-    if (status == JANUS_OK) status = check_range("the number of images", image_count, 0, 64, error);
-    for (int i = 0; i < image_count && status == JANUS_OK; i++) status = check_image(&images[i], error);
+    JanusStatus status = check_question(&chosen, images, image_count, error);
     if (status != JANUS_OK) return status;
     memset(&said, 0, sizeof said);
     said.text = calloc(1, 1); /* allocated before anything changes, so that an empty answer cannot fail */
@@ -8145,20 +8238,408 @@ JanusStatus janus_encode_image(JanusSession *session, const JanusImage *image, i
 }
 
 /* ==================================================================================================================
-   19  Command line: results go to stdout, all else to stderr; exit 0 done, 1 failed, 2 usage error.
+   19  Many jobs: drawings and questions side by side. Reading the weights is what a step costs, so that all running
+       jobs read them together: one pass gives each of them its next id. A prompt is read on its own before its job
+       joins. What depends on the number of rows (the order of a sum) depends on the job's own rows alone: its ids are
+       those that `draw` and `converse` give.
+   ================================================================================================================== */
+
+enum { PLACES_LIMIT = 64 };
+
+typedef struct QueuedJob {
+    struct QueuedJob *next; /* of those that wait, or that are done */
+    int64_t number;
+    bool asks, done;
+    char *text;       /* the prompt or question */
+    JanusError error;
+    /* a drawing */
+    JanusGenerateOptions drawn;
+    Drawing drawing;
+    Arena arena;      /* the drawing's rows */
+    int32_t *ids;     /* (count, image_tokens) */
+    int64_t steps;    /* the ids that each picture has */
+    /* a question */
+    JanusAskOptions asked;
+    JanusImage *images;
+    int image_count;
+    Conversation conversation;
+    TorchRng rng;
+    Answer answer;
+    IdList said;
+} QueuedJob;
+
+struct JanusQueue {
+    JanusSession *session;
+    int places, running_count;
+    int64_t last_number;
+    QueuedJob *waiting, *finished;     /* first come, first served */
+    QueuedJob *running[PLACES_LIMIT];  /* by rows, so that questions stand first */
+};
+
+static int job_places(const QueuedJob *job) { return job->asks ? 1 : job->drawn.count; }
+static int64_t job_rows(const QueuedJob *job) { return job->asks ? 1 : 2 * (int64_t)job->drawn.count; }
+
+/* Puts the job at the end of a list. */
+static void append_job(QueuedJob **list, QueuedJob *job) {
+    while (*list != NULL) list = &(*list)->next;
+    *list = job;
+    job->next = NULL;
+}
+
+/* Frees what a job needs only as long as it runs. */
+static void job_stop(QueuedJob *job) {
+    drawing_free(&job->drawing);
+    arena_release(&job->arena, NULL);
+    memset(&job->drawing, 0, sizeof job->drawing);
+    kv_cache_free(&job->conversation.sequence.own);
+    for (int i = 0; i < job->image_count; i++) janus_image_free(&job->images[i]);
+    job->image_count = 0;
+}
+
+static void job_free(QueuedJob *job) {
+    job_stop(job);
+    id_list_free(&job->said);
+    free(job->images);
+    free(job->answer.text);
+    free(job->ids);
+    free(job->text);
+    free(job);
+}
+
+/* The job ends with the context's failure; the others do not hear of it. */
+static void job_fail(Context *cx, QueuedJob *job) {
+    job->error = cx->error;
+    job->done = true;
+    cx->error.status = JANUS_OK;
+}
+
+/* The job's next id, or one for each of its pictures, out of the scores of its rows: (2N, K), or (V) of a question. */
+static void job_take(Context *cx, const JanusModel *m, QueuedJob *job, float *logits) {
+    const ArenaBlock *mark = scratch_mark(cx);
+    const int64_t N = job->drawn.count, K = m->config.codebook, T = image_tokens(&m->config);
+    if (job->asks) {
+        job->done = !say_next(cx, m, &job->conversation, &job->asked, &job->rng, logits, &job->answer, &job->said);
+        if (job->done && !has_failed(cx)) answer_token(cx, m, &job->answer, -1);
+        if (job->done) job->answer.text[strip(job->answer.text, job->answer.length).length] = 0;
+    } else {
+        float *probs = scratch(cx, N, K), *race = scratch(cx, N, K);
+        int32_t *ids = scratch_ids(cx, N);
+        if (!has_failed(cx)) pick_image_ids(cx, &job->drawn, &job->drawing.rng, logits, K, probs, race, ids);
+        for (int64_t n = 0; n < N && !has_failed(cx); n++) job->ids[n * T + job->steps] = ids[n];
+        job->done = ++job->steps == T;
+    }
+    if (has_failed(cx)) job_fail(cx, job);
+    scratch_release(cx, mark);
+}
+
+/* Reads the job's prompt and takes its first ids. */
+static void job_start(Context *cx, const JanusModel *m, QueuedJob *job) {
+    const Config *c = &m->config;
+    const int64_t R = job_rows(job), width = job->asks ? c->vocab : c->codebook;
+    const ArenaBlock *mark = scratch_mark(cx);
+    float *hidden = scratch(cx, R, c->hidden), *logits = scratch(cx, R, width);
+    IdList prompt = {0};
+    if (job->asks) {
+        torch_rng_seed(&job->rng, job->asked.rng, job->asked.seed);
+        start_turn(cx, m, &job->conversation, job->text, job->images, job->image_count, hidden);
+        linear(cx, logits, hidden, &m->lm_head, NULL, 1);
+    } else {
+        drawing_prompt(cx, m, job->text, &prompt);
+        const Arena ours = cx->arena; /* the rows outlive this step */
+        cx->arena = job->arena;
+        if (!has_failed(cx)) drawing_start(cx, &job->drawing, c, &job->drawn);
+        job->arena = cx->arena;
+        cx->arena = ours;
+        if (!has_failed(cx)) read_drawing_prompt(cx, m, &job->drawing, &prompt, hidden);
+        image_head(cx, m, logits, hidden, R);
+    }
+    id_list_free(&prompt);
+    if (has_failed(cx)) job_fail(cx, job);
+    else job_take(cx, m, job, logits);
+    scratch_release(cx, mark);
+}
+
+/* What each job's rows read next: x (R, D). */
+static void embed_last_ids(Context *cx, const JanusModel *m, QueuedJob *const *jobs, int count, float *x) {
+    const int64_t width = m->config.hidden, T = image_tokens(&m->config);
+    int64_t groups[PLACES_LIMIT], N = 0;
+    int32_t ids[PLACES_LIMIT] = {0};
+    int asked = 0;
+    for (; asked < count && jobs[asked]->asks && !has_failed(cx); asked++, x += width)
+        weight_row(x, &m->token_embed, jobs[asked]->said.ids[jobs[asked]->said.count - 1]);
+    for (int i = asked; i < count; N += groups[i++ - asked]) {
+        groups[i - asked] = jobs[i]->drawn.count;
+        for (int64_t n = 0; n < jobs[i]->drawn.count; n++) ids[N + n] = jobs[i]->ids[n * T + jobs[i]->steps - 1];
+    }
+    float *embedded = scratch(cx, N, width);
+    cx->groups = groups;
+    cx->group_count = count - asked;
+    embed_image_ids(cx, m, ids, N, embedded);
+    cx->groups = NULL;
+    for (int64_t r = 0; r < 2 * N; r++) copy(cx, x + r * width, embedded + r / 2 * width, width);
+}
+
+/* One pass over the weights: each job's rows read its last ids; then it takes the next ones. What fails for all is
+   tried with each job alone, so that only those fail that cannot go on. */
+static void run_pass(Context *cx, const JanusModel *m, QueuedJob *const *jobs, int count) {
+    const int64_t D = m->config.hidden, V = m->config.vocab, K = m->config.codebook;
+    int64_t groups[PLACES_LIMIT], lengths[2 * PLACES_LIMIT], R = 0, asked = 0;
+    Sequence *rows[2 * PLACES_LIMIT];
+    const ArenaBlock *mark = scratch_mark(cx);
+    for (int i = 0; i < count; R += groups[i++]) {
+        groups[i] = job_rows(jobs[i]);
+        asked += jobs[i]->asks;
+        for (int64_t r = 0; r < groups[i]; r++)
+            rows[R + r] = jobs[i]->asks ? &jobs[i]->conversation.sequence : &jobs[i]->drawing.rows[r];
+    }
+    for (int64_t r = 0; r < R; r++) lengths[r] = rows[r]->own.length;
+    float *x = scratch(cx, R, D), *words = scratch(cx, asked, V), *colours = scratch(cx, R - asked, K);
+    embed_last_ids(cx, m, jobs, count, x);
+    cx->groups = groups;
+    cx->group_count = count;
+    transformer_forward(cx, m, x, 1, rows, R, false);
+    cx->group_count = asked;
+    linear(cx, words, x, &m->lm_head, NULL, asked);
+    cx->groups += asked;
+    cx->group_count = count - asked;
+    if (!has_failed(cx)) image_head(cx, m, colours, x + asked * D, R - asked);
+    cx->groups = NULL;
+    if (has_failed(cx)) {
+        for (int64_t r = 0; r < R; r++) rows[r]->own.length = lengths[r];
+        scratch_release(cx, mark);
+        if (count == 1) job_fail(cx, jobs[0]);
+        cx->error.status = JANUS_OK;
+        for (int i = 0; i < count && count > 1; i++) run_pass(cx, m, jobs + i, 1);
+        return;
+    }
+    for (int i = 0; i < count; i++) {
+        job_take(cx, m, jobs[i], jobs[i]->asks ? words : colours);
+        if (jobs[i]->asks) words += V;
+        else colours += groups[i] * K;
+    }
+    scratch_release(cx, mark);
+}
+
+/* The first job that waits, if it fits in beside those that run. */
+static QueuedJob *next_to_start(const JanusQueue *queue) {
+    int used = 0;
+    for (int i = 0; i < queue->running_count; i++) used += job_places(queue->running[i]);
+    const bool fits = queue->waiting != NULL && used + job_places(queue->waiting) <= queue->places;
+    return fits || used == 0 ? queue->waiting : NULL;
+}
+
+/* Takes those that are done out of the places. */
+static void clear_places(JanusQueue *queue) {
+    int kept = 0;
+    for (int i = 0; i < queue->running_count; i++) {
+        QueuedJob *job = queue->running[i];
+        if (job->done) job_stop(job), append_job(&queue->finished, job);
+        else queue->running[kept++] = job;
+    }
+    queue->running_count = kept;
+}
+
+int janus_queue_step(JanusQueue *queue) {
+    Context *cx = &queue->session->context;
+    const JanusSessionOptions options = cx->options;
+    QueuedJob *job = next_to_start(queue);
+    cx->options.progress = NULL;
+    cx->options.text = NULL;
+    cx->options.tap = NULL;
+    if (job != NULL) {
+        int at = queue->running_count++;
+        queue->waiting = job->next;
+        for (; at > 0 && job_rows(queue->running[at - 1]) > job_rows(job); at--)
+            queue->running[at] = queue->running[at - 1];
+        queue->running[at] = job;
+        job_start(cx, queue->session->model, job);
+    } else if (queue->running_count > 0) {
+        run_pass(cx, queue->session->model, queue->running, queue->running_count);
+    }
+    context_end(cx, NULL);
+    cx->options = options;
+    clear_places(queue);
+    return queue->running_count > 0 || queue->waiting != NULL;
+}
+
+/* The places that memory and processors suggest: half of the memory beside the model for keys and values, and eight
+   pictures for each processor, which is then as busy as it can be. */
+int janus_queue_places(const JanusModel *model, const JanusSessionOptions *options) {
+    enum { PROMPT = 64 }; /* tokens */
+    const Config *c = &model->config;
+    const JanusSessionOptions chosen = options != NULL ? *options : janus_session_defaults();
+    const double element = cache_type(&chosen) == JANUS_CACHE_F16 ? 2 : 4;
+    const double picture = 4 * element * c->layers * c->kv_heads * c->head_dim * (double)(image_tokens(c) + PROMPT);
+    const double room = ((double)memory_size() - (double)model->storage->file.image.size) / 2 / picture;
+    const int most = 8 * (chosen.threads > 0 ? chosen.threads : processor_count());
+    const int places = most > PLACES_LIMIT ? PLACES_LIMIT : most;
+    return room < 1 ? 1 : room < places ? (int)room : places;
+}
+
+JanusStatus janus_queue_new(JanusSession *session, int places, JanusQueue **queue, JanusError *error) {
+    *queue = NULL;
+    const JanusStatus status = check_range("the number of places", places, 0, PLACES_LIMIT, error);
+    if (status != JANUS_OK) return status;
+    JanusQueue *made = calloc(1, sizeof *made);
+    if (made == NULL) return fail_memory(error);
+    made->session = session;
+    made->places = places > 0 ? places : janus_queue_places(session->model, &session->context.options);
+    *queue = made;
+    return JANUS_OK;
+}
+
+static void free_jobs(QueuedJob *list) {
+    for (QueuedJob *next; list != NULL; list = next) {
+        next = list->next;
+        job_free(list);
+    }
+}
+
+void janus_queue_free(JanusQueue *queue) {
+    if (queue == NULL) return;
+    for (int i = 0; i < queue->running_count; i++) job_free(queue->running[i]);
+    free_jobs(queue->waiting);
+    free_jobs(queue->finished);
+    free(queue);
+}
+
+/* A job with a copy of its text, not in the queue yet; NULL: no memory. */
+static QueuedJob *job_new(const char *text) {
+    QueuedJob *job = calloc(1, sizeof *job);
+    if (job != NULL) job->text = calloc(strlen(text) + 1, 1);
+    if (job != NULL && job->text != NULL) {
+        memcpy(job->text, text, strlen(text));
+        return job;
+    }
+    free(job);
+    return NULL;
+}
+
+static JanusStatus submit(JanusQueue *queue, QueuedJob *job, int64_t *number) {
+    job->number = ++queue->last_number;
+    if (number != NULL) *number = job->number;
+    append_job(&queue->waiting, job);
+    return JANUS_OK;
+}
+
+JanusStatus janus_queue_generate(JanusQueue *queue, const char *prompt, const JanusGenerateOptions *options,
+                                 int64_t *job, JanusError *error) {
+    const JanusGenerateOptions chosen = options != NULL ? *options : janus_generate_defaults();
+    const JanusStatus status = check_drawing(&chosen, error);
+    if (status != JANUS_OK) return status;
+    QueuedJob *made = job_new(prompt != NULL ? prompt : "");
+    if (made == NULL) return fail_memory(error);
+    made->drawn = chosen;
+    made->ids = allocate(chosen.count * image_tokens(&queue->session->model->config), sizeof *made->ids);
+    if (made->ids != NULL) return submit(queue, made, job);
+    job_free(made);
+    return fail_memory(error);
+}
+
+static bool copy_image(JanusImage *to, const JanusImage *from) {
+    const int64_t bytes = (int64_t)from->width * from->height * 3;
+    *to = *from;
+    to->rgb = allocate(bytes, 1);
+    if (to->rgb != NULL) memcpy(to->rgb, from->rgb, (size_t)bytes);
+    return to->rgb != NULL;
+}
+
+JanusStatus janus_queue_ask(JanusQueue *queue, const char *question, const JanusImage *images, int image_count,
+                            const JanusAskOptions *options, int64_t *job, JanusError *error) {
+    const JanusAskOptions chosen = options != NULL ? *options : janus_ask_defaults();
+    const JanusStatus status = check_question(&chosen, images, image_count, error);
+    if (status != JANUS_OK) return status;
+    QueuedJob *made = job_new(question != NULL ? question : "");
+    if (made == NULL) return fail_memory(error);
+    made->asks = true;
+    made->asked = chosen;
+    made->answer.text = calloc(1, 1);
+    made->answer.capacity = 1;
+    made->images = allocate(image_count, sizeof *made->images);
+    bool good = made->answer.text != NULL && made->images != NULL;
+    for (int i = 0; i < image_count && good; i++, made->image_count++) good = copy_image(&made->images[i], &images[i]);
+    if (good) return submit(queue, made, job);
+    job_free(made);
+    return fail_memory(error);
+}
+
+int janus_queue_cancel(JanusQueue *queue, int64_t job) {
+    QueuedJob *found = NULL;
+    for (int i = 0; i < queue->running_count; i++)
+        if (queue->running[i]->number == job) found = queue->running[i];
+    for (QueuedJob **at = &queue->waiting; *at != NULL && found == NULL; at = &(*at)->next)
+        if ((*at)->number == job) {
+            found = *at;
+            *at = found->next;
+            append_job(&queue->finished, found);
+            break;
+        }
+    if (found == NULL) return 0;
+    found->done = true;
+    fail(&found->error, JANUS_CANCELLED, "the job was taken out of the queue");
+    clear_places(queue);
+    return 1;
+}
+
+int janus_queue_collect(JanusQueue *queue, JanusResult *result) {
+    QueuedJob *job = queue->finished;
+    memset(result, 0, sizeof *result);
+    if (job == NULL) return 0;
+    result->job = job->number;
+    result->error = job->error;
+    if (job->error.status == JANUS_OK) { /* changes hands */
+        result->answer = job->answer.text;
+        result->ids = job->asks ? job->said.ids : job->ids;
+        result->id_count = job->asks ? (int64_t)job->said.count
+                                     : job->drawn.count * image_tokens(&queue->session->model->config);
+        job->answer.text = NULL;
+        job->ids = NULL;
+        memset(&job->said, 0, sizeof job->said);
+    }
+    queue->finished = job->next;
+    job_free(job);
+    return 1;
+}
+
+void janus_result_free(JanusResult *result) {
+    free(result->ids);
+    free(result->answer);
+    memset(result, 0, sizeof *result);
+}
+
+int janus_queue_waiting(const JanusQueue *queue) {
+    int count = 0;
+    for (const QueuedJob *job = queue->waiting; job != NULL; job = job->next) count++;
+    return count;
+}
+
+double janus_queue_progress(const JanusQueue *queue, int64_t job) {
+    for (int i = 0; i < queue->running_count; i++) {
+        const QueuedJob *found = queue->running[i];
+        if (found->number != job) continue;
+        return found->asks ? (double)found->said.count / found->asked.max_tokens
+                           : (double)found->steps / (double)image_tokens(&queue->session->model->config);
+    }
+    return 0;
+}
+
+/* ==================================================================================================================
+   20  Command line: results go to stdout, all else to stderr; exit 0 done, 1 failed, 2 usage error.
    ================================================================================================================== */
 
 #if !defined(JANUS_LIBRARY)
 
 enum { EXIT_DONE = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, CLI_IMAGES = 64, PATH_BYTES = 4096, TEXT_FILE_LIMIT = 1 << 26 };
+enum { OPTION_LIMIT = 64 };
 
 typedef struct {
-    const char *command, *model, *output, *dump, *isa, *type, *text;
+    const char *model, *output, *dump, *isa, *type, *text, *prompt, *file; /* the text: an argument, of -p, of -f */
     const char *images[CLI_IMAGES];
     int image_count, count, threads, max_tokens, top_k, rng, cache;
     double cfg_weight, temperature, top_p; /* temperature -1: the task's own */
-    uint64_t seed, given;                  /* a bit for each row of OPTIONS that was used */
-    bool has_seed, fast, quiet, decode, no_exif, help;
+    uint64_t seed;
+    bool has_seed, fast, quiet, decode, no_exif, help, version;
+    const char *given[OPTION_LIMIT];       /* for each row of OPTIONS the argument that named it; NULL: none */
 } CommandLine;
 
 static const CommandLine LINE_DEFAULTS = {
@@ -8186,18 +8667,20 @@ static bool terminal(FILE *file) {
 #endif
 }
 
-/* ---- Options: one table, from which come their parsing, the messages about them, the help and the manual page ---- */
+/* ---- Options: one table, from which come their parsing, the messages about them and the help ---- */
 
 enum {
     FOR_GENERATE = 1, FOR_ASK = 2, FOR_CHAT = 4, FOR_ENCODE = 8, FOR_DECODE = 16, FOR_TOKENIZE = 32, FOR_INFO = 64,
-    FOR_QUANTIZE = 128, FOR_ALL = 255, FOR_ANSWERS = FOR_ASK | FOR_CHAT, FOR_TALKS = FOR_GENERATE | FOR_ANSWERS,
-    FOR_WORKS = FOR_TALKS | FOR_ENCODE | FOR_DECODE
+    FOR_QUANTIZE = 128, FOR_HELP = 256, FOR_ALL = 511, FOR_ANSWERS = FOR_ASK | FOR_CHAT,
+    FOR_TALKS = FOR_GENERATE | FOR_ANSWERS, FOR_WORKS = FOR_TALKS | FOR_ENCODE | FOR_DECODE,
+    FOR_MODEL = FOR_WORKS | FOR_TOKENIZE | FOR_INFO, FOR_TEXT = FOR_GENERATE | FOR_ASK | FOR_TOKENIZE
 };
 
 /* What follows an option: nothing; a name; an image's name; a whole number or any number, low to high; a seed; one of
-   the words of `argument`, counted from `low`; one of the machine's sets of kernels. */
+   the words of `argument`, counted from `low`; one of the machine's sets of kernels; a quantised type; the value of an
+   option that other programs have, whose `help` says why it is not taken. */
 typedef enum {
-    AS_SWITCH, AS_NAME, AS_IMAGE, AS_WHOLE, AS_NUMBER, AS_SEED, AS_CHOICE, AS_KERNELS, AS_FORMAT
+    AS_SWITCH, AS_NAME, AS_IMAGE, AS_WHOLE, AS_NUMBER, AS_SEED, AS_CHOICE, AS_KERNELS, AS_FORMAT, AS_REFUSED
 } OptionKind;
 
 typedef struct {
@@ -8212,36 +8695,48 @@ typedef struct {
 /* Rows of the same commands stand together: they have one heading in the help. */
 #define FIELD(name) offsetof(CommandLine, name)
 static const Option OPTIONS[] = {
-    {"-n", "N", AS_WHOLE, 1, 64, FOR_GENERATE, FIELD(count), "pictures of one prompt, drawn together"},
-    {"--cfg", "W", AS_NUMBER, 0, 100, FOR_GENERATE | FOR_CHAT, FIELD(cfg_weight), "guidance of a drawing, default 5"},
-    {"--seed", "S", AS_SEED, 0, 0, FOR_TALKS, FIELD(seed), "same seed, same result; -1: a random one, printed"},
+    {"-n --count", "N", AS_WHOLE, 1, 64, FOR_GENERATE, FIELD(count), "pictures of one prompt, drawn together"},
+    {"--steps", "N", AS_REFUSED, 0, 0, 0, 0, "drawn one after the other, each once"},
+    {"-W --width", "N", AS_REFUSED, 0, 0, 0, 0, "the one size that the model has"},
+    {"-H --height", "N", AS_REFUSED, 0, 0, 0, 0, "the one size that the model has"},
+    {"-p --prompt", "TEXT", AS_NAME, 0, 0, FOR_TEXT, FIELD(prompt), "the text, in the place of the argument"},
+    {"-f --file", "FILE", AS_NAME, 0, 0, FOR_TEXT, FIELD(file), "the text is what FILE holds"},
+    {"--cfg --cfg-scale", "W", AS_NUMBER, 0, 100, FOR_GENERATE | FOR_CHAT, FIELD(cfg_weight),
+     "guidance of a drawing, default 5"},
+    {"-s --seed", "S", AS_SEED, 0, 0, FOR_TALKS, FIELD(seed), "same seed, same result; -1: a random one, printed"},
     {"--rng", "torch|torch-mkl", AS_CHOICE, JANUS_RNG_TORCH, 0, FOR_TALKS, FIELD(rng),
      "the seed's meaning: PyTorch's, or its MKL's to 2.6"},
-    {"--temperature", "T", AS_NUMBER, 0, 100, FOR_TALKS, FIELD(temperature),
+    {"--temperature --temp", "T", AS_NUMBER, 0, 100, FOR_TALKS, FIELD(temperature),
      "0: most probable; default 1 to draw, 0 to answer"},
     {"--max-tokens", "N", AS_WHOLE, 1, 1 << 24, FOR_ANSWERS, FIELD(max_tokens), "length of an answer, default 512"},
     {"--top-k", "K", AS_WHOLE, 0, 1 << 24, FOR_ANSWERS, FIELD(top_k), "default 50, 0: off; with --temperature above 0"},
     {"--top-p", "P", AS_NUMBER, 1e-6, 1, FOR_ANSWERS, FIELD(top_p), "default 1: off; with --temperature above 0"},
-    {"-i", "IMAGE", AS_IMAGE, 0, 0, FOR_ANSWERS | FOR_ENCODE, FIELD(images),
-     "an image; ask and chat take several; - is stdin"},
+    {"-i --image", "IMAGE", AS_IMAGE, 0, 0, FOR_ANSWERS | FOR_ENCODE, FIELD(images),
+     "as an argument; several for ask and chat; - is stdin"},
     {"--no-exif", NULL, AS_SWITCH, 0, 0, FOR_ANSWERS | FOR_ENCODE, FIELD(no_exif),
      "photographs as stored, not turned upright"},
-    {"-o", "OUT", AS_NAME, 0, 0, FOR_GENERATE | FOR_DECODE | FOR_QUANTIZE, FIELD(output),
-     "the file; - is stdout; default a free janus-1.png, ..."},
+    {"-o --output", "OUT", AS_NAME, 0, 0, FOR_GENERATE | FOR_DECODE | FOR_QUANTIZE, FIELD(output),
+     "the file; - is stdout; default a free janus-1.png ..."},
     {"--decode", NULL, AS_SWITCH, 0, 0, FOR_TOKENIZE, FIELD(decode), "TEXT is ids, to be turned into text"},
     {"--type", "TYPE", AS_FORMAT, 0, 0, FOR_QUANTIZE, FIELD(type), "q8_0 (default), q6_k, q4_k or q4_0 matrices"},
     {"--kv", "f32|f16", AS_CHOICE, JANUS_CACHE_F32, 0, FOR_TALKS, FIELD(cache),
-     "keys and values: f16 is half; default f32, f16 if fast"},
-    {"--threads", "K", AS_WHOLE, 1, 256, FOR_WORKS, FIELD(threads), "default: all processors that it may use"},
-    {"--isa", "NAME", AS_KERNELS, 0, 0, FOR_WORKS, FIELD(isa), "kernels that info lists; else $JANUS_ISA, else best"},
+     "keys and values: f16 is half; f32 unless --fast"},
+    {"-t --threads", "K", AS_WHOLE, 1, 256, FOR_WORKS, FIELD(threads), "default: all processors that it may use"},
+    {"--isa", "NAME", AS_KERNELS, 0, 0, FOR_WORKS, FIELD(isa), "kernels that info lists; default the best"},
     {"--fast", NULL, AS_SWITCH, 0, 0, FOR_WORKS, FIELD(fast), "rounds activations to bf16 or integers where faster"},
     {"--dump", "DIR", AS_NAME, 0, 0, FOR_WORKS, FIELD(dump), "a new folder of all intermediate tensors as .npy"},
-    {"-m", "MODEL", AS_NAME, 0, 0, FOR_ALL & ~FOR_QUANTIZE, FIELD(model),
-     "a .gguf file; else $JANUS_MODEL, weights/tiny.gguf"},
-    {"-q", NULL, AS_SWITCH, 0, 0, FOR_ALL, FIELD(quiet), "no progress, no remarks"},
+    {"-m --model", "MODEL", AS_NAME, 0, 0, FOR_MODEL, FIELD(model), "a .gguf file; default weights/tiny.gguf"},
+    {"-q --quiet", NULL, AS_SWITCH, 0, 0, FOR_ALL, FIELD(quiet), "no progress, no remarks"},
     {"-h --help", NULL, AS_SWITCH, 0, 0, FOR_ALL, FIELD(help), "this text; after a command, what it takes"},
+    {"--version", NULL, AS_SWITCH, 0, 0, FOR_ALL, FIELD(version), "version, kernels, format of model files"},
 };
 enum { OPTION_COUNT = sizeof OPTIONS / sizeof OPTIONS[0] };
+
+/* Variables of the environment that stand for an option that was not given. */
+static const struct {
+    const char *name, *option;
+} ENVIRONMENT[] = {{"JANUS_MODEL", "--model"}, {"JANUS_THREADS", "--threads"}, {"JANUS_ISA", "--isa"}};
+enum { ENVIRONMENT_COUNT = sizeof ENVIRONMENT / sizeof ENVIRONMENT[0] };
 
 /* Which of `words`, with `between` between them, this is, in small letters or capitals; -1: none. */
 static int word_index(const char *words, char between, const char *word, bool any_case) {
@@ -8303,6 +8798,7 @@ static bool set_option(CommandLine *line, const Option *option, const char *valu
     void *field = (char *)line + option->field;
     switch (option->kind) {
     case AS_SWITCH: return *(bool *)field = true;
+    case AS_REFUSED: return true;
     case AS_NAME: *(const char **)field = value; return value[0] != 0;
     case AS_WHOLE: return parse_integer(value, (long)option->low, (long)option->high, field);
     case AS_NUMBER: return parse_number(value, option->low, option->high, field);
@@ -8337,43 +8833,85 @@ static void refuse_value(const Option *option, const char *name, const char *val
     else if (option->kind == AS_CHOICE || option->kind == AS_FORMAT)
         complain("%s takes %s, not \"%.60s\"", name, words, value);
     else if (option->kind == AS_KERNELS) complain("%s takes %s on this machine, not \"%.60s\"", name, words, value);
-    else if (value[0] == 0) complain("%s takes a name, not an empty text", name);
+    else if (value[0] == 0) complain("%s takes a name or a text, not an empty one", name);
     else complain("%s is taken %d times at most", name, CLI_IMAGES);
 }
 
-/* Takes the option `name` with its value. Returns 1: taken, with the value; 0: taken alone; -1: said what is wrong. */
-static int parse_option(CommandLine *line, const char *name, const char *value) {
-    int i = 0;
-    while (i < OPTION_COUNT && word_index(OPTIONS[i].names, ' ', name, false) < 0) i++;
-    if (i == OPTION_COUNT) complain("unknown option %.60s (janus -h lists them)", name);
-    else if (OPTIONS[i].kind != AS_SWITCH && value == NULL)
-        complain("%s needs a value: %s %s", name, name, OPTIONS[i].argument);
-    else if (!set_option(line, &OPTIONS[i], value)) refuse_value(&OPTIONS[i], name, value);
+/* How many letters must be put in, left out or exchanged to make one word of the other. */
+static int edit_distance(const char *a, size_t a_length, const char *b, size_t b_length) {
+    int row[32]; /* from the letters of `a` so far to each beginning of `b` */
+    if (b_length >= 32) return INT_MAX;
+    for (size_t j = 0; j <= b_length; j++) row[j] = (int)j;
+    for (size_t i = 0; i < a_length; i++) {
+        int diagonal = row[0]++;
+        for (size_t j = 0; j < b_length; j++) {
+            const int exchanged = diagonal + (a[i] != b[j]), fewer = row[j + 1] < row[j] ? row[j + 1] : row[j];
+            diagonal = row[j + 1];
+            row[j + 1] = exchanged < fewer + 1 ? exchanged : fewer + 1;
+        }
+    }
+    return row[b_length];
+}
+
+/* Keeps the one of `words`, with blanks between them, that `word` is nearest to and at most 2 letters away from; words
+   of less than 4 letters are like too many others. */
+static void nearest_word(const char *words, const char *word, char nearest[32]) {
+    const size_t length = strcspn(word, "=");
+    for (size_t i = 0, n; n = strcspn(words + i, " "), n > 0; i += n + (words[i + n] == ' ')) {
+        const int before = nearest[0] != 0 ? edit_distance(nearest, strlen(nearest), word, length) : 3;
+        if (n > 3 && length > 3 && edit_distance(words + i, n, word, length) < before)
+            snprintf(nearest, 32, "%.*s", (int)n, words + i);
+    }
+}
+
+static const Option *find_option(const char *name) {
+    for (int i = 0; i < OPTION_COUNT; i++)
+        if (word_index(OPTIONS[i].names, ' ', name, false) >= 0) return &OPTIONS[i];
+    return NULL;
+}
+
+static void unknown_option(const char *argument) {
+    char nearest[32] = "";
+    for (int i = 0; i < OPTION_COUNT; i++) nearest_word(OPTIONS[i].names, argument, nearest);
+    if (nearest[0] != 0) complain("unknown option %.60s: is %s meant?", argument, nearest);
+    else complain("unknown option %.60s (janus -h lists them)", argument);
+}
+
+/* Takes the option that an argument names, with its value: in the argument, --seed=7 or -s7, else the next one.
+   Returns how many arguments it took after its own; -1: said what is wrong. */
+static int parse_option(CommandLine *line, const char *argument, const char *next) {
+    const bool is_long = argument[1] == '-';
+    const size_t length = is_long ? strcspn(argument, "=") : 2;
+    const char *inside = argument[length] == 0 ? NULL : argument + length + is_long;
+    const char *value = inside != NULL ? inside : next;
+    char name[32];
+    snprintf(name, sizeof name, "-%.30s", argument);
+    const bool lacks_dash = !is_long && inside != NULL && find_option(name) != NULL; /* -seed */
+    snprintf(name, sizeof name, "%.*s", (int)(length < 31 ? length : 31), argument);
+    const Option *option = lacks_dash ? NULL : find_option(name);
+    const bool alone = option != NULL && option->kind == AS_SWITCH;
+    if (option == NULL || (alone && inside != NULL && !is_long)) unknown_option(argument);
+    else if (alone && inside != NULL) complain("%s takes no value, but \"%.60s\" was given", name, inside);
+    else if (!alone && value == NULL) complain("%s needs a value: %s %s", name, name, option->argument);
+    else if (!set_option(line, option, value)) refuse_value(option, name, value);
     else {
-        line->given |= (uint64_t)1 << i;
-        return OPTIONS[i].kind != AS_SWITCH;
+        line->given[option - OPTIONS] = argument;
+        return !alone && inside == NULL;
     }
     return -1;
 }
 
-/* Reads the command line. Says what is wrong with it and returns EXIT_USAGE. */
-static int parse_command_line(CommandLine *line, int argc, char **argv) {
-    bool options = true;
-    for (int i = 1; i < argc; i++) {
-        const char *argument = argv[i];
-        if (options && strcmp(argument, "--") == 0) options = false;
-        else if (options && argument[0] == '-' && argument[1] != 0) {
-            const int taken = parse_option(line, argument, i + 1 < argc ? argv[i + 1] : NULL);
-            if (taken < 0) return EXIT_USAGE;
-            i += taken;
-        } else if (line->command == NULL) line->command = argument;
-        else if (line->text == NULL) line->text = argument;
-        else {
-            complain("too many arguments at \"%.60s\": put the prompt in quotes", argument);
-            return EXIT_USAGE;
-        }
+/* Takes what the environment says for options of the command that were not given. False: said what is wrong. */
+static bool take_environment(CommandLine *line, unsigned command) {
+    for (int i = 0; i < ENVIRONMENT_COUNT; i++) {
+        const Option *option = find_option(ENVIRONMENT[i].option);
+        const char *value = getenv(ENVIRONMENT[i].name);
+        if (value == NULL || value[0] == 0 || line->given[option - OPTIONS] != NULL) continue;
+        if ((option->commands & command) == 0 || set_option(line, option, value)) continue;
+        refuse_value(option, ENVIRONMENT[i].name, value);
+        return false;
     }
-    return EXIT_DONE;
+    return true;
 }
 
 /* ---- Callbacks: progress bar, streamed text, tensor dump ---- */
@@ -8559,11 +9097,10 @@ static bool file_is_there(const char *path) {
     return file != NULL;
 }
 
-/* The model: -m or info's argument, $JANUS_MODEL, weights/tiny.gguf here or beside the program; NULL: there is none. */
+/* The model that was named, else weights/tiny.gguf here or beside the program; NULL: there is none. */
 static const char *choose_model(Program *program, const char *program_path) {
-    const char *environment = getenv("JANUS_MODEL"), *here = "weights/tiny.gguf";
+    const char *here = "weights/tiny.gguf";
     if (program->line.model != NULL) return program->line.model;
-    if (environment != NULL && environment[0] != 0) return environment;
     if (file_is_there(here)) return here;
     size_t folder = 0;
     for (size_t i = 0; program_path[i] != 0; i++)
@@ -8572,7 +9109,7 @@ static const char *choose_model(Program *program, const char *program_path) {
     return length >= 0 && length < PATH_BYTES && file_is_there(program->beside) ? program->beside : NULL;
 }
 
-static JanusStatus open_model(Program *program, const char *program_path) {
+static JanusStatus open_model(Program *program, unsigned command, const char *program_path) {
     JanusSessionOptions options = janus_session_defaults();
     const CommandLine *line = &program->line;
     program->model_path = choose_model(program, program_path);
@@ -8582,10 +9119,9 @@ static JanusStatus open_model(Program *program, const char *program_path) {
                     "Janus-Pro (README, \"The real weights\"), weights/tiny.gguf comes with the source");
     JanusStatus status = janus_load(program->model_path, &program->model, &program->error);
     if (status != JANUS_OK) return status;
-    const bool sees_nothing = strcmp(line->command, "info") == 0 || strcmp(line->command, "tokenize") == 0;
-    if (sees_nothing) return JANUS_OK;
+    if ((command & FOR_WORKS) == 0) return JANUS_OK;
     options.threads = line->threads;
-    options.isa = line->isa != NULL ? line->isa : getenv("JANUS_ISA");
+    options.isa = line->isa;
     options.cache = (JanusCacheType)line->cache;
     options.fast = line->fast;
     options.user = &program->screen;
@@ -8886,6 +9422,12 @@ static int command_quantize(Program *program) {
     return EXIT_DONE;
 }
 
+static void print_kernels(void) {
+    printf("kernels         ");
+    for (int k = 0; kernel_name_at(k) != NULL; k++) printf("%s%s", k > 0 ? ", " : "", kernel_name_at(k));
+    putchar('\n');
+}
+
 static int command_info(Program *program) {
     const JanusInfo i = janus_info(program->model);
     printf("name            %s\n", i.name);
@@ -8902,9 +9444,7 @@ static int command_info(Program *program) {
     printf("key/value cache f32, %.1f kB a token: a picture's rows %.1f MB, a full context %.1f MB\n", 1e-3 * token,
            2e-6 * token * i.image_tokens, 1e-6 * token * i.context_length);
     printf("                f16 (--kv f16, --fast) takes half of that and is less exact\n");
-    printf("kernels         ");
-    for (int k = 0; kernel_name_at(k) != NULL; k++) printf("%s%s", k > 0 ? ", " : "", kernel_name_at(k));
-    putchar('\n');
+    print_kernels();
     return EXIT_DONE;
 }
 
@@ -8978,55 +9518,155 @@ static int command_chat(Program *program) {
     return result;
 }
 
-/* What a command takes beside options; from stdin, a PROMPT goes without the end of its last line. */
-typedef enum { NO_TEXT, PLAIN_TEXT, PROMPT, INPUT_FILE, MODEL_FILE } TextKind;
+/* What a command takes beside options; from stdin or a file, a PROMPT goes without the end of its last line. */
+typedef enum { NO_TEXT, PLAIN_TEXT, PROMPT, INPUT_FILE, MODEL_FILE, WORD } TextKind;
 
 typedef struct {
     const char *name, *arguments; /* as the help shows them; what may be left out stands in brackets */
     unsigned bit;
     TextKind text;
     int (*run)(Program *program);
-    const char *does; /* "it ..." */
+    const char *does;    /* "it ..." */
+    const char *example; /* what follows its name */
 } Command;
 
+static int command_help(Program *program);
+
 static const Command COMMANDS[] = {
-    {"generate", "\"PROMPT\"", FOR_GENERATE, PROMPT, command_generate, "draws from text only"},
-    {"ask", "[-i IMAGE] \"QUESTION\"", FOR_ASK, PROMPT, command_ask, "answers a question in words"},
-    {"chat", "[-i IMAGE]", FOR_CHAT, NO_TEXT, command_chat, "answers its input line by line"},
-    {"encode", "-i IMAGE", FOR_ENCODE, NO_TEXT, command_encode, "turns one image into its ids"},
-    {"decode", "[IDS-FILE]", FOR_DECODE, INPUT_FILE, command_decode, "turns ids into one picture"},
-    {"tokenize", "\"TEXT\"", FOR_TOKENIZE, PLAIN_TEXT, command_tokenize, "turns text into token ids, or back"},
-    {"info", "[MODEL]", FOR_INFO, MODEL_FILE, command_info, "shows what a model file holds"},
-    {"quantize", "-o OUT.gguf IN.gguf", FOR_QUANTIZE, MODEL_FILE, command_quantize, "writes a smaller model"},
+    {"generate", "\"PROMPT\"", FOR_GENERATE, PROMPT, command_generate, "draws from text only",
+     "-s 7 -o circle.png \"a red circle\""},
+    {"ask", "[IMAGE ...] \"QUESTION\"", FOR_ASK, PROMPT, command_ask, "answers a question in words",
+     "circle.png \"What colour is the circle?\""},
+    {"chat", "[IMAGE ...]", FOR_CHAT, NO_TEXT, command_chat, "answers its input line by line", "circle.png"},
+    {"encode", "IMAGE", FOR_ENCODE, NO_TEXT, command_encode, "turns one image into its ids", "circle.png >ids.txt"},
+    {"decode", "[IDS-FILE]", FOR_DECODE, INPUT_FILE, command_decode, "turns ids into one picture",
+     "-o again.png ids.txt"},
+    {"tokenize", "\"TEXT\"", FOR_TOKENIZE, PLAIN_TEXT, command_tokenize, "turns text into token ids, or back",
+     "\"How many trees?\""},
+    {"info", "[MODEL]", FOR_INFO, MODEL_FILE, command_info, "shows what a model file holds", "janus-pro-1b.gguf"},
+    {"quantize", "-o OUT.gguf IN.gguf", FOR_QUANTIZE, MODEL_FILE, command_quantize, "writes a smaller model",
+     "--type q8_0 -o small.gguf janus-pro-1b.gguf"},
+    {"help", "[COMMAND]", FOR_HELP, WORD, command_help, "shows what a command takes", "generate"},
 };
 enum { COMMAND_COUNT = sizeof COMMANDS / sizeof COMMANDS[0] };
 
-/* Whether the command has what it needs and takes what it was given; says what is wrong. */
-static bool command_fits(const Command *command, const CommandLine *line) {
-    const char *name = command->name;
+/* NULL: said that there is none. */
+static const Command *find_command(const char *name) {
+    char nearest[32] = "";
+    for (int i = 0; i < COMMAND_COUNT; i++) {
+        if (strcmp(COMMANDS[i].name, name) == 0) return &COMMANDS[i];
+        nearest_word(COMMANDS[i].name, name, nearest);
+    }
+    if (nearest[0] != 0) complain("unknown command %.60s: is %s meant?", name, nearest);
+    else complain("unknown command %.60s (janus -h lists them)", name);
+    return NULL;
+}
+
+static bool has_image_ending(const char *path) {
+    static const char *const ENDINGS[] = {".png", ".jpg",  ".jpeg", ".bmp",  ".gif", ".ppm", ".pgm",
+                                          ".tga", ".webp", ".heic", ".avif", ".tif", ".tiff"};
+    for (size_t i = 0; i < sizeof ENDINGS / sizeof *ENDINGS; i++)
+        if (ends_with(path, ENDINGS[i])) return true;
+    return false;
+}
+
+/* Whether there is a file of this name that is an image, by its ending or by how it begins; a TGA begins like many. */
+static bool is_image_file(const char *path) {
+    uint8_t bytes[32];
+    Span begin = {bytes, 0};
+    FILE *file = path_is_folder(path) || path_is_special(path) ? NULL : file_open(path, "rb");
+    if (file == NULL) return false;
+    begin.length = fread(bytes, 1, sizeof bytes, file);
+    fclose(file);
+    const ImageKind kind = image_kind(begin);
+    return (kind != IMAGE_UNKNOWN && kind != IMAGE_TGA) || has_image_ending(path);
+}
+
+/* Takes an argument that is no option: an image where the command takes any, else the text. Of two texts, the one that
+   ends like an image is one that is missing. False: said what is wrong. */
+static bool take_argument(CommandLine *line, const Command *command, const char *argument) {
+    const Option *image = find_option("--image");
+    const bool one_more = line->text != NULL;
+    const char *path = (command->bit & image->commands) == 0 ? NULL : argument;
+    if (path != NULL && command->bit != FOR_ENCODE && !is_image_file(path) && !(one_more && has_image_ending(path))) {
+        path = one_more && has_image_ending(line->text) ? line->text : NULL;
+        if (path != NULL) line->text = argument;
+    }
+    if (path != NULL && set_option(line, image, path)) return true;
+    if (path != NULL) refuse_value(image, "-i", path);
+    else if (one_more) complain("too many arguments at \"%.60s\": put the prompt in quotes", argument);
+    else line->text = argument;
+    return path == NULL && !one_more;
+}
+
+/* Reads the command line. Says what is wrong with it and returns EXIT_USAGE. */
+static int parse_command_line(CommandLine *line, const Command **command, int argc, char **argv) {
+    bool options = true;
+    *command = NULL;
+    for (int i = 1; i < argc; i++) {
+        const char *argument = argv[i];
+        if (options && strcmp(argument, "--") == 0) options = false;
+        else if (options && argument[0] == '-' && argument[1] != 0) {
+            const int taken = parse_option(line, argument, i + 1 < argc ? argv[i + 1] : NULL);
+            if (taken < 0) return EXIT_USAGE;
+            i += taken;
+        } else if (*command != NULL) {
+            if (!take_argument(line, *command, argument)) return EXIT_USAGE;
+        } else if ((*command = find_command(argument)) == NULL) return EXIT_USAGE;
+    }
+    return EXIT_DONE;
+}
+
+/* Whether the command takes all that was given; says what it does not. */
+static bool options_fit(Program *program, const Command *command, const char *program_path) {
     for (int i = 0; i < OPTION_COUNT; i++) {
-        if ((line->given >> i & 1) == 0 || (OPTIONS[i].commands & command->bit) != 0) continue;
-        complain("%s takes no %.*s: it %s", name, (int)strcspn(OPTIONS[i].names, " "), OPTIONS[i].names, command->does);
+        const char *given = program->line.given[i];
+        if (given == NULL || (OPTIONS[i].commands & command->bit) != 0) continue;
+        const int length = (int)strcspn(given, "=");
+        if (OPTIONS[i].kind != AS_REFUSED || command->bit != FOR_GENERATE) {
+            complain("%s takes no %.*s: it %s", command->name, length, given, command->does);
+            return false;
+        }
+        int grid = 24, side = 16 * grid; /* Janus-Pro's, unless there is a model that says its own */
+        if (take_environment(&program->line, FOR_INFO) && open_model(program, FOR_INFO, program_path) == JANUS_OK) {
+            grid = program->model->config.grid;
+            side = drawn_side(&program->model->config);
+        }
+        complain("%s takes no %.*s: a picture is %d x %d tokens of %d x %d pixels, %s", command->name, length, given,
+                 grid, grid, side / grid, side / grid, OPTIONS[i].help);
         return false;
     }
-    if (command->text == NO_TEXT && line->text != NULL)
-        complain("%s takes no text (\"%.60s\"): it %s", name, line->text, command->does);
-    else if (line->text == NULL && command->text != NO_TEXT && !ends_with(command->arguments, "]"))
+    return true;
+}
+
+/* Whether the command has one text if it needs it, and the files that it needs; says what is wrong. */
+static bool command_fits(const Command *command, CommandLine *line) {
+    const char *name = command->name, *plain = line->text;
+    const bool given = line->prompt != NULL || line->file != NULL;
+    if (command->text == NO_TEXT && plain != NULL)
+        complain("%s takes no text (\"%.60s\"): it %s", name, plain, command->does);
+    else if ((plain != NULL && given) || (line->prompt != NULL && line->file != NULL))
+        complain("%s takes one text: \"%.60s\" and -p or -f are two", name, plain != NULL ? plain : line->prompt);
+    else if (!given && plain == NULL && command->bit == FOR_ASK && line->image_count > 0)
+        complain("ask was given %.60s and no question; a question that is a file's name too comes with -p",
+                 line->images[line->image_count - 1]);
+    else if (!given && plain == NULL && command->text != NO_TEXT && !ends_with(command->arguments, "]"))
         complain("%s was given nothing to work on: janus %s %s", name, name, command->arguments);
     else if (command->bit == FOR_ENCODE && line->image_count != 1)
-        complain("encode takes one image: janus encode -i IMAGE");
+        complain("encode takes one image: janus encode IMAGE");
     else if (command->bit == FOR_QUANTIZE && line->output == NULL)
         complain("quantize needs a name for what it writes: -o OUT.gguf");
-    else if (command->bit == FOR_INFO && line->text != NULL && line->model != NULL)
-        complain("info shows one model: %.60s or %.60s", line->model, line->text);
+    else if (command->bit == FOR_INFO && plain != NULL && line->model != NULL)
+        complain("info shows one model: %.60s or %.60s", line->model, plain);
     else return true;
     return false;
 }
 
 /* Whether no more than one thing comes from stdin, and no model comes from or goes to a stream; says what is wrong. */
 static bool streams_fit(const Command *command, const CommandLine *line) {
-    const bool dash = line->text != NULL && strcmp(line->text, "-") == 0, model = command->text == MODEL_FILE;
-    int readers = (dash && !model) + (command->bit == FOR_CHAT) + (command->bit == FOR_DECODE && line->text == NULL);
+    const char *text = line->text != NULL ? line->text : line->prompt != NULL ? line->prompt : line->file;
+    const bool dash = text != NULL && strcmp(text, "-") == 0, model = command->text == MODEL_FILE;
+    int readers = (dash && !model) + (command->bit == FOR_CHAT) + (command->bit == FOR_DECODE && text == NULL);
     for (int i = 0; i < line->image_count; i++) readers += strcmp(line->images[i], "-") == 0;
     if ((dash && model) || (line->model != NULL && strcmp(line->model, "-") == 0))
         complain("a model cannot come from stdin: name its file");
@@ -9039,14 +9679,9 @@ static bool streams_fit(const Command *command, const CommandLine *line) {
     return false;
 }
 
-static const Command *find_command(const CommandLine *line) {
-    for (int i = 0; line->command != NULL && i < COMMAND_COUNT; i++)
-        if (strcmp(COMMANDS[i].name, line->command) == 0) return &COMMANDS[i];
-    if (line->command != NULL) complain("unknown command %.60s (janus -h lists them)", line->command);
-    return NULL;
-}
+/* ---- Help ---- */
 
-/* "  generate, ask, chat:" over the options of these commands. */
+/* "generate, ask, chat:" over the options of these commands. */
 static void print_heading(FILE *to, unsigned commands) {
     const char *between = "\n";
     for (int i = 0; i < COMMAND_COUNT && commands != FOR_ALL; i++) {
@@ -9057,27 +9692,53 @@ static void print_heading(FILE *to, unsigned commands) {
     fputs(commands == FOR_ALL ? "\nall commands:\n" : ":\n", to);
 }
 
-/* The help for all commands, or for one; test/manpage.awk reads it. */
+/* "  -s, --seed S             what it does" */
+static void print_option(FILE *to, const Option *option) {
+    char label[64];
+    size_t length = 0;
+    for (const char *c = option->names; *c != 0; c++) {
+        if (*c == ' ') label[length++] = ',';
+        label[length++] = *c;
+    }
+    label[length] = 0;
+    if (option->argument != NULL) snprintf(label + length, sizeof label - length, " %s", option->argument);
+    fprintf(to, "  %-24s %s\n", label, option->help);
+}
+
+/* The help for all commands, or for one. */
 static void print_help(FILE *to, const Command *only) {
     unsigned heading = 0;
-    fputs("janus " JANUS_VERSION " - Janus-Pro on the CPU: see images, draw images\n\n", to);
+    if (only == NULL) fputs("janus " JANUS_VERSION " - Janus-Pro on the CPU: see images, draw images\n\n", to);
     for (int i = 0; i < COMMAND_COUNT; i++)
         if (only == NULL || only == &COMMANDS[i])
             fprintf(to, "  janus %-8s %-24s%s\n", COMMANDS[i].name, COMMANDS[i].arguments, COMMANDS[i].does);
     if (only != NULL) fputc('\n', to);
     for (int i = 0; i < OPTION_COUNT; i++) {
-        const Option *option = &OPTIONS[i];
-        char name[40];
-        if (only != NULL && (option->commands & only->bit) == 0) continue;
-        if (only == NULL && option->commands != heading) print_heading(to, heading = option->commands);
-        const char *argument = option->argument != NULL ? option->argument : "";
-        snprintf(name, sizeof name, "%s%s%s", option->names, argument[0] != 0 ? " " : "", argument);
-        fprintf(to, "  %-22s %s\n", name, option->help);
+        const unsigned commands = OPTIONS[i].commands;
+        if (commands == 0 || (only != NULL && (commands & only->bit) == 0)) continue;
+        if (only == NULL && commands != heading) print_heading(to, heading = commands);
+        print_option(to, &OPTIONS[i]);
     }
-    if (only == NULL)
-        fputs("\nWords of a chat: /image FILE, /draw PROMPT, /reset, /quit. A - for a text, an\n"
-              "image or a list of ids is stdin. Options may stand before or after the text.\n"
+    if (only != NULL) fprintf(to, "\n  Example: janus %s %s\n", only->name, only->example);
+    else
+        fputs("\n$JANUS_MODEL, $JANUS_THREADS and $JANUS_ISA stand for -m, -t and --isa.\n"
+              "Options may stand before or after the text, as --seed 7, --seed=7, -s 7 or -s7.\n"
+              "Words of a chat: /image FILE, /draw PROMPT, /reset, /quit. A - for a text, an\n"
+              "image or a list of ids is stdin.\n"
               "Exit status: 0 done, 1 failed, 2 used wrongly, 128 + N ended by signal N.\n", to);
+}
+
+static int command_help(Program *program) {
+    const Command *about = program->line.text != NULL ? find_command(program->line.text) : NULL;
+    if (program->line.text != NULL && about == NULL) return EXIT_USAGE;
+    print_help(stdout, about);
+    return EXIT_DONE;
+}
+
+static void print_version(void) {
+    printf("janus " JANUS_VERSION "\n");
+    print_kernels();
+    printf("model files     GGUF 3, janus.format_version 1\n");
 }
 
 /* Makes the folder; one that is there already must not hold tensors of another run. */
@@ -9098,26 +9759,30 @@ static bool make_dump_folder(const char *path) {
     return made;
 }
 
-/* A text that is "-" comes from stdin; a prompt then goes without the end of its last line. */
+/* A text that is "-" comes from stdin, that of -f from a file; a prompt then goes without the end of its last line. */
 static bool take_text(Program *program, const Command *command) {
     FileImage *text = &program->text;
+    CommandLine *line = &program->line;
     if (command->text != PLAIN_TEXT && command->text != PROMPT) return true;
-    if (strcmp(program->line.text, "-") != 0) return true;
-    if (!read_input("-", TEXT_FILE_LIMIT, true, text)) return false;
+    if (line->prompt != NULL) line->text = line->prompt;
+    if (line->file == NULL && strcmp(line->text, "-") != 0) return true;
+    if (!read_input(line->file != NULL ? line->file : "-", TEXT_FILE_LIMIT, true, text)) return false;
     for (uint8_t *end = text->bytes + text->size; command->text == PROMPT && text->size > 0; text->size--)
         if (*--end == '\n' || *end == '\r') *end = 0;
         else break;
-    program->line.text = (const char *)text->bytes;
+    line->text = (const char *)text->bytes;
     return true;
 }
 
 static int run_program(Program *program, const Command *command, const char *program_path) {
+    if (!take_environment(&program->line, command->bit)) return EXIT_USAGE;
     if (!take_text(program, command)) return EXIT_FAILED;
     if (program->line.dump != NULL && !make_dump_folder(program->line.dump)) return EXIT_FAILED;
     program->screen.line = &program->line;
     program->screen.shows_progress = !program->line.quiet && terminal(stderr);
     if (command->bit == FOR_INFO && program->line.text != NULL) program->line.model = program->line.text;
-    if (command->bit != FOR_QUANTIZE && open_model(program, program_path) != JANUS_OK) return program_failed(program);
+    if ((command->bit & FOR_MODEL) != 0 && open_model(program, command->bit, program_path) != JANUS_OK)
+        return program_failed(program);
     int result = command->run(program);
     if (program->screen.dump_error[0] != 0) {
         complain("%s", program->screen.dump_error);
@@ -9137,14 +9802,15 @@ static int janus_main(int argc, char **argv) {
         return EXIT_FAILED;
     }
     program->line = LINE_DEFAULTS;
-    int result = parse_command_line(&program->line, argc, argv);
-    const Command *command = result == EXIT_DONE ? find_command(&program->line) : NULL;
-    const bool nothing = result == EXIT_DONE && program->line.command == NULL;
-    if (program->line.help && (nothing || command != NULL)) {
-        print_help(stdout, command);
+    const Command *command;
+    int result = parse_command_line(&program->line, &command, argc, argv);
+    if (result == EXIT_DONE && (program->line.help || program->line.version)) {
+        if (program->line.help) print_help(stdout, command);
+        else print_version();
         result = fflush(stdout) != 0 || ferror(stdout) ? EXIT_FAILED : EXIT_DONE;
-    } else if (nothing) print_help(stderr, NULL), result = EXIT_USAGE;
-    else if (command == NULL || !command_fits(command, &program->line) || !streams_fit(command, &program->line))
+    } else if (result == EXIT_DONE && command == NULL) print_help(stderr, NULL), result = EXIT_USAGE;
+    else if (result != EXIT_DONE || !options_fit(program, command, argv[0]) ||
+             !command_fits(command, &program->line) || !streams_fit(command, &program->line))
         result = EXIT_USAGE;
     else result = run_program(program, command, argv[0]);
     while (program->screen.dumped != NULL) {

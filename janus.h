@@ -216,6 +216,70 @@ void janus_reset(JanusSession *session);
 /* The number of tokens in the conversation, images included. */
 int janus_conversation_length(const JanusSession *session);
 
+/* ---- Many jobs: drawings and questions side by side ----
+
+   A queue runs drawings and questions of any prompts, lengths, seeds and options together: the weights, whose reading
+   is what a step costs on a CPU, are read once for all of them. A job's ids are to the bit those that the same call
+   alone gives, whatever runs beside it. A job that fails does not touch the others.
+
+       janus_queue_new(session, 0, &queue, NULL);
+       janus_queue_generate(queue, "a red fox", NULL, &fox, NULL);      any number of jobs, at any time
+       janus_queue_ask(queue, "What is in the picture?", &picture, 1, NULL, &question, NULL);
+       do {
+           more = janus_queue_step(queue);
+           while (janus_queue_collect(queue, &result)) { ...; janus_result_free(&result); }
+       } while (more);
+       janus_queue_free(queue);
+
+   The queue uses the session's threads and kernels, not its callbacks nor its conversation. The session must outlive it
+   and may be used for other calls between two steps; both belong to one thread at a time. ---- */
+
+typedef struct JanusQueue JanusQueue;
+
+/* What has become of a job. */
+typedef struct {
+    int64_t job;        /* its number */
+    JanusError error;   /* status JANUS_OK, or why there is no result */
+    int32_t *ids;       /* of a drawing: (count, image_tokens), for janus_decode_image; of an answer: its tokens */
+    int64_t id_count;
+    char *answer;       /* NULL for a drawing */
+} JanusResult;
+
+/* The places that a queue has by default: pictures that are drawn together, as memory and processors suggest, 1..64.
+   Half of the memory beside the model holds their keys and values. `options` NULL: defaults. */
+int janus_queue_places(const JanusModel *model, const JanusSessionOptions *options);
+
+/* `places` are the pictures and questions that run together, 1..64; 0: janus_queue_places. A drawing of more pictures
+   runs alone. Errors: JANUS_BAD_ARGUMENT, JANUS_NO_MEMORY. */
+JanusStatus janus_queue_new(JanusSession *session, int places, JanusQueue **queue, JanusError *error);
+
+/* Drops what waits, runs or was not collected. */
+void janus_queue_free(JanusQueue *queue);
+
+/* Adds a job: a drawing of options->count pictures of the prompt; a question in a conversation of its own. Text and
+   images are copied. `*job` (`job` may be NULL) is its number: 1, 2, ... Errors, with nothing added:
+   JANUS_BAD_ARGUMENT (options, images), JANUS_NO_MEMORY. What is wrong with the text is the job's own error. */
+JanusStatus janus_queue_generate(JanusQueue *queue, const char *prompt, const JanusGenerateOptions *options,
+                                 int64_t *job, JanusError *error);
+JanusStatus janus_queue_ask(JanusQueue *queue, const char *question, const JanusImage *images, int image_count,
+                            const JanusAskOptions *options, int64_t *job, JanusError *error);
+
+/* Does the next piece of work: where a place is free for the job that has waited longest, its prompt is read and its
+   first ids are drawn; else every running job gets its next id. Returns 1 while there is more to do, else 0. */
+int janus_queue_step(JanusQueue *queue);
+
+/* Hands over the next job that is done or has failed, in the order in which they ended. Returns 1, or 0: there is none.
+   `result` is owned by the caller: janus_result_free, which also takes zeroed ones. */
+int janus_queue_collect(JanusQueue *queue, JanusResult *result);
+void janus_result_free(JanusResult *result);
+
+/* Ends a job that waits or runs: its result is JANUS_CANCELLED. Returns 1, or 0: there is no such job any more. */
+int janus_queue_cancel(JanusQueue *queue, int64_t job);
+
+/* The number of jobs that wait for a place, and how far a running one is, 0..1 (an answer: of max_tokens; else 0). */
+int janus_queue_waiting(const JanusQueue *queue);
+double janus_queue_progress(const JanusQueue *queue, int64_t job);
+
 /* ---- The encoders and the decoder on their own ---- */
 
 /* What the understanding encoder sees: pixels is (vision_size, vision_size, 3) float, provided by the caller.

@@ -324,31 +324,36 @@ static void test_stages(const char *name, const char *isa, double tolerance, int
 }
 
 /* Every stage of the three models, with each kind of kernel that this machine has. */
+/* All kinds of kernels; which of them there are depends on the machine. */
+static const char *const KERNEL_NAMES[] = {"plain", "simd128", "neon", "avx2", "avx512", "avx512bf16"};
+enum { KERNEL_COUNT = sizeof KERNEL_NAMES / sizeof *KERNEL_NAMES };
+
+static int is_usable(const JanusModel *model, const char *isa) {
+    JanusSessionOptions options = janus_session_defaults();
+    JanusSession *session = NULL;
+    options.isa = isa;
+    const int usable = janus_session_new(model, &options, &session, NULL) == JANUS_OK;
+    janus_session_free(session);
+    return usable;
+}
+
 static void test_golden(void) {
     static const struct {
         const char *name;
         double tolerance;
     } models[] = {{"plain", 1e-4}, {"grouped", 2e-3}, {"tied", 2e-3}}; /* f32, f16, bf16 */
-    static const char *const kernels[] = {"plain", "simd128", "neon", "avx2", "avx512", "avx512bf16"};
-    enum { COUNT = sizeof kernels / sizeof *kernels };
     Golden golden = open_golden("plain");
-    int usable[COUNT], shown = 1;
-    for (int k = 0; k < COUNT; k++) {
-        JanusSessionOptions options = janus_session_defaults();
-        JanusSession *session = NULL;
-        options.isa = kernels[k];
-        usable[k] = janus_session_new(golden.model, &options, &session, NULL) == JANUS_OK;
-        janus_session_free(session);
-    }
+    int usable[KERNEL_COUNT], shown = 1;
+    for (int k = 0; k < KERNEL_COUNT; k++) usable[k] = is_usable(golden.model, KERNEL_NAMES[k]);
     close_golden(&golden);
     check(usable[0], 0, "the plain kernels work everywhere");
-    for (int k = COUNT - 1; k >= 0; k--) {
+    for (int k = KERNEL_COUNT - 1; k >= 0; k--) {
         if (!usable[k]) continue;
         for (size_t i = 0; i < sizeof models / sizeof *models; i++) {
             const int before = passed + failed, wrong = failed;
-            test_stages(models[i].name, kernels[k], models[i].tolerance, shown);
+            test_stages(models[i].name, KERNEL_NAMES[k], models[i].tolerance, shown);
             if (!shown)
-                printf("%-7s%s %s: %d stages\n", failed == wrong ? "OK" : "NOT OK", models[i].name, kernels[k],
+                printf("%-7s%s %s: %d stages\n", failed == wrong ? "OK" : "NOT OK", models[i].name, KERNEL_NAMES[k],
                        passed + failed - before);
         }
         shown = 0;
@@ -1045,6 +1050,149 @@ static void test_quantize(void) {
     close_golden(&golden);
 }
 
+/* ---- Many jobs ---- */
+
+/* Job i of a queue: drawings of several counts, questions with a picture and without, a prompt that is refused. */
+typedef struct {
+    const char *text;
+    JanusGenerateOptions drawing; /* count 0: a question */
+    JanusAskOptions question;
+    int images;
+} TestJob;
+
+static TestJob test_job(int i) {
+    static const char *const texts[] = {"a red fox in the snow", "a", "two blue cars and a very long green train"};
+    static const int counts[] = {1, 0, 2, 13, 0, 1, 7, 1, 0, 3};
+    TestJob job = {texts[i % 3], janus_generate_defaults(), janus_ask_defaults(), i % 2};
+    job.drawing.count = counts[i % 10];
+    job.drawing.seed = job.question.seed = (uint64_t)(i / 2);
+    job.drawing.cfg_weight = (float)(1 + i % 6);
+    job.drawing.temperature = (float)(i % 4) / 2;
+    job.drawing.rng = i % 5 == 0 ? JANUS_RNG_TORCH_MKL : JANUS_RNG_TORCH;
+    job.question.temperature = (float)(i % 3);
+    job.question.max_tokens = 1 + i % 12;
+    if (i == 11) job.text = "  ";
+    return job;
+}
+
+static JanusStatus submit_job(JanusQueue *queue, const TestJob *job, const JanusImage *image, int64_t *number) {
+    if (job->drawing.count > 0) return janus_queue_generate(queue, job->text, &job->drawing, number, NULL);
+    return janus_queue_ask(queue, job->text, image, job->images, &job->question, number, NULL);
+}
+
+/* Whether the result is what the job gives alone. */
+static int is_alone_result(JanusSession *session, int tokens, const TestJob *job, const JanusImage *image,
+                           const JanusResult *result) {
+    const int64_t count = (int64_t)job->drawing.count * tokens;
+    int32_t *ids = need(malloc((size_t)(count + 1) * sizeof *ids));
+    char *answer = NULL;
+    JanusError error = {JANUS_OK, ""};
+    int same;
+    if (job->drawing.count > 0) janus_generate_ids(session, job->text, &job->drawing, ids, &error);
+    else janus_ask(session, job->text, image, job->images, &job->question, &answer, &error);
+    janus_reset(session);
+    same = error.status == result->error.status && strcmp(error.message, result->error.message) == 0;
+    if (same && error.status == JANUS_OK && job->drawing.count > 0)
+        same = result->answer == NULL && result->id_count == count &&
+               memcmp(ids, result->ids, (size_t)count * sizeof *ids) == 0;
+    else if (same && error.status == JANUS_OK) same = strcmp(answer, result->answer) == 0;
+    free(ids);
+    free(answer);
+    return same;
+}
+
+/* All jobs through a queue of some places, some of them added amid the work: each gives what it gives alone. */
+static void test_queue_of(const JanusModel *model, const JanusImage *image, const char *isa, int fast, int places) {
+    enum { JOBS = 20 };
+    JanusSessionOptions options = janus_session_defaults();
+    JanusQueue *queue = NULL;
+    JanusResult result;
+    int64_t number = 0;
+    int added = 0, met = 0, same = 0;
+    options.isa = isa;
+    options.fast = fast;
+    JanusSession *session = open_session(model, &options);
+    check(janus_queue_new(session, places, &queue, NULL) == JANUS_OK, 0, "a queue");
+    for (int more = 1; more || added < JOBS;) {
+        for (int i = 0; i < 3 && added < JOBS; i++) {
+            const TestJob job = test_job(added);
+            added += submit_job(queue, &job, image, &number) == JANUS_OK && number == added + 1;
+        }
+        for (int i = 0; i < 20; i++) more = janus_queue_step(queue);
+        while (janus_queue_collect(queue, &result)) {
+            const TestJob job = test_job((int)result.job - 1);
+            met++;
+            same += is_alone_result(session, janus_info(model).image_tokens, &job, image, &result);
+            janus_result_free(&result);
+        }
+    }
+    check(met == JOBS && same == JOBS, 1, "%s%s, %s, %d places: %d of %d jobs give what they give alone",
+          isa, fast ? " fast" : "", janus_info(model).weight_type, places, same, JOBS);
+    janus_queue_free(queue);
+    janus_session_free(session);
+}
+
+static void test_queue(void) {
+    static const char *const models[] = {"plain", "grouped", "tied", "q8_0", "q4_0"};
+    for (size_t i = 0; i < sizeof models / sizeof *models; i++) {
+        Golden golden = open_golden(i < 3 ? models[i] : "grouped");
+        JanusModel *model = golden.model;
+        if (i >= 3)
+            check(janus_quantize(golden.path, temporary, models[i], NULL) == JANUS_OK &&
+                      janus_load(temporary, &model, NULL) == JANUS_OK,
+                  0, "a quantised copy");
+        for (int k = 0; k < KERNEL_COUNT; k++) {
+            if (!is_usable(golden.model, KERNEL_NAMES[k])) continue;
+            test_queue_of(model, &golden.image, KERNEL_NAMES[k], 0, 16);
+            test_queue_of(model, &golden.image, KERNEL_NAMES[k], 1, k % 2 == 0 ? 5 : 64);
+        }
+        if (i >= 3) janus_free(model);
+        close_golden(&golden);
+    }
+}
+
+/* Jobs that are cancelled, waiting or running, and a queue that is freed amid its work. */
+static void test_queue_ends(void) {
+    Golden golden = open_golden("plain");
+    JanusSession *session = open_session(golden.model, NULL);
+    JanusQueue *queue = NULL;
+    JanusResult result;
+    JanusGenerateOptions many = janus_generate_defaults();
+    JanusError error = {JANUS_OK, ""};
+    int64_t numbers[3];
+    expect(janus_queue_new(session, 65, &queue, &error), JANUS_BAD_ARGUMENT, &error, "65 places");
+    check(queue == NULL, 1, "there is no queue after a failure");
+    const int places = janus_queue_places(golden.model, NULL);
+    check(places >= 1 && places <= 64, 1, "%d places by default", places);
+    check(janus_queue_new(session, 1, &queue, NULL) == JANUS_OK, 0, "a queue of one place");
+    check(janus_queue_step(queue) == 0 && janus_queue_collect(queue, &result) == 0, 1, "an empty queue is done");
+    many.count = 65;
+    memset(&error, 0, sizeof error);
+    expect(janus_queue_generate(queue, "a", &many, NULL, &error), JANUS_BAD_ARGUMENT, &error, "65 pictures");
+    for (int i = 0; i < 3; i++)
+        check(janus_queue_generate(queue, "a", NULL, &numbers[i], NULL) == JANUS_OK, 0, "a job");
+    check(janus_queue_step(queue) == 1 && janus_queue_waiting(queue) == 2, 1, "one runs, two wait");
+    check(janus_queue_progress(queue, numbers[0]) > 0 && janus_queue_progress(queue, numbers[1]) == 0, 1,
+          "a running job is on its way, a waiting one is not");
+    check(janus_queue_cancel(queue, numbers[0]) && janus_queue_cancel(queue, numbers[2]), 1, "two are cancelled");
+    check(!janus_queue_cancel(queue, numbers[0]) && janus_queue_waiting(queue) == 1, 1, "and are not there any more");
+    for (int i = 0; i < 2; i++) {
+        check(janus_queue_collect(queue, &result) == 1 && result.job == numbers[2 * i] && result.ids == NULL &&
+                  result.error.status == JANUS_CANCELLED, 1, "a cancelled job has no result");
+        janus_result_free(&result);
+    }
+    while (janus_queue_step(queue)) continue;
+    check(janus_queue_collect(queue, &result) == 1 && result.job == numbers[1] && result.error.status == JANUS_OK, 1,
+          "the third is drawn");
+    janus_result_free(&result);
+    check(janus_queue_generate(queue, "a", NULL, NULL, NULL) == JANUS_OK && janus_queue_step(queue) == 1, 0,
+          "one more");
+    check(janus_queue_ask(queue, "a", &golden.image, 1, NULL, NULL, NULL) == JANUS_OK, 0, "a question that waits");
+    janus_queue_free(queue);
+    janus_session_free(session);
+    close_golden(&golden);
+}
+
 /* ---- Images ---- */
 
 static void test_image_files(void) {
@@ -1201,6 +1349,8 @@ int main(int count, char **arguments) {
     test_bad_ids();
     test_model_files();
     test_quantize();
+    test_queue();
+    test_queue_ends();
     test_image_files();
     test_image_shapes();
     test_text_round_trip();
