@@ -358,6 +358,10 @@ static void answer_token(Context *cx, const JanusModel *m, Answer *answer, int32
    drawn_side, 3), the middle of the picture, in -1..1. */
 static void vit_pixels(Context *cx, const Config *c, const JanusImage *image, float *pixels);
 
+/* work(data, thread, begin, end) over [0, count) in pieces of `grain`, by all threads. */
+static void in_parallel(Context *cx, void (*work)(void *data, int thread, int64_t begin, int64_t end), void *data,
+                        int64_t count, int64_t grain);
+
 static int64_t min_i64(int64_t a, int64_t b);
 static int64_t max_i64(int64_t a, int64_t b);
 static int64_t checked_product(int64_t a, int64_t b, int64_t c); /* -1: more than fits, or a factor is negative */
@@ -666,6 +670,13 @@ static uint32_t next_word(TorchRng *rng) {
     return y ^ (y >> 18);
 }
 
+/* u in [0, 1), a multiple of 2^-53 */
+static double next_uniform(TorchRng *rng) {
+    const uint64_t high = next_word(rng);
+    const uint64_t bits = ((high << 32) | next_word(rng)) & (((uint64_t)1 << 53) - 1);
+    return (double)bits * 0x1p-53;
+}
+
 static void mkl_exponential(float *q, int64_t count, uint32_t seed) {
     const uint64_t modulus = 2147483647u; /* 2^31 - 1 */
     uint64_t x = seed % modulus;
@@ -683,11 +694,7 @@ static void torch_exponential(TorchRng *rng, float *q, int64_t count) {
         mkl_exponential(q, count, next_word(rng));
         return;
     }
-    for (int64_t i = 0; i < count; i++) {
-        uint64_t high = next_word(rng);
-        uint64_t bits = ((high << 32) | next_word(rng)) & (((uint64_t)1 << 53) - 1);
-        q[i] = (float)-log1p(-(double)bits * 0x1p-53);
-    }
+    for (int64_t i = 0; i < count; i++) q[i] = (float)-log1p(-next_uniform(rng));
 }
 
 /* Whether every entry is a finite number >= 0 and every row has one > 0: where this fails, torch.multinomial raises. */
@@ -708,13 +715,16 @@ static int is_distribution(const float *probs, int N, int V) {
    not a distribution. q is 0 once in 2^53 values (GENERIC): then an id of probability 0 loses here, and wins in
    PyTorch, whose argmax takes 0 / 0 for the largest. */
 static int torch_multinomial(TorchRng *rng, int *ids, const float *probs, float *scratch, int N, int V) {
+    const bool mkl = rng->kind == JANUS_RNG_TORCH_MKL;
     if (!is_distribution(probs, N, V)) return 0;
-    torch_exponential(rng, scratch, (int64_t)N * V);
+    if (mkl) torch_exponential(rng, scratch, (int64_t)N * V);
     for (int n = 0; n < N; n++) {
         const float *p = probs + (int64_t)n * V, *q = scratch + (int64_t)n * V;
         float best = -1.0f;
         for (int v = 0; v < V; v++) {
-            float ratio = p[v] / q[v];
+            const double u = mkl ? 0 : next_uniform(rng);
+            if (p[v] < 0.999999 * best * u) continue; /* as q = -log1p(-u) >= u: most ids need no logarithm */
+            const float ratio = p[v] / (mkl ? q[v] : (float)-log1p(-u));
             if (ratio > best) {
                 best = ratio;
                 ids[n] = v;
@@ -749,17 +759,26 @@ static float softmax_weight(float x, float max) {
     return (float)exp((double)shifted);
 }
 
-/* probs (V) = softmax(logits (V)); may be the same array. Logits of -inf get 0. */
-static void softmax_probs(float *probs, const float *logits, int V) {
-    float max = logits[0];
+typedef struct {
+    float *weights; /* logits become weights */
+    float max;
+} SoftmaxWeights;
+
+static void softmax_weights(void *data, int thread, int64_t begin, int64_t end) {
+    const SoftmaxWeights *s = data;
+    (void)thread;
+    for (int64_t v = begin; v < end; v++) s->weights[v] = softmax_weight(s->weights[v], s->max);
+}
+
+/* x in: logits (V); out: softmax(logits). Logits of -inf get 0. */
+static void softmax(Context *cx, float *x, int V) {
+    SoftmaxWeights s = {x, x[0]};
     double sum = 0.0;
     for (int v = 1; v < V; v++)
-        if (logits[v] > max) max = logits[v];
-    for (int v = 0; v < V; v++) {
-        probs[v] = softmax_weight(logits[v], max);
-        sum += probs[v];
-    }
-    for (int v = 0; v < V; v++) probs[v] *= (float)(1.0 / sum);
+        if (x[v] > s.max) s.max = x[v];
+    in_parallel(cx, softmax_weights, &s, V, 2048);
+    for (int v = 0; v < V; v++) sum += x[v];
+    for (int v = 0; v < V; v++) x[v] *= (float)(1.0 / sum);
 }
 
 /* Sets the logits (V) below the top_k-th largest to -inf; top_k < 1 keeps all. largest: scratch (top_k). */
@@ -1204,7 +1223,7 @@ static void pick_image_ids(Context *cx, const JanusGenerateOptions *options, Tor
         ids[n] = argmax(guided, K);
         if (options->temperature > 0) {
             scale_temperature(guided, (int)K, options->temperature);
-            softmax_probs(guided, guided, (int)K);
+            softmax(cx, guided, (int)K);
         }
     }
     if (has_failed(cx) || options->temperature <= 0) return;
@@ -1324,7 +1343,7 @@ static int32_t pick_text_id(Context *cx, const JanusAskOptions *options, TorchRn
     scale_temperature(logits, V, options->temperature);
     keep_top_k(logits, V, options->top_k, race);
     keep_top_p(logits, V, options->top_p, ranked);
-    softmax_probs(logits, logits, V);
+    softmax(cx, logits, V);
     if (!torch_multinomial(rng, &id, logits, race, 1, V)) fail_distribution(cx);
     scratch_release(cx, mark);
     return id;
@@ -2047,6 +2066,7 @@ typedef pthread_cond_t Condition;
 
 typedef struct Pool Pool;
 typedef volatile long Counter;
+enum { COUNTER_STEP = 64 / sizeof(long) }; /* counters of several threads lie in different cache lines */
 
 typedef struct {
     Pool *pool;
@@ -2061,7 +2081,7 @@ struct Pool {
     Job job;
     void *ctx;
     int64_t count, grain;
-    Counter *next; /* (threads), the next chunk of each thread's range */
+    Counter *next; /* (threads), COUNTER_STEP apart: the next chunk of each thread's range */
     Mutex mutex;
     Condition changed;
     Worker *workers; /* (threads - 1) */
@@ -2099,7 +2119,8 @@ static void run_chunks(Pool *p, int thread) {
     for (int n = 0; n < p->threads; n++) {
         int owner = (thread + n) % p->threads; /* first oneself */
         int64_t end = range_start(p, owner + 1);
-        for (int64_t i; counter_get(&p->next[owner]) < end && (i = counter_add(&p->next[owner], 1)) < end;)
+        Counter *next = &p->next[owner * COUNTER_STEP];
+        for (int64_t i; counter_get(next) < end && (i = counter_add(next, 1)) < end;)
             p->job(p->ctx, thread, i * p->grain, min_i64(p->count, (i + 1) * p->grain));
     }
 }
@@ -2137,7 +2158,7 @@ static void thread_join(Worker *w) { pthread_join(w->thread, NULL); }
 static Pool *pool_create(int threads) {
     Pool *p = calloc(1, sizeof *p);
     Worker *workers = calloc(threads > 1 ? (size_t)threads - 1 : 1, sizeof *workers);
-    void *next = calloc(threads > 1 ? (size_t)threads : 1, sizeof *p->next);
+    void *next = calloc((threads > 1 ? (size_t)threads : 1) * COUNTER_STEP, sizeof *p->next);
     if (p == NULL || workers == NULL || next == NULL) {
         free(next);
         free(workers);
@@ -2183,7 +2204,7 @@ static void pool_run(Pool *p, Job job, void *ctx, int64_t count, int64_t grain) 
     p->ctx = ctx;
     p->count = count;
     p->grain = grain;
-    for (int i = 0; i < p->threads; i++) p->next[i] = (long)range_start(p, i);
+    for (int i = 0; i < p->threads; i++) p->next[i * COUNTER_STEP] = (long)range_start(p, i);
     p->busy = p->threads - 1;
     start_round(p);
     run_chunks(p, 0);
@@ -4405,6 +4426,10 @@ static float *thread_scratch(const Context *cx, int thread) {
     return (float *)(void *)(cx->layer_scratch + cx->shared_bytes + thread * cx->thread_bytes);
 }
 
+static void in_parallel(Context *cx, Job work, void *data, int64_t count, int64_t grain) {
+    if (!has_failed(cx)) pool_run(cx->pool, work, data, count, grain);
+}
+
 /* ---- products: linear layers and convolutions ----
 
    A convolution is a linear layer over gathered rows: row (oy, ox) of its input is the kernel x kernel x I window of
@@ -4912,7 +4937,7 @@ static void add_job(void *ctx, int thread, int64_t begin, int64_t end) {
 
 static void run_elements(Context *cx, Job job, float *out, const float *x, int64_t n) {
     Elements e = {cx->kernels, out, x};
-    if (!has_failed(cx)) pool_run(cx->pool, job, &e, n, ELEMENT_STEP);
+    in_parallel(cx, job, &e, n, ELEMENT_STEP);
 }
 
 static void gelu(Context *cx, float *x, int64_t n) { run_elements(cx, gelu_job, x, NULL, n); }
@@ -4942,13 +4967,13 @@ static void norm_job(void *ctx, int thread, int64_t begin, int64_t end) {
 
 static void rms_norm(Context *cx, float *out, const float *x, const float *weight, int64_t T, int64_t D, float eps) {
     RowNorm n = {cx->kernels, out, x, weight, NULL, D, eps, 0};
-    if (!has_failed(cx)) pool_run(cx->pool, norm_job, &n, T, max_i64(1, ELEMENT_STEP / D));
+    in_parallel(cx, norm_job, &n, T, max_i64(1, ELEMENT_STEP / D));
 }
 
 static void layer_norm(Context *cx, float *out, const float *x, const float *weight, const float *bias, int64_t T,
                        int64_t D, float eps) {
     RowNorm n = {cx->kernels, out, x, weight, bias, D, eps, 1};
-    if (!has_failed(cx)) pool_run(cx->pool, norm_job, &n, T, max_i64(1, ELEMENT_STEP / D));
+    in_parallel(cx, norm_job, &n, T, max_i64(1, ELEMENT_STEP / D));
 }
 
 typedef struct { /* x (rows, channels) */

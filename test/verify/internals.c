@@ -10,7 +10,13 @@ int test_torch_multinomial(TorchRng *rng, int *ids, const float *probs, float *s
     return torch_multinomial(rng, ids, probs, scratch, N, V);
 }
 void test_scale_temperature(float *x, int V, double temperature) { scale_temperature(x, V, temperature); }
-void test_softmax_probs(float *probs, const float *logits, int V) { softmax_probs(probs, logits, V); }
+void test_softmax_probs(float *probs, const float *logits, int V) {
+    Context cx;
+    if (context_init(&cx, 2, NULL) != 0) return;
+    memcpy(probs, logits, (size_t)V * sizeof *probs);
+    softmax(&cx, probs, V);
+    context_free(&cx);
+}
 void test_keep_top_k(float *logits, int V, int top_k, float *largest) { keep_top_k(logits, V, top_k, largest); }
 void test_keep_top_p(float *logits, int V, double top_p, RankedLogit *ranked) { keep_top_p(logits, V, top_p, ranked); }
 void test_expand_row(float *out, int type, const void *row, int64_t begin, int64_t n) {
