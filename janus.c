@@ -2746,9 +2746,16 @@ enum { L1_FLOATS = 6144 };                 /* floats of x that still fit a 32 Ki
 enum { INT16_MAX_X = 16383, INT16_MAX_W = 4095 };
 
 /* out[t * out_stride + o] = x[t] . w[o] + bias[o] for t < T, first <= o < last; rows of length n. The rows of x are
-   padded with zeros to whole BLOCKs, or rounded (Packing); best aligned to 64 bytes. */
-typedef void DotProducts(float *out, int64_t out_stride, const float *x, int64_t x_stride, int64_t T, Rows w,
-                         const float *bias, int64_t n, int64_t first, int64_t last);
+   padded with zeros to whole BLOCKs, or rounded (Packing); best aligned to 64 bytes. They may be those of several jobs
+   of `group` rows each: each job's results are then to the bit those that it has alone, with T = group. */
+typedef struct {
+    float *out;
+    const float *x;
+    int64_t out_stride, x_stride, T, group, n;
+    Rows w;
+    const float *bias; /* NULL: none */
+} Dots;
+typedef void DotProducts(const Dots *d, int64_t first, int64_t last);
 
 /* One way to pack both operands of a tile. Packed, BLOCK elements of a row take so many 32-bit words:
      exact    32 and 32: floats        bf16  16 and 16: pairs of bf16
@@ -2824,24 +2831,23 @@ static float sum_lanes(const float sums[PLAIN_LANES]) {
     return total;
 }
 
-static void dot_plain(float *out, int64_t out_stride, const float *x, int64_t x_stride, int64_t T, Rows w,
-                      const float *bias, int64_t n, int64_t first, int64_t last) {
+static void dot_plain(const Dots *d, int64_t first, int64_t last) {
     enum { PIECE = 256, GROUP = 8 }; /* a piece of a weight row, expanded once for a group of rows of x */
     float piece[PIECE];
     for (int64_t o = first; o < last; o++)
-        for (int64_t t0 = 0; t0 < T; t0 += GROUP) {
-            int64_t group = min_i64(GROUP, T - t0);
+        for (int64_t t0 = 0; t0 < d->T; t0 += GROUP) {
+            int64_t group = min_i64(GROUP, d->T - t0);
             float sums[GROUP][PLAIN_LANES] = {{0}}, rest[GROUP] = {0};
-            for (int64_t k = 0; k < n; k += PIECE) {
-                int64_t m = min_i64(PIECE, n - k);
-                const char *row = w.data + o * w.stride;
-                const float *a = w.type == TYPE_F32 ? (const float *)(const void *)row + k : piece;
-                if (w.type != TYPE_F32) expand_plain(piece, w.type, row, k, m);
+            for (int64_t k = 0; k < d->n; k += PIECE) {
+                int64_t m = min_i64(PIECE, d->n - k);
+                const char *row = d->w.data + o * d->w.stride;
+                const float *a = d->w.type == TYPE_F32 ? (const float *)(const void *)row + k : piece;
+                if (d->w.type != TYPE_F32) expand_plain(piece, d->w.type, row, k, m);
                 for (int64_t t = 0; t < group; t++)
-                    rest[t] += dot_piece(sums[t], a, x + (t0 + t) * x_stride + k, m);
+                    rest[t] += dot_piece(sums[t], a, d->x + (t0 + t) * d->x_stride + k, m);
             }
             for (int64_t t = 0; t < group; t++)
-                out[(t0 + t) * out_stride + o] = sum_lanes(sums[t]) + rest[t] + (bias ? bias[o] : 0);
+                d->out[(t0 + t) * d->out_stride + o] = sum_lanes(sums[t]) + rest[t] + (d->bias ? d->bias[o] : 0);
         }
 }
 
@@ -3481,7 +3487,7 @@ INLINE void KERNEL(dot_rows)(float (*sums)[4], const int type, const int R, cons
                              int64_t x_stride, const char *w, int64_t w_stride, int64_t n) {
     const int quantised = type == TYPE_Q8_0 || type == TYPE_Q4_0, chains = R == 1 ? 2 : 1;
     /* apply a block's scale to its sum, not to each weight */
-    const int late = quantised && T <= 2 && BLOCK_VECTORS > 2;
+    const int late = quantised && BLOCK_VECTORS > 2;
     vf sum[DOT_ROWS][4][2], a[BLOCK_VECTORS];
     float scales[DOT_ROWS][16];
     int64_t k = 0, whole = n / BLOCK * BLOCK;
@@ -3653,28 +3659,28 @@ INLINE void KERNEL(dot_group)(float (*sums)[4], const int type, const int rounde
         KERNEL(dot_rows)(sums, type, R, T, x, x_stride, w, w_stride, n);
 }
 
-INLINE void KERNEL(dot_type)(const int type, const int rounded, float *out, int64_t out_stride, const float *x,
-                             int64_t x_stride, int64_t T, Rows w, const float *bias, int64_t n, int64_t first,
-                             int64_t last) {
-    const int several = T > 2 || T * n > L1_FLOATS || type == TYPE_Q8_0 || type == TYPE_Q4_0;
+/* How a row's products are summed depends on its group and on the place of W's row, never on T. */
+INLINE void KERNEL(dot_type)(const int type, const int rounded, const Dots *d, int64_t first, int64_t last) {
+    const int several = d->group > 2 || d->group * d->n > L1_FLOATS || type == TYPE_Q8_0 || type == TYPE_Q4_0;
+    const int64_t x_stride = d->x_stride, w_stride = d->w.stride, n = d->n;
     for (int64_t o = first, rows; o < last; o += rows) {
-        const char *row = w.data + o * w.stride;
+        const char *row = d->w.data + o * w_stride;
         rows = several && last - o >= DOT_ROWS ? DOT_ROWS : 1;
-        for (int64_t t = 0, group; t < T; t += group) {
+        for (int64_t t = 0, count; t < d->T; t += count) {
             float sums[DOT_ROWS][4];
-            const float *from = x + t * x_stride;
-            group = T - t >= 4 ? 4 : T - t >= 2 ? 2 : 1;
-            switch ((rows > 1 ? 8 : 0) + group) {
-            case 1: KERNEL(dot_group)(sums, type, rounded, 1, 1, from, x_stride, row, w.stride, n); break;
-            case 2: KERNEL(dot_group)(sums, type, rounded, 1, 2, from, x_stride, row, w.stride, n); break;
-            case 4: KERNEL(dot_group)(sums, type, rounded, 1, 4, from, x_stride, row, w.stride, n); break;
-            case 9: KERNEL(dot_group)(sums, type, rounded, DOT_ROWS, 1, from, x_stride, row, w.stride, n); break;
-            case 10: KERNEL(dot_group)(sums, type, rounded, DOT_ROWS, 2, from, x_stride, row, w.stride, n); break;
-            default: KERNEL(dot_group)(sums, type, rounded, DOT_ROWS, 4, from, x_stride, row, w.stride, n);
+            const float *x = d->x + t * x_stride;
+            count = d->T - t >= 4 ? 4 : d->T - t >= 2 ? 2 : 1;
+            switch ((rows > 1 ? 8 : 0) + count) {
+            case 1: KERNEL(dot_group)(sums, type, rounded, 1, 1, x, x_stride, row, w_stride, n); break;
+            case 2: KERNEL(dot_group)(sums, type, rounded, 1, 2, x, x_stride, row, w_stride, n); break;
+            case 4: KERNEL(dot_group)(sums, type, rounded, 1, 4, x, x_stride, row, w_stride, n); break;
+            case 9: KERNEL(dot_group)(sums, type, rounded, DOT_ROWS, 1, x, x_stride, row, w_stride, n); break;
+            case 10: KERNEL(dot_group)(sums, type, rounded, DOT_ROWS, 2, x, x_stride, row, w_stride, n); break;
+            default: KERNEL(dot_group)(sums, type, rounded, DOT_ROWS, 4, x, x_stride, row, w_stride, n);
             }
             for (int64_t r = 0; r < rows; r++)
-                for (int64_t i = 0; i < group; i++)
-                    out[(t + i) * out_stride + o + r] = sums[r][i] + (bias ? bias[o + r] : 0);
+                for (int64_t i = 0; i < count; i++)
+                    d->out[(t + i) * d->out_stride + o + r] = sums[r][i] + (d->bias ? d->bias[o + r] : 0);
         }
     }
 }
@@ -3682,40 +3688,37 @@ INLINE void KERNEL(dot_type)(const int type, const int rounded, float *out, int6
 TARGET static DotProducts KERNEL(dot);
 
 /* Formats that dot_type does not know: pieces of W's rows as floats. */
-TARGET static void KERNEL(dot_expanded)(float *out, int64_t out_stride, const float *x, int64_t x_stride, int64_t T,
-                                        Rows w, const float *bias, int64_t n, int64_t first, int64_t last) {
+TARGET static void KERNEL(dot_expanded)(const Dots *d, int64_t first, int64_t last) {
     float pieces[DOT_ROWS][K_STEP], sums[MAX_TILE_ROWS][DOT_ROWS];
-    const Rows piece = {TYPE_F32, (const char *)pieces, sizeof *pieces};
+    Dots piece = {.out = sums[0], .out_stride = DOT_ROWS, .x_stride = d->x_stride, .group = d->group,
+                  .w = {TYPE_F32, (const char *)pieces, sizeof *pieces}};
     for (int64_t o = first; o < last; o += DOT_ROWS)
-        for (int64_t k = 0; k < n; k += K_STEP) {
-            const int64_t rows = min_i64(DOT_ROWS, last - o), m = min_i64(K_STEP, n - k);
-            for (int64_t r = 0; r < rows; r++) KERNEL(expand)(pieces[r], w.type, w.data + (o + r) * w.stride, k, m);
-            for (int64_t t = 0; t < T; t++) {
+        for (int64_t k = 0; k < d->n; k += K_STEP) {
+            const int64_t rows = min_i64(DOT_ROWS, last - o);
+            piece.n = min_i64(K_STEP, d->n - k);
+            for (int64_t r = 0; r < rows; r++)
+                KERNEL(expand)(pieces[r], d->w.type, d->w.data + (o + r) * d->w.stride, k, piece.n);
+            for (int64_t t = 0; t < d->T; t++) {
                 const int64_t in_group = t % MAX_TILE_ROWS;
-                if (in_group == 0)
-                    KERNEL(dot)(sums[0], DOT_ROWS, x + t * x_stride + k, x_stride, min_i64(MAX_TILE_ROWS, T - t), piece,
-                                NULL, m, 0, rows);
+                piece.x = d->x + t * d->x_stride + k;
+                piece.T = min_i64(MAX_TILE_ROWS, d->T - t);
+                if (in_group == 0) KERNEL(dot)(&piece, 0, rows);
                 for (int64_t r = 0; r < rows; r++) {
-                    float *to = out + t * out_stride + o + r;
-                    *to = sums[in_group][r] + (k > 0 ? *to : bias ? bias[o + r] : 0);
+                    float *to = d->out + t * d->out_stride + o + r;
+                    *to = sums[in_group][r] + (k > 0 ? *to : d->bias ? d->bias[o + r] : 0);
                 }
             }
         }
 }
 
-TARGET static void KERNEL(dot)(float *out, int64_t out_stride, const float *x, int64_t x_stride, int64_t T, Rows w,
-                        const float *bias, int64_t n, int64_t first, int64_t last) {
-    BY_TYPE(w.type, KERNEL(dot_expanded)(out, out_stride, x, x_stride, T, w, bias, n, first, last), KERNEL(dot_type), 0,
-            out, out_stride, x, x_stride, T, w, bias, n, first, last);
+TARGET static void KERNEL(dot)(const Dots *d, int64_t first, int64_t last) {
+    BY_TYPE(d->w.type, KERNEL(dot_expanded)(d, first, last), KERNEL(dot_type), 0, d, first, last);
 }
 
 #ifdef quant
-TARGET static void KERNEL(dot_int8)(float *out, int64_t out_stride, const float *x, int64_t x_stride, int64_t T,
-                                       Rows w, const float *bias, int64_t n, int64_t first, int64_t last) {
-    if (w.type == TYPE_Q8_0)
-        KERNEL(dot_type)(TYPE_Q8_0, 1, out, out_stride, x, x_stride, T, w, bias, n, first, last);
-    else
-        KERNEL(dot_type)(TYPE_Q4_0, 1, out, out_stride, x, x_stride, T, w, bias, n, first, last);
+TARGET static void KERNEL(dot_int8)(const Dots *d, int64_t first, int64_t last) {
+    if (d->w.type == TYPE_Q8_0) KERNEL(dot_type)(TYPE_Q8_0, 1, d, first, last);
+    else KERNEL(dot_type)(TYPE_Q4_0, 1, d, first, last);
 }
 #endif
 
@@ -4616,8 +4619,15 @@ typedef struct {
     int64_t step;          /* rows of a weight in a job */
 } FewRows;
 
-/* How a row's products are summed depends on how many rows are given at once: each group is given by itself, while the
-   weights are in the cache. */
+/* So many rows, from the first of groups[*g] on, whose groups are alike; *g goes on to the next group. Three rows and
+   more are summed alike. */
+static int64_t alike_rows(const int64_t *groups, int64_t *g, int64_t most) {
+    const int64_t kind = min_i64(groups[*g], 3);
+    int64_t rows = 0;
+    while (rows < most && min_i64(groups[*g], 3) == kind) rows += groups[(*g)++];
+    return rows;
+}
+
 static void few_rows_job(void *ctx, int thread, int64_t begin, int64_t end) {
     const FewRows *f = ctx;
     (void)thread;
@@ -4625,11 +4635,16 @@ static void few_rows_job(void *ctx, int thread, int64_t begin, int64_t end) {
         const Output *to = f->outputs;
         int64_t first = i * f->step;
         for (; first >= round_up(to->weight->rows, f->step); to++) first -= round_up(to->weight->rows, f->step);
-        const int64_t O = to->weight->rows, last = min_i64(O, first + f->step);
-        const Rows w = {to->weight->type, to->weight->data, type_row_bytes(to->weight->type, f->I)};
-        for (int64_t t = 0, g = 0; t < f->T; t += f->groups[g++])
-            f->packing->dot(to->out + t * O, O, f->x + t * f->stride, f->stride, f->groups[g], w, to->bias, f->I, first,
-                            last);
+        const int64_t O = to->weight->rows;
+        Dots d = {.out_stride = O, .x_stride = f->stride, .n = f->I, .bias = to->bias};
+        d.w = (Rows){to->weight->type, to->weight->data, type_row_bytes(to->weight->type, f->I)};
+        for (int64_t t = 0, g = 0; t < f->T; t += d.T) {
+            d.out = to->out + t * O;
+            d.x = f->x + t * f->stride;
+            d.group = f->groups[g];
+            d.T = alike_rows(f->groups, &g, f->T - t);
+            f->packing->dot(&d, first, min_i64(O, first + f->step));
+        }
     }
 }
 
@@ -4783,8 +4798,8 @@ static void pack_tiles(const QueryBlock *b, float *out, const float *x, int64_t 
 /* scores (T, n) = q k^T for n keys. */
 static void block_scores(const QueryBlock *b, Rows k, int64_t n) {
     const Packing *exact = &b->kernels->exact;
-    if (b->T <= FEW_QUERIES)
-        exact->dot(b->scores, KEY_STEP, b->packed_q, round_up(b->d, BLOCK), b->T, k, NULL, b->d, 0, n);
+    const Dots few = {b->scores, b->packed_q, KEY_STEP, round_up(b->d, BLOCK), b->T, b->T, b->d, k, NULL};
+    if (b->T <= FEW_QUERIES) exact->dot(&few, 0, n);
     for (int64_t c = 0; c < n && b->T > FEW_QUERIES; c += exact->tile_cols, k.data += exact->tile_cols * k.stride) {
         exact->pack_weights(b->panel, k, min_i64(n - c, exact->tile_cols), 0, b->d);
         for (int64_t t = 0; t < b->T; t += exact->tile_rows)

@@ -376,6 +376,38 @@ static void thread_case(const char *isa) {
 }
 
 /* Every format of the table; the lengths of rows are rounded up to whole blocks. */
+/* Rows of several jobs in one product, and several weights at once, give to the bit what each job and weight gives
+   alone. Widths below and above what stays in the first cache, whose rows are summed in another order. */
+static void jobs_case(Context *cx, int type, int64_t I) {
+    enum { T = 72, O = 21 };
+    static const int64_t GROUPS[] = {1, 1, 1, 2, 2, 2, 2, 3, 4, 6, 8, 40};
+    const int count = sizeof GROUPS / sizeof *GROUPS;
+    float *values, *more, *x = random_floats(T * I), *bias = random_floats(O);
+    float *out = random_floats(2 * T * O), *alone = random_floats(2 * T * O);
+    const Weight w = random_weight(type, O, I, &values), v = random_weight(type, O, I, &more);
+    const Output outputs[] = {{out, &w, bias}, {out + T * O, &v, NULL}};
+    char name[96];
+    cx->groups = GROUPS;
+    cx->group_count = count;
+    linears(cx, outputs, 2, x, T);
+    cx->groups = NULL;
+    for (int64_t i = 0, t = 0; i < count; t += GROUPS[i++]) {
+        linear(cx, alone + t * O, x + t * I, &w, bias, GROUPS[i]);
+        linear(cx, alone + (T + t) * O, x + t * I, &v, NULL, GROUPS[i]);
+    }
+    snprintf(name, sizeof name, "%s linear %s I=%d of %d jobs%s", cx->kernels->name, type_name(type), (int)I, count,
+             cx->options.fast ? " fast" : "");
+    report(name, memcmp(out, alone, 2 * T * O * sizeof *out) != 0, 0);
+    free(values);
+    free(more);
+    free(x);
+    free(bias);
+    free(out);
+    free(alone);
+    free((void *)(uintptr_t)w.data);
+    free((void *)(uintptr_t)v.data);
+}
+
 static void linear_cases(Context *cx) {
     for (int i = 0; i < NUMBER_FORMAT_COUNT; i++) {
         const int type = NUMBER_FORMATS[i].type;
@@ -388,6 +420,8 @@ static void linear_cases(Context *cx) {
         linear_case(cx, type, 301, round_up(603, block), 131, 1, 1e-6);
         linear_case(cx, type, 1, block, 1, 1, 1e-6);
         linear_case(cx, type, 65, round_up(8, block), 3, 1, 1e-6);
+        jobs_case(cx, type, round_up(512, block));
+        jobs_case(cx, type, round_up(3328, block));
     }
 }
 
