@@ -201,7 +201,7 @@ test-stb: ## janus.c with the oldest stb and with the newest, out of two Debian 
 # gcc-multilib would bring -m32 but excludes the cross compilers; its two pieces do not.
 CROSS = alpha-linux-gnu:alpha aarch64-linux-gnu:arm64 arm-linux-gnueabi:armel arm-linux-gnueabihf:armhf hppa-linux-gnu:hppa \
     m68k-linux-gnu:m68k mips-linux-gnu:mips mips64-linux-gnuabi64:mips64 mips64el-linux-gnuabi64:mips64el mipsel-linux-gnu:mipsel \
-    powerpc-linux-gnu:powerpc powerpc64-linux-gnu:ppc64 powerpc64le-linux-gnu:ppc64el riscv64-linux-gnu:riscv64 \
+    powerpc64-linux-gnu:ppc64 powerpc64le-linux-gnu:ppc64el riscv64-linux-gnu:riscv64 \
     s390x-linux-gnu:s390x sh4-linux-gnu:sh4 sparc64-linux-gnu:sparc64
 platforms-deps: ## installs compilers, emulators and runtimes, for Debian
 	apt-get update -q
