@@ -218,8 +218,8 @@ BENCH_ARGS =
 bench: test/bench/bench ## the time of every stage beside the machine's limits: BENCH_ARGS=--tiny TYPES="bf16 q8_0"
 	@PYTHON="$(PYTHON)" BENCH_ARGS="$(BENCH_ARGS)" TYPES="$(TYPES)" WORK="$(WORK)" KEEP="$(KEEP)" sh test/run.sh bench
 
-bench-peers: build/libbench.so ## beside PyTorch and llama.cpp, which it installs: BENCH_ARGS=--quick
-	@PYTHON="$(PYTHON)" BENCH_ARGS="$(BENCH_ARGS)" sh test/run.sh bench-peers
+bench-peers: build/libbench.so ## beside PyTorch and llama.cpp, which it installs: QUICK=1 takes some ten minutes
+	@PYTHON="$(PYTHON)" BENCH_ARGS="$${QUICK:+--quick} $(BENCH_ARGS)" sh test/run.sh bench-peers
 
 quantisation: build/libbench.so ## what smaller weights cost in quality
 	@PYTHON="$(PYTHON)" BENCH_ARGS="$(BENCH_ARGS)" sh test/run.sh quantisation

@@ -79,6 +79,11 @@ for name in "$@"; do
         folder=.venv list=test/requirements.txt program=quantisation.py
         [ "$name" = bench-peers ] &&
             folder=.venv-bench list=test/bench/requirements-bench.txt program=bench_peers.py
+        # gcc 12 compiles AMX's set-up wrongly, and llama.cpp then dies of an illegal instruction.
+        if grep -qs amx_tile /proc/cpuinfo; then
+            export CMAKE_ARGS="-DCMAKE_C_FLAGS=-mno-amx-tile -DCMAKE_CXX_FLAGS=-mno-amx-tile"
+            command -v clang++ >/dev/null && export CMAKE_ARGS="-DCMAKE_C_COMPILER=clang -DCMAKE_CXX_COMPILER=clang++"
+        fi
         need_environment $folder $list
         exec "$python" test/bench/$program $BENCH_ARGS ;;
     verify|verify-full)

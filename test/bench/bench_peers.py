@@ -2,13 +2,14 @@
 # SPDX-License-Identifier: MIT
 """janus.c beside PyTorch and llama.cpp: the same sizes, the same random weights, the same number of threads, in one run.
 
-    bench_peers.py [--threads K] [--rounds N] [--only torch,llama] [--quick] [--kv f32] [--fast] [--work DIR]
-                   [--dtypes float32,bfloat16] [--compile off,on] [--types bf16,q8_0,q4_0]
+    bench_peers.py [--threads K] [--rounds N] [--only torch,llama] [--quick] [--tiny] [--kv f32] [--fast] [--work DIR]
+                   [--dtypes float32,bfloat16] [--compile off,on] [--types bf16,q8_0,q4_0] [--json FILE]
 
 Every round runs ours, then theirs; a line gives the median times and how many times as fast ours is: the median of the
 rounds' ratios and, in brackets, the smallest and the largest.
 
-PyTorch: the Janus classes of transformers in float32 and bfloat16, with and without torch.compile; ours has bf16 weights.
+PyTorch: the Janus classes of transformers in float32 and bfloat16; ours has bf16 weights. torch.compile is left out unless
+--compile on asks for it: on a CPU it took longer to compile the steps than a benchmark may last.
     picture       prompt, 576 guided steps and VQ decode. Timed are the prompt and the first `--steps` ids; the other steps
                   are taken to be as long as the mean of those timed, so both sides are spared their longest ones.
     first token   of the answer to a question about a 640 x 480 picture; `64 tokens on` are those that follow
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import json
 import os
 import sys
 import tempfile
@@ -44,8 +46,9 @@ def clock(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def compare(title: str, rounds: int, ours: Callable[[], Measured], theirs: Callable[[], Measured]) -> None:
+def compare(title: str, options: argparse.Namespace, ours: Callable[[], Measured], theirs: Callable[[], Measured]) -> None:
     """Alternates both sides; the first run of either only warms up. Prints a line a task."""
+    rounds = options.rounds
     ours(), theirs()
     pairs = [(ours(), theirs()) for _ in range(rounds)]
     for task in pairs[0][0]:
@@ -53,6 +56,11 @@ def compare(title: str, rounds: int, ours: Callable[[], Measured], theirs: Calla
         ratios = other / mine
         print(f"{title:32} {task:18} {1e3 * np.median(mine):11.2f} {1e3 * np.median(other):11.2f} "
               f"{np.median(ratios):8.2f} x  ({ratios.min():.2f} .. {ratios.max():.2f})", flush=True)
+        if options.json:
+            record = {"peer": title, "task": task, "ours": list(mine), "theirs": list(other), "ratio": float(np.median(ratios)),
+                      "threads": options.threads, "geometry": options.geometry, "fast": options.fast}
+            with options.json.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
 
 
 def heading() -> None:
@@ -178,7 +186,7 @@ def bench_torch(options: argparse.Namespace) -> None:
     reference = load(path)
     reference.model.set_attn_implementation("sdpa")
     stages = Stages(path, options.threads, options.kv, options.fast)
-    tokens = 16 if options.quick else 64
+    tokens = 16 if options.quick or options.tiny else 64
     for dtype in [getattr(torch, name) for name in options.dtypes.split(",")]:
         reference.model.to(dtype)
         gc.collect()
@@ -186,7 +194,7 @@ def bench_torch(options: argparse.Namespace) -> None:
             torch._dynamo.reset()
             peer = TorchPeer(reference, compiled)
             name = f"PyTorch {str(dtype)[6:]}{', compiled' if compiled else ''}"
-            compare(name, options.rounds, lambda: our_tasks(stages, options.steps, tokens),
+            compare(name, options, lambda: our_tasks(stages, options.steps, tokens),
                     lambda: peer.tasks(options.steps, tokens))
     stages.close()
 
@@ -296,7 +304,7 @@ def text_tasks(forget: Callable[[], None], read: Callable[[np.ndarray, int], obj
 def bench_llama(options: argparse.Namespace) -> None:
     """bf16, Q8_0 and Q4_0."""
     import llama_cpp
-    tokens, past = (64, 24) if options.quick else (640, 304)
+    tokens, past = (64, 24) if options.tiny else (640, 304)
     print(f"\nllama.cpp of llama-cpp-python {llama_cpp.__version__}: {llama_cpp.llama_print_system_info().decode()}\n"
           f"keys and values in f16 there, {options.kv} here; rows are decoded after {past} tokens")
     heading()
@@ -310,7 +318,7 @@ def bench_llama(options: argparse.Namespace) -> None:
             mine, other = ours.read(ids)[0], theirs.read(ids, [0])[0]
             gap = float(np.abs(mine - other).max() / np.abs(mine).max())
             print(f"llama.cpp {dtype}: logits differ by {gap:.0e} of the largest")
-            compare(f"llama.cpp {dtype}", options.rounds,
+            compare(f"llama.cpp {dtype}", options,
                     lambda: text_tasks(ours.forget, ours.read, ours.vocab, tokens, past, options.steps // 4),
                     lambda: text_tasks(theirs.forget, lambda ids, rows: theirs.read(ids, [0, 1][:rows]), ours.vocab, tokens, past,
                                        options.steps // 4))
@@ -320,19 +328,25 @@ def bench_llama(options: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=64, help="steps of a picture that are timed (default 64)")
+    parser.add_argument("--rounds", type=int, help="default 5, with --quick 1")
+    parser.add_argument("--steps", type=int, help="steps of a picture that are timed (default 64, with --quick 12)")
     parser.add_argument("--only", default="torch,llama")
-    parser.add_argument("--dtypes", default="float32,bfloat16", help="of PyTorch; float32 cannot follow bfloat16")
-    parser.add_argument("--compile", default="off,on", help="torch.compile")
-    parser.add_argument("--types", default="bf16,q8_0,q4_0", help="weights for llama.cpp")
+    parser.add_argument("--dtypes", help="of PyTorch; float32 cannot follow bfloat16 (default both, with --quick bfloat16)")
+    parser.add_argument("--compile", default="off", help="torch.compile: off, on, or off,on")
+    parser.add_argument("--types", help="weights for llama.cpp (default bf16,q8_0,q4_0; with --quick bf16,q4_0)")
     parser.add_argument("--kv", choices=("auto", "f32", "f16"), default="auto", help="our keys and values (default auto: f32, with --fast f16)")
     parser.add_argument("--fast", action="store_true", help="ours rounds activations, as the others do (janus --fast)")
-    parser.add_argument("--quick", action="store_true", help="a small geometry: tries the program, measures nothing of interest")
+    parser.add_argument("--quick", action="store_true", help="one round of what matters most, in some ten minutes")
+    parser.add_argument("--tiny", action="store_true", help="a small geometry: tries the program, measures nothing of interest")
+    parser.add_argument("--json", type=Path, help="add a line for each row to this file")
     parser.add_argument("--work", type=Path, default=Path(os.environ.get("WORK") or "build/bench"), help="folder for files of random weights")
     options = parser.parse_args()
-    options.geometry = "tiny" if options.quick else "janus-pro-1b"
-    options.steps = min(options.steps, 16) if options.quick else options.steps
+    options.geometry = "tiny" if options.tiny else "janus-pro-1b"
+    options.rounds = options.rounds or (1 if options.quick else 5)
+    options.steps = options.steps or (12 if options.quick else 64)
+    options.steps = min(options.steps, 16) if options.tiny else options.steps
+    options.dtypes = options.dtypes or ("bfloat16" if options.quick else "float32,bfloat16")
+    options.types = options.types or ("bf16,q4_0" if options.quick else "bf16,q8_0,q4_0")
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
     print(f"{time.strftime('%Y-%m-%d')}, {options.geometry}, {options.threads} thread(s), {options.rounds} rounds"
           f"{', ours with --fast' if options.fast else ''}")

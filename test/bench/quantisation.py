@@ -3,6 +3,7 @@
 """What smaller weights cost: every recipe beside the float32 weights it was made from.
 
     quantisation.py [--model FILE] [--geometry NAME] [--recipe TEXT ...] [--threads K] [--samples N] [--steps N] [--work DIR]
+                    [--json FILE]
 
 --model FILE (default weights/tiny.gguf, f16) or --geometry janus-pro-1b (random float32 weights, an 8.3 GB file in DIR,
 made if it is not there). A recipe is a --dtype of convert.py, with exceptions after the plus signs, such as
@@ -19,6 +20,7 @@ recipe is then fed the same ids, so that one difference does not make others, an
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import tempfile
@@ -198,13 +200,18 @@ def step_time(stages: Stages, steps: int) -> float:
     return 1e3 * float(np.median(np.diff(stages.draw(PROMPTS[0], steps)[1])[1:]))
 
 
-def row(recipe: str, path: Path, stages: Stages, exact: Answers, mine: Answers, steps: int) -> str:
-    """A line of the table."""
-    same = 100 * np.mean([np.mean(a == b) for a, b in zip(exact.encoded, mine.encoded)])
-    return (f"{recipe:38} {path.stat().st_size / 1e6:8.1f} {step_time(stages, steps):7.2f}"
-            f" {1e3 * divergence(exact.text, mine.text):9.3f} {agreement(exact.text, mine.text):6.1f} %"
-            f" {1e3 * divergence(exact.image, mine.image):11.3f} {agreement(exact.image, mine.image):6.1f} %"
-            f" {same:6.1f} % {psnr(exact.decoded, mine.decoded):7.1f}")
+def print_row(recipe: str, path: Path, stages: Stages, exact: Answers, mine: Answers, options: argparse.Namespace) -> None:
+    """A line of the table, and of the file of --json."""
+    record = {
+        "recipe": recipe, "MB": path.stat().st_size / 1e6, "ms": step_time(stages, options.steps),
+        "answers KL": 1e3 * divergence(exact.text, mine.text), "answers same": agreement(exact.text, mine.text),
+        "pictures KL": 1e3 * divergence(exact.image, mine.image), "pictures same": agreement(exact.image, mine.image),
+        "VQ same": 100 * float(np.mean([np.mean(a == b) for a, b in zip(exact.encoded, mine.encoded)])),
+        "PSNR": psnr(exact.decoded, mine.decoded)}
+    print("{:38} {:8.1f} {:7.2f} {:9.3f} {:6.1f} % {:11.3f} {:6.1f} % {:6.1f} % {:7.1f}".format(*record.values()), flush=True)
+    if options.json:
+        with options.json.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
 
 
 def main() -> None:
@@ -216,6 +223,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, help="questions; a quarter as many pictures (default 64, 4 with --geometry)")
     parser.add_argument("--steps", type=int, default=32, help="steps of a picture that are timed (default 32)")
     parser.add_argument("--work", type=Path, default=Path(os.environ.get("WORK") or "build/bench"))
+    parser.add_argument("--json", type=Path, help="add a line for each row to this file")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     source = random_file(options.geometry, "f32", options.work) if options.geometry else options.model
@@ -233,13 +241,13 @@ def main() -> None:
               f"{sum(len(ids) for _, ids in exam.drawings)} ids of {len(exam.drawings)} pictures, {options.threads} thread(s)")
         print(f"{'':38} {'':8} {'':7} {'answers':>18} {'pictures, guided':>20} {'VQ':>8}\n{'recipe':38} {'MB':>8} {'ms':>7} {'KL':>9} {'same id':>8} "
               f"{'KL':>11} {'same id':>8} {'ids':>8} {'PSNR':>7}")
-        print(row("f32", exact_file, stages, exact, exact, options.steps), flush=True)
+        print_row("f32", exact_file, stages, exact, exact, options)
         stages.close()
         for recipe in options.recipe or RECIPES:
             path = Path(folder) / "recipe.gguf"
             write_recipe(source, path, recipe)
             stages = Stages(path, options.threads)
-            print(row(recipe, path, stages, exact, take(stages, exam), options.steps), flush=True)
+            print_row(recipe, path, stages, exact, take(stages, exam), options)
             stages.close()
 
 
