@@ -8173,7 +8173,7 @@ typedef struct {
     int image_count, count, threads, max_tokens, top_k, rng, cache;
     double cfg_weight, temperature, top_p; /* temperature -1: the task's own */
     uint64_t seed;
-    bool has_seed, fast, quiet, decode, no_exif, help, version;
+    bool has_seed, fast, quiet, decode, no_exif, manual, help, version;
     const char *given[OPTION_LIMIT];       /* for each row of OPTIONS the argument that named it; NULL: none */
 } CommandLine;
 
@@ -8202,11 +8202,11 @@ static bool terminal(FILE *file) {
 #endif
 }
 
-/* ---- Options: one table, from which come their parsing, the messages about them and the help ---- */
+/* ---- Options: one table, from which come their parsing, the messages about them, help, manual page, completions ---- */
 
 enum {
     FOR_GENERATE = 1, FOR_ASK = 2, FOR_CHAT = 4, FOR_ENCODE = 8, FOR_DECODE = 16, FOR_TOKENIZE = 32, FOR_INFO = 64,
-    FOR_QUANTIZE = 128, FOR_HELP = 256, FOR_ALL = 511, FOR_ANSWERS = FOR_ASK | FOR_CHAT,
+    FOR_QUANTIZE = 128, FOR_COMPLETION = 256, FOR_HELP = 512, FOR_ALL = 1023, FOR_ANSWERS = FOR_ASK | FOR_CHAT,
     FOR_TALKS = FOR_GENERATE | FOR_ANSWERS, FOR_WORKS = FOR_TALKS | FOR_ENCODE | FOR_DECODE,
     FOR_MODEL = FOR_WORKS | FOR_TOKENIZE | FOR_INFO, FOR_TEXT = FOR_GENERATE | FOR_ASK | FOR_TOKENIZE
 };
@@ -8240,7 +8240,7 @@ static const Option OPTIONS[] = {
      "guidance of a drawing, default 5"},
     {"-s --seed", "S", AS_SEED, 0, 0, FOR_TALKS, FIELD(seed), "same seed, same result; -1: a random one, printed"},
     {"--rng", "torch|torch-mkl", AS_CHOICE, JANUS_RNG_TORCH, 0, FOR_TALKS, FIELD(rng),
-     "the seed's meaning: PyTorch's, or its MKL's to 2.6"},
+     "random numbers of PyTorch, or of its MKL to 2.6"},
     {"--temperature --temp", "T", AS_NUMBER, 0, 100, FOR_TALKS, FIELD(temperature),
      "0: most probable; default 1 to draw, 0 to answer"},
     {"--max-tokens", "N", AS_WHOLE, 1, 1 << 24, FOR_ANSWERS, FIELD(max_tokens), "length of an answer, default 512"},
@@ -8261,6 +8261,7 @@ static const Option OPTIONS[] = {
     {"--fast", NULL, AS_SWITCH, 0, 0, FOR_WORKS, FIELD(fast), "rounds activations to bf16 or integers where faster"},
     {"--dump", "DIR", AS_NAME, 0, 0, FOR_WORKS, FIELD(dump), "a new folder of all intermediate tensors as .npy"},
     {"-m --model", "MODEL", AS_NAME, 0, 0, FOR_MODEL, FIELD(model), "a .gguf file; default weights/tiny.gguf"},
+    {"--man", NULL, AS_SWITCH, 0, 0, FOR_HELP, FIELD(manual), "the manual page, for man"},
     {"-q --quiet", NULL, AS_SWITCH, 0, 0, FOR_ALL, FIELD(quiet), "no progress, no remarks"},
     {"-h --help", NULL, AS_SWITCH, 0, 0, FOR_ALL, FIELD(help), "this text; after a command, what it takes"},
     {"--version", NULL, AS_SWITCH, 0, 0, FOR_ALL, FIELD(version), "version, kernels, format of model files"},
@@ -8350,14 +8351,21 @@ static bool set_option(CommandLine *line, const Option *option, const char *valu
     return true;
 }
 
+/* The words of an option that takes no others on any machine, with `between` between them. */
+static void list_values(const Option *option, const char *between, char *words, size_t size) {
+    words[0] = 0;
+    for (const char *c = option->argument; option->kind == AS_CHOICE && *c != 0; c++)
+        snprintf(words + strlen(words), size - strlen(words), "%.*s", *c == '|' ? 8 : 1, *c == '|' ? between : c);
+    for (int i = 0; option->kind == AS_FORMAT && quantised_format(i) != NULL; i++)
+        snprintf(words + strlen(words), size - strlen(words), "%s%s", i > 0 ? between : "", quantised_format(i)->name);
+}
+
 /* Says which values the option takes. */
 static void refuse_value(const Option *option, const char *name, const char *value) {
-    char words[200] = "";
+    char words[200];
+    list_values(option, " or ", words, sizeof words);
     for (int i = 0; option->kind == AS_KERNELS && isa_names(i) != NULL; i++)
         snprintf(words + strlen(words), sizeof words - strlen(words), "%s%s", i > 0 ? " or " : "", isa_names(i));
-    for (const char *c = option->argument; option->kind == AS_CHOICE && *c != 0; c++)
-        snprintf(words + strlen(words), sizeof words - strlen(words), *c == '|' ? " or " : "%c", *c);
-    if (option->kind == AS_FORMAT) list_quantised_types(words, sizeof words);
     const double low = option->low, high = option->high;
     if (option->kind == AS_WHOLE)
         complain("%s takes a whole number from %.0f to %.0f, not \"%.60s\"", name, low, high, value);
@@ -9066,6 +9074,7 @@ typedef struct {
 } Command;
 
 static int command_help(Program *program);
+static int command_completion(Program *program);
 
 static const Command COMMANDS[] = {
     {"generate", "\"PROMPT\"", FOR_GENERATE, PROMPT, command_generate, "draws from text only",
@@ -9081,6 +9090,8 @@ static const Command COMMANDS[] = {
     {"info", "[MODEL]", FOR_INFO, MODEL_FILE, command_info, "shows what a model file holds", "janus-pro-1b.gguf"},
     {"quantize", "-o OUT.gguf IN.gguf", FOR_QUANTIZE, MODEL_FILE, command_quantize, "writes a smaller model",
      "--type q8_0 -o small.gguf janus-pro-1b.gguf"},
+    {"completion", "bash|zsh|fish", FOR_COMPLETION, WORD, command_completion, "writes what a shell completes by",
+     "bash >>~/.bash_completion"},
     {"help", "[COMMAND]", FOR_HELP, WORD, command_help, "shows what a command takes", "generate"},
 };
 enum { COMMAND_COUNT = sizeof COMMANDS / sizeof COMMANDS[0] };
@@ -9214,59 +9225,208 @@ static bool streams_fit(const Command *command, const CommandLine *line) {
     return false;
 }
 
-/* ---- Help ---- */
+/* ---- Help, manual page and completions: out of the two tables ---- */
 
-/* "generate, ask, chat:" over the options of these commands. */
-static void print_heading(FILE *to, unsigned commands) {
-    const char *between = "\n";
-    for (int i = 0; i < COMMAND_COUNT && commands != FOR_ALL; i++) {
-        if ((commands & COMMANDS[i].bit) == 0) continue;
-        fprintf(to, "%s%s", between, COMMANDS[i].name);
-        between = ", ";
-    }
-    fputs(commands == FOR_ALL ? "\nall commands:\n" : ":\n", to);
+static const char SUMMARY[] = "Janus-Pro on the CPU: see images, draw images", VERSION_DATE[] = "2026-11-26";
+static const char NOTES[] =
+    "$JANUS_MODEL, $JANUS_THREADS and $JANUS_ISA stand for -m, -t and --isa.\n"
+    "Options may stand before or after the text, as --seed 7, --seed=7, -s 7 or -s7.\n"
+    "Words of a chat: /image FILE, /draw PROMPT, /reset, /quit. A - for a text, an\n"
+    "image or a list of ids is stdin.\n"
+    "Exit status: 0 done, 1 failed, 2 used wrongly, 128 + N ended by signal N.\n";
+
+/* "generate, ask", with `between` in the place of ", "; "all commands". */
+static void list_commands(unsigned commands, const char *between, char *names, size_t size) {
+    snprintf(names, size, "%s", commands == FOR_ALL && between[0] == ',' ? "all commands" : "");
+    for (int i = 0; i < COMMAND_COUNT && strcmp(names, "all commands") != 0; i++)
+        if ((commands & COMMANDS[i].bit) != 0)
+            snprintf(names + strlen(names), size - strlen(names), "%s%s", names[0] != 0 ? between : "",
+                     COMMANDS[i].name);
 }
 
-/* "  -s, --seed S             what it does" */
-static void print_option(FILE *to, const Option *option) {
-    char label[64];
-    size_t length = 0;
-    for (const char *c = option->names; *c != 0; c++) {
-        if (*c == ' ') label[length++] = ',';
-        label[length++] = *c;
-    }
-    label[length] = 0;
-    if (option->argument != NULL) snprintf(label + length, sizeof label - length, " %s", option->argument);
-    fprintf(to, "  %-24s %s\n", label, option->help);
+/* "-s, --seed S" */
+static void option_label(const Option *option, char *label, size_t size) {
+    label[0] = 0;
+    for (const char *c = option->names; *c != 0; c++)
+        snprintf(label + strlen(label), size - strlen(label), "%s%c", *c == ' ' ? "," : "", *c);
+    if (option->argument != NULL) snprintf(label + strlen(label), size - strlen(label), " %s", option->argument);
 }
 
 /* The help for all commands, or for one. */
 static void print_help(FILE *to, const Command *only) {
     unsigned heading = 0;
-    if (only == NULL) fputs("janus " JANUS_VERSION " - Janus-Pro on the CPU: see images, draw images\n\n", to);
+    char words[120];
+    if (only == NULL) fprintf(to, "janus " JANUS_VERSION " - %s\n\n", SUMMARY);
     for (int i = 0; i < COMMAND_COUNT; i++)
         if (only == NULL || only == &COMMANDS[i])
-            fprintf(to, "  janus %-8s %-24s%s\n", COMMANDS[i].name, COMMANDS[i].arguments, COMMANDS[i].does);
+            fprintf(to, "  janus %-10s %-24s%s\n", COMMANDS[i].name, COMMANDS[i].arguments, COMMANDS[i].does);
     if (only != NULL) fputc('\n', to);
     for (int i = 0; i < OPTION_COUNT; i++) {
         const unsigned commands = OPTIONS[i].commands;
         if (commands == 0 || (only != NULL && (commands & only->bit) == 0)) continue;
-        if (only == NULL && commands != heading) print_heading(to, heading = commands);
-        print_option(to, &OPTIONS[i]);
+        list_commands(commands, ", ", words, sizeof words);
+        if (only == NULL && commands != heading) fprintf(to, "\n%s:\n", words);
+        heading = commands;
+        option_label(&OPTIONS[i], words, sizeof words);
+        fprintf(to, "  %-24s %s\n", words, OPTIONS[i].help);
     }
     if (only != NULL) fprintf(to, "\n  Example: janus %s %s\n", only->name, only->example);
-    else
-        fputs("\n$JANUS_MODEL, $JANUS_THREADS and $JANUS_ISA stand for -m, -t and --isa.\n"
-              "Options may stand before or after the text, as --seed 7, --seed=7, -s 7 or -s7.\n"
-              "Words of a chat: /image FILE, /draw PROMPT, /reset, /quit. A - for a text, an\n"
-              "image or a list of ids is stdin.\n"
-              "Exit status: 0 done, 1 failed, 2 used wrongly, 128 + N ended by signal N.\n", to);
+    else fprintf(to, "\n%s", NOTES);
+}
+
+/* Writes the text for man: a - that is no hyphen is \-. */
+static void print_roff(const char *before, const char *text) {
+    fputs(before, stdout);
+    for (; *text != 0; text++)
+        if (*text == '-') fputs("\\-", stdout);
+        else putchar(*text);
+}
+
+static void print_manual(void) {
+    unsigned heading = 0;
+    char words[120];
+    printf(".\\\" SPDX-License-Identifier: MIT\n.TH JANUS 1 \"%s\" \"janus " JANUS_VERSION "\" \"User Commands\"\n",
+           VERSION_DATE);
+    print_roff(".SH NAME\njanus \\- ", SUMMARY);
+    printf("\n.SH SYNOPSIS\n.nh\n.ad l\n");
+    for (int i = 0; i < COMMAND_COUNT; i++) {
+        printf("%s\\fBjanus %s\\fR [\\fIOPTIONS\\fR] ", i > 0 ? ".br\n" : "", COMMANDS[i].name);
+        print_roff("", COMMANDS[i].arguments);
+        putchar('\n');
+    }
+    printf(".ad\n.hy\n.SH DESCRIPTION\nJanus\\-Pro is a model of images and text: it draws a picture from a prompt and\n"
+           "answers questions about pictures.\nThe program runs it on the CPU.\n"
+           "Results go to standard output, all else to standard error.\n"
+           "A picture is written under a temporary name and renamed when it is complete.\n.SH COMMANDS\n");
+    for (int i = 0; i < COMMAND_COUNT; i++) printf(".TP\n.B %s\n%s\n", COMMANDS[i].name, COMMANDS[i].does);
+    printf(".SH OPTIONS\nEach stands under the commands that take it; \\fB\\-\\-\\fR ends them.\n");
+    for (int i = 0; i < OPTION_COUNT; i++) {
+        if (OPTIONS[i].commands == 0) continue;
+        list_commands(OPTIONS[i].commands, ", ", words, sizeof words);
+        if (OPTIONS[i].commands != heading) printf(".SS %s\n", words);
+        heading = OPTIONS[i].commands;
+        option_label(&OPTIONS[i], words, sizeof words);
+        print_roff(".TP\n.B ", words);
+        print_roff("\n", OPTIONS[i].help);
+        putchar('\n');
+    }
+    printf(".SH ENVIRONMENT\n");
+    for (int i = 0; i < ENVIRONMENT_COUNT; i++) {
+        printf(".TP\n.B %s\n", ENVIRONMENT[i].name);
+        print_roff("stands for ", ENVIRONMENT[i].option);
+        putchar('\n');
+    }
+    print_roff(".SH NOTES\n.nf\n", NOTES);
+    printf(".fi\n.SH EXAMPLES\n.nf\n");
+    for (int i = 0; i < COMMAND_COUNT; i++) {
+        printf("janus %s ", COMMANDS[i].name);
+        print_roff("", COMMANDS[i].example);
+        putchar('\n');
+    }
+    printf(".fi\n");
+}
+
+/* The words that a command takes as its text; none where it takes any. */
+static void list_words(const Command *command, char *words, size_t size) {
+    words[0] = 0;
+    if (command->bit == FOR_HELP) list_commands(FOR_ALL, " ", words, size);
+    if (command->bit == FOR_COMPLETION) snprintf(words, size, "bash zsh fish");
+}
+
+/* What zsh offers for an argument: words, or files. */
+static void print_zsh_values(const char *words) {
+    if (words[0] != 0) printf("(%s)'", words);
+    else printf("_files'");
+}
+
+static void complete_bash(void) {
+    char words[200];
+    list_commands(FOR_ALL, "|", words, sizeof words);
+    printf("_janus() {\n    local command= words= i\n    for ((i = 1; i < COMP_CWORD; i++)); do\n"
+           "        case ${COMP_WORDS[i]} in %s) command=${COMP_WORDS[i]}; break ;; esac\n    done\n"
+           "    case ${COMP_WORDS[COMP_CWORD-1]} in\n", words);
+    for (int i = 0; i < OPTION_COUNT; i++) {
+        if (OPTIONS[i].kind == AS_SWITCH || OPTIONS[i].commands == 0) continue;
+        list_values(&OPTIONS[i], " ", words, sizeof words);
+        printf("    ");
+        for (const char *c = OPTIONS[i].names; *c != 0; c++) putchar(*c == ' ' ? '|' : *c);
+        printf(") words=\"%s\" ;;\n", words);
+    }
+    list_commands(FOR_ALL, " ", words, sizeof words);
+    printf("    *)  case $command in\n        '') words=\"%s -h --help --version\" ;;\n", words);
+    for (int k = 0; k < COMMAND_COUNT; k++) {
+        list_words(&COMMANDS[k], words, sizeof words);
+        printf("        %s) words=\"%s", COMMANDS[k].name, words);
+        for (int i = 0; i < OPTION_COUNT; i++)
+            if ((OPTIONS[i].commands & COMMANDS[k].bit) != 0) printf(" %s", OPTIONS[i].names);
+        printf("\" ;;\n");
+    }
+    printf("        esac ;;\n    esac\n    COMPREPLY=($(compgen -W \"$words\" -- \"${COMP_WORDS[COMP_CWORD]}\"))\n}\n"
+           "complete -o default -F _janus janus\n");
+}
+
+static void complete_zsh(void) {
+    char words[200];
+    printf("#compdef janus\n_janus() {\n    local -a commands=(");
+    for (int k = 0; k < COMMAND_COUNT; k++) printf("\n        '%s:%s'", COMMANDS[k].name, COMMANDS[k].does);
+    printf(")\n    _arguments -C '1:command:->command' '*::argument:->argument'\n    case $state in\n"
+           "    command) _describe command commands ;;\n    argument) case $words[1] in\n");
+    for (int k = 0; k < COMMAND_COUNT; k++) {
+        list_words(&COMMANDS[k], words, sizeof words);
+        printf("        %s) _arguments '*:argument:", COMMANDS[k].name);
+        print_zsh_values(words);
+        for (int i = 0; i < OPTION_COUNT; i++) {
+            if ((OPTIONS[i].commands & COMMANDS[k].bit) == 0) continue;
+            list_values(&OPTIONS[i], " ", words, sizeof words);
+            for (const char *name = OPTIONS[i].names, *end; *name != 0; name = end + (*end == ' ')) {
+                end = name + strcspn(name, " ");
+                printf(" \\\n            '*%.*s[%s]", (int)(end - name), name, OPTIONS[i].help);
+                if (OPTIONS[i].kind == AS_SWITCH) putchar('\'');
+                else printf(":%s:", OPTIONS[i].argument), print_zsh_values(words);
+            }
+        }
+        printf(" ;;\n");
+    }
+    printf("        esac ;;\n    esac\n}\n_janus \"$@\"\n");
+}
+
+static void complete_fish(void) {
+    char words[200];
+    for (int k = 0; k < COMMAND_COUNT; k++) {
+        printf("complete -c janus -n __fish_use_subcommand -f -a %s -d '%s'\n", COMMANDS[k].name, COMMANDS[k].does);
+        list_words(&COMMANDS[k], words, sizeof words);
+        if (words[0] != 0)
+            printf("complete -c janus -n '__fish_seen_subcommand_from %s' -f -a '%s'\n", COMMANDS[k].name, words);
+    }
+    for (int i = 0; i < OPTION_COUNT; i++) {
+        if (OPTIONS[i].commands == 0) continue;
+        list_commands(OPTIONS[i].commands, " ", words, sizeof words);
+        printf("complete -c janus -n '__fish_seen_subcommand_from %s'", words);
+        for (const char *name = OPTIONS[i].names, *end; *name != 0; name = end + (*end == ' ')) {
+            end = name + strcspn(name, " ");
+            const int dashes = name[1] == '-' ? 2 : 1;
+            printf(" -%c %.*s", dashes == 2 ? 'l' : 's', (int)(end - name) - dashes, name + dashes);
+        }
+        list_values(&OPTIONS[i], " ", words, sizeof words);
+        if (words[0] != 0) printf(" -x -a '%s'", words);
+        else if (OPTIONS[i].kind != AS_SWITCH) printf(" -r");
+        printf(" -d '%s'\n", OPTIONS[i].help);
+    }
+}
+
+static int command_completion(Program *program) {
+    static void (*const WRITERS[])(void) = {complete_bash, complete_zsh, complete_fish};
+    const int shell = word_index("bash|zsh|fish", '|', program->line.text, false);
+    if (shell < 0) complain("completion takes bash, zsh or fish, not \"%.60s\"", program->line.text);
+    else WRITERS[shell]();
+    return shell < 0 ? EXIT_USAGE : EXIT_DONE;
 }
 
 static int command_help(Program *program) {
     const Command *about = program->line.text != NULL ? find_command(program->line.text) : NULL;
     if (program->line.text != NULL && about == NULL) return EXIT_USAGE;
-    print_help(stdout, about);
+    if (program->line.manual) print_manual();
+    else print_help(stdout, about);
     return EXIT_DONE;
 }
 
