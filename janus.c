@@ -7642,7 +7642,7 @@ static JanusStatus image_from_bytes(const void *bytes, size_t length, bool uprig
 
 static const char TEXT_KEY[] = "parameters"; /* with a zero after it, as in the file */
 
-/* Adds bytes of Latin-1 or UTF-8 as UTF-8 after `length` bytes of `text`, unless that is NULL; returns the new length. */
+/* Adds bytes of Latin-1 or UTF-8, as UTF-8, after `length` bytes of `text` if that is there; returns the new length. */
 static size_t text_bytes(char *text, size_t length, Span bytes, bool latin1) {
     for (size_t i = 0; i < bytes.length; i++) {
         const uint8_t byte = bytes.bytes[i];
@@ -8427,7 +8427,7 @@ static const Option OPTIONS[] = {
     {"--isa", "NAME", AS_KERNELS, 0, 0, FOR_WORKS, FIELD(isa), "kernels that info lists; default the best"},
     {"--fast", NULL, AS_SWITCH, 0, 0, FOR_WORKS, FIELD(fast), "rounds activations to bf16 or integers where faster"},
     {"--dump", "DIR", AS_NAME, 0, 0, FOR_WORKS, FIELD(dump), "a new folder of all intermediate tensors as .npy"},
-    {"-m --model", "MODEL", AS_NAME, 0, 0, FOR_MODEL, FIELD(model), "a .gguf file; default weights/tiny.gguf"},
+    {"-m --model", "MODEL", AS_NAME, 0, 0, FOR_MODEL, FIELD(model), "a .gguf file; default the small one, tiny.gguf"},
     {"--man", NULL, AS_SWITCH, 0, 0, FOR_HELP, FIELD(manual), "the manual page, for man"},
     {"-q --quiet", NULL, AS_SWITCH, 0, 0, FOR_ALL, FIELD(quiet), "no progress, no remarks"},
     {"-h --help", NULL, AS_SWITCH, 0, 0, FOR_ALL, FIELD(help), "this text; after a command, what it takes"},
@@ -8786,7 +8786,7 @@ typedef struct {
     CommandLine line;
     Screen screen;
     const char *model_path;
-    char beside[PATH_BYTES]; /* the model beside the program */
+    char beside[PATH_BYTES]; /* the model that came with the program */
     char *drawn_from;        /* the prompt of --like's picture; its settings follow in the same memory */
     const char *settings;
     FileImage text;          /* what came from stdin in the place of the text */
@@ -8809,16 +8809,41 @@ static bool file_is_there(const char *path) {
     return file != NULL;
 }
 
-/* The model that was named, else weights/tiny.gguf here or beside the program; NULL: there is none. */
-static const char *choose_model(Program *program, const char *program_path) {
-    const char *here = "weights/tiny.gguf";
+/* The folder of the program, with a slash at its end, from the name by which it was called: a name alone is looked for
+   in the folders of $PATH. Empty: not known. */
+static void program_folder(const char *called, char *folder, int size) {
+#if defined(_WIN32)
+    const char *const between = ";";
+#else
+    const char *const between = ":";
+#endif
+    const char *path = getenv("PATH");
+    int length = (int)strlen(called);
+    while (length > 0 && called[length - 1] != '/' && called[length - 1] != '\\') length--;
+    snprintf(folder, (size_t)size, "%.*s", length, called);
+    for (size_t n; length == 0 && path != NULL && path[0] != 0; path += n + (path[n] != 0)) {
+        n = strcspn(path, between);
+        const int used = snprintf(folder, (size_t)size, "%.*s/%s", (int)n, path, called);
+        const bool found = used < size && file_is_there(folder);
+        folder[found ? n + 1 : 0] = 0;
+        if (found) return;
+    }
+}
+
+/* The model that was named, else the small one: weights/tiny.gguf here or beside the program, or where make install puts
+   it. NULL: there is none. */
+static const char *choose_model(Program *program, const char *called) {
+    static const char *const PLACES[] = {"weights/tiny.gguf", "../share/janus/tiny.gguf"};
     if (program->line.model != NULL) return program->line.model;
-    if (file_is_there(here)) return here;
-    size_t folder = 0;
-    for (size_t i = 0; program_path[i] != 0; i++)
-        if (program_path[i] == '/' || program_path[i] == '\\') folder = i + 1;
-    const int length = snprintf(program->beside, PATH_BYTES, "%.*s%s", (int)folder, program_path, here);
-    return length >= 0 && length < PATH_BYTES && file_is_there(program->beside) ? program->beside : NULL;
+    if (file_is_there(PLACES[0])) return PLACES[0];
+    for (size_t i = 0; i < sizeof PLACES / sizeof *PLACES; i++) {
+        program_folder(called, program->beside, PATH_BYTES);
+        const size_t length = strlen(program->beside);
+        if (length == 0 || length + 32 > PATH_BYTES) break;
+        snprintf(program->beside + length, 32, "%s", PLACES[i]);
+        if (file_is_there(program->beside)) return program->beside;
+    }
+    return NULL;
 }
 
 static JanusStatus open_model(Program *program, unsigned command, const char *program_path) {

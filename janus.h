@@ -26,7 +26,7 @@
 extern "C" {
 #endif
 
-#define JANUS_VERSION "1.0.0"
+#define JANUS_VERSION "1.1.0"
 
 /* ---- Errors. Every call that can fail returns a status. A call that fails leaves its outputs untouched or zeroed, and
    the session as it was before the call (after JANUS_CANCELLED too). ---- */
