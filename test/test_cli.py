@@ -678,6 +678,7 @@ def test_info() -> None:
     other = GOLDEN / "tied.gguf"
     assert succeeds("info", other, model=None).stdout == succeeds("info", "-m", other).stdout != done.stdout
     assert "no/such.gguf" in fails("info", "no/such.gguf", model=None)
+    assert re.match(rb"name +janus-tiny\n", succeeds("info", ROOT / "weights" / "tiny.gguf", model=None).stdout)
 
 
 def test_quantize(tmp_path: Path) -> None:
