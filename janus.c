@@ -8830,8 +8830,8 @@ static void program_folder(const char *called, char *folder, int size) {
     }
 }
 
-/* The model that was named, else the small one: weights/tiny.gguf here or beside the program, or where make install puts
-   it. NULL: there is none. */
+/* The model that was named, else the small one: weights/tiny.gguf here or beside the program, or where make install
+   puts it. NULL: there is none. */
 static const char *choose_model(Program *program, const char *called) {
     static const char *const PLACES[] = {"weights/tiny.gguf", "../share/janus/tiny.gguf"};
     if (program->line.model != NULL) return program->line.model;
