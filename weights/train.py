@@ -7,7 +7,7 @@
 """Trains the small model of this folder from nothing, in stages as the report does, and saves it as a checkpoint.
 
     python weights/train.py --out RUN             the whole run; interrupted, the same line goes on where it was
-    python convert.py RUN/checkpoint -o weights/tiny.gguf --dtype f16
+    python convert.py RUN/janus-tiny -o weights/tiny.gguf --dtype f16
 
 Stage 1, `vq`: the VQ encoder, codebook and decoder learn to pass pictures through 64 ids.
 Stage 2, `eyes`: the understanding encoder learns to see, as SigLIP has before it becomes a part of Janus-Pro: every patch
@@ -16,7 +16,7 @@ Stage 3, `joint`: with the VQ and the understanding encoder frozen, both adaptor
 everything together: to answer questions about a picture, to talk without one, and to draw what a caption says, with part
 of the captions replaced by pad ids so that guidance has something to compare with.
 RUN holds scenes.npy and scenes.pickle (the data), vq.pt, eyes.pt and joint.pt (the state of each stage, replaced in one
-step), log.csv, curves.png and checkpoint/ (what transformers' save_pretrained writes).
+step), log.csv, curves.png and janus-tiny/ (what transformers' save_pretrained writes).
 """
 
 from __future__ import annotations
@@ -828,7 +828,7 @@ def main() -> None:
     image_ids = torch.load(options.out / "image_ids.pt", weights_only=True)
     speaker = Speaker(tokenizer)
     train_joint(model, Lessons(scenes, pictures, image_ids, speaker), options.out, options.steps, log, options.compile, options.seed)
-    export(model.eval(), tokenizer, options.out / "checkpoint")
+    export(model.eval(), tokenizer, options.out / "janus-tiny")  # the folder names the model
     plot_curves(options.out / "log.csv", options.out / "curves.png")
 
 
