@@ -2315,16 +2315,8 @@ static void encode_bf16(unsigned char *out, const float *x, int64_t count) {
     for (int64_t i = 0; i < count; i++) write_u16(out + 2 * i, f32_to_bf16(x[i]));
 }
 
-/* For what kernels of section 13 call too: it is compiled again there, with the kernel's own instructions. A call would
-   mix old and new ones, at up to 100 ns each. */
-#if defined(__GNUC__) && !defined(__TINYC__)
-#define SHARED static inline __attribute__((always_inline))
-#else
-#define SHARED static
-#endif
-
 /* A byte as int8. */
-SHARED int signed_byte(unsigned char byte) { return byte < 128 ? byte : byte - 256; }
+static int signed_byte(unsigned char byte) { return byte < 128 ? byte : byte - 256; }
 
 static void expand_q8_0(float *out, const unsigned char *block, int64_t count) {
     for (; count > 0; count--, block += Q8_0_BYTES, out += BLOCK) {
@@ -2369,7 +2361,7 @@ static void encode_q4_0(unsigned char *out, const float *x, int64_t count) {
 
 /* The 6 bits s and m of group j, of the 12 bytes that hold those of all groups: in bytes 0 to 3 and 4 to 7 those of
    groups 0 to 3, in bytes 8 to 11 the low 4 bits of those of groups 4 to 7, whose high 2 bits fill up bytes 0 to 7. */
-SHARED void read_scales_q4_k(const unsigned char *bytes, int j, int *s, int *m) {
+static void read_scales_q4_k(const unsigned char *bytes, int j, int *s, int *m) {
     *s = j < 4 ? bytes[j] & 63 : (bytes[j + 4] & 15) | bytes[j - 4] >> 6 << 4;
     *m = j < 4 ? bytes[j + 4] & 63 : bytes[j + 4] >> 4 | bytes[j] >> 6 << 4;
 }
@@ -2380,69 +2372,34 @@ static void write_scales_q4_k(unsigned char *bytes, int j, int s, int m) {
     if (j >= 4) bytes[j + 4] = (unsigned char)((s & 15) | (m & 15) << 4);
 }
 
-/* 32 numbers of Q4_K or Q6_K: w = step (q - middle) - low, with a step for each half. */
-typedef struct {
-    unsigned char q[32];
-    float middle, step[2], low;
-} Levels;
-
-/* q (32) gets the bits `mask` of bytes (32) >> down, as bits from `up` on. Eight bytes at a time. */
-SHARED void add_bits(unsigned char *q, const unsigned char *bytes, int down, int mask, int up) {
-    for (int i = 0; i < 32; i += 8) {
-        uint64_t from, to;
-        memcpy(&from, bytes + i, sizeof from);
-        memcpy(&to, q + i, sizeof to);
-        to |= (from >> down & (uint64_t)mask * 0x0101010101010101u) << up;
-        memcpy(q + i, &to, sizeof to);
-    }
-}
-
-/* Group j of a block. Two groups share 32 bytes: the even one has their low halves. */
-SHARED void read_levels_q4_k(Levels *levels, const unsigned char *block, int j, float d, float dmin) {
-    int s, m;
-    read_scales_q4_k(block + 4, j, &s, &m);
-    memset(levels, 0, sizeof *levels);
-    levels->step[0] = levels->step[1] = d * (float)s;
-    levels->low = dmin * (float)m;
-    add_bits(levels->q, block + 16 + j / 2 * 32, j % 2 * 4, 15, 0);
-}
-
-/* Groups 2 j and 2 j + 1 of a block. Each half of it, 128 numbers, is four such rows: rows 0 and 2 share 32 bytes of
-   low bits, 1 and 3 the next 32, and all four share 32 bytes of high bits. */
-SHARED void read_levels_q6_k(Levels *levels, const unsigned char *block, int j, float d) {
-    memset(levels, 0, sizeof *levels);
-    levels->middle = 32;
-    for (int i = 0; i < 2; i++) levels->step[i] = d * (float)signed_byte(block[192 + 2 * j + i]);
-    add_bits(levels->q, block + j / 4 * 64 + j % 2 * 32, j % 4 / 2 * 4, 15, 0);
-    add_bits(levels->q, block + 128 + j / 4 * 32, j % 4 * 2, 3, 4);
-}
-
-static void expand_levels(float *out, const Levels *levels) {
-    for (int i = 0; i < 32; i++) {
-        const float product = levels->step[i / 16] * ((float)levels->q[i] - levels->middle); /* is rounded */
-        out[i] = product - levels->low;
-    }
-}
-
+/* Group j: two groups share 32 bytes, of which the even one has the low halves. */
 static void expand_q4_k(float *out, const unsigned char *block, int64_t count) {
-    Levels levels;
     for (; count > 0; count--, block += Q4_K_BYTES) {
         const float d = f16_to_f32(read_u16(block)), dmin = f16_to_f32(read_u16(block + 2));
         for (int j = 0; j < 8; j++, out += 32) {
-            read_levels_q4_k(&levels, block, j, d, dmin);
-            expand_levels(out, &levels);
+            int s, m;
+            read_scales_q4_k(block + 4, j, &s, &m);
+            const float step = d * (float)s, low = dmin * (float)m;
+            for (int i = 0; i < 32; i++) {
+                const float product = step * (float)(block[16 + j / 2 * 32 + i] >> j % 2 * 4 & 15); /* is rounded */
+                out[i] = product - low;
+            }
         }
     }
 }
 
+/* Rows j of 32 elements, two groups each. Each half of a block is four such rows: rows 0 and 2 share 32 bytes of low
+   bits, 1 and 3 the next 32, and all four share 32 bytes of high bits. */
 static void expand_q6_k(float *out, const unsigned char *block, int64_t count) {
-    Levels levels;
     for (; count > 0; count--, block += Q6_K_BYTES) {
         const float d = f16_to_f32(read_u16(block + 208));
-        for (int j = 0; j < 8; j++, out += 32) {
-            read_levels_q6_k(&levels, block, j, d);
-            expand_levels(out, &levels);
-        }
+        for (int j = 0; j < 8; j++, out += 32)
+            for (int i = 0; i < 32; i++) {
+                const int low = block[j / 4 * 64 + j % 2 * 32 + i] >> j % 4 / 2 * 4 & 15;
+                const int high = block[128 + j / 4 * 32 + i] >> j % 4 * 2 & 3;
+                const float step = d * (float)signed_byte(block[192 + 2 * j + i / 16]);
+                out[i] = step * (float)((low | high << 4) - 32);
+            }
     }
 }
 
@@ -2467,8 +2424,8 @@ typedef struct { double q, qq, qx; } LevelSums; /* of weight q, weight q^2, weig
 
 /* x (n) without its weights. */
 static void group_set(Group *g, const float *x, int n, int middle, int levels) {
-    double largest = 0;
-    for (int i = 0; i < n; i++) largest = fmax(largest, fabs((double)x[i]));
+    float largest = 0; /* a double here stops gcc 12 for aarch64: internal compiler error */
+    for (int i = 0; i < n; i++) largest = fmaxf(largest, fabsf(x[i]));
     frexp(largest, &g->exponent);
     g->exponent -= 15;
     g->n = n;
@@ -3049,7 +3006,9 @@ static const Kernels kernels_plain = {
      v_gather(rows, k)               16 bytes each of rows[0] + k, rows[4] + k, ...
    vb, sixteen int8:
      b_load(p)                       from any address
-     b_low_nibbles b_high_nibbles    (b) each byte's low or high four bits, less 8
+     b_bits(b, n, mask)              each byte's bits from bit n on that are in `mask`
+     b_join(low, high)               low | high << 4, of bytes below 16 and below 4
+     b_less(b, n)                    b - n
      v_widen(w, b)                   vf w[16 / VL] = the sixteen as floats
    Only where there are products of small integers; without them, --fast takes the exact tiles for Q8_0 and Q4_0:
      quant, QUANT_MAX                the type that tiles multiply, int8_t or int16_t; the largest that x is rounded to
@@ -3099,8 +3058,10 @@ static const Kernels kernels_plain = {
      (w)[2] = vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_high_s8(b)))),                                                \
      (w)[3] = vcvtq_f32_s32(vmovl_high_s16(vmovl_high_s8(b))))
 #define b_load(p)         vld1q_s8((const void *)(p))
-#define b_low_nibbles(b)  vsubq_s8(vandq_s8(b, vdupq_n_s8(15)), vdupq_n_s8(8))
-#define b_high_nibbles(b) vsubq_s8(vreinterpretq_s8_u8(vshrq_n_u8(vreinterpretq_u8_s8(b), 4)), vdupq_n_s8(8))
+#define b_bits(b, n, mask)                                                                                             \
+    vandq_s8(vreinterpretq_s8_u8(vshlq_u8(vreinterpretq_u8_s8(b), vdupq_n_s8((int8_t)-(n)))), vdupq_n_s8(mask))
+#define b_join(low, high) vorrq_s8(low, vshlq_n_s8(high, 4))
+#define b_less(b, n)      vsubq_s8(b, vdupq_n_s8(n))
 #ifdef __ARM_FEATURE_DOTPROD
 #define vi                int32x4_t
 #define quant             int8_t
@@ -3160,8 +3121,9 @@ INLINE int32_t KERNEL(round_block)(void *out, const float *x, float inverse) {
      (w)[2] = wasm_f32x4_convert_i32x4(wasm_i32x4_extend_low_i16x8(wasm_i16x8_extend_high_i8x16(b))),                  \
      (w)[3] = wasm_f32x4_convert_i32x4(wasm_i32x4_extend_high_i16x8(wasm_i16x8_extend_high_i8x16(b))))
 #define b_load            wasm_v128_load
-#define b_low_nibbles(b)  wasm_i8x16_sub(wasm_v128_and(b, wasm_i8x16_splat(15)), wasm_i8x16_splat(8))
-#define b_high_nibbles(b) wasm_i8x16_sub(wasm_u8x16_shr(b, 4), wasm_i8x16_splat(8))
+#define b_bits(b, n, mask) wasm_v128_and(wasm_u8x16_shr(b, n), wasm_i8x16_splat(mask))
+#define b_join(low, high) wasm_v128_or(low, wasm_i8x16_shl(high, 4))
+#define b_less(b, n)      wasm_i8x16_sub(b, wasm_i8x16_splat(n))
 
 INLINE float KERNEL(sum)(vf a) {
     a = v_add(a, v_zip_high2(a, a));
@@ -3258,8 +3220,9 @@ INLINE void KERNEL(store_halves)(uint16_t *out, vf a) {
 #define v_zip_low2(a, b)  MM(castpd_ps)(MM(unpacklo_pd)(MM(castps_pd)(a), MM(castps_pd)(b)))
 #define v_zip_high2(a, b) MM(castpd_ps)(MM(unpackhi_pd)(MM(castps_pd)(a), MM(castps_pd)(b)))
 #define b_load(p)         _mm_loadu_si128((const void *)(p))
-#define b_low_nibbles(b)  _mm_sub_epi8(_mm_and_si128(b, _mm_set1_epi8(15)), _mm_set1_epi8(8))
-#define b_high_nibbles(b) b_low_nibbles(_mm_srli_epi16(b, 4))
+#define b_bits(b, n, mask) _mm_and_si128(_mm_srli_epi16(b, n), _mm_set1_epi8(mask))
+#define b_join(low, high) _mm_or_si128(low, _mm_slli_epi16(high, 4))
+#define b_less(b, n)      _mm_sub_epi8(b, _mm_set1_epi8(n))
 #if KERNEL_PASS == PASS_AVX512BF16
 #define vi                __m512i
 #define quant             int8_t
@@ -3364,8 +3327,8 @@ INLINE void KERNEL(load_quants)(vb *quants, int type, const char *block) {
     if (type == TYPE_Q8_0) {
         quants[1] = b_load(block + 18);
     } else {
-        quants[1] = b_high_nibbles(quants[0]);
-        quants[0] = b_low_nibbles(quants[0]);
+        quants[1] = b_less(b_bits(quants[0], 4, 15), 8);
+        quants[0] = b_less(b_bits(quants[0], 0, 15), 8);
     }
 }
 #endif
@@ -3393,15 +3356,63 @@ INLINE void KERNEL(load_block)(vf *w, const int type, const char *row, int64_t k
         w[1] = _mm512_permutexvar_ps(_mm512_srli_epi32(bytes, 4), nibble);
         return;
 #else
-        v_widen(w, b_low_nibbles(quants));
-        v_widen(w + BLOCK_VECTORS / 2, b_high_nibbles(quants));
+        v_widen(w, b_less(b_bits(quants, 0, 15), 8));
+        v_widen(w + BLOCK_VECTORS / 2, b_less(b_bits(quants, 4, 15), 8));
 #endif
     }
     UNROLLED_FOR (int i = 0; i < BLOCK_VECTORS; i++) w[i] = v_mul(w[i], v_set1(scale));
 }
 
+/* Of a block of Q4_K or Q6_K: what a step of q is for each 16 elements, and what is subtracted from each 32 (Q4_K). */
+INLINE void KERNEL(load_steps)(float *steps, float *lows, const int type, const char *block) {
+    if (type == TYPE_Q6_K) {
+        const vf d = v_set1(KERNEL(load_scale)(block + 208));
+        vf s[16 / VL];
+        v_widen(s, b_load(block + 192));
+        UNROLLED_FOR (int i = 0; i < 16 / VL; i++) v_store(steps + i * VL, v_mul(d, s[i]));
+    } else {
+        const float d = KERNEL(load_scale)(block), dmin = KERNEL(load_scale)(block + 2);
+        for (int j = 0; j < 8; j++) {
+            int s, m;
+            read_scales_q4_k((const unsigned char *)block + 4, j, &s, &m);
+            steps[2 * j] = steps[2 * j + 1] = d * (float)s;
+            lows[j] = dmin * (float)m;
+        }
+    }
+}
+
+/* w (BLOCK floats) = elements 32 j to 32 j + 31 of such a block. */
+INLINE void KERNEL(load_levels)(vf *w, const int type, const char *block, int j, const float *steps,
+                                const float *lows) {
+    UNROLLED_FOR (int half = 0; half < 2; half++) {
+        vb q, high;
+        if (type == TYPE_Q4_K) {
+            q = b_bits(b_load(block + 16 + j / 2 * 32 + 16 * half), j % 2 * 4, 15);
+        } else {
+            q = b_bits(b_load(block + j / 4 * 64 + j % 2 * 32 + 16 * half), j % 4 / 2 * 4, 15);
+            high = b_bits(b_load(block + 128 + j / 4 * 32 + 16 * half), j % 4 * 2, 3);
+            q = b_less(b_join(q, high), 32);
+        }
+        v_widen(w + half * BLOCK_VECTORS / 2, q);
+    }
+    UNROLLED_FOR (int i = 0; i < BLOCK_VECTORS; i++) {
+        w[i] = v_mul(v_set1(steps[2 * j + i * 2 / BLOCK_VECTORS]), w[i]);
+        if (type == TYPE_Q4_K) w[i] = v_sub(w[i], v_set1(lows[j]));
+    }
+}
+
+/* Bytes of BLOCK elements, of Q6_K rounded down. */
+INLINE int KERNEL(block_bytes)(const int type) {
+    return type == TYPE_F32    ? 128
+           : type == TYPE_Q8_0 ? Q8_0_BYTES
+           : type == TYPE_Q4_0 ? Q4_0_BYTES
+           : type == TYPE_Q4_K ? Q4_K_BYTES / 8
+           : type == TYPE_Q6_K ? Q6_K_BYTES / 8
+                               : 64;
+}
+
 INLINE void KERNEL(prefetch_block)(const int type, const char *row, int64_t k) {
-    const int bytes = type == TYPE_F32 ? 128 : type == TYPE_Q8_0 ? Q8_0_BYTES : type == TYPE_Q4_0 ? Q4_0_BYTES : 64;
+    const int bytes = KERNEL(block_bytes)(type);
     prefetch(row + k / BLOCK * bytes);
     if (type == TYPE_F32) prefetch(row + k / BLOCK * bytes + 64);
 }
@@ -3446,38 +3457,25 @@ INLINE void KERNEL(expand_type)(const int type, float *out, const void *row, int
         }                                                                                                              \
     } while (0)
 
-#ifdef vb
 /* Blocks of Q4_K or Q6_K: n elements from the one at `block` on. */
-INLINE void KERNEL(expand_blocks)(const int type, float *out, const unsigned char *block, int64_t n) {
-    const int at = type == TYPE_Q4_K ? 0 : 208; /* d */
+INLINE void KERNEL(expand_blocks)(const int type, float *out, const char *block, int64_t n) {
+    float steps[16], lows[8];
     vf w[BLOCK_VECTORS];
     for (int64_t k = 0; k < n; k += SUPER_BLOCK, block += type == TYPE_Q4_K ? Q4_K_BYTES : Q6_K_BYTES) {
-        const float d = KERNEL(load_scale)((const char *)block + at);
-        const float dmin = type == TYPE_Q4_K ? KERNEL(load_scale)((const char *)block + 2) : 0;
+        KERNEL(load_steps)(steps, lows, type, block);
         for (int j = 0; j < SUPER_BLOCK / BLOCK; j++, out += BLOCK) {
-            Levels levels;
-            if (type == TYPE_Q4_K) read_levels_q4_k(&levels, block, j, d, dmin);
-            else read_levels_q6_k(&levels, block, j, d);
-            v_widen(w, b_load(levels.q));
-            v_widen(w + BLOCK_VECTORS / 2, b_load(levels.q + 16));
-            UNROLLED_FOR (int i = 0; i < BLOCK_VECTORS; i++) {
-                const vf q = v_sub(w[i], v_set1(levels.middle)), step = v_set1(levels.step[i * 2 / BLOCK_VECTORS]);
-                v_store(out + i * VL, v_sub(v_mul(step, q), v_set1(levels.low)));
-            }
+            KERNEL(load_levels)(w, type, block, j, steps, lows);
+            UNROLLED_FOR (int i = 0; i < BLOCK_VECTORS; i++) v_store(out + i * VL, w[i]);
         }
     }
 }
-#endif
 
 TARGET static void KERNEL(expand)(float *out, int type, const void *row, int64_t begin, int64_t n) {
-#ifdef vb
     const bool whole = begin % SUPER_BLOCK == 0 && n % SUPER_BLOCK == 0;
-    const int64_t first = type_row_bytes(type, begin);
-    if (type == TYPE_Q4_K && whole) KERNEL(expand_blocks)(TYPE_Q4_K, out, (const unsigned char *)row + first, n);
-    else if (type == TYPE_Q6_K && whole) KERNEL(expand_blocks)(TYPE_Q6_K, out, (const unsigned char *)row + first, n);
-    else
-#endif
-    BY_TYPE(type, expand_plain(out, type, row, begin, n), KERNEL(expand_type), out, row, begin, n);
+    const char *first = (const char *)row + type_row_bytes(type, begin);
+    if (type == TYPE_Q4_K && whole) KERNEL(expand_blocks)(TYPE_Q4_K, out, first, n);
+    else if (type == TYPE_Q6_K && whole) KERNEL(expand_blocks)(TYPE_Q6_K, out, first, n);
+    else BY_TYPE(type, expand_plain(out, type, row, begin, n), KERNEL(expand_type), out, row, begin, n);
 }
 
 /* sums[r][t] = w[r] . x[t] for R rows of W and T <= 4 of x. One row of W at a time streams best from memory, with
@@ -3487,19 +3485,23 @@ INLINE void KERNEL(dot_rows)(float (*sums)[4], const int type, const int R, cons
                              int64_t x_stride, const char *w, int64_t w_stride, int64_t n) {
     const int quantised = type == TYPE_Q8_0 || type == TYPE_Q4_0, chains = R == 1 ? 2 : 1;
     /* apply a block's scale to its sum, not to each weight */
-    const int late = quantised && BLOCK_VECTORS > 2;
+    const int late = quantised && BLOCK_VECTORS > 2, levels = type == TYPE_Q4_K || type == TYPE_Q6_K;
     vf sum[DOT_ROWS][4][2], a[BLOCK_VECTORS];
-    float scales[DOT_ROWS][16];
+    float scales[DOT_ROWS][16], lows[DOT_ROWS][8]; /* scales: of 16 blocks, or steps (load_steps) */
     int64_t k = 0, whole = n / BLOCK * BLOCK;
     UNROLLED_FOR (int r = 0; r < R; r++)
         UNROLLED_FOR (int t = 0; t < T; t++) sum[r][t][0] = sum[r][t][1] = v_zero();
     while (k < whole) {
-        int64_t begin = k, end = quantised ? min_i64(whole, k + 16 * BLOCK) : whole;
+        const int64_t begin = k, end = quantised ? min_i64(whole, k + 16 * BLOCK) : levels ? k + SUPER_BLOCK : whole;
+        const char *block = w + k / SUPER_BLOCK * (type == TYPE_Q4_K ? Q4_K_BYTES : Q6_K_BYTES);
         for (int r = 0; r < R && quantised; r++) KERNEL(load_scales)(scales[r], type, w + r * w_stride, k, end);
+        for (int r = 0; r < R && levels; r++) KERNEL(load_steps)(scales[r], lows[r], type, block + r * w_stride);
         for (; k < end; k += BLOCK)
             UNROLLED_FOR (int r = 0; r < R; r++) {
-                const float scale = quantised ? scales[r][(k - begin) / BLOCK] : 1;
-                KERNEL(load_block)(a, type, w + r * w_stride, k, late ? 1 : scale);
+                const int j = (int)(k - begin) / BLOCK;
+                const float scale = quantised ? scales[r][j] : 1;
+                if (levels) KERNEL(load_levels)(a, type, block + r * w_stride, j, scales[r], lows[r]);
+                else KERNEL(load_block)(a, type, w + r * w_stride, k, late ? 1 : scale);
                 if (R > 1) /* the same place of the next rows */
                     KERNEL(prefetch_block)(type, w + (r + R) * w_stride, k);
                 else
@@ -3661,7 +3663,8 @@ INLINE void KERNEL(dot_group)(float (*sums)[4], const int type, const int rounde
 
 /* How a row's products are summed depends on its group and on the place of W's row, never on T. */
 INLINE void KERNEL(dot_type)(const int type, const int rounded, const Dots *d, int64_t first, int64_t last) {
-    const int several = d->group > 2 || d->group * d->n > L1_FLOATS || type == TYPE_Q8_0 || type == TYPE_Q4_0;
+    const int plain = type == TYPE_F32 || type == TYPE_F16 || type == TYPE_BF16;
+    const int several = d->group > 2 || d->group * d->n > L1_FLOATS || !plain;
     const int64_t x_stride = d->x_stride, w_stride = d->w.stride, n = d->n;
     for (int64_t o = first, rows; o < last; o += rows) {
         const char *row = d->w.data + o * w_stride;
@@ -3712,7 +3715,9 @@ TARGET static void KERNEL(dot_expanded)(const Dots *d, int64_t first, int64_t la
 }
 
 TARGET static void KERNEL(dot)(const Dots *d, int64_t first, int64_t last) {
-    BY_TYPE(d->w.type, KERNEL(dot_expanded)(d, first, last), KERNEL(dot_type), 0, d, first, last);
+    if (d->w.type == TYPE_Q4_K) KERNEL(dot_type)(TYPE_Q4_K, 0, d, first, last);
+    else if (d->w.type == TYPE_Q6_K) KERNEL(dot_type)(TYPE_Q6_K, 0, d, first, last);
+    else BY_TYPE(d->w.type, KERNEL(dot_expanded)(d, first, last), KERNEL(dot_type), 0, d, first, last);
 }
 
 #ifdef quant
