@@ -9400,7 +9400,7 @@ static int command_chat(Program *program) {
 }
 
 /* What a command takes beside options; from stdin or a file, a PROMPT goes without the end of its last line. */
-typedef enum { NO_TEXT, PLAIN_TEXT, PROMPT, INPUT_FILE, MODEL_FILE, WORD } TextKind;
+typedef enum { NO_TEXT, PLAIN_TEXT, PROMPT, INPUT_FILE, MODEL_FILE, ONE_WORD } TextKind;
 
 typedef struct {
     const char *name, *arguments; /* as the help shows them; what may be left out stands in brackets */
@@ -9428,9 +9428,9 @@ static const Command COMMANDS[] = {
     {"info", "[MODEL|IMAGE]", FOR_INFO, MODEL_FILE, command_info, "shows a model, or what drew an image", "circle.png"},
     {"quantize", "-o OUT.gguf IN.gguf", FOR_QUANTIZE, MODEL_FILE, command_quantize, "writes a smaller model",
      "--type q8_0 -o small.gguf janus-pro-1b.gguf"},
-    {"completion", "bash|zsh|fish", FOR_COMPLETION, WORD, command_completion, "writes what a shell completes by",
+    {"completion", "bash|zsh|fish", FOR_COMPLETION, ONE_WORD, command_completion, "writes what a shell completes by",
      "bash >>~/.bash_completion"},
-    {"help", "[COMMAND]", FOR_HELP, WORD, command_help, "shows what a command takes", "generate"},
+    {"help", "[COMMAND]", FOR_HELP, ONE_WORD, command_help, "shows what a command takes", "generate"},
 };
 enum { COMMAND_COUNT = sizeof COMMANDS / sizeof COMMANDS[0] };
 
