@@ -8975,12 +8975,14 @@ static bool take_like(Program *program) {
         {"CFG scale", "--cfg"}, {"Seed", "--seed"}, {"Temperature", "--temperature"}, {"RNG", "--rng"}, {"KV", "--kv"}};
     CommandLine *line = &program->line;
     char value[256] = "", *settings = NULL;
-    if (janus_image_text(line->like, &program->drawn_from, &program->error) != JANUS_OK)
-        return program_failed(program) == EXIT_DONE;
+    if (janus_image_text(line->like, &program->drawn_from, &program->error) != JANUS_OK) {
+        program_failed(program);
+        return false;
+    }
     for (char *at = program->drawn_from; at != NULL && (at = strstr(at, "\nSteps: ")) != NULL; at++) settings = at;
     if (settings != NULL) find_setting(settings + 1, "Version", value);
     if (strncmp(value, "janus ", 6) != 0) {
-        complain("%s does not say that janus drew it, and from what", line->like);
+        complain("%s does not say that janus drew it, and from which prompt", line->like);
         return false;
     }
     *settings++ = 0;
@@ -8990,7 +8992,7 @@ static bool take_like(Program *program) {
         find_setting(settings, SETTINGS[i][0], value);
         const bool missing = value[0] == 0 && option->kind == AS_CHOICE; /* the default */
         if (line->given[option - OPTIONS] != NULL || missing || set_option(line, option, value)) continue;
-        complain("%s says \"%s: %.60s\", which is none", line->like, SETTINGS[i][0], clean_controls(value));
+        complain("%s says \"%s: %.60s\", which is not taken", line->like, SETTINGS[i][0], clean_controls(value));
         return false;
     }
     find_setting(settings, "Fast", value);
