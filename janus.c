@@ -9485,12 +9485,14 @@ static bool take_like(Program *program) {
         {"CFG scale", "--cfg"}, {"Seed", "--seed"}, {"Temperature", "--temperature"}, {"RNG", "--rng"}, {"KV", "--kv"}};
     CommandLine *line = &program->line;
     char value[256] = "", *settings = NULL;
-    if (janus_image_text(line->like, &program->drawn_from, &program->error) != JANUS_OK)
-        return program_failed(program) == EXIT_DONE;
+    if (janus_image_text(line->like, &program->drawn_from, &program->error) != JANUS_OK) {
+        program_failed(program);
+        return false;
+    }
     for (char *at = program->drawn_from; at != NULL && (at = strstr(at, "\nSteps: ")) != NULL; at++) settings = at;
     if (settings != NULL) find_setting(settings + 1, "Version", value);
     if (strncmp(value, "janus ", 6) != 0) {
-        complain("%s does not say that janus drew it, and from what", line->like);
+        complain("%s does not say that janus drew it, and from which prompt", line->like);
         return false;
     }
     *settings++ = 0;
@@ -9500,7 +9502,7 @@ static bool take_like(Program *program) {
         find_setting(settings, SETTINGS[i][0], value);
         const bool missing = value[0] == 0 && option->kind == AS_CHOICE; /* the default */
         if (line->given[option - OPTIONS] != NULL || missing || set_option(line, option, value)) continue;
-        complain("%s says \"%s: %.60s\", which is none", line->like, SETTINGS[i][0], clean_controls(value));
+        complain("%s says \"%s: %.60s\", which is not taken", line->like, SETTINGS[i][0], clean_controls(value));
         return false;
     }
     find_setting(settings, "Fast", value);
@@ -9910,7 +9912,7 @@ static int command_chat(Program *program) {
 }
 
 /* What a command takes beside options; from stdin or a file, a PROMPT goes without the end of its last line. */
-typedef enum { NO_TEXT, PLAIN_TEXT, PROMPT, INPUT_FILE, MODEL_FILE, WORD } TextKind;
+typedef enum { NO_TEXT, PLAIN_TEXT, PROMPT, INPUT_FILE, MODEL_FILE, ONE_WORD } TextKind;
 
 typedef struct {
     const char *name, *arguments; /* as the help shows them; what may be left out stands in brackets */
@@ -9938,9 +9940,9 @@ static const Command COMMANDS[] = {
     {"info", "[MODEL|IMAGE]", FOR_INFO, MODEL_FILE, command_info, "shows a model, or what drew an image", "circle.png"},
     {"quantize", "-o OUT.gguf IN.gguf", FOR_QUANTIZE, MODEL_FILE, command_quantize, "writes a smaller model",
      "--type q8_0 -o small.gguf janus-pro-1b.gguf"},
-    {"completion", "bash|zsh|fish", FOR_COMPLETION, WORD, command_completion, "writes what a shell completes by",
+    {"completion", "bash|zsh|fish", FOR_COMPLETION, ONE_WORD, command_completion, "writes what a shell completes by",
      "bash >>~/.bash_completion"},
-    {"help", "[COMMAND]", FOR_HELP, WORD, command_help, "shows what a command takes", "generate"},
+    {"help", "[COMMAND]", FOR_HELP, ONE_WORD, command_help, "shows what a command takes", "generate"},
 };
 enum { COMMAND_COUNT = sizeof COMMANDS / sizeof COMMANDS[0] };
 

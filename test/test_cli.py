@@ -377,6 +377,15 @@ def test_bash_completes(tmp_path: Path, typed: str, offered: str) -> None:
     assert subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True).stdout.strip() == offered
 
 
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completions_are_scripts(tmp_path: Path, shell: str) -> None:
+    """The shell, where it is here, finds no error in its script."""
+    if not shutil.which(shell):
+        pytest.skip(f"no {shell} here")
+    (tmp_path / "script").write_text(completion(shell))
+    assert subprocess.run([shell, "-n", "script"], cwd=tmp_path, capture_output=True, check=True).stderr == b""
+
+
 # ---- Images as arguments ----
 
 def test_images_as_arguments(tmp_path: Path, photo: Path) -> None:
