@@ -158,7 +158,7 @@ CLANG = clang
 FUZZ_SOURCES = test/fuzz/fuzz.c test/fuzz/mutate_gguf.h janus.c janus.h
 
 fuzz: build/fuzz/fuzz-model ## every target of test/fuzz for T=60 seconds
-	@for target in image text ids options; do ln -f build/fuzz/fuzz-model build/fuzz/fuzz-$$target; done
+	@for target in image text ids options json; do ln -f build/fuzz/fuzz-model build/fuzz/fuzz-$$target; done
 	@sh test/fuzz/run.sh $(T)
 
 # Replays the corpora and all that was ever found, on any compiler.

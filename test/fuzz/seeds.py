@@ -216,6 +216,13 @@ def write(folder: Path) -> None:
     }
     seeds |= {f"image/{name}": data for name, data in images().items()}
     seeds |= {f"options/{name}": "\n".join(line.split()).encode() + b"\n\n" + bmp for name, line in commands.items()}
+    jobs = {
+        "draw": '{"id": 1, "prompt": "a fox", "seed": 7, "n": 2, "cfg": 5, "temperature": 1, "output": "fox.png"}',
+        "ask": '{"id": "\\u00e4\\ud83d\\ude00\\n", "images": ["a.bmp", "b.bmp"], "question": "what?", "max_tokens": 3, "top_k": 5, "top_p": 0.5}',
+        "encode": ' { "encode" : "a.bmp" } ', "decode": '{"decode": [0, 5, 7, 15], "output": "a.png"}',
+        "other": '[null, true, false, -0.5e+3, [{"": {}}, "\\"\\\\\\/\\b\\f\\r\\t\\u0000"]]'}
+    seeds |= {f"json/{name}": line.encode() for name, line in jobs.items()}
+    seeds["options/batch"] = b"batch\n--unordered\n-\n\n" + "\n".join(jobs.values()).encode()
     seeds["options/decode"] = b"decode\n-o\n-\nids.txt\n\n0 5, 7\t15"
     seeds["options/chat"] = b"chat\n-i\na.bmp\n\nhello\n/image b.bmp\n/draw a fox\n/reset\n/nothing\n\nhow many?\n/quit\n"
     for name, data in seeds.items():
