@@ -54,10 +54,9 @@ install: janus libjanus.a build/janus.1 ## program, library, header and manual p
 uninstall: ## takes away what install put there
 	cd "$(DESTDIR)$(PREFIX)" && rm -f bin/janus include/janus.h lib/libjanus.a lib/pkgconfig/janus.pc share/man/man1/janus.1
 
-# The manual page is made from the program's own help.
-build/janus.1: janus test/manpage.awk
+build/janus.1: janus
 	@mkdir -p build
-	./janus --help | awk -v date=`date +%Y-%m-%d` -f test/manpage.awk >$@
+	./janus help --man >$@
 
 build/janus.pc: janus.h Makefile
 	@mkdir -p build

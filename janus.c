@@ -7180,20 +7180,26 @@ static int xmp_orientation(Span xmp) {
     return 0;
 }
 
-/* A PNG is its signature and chunks: size, name, data, checksum. */
+/* A PNG is its signature and chunks: size, name, data, checksum. Takes the chunk at `at`, first 8, and goes to the
+   next; returns false where there is none. */
+static bool png_next(Span file, size_t *at, Span *name, Span *data) {
+    const uint32_t size = span_number(file, *at, 4, true);
+    *name = span_part(file, *at + 4, 4);
+    *data = span_part(file, *at + 8, size);
+    const bool there = *at < file.length && file.length - *at >= 8;
+    *at = data->length < size || span_begins(*name, "IEND", 4) ? file.length : *at + 12 + size;
+    return there;
+}
+
 static JanusStatus png_header(ImageFile *image, JanusError *error) {
     int64_t width = 0, height = 0;
-    for (size_t at = 8; at + 8 <= image->file.length;) {
-        const Span name = span_part(image->file, at + 4, 4);
-        const uint32_t size = span_number(image->file, at, 4, true);
-        const Span data = span_part(image->file, at + 8, size);
+    Span name, data;
+    for (size_t at = 8; png_next(image->file, &at, &name, &data);) {
         if (span_begins(name, "CgBI", 4)) return image_unread(image, "PNG", "Apple's, for iPhones", error);
         if (span_begins(name, "IHDR", 4)) width = span_number(data, 0, 4, true), height = span_number(data, 4, 4, true);
         if (span_begins(name, "eXIf", 4)) image->exif = exif_orientation(data);
         if (span_begins(name, "iTXt", 4) && span_begins(data, "XML:com.adobe.xmp", 18))
             image->xmp = xmp_orientation(data);
-        if (data.length < size || span_begins(name, "IEND", 4)) break;
-        at += 12 + (size_t)size;
     }
     return image_size(image, width, height, error);
 }
@@ -7703,6 +7709,117 @@ static JanusStatus image_from_bytes(const void *bytes, size_t length, bool uprig
     return status;
 }
 
+/* ---- What a picture says of how it was drawn: a PNG in the text "parameters", a JPEG in its comments ---- */
+
+static const char TEXT_KEY[] = "parameters"; /* with a zero after it, as in the file */
+
+/* Adds bytes of Latin-1 or UTF-8 as UTF-8 after `length` bytes of `text`, unless that is NULL; returns the new length. */
+static size_t text_bytes(char *text, size_t length, Span bytes, bool latin1) {
+    for (size_t i = 0; i < bytes.length; i++) {
+        const uint8_t byte = bytes.bytes[i];
+        const bool two = latin1 && byte >= 0x80;
+        if (text != NULL && two) text[length] = (char)(0xC0 | byte >> 6);
+        if (text != NULL) text[length + two] = (char)(two ? 0x80 | (byte & 0x3F) : byte);
+        length += 1 + (size_t)two;
+    }
+    return length;
+}
+
+/* Adds the text of a PNG. tEXt: the key, then Latin-1; iTXt: the key, 0 or 1 for packed, 0, language and translated
+   key, which end with zeros, then UTF-8. */
+static size_t png_text(Span file, char *text, bool *packed) {
+    Span name, data;
+    size_t length = 0;
+    for (size_t at = 8; length == 0 && png_next(file, &at, &name, &data);) {
+        const bool latin1 = span_begins(name, "tEXt", 4), utf8 = span_begins(name, "iTXt", 4);
+        size_t begin = sizeof TEXT_KEY;
+        if ((!latin1 && !utf8 && !span_begins(name, "zTXt", 4)) || !span_begins(data, TEXT_KEY, begin)) continue;
+        *packed = !latin1 && (!utf8 || span_byte(data, begin) != 0);
+        if (*packed) break;
+        if (utf8) begin += 2;
+        for (int ends = 0; utf8 && ends < 2 && begin < data.length; begin++) ends += data.bytes[begin] == 0;
+        length = text_bytes(text, 0, span_part(data, begin, data.length), latin1);
+    }
+    return length;
+}
+
+/* Adds the comments of a JPEG one after the other: each has at most 65533 bytes. */
+static size_t jpeg_text(Span file, char *text, bool latin1) {
+    enum { SCAN = 0xDA, COMMENT = 0xFE };
+    JpegSegment segment = {file, {NULL, 0}, 0, 2, 0, false};
+    size_t length = 0;
+    while (jpeg_next(&segment) && segment.marker != SCAN)
+        if (segment.marker == COMMENT) length = text_bytes(text, length, segment.data, latin1);
+    return length;
+}
+
+/* The text that an image's file carries, malloc'ed; NULL: it has none. A comment that is not UTF-8 is Latin-1. */
+static JanusStatus text_from_bytes(const void *bytes, size_t size, const char *name, char **text, JanusError *error) {
+    const Span file = {bytes, size};
+    const ImageKind kind = image_kind(file);
+    bool packed = false;
+    *text = NULL;
+    if (kind == IMAGE_UNKNOWN) return fail(error, JANUS_BAD_IMAGE, "%s is not an image of a kind that is read", name);
+    if (kind != IMAGE_PNG && kind != IMAGE_JPEG) return JANUS_OK;
+    size_t length = kind == IMAGE_PNG ? png_text(file, NULL, &packed) : jpeg_text(file, NULL, true);
+    if (packed) return fail(error, JANUS_BAD_IMAGE, "%s has a packed text, which is not read", name);
+    if (length == 0) return JANUS_OK;
+    char *found = allocate((int64_t)length + 1, 1);
+    if (found == NULL) return fail_memory(error);
+    length = kind == IMAGE_PNG ? png_text(file, found, &packed) : jpeg_text(file, found, false);
+    if (kind == IMAGE_JPEG && !utf8_valid(found, length)) length = jpeg_text(file, found, true);
+    found[length] = 0;
+    if (utf8_valid(found, length)) *text = found;
+    else free(found);
+    return *text != NULL ? JANUS_OK : fail(error, JANUS_BAD_IMAGE, "%s has a text that is not UTF-8", name);
+}
+
+static uint8_t *put_big_endian(uint8_t *to, uint32_t number, int count) {
+    for (int i = 0; i < count; i++) to[i] = (uint8_t)(number >> 8 * (count - 1 - i));
+    return to + count;
+}
+
+/* The checksum of PNG. */
+static uint32_t crc32_of(const uint8_t *bytes, size_t length) {
+    uint32_t crc = 0xFFFFFFFF;
+    for (size_t i = 0; i < length; i++) {
+        crc ^= bytes[i];
+        for (int bit = 0; bit < 8; bit++) crc = crc >> 1 ^ (crc & 1 ? 0xEDB88320 : 0);
+    }
+    return ~crc;
+}
+
+/* What a file must hold to carry the text, which is UTF-8: a PNG's chunk, tEXt if it is Latin-1, or comments of a JPEG.
+   malloc'ed; NULL: no memory. */
+static uint8_t *text_chunk(const char *text, bool jpeg, size_t *length) {
+    enum { COMMENT_LIMIT = 65533 };
+    const size_t size = strlen(text);
+    uint8_t *chunk = allocate((int64_t)(size + 4 * (size / COMMENT_LIMIT) + 64), 1), *to = chunk;
+    bool latin1 = true;
+    if (chunk == NULL) return NULL;
+    for (size_t i = 0; i < size; i++) latin1 = latin1 && (uint8_t)text[i] < 0xC4; /* code points to 255 */
+    for (size_t i = 0, part; jpeg && i < size; i += part, to += part) {
+        part = size - i < COMMENT_LIMIT ? size - i : COMMENT_LIMIT;
+        to = put_big_endian(put_big_endian(to, 0xFFFE, 2), (uint32_t)part + 2, 2);
+        memcpy(to, text + i, part);
+    }
+    if (!jpeg) {
+        memcpy(to + 4, latin1 ? "tEXt" : "iTXt", 4);
+        memcpy(to + 8, TEXT_KEY, sizeof TEXT_KEY);
+        to += 8 + sizeof TEXT_KEY;
+        for (int i = 0; i < 4 && !latin1; i++) *to++ = 0; /* not packed, no language, no translated key */
+        for (size_t i = 0; i < size; i++)
+            if (!latin1 || (uint8_t)text[i] < 0x80) *to++ = (uint8_t)text[i];
+            else *to++ = (uint8_t)((uint8_t)text[i] << 6 | (text[i + 1] & 0x3F)), i++;
+        put_big_endian(chunk, (uint32_t)(to - chunk - 8), 4);
+        to = put_big_endian(to, crc32_of(chunk + 4, (size_t)(to - chunk - 4)), 4);
+    }
+    *length = (size_t)(to - chunk);
+    return chunk;
+}
+
+/* ---- Resizing ---- */
+
 /* Two cubic pieces with a = -1/2 (Catmull-Rom), zero from |x| = 2 on. */
 static double bicubic(double x) {
     const double a = -0.5;
@@ -7862,16 +7979,19 @@ JanusStatus janus_image_load_memory_stored(const void *bytes, size_t length, Jan
     return image_from_bytes(bytes, length, false, image, "the image", error);
 }
 
+static JanusStatus image_file_read(const char *path, FileImage *file, JanusError *error) {
+    if (path_is_folder(path)) return fail(error, JANUS_IO_ERROR, "%s is a folder: name an image file", path);
+    if (file_read(path, IMAGE_FILE_LIMIT, file) == 0) return JANUS_OK;
+    if (errno == ENOMEM) return fail_memory(error);
+    if (errno == EFBIG) return fail(error, JANUS_BAD_IMAGE, "%s is larger than 512 MiB", path);
+    return fail(error, JANUS_IO_ERROR, "cannot read the image %s: %s", path, strerror(errno));
+}
+
 static JanusStatus image_from_path(const char *path, bool upright, JanusImage *image, JanusError *error) {
     FileImage file = {0};
     memset(image, 0, sizeof *image);
-    if (path_is_folder(path)) return fail(error, JANUS_IO_ERROR, "%s is a folder: name an image file", path);
-    if (file_read(path, IMAGE_FILE_LIMIT, &file) != 0) {
-        if (errno == ENOMEM) return fail_memory(error);
-        if (errno == EFBIG) return fail(error, JANUS_BAD_IMAGE, "%s is larger than 512 MiB", path);
-        return fail(error, JANUS_IO_ERROR, "cannot read the image %s: %s", path, strerror(errno));
-    }
-    const JanusStatus status = image_from_bytes(file.bytes, file.size, upright, image, path, error);
+    JanusStatus status = image_file_read(path, &file, error);
+    if (status == JANUS_OK) status = image_from_bytes(file.bytes, file.size, upright, image, path, error);
     file_image_free(&file);
     return status;
 }
@@ -7890,17 +8010,44 @@ void janus_image_free(JanusImage *image) {
     memset(image, 0, sizeof *image);
 }
 
-static void sink_write(void *context, void *bytes, int size) { output_write(context, bytes, (size_t)size); }
+/* What stb writes, with a chunk of ours put in after `place` bytes. */
+typedef struct {
+    OutputFile *out;
+    uint8_t *chunk;
+    size_t length, place, written;
+} ImageSink;
 
-/* Writes the picture as PNG or JPEG; what fails is remembered in `out`. */
-static void write_image(OutputFile *out, const JanusImage *image, bool jpeg) {
+static void sink_write(void *context, void *bytes, int size) {
+    ImageSink *sink = context;
+    const size_t before = sink->place - sink->written, all = (size_t)size;
+    const bool now = sink->chunk != NULL && sink->written <= sink->place && all >= before;
+    if (now) {
+        output_write(sink->out, bytes, before);
+        output_write(sink->out, sink->chunk, sink->length);
+    }
+    output_write(sink->out, (uint8_t *)bytes + (now ? before : 0), all - (now ? before : 0));
+    sink->written += all + now; /* beyond the place, if it was just at the end */
+}
+
+/* Writes the picture as PNG or JPEG, with a text unless it is NULL; what fails is remembered in `out`. */
+static void write_image(OutputFile *out, const JanusImage *image, bool jpeg, const char *text) {
+    enum { AFTER_IHDR = 33, AFTER_JFIF = 20 };
+    ImageSink sink = {out, NULL, 0, jpeg ? AFTER_JFIF : AFTER_IHDR, 0};
     volatile int written = 0;
+    if (text != NULL && text[0] != 0) {
+        sink.chunk = text_chunk(text, jpeg, &sink.length);
+        if (sink.chunk == NULL) {
+            out->failure = ENOMEM;
+            return;
+        }
+    }
     if (setjmp(image_memory.way_out) == 0) {
-        if (jpeg) written = stbi_write_jpg_to_func(sink_write, out, image->width, image->height, 3, image->rgb, 95);
+        if (jpeg) written = stbi_write_jpg_to_func(sink_write, &sink, image->width, image->height, 3, image->rgb, 95);
         else
             written =
-                stbi_write_png_to_func(sink_write, out, image->width, image->height, 3, image->rgb, 3 * image->width);
+                stbi_write_png_to_func(sink_write, &sink, image->width, image->height, 3, image->rgb, 3 * image->width);
     }
+    free(sink.chunk);
     arena_release(&image_memory.arena, NULL);
     if (!written && out->failure == 0) out->failure = ENOMEM;
 }
@@ -7927,6 +8074,22 @@ static bool is_jpeg_name(const char *path) { return ends_with(path, ".jpg") || e
 static bool is_picture_name(const char *path) { return is_jpeg_name(path) || ends_with(path, ".png"); }
 
 JanusStatus janus_image_save(const char *path, const JanusImage *image, JanusError *error) {
+    return janus_image_save_with_text(path, image, NULL, error);
+}
+
+JanusStatus janus_image_text(const char *path, char **text, JanusError *error) {
+    FileImage file = {0};
+    *text = NULL;
+    JanusStatus status = image_file_read(path, &file, error);
+    if (status == JANUS_OK) status = text_from_bytes(file.bytes, file.size, path, text, error);
+    file_image_free(&file);
+    return status;
+}
+
+JanusStatus janus_image_save_with_text(const char *path, const JanusImage *image, const char *text,
+                                       JanusError *error) {
+    if (text != NULL && !utf8_valid(text, strlen(text)))
+        return fail(error, JANUS_BAD_ARGUMENT, "cannot write %s: the text is not UTF-8", path);
     if (!is_picture_name(path))
         return fail(error, JANUS_BAD_ARGUMENT, "cannot write %s: the name must end in .png, .jpg or .jpeg", path);
     if (image->rgb == NULL || image->width < 1 || image->height < 1 || image->width > IMAGE_SIDE_LIMIT ||
@@ -7934,7 +8097,7 @@ JanusStatus janus_image_save(const char *path, const JanusImage *image, JanusErr
         return fail(error, JANUS_BAD_ARGUMENT, "cannot write %s: the image is empty or too large", path);
     OutputFile out;
     output_open(&out, path);
-    if (out.failure == 0) write_image(&out, image, is_jpeg_name(path));
+    if (out.failure == 0) write_image(&out, image, is_jpeg_name(path), text);
     return write_status(output_close(&out), path, error);
 }
 
@@ -8852,12 +9015,13 @@ enum { EXIT_DONE = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, CLI_IMAGES = 64, PATH_BYT
 enum { OPTION_LIMIT = 64 };
 
 typedef struct {
-    const char *model, *output, *dump, *isa, *type, *text, *prompt, *file; /* the text: an argument, of -p, of -f */
+    const char *model, *output, *dump, *isa, *type, *like, *text, *prompt, *file; /* text: an argument, of -p, of -f */
     const char *images[CLI_IMAGES];
     int image_count, count, threads, max_tokens, top_k, rng, cache, batch;
     double cfg_weight, temperature, top_p; /* temperature -1: the task's own */
     uint64_t seed;
-    bool has_seed, fast, quiet, decode, no_exif, help, version, unordered;
+    int wanted;                            /* the picture of a batch that --like draws again; 0: all */
+    bool has_seed, fast, quiet, decode, no_exif, no_metadata, manual, help, version, unordered, resume;
     const char *given[OPTION_LIMIT];       /* for each row of OPTIONS the argument that named it; NULL: none */
 } CommandLine;
 
@@ -8886,11 +9050,12 @@ static bool terminal(FILE *file) {
 #endif
 }
 
-/* ---- Options: one table, from which come their parsing, the messages about them and the help ---- */
+/* ---- Options: one table, for their parsing, the messages about them, help, manual page and completions ---- */
 
 enum {
     FOR_GENERATE = 1, FOR_ASK = 2, FOR_CHAT = 4, FOR_ENCODE = 8, FOR_DECODE = 16, FOR_TOKENIZE = 32, FOR_INFO = 64,
-    FOR_QUANTIZE = 128, FOR_HELP = 256, FOR_BATCH = 512, FOR_ALL = 1023, FOR_ANSWERS = FOR_ASK | FOR_CHAT,
+    FOR_QUANTIZE = 128, FOR_COMPLETION = 256, FOR_HELP = 512, FOR_BATCH = 1024, FOR_ALL = 2047,
+    FOR_ANSWERS = FOR_ASK | FOR_CHAT,
     FOR_TALKS = FOR_GENERATE | FOR_ANSWERS, FOR_WORKS = FOR_TALKS | FOR_ENCODE | FOR_DECODE | FOR_BATCH,
     FOR_MODEL = FOR_WORKS | FOR_TOKENIZE | FOR_INFO, FOR_TEXT = FOR_GENERATE | FOR_ASK | FOR_TOKENIZE
 };
@@ -8920,11 +9085,12 @@ static const Option OPTIONS[] = {
     {"-H --height", "N", AS_REFUSED, 0, 0, 0, 0, "the one size that the model has"},
     {"-p --prompt", "TEXT", AS_NAME, 0, 0, FOR_TEXT, FIELD(prompt), "the text, in the place of the argument"},
     {"-f --file", "FILE", AS_NAME, 0, 0, FOR_TEXT, FIELD(file), "the text is what FILE holds"},
+    {"--like", "IMAGE", AS_NAME, 0, 0, FOR_GENERATE, FIELD(like), "as IMAGE was drawn, in all that is not given here"},
     {"--cfg --cfg-scale", "W", AS_NUMBER, 0, 100, FOR_GENERATE | FOR_CHAT, FIELD(cfg_weight),
      "guidance of a drawing, default 5"},
     {"-s --seed", "S", AS_SEED, 0, 0, FOR_TALKS, FIELD(seed), "same seed, same result; -1: a random one, printed"},
     {"--rng", "torch|torch-mkl", AS_CHOICE, JANUS_RNG_TORCH, 0, FOR_TALKS | FOR_BATCH, FIELD(rng),
-     "the seed's meaning: PyTorch's, or its MKL's to 2.6"},
+     "random numbers of PyTorch, or of its MKL to 2.6"},
     {"--temperature --temp", "T", AS_NUMBER, 0, 100, FOR_TALKS, FIELD(temperature),
      "0: most probable; default 1 to draw, 0 to answer"},
     {"--max-tokens", "N", AS_WHOLE, 1, 1 << 24, FOR_ANSWERS, FIELD(max_tokens), "length of an answer, default 512"},
@@ -8936,9 +9102,12 @@ static const Option OPTIONS[] = {
      "photographs as stored, not turned upright"},
     {"-o --output", "OUT", AS_NAME, 0, 0, FOR_GENERATE | FOR_DECODE | FOR_QUANTIZE, FIELD(output),
      "the file; - is stdout; default a free janus-1.png ..."},
+    {"--no-metadata", NULL, AS_SWITCH, 0, 0, FOR_GENERATE | FOR_CHAT | FOR_BATCH, FIELD(no_metadata),
+     "pictures do not say what they were drawn from"},
     {"--batch", "N", AS_WHOLE, 1, PLACES_LIMIT, FOR_BATCH, FIELD(batch),
      "so many drawn together; info shows the default"},
     {"--unordered", NULL, AS_SWITCH, 0, 0, FOR_BATCH, FIELD(unordered), "results as they come, not as the jobs"},
+    {"--resume", NULL, AS_SWITCH, 0, 0, FOR_BATCH, FIELD(resume), "leaves out jobs whose pictures are there"},
     {"--decode", NULL, AS_SWITCH, 0, 0, FOR_TOKENIZE, FIELD(decode), "TEXT is ids, to be turned into text"},
     {"--type", "TYPE", AS_FORMAT, 0, 0, FOR_QUANTIZE, FIELD(type), "q8_0 (default), q6_k, q4_k or q4_0 matrices"},
     {"--kv", "f32|f16", AS_CHOICE, JANUS_CACHE_F32, 0, FOR_TALKS | FOR_BATCH, FIELD(cache),
@@ -8949,6 +9118,7 @@ static const Option OPTIONS[] = {
     {"--dump", "DIR", AS_NAME, 0, 0, FOR_WORKS & ~FOR_BATCH, FIELD(dump),
      "a new folder of all intermediate tensors as .npy"},
     {"-m --model", "MODEL", AS_NAME, 0, 0, FOR_MODEL, FIELD(model), "a .gguf file; default weights/tiny.gguf"},
+    {"--man", NULL, AS_SWITCH, 0, 0, FOR_HELP, FIELD(manual), "the manual page, for man"},
     {"-q --quiet", NULL, AS_SWITCH, 0, 0, FOR_ALL, FIELD(quiet), "no progress, no remarks"},
     {"-h --help", NULL, AS_SWITCH, 0, 0, FOR_ALL, FIELD(help), "this text; after a command, what it takes"},
     {"--version", NULL, AS_SWITCH, 0, 0, FOR_ALL, FIELD(version), "version, kernels, format of model files"},
@@ -9038,14 +9208,21 @@ static bool set_option(CommandLine *line, const Option *option, const char *valu
     return true;
 }
 
+/* The words of an option that takes no others on any machine, with `between` between them. */
+static void list_values(const Option *option, const char *between, char *words, size_t size) {
+    words[0] = 0;
+    for (const char *c = option->argument; option->kind == AS_CHOICE && *c != 0; c++)
+        snprintf(words + strlen(words), size - strlen(words), "%.*s", *c == '|' ? 8 : 1, *c == '|' ? between : c);
+    for (int i = 0; option->kind == AS_FORMAT && quantised_format(i) != NULL; i++)
+        snprintf(words + strlen(words), size - strlen(words), "%s%s", i > 0 ? between : "", quantised_format(i)->name);
+}
+
 /* Says which values the option takes. */
 static void refuse_value(const Option *option, const char *name, const char *value) {
-    char words[200] = "";
+    char words[200];
+    list_values(option, " or ", words, sizeof words);
     for (int i = 0; option->kind == AS_KERNELS && isa_names(i) != NULL; i++)
         snprintf(words + strlen(words), sizeof words - strlen(words), "%s%s", i > 0 ? " or " : "", isa_names(i));
-    for (const char *c = option->argument; option->kind == AS_CHOICE && *c != 0; c++)
-        snprintf(words + strlen(words), sizeof words - strlen(words), *c == '|' ? " or " : "%c", *c);
-    if (option->kind == AS_FORMAT) list_quantised_types(words, sizeof words);
     const double low = option->low, high = option->high;
     if (option->kind == AS_WHOLE)
         complain("%s takes a whole number from %.0f to %.0f, not \"%.60s\"", name, low, high, value);
@@ -9300,6 +9477,8 @@ typedef struct {
     Screen screen;
     const char *model_path;
     char beside[PATH_BYTES]; /* the model beside the program */
+    char *drawn_from;        /* the prompt of --like's picture; its settings follow in the same memory */
+    const char *settings;
     FileImage text;          /* what came from stdin in the place of the text */
     JanusModel *model;
     JanusSession *session;
@@ -9383,23 +9562,153 @@ static bool take_free_name(char *name, int size) {
     return false;
 }
 
-/* Saves the pictures and prints their names; `output` NULL: under the next free names. */
-static int save_pictures(Program *program, const char *output, const JanusImage *images, int count) {
+/* ---- What a picture was drawn from: the prompt, then a line of settings, as other programs that draw write it ---- */
+
+/* A model's name and type, without what would end a setting. */
+static void model_label(const JanusModel *model, char label[256]) {
+    const JanusInfo info = janus_info(model);
+    const size_t length = strlen(info.name);
+    snprintf(label, 256, "%.*s (%s)", (int)utf8_valid_prefix(info.name, length < 200 ? length : 200), info.name,
+             info.weight_type);
+    for (char *c = label; *c != 0; c++)
+        if (*c == ',' || *c == '\n') *c = ' ';
+}
+
+/* The shortest text that is read as this number again. */
+static void print_shortest(char text[32], float number) {
+    for (int digits = 6; digits <= 9; digits++) {
+        snprintf(text, 32, "%.*g", digits, (double)number);
+        if ((float)strtod(text, NULL) == number) break;
+    }
+}
+
+/* The text of picture i, malloc'ed; NULL: no memory. */
+static char *drawing_text(const Program *program, const char *prompt, const JanusGenerateOptions *options, int i) {
+    const JanusInfo info = janus_info(program->model);
+    const JanusCacheType cache = (JanusCacheType)program->line.cache;
+    const size_t size = strlen(prompt) + 768;
+    char model[256], cfg_weight[32], temperature[32], *text = malloc(size);
+    if (text == NULL) return NULL;
+    model_label(program->model, model);
+    print_shortest(cfg_weight, options->cfg_weight);
+    print_shortest(temperature, options->temperature);
+    snprintf(text, size,
+             "%s\nSteps: %d, Sampler: autoregressive, CFG scale: %s, Seed: %llu, Size: %dx%d, Model: %s, "
+             "Temperature: %s, RNG: %s%s%s, Picture: %d of %d, Version: janus " JANUS_VERSION,
+             prompt, info.image_tokens, cfg_weight, (unsigned long long)options->seed, info.image_size,
+             info.image_size, model, temperature, options->rng == JANUS_RNG_TORCH ? "torch" : "torch-mkl",
+             cache == JANUS_CACHE_AUTO ? "" : cache == JANUS_CACHE_F16 ? ", KV: f16" : ", KV: f32",
+             program->line.fast ? ", Fast: on" : "", i + 1, options->count);
+    return text;
+}
+
+/* Makes blanks of what could steer a terminal, but for ends of lines: the text is a stranger's. */
+static char *clean_controls(char *text) {
+    for (uint8_t *c = (uint8_t *)text; *c != 0; c++) {
+        const bool wide = c[0] == 0xC2 && c[1] >= 0x80 && c[1] < 0xA0;
+        if (wide) *c++ = ' ';
+        if (wide || (*c < ' ' && *c != '\n') || *c == 127) *c = ' ';
+    }
+    return text;
+}
+
+/* The value of a setting in "Steps: 64, Seed: 7"; empty where there is none. */
+static void find_setting(const char *settings, const char *key, char value[256]) {
+    const size_t length = strlen(key);
+    value[0] = 0;
+    for (size_t n; *settings != 0; settings += strspn(settings, ", \n")) {
+        n = strcspn(settings, ",\n");
+        if (n > length && strncmp(settings, key, length) == 0 && settings[length] == ':')
+            snprintf(value, 256, "%.*s", (int)(n - length), settings + length + 1 + (settings[length + 1] == ' '));
+        settings += n;
+    }
+    value[strcspn(value, ",\n")] = 0;
+}
+
+/* "2 of 4": that one of a batch of so many. */
+static bool parse_place(char *value, int *place, int *count) {
+    char *of = strstr(value, " of ");
+    if (of == NULL) return false;
+    *of = 0;
+    return parse_integer(of + 4, 1, 64, count) && parse_integer(value, 1, *count, place);
+}
+
+/* Takes from the picture of --like what was not given: its prompt, its settings and its place among others. False: said
+   what is wrong. */
+static bool take_like(Program *program) {
+    static const char *const SETTINGS[][2] = {
+        {"CFG scale", "--cfg"}, {"Seed", "--seed"}, {"Temperature", "--temperature"}, {"RNG", "--rng"}, {"KV", "--kv"}};
+    CommandLine *line = &program->line;
+    char value[256] = "", *settings = NULL;
+    if (janus_image_text(line->like, &program->drawn_from, &program->error) != JANUS_OK)
+        return program_failed(program) == EXIT_DONE;
+    for (char *at = program->drawn_from; at != NULL && (at = strstr(at, "\nSteps: ")) != NULL; at++) settings = at;
+    if (settings != NULL) find_setting(settings + 1, "Version", value);
+    if (strncmp(value, "janus ", 6) != 0) {
+        complain("%s does not say that janus drew it, and from what", line->like);
+        return false;
+    }
+    *settings++ = 0;
+    program->settings = settings;
+    for (size_t i = 0; i < sizeof SETTINGS / sizeof *SETTINGS; i++) {
+        const Option *option = find_option(SETTINGS[i][1]);
+        find_setting(settings, SETTINGS[i][0], value);
+        const bool missing = value[0] == 0 && option->kind == AS_CHOICE; /* the default */
+        if (line->given[option - OPTIONS] != NULL || missing || set_option(line, option, value)) continue;
+        complain("%s says \"%s: %.60s\", which is none", line->like, SETTINGS[i][0], clean_controls(value));
+        return false;
+    }
+    find_setting(settings, "Fast", value);
+    if (strcmp(value, "on") == 0) line->fast = true;
+    find_setting(settings, "Picture", value);
+    if (line->given[find_option("--count") - OPTIONS] == NULL && !parse_place(value, &line->wanted, &line->count)) {
+        complain("%s does not say which picture it is of how many", line->like);
+        return false;
+    }
+    if (line->text == NULL) line->text = program->drawn_from;
+    return true;
+}
+
+/* One line, if the picture of --like is by another model. */
+static void compare_models(Program *program) {
+    char drew[256], draws[256];
+    if (program->settings == NULL || program->line.quiet) return;
+    find_setting(program->settings, "Model", drew);
+    model_label(program->model, draws);
+    if (strcmp(drew, draws) != 0)
+        complain("remark: %s was drawn by the model %s, this is %s: the picture will be another", program->line.like,
+                 clean_controls(drew), clean_controls(draws));
+}
+
+/* Saves the pictures and prints their names; `output` NULL: under the next free names. They were drawn from a prompt
+   unless that is NULL. */
+static int save_pictures(Program *program, const char *output, const JanusImage *images, int count,
+                         const char *prompt, const JanusGenerateOptions *options) {
     char name[PATH_BYTES];
+    const bool says = prompt != NULL && !program->line.no_metadata;
+    const int first = program->line.wanted > 0 ? program->line.wanted - 1 : 0;
+    if (program->line.wanted > 0) count = 1;
     if (output != NULL && strcmp(output, "-") == 0) {
 #if defined(_WIN32)
         _setmode(_fileno(stdout), _O_BINARY);
 #endif
         OutputFile out = {0};
+        char *text = says ? drawing_text(program, prompt, options, first) : NULL;
         out.file = stdout;
-        write_image(&out, &images[0], false);
+        if (says && text == NULL) out.failure = ENOMEM;
+        else write_image(&out, &images[first], false, text);
+        free(text);
         if (out.failure != 0) complain("cannot write to stdout: %s", strerror(out.failure));
         return out.failure == 0 ? EXIT_DONE : EXIT_FAILED;
     }
     for (int i = 0; i < count; i++) {
         if (output != NULL) numbered_name(name, PATH_BYTES, output, i, count);
         else if (!take_free_name(name, PATH_BYTES)) return EXIT_FAILED;
-        const JanusStatus status = janus_image_save(name, &images[i], &program->error);
+        char *text = says ? drawing_text(program, prompt, options, first + i) : NULL;
+        const JanusStatus status = says && text == NULL ? fail_memory(&program->error)
+                                                        : janus_image_save_with_text(name, &images[first + i], text,
+                                                                                     &program->error);
+        free(text);
         if (output == NULL && status != JANUS_OK) file_remove(name);
         set_unfinished(1, NULL);
         if (status != JANUS_OK) return program_failed(program);
@@ -9415,7 +9724,7 @@ static int draw_pictures(Program *program, const char *prompt, const char *outpu
     fprintf(stderr, "seed %llu\n", (unsigned long long)options->seed);
     if (janus_generate(program->session, prompt, options, images, &program->error) != JANUS_OK)
         return program_failed(program);
-    const int result = save_pictures(program, output, images, options->count);
+    const int result = save_pictures(program, output, images, options->count, prompt, options);
     for (int i = 0; i < options->count; i++) janus_image_free(&images[i]);
     return result;
 }
@@ -9466,12 +9775,14 @@ static int command_generate(Program *program) {
     const JanusGenerateOptions options = generate_options(&program->line);
     const char *output = program->line.output;
     const bool to_stdout = output != NULL && strcmp(output, "-") == 0;
-    if (to_stdout && options.count > 1) {
+    const int count = program->line.wanted > 0 ? 1 : options.count;
+    if (to_stdout && count > 1) {
         complain("only one picture can be written to stdout");
         return EXIT_USAGE;
     }
-    if (!to_stdout && output_usable(program, output, options.count, &program->error) != JANUS_OK)
+    if (!to_stdout && output_usable(program, output, count, &program->error) != JANUS_OK)
         return program_failed(program);
+    compare_models(program);
     return draw_pictures(program, program->line.text, output, &options);
 }
 
@@ -9595,7 +9906,7 @@ static int command_decode(Program *program) {
                  (unsigned long)count);
     else if (ids != NULL && janus_decode_image(program->session, ids, &image, &program->error) != JANUS_OK)
         result = program_failed(program);
-    else if (ids != NULL) result = save_pictures(program, output, &image, 1);
+    else if (ids != NULL) result = save_pictures(program, output, &image, 1, NULL, NULL);
     janus_image_free(&image);
     free(ids);
     return result;
@@ -9648,7 +9959,19 @@ static void print_kernels(void) {
     putchar('\n');
 }
 
+/* IMAGE is the text argument. */
+static int info_of_picture(Program *program) {
+    char *text;
+    if (janus_image_text(program->line.text, &text, &program->error) != JANUS_OK) return program_failed(program);
+    if (text == NULL) complain("%s does not say what it was drawn from", program->line.text);
+    else puts(clean_controls(text));
+    const int result = text != NULL ? EXIT_DONE : EXIT_FAILED;
+    free(text);
+    return result;
+}
+
 static int command_info(Program *program) {
+    if (program->model == NULL) return info_of_picture(program);
     const JanusInfo i = janus_info(program->model);
     printf("name            %s\n", i.name);
     printf("parameters      %.1f million, %s, %.1f MB on disk\n", (double)i.parameters / 1e6, i.weight_type,
@@ -10024,20 +10347,66 @@ static void print_replies(Batch *batch) {
     }
 }
 
-static void write_pictures(Batch *batch, BatchJob *job, const int32_t *ids) {
-    const int64_t tokens = image_tokens(&batch->program->model->config);
-    text_print(&job->reply, ", \"output\": [");
-    for (int i = 0; i < job->line.count && job->error.status == JANUS_OK; i++) {
-        char name[PATH_BYTES];
-        JanusImage image = {0, 0, NULL};
+static void list_outputs(BatchJob *job) {
+    char name[PATH_BYTES];
+    for (int i = 0; i < job->line.count; i++) {
         numbered_name(name, PATH_BYTES, job->line.output, i, job->line.count);
-        if (janus_decode_image(batch->program->session, ids + i * tokens, &image, &job->error) == JANUS_OK)
-            janus_image_save(name, &image, &job->error);
-        janus_image_free(&image);
-        text_print(&job->reply, i > 0 ? ", " : "");
+        text_print(&job->reply, i > 0 ? ", " : ", \"output\": [");
         json_write(&job->reply, name, strlen(name));
     }
     text_print(&job->reply, "]");
+}
+
+/* Decodes and writes the pictures of a drawing, or of ids that were given. */
+static void write_pictures(Batch *batch, BatchJob *job, const int32_t *ids) {
+    const Program *program = batch->program;
+    const JanusGenerateOptions options = generate_options(&job->line);
+    const bool says = job->command == FOR_GENERATE && !job->line.no_metadata;
+    for (int i = 0; i < job->line.count && job->error.status == JANUS_OK; i++) {
+        char name[PATH_BYTES], *text = says ? drawing_text(program, job->line.text, &options, i) : NULL;
+        JanusImage image = {0, 0, NULL};
+        numbered_name(name, PATH_BYTES, job->line.output, i, job->line.count);
+        if (says && text == NULL) fail_memory(&job->error);
+        else if (janus_decode_image(program->session, ids + i * image_tokens(&program->model->config), &image,
+                                    &job->error) == JANUS_OK)
+            janus_image_save_with_text(name, &image, text, &job->error);
+        janus_image_free(&image);
+        free(text);
+    }
+    list_outputs(job);
+}
+
+/* Whether picture i of a drawing is there, complete, and says that it was drawn from what the job says. */
+static bool is_drawn(const Program *program, BatchJob *job, int i) {
+    JanusImage image = {0, 0, NULL};
+    char name[PATH_BYTES], seed[256], *says = NULL, *settings;
+    if (!numbered_name(name, PATH_BYTES, job->line.output, i, job->line.count) || !file_is_there(name) ||
+        janus_image_text(name, &says, NULL) != JANUS_OK || says == NULL)
+        return false;
+    if (!job->line.has_seed && (settings = strstr(says, "\nSteps: ")) != NULL) { /* any seed is the job's then */
+        find_setting(settings + 1, "Seed", seed);
+        parse_seed(seed, &job->line);
+    }
+    const JanusGenerateOptions options = generate_options(&job->line);
+    char *should_say = drawing_text(program, job->line.text, &options, i);
+    const bool drawn = should_say != NULL && strcmp(says, should_say) == 0 &&
+                       janus_image_load(name, &image, NULL) == JANUS_OK &&
+                       image.width == drawn_side(&program->model->config) && image.height == image.width;
+    free(should_say);
+    free(says);
+    janus_image_free(&image);
+    return drawn;
+}
+
+/* Whether an earlier run has done all of a drawing. */
+static bool was_done(const Program *program, BatchJob *job) {
+    const CommandLine before = job->line;
+    int i = 0;
+    if (!job->line.resume || job->command != FOR_GENERATE) return false;
+    while (i < job->line.count && is_drawn(program, job, i)) i++;
+    if (i == job->line.count) return true;
+    job->line = before;
+    return false;
 }
 
 static void encode_job(Batch *batch, BatchJob *job) {
@@ -10070,6 +10439,12 @@ static void begin_job(Batch *batch, BatchJob *job) {
     CommandLine *line = &job->line;
     job->start = clock_seconds();
     begin_reply(job);
+    if (was_done(batch->program, job)) {
+        list_outputs(job);
+        text_print(&job->reply, ", \"seed\": %llu, \"resumed\": true", (unsigned long long)line->seed);
+        end_reply(batch, job);
+        return;
+    }
     if (!line->has_seed) line->seed = (make_up_seed() + 7919u * (uint64_t)job->number) % 1000000000u;
     line->has_seed = true;
     const JanusGenerateOptions options = generate_options(line);
@@ -10252,6 +10627,7 @@ typedef struct {
 } Command;
 
 static int command_help(Program *program);
+static int command_completion(Program *program);
 
 static const Command COMMANDS[] = {
     {"generate", "\"PROMPT\"", FOR_GENERATE, PROMPT, command_generate, "draws from text only",
@@ -10264,11 +10640,13 @@ static const Command COMMANDS[] = {
      "-o again.png ids.txt"},
     {"tokenize", "\"TEXT\"", FOR_TOKENIZE, PLAIN_TEXT, command_tokenize, "turns text into token ids, or back",
      "\"How many trees?\""},
-    {"info", "[MODEL]", FOR_INFO, MODEL_FILE, command_info, "shows what a model file holds", "janus-pro-1b.gguf"},
+    {"info", "[MODEL|IMAGE]", FOR_INFO, MODEL_FILE, command_info, "shows a model, or what drew an image", "circle.png"},
     {"quantize", "-o OUT.gguf IN.gguf", FOR_QUANTIZE, MODEL_FILE, command_quantize, "writes a smaller model",
      "--type q8_0 -o small.gguf janus-pro-1b.gguf"},
     {"batch", "JOBS.jsonl", FOR_BATCH, INPUT_FILE, command_batch, "does jobs that are lines of JSON, together",
      "jobs.jsonl >results.jsonl"},
+    {"completion", "bash|zsh|fish", FOR_COMPLETION, WORD, command_completion, "writes what a shell completes by",
+     "bash >>~/.bash_completion"},
     {"help", "[COMMAND]", FOR_HELP, WORD, command_help, "shows what a command takes", "generate"},
 };
 enum { COMMAND_COUNT = sizeof COMMANDS / sizeof COMMANDS[0] };
@@ -10373,7 +10751,8 @@ static bool command_fits(const Command *command, CommandLine *line) {
     else if (!given && plain == NULL && command->bit == FOR_ASK && line->image_count > 0)
         complain("ask was given %.60s and no question; a question that is a file's name too comes with -p",
                  line->images[line->image_count - 1]);
-    else if (!given && plain == NULL && command->text != NO_TEXT && !ends_with(command->arguments, "]"))
+    else if (!given && plain == NULL && command->text != NO_TEXT && !ends_with(command->arguments, "]") &&
+             line->like == NULL)
         complain("%s was given nothing to work on: janus %s %s", name, name, command->arguments);
     else if (command->bit == FOR_ENCODE && line->image_count != 1)
         complain("encode takes one image: janus encode IMAGE");
@@ -10402,59 +10781,208 @@ static bool streams_fit(const Command *command, const CommandLine *line) {
     return false;
 }
 
-/* ---- Help ---- */
+/* ---- Help, manual page and completions: out of the two tables ---- */
 
-/* "generate, ask, chat:" over the options of these commands. */
-static void print_heading(FILE *to, unsigned commands) {
-    const char *between = "\n";
-    for (int i = 0; i < COMMAND_COUNT && commands != FOR_ALL; i++) {
-        if ((commands & COMMANDS[i].bit) == 0) continue;
-        fprintf(to, "%s%s", between, COMMANDS[i].name);
-        between = ", ";
-    }
-    fputs(commands == FOR_ALL ? "\nall commands:\n" : ":\n", to);
+static const char SUMMARY[] = "Janus-Pro on the CPU: see images, draw images", VERSION_DATE[] = "2026-11-26";
+static const char NOTES[] =
+    "$JANUS_MODEL, $JANUS_THREADS and $JANUS_ISA stand for -m, -t and --isa.\n"
+    "Options may stand before or after the text, as --seed 7, --seed=7, -s 7 or -s7.\n"
+    "Words of a chat: /image FILE, /draw PROMPT, /reset, /quit. A - for a text, an\n"
+    "image or a list of ids is stdin.\n"
+    "Exit status: 0 done, 1 failed, 2 used wrongly, 128 + N ended by signal N.\n";
+
+/* "generate, ask", with `between` in the place of ", "; "all commands". */
+static void list_commands(unsigned commands, const char *between, char *names, size_t size) {
+    snprintf(names, size, "%s", commands == FOR_ALL && between[0] == ',' ? "all commands" : "");
+    for (int i = 0; i < COMMAND_COUNT && strcmp(names, "all commands") != 0; i++)
+        if ((commands & COMMANDS[i].bit) != 0)
+            snprintf(names + strlen(names), size - strlen(names), "%s%s", names[0] != 0 ? between : "",
+                     COMMANDS[i].name);
 }
 
-/* "  -s, --seed S             what it does" */
-static void print_option(FILE *to, const Option *option) {
-    char label[64];
-    size_t length = 0;
-    for (const char *c = option->names; *c != 0; c++) {
-        if (*c == ' ') label[length++] = ',';
-        label[length++] = *c;
-    }
-    label[length] = 0;
-    if (option->argument != NULL) snprintf(label + length, sizeof label - length, " %s", option->argument);
-    fprintf(to, "  %-24s %s\n", label, option->help);
+/* "-s, --seed S" */
+static void option_label(const Option *option, char *label, size_t size) {
+    label[0] = 0;
+    for (const char *c = option->names; *c != 0; c++)
+        snprintf(label + strlen(label), size - strlen(label), "%s%c", *c == ' ' ? "," : "", *c);
+    if (option->argument != NULL) snprintf(label + strlen(label), size - strlen(label), " %s", option->argument);
 }
 
 /* The help for all commands, or for one. */
 static void print_help(FILE *to, const Command *only) {
     unsigned heading = 0;
-    if (only == NULL) fputs("janus " JANUS_VERSION " - Janus-Pro on the CPU: see images, draw images\n\n", to);
+    char words[120];
+    if (only == NULL) fprintf(to, "janus " JANUS_VERSION " - %s\n\n", SUMMARY);
     for (int i = 0; i < COMMAND_COUNT; i++)
         if (only == NULL || only == &COMMANDS[i])
-            fprintf(to, "  janus %-8s %-24s%s\n", COMMANDS[i].name, COMMANDS[i].arguments, COMMANDS[i].does);
+            fprintf(to, "  janus %-10s %-24s%s\n", COMMANDS[i].name, COMMANDS[i].arguments, COMMANDS[i].does);
     if (only != NULL) fputc('\n', to);
     for (int i = 0; i < OPTION_COUNT; i++) {
         const unsigned commands = OPTIONS[i].commands;
         if (commands == 0 || (only != NULL && (commands & only->bit) == 0)) continue;
-        if (only == NULL && commands != heading) print_heading(to, heading = commands);
-        print_option(to, &OPTIONS[i]);
+        list_commands(commands, ", ", words, sizeof words);
+        if (only == NULL && commands != heading) fprintf(to, "\n%s:\n", words);
+        heading = commands;
+        option_label(&OPTIONS[i], words, sizeof words);
+        fprintf(to, "  %-24s %s\n", words, OPTIONS[i].help);
     }
     if (only != NULL) fprintf(to, "\n  Example: janus %s %s\n", only->name, only->example);
-    else
-        fputs("\n$JANUS_MODEL, $JANUS_THREADS and $JANUS_ISA stand for -m, -t and --isa.\n"
-              "Options may stand before or after the text, as --seed 7, --seed=7, -s 7 or -s7.\n"
-              "Words of a chat: /image FILE, /draw PROMPT, /reset, /quit. A - for a text, an\n"
-              "image or a list of ids is stdin.\n"
-              "Exit status: 0 done, 1 failed, 2 used wrongly, 128 + N ended by signal N.\n", to);
+    else fprintf(to, "\n%s", NOTES);
+}
+
+/* Writes the text for man: a - that is no hyphen is \-. */
+static void print_roff(const char *before, const char *text) {
+    fputs(before, stdout);
+    for (; *text != 0; text++)
+        if (*text == '-') fputs("\\-", stdout);
+        else putchar(*text);
+}
+
+static void print_manual(void) {
+    unsigned heading = 0;
+    char words[120];
+    printf(".\\\" SPDX-License-Identifier: MIT\n.TH JANUS 1 \"%s\" \"janus " JANUS_VERSION "\" \"User Commands\"\n",
+           VERSION_DATE);
+    print_roff(".SH NAME\njanus \\- ", SUMMARY);
+    printf("\n.SH SYNOPSIS\n.nh\n.ad l\n");
+    for (int i = 0; i < COMMAND_COUNT; i++) {
+        printf("%s\\fBjanus %s\\fR [\\fIOPTIONS\\fR] ", i > 0 ? ".br\n" : "", COMMANDS[i].name);
+        print_roff("", COMMANDS[i].arguments);
+        putchar('\n');
+    }
+    printf(".ad\n.hy\n.SH DESCRIPTION\nJanus\\-Pro is a model of images and text: it draws a picture from a prompt\n"
+           "and answers questions about pictures.\nThe program runs it on the CPU.\n"
+           "Results go to standard output, all else to standard error.\n"
+           "A picture is written under a temporary name and renamed when it is complete.\n.SH COMMANDS\n");
+    for (int i = 0; i < COMMAND_COUNT; i++) printf(".TP\n.B %s\n%s\n", COMMANDS[i].name, COMMANDS[i].does);
+    printf(".SH OPTIONS\nEach stands under the commands that take it; \\fB\\-\\-\\fR ends them.\n");
+    for (int i = 0; i < OPTION_COUNT; i++) {
+        if (OPTIONS[i].commands == 0) continue;
+        list_commands(OPTIONS[i].commands, ", ", words, sizeof words);
+        if (OPTIONS[i].commands != heading) printf(".SS %s\n", words);
+        heading = OPTIONS[i].commands;
+        option_label(&OPTIONS[i], words, sizeof words);
+        print_roff(".TP\n.B ", words);
+        print_roff("\n", OPTIONS[i].help);
+        putchar('\n');
+    }
+    printf(".SH ENVIRONMENT\n");
+    for (int i = 0; i < ENVIRONMENT_COUNT; i++) {
+        printf(".TP\n.B %s\n", ENVIRONMENT[i].name);
+        print_roff("stands for ", ENVIRONMENT[i].option);
+        putchar('\n');
+    }
+    print_roff(".SH NOTES\n.nf\n", NOTES);
+    printf(".fi\n.SH EXAMPLES\n.nf\n");
+    for (int i = 0; i < COMMAND_COUNT; i++) {
+        printf("janus %s ", COMMANDS[i].name);
+        print_roff("", COMMANDS[i].example);
+        putchar('\n');
+    }
+    printf(".fi\n");
+}
+
+/* The words that a command takes as its text; none where it takes any. */
+static void list_words(const Command *command, char *words, size_t size) {
+    words[0] = 0;
+    if (command->bit == FOR_HELP) list_commands(FOR_ALL, " ", words, size);
+    if (command->bit == FOR_COMPLETION) snprintf(words, size, "bash zsh fish");
+}
+
+/* What zsh offers for an argument: words, or files. */
+static void print_zsh_values(const char *words) {
+    if (words[0] != 0) printf("(%s)'", words);
+    else printf("_files'");
+}
+
+static void complete_bash(void) {
+    char words[200];
+    list_commands(FOR_ALL, "|", words, sizeof words);
+    printf("_janus() {\n    local command= words= i\n    for ((i = 1; i < COMP_CWORD; i++)); do\n"
+           "        case ${COMP_WORDS[i]} in %s) command=${COMP_WORDS[i]}; break ;; esac\n    done\n"
+           "    case ${COMP_WORDS[COMP_CWORD-1]} in\n", words);
+    for (int i = 0; i < OPTION_COUNT; i++) {
+        if (OPTIONS[i].kind == AS_SWITCH || OPTIONS[i].commands == 0) continue;
+        list_values(&OPTIONS[i], " ", words, sizeof words);
+        printf("    ");
+        for (const char *c = OPTIONS[i].names; *c != 0; c++) putchar(*c == ' ' ? '|' : *c);
+        printf(") words=\"%s\" ;;\n", words);
+    }
+    list_commands(FOR_ALL, " ", words, sizeof words);
+    printf("    *)  case $command in\n        '') words=\"%s -h --help --version\" ;;\n", words);
+    for (int k = 0; k < COMMAND_COUNT; k++) {
+        list_words(&COMMANDS[k], words, sizeof words);
+        printf("        %s) words=\"%s", COMMANDS[k].name, words);
+        for (int i = 0; i < OPTION_COUNT; i++)
+            if ((OPTIONS[i].commands & COMMANDS[k].bit) != 0) printf(" %s", OPTIONS[i].names);
+        printf("\" ;;\n");
+    }
+    printf("        esac ;;\n    esac\n    COMPREPLY=($(compgen -W \"$words\" -- \"${COMP_WORDS[COMP_CWORD]}\"))\n}\n"
+           "complete -o default -F _janus janus\n");
+}
+
+static void complete_zsh(void) {
+    char words[200];
+    printf("#compdef janus\n_janus() {\n    local -a commands=(");
+    for (int k = 0; k < COMMAND_COUNT; k++) printf("\n        '%s:%s'", COMMANDS[k].name, COMMANDS[k].does);
+    printf(")\n    _arguments -C '1:command:->command' '*::argument:->argument'\n    case $state in\n"
+           "    command) _describe command commands ;;\n    argument) case $words[1] in\n");
+    for (int k = 0; k < COMMAND_COUNT; k++) {
+        list_words(&COMMANDS[k], words, sizeof words);
+        printf("        %s) _arguments '*:argument:", COMMANDS[k].name);
+        print_zsh_values(words);
+        for (int i = 0; i < OPTION_COUNT; i++) {
+            if ((OPTIONS[i].commands & COMMANDS[k].bit) == 0) continue;
+            list_values(&OPTIONS[i], " ", words, sizeof words);
+            for (const char *name = OPTIONS[i].names, *end; *name != 0; name = end + (*end == ' ')) {
+                end = name + strcspn(name, " ");
+                printf(" \\\n            '*%.*s[%s]", (int)(end - name), name, OPTIONS[i].help);
+                if (OPTIONS[i].kind == AS_SWITCH) putchar('\'');
+                else printf(":%s:", OPTIONS[i].argument), print_zsh_values(words);
+            }
+        }
+        printf(" ;;\n");
+    }
+    printf("        esac ;;\n    esac\n}\n_janus \"$@\"\n");
+}
+
+static void complete_fish(void) {
+    char words[200];
+    for (int k = 0; k < COMMAND_COUNT; k++) {
+        printf("complete -c janus -n __fish_use_subcommand -f -a %s -d '%s'\n", COMMANDS[k].name, COMMANDS[k].does);
+        list_words(&COMMANDS[k], words, sizeof words);
+        if (words[0] != 0)
+            printf("complete -c janus -n '__fish_seen_subcommand_from %s' -f -a '%s'\n", COMMANDS[k].name, words);
+    }
+    for (int i = 0; i < OPTION_COUNT; i++) {
+        if (OPTIONS[i].commands == 0) continue;
+        list_commands(OPTIONS[i].commands, " ", words, sizeof words);
+        printf("complete -c janus -n '__fish_seen_subcommand_from %s'", words);
+        for (const char *name = OPTIONS[i].names, *end; *name != 0; name = end + (*end == ' ')) {
+            end = name + strcspn(name, " ");
+            const int dashes = name[1] == '-' ? 2 : 1;
+            printf(" -%c %.*s", dashes == 2 ? 'l' : 's', (int)(end - name) - dashes, name + dashes);
+        }
+        list_values(&OPTIONS[i], " ", words, sizeof words);
+        if (words[0] != 0) printf(" -x -a '%s'", words);
+        else if (OPTIONS[i].kind != AS_SWITCH) printf(" -r");
+        printf(" -d '%s'\n", OPTIONS[i].help);
+    }
+}
+
+static int command_completion(Program *program) {
+    static void (*const WRITERS[])(void) = {complete_bash, complete_zsh, complete_fish};
+    const int shell = word_index("bash|zsh|fish", '|', program->line.text, false);
+    if (shell < 0) complain("completion takes bash, zsh or fish, not \"%.60s\"", program->line.text);
+    else WRITERS[shell]();
+    return shell < 0 ? EXIT_USAGE : EXIT_DONE;
 }
 
 static int command_help(Program *program) {
     const Command *about = program->line.text != NULL ? find_command(program->line.text) : NULL;
     if (program->line.text != NULL && about == NULL) return EXIT_USAGE;
-    print_help(stdout, about);
+    if (program->line.manual) print_manual();
+    else print_help(stdout, about);
     return EXIT_DONE;
 }
 
@@ -10488,7 +11016,7 @@ static bool take_text(Program *program, const Command *command) {
     CommandLine *line = &program->line;
     if (command->text != PLAIN_TEXT && command->text != PROMPT) return true;
     if (line->prompt != NULL) line->text = line->prompt;
-    if (line->file == NULL && strcmp(line->text, "-") != 0) return true;
+    if (line->file == NULL && (line->text == NULL || strcmp(line->text, "-") != 0)) return true;
     if (!read_input(line->file != NULL ? line->file : "-", TEXT_FILE_LIMIT, true, text)) return false;
     for (uint8_t *end = text->bytes + text->size; command->text == PROMPT && text->size > 0; text->size--)
         if (*--end == '\n' || *end == '\r') *end = 0;
@@ -10503,8 +11031,10 @@ static int run_program(Program *program, const Command *command, const char *pro
     if (program->line.dump != NULL && !make_dump_folder(program->line.dump)) return EXIT_FAILED;
     program->screen.line = &program->line;
     program->screen.shows_progress = !program->line.quiet && terminal(stderr);
+    if (program->line.like != NULL && !take_like(program)) return EXIT_FAILED;
     if (command->bit == FOR_INFO && program->line.text != NULL) program->line.model = program->line.text;
-    if ((command->bit & FOR_MODEL) != 0 && open_model(program, command->bit, program_path) != JANUS_OK)
+    const bool of_picture = command->bit == FOR_INFO && program->line.text != NULL && is_image_file(program->line.text);
+    if ((command->bit & FOR_MODEL) != 0 && !of_picture && open_model(program, command->bit, program_path) != JANUS_OK)
         return program_failed(program);
     int result = command->run(program);
     if (program->screen.dump_error[0] != 0) {
@@ -10544,6 +11074,7 @@ static int janus_main(int argc, char **argv) {
     janus_session_free(program->session);
     janus_free(program->model);
     file_image_free(&program->text);
+    free(program->drawn_from);
     free(program);
     return result;
 }

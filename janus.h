@@ -73,6 +73,16 @@ JanusStatus janus_image_load_memory_stored(const void *bytes, size_t length, Jan
    Errors: JANUS_BAD_ARGUMENT (another ending, an empty image), JANUS_IO_ERROR, JANUS_NO_MEMORY. */
 JanusStatus janus_image_save(const char *path, const JanusImage *image, JanusError *error);
 
+/* The same with a text, in UTF-8, that the file carries along: a PNG as its text "parameters", a JPEG as comments.
+   NULL: none. Equal pixels and texts give equal files.
+   Errors: those of janus_image_save, JANUS_BAD_ARGUMENT (text that is not UTF-8). */
+JanusStatus janus_image_save_with_text(const char *path, const JanusImage *image, const char *text, JanusError *error);
+
+/* The text that an image file carries so, whoever wrote it: any characters may be in it. `*text` is owned by the
+   caller: free(). NULL: it has none. Pixels are not looked at.
+   Errors: JANUS_IO_ERROR, JANUS_BAD_IMAGE (also: a packed text), JANUS_NO_MEMORY. */
+JanusStatus janus_image_text(const char *path, char **text, JanusError *error);
+
 /* Releases the pixels and zeroes the struct. NULL and zeroed images are allowed. */
 void janus_image_free(JanusImage *image);
 

@@ -313,3 +313,62 @@ def test_200_random_jobs_give_what_they_give_alone(tmp_path: Path) -> None:
         else:
             assert result["answer"] == answered_alone(library, session, job, tmp_path), job
     library.c.janus_session_free(session)
+
+
+# ---- A run that ends too early goes on ----
+
+def kill_amid(command: list[object], folder: Path, done: int) -> list[bytes]:
+    """Starts the command and kills it once `done` pictures are there; the complete lines that it printed until then."""
+    with open(folder / "killed.jsonl", "wb") as out:
+        process = subprocess.Popen([str(word) for word in command], stdout=out, cwd=folder)
+        while len(list(folder.glob("*.png"))) < done and process.poll() is None:
+            time.sleep(0.005)
+        process.kill()
+        process.wait(60)
+    return [line for line in (folder / "killed.jsonl").read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+
+
+@posix
+@pytest.mark.parametrize("count", [int(os.environ.get("JANUS_JOBS", 300))])
+def test_killed_and_resumed(tmp_path: Path, count: int) -> None:
+    """kill -9 amid the jobs, twice; --resume then does what is missing: nothing is lost, and nothing drawn twice."""
+    jobs = [{"id": i, "prompt": f"a {i}", "n": 1 + i % 2, "output": f"{i}.png"} | ({"seed": i} if i % 3 else {}) for i in range(count)]
+    pictures = [f"{i}{part}.png" for i in range(count) for part in (["-1", "-2"] if i % 2 else [""])]
+    (tmp_path / "jobs.jsonl").write_text("".join(json.dumps(job) + "\n" for job in jobs))
+    command = [JANUS, "batch", "-m", SMALL, "--resume", "--unordered", "jobs.jsonl"]
+    drawn: dict[int, int] = {}
+    for part in (1, 2):
+        for line in kill_amid(command, tmp_path, part * len(pictures) // 4):
+            result = json.loads(line)
+            drawn[result["id"]] = drawn.get(result["id"], 0) + ("resumed" not in result)
+    written = {path.name: path.read_bytes() for path in tmp_path.glob("*.png")}
+    assert len(pictures) // 2 <= len(written) < len(pictures)
+    results = run((tmp_path / "jobs.jsonl").read_bytes(), "--resume", "--unordered", cwd=tmp_path)
+    assert sorted(result["id"] for result in results) == list(range(count))
+    for result in results:
+        names = result["output"]
+        assert ("resumed" in result) == all(name in written for name in names), result
+        drawn[result["id"]] = drawn.get(result["id"], 0) + ("resumed" not in result)
+    assert max(drawn.values()) == 1 and all(drawn[result["id"]] == 1 for result in results if "resumed" not in result)
+    assert {path.name for path in tmp_path.glob("*.png")} == set(pictures)
+    assert all((tmp_path / name).read_bytes() == data for name, data in written.items())
+    again = run((tmp_path / "jobs.jsonl").read_bytes(), "--resume", cwd=tmp_path)
+    assert all(result["resumed"] for result in again) and [result["id"] for result in again] == list(range(count))
+
+
+def test_resume_looks_at_what_is_there(tmp_path: Path) -> None:
+    """Another prompt or seed, a damaged picture, one of a pair that is missing: drawn again, and only these."""
+    jobs = [{"prompt": "a fox", "seed": i, "output": f"{i}.png", "n": 2 if i == 3 else 1} for i in range(7)] + [{"prompt": "a", "output": "7.jpg"}]
+    first = run(jobs, cwd=tmp_path)
+    expected = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    (tmp_path / "0.png").write_bytes(expected["0.png"][:-30])
+    (tmp_path / "1.png").write_bytes(expected["2.png"])
+    (tmp_path / "3-2.png").unlink()
+    Image.new("RGB", (4, 4)).save(tmp_path / "4.png")
+    results = run(jobs, "--resume", cwd=tmp_path)
+    assert [result.get("resumed") for result in results] == [None, None, True, None, None, True, True, True]
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == expected and results[7]["seed"] == first[7]["seed"]
+    for changed in ({"seed": 99}, {"prompt": "a dog"}, {"cfg": 4}, {"temperature": 0.5}):
+        assert "resumed" not in run([jobs[5] | changed], "--resume", cwd=tmp_path)[0]
+        run([jobs[5]], "--resume", cwd=tmp_path)
+    assert run([jobs[5]], "--resume", cwd=tmp_path)[0]["resumed"] and "resumed" not in run([jobs[5]], "--resume", "--kv", "f16", cwd=tmp_path)[0]

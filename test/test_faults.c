@@ -385,6 +385,28 @@ static JanusStatus write_picture(World *world, const char *name, uint64_t *hash)
 static JanusStatus do_write_png(World *world, uint64_t *hash) { return write_picture(world, "out.png", hash); }
 static JanusStatus do_write_jpeg(World *world, uint64_t *hash) { return write_picture(world, "out.jpg", hash); }
 
+static JanusStatus write_with_text(World *world, const char *name, uint64_t *hash) {
+    const JanusStatus status =
+        janus_image_save_with_text(in_folder(name), &world->photo, "na\xc3\xafve \xf0\x9f\xa6\x8a", &world->error);
+    if (status == JANUS_OK) *hash = hash_file(in_folder(name));
+    return status;
+}
+
+static JanusStatus do_write_png_text(World *world, uint64_t *hash) { return write_with_text(world, "out.png", hash); }
+static JanusStatus do_write_jpeg_text(World *world, uint64_t *hash) { return write_with_text(world, "out.jpg", hash); }
+
+static JanusStatus read_text(World *world, const char *name, uint64_t *hash) {
+    char *text = NULL;
+    const JanusStatus status = janus_image_text(in_folder(name), &text, &world->error);
+    if (status == JANUS_OK && text != NULL) *hash = hash_bytes(1, text, strlen(text));
+    if (status != JANUS_OK && text != NULL) *hash = 0;
+    free(text);
+    return status;
+}
+
+static JanusStatus do_read_png_text(World *world, uint64_t *hash) { return read_text(world, "in.png", hash); }
+static JanusStatus do_read_jpeg_text(World *world, uint64_t *hash) { return read_text(world, "in.jpg", hash); }
+
 static JanusStatus do_quantize(World *world, uint64_t *hash) {
     const JanusStatus status = janus_quantize(model_path, in_folder("out.gguf"), "q4_0", &world->error);
     if (status == JANUS_OK) *hash = hash_file(in_folder("out.gguf"));
@@ -412,6 +434,10 @@ static const Operation LOAD = {"load", do_load, ALONE, NULL, false},
                        READ_BMP = {"read a BMP", do_read_bmp, ALONE, NULL, false},
                        WRITE_PNG = {"write a PNG", do_write_png, ALONE, "out.png", false},
                        WRITE_JPEG = {"write a JPEG", do_write_jpeg, ALONE, "out.jpg", false},
+                       WRITE_PNG_TEXT = {"write a PNG with a text", do_write_png_text, ALONE, "out.png", false},
+                       WRITE_JPEG_TEXT = {"write a JPEG with a text", do_write_jpeg_text, ALONE, "out.jpg", false},
+                       READ_PNG_TEXT = {"read a PNG's text", do_read_png_text, ALONE, NULL, false},
+                       READ_JPEG_TEXT = {"read a JPEG's text", do_read_jpeg_text, ALONE, NULL, false},
                        QUANTIZE = {"quantize", do_quantize, ALONE, "out.gguf", false};
 
 static void ignore_tap(void *user, const char *name, JanusElement type, const void *data, const int64_t *shape,
@@ -545,8 +571,8 @@ static void open_world(World *world) {
     if (!report(janus_load(model_path, &world->model, &world->error) == JANUS_OK, "load %s %s", model_path,
                 world->error.message))
         exit(1);
-    janus_image_save(in_folder("in.png"), &world->photo, NULL);
-    janus_image_save(in_folder("in.jpg"), &world->photo, NULL);
+    janus_image_save_with_text(in_folder("in.png"), &world->photo, "na\xc3\xafve", NULL);
+    janus_image_save_with_text(in_folder("in.jpg"), &world->photo, "na\xc3\xafve", NULL);
     uint8_t bitmap[54 + 4 * 4 * 3] = "BM";
     bitmap[10] = 54, bitmap[14] = 40, bitmap[18] = 4, bitmap[22] = 4, bitmap[26] = 1, bitmap[28] = 24;
     for (int i = 54; i < 54 + 48; i++) bitmap[i] = (uint8_t)(5 * i);
@@ -569,6 +595,7 @@ static void test_memory(void) {
                                            &TAPS,     &ENCODE,    &DECODE,   &TEXTS,       &PREPROCESS,
                                            &READ_PNG, &READ_JPEG, &READ_BMP, &READ_TURNED, &READ_CMYK,
                                            &READ_GIF, &READ_PPM,  &READ_TGA, &WRITE_PNG,   &QUANTIZE,
+                                           &WRITE_PNG_TEXT, &WRITE_JPEG_TEXT, &READ_PNG_TEXT, &READ_JPEG_TEXT,
                                            &QUEUE};
     World world;
     open_world(&world);
@@ -586,6 +613,8 @@ static void test_memory(void) {
 /* The model and the images read in every awkward way. */
 static void test_reading(World *world) {
     static const Operation *const READERS[] = {&LOAD, &READ_PNG, &READ_JPEG, &READ_BMP};
+    fail_each(world, &READ_PNG_TEXT, OPENING, EACCES, JANUS_IO_ERROR, false);
+    fail_each(world, &READ_JPEG_TEXT, READING, EIO, JANUS_IO_ERROR, false);
     for (int i = 0; i < 4; i++) {
         fault.no_mapping = true;
         fail_each(world, READERS[i], OPENING, EACCES, JANUS_IO_ERROR, false);
@@ -613,8 +642,8 @@ static void test_reading(World *world) {
 }
 
 static void test_writing(World *world) {
-    static const Operation *const WRITERS[] = {&WRITE_PNG, &WRITE_JPEG, &QUANTIZE};
-    for (int i = 0; i < 3; i++) {
+    static const Operation *const WRITERS[] = {&WRITE_PNG, &WRITE_JPEG, &WRITE_PNG_TEXT, &WRITE_JPEG_TEXT, &QUANTIZE};
+    for (int i = 0; i < 5; i++) {
         const int skip = WRITERS[i] == &QUANTIZE; /* it opens its input first */
         fail_each(world, WRITERS[i], OPENING, EACCES, JANUS_IO_ERROR, false);
         fail_each(world, WRITERS[i], CLOSING, ENOSPC, JANUS_IO_ERROR, false);
@@ -1259,7 +1288,7 @@ static void test_program(void) {
         snprintf(command, sizeof command, LINES[i].command, model, i == 3 ? in : out);
         fail_command(command, LINES[i].input, MEMORY, ENOMEM, LINES[i].talks_on);
     }
-    snprintf(command, sizeof command, "ask -m %s --threads 1 --max-tokens 2 -i %s --dump %s x", model, in, dump);
+    snprintf(command, sizeof command, "ask -m %s --threads 1 --max-tokens 2 -i %s --dump %s -p x", model, in, dump);
     static const Kind KINDS_OF_DUMP[] = {MEMORY, OPENING, WRITING, CLOSING};
     for (int i = 0; i < 4; i++) fail_command(command, "", KINDS_OF_DUMP[i], i == 0 ? ENOMEM : ENOSPC, false);
     snprintf(command, sizeof command, "decode -m %s --threads 1", model); /* under a name that is free */
@@ -1267,6 +1296,14 @@ static void test_program(void) {
     snprintf(command, sizeof command, "encode -m %s --threads 1 -i -", model);
     fail_command(command, "<in.jpg", MEMORY, ENOMEM, false);
     fail_command(command, "<in.jpg", READING, EIO, false);
+    snprintf(command, sizeof command, "info %s", in); /* its text */
+    fail_command(command, "", MEMORY, ENOMEM, false);
+    snprintf(command, sizeof command, "generate -m %s --threads 1 -o %s x", model, in_folder("like.png"));
+    run_command(command, "", MEMORY, 0, ENOMEM); /* none fails */
+    snprintf(command, sizeof command, "generate -m %s --threads 1 --like %s -o %s", model, in_folder("like.png"), out);
+    fail_command(command, "", MEMORY, ENOMEM, false);
+    fail_command(command, "", OPENING, EACCES, false);
+    remove(in_folder("like.png"));
     snprintf(command, sizeof command, "generate -m %s --threads 1 -o %s -", model, out);
     fail_command(command, "a cat\n", READING, EIO, false);
     fail_batch(model, MEMORY, ENOMEM);
@@ -1450,7 +1487,9 @@ static void test_small(void) {
     static const Operation *const ALL[] = {&LOAD,      &SESSION,     &ASK,       &TURN,       &GENERATE, &TAPS,
                                            &ENCODE,    &DECODE,      &TEXTS,     &PREPROCESS, &READ_PNG, &READ_JPEG,
                                            &READ_BMP,  &READ_TURNED, &READ_CMYK, &READ_GIF,   &READ_PPM, &READ_TGA,
-                                           &WRITE_PNG, &WRITE_JPEG,  &QUANTIZE,  &QUEUE};
+                                           &WRITE_PNG, &WRITE_JPEG,  &QUANTIZE,
+                                           &WRITE_PNG_TEXT, &WRITE_JPEG_TEXT, &READ_PNG_TEXT, &READ_JPEG_TEXT,
+                                           &QUEUE};
     World world;
     open_world(&world);
     for (size_t i = 0; i < sizeof ALL / sizeof *ALL; i++) {

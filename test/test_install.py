@@ -93,18 +93,13 @@ def test_the_prefix_of_the_pkg_config_file(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not shutil.which("mandoc"), reason="needs mandoc")
 def test_the_manual_page(stage: Path) -> None:
-    """The page has no error of form, and every command and option of the help."""
+    """The page is the program's and has no error of form."""
     page = stage / "opt/janus/share/man/man1/janus.1"
+    assert page.read_text() == run(ROOT / "janus", "help", "--man")
     assert run("mandoc", "-T", "lint", "-W", "warning", page) == ""
     shown = " ".join(re.sub(".\b", "", run("mandoc", "-T", "utf8", "-O", "width=150", page)).replace("‐", "-").split())
-    helped = run(ROOT / "janus", "--help")
-    for command in set(re.findall(r"^  (janus [a-z]+)", helped, re.MULTILINE)):
-        assert f"{command} " in shown, command
-    for names, told in re.findall(r"^  (-\S+(?: \S+)?) +(.+)$", helped, re.MULTILINE):
-        assert f" {names} {' '.join(told.split())} " in shown, names
-    for heading in re.findall(r"^([a-z][a-z, ]*):$", helped, re.MULTILINE):
-        assert f" {heading} -" in shown, heading
-    assert "EXIT STATUS 0 done" in shown and helped.count("\n  -") >= 20
+    assert "Exit status: 0 done" in shown and "JANUS_THREADS stands for --threads" in shown
+    assert "-s, --seed S same seed, same result; -1: a random one, printed" in shown
 
 
 def test_nothing_is_left(stage: Path) -> None:

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 JANUS = Path(os.environ.get("JANUS_PROGRAM", ROOT / "janus"))
 BEGIN, END = "| section | what it holds |\n|---|---|\n", "\n\nThe kernels of section 13"
 
-HELP_BEGIN, HELP_END = "the manual page is made of the same text:\n\n", "\n\nAn option that a command"
+HELP_BEGIN, HELP_END = "the manual page and the completions are made of the same table:\n\n", "\n\nAn option that a command"
 
 
 def program_help() -> str:

@@ -288,11 +288,23 @@ static void check_stored(const uint8_t *data, size_t size, const JanusImage *ima
     janus_image_free(&stored);
 }
 
+/* A file carries a text in UTF-8, none, or there is an error. */
+static void check_carried_text(const uint8_t *data, size_t size) {
+    JanusError error;
+    char *text = NULL;
+    if (!went_well(text_from_bytes(data, size, "image.png", &text, &error), &error))
+        promise(text == NULL, "no text after an error");
+    if (text != NULL) promise(utf8_valid(text, strlen(text)) && strlen(text) <= 2 * size, "a text in UTF-8");
+    if (text != NULL) promise(utf8_valid(clean_controls(text), strlen(text)), "and without control characters");
+    free(text);
+}
+
 static void fuzz_image(const uint8_t *data, size_t size) {
     const Config *c = &seed_model->config;
     const int64_t see = 3 * (int64_t)c->image_side * c->image_side, drawn = 3 * (int64_t)drawn_side(c) * drawn_side(c);
     JanusImage image;
     JanusError error;
+    check_carried_text(data, size);
     if (!went_well(janus_image_load_memory(data, size, &image, &error), &error)) {
         promise(image.rgb == NULL, "no pixels after an error");
         return;
@@ -345,6 +357,24 @@ static void check_ids(const uint8_t *data, size_t size, JanusError *error) {
     free(ids);
 }
 
+/* A text in UTF-8 comes back from a PNG and from a JPEG that carry it. */
+static void check_carrying(const char *text) {
+    for (int jpeg = 0; jpeg < 2; jpeg++) {
+        const char *begin = jpeg ? "\xFF\xD8" : "\x89PNG\r\n\x1A\n";
+        const size_t head = strlen(begin);
+        size_t length = 0;
+        char *back = NULL;
+        uint8_t *chunk = need(text_chunk(text, jpeg != 0, &length)), *file = need(malloc(head + length));
+        memcpy(file, begin, head);
+        memcpy(file + head, chunk, length);
+        promise(text_from_bytes(file, head + length, "x", &back, NULL) == JANUS_OK, "what was written is read");
+        promise(strcmp(back != NULL ? back : "", text) == 0, "the text comes back from a picture");
+        free(back);
+        free(file);
+        free(chunk);
+    }
+}
+
 static void fuzz_text(const uint8_t *data, size_t size) {
     JanusError error;
     JanusAskOptions ask = janus_ask_defaults();
@@ -360,6 +390,7 @@ static void fuzz_text(const uint8_t *data, size_t size) {
     if (valid) {
         promise(went_well(janus_detokenize(seed_model, ids, count, &back, &length, &error), &error), "ids have a text");
         promise(count <= size && length == size && memcmp(back, text, size) == 0, "the text comes back");
+        check_carrying(text);
     }
     free(ids);
     free(back);

@@ -223,6 +223,14 @@ def write(folder: Path) -> None:
         "other": '[null, true, false, -0.5e+3, [{"": {}}, "\\"\\\\\\/\\b\\f\\r\\t\\u0000"]]'}
     seeds |= {f"json/{name}": line.encode() for name, line in jobs.items()}
     seeds["options/batch"] = b"batch\n--unordered\n-\n\n" + "\n".join(jobs.values()).encode()
+    key, settings = b"parameters\0", b"a fox\nSteps: 4, CFG scale: 5, Seed: 7, Temperature: 1, RNG: torch, Picture: 1 of 2, Version: janus 1"
+    for name, kind, data in (("latin1", b"tEXt", key + b"caf\xe9 " + settings), ("utf8", b"iTXt", key + b"\0\0en\0Worte\0caf\xc3\xa9 " + settings),
+                             ("packed", b"zTXt", key + b"\0x\x9c")):
+        chunk = struct.pack(">I", len(data)) + kind + data + bytes(4)
+        seeds[f"image/{name}.png"] = seeds["image/rgb.png"][:33] + chunk + seeds["image/rgb.png"][33:]
+    seeds["image/comment.jpg"] = seeds["image/base.jpg"][:20] + struct.pack(">HH", 0xFFFE, len(settings) + 2) + settings + seeds["image/base.jpg"][20:]
+    for name, line in (("like", "generate --like x.png -o y.png"), ("origin", "info x.png")):
+        seeds[f"options/{name}"] = "\n".join(line.split()).encode() + b"\n\n" + seeds["image/latin1.png"]
     seeds["options/decode"] = b"decode\n-o\n-\nids.txt\n\n0 5, 7\t15"
     seeds["options/chat"] = b"chat\n-i\na.bmp\n\nhello\n/image b.bmp\n/draw a fox\n/reset\n/nothing\n\nhow many?\n/quit\n"
     for name, data in seeds.items():

@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: MIT
+"""What a picture says of how it was drawn: written, read by others and by us, and drawn again from it."""
+
+from __future__ import annotations
+
+import re
+import struct
+import zlib
+from pathlib import Path
+
+import pytest
+from PIL import Image, PngImagePlugin
+
+from janus_library import Library, Refused, ffi
+from test_cli import GOLDEN, MODEL, ROOT, fails, picture, succeeds
+
+VERSION = re.search(r'#define JANUS_VERSION "(.*)"', (ROOT / "janus.h").read_text())[1]
+
+
+def text_of(path: Path) -> str | None:
+    """What Pillow finds as the text of a picture."""
+    with Image.open(path) as image:
+        image.load()
+        comment = image.info.get("comment")
+        return image.info.get("parameters") if comment is None else comment.decode("utf-8")
+
+
+def chunks(data: bytes) -> list[tuple[str, bytes]]:
+    """Names and data of a PNG's chunks; checks their checksums."""
+    found, at = [], 8
+    while at < len(data):
+        size, = struct.unpack(">I", data[at:at + 4])
+        name, body = data[at + 4:at + 8], data[at + 8:at + 8 + size]
+        assert struct.unpack(">I", data[at + 8 + size:at + 12 + size])[0] == zlib.crc32(name + body), name
+        found.append((name.decode(), body))
+        at += 12 + size
+    return found
+
+
+def draw(path: Path, *arguments: object, prompt: str = "a red fox", **options: object) -> bytes:
+    """Draws into `path`; returns its bytes, none where the pictures are numbered."""
+    succeeds("generate", "-o", path, *arguments, prompt, **options)
+    return path.read_bytes() if path.exists() else b""
+
+
+def text_chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+# ---- Written ----
+
+def settings(**changed: str) -> str:
+    """The line of settings of a picture of MODEL's, drawn with --seed 3."""
+    values = {"Steps": "4", "Sampler": "autoregressive", "CFG scale": "5", "Seed": "3", "Size": "4x4", "Model": "grouped-query (f16)",
+              "Temperature": "1", "RNG": "torch", "Picture": "1 of 1", "Version": f"janus {VERSION}"}
+    return ", ".join(f"{key}: {value}" for key, value in (values | {key.replace("_", " "): value for key, value in changed.items()}).items())
+
+
+def test_what_stands_in_a_picture(tmp_path: Path) -> None:
+    """The prompt, then the settings, in the form of other programs; equal runs give equal files."""
+    model = re.search(r"^name +(.*)\nparameters .*?, (.*?),", succeeds("info").stdout.decode(), re.MULTILINE)
+    model = f"{model[1]} ({model[2]})"
+    first = draw(tmp_path / "a.png", "--seed", 3)
+    assert text_of(tmp_path / "a.png") == "a red fox\n" + settings(Model=model)
+    assert draw(tmp_path / "b.png", "--seed", 3, "--threads", 1) == first
+    assert succeeds("generate", "--seed", 3, "-o", "-", "a red fox").stdout == first
+    assert succeeds("info", tmp_path / "a.png", model=None).stdout.decode() == "a red fox\n" + settings(Model=model) + "\n"
+    draw(tmp_path / "c.jpg", "--seed", 3, "--cfg", 1.1, "--temp", 0.7, "--rng", "torch-mkl", "-n", 2)
+    for place in (1, 2):
+        assert text_of(tmp_path / f"c-{place}.jpg") == "a red fox\n" + settings(
+            Model=model, CFG_scale="1.1", Temperature="0.7", RNG="torch-mkl", Picture=f"{place} of 2")
+    draw(tmp_path / "d.png", "--kv", "f16", "--fast")
+    assert "RNG: torch, KV: f16, Fast: on, Picture" in text_of(tmp_path / "d.png")
+
+
+@pytest.mark.parametrize("prompt, kind", [("a red fox", "tEXt"), ("caf\u00e9 \u00df\u00ff", "tEXt"), ("\u65e5\u672c \U0001f98a", "iTXt"), ("\u0100", "iTXt")])
+def test_chunks(tmp_path: Path, prompt: str, kind: str) -> None:
+    """tEXt after the header where the prompt is Latin-1, else iTXt; all else is as without it."""
+    data = draw(tmp_path / "a.png", "--seed", 3, prompt=prompt)
+    plain = draw(tmp_path / "b.png", "--seed", 3, "--no-metadata", prompt=prompt)
+    found = chunks(data)
+    assert [name for name, _ in found[:2]] == ["IHDR", kind] and found[:1] + found[2:] == chunks(plain)
+    assert text_of(tmp_path / "a.png").startswith(prompt + "\nSteps: 4, ") and text_of(tmp_path / "b.png") is None
+    data, plain = draw(tmp_path / "a.jpg", "--seed", 3, prompt=prompt), draw(tmp_path / "b.jpg", "--seed", 3, "--no-metadata", prompt=prompt)
+    size, = struct.unpack(">H", data[22:24])
+    assert data[20:22] == b"\xff\xfe" and data[:20] + data[22 + size:] == plain
+    assert text_of(tmp_path / "a.jpg").startswith(prompt + "\nSteps: 4, ") and text_of(tmp_path / "b.jpg") is None
+
+
+def test_which_pictures(tmp_path: Path) -> None:
+    """What chat draws says so too, what was decoded does not."""
+    succeeds("chat", "--seed", 3, "-q", stdin=b"/draw a red fox\n", cwd=tmp_path)
+    assert text_of(tmp_path / "janus-1.png").startswith("a red fox\nSteps: 4, ")
+    succeeds("chat", "--seed", 3, "-q", "--no-metadata", stdin=b"/draw a red fox\n", cwd=tmp_path)
+    succeeds("decode", stdin=b"1 2 3 4", cwd=tmp_path)
+    assert text_of(tmp_path / "janus-2.png") is text_of(tmp_path / "janus-3.png") is None
+
+
+# ---- Drawn again ----
+
+@pytest.mark.parametrize("options", [[], ["--cfg", 1.1, "--temperature", 7], ["--rng", "torch-mkl", "--temperature", 100], ["--kv", "f16"], ["--fast"]])
+@pytest.mark.parametrize("ending", ["png", "jpg"])
+def test_like(tmp_path: Path, options: list, ending: str) -> None:
+    """Every picture of a batch, bit for bit, in one file under the name that is given."""
+    for prompt in ("a red fox", "caf\u00e9", "\u65e5\u672c\nSteps: 1, Seed: 9, Version: janus 9"):
+        draw(tmp_path / f"a.{ending}", "-n", 3, *options, prompt=prompt)
+        for place in (1, 2, 3):
+            drawn = tmp_path / f"a-{place}.{ending}"
+            done = succeeds("generate", "--like", drawn, "-o", f"b.{ending}", cwd=tmp_path)
+            assert done.stdout.decode() == f"b.{ending}\n" and done.stderr.count(b"\n") == 1
+            assert (tmp_path / f"b.{ending}").read_bytes() == drawn.read_bytes()
+        assert succeeds("generate", "--like", drawn, "-o", "-").stdout[:4] == b"\x89PNG"
+
+
+def test_like_with_options(tmp_path: Path) -> None:
+    """What is given goes before what the picture says."""
+    draw(tmp_path / "a.png", "--seed", 3, "--cfg", 2, "-n", 2)
+    like = ("generate", "--like", tmp_path / "a-2.png", "-o", tmp_path / "b.png")
+    before = text_of(tmp_path / "a-2.png")
+    for options, was, now in ((["--seed", 4], "Seed: 3,", "Seed: 4,"), (["--cfg", 5], "CFG scale: 2,", "CFG scale: 5,"), (["-p", "a dog"], "a red fox", "a dog"),
+                              (["a dog"], "a red fox", "a dog"), (["--temp", 0], "Temperature: 1,", "Temperature: 0,"),
+                              (["--rng", "torch-mkl"], "RNG: torch,", "RNG: torch-mkl,"), (["--kv", "f16"], "RNG: torch,", "RNG: torch, KV: f16,")):
+        succeeds(*like, *options)
+        assert text_of(tmp_path / "b.png") == before.replace(was, now) != before
+    succeeds(*like, "-n", 1)
+    assert "Picture: 1 of 1" in text_of(tmp_path / "b.png")
+    assert succeeds(*like, "-n", 3).stdout.decode().split() == [str(tmp_path / f"b-{i}.png") for i in (1, 2, 3)]
+    fails("chat", "--like", tmp_path / "a-2.png", code=2)
+
+
+def test_like_of_another_model(tmp_path: Path) -> None:
+    """Drawn with a remark, without one when it shall be quiet."""
+    draw(tmp_path / "a.png", model=GOLDEN / "plain.gguf")
+    like = ("generate", "--like", tmp_path / "a.png", "-o", tmp_path / "b.png")
+    said = succeeds(*like).stderr.decode().splitlines()
+    assert len(said) == 2 and re.match(r"janus: remark: \S*a.png was drawn by the model .* \(f32\), this is .* \(.*\): the picture will be", said[0])
+    assert len(succeeds(*like, "-q").stderr.splitlines()) == 1
+    assert len(succeeds(*like, model=GOLDEN / "plain.gguf").stderr.splitlines()) == 1
+
+
+# ---- Of strangers ----
+
+def with_text(path: Path, text: str, **options: object) -> Path:
+    """A picture that carries a text, written by Pillow."""
+    info = PngImagePlugin.PngInfo()
+    info.add_text("Software", "x")
+    info.add_itxt("parameters", text, **options) if options else info.add_text("parameters", text)
+    with Image.open(picture(path)) as image:
+        image.save(path, pnginfo=info)
+    return path
+
+
+OTHERS = "a cat\nNegative prompt: dogs\nSteps: 20, Sampler: Euler a, CFG scale: 7, Seed: 1, Size: 512x512, Model hash: abc, Version: v1.10.1"
+
+
+def test_pictures_of_others(tmp_path: Path) -> None:
+    """info prints what they say; --like and pictures that say nothing are one line and exit 1."""
+    other = with_text(tmp_path / "a.png", OTHERS)
+    assert succeeds("info", other, model=None).stdout.decode() == OTHERS + "\n"
+    assert "does not say that janus drew it" in fails("generate", "--like", other, "-o", tmp_path / "x.png")
+    for silent in (picture(tmp_path / "b.png"), picture(tmp_path / "c.jpg"), picture(tmp_path / "d.gif"), picture(tmp_path / "e.bmp")):
+        assert "does not say what it was drawn from" in fails("info", silent, model=None)
+        assert "does not say that janus drew it" in fails("generate", "--like", silent, "-o", tmp_path / "x.png")
+    for packed in (with_text(tmp_path / "f.png", OTHERS, lang="", tkey="", zip=True), with_text(tmp_path / "g.png", OTHERS)):
+        if packed.name == "g.png":
+            head = packed.read_bytes()
+            packed.write_bytes(head[:33] + text_chunk(b"zTXt", b"parameters\0\0" + zlib.compress(b"a cat")) + head[33:])
+        assert "has a packed text" in fails("info", packed, model=None) and "has a packed text" in fails("generate", "--like", packed)
+    (tmp_path / "text").write_text("no picture")
+    for missing in (tmp_path / "none.png", tmp_path / "text", tmp_path):
+        fails("generate", "--like", missing)
+    assert not (tmp_path / "x.png").exists()
+
+
+@pytest.mark.parametrize("changed", ["Seed: x", "Seed: -3", "CFG scale: 101", "Temperature: nan", "RNG: numpy", "Picture: 3 of 2", "Picture: 1 of 65",
+                                     "Picture: 0 of 2", "Picture: 2", "Seed: \x1b[31m", "Seed: ", "KV: f64"])
+def test_settings_that_are_none(tmp_path: Path, changed: str) -> None:
+    """Refused by name, with nothing drawn."""
+    key, value = changed.split(": ")
+    line = settings(**{key.replace(" ", "_"): value})
+    said = fails("generate", "--like", with_text(tmp_path / "a.png", "a fox\n" + line), cwd=tmp_path)
+    assert "a.png" in said and "\x1b" not in said and (key in said or "which picture" in said)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_texts_that_would_steer_a_terminal(tmp_path: Path) -> None:
+    """info prints them without control characters; a text that is cut off, or not UTF-8, is an error or none."""
+    path = with_text(tmp_path / "a.png", "a\x1b[31m cat\r\x07\x7f \u009b2J\nSteps: 1\t", lang="", tkey="")
+    assert succeeds("info", path, model=None).stdout.decode() == "a [31m cat      2J\nSteps: 1 \n"
+    data = picture(tmp_path / "b.png").read_bytes()
+    for body in (b"parameters\0\0\0\0\0\xff", b"parameters\0\0\0en", b"parameters\0\0", b"parameters\0", b"parameters"):
+        (tmp_path / "b.png").write_bytes(data[:33] + text_chunk(b"iTXt", body) + data[33:])
+        fails("info", tmp_path / "b.png", model=None)
+    (tmp_path / "b.png").write_bytes(data[:33] + b"\xff\xff\xff\xfftEXtparameters\0a cat")
+    succeeds("info", tmp_path / "b.png", model=None)
+    with Image.open(picture(tmp_path / "c.jpg")) as image:
+        image.save(tmp_path / "c.jpg", comment=b"caf\xe9")
+    assert succeeds("info", tmp_path / "c.jpg", model=None).stdout.decode() == "caf\u00e9\n"
+
+
+# ---- The library ----
+
+def test_library(tmp_path: Path) -> None:
+    """A text goes into a file and comes back, also where a JPEG needs several comments; NULL is none; bad ones are refused."""
+    library = Library()
+    image, found = ffi.new("JanusImage *"), ffi.new("char **")
+    library.call("janus_image_load", str(picture(tmp_path / "in.png")).encode(), image)
+    for ending in ("png", "jpg", "jpeg"):
+        path = str(tmp_path / f"out.{ending}").encode()
+        for text in ("a fox", "caf\u00e9\n\u65e5\u672c", "\u00e9" * 100001, "x" * 65533, "x" * 131067):
+            library.call("janus_image_save_with_text", path, image, text.encode())
+            assert Image.open(path.decode()).size == (40, 30)
+            library.call("janus_image_text", path, found)
+            assert library.take_text(found[0]) == text
+        for text in (ffi.NULL, b""):
+            library.call("janus_image_save_with_text", path, image, text)
+            plain = Path(path.decode()).read_bytes()
+            library.call("janus_image_save", path, image)
+            assert plain == Path(path.decode()).read_bytes()
+            library.call("janus_image_text", path, found)
+            assert found[0] == ffi.NULL
+        with pytest.raises(Refused, match="not UTF-8"):
+            library.call("janus_image_save_with_text", path, image, b"\xff")
+    for path in (tmp_path, tmp_path / "none.png", MODEL):
+        with pytest.raises(Refused):
+            library.call("janus_image_text", str(path).encode(), found)
+        assert found[0] == ffi.NULL
+    library.c.janus_image_free(image)
