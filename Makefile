@@ -150,6 +150,12 @@ coverage: ## which lines of janus.c the tests run; needs gcc
 check-deps: ## installs valgrind
 	apt-get install -y valgrind
 
+machines-deps: ## installs GNU parallel
+	apt-get install -y parallel
+
+test-ray: janus ## README's program for Ray Data, over two processes of janus batch; installs ray
+	@PYTHON="$(PYTHON)" sh test/run.sh ray
+
 # ---- Fuzzing and analysers ----
 
 T = 60
@@ -231,4 +237,4 @@ build/libbench.so: test/bench/bench_stages.c janus.c janus.h
 	@$(FIND_STB); set -x; $(CC) $(CFLAGS) -std=c99 $$stb -I. -fPIC -shared $(LDFLAGS) test/bench/bench_stages.c -o $@ $(LDLIBS)
 
 .PHONY: all demo test install uninstall deps clean help verify verify-full eval test-c test-asan test-tsan test-valgrind coverage \
-    check-deps fuzz fuzz-deps analyse analyse-deps platforms platforms-bare test-stb platforms-deps bench bench-peers quantisation
+    check-deps machines-deps test-ray fuzz fuzz-deps analyse analyse-deps platforms platforms-bare test-stb platforms-deps bench bench-peers quantisation

@@ -7713,7 +7713,7 @@ static JanusStatus image_from_bytes(const void *bytes, size_t length, bool uprig
 
 static const char TEXT_KEY[] = "parameters"; /* with a zero after it, as in the file */
 
-/* Adds bytes of Latin-1 or UTF-8 as UTF-8 after `length` bytes of `text`, unless that is NULL; returns the new length. */
+/* Adds bytes of Latin-1 or UTF-8, as UTF-8, after `length` bytes of `text` if that is there; returns the new length. */
 static size_t text_bytes(char *text, size_t length, Span bytes, bool latin1) {
     for (size_t i = 0; i < bytes.length; i++) {
         const uint8_t byte = bytes.bytes[i];
