@@ -10398,15 +10398,14 @@ static bool is_drawn(const Program *program, BatchJob *job, int i) {
     return drawn;
 }
 
-/* Whether an earlier run has done all of a drawing. */
+/* Whether an earlier run has done all of a drawing. What it did a part of goes on with its seed. */
 static bool was_done(const Program *program, BatchJob *job) {
     const CommandLine before = job->line;
     int i = 0;
     if (!job->line.resume || job->command != FOR_GENERATE) return false;
     while (i < job->line.count && is_drawn(program, job, i)) i++;
-    if (i == job->line.count) return true;
-    job->line = before;
-    return false;
+    if (i == 0) job->line = before;
+    return i == job->line.count;
 }
 
 static void encode_job(Batch *batch, BatchJob *job) {

@@ -368,6 +368,12 @@ def test_resume_looks_at_what_is_there(tmp_path: Path) -> None:
     Image.new("RGB", (4, 4)).save(tmp_path / "4.png")
     results = run(jobs, "--resume", cwd=tmp_path)
     assert [result.get("resumed") for result in results] == [None, None, True, None, None, True, True, True]
+    pair = [{"prompt": "two", "n": 2, "output": "pair.png"}]  # without a seed: it goes on with the one that it had
+    seed, second = run(pair, cwd=tmp_path)[0]["seed"], (tmp_path / "pair-2.png").read_bytes()
+    (tmp_path / "pair-2.png").unlink()
+    assert run(pair, "--resume", cwd=tmp_path)[0]["seed"] == seed and (tmp_path / "pair-2.png").read_bytes() == second
+    (tmp_path / "pair-1.png").unlink()
+    (tmp_path / "pair-2.png").unlink()
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == expected and results[7]["seed"] == first[7]["seed"]
     for changed in ({"seed": 99}, {"prompt": "a dog"}, {"cfg": 4}, {"temperature": 0.5}):
         assert "resumed" not in run([jobs[5] | changed], "--resume", cwd=tmp_path)[0]
