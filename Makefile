@@ -165,6 +165,12 @@ coverage: ## which lines of janus.c the tests run; needs gcc
 check-deps: ## installs valgrind
 	apt-get install -y valgrind
 
+machines-deps: ## installs GNU parallel
+	apt-get install -y parallel
+
+test-ray: janus ## README's program for Ray Data, over two processes of janus batch; installs ray
+	@PYTHON="$(PYTHON)" sh test/run.sh ray
+
 # ---- Fuzzing and analysers ----
 
 T = 60
@@ -172,7 +178,7 @@ CLANG = clang
 FUZZ_SOURCES = test/fuzz/fuzz.c test/fuzz/mutate_gguf.h janus.c janus.h
 
 fuzz: build/fuzz/fuzz-model ## every target of test/fuzz for T=60 seconds
-	@for target in image text ids options; do ln -f build/fuzz/fuzz-model build/fuzz/fuzz-$$target; done
+	@for target in image text ids options json; do ln -f build/fuzz/fuzz-model build/fuzz/fuzz-$$target; done
 	@sh test/fuzz/run.sh $(T)
 
 # Replays the corpora and all that was ever found, on any compiler.
@@ -246,4 +252,4 @@ build/libbench.so: test/bench/bench_stages.c janus.c janus.h
 	@$(FIND_STB); set -x; $(CC) $(CFLAGS) -std=c99 $$stb -I. -fPIC -shared $(LDFLAGS) test/bench/bench_stages.c -o $@ $(LDLIBS)
 
 .PHONY: all demo test install uninstall deps clean help verify verify-full eval test-c test-asan test-tsan test-valgrind coverage \
-    check-deps fuzz fuzz-deps analyse analyse-deps platforms platforms-bare test-stb platforms-deps bench bench-peers quantisation
+    check-deps machines-deps test-ray fuzz fuzz-deps analyse analyse-deps platforms platforms-bare test-stb platforms-deps bench bench-peers quantisation

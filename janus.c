@@ -42,7 +42,8 @@
    Part IV   THE PROGRAM
       18  Public API ................ what janus.h promises
       19  Many jobs ................. drawings and questions side by side, in one pass over the weights
-      20  Command line .............. main()
+      20  JSON ...................... the lines of janus batch
+      21  Command line .............. main()
 
    One vocabulary of sizes in Part I:
        T  tokens (rows of activations)     D  width of the transformer     F  width of its MLP     V  vocabulary
@@ -1451,6 +1452,9 @@ typedef int jmp_buf;
 #include <dirent.h>
 #include <sys/stat.h>
 #include <unistd.h>
+#if !defined(JANUS_LIBRARY)
+#include <poll.h>
+#endif
 #if !defined(JANUS_LIBRARY) && !defined(__wasi__)
 #include <signal.h>
 #include <sys/ioctl.h>
@@ -1672,6 +1676,31 @@ static int quota_of_process(const char *root, int most) {
         if (length > 0 && length < (int)sizeof folder) most = group_processors(folder, group, most);
     }
     return most;
+}
+#endif
+
+#if !defined(JANUS_LIBRARY)
+/* Whether input_read of the stream would not have to wait. */
+static bool input_ready(FILE *stream) {
+#if defined(_WIN32)
+    DWORD bytes = 0;
+    const HANDLE handle = (HANDLE)_get_osfhandle(_fileno(stream));
+    if (GetFileType(handle) == FILE_TYPE_CHAR) return WaitForSingleObject(handle, 0) == WAIT_OBJECT_0;
+    return !PeekNamedPipe(handle, NULL, 0, NULL, &bytes, NULL) || bytes > 0; /* fails for files and at the end */
+#else
+    struct pollfd input = {fileno(stream), POLLIN, 0};
+    return input.fd < 0 || poll(&input, 1, 0) > 0;
+#endif
+}
+
+/* Reads what is there of a stream that nothing else reads, up to `size` bytes, and waits for the first. 0: the end;
+   -1: errno. */
+static int64_t input_read(FILE *stream, void *bytes, size_t size) {
+#if defined(_WIN32)
+    return _read(_fileno(stream), bytes, (unsigned)size);
+#else
+    return fileno(stream) < 0 ? (int64_t)fread(bytes, 1, size, stream) : (int64_t)read(fileno(stream), bytes, size);
+#endif
 }
 #endif
 
@@ -8832,10 +8861,226 @@ double janus_queue_progress(const JanusQueue *queue, int64_t job) {
 }
 
 /* ==================================================================================================================
-   20  Command line: results go to stdout, all else to stderr; exit 0 done, 1 failed, 2 usage error.
+   20  JSON: the lines of `janus batch`, by RFC 8259 to the letter. A text is read token by token; strings are decoded
+       where they stand, which never makes them longer.
    ================================================================================================================== */
 
 #if !defined(JANUS_LIBRARY)
+
+typedef enum {
+    JSON_ERROR, JSON_END, JSON_OBJECT, JSON_ARRAY, JSON_CLOSE, JSON_KEY, JSON_STRING, JSON_NUMBER, JSON_WORD
+} JsonToken;
+
+enum { JSON_DEPTH = 64 };
+
+typedef struct {
+    char *at, *end;
+    const char *error; /* what is wrong at `at`; NULL: nothing */
+    StringView text;   /* of a key, string (a zero byte follows it), number, or of true, false, null */
+    uint64_t objects;  /* a bit for each level: an object, not an array */
+    int depth;
+    enum { VALUE_COMES, LIST_BEGAN, VALUE_ENDED } state;
+} Json;
+
+static Json json_begin(char *text, size_t length) {
+    Json j = {text, text + length, NULL, {text, 0}, 0, 0, VALUE_COMES};
+    const size_t valid = utf8_valid_prefix(text, length);
+    if (valid < length) j.at += valid, j.error = "this is not UTF-8";
+    return j;
+}
+
+static JsonToken json_fail(Json *j, const char *error) {
+    if (j->error == NULL) j->error = error;
+    return JSON_ERROR;
+}
+
+static bool json_take(Json *j, char c) {
+    const bool there = j->at < j->end && *j->at == c;
+    j->at += there;
+    return there;
+}
+
+static void json_space(Json *j) {
+    while (j->at < j->end && (*j->at == ' ' || *j->at == '\t' || *j->at == '\n' || *j->at == '\r')) j->at++;
+}
+
+/* Four hexadecimal digits. */
+static bool json_hex(Json *j, uint32_t *code) {
+    *code = 0;
+    for (int i = 0; i < 4; i++, j->at++) {
+        const char c = j->at < j->end ? *j->at : 0;
+        const int digit = c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10
+                          : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
+        if (digit < 0) return false;
+        *code = *code << 4 | (uint32_t)digit;
+    }
+    return true;
+}
+
+static char *put_utf8(char *out, uint32_t code) {
+    const int rest = code < 0x80 ? 0 : code < 0x800 ? 1 : code < 0x10000 ? 2 : 3; /* bytes after the first */
+    static const uint8_t leads[] = {0, 0xC0, 0xE0, 0xF0};
+    *out++ = (char)(leads[rest] | code >> 6 * rest);
+    for (int i = rest - 1; i >= 0; i--) *out++ = (char)(0x80 | (code >> 6 * i & 0x3F));
+    return out;
+}
+
+/* What follows a backslash; a character beyond U+FFFF is two of them. */
+static char *json_escape(Json *j, char *out) {
+    static const char names[] = "\"\\/bfnrt", means[] = "\"\\/\b\f\n\r\t";
+    const char c = j->at < j->end ? *j->at : 0, *name = c != 0 ? strchr(names, c) : NULL;
+    uint32_t code, low;
+    if (name != NULL) {
+        j->at++;
+        *out = means[name - names];
+        return out + 1;
+    }
+    if (!json_take(j, 'u')) json_fail(j, "a backslash is followed by \", \\, /, b, f, n, r, t or u");
+    else if (!json_hex(j, &code)) json_fail(j, "\\u is followed by four hexadecimal digits");
+    else if (code < 0xD800 || code > 0xDFFF) return put_utf8(out, code);
+    else if (code > 0xDBFF || !json_take(j, '\\') || !json_take(j, 'u') || !json_hex(j, &low) || low < 0xDC00 ||
+             low > 0xDFFF)
+        json_fail(j, "a surrogate \\uD800 to \\uDFFF is half of a pair, high then low");
+    else return put_utf8(out, 0x10000 + ((code - 0xD800) << 10 | (low - 0xDC00)));
+    return out;
+}
+
+static bool json_string(Json *j) {
+    char *out = j->at;
+    if (!json_take(j, '"')) return json_fail(j, "a string in double quotes is missing") != JSON_ERROR;
+    j->text.text = out;
+    while (j->error == NULL && !json_take(j, '"')) {
+        if (j->at == j->end) json_fail(j, "the string does not end");
+        else if ((uint8_t)*j->at < 0x20) json_fail(j, "a control character stands in a string: write it as \\n or \\u");
+        else if (json_take(j, '\\')) out = json_escape(j, out);
+        else *out++ = *j->at++;
+    }
+    if (j->error != NULL) return false;
+    *out = 0;
+    j->text.length = (size_t)(out - j->text.text);
+    return true;
+}
+
+static bool json_digits(Json *j) {
+    const char *first = j->at;
+    while (j->at < j->end && *j->at >= '0' && *j->at <= '9') j->at++;
+    return j->at > first;
+}
+
+static JsonToken json_number(Json *j) {
+    char *first = j->at;
+    json_take(j, '-');
+    bool good = json_take(j, '0') || json_digits(j);
+    if (good && json_take(j, '.')) good = json_digits(j);
+    if (good && (json_take(j, 'e') || json_take(j, 'E'))) {
+        if (!json_take(j, '+')) json_take(j, '-');
+        good = json_digits(j);
+    }
+    j->text = (StringView){first, (size_t)(j->at - first)};
+    return good ? JSON_NUMBER : json_fail(j, "a digit is missing");
+}
+
+static JsonToken json_value(Json *j) {
+    static const char *const words[] = {"true", "false", "null"};
+    const char c = j->at < j->end ? *j->at : 0;
+    j->state = VALUE_ENDED;
+    if (c == '"') return json_string(j) ? JSON_STRING : JSON_ERROR;
+    if (c == '-' || (c >= '0' && c <= '9')) return json_number(j);
+    if (c == '{' || c == '[') {
+        if (j->depth == JSON_DEPTH) return json_fail(j, "more than 64 lists stand in each other");
+        const uint64_t bit = (uint64_t)1 << j->depth++;
+        j->objects = c == '{' ? j->objects | bit : j->objects & ~bit;
+        j->state = LIST_BEGAN;
+        j->at++;
+        return c == '{' ? JSON_OBJECT : JSON_ARRAY;
+    }
+    for (int i = 0; i < 3; i++) {
+        const size_t length = strlen(words[i]);
+        if ((size_t)(j->end - j->at) < length || memcmp(j->at, words[i], length) != 0) continue;
+        j->text = (StringView){words[i], length};
+        j->at += length;
+        return JSON_WORD;
+    }
+    return json_fail(j, "a value is missing");
+}
+
+/* The next token; JSON_END once the one value of a text is complete, JSON_ERROR from an error on. */
+static JsonToken json_next(Json *j) {
+    if (j->error != NULL) return JSON_ERROR;
+    json_space(j);
+    if (j->state == VALUE_COMES) return json_value(j);
+    if (j->depth == 0) return j->at == j->end ? JSON_END : json_fail(j, "more follows the value");
+    const bool object = j->objects >> (j->depth - 1) & 1;
+    if (json_take(j, object ? '}' : ']')) {
+        j->depth--;
+        j->state = VALUE_ENDED;
+        return JSON_CLOSE;
+    }
+    if (j->state == VALUE_ENDED && !json_take(j, ','))
+        return json_fail(j, object ? "a comma or } is missing" : "a comma or ] is missing");
+    json_space(j);
+    if (!object) return json_value(j);
+    if (!json_string(j)) return JSON_ERROR;
+    json_space(j);
+    if (!json_take(j, ':')) return json_fail(j, "a colon is missing");
+    j->state = VALUE_COMES;
+    return JSON_KEY;
+}
+
+/* ---- Writing ---- */
+
+typedef struct {
+    char *text;
+    size_t length, capacity;
+    bool failed; /* memory was short */
+} TextBuffer;
+
+static void text_add(TextBuffer *buffer, const char *text, size_t length) {
+    if (buffer->failed || length == 0) return;
+    if (buffer->length + length > buffer->capacity) {
+        const size_t capacity = 2 * (buffer->length + length) + 64;
+        char *grown = realloc(buffer->text, capacity);
+        buffer->failed = grown == NULL;
+        if (buffer->failed) return;
+        buffer->text = grown;
+        buffer->capacity = capacity;
+    }
+    memcpy(buffer->text + buffer->length, text, length);
+    buffer->length += length;
+}
+
+/* At most 200 bytes. */
+PRINTF_LIKE(2, 3)
+static void text_print(TextBuffer *buffer, const char *format, ...) {
+    char text[200];
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(text, sizeof text, format, arguments);
+    va_end(arguments);
+    text_add(buffer, text, strlen(text));
+}
+
+/* A string with its quotes; bytes that are not UTF-8 become U+FFFD. */
+static void json_write(TextBuffer *buffer, const char *text, size_t length) {
+    text_add(buffer, "\"", 1);
+    while (length > 0) {
+        const size_t valid = utf8_valid_prefix(text, length);
+        for (size_t i = 0; i < valid; i++) {
+            if (text[i] == '"' || text[i] == '\\') text_add(buffer, "\\", 1);
+            if ((uint8_t)text[i] < 0x20) text_print(buffer, text[i] == '\n' ? "\\n" : "\\u%04x", (unsigned)text[i]);
+            else text_add(buffer, text + i, 1);
+        }
+        if (valid < length) text_add(buffer, "\xef\xbf\xbd", 3);
+        const size_t used = valid < length ? valid + 1 : valid;
+        text += used;
+        length -= used;
+    }
+    text_add(buffer, "\"", 1);
+}
+
+/* ==================================================================================================================
+   21  Command line: results go to stdout, all else to stderr; exit 0 done, 1 failed, 2 usage error.
+   ================================================================================================================== */
 
 enum { EXIT_DONE = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, CLI_IMAGES = 64, PATH_BYTES = 4096, TEXT_FILE_LIMIT = 1 << 26 };
 enum { OPTION_LIMIT = 64 };
@@ -8843,11 +9088,11 @@ enum { OPTION_LIMIT = 64 };
 typedef struct {
     const char *model, *output, *dump, *isa, *type, *like, *text, *prompt, *file; /* text: an argument, of -p, of -f */
     const char *images[CLI_IMAGES];
-    int image_count, count, threads, max_tokens, top_k, rng, cache;
+    int image_count, count, threads, max_tokens, top_k, rng, cache, batch;
     double cfg_weight, temperature, top_p; /* temperature -1: the task's own */
     uint64_t seed;
     int wanted;                            /* the picture of a batch that --like draws again; 0: all */
-    bool has_seed, fast, quiet, decode, no_exif, no_metadata, manual, help, version;
+    bool has_seed, fast, quiet, decode, no_exif, no_metadata, manual, help, version, unordered, resume;
     const char *given[OPTION_LIMIT];       /* for each row of OPTIONS the argument that named it; NULL: none */
 } CommandLine;
 
@@ -8880,8 +9125,9 @@ static bool terminal(FILE *file) {
 
 enum {
     FOR_GENERATE = 1, FOR_ASK = 2, FOR_CHAT = 4, FOR_ENCODE = 8, FOR_DECODE = 16, FOR_TOKENIZE = 32, FOR_INFO = 64,
-    FOR_QUANTIZE = 128, FOR_COMPLETION = 256, FOR_HELP = 512, FOR_ALL = 1023, FOR_ANSWERS = FOR_ASK | FOR_CHAT,
-    FOR_TALKS = FOR_GENERATE | FOR_ANSWERS, FOR_WORKS = FOR_TALKS | FOR_ENCODE | FOR_DECODE,
+    FOR_QUANTIZE = 128, FOR_COMPLETION = 256, FOR_HELP = 512, FOR_BATCH = 1024, FOR_ALL = 2047,
+    FOR_ANSWERS = FOR_ASK | FOR_CHAT,
+    FOR_TALKS = FOR_GENERATE | FOR_ANSWERS, FOR_WORKS = FOR_TALKS | FOR_ENCODE | FOR_DECODE | FOR_BATCH,
     FOR_MODEL = FOR_WORKS | FOR_TOKENIZE | FOR_INFO, FOR_TEXT = FOR_GENERATE | FOR_ASK | FOR_TOKENIZE
 };
 
@@ -8914,7 +9160,7 @@ static const Option OPTIONS[] = {
     {"--cfg --cfg-scale", "W", AS_NUMBER, 0, 100, FOR_GENERATE | FOR_CHAT, FIELD(cfg_weight),
      "guidance of a drawing, default 5"},
     {"-s --seed", "S", AS_SEED, 0, 0, FOR_TALKS, FIELD(seed), "same seed, same result; -1: a random one, printed"},
-    {"--rng", "torch|torch-mkl", AS_CHOICE, JANUS_RNG_TORCH, 0, FOR_TALKS, FIELD(rng),
+    {"--rng", "torch|torch-mkl", AS_CHOICE, JANUS_RNG_TORCH, 0, FOR_TALKS | FOR_BATCH, FIELD(rng),
      "random numbers of PyTorch, or of its MKL to 2.6"},
     {"--temperature --temp", "T", AS_NUMBER, 0, 100, FOR_TALKS, FIELD(temperature),
      "0: most probable; default 1 to draw, 0 to answer"},
@@ -8923,20 +9169,25 @@ static const Option OPTIONS[] = {
     {"--top-p", "P", AS_NUMBER, 1e-6, 1, FOR_ANSWERS, FIELD(top_p), "default 1: off; with --temperature above 0"},
     {"-i --image", "IMAGE", AS_IMAGE, 0, 0, FOR_ANSWERS | FOR_ENCODE, FIELD(images),
      "as an argument; several for ask and chat; - is stdin"},
-    {"--no-exif", NULL, AS_SWITCH, 0, 0, FOR_ANSWERS | FOR_ENCODE, FIELD(no_exif),
+    {"--no-exif", NULL, AS_SWITCH, 0, 0, FOR_ANSWERS | FOR_ENCODE | FOR_BATCH, FIELD(no_exif),
      "photographs as stored, not turned upright"},
     {"-o --output", "OUT", AS_NAME, 0, 0, FOR_GENERATE | FOR_DECODE | FOR_QUANTIZE, FIELD(output),
      "the file; - is stdout; default a free janus-1.png ..."},
-    {"--no-metadata", NULL, AS_SWITCH, 0, 0, FOR_GENERATE | FOR_CHAT, FIELD(no_metadata),
+    {"--no-metadata", NULL, AS_SWITCH, 0, 0, FOR_GENERATE | FOR_CHAT | FOR_BATCH, FIELD(no_metadata),
      "pictures do not say what they were drawn from"},
+    {"--batch", "N", AS_WHOLE, 1, PLACES_LIMIT, FOR_BATCH, FIELD(batch),
+     "so many drawn together; info shows the default"},
+    {"--unordered", NULL, AS_SWITCH, 0, 0, FOR_BATCH, FIELD(unordered), "results as they come, not as the jobs"},
+    {"--resume", NULL, AS_SWITCH, 0, 0, FOR_BATCH, FIELD(resume), "leaves out jobs whose pictures are there"},
     {"--decode", NULL, AS_SWITCH, 0, 0, FOR_TOKENIZE, FIELD(decode), "TEXT is ids, to be turned into text"},
     {"--type", "TYPE", AS_FORMAT, 0, 0, FOR_QUANTIZE, FIELD(type), "q8_0 (default), q6_k, q4_k or q4_0 matrices"},
-    {"--kv", "f32|f16", AS_CHOICE, JANUS_CACHE_F32, 0, FOR_TALKS, FIELD(cache),
+    {"--kv", "f32|f16", AS_CHOICE, JANUS_CACHE_F32, 0, FOR_TALKS | FOR_BATCH, FIELD(cache),
      "keys and values: f16 is half; f32 unless --fast"},
     {"-t --threads", "K", AS_WHOLE, 1, 256, FOR_WORKS, FIELD(threads), "default: all processors that it may use"},
     {"--isa", "NAME", AS_KERNELS, 0, 0, FOR_WORKS, FIELD(isa), "kernels that info lists; default the best"},
     {"--fast", NULL, AS_SWITCH, 0, 0, FOR_WORKS, FIELD(fast), "rounds activations to bf16 or integers where faster"},
-    {"--dump", "DIR", AS_NAME, 0, 0, FOR_WORKS, FIELD(dump), "a new folder of all intermediate tensors as .npy"},
+    {"--dump", "DIR", AS_NAME, 0, 0, FOR_WORKS & ~FOR_BATCH, FIELD(dump),
+     "a new folder of all intermediate tensors as .npy"},
     {"-m --model", "MODEL", AS_NAME, 0, 0, FOR_MODEL, FIELD(model), "a .gguf file; default the small one, tiny.gguf"},
     {"--man", NULL, AS_SWITCH, 0, 0, FOR_HELP, FIELD(manual), "the manual page, for man"},
     {"-q --quiet", NULL, AS_SWITCH, 0, 0, FOR_ALL, FIELD(quiet), "no progress, no remarks"},
@@ -9598,28 +9849,24 @@ static JanusAskOptions ask_options(const CommandLine *line) {
 }
 
 /* Whether `count` pictures can be written under this name; checked before hours of work, not after. */
-static bool output_usable(const Program *program, const char *output, int count) {
+static JanusStatus output_usable(const Program *program, const char *output, int count, JanusError *error) {
     char name[PATH_BYTES];
     OutputFile out;
     if (output == NULL) output = "janus-1.png", count = 0; /* the name will be a free one: this tries its folder */
-    if (!is_picture_name(output)) {
-        complain("cannot write %s: the name must end in .png, .jpg or .jpeg", output);
-        return false;
-    }
+    if (!is_picture_name(output))
+        return fail(error, JANUS_BAD_ARGUMENT, "cannot write %s: the name must end in .png, .jpg or .jpeg", output);
     for (int i = 0; i < count; i++) {
-        const bool fits = numbered_name(name, PATH_BYTES, output, i, count);
-        if (!fits) complain("cannot write %.100s...: the name has more than %d bytes", output, PATH_BYTES);
-        else if (same_file(name, program->model_path))
-            complain("%s would be written over the model: give it another name", name);
-        else continue;
-        return false;
+        if (!numbered_name(name, PATH_BYTES, output, i, count))
+            return fail(error, JANUS_BAD_ARGUMENT, "cannot write %.100s...: the name has more than %d bytes", output,
+                        PATH_BYTES);
+        if (same_file(name, program->model_path))
+            return fail(error, JANUS_BAD_ARGUMENT, "%s would be written over the model: give it another name", name);
     }
     output_open(&out, output);
     const int failure = out.failure;
-    if (failure != 0) complain("cannot write %s: %s", output, strerror(failure));
     out.failure = ECANCELED; /* it was only a try */
     output_close(&out);
-    return failure == 0;
+    return write_status(failure, output, error);
 }
 
 static int command_generate(Program *program) {
@@ -9631,7 +9878,8 @@ static int command_generate(Program *program) {
         complain("only one picture can be written to stdout");
         return EXIT_USAGE;
     }
-    if (!to_stdout && !output_usable(program, output, count)) return EXIT_FAILED;
+    if (!to_stdout && output_usable(program, output, count, &program->error) != JANUS_OK)
+        return program_failed(program);
     compare_models(program);
     return draw_pictures(program, program->line.text, output, &options);
 }
@@ -9745,7 +9993,7 @@ static int command_decode(Program *program) {
     const bool to_stdout = output != NULL && strcmp(output, "-") == 0;
     size_t count = 0;
     FileImage text = {0};
-    if (!to_stdout && !output_usable(program, output, 1)) return EXIT_FAILED;
+    if (!to_stdout && output_usable(program, output, 1, &program->error) != JANUS_OK) return program_failed(program);
     if (!read_input(program->line.text != NULL ? program->line.text : "-", TEXT_FILE_LIMIT, true, &text))
         return EXIT_FAILED;
     int32_t *ids = parse_ids((const char *)text.bytes, &count);
@@ -9837,6 +10085,9 @@ static int command_info(Program *program) {
     printf("key/value cache f32, %.1f kB a token: a picture's rows %.1f MB, a full context %.1f MB\n", 1e-3 * token,
            2e-6 * token * i.image_tokens, 1e-6 * token * i.context_length);
     printf("                f16 (--kv f16, --fast) takes half of that and is less exact\n");
+    const int places = janus_queue_places(program->model, NULL);
+    printf("batch           %d pictures together unless --batch says otherwise: %.1f MB of keys and values\n", places,
+           2e-6 * token * i.image_tokens * places);
     print_kernels();
     return EXIT_DONE;
 }
@@ -9911,6 +10162,555 @@ static int command_chat(Program *program) {
     return result;
 }
 
+/* ---- batch: one job a line in, one result a line out ---- */
+
+enum { JOB_BYTES = 1 << 20, NAME_BUCKETS = 1 << 14, JOBS_FILE_LIMIT = 1 << 30, EXIT_STOPPED = 130 };
+
+typedef struct BatchJob {
+    struct BatchJob *next;
+    CommandLine line;   /* the options that its keys set; `text` is its prompt or question */
+    unsigned command;   /* FOR_GENERATE, FOR_ASK, FOR_ENCODE or FOR_DECODE; 0: not known yet */
+    long number;        /* of its line */
+    char *bytes;        /* its line, to which its texts point */
+    StringView id;      /* as JSON: a number, or without its quotes a string */
+    bool id_is_text, done;
+    int32_t *ids;       /* to decode */
+    int id_count;
+    int64_t queued;     /* its number in the queue */
+    double start;
+    JanusError error;
+    TextBuffer reply;
+} BatchJob;
+
+/* A name of a picture to be written, and the line that said so. */
+typedef struct OutputName {
+    struct OutputName *next;
+    long line;
+    char name[];
+} OutputName;
+
+typedef struct {
+    Program *program;
+    JanusQueue *queue;
+    FILE *stream;       /* NULL: all lines are in `bytes` */
+    char *bytes;        /* [at, size): read and not taken */
+    size_t at, size;
+    long line;
+    bool ended, skips;  /* a line is too long: its end is not here yet */
+    bool failed, stopped;
+    int read_error, write_error;
+    BatchJob *jobs;     /* whose results are not printed yet */
+    OutputName *names[NAME_BUCKETS];
+} Batch;
+
+/* 0; 1: SIGINT asks to stop and does not end the program; 2: it did ask. */
+static volatile int gentle_stop;
+
+/* Reads on; waits for it only if it may. False: nothing new now. */
+static bool read_more(Batch *batch, bool may_wait) {
+    memmove(batch->bytes, batch->bytes + batch->at, batch->size - batch->at);
+    batch->size -= batch->at;
+    batch->at = 0;
+    if (batch->size > JOB_BYTES) batch->skips = true, batch->size = 0;
+    if (!may_wait && !input_ready(batch->stream)) return false;
+    const int64_t got = input_read(batch->stream, batch->bytes + batch->size, JOB_BYTES + 1 - batch->size);
+    if (got < 0 && errno == EINTR) return false;
+    if (got < 0) batch->read_error = errno;
+    if (got <= 0) batch->ended = true;
+    else batch->size += (size_t)got;
+    return true;
+}
+
+/* The next line, if there is one now; its text is NULL when it is longer than 1 MiB. */
+static bool next_line(Batch *batch, bool may_wait, StringView *line) {
+    const char *begin, *end;
+    do {
+        begin = batch->bytes + batch->at;
+        end = batch->size > batch->at ? memchr(begin, '\n', batch->size - batch->at) : NULL;
+    } while (end == NULL && !batch->ended && read_more(batch, may_wait));
+    const size_t left = batch->size - batch->at;
+    if (end == NULL && (!batch->ended || (left == 0 && !batch->skips))) return false;
+    line->length = end != NULL ? (size_t)(end - begin) : left;
+    line->text = batch->skips || line->length > JOB_BYTES ? NULL : batch->bytes + batch->at;
+    batch->at += line->length + (end != NULL);
+    batch->skips = false;
+    batch->line++;
+    return true;
+}
+
+/* The line that has claimed this name of a picture before; else 0, and the name is this line's. -1: no memory. */
+static long claim_name(Batch *batch, const char *name, long line) {
+    uint32_t hash = 2166136261u;
+    while (name[0] == '.' && name[1] == '/') name += 2;
+    for (const char *c = name; *c != 0; c++) hash = (hash ^ (uint8_t)*c) * 16777619u;
+    OutputName **bucket = &batch->names[hash % NAME_BUCKETS];
+    for (const OutputName *other = *bucket; other != NULL; other = other->next)
+        if (strcmp(other->name, name) == 0) return other->line;
+    OutputName *claimed = malloc(sizeof *claimed + strlen(name) + 1);
+    if (claimed == NULL) return -1;
+    claimed->next = *bucket;
+    claimed->line = line;
+    strcpy(claimed->name, name);
+    *bucket = claimed;
+    return 0;
+}
+
+static bool claim_outputs(Batch *batch, BatchJob *job) {
+    char name[PATH_BYTES];
+    for (int i = 0; i < job->line.count && job->line.output != NULL; i++) {
+        if (!numbered_name(name, PATH_BYTES, job->line.output, i, job->line.count)) continue; /* refused later */
+        const long other = claim_name(batch, name, job->number);
+        if (other < 0) fail_memory(&job->error);
+        if (other > 0)
+            fail(&job->error, JANUS_BAD_ARGUMENT, "%s is what line %ld writes: give each job its own output", name,
+                 other);
+        if (other != 0) return false;
+    }
+    return true;
+}
+
+/* ---- What a line may say ---- */
+
+/* Keys with an option's name set that option; the first rows are those that say what the job is. */
+enum { KEY_PROMPT, KEY_QUESTION, KEY_ENCODE, KEY_DECODE, KEY_ID, KEY_IMAGE, KEY_IMAGES };
+static const struct {
+    const char *key, *option;
+    unsigned commands;
+} KEYS[] = {
+    {"prompt", NULL, FOR_GENERATE}, {"question", NULL, FOR_ASK}, {"encode", "--image", FOR_ENCODE},
+    {"decode", NULL, FOR_DECODE}, {"id", NULL, FOR_ALL}, {"image", "--image", FOR_ASK}, {"images", "--image", FOR_ASK},
+    {"output", "--output", FOR_GENERATE | FOR_DECODE}, {"n", "--count", FOR_GENERATE},
+    {"seed", "--seed", FOR_GENERATE | FOR_ASK}, {"cfg", "--cfg", FOR_GENERATE},
+    {"temperature", "--temperature", FOR_GENERATE | FOR_ASK}, {"max_tokens", "--max-tokens", FOR_ASK},
+    {"top_k", "--top-k", FOR_ASK}, {"top_p", "--top-p", FOR_ASK},
+};
+enum { KEY_COUNT = sizeof KEYS / sizeof *KEYS };
+
+PRINTF_LIKE(2, 3)
+static bool refuse_job(BatchJob *job, const char *format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    if (job->error.status == JANUS_OK) fill_error(&job->error, JANUS_BAD_ARGUMENT, format, arguments);
+    va_end(arguments);
+    return false;
+}
+
+/* Sets the option of a key to what the token says. */
+static bool take_option(BatchJob *job, int key, JsonToken token, StringView text) {
+    const Option *option = find_option(KEYS[key].option);
+    const bool number = option->kind != AS_NAME && option->kind != AS_IMAGE;
+    char digits[64] = "";
+    if (token != (number ? JSON_NUMBER : JSON_STRING))
+        return refuse_job(job, "\"%s\" takes a %s", KEYS[key].key, number ? "number" : "string");
+    if (number && text.length < sizeof digits) memcpy(digits, text.text, text.length);
+    if (memchr(text.text, 0, text.length) == NULL && set_option(&job->line, option, number ? digits : text.text))
+        return true;
+    if (option->kind == AS_SEED) return refuse_job(job, "\"seed\" takes a whole number from 0 to %llu", ULLONG_MAX);
+    if (number)
+        return refuse_job(job, "\"%s\" takes a %snumber from %g to %g, not %.60s", KEYS[key].key,
+                          option->kind == AS_WHOLE ? "whole " : "", option->low, option->high, digits);
+    if (job->line.image_count == CLI_IMAGES) return refuse_job(job, "at most %d images go with a question", CLI_IMAGES);
+    return refuse_job(job, "\"%s\" is empty or holds a zero character", KEYS[key].key);
+}
+
+/* [1, 2, ...], as many as a picture has. */
+static bool take_ids(BatchJob *job, Json *j, int expected) {
+    JsonToken token = json_next(j);
+    job->ids = allocate(expected, sizeof *job->ids);
+    if (job->ids == NULL) return fail_memory(&job->error) == JANUS_OK;
+    if (token != JSON_ARRAY) return refuse_job(job, "\"decode\" takes a list of ids");
+    while ((token = json_next(j)) == JSON_NUMBER) {
+        char digits[16] = "";
+        int id;
+        if (j->text.length < sizeof digits) memcpy(digits, j->text.text, j->text.length);
+        if (!parse_integer(digits, INT32_MIN, INT32_MAX, &id))
+            return refuse_job(job, "\"decode\" takes whole numbers: number %d is none", job->id_count + 1);
+        if (job->id_count < expected) job->ids[job->id_count] = id;
+        job->id_count++;
+    }
+    if (token != JSON_CLOSE) return refuse_job(job, "\"decode\" takes a list of ids");
+    if (job->id_count == expected) return true;
+    return refuse_job(job, "a picture of this model has %d ids, but %d were given", expected, job->id_count);
+}
+
+/* The value of a key. */
+static bool take_value(BatchJob *job, int key, Json *j, int image_tokens_expected) {
+    if (key == KEY_DECODE) return take_ids(job, j, image_tokens_expected);
+    JsonToken token = json_next(j);
+    if (token == JSON_ERROR) return false;
+    if (key == KEY_ID) {
+        job->id_is_text = token == JSON_STRING;
+        if (token != JSON_STRING && token != JSON_NUMBER) return refuse_job(job, "\"id\" takes a string or a number");
+        job->id = j->text;
+        return true;
+    }
+    if (key == KEY_IMAGES) {
+        if (token != JSON_ARRAY) return refuse_job(job, "\"images\" takes a list of names");
+        while ((token = json_next(j)) == JSON_STRING)
+            if (!take_option(job, key, token, j->text)) return false;
+        return token == JSON_CLOSE || refuse_job(job, "\"images\" takes a list of names");
+    }
+    if (key > KEY_QUESTION) return take_option(job, key, token, j->text);
+    if (token != JSON_STRING || memchr(j->text.text, 0, j->text.length) != NULL)
+        return refuse_job(job, "\"%s\" takes a string without zero characters", KEYS[key].key);
+    job->line.text = j->text.text;
+    return true;
+}
+
+/* Whether the keys that were given go together. */
+static bool keys_fit(BatchJob *job, unsigned given) {
+    int main_key = -1;
+    for (int key = KEY_PROMPT; key <= KEY_DECODE; key++) {
+        if ((given >> key & 1) == 0) continue;
+        if (main_key >= 0) return refuse_job(job, "\"%s\" and \"%s\" are two jobs", KEYS[main_key].key, KEYS[key].key);
+        main_key = key;
+    }
+    if (main_key < 0) return refuse_job(job, "a job has \"prompt\", \"question\", \"encode\" or \"decode\"");
+    job->command = KEYS[main_key].commands;
+    for (int key = 0; key < KEY_COUNT; key++)
+        if ((given >> key & 1) != 0 && (KEYS[key].commands & job->command) == 0)
+            return refuse_job(job, "\"%s\" does not go with \"%s\"", KEYS[key].key, KEYS[main_key].key);
+    if ((job->command & (FOR_GENERATE | FOR_DECODE)) != 0 && job->line.output == NULL)
+        return refuse_job(job, "\"output\" is missing: the name of the picture");
+    return true;
+}
+
+/* Reads a line into a job, whose `line` holds the defaults. False: job->error says what is wrong. */
+static bool parse_job(BatchJob *job, char *text, size_t length, int image_tokens_expected) {
+    Json j = json_begin(text, length);
+    unsigned given = 0;
+    JsonToken token = json_next(&j);
+    if (token != JSON_OBJECT) refuse_job(job, "a line is an object in { }");
+    while (job->error.status == JANUS_OK && (token = json_next(&j)) == JSON_KEY) {
+        int key = 0;
+        while (key < KEY_COUNT && strcmp(KEYS[key].key, j.text.text) != 0) key++;
+        if (key == KEY_COUNT || strlen(j.text.text) != j.text.length)
+            refuse_job(job, "unknown key \"%.60s\"", j.text.text);
+        else if ((given >> key & 1) != 0) refuse_job(job, "\"%s\" is given twice", KEYS[key].key);
+        else if (take_value(job, key, &j, image_tokens_expected)) given |= 1u << key;
+    }
+    while (token != JSON_ERROR && token != JSON_END) token = json_next(&j);
+    if (j.error != NULL) {
+        job->error.status = JANUS_OK; /* that it is not JSON comes before what it says */
+        return refuse_job(job, "not JSON: %s, at byte %lu of the line", j.error, (unsigned long)(j.at - text) + 1);
+    }
+    return job->error.status == JANUS_OK && keys_fit(job, given);
+}
+
+/* ---- Results ---- */
+
+static void free_job(BatchJob *job) {
+    free(job->bytes);
+    free(job->ids);
+    free(job->reply.text);
+    free(job);
+}
+
+/* The beginning of a job's line of output. */
+static void begin_reply(BatchJob *job) {
+    job->reply.length = 0;
+    text_print(&job->reply, "{\"id\": ");
+    if (job->id_is_text) json_write(&job->reply, job->id.text, job->id.length);
+    else if (job->id.length > 0) text_add(&job->reply, job->id.text, job->id.length);
+    else text_print(&job->reply, "%ld", job->number);
+}
+
+/* Its end: what went wrong, if anything did, else the seconds that it took. */
+static void end_reply(Batch *batch, BatchJob *job) {
+    if (job->error.status != JANUS_OK) {
+        begin_reply(job);
+        text_print(&job->reply, ", \"line\": %ld, \"error\": ", job->number);
+        json_write(&job->reply, job->error.message, strlen(job->error.message));
+        batch->failed = true;
+    } else text_print(&job->reply, ", \"seconds\": %.3f", clock_seconds() - job->start);
+    text_print(&job->reply, "}\n");
+    job->done = true;
+}
+
+/* Prints the results that are there, in the order of the input unless any order will do. */
+static void print_replies(Batch *batch) {
+    for (BatchJob **at = &batch->jobs; *at != NULL;) {
+        BatchJob *job = *at;
+        if (!job->done && !batch->program->line.unordered) return;
+        if (!job->done) {
+            at = &job->next;
+            continue;
+        }
+        clear_progress(&batch->program->screen);
+        if (job->reply.failed) complain("line %ld: out of memory", job->number), batch->failed = true;
+        else if (fwrite(job->reply.text, 1, job->reply.length, stdout) != job->reply.length || fflush(stdout) != 0)
+            batch->write_error = errno != 0 ? errno : EIO;
+        *at = job->next;
+        free_job(job);
+    }
+}
+
+static void list_outputs(BatchJob *job) {
+    char name[PATH_BYTES];
+    for (int i = 0; i < job->line.count; i++) {
+        numbered_name(name, PATH_BYTES, job->line.output, i, job->line.count);
+        text_print(&job->reply, i > 0 ? ", " : ", \"output\": [");
+        json_write(&job->reply, name, strlen(name));
+    }
+    text_print(&job->reply, "]");
+}
+
+/* Decodes and writes the pictures of a drawing, or of ids that were given. */
+static void write_pictures(Batch *batch, BatchJob *job, const int32_t *ids) {
+    const Program *program = batch->program;
+    const JanusGenerateOptions options = generate_options(&job->line);
+    const bool says = job->command == FOR_GENERATE && !job->line.no_metadata;
+    for (int i = 0; i < job->line.count && job->error.status == JANUS_OK; i++) {
+        char name[PATH_BYTES], *text = says ? drawing_text(program, job->line.text, &options, i) : NULL;
+        JanusImage image = {0, 0, NULL};
+        numbered_name(name, PATH_BYTES, job->line.output, i, job->line.count);
+        if (says && text == NULL) fail_memory(&job->error);
+        else if (janus_decode_image(program->session, ids + i * image_tokens(&program->model->config), &image,
+                                    &job->error) == JANUS_OK)
+            janus_image_save_with_text(name, &image, text, &job->error);
+        janus_image_free(&image);
+        free(text);
+    }
+    list_outputs(job);
+}
+
+/* Whether picture i of a drawing is there, complete, and says that it was drawn from what the job says. */
+static bool is_drawn(const Program *program, BatchJob *job, int i) {
+    JanusImage image = {0, 0, NULL};
+    char name[PATH_BYTES], seed[256], *says = NULL, *settings;
+    if (!numbered_name(name, PATH_BYTES, job->line.output, i, job->line.count) || !file_is_there(name) ||
+        janus_image_text(name, &says, NULL) != JANUS_OK || says == NULL)
+        return false;
+    if (!job->line.has_seed && (settings = strstr(says, "\nSteps: ")) != NULL) { /* any seed is the job's then */
+        find_setting(settings + 1, "Seed", seed);
+        parse_seed(seed, &job->line);
+    }
+    const JanusGenerateOptions options = generate_options(&job->line);
+    char *should_say = drawing_text(program, job->line.text, &options, i);
+    const bool drawn = should_say != NULL && strcmp(says, should_say) == 0 &&
+                       janus_image_load(name, &image, NULL) == JANUS_OK &&
+                       image.width == drawn_side(&program->model->config) && image.height == image.width;
+    free(should_say);
+    free(says);
+    janus_image_free(&image);
+    return drawn;
+}
+
+/* Whether an earlier run has done all of a drawing. What it did a part of goes on with its seed. */
+static bool was_done(const Program *program, BatchJob *job) {
+    const CommandLine before = job->line;
+    int i = 0;
+    if (!job->line.resume || job->command != FOR_GENERATE) return false;
+    while (i < job->line.count && is_drawn(program, job, i)) i++;
+    if (i == 0) job->line = before;
+    return i == job->line.count;
+}
+
+static void encode_job(Batch *batch, BatchJob *job) {
+    const int count = (int)image_tokens(&batch->program->model->config);
+    JanusImage image = {0, 0, NULL};
+    int32_t *ids = allocate(count, sizeof *ids);
+    if (ids == NULL) fail_memory(&job->error);
+    else if (image_from_path(job->line.images[0], !job->line.no_exif, &image, &job->error) == JANUS_OK)
+        janus_encode_image(batch->program->session, &image, ids, &job->error);
+    for (int i = 0; i < count && job->error.status == JANUS_OK; i++)
+        text_print(&job->reply, "%s%ld", i > 0 ? ", " : ", \"ids\": [", (long)ids[i]);
+    text_print(&job->reply, "]");
+    janus_image_free(&image);
+    free(ids);
+}
+
+static void submit_question(Batch *batch, BatchJob *job) {
+    JanusImage images[CLI_IMAGES] = {{0, 0, NULL}};
+    const JanusAskOptions options = ask_options(&job->line);
+    const int count = job->line.image_count;
+    for (int i = 0; i < count && job->error.status == JANUS_OK; i++)
+        image_from_path(job->line.images[i], !job->line.no_exif, &images[i], &job->error);
+    if (job->error.status == JANUS_OK)
+        janus_queue_ask(batch->queue, job->line.text, images, count, &options, &job->queued, &job->error);
+    for (int i = 0; i < count; i++) janus_image_free(&images[i]);
+}
+
+/* Hands the job to the queue, or does at once what has no steps. */
+static void begin_job(Batch *batch, BatchJob *job) {
+    CommandLine *line = &job->line;
+    job->start = clock_seconds();
+    begin_reply(job);
+    if (was_done(batch->program, job)) {
+        list_outputs(job);
+        text_print(&job->reply, ", \"seed\": %llu, \"resumed\": true", (unsigned long long)line->seed);
+        end_reply(batch, job);
+        return;
+    }
+    if (!line->has_seed) line->seed = (make_up_seed() + 7919u * (uint64_t)job->number) % 1000000000u;
+    line->has_seed = true;
+    const JanusGenerateOptions options = generate_options(line);
+    if (line->output != NULL) output_usable(batch->program, line->output, line->count, &job->error);
+    if (job->error.status == JANUS_OK && job->command == FOR_GENERATE)
+        janus_queue_generate(batch->queue, line->text, &options, &job->queued, &job->error);
+    else if (job->error.status == JANUS_OK && job->command == FOR_ASK) submit_question(batch, job);
+    else if (job->error.status == JANUS_OK && job->command == FOR_ENCODE) encode_job(batch, job);
+    else if (job->error.status == JANUS_OK) write_pictures(batch, job, job->ids);
+    if (job->queued == 0) end_reply(batch, job);
+}
+
+/* What the queue has done. */
+static void take_results(Batch *batch) {
+    JanusResult result;
+    while (janus_queue_collect(batch->queue, &result)) {
+        BatchJob *job = batch->jobs;
+        while (job->queued != result.job) job = job->next;
+        job->error = result.error;
+        if (result.error.status == JANUS_CANCELLED) fail(&job->error, JANUS_CANCELLED, "stopped before it was done");
+        else if (result.error.status == JANUS_OK && result.answer == NULL) write_pictures(batch, job, result.ids);
+        else if (result.error.status == JANUS_OK) {
+            text_print(&job->reply, ", \"answer\": ");
+            json_write(&job->reply, result.answer, strlen(result.answer));
+            text_print(&job->reply, ", \"tokens\": %ld", (long)result.id_count);
+        }
+        if (job->command == FOR_GENERATE || job->line.temperature > 0)
+            text_print(&job->reply, ", \"seed\": %llu", (unsigned long long)job->line.seed);
+        end_reply(batch, job);
+        janus_result_free(&result);
+    }
+}
+
+/* A job of a line, which is added to the list; NULL: the line is empty. */
+static BatchJob *new_job(Batch *batch, StringView line) {
+    size_t blank = 0;
+    for (char c; line.text != NULL && blank < line.length; blank++)
+        if ((c = line.text[blank]) != ' ' && c != '\t' && c != '\r') break;
+    if (line.text != NULL && blank == line.length) return NULL;
+    BatchJob *job = calloc(1, sizeof *job), **last = &batch->jobs;
+    char *bytes = job != NULL ? malloc(line.length + 1) : NULL;
+    if (bytes == NULL) {
+        free(job);
+        complain("line %ld: out of memory", batch->line);
+        batch->failed = true;
+        return NULL;
+    }
+    job->line = batch->program->line;
+    job->line.text = NULL;
+    job->number = batch->line;
+    job->bytes = bytes;
+    if (line.text == NULL) refuse_job(job, "the line is longer than 1 MiB");
+    else memcpy(bytes, line.text, line.length);
+    while (*last != NULL) last = &(*last)->next;
+    *last = job;
+    return job;
+}
+
+/* Begins the job of a line. Returns whether the queue has it. */
+static bool take_line(Batch *batch, StringView line) {
+    BatchJob *job = new_job(batch, line);
+    if (job == NULL) return false;
+    const bool good = job->error.status == JANUS_OK &&
+                      parse_job(job, job->bytes, line.length, (int)image_tokens(&batch->program->model->config)) &&
+                      (batch->stream == NULL || claim_outputs(batch, job));
+    if (good) begin_job(batch, job);
+    else begin_reply(job), end_reply(batch, job);
+    return job->queued != 0;
+}
+
+/* Before the work on a file: whether each picture has a name of its own; says which has not. */
+static bool outputs_differ(Batch *batch) {
+    bool good = true;
+    StringView line;
+    while (next_line(batch, false, &line)) {
+        BatchJob *job = new_job(batch, line);
+        if (job == NULL) continue;
+        if (job->error.status == JANUS_OK &&
+            parse_job(job, job->bytes, line.length, (int)image_tokens(&batch->program->model->config)) &&
+            !claim_outputs(batch, job)) {
+            complain("line %ld: %s", job->number, job->error.message);
+            good = false;
+        }
+        batch->jobs = NULL;
+        free_job(job);
+    }
+    batch->at = 0;
+    batch->line = 0;
+    return good;
+}
+
+/* After the first SIGINT: answers that are being written and drawings that are half done are finished. */
+static void stop_jobs(Batch *batch) {
+    for (BatchJob *job = batch->jobs; job != NULL && !batch->stopped; job = job->next) {
+        const double done = janus_queue_progress(batch->queue, job->queued);
+        if (done < (job->command == FOR_ASK ? 1e-9 : 0.5)) janus_queue_cancel(batch->queue, job->queued);
+    }
+    batch->stopped = true;
+}
+
+static void run_batch(Batch *batch) {
+    bool busy = false;
+    StringView line;
+    while (batch->write_error == 0) {
+        while (gentle_stop < 2 && batch->write_error == 0 && janus_queue_waiting(batch->queue) == 0 &&
+               next_line(batch, !busy, &line)) {
+            busy = take_line(batch, line) || busy;
+            print_replies(batch);
+        }
+        if (gentle_stop == 2) stop_jobs(batch);
+        busy = janus_queue_step(batch->queue) != 0;
+        take_results(batch);
+        print_replies(batch);
+        const bool all = batch->ended && batch->at == batch->size && !batch->skips;
+        if (!busy && (all || batch->stopped)) break;
+    }
+}
+
+/* The jobs of a file are all read before the work; those of stdin as they come. */
+static bool open_jobs(Batch *batch, const char *path, FileImage *file) {
+    if (strcmp(path, "-") == 0) {
+        batch->stream = stdin;
+        batch->bytes = malloc(JOB_BYTES + 1);
+        if (batch->bytes == NULL) complain("out of memory");
+        return batch->bytes != NULL;
+    }
+    if (!read_input(path, JOBS_FILE_LIMIT, false, file)) return false;
+    batch->bytes = (char *)file->bytes;
+    batch->size = file->size;
+    batch->ended = true;
+    return outputs_differ(batch);
+}
+
+static int command_batch(Program *program) {
+    FileImage file = {0};
+    Batch *batch = calloc(1, sizeof *batch);
+    if (batch == NULL) {
+        fail_memory(&program->error);
+        return program_failed(program);
+    }
+    batch->program = program;
+    program->screen.shows_progress = false; /* the results are the progress */
+    bool good = open_jobs(batch, program->line.text, &file);
+    if (good && janus_queue_new(program->session, program->line.batch, &batch->queue, &program->error) != JANUS_OK)
+        good = program_failed(program) == EXIT_DONE;
+    gentle_stop = 1;
+    if (good) run_batch(batch);
+    const bool stopped = gentle_stop == 2;
+    gentle_stop = 0;
+    if (batch->read_error != 0) complain("cannot read stdin: %s", strerror(batch->read_error));
+    if (batch->write_error != 0) complain("cannot write to stdout: %s", strerror(batch->write_error));
+    if (batch->read_error != 0 || batch->write_error != 0 || batch->failed) good = false;
+    janus_queue_free(batch->queue);
+    while (batch->jobs != NULL) {
+        BatchJob *job = batch->jobs;
+        batch->jobs = job->next;
+        free_job(job);
+    }
+    for (int i = 0; i < NAME_BUCKETS; i++)
+        for (OutputName *name = batch->names[i], *next; name != NULL; name = next) {
+            next = name->next;
+            free(name);
+        }
+    if (batch->stream != NULL) free(batch->bytes);
+    file_image_free(&file);
+    free(batch);
+    return stopped ? EXIT_STOPPED : good ? EXIT_DONE : EXIT_FAILED;
+}
+
 /* What a command takes beside options; from stdin or a file, a PROMPT goes without the end of its last line. */
 typedef enum { NO_TEXT, PLAIN_TEXT, PROMPT, INPUT_FILE, MODEL_FILE, ONE_WORD } TextKind;
 
@@ -9940,6 +10740,8 @@ static const Command COMMANDS[] = {
     {"info", "[MODEL|IMAGE]", FOR_INFO, MODEL_FILE, command_info, "shows a model, or what drew an image", "circle.png"},
     {"quantize", "-o OUT.gguf IN.gguf", FOR_QUANTIZE, MODEL_FILE, command_quantize, "writes a smaller model",
      "--type q8_0 -o small.gguf janus-pro-1b.gguf"},
+    {"batch", "JOBS.jsonl", FOR_BATCH, INPUT_FILE, command_batch, "does jobs that are lines of JSON, together",
+     "jobs.jsonl >results.jsonl"},
     {"completion", "bash|zsh|fish", FOR_COMPLETION, ONE_WORD, command_completion, "writes what a shell completes by",
      "bash >>~/.bash_completion"},
     {"help", "[COMMAND]", FOR_HELP, ONE_WORD, command_help, "shows what a command takes", "generate"},
@@ -10379,6 +11181,10 @@ static int janus_main(int argc, char **argv) {
 #if defined(_WIN32)
 /* Runs in a thread of its own. A file that is open cannot be removed here: the writer, who sees `interrupted`, does. */
 static BOOL WINAPI on_console_event(DWORD event) {
+    if (event == CTRL_C_EVENT && gentle_stop == 1) {
+        gentle_stop = 2;
+        return TRUE;
+    }
     interrupted = 1;
     for (int i = 0; i < 500 && unfinished[0] != NULL; i++) Sleep(10);
     if (unfinished[1] != NULL) file_remove(unfinished[1]);
@@ -10389,6 +11195,10 @@ static BOOL WINAPI on_console_event(DWORD event) {
 static void handle_signals(void) { SetConsoleCtrlHandler(on_console_event, TRUE); }
 #elif !defined(__wasi__)
 static void on_signal(int number) {
+    if (number == SIGINT && gentle_stop == 1) {
+        gentle_stop = 2;
+        return;
+    }
     for (int i = 0; i < 2; i++)
         if (unfinished[i] != NULL) unlink(unfinished[i]);
     _exit(128 + number);

@@ -1,8 +1,8 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
-# Runs parts of the tests, one after the other, and adds up their counts: run.sh c|python|verify|verify-full|eval ...,
+# Runs parts of the tests, one after the other, and adds up their counts: run.sh c|python|ray|verify|verify-full|eval ...,
 # or measures: run.sh bench|bench-peers|quantisation.
-# Python parts make an environment of their own in .venv or .venv-verify and only do so when its requirements changed.
+# Python parts make an environment of their own in .venv, .venv-verify or .venv-ray and only do so when its requirements changed.
 cd "$(dirname "$0")/.." || exit 1
 PYTHON=${PYTHON:-python3}
 passed=0
@@ -66,6 +66,9 @@ for name in "$@"; do
             left_out="the Python tests ($why)"
             [ -n "$CI" ] && failed=$((failed + 1))
         fi ;;
+    ray)
+        need_environment .venv-ray test/machines/requirements-ray.txt
+        part "$python" -m pytest -q -p no:cacheprovider test/machines ;;
     eval)
         need_environment .venv test/requirements.txt
         exec "$python" weights/eval.py ;;

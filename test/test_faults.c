@@ -297,6 +297,30 @@ static JanusStatus do_generate(World *world, uint64_t *hash) {
     return status;
 }
 
+/* A drawing and a question side by side. Where one fails, the other gives what it always gives, or fails too. */
+static JanusStatus do_queue(World *world, uint64_t *hash) {
+    static uint64_t usual[3]; /* by number of the job */
+    JanusAskOptions ask = janus_ask_defaults();
+    JanusQueue *queue = NULL;
+    JanusResult result;
+    ask.max_tokens = 3;
+    JanusStatus status = janus_queue_new(world->session, 2, &queue, &world->error);
+    if (status == JANUS_OK) status = janus_queue_generate(queue, "a red heart", NULL, NULL, &world->error);
+    if (status == JANUS_OK)
+        status = janus_queue_ask(queue, "What is it?", &world->photo, 1, &ask, NULL, &world->error);
+    while (status == JANUS_OK && janus_queue_step(queue)) continue;
+    for (; queue != NULL && janus_queue_collect(queue, &result); janus_result_free(&result)) {
+        const bool good = result.error.status == JANUS_OK;
+        const uint64_t met = good ? hash_bytes(1, result.ids, (size_t)result.id_count * sizeof *result.ids) : 0;
+        if (good && usual[result.job] == 0) usual[result.job] = met;
+        if (!good) status = result.error.status, world->error = result.error;
+        if (met != (good ? usual[result.job] : 0) || good != (result.ids != NULL)) *hash = 0;
+    }
+    if (status == JANUS_OK) *hash = *hash * 31 + usual[1] + usual[2];
+    janus_queue_free(queue);
+    return status;
+}
+
 static JanusStatus do_encode(World *world, uint64_t *hash) {
     int32_t ids[64];
     const JanusStatus status = janus_encode_image(world->session, &world->photo, ids, &world->error);
@@ -395,6 +419,7 @@ static const Operation LOAD = {"load", do_load, ALONE, NULL, false},
                        TURN = {"a second turn", do_ask, SECOND_TURN, NULL, false},
                        GENERATE = {"generate two pictures", do_generate, IN_SESSION, NULL, false},
                        TAPS = {"generate with taps", do_generate, TAPPED, NULL, false},
+                       QUEUE = {"a drawing beside a question", do_queue, IN_SESSION, NULL, true},
                        ENCODE = {"encode", do_encode, IN_SESSION, NULL, false},
                        DECODE = {"decode", do_decode, IN_SESSION, NULL, false},
                        TEXTS = {"tokenize and back", do_texts, ALONE, NULL, false},
@@ -570,7 +595,8 @@ static void test_memory(void) {
                                            &TAPS,     &ENCODE,    &DECODE,   &TEXTS,       &PREPROCESS,
                                            &READ_PNG, &READ_JPEG, &READ_BMP, &READ_TURNED, &READ_CMYK,
                                            &READ_GIF, &READ_PPM,  &READ_TGA, &WRITE_PNG,   &QUANTIZE,
-                                           &WRITE_PNG_TEXT, &WRITE_JPEG_TEXT, &READ_PNG_TEXT, &READ_JPEG_TEXT};
+                                           &WRITE_PNG_TEXT, &WRITE_JPEG_TEXT, &READ_PNG_TEXT, &READ_JPEG_TEXT,
+                                           &QUEUE};
     World world;
     open_world(&world);
     for (size_t i = 0; i < sizeof ALL / sizeof *ALL; i++)
@@ -1213,6 +1239,32 @@ static void fail_command(const char *command, const char *input, Kind kind, int 
     report(wrong == 0 && at > 1, "janus %.60s: each %s of %d may fail", command, CALLS[kind], at - 1);
 }
 
+/* janus batch with the k-th call failing: a job's error stands in its result, the others go on; what was not needed for
+   all at once may be there for each alone. */
+static void fail_batch(const char *model, Kind kind, int error) {
+    static const char jobs[] = "{\"prompt\": \"a\", \"seed\": 1, \"output\": \"out.png\"}\n"
+                               "{\"question\": \"Hi\", \"max_tokens\": 2}\n{\"encode\": \"in.jpg\"}\n"
+                               "{\"decode\": [1, 2, 3, 4], \"output\": \"janus-1.png\"}\n";
+    char command[1200];
+    int at = 0, wrong = 0;
+    snprintf(command, sizeof command, "batch -m %s --threads 1 -", model);
+    for (bool more = true; more && wrong < 3 && at < 5000;) {
+        FileImage results = {0};
+        const int code = run_command(command, jobs, kind, ++at, error);
+        more = code != 91;
+        const bool told = file_read(in_folder("stdout"), 1 << 20, &results) == 0 &&
+                          strstr((const char *)results.bytes, "\"error\": ") != NULL;
+        const bool good = !more || (code == EXIT_FAILED && (told || complained())) ||
+                          (code == EXIT_DONE && kind == MEMORY && !told);
+        if (!good) printf("        at %d: exit code %d\n", at, code), print_stderr();
+        wrong += !good;
+        file_image_free(&results);
+        remove(in_folder("out.png"));
+        remove(in_folder("janus-1.png"));
+    }
+    report(wrong == 0 && at > 1, "janus batch: each call of %d may fail (errno %d)", at - 1, error);
+}
+
 static void test_program(void) {
     World world;
     char command[2048], in[300], out[300], dump[300], model[1024] = "";
@@ -1254,6 +1306,9 @@ static void test_program(void) {
     remove(in_folder("like.png"));
     snprintf(command, sizeof command, "generate -m %s --threads 1 -o %s -", model, out);
     fail_command(command, "a cat\n", READING, EIO, false);
+    fail_batch(model, MEMORY, ENOMEM);
+    fail_batch(model, WRITING, ENOSPC);
+    fail_batch(model, OPENING, EACCES);
     remove(in_folder("stdin")), remove(in_folder("stdout")), remove(in_folder("stderr"));
     close_world(&world);
 }
@@ -1433,7 +1488,8 @@ static void test_small(void) {
                                            &ENCODE,    &DECODE,      &TEXTS,     &PREPROCESS, &READ_PNG, &READ_JPEG,
                                            &READ_BMP,  &READ_TURNED, &READ_CMYK, &READ_GIF,   &READ_PPM, &READ_TGA,
                                            &WRITE_PNG, &WRITE_JPEG,  &QUANTIZE,
-                                           &WRITE_PNG_TEXT, &WRITE_JPEG_TEXT, &READ_PNG_TEXT, &READ_JPEG_TEXT};
+                                           &WRITE_PNG_TEXT, &WRITE_JPEG_TEXT, &READ_PNG_TEXT, &READ_JPEG_TEXT,
+                                           &QUEUE};
     World world;
     open_world(&world);
     for (size_t i = 0; i < sizeof ALL / sizeof *ALL; i++) {

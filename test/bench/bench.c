@@ -697,6 +697,39 @@ static void bench_drawing(Bench *bench, const char *path) {
     report(bench, "whole step of a picture (heads, draw)", &steps, &step_cost, 0);
 }
 
+/* A step of drawings in a queue, each of `count` pictures and a prompt of its own: with heads and sampling. */
+static void bench_queue(const Stage *s, int jobs, int count) {
+    Bench *bench = s->bench;
+    const int pictures = jobs * count;
+    JanusGenerateOptions options = janus_generate_defaults();
+    JanusQueue *queue = NULL;
+    JanusError error;
+    Times times = {{0}, 0};
+    Cost cost = {0, 0, 0};
+    char name[96], prompt[sizeof PROMPT];
+    options.count = count;
+    reset_peak();
+    check(janus_queue_new(s->session, pictures, &queue, &error), &error);
+    for (int i = 0; i < jobs; i++) {
+        snprintf(prompt, sizeof prompt, "%.*s", 8 + i % 16, PROMPT);
+        options.seed = (uint64_t)i;
+        check(janus_queue_generate(queue, prompt, &options, NULL, &error), &error);
+        janus_queue_step(queue);
+    }
+    for (int i = -1; i < bench->options.repeats; i++) { /* the first is not counted */
+        const double start = seconds(bench);
+        janus_queue_step(queue);
+        if (i >= 0) keep_time(&times, seconds(bench) - start);
+    }
+    janus_queue_free(queue);
+    cost_transformer(&cost, s->session, 2.0 * pictures, 1, 20 + bench->options.repeats / 2.0);
+    cost_image_ids(&cost, s->model, pictures);
+    snprintf(name, sizeof name, "queue: step of %d drawing%s, %d picture%s", jobs, jobs == 1 ? "" : "s", pictures,
+             pictures == 1 ? "" : "s");
+    note_peak(bench);
+    report(bench, name, &times, &cost, 0);
+}
+
 /* From a question about a picture to the answer's first token, and the tokens after it. */
 static void bench_answer(const Stage *s) {
     static const char QUESTION[] = "What is in the picture?";
@@ -756,6 +789,10 @@ static void bench_model(Bench *bench, const char *path) {
         bench_step(&s, 2 * pictures, past, name, peak);
         bench_prefill(&s, peak);
     }
+    s.session->context.options.fast = 0;
+    bench_queue(&s, 1, 1);
+    bench_queue(&s, 1, pictures < 64 ? pictures : 64);
+    bench_queue(&s, pictures < 64 ? pictures : 64, 1);
     bench_product(&s);
     bench_pictures(&s);
     bench_answer(&s);

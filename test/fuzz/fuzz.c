@@ -6,6 +6,7 @@
        text     text to ids and back, ids to text, text as a question and as a prompt
        ids      the input of `janus decode` and `janus tokenize --decode`
        options  whole command lines, and the files and the stdin that they read
+       json     a line of `janus batch`
 
    The program's name chooses the target: fuzz-model, fuzz-image, ... Compiled with -DSTANDALONE it is a program without
    a fuzzer, fuzz-replay FOLDER ... [-runs=N], which runs every file FOLDER/TARGET/NAME and then N mutations of them.
@@ -454,6 +455,40 @@ static void fuzz_options(const uint8_t *data, size_t size) {
     free(text);
 }
 
+/* What was read as a string is UTF-8, ends with a zero byte, and comes back when it is written and read again. */
+static void check_json_string(StringView text) {
+    TextBuffer written = {NULL, 0, 0, false};
+    promise(utf8_valid(text.text, text.length) && text.text[text.length] == 0, "strings are UTF-8 and end");
+    json_write(&written, text.text, text.length);
+    Json again = json_begin(written.text, written.length);
+    promise(json_next(&again) == JSON_STRING && again.text.length == text.length &&
+                memcmp(again.text.text, text.text, text.length) == 0 && json_next(&again) == JSON_END,
+            "a string that was written can be read");
+    free(written.text);
+}
+
+static void fuzz_json(const uint8_t *data, size_t size) {
+    char *text = need(malloc(size > 0 ? size : 1));
+    size_t tokens = 0;
+    JsonToken token;
+    if (size > 0) memcpy(text, data, size);
+    Json j = json_begin(text, size);
+    do {
+        token = json_next(&j);
+        promise(++tokens <= size + 1 && j.at <= j.end && j.depth <= JSON_DEPTH, "each token has its own character");
+        if (token == JSON_KEY || token == JSON_STRING) check_json_string(j.text);
+    } while (token != JSON_ERROR && token != JSON_END);
+    promise((token == JSON_ERROR) == (j.error != NULL) && (token == JSON_ERROR || j.depth == 0), "an error or the end");
+    BatchJob *job = need(calloc(1, sizeof *job));
+    job->line = LINE_DEFAULTS;
+    job->bytes = text;
+    if (size > 0) memcpy(text, data, size);
+    const bool good = parse_job(job, text, size, 4);
+    promise(good == (job->error.status == JANUS_OK) && good == (job->error.message[0] == 0), "a job or an error");
+    promise(!good || (token == JSON_END && job->command != 0), "a job is JSON");
+    free_job(job);
+}
+
 /* ---- Fuzzers ---- */
 
 typedef struct {
@@ -463,6 +498,7 @@ typedef struct {
 
 static const Target TARGETS[] = {
     {"model", fuzz_model}, {"image", fuzz_image}, {"text", fuzz_text}, {"ids", fuzz_ids}, {"options", fuzz_options},
+    {"json", fuzz_json},
 };
 enum { TARGET_COUNT = sizeof TARGETS / sizeof TARGETS[0] };
 
@@ -503,7 +539,7 @@ int LLVMFuzzerInitialize(int *count, char ***arguments) {
 #ifndef STANDALONE
     if (target == NULL) {
         fprintf(stderr,
-                "the program's name chooses the target: fuzz-model, fuzz-image, fuzz-text, fuzz-ids or fuzz-options\n");
+                "the program's name chooses the target: fuzz-model, -image, -text, -ids, -options or -json\n");
         exit(1);
     }
     if (freopen("/dev/null", "wb", stdout) == NULL) exit(1);

@@ -8,7 +8,7 @@ seconds=$1
 shift
 status=0
 export ASAN_OPTIONS=allocator_may_return_null=1:detect_stack_use_after_return=0 UBSAN_OPTIONS=print_stacktrace=1
-[ $# = 0 ] && set -- model image text ids options
+[ $# = 0 ] && set -- model image text ids options json
 for target in "$@"; do
     found=build/fuzz/$target
     mkdir -p "$found"

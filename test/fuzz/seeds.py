@@ -216,6 +216,13 @@ def write(folder: Path) -> None:
     }
     seeds |= {f"image/{name}": data for name, data in images().items()}
     seeds |= {f"options/{name}": "\n".join(line.split()).encode() + b"\n\n" + bmp for name, line in commands.items()}
+    jobs = {
+        "draw": '{"id": 1, "prompt": "a fox", "seed": 7, "n": 2, "cfg": 5, "temperature": 1, "output": "fox.png"}',
+        "ask": '{"id": "\\u00e4\\ud83d\\ude00\\n", "images": ["a.bmp", "b.bmp"], "question": "what?", "max_tokens": 3, "top_k": 5, "top_p": 0.5}',
+        "encode": ' { "encode" : "a.bmp" } ', "decode": '{"decode": [0, 5, 7, 15], "output": "a.png"}',
+        "other": '[null, true, false, -0.5e+3, [{"": {}}, "\\"\\\\\\/\\b\\f\\r\\t\\u0000"]]'}
+    seeds |= {f"json/{name}": line.encode() for name, line in jobs.items()}
+    seeds["options/batch"] = b"batch\n--unordered\n-\n\n" + "\n".join(jobs.values()).encode()
     key, settings = b"parameters\0", b"a fox\nSteps: 4, CFG scale: 5, Seed: 7, Temperature: 1, RNG: torch, Picture: 1 of 2, Version: janus 1"
     for name, kind, data in (("latin1", b"tEXt", key + b"caf\xe9 " + settings), ("utf8", b"iTXt", key + b"\0\0en\0Worte\0caf\xc3\xa9 " + settings),
                              ("packed", b"zTXt", key + b"\0x\x9c")):
