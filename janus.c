@@ -306,6 +306,7 @@ static void tap_ids(Context *cx, const char *name, const int32_t *ids, int64_t a
 static void hand_over(Context *cx, const char *name, JanusElement type, const void *data, int64_t a, int64_t b,
                       int64_t c);
 static void progress(Context *cx, const char *task, int64_t done, int64_t total);
+static void tell_drawn(Context *cx, const int32_t *ids, int64_t N, int64_t done, int64_t T); /* ids (N, T) */
 
 /* A name such as vision.block.3, put together where it is needed: name_of(NEW_NAME, "vision.block.%d", 3). */
 enum { NAME_LIMIT = 128 };
@@ -1233,6 +1234,7 @@ static void draw_tokens(Context *cx, const JanusModel *m, const JanusGenerateOpt
         progress(cx, "draw", t + 1, T);
         if (has_failed(cx)) break;
         for (int64_t n = 0; n < N; n++) ids[n * T + t] = step_ids[n];
+        tell_drawn(cx, ids, N, t + 1, T);
         if (t == T - 1) break;
         embed_image_ids(cx, m, step_ids, N, embedded);
         for (int64_t r = 0; r < R; r++) copy(cx, x + r * width, embedded + r / 2 * width, width);
@@ -4953,6 +4955,13 @@ static void progress(Context *cx, const char *task, int64_t done, int64_t total)
         context_fail(cx, JANUS_CANCELLED, "stopped on request while working on: %s", task);
 }
 
+/* Shows the caller what is drawn so far; the caller may cancel it. */
+static void tell_drawn(Context *cx, const int32_t *ids, int64_t N, int64_t done, int64_t T) {
+    if (has_failed(cx) || cx->options.drawn == NULL) return;
+    if (cx->options.drawn(cx->options.user, ids, (int)N, done, T) != 0)
+        context_fail(cx, JANUS_CANCELLED, "stopped on request while working on: draw");
+}
+
 /* Hands a named tensor of shape (a), (a, b) or (a, b, c) to the caller; unused sizes are 0. */
 static void hand_over(Context *cx, const char *name, JanusElement type, const void *data, int64_t a, int64_t b,
                       int64_t c) {
@@ -8026,9 +8035,29 @@ void janus_session_free(JanusSession *session) {
     free(session);
 }
 
+JanusMark janus_mark(const JanusSession *session) {
+    const Conversation *said = &session->conversation;
+    JanusMark mark = {(int32_t)said->sequence.own.length, said->unread_count, {said->unread[0], said->unread[1]}};
+    return mark;
+}
+
+JanusStatus janus_rewind(JanusSession *session, const JanusMark *mark, JanusError *error) {
+    Conversation *said = &session->conversation;
+    if (mark->length < 0 || mark->length > said->sequence.own.length || mark->unread_count < 0 ||
+        mark->unread_count > 2)
+        return fail(error, JANUS_BAD_ARGUMENT, "the mark is not of this conversation");
+    for (int i = 0; i < mark->unread_count; i++)
+        if (mark->unread[i] < 0 || mark->unread[i] >= session->model->config.vocab)
+            return fail(error, JANUS_BAD_ARGUMENT, "the mark is not of this conversation");
+    said->sequence.own.length = mark->length;
+    said->unread_count = mark->unread_count;
+    memcpy(said->unread, mark->unread, sizeof said->unread);
+    return JANUS_OK;
+}
+
 void janus_reset(JanusSession *session) {
-    session->conversation.sequence.own.length = 0;
-    session->conversation.unread_count = 0;
+    const JanusMark beginning = {0, 0, {0, 0}};
+    janus_rewind(session, &beginning, NULL);
 }
 
 int janus_conversation_length(const JanusSession *session) {
@@ -8080,6 +8109,83 @@ JanusStatus janus_decode_image(JanusSession *session, const int32_t *ids, JanusI
     image->width = image->height = drawn_side(c);
     image->rgb = rgb;
     return JANUS_OK;
+}
+
+/* ---- A colour for every id: the codes and a 1 times a matrix (code_dim + 1, 3) ---- */
+
+/* Solves A x = b for three right sides b; A (n, n) is symmetric and positive definite. b becomes x, A its factors. */
+static void solve_normal_equations(double *a, double (*b)[3], int64_t n) {
+    for (int64_t k = 0; k < n; k++)
+        for (int64_t i = k + 1; i < n; i++) {
+            const double factor = a[i * n + k] / a[k * n + k];
+            for (int64_t j = k; j < n; j++) a[i * n + j] -= factor * a[k * n + j];
+            for (int j = 0; j < 3; j++) b[i][j] -= factor * b[k][j];
+        }
+    for (int64_t k = n - 1; k >= 0; k--)
+        for (int j = 0; j < 3; j++) {
+            for (int64_t i = k + 1; i < n; i++) b[k][j] -= a[k * n + i] * b[i][j];
+            b[k][j] /= a[k * n + k];
+        }
+}
+
+/* code (code_dim + 1): the codebook's row `id` as the decoder takes it, then 1 */
+static void code_of(const JanusModel *m, int32_t id, float *code) {
+    weight_row(code, &m->codebook, id);
+    normalize_rows(code, 1, m->config.code_dim);
+    code[m->config.code_dim] = 1;
+}
+
+/* sum (3) += the pixels of the middle token of a picture of 3 x 3 times `id`; rgb has room for that picture. */
+static void middle_colour(Context *cx, const JanusModel *small, int32_t id, uint8_t *rgb, double *sum) {
+    const int64_t side = drawn_side(&small->config), third = side / 3;
+    const int32_t ids[] = {id, id, id, id, id, id, id, id, id};
+    vq_decode(cx, small, ids, rgb);
+    for (int64_t i = 0; i < third * third && !has_failed(cx); i++)
+        for (int j = 0; j < 3; j++)
+            sum[j] += rgb[3 * ((third + i / third) * side + third + i % third) + j] / (double)(third * third);
+}
+
+/* The matrix, fitted by least squares to 64 ids at equal distances; normal (n, n), matrix (n, 3), n = code_dim + 1. */
+static void fit_colours(Context *cx, const JanusModel *m, float *code, double *normal, double (*matrix)[3]) {
+    JanusModel small = *m;
+    small.config.grid = 3; /* a picture of 3 x 3 tokens: its middle one has neighbours on all sides */
+    const int64_t n = m->config.code_dim + 1, side = drawn_side(&small.config);
+    uint8_t *rgb = scratch_bytes(cx, side * side, 3);
+    for (int64_t i = 0; i < n * n; i++) normal[i] = i % (n + 1) == 0 ? 1e-6 : 0; /* never singular */
+    memset(matrix, 0, (size_t)n * sizeof *matrix);
+    for (int k = 0; k < 64 && !has_failed(cx); k++) {
+        const int32_t id = (int32_t)((int64_t)m->config.codebook * k / 64);
+        double colour[3] = {0, 0, 0};
+        code_of(m, id, code);
+        middle_colour(cx, &small, id, rgb, colour);
+        for (int64_t i = 0; i < n; i++) {
+            for (int64_t j = 0; j < n; j++) normal[i * n + j] += (double)code[i] * (double)code[j];
+            for (int j = 0; j < 3; j++) matrix[i][j] += (double)code[i] * colour[j];
+        }
+    }
+    solve_normal_equations(normal, matrix, n);
+}
+
+JanusStatus janus_codebook_colours(JanusSession *session, uint8_t *rgb, JanusError *error) {
+    Context *cx = &session->context;
+    const JanusModel *m = session->model;
+    const JanusSessionOptions heard = cx->options;
+    const int64_t n = m->config.code_dim + 1;
+    float *code = scratch(cx, n, 1);
+    double *normal = scratch_bytes(cx, n * n, sizeof *normal), (*matrix)[3] = scratch_bytes(cx, n, sizeof *matrix);
+    cx->options.progress = NULL; /* these pictures are none of the caller's */
+    cx->options.tap = NULL;
+    if (!has_failed(cx)) fit_colours(cx, m, code, normal, matrix);
+    cx->options = heard;
+    for (int32_t id = 0; id < m->config.codebook && !has_failed(cx); id++) {
+        code_of(m, id, code);
+        for (int j = 0; j < 3; j++) {
+            double value = 0;
+            for (int64_t i = 0; i < n; i++) value += (double)code[i] * matrix[i][j];
+            rgb[3 * (int64_t)id + j] = (uint8_t)(value > 0 ? value < 255 ? value : 255 : 0);
+        }
+    }
+    return context_end(cx, error);
 }
 
 JanusStatus janus_generate(JanusSession *session, const char *prompt, const JanusGenerateOptions *options,
