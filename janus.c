@@ -8271,14 +8271,16 @@ JanusStatus janus_encode_image(JanusSession *session, const JanusImage *image, i
 #if !defined(JANUS_LIBRARY)
 
 enum { EXIT_DONE = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, CLI_IMAGES = 64, PATH_BYTES = 4096, TEXT_FILE_LIMIT = 1 << 26 };
+enum { OPTION_LIMIT = 64 };
 
 typedef struct {
-    const char *command, *model, *output, *dump, *isa, *type, *text;
+    const char *model, *output, *dump, *isa, *type, *text, *prompt, *file; /* the text: an argument, of -p, of -f */
     const char *images[CLI_IMAGES];
     int image_count, count, threads, max_tokens, top_k, rng, cache;
     double cfg_weight, temperature, top_p; /* temperature -1: the task's own */
-    uint64_t seed, given;                  /* a bit for each row of OPTIONS that was used */
-    bool has_seed, fast, quiet, decode, no_exif, help;
+    uint64_t seed;
+    bool has_seed, fast, quiet, decode, no_exif, help, version;
+    const char *given[OPTION_LIMIT];       /* for each row of OPTIONS the argument that named it; NULL: none */
 } CommandLine;
 
 static const CommandLine LINE_DEFAULTS = {
@@ -8306,18 +8308,20 @@ static bool terminal(FILE *file) {
 #endif
 }
 
-/* ---- Options: one table, from which come their parsing, the messages about them, the help and the manual page ---- */
+/* ---- Options: one table, from which come their parsing, the messages about them and the help ---- */
 
 enum {
     FOR_GENERATE = 1, FOR_ASK = 2, FOR_CHAT = 4, FOR_ENCODE = 8, FOR_DECODE = 16, FOR_TOKENIZE = 32, FOR_INFO = 64,
-    FOR_QUANTIZE = 128, FOR_ALL = 255, FOR_ANSWERS = FOR_ASK | FOR_CHAT, FOR_TALKS = FOR_GENERATE | FOR_ANSWERS,
-    FOR_WORKS = FOR_TALKS | FOR_ENCODE | FOR_DECODE
+    FOR_QUANTIZE = 128, FOR_HELP = 256, FOR_ALL = 511, FOR_ANSWERS = FOR_ASK | FOR_CHAT,
+    FOR_TALKS = FOR_GENERATE | FOR_ANSWERS, FOR_WORKS = FOR_TALKS | FOR_ENCODE | FOR_DECODE,
+    FOR_MODEL = FOR_WORKS | FOR_TOKENIZE | FOR_INFO, FOR_TEXT = FOR_GENERATE | FOR_ASK | FOR_TOKENIZE
 };
 
 /* What follows an option: nothing; a name; an image's name; a whole number or any number, low to high; a seed; one of
-   the words of `argument`, counted from `low`; one of the machine's sets of kernels. */
+   the words of `argument`, counted from `low`; one of the machine's sets of kernels; a quantised type; the value of an
+   option that other programs have, whose `help` says why it is not taken. */
 typedef enum {
-    AS_SWITCH, AS_NAME, AS_IMAGE, AS_WHOLE, AS_NUMBER, AS_SEED, AS_CHOICE, AS_KERNELS, AS_FORMAT
+    AS_SWITCH, AS_NAME, AS_IMAGE, AS_WHOLE, AS_NUMBER, AS_SEED, AS_CHOICE, AS_KERNELS, AS_FORMAT, AS_REFUSED
 } OptionKind;
 
 typedef struct {
@@ -8332,36 +8336,48 @@ typedef struct {
 /* Rows of the same commands stand together: they have one heading in the help. */
 #define FIELD(name) offsetof(CommandLine, name)
 static const Option OPTIONS[] = {
-    {"-n", "N", AS_WHOLE, 1, 64, FOR_GENERATE, FIELD(count), "pictures of one prompt, drawn together"},
-    {"--cfg", "W", AS_NUMBER, 0, 100, FOR_GENERATE | FOR_CHAT, FIELD(cfg_weight), "guidance of a drawing, default 5"},
-    {"--seed", "S", AS_SEED, 0, 0, FOR_TALKS, FIELD(seed), "same seed, same result; -1: a random one, printed"},
+    {"-n --count", "N", AS_WHOLE, 1, 64, FOR_GENERATE, FIELD(count), "pictures of one prompt, drawn together"},
+    {"--steps", "N", AS_REFUSED, 0, 0, 0, 0, "drawn one after the other, each once"},
+    {"-W --width", "N", AS_REFUSED, 0, 0, 0, 0, "the one size that the model has"},
+    {"-H --height", "N", AS_REFUSED, 0, 0, 0, 0, "the one size that the model has"},
+    {"-p --prompt", "TEXT", AS_NAME, 0, 0, FOR_TEXT, FIELD(prompt), "the text, in the place of the argument"},
+    {"-f --file", "FILE", AS_NAME, 0, 0, FOR_TEXT, FIELD(file), "the text is what FILE holds"},
+    {"--cfg --cfg-scale", "W", AS_NUMBER, 0, 100, FOR_GENERATE | FOR_CHAT, FIELD(cfg_weight),
+     "guidance of a drawing, default 5"},
+    {"-s --seed", "S", AS_SEED, 0, 0, FOR_TALKS, FIELD(seed), "same seed, same result; -1: a random one, printed"},
     {"--rng", "torch|torch-mkl", AS_CHOICE, JANUS_RNG_TORCH, 0, FOR_TALKS, FIELD(rng),
      "the seed's meaning: PyTorch's, or its MKL's to 2.6"},
-    {"--temperature", "T", AS_NUMBER, 0, 100, FOR_TALKS, FIELD(temperature),
+    {"--temperature --temp", "T", AS_NUMBER, 0, 100, FOR_TALKS, FIELD(temperature),
      "0: most probable; default 1 to draw, 0 to answer"},
     {"--max-tokens", "N", AS_WHOLE, 1, 1 << 24, FOR_ANSWERS, FIELD(max_tokens), "length of an answer, default 512"},
     {"--top-k", "K", AS_WHOLE, 0, 1 << 24, FOR_ANSWERS, FIELD(top_k), "default 50, 0: off; with --temperature above 0"},
     {"--top-p", "P", AS_NUMBER, 1e-6, 1, FOR_ANSWERS, FIELD(top_p), "default 1: off; with --temperature above 0"},
-    {"-i", "IMAGE", AS_IMAGE, 0, 0, FOR_ANSWERS | FOR_ENCODE, FIELD(images),
-     "an image; ask and chat take several; - is stdin"},
+    {"-i --image", "IMAGE", AS_IMAGE, 0, 0, FOR_ANSWERS | FOR_ENCODE, FIELD(images),
+     "as an argument; several for ask and chat; - is stdin"},
     {"--no-exif", NULL, AS_SWITCH, 0, 0, FOR_ANSWERS | FOR_ENCODE, FIELD(no_exif),
      "photographs as stored, not turned upright"},
-    {"-o", "OUT", AS_NAME, 0, 0, FOR_GENERATE | FOR_DECODE | FOR_QUANTIZE, FIELD(output),
-     "the file; - is stdout; default a free janus-1.png, ..."},
+    {"-o --output", "OUT", AS_NAME, 0, 0, FOR_GENERATE | FOR_DECODE | FOR_QUANTIZE, FIELD(output),
+     "the file; - is stdout; default a free janus-1.png ..."},
     {"--decode", NULL, AS_SWITCH, 0, 0, FOR_TOKENIZE, FIELD(decode), "TEXT is ids, to be turned into text"},
     {"--type", "TYPE", AS_FORMAT, 0, 0, FOR_QUANTIZE, FIELD(type), "q8_0 (default), q6_k, q4_k or q4_0 matrices"},
     {"--kv", "f32|f16", AS_CHOICE, JANUS_CACHE_F32, 0, FOR_TALKS, FIELD(cache),
-     "keys and values: f16 is half; default f32, f16 if fast"},
-    {"--threads", "K", AS_WHOLE, 1, 256, FOR_WORKS, FIELD(threads), "default: all processors that it may use"},
-    {"--isa", "NAME", AS_KERNELS, 0, 0, FOR_WORKS, FIELD(isa), "kernels that info lists; else $JANUS_ISA, else best"},
+     "keys and values: f16 is half; f32 unless --fast"},
+    {"-t --threads", "K", AS_WHOLE, 1, 256, FOR_WORKS, FIELD(threads), "default: all processors that it may use"},
+    {"--isa", "NAME", AS_KERNELS, 0, 0, FOR_WORKS, FIELD(isa), "kernels that info lists; default the best"},
     {"--fast", NULL, AS_SWITCH, 0, 0, FOR_WORKS, FIELD(fast), "rounds activations to bf16 or integers where faster"},
     {"--dump", "DIR", AS_NAME, 0, 0, FOR_WORKS, FIELD(dump), "a new folder of all intermediate tensors as .npy"},
-    {"-m", "MODEL", AS_NAME, 0, 0, FOR_ALL & ~FOR_QUANTIZE, FIELD(model),
-     "a .gguf file; else $JANUS_MODEL, weights/tiny.gguf"},
-    {"-q", NULL, AS_SWITCH, 0, 0, FOR_ALL, FIELD(quiet), "no progress, no remarks"},
+    {"-m --model", "MODEL", AS_NAME, 0, 0, FOR_MODEL, FIELD(model), "a .gguf file; default weights/tiny.gguf"},
+    {"-q --quiet", NULL, AS_SWITCH, 0, 0, FOR_ALL, FIELD(quiet), "no progress, no remarks"},
     {"-h --help", NULL, AS_SWITCH, 0, 0, FOR_ALL, FIELD(help), "this text; after a command, what it takes"},
+    {"--version", NULL, AS_SWITCH, 0, 0, FOR_ALL, FIELD(version), "version, kernels, format of model files"},
 };
 enum { OPTION_COUNT = sizeof OPTIONS / sizeof OPTIONS[0] };
+
+/* Variables of the environment that stand for an option that was not given. */
+static const struct {
+    const char *name, *option;
+} ENVIRONMENT[] = {{"JANUS_MODEL", "--model"}, {"JANUS_THREADS", "--threads"}, {"JANUS_ISA", "--isa"}};
+enum { ENVIRONMENT_COUNT = sizeof ENVIRONMENT / sizeof ENVIRONMENT[0] };
 
 /* Which of `words`, with `between` between them, this is, in small letters or capitals; -1: none. */
 static int word_index(const char *words, char between, const char *word, bool any_case) {
@@ -8423,6 +8439,7 @@ static bool set_option(CommandLine *line, const Option *option, const char *valu
     void *field = (char *)line + option->field;
     switch (option->kind) {
     case AS_SWITCH: return *(bool *)field = true;
+    case AS_REFUSED: return true;
     case AS_NAME: *(const char **)field = value; return value[0] != 0;
     case AS_WHOLE: return parse_integer(value, (long)option->low, (long)option->high, field);
     case AS_NUMBER: return parse_number(value, option->low, option->high, field);
@@ -8457,43 +8474,85 @@ static void refuse_value(const Option *option, const char *name, const char *val
     else if (option->kind == AS_CHOICE || option->kind == AS_FORMAT)
         complain("%s takes %s, not \"%.60s\"", name, words, value);
     else if (option->kind == AS_KERNELS) complain("%s takes %s on this machine, not \"%.60s\"", name, words, value);
-    else if (value[0] == 0) complain("%s takes a name, not an empty text", name);
+    else if (value[0] == 0) complain("%s takes a name or a text, not an empty one", name);
     else complain("%s is taken %d times at most", name, CLI_IMAGES);
 }
 
-/* Takes the option `name` with its value. Returns 1: taken, with the value; 0: taken alone; -1: said what is wrong. */
-static int parse_option(CommandLine *line, const char *name, const char *value) {
-    int i = 0;
-    while (i < OPTION_COUNT && word_index(OPTIONS[i].names, ' ', name, false) < 0) i++;
-    if (i == OPTION_COUNT) complain("unknown option %.60s (janus -h lists them)", name);
-    else if (OPTIONS[i].kind != AS_SWITCH && value == NULL)
-        complain("%s needs a value: %s %s", name, name, OPTIONS[i].argument);
-    else if (!set_option(line, &OPTIONS[i], value)) refuse_value(&OPTIONS[i], name, value);
+/* How many letters must be put in, left out or exchanged to make one word of the other. */
+static int edit_distance(const char *a, size_t a_length, const char *b, size_t b_length) {
+    int row[32]; /* from the letters of `a` so far to each beginning of `b` */
+    if (b_length >= 32) return INT_MAX;
+    for (size_t j = 0; j <= b_length; j++) row[j] = (int)j;
+    for (size_t i = 0; i < a_length; i++) {
+        int diagonal = row[0]++;
+        for (size_t j = 0; j < b_length; j++) {
+            const int exchanged = diagonal + (a[i] != b[j]), fewer = row[j + 1] < row[j] ? row[j + 1] : row[j];
+            diagonal = row[j + 1];
+            row[j + 1] = exchanged < fewer + 1 ? exchanged : fewer + 1;
+        }
+    }
+    return row[b_length];
+}
+
+/* Keeps the one of `words`, with blanks between them, that `word` is nearest to and at most 2 letters away from; words
+   of less than 4 letters are like too many others. */
+static void nearest_word(const char *words, const char *word, char nearest[32]) {
+    const size_t length = strcspn(word, "=");
+    for (size_t i = 0, n; n = strcspn(words + i, " "), n > 0; i += n + (words[i + n] == ' ')) {
+        const int before = nearest[0] != 0 ? edit_distance(nearest, strlen(nearest), word, length) : 3;
+        if (n > 3 && length > 3 && edit_distance(words + i, n, word, length) < before)
+            snprintf(nearest, 32, "%.*s", (int)n, words + i);
+    }
+}
+
+static const Option *find_option(const char *name) {
+    for (int i = 0; i < OPTION_COUNT; i++)
+        if (word_index(OPTIONS[i].names, ' ', name, false) >= 0) return &OPTIONS[i];
+    return NULL;
+}
+
+static void unknown_option(const char *argument) {
+    char nearest[32] = "";
+    for (int i = 0; i < OPTION_COUNT; i++) nearest_word(OPTIONS[i].names, argument, nearest);
+    if (nearest[0] != 0) complain("unknown option %.60s: is %s meant?", argument, nearest);
+    else complain("unknown option %.60s (janus -h lists them)", argument);
+}
+
+/* Takes the option that an argument names, with its value: in the argument, --seed=7 or -s7, else the next one.
+   Returns how many arguments it took after its own; -1: said what is wrong. */
+static int parse_option(CommandLine *line, const char *argument, const char *next) {
+    const bool is_long = argument[1] == '-';
+    const size_t length = is_long ? strcspn(argument, "=") : 2;
+    const char *inside = argument[length] == 0 ? NULL : argument + length + is_long;
+    const char *value = inside != NULL ? inside : next;
+    char name[32];
+    snprintf(name, sizeof name, "-%.30s", argument);
+    const bool lacks_dash = !is_long && inside != NULL && find_option(name) != NULL; /* -seed */
+    snprintf(name, sizeof name, "%.*s", (int)(length < 31 ? length : 31), argument);
+    const Option *option = lacks_dash ? NULL : find_option(name);
+    const bool alone = option != NULL && option->kind == AS_SWITCH;
+    if (option == NULL || (alone && inside != NULL && !is_long)) unknown_option(argument);
+    else if (alone && inside != NULL) complain("%s takes no value, but \"%.60s\" was given", name, inside);
+    else if (!alone && value == NULL) complain("%s needs a value: %s %s", name, name, option->argument);
+    else if (!set_option(line, option, value)) refuse_value(option, name, value);
     else {
-        line->given |= (uint64_t)1 << i;
-        return OPTIONS[i].kind != AS_SWITCH;
+        line->given[option - OPTIONS] = argument;
+        return !alone && inside == NULL;
     }
     return -1;
 }
 
-/* Reads the command line. Says what is wrong with it and returns EXIT_USAGE. */
-static int parse_command_line(CommandLine *line, int argc, char **argv) {
-    bool options = true;
-    for (int i = 1; i < argc; i++) {
-        const char *argument = argv[i];
-        if (options && strcmp(argument, "--") == 0) options = false;
-        else if (options && argument[0] == '-' && argument[1] != 0) {
-            const int taken = parse_option(line, argument, i + 1 < argc ? argv[i + 1] : NULL);
-            if (taken < 0) return EXIT_USAGE;
-            i += taken;
-        } else if (line->command == NULL) line->command = argument;
-        else if (line->text == NULL) line->text = argument;
-        else {
-            complain("too many arguments at \"%.60s\": put the prompt in quotes", argument);
-            return EXIT_USAGE;
-        }
+/* Takes what the environment says for options of the command that were not given. False: said what is wrong. */
+static bool take_environment(CommandLine *line, unsigned command) {
+    for (int i = 0; i < ENVIRONMENT_COUNT; i++) {
+        const Option *option = find_option(ENVIRONMENT[i].option);
+        const char *value = getenv(ENVIRONMENT[i].name);
+        if (value == NULL || value[0] == 0 || line->given[option - OPTIONS] != NULL) continue;
+        if ((option->commands & command) == 0 || set_option(line, option, value)) continue;
+        refuse_value(option, ENVIRONMENT[i].name, value);
+        return false;
     }
-    return EXIT_DONE;
+    return true;
 }
 
 /* ---- Callbacks: progress bar, streamed text, tensor dump ---- */
@@ -8679,11 +8738,10 @@ static bool file_is_there(const char *path) {
     return file != NULL;
 }
 
-/* The model: -m or info's argument, $JANUS_MODEL, weights/tiny.gguf here or beside the program; NULL: there is none. */
+/* The model that was named, else weights/tiny.gguf here or beside the program; NULL: there is none. */
 static const char *choose_model(Program *program, const char *program_path) {
-    const char *environment = getenv("JANUS_MODEL"), *here = "weights/tiny.gguf";
+    const char *here = "weights/tiny.gguf";
     if (program->line.model != NULL) return program->line.model;
-    if (environment != NULL && environment[0] != 0) return environment;
     if (file_is_there(here)) return here;
     size_t folder = 0;
     for (size_t i = 0; program_path[i] != 0; i++)
@@ -8692,7 +8750,7 @@ static const char *choose_model(Program *program, const char *program_path) {
     return length >= 0 && length < PATH_BYTES && file_is_there(program->beside) ? program->beside : NULL;
 }
 
-static JanusStatus open_model(Program *program, const char *program_path) {
+static JanusStatus open_model(Program *program, unsigned command, const char *program_path) {
     JanusSessionOptions options = janus_session_defaults();
     const CommandLine *line = &program->line;
     program->model_path = choose_model(program, program_path);
@@ -8702,10 +8760,9 @@ static JanusStatus open_model(Program *program, const char *program_path) {
                     "Janus-Pro (README, \"The real weights\"), weights/tiny.gguf comes with the source");
     JanusStatus status = janus_load(program->model_path, &program->model, &program->error);
     if (status != JANUS_OK) return status;
-    const bool sees_nothing = strcmp(line->command, "info") == 0 || strcmp(line->command, "tokenize") == 0;
-    if (sees_nothing) return JANUS_OK;
+    if ((command & FOR_WORKS) == 0) return JANUS_OK;
     options.threads = line->threads;
-    options.isa = line->isa != NULL ? line->isa : getenv("JANUS_ISA");
+    options.isa = line->isa;
     options.cache = (JanusCacheType)line->cache;
     options.fast = line->fast;
     options.user = &program->screen;
@@ -9006,6 +9063,12 @@ static int command_quantize(Program *program) {
     return EXIT_DONE;
 }
 
+static void print_kernels(void) {
+    printf("kernels         ");
+    for (int k = 0; isa_names(k) != NULL; k++) printf("%s%s", k > 0 ? ", " : "", isa_names(k));
+    putchar('\n');
+}
+
 static int command_info(Program *program) {
     const JanusInfo i = janus_info(program->model);
     printf("name            %s\n", i.name);
@@ -9022,9 +9085,7 @@ static int command_info(Program *program) {
     printf("key/value cache f32, %.1f kB a token: a picture's rows %.1f MB, a full context %.1f MB\n", 1e-3 * token,
            2e-6 * token * i.image_tokens, 1e-6 * token * i.context_length);
     printf("                f16 (--kv f16, --fast) takes half of that and is less exact\n");
-    printf("kernels         ");
-    for (int k = 0; isa_names(k) != NULL; k++) printf("%s%s", k > 0 ? ", " : "", isa_names(k));
-    putchar('\n');
+    print_kernels();
     return EXIT_DONE;
 }
 
@@ -9098,55 +9159,155 @@ static int command_chat(Program *program) {
     return result;
 }
 
-/* What a command takes beside options; from stdin, a PROMPT goes without the end of its last line. */
-typedef enum { NO_TEXT, PLAIN_TEXT, PROMPT, INPUT_FILE, MODEL_FILE } TextKind;
+/* What a command takes beside options; from stdin or a file, a PROMPT goes without the end of its last line. */
+typedef enum { NO_TEXT, PLAIN_TEXT, PROMPT, INPUT_FILE, MODEL_FILE, WORD } TextKind;
 
 typedef struct {
     const char *name, *arguments; /* as the help shows them; what may be left out stands in brackets */
     unsigned bit;
     TextKind text;
     int (*run)(Program *program);
-    const char *does; /* "it ..." */
+    const char *does;    /* "it ..." */
+    const char *example; /* what follows its name */
 } Command;
 
+static int command_help(Program *program);
+
 static const Command COMMANDS[] = {
-    {"generate", "\"PROMPT\"", FOR_GENERATE, PROMPT, command_generate, "draws from text only"},
-    {"ask", "[-i IMAGE] \"QUESTION\"", FOR_ASK, PROMPT, command_ask, "answers a question in words"},
-    {"chat", "[-i IMAGE]", FOR_CHAT, NO_TEXT, command_chat, "answers its input line by line"},
-    {"encode", "-i IMAGE", FOR_ENCODE, NO_TEXT, command_encode, "turns one image into its ids"},
-    {"decode", "[IDS-FILE]", FOR_DECODE, INPUT_FILE, command_decode, "turns ids into one picture"},
-    {"tokenize", "\"TEXT\"", FOR_TOKENIZE, PLAIN_TEXT, command_tokenize, "turns text into token ids, or back"},
-    {"info", "[MODEL]", FOR_INFO, MODEL_FILE, command_info, "shows what a model file holds"},
-    {"quantize", "-o OUT.gguf IN.gguf", FOR_QUANTIZE, MODEL_FILE, command_quantize, "writes a smaller model"},
+    {"generate", "\"PROMPT\"", FOR_GENERATE, PROMPT, command_generate, "draws from text only",
+     "-s 7 -o circle.png \"a red circle\""},
+    {"ask", "[IMAGE ...] \"QUESTION\"", FOR_ASK, PROMPT, command_ask, "answers a question in words",
+     "circle.png \"What colour is the circle?\""},
+    {"chat", "[IMAGE ...]", FOR_CHAT, NO_TEXT, command_chat, "answers its input line by line", "circle.png"},
+    {"encode", "IMAGE", FOR_ENCODE, NO_TEXT, command_encode, "turns one image into its ids", "circle.png >ids.txt"},
+    {"decode", "[IDS-FILE]", FOR_DECODE, INPUT_FILE, command_decode, "turns ids into one picture",
+     "-o again.png ids.txt"},
+    {"tokenize", "\"TEXT\"", FOR_TOKENIZE, PLAIN_TEXT, command_tokenize, "turns text into token ids, or back",
+     "\"How many trees?\""},
+    {"info", "[MODEL]", FOR_INFO, MODEL_FILE, command_info, "shows what a model file holds", "janus-pro-1b.gguf"},
+    {"quantize", "-o OUT.gguf IN.gguf", FOR_QUANTIZE, MODEL_FILE, command_quantize, "writes a smaller model",
+     "--type q8_0 -o small.gguf janus-pro-1b.gguf"},
+    {"help", "[COMMAND]", FOR_HELP, WORD, command_help, "shows what a command takes", "generate"},
 };
 enum { COMMAND_COUNT = sizeof COMMANDS / sizeof COMMANDS[0] };
 
-/* Whether the command has what it needs and takes what it was given; says what is wrong. */
-static bool command_fits(const Command *command, const CommandLine *line) {
-    const char *name = command->name;
+/* NULL: said that there is none. */
+static const Command *find_command(const char *name) {
+    char nearest[32] = "";
+    for (int i = 0; i < COMMAND_COUNT; i++) {
+        if (strcmp(COMMANDS[i].name, name) == 0) return &COMMANDS[i];
+        nearest_word(COMMANDS[i].name, name, nearest);
+    }
+    if (nearest[0] != 0) complain("unknown command %.60s: is %s meant?", name, nearest);
+    else complain("unknown command %.60s (janus -h lists them)", name);
+    return NULL;
+}
+
+static bool has_image_ending(const char *path) {
+    static const char *const ENDINGS[] = {".png", ".jpg",  ".jpeg", ".bmp",  ".gif", ".ppm", ".pgm",
+                                          ".tga", ".webp", ".heic", ".avif", ".tif", ".tiff"};
+    for (size_t i = 0; i < sizeof ENDINGS / sizeof *ENDINGS; i++)
+        if (ends_with(path, ENDINGS[i])) return true;
+    return false;
+}
+
+/* Whether there is a file of this name that is an image, by its ending or by how it begins; a TGA begins like many. */
+static bool is_image_file(const char *path) {
+    uint8_t bytes[32];
+    Span begin = {bytes, 0};
+    FILE *file = path_is_folder(path) || path_is_device(path) ? NULL : file_open(path, "rb");
+    if (file == NULL) return false;
+    begin.length = fread(bytes, 1, sizeof bytes, file);
+    fclose(file);
+    const ImageKind kind = image_kind(begin);
+    return (kind != IMAGE_UNKNOWN && kind != IMAGE_TGA) || has_image_ending(path);
+}
+
+/* Takes an argument that is no option: an image where the command takes any, else the text. Of two texts, the one that
+   ends like an image is one that is missing. False: said what is wrong. */
+static bool take_argument(CommandLine *line, const Command *command, const char *argument) {
+    const Option *image = find_option("--image");
+    const bool one_more = line->text != NULL;
+    const char *path = (command->bit & image->commands) == 0 ? NULL : argument;
+    if (path != NULL && command->bit != FOR_ENCODE && !is_image_file(path) && !(one_more && has_image_ending(path))) {
+        path = one_more && has_image_ending(line->text) ? line->text : NULL;
+        if (path != NULL) line->text = argument;
+    }
+    if (path != NULL && set_option(line, image, path)) return true;
+    if (path != NULL) refuse_value(image, "-i", path);
+    else if (one_more) complain("too many arguments at \"%.60s\": put the prompt in quotes", argument);
+    else line->text = argument;
+    return path == NULL && !one_more;
+}
+
+/* Reads the command line. Says what is wrong with it and returns EXIT_USAGE. */
+static int parse_command_line(CommandLine *line, const Command **command, int argc, char **argv) {
+    bool options = true;
+    *command = NULL;
+    for (int i = 1; i < argc; i++) {
+        const char *argument = argv[i];
+        if (options && strcmp(argument, "--") == 0) options = false;
+        else if (options && argument[0] == '-' && argument[1] != 0) {
+            const int taken = parse_option(line, argument, i + 1 < argc ? argv[i + 1] : NULL);
+            if (taken < 0) return EXIT_USAGE;
+            i += taken;
+        } else if (*command != NULL) {
+            if (!take_argument(line, *command, argument)) return EXIT_USAGE;
+        } else if ((*command = find_command(argument)) == NULL) return EXIT_USAGE;
+    }
+    return EXIT_DONE;
+}
+
+/* Whether the command takes all that was given; says what it does not. */
+static bool options_fit(Program *program, const Command *command, const char *program_path) {
     for (int i = 0; i < OPTION_COUNT; i++) {
-        if ((line->given >> i & 1) == 0 || (OPTIONS[i].commands & command->bit) != 0) continue;
-        complain("%s takes no %.*s: it %s", name, (int)strcspn(OPTIONS[i].names, " "), OPTIONS[i].names, command->does);
+        const char *given = program->line.given[i];
+        if (given == NULL || (OPTIONS[i].commands & command->bit) != 0) continue;
+        const int length = (int)strcspn(given, "=");
+        if (OPTIONS[i].kind != AS_REFUSED || command->bit != FOR_GENERATE) {
+            complain("%s takes no %.*s: it %s", command->name, length, given, command->does);
+            return false;
+        }
+        int grid = 24, side = 16 * grid; /* Janus-Pro's, unless there is a model that says its own */
+        if (take_environment(&program->line, FOR_INFO) && open_model(program, FOR_INFO, program_path) == JANUS_OK) {
+            grid = program->model->config.grid;
+            side = drawn_side(&program->model->config);
+        }
+        complain("%s takes no %.*s: a picture is %d x %d tokens of %d x %d pixels, %s", command->name, length, given,
+                 grid, grid, side / grid, side / grid, OPTIONS[i].help);
         return false;
     }
-    if (command->text == NO_TEXT && line->text != NULL)
-        complain("%s takes no text (\"%.60s\"): it %s", name, line->text, command->does);
-    else if (line->text == NULL && command->text != NO_TEXT && !ends_with(command->arguments, "]"))
+    return true;
+}
+
+/* Whether the command has one text if it needs it, and the files that it needs; says what is wrong. */
+static bool command_fits(const Command *command, CommandLine *line) {
+    const char *name = command->name, *plain = line->text;
+    const bool given = line->prompt != NULL || line->file != NULL;
+    if (command->text == NO_TEXT && plain != NULL)
+        complain("%s takes no text (\"%.60s\"): it %s", name, plain, command->does);
+    else if ((plain != NULL && given) || (line->prompt != NULL && line->file != NULL))
+        complain("%s takes one text: \"%.60s\" and -p or -f are two", name, plain != NULL ? plain : line->prompt);
+    else if (!given && plain == NULL && command->bit == FOR_ASK && line->image_count > 0)
+        complain("ask was given %.60s and no question; a question that is a file's name too comes with -p",
+                 line->images[line->image_count - 1]);
+    else if (!given && plain == NULL && command->text != NO_TEXT && !ends_with(command->arguments, "]"))
         complain("%s was given nothing to work on: janus %s %s", name, name, command->arguments);
     else if (command->bit == FOR_ENCODE && line->image_count != 1)
-        complain("encode takes one image: janus encode -i IMAGE");
+        complain("encode takes one image: janus encode IMAGE");
     else if (command->bit == FOR_QUANTIZE && line->output == NULL)
         complain("quantize needs a name for what it writes: -o OUT.gguf");
-    else if (command->bit == FOR_INFO && line->text != NULL && line->model != NULL)
-        complain("info shows one model: %.60s or %.60s", line->model, line->text);
+    else if (command->bit == FOR_INFO && plain != NULL && line->model != NULL)
+        complain("info shows one model: %.60s or %.60s", line->model, plain);
     else return true;
     return false;
 }
 
 /* Whether no more than one thing comes from stdin, and no model comes from or goes to a stream; says what is wrong. */
 static bool streams_fit(const Command *command, const CommandLine *line) {
-    const bool dash = line->text != NULL && strcmp(line->text, "-") == 0, model = command->text == MODEL_FILE;
-    int readers = (dash && !model) + (command->bit == FOR_CHAT) + (command->bit == FOR_DECODE && line->text == NULL);
+    const char *text = line->text != NULL ? line->text : line->prompt != NULL ? line->prompt : line->file;
+    const bool dash = text != NULL && strcmp(text, "-") == 0, model = command->text == MODEL_FILE;
+    int readers = (dash && !model) + (command->bit == FOR_CHAT) + (command->bit == FOR_DECODE && text == NULL);
     for (int i = 0; i < line->image_count; i++) readers += strcmp(line->images[i], "-") == 0;
     if ((dash && model) || (line->model != NULL && strcmp(line->model, "-") == 0))
         complain("a model cannot come from stdin: name its file");
@@ -9159,14 +9320,9 @@ static bool streams_fit(const Command *command, const CommandLine *line) {
     return false;
 }
 
-static const Command *find_command(const CommandLine *line) {
-    for (int i = 0; line->command != NULL && i < COMMAND_COUNT; i++)
-        if (strcmp(COMMANDS[i].name, line->command) == 0) return &COMMANDS[i];
-    if (line->command != NULL) complain("unknown command %.60s (janus -h lists them)", line->command);
-    return NULL;
-}
+/* ---- Help ---- */
 
-/* "  generate, ask, chat:" over the options of these commands. */
+/* "generate, ask, chat:" over the options of these commands. */
 static void print_heading(FILE *to, unsigned commands) {
     const char *between = "\n";
     for (int i = 0; i < COMMAND_COUNT && commands != FOR_ALL; i++) {
@@ -9177,27 +9333,53 @@ static void print_heading(FILE *to, unsigned commands) {
     fputs(commands == FOR_ALL ? "\nall commands:\n" : ":\n", to);
 }
 
-/* The help for all commands, or for one; test/manpage.awk reads it. */
+/* "  -s, --seed S             what it does" */
+static void print_option(FILE *to, const Option *option) {
+    char label[64];
+    size_t length = 0;
+    for (const char *c = option->names; *c != 0; c++) {
+        if (*c == ' ') label[length++] = ',';
+        label[length++] = *c;
+    }
+    label[length] = 0;
+    if (option->argument != NULL) snprintf(label + length, sizeof label - length, " %s", option->argument);
+    fprintf(to, "  %-24s %s\n", label, option->help);
+}
+
+/* The help for all commands, or for one. */
 static void print_help(FILE *to, const Command *only) {
     unsigned heading = 0;
-    fputs("janus " JANUS_VERSION " - Janus-Pro on the CPU: see images, draw images\n\n", to);
+    if (only == NULL) fputs("janus " JANUS_VERSION " - Janus-Pro on the CPU: see images, draw images\n\n", to);
     for (int i = 0; i < COMMAND_COUNT; i++)
         if (only == NULL || only == &COMMANDS[i])
             fprintf(to, "  janus %-8s %-24s%s\n", COMMANDS[i].name, COMMANDS[i].arguments, COMMANDS[i].does);
     if (only != NULL) fputc('\n', to);
     for (int i = 0; i < OPTION_COUNT; i++) {
-        const Option *option = &OPTIONS[i];
-        char name[40];
-        if (only != NULL && (option->commands & only->bit) == 0) continue;
-        if (only == NULL && option->commands != heading) print_heading(to, heading = option->commands);
-        const char *argument = option->argument != NULL ? option->argument : "";
-        snprintf(name, sizeof name, "%s%s%s", option->names, argument[0] != 0 ? " " : "", argument);
-        fprintf(to, "  %-22s %s\n", name, option->help);
+        const unsigned commands = OPTIONS[i].commands;
+        if (commands == 0 || (only != NULL && (commands & only->bit) == 0)) continue;
+        if (only == NULL && commands != heading) print_heading(to, heading = commands);
+        print_option(to, &OPTIONS[i]);
     }
-    if (only == NULL)
-        fputs("\nWords of a chat: /image FILE, /draw PROMPT, /reset, /quit. A - for a text, an\n"
-              "image or a list of ids is stdin. Options may stand before or after the text.\n"
+    if (only != NULL) fprintf(to, "\n  Example: janus %s %s\n", only->name, only->example);
+    else
+        fputs("\n$JANUS_MODEL, $JANUS_THREADS and $JANUS_ISA stand for -m, -t and --isa.\n"
+              "Options may stand before or after the text, as --seed 7, --seed=7, -s 7 or -s7.\n"
+              "Words of a chat: /image FILE, /draw PROMPT, /reset, /quit. A - for a text, an\n"
+              "image or a list of ids is stdin.\n"
               "Exit status: 0 done, 1 failed, 2 used wrongly, 128 + N ended by signal N.\n", to);
+}
+
+static int command_help(Program *program) {
+    const Command *about = program->line.text != NULL ? find_command(program->line.text) : NULL;
+    if (program->line.text != NULL && about == NULL) return EXIT_USAGE;
+    print_help(stdout, about);
+    return EXIT_DONE;
+}
+
+static void print_version(void) {
+    printf("janus " JANUS_VERSION "\n");
+    print_kernels();
+    printf("model files     GGUF 3, janus.format_version 1\n");
 }
 
 /* Makes the folder; one that is there already must not hold tensors of another run. */
@@ -9218,26 +9400,30 @@ static bool make_dump_folder(const char *path) {
     return made;
 }
 
-/* A text that is "-" comes from stdin; a prompt then goes without the end of its last line. */
+/* A text that is "-" comes from stdin, that of -f from a file; a prompt then goes without the end of its last line. */
 static bool take_text(Program *program, const Command *command) {
     FileImage *text = &program->text;
+    CommandLine *line = &program->line;
     if (command->text != PLAIN_TEXT && command->text != PROMPT) return true;
-    if (strcmp(program->line.text, "-") != 0) return true;
-    if (!read_input("-", TEXT_FILE_LIMIT, true, text)) return false;
+    if (line->prompt != NULL) line->text = line->prompt;
+    if (line->file == NULL && strcmp(line->text, "-") != 0) return true;
+    if (!read_input(line->file != NULL ? line->file : "-", TEXT_FILE_LIMIT, true, text)) return false;
     for (uint8_t *end = text->bytes + text->size; command->text == PROMPT && text->size > 0; text->size--)
         if (*--end == '\n' || *end == '\r') *end = 0;
         else break;
-    program->line.text = (const char *)text->bytes;
+    line->text = (const char *)text->bytes;
     return true;
 }
 
 static int run_program(Program *program, const Command *command, const char *program_path) {
+    if (!take_environment(&program->line, command->bit)) return EXIT_USAGE;
     if (!take_text(program, command)) return EXIT_FAILED;
     if (program->line.dump != NULL && !make_dump_folder(program->line.dump)) return EXIT_FAILED;
     program->screen.line = &program->line;
     program->screen.shows_progress = !program->line.quiet && terminal(stderr);
     if (command->bit == FOR_INFO && program->line.text != NULL) program->line.model = program->line.text;
-    if (command->bit != FOR_QUANTIZE && open_model(program, program_path) != JANUS_OK) return program_failed(program);
+    if ((command->bit & FOR_MODEL) != 0 && open_model(program, command->bit, program_path) != JANUS_OK)
+        return program_failed(program);
     int result = command->run(program);
     if (program->screen.dump_error[0] != 0) {
         complain("%s", program->screen.dump_error);
@@ -9257,14 +9443,15 @@ static int janus_main(int argc, char **argv) {
         return EXIT_FAILED;
     }
     program->line = LINE_DEFAULTS;
-    int result = parse_command_line(&program->line, argc, argv);
-    const Command *command = result == EXIT_DONE ? find_command(&program->line) : NULL;
-    const bool nothing = result == EXIT_DONE && program->line.command == NULL;
-    if (program->line.help && (nothing || command != NULL)) {
-        print_help(stdout, command);
+    const Command *command;
+    int result = parse_command_line(&program->line, &command, argc, argv);
+    if (result == EXIT_DONE && (program->line.help || program->line.version)) {
+        if (program->line.help) print_help(stdout, command);
+        else print_version();
         result = fflush(stdout) != 0 || ferror(stdout) ? EXIT_FAILED : EXIT_DONE;
-    } else if (nothing) print_help(stderr, NULL), result = EXIT_USAGE;
-    else if (command == NULL || !command_fits(command, &program->line) || !streams_fit(command, &program->line))
+    } else if (result == EXIT_DONE && command == NULL) print_help(stderr, NULL), result = EXIT_USAGE;
+    else if (result != EXIT_DONE || !options_fit(program, command, argv[0]) ||
+             !command_fits(command, &program->line) || !streams_fit(command, &program->line))
         result = EXIT_USAGE;
     else result = run_program(program, command, argv[0]);
     while (program->screen.dumped != NULL) {

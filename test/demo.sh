@@ -20,7 +20,7 @@ run() {
     "$@" || exit 1
 }
 run ./janus generate -m "$model" -o $out --seed 7 "a red circle"
-run ./janus ask -m "$model" -i $out "What colour is the circle?"
-run ./janus ask -m "$model" -i $out "How many trees are in this photo?"
+run ./janus ask -m "$model" $out "What colour is the circle?"
+run ./janus ask -m "$model" $out "How many trees are in this photo?"
 echo
 echo "The picture is $(pwd)/$out; open it with: $(command -v xdg-open >/dev/null && echo xdg-open || { command -v open >/dev/null && echo open || echo "your image viewer:"; }) $out"

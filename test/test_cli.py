@@ -80,20 +80,21 @@ def photo(tmp_path: Path) -> Path:
 # ---- Help and usage ----
 
 def test_help_goes_to_stdout() -> None:
-    """-h and --help, also after a command, print the usage and succeed."""
-    for arguments in (["-h"], ["--help"], ["generate", "-h"]):
+    """-h, --help and help, also for a command, print the usage and succeed."""
+    for arguments in (["-h"], ["--help"], ["help"], ["generate", "-h"], ["generate", "--help"], ["help", "generate"]):
         done = succeeds(*arguments, model=None)
         assert b"janus generate" in done.stdout and not done.stderr
+        assert done.stdout == succeeds(*(["-h"] if "generate" not in arguments else ["generate", "-h"]), model=None).stdout
 
 
 HELP = subprocess.run([JANUS, "-h"], capture_output=True, text=True, timeout=60).stdout
 COMMANDS = re.findall(r"^  janus ([a-z]+)", HELP, re.MULTILINE)
 USES = {  # what is enough for each command to begin
     "generate": ["a cat"], "ask": ["What?"], "chat": [], "encode": ["-i", "x.png"], "decode": [], "tokenize": ["text"], "info": [],
-    "quantize": ["-o", "x.gguf", MODEL],
+    "quantize": ["-o", "x.gguf", MODEL], "help": [],
 }
 GOOD_VALUES = {"N": 1, "W": 5, "S": 1, "T": 1, "K": 1, "P": 1, "NAME": "plain", "TYPE": "q4_k",
-               "IMAGE": "x.png", "OUT": "x.png", "DIR": "dump", "MODEL": MODEL}
+               "IMAGE": "x.png", "OUT": "x.png", "DIR": "dump", "MODEL": MODEL, "TEXT": "a cat", "FILE": "x.txt"}
 
 
 def options_of_the_help() -> list[tuple[str, list[str], list[str]]]:
@@ -102,20 +103,22 @@ def options_of_the_help() -> list[tuple[str, list[str], list[str]]]:
     for line in HELP.split("\n"):
         if heading := re.fullmatch(r"([a-z][a-z, ]*):", line):
             takers = COMMANDS if heading[1] == "all commands" else heading[1].split(", ")
-        if option := re.match(r"  (-[-a-z]+)(?: (--?[-a-z]+))?(?: ([^ ]+))?  ", line):
-            value = [] if option[3] is None else [str(GOOD_VALUES.get(option[3], option[3].split("|")[0]))]
-            found += [(name, takers, value) for name in (option[1], option[2]) if name]
+        if option := re.match(r"  (-[-a-z]+(?:, --?[-a-z]+)*)(?: ([^ ]+))?  ", line):
+            value = [] if option[2] is None else [str(GOOD_VALUES.get(option[2], option[2].split("|")[0]))]
+            found += [(name, takers, value) for name in option[1].split(", ")]
     return found
 
 
 def test_help_fits_a_terminal() -> None:
     """80 columns; a command's help has its options and no others; every option is under the commands that take it."""
-    assert list(USES) == COMMANDS and len(options_of_the_help()) >= 21
+    assert list(USES) == COMMANDS and len(options_of_the_help()) >= 36
     for command in COMMANDS:
         told = succeeds(command, "-h", model=None).stdout.decode()
-        assert f"janus {command} " in told
-        assert set(re.findall(r"^  (-[-a-z]+)", told, re.MULTILINE)) == {
-            name for name, takers, _ in options_of_the_help() if command in takers and name != "--help"}
+        assert f"janus {command} " in told and f"\n  Example: janus {command} " in told
+        assert told.count("\n") <= 24
+        shown = re.findall(r"^  (-[-a-z]+(?:, --?[-a-z]+)*)", told, re.MULTILINE)
+        assert sorted(", ".join(shown).split(", ")) == sorted(
+            name for name, takers, _ in options_of_the_help() if command in takers)
         assert max(map(len, (HELP + told).split("\n"))) <= 80
 
 
@@ -136,13 +139,17 @@ def test_refusals_say_why(tmp_path: Path) -> None:
     """Among them an image for a drawing, texts where none is taken, and two models."""
     refusals = {
         ("generate", "-i", "photo.png", "make it blue"): "generate takes no -i: it draws from text only",
-        ("chat", "Hello"): 'chat takes no text ("Hello")', ("encode", "photo.png"): 'encode takes no text ("photo.png")',
+        ("chat", "Hello"): 'chat takes no text ("Hello")', ("encode", "x.png", "y.png"): "encode takes one image",
         ("info", "a.gguf", "-m", "b.gguf"): "info shows one model", ("quantize", MODEL): "-o OUT.gguf", ("quantize", "-o", "x.gguf"): "IN.gguf",
         ("ask", "-i", "-", "-"): "only one thing can come from stdin", ("ask", "-i", "-", "-i", "-", "What?"): "only one thing",
         ("chat", "-i", "-"): "chat reads its questions from stdin", ("info", "-"): "a model cannot come from stdin",
         ("tokenize", "-m", "-", "x"): "a model cannot come from stdin", ("quantize", "-o", "-", MODEL): "a model cannot go to stdout",
         ("quantize", "-o", "x", "-"): "a model cannot come from stdin", ("generate", "-m", "", "x"): "-m takes a name",
-        ("ask", *["-i", "x.png"] * 65, "What?"): "-i is taken 64 times at most",
+        ("ask", *["-i", "x.png"] * 65, "What?"): "-i is taken 64 times at most", ("encode", *["x.png"] * 65): "-i is taken 64 times",
+        ("ask", "-p", "", "What?"): "-p takes a name or a text", ("ask", "-f", "x.txt", "What?"): "ask takes one text",
+        ("ask", "-f", "x.txt", "-p", "What?"): "ask takes one text", ("ask", "-i", "x.png"): "ask was given x.png and no question",
+        ("ask", "-f", "-", "-i", "-"): "only one thing can come from stdin", ("generate", "--fast=1", "x"): "--fast takes no value",
+        ("chat", "-f", "x.txt"): "chat takes no -f: it", ("chat", "--file=x.txt"): "chat takes no --file: it",
     }
     for arguments, said in refusals.items():
         assert said in fails(*arguments, model=None, cwd=tmp_path, code=2), arguments
@@ -225,6 +232,113 @@ def test_options_may_stand_anywhere(photo: Path) -> None:
     first = succeeds("tokenize", "a text", "-q").stdout
     assert succeeds("-q", "tokenize", "a text").stdout == first
     assert succeeds("tokenize", "-m", MODEL, "--", "-q").stdout != first
+
+
+def test_names_of_options(tmp_path: Path) -> None:
+    """Short and long names, values after a blank, after = and without either: all the same."""
+    expected = succeeds("generate", "-n", 1, "--seed", 3, "--cfg", 2, "--temperature", 0.5, "--threads", 2, "-o", "-", "a red fox").stdout
+    (tmp_path / "prompt.txt").write_text("a red fox\n")
+    for line in ("--count=1 --seed=3 --cfg=2 --temperature=0.5 --threads=2 --output=- --prompt=a_red_fox",
+                 "-n1 -s3 --cfg-scale 2 --temp 0.5 -t2 -o- -p a_red_fox", "-s 3 --cfg-scale=2 --temp=0.5 -t 2 --output - --file=prompt.txt",
+                 "-s3 --cfg 2 --temp .5 -q -o - -fprompt.txt", "-s3 --cfg 2 --temp .5 --quiet -o - -f -"):
+        arguments = [word.replace("_", " ") for word in line.split()]
+        assert succeeds("generate", *arguments, cwd=tmp_path, stdin=b"a red fox\n").stdout == expected, line
+    told = succeeds("info", f"--model={MODEL}", model=None).stdout
+    assert told == succeeds("info", f"-m{MODEL}", model=None).stdout == succeeds("info").stdout
+    assert "-t takes a whole number from 1 to 256, not \"x\"" in fails("generate", "-tx", "a", code=2)
+    assert "--threads takes a whole number from 1 to 256, not \"\"" in fails("generate", "--threads=", "a", code=2)
+    assert "cannot read no.txt" in fails("generate", "-f", "no.txt", cwd=tmp_path)
+
+
+@pytest.mark.parametrize("typed, meant", [
+    ("--sead", "--seed"), ("--treads=4", "--threads"), ("--temprature", "--temperature"), ("-seed", "--seed"), ("-help", "--help"),
+    ("--max_tokens", "--max-tokens"), ("--colour", None), ("-x", None), ("-qx", None), ("--" + "x" * 500, None)])
+def test_typing_errors(typed: str, meant: str | None) -> None:
+    """An unknown option is answered with the nearest name, if there is one that is near."""
+    said = fails("generate", typed, "5", "a cat", code=2)
+    assert said == f"janus: unknown option {typed[:60]}" + (f": is {meant} meant?" if meant else " (janus -h lists them)")
+
+
+def test_unknown_commands() -> None:
+    """So is an unknown command, in the place of a command and after help."""
+    for arguments in (["genrate", "a cat"], ["help", "genrate"]):
+        assert fails(*arguments, model=None, code=2) == "janus: unknown command genrate: is generate meant?"
+    assert fails("paint", model=None, code=2) == "janus: unknown command paint (janus -h lists them)"
+
+
+def test_sizes_and_steps() -> None:
+    """What programs for diffusion take is refused with the reason, in the model's own numbers where there is one."""
+    tiny = ROOT / "weights" / "tiny.gguf"
+    for option in (["--steps", 20], ["--steps=20"], ["-W", 512], ["-W512"], ["--width", 512], ["-H", 512], ["--height=512"]):
+        name = str(option[0]).split("=")[0]
+        for model, tokens in ((tiny, "8 x 8 tokens of 8 x 8 pixels"), ("no.gguf", "24 x 24 tokens of 16 x 16 pixels")):
+            said = fails("generate", *option, "-m", model, "a cat", model=None, code=2)
+            assert said.startswith(f"janus: generate takes no {name}: a picture is {tokens}, "), said
+        assert f"ask takes no {name}: it answers" in fails("ask", *option, "What?", code=2)
+    assert "8 x 8 tokens" in fails("generate", "--steps", 20, "a cat", model=None, code=2, env={"JANUS_MODEL": str(tiny)})
+
+
+def test_version() -> None:
+    """The version of janus.h, the kernels that info lists, the format of model files."""
+    version = re.search(r'#define JANUS_VERSION "(.*)"', (ROOT / "janus.h").read_text())[1]
+    for arguments in (["--version"], ["generate", "--version"]):
+        lines = succeeds(*arguments, model=None).stdout.decode().split("\n")
+        assert lines[0] == f"janus {version}" and lines[1] in succeeds("info").stdout.decode().split("\n")
+        assert re.fullmatch(r"kernels +([a-z0-9]+, )*plain", lines[1]) and re.fullmatch(r"model files +GGUF 3, janus.format_version 1", lines[2])
+
+
+@pytest.mark.parametrize("name, option, value", [("JANUS_THREADS", "--threads", "1"), ("JANUS_ISA", "--isa", "plain")])
+def test_environment(tmp_path: Path, name: str, option: str, value: str) -> None:
+    """A variable is the option where that is not given; the help names it; a bad value is refused by its name."""
+    assert f"${name}" in HELP
+    succeeds("ask", "--max-tokens", 1, "What?", env={name: value})
+    said = fails("ask", "--max-tokens", 1, "What?", env={name: "x"}, code=2)
+    assert said.startswith(f"janus: {name} takes ") and 'not "x"' in said
+    succeeds("ask", "--max-tokens", 1, option, value, "What?", env={name: "x"})
+    for environment in ({name: "x"}, {name: ""}):
+        succeeds("info", env=environment)  # takes no such option
+    succeeds("ask", "--max-tokens", 1, "What?", env={name: ""})
+
+
+# ---- Images as arguments ----
+
+def test_images_as_arguments(tmp_path: Path, photo: Path) -> None:
+    """A file that is an image is one, before or after the text, among others of -i, by its content or by its ending."""
+    def logits(*arguments: object, command: tuple = ("ask",), **options: object) -> bytes:
+        shutil.rmtree(tmp_path / "dump", ignore_errors=True)
+        succeeds(*command, "--max-tokens", 1, "--dump", tmp_path / "dump", *arguments, **options)
+        return (tmp_path / "dump" / "lm.logits.npy").read_bytes()
+
+    other = picture(tmp_path / "other.jpg", 20, 20)
+    (tmp_path / "nameless").write_bytes(photo.read_bytes())
+    one = logits("-i", photo, "What is it?")
+    for arguments in ([photo, "What is it?"], ["What is it?", photo], [tmp_path / "nameless", "What is it?"], [photo, "-p", "What is it?"]):
+        assert logits(*arguments) == one, arguments
+    both = logits("-i", photo, "-i", other, "What is it?")
+    assert len({one, both, logits("-i", other, "-i", photo, "What is it?")}) == 3
+    for arguments in ([photo, other, "What is it?"], [photo, "-i", other, "What is it?"], ["-i", photo, "What is it?", other]):
+        assert logits(*arguments) == both, arguments
+    assert logits(photo, other, command=("chat",), stdin=b"What is it?\n") == both
+    assert succeeds("encode", photo).stdout == succeeds("encode", "-i", photo).stdout
+    assert succeeds("encode", tmp_path / "nameless").stdout == succeeds("encode", "-i", photo).stdout
+
+
+def test_arguments_that_could_be_images(tmp_path: Path, photo: Path) -> None:
+    """An image alone is no question, unless -p says so; an image that is missing is missed as one; texts stay texts."""
+    assert f"ask was given {photo.name} and no question" in fails("ask", photo.name, cwd=tmp_path, code=2)
+    for arguments in (["no.png", "What is it?"], ["What is it?", "no.png"]):
+        assert "cannot read the image no.png" in fails("ask", *arguments, cwd=tmp_path)
+    assert "cannot read the image no" in fails("encode", "no", cwd=tmp_path)
+    assert 'too many arguments at "is"' in fails("ask", photo, "What", "is", "it?", code=2)
+    assert 'chat takes no text ("Hello")' in fails("chat", photo, "Hello", code=2)
+    for arguments in ([photo.name], ["-p", photo.name]):
+        succeeds("generate", "-o", "x.png", *arguments, cwd=tmp_path)
+    assert succeeds("tokenize", photo.name, cwd=tmp_path).stdout == succeeds("tokenize", photo.name).stdout
+    assert succeeds("ask", "--max-tokens", 2, "-p", photo.name, cwd=tmp_path).stdout == succeeds("ask", "--max-tokens", 2, photo.name).stdout
+    (tmp_path / "What?").mkdir()
+    (tmp_path / "How?").write_text("How?")
+    for question in ("What?", "How?"):
+        assert succeeds("ask", "--max-tokens", 2, photo, question, cwd=tmp_path).stdout == succeeds("ask", "--max-tokens", 2, photo, question).stdout
 
 
 # ---- generate ----

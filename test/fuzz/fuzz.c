@@ -479,6 +479,7 @@ int LLVMFuzzerInitialize(int *count, char ***arguments) {
 #endif
     signal(SIGPROF, on_timer);
     unsetenv("JANUS_MODEL");
+    unsetenv("JANUS_THREADS");
     unsetenv("JANUS_ISA");
     world.nothing = need(fopen("/dev/null", "wb"));
     world.calls_left = -1;
