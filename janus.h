@@ -194,9 +194,9 @@ JanusStatus janus_generate(JanusSession *session, const char *prompt, const Janu
 JanusStatus janus_generate_ids(JanusSession *session, const char *prompt, const JanusGenerateOptions *options,
                                int32_t *ids, JanusError *error);
 
-/* What each id of the codebook looks like, roughly: rgb is (codebook_size, 3), provided by the caller. A linear map from
-   the numbers of a code to a colour, fitted to the middles of 64 pictures of 3 x 3 equal ids, which cost about as much
-   as decoding one picture of 24 x 24. Errors: JANUS_NO_MEMORY, JANUS_BAD_MODEL (numbers that are not finite). */
+/* What each id of the codebook looks like, roughly: rgb is (codebook_size, 3), provided by the caller. It is a linear
+   map from the numbers of a code to a colour, fitted to the middles of 64 pictures of 3 x 3 equal ids, which cost about
+   as much as decoding one picture of 24 x 24. Errors: JANUS_NO_MEMORY, JANUS_BAD_MODEL (they are not finite). */
 JanusStatus janus_codebook_colours(JanusSession *session, uint8_t *rgb, JanusError *error);
 
 /* ---- Task 2: picture(s) + question -> answer (report, section 2; official inference.py) ---- */
