@@ -9248,9 +9248,9 @@ static void trace_stage(Screen *screen, const char *name, JanusElement type, con
         stage_add(&stage, type, data, shape, dims);
         clear_progress(screen);
         if (!screen->trace_begun)
-            fprintf(stderr, "%-24s %-10s %8s %8s %8s %9s %6s\n", "stage", "shape", "min", "mean", "max", "sum", "ms");
+            fprintf(stderr, "%-23s %-9s %9s %9s %9s %10s %5s\n", "stage", "shape", "min", "mean", "max", "sum", "ms");
         screen->trace_begun = true;
-        fprintf(stderr, "%-24s %-10s %8.3g %8.3g %8.3g %9.5g %6.1f\n", name, stage.shape, stage.min,
+        fprintf(stderr, "%-23s %-9s %9.3g %9.3g %9.3g %10.4g %5.1f\n", name, stage.shape, stage.min,
                 stage.sum / (stage.count > 0 ? stage.count : 1), stage.max, stage.sum, 1e3 * (now - before));
     }
     screen->traced = clock_seconds();
@@ -9430,7 +9430,6 @@ static int finish_picture(Program *program, const char *output, const int32_t *i
     screen->picture = i + 1;
     screen->pictures = n;
     if (janus_decode_image(program->session, ids, &image, &program->error) != JANUS_OK) return program_failed(program);
-    can_stop = 0; /* while files are written, a signal ends the program, and what is unfinished goes with it */
     show_place(&screen->show, i, &image);
     show_send(&screen->show, clock_seconds());
     int result = save_picture(program, output, &image, i, n);
@@ -9438,7 +9437,6 @@ static int finish_picture(Program *program, const char *output, const int32_t *i
         numbered_name(name, PATH_BYTES, screen->preview.path, i, n);
         if (janus_image_save(name, &image, &program->error) != JANUS_OK) result = program_failed(program);
     }
-    can_stop = 1;
     if (last != NULL && i == n - 1 && result == EXIT_DONE) *last = image;
     else janus_image_free(&image);
     return result;
@@ -9651,9 +9649,10 @@ static int command_encode(Program *program) {
         free(ids);
         return EXIT_FAILED;
     }
+    begin_work(program);
     const JanusStatus status = janus_encode_image(program->session, &image, ids, &program->error);
     janus_image_free(&image);
-    clear_progress(&program->screen);
+    end_work(program);
     for (int i = 0; i < count && status == JANUS_OK; i++) printf("%ld%c", (long)ids[i], i + 1 < count ? ' ' : '\n');
     free(ids);
     return status == JANUS_OK ? EXIT_DONE : program_failed(program);
@@ -10137,8 +10136,8 @@ static bool read_stages(const char *path, const JanusInfo *info, StageList *list
     char first[100];
     snprintf(first, sizeof first, "janus-selftest 1 %.0f %.0f", (double)info->file_bytes, (double)info->parameters);
     if (file_read(path, TEXT_FILE_LIMIT, &file) != 0) {
-        complain("cannot read %s, the recorded values of this model: %s; selftest --record writes them, on a machine that is "
-                 "known to be right", path, strerror(errno));
+        complain("cannot read %s, the recorded values of this model: %s; selftest --record writes them, on a machine "
+                 "that is known to be right", path, strerror(errno));
         return false;
     }
     char *line = (char *)file.bytes, *end;
