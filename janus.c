@@ -316,6 +316,7 @@ static void tap_ids(Context *cx, const char *name, const int32_t *ids, int64_t a
 static void hand_over(Context *cx, const char *name, JanusElement type, const void *data, int64_t a, int64_t b,
                       int64_t c);
 static void progress(Context *cx, const char *task, int64_t done, int64_t total);
+static void tell_drawn(Context *cx, const int32_t *ids, int64_t N, int64_t done, int64_t T); /* ids (N, T) */
 
 /* A name such as vision.block.3, put together where it is needed: name_of(NEW_NAME, "vision.block.%d", 3). */
 enum { NAME_LIMIT = 128 };
@@ -1246,6 +1247,7 @@ static void draw_tokens(Context *cx, const JanusModel *m, const JanusGenerateOpt
         progress(cx, "draw", t + 1, T);
         if (has_failed(cx)) break;
         for (int64_t n = 0; n < N; n++) ids[n * T + t] = step_ids[n];
+        tell_drawn(cx, ids, N, t + 1, T);
         if (t == T - 1) break;
         embed_image_ids(cx, m, step_ids, N, embedded);
         for (int64_t r = 0; r < R; r++) copy(cx, x + r * width, embedded + r / 2 * width, width);
@@ -5095,6 +5097,13 @@ static void progress(Context *cx, const char *task, int64_t done, int64_t total)
         context_fail(cx, JANUS_CANCELLED, "stopped on request while working on: %s", task);
 }
 
+/* Shows the caller what is drawn so far; the caller may cancel it. */
+static void tell_drawn(Context *cx, const int32_t *ids, int64_t N, int64_t done, int64_t T) {
+    if (has_failed(cx) || cx->options.drawn == NULL) return;
+    if (cx->options.drawn(cx->options.user, ids, (int)N, done, T) != 0)
+        context_fail(cx, JANUS_CANCELLED, "stopped on request while working on: draw");
+}
+
 /* Hands a named tensor of shape (a), (a, b) or (a, b, c) to the caller; unused sizes are 0. */
 static void hand_over(Context *cx, const char *name, JanusElement type, const void *data, int64_t a, int64_t b,
                       int64_t c) {
@@ -8331,9 +8340,29 @@ void janus_session_free(JanusSession *session) {
     free(session);
 }
 
+JanusMark janus_mark(const JanusSession *session) {
+    const Conversation *said = &session->conversation;
+    JanusMark mark = {(int32_t)said->sequence.own.length, said->unread_count, {said->unread[0], said->unread[1]}};
+    return mark;
+}
+
+JanusStatus janus_rewind(JanusSession *session, const JanusMark *mark, JanusError *error) {
+    Conversation *said = &session->conversation;
+    if (mark->length < 0 || mark->length > said->sequence.own.length || mark->unread_count < 0 ||
+        mark->unread_count > 2)
+        return fail(error, JANUS_BAD_ARGUMENT, "the mark is not of this conversation");
+    for (int i = 0; i < mark->unread_count; i++)
+        if (mark->unread[i] < 0 || mark->unread[i] >= session->model->config.vocab)
+            return fail(error, JANUS_BAD_ARGUMENT, "the mark is not of this conversation");
+    said->sequence.own.length = mark->length;
+    said->unread_count = mark->unread_count;
+    memcpy(said->unread, mark->unread, sizeof said->unread);
+    return JANUS_OK;
+}
+
 void janus_reset(JanusSession *session) {
-    session->conversation.sequence.own.length = 0;
-    session->conversation.unread_count = 0;
+    const JanusMark beginning = {0, 0, {0, 0}};
+    janus_rewind(session, &beginning, NULL);
 }
 
 int janus_conversation_length(const JanusSession *session) {
@@ -8390,6 +8419,83 @@ JanusStatus janus_decode_image(JanusSession *session, const int32_t *ids, JanusI
     image->width = image->height = drawn_side(c);
     image->rgb = rgb;
     return JANUS_OK;
+}
+
+/* ---- A colour for every id: the codes and a 1 times a matrix (code_dim + 1, 3) ---- */
+
+/* Solves A x = b for three right sides b; A (n, n) is symmetric and positive definite. b becomes x, A its factors. */
+static void solve_normal_equations(double *a, double (*b)[3], int64_t n) {
+    for (int64_t k = 0; k < n; k++)
+        for (int64_t i = k + 1; i < n; i++) {
+            const double factor = a[i * n + k] / a[k * n + k];
+            for (int64_t j = k; j < n; j++) a[i * n + j] -= factor * a[k * n + j];
+            for (int j = 0; j < 3; j++) b[i][j] -= factor * b[k][j];
+        }
+    for (int64_t k = n - 1; k >= 0; k--)
+        for (int j = 0; j < 3; j++) {
+            for (int64_t i = k + 1; i < n; i++) b[k][j] -= a[k * n + i] * b[i][j];
+            b[k][j] /= a[k * n + k];
+        }
+}
+
+/* code (code_dim + 1): the codebook's row `id` as the decoder takes it, then 1 */
+static void code_of(const JanusModel *m, int32_t id, float *code) {
+    weight_row(code, &m->codebook, id);
+    normalize_rows(code, 1, m->config.code_dim);
+    code[m->config.code_dim] = 1;
+}
+
+/* sum (3) += the pixels of the middle token of a picture of 3 x 3 times `id`; rgb has room for that picture. */
+static void middle_colour(Context *cx, const JanusModel *small, int32_t id, uint8_t *rgb, double *sum) {
+    const int64_t side = drawn_side(&small->config), third = side / 3;
+    const int32_t ids[] = {id, id, id, id, id, id, id, id, id};
+    vq_decode(cx, small, ids, rgb);
+    for (int64_t i = 0; i < third * third && !has_failed(cx); i++)
+        for (int j = 0; j < 3; j++)
+            sum[j] += rgb[3 * ((third + i / third) * side + third + i % third) + j] / (double)(third * third);
+}
+
+/* The matrix, fitted by least squares to 64 ids at equal distances; normal (n, n), matrix (n, 3), n = code_dim + 1. */
+static void fit_colours(Context *cx, const JanusModel *m, float *code, double *normal, double (*matrix)[3]) {
+    JanusModel small = *m;
+    small.config.grid = 3; /* a picture of 3 x 3 tokens: its middle one has neighbours on all sides */
+    const int64_t n = m->config.code_dim + 1, side = drawn_side(&small.config);
+    uint8_t *rgb = scratch_bytes(cx, side * side, 3);
+    for (int64_t i = 0; i < n * n; i++) normal[i] = i % (n + 1) == 0 ? 1e-6 : 0; /* never singular */
+    memset(matrix, 0, (size_t)n * sizeof *matrix);
+    for (int k = 0; k < 64 && !has_failed(cx); k++) {
+        const int32_t id = (int32_t)((int64_t)m->config.codebook * k / 64);
+        double colour[3] = {0, 0, 0};
+        code_of(m, id, code);
+        middle_colour(cx, &small, id, rgb, colour);
+        for (int64_t i = 0; i < n; i++) {
+            for (int64_t j = 0; j < n; j++) normal[i * n + j] += (double)code[i] * (double)code[j];
+            for (int j = 0; j < 3; j++) matrix[i][j] += (double)code[i] * colour[j];
+        }
+    }
+    solve_normal_equations(normal, matrix, n);
+}
+
+JanusStatus janus_codebook_colours(JanusSession *session, uint8_t *rgb, JanusError *error) {
+    Context *cx = &session->context;
+    const JanusModel *m = session->model;
+    const JanusSessionOptions heard = cx->options;
+    const int64_t n = m->config.code_dim + 1;
+    float *code = scratch(cx, n, 1);
+    double *normal = scratch_bytes(cx, n * n, sizeof *normal), (*matrix)[3] = scratch_bytes(cx, n, sizeof *matrix);
+    cx->options.progress = NULL; /* these pictures are none of the caller's */
+    cx->options.tap = NULL;
+    if (!has_failed(cx)) fit_colours(cx, m, code, normal, matrix);
+    cx->options = heard;
+    for (int32_t id = 0; id < m->config.codebook && !has_failed(cx); id++) {
+        code_of(m, id, code);
+        for (int j = 0; j < 3; j++) {
+            double value = 0;
+            for (int64_t i = 0; i < n; i++) value += (double)code[i] * matrix[i][j];
+            rgb[3 * (int64_t)id + j] = (uint8_t)(value > 0 ? value < 255 ? value : 255 : 0);
+        }
+    }
+    return context_end(cx, error);
 }
 
 JanusStatus janus_generate(JanusSession *session, const char *prompt, const JanusGenerateOptions *options,
@@ -9082,17 +9188,20 @@ static void json_write(TextBuffer *buffer, const char *text, size_t length) {
    21  Command line: results go to stdout, all else to stderr; exit 0 done, 1 failed, 2 usage error.
    ================================================================================================================== */
 
-enum { EXIT_DONE = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, CLI_IMAGES = 64, PATH_BYTES = 4096, TEXT_FILE_LIMIT = 1 << 26 };
+enum { EXIT_DONE = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_STOPPED = 130 };
+enum { CLI_IMAGES = 64, PATH_BYTES = 4096, TEXT_FILE_LIMIT = 1 << 26 };
 enum { OPTION_LIMIT = 64 };
 
 typedef struct {
-    const char *model, *output, *dump, *isa, *type, *like, *text, *prompt, *file; /* text: an argument, of -p, of -f */
+    const char *model, *output, *preview, *dump, *trace, *isa, *type, *like;
+    const char *text, *prompt, *file; /* the text: an argument, of -p, of -f */
     const char *images[CLI_IMAGES];
-    int image_count, count, threads, max_tokens, top_k, rng, cache, batch;
+    int image_count, count, threads, max_tokens, top_k, rng, cache, batch, show;
     double cfg_weight, temperature, top_p; /* temperature -1: the task's own */
     uint64_t seed;
     int wanted;                            /* the picture of a batch that --like draws again; 0: all */
-    bool has_seed, fast, quiet, decode, no_exif, no_metadata, manual, help, version, unordered, resume;
+    bool has_seed, fast, quiet, decode, no_exif, no_metadata, manual, help, version;
+    bool unordered, resume, record;
     const char *given[OPTION_LIMIT];       /* for each row of OPTIONS the argument that named it; NULL: none */
 } CommandLine;
 
@@ -9125,17 +9234,23 @@ static bool terminal(FILE *file) {
 
 enum {
     FOR_GENERATE = 1, FOR_ASK = 2, FOR_CHAT = 4, FOR_ENCODE = 8, FOR_DECODE = 16, FOR_TOKENIZE = 32, FOR_INFO = 64,
-    FOR_QUANTIZE = 128, FOR_COMPLETION = 256, FOR_HELP = 512, FOR_BATCH = 1024, FOR_ALL = 2047,
-    FOR_ANSWERS = FOR_ASK | FOR_CHAT,
-    FOR_TALKS = FOR_GENERATE | FOR_ANSWERS, FOR_WORKS = FOR_TALKS | FOR_ENCODE | FOR_DECODE | FOR_BATCH,
+    FOR_QUANTIZE = 128, FOR_COMPLETION = 256, FOR_HELP = 512, FOR_BATCH = 1024, FOR_SELFTEST = 2048, FOR_ALL = 4095,
+    FOR_ANSWERS = FOR_ASK | FOR_CHAT, FOR_TALKS = FOR_GENERATE | FOR_ANSWERS,
+    FOR_STAGES = FOR_TALKS | FOR_ENCODE | FOR_DECODE | FOR_SELFTEST, FOR_WORKS = FOR_STAGES | FOR_BATCH,
     FOR_MODEL = FOR_WORKS | FOR_TOKENIZE | FOR_INFO, FOR_TEXT = FOR_GENERATE | FOR_ASK | FOR_TOKENIZE
 };
 
+/* Ways to show a picture in the terminal: half blocks in 24 bits a colour or in 256 colours, and protocols. */
+typedef enum { SHOW_AUTO, SHOW_NO, SHOW_BLOCKS, SHOW_256, SHOW_KITTY, SHOW_ITERM2, SHOW_SIXEL } ShowKind;
+static const char SHOW_WORDS[] = "auto|no|blocks|256|kitty|iterm2|sixel";
+
 /* What follows an option: nothing; a name; an image's name; a whole number or any number, low to high; a seed; one of
-   the words of `argument`, counted from `low`; one of the machine's sets of kernels; a quantised type; the value of an
-   option that other programs have, whose `help` says why it is not taken. */
+   the words of `argument`, counted from `low`; one of the machine's sets of kernels; a quantised type; after = only and
+   not needed: a word of SHOW_WORDS, a part of a name; the value of an option that other programs have, whose `help`
+   says why it is not taken. */
 typedef enum {
-    AS_SWITCH, AS_NAME, AS_IMAGE, AS_WHOLE, AS_NUMBER, AS_SEED, AS_CHOICE, AS_KERNELS, AS_FORMAT, AS_REFUSED
+    AS_SWITCH, AS_NAME, AS_IMAGE, AS_WHOLE, AS_NUMBER, AS_SEED, AS_CHOICE, AS_KERNELS, AS_FORMAT, AS_SHOW, AS_FILTER,
+    AS_REFUSED
 } OptionKind;
 
 typedef struct {
@@ -9179,15 +9294,23 @@ static const Option OPTIONS[] = {
      "so many drawn together; info shows the default"},
     {"--unordered", NULL, AS_SWITCH, 0, 0, FOR_BATCH, FIELD(unordered), "results as they come, not as the jobs"},
     {"--resume", NULL, AS_SWITCH, 0, 0, FOR_BATCH, FIELD(resume), "leaves out jobs whose pictures are there"},
+    {"--preview", "FILE[:ROWS]", AS_NAME, 0, 0, FOR_GENERATE, FIELD(preview),
+     "the picture so far, after every ROWS (4) rows"},
+    {"--show", "[=HOW]", AS_SHOW, 0, 0, FOR_GENERATE | FOR_CHAT | FOR_DECODE, FIELD(show),
+     "here; no, blocks, 256, kitty, iterm2 or sixel"},
     {"--decode", NULL, AS_SWITCH, 0, 0, FOR_TOKENIZE, FIELD(decode), "TEXT is ids, to be turned into text"},
     {"--type", "TYPE", AS_FORMAT, 0, 0, FOR_QUANTIZE, FIELD(type), "q8_0 (default), q6_k, q4_k or q4_0 matrices"},
     {"--kv", "f32|f16", AS_CHOICE, JANUS_CACHE_F32, 0, FOR_TALKS | FOR_BATCH, FIELD(cache),
      "keys and values: f16 is half; f32 unless --fast"},
+    {"--fast", NULL, AS_SWITCH, 0, 0, FOR_WORKS & ~FOR_SELFTEST, FIELD(fast),
+     "rounds activations to bf16 or integers where faster"},
+    {"--record", NULL, AS_SWITCH, 0, 0, FOR_SELFTEST, FIELD(record),
+     "writes MODEL.selftest, the values to compare with"},
     {"-t --threads", "K", AS_WHOLE, 1, 256, FOR_WORKS, FIELD(threads), "default: all processors that it may use"},
     {"--isa", "NAME", AS_KERNELS, 0, 0, FOR_WORKS, FIELD(isa), "kernels that info lists; default the best"},
-    {"--fast", NULL, AS_SWITCH, 0, 0, FOR_WORKS, FIELD(fast), "rounds activations to bf16 or integers where faster"},
-    {"--dump", "DIR", AS_NAME, 0, 0, FOR_WORKS & ~FOR_BATCH, FIELD(dump),
-     "a new folder of all intermediate tensors as .npy"},
+    {"--dump", "DIR", AS_NAME, 0, 0, FOR_STAGES, FIELD(dump), "a new folder of all intermediate tensors as .npy"},
+    {"--trace", "[=STAGE]", AS_FILTER, 0, 0, FOR_STAGES, FIELD(trace),
+     "a row for each stage, or those with STAGE in them"},
     {"-m --model", "MODEL", AS_NAME, 0, 0, FOR_MODEL, FIELD(model), "a .gguf file; default the small one, tiny.gguf"},
     {"--man", NULL, AS_SWITCH, 0, 0, FOR_HELP, FIELD(manual), "the manual page, for man"},
     {"-q --quiet", NULL, AS_SWITCH, 0, 0, FOR_ALL, FIELD(quiet), "no progress, no remarks"},
@@ -9263,6 +9386,10 @@ static bool set_option(CommandLine *line, const Option *option, const char *valu
     switch (option->kind) {
     case AS_SWITCH: return *(bool *)field = true;
     case AS_REFUSED: return true;
+    case AS_SHOW:
+        *(int *)field = value != NULL ? word_index(SHOW_WORDS, '|', value, true) : SHOW_AUTO;
+        return *(int *)field >= 0;
+    case AS_FILTER: *(const char **)field = value != NULL ? value : ""; return true;
     case AS_NAME: *(const char **)field = value; return value[0] != 0;
     case AS_WHOLE: return parse_integer(value, (long)option->low, (long)option->high, field);
     case AS_NUMBER: return parse_number(value, option->low, option->high, field);
@@ -9282,7 +9409,8 @@ static bool set_option(CommandLine *line, const Option *option, const char *valu
 /* The words of an option that takes no others on any machine, with `between` between them. */
 static void list_values(const Option *option, const char *between, char *words, size_t size) {
     words[0] = 0;
-    for (const char *c = option->argument; option->kind == AS_CHOICE && *c != 0; c++)
+    const char *choice = option->kind == AS_SHOW ? SHOW_WORDS : option->kind == AS_CHOICE ? option->argument : "";
+    for (const char *c = choice; *c != 0; c++)
         snprintf(words + strlen(words), size - strlen(words), "%.*s", *c == '|' ? 8 : 1, *c == '|' ? between : c);
     for (int i = 0; option->kind == AS_FORMAT && quantised_format(i) != NULL; i++)
         snprintf(words + strlen(words), size - strlen(words), "%s%s", i > 0 ? between : "", quantised_format(i)->name);
@@ -9301,7 +9429,7 @@ static void refuse_value(const Option *option, const char *name, const char *val
         complain("%s takes a number from %g to %g, not \"%.60s\"", name, low, high, value);
     else if (option->kind == AS_SEED)
         complain("%s takes a whole number from 0 to %llu, or -1: a random one, not \"%.60s\"", name, ULLONG_MAX, value);
-    else if (option->kind == AS_CHOICE || option->kind == AS_FORMAT)
+    else if (option->kind == AS_CHOICE || option->kind == AS_FORMAT || option->kind == AS_SHOW)
         complain("%s takes %s, not \"%.60s\"", name, words, value);
     else if (option->kind == AS_KERNELS) complain("%s takes %s on this machine, not \"%.60s\"", name, words, value);
     else if (value[0] == 0) complain("%s takes a name or a text, not an empty one", name);
@@ -9360,9 +9488,11 @@ static int parse_option(CommandLine *line, const char *argument, const char *nex
     const bool lacks_dash = !is_long && inside != NULL && find_option(name) != NULL; /* -seed */
     snprintf(name, sizeof name, "%.*s", (int)(length < 31 ? length : 31), argument);
     const Option *option = lacks_dash ? NULL : find_option(name);
-    const bool alone = option != NULL && option->kind == AS_SWITCH;
+    const bool optional = option != NULL && (option->kind == AS_SHOW || option->kind == AS_FILTER);
+    const bool alone = optional || (option != NULL && option->kind == AS_SWITCH);
+    if (optional) value = inside;
     if (option == NULL || (alone && inside != NULL && !is_long)) unknown_option(argument);
-    else if (alone && inside != NULL) complain("%s takes no value, but \"%.60s\" was given", name, inside);
+    else if (alone && !optional && inside != NULL) complain("%s takes no value, but \"%.60s\" was given", name, inside);
     else if (!alone && value == NULL) complain("%s needs a value: %s %s", name, name, option->argument);
     else if (!set_option(line, option, value)) refuse_value(option, name, value);
     else {
@@ -9385,7 +9515,345 @@ static bool take_environment(CommandLine *line, unsigned command) {
     return true;
 }
 
-/* ---- Callbacks: progress bar, streamed text, tensor dump ---- */
+/* ---- Pictures in the terminal ----
+
+   A picture covers a box of cells. It is put together as pixels (the canvas) and sent in one of the ways that terminals
+   know; the way is chosen by the environment alone, without asking the terminal, so that pipes, ssh and tmux are safe.
+   The cursor stands in the line below the box before and after. */
+
+typedef struct { /* a growing text; `failed` when memory was short */
+    char *data;
+    size_t length, capacity;
+    bool failed;
+} ByteList;
+
+static void add_bytes(ByteList *bytes, const void *data, size_t length) {
+    if (bytes->failed) return;
+    if (bytes->capacity - bytes->length < length) {
+        const size_t wanted = 2 * bytes->capacity + length + 256;
+        char *grown = realloc(bytes->data, wanted);
+        bytes->failed = grown == NULL;
+        if (bytes->failed) return;
+        bytes->data = grown;
+        bytes->capacity = wanted;
+    }
+    memcpy(bytes->data + bytes->length, data, length);
+    bytes->length += length;
+}
+
+/* As printf; at most 255 bytes. */
+PRINTF_LIKE(2, 3)
+static void print_bytes(ByteList *bytes, const char *format, ...) {
+    char text[256];
+    va_list arguments;
+    va_start(arguments, format);
+    const int length = vsnprintf(text, sizeof text, format, arguments);
+    va_end(arguments);
+    if (length > 0) add_bytes(bytes, text, (size_t)length < sizeof text ? (size_t)length : sizeof text - 1);
+}
+
+static void free_bytes(ByteList *bytes) {
+    free(bytes->data);
+    memset(bytes, 0, sizeof *bytes);
+}
+
+/* Copies `picture` into a square of the canvas, every pixel of which is the mean of what it covers. */
+static void place_picture(JanusImage *canvas, int left, int top, int side, const JanusImage *picture) {
+    for (int y = 0; y < side; y++)
+        for (int x = 0; x < side; x++) {
+            const int y0 = y * picture->height / side, x0 = x * picture->width / side;
+            const int y1 = (y + 1) * picture->height / side, x1 = (x + 1) * picture->width / side;
+            uint8_t *out = canvas->rgb + 3 * ((top + y) * canvas->width + left + x);
+            for (int c = 0; c < 3; c++) {
+                int sum = 0, count = 0;
+                for (int v = y0; v < y1 || v == y0; v++)
+                    for (int u = x0; u < x1 || u == x0; u++, count++)
+                        sum += picture->rgb[3 * (v * picture->width + u) + c];
+                out[c] = (uint8_t)(sum / count);
+            }
+        }
+}
+
+/* The nearest of the 256 colours: the cube of 6 x 6 x 6 or the 24 greys. */
+static int colour_of_256(const uint8_t *rgb) {
+    static const int LEVELS[] = {0, 95, 135, 175, 215, 255};
+    int cube = 0, distance = 0;
+    for (int c = 0; c < 3; c++) {
+        int nearest = 0;
+        for (int i = 1; i < 6; i++)
+            if (abs(LEVELS[i] - rgb[c]) < abs(LEVELS[nearest] - rgb[c])) nearest = i;
+        cube = 6 * cube + nearest;
+        distance += (LEVELS[nearest] - rgb[c]) * (LEVELS[nearest] - rgb[c]);
+    }
+    const int mean = (rgb[0] + rgb[1] + rgb[2]) / 3, step = mean < 8 ? 0 : mean > 238 ? 23 : (mean - 3) / 10;
+    for (int c = 0; c < 3; c++) distance -= (8 + 10 * step - rgb[c]) * (8 + 10 * step - rgb[c]);
+    return distance > 0 ? 232 + step : 16 + cube;
+}
+
+/* One line of half blocks: rows 2 line and 2 line + 1 of the canvas, the upper one as the letter, the lower one behind
+   it. */
+static void block_line(ByteList *out, const JanusImage *canvas, int line, bool true_colour) {
+    const uint8_t *upper = canvas->rgb + 6 * (size_t)line * (size_t)canvas->width, *lower = upper + 3 * canvas->width;
+    for (int x = 0; x < canvas->width; x++, upper += 3, lower += 3) {
+        const bool same = x > 0 && memcmp(upper, upper - 3, 3) == 0 && memcmp(lower, lower - 3, 3) == 0;
+        if (!same && true_colour)
+            print_bytes(out, "\033[38;2;%d;%d;%d;48;2;%d;%d;%dm", upper[0], upper[1], upper[2], lower[0], lower[1],
+                        lower[2]);
+        else if (!same) print_bytes(out, "\033[38;5;%d;48;5;%dm", colour_of_256(upper), colour_of_256(lower));
+        print_bytes(out, "\xE2\x96\x80");
+    }
+    print_bytes(out, "\033[0m");
+}
+
+static void add_base64(ByteList *out, const uint8_t *data, size_t length) {
+    static const char LETTERS[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    for (size_t i = 0; i < length; i += 3) {
+        const unsigned b = i + 1 < length ? data[i + 1] : 0, c = i + 2 < length ? data[i + 2] : 0;
+        const unsigned bits = (unsigned)data[i] << 16 | b << 8 | c;
+        char letters[4] = {LETTERS[bits >> 18], LETTERS[bits >> 12 & 63], '=', '='};
+        if (i + 1 < length) letters[2] = LETTERS[bits >> 6 & 63];
+        if (i + 2 < length) letters[3] = LETTERS[bits & 63];
+        add_bytes(out, letters, 4);
+    }
+}
+
+static void png_sink(void *context, void *bytes, int size) { add_bytes(context, bytes, (size_t)size); }
+
+static void add_png(ByteList *out, const JanusImage *image) {
+    volatile int written = 0;
+    if (setjmp(image_memory.way_out) == 0)
+        written = stbi_write_png_to_func(png_sink, out, image->width, image->height, 3, image->rgb, 3 * image->width);
+    arena_release(&image_memory.arena, NULL);
+    if (!written) out->failed = true;
+}
+
+/* kitty: a PNG in base64, cut into pieces; `id` names the picture, which takes the place of what had that name. */
+static void kitty_picture(ByteList *out, const ByteList *png, int columns, int lines, unsigned id) {
+    enum { PIECE = 3072 };
+    for (size_t at = 0; at < png->length; at += PIECE) {
+        const size_t length = png->length - at < PIECE ? png->length - at : PIECE;
+        if (at == 0) print_bytes(out, "\033_Ga=T,f=100,q=2,C=1,i=%u,p=1,c=%d,r=%d,", id, columns, lines);
+        else print_bytes(out, "\033_G");
+        print_bytes(out, "m=%d;", at + length < png->length);
+        add_base64(out, (const uint8_t *)png->data + at, length);
+        print_bytes(out, "\033\\");
+    }
+}
+
+static void iterm2_picture(ByteList *out, const ByteList *png, int columns, int lines) {
+    print_bytes(out, "\033]1337;File=inline=1;size=%lu;width=%d;height=%d;preserveAspectRatio=0:",
+                (unsigned long)png->length, columns, lines);
+    add_base64(out, (const uint8_t *)png->data, png->length);
+    print_bytes(out, "\007");
+}
+
+/* The colour of a pixel in a cube of 6 x 6 x 6, dithered in squares of 4 x 4. */
+static int sixel_colour(const JanusImage *canvas, int x, int y) {
+    static const uint8_t ORDER[16] = {0, 8, 2, 10, 12, 4, 14, 6, 3, 11, 1, 9, 15, 7, 13, 5};
+    const uint8_t *rgb = canvas->rgb + 3 * (y * canvas->width + x);
+    int colour = 0;
+    const int threshold = ORDER[y % 4 * 4 + x % 4] * 255 + 127;
+    for (int c = 0; c < 3; c++) colour = 6 * colour + (rgb[c] * 5 * 16 + threshold) / (255 * 16);
+    return colour;
+}
+
+/* The letter for a column of a band: a bit for each of its pixels that have this colour. */
+static char sixel_letter(const uint8_t *colours, int width, int rows, int x, int colour) {
+    int bits = 0;
+    for (int y = 0; y < rows; y++) bits |= (colours[y * width + x] == colour) << y;
+    return (char)('?' + bits);
+}
+
+/* A band of six rows: for each colour in it a line of letters, with their counts. `colours` (6, width) is scratch. */
+static void sixel_band(ByteList *out, const JanusImage *canvas, int top, uint8_t *colours) {
+    const int rows = canvas->height - top < 6 ? canvas->height - top : 6, width = canvas->width;
+    bool used[216] = {false};
+    for (int i = 0; i < rows * width; i++) {
+        colours[i] = (uint8_t)sixel_colour(canvas, i % width, top + i / width);
+        used[colours[i]] = true;
+    }
+    for (int colour = 0; colour < 216; colour++) {
+        if (!used[colour]) continue;
+        print_bytes(out, "#%d", colour);
+        for (int x = 0, run; x < width; x += run) {
+            const char letter = sixel_letter(colours, width, rows, x, colour);
+            for (run = 1; x + run < width && sixel_letter(colours, width, rows, x + run, colour) == letter; run++) {}
+            print_bytes(out, "!%d%c", run, letter);
+        }
+        print_bytes(out, "$");
+    }
+    print_bytes(out, "-");
+}
+
+static void sixel_picture(ByteList *out, const JanusImage *canvas) {
+    uint8_t *colours = malloc(6 * (size_t)canvas->width);
+    out->failed |= colours == NULL;
+    print_bytes(out, "\033P0;1q\"1;1;%d;%d", canvas->width, canvas->height);
+    for (int i = 0; i < 216; i++) print_bytes(out, "#%d;2;%d;%d;%d", i, 20 * (i / 36), 20 * (i / 6 % 6), 20 * (i % 6));
+    for (int y = 0; y < canvas->height && colours != NULL; y += 6) sixel_band(out, canvas, y, colours);
+    print_bytes(out, "\033\\");
+    free(colours);
+}
+
+/* What the environment says that the terminal shows. Inside tmux and screen: blocks, which they know how to keep. */
+static ShowKind terminal_shows(void) {
+    static const char *const NAMES[] = {"TERM", "TERM_PROGRAM", "COLORTERM", "TMUX", "KITTY_WINDOW_ID", "LC_TERMINAL"};
+    const char *values[6];
+    for (int i = 0; i < 6; i++) values[i] = getenv(NAMES[i]) != NULL ? getenv(NAMES[i]) : "";
+    const char *term = values[0], *program = values[1];
+    if (values[3][0] == 0 && strncmp(term, "tmux", 4) != 0 && strncmp(term, "screen", 6) != 0) {
+        if (values[4][0] != 0 || strstr(term, "kitty") != NULL || strstr(term, "ghostty") != NULL) return SHOW_KITTY;
+        if (word_index("iterm.app|wezterm", '|', program, true) >= 0 || word_index("iterm2", '|', values[5], true) == 0)
+            return SHOW_ITERM2;
+        if (strstr(term, "sixel") != NULL || strncmp(term, "mlterm", 6) == 0 || strncmp(term, "foot", 4) == 0)
+            return SHOW_SIXEL;
+    }
+    if (word_index("truecolor|24bit", '|', values[2], true) >= 0 || strstr(term, "direct") != NULL) return SHOW_BLOCKS;
+#if defined(_WIN32)
+    DWORD mode = 0;
+    const HANDLE console = GetStdHandle(STD_ERROR_HANDLE);
+    return GetConsoleMode(console, &mode) && SetConsoleMode(console, mode | 4) ? SHOW_BLOCKS : SHOW_NO; /* 4: escapes */
+#else
+    return term[0] == 0 || strcmp(term, "dumb") == 0 ? SHOW_NO : SHOW_256;
+#endif
+}
+
+/* Columns and lines of the terminal: what it says and what $COLUMNS and $LINES say, whichever is less; pixels of a
+   cell. */
+typedef struct {
+    int columns, lines, cell_width, cell_height;
+} TerminalSize;
+
+static int told_size(const char *name, int asked, int otherwise) {
+    const char *told = getenv(name);
+    int size = 0;
+    if (told == NULL || !parse_integer(told, 1, 100000, &size)) size = 0;
+    if (size == 0 || (asked > 0 && asked < size)) size = asked;
+    return size > 0 ? size : otherwise;
+}
+
+static TerminalSize terminal_size(void) {
+    TerminalSize size = {0, 0, 10, 20};
+#if defined(_WIN32)
+    CONSOLE_SCREEN_BUFFER_INFO info;
+    if (GetConsoleScreenBufferInfo(GetStdHandle(STD_ERROR_HANDLE), &info)) {
+        size.columns = info.srWindow.Right - info.srWindow.Left + 1;
+        size.lines = info.srWindow.Bottom - info.srWindow.Top + 1;
+    }
+#elif defined(TIOCGWINSZ)
+    struct winsize asked;
+    if (ioctl(fileno(stderr), TIOCGWINSZ, &asked) == 0) {
+        size.columns = asked.ws_col;
+        size.lines = asked.ws_row;
+        if (asked.ws_col > 0 && asked.ws_row > 0 && asked.ws_xpixel / asked.ws_col >= 4 &&
+            asked.ws_ypixel / asked.ws_row >= 8) {
+            size.cell_width = asked.ws_xpixel / asked.ws_col;
+            size.cell_height = asked.ws_ypixel / asked.ws_row;
+        }
+    }
+#endif
+    size.columns = told_size("COLUMNS", size.columns, 80);
+    size.lines = told_size("LINES", size.lines, 24);
+    return size;
+}
+
+/* The pictures of one drawing, side by side in a box of columns x lines cells. */
+typedef struct {
+    ShowKind kind;
+    JanusImage canvas, before; /* before: what the terminal shows now; without pixels: nothing */
+    int across, side;          /* pictures in a row, pixels of a picture's side */
+    int columns, lines;
+    unsigned id;
+    double when;               /* the last time that it was sent */
+} Show;
+
+enum { SHOW_COLUMNS = 24, SHOW_GREY = 40 }; /* the least; what is not drawn yet */
+
+static void show_end(Show *show) {
+    free(show->canvas.rgb);
+    free(show->before.rgb);
+    memset(&show->canvas, 0, sizeof show->canvas);
+    memset(&show->before, 0, sizeof show->before);
+}
+
+/* Makes room for `count` pictures of side x side pixels: as large as the terminal leaves room, but not larger than they
+   are. Without memory nothing is shown. */
+static void show_begin(Show *show, int count, int side) {
+    const TerminalSize size = terminal_size();
+    const bool blocks = show->kind == SHOW_BLOCKS || show->kind == SHOW_256;
+    const int cell_width = blocks ? 1 : size.cell_width, cell_height = blocks ? 2 : size.cell_height;
+    if (show->kind == SHOW_NO) return;
+    for (show->across = 1; show->across * show->across < count;) show->across++;
+    const int down = (count + show->across - 1) / show->across;
+    const int width = (size.columns - 1) * cell_width / show->across;
+    const int below = 2 + (count < size.lines / 3 ? count : size.lines / 3); /* names and times */
+    const int height = (size.lines > below + 3 ? size.lines - below : 3) * cell_height / down;
+    show->side = width < height ? width : height;
+    if (show->side > side) show->side = side;
+    show->side = show->side < cell_height ? cell_height : show->side - show->side % cell_height; /* complete lines */
+    show->columns = (show->across * show->side + cell_width - 1) / cell_width;
+    show->lines = (down * show->side + cell_height - 1) / cell_height;
+    show->canvas.width = show->columns * cell_width;
+    show->canvas.height = show->lines * cell_height;
+    const size_t bytes = 3 * (size_t)show->canvas.width * (size_t)show->canvas.height;
+    show->canvas.rgb = calloc(bytes, 1);
+    show->before = show->canvas;
+    show->before.rgb = NULL;
+    show->id += 1;
+}
+
+static void show_place(Show *show, int n, const JanusImage *picture) {
+    if (show->canvas.rgb != NULL)
+        place_picture(&show->canvas, n % show->across * show->side, n / show->across * show->side, show->side, picture);
+}
+
+/* The lines of blocks that changed. */
+static void add_blocks(ByteList *out, const Show *show) {
+    const size_t row = 6 * (size_t)show->canvas.width;
+    for (int line = 0; line < show->lines; line++) {
+        const size_t at = (size_t)line * row;
+        if (show->before.rgb == NULL || memcmp(show->canvas.rgb + at, show->before.rgb + at, row) != 0)
+            block_line(out, &show->canvas, line, show->kind == SHOW_BLOCKS);
+        print_bytes(out, "\r\n");
+    }
+}
+
+static void add_graphics(ByteList *out, const Show *show) {
+    ByteList png = {0};
+    print_bytes(out, "\0337");
+    if (show->kind == SHOW_SIXEL) sixel_picture(out, &show->canvas);
+    else add_png(&png, &show->canvas);
+    if (show->kind == SHOW_KITTY) kitty_picture(out, &png, show->columns, show->lines, show->id);
+    else if (show->kind == SHOW_ITERM2) iterm2_picture(out, &png, show->columns, show->lines);
+    out->failed |= png.failed;
+    free_bytes(&png);
+    print_bytes(out, "\0338\033[%dB\r", show->lines);
+}
+
+/* Sends the canvas to the terminal in one piece, in the place of what was sent before. */
+static void show_send(Show *show, double now) {
+    const size_t size = 3 * (size_t)show->canvas.width * (size_t)show->canvas.height;
+    ByteList out = {0};
+    if (show->canvas.rgb == NULL) return;
+    if (show->before.rgb == NULL) print_bytes(&out, "\r\033[K"); /* a bar that is there */
+    for (int i = 0; show->before.rgb == NULL && i < show->lines; i++) print_bytes(&out, "\n");
+    print_bytes(&out, "\r\033[?25l\033[%dA", show->lines);
+    if (show->kind == SHOW_BLOCKS || show->kind == SHOW_256) add_blocks(&out, show);
+    else add_graphics(&out, show);
+    print_bytes(&out, "\033[?25h");
+    if (!out.failed && fwrite(out.data, 1, out.length, stderr) == out.length) {
+        if (show->before.rgb == NULL) show->before.rgb = malloc(size);
+        if (show->before.rgb != NULL) memcpy(show->before.rgb, show->canvas.rgb, size);
+        else show_end(show);
+    }
+    show->when = now;
+    free_bytes(&out);
+}
+
+/* ---- Callbacks: progress bar, streamed text, growing picture, tensor dump; and the wish to stop ---- */
+
+/* The first SIGINT while `can_stop` is a wish, which the callbacks pass on; the next one ends the program. */
+static volatile int can_stop, stop_wished;
 
 /* Seconds on a clock that only runs forward. */
 static double clock_seconds(void) {
@@ -9407,14 +9875,52 @@ typedef struct DumpCount {
     char name[NAME_LIMIT];
 } DumpCount;
 
+/* When what happened in a piece of work; 0: not at all. */
+typedef struct {
+    double start, seen, read, first, last; /* first, last: of the tokens */
+    long tokens;                           /* steps of a drawing, tokens of an answer */
+} Times;
+
+/* All tensors of one name, one after the other. */
+typedef struct {
+    char name[NAME_LIMIT], shape[48];         /* the shape of the first */
+    long times;
+    double count, min, max, sum, signed_sum;  /* signed_sum: each with the sign that its number in the row has */
+    int32_t *ids;                             /* of ids all, (count) */
+} Stage;
+
+typedef struct {
+    Stage *stages;
+    size_t count;
+    bool failed; /* memory was short */
+} StageList;
+
+/* --preview: a session of its own, which decodes what is drawn so far. */
+typedef struct {
+    const JanusModel *model;
+    JanusSessionOptions options;
+    JanusSession *session;
+    char path[PATH_BYTES];
+    int rows; /* 0: none */
+} Preview;
+
 typedef struct {
     const CommandLine *line;
     bool shows_progress, progress_shown, text_written;
     int write_error;        /* errno of a failed write to stdout */
     const char *stage;      /* of the progress bar */
     double stage_start;
+    int picture, pictures;  /* the one of so many that is decoded */
+    Times times;
+    Show show;
+    uint8_t *colours;       /* (codebook, 3); NULL: not needed yet */
+    Preview preview;
+    double traced;          /* when the last stage ended */
+    bool trace_begun;
+    const char *task;       /* of selftest, and what it has met; NULL: another command */
+    StageList *stages;
     DumpCount *dumped;
-    char dump_error[300];
+    char failure[300];      /* of a callback that could not do its work */
 } Screen;
 
 static void clear_progress(Screen *screen) {
@@ -9422,64 +9928,135 @@ static void clear_progress(Screen *screen) {
     screen->progress_shown = false;
 }
 
-/* Columns of the terminal: what it says and what $COLUMNS says, whichever is less. */
-static int terminal_columns(void) {
-    const char *told = getenv("COLUMNS");
-    int columns = 0, asked = 0;
-    if (told == NULL || !parse_integer(told, 1, 100000, &columns)) columns = 0;
-#if defined(_WIN32)
-    CONSOLE_SCREEN_BUFFER_INFO info;
-    if (GetConsoleScreenBufferInfo(GetStdHandle(STD_ERROR_HANDLE), &info))
-        asked = info.srWindow.Right - info.srWindow.Left + 1;
-#elif defined(TIOCGWINSZ)
-    struct winsize size;
-    if (ioctl(fileno(stderr), TIOCGWINSZ, &size) == 0) asked = size.ws_col;
-#endif
-    if (columns == 0 || (asked > 0 && asked < columns)) columns = asked;
-    return columns > 0 ? columns : 80;
-}
-
 /* "draw    [####......] 12/576  20.1/s  0:28 left" in at most `width` columns: with a shorter bar, else without the
    time, else without the bar, else cut. */
 static void progress_line(char *line, size_t size, int width, const char *stage, int64_t done, int64_t total,
                           double rate) {
     const int left = rate > 0 && (double)(total - done) / rate < 1e6 ? (int)((double)(total - done) / rate) : 0;
+    const int label = strlen(stage) > 7 ? (int)strlen(stage) + 1 : 8;
     char bar[31] = "", count[48], times[48];
     snprintf(count, sizeof count, "%ld/%ld", (long)done, (long)total);
     snprintf(times, sizeof times, "  %.1f/s  %d:%02d left", rate, left / 60, left % 60);
-    if (8 + 7 + (int)(strlen(count) + strlen(times)) > width) times[0] = 0;
-    const int room = width - 8 - 3 - (int)(strlen(count) + strlen(times)), length = room > 30 ? 30 : room;
+    if (label + 7 + (int)(strlen(count) + strlen(times)) > width) times[0] = 0;
+    const int room = width - label - 3 - (int)(strlen(count) + strlen(times)), length = room > 30 ? 30 : room;
     for (int i = 0; i < length; i++) bar[i] = i < (int)(length * done / total) ? '#' : '.';
     if (length < 4) snprintf(line, size, "%s %s", stage, count);
     else snprintf(line, size, "%-7s [%s] %s%s", stage, bar, count, times);
     if ((size_t)width < size) line[width] = 0;
 }
 
-static int show_progress(void *user, const char *stage, int64_t done, int64_t total) {
-    Screen *screen = user;
-    char line[160];
-    if (!screen->shows_progress || screen->text_written) return 0;
-    const double now = clock_seconds();
+/* A stage that takes 0.3 seconds gets a bar, which stays until the next one's comes or something else is written. */
+static void show_bar(Screen *screen, const char *stage, int64_t done, int64_t total, double now) {
+    char line[160], picture[40];
     if (screen->stage == NULL || strcmp(screen->stage, stage) != 0) {
         screen->stage = stage;
         screen->stage_start = now;
-        if (done < total && done > 0) return 0; /* the first unit only starts the clock */
     }
     const double seconds = now - screen->stage_start, rate = seconds > 0 ? (double)(done - 1) / seconds : 0;
-    progress_line(line, sizeof line, terminal_columns() - 1, stage, done, total, rate);
+    if (seconds < 0.3) return;
+    snprintf(picture, sizeof picture, "picture %d/%d", screen->picture, screen->pictures);
+    const bool of_several = screen->pictures > 1 && strcmp(stage, "decode") == 0;
+    progress_line(line, sizeof line, terminal_size().columns - 1, of_several ? picture : stage, done, total, rate);
     fprintf(stderr, "\r%s\033[K", line);
     screen->progress_shown = true;
-    if (done == total) clear_progress(screen), screen->stage = NULL;
-    return 0;
+}
+
+static int hear_progress(void *user, const char *stage, int64_t done, int64_t total) {
+    Screen *screen = user;
+    Times *times = &screen->times;
+    const double now = clock_seconds();
+    if (strcmp(stage, "see") == 0) times->seen = now;
+    if (strcmp(stage, "read") == 0) times->read = now;
+    if (strcmp(stage, "draw") == 0 || strcmp(stage, "answer") == 0) {
+        if (done == 1) times->first = now;
+        times->last = now;
+        times->tokens = (long)done;
+    }
+    if (screen->shows_progress && !screen->text_written) show_bar(screen, stage, done, total, now);
+    return stop_wished;
 }
 
 static int show_text(void *user, const char *text, size_t length) {
     Screen *screen = user;
+    if (screen->task != NULL) return stop_wished; /* the answer of a test is not for reading */
     clear_progress(screen);
     screen->text_written = true;
-    if (fwrite(text, 1, length, stdout) == length && fflush(stdout) == 0) return 0;
+    if (fwrite(text, 1, length, stdout) == length && fflush(stdout) == 0) return stop_wished;
     screen->write_error = errno;
     return 1;
+}
+
+/* The name of picture i of n: fox.png, or fox-1.png, fox-2.png, ... False: longer than `size`. */
+static bool numbered_name(char *name, int size, const char *output, int i, int n) {
+    const char *dot = strrchr(output, '.');
+    const int stem = dot == NULL ? (int)strlen(output) : (int)(dot - output);
+    const int length = n == 1 ? snprintf(name, (size_t)size, "%s", output)
+                              : snprintf(name, (size_t)size, "%.*s-%d%s", stem, output, i + 1, dot == NULL ? "" : dot);
+    return length >= 0 && length < size;
+}
+
+/* Shows the colours of the first `done` of `total` ids of each of `count` pictures. */
+static void show_ids(Screen *screen, const int32_t *ids, int count, int64_t done, int64_t total) {
+    JanusImage tokens = {0, 0, malloc(3 * (size_t)total)};
+    while ((int64_t)tokens.width * tokens.width < total) tokens.width++;
+    tokens.height = tokens.width;
+    for (int n = 0; n < count && tokens.rgb != NULL; n++) {
+        memset(tokens.rgb, SHOW_GREY, 3 * (size_t)total);
+        for (int64_t t = 0; t < done; t++)
+            memcpy(tokens.rgb + 3 * t, screen->colours + 3 * (int64_t)ids[n * total + t], 3);
+        show_place(&screen->show, n, &tokens);
+    }
+    free(tokens.rgb);
+}
+
+/* The id that looks most like a middling grey: what is not drawn yet, for the decoder. */
+static int32_t grey_id(const Screen *screen) {
+    int32_t grey = 0;
+    int least = INT_MAX;
+    for (int32_t id = 0; id < janus_info(screen->preview.model).codebook_size; id++) {
+        const uint8_t *rgb = screen->colours + 3 * (int64_t)id;
+        const int distance = abs(rgb[0] - 128) + abs(rgb[1] - 128) + abs(rgb[2] - 128);
+        if (distance < least) least = distance, grey = id;
+    }
+    return grey;
+}
+
+/* Decodes the first `done` of each picture's ids into the preview's files. */
+static void write_previews(Screen *screen, const int32_t *ids, int count, int64_t done, int64_t total) {
+    Preview *preview = &screen->preview;
+    int32_t *partial = allocate(total, sizeof *partial);
+    JanusError error = {JANUS_OK, ""};
+    JanusStatus status = partial == NULL ? fail_memory(&error) : JANUS_OK;
+    const int32_t grey = grey_id(screen);
+    if (status == JANUS_OK && preview->session == NULL)
+        status = janus_session_new(preview->model, &preview->options, &preview->session, &error);
+    for (int n = 0; n < count && status == JANUS_OK; n++) {
+        JanusImage image;
+        char name[PATH_BYTES];
+        for (int64_t t = 0; t < total; t++) partial[t] = t < done ? ids[n * total + t] : grey;
+        numbered_name(name, PATH_BYTES, preview->path, n, count);
+        status = janus_decode_image(preview->session, partial, &image, &error);
+        if (status == JANUS_OK) status = janus_image_save(name, &image, &error);
+        janus_image_free(&image);
+    }
+    if (status != JANUS_OK) snprintf(screen->failure, sizeof screen->failure, "%.290s", error.message);
+    if (status != JANUS_OK) preview->rows = 0;
+    free(partial);
+}
+
+static int hear_drawn(void *user, const int32_t *ids, int count, int64_t done, int64_t total) {
+    Screen *screen = user;
+    const double now = clock_seconds();
+    const bool blocks = screen->show.kind == SHOW_BLOCKS || screen->show.kind == SHOW_256;
+    if (screen->show.canvas.rgb != NULL && (done == total || now - screen->show.when > (blocks ? 0.05 : 0.5))) {
+        show_ids(screen, ids, count, done, total);
+        show_send(&screen->show, now);
+    }
+    int64_t row = 1;
+    while (row * row < total) row++;
+    if (screen->preview.rows > 0 && done % (screen->preview.rows * row) == 0)
+        write_previews(screen, ids, count, done, total);
+    return stop_wished;
 }
 
 /* How often `name` was dumped before. -1: no memory. */
@@ -9526,8 +10103,8 @@ static void dump_tensor(void *user, const char *name, JanusElement type, const v
     int length;
     size_t count = 1;
     const int before = dump_count(screen, name);
-    if (before < 0) snprintf(screen->dump_error, sizeof screen->dump_error, "cannot dump %.100s: out of memory", name);
-    if (screen->dump_error[0] != 0) return;
+    if (before < 0) snprintf(screen->failure, sizeof screen->failure, "cannot dump %.100s: out of memory", name);
+    if (screen->failure[0] != 0) return;
     if (before > 0) length = snprintf(path, sizeof path, "%s/%s.%d.npy", screen->line->dump, name, before);
     else length = snprintf(path, sizeof path, "%s/%s.npy", screen->line->dump, name);
     for (int i = 0; i < dims; i++) count *= (size_t)shape[i];
@@ -9538,7 +10115,97 @@ static void dump_tensor(void *user, const char *name, JanusElement type, const v
         file != NULL && fwrite(header, 1, sizeof header, file) == sizeof header && write_numbers(file, data, count);
     if (file != NULL && fclose(file) != 0) good = false;
     if (!good)
-        snprintf(screen->dump_error, sizeof screen->dump_error, "cannot write %.200s: %.60s", path, strerror(errno));
+        snprintf(screen->failure, sizeof screen->failure, "cannot write %.200s: %.60s", path, strerror(errno));
+}
+
+/* ---- Stages: --trace prints them as they run, selftest compares them with recorded ones ---- */
+
+static void stages_free(StageList *list) {
+    for (size_t i = 0; i < list->count; i++) free(list->stages[i].ids);
+    free(list->stages);
+    memset(list, 0, sizeof *list);
+}
+
+/* The stage of this name, or a new one; NULL: no memory. */
+static Stage *stage_of(StageList *list, const char *name) {
+    for (size_t i = 0; i < list->count; i++)
+        if (strcmp(list->stages[i].name, name) == 0) return &list->stages[i];
+    Stage *grown = reallocate(list->stages, (int64_t)list->count + 1, sizeof *grown);
+    if (grown == NULL) {
+        list->failed = true;
+        return NULL;
+    }
+    list->stages = grown;
+    memset(&grown[list->count], 0, sizeof *grown);
+    snprintf(grown[list->count].name, NAME_LIMIT, "%s", name);
+    return &grown[list->count++];
+}
+
+/* Adds a tensor's numbers to the stage. A sign for each number makes a sum that also sees when two change places. */
+static void stage_add(Stage *stage, JanusElement type, const void *data, const int64_t *shape, int dims) {
+    int64_t count = 1;
+    int used = 0;
+    for (int i = 0; i < dims; i++) {
+        if (stage->times == 0)
+            used += snprintf(stage->shape + used, sizeof stage->shape - (size_t)used, "%s%ld", i > 0 ? "x" : "",
+                             (long)shape[i]);
+        count *= shape[i];
+    }
+    for (int64_t i = 0; i < count; i++) {
+        const double value = type == JANUS_INT32 ? ((const int32_t *)data)[i] : (double)((const float *)data)[i];
+        const uint32_t mixed = ((uint32_t)i + 1) * 2654435761u;
+        if (stage->count + (double)i == 0 || value < stage->min) stage->min = value;
+        if (stage->count + (double)i == 0 || value > stage->max) stage->max = value;
+        stage->sum += value;
+        stage->signed_sum += mixed >> 16 & 1 ? value : -value;
+    }
+    stage->count += (double)count;
+    stage->times++;
+}
+
+/* Pixels are integers and no ids: they may differ by one. */
+static bool is_ids(JanusElement type, const char *name) { return type == JANUS_INT32 && !ends_with(name, "pixels"); }
+
+static bool stage_add_ids(Stage *stage, const int32_t *ids, int64_t count) {
+    const int64_t before = (int64_t)stage->count - count;
+    int32_t *grown = reallocate(stage->ids, before + count, sizeof *grown);
+    if (grown == NULL) return false;
+    memcpy(grown + before, ids, (size_t)count * sizeof *ids);
+    stage->ids = grown;
+    return true;
+}
+
+/* A row for a tensor whose name has the filter in it; the time is that since the stage before it, shown or not. */
+static void trace_stage(Screen *screen, const char *name, JanusElement type, const void *data, const int64_t *shape,
+                        int dims) {
+    const double now = clock_seconds(), before = screen->traced > 0 ? screen->traced : screen->times.start;
+    if (strstr(name, screen->line->trace) != NULL) {
+        Stage stage = {0};
+        stage_add(&stage, type, data, shape, dims);
+        clear_progress(screen);
+        if (!screen->trace_begun)
+            fprintf(stderr, "%-23s %-9s %9s %9s %9s %10s %5s\n", "stage", "shape", "min", "mean", "max", "sum", "ms");
+        screen->trace_begun = true;
+        fprintf(stderr, "%-23s %-9s %9.3g %9.3g %9.3g %10.4g %5.1f\n", name, stage.shape, stage.min,
+                stage.sum / (stage.count > 0 ? stage.count : 1), stage.max, stage.sum, 1e3 * (now - before));
+    }
+    screen->traced = clock_seconds();
+}
+
+static void hear_tap(void *user, const char *name, JanusElement type, const void *data, const int64_t *shape,
+                     int dims) {
+    Screen *screen = user;
+    char full[NAME_LIMIT];
+    if (screen->line->dump != NULL) dump_tensor(screen, name, type, data, shape, dims);
+    if (screen->line->trace != NULL) trace_stage(screen, name, type, data, shape, dims);
+    if (screen->task == NULL) return;
+    snprintf(full, sizeof full, "%s/%.100s", screen->task, name);
+    Stage *stage = stage_of(screen->stages, full);
+    if (stage == NULL) return;
+    int64_t count = 1;
+    for (int i = 0; i < dims; i++) count *= shape[i];
+    stage_add(stage, type, data, shape, dims);
+    if (is_ids(type, name) && !stage_add_ids(stage, data, count)) screen->stages->failed = true;
 }
 
 /* ---- Commands ---- */
@@ -9554,11 +10221,32 @@ typedef struct {
     JanusModel *model;
     JanusSession *session;
     JanusError error;
+    ByteList names; /* of pictures that were saved, each in a line: printed when the pictures stand still */
 } Program;
 
-static int program_failed(Program *program) {
+/* A call of the library begins, which SIGINT may stop. */
+static void begin_work(Program *program) {
+    memset(&program->screen.times, 0, sizeof program->screen.times);
+    program->screen.times.start = clock_seconds();
+    program->screen.stage = NULL;
+    program->screen.text_written = false;
+    program->screen.pictures = 0;
+    stop_wished = 0;
+    can_stop = 1;
+}
+
+static void end_work(Program *program) {
+    can_stop = 0;
     clear_progress(&program->screen);
+}
+
+static int program_failed(Program *program) {
+    end_work(program);
     if (program->screen.text_written) fputc('\n', stdout);
+    if (program->error.status == JANUS_CANCELLED && !ferror(stdout)) {
+        complain("stopped");
+        return EXIT_STOPPED;
+    }
     if (ferror(stdout)) complain("cannot write to stdout: %s", strerror(program->screen.write_error));
     else complain("%s", program->error.message);
     return EXIT_FAILED;
@@ -9617,30 +10305,24 @@ static JanusStatus open_model(Program *program, unsigned command, const char *pr
                     "Janus-Pro (README, \"The real weights\"), weights/tiny.gguf comes with the source");
     JanusStatus status = janus_load(program->model_path, &program->model, &program->error);
     if (status != JANUS_OK) return status;
-    if ((command & FOR_WORKS) == 0) return JANUS_OK;
+    if ((command & FOR_STAGES) == 0) return JANUS_OK;
     options.threads = line->threads;
     options.isa = line->isa;
     options.cache = (JanusCacheType)line->cache;
     options.fast = line->fast;
+    program->screen.preview.model = program->model;
+    program->screen.preview.options = options;
     options.user = &program->screen;
-    options.progress = show_progress;
+    options.progress = hear_progress;
     options.text = show_text;
-    options.tap = line->dump != NULL ? dump_tensor : NULL;
+    options.drawn = hear_drawn;
+    options.tap = line->dump != NULL || line->trace != NULL || command == FOR_SELFTEST ? hear_tap : NULL;
     return janus_session_new(program->model, &options, &program->session, &program->error);
 }
 
 /* A seed for a run that was not given one. */
 static uint64_t make_up_seed(void) {
     return ((uint64_t)time(NULL) * 1000003u + (uint64_t)process_id() * 7919u + (uint64_t)clock()) % 1000000000u;
-}
-
-/* The name of picture i of n: fox.png, or fox-1.png, fox-2.png, ... False: longer than `size`. */
-static bool numbered_name(char *name, int size, const char *output, int i, int n) {
-    const char *dot = strrchr(output, '.');
-    const int stem = dot == NULL ? (int)strlen(output) : (int)(dot - output);
-    const int length = n == 1 ? snprintf(name, (size_t)size, "%s", output)
-                              : snprintf(name, (size_t)size, "%.*s-%d%s", stem, output, i + 1, dot == NULL ? "" : dot);
-    return length >= 0 && length < size;
 }
 
 /* Takes the first free name of janus-1.png, janus-2.png, ... by making an empty file, so that no other run takes it
@@ -9778,52 +10460,124 @@ static void compare_models(Program *program) {
                  clean_controls(drew), clean_controls(draws));
 }
 
-/* Saves the pictures and prints their names; `output` NULL: under the next free names. They were drawn from a prompt
-   unless that is NULL. */
-static int save_pictures(Program *program, const char *output, const JanusImage *images, int count,
-                         const char *prompt, const JanusGenerateOptions *options) {
+/* The name under which picture i of n is saved; the one that --like draws again has the name of a single one. */
+static bool picture_name(const Program *program, char *name, const char *output, int i, int n) {
+    const bool one = program->line.wanted > 0;
+    return numbered_name(name, PATH_BYTES, output, one ? 0 : i, one ? 1 : n);
+}
+
+/* Saves picture i of n with its text (may be NULL); its name is printed later. `output` NULL: under the next free
+   name. */
+static int save_picture(Program *program, const char *output, const JanusImage *image, int i, int n,
+                        const char *text) {
     char name[PATH_BYTES];
-    const bool says = prompt != NULL && !program->line.no_metadata;
-    const int first = program->line.wanted > 0 ? program->line.wanted - 1 : 0;
-    if (program->line.wanted > 0) count = 1;
     if (output != NULL && strcmp(output, "-") == 0) {
 #if defined(_WIN32)
         _setmode(_fileno(stdout), _O_BINARY);
 #endif
         OutputFile out = {0};
-        char *text = says ? drawing_text(program, prompt, options, first) : NULL;
         out.file = stdout;
-        if (says && text == NULL) out.failure = ENOMEM;
-        else write_image(&out, &images[first], false, text);
-        free(text);
+        write_image(&out, image, false, text);
         if (out.failure != 0) complain("cannot write to stdout: %s", strerror(out.failure));
         return out.failure == 0 ? EXIT_DONE : EXIT_FAILED;
     }
-    for (int i = 0; i < count; i++) {
-        if (output != NULL) numbered_name(name, PATH_BYTES, output, i, count);
-        else if (!take_free_name(name, PATH_BYTES)) return EXIT_FAILED;
-        char *text = says ? drawing_text(program, prompt, options, first + i) : NULL;
-        const JanusStatus status = says && text == NULL ? fail_memory(&program->error)
-                                                        : janus_image_save_with_text(name, &images[first + i], text,
-                                                                                     &program->error);
-        free(text);
-        if (output == NULL && status != JANUS_OK) file_remove(name);
-        set_unfinished(1, NULL);
-        if (status != JANUS_OK) return program_failed(program);
-        printf("%s\n", name);
-    }
-    return EXIT_DONE;
+    if (output != NULL) picture_name(program, name, output, i, n);
+    else if (!take_free_name(name, PATH_BYTES)) return EXIT_FAILED;
+    const size_t length = program->names.length;
+    add_bytes(&program->names, name, strlen(name));
+    add_bytes(&program->names, "\n", 2);
+    JanusStatus status = JANUS_OK;
+    if (program->names.failed) status = fail_memory(&program->error);
+    else status = janus_image_save_with_text(name, image, text, &program->error);
+    if (output == NULL && status != JANUS_OK) file_remove(name);
+    set_unfinished(1, NULL);
+    program->names.length = status == JANUS_OK ? program->names.length - 1 : length; /* a zero byte is after it */
+    if (program->names.data != NULL) program->names.data[program->names.length] = 0;
+    return status == JANUS_OK ? EXIT_DONE : program_failed(program);
 }
 
-/* Draws options->count pictures of the prompt into files. */
-static int draw_pictures(Program *program, const char *prompt, const char *output,
-                         const JanusGenerateOptions *options) {
-    JanusImage images[64];
-    fprintf(stderr, "seed %llu\n", (unsigned long long)options->seed);
-    if (janus_generate(program->session, prompt, options, images, &program->error) != JANUS_OK)
-        return program_failed(program);
-    const int result = save_pictures(program, output, images, options->count, prompt, options);
-    for (int i = 0; i < options->count; i++) janus_image_free(&images[i]);
+static void print_names(Program *program) {
+    clear_progress(&program->screen);
+    if (program->names.length > 0) fputs(program->names.data, stdout);
+    free_bytes(&program->names);
+}
+
+/* What the growing picture and the preview need before a drawing. */
+static JanusStatus prepare_pictures(Program *program, int count) {
+    Screen *screen = &program->screen;
+    const JanusInfo info = janus_info(program->model);
+    show_begin(&screen->show, count, info.image_size);
+    if ((screen->show.canvas.rgb == NULL && screen->preview.rows == 0) || screen->colours != NULL) return JANUS_OK;
+    screen->colours = allocate(info.codebook_size, 3);
+    if (screen->colours == NULL) return fail_memory(&program->error);
+    return janus_codebook_colours(program->session, screen->colours, &program->error);
+}
+
+/* Decodes and saves picture i of n, and shows it in its place. `last` (may be NULL) receives the last one. */
+static int finish_picture(Program *program, const char *output, const int32_t *ids, int i, int n, const char *text,
+                          JanusImage *last) {
+    Screen *screen = &program->screen;
+    JanusImage image;
+    char name[PATH_BYTES];
+    screen->picture = i + 1;
+    screen->pictures = n;
+    if (janus_decode_image(program->session, ids, &image, &program->error) != JANUS_OK) return program_failed(program);
+    show_place(&screen->show, i, &image);
+    show_send(&screen->show, clock_seconds());
+    int result = save_picture(program, output, &image, i, n, text);
+    if (result == EXIT_DONE && screen->preview.path[0] != 0) {
+        picture_name(program, name, screen->preview.path, i, n);
+        if (janus_image_save(name, &image, &program->error) != JANUS_OK) result = program_failed(program);
+    }
+    if (last != NULL && i == n - 1 && result == EXIT_DONE) *last = image;
+    else janus_image_free(&image);
+    return result;
+}
+
+/* "seed 7 · 576 tokens 28.1 s (20.5/s) · decode 1.3 s"; of a drawing that was stopped: "200 of 576 tokens". */
+static void print_drawing_times(const Program *program, const JanusGenerateOptions *options) {
+    const Times *times = &program->screen.times;
+    const double seconds = times->last - times->start, decoded = clock_seconds() - times->last;
+    const long tokens = times->tokens * options->count;
+    const int total = janus_info(program->model).image_tokens;
+    if (program->line.quiet || times->tokens == 0) return;
+    fprintf(stderr, "seed %llu \xC2\xB7 ", (unsigned long long)options->seed);
+    if (times->tokens < total) fprintf(stderr, "%ld of %ld", tokens, (long)total * options->count);
+    else fprintf(stderr, "%ld", tokens);
+    fprintf(stderr, " tokens %.1f s (%.1f/s)", seconds, seconds > 0 ? (double)tokens / seconds : 0.0);
+    if (times->tokens == total) fprintf(stderr, " \xC2\xB7 decode %.1f s", decoded);
+    fputc('\n', stderr);
+}
+
+/* Draws options->count pictures of the prompt and saves them one after the other. */
+static int draw_pictures(Program *program, const char *prompt, const char *output, const JanusGenerateOptions *options,
+                         JanusImage *last) {
+    const int64_t T = janus_info(program->model).image_tokens;
+    const int n = options->count;
+    int32_t *ids = allocate(n * T, sizeof *ids);
+    int result = EXIT_DONE;
+    if (program->line.quiet) fprintf(stderr, "seed %llu\n", (unsigned long long)options->seed);
+    begin_work(program);
+    JanusStatus status = ids == NULL ? fail_memory(&program->error) : prepare_pictures(program, n);
+    program->screen.times.start = clock_seconds();
+    if (status == JANUS_OK) status = janus_generate_ids(program->session, prompt, options, ids, &program->error);
+    if (status != JANUS_OK) result = program_failed(program);
+    for (int i = 0; i < n && result == EXIT_DONE; i++) {
+        if (program->line.wanted > 0 && i != program->line.wanted - 1) continue;
+        char *text = program->line.no_metadata ? NULL : drawing_text(program, prompt, options, i);
+        if (text == NULL && !program->line.no_metadata) {
+            fail_memory(&program->error);
+            result = program_failed(program);
+        } else {
+            result = finish_picture(program, output, ids + i * T, i, n, text, last);
+        }
+        free(text);
+    }
+    end_work(program);
+    show_end(&program->screen.show);
+    print_names(program);
+    print_drawing_times(program, options);
+    free(ids);
     return result;
 }
 
@@ -9869,6 +10623,29 @@ static JanusStatus output_usable(const Program *program, const char *output, int
     return write_status(failure, output, error);
 }
 
+/* FILE[:ROWS] of --preview. False: said what is wrong. */
+static bool choose_preview(Program *program) {
+    Preview *preview = &program->screen.preview;
+    const char *given = program->line.preview, *colon = given != NULL ? strrchr(given, ':') : NULL;
+    const int side = drawn_side(&program->model->config), rows = program->model->config.grid;
+    if (given == NULL) return true;
+    preview->rows = 4;
+    if (colon != NULL && (colon[1] == 0 || colon[1 + strspn(colon + 1, "0123456789")] != 0)) colon = NULL;
+    if (colon != NULL && !parse_integer(colon + 1, 1, rows, &preview->rows)) {
+        complain("--preview takes FILE:ROWS with 1 to %d rows of %d pixels, not \"%.60s\"", rows, side / rows, given);
+        return false;
+    }
+    const size_t length = colon != NULL ? (size_t)(colon - given) : strlen(given);
+    if (length + 8 > PATH_BYTES) {
+        complain("cannot write %.100s...: the name has more than %d bytes", given, PATH_BYTES - 8);
+        return false;
+    }
+    memcpy(preview->path, given, length);
+    if (output_usable(program, preview->path, program->line.count, &program->error) == JANUS_OK) return true;
+    program_failed(program);
+    return false;
+}
+
 static int command_generate(Program *program) {
     const JanusGenerateOptions options = generate_options(&program->line);
     const char *output = program->line.output;
@@ -9880,20 +10657,40 @@ static int command_generate(Program *program) {
     }
     if (!to_stdout && output_usable(program, output, count, &program->error) != JANUS_OK)
         return program_failed(program);
+    if (!choose_preview(program)) return EXIT_FAILED;
     compare_models(program);
-    return draw_pictures(program, program->line.text, output, &options);
+    return draw_pictures(program, program->line.text, output, &options, NULL);
 }
 
-/* Asks one question about the images and writes the answer, as it comes, to stdout. */
-static int ask_question(Program *program, const char *question, const JanusImage *images, int count) {
+/* "seed 7 · seen 0.6 s · read 1.2 s · first token 0.1 s · 12 tokens (8.1/s)": the seed where there is chance,
+   the rest as far as it happened. */
+static void print_answer_times(const Program *program, const JanusAskOptions *options) {
+    const Times *t = &program->screen.times;
+    const double read_from = t->seen > 0 ? t->seen : t->start;
+    if (program->line.quiet || t->tokens == 0) return;
+    if (options->temperature > 0) fprintf(stderr, "seed %llu \xC2\xB7 ", (unsigned long long)options->seed);
+    if (t->seen > 0) fprintf(stderr, "seen %.1f s \xC2\xB7 ", t->seen - t->start);
+    if (t->read > 0) fprintf(stderr, "read %.1f s \xC2\xB7 ", t->read - read_from);
+    fprintf(stderr, "first token %.1f s", t->first - (t->read > 0 ? t->read : read_from));
+    if (t->last > t->first)
+        fprintf(stderr, " \xC2\xB7 %ld tokens (%.1f/s)", t->tokens, (double)(t->tokens - 1) / (t->last - t->first));
+    fputc('\n', stderr);
+}
+
+/* Asks one question about the images and writes the answer, as it comes, to stdout. `answer` may be NULL. */
+static int ask_question(Program *program, const char *question, const JanusImage *images, int count, char **answer) {
     const JanusAskOptions options = ask_options(&program->line);
-    program->screen.text_written = false;
-    if (options.temperature > 0) fprintf(stderr, "seed %llu\n", (unsigned long long)options.seed);
-    if (janus_ask(program->session, question, images, count, &options, NULL, &program->error) != JANUS_OK)
-        return program_failed(program);
-    clear_progress(&program->screen);
-    putchar('\n');
-    return EXIT_DONE;
+    int result = EXIT_DONE;
+    if (options.temperature > 0 && program->line.quiet)
+        fprintf(stderr, "seed %llu\n", (unsigned long long)options.seed);
+    begin_work(program);
+    if (janus_ask(program->session, question, images, count, &options, answer, &program->error) != JANUS_OK)
+        result = program_failed(program);
+    end_work(program);
+    if (result == EXIT_DONE) putchar('\n');
+    if (result == EXIT_DONE) fflush(stdout);
+    print_answer_times(program, &options);
+    return result;
 }
 
 /* Reads `path`, or stdin for "-", to the end; `text`: bytes without a zero among them. False: said what is wrong. */
@@ -9937,7 +10734,7 @@ static int command_ask(Program *program) {
         if (!load_image(program, program->line.images[loaded], &images[loaded])) result = EXIT_FAILED;
         else loaded++;
     }
-    if (result == EXIT_DONE) result = ask_question(program, program->line.text, images, count);
+    if (result == EXIT_DONE) result = ask_question(program, program->line.text, images, count, NULL);
     for (int i = 0; i < loaded; i++) janus_image_free(&images[i]);
     return result;
 }
@@ -9954,9 +10751,10 @@ static int command_encode(Program *program) {
         free(ids);
         return EXIT_FAILED;
     }
+    begin_work(program);
     const JanusStatus status = janus_encode_image(program->session, &image, ids, &program->error);
     janus_image_free(&image);
-    clear_progress(&program->screen);
+    end_work(program);
     for (int i = 0; i < count && status == JANUS_OK; i++) printf("%ld%c", (long)ids[i], i + 1 < count ? ' ' : '\n');
     free(ids);
     return status == JANUS_OK ? EXIT_DONE : program_failed(program);
@@ -9987,7 +10785,6 @@ static int32_t *parse_ids(const char *text, size_t *count) {
 }
 
 static int command_decode(Program *program) {
-    JanusImage image = {0, 0, NULL};
     const size_t expected = (size_t)janus_info(program->model).image_tokens;
     const char *output = program->line.output;
     const bool to_stdout = output != NULL && strcmp(output, "-") == 0;
@@ -10002,10 +10799,14 @@ static int command_decode(Program *program) {
     if (ids != NULL && count != expected)
         complain("a picture of this model has %lu ids, but %lu were given", (unsigned long)expected,
                  (unsigned long)count);
-    else if (ids != NULL && janus_decode_image(program->session, ids, &image, &program->error) != JANUS_OK)
-        result = program_failed(program);
-    else if (ids != NULL) result = save_pictures(program, output, &image, 1, NULL, NULL);
-    janus_image_free(&image);
+    else if (ids != NULL) {
+        begin_work(program);
+        show_begin(&program->screen.show, 1, janus_info(program->model).image_size);
+        result = finish_picture(program, output, ids, 0, 1, NULL, NULL);
+        end_work(program);
+        show_end(&program->screen.show);
+        print_names(program);
+    }
     free(ids);
     return result;
 }
@@ -10040,10 +10841,11 @@ static int command_tokenize(Program *program) {
 /* IN is the text argument. */
 static int command_quantize(Program *program) {
     const CommandLine *line = &program->line;
-    Progress progress = {show_progress, &program->screen, 0, 0, 0};
+    Progress progress = {hear_progress, &program->screen, 0, 0, 0};
     const char *type = line->type != NULL ? line->type : "q8_0";
     if (quantize_file(line->text, line->output, type, &progress, &program->error) != JANUS_OK)
         return program_failed(program);
+    clear_progress(&program->screen);
     if (progress.as_q8_0 > 0 && !line->quiet)
         complain("remark: %ld matrices of the transformer are q8_0: their rows are not a multiple of the block of %s",
                  (long)progress.as_q8_0, type);
@@ -10092,6 +10894,8 @@ static int command_info(Program *program) {
     return EXIT_DONE;
 }
 
+/* ---- chat: one conversation ---- */
+
 /* A line of stdin without its end, as a text; its length, or -1 at the end of the input. Longer lines are cut. */
 static int read_line(char *line, int size) {
     int length = 0, c = getchar();
@@ -10103,68 +10907,264 @@ static int read_line(char *line, int size) {
     return length;
 }
 
-/* /draw PROMPT: the picture goes into the next free janus-K.png. */
-static void chat_draw(Program *program, const char *prompt) {
-    JanusGenerateOptions options = generate_options(&program->line);
-    options.count = 1;
-    program->screen.text_written = false;
-    draw_pictures(program, prompt, NULL, &options);
+/* Drops control characters but tabs, and what keys such as the arrows send: ESC [ ... LETTER and ESC O LETTER. */
+static void drop_controls(char *line) {
+    char *out = line;
+    for (const char *c = line; *c != 0; c++) {
+        if (c[0] == '\033' && (c[1] == '[' || c[1] == 'O')) {
+            for (c += 2; *c != 0 && !(*c >= '@' && *c <= '~');) c++;
+            if (*c == 0) break;
+        } else if (((unsigned char)*c >= 0x20 && *c != 0x7F) || *c == '\t') *out++ = *c;
+    }
+    *out = 0;
 }
 
-/* The images that wait for the next question. */
+static const char BLANKS[] = " \t";
+
+/* The name of a file as it is typed or dropped into a terminal: quotes and backslashes taken away, ~ put out. Up to the
+   first blank outside them where `one_word`. Returns how much of the text it took. */
+static size_t typed_name(char name[PATH_BYTES], const char *text, bool one_word) {
+    const char *home = getenv("HOME") != NULL ? getenv("HOME") : getenv("USERPROFILE");
+    size_t i = 0, length = 0;
+    char quote = 0;
+    if (text[0] == '~' && (text[1] == '/' || text[1] == '\\') && home != NULL) {
+        length = (size_t)snprintf(name, PATH_BYTES / 2, "%.*s", PATH_BYTES / 2 - 1, home);
+        if (length >= PATH_BYTES / 2) length = PATH_BYTES / 2 - 1;
+        i = 1;
+    }
+    for (; text[i] != 0 && (quote != 0 || !one_word || strchr(BLANKS, text[i]) == NULL); i++) {
+        bool escaped = text[i] == '\\' && quote != '\'' && text[i + 1] != 0;
+#if defined(_WIN32)
+        escaped = false; /* there it stands between folders */
+#endif
+        if (quote == 0 && (text[i] == '"' || text[i] == '\'')) quote = text[i];
+        else if (text[i] == quote) quote = 0;
+        else {
+            i += escaped;
+            if (length + 1 < PATH_BYTES) name[length++] = text[i];
+        }
+    }
+    name[length] = 0;
+    return i;
+}
+
+/* A chat: the images that wait for the next question, and each turn's beginning, in the session and in the text. */
+typedef struct {
+    JanusMark mark;
+    size_t text;
+} Turn;
+
 typedef struct {
     JanusImage images[CLI_IMAGES];
     int count;
-} Waiting;
+    Turn *turns;
+    size_t turn_count;
+    ByteList text; /* what /save writes: each line after "> ", then what came of it */
+} Chat;
 
-static void chat_image(Program *program, Waiting *waiting, const char *path) {
-    if (waiting->count == CLI_IMAGES) complain("no more than %d images fit one question", CLI_IMAGES);
-    else if (load_image(program, path, &waiting->images[waiting->count])) waiting->count++;
+static void forget_images(Chat *chat) {
+    while (chat->count > 0) janus_image_free(&chat->images[--chat->count]);
 }
 
-static void chat_forget_images(Waiting *waiting) {
-    while (waiting->count > 0) janus_image_free(&waiting->images[--waiting->count]);
+static void add_to_text(Chat *chat, const char *before, const char *text, const char *after) {
+    add_bytes(&chat->text, before, strlen(before));
+    add_bytes(&chat->text, text, strlen(text));
+    add_bytes(&chat->text, after, strlen(after));
+}
+
+/* A remark for whoever sits there. */
+static bool remarks(const Program *program) { return !program->line.quiet; }
+
+/* Opens an image, which then waits, and says what it is. */
+static bool wait_image(Program *program, Chat *chat, const char *name) {
+    JanusImage *image = &chat->images[chat->count];
+    if (chat->count == CLI_IMAGES) {
+        complain("no more than %d images fit one question", CLI_IMAGES);
+        return false;
+    }
+    if (!load_image(program, name, image)) return false;
+    chat->count++;
+    if (remarks(program) && terminal(stdin)) fprintf(stderr, "%s: %d x %d\n", name, image->width, image->height);
+    add_to_text(chat, "> /image ", name, "\n\n");
+    return true;
+}
+
+static bool image_is_there(const char *name) {
+    static const char *const ENDS[] = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".tga"};
+    for (size_t i = 0; i < sizeof ENDS / sizeof *ENDS; i++)
+        if (ends_with(name, ENDS[i])) return !path_is_folder(name) && file_is_there(name);
+    return false;
+}
+
+/* Opens the images that the question names. A name that is its first or last word goes out of it: that is where names
+   stand that are dropped into a terminal. False: said what is wrong. */
+static bool take_images(Program *program, Chat *chat, char *question) {
+    char name[PATH_BYTES];
+    for (size_t at = strspn(question, BLANKS), end; question[at] != 0; at = end + strspn(question + end, BLANKS)) {
+        end = at + typed_name(name, question + at, true);
+        size_t length = strlen(name);
+        const bool as_it_is = image_is_there(name);
+        while (!as_it_is && length > 0 && strchr(".,;:!?)", name[length - 1]) != NULL) name[--length] = 0;
+        if (!as_it_is && !image_is_there(name)) continue;
+        if (!wait_image(program, chat, name)) return false;
+        const size_t after = end + strspn(question + end, BLANKS);
+        if (as_it_is && (at == strspn(question, BLANKS) || question[after] == 0)) {
+            memmove(question + at, question + after, strlen(question + after) + 1);
+            end = at;
+        }
+    }
+    return true;
+}
+
+/* "[740/2048]" from half a context on, and in the end what to do. */
+static void print_fullness(const Program *program) {
+    const int length = janus_conversation_length(program->session), room = janus_info(program->model).context_length;
+    if (!remarks(program) || length < room / 2) return;
+    fprintf(stderr, "[%d/%d]%s\n", length, room,
+            length < room - room / 8 ? "" : " nearly full: /undo takes back a turn, /clear begins anew");
+}
+
+static void chat_ask(Program *program, Chat *chat, char *question) {
+    const Turn turn = {janus_mark(program->session), chat->text.length};
+    char *answer = NULL;
+    if (!take_images(program, chat, question)) return;
+    if (question[strspn(question, BLANKS)] == 0) return; /* there was nothing but names of images */
+    Turn *turns = reallocate(chat->turns, (int64_t)chat->turn_count + 1, sizeof *turns);
+    if (turns == NULL) {
+        complain("out of memory");
+        return;
+    }
+    chat->turns = turns;
+    if (ask_question(program, question, chat->images, chat->count, &answer) == EXIT_DONE) {
+        chat->turns[chat->turn_count++] = turn;
+        add_to_text(chat, "> ", question, "\n");
+        add_to_text(chat, "", answer, "\n\n");
+        forget_images(chat);
+    }
+    print_fullness(program);
+    free(answer);
+}
+
+/* /draw PROMPT: the picture goes into the next free janus-K.png, and waits for the next question as an image does. */
+static void chat_draw(Program *program, Chat *chat, const char *prompt) {
+    JanusGenerateOptions options = generate_options(&program->line);
+    JanusImage drawn = {0, 0, NULL};
+    options.count = 1;
+    program->screen.text_written = false;
+    if (draw_pictures(program, prompt, NULL, &options, &drawn) != EXIT_DONE) return;
+    add_to_text(chat, "> /draw ", prompt, "\n\n");
+    if (chat->count < CLI_IMAGES) chat->images[chat->count++] = drawn;
+    else janus_image_free(&drawn);
+}
+
+/* Takes back the last image that waits, else the last question with its images and its answer. */
+static void chat_undo(Program *program, Chat *chat) {
+    if (chat->count > 0) {
+        janus_image_free(&chat->images[--chat->count]);
+        complain("the last image is taken back");
+    } else if (chat->turn_count > 0) {
+        const Turn *turn = &chat->turns[--chat->turn_count];
+        janus_rewind(program->session, &turn->mark, NULL);
+        chat->text.length = turn->text;
+        complain("the last question is taken back, with its images and its answer");
+    } else complain("there is nothing to take back");
+}
+
+static void chat_save(Program *program, const Chat *chat, const char *name) {
+    OutputFile out;
+    if (is_picture_name(name)) complain("/save writes the conversation as text: give it another ending");
+    else if (same_file(name, program->model_path)) complain("%s would be written over the model", name);
+    else if (chat->text.failed) complain("out of memory: the conversation was not kept");
+    else {
+        output_open(&out, name);
+        output_write(&out, chat->text.data != NULL ? chat->text.data : "", chat->text.length);
+        if (write_status(output_close(&out), name, &program->error) != JANUS_OK) complain("%s", program->error.message);
+        else if (remarks(program)) fprintf(stderr, "%s: %lu bytes\n", name, (unsigned long)chat->text.length);
+    }
+}
+
+static void chat_seed(Program *program, const char *seed) {
+    CommandLine *line = &program->line;
+    if (seed[0] != 0 && !parse_seed(seed, line))
+        complain("/seed takes a whole number from 0 to %llu, or -1: a random one each time", ULLONG_MAX);
+    else if (line->has_seed) fprintf(stderr, "seed %llu\n", (unsigned long long)line->seed);
+    else fputs("a random seed each time\n", stderr);
+}
+
+enum { SAY_HELP, SAY_IMAGE, SAY_DRAW, SAY_SEED, SAY_UNDO, SAY_CLEAR, SAY_RESET, SAY_SAVE, SAY_QUIT, SAY_EXIT };
+static const char CHAT_WORDS[] = "/help|/image|/draw|/seed|/undo|/clear|/reset|/save|/quit|/exit";
+static const char CHAT_HELP[] = "/image FILE   the next question is about it; its name in the question does the same\n"
+                                "/draw PROMPT  draws a picture, which the next question is about\n"
+                                "/seed [N]     the seed of what comes; -1: a random one each time\n"
+                                "/undo         takes back the last image or question\n"
+                                "/clear        begins a new conversation\n"
+                                "/save FILE    writes the conversation as text\n"
+                                "/exit         ends, as the end of the input does\n";
+
+/* One line of the input. False: the chat ends. */
+static bool chat_line(Program *program, Chat *chat, char *line) {
+    char word[16], name[PATH_BYTES];
+    drop_controls(line);
+    for (size_t n = strlen(line); n > 0 && strchr(BLANKS, line[n - 1]) != NULL;) line[--n] = 0;
+    const char *begin = line + strspn(line, BLANKS), *rest = begin + strcspn(begin, BLANKS);
+    snprintf(word, sizeof word, "%.*s", (int)min_i64(rest - begin, 15), begin);
+    rest += strspn(rest, BLANKS);
+    const int command = begin[0] == '/' ? word_index(CHAT_WORDS, '|', word, true) : -1;
+    typed_name(name, rest, false);
+    const bool needs_more = command == SAY_IMAGE || command == SAY_DRAW || command == SAY_SAVE;
+    if (needs_more && rest[0] == 0) complain("%s needs %s", word, command == SAY_DRAW ? "a prompt" : "a file");
+    else if (command == SAY_HELP) fputs(CHAT_HELP, stderr);
+    else if (command == SAY_IMAGE) wait_image(program, chat, file_is_there(rest) ? rest : name);
+    else if (command == SAY_DRAW) chat_draw(program, chat, rest);
+    else if (command == SAY_SEED) chat_seed(program, rest);
+    else if (command == SAY_UNDO) chat_undo(program, chat);
+    else if (command == SAY_CLEAR || command == SAY_RESET) {
+        janus_reset(program->session);
+        forget_images(chat);
+        chat->turn_count = chat->text.length = 0;
+    } else if (command == SAY_SAVE) chat_save(program, chat, name);
+    else if (command == SAY_QUIT || command == SAY_EXIT) return false;
+    else if (begin[0] == '/' && (typed_name(name, begin, true), !image_is_there(name)))
+        complain("unknown command %.60s: /help lists them", begin);
+    else if (begin[0] != 0) chat_ask(program, chat, line);
+    return true;
 }
 
 static int command_chat(Program *program) {
     enum { LINE_LIMIT = 1 << 16 };
-    const bool talks = terminal(stdin) && !program->line.quiet;
-    Waiting *waiting = calloc(1, sizeof *waiting);
+    const bool talks = terminal(stdin) && remarks(program);
+    Chat *chat = calloc(1, sizeof *chat);
     char *line = malloc(LINE_LIMIT);
-    int result = waiting == NULL || line == NULL ? EXIT_FAILED : EXIT_DONE;
+    int result = chat == NULL || line == NULL ? EXIT_FAILED : EXIT_DONE;
     if (result != EXIT_DONE) complain("out of memory");
-    for (int i = 0; i < program->line.image_count && result == EXIT_DONE; i++) {
-        chat_image(program, waiting, program->line.images[i]);
-        if (waiting->count != i + 1) result = EXIT_FAILED;
-    }
-    if (talks && result == EXIT_DONE) fputs("/image FILE, /draw PROMPT, /reset, /quit\n", stderr);
-    while (result == EXIT_DONE) {
+    for (int i = 0; i < program->line.image_count && result == EXIT_DONE; i++)
+        if (!wait_image(program, chat, program->line.images[i])) result = EXIT_FAILED;
+    if (talks && result == EXIT_DONE) fputs("/help lists the commands; Ctrl-C stops an answer or a drawing\n", stderr);
+    for (bool more = true; more && result == EXIT_DONE;) {
         if (talks) fputs("> ", stderr);
         const int length = read_line(line, LINE_LIMIT);
-        if (length < 0 || strcmp(line, "/quit") == 0) break;
+        if (length < 0) break;
         if (strlen(line) != (size_t)length)
             complain("the line is not a text in UTF-8: byte %lu is zero", (unsigned long)strlen(line) + 1);
-        else if (strncmp(line, "/image ", 7) == 0) chat_image(program, waiting, line + 7);
-        else if (strncmp(line, "/draw ", 6) == 0) chat_draw(program, line + 6);
-        else if (strcmp(line, "/reset") == 0) janus_reset(program->session), chat_forget_images(waiting);
-        else if (line[0] == '/') complain("commands are /image FILE, /draw PROMPT, /reset, /quit");
-        else if (line[strspn(line, " \t")] != 0) {
-            if (ask_question(program, line, waiting->images, waiting->count) == EXIT_DONE) chat_forget_images(waiting);
-        }
+        else more = chat_line(program, chat, line);
         if (fflush(stdout) != 0) {
             complain("cannot write to stdout: %s", strerror(errno));
             result = EXIT_FAILED;
         }
     }
-    if (waiting != NULL) chat_forget_images(waiting);
-    free(waiting);
+    if (chat != NULL) {
+        forget_images(chat);
+        free_bytes(&chat->text);
+        free(chat->turns);
+    }
+    free(chat);
     free(line);
     return result;
 }
 
 /* ---- batch: one job a line in, one result a line out ---- */
 
-enum { JOB_BYTES = 1 << 20, NAME_BUCKETS = 1 << 14, JOBS_FILE_LIMIT = 1 << 30, EXIT_STOPPED = 130 };
+enum { JOB_BYTES = 1 << 20, NAME_BUCKETS = 1 << 14, JOBS_FILE_LIMIT = 1 << 30 };
 
 typedef struct BatchJob {
     struct BatchJob *next;
@@ -10202,9 +11202,6 @@ typedef struct {
     BatchJob *jobs;     /* whose results are not printed yet */
     OutputName *names[NAME_BUCKETS];
 } Batch;
-
-/* 0; 1: SIGINT asks to stop and does not end the program; 2: it did ask. */
-static volatile int gentle_stop;
 
 /* Reads on; waits for it only if it may. False: nothing new now. */
 static bool read_more(Batch *batch, bool may_wait) {
@@ -10646,12 +11643,12 @@ static void run_batch(Batch *batch) {
     bool busy = false;
     StringView line;
     while (batch->write_error == 0) {
-        while (gentle_stop < 2 && batch->write_error == 0 && janus_queue_waiting(batch->queue) == 0 &&
+        while (!stop_wished && batch->write_error == 0 && janus_queue_waiting(batch->queue) == 0 &&
                next_line(batch, !busy, &line)) {
             busy = take_line(batch, line) || busy;
             print_replies(batch);
         }
-        if (gentle_stop == 2) stop_jobs(batch);
+        if (stop_wished) stop_jobs(batch);
         busy = janus_queue_step(batch->queue) != 0;
         take_results(batch);
         print_replies(batch);
@@ -10687,10 +11684,10 @@ static int command_batch(Program *program) {
     bool good = open_jobs(batch, program->line.text, &file);
     if (good && janus_queue_new(program->session, program->line.batch, &batch->queue, &program->error) != JANUS_OK)
         good = program_failed(program) == EXIT_DONE;
-    gentle_stop = 1;
+    begin_work(program);
     if (good) run_batch(batch);
-    const bool stopped = gentle_stop == 2;
-    gentle_stop = 0;
+    end_work(program);
+    const bool stopped = stop_wished;
     if (batch->read_error != 0) complain("cannot read stdin: %s", strerror(batch->read_error));
     if (batch->write_error != 0) complain("cannot write to stdout: %s", strerror(batch->write_error));
     if (batch->read_error != 0 || batch->write_error != 0 || batch->failed) good = false;
@@ -10709,6 +11706,196 @@ static int command_batch(Program *program) {
     file_image_free(&file);
     free(batch);
     return stopped ? EXIT_STOPPED : good ? EXIT_DONE : EXIT_FAILED;
+}
+
+/* ---- selftest ---- */
+
+/* A picture of gradients and a square, the same on every machine; malloc'ed, NULL without memory. */
+static uint8_t *test_picture(int width, int height) {
+    uint8_t *rgb = malloc(3 * (size_t)width * (size_t)height);
+    for (int i = 0; i < width * height && rgb != NULL; i++) {
+        const int x = i % width, y = i / width;
+        const bool inside = x > width / 3 && x < 2 * width / 3 && y > height / 4 && y < 3 * height / 4;
+        rgb[3 * i] = (uint8_t)(inside ? 220 : 255 * x / width);
+        rgb[3 * i + 1] = (uint8_t)(inside ? 40 : 255 * y / height);
+        rgb[3 * i + 2] = (uint8_t)(inside ? 30 : 128);
+    }
+    return rgb;
+}
+
+/* Runs everything once, without chance; what the stages are goes into `stages`. */
+static JanusStatus run_stages(Program *program, StageList *stages) {
+    JanusImage seen = {90, 60, test_picture(90, 60)}, drawn;
+    JanusAskOptions ask = janus_ask_defaults();
+    JanusGenerateOptions drawing = janus_generate_defaults();
+    int32_t *ids = allocate(janus_info(program->model).image_tokens, sizeof *ids);
+    JanusSession *session = program->session;
+    JanusError *error = &program->error;
+    Screen *screen = &program->screen;
+    JanusStatus status = seen.rgb == NULL || ids == NULL ? fail_memory(error) : JANUS_OK;
+    ask.max_tokens = 8;
+    drawing.temperature = 0;
+    screen->stages = stages;
+    screen->task = "ask";
+    if (status == JANUS_OK) status = janus_ask(session, "What is in the picture?", &seen, 1, &ask, NULL, error);
+    screen->task = "encode";
+    if (status == JANUS_OK) status = janus_encode_image(session, &seen, ids, error);
+    screen->task = "draw";
+    if (status == JANUS_OK) status = janus_generate_ids(session, "a red circle", &drawing, ids, error);
+    if (status == JANUS_OK) status = janus_decode_image(session, ids, &drawn, error);
+    if (status == JANUS_OK) janus_image_free(&drawn);
+    screen->task = NULL;
+    free(seen.rgb);
+    free(ids);
+    return status == JANUS_OK && stages->failed ? fail_memory(error) : status;
+}
+
+/* A line for each stage: NAME SHAPE TIMES COUNT, then MIN MAX SUM SIGNED-SUM or the ids after a #. */
+static void write_stages(OutputFile *out, const JanusInfo *info, const StageList *list) {
+    char text[400];
+    int n = snprintf(text, sizeof text, "janus-selftest 1 %.0f %.0f\n", (double)info->file_bytes,
+                     (double)info->parameters);
+    output_write(out, text, (size_t)n);
+    for (size_t i = 0; i < list->count; i++) {
+        const Stage *stage = &list->stages[i];
+        n = snprintf(text, sizeof text, "%s %s %ld %.0f", stage->name, stage->shape, stage->times, stage->count);
+        output_write(out, text, (size_t)n);
+        if (stage->ids != NULL) output_write(out, " #", 2);
+        for (int64_t k = 0; stage->ids != NULL && k < (int64_t)stage->count; k++)
+            output_write(out, text, (size_t)snprintf(text, sizeof text, " %ld", (long)stage->ids[k]));
+        n = snprintf(text, sizeof text, " %.9g %.9g %.9g %.9g\n", stage->min, stage->max, stage->sum,
+                     stage->signed_sum);
+        output_write(out, stage->ids != NULL ? "\n" : text, stage->ids != NULL ? 1 : (size_t)n);
+    }
+}
+
+/* One line of recorded stages. False: it is not one, or memory is short. */
+static bool read_stage(StageList *list, char *line) {
+    char name[NAME_LIMIT], shape[48];
+    int used = 0;
+    long times = 0;
+    double count = 0;
+    if (sscanf(line, "%127s %47s %ld %lf%n", name, shape, &times, &count, &used) != 4 || !(count >= 0 && count < 1e15))
+        return false;
+    Stage *stage = stage_of(list, name);
+    if (stage == NULL) return false;
+    snprintf(stage->shape, sizeof stage->shape, "%s", shape);
+    stage->times = times;
+    stage->count = count;
+    if (line[used] == ' ' && line[used + 1] == '#') {
+        stage->ids = count <= (double)strlen(line) ? allocate((int64_t)count, sizeof *stage->ids) : NULL;
+        if (stage->ids == NULL) return false;
+        char *at = line + used + 2, *end = at;
+        int64_t k = 0;
+        for (; k < (int64_t)count && (stage->ids[k] = (int32_t)strtol(at, &end, 10), end != at); k++) at = end;
+        return k == (int64_t)count && *at == 0;
+    }
+    return sscanf(line + used, "%lf %lf %lf %lf", &stage->min, &stage->max, &stage->sum, &stage->signed_sum) == 4;
+}
+
+/* Reads the recorded values of the model. False: said what is wrong. */
+static bool read_stages(const char *path, const JanusInfo *info, StageList *list) {
+    FileImage file = {0};
+    char first[100];
+    snprintf(first, sizeof first, "janus-selftest 1 %.0f %.0f", (double)info->file_bytes, (double)info->parameters);
+    if (file_read(path, TEXT_FILE_LIMIT, &file) != 0) {
+        complain("cannot read %s, the recorded values of this model: %s; selftest --record writes them, on a machine "
+                 "that is known to be right", path, strerror(errno));
+        return false;
+    }
+    char *line = (char *)file.bytes, *end;
+    bool good = true, is_first = true;
+    for (; good && (end = strchr(line, '\n')) != NULL; line = end + 1, is_first = false) {
+        *end = 0;
+        good = is_first ? strcmp(line, first) == 0 : read_stage(list, line);
+    }
+    good = good && *line == 0 && list->count > 0;
+    if (!good && is_first) complain("%s is no record, or that of another model: janus selftest --record", path);
+    else if (!good) complain("%s is damaged at \"%.60s\"", path, line);
+    file_image_free(&file);
+    return good;
+}
+
+/* How far the stage is from the recorded one, relative to the largest value: extremes, mean, and the signed sum over
+   the root of the count, which grows with the error of a number. Infinite where anything is not finite. */
+static double stage_distance(const Stage *mine, const Stage *recorded) {
+    const double largest = fmax(fmax(fabs(recorded->min), fabs(recorded->max)), 1e-30), root = sqrt(recorded->count);
+    const double distances[] = {mine->min - recorded->min, mine->max - recorded->max,
+                                (mine->sum - recorded->sum) / recorded->count,
+                                (mine->signed_sum - recorded->signed_sum) / root};
+    double distance = 0;
+    for (int i = 0; i < 4; i++) {
+        if (!(fabs(distances[i]) < 1e300)) return INFINITY;
+        distance = fmax(distance, fabs(distances[i]));
+    }
+    return distance / largest;
+}
+
+/* Prints the row of a stage. Whether it is the recorded one: the same ids; pixels within 1 of 255; else numbers within
+   1e-4 of the largest. */
+static bool compare_stage(const Stage *mine, const Stage *recorded) {
+    char value[100];
+    bool good = false;
+    if (mine == NULL) snprintf(value, sizeof value, "missing");
+    else if (strcmp(mine->shape, recorded->shape) != 0 || mine->times != recorded->times ||
+             mine->count != recorded->count || (mine->ids == NULL) != (recorded->ids == NULL))
+        snprintf(value, sizeof value, "is %s, %ld times", mine->shape, mine->times);
+    else if (mine->ids != NULL) {
+        int64_t at = 0;
+        while (at < (int64_t)mine->count && mine->ids[at] == recorded->ids[at]) at++;
+        good = at == (int64_t)mine->count;
+        snprintf(value, sizeof value, "equal");
+        if (!good)
+            snprintf(value, sizeof value, "at %ld: %ld, not %ld", (long)at, (long)mine->ids[at],
+                     (long)recorded->ids[at]);
+    } else {
+        const double distance = stage_distance(mine, recorded);
+        good = distance <= (ends_with(mine->name, "image.pixels") ? 1.0 / 255 : 1e-4);
+        snprintf(value, sizeof value, "%.1e", distance);
+    }
+    printf("%-32s %-10s %5ld %12s   %s\n", recorded->name, recorded->shape, recorded->times, value,
+           good ? "OK" : "NOT OK");
+    return good;
+}
+
+/* MODEL.selftest for MODEL.gguf. */
+static bool record_name(char path[PATH_BYTES], const char *model) {
+    const size_t stem = strlen(model) - (ends_with(model, ".gguf") ? 5 : 0);
+    const int length = snprintf(path, PATH_BYTES, "%.*s.selftest", (int)stem, model);
+    if (length < PATH_BYTES) return true;
+    complain("the name of %.60s... is too long", model);
+    return false;
+}
+
+static int command_selftest(Program *program) {
+    const JanusInfo info = janus_info(program->model);
+    StageList recorded = {0}, mine = {0};
+    char path[PATH_BYTES];
+    OutputFile out;
+    int bad = 0;
+    if (!record_name(path, program->model_path)) return EXIT_FAILED;
+    int result = program->line.record || read_stages(path, &info, &recorded) ? EXIT_DONE : EXIT_FAILED;
+    begin_work(program);
+    if (result == EXIT_DONE && run_stages(program, &mine) != JANUS_OK) result = program_failed(program);
+    end_work(program);
+    if (result == EXIT_DONE && program->line.record) {
+        output_open(&out, path);
+        write_stages(&out, &info, &mine);
+        if (write_status(output_close(&out), path, &program->error) != JANUS_OK) result = program_failed(program);
+        else printf("%s\n", path);
+    } else if (result == EXIT_DONE) {
+        for (size_t i = 0; i < recorded.count; i++) {
+            const Stage *met = NULL;
+            for (size_t k = 0; k < mine.count && met == NULL; k++)
+                if (strcmp(mine.stages[k].name, recorded.stages[i].name) == 0) met = &mine.stages[k];
+            bad += !compare_stage(met, &recorded.stages[i]);
+        }
+        printf("%ld OK, %d NOT OK\n", (long)recorded.count - bad, bad);
+        if (bad > 0) result = EXIT_FAILED;
+    }
+    stages_free(&recorded);
+    stages_free(&mine);
+    return result;
 }
 
 /* What a command takes beside options; from stdin or a file, a PROMPT goes without the end of its last line. */
@@ -10742,6 +11929,8 @@ static const Command COMMANDS[] = {
      "--type q8_0 -o small.gguf janus-pro-1b.gguf"},
     {"batch", "JOBS.jsonl", FOR_BATCH, INPUT_FILE, command_batch, "does jobs that are lines of JSON, together",
      "jobs.jsonl >results.jsonl"},
+    {"selftest", "", FOR_SELFTEST, NO_TEXT, command_selftest, "compares the stages with recorded ones",
+     "-m weights/tiny.gguf"},
     {"completion", "bash|zsh|fish", FOR_COMPLETION, ONE_WORD, command_completion, "writes what a shell completes by",
      "bash >>~/.bash_completion"},
     {"help", "[COMMAND]", FOR_HELP, ONE_WORD, command_help, "shows what a command takes", "generate"},
@@ -10884,8 +12073,7 @@ static const char SUMMARY[] = "Janus-Pro on the CPU: see images, draw images", V
 static const char NOTES[] =
     "$JANUS_MODEL, $JANUS_THREADS and $JANUS_ISA stand for -m, -t and --isa.\n"
     "Options may stand before or after the text, as --seed 7, --seed=7, -s 7 or -s7.\n"
-    "Words of a chat: /image FILE, /draw PROMPT, /reset, /quit. A - for a text, an\n"
-    "image or a list of ids is stdin.\n"
+    "A - for a text, an image or a list of ids is stdin. /help lists a chat's words.\n"
     "Exit status: 0 done, 1 failed, 2 used wrongly, 128 + N ended by signal N.\n";
 
 /* "generate, ask", with `between` in the place of ", "; "all commands". */
@@ -10902,7 +12090,9 @@ static void option_label(const Option *option, char *label, size_t size) {
     label[0] = 0;
     for (const char *c = option->names; *c != 0; c++)
         snprintf(label + strlen(label), size - strlen(label), "%s%c", *c == ' ' ? "," : "", *c);
-    if (option->argument != NULL) snprintf(label + strlen(label), size - strlen(label), " %s", option->argument);
+    if (option->argument != NULL)
+        snprintf(label + strlen(label), size - strlen(label), "%s%s", option->argument[0] == '[' ? "" : " ",
+                 option->argument);
 }
 
 /* The help for all commands, or for one. */
@@ -10992,6 +12182,11 @@ static void print_zsh_values(const char *words) {
     else printf("_files'");
 }
 
+/* Whether the next word is the option's value; that of --show and --trace stands after a =, or is left out. */
+static bool needs_value(const Option *option) {
+    return option->kind != AS_SWITCH && option->kind != AS_SHOW && option->kind != AS_FILTER;
+}
+
 static void complete_bash(void) {
     char words[200];
     list_commands(FOR_ALL, "|", words, sizeof words);
@@ -10999,7 +12194,7 @@ static void complete_bash(void) {
            "        case ${COMP_WORDS[i]} in %s) command=${COMP_WORDS[i]}; break ;; esac\n    done\n"
            "    case ${COMP_WORDS[COMP_CWORD-1]} in\n", words);
     for (int i = 0; i < OPTION_COUNT; i++) {
-        if (OPTIONS[i].kind == AS_SWITCH || OPTIONS[i].commands == 0) continue;
+        if (!needs_value(&OPTIONS[i]) || OPTIONS[i].commands == 0) continue;
         list_values(&OPTIONS[i], " ", words, sizeof words);
         printf("    ");
         for (const char *c = OPTIONS[i].names; *c != 0; c++) putchar(*c == ' ' ? '|' : *c);
@@ -11034,7 +12229,7 @@ static void complete_zsh(void) {
             for (const char *name = OPTIONS[i].names, *end; *name != 0; name = end + (*end == ' ')) {
                 end = name + strcspn(name, " ");
                 printf(" \\\n            '*%.*s[%s]", (int)(end - name), name, OPTIONS[i].help);
-                if (OPTIONS[i].kind == AS_SWITCH) putchar('\'');
+                if (!needs_value(&OPTIONS[i])) putchar('\'');
                 else printf(":%s:", OPTIONS[i].argument), print_zsh_values(words);
             }
         }
@@ -11061,8 +12256,8 @@ static void complete_fish(void) {
             printf(" -%c %.*s", dashes == 2 ? 'l' : 's', (int)(end - name) - dashes, name + dashes);
         }
         list_values(&OPTIONS[i], " ", words, sizeof words);
-        if (words[0] != 0) printf(" -x -a '%s'", words);
-        else if (OPTIONS[i].kind != AS_SWITCH) printf(" -r");
+        if (needs_value(&OPTIONS[i]) && words[0] != 0) printf(" -x -a '%s'", words);
+        else if (needs_value(&OPTIONS[i])) printf(" -r");
         printf(" -d '%s'\n", OPTIONS[i].help);
     }
 }
@@ -11122,6 +12317,25 @@ static bool take_text(Program *program, const Command *command) {
     return true;
 }
 
+/* Whether pictures are shown, and how. False: said why what was asked for cannot be. */
+static bool choose_show(Program *program, unsigned command) {
+    const int asked = program->line.show, columns = terminal_size().columns;
+    const Option *option = find_option("--show");
+    const bool wanted = program->line.given[option - OPTIONS] != NULL && asked != SHOW_NO;
+    const bool fits = terminal(stderr) && columns >= SHOW_COLUMNS;
+    const ShowKind kind = asked != SHOW_AUTO ? (ShowKind)asked : terminal(stderr) ? terminal_shows() : SHOW_NO;
+    const bool unasked = command == FOR_CHAT && !program->line.quiet && terminal(stdin);
+    program->screen.show.kind = fits && (wanted || unasked) ? kind : SHOW_NO;
+    program->screen.show.id = (unsigned)process_id() % 1000000 * 1000;
+    if (!wanted) return true;
+    if (!terminal(stderr)) complain("--show: stderr is not a terminal");
+    else if (!fits) complain("--show needs %d columns, but the terminal has %d", SHOW_COLUMNS, columns);
+    else if (kind == SHOW_NO) complain("--show: a terminal of the type \"%.40s\" ($TERM) shows no colours",
+                                       getenv("TERM") != NULL ? getenv("TERM") : "");
+    else return true;
+    return false;
+}
+
 static int run_program(Program *program, const Command *command, const char *program_path) {
     if (!take_environment(&program->line, command->bit)) return EXIT_USAGE;
     if (!take_text(program, command)) return EXIT_FAILED;
@@ -11129,13 +12343,14 @@ static int run_program(Program *program, const Command *command, const char *pro
     program->screen.line = &program->line;
     program->screen.shows_progress = !program->line.quiet && terminal(stderr);
     if (program->line.like != NULL && !take_like(program)) return EXIT_FAILED;
+    if (!choose_show(program, command->bit)) return EXIT_FAILED;
     if (command->bit == FOR_INFO && program->line.text != NULL) program->line.model = program->line.text;
     const bool of_picture = command->bit == FOR_INFO && program->line.text != NULL && is_image_file(program->line.text);
     if ((command->bit & FOR_MODEL) != 0 && !of_picture && open_model(program, command->bit, program_path) != JANUS_OK)
         return program_failed(program);
     int result = command->run(program);
-    if (program->screen.dump_error[0] != 0) {
-        complain("%s", program->screen.dump_error);
+    if (program->screen.failure[0] != 0) {
+        complain("%s", program->screen.failure);
         result = EXIT_FAILED;
     }
     if ((fflush(stdout) != 0 || ferror(stdout)) && result == EXIT_DONE) {
@@ -11168,6 +12383,9 @@ static int janus_main(int argc, char **argv) {
         program->screen.dumped = entry->next;
         free(entry);
     }
+    free(program->screen.colours);
+    free_bytes(&program->names);
+    janus_session_free(program->screen.preview.session);
     janus_session_free(program->session);
     janus_free(program->model);
     file_image_free(&program->text);
@@ -11176,15 +12394,13 @@ static int janus_main(int argc, char **argv) {
     return result;
 }
 
-/* ---- Signals: one that ends the program takes away what is half written; the exit status is 128 + its number ---- */
+/* ---- Signals: one that ends the program takes away what is half written; the exit status is 128 + its number. The
+   first SIGINT in a piece of work that can stop is a wish only ---- */
 
 #if defined(_WIN32)
 /* Runs in a thread of its own. A file that is open cannot be removed here: the writer, who sees `interrupted`, does. */
 static BOOL WINAPI on_console_event(DWORD event) {
-    if (event == CTRL_C_EVENT && gentle_stop == 1) {
-        gentle_stop = 2;
-        return TRUE;
-    }
+    if (event == CTRL_C_EVENT && can_stop && !stop_wished) return stop_wished = 1;
     interrupted = 1;
     for (int i = 0; i < 500 && unfinished[0] != NULL; i++) Sleep(10);
     if (unfinished[1] != NULL) file_remove(unfinished[1]);
@@ -11195,8 +12411,8 @@ static BOOL WINAPI on_console_event(DWORD event) {
 static void handle_signals(void) { SetConsoleCtrlHandler(on_console_event, TRUE); }
 #elif !defined(__wasi__)
 static void on_signal(int number) {
-    if (number == SIGINT && gentle_stop == 1) {
-        gentle_stop = 2;
+    if (number == SIGINT && can_stop && !stop_wished) {
+        stop_wished = 1;
         return;
     }
     for (int i = 0; i < 2; i++)
@@ -11210,6 +12426,7 @@ static void handle_signals(void) {
     struct sigaction ours, before;
     memset(&ours, 0, sizeof ours);
     ours.sa_handler = on_signal;
+    ours.sa_flags = SA_RESTART; /* what is read and written goes on after a wish to stop */
     sigfillset(&ours.sa_mask);
     for (size_t i = 0; i < sizeof ENDING / sizeof ENDING[0]; i++)
         if (sigaction(ENDING[i], NULL, &before) == 0 && before.sa_handler == SIG_DFL) sigaction(ENDING[i], &ours, NULL);

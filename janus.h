@@ -165,6 +165,10 @@ typedef struct {
     /* Receives every named intermediate tensor, C order, `shape` of `dims` numbers; the data is only valid in the
        call. */
     void (*tap)(void *user, const char *name, JanusElement type, const void *data, const int64_t *shape, int dims);
+    /* Called after each step of a drawing: of every row of ids (count, total) the first `done` are drawn. They are only
+       valid in the call; another session of the model may decode them there. Returns 0 to go on, anything else to
+       cancel. */
+    int (*drawn)(void *user, const int32_t *ids, int count, int64_t done, int64_t total);
 } JanusSessionOptions;
 
 JanusSessionOptions janus_session_defaults(void);
@@ -200,6 +204,11 @@ JanusStatus janus_generate(JanusSession *session, const char *prompt, const Janu
 JanusStatus janus_generate_ids(JanusSession *session, const char *prompt, const JanusGenerateOptions *options,
                                int32_t *ids, JanusError *error);
 
+/* What each id of the codebook looks like, roughly: rgb is (codebook_size, 3), provided by the caller. It is a linear
+   map from the numbers of a code to a colour, fitted to the middles of 64 pictures of 3 x 3 equal ids, which cost about
+   as much as decoding one picture of 24 x 24. Errors: JANUS_NO_MEMORY, JANUS_BAD_MODEL (they are not finite). */
+JanusStatus janus_codebook_colours(JanusSession *session, uint8_t *rgb, JanusError *error);
+
 /* ---- Task 2: picture(s) + question -> answer (report, section 2; official inference.py) ---- */
 
 typedef struct {
@@ -219,6 +228,15 @@ JanusAskOptions janus_ask_defaults(void);
    JANUS_CANCELLED (what was said up to then is dropped from the conversation). */
 JanusStatus janus_ask(JanusSession *session, const char *question, const JanusImage *images, int image_count,
                       const JanusAskOptions *options, char **answer, JanusError *error);
+
+/* A place in a conversation, and the way back to it: what came after it is forgotten. The mark must be of this
+   conversation. Errors: JANUS_BAD_ARGUMENT (the conversation does not reach that far). */
+typedef struct {
+    int32_t length, unread_count, unread[2];
+} JanusMark;
+
+JanusMark janus_mark(const JanusSession *session);
+JanusStatus janus_rewind(JanusSession *session, const JanusMark *mark, JanusError *error);
 
 /* Forgets the conversation; the system prompt comes with the next question. */
 void janus_reset(JanusSession *session);

@@ -14,12 +14,17 @@ run() {
     shift_done=""
     for argument in "$@"; do
         [ -z "$shift_done" ] && { shift_done=1; continue; }
-        case $argument in *[!a-zA-Z0-9./_-]*) printf ' "%s"' "$argument" ;; *) printf ' %s' "$argument" ;; esac
+        case $argument in *[!a-zA-Z0-9./_=-]*) printf ' "%s"' "$argument" ;; *) printf ' %s' "$argument" ;; esac
     done
     echo
     "$@" || exit 1
 }
-run ./janus generate -m "$model" -o $out --seed 7 "a red circle"
+# On a terminal that can show it, so large that it stays on the screen of 24 lines to the end.
+show=no
+[ -t 2 ] && [ "${TERM:-dumb}" != dumb ] && [ "${COLUMNS:-80}" -ge 24 ] && show=auto
+LINES=14
+export LINES
+run ./janus generate -m "$model" -o $out --seed 7 --show=$show "a red circle"
 run ./janus ask -m "$model" $out "What colour is the circle?"
 run ./janus ask -m "$model" $out "How many trees are in this photo?"
 echo

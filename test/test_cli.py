@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from gguf import GGUFReader
 from PIL import Image
 
 if os.name == "posix":
@@ -91,10 +92,11 @@ HELP = subprocess.run([JANUS, "-h"], capture_output=True, text=True, timeout=60)
 COMMANDS = re.findall(r"^  janus ([a-z]+)", HELP, re.MULTILINE)
 USES = {  # what is enough for each command to begin
     "generate": ["a cat"], "ask": ["What?"], "chat": [], "encode": ["-i", "x.png"], "decode": [], "tokenize": ["text"], "info": [],
-    "quantize": ["-o", "x.gguf", MODEL], "completion": ["bash"], "help": [],
+    "quantize": ["-o", "x.gguf", MODEL], "completion": ["bash"], "selftest": [], "help": [],
 }
 GOOD_VALUES = {"N": 1, "W": 5, "S": 1, "T": 1, "K": 1, "P": 1, "NAME": "plain", "TYPE": "q4_k",
-               "IMAGE": "x.png", "OUT": "x.png", "DIR": "dump", "MODEL": MODEL, "TEXT": "a cat", "FILE": "x.txt"}
+               "IMAGE": "x.png", "OUT": "x.png", "DIR": "dump", "MODEL": MODEL, "TEXT": "a cat", "FILE": "x.txt",
+               "FILE[:ROWS]": "x.png:2"}
 
 
 def options_of_the_help() -> list[tuple[str, list[str], list[str]]]:
@@ -103,7 +105,7 @@ def options_of_the_help() -> list[tuple[str, list[str], list[str]]]:
     for line in HELP.split("\n"):
         if heading := re.fullmatch(r"([a-z][a-z, ]*):", line):
             takers = COMMANDS if heading[1] == "all commands" else heading[1].split(", ")
-        if option := re.match(r"  (-[-a-z]+(?:, --?[-a-z]+)*)(?: ([^ ]+))?  ", line):
+        if option := re.match(r"  (-[-a-z]+(?:, --?[-a-z]+)*)(?:\[=[A-Z]+\]| ([^ ]+))?  ", line):
             value = [] if option[2] is None else [str(GOOD_VALUES.get(option[2], option[2].split("|")[0]))]
             found += [(name, takers, value) for name in option[1].split(", ")]
     return found
@@ -221,9 +223,8 @@ def test_capitals(tmp_path: Path) -> None:
 def test_a_random_seed(tmp_path: Path) -> None:
     """--seed -1 makes one up and prints it, as no --seed does."""
     done = succeeds("generate", "--seed", -1, "-o", "a.png", "a red fox", cwd=tmp_path)
-    word, seed = done.stderr.split()
-    assert word == b"seed" and int(seed) >= 0
-    succeeds("generate", "--seed", seed.decode(), "-o", "b.png", "a red fox", cwd=tmp_path)
+    seed = int(re.match(r"seed (\d+) ", done.stderr.decode())[1])
+    succeeds("generate", "--seed", seed, "-o", "b.png", "a red fox", cwd=tmp_path)
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
@@ -432,7 +433,8 @@ def test_arguments_that_could_be_images(tmp_path: Path, photo: Path) -> None:
 def test_generate(tmp_path: Path) -> None:
     """A picture, its name on stdout, the seed on stderr; the same seed gives the same picture."""
     done = succeeds("generate", "--seed", 3, "-o", "fox.png", "a red fox", cwd=tmp_path)
-    assert done.stdout == b"fox.png\n" and done.stderr == b"seed 3\n"
+    assert done.stdout == b"fox.png\n"
+    assert re.fullmatch(rf"seed 3 \u00b7 {TOKENS} tokens \d+\.\d s \(\d+\.\d/s\) \u00b7 decode \d+\.\d s\n", done.stderr.decode())
     first = (tmp_path / "fox.png").read_bytes()
     assert Image.open(tmp_path / "fox.png").size == (SIDE, SIDE)
     succeeds("generate", "--seed", 3, "-o", "again.png", "a red fox", cwd=tmp_path)
@@ -457,7 +459,7 @@ def test_long_names(tmp_path: Path) -> None:
 
 def test_made_up_seed_is_printed(tmp_path: Path) -> None:
     """The seed of a run that was not given one repeats it."""
-    done = succeeds("generate", "-o", "a.png", "a red fox", cwd=tmp_path)
+    done = succeeds("generate", "-q", "-o", "a.png", "a red fox", cwd=tmp_path)
     word, seed = done.stderr.split()
     assert word == b"seed"
     succeeds("generate", "-o", "b.png", "--seed", seed.decode(), "a red fox", cwd=tmp_path)
@@ -576,9 +578,12 @@ def test_zero_bytes(tmp_path: Path) -> None:
 # ---- ask and chat ----
 
 def test_ask(photo: Path) -> None:
-    """The answer alone is on stdout; greedy answers repeat."""
+    """The answer alone is on stdout, its times are on stderr; greedy answers repeat."""
     done = succeeds("ask", "-i", photo, "--max-tokens", 5, "What is it?")
-    assert done.stdout.endswith(b"\n") and not done.stderr
+    seconds = r"\d+\.\d s"
+    assert done.stdout.endswith(b"\n") and re.fullmatch(
+        rf"seen {seconds} \u00b7 read {seconds} \u00b7 first token {seconds} \u00b7 \d tokens \(\d+\.\d/s\)\n", done.stderr.decode())
+    assert not succeeds("ask", "-q", "-i", photo, "--max-tokens", 5, "What is it?").stderr
     assert succeeds("ask", "-i", photo, "--max-tokens", 5, "--threads", 1, "What is it?").stdout == done.stdout
     assert succeeds("ask", "-i", photo, "-i", photo, "--max-tokens", 5, "Same?").stdout.endswith(b"\n")
 
@@ -590,7 +595,7 @@ def test_ask_samples_with_a_seed(photo: Path) -> None:
         for seed in (1, 1, 2)
     ]
     assert runs[0].stdout == runs[1].stdout != runs[2].stdout
-    assert runs[0].stderr == b"seed 1\n"
+    assert runs[0].stderr.startswith("seed 1 \u00b7 seen ".encode())
 
 
 def test_chat(tmp_path: Path, photo: Path) -> None:
@@ -606,7 +611,7 @@ def test_chat(tmp_path: Path, photo: Path) -> None:
 
 def test_chat_survives_mistakes(photo: Path) -> None:
     """A wrong command or image is a remark, and the conversation goes on."""
-    done = succeeds("chat", "--max-tokens", 3, stdin=b"/paint\n/image no/such.png\n\xff\xfe\nHello\n")
+    done = succeeds("chat", "-q", "--max-tokens", 3, stdin=b"/paint\n/image no/such.png\n\xff\xfe\nHello\n")
     assert len(done.stderr.splitlines()) == 3 and done.stdout.strip()
     fails("chat", "-i", "no/such.png")
 
@@ -1078,6 +1083,64 @@ def test_dump(tmp_path: Path, photo: Path) -> None:
     fails("ask", "-i", photo, "--dump", tmp_path / "no" / "such", "What?")
 
 
+def test_trace(tmp_path: Path, photo: Path) -> None:
+    """A row for each stage that --dump would write, in its order, with the numbers of its tensor, in 80 columns; a filter chooses."""
+    question = ("ask", "-q", "-i", photo, "--max-tokens", 2, "--dump", tmp_path / "dump", "--trace", "What?")
+    lines = succeeds(*question).stderr.decode().split("\n")
+    assert lines[0].split() == ["stage", "shape", "min", "mean", "max", "sum", "ms"] and max(map(len, lines)) <= 83
+    rows = [line.split() for line in lines[1:-1]]
+    assert len(rows) == len(list((tmp_path / "dump").iterdir())) and rows[0][0] == "vision.pixel_values"
+    for name, shape, *numbers in rows:
+        if name == "lm.logits":
+            continue  # two of that name
+        values = np.load(tmp_path / "dump" / f"{name}.npy").astype(np.float64)
+        assert shape == "x".join(map(str, values.shape))
+        expected = [values.min(), values.mean(), values.max(), values.sum()]
+        assert np.allclose([float(n) for n in numbers[:4]], expected, rtol=6e-3, atol=1e-5 * abs(values).max()) and float(numbers[4]) >= 0
+    names = [line.split()[0] for line in succeeds("generate", "-q", "--trace=decoder.level", "-o", tmp_path / "x.png", "x").stderr.decode().split("\n")[2:-1]]
+    assert names == ["vq.decoder.level.0", "vq.decoder.level.1"]
+    assert succeeds("decode", "--trace=nothing", "-o", tmp_path / "x.png", stdin=b"1 2 3 4").stderr == b""
+
+
+def test_selftest(tmp_path: Path) -> None:
+    """Equal to the recorded values, with every kind of kernels; what is damaged is found; without a record, or with a wrong one, exit 1."""
+    tiny, model = ROOT / "weights" / "tiny.gguf", tmp_path / "m.gguf"
+    kernels = re.search(r"kernels +(.*)", succeeds("info").stdout.decode())[1].split(", ")
+    for isa in kernels:
+        told = succeeds("selftest", "--isa", isa, "-m", tiny, model=None).stdout.decode().split("\n")
+        assert told[-2] == f"{len(told) - 2} OK, 0 NOT OK" and len(told) > 60 and all(line.endswith(" OK") for line in told[:-2])
+        assert {"ask/vision.block.3", "ask/lm.answer_ids", "encode/vq.ids", "draw/generation.ids", "draw/image.pixels"} <= {line.split()[0] for line in told[:-2]}
+    shutil.copy(MODEL, model)
+    assert "selftest --record writes them" in fails("selftest", "-m", model)
+    assert succeeds("selftest", "--record", "-m", model).stdout.decode().strip() == str(tmp_path / "m.selftest")
+    record = (tmp_path / "m.selftest").read_text()
+    assert b" 0 NOT OK" in succeeds("selftest", "-m", model).stdout
+    for name, first in ((b"vq.dec.conv_in.weight", "draw/vq.decoder.conv_in"), (b"blk.1.ffn_down.weight", "ask/transformer.block.1")):
+        damage(model, name)
+        done = janus("selftest", "-m", model)
+        wrong = [line.split()[0] for line in done.stdout.decode().split("\n") if line.endswith("   NOT OK")]
+        assert done.returncode == 1 and wrong and wrong[0] == first, done.stdout.decode()
+        shutil.copy(MODEL, model)
+    for text in (record[:-20], record.replace("janus-selftest 1", "janus-selftest 2"), "", record + "x", record.replace(" # ", " # x ", 1),
+                 record.replace("janus-selftest 1 ", "janus-selftest 1 1")):
+        (tmp_path / "m.selftest").write_text(text)
+        line = fails("selftest", "-m", model)
+        assert "m.selftest is " in line, line
+    changed = record.replace("ask/text.token_ids ", "ask/text.other ")
+    (tmp_path / "m.selftest").write_text(changed)
+    assert b"missing   NOT OK" in janus("selftest", "-m", model).stdout
+
+
+def damage(model: Path, name: bytes) -> None:
+    """Exchanges two rows of a matrix of the model."""
+    tensor = next(t for t in GGUFReader(model, "r+").tensors if t.name.encode() == name)
+    data = np.memmap(model, np.uint8, "r+", tensor.data_offset, (tensor.n_bytes,))
+    half = tensor.n_bytes // 2
+    first = data[:half].copy()
+    data[:half], data[half:2 * half] = data[half:2 * half].copy(), first
+    data.flush()
+
+
 # ---- Progress ----
 
 def on_terminal(*arguments: object, columns: int = 80, env: dict[str, str] | None = None) -> str:
@@ -1098,34 +1161,44 @@ def on_terminal(*arguments: object, columns: int = 80, env: dict[str, str] | Non
     return seen.decode()
 
 
+SLOW = ("generate", "--seed", 1, "-n", 8, "--threads", 1, "--isa", "plain", "-m", ROOT / "weights" / "tiny.gguf")  # seconds
+
+
 @posix
 def test_progress_only_on_a_terminal(tmp_path: Path) -> None:
-    """A bar on a terminal, gone at the end; with -q, or into a file, none; quantize has one too."""
-    drawing = ("generate", "--seed", 1, "-o", tmp_path / "x.png", "a cat")
-    seen = on_terminal(*drawing, "-m", MODEL)
-    assert "\r" in seen.replace("\r\n", "\n") and "/" in seen and seen.endswith("\x1b[K")
-    assert "\x1b" not in on_terminal(*drawing, "-m", MODEL, "-q")
-    assert succeeds(*drawing).stderr == b"seed 1\n"
+    """A bar on a terminal, gone at the end; with -q, or into a file, none."""
+    drawing = (*SLOW, "-o", tmp_path / "x.png", "a cat")
+    seen = on_terminal(*drawing)
+    assert re.search(r"\rdraw    \[#*\.+\] \d+/64  ", seen) and re.search(r"\rpicture 2/8 \[#+\.*\] \d/\d", seen)
+    assert re.search(r"\r\x1b\[Kseed 1 \u00b7 512 tokens .*\r\n$", seen)
+    assert on_terminal(*drawing, "-q") == "seed 1\r\n"
+    assert b"\x1b" not in succeeds(*drawing, model=None).stderr
     shrinking = ("quantize", "-o", tmp_path / "x.gguf", ROOT / "weights" / "tiny.gguf")
-    seen = on_terminal(*shrinking)
-    assert re.search(r"\rwrite   \[#+\.+\] \d+/\d+  ", seen) and seen.endswith("\r\x1b[K")
     assert not on_terminal(*shrinking, "-q") and not succeeds(*shrinking, model=None).stderr
 
 
 @posix
-@pytest.mark.parametrize("columns", [200, 80, 67, 60, 45, 40, 30, 20, 10, 3])
+def test_nothing_flickers(tmp_path: Path) -> None:
+    """Work of less than 0.3 seconds shows no bar."""
+    seen = on_terminal("generate", "--seed", 1, "-o", tmp_path / "x.png", "a cat", "-m", MODEL)
+    assert "\x1b" not in seen and seen.startswith("seed 1 ") and seen.count("\n") == 1
+
+
+@posix
+@pytest.mark.parametrize("columns", [200, 80, 67, 45, 30, 10, 3])
 def test_progress_is_never_wider_than_the_terminal(tmp_path: Path, columns: int) -> None:
     """One column stays free, whether the terminal or $COLUMNS says how many there are."""
-    drawing = ("generate", "--seed", 1, "-o", tmp_path / "x.png", "-m", ROOT / "weights" / "tiny.gguf", "a cat")
-    for told in ({"columns": columns}, {"columns": 0, "env": {"COLUMNS": str(columns)}}, {"columns": 250, "env": {"COLUMNS": str(columns)}}):
-        shown = on_terminal(*drawing, **told).replace("\x1b[K", "").replace("seed 1\r\n", "").split("\r")
-        assert max(map(len, shown)) <= columns - 1
-        drawn = [part for part in shown if part.startswith("draw"[:columns - 1])]
-        assert len(drawn) > 10
-        if columns >= 30:
-            assert all("[" in part and "/64" in part for part in drawn)
-        if columns >= 67:
-            assert all(part.endswith(" left") for part in drawn)
+    drawing = (*SLOW, "-o", tmp_path / "x.png", "a cat")
+    told = {200: {"columns": 200}, 80: {"columns": 0, "env": {"COLUMNS": "80"}}}.get(
+        columns, {"columns": 250, "env": {"COLUMNS": str(columns)}})
+    shown = on_terminal(*drawing, **told).rpartition("\r\x1b[Kseed 1 ")[0].replace("\x1b[K", "").split("\r")
+    assert max(map(len, shown)) <= columns - 1
+    drawn = [part for part in shown if part.startswith("draw"[:columns - 1])]
+    assert len(drawn) > 10
+    if columns >= 30:
+        assert all("[" in part and "/64" in part for part in drawn)
+    if columns >= 67:
+        assert all(part.endswith(" left") for part in drawn)
 
 
 def not_ignored(number: int) -> None:

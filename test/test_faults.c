@@ -245,6 +245,7 @@ typedef struct {
     enum { ALONE, IN_SESSION, SECOND_TURN, TAPPED } needs;
     const char *writes;    /* a file that must not change when it fails; NULL: none */
     bool may_manage;       /* a failed allocation may be one that was not needed */
+    int stride;            /* 0: every call is tried; else after the first hundred only one in so many */
 } Operation;
 
 static JanusStatus do_load(World *world, uint64_t *hash) {
@@ -338,6 +339,13 @@ static JanusStatus do_decode(World *world, uint64_t *hash) {
     return status;
 }
 
+static JanusStatus do_colours(World *world, uint64_t *hash) {
+    uint8_t rgb[3 * 1024];
+    const JanusStatus status = janus_codebook_colours(world->session, rgb, &world->error);
+    if (status == JANUS_OK) *hash = hash_bytes(1, rgb, 3 * (size_t)janus_info(world->model).codebook_size);
+    return status;
+}
+
 static JanusStatus do_texts(World *world, uint64_t *hash) {
     static const char text[] = "Hello <|User|>, 12345 na\xc3\xafve \xf0\x9f\xa6\x8a";
     int32_t *ids = NULL;
@@ -422,6 +430,7 @@ static const Operation LOAD = {"load", do_load, ALONE, NULL, false},
                        QUEUE = {"a drawing beside a question", do_queue, IN_SESSION, NULL, true},
                        ENCODE = {"encode", do_encode, IN_SESSION, NULL, false},
                        DECODE = {"decode", do_decode, IN_SESSION, NULL, false},
+                       COLOURS = {"colours of the codebook", do_colours, IN_SESSION, NULL, false, 97},
                        TEXTS = {"tokenize and back", do_texts, ALONE, NULL, false},
                        PREPROCESS = {"preprocess", do_preprocess, ALONE, NULL, false},
                        READ_PNG = {"read a PNG", do_read_png, ALONE, NULL, false},
@@ -480,7 +489,7 @@ static void fail_each(World *world, const Operation *operation, Kind kind, int e
     close_session(world);
     while (more && wrong < 3 && at < 100000) {
         uint64_t hash = 1, again = 1;
-        at++;
+        at += operation->stride > 0 && at > 100 ? operation->stride : 1;
         open_session(world, operation);
         const long before = fault.live;
         const int length = world->session != NULL ? janus_conversation_length(world->session) : 0;
@@ -596,7 +605,7 @@ static void test_memory(void) {
                                            &READ_PNG, &READ_JPEG, &READ_BMP, &READ_TURNED, &READ_CMYK,
                                            &READ_GIF, &READ_PPM,  &READ_TGA, &WRITE_PNG,   &QUANTIZE,
                                            &WRITE_PNG_TEXT, &WRITE_JPEG_TEXT, &READ_PNG_TEXT, &READ_JPEG_TEXT,
-                                           &QUEUE};
+                                           &QUEUE, &COLOURS};
     World world;
     open_world(&world);
     for (size_t i = 0; i < sizeof ALL / sizeof *ALL; i++)
@@ -1489,7 +1498,7 @@ static void test_small(void) {
                                            &READ_BMP,  &READ_TURNED, &READ_CMYK, &READ_GIF,   &READ_PPM, &READ_TGA,
                                            &WRITE_PNG, &WRITE_JPEG,  &QUANTIZE,
                                            &WRITE_PNG_TEXT, &WRITE_JPEG_TEXT, &READ_PNG_TEXT, &READ_JPEG_TEXT,
-                                           &QUEUE};
+                                           &QUEUE, &COLOURS};
     World world;
     open_world(&world);
     for (size_t i = 0; i < sizeof ALL / sizeof *ALL; i++) {

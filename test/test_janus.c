@@ -13,6 +13,7 @@
 #include "common.h"
 
 #include <math.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -597,6 +598,92 @@ static void test_conversation(void) {
     close_golden(&golden);
 }
 
+/* The way back to a mark: the same question gets the same answer from there, as often as it is asked. */
+static void test_marks(void) {
+    Golden golden = open_golden("grouped");
+    JanusSession *session = open_session(golden.model, NULL);
+    const JanusAskOptions ask = greedy_answer(4);
+    const JanusMark beginning = janus_mark(session);
+    char *answers[3] = {NULL, NULL, NULL};
+    JanusError error = {JANUS_OK, ""};
+    check(janus_ask(session, "What is it?", &golden.image, 1, &ask, NULL, NULL) == JANUS_OK, 0, "a first turn");
+    const JanusMark mark = janus_mark(session);
+    const int length = janus_conversation_length(session);
+    for (int i = 0; i < 3; i++) {
+        if (i == 2) check(janus_ask(session, "And then?", NULL, 0, &ask, NULL, NULL) == JANUS_OK, 0, "a longer way");
+        if (i > 0) check(janus_rewind(session, &mark, NULL) == JANUS_OK, 0, "rewind");
+        check(janus_conversation_length(session) == length, 0, "the conversation is as long as at the mark");
+        check(janus_ask(session, "How many?", NULL, 0, &ask, &answers[i], NULL) == JANUS_OK, 0, "a second turn");
+    }
+    check(strcmp(answers[0], answers[1]) == 0 && strcmp(answers[0], answers[2]) == 0, 1,
+          "after a way back to a mark the answer is the same");
+    check(janus_rewind(session, &beginning, NULL) == JANUS_OK && janus_conversation_length(session) == 0, 1,
+          "the mark of an empty conversation is its beginning");
+    JanusMark bad[] = {mark, beginning, beginning, beginning};
+    bad[1].length = -1;
+    bad[2].unread_count = 3;
+    bad[3].unread_count = 1;
+    bad[3].unread[0] = janus_info(golden.model).vocab_size;
+    for (int i = 0; i < 4; i++)
+        check(janus_rewind(session, &bad[i], &error) == JANUS_BAD_ARGUMENT, 1, "mark %d: %s", i, error.message);
+    for (int i = 0; i < 3; i++) free(answers[i]);
+    janus_session_free(session);
+    close_golden(&golden);
+}
+
+/* What is heard of a drawing. */
+typedef struct {
+    int32_t ids[2][16];
+    int64_t calls, stop_at;
+    bool good;
+    const JanusModel *model;
+} Watch;
+
+static int watch_drawing(void *user, const int32_t *ids, int count, int64_t done, int64_t total) {
+    Watch *watch = user;
+    watch->good &= count == 2 && done == ++watch->calls && total == janus_info(watch->model).image_tokens;
+    for (int n = 0; n < count && total <= 16; n++) {
+        watch->good &= memcmp(watch->ids[n], ids + n * total, (size_t)(done - 1) * sizeof *ids) == 0;
+        memcpy(watch->ids[n], ids + n * total, (size_t)done * sizeof *ids);
+    }
+    if (done == 3) { /* another session may work in the call */
+        const int32_t partial[16] = {ids[0], ids[1], ids[2]};
+        JanusImage picture;
+        JanusSession *other = open_session(watch->model, NULL);
+        watch->good &= janus_decode_image(other, partial, &picture, NULL) == JANUS_OK;
+        janus_image_free(&picture);
+        janus_session_free(other);
+    }
+    return done == watch->stop_at;
+}
+
+/* Ids are heard as they are drawn, those that came before stay, and any of the calls can stop the drawing. */
+static void test_drawn(void) {
+    Golden golden = open_golden("plain");
+    const JanusGenerateOptions drawing = greedy_drawing(2);
+    const int T = janus_info(golden.model).image_tokens;
+    JanusSessionOptions options = janus_session_defaults();
+    int32_t *ids = need(calloc(2 * (size_t)T, sizeof *ids));
+    Watch watch;
+    JanusError error = {JANUS_OK, ""};
+    options.drawn = watch_drawing;
+    options.user = &watch;
+    JanusSession *session = open_session(golden.model, &options);
+    for (int stop = 0; stop <= T; stop++) {
+        memset(&watch, 0, sizeof watch);
+        watch.good = true;
+        watch.stop_at = stop;
+        watch.model = golden.model;
+        const JanusStatus status = janus_generate_ids(session, "a heart", &drawing, ids, &error);
+        check(status == (stop > 0 ? JANUS_CANCELLED : JANUS_OK) && watch.good && watch.calls == (stop > 0 ? stop : T),
+              stop < 2, "a drawing is heard for %d steps of %d%s", (int)watch.calls, T, stop > 0 ? " and stopped" : "");
+    }
+    check(memcmp(watch.ids[0], ids, (size_t)T * sizeof *ids) == 0, 1, "what was heard is what was drawn");
+    free(ids);
+    janus_session_free(session);
+    close_golden(&golden);
+}
+
 /* A conversation until the context is full ends with an error and stays usable. */
 static void test_full_context(void) {
     Golden golden = open_golden("tied");
@@ -631,6 +718,30 @@ static int stop_progress(void *user, const char *stage, int64_t done, int64_t to
     Stopper *stopper = user;
     if (stage == NULL || *stage == 0 || done < 0 || done > total) stopper->calls += 1000000;
     return ++stopper->calls == stopper->stop_at;
+}
+
+/* The colours of the codebook: nothing is heard of the work, the session is as before, and a second call agrees. */
+static void test_colours(const char *name) {
+    Golden golden = open_golden(name);
+    const size_t bytes = 3 * (size_t)janus_info(golden.model).codebook_size;
+    uint8_t *first = need(malloc(bytes)), *second = need(malloc(bytes));
+    JanusSessionOptions options = janus_session_defaults();
+    Stopper stopper = {0, 0};
+    options.progress = stop_progress;
+    options.user = &stopper;
+    JanusSession *session = open_session(golden.model, &options);
+    memset(first, 1, bytes);
+    memset(second, 2, bytes);
+    check(janus_codebook_colours(session, first, NULL) == JANUS_OK && stopper.calls == 0 &&
+              janus_codebook_colours(session, second, NULL) == JANUS_OK && memcmp(first, second, bytes) == 0,
+          1, "%s: the colours of the codebook", name);
+    int different = 0;
+    for (size_t i = 3; i < bytes; i++) different += first[i] != first[i % 3];
+    check(different > (int)bytes / 4, 1, "%s: ids have colours of their own", name);
+    free(first);
+    free(second);
+    janus_session_free(session);
+    close_golden(&golden);
 }
 
 /* One of the five long calls; the result is put into `ids` or `answer`. */
@@ -1338,6 +1449,10 @@ int main(int count, char **arguments) {
     test_batch("tied");
     test_cache_types();
     test_conversation();
+    test_marks();
+    test_drawn();
+    test_colours("plain");
+    test_colours("tied");
     test_full_context();
     test_cancel_call(0, "an answer");
     test_cancel_call(1, "a drawing");

@@ -6,6 +6,7 @@
     verify.py CHECKPOINT --peer-dtype bfloat16    how far PyTorch's own bfloat16 is from its float32, and janus
     verify.py --suite                             small random checkpoints of many shapes, layouts and formats
     verify.py --full --work DIR                   the real 1B and 7B geometries with random weights
+    verify.py ... --json FILE                     and all rows as JSON: part, stage, shape, times, value, ok
 
 One row a stage: name, shape, number of tensors, the largest error relative to the largest value, OK or NOT OK. PyTorch
 is fed the ids that janus chose, so one early difference does not hide the stages behind it; that each of those ids is
@@ -15,6 +16,7 @@ also PyTorch's own choice is a row of its own. Closes with 'N passed, N failed';
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
 import tempfile
@@ -93,7 +95,9 @@ class Table:
     passed: int = 0
     failed: int = 0
     worst: float = 0.0
+    part: str = ""
     quiet: bool = False
+    rows: list[dict] = field(default_factory=list)  # what --json writes
     failures: list[str] = field(default_factory=list)
 
     def title(self, text: str) -> None:
@@ -105,6 +109,7 @@ class Table:
     def row(self, name: str, shape: str, times: int, value: str, good: bool) -> None:
         """One line."""
         self.passed, self.failed = self.passed + good, self.failed + (not good)
+        self.rows.append({"part": self.part, "stage": name, "shape": shape, "times": times, "value": value, "ok": good})
         line = f"  {name:<30} {shape:<16} {times:>5} {value:>14}   {'OK' if good else 'NOT OK'}"
         if not good:
             self.failures.append(f"{self.part}: {line.strip()}")
@@ -456,6 +461,7 @@ def verify_suite(threads: int, verbose: bool) -> Table:
         print(f"{name:<24} {layout:<13} {files:<14} {dtype or 'f32':<5} {table.passed + table.failed:>5} "
               f"{table.worst:>14.1e}   {'OK' if not table.failed else 'NOT OK'}", flush=True)
         total.passed, total.failed = total.passed + table.passed, total.failed + table.failed
+        total.rows += [{"geometry": name, "layout": layout, "type": dtype or "f32", **row} for row in table.rows]
     return total
 
 
@@ -474,6 +480,7 @@ def main() -> int:
     parser.add_argument("--work", type=Path, help="folder for large temporary files")
     parser.add_argument("--only", choices=["1b", "7b"], help="with --full: one of the two models")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all rows there as well")
     parser.add_argument("--verbose", action="store_true", help="with --suite: every row")
     options = parser.parse_args()
     import torch
@@ -495,6 +502,9 @@ def main() -> int:
             )
     else:
         parser.error("give a checkpoint, --suite or --full")
+    if options.json:
+        result = {"passed": table.passed, "failed": table.failed, "rows": table.rows}
+        options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(f"\n{table.passed} passed, {table.failed} failed")
     return 1 if table.failed else 0
 

@@ -194,6 +194,7 @@ def verify_full(work: Path | None, only: str | None, threads: int) -> Table:
             with tempfile.TemporaryDirectory(prefix=f"janus-full-{name}-", dir=work) as folder:
                 table = run(Path(folder), threads)
             total.passed, total.failed = total.passed + table.passed, total.failed + table.failed
+            total.rows += table.rows
     return total
 
 

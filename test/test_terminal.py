@@ -1,0 +1,512 @@
+# SPDX-License-Identifier: MIT
+"""At a terminal: pictures in it, in each of the ways that terminals know; the preview; Ctrl-C; chat."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import re
+import select
+import signal
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from janus_library import Library, address, ffi
+
+if os.name != "posix":
+    pytest.skip("needs pseudo-terminals", allow_module_level=True)
+import fcntl
+import pty
+import termios
+
+ROOT = Path(__file__).resolve().parent.parent
+JANUS = Path(os.environ.get("JANUS_PROGRAM", ROOT / "janus"))
+TINY, GROUPED = ROOT / "weights" / "tiny.gguf", ROOT / "test" / "golden" / "grouped.gguf"
+SLOW = ["--threads", 1, "--isa", "plain", "-n", 8]  # seconds for a drawing of TINY
+
+
+class Terminal:
+    """The program with a terminal of its own; `raw` is all that it wrote."""
+
+    def __init__(self, *arguments: object, columns: int = 80, lines: int = 24, cwd: Path | None = None, **env: str) -> None:
+        self.parent, child = pty.openpty()
+        fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+        told = {"PATH": os.environ["PATH"], "TERM": "xterm-256color", **{k: v for k, v in os.environ.items() if k.startswith("GCOV")}, **env}
+        self.process = subprocess.Popen([JANUS, *map(str, arguments)], stdin=child, stdout=child, stderr=child, cwd=cwd, env=told, preexec_fn=self.own)
+        os.close(child)
+        self.raw = b""
+
+    @staticmethod
+    def own() -> None:
+        """In the child: the terminal becomes its own, so that Ctrl-C reaches it."""
+        os.setsid()
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    def read(self) -> bool:
+        """Reads what comes within a minute; False at the end."""
+        assert select.select([self.parent], [], [], 20)[0], self.raw[-2000:]
+        try:
+            chunk = os.read(self.parent, 65536)
+        except OSError:
+            chunk = b""
+        self.raw += chunk
+        return bool(chunk)
+
+    def wait(self, pattern: bytes) -> re.Match:
+        """Reads until the pattern has come after what was waited for before; returns its match."""
+        seen = getattr(self, "seen", 0)
+        while not (match := re.compile(pattern, re.DOTALL).search(self.raw, seen)):
+            assert self.read(), self.raw[-2000:]
+        self.seen = match.end()
+        return match
+
+    def say(self, text: str, pattern: str | None = None) -> str:
+        """Types a line, and waits for the pattern and the prompt; returns what came before the prompt."""
+        os.write(self.parent, text.encode() + b"\n")
+        before = len(self.raw)
+        self.wait((pattern or "").encode() + rb".*?\r?\n> " if pattern is not None else rb"\n> ")
+        return self.raw[before:].decode()
+
+    def end(self, code: int = 0) -> str:
+        """Reads to the end and expects the exit code."""
+        while self.read():
+            pass
+        assert self.process.wait(60) == code, self.raw[-2000:]
+        os.close(self.parent)
+        return self.raw.decode("utf-8", "replace")
+
+
+class Screen:
+    """As much of a terminal as the program needs: half blocks in colours, cursor movements, scrolling."""
+
+    def __init__(self, columns: int = 80, lines: int = 24) -> None:
+        self.columns, self.lines, self.x, self.y = columns, lines, 0, 0
+        self.cells = [[None] * columns for _ in range(lines)]  # (upper, lower), or a letter
+        self.colours: list[tuple] = [None, None]
+
+    def feed(self, text: str) -> "Screen":
+        """Shows a text."""
+        for escape, letter in re.findall(r"\x1b\[([?\d;]*[A-Za-z])|([^\x1b])", text):
+            if escape.endswith("m"):
+                self.attributes([int(n or 0) for n in escape[:-1].split(";")])
+            elif escape.endswith("A"):
+                self.y = max(0, self.y - int(escape[:-1] or 1))
+            elif escape == "K":
+                self.cells[self.y][self.x:] = [None] * (self.columns - self.x)
+            elif escape in ("?25l", "?25h"):
+                pass
+            elif escape:
+                raise AssertionError(f"unexpected escape {escape!r}")
+            elif letter == "\r":
+                self.x = 0
+            elif letter == "\n":
+                self.down()
+            else:
+                if self.x == self.columns:
+                    self.x = 0
+                    self.down()
+                self.cells[self.y][self.x] = tuple(self.colours) if letter == "\u2580" else letter
+                self.x += 1
+        return self
+
+    def down(self) -> None:
+        """A new line, which scrolls at the bottom."""
+        self.y += 1
+        if self.y == self.lines:
+            self.cells = self.cells[1:] + [[None] * self.columns]
+            self.y -= 1
+
+    def attributes(self, numbers: list[int]) -> None:
+        """38 and 48 with 2;R;G;B or 5;N; 0."""
+        while numbers:
+            kind = numbers.pop(0)
+            if kind == 0:
+                self.colours = [None, None]
+                continue
+            size = {2: 3, 5: 1}[numbers.pop(0)]
+            value, numbers = numbers[:size], numbers[size:]
+            self.colours[kind == 48] = tuple(value) if size == 3 else colour_of_256(value[0])
+
+    def picture(self) -> np.ndarray:
+        """All half blocks, as pixels (height, width, 3)."""
+        rows = [[cell for cell in row if isinstance(cell, tuple)] for row in self.cells]
+        rows = [row for row in rows if row]
+        assert len(set(map(len, rows))) == 1
+        return np.array([[cell[half] for cell in row] for row in rows for half in (0, 1)], np.uint8)
+
+
+def colour_of_256(number: int) -> tuple[int, int, int]:
+    """What xterm shows."""
+    if number >= 232:
+        return (8 + 10 * (number - 232),) * 3
+    levels = (0, 95, 135, 175, 215, 255)
+    return tuple(levels[(number - 16) // step % 6] for step in (36, 6, 1))
+
+
+def sixel_pixels(text: str) -> np.ndarray:
+    """A sixel picture as pixels (height, width, 3)."""
+    width, height = map(int, re.match(r'"1;1;(\d+);(\d+)', text).groups())
+    pixels, palette, x, y, colour = np.zeros((height + 5, width, 3), np.uint8), {}, 0, 0, 0
+    for define, values, select, count, letter, control in re.findall(
+            r"#(\d+);2;(\d+;\d+;\d+)|#(\d+)|!(\d+)([?-~])|([?-~$-])", text[text.index("#"):]):
+        if define:
+            palette[int(define)] = [round(int(v) * 2.55) for v in values.split(";")]
+        elif select:
+            colour = int(select)
+        elif letter or control not in "$-":
+            bits = ord(letter or control) - 63
+            for _ in range(int(count or 1)):
+                for k in range(6):
+                    if bits >> k & 1:
+                        pixels[y + k, x] = palette[colour]
+                x += 1
+        else:
+            x, y = 0, y + 6 * (control == "-")
+    return pixels[:height]
+
+
+def scaled(picture: Image.Image, side: int) -> np.ndarray:
+    """The picture as a square of this side: each pixel is the mean of what it covers."""
+    rgb = np.asarray(picture.convert("RGB")).astype(int)
+    edges = [i * len(rgb) // side for i in range(side + 1)]
+    spans = [slice(a, max(b, a + 1)) for a, b in zip(edges, edges[1:])]
+    return np.array([[rgb[rows, columns].reshape(-1, 3).sum(0) // rgb[rows, columns][..., 0].size for columns in spans] for rows in spans])
+
+
+def correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Of two pictures' numbers."""
+    return float(np.corrcoef(a.ravel().astype(float), b.ravel().astype(float))[0, 1])
+
+
+@pytest.fixture(scope="module")
+def circle(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A drawn circle as a picture and as ids."""
+    folder = tmp_path_factory.mktemp("circle")
+    subprocess.run([JANUS, "generate", "-m", TINY, "-q", "-s", "7", "-o", "circle.png", "a red circle"], cwd=folder, check=True, capture_output=True)
+    ids = subprocess.run([JANUS, "encode", "-m", TINY, "circle.png"], cwd=folder, check=True, capture_output=True).stdout
+    (folder / "ids.txt").write_bytes(ids)
+    subprocess.run([JANUS, "decode", "-m", TINY, "-o", "again.png", "ids.txt"], cwd=folder, check=True, capture_output=True)
+    return folder / "again.png", folder / "ids.txt"
+
+
+# ---- Pictures in the terminal ----
+
+@pytest.mark.parametrize("columns, lines, side", [(80, 24, 42), (60, 60, 58), (200, 100, 64), (24, 24, 22), (80, 10, 14)])
+def test_half_blocks(tmp_path: Path, circle: tuple[Path, Path], columns: int, lines: int, side: int) -> None:
+    """In 24 bits a pixel is the mean of those that it covers; the picture is scaled to the terminal, and no larger than it is."""
+    terminal = Terminal("decode", "-m", TINY, "--show=blocks", "-o", tmp_path / "x.png", circle[1], columns=columns, lines=lines)
+    shown = Screen(columns, lines).feed(terminal.end()).picture()
+    assert shown.shape == (side, side, 3) and (shown == scaled(Image.open(circle[0]), side)).all()
+
+
+def test_256_colours(tmp_path: Path, circle: tuple[Path, Path]) -> None:
+    """The nearest of the colours that there are."""
+    text = Terminal("decode", "-m", TINY, "--show=256", "-o", tmp_path / "x.png", circle[1]).end()
+    expected = scaled(Image.open(circle[0]), 42)
+    assert ";2;" not in text
+    table = np.array([colour_of_256(n) for n in range(16, 256)])
+    nearest = table[((expected[:, :, None] - table) ** 2).sum(-1).argmin(-1)]
+    distance = [((picture - expected) ** 2).sum(-1) for picture in (Screen().feed(text).picture().astype(int), nearest)]
+    assert (distance[0] <= distance[1] * 1.5 + 300).all() and distance[0].mean() <= distance[1].mean() * 1.05
+
+
+@pytest.mark.parametrize("how", ["kitty", "iterm2", "sixel"])
+def test_protocols(tmp_path: Path, circle: tuple[Path, Path], how: str) -> None:
+    """What the terminal gets is the picture, in a box of 40 x 20 cells or less; the cursor ends below it."""
+    text = Terminal("decode", "-m", TINY, f"--show={how}", "-o", tmp_path / "x.png", circle[1]).end()
+    begin, body, lines = re.search(r"\r\x1b\[K((?:\r?\n)+)\r\x1b\[\?25l\x1b\[(\d+)A\x1b7", text), text, re.search(r"\x1b8\x1b\[(\d+)B\r", text)[1]
+    assert begin[1].count("\n") == int(begin[2]) == int(lines) <= 21
+    if how == "kitty":
+        pieces = re.findall(r"\x1b_G([^;]*);([^\x1b]*)\x1b\\", body)
+        assert re.fullmatch(r"a=T,f=100,q=2,C=1,i=\d+,p=1,c=\d+,r=\d+,m=[01]", pieces[0][0])
+        assert [keys[-3:] for keys, _ in pieces] == ["m=1"] * (len(pieces) - 1) + ["m=0"]
+        assert max(len(data) for _, data in pieces) <= 4096
+        pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode("".join(data for _, data in pieces), validate=True))))
+    elif how == "iterm2":
+        size, columns, rows, data = re.search(r"\x1b\]1337;File=inline=1;size=(\d+);width=(\d+);height=(\d+);preserveAspectRatio=0:([^\x07]*)\x07", body).groups()
+        png = base64.b64decode(data, validate=True)
+        assert len(png) == int(size) and rows == lines
+        pixels = np.asarray(Image.open(io.BytesIO(png)))
+    else:
+        pixels = sixel_pixels(re.search(r"\x1bP0;1q(.*?)\x1b\\", body, re.DOTALL)[1])
+    assert pixels.shape == (60, 60, 3) and int(lines) == 3
+    expected = scaled(Image.open(circle[0]), 60)
+    if how == "sixel":  # 216 colours, dithered
+        assert np.abs(pixels.astype(int) - expected).max() <= 52
+        means = [np.array(p, float).reshape(15, 4, 15, 4, 3).mean((1, 3)) for p in (pixels, expected)]
+        assert np.abs(means[0] - means[1]).mean() < 6
+    else:
+        assert (pixels == expected).all()
+
+
+@pytest.mark.parametrize("env, begins", [
+    ({"TERM": "xterm-kitty"}, "\x1b_G"), ({"KITTY_WINDOW_ID": "1"}, "\x1b_G"), ({"TERM": "xterm-ghostty"}, "\x1b_G"),
+    ({"TERM_PROGRAM": "iTerm.app"}, "\x1b]1337"), ({"LC_TERMINAL": "iTerm2"}, "\x1b]1337"), ({"TERM_PROGRAM": "WezTerm"}, "\x1b]1337"),
+    ({"TERM": "foot"}, "\x1bP0;1q"), ({"TERM": "mlterm-256color"}, "\x1bP0;1q"), ({"COLORTERM": "truecolor"}, "\x1b[38;2;"),
+    ({"TERM": "xterm-direct"}, "\x1b[38;2;"), ({}, "\x1b[38;5;"), ({"TERM": "vt100"}, "\x1b[38;5;"),
+    ({"TERM": "tmux-256color", "TMUX": "/tmp/x,1,0", "KITTY_WINDOW_ID": "1", "TERM_PROGRAM": "tmux"}, "\x1b[38;5;"),
+    ({"TERM": "screen-256color", "KITTY_WINDOW_ID": "1", "COLORTERM": "24bit"}, "\x1b[38;2;")])
+def test_what_the_terminal_says(tmp_path: Path, circle: tuple[Path, Path], env: dict[str, str], begins: str) -> None:
+    """--show takes what the environment says that the terminal knows; in tmux and screen half blocks."""
+    text = Terminal("decode", "-m", TINY, "--show", "-o", tmp_path / "x.png", circle[1], **env).end()
+    assert re.search(r"\x1b\[\d+A(?:\x1b7)?(.{8})", text, re.DOTALL)[1].startswith(begins)
+
+
+def test_refusals_before_the_work(tmp_path: Path) -> None:
+    """No terminal, one that is too narrow or has no colours, a preview that cannot be written: said at once, with exit 1 or 2."""
+    def refused(*arguments: object, code: int = 1, **told: object) -> str:
+        return Terminal("generate", "-m", TINY, "-o", tmp_path / "x.png", *arguments, "a cat", **told).end(code)
+
+    assert "--show needs 24 columns, but the terminal has 23" in refused("--show", columns=23)
+    assert "--show needs 24 columns, but the terminal has 10" in refused("--show", COLUMNS="10")
+    assert '--show: a terminal of the type "dumb" ($TERM) shows no colours' in refused("--show", TERM="dumb")
+    assert "--show takes auto or no or blocks or 256 or kitty or iterm2 or sixel, not \"x\"" in refused("--show=x", code=2)
+    assert "cannot write no/such.png" in refused("--preview", "no/such.png")
+    assert "the name must end in .png" in refused("--preview", "x.gif:2")
+    for rows in ("0", "9", "99999999999"):
+        assert "--preview takes FILE:ROWS with 1 to 8 rows of 8 pixels" in refused("--preview", f"x.png:{rows}")
+    done = subprocess.run([JANUS, "generate", "--show", "-m", TINY, "a cat"], cwd=tmp_path, capture_output=True)
+    assert done.returncode == 1 and done.stderr == b"janus: --show: stderr is not a terminal\n" and not done.stdout
+    assert not list(tmp_path.iterdir())
+    assert "\x1b" not in refused("--show=no", "-q", code=0)
+    assert "\x1b[38" not in refused(code=0)
+
+
+def test_the_picture_grows(tmp_path: Path) -> None:
+    """Redrawn in place as tokens fall, from colours that are like those of the picture that then takes its place."""
+    terminal = Terminal("generate", "-m", TINY, "--show=blocks", "-s", 7, "-o", tmp_path / "x.png", "a red circle", *SLOW[:4])
+    text = terminal.end()
+    frames = text.split("\x1b[?25l")
+    screen, pictures = Screen(), []
+    for i, frame in enumerate(frames):
+        screen.feed("\x1b[?25l" * (i > 0) + frame)
+        if i > 0:
+            pictures.append(screen.picture())
+    final = scaled(Image.open(tmp_path / "x.png"), 42)
+    assert len(pictures) > 8 and (pictures[-1] == final).all() and all(p.shape == (42, 42, 3) for p in pictures)
+    empty = [(p == 40).all(-1).mean() for p in pictures]
+    assert empty == sorted(empty, reverse=True) and empty[0] > 0.5 > 0.01 > empty[-2]
+    assert correlation(pictures[-2], final) > 0.7
+    lines = "".join(cell or " " for row in screen.cells for cell in row if not isinstance(cell, tuple))
+    assert str(tmp_path / "x.png")[:40] in lines and "seed 7 \u00b7 64 tokens" in lines
+    assert sum(map(len, frames)) < 20 * 42 * 21 * 45, "lines that do not change are not sent again"
+
+
+def test_several_pictures(tmp_path: Path) -> None:
+    """Side by side, in the order of their numbers."""
+    text = Terminal("generate", "-m", TINY, "--show=blocks", "-s", 7, "-n", 3, "-o", tmp_path / "x.png", "a red circle").end()
+    shown = Screen().feed(text).picture()
+    for i in range(3):
+        y, x = 18 * (i // 2), 18 * (i % 2)
+        assert (shown[y:y + 18, x:x + 18] == scaled(Image.open(tmp_path / f"x-{i + 1}.png"), 18)).all()
+
+
+def test_colours_are_like_the_pictures() -> None:
+    """The colours of the codebook against the mean colour of each token of drawn pictures: correlation 0.82 on average."""
+    library = Library()
+    model = library.load(TINY)
+    session = library.session(model, {})
+    info = library.c.janus_info(model)
+    grid, side = int(info.image_tokens ** 0.5), info.image_size
+    colours = np.zeros((info.codebook_size, 3), np.uint8)
+    library.call("janus_codebook_colours", session, address(colours, "uint8_t"))
+    alike = []
+    for seed, prompt in enumerate(["a red circle", "three green trees", "a house", "four orange hearts", "a purple star on a yellow background"] * 2):
+        options, ids = library.c.janus_generate_defaults(), np.zeros(grid * grid, np.int32)
+        options.seed = seed
+        library.call("janus_generate_ids", session, prompt.encode(), ffi.new("JanusGenerateOptions *", options), address(ids, "int32_t"))
+        image = ffi.new("JanusImage *")
+        library.call("janus_decode_image", session, address(ids, "int32_t"), image)
+        means = library.take_pixels(image).reshape(grid, side // grid, grid, side // grid, 3).mean((1, 3))
+        alike.append(correlation(colours[ids], means.reshape(-1, 3)))
+    library.c.janus_session_free(session)
+    assert np.mean(alike) > 0.78 and min(alike) > 0.6, alike
+
+
+def test_preview(tmp_path: Path) -> None:
+    """The file is a whole picture at every moment, more like the last one each time, and in the end it is the last one."""
+    path = tmp_path / "now.png"
+    process = subprocess.Popen([JANUS, "generate", "-m", TINY, "-q", "-s", "7", "--preview", f"{path}:2", "--threads", "1", "--isa", "plain",
+                                "-o", tmp_path / "x.png", "a red circle"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    seen: list[bytes] = []
+    while process.poll() is None:
+        if path.exists() and (content := path.read_bytes()) and content not in seen:
+            seen.append(content)
+        time.sleep(0.002)
+    assert process.returncode == 0 and path.read_bytes() == (tmp_path / "x.png").read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["now.png", "x.png"]
+    pictures = [np.asarray(Image.open(io.BytesIO(content))) for content in seen]
+    assert 3 <= len(pictures) <= 5 and all(p.shape == (64, 64, 3) for p in pictures)
+    alike = [correlation(picture, pictures[-1]) for picture in pictures]
+    assert alike == sorted(alike) and alike[0] < 0.7
+
+
+def test_previews_of_several_pictures(tmp_path: Path) -> None:
+    """Each has a file of its own; the drawing is the same as without."""
+    for names in (["--preview", "now.png"], []):
+        subprocess.run([JANUS, "generate", "-m", TINY, "-s", "3", "-n", "2", *names, "-o", f"x{len(names)}.png", "a house"], cwd=tmp_path, check=True,
+                       capture_output=True)
+    for i in (1, 2):
+        assert len({(tmp_path / f"{name}-{i}.png").read_bytes() for name in ("now", "x2", "x0")}) == 1
+
+
+# ---- Ctrl-C ----
+
+def interrupted(*arguments: object, after: bytes, times: int = 1, code: int = 130, **told: object) -> str:
+    """Types Ctrl-C when the program has written something that matches."""
+    terminal = Terminal(*arguments, **told)
+    terminal.wait(after)
+    for _ in range(times):
+        os.write(terminal.parent, b"\x03")
+    return terminal.end(code)
+
+
+def test_a_drawing_stops(tmp_path: Path) -> None:
+    """Nothing is left of it, and the seed and how far it came are said; exit 130."""
+    text = interrupted("generate", "-m", TINY, "-s", 5, *SLOW, "a cat", after=rb"draw .* 1\d/64", cwd=tmp_path)
+    assert re.search(r"janus: stopped\r\nseed 5 \u00b7 \d+ of 512 tokens \d+\.\d s \(\d+\.\d/s\)\r\n$", text)
+    assert not list(tmp_path.iterdir())
+
+
+def test_pictures_that_are_complete_are_kept(tmp_path: Path) -> None:
+    """generate -n saves picture by picture: what is decoded when Ctrl-C comes is there, and is named."""
+    arguments = ("generate", "-m", TINY, "-s", 5, *SLOW, "-o", "x.png", "a cat")
+    for attempt in range(10):
+        text = interrupted(*arguments, after=rb"picture 3/8", cwd=tmp_path, code=(130 if attempt >= 0 else 0))
+        names = sorted(path.name for path in tmp_path.iterdir())
+        if names:
+            break
+    assert names == [f"x-{i}.png" for i in range(1, len(names) + 1)] and 2 <= len(names) < 8
+    assert re.findall(r"^(?:\x1b\[K|\r)*(x-\d\.png)\r?$", text, re.MULTILINE) == names and "janus: stopped" in text
+    for name in names:
+        assert Image.open(tmp_path / name).size == (64, 64)
+
+
+def test_the_second_ends(tmp_path: Path) -> None:
+    """At once, also when the first was not heard yet."""
+    text = interrupted("generate", "-m", TINY, *SLOW, "a cat", after=rb"draw ", times=2, cwd=tmp_path)
+    assert "of 512 tokens" not in text or "stopped" in text
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_answer_stops(tmp_path: Path) -> None:
+    """What was said stands in a line of its own; exit 130."""
+    text = interrupted("ask", "-m", GROUPED, "--max-tokens", 400, "--threads", 1, "Hello", after=rb"[^\r\n]")
+    assert re.search(r"\r\njanus: stopped\r\n(read \d.*\r\n)?$", text)
+
+
+# ---- Chat ----
+
+@pytest.fixture()
+def chat(tmp_path: Path) -> Terminal:
+    """A chat with the small model."""
+    terminal = Terminal("chat", "-m", TINY, "--max-tokens", 40, "--show=blocks", cwd=tmp_path, HOME=str(tmp_path))
+    terminal.wait(rb"\n> ")
+    return terminal
+
+
+def test_chat_goes_on_after_ctrl_c(tmp_path: Path) -> None:
+    """In an answer and in a drawing the prompt comes back; at the prompt it ends."""
+    terminal = Terminal("chat", "-m", GROUPED, "--max-tokens", 400, "--threads", 1, cwd=tmp_path)
+    terminal.wait(rb"\n> ")
+    os.write(terminal.parent, b"Hello\n")
+    terminal.wait(rb"Hello\r\n.")
+    os.write(terminal.parent, b"\x03")
+    terminal.wait(rb"janus: stopped\r\n.*?\n> ")
+    os.write(terminal.parent, b"\x03")
+    terminal.end(130)
+
+
+def test_a_drawing_waits_for_the_question(chat: Terminal, tmp_path: Path) -> None:
+    """As an image does; Ctrl-C in a drawing keeps what waited before."""
+    assert "seed 7" in chat.say("/seed 7")
+    drawn = chat.say("  /draw   a red circle  ", "seed 7 \u00b7 64 tokens")
+    assert "janus-1.png" in drawn and (Screen().feed(drawn[drawn.index("\n"):]).picture() == scaled(Image.open(tmp_path / "janus-1.png"), 42)).all()
+    assert "The circle is red." in chat.say("What colour is the circle?", "tokens")
+    asked = subprocess.run([JANUS, "ask", "-m", TINY, "-q", "janus-1.png", "What colour is the circle?"], cwd=tmp_path, capture_output=True, text=True)
+    assert asked.stdout.strip() == "The circle is red."
+    chat.say("/save talk.txt", "bytes")
+    assert (tmp_path / "talk.txt").read_text() == "> /draw a red circle\n\n> What colour is the circle?\nThe circle is red.\n\n"
+    os.write(chat.parent, b"/exit\n")
+    chat.end()
+
+
+def test_names_of_images(chat: Terminal, tmp_path: Path, circle: tuple[Path, Path]) -> None:
+    """As they are typed or dropped: in quotes, with backslashes, blanks, ~; also in the question."""
+    image = Image.open(circle[0])
+    for name in ("a b.png", "it's.png", "plain.png"):
+        image.save(tmp_path / name)
+    for typed in ("/image a b.png", '/image "a b.png"', "/image 'a b.png'", r"  /image   a\ b.png  ", "/image ~/a\\ b.png", "/image it's.png", "/image \"it's.png\"",
+                  f"/image {tmp_path}/a\\ b.png"):
+        assert re.search(r"(a b|it's)\.png: 64 x 64\r\n", chat.say(typed)), typed
+    assert "the last image is taken back" in chat.say("/undo")
+    chat.say("/clear")
+    for question in ("plain.png What colour is the circle?", "What colour is the circle? 'a b.png'", f"{tmp_path}/plain.png What colour is the circle?"):
+        answer = chat.say(question, "tokens")
+        assert "png: 64 x 64" in answer and "The circle is red." in answer and "seen " in answer, question
+    assert "plain.png: 64 x 64" in chat.say("What is in plain.png?", "token")
+    assert "cannot read the image no.png" in chat.say("/image no.png")
+    assert "unknown command /paint a cat" in chat.say("/paint a cat")
+    chat.say("/save talk.txt")
+    assert "> What is in plain.png?\n" in (tmp_path / "talk.txt").read_text()
+    os.write(chat.parent, b"\x04")
+    chat.end()
+
+
+def test_undo_seed_and_save(chat: Terminal, tmp_path: Path) -> None:
+    """/undo takes back a turn, as often as there is one: the same question then gets the same answer."""
+    assert "there is nothing to take back" in chat.say("/undo")
+    first = chat.say("How many trees?", "token")
+    second = chat.say("Who is this?", "token")
+    assert "the last question is taken back" in chat.say("/undo")
+    words = re.compile(r"\n([A-Z][^\r]*)\r")
+    assert words.search(chat.say("Who is this?", "token"))[1] == words.search(second)[1]
+    for _ in range(2):
+        assert "the last question is taken back" in chat.say("/undo")
+    assert words.search(chat.say("How many trees?", "token"))[1] == words.search(first)[1]
+    assert "a random seed each time" in chat.say("/seed")
+    assert "seed 12" in chat.say("/seed 12") and "seed 12" in chat.say("/seed")
+    assert "/seed takes a whole number" in chat.say("/seed x") and "a random seed" in chat.say("/seed -1")
+    assert "/save needs a file" in chat.say("/save") and "give it another ending" in chat.say("/save x.png")
+    assert "cannot write no/such" in chat.say("/save no/such") and "over the model" in chat.say(f"/save {TINY}")
+    for word in ("/image", "/draw", "/seed", "/undo", "/clear", "/save", "/exit"):
+        assert word in chat.say("/help", "/exit")
+    chat.say("/clear")
+    chat.say("/save empty.txt", "bytes")
+    assert (tmp_path / "empty.txt").read_bytes() == b""
+    os.write(chat.parent, b"  /quit  \n")
+    chat.end()
+
+
+def test_control_characters_are_dropped(tmp_path: Path) -> None:
+    """Also what keys send: arrows, function keys; a question of nothing but these is none."""
+    def answer(question: str) -> bytes:
+        return subprocess.run([JANUS, "chat", "-q", "-m", TINY, "--max-tokens", "20"], input=f"{question}\n".encode(), capture_output=True, check=True).stdout
+
+    expected = answer("How many trees?")
+    assert expected and answer("\x01How\x07 many\x1b[A\x1b[1;5C tr\x1bOPees?\x7f") == expected
+    assert answer("\x1b[A\x01") == b"" and answer("   ") == b""
+
+
+def test_a_context_that_fills(tmp_path: Path) -> None:
+    """From the half on it is said how full it is; near the end, and when it is full, what to do; and it goes on."""
+    done = subprocess.run([JANUS, "chat", "-m", GROUPED, "--max-tokens", "60"], input="Tell me all about the trees and the houses.\n" * 12 + "/clear\nHello\n",
+                          capture_output=True, text=True, check=True, cwd=tmp_path)
+    lines = [line for line in done.stderr.split("\n") if line.startswith("[")]
+    assert lines[0].endswith("/512]") and 256 <= int(re.match(r"\[(\d+)/512\]", lines[0])[1]) < 400
+    assert any(line.endswith("] nearly full: /undo takes back a turn, /clear begins anew") for line in lines)
+    assert re.search(r"the context holds 512: .*\n\[\d+/512\]", done.stderr)
+    assert "[" not in done.stderr.rstrip().rpartition("\n")[2]
+
+
+if __name__ == "__main__":
+    sys.exit(pytest.main([__file__, "-q"]))
