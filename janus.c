@@ -10305,7 +10305,7 @@ static JanusStatus open_model(Program *program, unsigned command, const char *pr
                     "Janus-Pro (README, \"The real weights\"), weights/tiny.gguf comes with the source");
     JanusStatus status = janus_load(program->model_path, &program->model, &program->error);
     if (status != JANUS_OK) return status;
-    if ((command & FOR_STAGES) == 0) return JANUS_OK;
+    if ((command & FOR_WORKS) == 0) return JANUS_OK;
     options.threads = line->threads;
     options.isa = line->isa;
     options.cache = (JanusCacheType)line->cache;
@@ -11927,9 +11927,9 @@ static const Command COMMANDS[] = {
     {"info", "[MODEL|IMAGE]", FOR_INFO, MODEL_FILE, command_info, "shows a model, or what drew an image", "circle.png"},
     {"quantize", "-o OUT.gguf IN.gguf", FOR_QUANTIZE, MODEL_FILE, command_quantize, "writes a smaller model",
      "--type q8_0 -o small.gguf janus-pro-1b.gguf"},
-    {"batch", "JOBS.jsonl", FOR_BATCH, INPUT_FILE, command_batch, "does jobs that are lines of JSON, together",
+    {"batch", "JOBS.jsonl", FOR_BATCH, INPUT_FILE, command_batch, "does the jobs of JSON lines, together",
      "jobs.jsonl >results.jsonl"},
-    {"selftest", "", FOR_SELFTEST, NO_TEXT, command_selftest, "compares the stages with recorded ones",
+    {"selftest", "", FOR_SELFTEST, NO_TEXT, command_selftest, "compares stages with recorded ones",
      "-m weights/tiny.gguf"},
     {"completion", "bash|zsh|fish", FOR_COMPLETION, ONE_WORD, command_completion, "writes what a shell completes by",
      "bash >>~/.bash_completion"},
