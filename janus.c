@@ -10243,6 +10243,7 @@ static void end_work(Program *program) {
 static int program_failed(Program *program) {
     end_work(program);
     if (program->screen.text_written) fputc('\n', stdout);
+    program->screen.text_written = false;
     if (program->error.status == JANUS_CANCELLED && !ferror(stdout)) {
         complain("stopped");
         return EXIT_STOPPED;
@@ -10687,8 +10688,11 @@ static int ask_question(Program *program, const char *question, const JanusImage
     if (janus_ask(program->session, question, images, count, &options, answer, &program->error) != JANUS_OK)
         result = program_failed(program);
     end_work(program);
-    if (result == EXIT_DONE) putchar('\n');
-    if (result == EXIT_DONE) fflush(stdout);
+    if (result == EXIT_DONE) {
+        putchar('\n');
+        fflush(stdout);
+        program->screen.text_written = false;
+    }
     print_answer_times(program, &options);
     return result;
 }

@@ -613,6 +613,8 @@ def test_chat_survives_mistakes(photo: Path) -> None:
     """A wrong command or image is a remark, and the conversation goes on."""
     done = succeeds("chat", "-q", "--max-tokens", 3, stdin=b"/paint\n/image no/such.png\n\xff\xfe\nHello\n")
     assert len(done.stderr.splitlines()) == 3 and done.stdout.strip()
+    lines = succeeds("chat", "-q", "--max-tokens", 3, stdin=b"Hello\n/image no/such.png\n").stdout.split(b"\n")
+    assert lines == done.stdout.split(b"\n"), "a remark is no line of the results"
     fails("chat", "-i", "no/such.png")
 
 
