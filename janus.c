@@ -2762,9 +2762,10 @@ enum { L1_FLOATS = 6144 };                 /* floats of x that still fit a 32 Ki
 enum { FINE_ROWS = 16383, FINE_WEIGHTS = 4095 };
 
 /* out[t * out_stride + o] = x[t] . w[o] + bias[o] for t < T, first <= o < last; rows of length n. The rows of x are
-   padded with zeros to whole BLOCKs, or rounded (Packing); best aligned to 64 bytes. */
-typedef void DotProducts(float *out, int64_t out_stride, const float *x, int64_t x_stride, int64_t T, Rows w,
-                         const float *bias, int64_t n, int64_t first, int64_t last);
+   padded with zeros to whole BLOCKs, or rounded (Packing); best aligned to 64 bytes. The order of the sums is the best
+   one for `alone` rows of x: to the bit what a call with so many of them gives. */
+typedef void DotProducts(float *out, int64_t out_stride, const float *x, int64_t x_stride, int64_t T, int64_t alone,
+                         Rows w, const float *bias, int64_t n, int64_t first, int64_t last);
 
 /* One way to pack both operands of a tile. Packed, BLOCK elements of a row take so many 32-bit words:
      exact    32 and 32: floats        bf16  16 and 16: pairs of bf16
@@ -2840,10 +2841,11 @@ static float sum_lanes(const float sums[PLAIN_LANES]) {
     return total;
 }
 
-static void dot_plain(float *out, int64_t out_stride, const float *x, int64_t x_stride, int64_t T, Rows w,
-                      const float *bias, int64_t n, int64_t first, int64_t last) {
+static void dot_plain(float *out, int64_t out_stride, const float *x, int64_t x_stride, int64_t T, int64_t alone,
+                      Rows w, const float *bias, int64_t n, int64_t first, int64_t last) {
     enum { PIECE = 256, GROUP = 8 }; /* a piece of a weight row, expanded once for a group of rows of x */
     float piece[PIECE];
+    (void)alone; /* here all sums have one order */
     for (int64_t o = first; o < last; o++)
         for (int64_t t0 = 0; t0 < T; t0 += GROUP) {
             int64_t group = min_i64(GROUP, T - t0);
@@ -3492,12 +3494,12 @@ TARGET static void KERNEL(expand)(float *out, int type, const void *row, int64_t
 
 /* sums[r][t] = w[r] . x[t] for R rows of W and T <= 4 of x. One row of W at a time streams best from memory, if what is
    asked for in time goes beyond the page that the processor foresees; where arithmetic binds or x does not stay in the
-   first cache, several rows of W share the loads of x. */
-INLINE void KERNEL(dot_rows)(float (*sums)[4], const int type, const int R, const int T, const float *x,
-                             int64_t x_stride, const char *w, int64_t w_stride, int64_t n) {
-    const int quantised = type == TYPE_Q8_0 || type == TYPE_Q4_0, chains = R == 1 ? 2 : 1;
-    /* the scale times the sum of a block instead of times its weights */
-    const int late = quantised && T <= 2 && BLOCK_VECTORS > 2;
+   first cache, several rows of W share the loads of x. A sum is added up in one chain or two; `late`: the scale times
+   the sum of a block instead of times its weights. */
+INLINE void KERNEL(dot_rows)(float (*sums)[4], const int type, const int chains, const int late, const int R,
+                             const int T, const float *x, int64_t x_stride, const char *w, int64_t w_stride,
+                             int64_t n) {
+    const int quantised = type == TYPE_Q8_0 || type == TYPE_Q4_0;
     vf sum[DOT_ROWS][4][2], a[BLOCK_VECTORS];
     float scales[DOT_ROWS][16];
     int64_t k = 0, whole = n / BLOCK * BLOCK;
@@ -3655,50 +3657,65 @@ INLINE void KERNEL(dot_blocks)(float (*sums)[4], const int type, const int R, co
     UNROLLED_FOR (int r = 0; r < R; r++)
         UNROLLED_FOR (int t = 0; t < T; t++) sums[r][t] = v_sum(sum[r][t]);
 }
-#else
-#define dot_blocks dot_rows /* not called */
 #endif
 
 /* What dot_rows gives, for rows of x as they are or rounded. */
-INLINE void KERNEL(dot_group)(float (*sums)[4], const int type, const int rounded, const int R, const int T,
-                              const float *x, int64_t x_stride, const char *w, int64_t w_stride, int64_t n) {
-    if (rounded)
+INLINE void KERNEL(dot_group)(float (*sums)[4], const int type, const int rounded, const int chains, const int late,
+                              const int R, const int T, const float *x, int64_t x_stride, const char *w,
+                              int64_t w_stride, int64_t n) {
+#ifdef quant
+    if (rounded) {
         KERNEL(dot_blocks)(sums, type, R, T, x, x_stride, w, w_stride, n);
-    else
-        KERNEL(dot_rows)(sums, type, R, T, x, x_stride, w, w_stride, n);
+        return;
+    }
+#endif
+    (void)rounded;
+    KERNEL(dot_rows)(sums, type, chains, late, R, T, x, x_stride, w, w_stride, n);
+}
+
+/* R rows of W, the first of which has the index o. */
+INLINE void KERNEL(dot_some)(const int type, const int rounded, const int chains, const int late, const int R,
+                             float *out, int64_t out_stride, const float *x, int64_t x_stride, int64_t T, Rows w,
+                             const float *bias, int64_t n, int64_t o) {
+    const char *row = w.data + o * w.stride;
+    for (int64_t t = 0, group; t < T; t += group) {
+        float sums[DOT_ROWS][4];
+        const float *from = x + t * x_stride;
+        group = T - t >= 4 ? 4 : T - t >= 2 ? 2 : 1;
+        if (group == 4) KERNEL(dot_group)(sums, type, rounded, chains, late, R, 4, from, x_stride, row, w.stride, n);
+        else if (group == 2)
+            KERNEL(dot_group)(sums, type, rounded, chains, late, R, 2, from, x_stride, row, w.stride, n);
+        else KERNEL(dot_group)(sums, type, rounded, chains, late, R, 1, from, x_stride, row, w.stride, n);
+        for (int64_t r = 0; r < R; r++)
+            for (int64_t i = 0; i < group; i++)
+                out[(t + i) * out_stride + o + r] = sums[r][i] + (bias ? bias[o + r] : 0);
+    }
 }
 
 INLINE void KERNEL(dot_type)(const int type, const int rounded, float *out, int64_t out_stride, const float *x,
-                             int64_t x_stride, int64_t T, Rows w, const float *bias, int64_t n, int64_t first,
-                             int64_t last) {
-    const int several = T > 2 || T * n > L1_FLOATS || type == TYPE_Q8_0 || type == TYPE_Q4_0;
-    for (int64_t o = first, rows; o < last; o += rows) {
-        const char *row = w.data + o * w.stride;
-        rows = several && last - o >= DOT_ROWS ? DOT_ROWS : 1;
-        for (int64_t t = 0, group; t < T; t += group) {
-            float sums[DOT_ROWS][4];
-            const float *from = x + t * x_stride;
-            group = T - t >= 4 ? 4 : T - t >= 2 ? 2 : 1;
-            switch ((rows > 1 ? 8 : 0) + group) {
-            case 1: KERNEL(dot_group)(sums, type, rounded, 1, 1, from, x_stride, row, w.stride, n); break;
-            case 2: KERNEL(dot_group)(sums, type, rounded, 1, 2, from, x_stride, row, w.stride, n); break;
-            case 4: KERNEL(dot_group)(sums, type, rounded, 1, 4, from, x_stride, row, w.stride, n); break;
-            case 9: KERNEL(dot_group)(sums, type, rounded, DOT_ROWS, 1, from, x_stride, row, w.stride, n); break;
-            case 10: KERNEL(dot_group)(sums, type, rounded, DOT_ROWS, 2, from, x_stride, row, w.stride, n); break;
-            default: KERNEL(dot_group)(sums, type, rounded, DOT_ROWS, 4, from, x_stride, row, w.stride, n);
-            }
-            for (int64_t r = 0; r < rows; r++)
-                for (int64_t i = 0; i < group; i++)
-                    out[(t + i) * out_stride + o + r] = sums[r][i] + (bias ? bias[o + r] : 0);
-        }
-    }
+                             int64_t x_stride, int64_t T, int64_t alone, Rows w, const float *bias, int64_t n,
+                             int64_t first, int64_t last) {
+    const int quantised = type == TYPE_Q8_0 || type == TYPE_Q4_0, scaled = quantised && !rounded && BLOCK_VECTORS > 2;
+    const int several = alone > 2 || alone * n > L1_FLOATS || quantised, late = scaled && alone <= 2;
+    int64_t o = first;
+    for (; several && !late && o + DOT_ROWS <= last; o += DOT_ROWS)
+        KERNEL(dot_some)(type, rounded, 1, 0, DOT_ROWS, out, out_stride, x, x_stride, T, w, bias, n, o);
+    for (; scaled && late && o + DOT_ROWS <= last; o += DOT_ROWS)
+        KERNEL(dot_some)(type, rounded, 1, 1, DOT_ROWS, out, out_stride, x, x_stride, T, w, bias, n, o);
+    for (; !quantised && DOT_ROWS > 2 && !several && T > 2 && o + 2 <= last; o += 2)
+        KERNEL(dot_some)(type, rounded, 2, 0, 2, out, out_stride, x, x_stride, T, w, bias, n, o);
+    for (; o < last && !late; o++)
+        KERNEL(dot_some)(type, rounded, 2, 0, 1, out, out_stride, x, x_stride, T, w, bias, n, o);
+    for (; scaled && o < last; o++)
+        KERNEL(dot_some)(type, rounded, 2, 1, 1, out, out_stride, x, x_stride, T, w, bias, n, o);
 }
 
 TARGET static DotProducts KERNEL(dot);
 
 /* Formats that dot_type does not know: pieces of W's rows as floats. */
 TARGET static void KERNEL(dot_expanded)(float *out, int64_t out_stride, const float *x, int64_t x_stride, int64_t T,
-                                        Rows w, const float *bias, int64_t n, int64_t first, int64_t last) {
+                                        int64_t alone, Rows w, const float *bias, int64_t n, int64_t first,
+                                        int64_t last) {
     float pieces[DOT_ROWS][K_STEP], sums[MAX_TILE_ROWS][DOT_ROWS];
     const Rows piece = {TYPE_F32, (const char *)pieces, sizeof *pieces};
     for (int64_t o = first; o < last; o += DOT_ROWS)
@@ -3708,8 +3725,8 @@ TARGET static void KERNEL(dot_expanded)(float *out, int64_t out_stride, const fl
             for (int64_t t = 0; t < T; t++) {
                 const int64_t in_group = t % MAX_TILE_ROWS;
                 if (in_group == 0)
-                    KERNEL(dot)(sums[0], DOT_ROWS, x + t * x_stride + k, x_stride, min_i64(MAX_TILE_ROWS, T - t), piece,
-                                NULL, m, 0, rows);
+                    KERNEL(dot)(sums[0], DOT_ROWS, x + t * x_stride + k, x_stride, min_i64(MAX_TILE_ROWS, T - t), alone,
+                                piece, NULL, m, 0, rows);
                 for (int64_t r = 0; r < rows; r++) {
                     float *to = out + t * out_stride + o + r;
                     *to = sums[in_group][r] + (k > 0 ? *to : bias ? bias[o + r] : 0);
@@ -3718,19 +3735,20 @@ TARGET static void KERNEL(dot_expanded)(float *out, int64_t out_stride, const fl
         }
 }
 
-TARGET static void KERNEL(dot)(float *out, int64_t out_stride, const float *x, int64_t x_stride, int64_t T, Rows w,
-                        const float *bias, int64_t n, int64_t first, int64_t last) {
-    BY_TYPE(w.type, KERNEL(dot_expanded)(out, out_stride, x, x_stride, T, w, bias, n, first, last), KERNEL(dot_type), 0,
-            out, out_stride, x, x_stride, T, w, bias, n, first, last);
+TARGET static void KERNEL(dot)(float *out, int64_t out_stride, const float *x, int64_t x_stride, int64_t T,
+                               int64_t alone, Rows w, const float *bias, int64_t n, int64_t first, int64_t last) {
+    BY_TYPE(w.type, KERNEL(dot_expanded)(out, out_stride, x, x_stride, T, alone, w, bias, n, first, last),
+            KERNEL(dot_type), 0, out, out_stride, x, x_stride, T, alone, w, bias, n, first, last);
 }
 
 #ifdef quant
 TARGET static void KERNEL(dot_rounded)(float *out, int64_t out_stride, const float *x, int64_t x_stride, int64_t T,
-                                       Rows w, const float *bias, int64_t n, int64_t first, int64_t last) {
+                                       int64_t alone, Rows w, const float *bias, int64_t n, int64_t first,
+                                       int64_t last) {
     if (w.type == TYPE_Q8_0)
-        KERNEL(dot_type)(TYPE_Q8_0, 1, out, out_stride, x, x_stride, T, w, bias, n, first, last);
+        KERNEL(dot_type)(TYPE_Q8_0, 1, out, out_stride, x, x_stride, T, alone, w, bias, n, first, last);
     else
-        KERNEL(dot_type)(TYPE_Q4_0, 1, out, out_stride, x, x_stride, T, w, bias, n, first, last);
+        KERNEL(dot_type)(TYPE_Q4_0, 1, out, out_stride, x, x_stride, T, alone, w, bias, n, first, last);
 }
 #endif
 
@@ -4611,15 +4629,17 @@ static int64_t row_floats(const Packing *packing, int64_t n) {
     return packing->round_row ? (n + ROUNDED - 1) / ROUNDED * packing->rounded_words : round_up(n, BLOCK);
 }
 
-/* How a row's products are summed depends on how many rows are given at once: each group is given by itself, while the
-   weights are in the cache. */
+/* Groups of one size go together, some four rows at a time: they share a weight's way from the cache into floats. */
 static void few_rows_job(void *ctx, int thread, int64_t begin, int64_t end) {
     const Product *p = ctx;
     const int64_t stride = row_floats(p->packing, p->K);
     (void)thread;
-    for (int64_t t = 0, g = 0; t < p->T; t += p->groups[g++])
-        p->packing->dot(p->out + t * p->O, p->O, shared_scratch(p->cx) + t * stride, stride, p->groups[g], p->w,
+    for (int64_t t = 0, g = 0, count; t < p->T; t += count) {
+        const int64_t alone = p->groups[g];
+        for (count = 0; t + count < p->T && count < max_i64(alone, 4) && p->groups[g] == alone; g++) count += alone;
+        p->packing->dot(p->out + t * p->O, p->O, shared_scratch(p->cx) + t * stride, stride, count, alone, p->w,
                         p->bias, p->K, begin, end);
+    }
 }
 
 /* Copies rows of length n to rows of whole BLOCKs, followed by zeros. */
@@ -4774,7 +4794,7 @@ static void pack_tiles(const QueryBlock *b, float *out, const float *x, int64_t 
 static void block_scores(const QueryBlock *b, Rows k, int64_t n) {
     const Packing *exact = &b->isa->exact;
     if (b->T <= FEW_QUERIES)
-        exact->dot(b->scores, KEY_STEP, b->packed_q, round_up(b->d, BLOCK), b->T, k, NULL, b->d, 0, n);
+        exact->dot(b->scores, KEY_STEP, b->packed_q, round_up(b->d, BLOCK), b->T, b->T, k, NULL, b->d, 0, n);
     for (int64_t c = 0; c < n && b->T > FEW_QUERIES; c += exact->tile_cols, k.data += exact->tile_cols * k.stride) {
         exact->pack_weights(b->panel, k, min_i64(n - c, exact->tile_cols), 0, b->d);
         for (int64_t t = 0; t < b->T; t += exact->tile_rows)
