@@ -10634,7 +10634,7 @@ static int command_batch(Program *program) {
 }
 
 /* What a command takes beside options; from stdin or a file, a PROMPT goes without the end of its last line. */
-typedef enum { NO_TEXT, PLAIN_TEXT, PROMPT, INPUT_FILE, MODEL_FILE, WORD } TextKind;
+typedef enum { NO_TEXT, PLAIN_TEXT, PROMPT, INPUT_FILE, MODEL_FILE, ONE_WORD } TextKind;
 
 typedef struct {
     const char *name, *arguments; /* as the help shows them; what may be left out stands in brackets */
@@ -10662,11 +10662,11 @@ static const Command COMMANDS[] = {
     {"info", "[MODEL|IMAGE]", FOR_INFO, MODEL_FILE, command_info, "shows a model, or what drew an image", "circle.png"},
     {"quantize", "-o OUT.gguf IN.gguf", FOR_QUANTIZE, MODEL_FILE, command_quantize, "writes a smaller model",
      "--type q8_0 -o small.gguf janus-pro-1b.gguf"},
-    {"batch", "JOBS.jsonl", FOR_BATCH, INPUT_FILE, command_batch, "does jobs that are lines of JSON, together",
+    {"batch", "JOBS.jsonl", FOR_BATCH, INPUT_FILE, command_batch, "does jobs, lines of JSON, together",
      "jobs.jsonl >results.jsonl"},
-    {"completion", "bash|zsh|fish", FOR_COMPLETION, WORD, command_completion, "writes what a shell completes by",
+    {"completion", "bash|zsh|fish", FOR_COMPLETION, ONE_WORD, command_completion, "writes what a shell completes by",
      "bash >>~/.bash_completion"},
-    {"help", "[COMMAND]", FOR_HELP, WORD, command_help, "shows what a command takes", "generate"},
+    {"help", "[COMMAND]", FOR_HELP, ONE_WORD, command_help, "shows what a command takes", "generate"},
 };
 enum { COMMAND_COUNT = sizeof COMMANDS / sizeof COMMANDS[0] };
 

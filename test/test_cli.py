@@ -91,7 +91,7 @@ HELP = subprocess.run([JANUS, "-h"], capture_output=True, text=True, timeout=60)
 COMMANDS = re.findall(r"^  janus ([a-z]+)", HELP, re.MULTILINE)
 USES = {  # what is enough for each command to begin
     "generate": ["a cat"], "ask": ["What?"], "chat": [], "encode": ["-i", "x.png"], "decode": [], "tokenize": ["text"], "info": [],
-    "quantize": ["-o", "x.gguf", MODEL], "completion": ["bash"], "help": [],
+    "quantize": ["-o", "x.gguf", MODEL], "batch": ["jobs.jsonl"], "completion": ["bash"], "help": [],
 }
 GOOD_VALUES = {"N": 1, "W": 5, "S": 1, "T": 1, "K": 1, "P": 1, "NAME": "plain", "TYPE": "q4_k",
                "IMAGE": "x.png", "OUT": "x.png", "DIR": "dump", "MODEL": MODEL, "TEXT": "a cat", "FILE": "x.txt"}
