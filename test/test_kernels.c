@@ -525,6 +525,7 @@ int main(void) {
     for (int i = 0; kernel_name_at(i) != NULL; i++) {
         Context cx;
         if (context_init(&cx, 2, kernel_name_at(i)) != 0) return 1;
+        cx.bf16_pairs = true; /* also where the processor has faster ones */
         expand_cases(cx.kernels);
         linear_cases(&cx);
         cx.options.fast = 1;
