@@ -44,7 +44,7 @@ libjanus.o: janus.c janus.h
 BASH_FOLDER = share/bash-completion/completions
 ZSH_FOLDER = share/zsh/site-functions
 FISH_FOLDER = share/fish/vendor_completions.d
-INSTALLED = bin/janus include/janus.h lib/libjanus.a lib/pkgconfig/janus.pc share/man/man1/janus.1 share/janus/tiny.gguf \
+INSTALLED = bin/janus include/janus.h lib/libjanus.a lib/pkgconfig/janus.pc share/man/man1/janus.1 share/janus/tiny.gguf share/janus/tiny.selftest \
     share/doc/janus/LICENSE $(BASH_FOLDER)/janus $(ZSH_FOLDER)/_janus $(FISH_FOLDER)/janus.fish
 FIND_VERSION = version=`sed -n 's/^.define JANUS_VERSION "\(.*\)"/\1/p' janus.h`
 
@@ -56,7 +56,7 @@ install: janus libjanus.a libjanus.so build/janus.1 ## program, small model, lib
 	cp libjanus.a "$(DESTDIR)$(PREFIX)/lib/libjanus.a"
 	cp build/janus.pc "$(DESTDIR)$(PREFIX)/lib/pkgconfig/janus.pc"
 	cp build/janus.1 "$(DESTDIR)$(PREFIX)/share/man/man1/janus.1"
-	cp weights/tiny.gguf "$(DESTDIR)$(PREFIX)/share/janus/tiny.gguf"
+	cp weights/tiny.gguf weights/tiny.selftest "$(DESTDIR)$(PREFIX)/share/janus/"
 	sed -n '/^.. MIT License/,$$p' janus.h | sed 's/^.. MIT/MIT/; s/^   //; s/ [*].$$//' >"$(DESTDIR)$(PREFIX)/share/doc/janus/LICENSE"
 	./janus completion bash >"$(DESTDIR)$(PREFIX)/$(BASH_FOLDER)/janus"
 	./janus completion zsh >"$(DESTDIR)$(PREFIX)/$(ZSH_FOLDER)/_janus"
