@@ -44,8 +44,8 @@ libjanus.o: janus.c janus.h
 BASH_FOLDER = share/bash-completion/completions
 ZSH_FOLDER = share/zsh/site-functions
 FISH_FOLDER = share/fish/vendor_completions.d
-INSTALLED = bin/janus include/janus.h lib/libjanus.a lib/pkgconfig/janus.pc share/man/man1/janus.1 share/janus/tiny.gguf share/janus/tiny.selftest \
-    share/doc/janus/LICENSE $(BASH_FOLDER)/janus $(ZSH_FOLDER)/_janus $(FISH_FOLDER)/janus.fish
+INSTALLED = bin/janus include/janus.h lib/libjanus.a lib/pkgconfig/janus.pc share/man/man1/janus.1 \
+    share/janus/tiny.gguf share/janus/tiny.selftest share/doc/janus/LICENSE $(BASH_FOLDER)/janus $(ZSH_FOLDER)/_janus $(FISH_FOLDER)/janus.fish
 FIND_VERSION = version=`sed -n 's/^.define JANUS_VERSION "\(.*\)"/\1/p' janus.h`
 
 install: janus libjanus.a libjanus.so build/janus.1 ## program, small model, library, manual page: PREFIX=/usr/local DESTDIR=
@@ -166,7 +166,7 @@ check-deps: ## installs valgrind
 	apt-get install -y valgrind
 
 machines-deps: ## installs GNU parallel
-	apt-get install -y parallel
+	command -v parallel >/dev/null || { apt-get update -q && apt-get install -y parallel; }
 
 test-ray: janus ## README's program for Ray Data, over two processes of janus batch; installs ray
 	@PYTHON="$(PYTHON)" sh test/run.sh ray

@@ -2619,7 +2619,7 @@ static void encode_q6_k(unsigned char *out, const float *x, int64_t count) {
 typedef struct {
     const char *name;
     int type, file_type; /* GGUF's numbers: of the type, and of a file with such matrices (general.file_type) */
-    int elements, bytes; /* of a block, at most SUPER_BLOCK elements; a row is a whole number of blocks */
+    int elements, bytes; /* of a block, at most SUPER_BLOCK elements; a row is a multiple of it */
     void (*expand)(float *out, const unsigned char *blocks, int64_t count);
     void (*encode)(unsigned char *out, const float *x, int64_t count);
 } NumberFormat;
@@ -2734,8 +2734,8 @@ enum { L1_FLOATS = 6144 };                 /* floats of x that still fit a 32 Ki
 enum { INT16_MAX_X = 16383, INT16_MAX_W = 4095 };
 
 /* out[t * out_stride + o] = x[t] . w[o] + bias[o] for t < T, first <= o < last; rows of length n. The rows of x are
-   padded with zeros to whole BLOCKs, or rounded (Packing); best aligned to 64 bytes. They may be those of several jobs
-   of `group` rows each: each job's results are then to the bit those that it has alone, with T = group. */
+   padded with zeros to a multiple of BLOCK, or rounded (Packing); best aligned to 64 bytes. They may be those of
+   several jobs of `group` rows each: each job's results are then to the bit those that it has alone, with T = group. */
 typedef struct {
     float *out;
     const float *x;
@@ -4500,7 +4500,7 @@ typedef struct {
     const ConvShape *conv; /* NULL: a linear layer */
     /* The smaller of x and W is packed once, shared by all threads; a job packs its part of the other: */
     int share_weights;  /* 1: a job is row_step rows, all columns; 0: all rows, one tile's width of columns */
-    int64_t rows, cols; /* T and O rounded up to whole tiles */
+    int64_t rows, cols; /* T and O rounded up to complete tiles */
     const Packing *packing;
     int64_t row_step, k_step; /* I is cut so that what is packed stays in the caches */
 } Product;
@@ -4652,7 +4652,7 @@ static void run_product(Product *p) {
         pool_run(p->cx->pool, product_job, p, p->O, tile_cols);
 }
 
-/* Copies rows of length n to rows of whole BLOCKs, followed by zeros. */
+/* Copies rows of length n and pads them with zeros to a multiple of BLOCK. */
 static void pad_rows(float *out, const float *x, int64_t stride, int64_t T, int64_t n) {
     int64_t padded = round_up(n, BLOCK);
     for (int64_t t = 0; t < T; t++, out += padded) {
@@ -4799,7 +4799,7 @@ enum { KEY_STEP = 128, QUERY_STEP = 96, FEW_QUERIES = 4 };
 
 typedef struct { /* one head's block of queries and the scratch for it */
     const Kernels *kernels;
-    int64_t T, d, width; /* queries in the block; width of a head, and rounded up to whole tiles */
+    int64_t T, d, width; /* queries in the block; width of a head, and rounded up to complete tiles */
     const float *q;      /* (T, d), q_stride */
     int64_t q_stride;
     float scale;
@@ -5237,7 +5237,7 @@ static void rotate_and_cache_job(void *ctx, int thread, int64_t begin, int64_t e
 }
 
 /* Fails where keys or values (n) of a block are not finite, or too large for a cache of float16: an infinite key may
-   hide behind a weight of zero, so that it has to be caught here. */
+   hide under a weight of zero, so that it has to be caught here. */
 static void check_keys(Context *cx, int layer, const float *k, const float *v, int64_t n) {
     const float limit = kv_type(cx) == TYPE_F16 ? 65520.0f : INFINITY; /* from 65520 on, float16 rounds to infinity */
     if (all_below(cx, k, n, limit) && all_below(cx, v, n, limit)) return;
@@ -6357,7 +6357,7 @@ static bool in_transformer(const TensorInfo *tensor) {
 
 /* The type that a tensor gets when the transformer's matrices become `wanted`: look-up tables and 1-D tensors keep
    their type, the VQ model becomes f16, all else q8_0, and so do matrices of the transformer with rows that are not
-   whole blocks of `wanted`. convert.py has the same rule. */
+   multiples of the block of `wanted`. convert.py has the same rule. */
 static int quantized_type(const TensorInfo *tensor, int wanted) {
     static const char *const KEPT[] = {"vit.pos_embed", "vq.codebook.weight", "gen_embed.weight",
                                        "vq.quant_conv.weight", "vq.post_quant_conv.weight"};
@@ -7143,7 +7143,7 @@ static Sample *stbi__resample_row_h_2(Sample *out, Sample *row, Sample *other_ro
 
 /* What stb works on in this thread (in all, where the compiler knows no thread-local variables), as it keeps its own
    reason for a failure: the reader's largest request and whether memory was short, which the reason does not always
-   say; the writer's memory and the way out of it. */
+   say; the writer's memory and longjmp's target when memory runs out. */
 #if !defined(STBI_THREAD_LOCAL)
 #define STBI_THREAD_LOCAL
 #endif
@@ -7404,7 +7404,7 @@ static JanusStatus jpeg_header(ImageFile *image, JanusError *error) {
     return status;
 }
 
-/* A BMP: 14 bytes, a header that begins with its size, a palette or masks, rows of whole 32-bit words. */
+/* A BMP: 14 bytes, a header that begins with its size, a palette or masks, rows padded to 32-bit words. */
 static JanusStatus bmp_header(ImageFile *image, JanusError *error) {
     static const char *const PACKINGS[] = {NULL, "RLE8", "RLE4", NULL, "a JPEG inside", "a PNG inside"};
     const Span file = image->file;
@@ -7673,7 +7673,7 @@ static JanusStatus read_by_stb(const ImageFile *image, JanusImage *out, JanusErr
     uint8_t *copy = unmarked ? jpeg_marked(image, image->adobe ? 2 : 0, &length) : NULL;
     if (unmarked && copy == NULL) return fail_memory(error);
     if (copy != NULL) bytes = copy;
-    /* four channels of 16 bits, JPEG's padding to whole blocks, and what grows by doubling */
+    /* four channels of 16 bits, JPEG's padding to complete blocks, and what grows by doubling */
     const int64_t limit = 16 * (image->width + 64) * (image->height + 64) + 2 * (int64_t)length + 65536;
     image_memory.limit = (size_t)min_i64(limit, PTRDIFF_MAX);
     image_memory.failed = false;
@@ -10793,7 +10793,7 @@ static int32_t *parse_ids(const char *text, size_t *count) {
         const long id = strtol(text, &end, 10);
         if (end == text || errno == ERANGE || id < INT32_MIN || id > INT32_MAX ||
             (*end != 0 && *end != ' ' && *end != ',' && !(*end >= '\t' && *end <= '\r'))) {
-            complain("\"%.20s\" (number %lu) is no id: give whole numbers with spaces between them", text,
+            complain("\"%.20s\" (number %lu) is not an id: give whole numbers with spaces between them", text,
                      (unsigned long)*count + 1);
             free(ids);
             return NULL;
@@ -11342,7 +11342,7 @@ static bool take_ids(BatchJob *job, Json *j, int expected) {
         int id;
         if (j->text.length < sizeof digits) memcpy(digits, j->text.text, j->text.length);
         if (!parse_integer(digits, INT32_MIN, INT32_MAX, &id))
-            return refuse_job(job, "\"decode\" takes whole numbers: number %d is none", job->id_count + 1);
+            return refuse_job(job, "\"decode\" takes whole numbers: number %d is not one", job->id_count + 1);
         if (job->id_count < expected) job->ids[job->id_count] = id;
         job->id_count++;
     }
@@ -11831,7 +11831,7 @@ static bool read_stages(const char *path, const JanusInfo *info, StageList *list
         good = is_first ? strcmp(line, first) == 0 : read_stage(list, line);
     }
     good = good && *line == 0 && list->count > 0;
-    if (!good && is_first) complain("%s is no record, or that of another model: janus selftest --record", path);
+    if (!good && is_first) complain("%s is not a record, or is that of another model: janus selftest --record", path);
     else if (!good) complain("%s is damaged at \"%.60s\"", path, line);
     file_image_free(&file);
     return good;
@@ -11990,8 +11990,8 @@ static bool is_image_file(const char *path) {
     return (kind != IMAGE_UNKNOWN && kind != IMAGE_TGA) || has_image_ending(path);
 }
 
-/* Takes an argument that is no option: an image where the command takes any, else the text. Of two texts, the one that
-   ends like an image is one that is missing. False: said what is wrong. */
+/* Takes an argument that is not an option: an image where the command takes any, else the text. Of two texts, the one
+   that ends like an image is one that is missing. False: said what is wrong. */
 static bool take_argument(CommandLine *line, const Command *command, const char *argument) {
     const Option *image = find_option("--image");
     const bool one_more = line->text != NULL;
@@ -12095,7 +12095,7 @@ static const char NOTES[] =
     "$JANUS_MODEL, $JANUS_THREADS and $JANUS_ISA stand for -m, -t and --isa.\n"
     "Options may stand before or after the text, as --seed 7, --seed=7, -s 7 or -s7.\n"
     "A - for a text, an image or a list of ids is stdin. /help lists a chat's words.\n"
-    "Exit status: 0 done, 1 failed, 2 used wrongly, 128 + N ended by signal N.\n";
+    "Exit status: 0 done, 1 failed, 2 usage error, 128 + N ended by signal N.\n";
 
 /* "generate, ask", with `between` in the place of ", "; "all commands". */
 static void list_commands(unsigned commands, const char *between, char *names, size_t size) {
@@ -12138,7 +12138,7 @@ static void print_help(FILE *to, const Command *only) {
     else fprintf(to, "\n%s", NOTES);
 }
 
-/* Writes the text for man: a - that is no hyphen is \-. */
+/* Writes the text for man: a - that is not a hyphen is \-. */
 static void print_roff(const char *before, const char *text) {
     fputs(before, stdout);
     for (; *text != 0; text++)

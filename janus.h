@@ -1,6 +1,6 @@
 /* janus.h - Janus-Pro in portable C: see images, draw images.   SPDX-License-Identifier: MIT
 
-   The whole use, without the error checks:
+   Complete use, without the error checks:
 
        JanusModel *model;      janus_load("janus-pro-1b.gguf", &model, NULL);
        JanusSession *session;  janus_session_new(model, NULL, &session, NULL);
@@ -69,7 +69,7 @@ JanusStatus janus_image_load_stored(const char *path, JanusImage *image, JanusEr
 JanusStatus janus_image_load_memory_stored(const void *bytes, size_t length, JanusImage *image, JanusError *error);
 
 /* Writes a .png, .jpg or .jpeg (quality 95), by the ending of `path`: first under a temporary name in the same folder,
-   then renamed, so that `path` is either the whole picture or what it was before.
+   then renamed, so that `path` is either the complete picture or what it was before.
    Errors: JANUS_BAD_ARGUMENT (another ending, an empty image), JANUS_IO_ERROR, JANUS_NO_MEMORY. */
 JanusStatus janus_image_save(const char *path, const JanusImage *image, JanusError *error);
 
@@ -105,8 +105,8 @@ typedef struct {
      removed, or replaced by renaming another over it (POSIX; Windows refuses both): the model stays what it was;
      changed in place: results change with its weights, and no memory is touched that should not be;
      cut off: POSIX ends the process with SIGBUS at the next use of what is missing (Windows refuses it).
-   Compiled with -DJANUS_NO_MMAP, and on big-endian machines, the file is read whole, at the cost of that much memory,
-   and nothing that happens to it later matters.
+   Compiled with -DJANUS_NO_MMAP, and on big-endian machines, the complete file is read, at the cost of that much
+   memory, and nothing that happens to it later matters.
    Errors: JANUS_IO_ERROR, JANUS_BAD_MODEL, JANUS_NO_MEMORY. */
 JanusStatus janus_load(const char *path, JanusModel **model, JanusError *error);
 void janus_free(JanusModel *model);
@@ -129,7 +129,7 @@ JanusStatus janus_tokenize(const JanusModel *model, const char *text, size_t len
                            JanusError *error);
 
 /* Token ids to text, special tokens included as their content; bytes that form no UTF-8 become U+FFFD. `*text` has a
-   zero byte behind its `*length` bytes and is owned by the caller: free(). `length` may be NULL.
+   zero byte after its `*length` bytes and is owned by the caller: free(). `length` may be NULL.
    Errors: JANUS_BAD_ARGUMENT (an id outside 0..vocab_size-1), JANUS_NO_MEMORY. */
 JanusStatus janus_detokenize(const JanusModel *model, const int32_t *ids, size_t count, char **text, size_t *length,
                              JanusError *error);
@@ -160,7 +160,7 @@ typedef struct {
     /* Called as work goes on: `stage` is a word ("see", "read", "draw", "decode", "answer", "encode"), `done` of
        `total` units are finished. Returns 0 to go on, anything else to cancel. */
     int (*progress)(void *user, const char *stage, int64_t done, int64_t total);
-    /* Receives an answer as it is written: whole UTF-8 characters, not zero-terminated. Returns 0 to go on. */
+    /* Receives an answer as it is written: complete UTF-8 characters, not zero-terminated. Returns 0 to go on. */
     int (*text)(void *user, const char *text, size_t length);
     /* Receives every named intermediate tensor, C order, `shape` of `dims` numbers; the data is only valid in the
        call. */

@@ -128,7 +128,7 @@ def test_lines_have_a_limit(tmp_path: Path) -> None:
     ('{"encode": "missing.png"}', "missing.png"),
     ('{"decode": [1, 2], "output": "a.png"}', "has 4 ids, but 2 were given"),
     ('{"decode": [1, 2, 3, 128], "output": "a.png"}', "image id 128 (number 4) is outside 0..127"),
-    ('{"decode": [1, 2, 3, 1.5], "output": "a.png"}', "number 4 is none"),
+    ('{"decode": [1, 2, 3, 1.5], "output": "a.png"}', "number 4 is not one"),
     ('{"decode": "1 2", "output": "a.png"}', "takes a list of ids"),
     ('{"id": [1], "prompt": "a", "output": "a.png"}', '"id" takes a string or a number'),
 ])
