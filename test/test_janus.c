@@ -619,7 +619,9 @@ static void test_marks(void) {
           "after a way back to a mark the answer is the same");
     check(janus_rewind(session, &beginning, NULL) == JANUS_OK && janus_conversation_length(session) == 0, 1,
           "the mark of an empty conversation is its beginning");
-    JanusMark bad[] = {mark, beginning, beginning, beginning};
+    JanusMark bad[4];
+    bad[0] = mark; /* tcc takes no structs in an initialiser */
+    bad[1] = bad[2] = bad[3] = beginning;
     bad[1].length = -1;
     bad[2].unread_count = 3;
     bad[3].unread_count = 1;
