@@ -392,9 +392,9 @@ emulated "mips64 (big-endian)" mips64 mips64-linux-gnuabi64
 emulated "mips64el" mips64el mips64el-linux-gnuabi64
 emulated "m68k (big-endian)" m68k m68k-linux-gnu
 emulated "sparc64 (big-endian)" sparc64 sparc64-linux-gnu
-emulated "hppa (big-endian)" hppa hppa-linux-gnu
 emulated "sh4" sh4 sh4-linux-gnu
-# Alpha has infinities and NaNs only with -mieee, and its static programs end in a fault at the start.
+# Static programs of hppa and alpha end in a fault at the start; alpha has infinities and NaNs only with -mieee.
+row "hppa (big-endian), qemu" "gcc-hppa-linux-gnu qemu-user" "qemu-hppa -L /usr/hppa-linux-gnu" best hppa-linux-gnu-gcc -O2 -lpthread
 row "alpha, qemu" "gcc-alpha-linux-gnu qemu-user" "qemu-alpha -L /usr/alpha-linux-gnu" best alpha-linux-gnu-gcc -mieee -O2 -lpthread
 # Machines that Debian 12 has no compiler for, or a libm that qemu does not run.
 emulated_zig() { row "$1, musl, qemu" "$zig_packages, qemu-user" "qemu-$2" best zig_cc -target "$3" -O2; }
