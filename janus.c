@@ -10545,7 +10545,8 @@ static int finish_picture(Program *program, const char *output, const int32_t *i
     int result = save_picture(program, output, &image, i, n, text);
     if (result == EXIT_DONE && screen->preview.path[0] != 0) {
         picture_name(program, name, screen->preview.path, i, n);
-        if (janus_image_save(name, &image, &program->error) != JANUS_OK) result = program_failed(program);
+        if (janus_image_save_with_text(name, &image, text, &program->error) != JANUS_OK)
+            result = program_failed(program);
     }
     if (last != NULL && i == n - 1 && result == EXIT_DONE) *last = image;
     else janus_image_free(&image);

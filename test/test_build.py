@@ -371,7 +371,7 @@ def test_make_on_a_bare_machine(machine: Machine, tmp_path: Path, make: str) -> 
     machine.requests.clear()
     code, out, err = machine.run(*build)
     assert code == 0 and "warning" not in out + err, out + err
-    assert sorted(machine.requests) == NAMES and (machine.project / "libjanus.so").exists()
+    assert set(machine.requests) == set(NAMES) and (machine.project / "libjanus.so").exists()  # both makes may fetch them
     assert "janus generate" in machine.run("./janus", "--help")[1]
 
 

@@ -92,7 +92,8 @@ HELP = subprocess.run([JANUS, "-h"], capture_output=True, text=True, timeout=60)
 COMMANDS = re.findall(r"^  janus ([a-z]+)", HELP, re.MULTILINE)
 USES = {  # what is enough for each command to begin
     "generate": ["a cat"], "ask": ["What?"], "chat": [], "encode": ["-i", "x.png"], "decode": [], "tokenize": ["text"], "info": [],
-    "quantize": ["-o", "x.gguf", MODEL], "completion": ["bash"], "selftest": [], "help": [],
+    "quantize": ["-o", "x.gguf", MODEL], "batch": ["jobs.jsonl"], "selftest": [], "completion": ["bash"],
+    "help": [],
 }
 GOOD_VALUES = {"N": 1, "W": 5, "S": 1, "T": 1, "K": 1, "P": 1, "NAME": "plain", "TYPE": "q4_k",
                "IMAGE": "x.png", "OUT": "x.png", "DIR": "dump", "MODEL": MODEL, "TEXT": "a cat", "FILE": "x.txt",
@@ -1171,7 +1172,7 @@ def test_progress_only_on_a_terminal(tmp_path: Path) -> None:
     """A bar on a terminal, gone at the end; with -q, or into a file, none."""
     drawing = (*SLOW, "-o", tmp_path / "x.png", "a cat")
     seen = on_terminal(*drawing)
-    assert re.search(r"\rdraw    \[#*\.+\] \d+/64  ", seen) and re.search(r"\rpicture 2/8 \[#+\.*\] \d/\d", seen)
+    assert re.search(r"\rdraw    \[#*\.+\] \d+/64  ", seen) and re.search(r"\rpicture [2-8]/8 \[#+\.*\] \d/\d", seen)
     assert re.search(r"\r\x1b\[Kseed 1 \u00b7 512 tokens .*\r\n$", seen)
     assert on_terminal(*drawing, "-q") == "seed 1\r\n"
     assert b"\x1b" not in succeeds(*drawing, model=None).stderr
