@@ -319,7 +319,8 @@ row_bmake() {
     target="x86-64, built by BSD make" compiler=cc runner="" tests_good=1
     wanted cc "$target" || return 0
     command -v bmake >/dev/null || { leave_out cc "$target" "needs bmake"; return; }
-    rm -rf $BUILD/bmake && mkdir $BUILD/bmake && cp -R Makefile janus.c janus.h test $BUILD/bmake/
+    rm -rf $BUILD/bmake && mkdir -p $BUILD/bmake/weights && cp -R Makefile janus.c janus.h test $BUILD/bmake/
+    cp weights/tiny.* $BUILD/bmake/weights/
     (cd $BUILD/bmake && bmake janus libjanus.a && bmake install DESTDIR=there && bmake uninstall DESTDIR=there) >$BUILD/log 2>&1 ||
         echo "error: bmake failed" >>$BUILD/log
     rm -f $BUILD/program
