@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from janus_library import ROOT, Library, address, ffi, give
+from janus_library import ROOT, Library, ffi, give
 
 JANUS = Path(os.environ.get("JANUS_PROGRAM", ROOT / "janus"))
 SMALL = ROOT / "test" / "golden" / "grouped.gguf"  # 4 ids a picture

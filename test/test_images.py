@@ -9,7 +9,6 @@ import random
 import struct
 import subprocess
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
