@@ -3512,9 +3512,9 @@ TARGET static void KERNEL(expand)(float *out, int type, const void *row, int64_t
 /* sums[r][t] = w[r] . x[t] for R rows of W and T <= 4 of x. One row of W at a time streams best from memory, with
    prefetches reaching past the page where the hardware prefetcher stops; when compute-bound, or when x does not fit L1,
    several rows of W share the loads of x. */
-INLINE void KERNEL(dot_rows)(float (*sums)[4], const int type, const int R, const int T, const float *x,
-                             int64_t x_stride, const char *w, int64_t w_stride, int64_t n) {
-    const int quantised = type == TYPE_Q8_0 || type == TYPE_Q4_0, chains = R == 1 ? 2 : 1;
+INLINE void KERNEL(dot_rows)(float (*sums)[4], const int type, const int R, const int T, const int chains,
+                             const float *x, int64_t x_stride, const char *w, int64_t w_stride, int64_t n) {
+    const int quantised = type == TYPE_Q8_0 || type == TYPE_Q4_0;
     /* apply a block's scale to its sum, not to each weight */
     const int late = quantised && BLOCK_VECTORS > 2, levels = type == TYPE_Q4_K || type == TYPE_Q6_K;
     vf sum[DOT_ROWS][4][2], a[BLOCK_VECTORS];
@@ -3679,17 +3679,16 @@ INLINE void KERNEL(dot_blocks)(float (*sums)[4], const int type, const int R, co
     UNROLLED_FOR (int r = 0; r < R; r++)
         UNROLLED_FOR (int t = 0; t < T; t++) sums[r][t] = v_sum(sum[r][t]);
 }
-#else
-#define dot_blocks dot_rows /* not called */
 #endif
 
 /* What dot_rows gives, for rows of x as they are or rounded. */
 INLINE void KERNEL(dot_group)(float (*sums)[4], const int type, const int rounded, const int R, const int T,
-                              const float *x, int64_t x_stride, const char *w, int64_t w_stride, int64_t n) {
-    if (rounded)
-        KERNEL(dot_blocks)(sums, type, R, T, x, x_stride, w, w_stride, n);
-    else
-        KERNEL(dot_rows)(sums, type, R, T, x, x_stride, w, w_stride, n);
+                              const int chains, const float *x, int64_t x_stride, const char *w, int64_t w_stride,
+                              int64_t n) {
+    if (!rounded) KERNEL(dot_rows)(sums, type, R, T, chains, x, x_stride, w, w_stride, n);
+#ifdef quant
+    if (rounded) KERNEL(dot_blocks)(sums, type, R, T, x, x_stride, w, w_stride, n);
+#endif
 }
 
 /* How a row's products are summed depends on its group and on the place of W's row, never on T. */
@@ -3700,17 +3699,22 @@ INLINE void KERNEL(dot_type)(const int type, const int rounded, const Dots *d, i
     for (int64_t o = first, rows; o < last; o += rows) {
         const char *row = d->w.data + o * w_stride;
         rows = several && last - o >= DOT_ROWS ? DOT_ROWS : 1;
+        const int pairs = !several && d->T >= 4 && DOT_ROWS > 2 && last - o >= 2; /* of W's rows, in 32 registers */
+        if (pairs) rows = 2;
         for (int64_t t = 0, count; t < d->T; t += count) {
             float sums[DOT_ROWS][4];
             const float *x = d->x + t * x_stride;
             count = d->T - t >= 4 ? 4 : d->T - t >= 2 ? 2 : 1;
-            switch ((rows > 1 ? 8 : 0) + count) {
-            case 1: KERNEL(dot_group)(sums, type, rounded, 1, 1, x, x_stride, row, w_stride, n); break;
-            case 2: KERNEL(dot_group)(sums, type, rounded, 1, 2, x, x_stride, row, w_stride, n); break;
-            case 4: KERNEL(dot_group)(sums, type, rounded, 1, 4, x, x_stride, row, w_stride, n); break;
-            case 9: KERNEL(dot_group)(sums, type, rounded, DOT_ROWS, 1, x, x_stride, row, w_stride, n); break;
-            case 10: KERNEL(dot_group)(sums, type, rounded, DOT_ROWS, 2, x, x_stride, row, w_stride, n); break;
-            default: KERNEL(dot_group)(sums, type, rounded, DOT_ROWS, 4, x, x_stride, row, w_stride, n);
+            switch ((pairs ? 16 : rows > 1 ? 8 : 0) + count) {
+            case 1: KERNEL(dot_group)(sums, type, rounded, 1, 1, 2, x, x_stride, row, w_stride, n); break;
+            case 2: KERNEL(dot_group)(sums, type, rounded, 1, 2, 2, x, x_stride, row, w_stride, n); break;
+            case 4: KERNEL(dot_group)(sums, type, rounded, 1, 4, 2, x, x_stride, row, w_stride, n); break;
+            case 17: KERNEL(dot_group)(sums, type, rounded, 2, 1, 2, x, x_stride, row, w_stride, n); break;
+            case 18: KERNEL(dot_group)(sums, type, rounded, 2, 2, 2, x, x_stride, row, w_stride, n); break;
+            case 20: KERNEL(dot_group)(sums, type, rounded, 2, 4, 2, x, x_stride, row, w_stride, n); break;
+            case 9: KERNEL(dot_group)(sums, type, rounded, DOT_ROWS, 1, 1, x, x_stride, row, w_stride, n); break;
+            case 10: KERNEL(dot_group)(sums, type, rounded, DOT_ROWS, 2, 1, x, x_stride, row, w_stride, n); break;
+            default: KERNEL(dot_group)(sums, type, rounded, DOT_ROWS, 4, 1, x, x_stride, row, w_stride, n);
             }
             for (int64_t r = 0; r < rows; r++)
                 for (int64_t i = 0; i < count; i++)
@@ -4276,7 +4280,6 @@ static const Kernels KERNEL(kernels) = {
 #undef v_bits
 #undef v_widen
 #undef v_fma_pairs
-#undef dot_blocks
 #undef h_load
 #undef v_from_f16
 #undef h_store

@@ -18,7 +18,7 @@ VERSION = re.search(r'#define JANUS_VERSION "(.*)"', (ROOT / "janus.h").read_tex
 COMPLETIONS = {"bash": "share/bash-completion/completions/janus", "zsh": "share/zsh/site-functions/_janus",
                "fish": "share/fish/vendor_completions.d/janus.fish"}
 FILES = ["bin/janus", "include/janus.h", "lib/libjanus.a", "lib/libjanus.so", "lib/libjanus.so.1", f"lib/libjanus.so.{VERSION}",
-         "lib/pkgconfig/janus.pc", "share/man/man1/janus.1", "share/janus/tiny.gguf", "share/doc/janus/LICENSE", *COMPLETIONS.values()]
+         "lib/pkgconfig/janus.pc", "share/man/man1/janus.1", "share/janus/tiny.gguf", "share/janus/tiny.selftest", "share/doc/janus/LICENSE", *COMPLETIONS.values()]
 ENVIRONMENT = {key: value for key, value in os.environ.items() if key not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")}
 
 pytestmark = pytest.mark.skipif(os.name != "posix" or not shutil.which("make"), reason="needs make")
