@@ -9967,7 +9967,7 @@ static void progress_line(char *line, size_t size, int width, const char *stage,
 
 /* A stage that takes 0.3 seconds gets a bar, which stays until the next one's comes or something else is written. */
 static void show_bar(Screen *screen, const char *stage, int64_t done, int64_t total, double now) {
-    char line[160], picture[40];
+    char line[200], picture[40];
     if (screen->stage == NULL || strcmp(screen->stage, stage) != 0) {
         screen->stage = stage;
         screen->stage_start = now;
