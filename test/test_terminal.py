@@ -372,7 +372,7 @@ def interrupted(*arguments: object, after: bytes, times: int = 1, code: int = 13
 
 def test_a_drawing_stops(tmp_path: Path) -> None:
     """Nothing is left of it, and the seed and how far it came are said; exit 130."""
-    text = interrupted("generate", "-m", TINY, "-s", 5, *SLOW, "a cat", after=rb"draw .* 1\d/64", cwd=tmp_path)
+    text = interrupted("generate", "-m", TINY, "-s", 5, *SLOW, "a cat", after=rb"draw .* [1-5]\d/64", cwd=tmp_path)
     assert re.search(r"janus: stopped\r\nseed 5 \u00b7 \d+ of 512 tokens \d+\.\d s \(\d+\.\d/s\)\r\n$", text)
     assert not list(tmp_path.iterdir())
 
@@ -380,8 +380,8 @@ def test_a_drawing_stops(tmp_path: Path) -> None:
 def test_pictures_that_are_complete_are_kept(tmp_path: Path) -> None:
     """generate -n saves picture by picture: what is decoded when Ctrl-C comes is there, and is named."""
     arguments = ("generate", "-m", TINY, "-s", 5, *SLOW, "-o", "x.png", "a cat")
-    for attempt in range(10):
-        text = interrupted(*arguments, after=rb"picture 3/8", cwd=tmp_path, code=(130 if attempt >= 0 else 0))
+    for _ in range(10):
+        text = interrupted(*arguments, after=rb"picture [3-7]/8", cwd=tmp_path)
         names = sorted(path.name for path in tmp_path.iterdir())
         if names:
             break
