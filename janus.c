@@ -2708,7 +2708,7 @@ static void encode_row(void *out, int type, const float *x, int64_t cols) {
         3  Pass: after it, two #defines and an #include of this file
         4  Table: a line in kernels_at, best first; the name in janus.h
         5  Test: the name in test_golden of test/test_janus.c; test/test_kernels.c runs every table of kernels_at
-        6  Platforms: a row in test/platforms.sh, which compares ids and pixels with the plain kernels
+        6  Platforms: a row in test/platforms/platforms.sh, which compares ids and pixels with the plain kernels
       To add another kind of tile (a matrix unit, say): a Packing with a size of its own, in the pass's table. If each
       thread must prepare for it, as for AMX, Packing gets two functions, and product_job calls them first and last.
    ================================================================================================================== */
@@ -8238,14 +8238,13 @@ JanusStatus janus_load(const char *path, JanusModel **model, JanusError *error) 
     return loader.status;
 }
 
-/* "q8_0 or ...": the types that janus_quantize writes. */
-static void list_quantised_types(char *words, size_t size) {
+/* The types that janus_quantize writes, with `between` between them. */
+static void list_quantised_types(const char *between, char *words, size_t size) {
     size_t length = 0;
     words[0] = 0;
-    for (int i = 0; quantised_format(i) != NULL && length < size; i++) {
-        const char *between = i > 0 ? " or " : "";
-        length += (size_t)snprintf(words + length, size - length, "%s%s", between, quantised_format(i)->name);
-    }
+    for (int i = 0; quantised_format(i) != NULL && length < size; i++)
+        length += (size_t)snprintf(words + length, size - length, "%s%s", i > 0 ? between : "",
+                                   quantised_format(i)->name);
 }
 
 static JanusStatus quantize_file(const char *path, const char *out_path, const char *type, Progress *progress,
@@ -8255,7 +8254,7 @@ static JanusStatus quantize_file(const char *path, const char *out_path, const c
     char types[120];
     for (int i = 0; wanted == NULL && quantised_format(i) != NULL; i++)
         if (strcmp(quantised_format(i)->name, type) == 0) wanted = quantised_format(i);
-    list_quantised_types(types, sizeof types);
+    list_quantised_types(" or ", types, sizeof types);
     if (wanted == NULL) return fail(error, JANUS_BAD_ARGUMENT, "the type %s is unknown: %s", type, types);
     if (same_file(path, out_path))
         return fail(error, JANUS_BAD_ARGUMENT, "%s would be written over its source %s: give it another name", out_path,
@@ -9155,13 +9154,13 @@ static JsonToken json_next(Json *j) {
 
 /* ---- Writing ---- */
 
-typedef struct {
+typedef struct { /* a growing text, without a zero byte at its end; all zeros at first */
     char *text;
     size_t length, capacity;
     bool failed; /* memory was short */
 } TextBuffer;
 
-static void text_add(TextBuffer *buffer, const char *text, size_t length) {
+static void text_add(TextBuffer *buffer, const void *text, size_t length) {
     if (buffer->failed || length == 0) return;
     if (buffer->length + length > buffer->capacity) {
         const size_t capacity = 2 * (buffer->length + length) + 64;
@@ -9175,15 +9174,20 @@ static void text_add(TextBuffer *buffer, const char *text, size_t length) {
     buffer->length += length;
 }
 
-/* At most 200 bytes. */
+/* As printf; at most 255 bytes. */
 PRINTF_LIKE(2, 3)
 static void text_print(TextBuffer *buffer, const char *format, ...) {
-    char text[200];
+    char text[256];
     va_list arguments;
     va_start(arguments, format);
     vsnprintf(text, sizeof text, format, arguments);
     va_end(arguments);
     text_add(buffer, text, strlen(text));
+}
+
+static void text_free(TextBuffer *buffer) {
+    free(buffer->text);
+    memset(buffer, 0, sizeof *buffer);
 }
 
 /* A string with its quotes; bytes that are not UTF-8 become U+FFFD. */
@@ -9432,8 +9436,7 @@ static void list_values(const Option *option, const char *between, char *words, 
     const char *choice = option->kind == AS_SHOW ? SHOW_WORDS : option->kind == AS_CHOICE ? option->argument : "";
     for (const char *c = choice; *c != 0; c++)
         snprintf(words + strlen(words), size - strlen(words), "%.*s", *c == '|' ? 8 : 1, *c == '|' ? between : c);
-    for (int i = 0; option->kind == AS_FORMAT && quantised_format(i) != NULL; i++)
-        snprintf(words + strlen(words), size - strlen(words), "%s%s", i > 0 ? between : "", quantised_format(i)->name);
+    if (option->kind == AS_FORMAT) list_quantised_types(between, words, size);
 }
 
 /* Says which values the option takes. */
@@ -9541,42 +9544,6 @@ static bool take_environment(CommandLine *line, unsigned command) {
    know; the way is chosen by the environment alone, without asking the terminal, so that pipes, ssh and tmux are safe.
    The cursor stands in the line below the box before and after. */
 
-typedef struct { /* a growing text; `failed` when memory was short */
-    char *data;
-    size_t length, capacity;
-    bool failed;
-} ByteList;
-
-static void add_bytes(ByteList *bytes, const void *data, size_t length) {
-    if (bytes->failed) return;
-    if (bytes->capacity - bytes->length < length) {
-        const size_t wanted = 2 * bytes->capacity + length + 256;
-        char *grown = realloc(bytes->data, wanted);
-        bytes->failed = grown == NULL;
-        if (bytes->failed) return;
-        bytes->data = grown;
-        bytes->capacity = wanted;
-    }
-    memcpy(bytes->data + bytes->length, data, length);
-    bytes->length += length;
-}
-
-/* As printf; at most 255 bytes. */
-PRINTF_LIKE(2, 3)
-static void print_bytes(ByteList *bytes, const char *format, ...) {
-    char text[256];
-    va_list arguments;
-    va_start(arguments, format);
-    const int length = vsnprintf(text, sizeof text, format, arguments);
-    va_end(arguments);
-    if (length > 0) add_bytes(bytes, text, (size_t)length < sizeof text ? (size_t)length : sizeof text - 1);
-}
-
-static void free_bytes(ByteList *bytes) {
-    free(bytes->data);
-    memset(bytes, 0, sizeof *bytes);
-}
-
 /* Copies `picture` into a square of the canvas, every pixel of which is the mean of what it covers. */
 static void place_picture(JanusImage *canvas, int left, int top, int side, const JanusImage *picture) {
     for (int y = 0; y < side; y++)
@@ -9612,20 +9579,20 @@ static int colour_of_256(const uint8_t *rgb) {
 
 /* One line of half blocks: rows 2 line and 2 line + 1 of the canvas, the upper one as the letter, the lower one behind
    it. */
-static void block_line(ByteList *out, const JanusImage *canvas, int line, bool true_colour) {
+static void block_line(TextBuffer *out, const JanusImage *canvas, int line, bool true_colour) {
     const uint8_t *upper = canvas->rgb + 6 * (size_t)line * (size_t)canvas->width, *lower = upper + 3 * canvas->width;
     for (int x = 0; x < canvas->width; x++, upper += 3, lower += 3) {
         const bool same = x > 0 && memcmp(upper, upper - 3, 3) == 0 && memcmp(lower, lower - 3, 3) == 0;
         if (!same && true_colour)
-            print_bytes(out, "\033[38;2;%d;%d;%d;48;2;%d;%d;%dm", upper[0], upper[1], upper[2], lower[0], lower[1],
+            text_print(out, "\033[38;2;%d;%d;%d;48;2;%d;%d;%dm", upper[0], upper[1], upper[2], lower[0], lower[1],
                         lower[2]);
-        else if (!same) print_bytes(out, "\033[38;5;%d;48;5;%dm", colour_of_256(upper), colour_of_256(lower));
-        print_bytes(out, "\xE2\x96\x80");
+        else if (!same) text_print(out, "\033[38;5;%d;48;5;%dm", colour_of_256(upper), colour_of_256(lower));
+        text_print(out, "\xE2\x96\x80");
     }
-    print_bytes(out, "\033[0m");
+    text_print(out, "\033[0m");
 }
 
-static void add_base64(ByteList *out, const uint8_t *data, size_t length) {
+static void add_base64(TextBuffer *out, const uint8_t *data, size_t length) {
     static const char LETTERS[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     for (size_t i = 0; i < length; i += 3) {
         const unsigned b = i + 1 < length ? data[i + 1] : 0, c = i + 2 < length ? data[i + 2] : 0;
@@ -9633,13 +9600,13 @@ static void add_base64(ByteList *out, const uint8_t *data, size_t length) {
         char letters[4] = {LETTERS[bits >> 18], LETTERS[bits >> 12 & 63], '=', '='};
         if (i + 1 < length) letters[2] = LETTERS[bits >> 6 & 63];
         if (i + 2 < length) letters[3] = LETTERS[bits & 63];
-        add_bytes(out, letters, 4);
+        text_add(out, letters, 4);
     }
 }
 
-static void png_sink(void *context, void *bytes, int size) { add_bytes(context, bytes, (size_t)size); }
+static void png_sink(void *context, void *bytes, int size) { text_add(context, bytes, (size_t)size); }
 
-static void add_png(ByteList *out, const JanusImage *image) {
+static void add_png(TextBuffer *out, const JanusImage *image) {
     volatile int written = 0;
     if (setjmp(image_memory.way_out) == 0)
         written = stbi_write_png_to_func(png_sink, out, image->width, image->height, 3, image->rgb, 3 * image->width);
@@ -9648,23 +9615,23 @@ static void add_png(ByteList *out, const JanusImage *image) {
 }
 
 /* kitty: a PNG in base64, cut into pieces; `id` names the picture, which takes the place of what had that name. */
-static void kitty_picture(ByteList *out, const ByteList *png, int columns, int lines, unsigned id) {
+static void kitty_picture(TextBuffer *out, const TextBuffer *png, int columns, int lines, unsigned id) {
     enum { PIECE = 3072 };
     for (size_t at = 0; at < png->length; at += PIECE) {
         const size_t length = png->length - at < PIECE ? png->length - at : PIECE;
-        if (at == 0) print_bytes(out, "\033_Ga=T,f=100,q=2,C=1,i=%u,p=1,c=%d,r=%d,", id, columns, lines);
-        else print_bytes(out, "\033_G");
-        print_bytes(out, "m=%d;", at + length < png->length);
-        add_base64(out, (const uint8_t *)png->data + at, length);
-        print_bytes(out, "\033\\");
+        if (at == 0) text_print(out, "\033_Ga=T,f=100,q=2,C=1,i=%u,p=1,c=%d,r=%d,", id, columns, lines);
+        else text_print(out, "\033_G");
+        text_print(out, "m=%d;", at + length < png->length);
+        add_base64(out, (const uint8_t *)png->text + at, length);
+        text_print(out, "\033\\");
     }
 }
 
-static void iterm2_picture(ByteList *out, const ByteList *png, int columns, int lines) {
-    print_bytes(out, "\033]1337;File=inline=1;size=%lu;width=%d;height=%d;preserveAspectRatio=0:",
+static void iterm2_picture(TextBuffer *out, const TextBuffer *png, int columns, int lines) {
+    text_print(out, "\033]1337;File=inline=1;size=%lu;width=%d;height=%d;preserveAspectRatio=0:",
                 (unsigned long)png->length, columns, lines);
-    add_base64(out, (const uint8_t *)png->data, png->length);
-    print_bytes(out, "\007");
+    add_base64(out, (const uint8_t *)png->text, png->length);
+    text_print(out, "\007");
 }
 
 /* The colour of a pixel in a cube of 6 x 6 x 6, dithered in squares of 4 x 4. */
@@ -9685,7 +9652,7 @@ static char sixel_letter(const uint8_t *colours, int width, int rows, int x, int
 }
 
 /* A band of six rows: for each colour in it a line of letters, with their counts. `colours` (6, width) is scratch. */
-static void sixel_band(ByteList *out, const JanusImage *canvas, int top, uint8_t *colours) {
+static void sixel_band(TextBuffer *out, const JanusImage *canvas, int top, uint8_t *colours) {
     const int rows = canvas->height - top < 6 ? canvas->height - top : 6, width = canvas->width;
     bool used[216] = {false};
     for (int i = 0; i < rows * width; i++) {
@@ -9694,24 +9661,24 @@ static void sixel_band(ByteList *out, const JanusImage *canvas, int top, uint8_t
     }
     for (int colour = 0; colour < 216; colour++) {
         if (!used[colour]) continue;
-        print_bytes(out, "#%d", colour);
+        text_print(out, "#%d", colour);
         for (int x = 0, run; x < width; x += run) {
             const char letter = sixel_letter(colours, width, rows, x, colour);
             for (run = 1; x + run < width && sixel_letter(colours, width, rows, x + run, colour) == letter; run++) {}
-            print_bytes(out, "!%d%c", run, letter);
+            text_print(out, "!%d%c", run, letter);
         }
-        print_bytes(out, "$");
+        text_print(out, "$");
     }
-    print_bytes(out, "-");
+    text_print(out, "-");
 }
 
-static void sixel_picture(ByteList *out, const JanusImage *canvas) {
+static void sixel_picture(TextBuffer *out, const JanusImage *canvas) {
     uint8_t *colours = malloc(6 * (size_t)canvas->width);
     out->failed |= colours == NULL;
-    print_bytes(out, "\033P0;1q\"1;1;%d;%d", canvas->width, canvas->height);
-    for (int i = 0; i < 216; i++) print_bytes(out, "#%d;2;%d;%d;%d", i, 20 * (i / 36), 20 * (i / 6 % 6), 20 * (i % 6));
+    text_print(out, "\033P0;1q\"1;1;%d;%d", canvas->width, canvas->height);
+    for (int i = 0; i < 216; i++) text_print(out, "#%d;2;%d;%d;%d", i, 20 * (i / 36), 20 * (i / 6 % 6), 20 * (i % 6));
     for (int y = 0; y < canvas->height && colours != NULL; y += 6) sixel_band(out, canvas, y, colours);
-    print_bytes(out, "\033\\");
+    text_print(out, "\033\\");
     free(colours);
 }
 
@@ -9828,46 +9795,46 @@ static void show_place(Show *show, int n, const JanusImage *picture) {
 }
 
 /* The lines of blocks that changed. */
-static void add_blocks(ByteList *out, const Show *show) {
+static void add_blocks(TextBuffer *out, const Show *show) {
     const size_t row = 6 * (size_t)show->canvas.width;
     for (int line = 0; line < show->lines; line++) {
         const size_t at = (size_t)line * row;
         if (show->before.rgb == NULL || memcmp(show->canvas.rgb + at, show->before.rgb + at, row) != 0)
             block_line(out, &show->canvas, line, show->kind == SHOW_BLOCKS);
-        print_bytes(out, "\r\n");
+        text_print(out, "\r\n");
     }
 }
 
-static void add_graphics(ByteList *out, const Show *show) {
-    ByteList png = {0};
-    print_bytes(out, "\0337");
+static void add_graphics(TextBuffer *out, const Show *show) {
+    TextBuffer png = {0};
+    text_print(out, "\0337");
     if (show->kind == SHOW_SIXEL) sixel_picture(out, &show->canvas);
     else add_png(&png, &show->canvas);
     if (show->kind == SHOW_KITTY) kitty_picture(out, &png, show->columns, show->lines, show->id);
     else if (show->kind == SHOW_ITERM2) iterm2_picture(out, &png, show->columns, show->lines);
     out->failed |= png.failed;
-    free_bytes(&png);
-    print_bytes(out, "\0338\033[%dB\r", show->lines);
+    text_free(&png);
+    text_print(out, "\0338\033[%dB\r", show->lines);
 }
 
 /* Sends the canvas to the terminal in one piece, in the place of what was sent before. */
 static void show_send(Show *show, double now) {
     const size_t size = 3 * (size_t)show->canvas.width * (size_t)show->canvas.height;
-    ByteList out = {0};
+    TextBuffer out = {0};
     if (show->canvas.rgb == NULL) return;
-    if (show->before.rgb == NULL) print_bytes(&out, "\r\033[K"); /* a bar that is there */
-    for (int i = 0; show->before.rgb == NULL && i < show->lines; i++) print_bytes(&out, "\n");
-    print_bytes(&out, "\r\033[?25l\033[%dA", show->lines);
+    if (show->before.rgb == NULL) text_print(&out, "\r\033[K"); /* a bar that is there */
+    for (int i = 0; show->before.rgb == NULL && i < show->lines; i++) text_print(&out, "\n");
+    text_print(&out, "\r\033[?25l\033[%dA", show->lines);
     if (show->kind == SHOW_BLOCKS || show->kind == SHOW_256) add_blocks(&out, show);
     else add_graphics(&out, show);
-    print_bytes(&out, "\033[?25h");
-    if (!out.failed && fwrite(out.data, 1, out.length, stderr) == out.length) {
+    text_print(&out, "\033[?25h");
+    if (!out.failed && fwrite(out.text, 1, out.length, stderr) == out.length) {
         if (show->before.rgb == NULL) show->before.rgb = malloc(size);
         if (show->before.rgb != NULL) memcpy(show->before.rgb, show->canvas.rgb, size);
         else show_end(show);
     }
     show->when = now;
-    free_bytes(&out);
+    text_free(&out);
 }
 
 /* ---- Callbacks: progress bar, streamed text, growing picture, tensor dump; and the wish to stop ---- */
@@ -10241,7 +10208,7 @@ typedef struct {
     JanusModel *model;
     JanusSession *session;
     JanusError error;
-    ByteList names; /* of pictures that were saved, each in a line: printed when the pictures stand still */
+    TextBuffer names; /* of pictures that were saved, each in a line: printed when the pictures stand still */
 } Program;
 
 /* A call of the library begins, which SIGINT may stop. */
@@ -10505,22 +10472,22 @@ static int save_picture(Program *program, const char *output, const JanusImage *
     if (output != NULL) picture_name(program, name, output, i, n);
     else if (!take_free_name(name, PATH_BYTES)) return EXIT_FAILED;
     const size_t length = program->names.length;
-    add_bytes(&program->names, name, strlen(name));
-    add_bytes(&program->names, "\n", 2);
+    text_add(&program->names, name, strlen(name));
+    text_add(&program->names, "\n", 2);
     JanusStatus status = JANUS_OK;
     if (program->names.failed) status = fail_memory(&program->error);
     else status = janus_image_save_with_text(name, image, text, &program->error);
     if (output == NULL && status != JANUS_OK) file_remove(name);
     set_unfinished(1, NULL);
     program->names.length = status == JANUS_OK ? program->names.length - 1 : length; /* a zero byte is after it */
-    if (program->names.data != NULL) program->names.data[program->names.length] = 0;
+    if (program->names.text != NULL) program->names.text[program->names.length] = 0;
     return status == JANUS_OK ? EXIT_DONE : program_failed(program);
 }
 
 static void print_names(Program *program) {
     clear_progress(&program->screen);
-    if (program->names.length > 0) fputs(program->names.data, stdout);
-    free_bytes(&program->names);
+    if (program->names.length > 0) fputs(program->names.text, stdout);
+    text_free(&program->names);
 }
 
 /* What the growing picture and the preview need before a drawing. */
@@ -10984,7 +10951,7 @@ typedef struct {
     int count;
     Turn *turns;
     size_t turn_count;
-    ByteList text; /* what /save writes: each line after "> ", then what came of it */
+    TextBuffer text; /* what /save writes: each line after "> ", then what came of it */
 } Chat;
 
 static void forget_images(Chat *chat) {
@@ -10992,9 +10959,9 @@ static void forget_images(Chat *chat) {
 }
 
 static void add_to_text(Chat *chat, const char *before, const char *text, const char *after) {
-    add_bytes(&chat->text, before, strlen(before));
-    add_bytes(&chat->text, text, strlen(text));
-    add_bytes(&chat->text, after, strlen(after));
+    text_add(&chat->text, before, strlen(before));
+    text_add(&chat->text, text, strlen(text));
+    text_add(&chat->text, after, strlen(after));
 }
 
 /* A remark for whoever sits there. */
@@ -11102,7 +11069,7 @@ static void chat_save(Program *program, const Chat *chat, const char *name) {
     else if (chat->text.failed) complain("out of memory: the conversation was not kept");
     else {
         output_open(&out, name);
-        output_write(&out, chat->text.data != NULL ? chat->text.data : "", chat->text.length);
+        output_write(&out, chat->text.text != NULL ? chat->text.text : "", chat->text.length);
         if (write_status(output_close(&out), name, &program->error) != JANUS_OK) complain("%s", program->error.message);
         else if (remarks(program)) fprintf(stderr, "%s: %lu bytes\n", name, (unsigned long)chat->text.length);
     }
@@ -11179,7 +11146,7 @@ static int command_chat(Program *program) {
     }
     if (chat != NULL) {
         forget_images(chat);
-        free_bytes(&chat->text);
+        text_free(&chat->text);
         free(chat->turns);
     }
     free(chat);
@@ -11424,7 +11391,7 @@ static bool parse_job(BatchJob *job, char *text, size_t length, int image_tokens
 static void free_job(BatchJob *job) {
     free(job->bytes);
     free(job->ids);
-    free(job->reply.text);
+    text_free(&job->reply);
     free(job);
 }
 
@@ -12409,7 +12376,7 @@ static int janus_main(int argc, char **argv) {
         free(entry);
     }
     free(program->screen.colours);
-    free_bytes(&program->names);
+    text_free(&program->names);
     janus_session_free(program->screen.preview.session);
     janus_session_free(program->session);
     janus_free(program->model);
