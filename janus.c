@@ -2729,6 +2729,7 @@ typedef struct { /* rows of numbers of one type, `stride` bytes from one to the 
 enum { MAX_TILE_ROWS = 16, K_STEP = 256 }; /* columns are packed at most K_STEP at a time */
 enum { INT8_GROUP = 16 * BLOCK };          /* elements a group when a few rows of x are packed as int8 */
 enum { INT8_MAX_X = 127 };                 /* the largest magnitude of a block is scaled to this */
+enum { WIDE_COLUMNS = 512, WIDE_X = 32, WIDE_W = 8 }; /* a piece of W that is widened once, and rows of x for it */
 enum { L1_FLOATS = 6144 };                 /* floats of x that still fit a 32 KiB L1 while weights stream through */
 /* largest integers of x and W such that BLOCK products sum to less than 2^31 */
 enum { INT16_MAX_X = 16383, INT16_MAX_W = 4095 };
@@ -3691,27 +3692,112 @@ INLINE void KERNEL(dot_group)(float (*sums)[4], const int type, const int rounde
 #endif
 }
 
+/* A piece of W's rows, widened once for all rows of x. */
+/* A piece of a row of W as floats; `late` are those whose blocks' scales are applied to sums (dot_rows). */
+typedef struct {
+    float w[WIDE_COLUMNS], scales[WIDE_COLUMNS / BLOCK];
+} KERNEL(WideRow);
+
+/* Columns [k, k + n) of a row, with zeros up to a multiple of BLOCK. */
+INLINE void KERNEL(widen_row)(KERNEL(WideRow) *out, const int type, const int late, const char *row, int64_t k,
+                              int64_t n) {
+    vf a[BLOCK_VECTORS];
+    if (!late) {
+        KERNEL(expand)(out->w, type, row, k, n);
+        memset(out->w + n, 0, (size_t)(round_up(n, BLOCK) - n) * sizeof *out->w);
+        return;
+    }
+    for (int64_t i = 0; i < n; i += BLOCK) {
+        if (i % (16 * BLOCK) == 0)
+            KERNEL(load_scales)(out->scales + i / BLOCK, type, row, k + i, k + min_i64(n, i + 16 * BLOCK));
+        KERNEL(load_block)(a, type, row, k + i, 1);
+        UNROLLED_FOR (int v = 0; v < BLOCK_VECTORS; v++) v_store(out->w + i + v * VL, a[v]);
+    }
+}
+
+/* sums[DOT_ROWS][4] += the products of n columns of DOT_ROWS rows of W and four of x: of all their vectors, or of every
+   second one from `chain` on, as dot_rows has `chains` sums of each. */
+INLINE void KERNEL(add_wide)(vf (*sums)[4], const int late, const int chains, int chain, const float *x,
+                             int64_t x_stride, const KERNEL(WideRow) *w, int64_t n) {
+    vf s[DOT_ROWS][4], a[BLOCK_VECTORS], b[DOT_ROWS];
+    const int64_t whole = n / BLOCK * BLOCK;
+    UNROLLED_FOR (int i = 0; i < DOT_ROWS * 4; i++) s[i / 4][i % 4] = sums[i / 4][i % 4];
+    for (int64_t k = 0; k < whole && late; k += BLOCK)
+        UNROLLED_FOR (int r = 0; r < DOT_ROWS; r++) {
+            UNROLLED_FOR (int i = 0; i < BLOCK_VECTORS; i++) a[i] = v_load(w[r].w + k + i * VL);
+            UNROLLED_FOR (int t = 0; t < 4; t++) {
+                vf part = v_zero();
+                UNROLLED_FOR (int i = 0; i < BLOCK_VECTORS; i++)
+                    part = v_fma(a[i], v_load(x + t * x_stride + k + i * VL), part);
+                s[r][t] = v_fma(part, v_set1(w[r].scales[k / BLOCK]), s[r][t]);
+            }
+        }
+    for (int64_t k = chain * VL; k < whole && !late; k += BLOCK)
+        UNROLLED_FOR (int i = 0; i < BLOCK_VECTORS; i += chains) {
+            UNROLLED_FOR (int r = 0; r < DOT_ROWS; r++) b[r] = v_load(w[r].w + k + i * VL);
+            UNROLLED_FOR (int t = 0; t < 4; t++) {
+                const vf c = v_load(x + t * x_stride + k + i * VL);
+                UNROLLED_FOR (int r = 0; r < DOT_ROWS; r++) s[r][t] = v_fma(b[r], c, s[r][t]);
+            }
+        }
+    if (whole < n && chain == 0)
+        UNROLLED_FOR (int i = 0; i < BLOCK_VECTORS; i++)
+            UNROLLED_FOR (int t = 0; t < 4; t++) {
+                const vf c = v_load(x + t * x_stride + whole + i * VL);
+                UNROLLED_FOR (int r = 0; r < DOT_ROWS; r++)
+                    s[r][t] = v_fma(v_load(w[r].w + whole + i * VL), c, s[r][t]);
+            }
+    UNROLLED_FOR (int i = 0; i < DOT_ROWS * 4; i++) sums[i / 4][i % 4] = s[i / 4][i % 4];
+}
+
+/* Rows of x of many jobs, a multiple of four, and `rows` of W from row o on, a multiple of DOT_ROWS: W is widened once for
+   all of them, a piece at a time that stays in the first cache, and their sums wait in memory for the next piece. */
+INLINE void KERNEL(dot_wide)(const int type, const Dots *d, const int chains, int64_t o, int64_t rows, int64_t T) {
+    const int late = (type == TYPE_Q8_0 || type == TYPE_Q4_0) && BLOCK_VECTORS > 2;
+    const char *row = d->w.data + o * d->w.stride;
+    KERNEL(WideRow) w[WIDE_W];
+    vf sums[WIDE_X / 4][2][WIDE_W][4];
+    for (int64_t t0 = 0, count; t0 < T; t0 += count) {
+        count = min_i64(WIDE_X, T - t0);
+        for (int64_t i = 0; i < count / 4 * 2 * WIDE_W * 4; i++) (&sums[0][0][0][0])[i] = v_zero();
+        for (int64_t k = 0; k < d->n; k += WIDE_COLUMNS) {
+            const int64_t n = min_i64(WIDE_COLUMNS, d->n - k);
+            for (int64_t r = 0; r < rows; r++) KERNEL(widen_row)(&w[r], type, late, row + r * d->w.stride, k, n);
+            for (int64_t t = 0; t < count; t += 4)
+                for (int64_t r = 0; r < rows; r += DOT_ROWS)
+                    for (int c = 0; c < chains; c++)
+                        KERNEL(add_wide)(&sums[t / 4][c][r], late, chains, c, d->x + (t0 + t) * d->x_stride + k,
+                                         d->x_stride, &w[r], n);
+        }
+        for (int64_t t = 0; t < count; t++)
+            for (int64_t r = 0; r < rows; r++)
+                d->out[(t0 + t) * d->out_stride + o + r] =
+                    v_sum(v_add(sums[t / 4][0][r][t % 4], sums[t / 4][1][r][t % 4])) + (d->bias ? d->bias[o + r] : 0);
+    }
+}
+
 /* How a row's products are summed depends on its group and on the place of W's row, never on T. */
 INLINE void KERNEL(dot_type)(const int type, const int rounded, const Dots *d, int64_t first, int64_t last) {
     const int plain = type == TYPE_F32 || type == TYPE_F16 || type == TYPE_BF16;
     const int several = d->group > 2 || d->group * d->n > L1_FLOATS || !plain;
     const int64_t x_stride = d->x_stride, w_stride = d->w.stride, n = d->n;
+    const int64_t wide = !rounded && d->T >= 8 ? d->T / 4 * 4 : 0, wide_last = last - (last - first) % DOT_ROWS;
+    for (int64_t o = first; o < wide_last && wide > 0; o += WIDE_W) {
+        const int64_t rows = min_i64(WIDE_W, wide_last - o);
+        if (several) KERNEL(dot_wide)(type, d, 1, o, rows, wide);
+        else KERNEL(dot_wide)(type, d, 2, o, rows, wide);
+    }
     for (int64_t o = first, rows; o < last; o += rows) {
         const char *row = d->w.data + o * w_stride;
         rows = several && last - o >= DOT_ROWS ? DOT_ROWS : 1;
-        const int pairs = !several && d->T >= 4 && DOT_ROWS > 2 && last - o >= 2; /* of W's rows, in 32 registers */
-        if (pairs) rows = 2;
-        for (int64_t t = 0, count; t < d->T; t += count) {
+        for (int64_t t = o < wide_last ? wide : 0, count; t < d->T; t += count) {
             float sums[DOT_ROWS][4];
             const float *x = d->x + t * x_stride;
             count = d->T - t >= 4 ? 4 : d->T - t >= 2 ? 2 : 1;
-            switch ((pairs ? 16 : rows > 1 ? 8 : 0) + count) {
+            switch ((rows > 1 ? 8 : 0) + count) {
             case 1: KERNEL(dot_group)(sums, type, rounded, 1, 1, 2, x, x_stride, row, w_stride, n); break;
             case 2: KERNEL(dot_group)(sums, type, rounded, 1, 2, 2, x, x_stride, row, w_stride, n); break;
             case 4: KERNEL(dot_group)(sums, type, rounded, 1, 4, 2, x, x_stride, row, w_stride, n); break;
-            case 17: KERNEL(dot_group)(sums, type, rounded, 2, 1, 2, x, x_stride, row, w_stride, n); break;
-            case 18: KERNEL(dot_group)(sums, type, rounded, 2, 2, 2, x, x_stride, row, w_stride, n); break;
-            case 20: KERNEL(dot_group)(sums, type, rounded, 2, 4, 2, x, x_stride, row, w_stride, n); break;
             case 9: KERNEL(dot_group)(sums, type, rounded, DOT_ROWS, 1, 1, x, x_stride, row, w_stride, n); break;
             case 10: KERNEL(dot_group)(sums, type, rounded, DOT_ROWS, 2, 1, x, x_stride, row, w_stride, n); break;
             default: KERNEL(dot_group)(sums, type, rounded, DOT_ROWS, 4, 1, x, x_stride, row, w_stride, n);
@@ -4656,8 +4742,7 @@ static void run_product(Product *p) {
 }
 
 /* Copies rows of length n and pads them with zeros to a multiple of BLOCK. */
-static void pad_rows(float *out, const float *x, int64_t stride, int64_t T, int64_t n) {
-    int64_t padded = round_up(n, BLOCK);
+static void pad_rows(float *out, int64_t padded, const float *x, int64_t stride, int64_t T, int64_t n) {
     for (int64_t t = 0; t < T; t++, out += padded) {
         memcpy(out, x + t * stride, (size_t)n * sizeof *x);
         memset(out + n, 0, (size_t)(padded - n) * sizeof *x);
@@ -4708,10 +4793,10 @@ static void few_rows(Context *cx, FewRows *f, const float *x) {
     const Weight *w = f->outputs[0].weight;
     int64_t jobs = 0;
     f->stride = f->packing->int8_row ? (f->I + INT8_GROUP - 1) / INT8_GROUP * f->packing->int8_group_words
-                                     : round_up(f->I, BLOCK);
+                                     : round_up(f->I, BLOCK) + BLOCK; /* not 2^n: such rows share a cache's lines */
     if (!reserve_scratch(cx, f->T * f->stride, 0)) return;
     float *rows = shared_scratch(cx);
-    if (!f->packing->int8_row) pad_rows(rows, x, f->I, f->T, f->I);
+    if (!f->packing->int8_row) pad_rows(rows, f->stride, x, f->I, f->T, f->I);
     for (int64_t t = 0; t < f->T && f->packing->int8_row; t++)
         f->packing->int8_row(rows + t * f->stride, x + t * f->I, w->type, f->I);
     f->x = rows;
@@ -4900,7 +4985,7 @@ static void attend(const Attention *a, int thread, const AttentionSequence *sequ
     if (T > FEW_QUERIES)
         pack_tiles(&b, b.packed_q, b.q, s->q_stride, s->d);
     else
-        pad_rows(b.packed_q, b.q, s->q_stride, T, s->d);
+        pad_rows(b.packed_q, round_up(s->d, BLOCK), b.q, s->q_stride, T, s->d);
     int64_t position = 0, S = 0;
     for (int i = 0; i < sequence->span_count; i++) S += sequence->spans[i].count;
     /* positions before the first query; positions seen by the last one */

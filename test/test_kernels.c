@@ -379,8 +379,8 @@ static void thread_case(const char *isa) {
 /* Rows of several jobs in one product, and several weights at once, give to the bit what each job and weight gives
    alone. Widths below and above what stays in the first cache, whose rows are summed in another order. */
 static void jobs_case(Context *cx, int type, int64_t I) {
-    enum { T = 72, O = 21 };
-    static const int64_t GROUPS[] = {1, 1, 1, 2, 2, 2, 2, 3, 4, 6, 8, 40};
+    enum { T = 102, O = 21 };
+    static const int64_t GROUPS[] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 3, 4, 6, 8, 10, 12, 40};
     const int count = sizeof GROUPS / sizeof *GROUPS;
     float *values, *more, *x = random_floats(T * I), *bias = random_floats(O);
     float *out = random_floats(2 * T * O), *alone = random_floats(2 * T * O);
@@ -422,6 +422,7 @@ static void linear_cases(Context *cx) {
         linear_case(cx, type, 65, round_up(8, block), 3, 1, 1e-6);
         jobs_case(cx, type, round_up(512, block));
         jobs_case(cx, type, round_up(3328, block));
+        jobs_case(cx, type, round_up(605, block));
     }
 }
 
