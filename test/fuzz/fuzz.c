@@ -43,8 +43,12 @@ static struct {
     int calls_left;         /* callbacks that go on before one cancels; negative: none does */
 } world;
 
+/* A file of no bytes is one whose only byte is read: fmemopen takes no empty memory. */
 static FILE *open_bytes(Bytes bytes) {
-    return bytes.size > 0 ? fmemopen(bytes.bytes, bytes.size, "rb") : fopen("/dev/null", "rb");
+    static char byte;
+    FILE *file = bytes.size > 0 ? fmemopen(bytes.bytes, bytes.size, "rb") : fmemopen(&byte, 1, "rb");
+    if (file != NULL && bytes.size == 0) getc(file);
+    return file;
 }
 
 static FILE *world_open(const char *path, const char *mode) {
