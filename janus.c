@@ -2709,8 +2709,8 @@ static void encode_row(void *out, int type, const float *x, int64_t cols) {
         4  Table: a line in kernels_at, best first; the name in janus.h
         5  Test: the name in test_golden of test/test_janus.c; test/test_kernels.c runs every table of kernels_at
         6  Platforms: a row in test/platforms/platforms.sh, which compares ids and pixels with the plain kernels
-      To add another kind of tile (a matrix unit, say): a Packing with a size of its own, in the pass's table. If each
-      thread must prepare for it, as for AMX, Packing gets two functions, and product_job calls them first and last.
+      To add another kind of tile: a Packing with a size of its own, in the pass's table; AMX, a matrix unit for which
+      each thread must prepare, is the example.
    ================================================================================================================== */
 
 typedef struct { /* rows of numbers of one type, `stride` bytes from one to the next */
@@ -2726,7 +2726,7 @@ typedef struct { /* rows of numbers of one type, `stride` bytes from one to the 
 #define prefetch(p) ((void)(p))
 #endif
 
-enum { MAX_TILE_ROWS = 16, K_STEP = 256 }; /* columns are packed at most K_STEP at a time */
+enum { MAX_TILE_ROWS = 32, K_STEP = 256 }; /* columns are packed at most K_STEP at a time */
 enum { INT8_GROUP = 16 * BLOCK };          /* elements a group when a few rows of x are packed as int8 */
 enum { INT8_MAX_X = 127 };                 /* the largest magnitude of a block is scaled to this */
 enum { WIDE_COLUMNS = 512, WIDE_X = 32, WIDE_W = 8 }; /* a piece of W that is widened once, and rows of x for it */
@@ -2748,13 +2748,21 @@ typedef void DotProducts(const Dots *d, int64_t first, int64_t last);
 
 /* One way to pack both operands of a tile. Packed, BLOCK elements of a row take so many 32-bit words:
      exact    32 and 32: floats        bf16  16 and 16: pairs of bf16
+     pieces   48 and 16: pairs of bf16 too, of x three, whose sum each float of x is
      integer  10 and  9: eight words of four int8, the block's scale, and for rows of x a correction
               18 and 17 on AVX2: sixteen words of two int16, as it multiplies no int8 of both signs, and the same;
               of bf16 weights too, which are rounded by block to INT16_MAX_W, and x to INT16_MAX_X */
+typedef struct { /* what a thread's matrix unit was set up for */
+    unsigned char bytes[64];
+} UnitState;
+
 typedef struct {
     int tile_rows, tile_cols; /* tile_rows is at most MAX_TILE_ROWS */
     int few_rows_limit;             /* up to so many rows of x, dot products are faster than these tiles */
     int row_words, weight_words;
+    int columns;   /* pack_rows takes a multiple of so many columns */
+    int k_step;    /* columns that are packed at a time, so that what is packed stays in the caches; 0: K_STEP */
+    bool any_type; /* pack_weights takes weights of any type, else only those for which this packing is */
     int max_int; /* integers: what the largest element of a block of x becomes; else 0 */
     /* out (n, tile_rows): element k of row r at out[k * tile_rows + r] */
     void (*pack_rows)(float *out, const float *const *rows, int64_t n);
@@ -2763,6 +2771,8 @@ typedef struct {
     /* out[r * stride + c] = (add ? out[r * stride + c] : 0) + sum over k < n of a[k][r] b[k][c] for the first `rows`
        rows of the tile, all columns; what lies after those rows is undefined */
     void (*tile)(float *out, int64_t stride, const float *a, const float *b, int64_t rows, int64_t n, int add);
+    /* A thread calls them before its first tile and after its last one, to put back what was; NULL: no need */
+    void (*first)(UnitState *before), (*last)(const UnitState *before);
     /* For few rows: x (n) as int8, int8_group_words floats for every INT8_GROUP elements; 0, NULL: x as it is */
     int int8_group_words;
     void (*int8_row)(float *out, const float *x, int type, int64_t n);
@@ -2772,7 +2782,9 @@ typedef struct {
 typedef struct {
     const char *name;
     Packing exact;
-    Packing bf16, integer; /* for BF16 and for Q8_0, Q4_0 weights, operands rounded; tile is NULL where there is none */
+    /* Where there are none, tile is NULL. For BF16 weights, as exact: `pieces`. With operands rounded: `bf16` for BF16
+       weights, `integer` for Q8_0 and Q4_0. */
+    Packing pieces, bf16, integer;
     /* out[i] = element begin + i of a row */
     void (*expand)(float *out, int type, const void *row, int64_t begin, int64_t n);
     /* for tiles of `exact`: out (count, tile_cols): element begin + c of row s at out[s * tile_cols + c], zero where
@@ -2945,7 +2957,7 @@ static void store_f16_plain(uint16_t *out, const float *x, int64_t n) {
 static const Kernels kernels_plain = {
     .name = "plain",
     .exact = {.tile_rows = PLAIN_ROWS, .tile_cols = PLAIN_COLS, .few_rows_limit = 4, .row_words = BLOCK,
-              .weight_words = BLOCK, .pack_rows = pack_rows_plain, .pack_weights = pack_weights_plain,
+              .weight_words = BLOCK, .columns = 1, .pack_rows = pack_rows_plain, .pack_weights = pack_weights_plain,
               .tile = tile_plain, .dot = dot_plain},
     .expand = expand_plain,
     .pack_values = pack_values_plain,
@@ -3007,6 +3019,9 @@ static const Kernels kernels_plain = {
 #define HAVE_X86_KERNELS
 #include <cpuid.h>
 #include <immintrin.h>
+#if defined(__linux__) && defined(__LP64__)
+#define HAVE_AMX_KERNELS
+#endif
 #elif defined(__aarch64__) && defined(__ARM_NEON) && !defined(__AARCH64EB__)
 #define HAVE_NEON_KERNELS
 #include <arm_neon.h>
@@ -3993,6 +4008,123 @@ TARGET static void KERNEL(tile_bf16)(float *out, int64_t stride, const float *a,
     BY_THIRDS(rows, KERNEL(tile_words), 1, out, stride, a, b, n / 2, add);
 }
 
+#ifdef HAVE_AMX_KERNELS
+/* ---- AMX: eight registers ("tiles") of 16 rows of 64 bytes, and an instruction that multiplies two of them: it adds to
+   sums (16, 16) the product of a, 16 rows of 16 pairs of bf16, and b, 16 pairs of rows of 16 columns. Products of bf16
+   are exact in float, and sums are floats, so that this is exact, too, if x is cut into three bf16 of eight bits each
+   (Henry, Tang and Heinecke 2019): x is their sum, and a bf16 weight is one anyway. ---- */
+
+enum { AMX_ROWS = 32, AMX_WORDS = 16, AMX_TILE = 16 * AMX_WORDS }; /* 16 words of 32 bits in a row of a tile */
+enum { AMX_COLUMNS = 512 };
+
+/* By hand, as compilers take the set-up for one of 8 bytes (gcc 12), and some know none of them. */
+#define AMX_ZERO(t)                 __asm__ volatile("tilezero %%tmm" #t ::)
+#define AMX_LOAD(t, from, stride)                                                                                      \
+    __asm__ volatile("tileloadd (%0,%1,1), %%tmm" #t ::"r"(from), "r"((stride) * sizeof(float)) : "memory")
+#define AMX_STORE(t, to, stride)                                                                                       \
+    __asm__ volatile("tilestored %%tmm" #t ", (%0,%1,1)" ::"r"(to), "r"((stride) * sizeof(float)) : "memory")
+#define AMX_MULTIPLY(sums, a, b) __asm__ volatile("tdpbf16ps %%tmm" #b ", %%tmm" #a ", %%tmm" #sums ::)
+
+static void first_amx(UnitState *before) {
+    UnitState own = {{1}}; /* palette 1: the eight tiles; bytes of a row from byte 16 on, rows from byte 48 on */
+    for (int i = 0; i < 8; i++) {
+        own.bytes[16 + 2 * i] = 4 * AMX_WORDS;
+        own.bytes[48 + i] = 16;
+    }
+    __asm__ volatile("sttilecfg %0" : "=m"(*before));
+    __asm__ volatile("ldtilecfg %0" ::"m"(own));
+}
+
+static void last_amx(const UnitState *before) { __asm__ volatile("ldtilecfg %0" ::"m"(*before)); }
+
+/* Of each BLOCK columns: the rows' bf16, a row in AMX_WORDS words. */
+TARGET static void pack_rows_amx(float *out, const float *const *rows, int64_t n) {
+    for (int64_t k = 0; k < n; k += BLOCK)
+        for (int r = 0; r < AMX_ROWS; r++, out += AMX_WORDS)
+            _mm512_storeu_si512(out, (__m512i)_mm512_cvtne2ps_pbh(v_load(rows[r] + k + VL), v_load(rows[r] + k)));
+}
+
+/* Weights of any type, rounded. */
+TARGET static void pack_weights_amx(float *out, Rows w, int64_t count, int64_t begin, int64_t n) {
+    float words[TILE_COLS][K_STEP / 2], row[K_STEP];
+    if (w.type == TYPE_BF16) {
+        KERNEL(pack_weights_bf16)(out, w, count, begin, n);
+        return;
+    }
+    for (int64_t r = 0; r < count; r++) {
+        KERNEL(expand)(row, w.type, w.data + r * w.stride, begin, n);
+        for (int64_t k = 0; k < n; k += BLOCK)
+            _mm512_storeu_si512(&words[r][k / 2], (__m512i)_mm512_cvtne2ps_pbh(v_load(row + k + VL), v_load(row + k)));
+    }
+    const Rows rounded = {TYPE_F32, (const char *)words, sizeof *words};
+    KERNEL(pack_weights)(out, rounded, count, 0, n / 2);
+}
+
+/* Of each BLOCK columns: the first pieces of all rows, then the second ones and the third. A piece is the upper half of
+   what is left of a float; nothing is left after three. */
+TARGET static void pack_pieces_amx(float *out, const float *const *rows, int64_t n) {
+    const __m512i upper = _mm512_set1_epi32(INT32_C(-0x10000));
+    uint16_t words[BLOCK]; /* of the two vectors' 16-bit words, every second one */
+    for (int i = 0; i < BLOCK; i++) words[i] = (uint16_t)(2 * i + 1);
+    const __m512i order = _mm512_loadu_si512(words);
+    for (int64_t k = 0; k < n; k += BLOCK, out += 3 * 2 * AMX_TILE)
+        for (int r = 0; r < AMX_ROWS; r++) {
+            vf low = v_load(rows[r] + k), high = v_load(rows[r] + k + VL);
+            for (int piece = 0; piece < 3; piece++) {
+                float *to = out + (piece * AMX_ROWS + r) * AMX_WORDS;
+                _mm512_storeu_si512(to, _mm512_permutex2var_epi16((__m512i)low, order, (__m512i)high));
+                low = v_sub(low, v_bits(_mm512_and_si512((__m512i)low, upper)));
+                high = v_sub(high, v_bits(_mm512_and_si512((__m512i)high, upper)));
+            }
+        }
+}
+
+/* Four sums of a tile each: 32 rows, or their first 16, by 32 columns. */
+static inline __attribute__((always_inline)) void multiply_amx(const int pieces, const int both, float *out,
+                                                              int64_t stride, const float *a, const float *b,
+                                                              int64_t n, int add) {
+    if (add) {
+        AMX_LOAD(0, out, stride);
+        AMX_LOAD(1, out + 16, stride);
+        if (both) AMX_LOAD(2, out + 16 * stride, stride);
+        if (both) AMX_LOAD(3, out + 16 * stride + 16, stride);
+    } else {
+        AMX_ZERO(0);
+        AMX_ZERO(1);
+        AMX_ZERO(2);
+        AMX_ZERO(3);
+    }
+    for (int64_t k = 0; k < n; k += BLOCK, b += 2 * AMX_TILE) {
+        AMX_LOAD(6, b, 2 * AMX_WORDS);
+        AMX_LOAD(7, b + AMX_WORDS, 2 * AMX_WORDS);
+        for (int piece = 0; piece < pieces; piece++, a += 2 * AMX_TILE) {
+            AMX_LOAD(4, a, AMX_WORDS);
+            AMX_MULTIPLY(0, 4, 6);
+            AMX_MULTIPLY(1, 4, 7);
+            if (!both) continue;
+            AMX_LOAD(5, a + AMX_TILE, AMX_WORDS);
+            AMX_MULTIPLY(2, 5, 6);
+            AMX_MULTIPLY(3, 5, 7);
+        }
+    }
+    AMX_STORE(0, out, stride);
+    AMX_STORE(1, out + 16, stride);
+    if (both) AMX_STORE(2, out + 16 * stride, stride);
+    if (both) AMX_STORE(3, out + 16 * stride + 16, stride);
+}
+
+static void tile_amx(float *out, int64_t stride, const float *a, const float *b, int64_t rows, int64_t n, int add) {
+    if (rows > 16) multiply_amx(1, 1, out, stride, a, b, n, add);
+    else multiply_amx(1, 0, out, stride, a, b, n, add);
+}
+
+static void tile_pieces_amx(float *out, int64_t stride, const float *a, const float *b, int64_t rows, int64_t n,
+                            int add) {
+    if (rows > 16) multiply_amx(3, 1, out, stride, a, b, n, add);
+    else multiply_amx(3, 0, out, stride, a, b, n, add);
+}
+#endif
+
 #endif
 
 #ifdef quant
@@ -4320,41 +4452,65 @@ TARGET static void KERNEL(store_f16)(uint16_t *out, const float *x, int64_t n) {
     store_f16_plain(out + i, x + i, n - i);
 }
 
+#define KERNEL_EXACT                                                                                                   \
+    .exact = {.tile_rows = TILE_ROWS, .tile_cols = TILE_COLS, .few_rows_limit = 24, .row_words = BLOCK,                \
+              .weight_words = BLOCK, .columns = 1, .pack_rows = KERNEL(pack_rows),                                     \
+              .pack_weights = KERNEL(pack_weights), .tile = KERNEL(tile), .dot = KERNEL(dot)}
+#ifdef quant
+#define KERNEL_INTEGER                                                                                                 \
+    .integer = {.tile_rows = TILE_ROWS, .tile_cols = TILE_COLS, .few_rows_limit = KERNEL_PASS == PASS_AVX2 ? 16 : 12,  \
+                .row_words = BLOCK_WORDS + 2, .weight_words = BLOCK_WORDS + 1, .columns = BLOCK, .max_int = QUANT_MAX, \
+                .pack_rows = KERNEL(pack_rows_integer), .pack_weights = KERNEL(pack_weights_integer),                  \
+                .tile = KERNEL(tile_integer), .int8_group_words = INT8_GROUP_WORDS, .int8_row = KERNEL(int8_row),      \
+                .dot = KERNEL(dot_int8)}
+#else
+#define KERNEL_INTEGER .integer = {.tile = NULL}
+#endif
+#define KERNEL_LOOPS                                                                                                   \
+    .expand = KERNEL(expand), .pack_values = KERNEL(pack_values), .softmax_block = KERNEL(softmax_block),              \
+    .weighted_rows = KERNEL(weighted_rows), .scale = KERNEL(scale), .add = KERNEL(add), .gelu = KERNEL(gelu),          \
+    .silu = KERNEL(silu), .norm = KERNEL(norm), .moments = KERNEL(moments), .affine = KERNEL(affine),                  \
+    .store_f16 = KERNEL(store_f16)
+
 static const Kernels KERNEL(kernels) = {
     .name = KERNEL_TEXT(KERNEL_NAME),
-    .exact = {.tile_rows = TILE_ROWS, .tile_cols = TILE_COLS, .few_rows_limit = 24, .row_words = BLOCK,
-              .weight_words = BLOCK, .pack_rows = KERNEL(pack_rows), .pack_weights = KERNEL(pack_weights),
-              .tile = KERNEL(tile), .dot = KERNEL(dot)},
+    KERNEL_EXACT,
 #if KERNEL_PASS == PASS_AVX512BF16
     .bf16 = {.tile_rows = TILE_ROWS, .tile_cols = TILE_COLS, .few_rows_limit = 12, .row_words = BLOCK / 2,
-             .weight_words = BLOCK / 2, .pack_rows = KERNEL(pack_rows_bf16), .pack_weights = KERNEL(pack_weights_bf16),
-             .tile = KERNEL(tile_bf16), .dot = KERNEL(dot)},
+             .weight_words = BLOCK / 2, .columns = 2, .pack_rows = KERNEL(pack_rows_bf16),
+             .pack_weights = KERNEL(pack_weights_bf16), .tile = KERNEL(tile_bf16), .dot = KERNEL(dot)},
 #elif KERNEL_PASS == PASS_AVX2
     .bf16 = {.tile_rows = TILE_ROWS, .tile_cols = TILE_COLS, .few_rows_limit = 24, .row_words = BLOCK_WORDS + 2,
-             .weight_words = BLOCK_WORDS + 1, .max_int = INT16_MAX_X, .pack_rows = KERNEL(pack_rows_int16),
-             .pack_weights = KERNEL(pack_weights_int16), .tile = KERNEL(tile_integer), .dot = KERNEL(dot)},
+             .weight_words = BLOCK_WORDS + 1, .columns = BLOCK, .max_int = INT16_MAX_X,
+             .pack_rows = KERNEL(pack_rows_int16), .pack_weights = KERNEL(pack_weights_int16),
+             .tile = KERNEL(tile_integer), .dot = KERNEL(dot)},
 #endif
-#ifdef quant
-    .integer = {.tile_rows = TILE_ROWS, .tile_cols = TILE_COLS, .few_rows_limit = KERNEL_PASS == PASS_AVX2 ? 16 : 12,
-                .row_words = BLOCK_WORDS + 2, .weight_words = BLOCK_WORDS + 1, .max_int = QUANT_MAX,
-                .pack_rows = KERNEL(pack_rows_integer), .pack_weights = KERNEL(pack_weights_integer),
-                .tile = KERNEL(tile_integer), .int8_group_words = INT8_GROUP_WORDS, .int8_row = KERNEL(int8_row),
-                .dot = KERNEL(dot_int8)},
-#endif
-    .expand = KERNEL(expand),
-    .pack_values = KERNEL(pack_values),
-    .softmax_block = KERNEL(softmax_block),
-    .weighted_rows = KERNEL(weighted_rows),
-    .scale = KERNEL(scale),
-    .add = KERNEL(add),
-    .gelu = KERNEL(gelu),
-    .silu = KERNEL(silu),
-    .norm = KERNEL(norm),
-    .moments = KERNEL(moments),
-    .affine = KERNEL(affine),
-    .store_f16 = KERNEL(store_f16),
+    KERNEL_INTEGER,
+    KERNEL_LOOPS,
 };
 
+#if KERNEL_PASS == PASS_AVX512BF16 && defined(HAVE_AMX_KERNELS)
+#define AMX_ROUNDED                                                                                                    \
+    .tile_rows = AMX_ROWS, .tile_cols = TILE_COLS, .few_rows_limit = 12, .row_words = BLOCK / 2,                       \
+    .weight_words = BLOCK / 2, .columns = BLOCK, .k_step = AMX_COLUMNS, .any_type = true, .pack_rows = pack_rows_amx,  \
+    .pack_weights = pack_weights_amx, .tile = tile_amx, .first = first_amx, .last = last_amx
+static const Kernels kernels_amx = {
+    .name = "amx",
+    KERNEL_EXACT,
+    .pieces = {.tile_rows = AMX_ROWS, .tile_cols = TILE_COLS, .few_rows_limit = 12, .row_words = 3 * BLOCK / 2,
+               .weight_words = BLOCK / 2, .columns = BLOCK, .pack_rows = pack_pieces_amx,
+               .pack_weights = KERNEL(pack_weights_bf16), .tile = tile_pieces_amx, .first = first_amx,
+               .last = last_amx, .dot = KERNEL(dot)},
+    .bf16 = {AMX_ROUNDED, .dot = KERNEL(dot)},
+    .integer = {AMX_ROUNDED, .int8_group_words = INT8_GROUP_WORDS, .int8_row = KERNEL(int8_row),
+                .dot = KERNEL(dot_int8)},
+    KERNEL_LOOPS,
+};
+#endif
+
+#undef KERNEL_EXACT
+#undef KERNEL_INTEGER
+#undef KERNEL_LOOPS
 #undef MM
 #undef vf
 #undef VL
@@ -4413,43 +4569,62 @@ static const Kernels KERNEL(kernels) = {
 #ifdef HAVE_X86_KERNELS
 static bool has_bits(unsigned word, unsigned bits) { return (word & bits) == bits; }
 
-/* 3 where the AVX-512 kernels with bf16 run, 2 AVX-512, 1 AVX2, 0 none: the processor has the instructions and the
+/* The system gives a process the tiles only if it asks; what cpuid(7) and XCR0 say decides before. A test that emulates
+   AMX defines EMULATED_AMX. */
+static bool has_amx(unsigned features, unsigned saved) {
+#if defined(EMULATED_AMX)
+    return features != 0 || saved != 0;
+#elif defined(HAVE_AMX_KERNELS)
+    enum { HAS_BF16 = 1 << 22, HAS_TILES = 1 << 24, SAVES_TILES = 3 << 17, REQUEST = 0x1023, TILE_DATA = 18 };
+    return has_bits(features, HAS_BF16 | HAS_TILES) && has_bits(saved, SAVES_TILES) &&
+           syscall(SYS_arch_prctl, (long)REQUEST, (long)TILE_DATA) == 0;
+#else
+    return features > saved && false;
+#endif
+}
+
+/* 4 where the AMX kernels run, 3 AVX-512 with bf16, 2 AVX-512, 1 AVX2, 0 none: the processor has the instructions and the
    system saves their registers. __builtin_cpu_supports wants a table that not every compiler's library has (zig cc). */
 static int x86_level(void) {
     const unsigned avx512 = bit_AVX512F | bit_AVX512BW | bit_AVX512VL | bit_AVX512DQ;
-    unsigned a, b, c, d, saved, features, leaves;
+    unsigned a, b, c, d, saved, features, leaves, more;
     if (!__get_cpuid(1, &a, &b, &features, &d) || !has_bits(features, bit_OSXSAVE | bit_AVX | bit_FMA)) return 0;
     __asm__ volatile("xgetbv" : "=a"(saved), "=d"(d) : "c"(0));
-    if (!has_bits(saved, 0x06) || !__get_cpuid_count(7, 0, &leaves, &b, &c, &d) || !has_bits(b, bit_AVX2)) return 0;
+    if (!has_bits(saved, 0x06) || !__get_cpuid_count(7, 0, &leaves, &b, &c, &more) || !has_bits(b, bit_AVX2)) return 0;
 #if defined(__APPLE__)
     saved |= 0xe0; /* macOS saves these registers from a thread's first use on */
 #endif
     if (!has_bits(saved, 0xe0) || !has_bits(b, avx512)) return 1;
     if (!has_bits(c, bit_AVX512VNNI) || leaves < 1 || !__get_cpuid_count(7, 1, &a, &b, &c, &d)) return 2;
-    return has_bits(a, bit_AVX512BF16) ? 3 : 2;
+    return !has_bits(a, bit_AVX512BF16) ? 2 : has_amx(more, saved) ? 4 : 3;
 }
 #endif
 
-/* Which tiles --fast takes for bf16 weights, where there are pairs of bf16 (VDPBF16PS): a rule by maker, so that the
-   same machine gives the same ids in every run. 576 x 1024 x 4096, one thread, exact time by that of pairs:
-     AMD Zen 4, Zen 5                          1.77 to 1.87    pairs
-     Intel Xeon, models 143 to 207             0.62            exact: pairs run at half the rate of f32
+/* Whether --fast takes tiles of rounded operands for bf16 weights: a rule by instructions and maker, so that the same
+   machine gives the same ids in every run. 576 x 1024 x 4096, one thread, exact time by that of rounded operands:
+     AMX                                       5 to 7          yes
+     pairs of bf16 (VDPBF16PS), AMD Zen 4, 5   1.77 to 1.87    yes
+     the same, Intel Xeon, models 143 to 207   0.62            no: they run at half the rate of f32
+     int16 (AVX2)                              1.2             yes
    make bench measures both, and says where the rule is wrong. */
-static bool bf16_pairs_pay(void) {
+static bool bf16_pays(const Kernels *kernels) {
+    bool pays = kernels->bf16.first != NULL || kernels->bf16.max_int > 0;
 #ifdef HAVE_X86_KERNELS
     unsigned a, b, c, d;
-    return __get_cpuid(0, &a, &b, &c, &d) && b == signature_AMD_ebx;
-#else
-    return false;
+    pays = pays || (__get_cpuid(0, &a, &b, &c, &d) && b == signature_AMD_ebx);
 #endif
+    return pays;
 }
 
 /* The i-th table that this machine can run, best first; NULL after the last. */
 static const Kernels *kernels_at(int i) {
-    const Kernels *usable[5] = {NULL};
+    const Kernels *usable[6] = {NULL};
     int count = 0;
 #ifdef HAVE_X86_KERNELS
     const int level = x86_level();
+#ifdef HAVE_AMX_KERNELS
+    if (level >= 4) usable[count++] = &kernels_amx;
+#endif
     if (level >= 3) usable[count++] = &kernels_avx512bf16;
     if (level >= 2) usable[count++] = &kernels_avx512;
     if (level >= 1) usable[count++] = &kernels_avx2;
@@ -4479,7 +4654,7 @@ static const char *kernel_name_at(int i) {
 struct Context {
     Pool *pool;
     const Kernels *kernels;
-    bool bf16_pairs;             /* with `fast`: tiles of pairs of bf16 are faster than those of f32 */
+    bool bf16_pays;              /* with `fast`: tiles of rounded operands are faster for BF16 weights */
     JanusSessionOptions options; /* the caller's: callbacks, cache, fast */
     JanusError error;            /* status JANUS_OK: all is well */
     Arena arena;                 /* the stages' scratch memory */
@@ -4546,7 +4721,7 @@ static int context_init(Context *cx, int threads, const char *isa) {
     for (int i = 0; cx->kernels == NULL && kernels_at(i) != NULL; i++)
         if (native || strcmp(isa, kernels_at(i)->name) == 0) cx->kernels = kernels_at(i);
     if (cx->kernels == NULL) return -1;
-    cx->bf16_pairs = bf16_pairs_pay();
+    cx->bf16_pays = bf16_pays(cx->kernels);
     cx->pool = pool_create(threads);
     return cx->pool != NULL ? 0 : -1;
 }
@@ -4634,9 +4809,14 @@ static void pack_input(const Product *p, float *out, int64_t row, int64_t k, int
 
 /* out (n, tile_cols) = columns [k, k + n) of one tile's width of rows of W. */
 static void pack_columns(const Product *p, float *out, int64_t col, int64_t k, int64_t n) {
+    const int64_t cols = p->packing->tile_cols;
     Rows w = p->w;
     w.data += col * w.stride;
-    p->packing->pack_weights(out, w, min_i64(p->packing->tile_cols, p->O - col), k, n);
+    for (int64_t count; n > 0; k += count, n -= count) {
+        count = min_i64(n, K_STEP);
+        p->packing->pack_weights(out, w, min_i64(cols, p->O - col), k, count);
+        out += packed_floats(p->packing->weight_words, count) * cols;
+    }
 }
 
 /* Prefetches what pack_columns reads next: the same rows' following columns, or the next rows' first ones. */
@@ -4688,10 +4868,13 @@ static void product_block(const Product *p, int thread, int64_t row, int64_t row
 
 static void product_job(void *ctx, int thread, int64_t begin, int64_t end) {
     const Product *p = ctx;
+    UnitState before;
+    if (p->packing->first != NULL) p->packing->first(&before);
     if (p->share_weights)
         product_block(p, thread, begin, end, 0, p->O);
     else
         product_block(p, thread, 0, p->T, begin, end);
+    if (p->packing->last != NULL) p->packing->last(&before);
 }
 
 /* Packs the shared operand, all of I for tiles [begin, end) of it. */
@@ -4714,26 +4897,32 @@ static void share_job(void *ctx, int thread, int64_t begin, int64_t end) {
 }
 
 static const Packing *choose_packing(const Product *p) {
-    const Context *cx = p->cx;
-    const Packing *bf16 = &cx->kernels->bf16, *integer = &cx->kernels->integer;
+    const Kernels *k = p->cx->kernels;
     const int64_t width = p->conv ? p->conv->channels : p->I; /* what pack_rows gets is a part of this */
-    const bool quantised = p->w.type == TYPE_Q8_0 || p->w.type == TYPE_Q4_0, pays = bf16->max_int > 0 || cx->bf16_pairs;
-    if (cx->options.fast && pays && bf16->tile && p->w.type == TYPE_BF16 && width % (bf16->max_int ? BLOCK : 2) == 0)
-        return bf16;
-    if (cx->options.fast && integer->tile && quantised && width % BLOCK == 0) return integer;
-    return &cx->kernels->exact;
+    const bool bf16 = p->w.type == TYPE_BF16, fast = p->cx->options.fast;
+    const bool int8 = p->w.type == TYPE_Q8_0 || p->w.type == TYPE_Q4_0;
+    const bool levels = p->w.type == TYPE_Q4_K || p->w.type == TYPE_Q6_K;
+    const bool rounds = fast && p->cx->bf16_pays && (bf16 || (levels && k->bf16.any_type));
+    const Packing *choices[] = {fast && int8 ? &k->integer : NULL, rounds ? &k->bf16 : NULL, bf16 ? &k->pieces : NULL,
+                                &k->exact};
+    int i = 0;
+    while (choices[i] == NULL || choices[i]->tile == NULL || width % choices[i]->columns != 0) i++;
+    return choices[i];
 }
 
 static void run_product(Product *p) {
     const int64_t tile_rows = p->packing->tile_rows, tile_cols = p->packing->tile_cols;
-    int64_t k_steps = (p->I + K_STEP - 1) / K_STEP;
+    const int64_t longest = p->packing->k_step > 0 ? p->packing->k_step : K_STEP;
+    int64_t k_steps = (p->I + longest - 1) / longest;
     p->k_step = round_up((p->I + k_steps - 1) / k_steps, BLOCK);
     p->rows = round_up(p->T, tile_rows);
     p->cols = round_up(p->O, tile_cols);
     p->share_weights = p->O < p->T;
     p->row_step = round_up(ROW_STEP, tile_rows);
     int64_t shared = p->share_weights ? p->cols : p->rows, own = p->share_weights ? p->row_step : tile_cols;
-    if (!reserve_scratch(p->cx, shared * p->I, own * (shared + p->k_step) + p->k_step)) return;
+    const int words = (int)max_i64(BLOCK, p->packing->row_words); /* of BLOCK columns */
+    const int64_t own_floats = own * (shared + packed_floats(words, p->k_step)) + p->k_step;
+    if (!reserve_scratch(p->cx, shared * packed_floats(words, p->I), own_floats)) return;
     pool_run(p->cx->pool, share_job, p, shared / (p->share_weights ? tile_cols : tile_rows), 1);
     if (p->share_weights)
         pool_run(p->cx->pool, product_job, p, p->T, p->row_step);

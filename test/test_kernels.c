@@ -2,6 +2,10 @@
    Holds the kernels of every instruction set this machine can run to plain sums in double precision, on every class
    of shape, and the results of 1, 2 and 3 threads to each other, bit by bit. Errors are relative to the largest
    magnitude that was summed up for an element, so that cancellation does not hide or fake an error. */
+#ifdef EMULATED_AMX /* only AMX, on any x86-64 with AVX-512 and bf16 */
+#define _GNU_SOURCE
+#include "emulate_amx.h"
+#endif
 #include <stdint.h>
 #include <string.h>
 
@@ -92,14 +96,14 @@ static void round_blocks(float *x, int levels, int64_t n) {
    one scale a block; with AVX2, bf16 weights to integers too. T rows are multiplied at once. */
 static void round_operands(const Kernels *isa, int type, int64_t T, int64_t I, float *x, int64_t x_size, float *w,
                            int64_t w_size) {
-    const int levels = isa->bf16.max_int;
-    int bf16 = type == TYPE_BF16 && isa->bf16.tile && I % (levels ? BLOCK : 2) == 0 && T > isa->bf16.few_rows_limit;
-    int integer = (type == TYPE_Q8_0 || type == TYPE_Q4_0) && isa->integer.tile &&
-                  (T > isa->integer.few_rows_limit || isa->integer.int8_row);
-    for (int64_t i = 0; i < x_size && bf16 && levels == 0; i++) x[i] = bf16_to_f32(f32_to_bf16(x[i]));
-    if (bf16 && levels > 0) round_blocks(x, levels, x_size);
-    if (bf16 && levels > 0) round_blocks(w, INT16_MAX_W, w_size);
-    if (integer) round_blocks(x, T <= isa->integer.few_rows_limit ? INT8_MAX_X : isa->integer.max_int, x_size);
+    const Packing *p = type == TYPE_Q8_0 || type == TYPE_Q4_0 ? &isa->integer : &isa->bf16;
+    const int few = T <= p->few_rows_limit, k_quant = type == TYPE_Q4_K || type == TYPE_Q6_K;
+    const int wanted = p == &isa->integer || type == TYPE_BF16 || (k_quant && p->any_type);
+    if (p->tile == NULL || !wanted || I % p->columns != 0 || (few && p->int8_row == NULL)) return;
+    if (few || p->max_int > 0) round_blocks(x, few ? INT8_MAX_X : p->max_int, x_size);
+    for (int64_t i = 0; i < x_size && !few && p->max_int == 0; i++) x[i] = bf16_to_f32(f32_to_bf16(x[i]));
+    for (int64_t i = 0; i < w_size && !few && p->max_int == 0; i++) w[i] = bf16_to_f32(f32_to_bf16(w[i]));
+    if (type == TYPE_BF16 && !few && p->max_int > 0) round_blocks(w, INT16_MAX_W, w_size);
 }
 
 static void linear_case(Context *cx, int type, int64_t T, int64_t I, int64_t O, int with_bias, double tolerance) {
@@ -414,6 +418,8 @@ static void linear_cases(Context *cx) {
         const int64_t block = NUMBER_FORMATS[i].elements;
         for (int64_t T = 1; T <= 70; T += T < 14 ? 1 : 7)
             linear_case(cx, type, T, round_up(67 + T, block), 35 + T % 5, T % 2, 1e-6);
+        for (int64_t T = 9; T <= 72; T += 9)
+            linear_case(cx, type, T, round_up(67 + 9 * T, block > BLOCK ? block : BLOCK), 29 + T, T % 2, 1e-6);
         linear_case(cx, type, 2, round_up(2048, block), 64, 0, 1e-6);
         linear_case(cx, type, 70, round_up(1056, block), 70, 1, 1e-6);
         linear_case(cx, type, 33, round_up(96, block), 18, 0, 1e-6);
@@ -515,18 +521,84 @@ static void dispatch_case(void) {
     int avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     int avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                  __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-    int bf16 = avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
-    report("kernels that this processor runs", fabs((double)(x86_level() - (avx2 + avx512 + bf16))), 0);
+    int bf16 = avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni"), amx = 0;
+#ifdef HAVE_AMX_KERNELS
+    char flag[32] = "";
+    FILE *flags = fopen("/proc/cpuinfo", "r");
+    while (flags != NULL && fscanf(flags, "%31s", flag) == 1) amx |= strcmp(flag, "amx_bf16") == 0;
+    if (flags != NULL) fclose(flags);
+#endif
+    report("kernels that this processor runs", fabs((double)(x86_level() - (avx2 + avx512 + bf16 + amx))), 0);
 #endif
 }
 
+#ifdef EMULATED_AMX
+/* Tiles that are packed by hand, with everything that adds to sums that are there, and what a thread had set up. */
+static void tile_case(int pieces, int64_t rows, int64_t n, int add) {
+    enum { STRIDE = 37 };
+    const int64_t a_floats = n / BLOCK * pieces * AMX_ROWS * AMX_WORDS, b_floats = n / BLOCK * 2 * AMX_TILE;
+    uint16_t *a = must_allocate((size_t)a_floats * 4), *b = must_allocate((size_t)b_floats * 4);
+    float *out = random_floats(AMX_ROWS * STRIDE), *want = must_allocate(AMX_ROWS * STRIDE * sizeof *want);
+    UnitState mine = {{1}}, before, after;
+    double error = 0;
+    char name[96];
+    for (int64_t i = 0; i < 2 * a_floats; i++) a[i] = f32_to_bf16(next_float());
+    for (int64_t i = 0; i < 2 * b_floats; i++) b[i] = f32_to_bf16(next_float());
+    memcpy(want, out, AMX_ROWS * STRIDE * sizeof *want);
+    mine.bytes[16] = 8, mine.bytes[48] = 3;
+    __asm__ volatile("ldtilecfg %0" ::"m"(mine));
+    first_amx(&before);
+    const Packing *packing = pieces == 3 ? &kernels_amx.pieces : &kernels_amx.bf16;
+    packing->tile(out, STRIDE, (const float *)(const void *)a, (const float *)(const void *)b, rows, n, add);
+    last_amx(&before);
+    __asm__ volatile("sttilecfg %0" : "=m"(after));
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t c = 0; c < 32; c++) {
+            double sum = add ? want[r * STRIDE + c] : 0, magnitude = fabs(sum);
+            for (int64_t k = 0; k < n * pieces; k++) { /* a: blocks, pieces, rows, columns; b: pairs of rows */
+                const int64_t column = k / (pieces * BLOCK) * BLOCK + k % BLOCK;
+                const double term = (double)bf16_to_f32(a[(k / BLOCK * AMX_ROWS + r) * BLOCK + k % BLOCK]) *
+                                    bf16_to_f32(b[(column / 2 * 32 + c) * 2 + column % 2]);
+                sum += term;
+                magnitude += fabs(term);
+            }
+            error = worst(error, out[r * STRIDE + c], sum, magnitude);
+        }
+    snprintf(name, sizeof name, "amx tile of %d pieces, %d rows, %d columns%s", pieces, (int)rows, (int)n,
+             add ? ", added" : "");
+    report(name, error, 1e-6);
+    report("amx: the thread's set-up comes back", memcmp(&mine, &after, sizeof mine) != 0, 0);
+    free(a);
+    free(b);
+    free(out);
+    free(want);
+}
+
+static void tile_cases(void) {
+    for (int64_t rows = 1; rows <= AMX_ROWS; rows += 1 + rows / 2)
+        for (int64_t n = BLOCK; n <= K_STEP; n *= 2)
+            for (int add = 0; add < 2; add++) {
+                tile_case(1, rows, n, add);
+                tile_case(3, rows, n, add);
+            }
+}
+#endif
+
 int main(void) {
+#ifdef EMULATED_AMX
+    emulate_amx();
+    tile_cases();
+#else
     dispatch_case();
     format_cases();
+#endif
     for (int i = 0; kernel_name_at(i) != NULL; i++) {
+#ifdef EMULATED_AMX
+        if (strcmp(kernel_name_at(i), "amx") != 0) continue;
+#endif
         Context cx;
         if (context_init(&cx, 2, kernel_name_at(i)) != 0) return 1;
-        cx.bf16_pairs = true; /* also where the processor has faster ones */
+        cx.bf16_pays = true; /* also where the processor has faster ones */
         expand_cases(cx.kernels);
         linear_cases(&cx);
         cx.options.fast = 1;
@@ -551,5 +623,8 @@ int main(void) {
         context_free(&cx);
         thread_case(kernel_name_at(i));
     }
+#ifdef EMULATED_AMX
+    check(amx.done > 0, 1, "%ld instructions of AMX were emulated", amx.done);
+#endif
     return closing_line();
 }

@@ -461,9 +461,9 @@ static void bench_product(const Stage *s) {
         fill_floats(row, I);
         encode_row(data + o * row_bytes, type, row, I);
     }
-    const bool rule = cx->bf16_pairs;
+    const bool rule = cx->bf16_pays;
     double medians[2] = {0, 0};
-    cx->bf16_pairs = true; /* whatever the rule says */
+    cx->bf16_pays = true; /* whatever the rule says */
     for (int fast = 0; fast < 2; fast++) {
         Cost cost = {0, 0, 0};
         Times times = {{0}, 0};
@@ -484,10 +484,10 @@ static void bench_product(const Stage *s) {
         report(s->bench, name, &times, &cost, peak);
         medians[fast] = times.times[times.count / 2]; /* report sorted them */
         if (fast && peak == 1 && rule != (medians[1] < medians[0]))
-            printf("  bf16_pairs_pay (section 13 of janus.c) is wrong for this processor: pairs of bf16 are %s\n",
+            printf("  bf16_pays (section 13 of janus.c) is wrong for this processor: rounded operands are %s\n",
                    rule ? "slower" : "faster");
     }
-    cx->bf16_pairs = rule;
+    cx->bf16_pays = rule;
     round_activations(s, &w, 0);
     free(x);
     free(out);

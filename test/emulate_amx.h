@@ -1,0 +1,120 @@
+/* emulate_amx.h - the instructions of Intel's AMX that janus.c uses, for processors that lack them: the illegal
+   instruction is read, done in plain C and skipped. Linux on x86-64.
+   SPDX-License-Identifier: MIT */
+#ifndef EMULATE_AMX_H
+#define EMULATE_AMX_H
+
+#include <math.h>
+#include <signal.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <ucontext.h>
+
+typedef struct {
+    unsigned char config[64], tiles[8][16][64];
+    long done; /* instructions */
+} EmulatedAmx;
+static _Thread_local EmulatedAmx amx; /* each thread has its own tiles */
+
+static float flushed(float x) { return fpclassify(x) == FP_SUBNORMAL ? copysignf(0, x) : x; }
+
+static float amx_bf16(const unsigned char *p) {
+    const uint32_t bits = (uint32_t)(p[0] | p[1] << 8) << 16;
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return flushed(value);
+}
+
+static int amx_rows(int t) { return amx.config[48 + t]; }
+static int amx_bytes(int t) { return amx.config[16 + 2 * t]; }
+
+/* TDPBF16PS: sums over the first and over the second of each pair apart, then both, as the manual has it. */
+static void amx_multiply(int sums, int a, int b) {
+    for (int m = 0; m < amx_rows(sums); m++)
+        for (int n = 0; n < amx_bytes(sums) / 4; n++) {
+            float first = 0, second = 0, old;
+            for (int k = 0; k < amx_bytes(a) / 4; k++) {
+                const unsigned char *x = amx.tiles[a][m] + 4 * k, *w = amx.tiles[b][k] + 4 * n;
+                first = flushed(fmaf(amx_bf16(x), amx_bf16(w), first));
+                second = flushed(fmaf(amx_bf16(x + 2), amx_bf16(w + 2), second));
+            }
+            memcpy(&old, amx.tiles[sums][m] + 4 * n, sizeof old);
+            old = flushed(flushed(old) + flushed(first + second));
+            memcpy(amx.tiles[sums][m] + 4 * n, &old, sizeof old);
+        }
+}
+
+/* What an instruction's operands are: registers, or memory with the stride that the index register holds. */
+typedef struct {
+    int reg, rm, third;
+    unsigned char *memory; /* NULL: rm is a register */
+    int64_t stride;
+    const unsigned char *end;
+} AmxOperands;
+
+static AmxOperands amx_operands(const unsigned char *ip, const greg_t *registers) {
+    static const int NAMES[] = {REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP, REG_RSI, REG_RDI,
+                                REG_R8,  REG_R9,  REG_R10, REG_R11, REG_R12, REG_R13, REG_R14, REG_R15};
+    const int x = ip[1] & 64 ? 0 : 8, b = ip[1] & 32 ? 0 : 8, mode = ip[4] >> 6;
+    AmxOperands o = {ip[4] >> 3 & 7, ip[4] & 7, ~ip[2] >> 3 & 15, NULL, 0, ip + 5};
+    int base = o.rm, index = 4;
+    int32_t displacement = 0;
+    if (mode == 3) return o;
+    if (o.rm == 4) {
+        base = o.end[0] & 7;
+        index = (o.end[0] >> 3 & 7) + x;
+        o.stride = index == 4 ? 0 : registers[NAMES[index]] * (1 << (o.end[0] >> 6));
+        o.end++;
+    }
+    const int bare = mode == 0 && base == 5; /* only a displacement: from the next instruction on, or from 0 */
+    if (mode == 1) displacement = (int8_t)*o.end++;
+    else if (mode == 2 || bare) {
+        memcpy(&displacement, o.end, sizeof displacement);
+        o.end += sizeof displacement;
+    }
+    const greg_t from = !bare ? registers[NAMES[base + b]] : o.rm == 4 ? 0 : (greg_t)(uintptr_t)o.end;
+    o.memory = (unsigned char *)(uintptr_t)(from + displacement); /* NOLINT: an address */
+    return o;
+}
+
+static void on_illegal_instruction(int number, siginfo_t *info, void *user) {
+    greg_t *registers = ((ucontext_t *)user)->uc_mcontext.gregs;
+    const unsigned char *ip = (const unsigned char *)(uintptr_t)registers[REG_RIP];
+    (void)info;
+    const int prefix = ip[2] & 3, what = ip[0] == 0xC4 && (ip[1] & 31) == 2 ? ip[3] << 4 | prefix : 0;
+    const AmxOperands o = amx_operands(ip, registers);
+    const int t = o.reg;
+    switch (what) {
+    case 0x490: /* LDTILECFG, or without memory TILERELEASE */
+        memset(amx.tiles, 0, sizeof amx.tiles);
+        if (o.memory != NULL) memcpy(amx.config, o.memory, sizeof amx.config);
+        else memset(amx.config, 0, sizeof amx.config);
+        break;
+    case 0x491: memcpy(o.memory, amx.config, sizeof amx.config); break; /* STTILECFG */
+    case 0x493: memset(amx.tiles[t], 0, sizeof amx.tiles[t]); break;    /* TILEZERO */
+    case 0x4B3: /* TILELOADD */
+    case 0x4B2: /* TILESTORED */
+        if (amx.config[0] != 1) abort();
+        for (int r = 0; r < amx_rows(t); r++) {
+            unsigned char *row = o.memory + r * o.stride;
+            if (prefix == 3) memcpy(amx.tiles[t][r], row, (size_t)amx_bytes(t));
+            else memcpy(row, amx.tiles[t][r], (size_t)amx_bytes(t));
+        }
+        break;
+    case 0x5C2: amx_multiply(t, o.rm, o.third); break; /* TDPBF16PS */
+    default: signal(number, SIG_DFL); return;          /* not ours: it is illegal again */
+    }
+    amx.done++;
+    registers[REG_RIP] = (greg_t)(uintptr_t)o.end;
+}
+
+static void emulate_amx(void) {
+    struct sigaction action;
+    memset(&action, 0, sizeof action);
+    action.sa_sigaction = on_illegal_instruction;
+    action.sa_flags = SA_SIGINFO;
+    sigaction(SIGILL, &action, NULL);
+}
+
+#endif
