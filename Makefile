@@ -26,8 +26,10 @@ janus: janus.c janus.h
 demo: janus ## draws a picture and answers questions about it
 	@sh test/demo.sh
 
+C_TESTS = test/test_janus test/test_kernels test/test_amx test/test_faults test/fuzz/replay
+
 # Everything that needs no torch. Where Python is missing, the C part alone.
-test: janus libjanus.so test/test_janus test/test_kernels test/test_faults test/fuzz/replay ## the tests, in C and in Python
+test: janus libjanus.so $(C_TESTS) ## the tests, in C and in Python
 	@PYTHON="$(PYTHON)" FETCH="$(FETCH)" sh test/run.sh c python
 
 libjanus.a: libjanus.o ## the library for C programs (janus.h)
@@ -84,8 +86,7 @@ deps: ## installs what is missing: a C compiler, the stb headers, Python's venv
 	@sh test/setup.sh install
 
 clean: ## removes what was built
-	rm -rf janus libjanus.o libjanus.a libjanus.so test/test_janus test/test_kernels test/test_faults test/fuzz/replay \
-	    test/bench/bench build
+	rm -rf janus libjanus.o libjanus.a libjanus.so $(C_TESTS) test/bench/bench build
 
 # The targets that say what they do after two #, below the headings of this file.
 help: ## this list
@@ -111,7 +112,7 @@ build/libinternals.so: test/verify/internals.c janus.c janus.h
 
 # ---- The tests in C, also under sanitizers and valgrind ----
 
-test-c: janus test/test_janus test/test_kernels test/test_faults test/fuzz/replay ## the tests in C alone
+test-c: janus $(C_TESTS) ## the tests in C alone
 	@sh test/run.sh c
 
 test/test_janus: test/test_janus.c test/common.h libjanus.a
@@ -120,6 +121,10 @@ test/test_janus: test/test_janus.c test/common.h libjanus.a
 # These include janus.c, to reach what is inside.
 test/test_kernels: test/test_kernels.c test/common.h janus.c janus.h
 	@$(FIND_STB); set -x; $(CC) $(CFLAGS) -std=c99 $$stb -I. $(LDFLAGS) test/test_kernels.c -o $@ $(LDLIBS)
+
+# The same with the instructions of AMX emulated, for processors without them.
+test/test_amx: test/test_kernels.c test/emulate_amx.h test/common.h janus.c janus.h
+	@$(FIND_STB); set -x; $(CC) $(CFLAGS) -std=c99 -DEMULATED_AMX $$stb -I. $(LDFLAGS) test/test_kernels.c -o $@ $(LDLIBS)
 
 test/test_faults: test/test_faults.c test/common.h janus.c janus.h
 	@$(FIND_STB); set -x; $(CC) $(CFLAGS) -std=c99 $$stb -I. $(LDFLAGS) test/test_faults.c -o $@ $(LDLIBS)
@@ -132,6 +137,7 @@ test-asan: ## the tests in C under the address and undefined-behaviour sanitizer
 	@$(FIND_STB); set -x; shift=-fno-sanitize=shift-base; \
 	    $(CC) $(SANITIZED) $$shift -DJANUS_LIBRARY janus.c test/test_janus.c -o build/test_janus $(LDLIBS) && \
 	    $(CC) $(SANITIZED) test/test_kernels.c -o build/test_kernels $(LDLIBS) && \
+	    $(CC) $(SANITIZED) -DEMULATED_AMX test/test_kernels.c -o build/test_amx $(LDLIBS) && \
 	    $(CC) $(SANITIZED) $$shift test/test_faults.c -o build/test_faults $(LDLIBS) && \
 	    $(CC) $(SANITIZED) $$shift -DSTANDALONE -DJANUS_NO_SIMD test/fuzz/fuzz.c -o build/fuzz/replay $(LDLIBS)
 	@ASAN_OPTIONS=allocator_may_return_null=1 BUILT=build sh test/run.sh c

@@ -3708,20 +3708,15 @@ INLINE void KERNEL(dot_group)(float (*sums)[4], const int type, const int rounde
 }
 
 /* A piece of W's rows, widened once for all rows of x. */
-/* A piece of a row of W as floats; `late` are those whose blocks' scales are applied to sums (dot_rows). */
+/* A piece of a row of W as floats, with zeros up to a multiple of BLOCK; scales: of blocks whose scale is applied late,
+   to a sum (dot_rows). */
 typedef struct {
     float w[WIDE_COLUMNS], scales[WIDE_COLUMNS / BLOCK];
 } KERNEL(WideRow);
 
-/* Columns [k, k + n) of a row, with zeros up to a multiple of BLOCK. */
-INLINE void KERNEL(widen_row)(KERNEL(WideRow) *out, const int type, const int late, const char *row, int64_t k,
-                              int64_t n) {
+/* Columns [k, k + n) of a row of Q8_0 or Q4_0, without their scales. */
+INLINE void KERNEL(widen_quants)(KERNEL(WideRow) *out, const int type, const char *row, int64_t k, int64_t n) {
     vf a[BLOCK_VECTORS];
-    if (!late) {
-        KERNEL(expand)(out->w, type, row, k, n);
-        memset(out->w + n, 0, (size_t)(round_up(n, BLOCK) - n) * sizeof *out->w);
-        return;
-    }
     for (int64_t i = 0; i < n; i += BLOCK) {
         if (i % (16 * BLOCK) == 0)
             KERNEL(load_scales)(out->scales + i / BLOCK, type, row, k + i, k + min_i64(n, i + 16 * BLOCK));
@@ -3730,10 +3725,19 @@ INLINE void KERNEL(widen_row)(KERNEL(WideRow) *out, const int type, const int la
     }
 }
 
+TARGET static void KERNEL(widen_row)(KERNEL(WideRow) *out, int type, bool late, const char *row, int64_t k, int64_t n) {
+    if (late && type == TYPE_Q8_0) KERNEL(widen_quants)(out, TYPE_Q8_0, row, k, n);
+    else if (late) KERNEL(widen_quants)(out, TYPE_Q4_0, row, k, n);
+    else {
+        KERNEL(expand)(out->w, type, row, k, n);
+        memset(out->w + n, 0, (size_t)(round_up(n, BLOCK) - n) * sizeof *out->w);
+    }
+}
+
 /* sums[DOT_ROWS][4] += the products of n columns of DOT_ROWS rows of W and four of x: of all their vectors, or of every
    second one from `chain` on, as dot_rows has `chains` sums of each. */
-INLINE void KERNEL(add_wide)(vf (*sums)[4], const int late, const int chains, int chain, const float *x,
-                             int64_t x_stride, const KERNEL(WideRow) *w, int64_t n) {
+INLINE void KERNEL(add_columns)(vf (*sums)[4], const int late, const int chains, int chain, const float *x,
+                                int64_t x_stride, const KERNEL(WideRow) *w, int64_t n) {
     vf s[DOT_ROWS][4], a[BLOCK_VECTORS], b[DOT_ROWS];
     const int64_t whole = n / BLOCK * BLOCK;
     UNROLLED_FOR (int i = 0; i < DOT_ROWS * 4; i++) s[i / 4][i % 4] = sums[i / 4][i % 4];
@@ -3765,10 +3769,18 @@ INLINE void KERNEL(add_wide)(vf (*sums)[4], const int late, const int chains, in
     UNROLLED_FOR (int i = 0; i < DOT_ROWS * 4; i++) sums[i / 4][i % 4] = s[i / 4][i % 4];
 }
 
-/* Rows of x of many jobs, a multiple of four, and `rows` of W from row o on, a multiple of DOT_ROWS: W is widened once for
-   all of them, a piece at a time that stays in the first cache, and their sums wait in memory for the next piece. */
-INLINE void KERNEL(dot_wide)(const int type, const Dots *d, const int chains, int64_t o, int64_t rows, int64_t T) {
-    const int late = (type == TYPE_Q8_0 || type == TYPE_Q4_0) && BLOCK_VECTORS > 2;
+TARGET static void KERNEL(add_wide)(vf (*sums)[4], bool late, int chains, int chain, const float *x, int64_t x_stride,
+                                    const KERNEL(WideRow) *w, int64_t n) {
+    if (late) KERNEL(add_columns)(sums, 1, 1, 0, x, x_stride, w, n);
+    else if (chains == 1) KERNEL(add_columns)(sums, 0, 1, 0, x, x_stride, w, n);
+    else KERNEL(add_columns)(sums, 0, 2, chain, x, x_stride, w, n);
+}
+
+/* Rows of x of many jobs, T of them, a multiple of four, and `rows` of W from row o on, a multiple of DOT_ROWS: W is
+   widened once for all of them, a piece at a time that stays in the first cache, and their sums wait in memory for the
+   next piece. */
+TARGET static void KERNEL(dot_wide)(const Dots *d, int chains, int64_t o, int64_t rows, int64_t T) {
+    const bool late = (d->w.type == TYPE_Q8_0 || d->w.type == TYPE_Q4_0) && BLOCK_VECTORS > 2;
     const char *row = d->w.data + o * d->w.stride;
     KERNEL(WideRow) w[WIDE_W];
     vf sums[WIDE_X / 4][2][WIDE_W][4];
@@ -3777,7 +3789,7 @@ INLINE void KERNEL(dot_wide)(const int type, const Dots *d, const int chains, in
         for (int64_t i = 0; i < count / 4 * 2 * WIDE_W * 4; i++) (&sums[0][0][0][0])[i] = v_zero();
         for (int64_t k = 0; k < d->n; k += WIDE_COLUMNS) {
             const int64_t n = min_i64(WIDE_COLUMNS, d->n - k);
-            for (int64_t r = 0; r < rows; r++) KERNEL(widen_row)(&w[r], type, late, row + r * d->w.stride, k, n);
+            for (int64_t r = 0; r < rows; r++) KERNEL(widen_row)(&w[r], d->w.type, late, row + r * d->w.stride, k, n);
             for (int64_t t = 0; t < count; t += 4)
                 for (int64_t r = 0; r < rows; r += DOT_ROWS)
                     for (int c = 0; c < chains; c++)
@@ -3797,11 +3809,8 @@ INLINE void KERNEL(dot_type)(const int type, const int rounded, const Dots *d, i
     const int several = d->group > 2 || d->group * d->n > L1_FLOATS || !plain;
     const int64_t x_stride = d->x_stride, w_stride = d->w.stride, n = d->n;
     const int64_t wide = !rounded && d->T >= 8 ? d->T / 4 * 4 : 0, wide_last = last - (last - first) % DOT_ROWS;
-    for (int64_t o = first; o < wide_last && wide > 0; o += WIDE_W) {
-        const int64_t rows = min_i64(WIDE_W, wide_last - o);
-        if (several) KERNEL(dot_wide)(type, d, 1, o, rows, wide);
-        else KERNEL(dot_wide)(type, d, 2, o, rows, wide);
-    }
+    for (int64_t o = first; o < wide_last && wide > 0; o += WIDE_W)
+        KERNEL(dot_wide)(d, several ? 1 : 2, o, min_i64(WIDE_W, wide_last - o), wide);
     for (int64_t o = first, rows; o < last; o += rows) {
         const char *row = d->w.data + o * w_stride;
         rows = several && last - o >= DOT_ROWS ? DOT_ROWS : 1;
@@ -4009,10 +4018,10 @@ TARGET static void KERNEL(tile_bf16)(float *out, int64_t stride, const float *a,
 }
 
 #ifdef HAVE_AMX_KERNELS
-/* ---- AMX: eight registers ("tiles") of 16 rows of 64 bytes, and an instruction that multiplies two of them: it adds to
-   sums (16, 16) the product of a, 16 rows of 16 pairs of bf16, and b, 16 pairs of rows of 16 columns. Products of bf16
-   are exact in float, and sums are floats, so that this is exact, too, if x is cut into three bf16 of eight bits each
-   (Henry, Tang and Heinecke 2019): x is their sum, and a bf16 weight is one anyway. ---- */
+/* ---- AMX: eight registers ("tiles") of 16 rows of 64 bytes, and an instruction that multiplies two of them: it adds
+   to sums (16, 16) the product of a, 16 rows of 16 pairs of bf16, and b, 16 pairs of rows of 16 columns. Products of
+   bf16 are exact in float, and sums are floats, so that this is exact, too, if x is cut into three bf16 of eight bits
+   each (Henry, Tang and Heinecke 2019): x is their sum, and a bf16 weight is one anyway. ---- */
 
 enum { AMX_ROWS = 32, AMX_WORDS = 16, AMX_TILE = 16 * AMX_WORDS }; /* 16 words of 32 bits in a row of a tile */
 enum { AMX_COLUMNS = 512 };
@@ -4583,8 +4592,8 @@ static bool has_amx(unsigned features, unsigned saved) {
 #endif
 }
 
-/* 4 where the AMX kernels run, 3 AVX-512 with bf16, 2 AVX-512, 1 AVX2, 0 none: the processor has the instructions and the
-   system saves their registers. __builtin_cpu_supports wants a table that not every compiler's library has (zig cc). */
+/* 4 where the AMX kernels run, 3 AVX-512 with bf16, 2 AVX-512, 1 AVX2, 0 none: the processor has the instructions and
+   the system saves their registers. __builtin_cpu_supports wants a table that not every compiler's library has (zig cc). */
 static int x86_level(void) {
     const unsigned avx512 = bit_AVX512F | bit_AVX512BW | bit_AVX512VL | bit_AVX512DQ;
     unsigned a, b, c, d, saved, features, leaves, more;

@@ -151,11 +151,12 @@ typedef enum {
 
 typedef struct {
     int threads;     /* 1..256; 0: as many as the process may use processors. Results do not depend on it. */
-    /* kernels: "plain", "avx2", "avx512", "avx512bf16", "neon", "simd128"; NULL: the best that this machine has */
+    /* kernels: "plain", "avx2", "avx512", "avx512bf16", "amx", "neon", "simd128"; NULL: the best that this machine
+       has */
     const char *isa;
     JanusCacheType cache;
     int fast; /* 1: products round activations to int8 or int16 (quantised weights) or, of many rows, to bf16 (bf16
-                        weights), where the machine multiplies these faster; 0: float32, as exact as PyTorch's */
+                        weights; with AMX quantised ones, too), where the machine multiplies these faster; 0: float32, as exact as PyTorch's */
     void *user;      /* handed to the callbacks */
     /* Called as work goes on: `stage` is a word ("see", "read", "draw", "decode", "answer", "encode"), `done` of
        `total` units are finished. Returns 0 to go on, anything else to cancel. */

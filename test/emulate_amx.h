@@ -1,5 +1,8 @@
 /* emulate_amx.h - the instructions of Intel's AMX that janus.c uses, for processors that lack them: the illegal
-   instruction is read, done in plain C and skipped. Linux on x86-64.
+   instruction is read, done in plain C and skipped. Linux on x86-64; for any program:
+
+       cc -DEMULATED_AMX -D_GNU_SOURCE -include test/emulate_amx.h janus.c -o janus -lm -lpthread
+
    SPDX-License-Identifier: MIT */
 #ifndef EMULATE_AMX_H
 #define EMULATE_AMX_H
@@ -15,7 +18,7 @@ typedef struct {
     unsigned char config[64], tiles[8][16][64];
     long done; /* instructions */
 } EmulatedAmx;
-static _Thread_local EmulatedAmx amx; /* each thread has its own tiles */
+static __thread EmulatedAmx amx; /* each thread has its own tiles */
 
 static float flushed(float x) { return fpclassify(x) == FP_SUBNORMAL ? copysignf(0, x) : x; }
 
@@ -109,11 +112,11 @@ static void on_illegal_instruction(int number, siginfo_t *info, void *user) {
     registers[REG_RIP] = (greg_t)(uintptr_t)o.end;
 }
 
-static void emulate_amx(void) {
+__attribute__((constructor)) static void emulate_amx(void) {
     struct sigaction action;
     memset(&action, 0, sizeof action);
     action.sa_sigaction = on_illegal_instruction;
-    action.sa_flags = SA_SIGINFO;
+    action.sa_flags = SA_SIGINFO | SA_NODEFER;
     sigaction(SIGILL, &action, NULL);
 }
 

@@ -57,6 +57,7 @@ for name in "$@"; do
     c)
         part "${BUILT:-test}/test_janus"
         part "${BUILT:-test}/test_kernels"
+        part "${BUILT:-test}/test_amx"
         part "${BUILT:-test}/test_faults"
         part "${BUILT:-test}/fuzz/replay" test/fuzz/corpus test/fuzz/regressions ;;
     python)

@@ -326,7 +326,7 @@ static void test_stages(const char *name, const char *isa, double tolerance, int
 
 /* Every stage of the three models, with each kind of kernel that this machine has. */
 /* All kinds of kernels; which of them there are depends on the machine. */
-static const char *const KERNEL_NAMES[] = {"plain", "simd128", "neon", "avx2", "avx512", "avx512bf16"};
+static const char *const KERNEL_NAMES[] = {"plain", "simd128", "neon", "avx2", "avx512", "avx512bf16", "amx"};
 enum { KERNEL_COUNT = sizeof KERNEL_NAMES / sizeof *KERNEL_NAMES };
 
 static int is_usable(const JanusModel *model, const char *isa) {

@@ -40,6 +40,7 @@ typedef struct {
     Options options;
     Limits limits;
     const char *model_type;
+    int exact_peak;  /* the limit of products that are not rounded: 0 or 3 of report */
     double peak_mib; /* of the last stage, beside the mapped file; -1: unknown */
     FILE *json;
 } Bench;
@@ -184,6 +185,31 @@ static double read_plain(const char *p, int64_t n) {
 #define FOR_AVX2           __attribute__((target("avx2,fma")))
 #define FOR_AVX512         __attribute__((target("avx512f")))
 #define FOR_AVX512BF16     __attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16,avx512vnni")))
+#ifdef HAVE_AMX_KERNELS
+/* As the kernel's four sums, from registers alone. */
+static double peak_amx(int64_t n) {
+    UnitState before;
+    float sum[AMX_TILE];
+    first_amx(&before);
+    AMX_ZERO(0);
+    AMX_ZERO(1);
+    AMX_ZERO(2);
+    AMX_ZERO(3);
+    AMX_ZERO(4);
+    AMX_ZERO(5);
+    AMX_ZERO(6);
+    AMX_ZERO(7);
+    for (int64_t i = 0; i < n; i++) {
+        AMX_MULTIPLY(0, 4, 6);
+        AMX_MULTIPLY(1, 4, 7);
+        AMX_MULTIPLY(2, 5, 6);
+        AMX_MULTIPLY(3, 5, 7);
+    }
+    AMX_STORE(0, sum, AMX_WORDS);
+    last_amx(&before);
+    return sum[n % AMX_TILE];
+}
+#endif
 #define START_256(v)       _mm256_set1_ps((float)(v) / 16)
 #define START_512(v)       _mm512_set1_ps((float)(v) / 16)
 #define START_INTEGER(v)   _mm512_set1_epi32(v)
@@ -261,10 +287,13 @@ static Limits measure_limits(const Bench *bench, const Kernels *isa, int threads
     Limits limits = {0, 0, 0, 0};
 #ifdef HAVE_X86_KERNELS
     if (isa == &kernels_avx2) peak.peak = peak_avx2, peak.round_operations = CHAINS * 16, read.read = read_avx2;
-    if (isa == &kernels_avx512 || isa == &kernels_avx512bf16)
+    if (isa != &kernels_avx2 && isa != &kernels_plain)
         peak.peak = peak_avx512, peak.round_operations = CHAINS * 32, read.read = read_avx512;
     if (isa == &kernels_avx512bf16) pairs.peak = peak_pairs;
     if (isa->integer.tile != NULL) integers.peak = isa == &kernels_avx2 ? peak_int16 : peak_int8;
+#ifdef HAVE_AMX_KERNELS
+    if (isa == &kernels_amx) pairs.peak = peak_amx, pairs.round_operations = 4 * 16 * 16 * BLOCK * 2;
+#endif
     if (isa == &kernels_avx2) integers.round_operations = CHAINS * 32;
 #elif defined(HAVE_NEON_KERNELS)
     if (isa == &kernels_neon) peak.peak = peak_neon, peak.round_operations = CHAINS * 8, read.read = read_neon;
@@ -289,7 +318,7 @@ static const char *integers_name(const Kernels *isa) { return isa->integer.max_i
 static void print_limits(const Bench *bench, const Kernels *isa, const Limits *limits, int threads) {
     printf("%2d thread%s  read %5.1f GB/s   f32 %6.1f", threads, threads == 1 ? " " : "s", limits->read / 1e9,
            limits->f32 / 1e9);
-    if (limits->bf16 > 0) printf("   bf16 pairs %6.1f", limits->bf16 / 1e9);
+    if (limits->bf16 > 0) printf("   bf16 %6.1f", limits->bf16 / 1e9);
     if (limits->integers > 0) printf("   %s %6.1f", integers_name(isa), limits->integers / 1e9);
     printf(" Gop/s\n");
     if (bench->json != NULL)
@@ -397,11 +426,13 @@ static void print_heading(void) {
 }
 
 /* One row: times, cost, rates, percent of the limit. `peak` names the limit of its operations: 0 f32, 1 bf16, 2
-   integers. */
+   integers, 3 bf16 with three pieces of x; 0 is 3 where exact products are made so. */
 static void report(const Bench *bench, const char *stage, Times *times, const Cost *cost, int peak) {
-    static const char *const PEAKS[] = {"f32", "bf16", "int"};
+    static const char *const PEAKS[] = {"f32", "bf16", "int", "3 bf16"};
     const Limits *l = &bench->limits;
-    const double rate = peak == 1 ? l->bf16 : peak == 2 ? l->integers : l->f32, memory = bench->peak_mib;
+    if (peak == 0) peak = bench->exact_peak;
+    const double rate = peak == 1 ? l->bf16 : peak == 2 ? l->integers : peak == 3 ? l->bf16 / 3 : l->f32;
+    const double memory = bench->peak_mib;
     if (times->count == 0) return;
     qsort(times->times, (size_t)times->count, sizeof *times->times, by_value);
     const double *t = times->times, median = (t[(times->count - 1) / 2] + t[times->count / 2]) / 2;
@@ -433,14 +464,15 @@ typedef struct {
 
 
 /* From here on activations are rounded where that is faster, or not. The limit that then holds for products of many
-   rows with such weights: 0 f32, 1 bf16, 2 integers. */
+   rows with such weights, as for report. */
 static int round_activations(const Stage *s, const Weight *w, int fast) {
     Context *cx = &s->session->context;
     const Product probe = {
         .cx = cx, .w = {w->type, w->data, type_row_bytes(w->type, w->cols)}, .T = MAX_ROWS, .O = w->rows, .I = w->cols};
     cx->options.fast = fast;
     const Packing *packing = choose_packing(&probe);
-    return packing->max_int > 0 ? 2 : packing == &cx->kernels->bf16 ? 1 : 0;
+    if (packing == &cx->kernels->exact) return 0;
+    return packing == &cx->kernels->pieces ? 3 : packing->max_int > 0 ? 2 : 1;
 }
 
 /* x (T, W) through a matrix of the size of the ViT's fc1, of the transformer's type: the first of many rows, then with
@@ -468,7 +500,7 @@ static void bench_product(const Stage *s) {
         Cost cost = {0, 0, 0};
         Times times = {{0}, 0};
         const int peak = round_activations(s, &w, fast);
-        if (fast && peak == 0) break;
+        if (fast && (peak == 0 || peak == 3)) break;
         cost_matrix(&cost, &w, (double)T);
         linear(cx, out, x, &w, NULL, T);
         for (int i = 0; i < 2 * s->bench->options.repeats; i++) {
@@ -478,6 +510,7 @@ static void bench_product(const Stage *s) {
         }
         snprintf(name, sizeof name, "product %d x %d x %d, %s tiles", (int)T, (int)I, (int)O,
                  peak == 1   ? "bf16"
+                 : peak == 3 ? "three bf16"
                  : peak == 2 ? integers_name(cx->kernels)
                              : "f32");
         note_peak(s->bench);
@@ -787,13 +820,14 @@ static void bench_model(Bench *bench, const char *path) {
            (double)info.parameters / 1e6, (double)info.file_bytes / 1e6,
            kv_type(&s.session->context) == TYPE_F16 ? "f16" : "f32");
     print_heading();
+    bench->exact_peak = round_activations(&s, &model->blocks[0].q, 0);
     bench_step(&s, 2, past, "picture step, 2 rows", 0); /* brings the transformer's pages into memory */
     bench_drawing(bench, path);
     bench_step(&s, 1, past, "answer step, 1 row", 0);
     snprintf(name, sizeof name, "%d pictures' step, %d rows", pictures, 2 * pictures);
     for (int fast = 0; fast < 2; fast++) {
         const int peak = round_activations(&s, &model->blocks[0].q, fast);
-        if (fast && peak == 0) break; /* no other kernels for these weights */
+        if (fast && (peak == 0 || peak == 3)) break; /* no other kernels for these weights */
         bench_step(&s, 2 * pictures, past, name, peak);
         bench_prefill(&s, peak);
     }

@@ -346,6 +346,7 @@ warn=$WARN
 zig_packages="python3-venv and the Python package ziglang $ZIG_VERSION"
 row "x86-64" gcc "" all gcc -O2 -lpthread
 row "x86-64, -O0" gcc "" best gcc -O0 -lpthread
+row "x86-64, AMX emulated" gcc "" all gcc -O2 -DEMULATED_AMX -D_GNU_SOURCE -include test/emulate_amx.h -lpthread
 row "x86-64" clang "" all clang -O2 -lpthread
 row "x86-64" tcc "" best tcc -I/usr/include -lpthread
 row "x86-64, -DJANUS_NO_THREADS" gcc "" best gcc -O2 -DJANUS_NO_THREADS
