@@ -4593,7 +4593,8 @@ static bool has_amx(unsigned features, unsigned saved) {
 }
 
 /* 4 where the AMX kernels run, 3 AVX-512 with bf16, 2 AVX-512, 1 AVX2, 0 none: the processor has the instructions and
-   the system saves their registers. __builtin_cpu_supports wants a table that not every compiler's library has (zig cc). */
+   the system saves their registers. __builtin_cpu_supports wants a table that not every compiler's library has (zig
+   cc). */
 static int x86_level(void) {
     const unsigned avx512 = bit_AVX512F | bit_AVX512BW | bit_AVX512VL | bit_AVX512DQ;
     unsigned a, b, c, d, saved, features, leaves, more;

@@ -517,6 +517,7 @@ static void attention_cases(Context *cx) {
     }
 }
 
+#ifndef EMULATED_AMX
 /* What the processor was asked, and what gcc's library knows of it. (Some libraries of clang know nothing: zig cc.) */
 static void dispatch_case(void) {
 #if defined(HAVE_X86_KERNELS) && !defined(__clang__)
@@ -533,6 +534,7 @@ static void dispatch_case(void) {
     report("kernels that this processor runs", fabs((double)(x86_level() - (avx2 + avx512 + bf16 + amx))), 0);
 #endif
 }
+#endif
 
 #if defined(EMULATED_AMX) && defined(HAVE_AMX_KERNELS)
 /* Tiles that are packed by hand, with everything that adds to sums that are there, and what a thread had set up. */
@@ -594,8 +596,8 @@ int main(void) {
         check(strcmp(kernel_name_at(i), "amx") != 0, 1, "%s: this build has no kernels for AMX", kernel_name_at(i));
 #else
     dispatch_case();
-    format_cases();
 #endif
+    format_cases();
     for (int i = 0; kernel_name_at(i) != NULL; i++) {
 #ifdef EMULATED_AMX
         if (strcmp(kernel_name_at(i), "amx") != 0) continue;
