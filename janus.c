@@ -4906,18 +4906,23 @@ static void share_job(void *ctx, int thread, int64_t begin, int64_t end) {
         }
 }
 
+/* The first that there is for such weights and such a width: with --fast those that round, then the exact ones. */
 static const Packing *choose_packing(const Product *p) {
     const Kernels *k = p->cx->kernels;
     const int64_t width = p->conv ? p->conv->channels : p->I; /* what pack_rows gets is a part of this */
-    const bool bf16 = p->w.type == TYPE_BF16, fast = p->cx->options.fast;
-    const bool int8 = p->w.type == TYPE_Q8_0 || p->w.type == TYPE_Q4_0;
-    const bool levels = p->w.type == TYPE_Q4_K || p->w.type == TYPE_Q6_K;
-    const bool rounds = fast && p->cx->bf16_pays && (bf16 || (levels && k->bf16.any_type));
-    const Packing *choices[] = {fast && int8 ? &k->integer : NULL, rounds ? &k->bf16 : NULL, bf16 ? &k->pieces : NULL,
-                                &k->exact};
+    const bool fast = p->cx->options.fast, bf16 = p->w.type == TYPE_BF16;
+    const bool blocks = p->w.type == TYPE_Q8_0 || p->w.type == TYPE_Q4_0;
+    const bool super_blocks = p->w.type == TYPE_Q4_K || p->w.type == TYPE_Q6_K;
+    const struct {
+        bool wanted;
+        const Packing *packing;
+    } choices[] = {{fast && blocks, &k->integer},
+                   {fast && p->cx->bf16_pays && (bf16 || (super_blocks && k->bf16.any_type)), &k->bf16},
+                   {bf16, &k->pieces},
+                   {true, &k->exact}};
     int i = 0;
-    while (choices[i] == NULL || choices[i]->tile == NULL || width % choices[i]->columns != 0) i++;
-    return choices[i];
+    while (!choices[i].wanted || !choices[i].packing->tile || width % choices[i].packing->columns != 0) i++;
+    return choices[i].packing;
 }
 
 static void run_product(Product *p) {
