@@ -2748,7 +2748,7 @@ typedef void DotProducts(const Dots *d, int64_t first, int64_t last);
 
 /* One way to pack both operands of a tile. Packed, BLOCK elements of a row take so many 32-bit words:
      exact    32 and 32: floats        bf16  16 and 16: pairs of bf16
-     pieces   48 and 16: pairs of bf16 too, of x three, whose sum each float of x is
+     pieces   48 and 16, or 48: pairs of bf16 too, three whose sum each float is, of x or of both operands
      integer  10 and  9: eight words of four int8, the block's scale, and for rows of x a correction
               18 and 17 on AVX2: sixteen words of two int16, as it multiplies no int8 of both signs, and the same;
               of bf16 weights too, which are rounded by block to INT16_MAX_W, and x to INT16_MAX_X */
@@ -2782,9 +2782,9 @@ typedef struct {
 typedef struct {
     const char *name;
     Packing exact;
-    /* Where there are none, tile is NULL. For BF16 weights, as exact: `pieces`. With operands rounded: `bf16` for BF16
-       weights, `integer` for Q8_0 and Q4_0. */
-    Packing pieces, bf16, integer;
+    /* Where there are none, tile is NULL. As good as exact: `pieces` for BF16 weights, `all_pieces` for others. With
+       operands rounded: `bf16` for BF16 weights, `integer` for Q8_0 and Q4_0. */
+    Packing pieces, all_pieces, bf16, integer;
     /* out[i] = element begin + i of a row */
     void (*expand)(float *out, int type, const void *row, int64_t begin, int64_t n);
     /* for tiles of `exact`: out (count, tile_cols): element begin + c of row s at out[s * tile_cols + c], zero where
@@ -4020,8 +4020,9 @@ TARGET static void KERNEL(tile_bf16)(float *out, int64_t stride, const float *a,
 #ifdef HAVE_AMX_KERNELS
 /* ---- AMX: eight registers ("tiles") of 16 rows of 64 bytes, and an instruction that multiplies two of them: it adds
    to sums (16, 16) the product of a, 16 rows of 16 pairs of bf16, and b, 16 pairs of rows of 16 columns. Products of
-   bf16 are exact in float, and sums are floats, so that this is exact, too, if x is cut into three bf16 of eight bits
-   each (Henry, Tang and Heinecke 2019): x is their sum, and a bf16 weight is one anyway. ---- */
+   bf16 are exact in float, and sums are floats, so that this is as good as products of floats if x is cut into three
+   bf16 of eight bits each (Henry, Tang and Heinecke 2019): x is their sum, and a bf16 weight is one anyway. Other weights
+   are cut, too; six of the nine products are made, the others are below 2^-23 of the first. ---- */
 
 enum { AMX_ROWS = 32, AMX_WORDS = 16, AMX_TILE = 16 * AMX_WORDS }; /* 16 words of 32 bits in a row of a tile */
 enum { AMX_COLUMNS = 512 };
@@ -4069,29 +4070,44 @@ TARGET static void pack_weights_amx(float *out, Rows w, int64_t count, int64_t b
     KERNEL(pack_weights)(out, rounded, count, 0, n / 2);
 }
 
-/* Of each BLOCK columns: the first pieces of all rows, then the second ones and the third. A piece is the upper half of
-   what is left of a float; nothing is left after three. */
-TARGET static void pack_pieces_amx(float *out, const float *const *rows, int64_t n) {
-    const __m512i upper = _mm512_set1_epi32(INT32_C(-0x10000));
-    uint16_t words[BLOCK]; /* of the two vectors' 16-bit words, every second one */
-    for (int i = 0; i < BLOCK; i++) words[i] = (uint16_t)(2 * i + 1);
-    const __m512i order = _mm512_loadu_si512(words);
-    for (int64_t k = 0; k < n; k += BLOCK, out += 3 * 2 * AMX_TILE)
-        for (int r = 0; r < AMX_ROWS; r++) {
-            vf low = v_load(rows[r] + k), high = v_load(rows[r] + k + VL);
-            for (int piece = 0; piece < 3; piece++) {
-                float *to = out + (piece * AMX_ROWS + r) * AMX_WORDS;
-                _mm512_storeu_si512(to, _mm512_permutex2var_epi16((__m512i)low, order, (__m512i)high));
-                low = v_sub(low, v_bits(_mm512_and_si512((__m512i)low, upper)));
-                high = v_sub(high, v_bits(_mm512_and_si512((__m512i)high, upper)));
-            }
-        }
+/* BLOCK floats as three pieces, 2 AMX_TILE words from one to the next. A piece is the upper half of what is left of a
+   float; nothing is left after three. */
+INLINE void cut_amx(float *out, const float *x) {
+    const __m512i upper = _mm512_set1_epi32(INT32_C(-0x10000)), order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
+    vf low = v_load(x), high = v_load(x + VL);
+    for (int piece = 0; piece < 3; piece++, out += 2 * AMX_TILE) {
+        const __m512i words =
+            _mm512_packus_epi32(_mm512_srli_epi32((__m512i)low, 16), _mm512_srli_epi32((__m512i)high, 16));
+        _mm512_storeu_si512(out, _mm512_permutexvar_epi64(order, words));
+        low = v_sub(low, v_bits(_mm512_and_si512((__m512i)low, upper)));
+        high = v_sub(high, v_bits(_mm512_and_si512((__m512i)high, upper)));
+    }
 }
 
-/* Four sums of a tile each: 32 rows, or their first 16, by 32 columns. */
-static inline __attribute__((always_inline)) void multiply_amx(const int pieces, const int both, float *out,
-                                                              int64_t stride, const float *a, const float *b,
-                                                              int64_t n, int add) {
+/* Of each BLOCK columns: the first pieces of all rows, then the second ones and the third. */
+TARGET static void pack_pieces_amx(float *out, const float *const *rows, int64_t n) {
+    for (int64_t k = 0; k < n; k += BLOCK, out += 3 * 2 * AMX_TILE)
+        for (int r = 0; r < AMX_ROWS; r++) cut_amx(out + r * AMX_WORDS, rows[r] + k);
+}
+
+/* The same of weights: of each BLOCK columns the first pieces' pairs of rows, and so on. */
+TARGET static void pack_weight_pieces_amx(float *out, Rows w, int64_t count, int64_t begin, int64_t n) {
+    float rows[TILE_COLS][K_STEP], cut[3][2 * AMX_TILE];
+    for (int64_t r = 0; r < count; r++) KERNEL(expand)(rows[r], w.type, w.data + r * w.stride, begin, n);
+    for (int64_t k = 0; k < n; k += BLOCK) {
+        for (int64_t r = 0; r < count; r++) cut_amx(cut[0] + r * AMX_WORDS, rows[r] + k);
+        for (int piece = 0; piece < 3; piece++, out += 2 * AMX_TILE) {
+            const Rows words = {TYPE_F32, (const char *)cut[piece], AMX_WORDS * sizeof(float)};
+            KERNEL(pack_weights)(out, words, count, 0, AMX_WORDS);
+        }
+    }
+}
+
+/* Four sums of a tile each: 32 rows, or their first 16, by 32 columns; of pieces of x and of W those products whose
+   numbers add up to less than x_pieces. */
+static inline __attribute__((always_inline)) void multiply_amx(const int x_pieces, const int w_pieces, const int both,
+                                                              float *out, int64_t stride, const float *a,
+                                                              const float *b, int64_t n, int add) {
     if (add) {
         AMX_LOAD(0, out, stride);
         AMX_LOAD(1, out + 16, stride);
@@ -4103,19 +4119,20 @@ static inline __attribute__((always_inline)) void multiply_amx(const int pieces,
         AMX_ZERO(2);
         AMX_ZERO(3);
     }
-    for (int64_t k = 0; k < n; k += BLOCK, b += 2 * AMX_TILE) {
-        AMX_LOAD(6, b, 2 * AMX_WORDS);
-        AMX_LOAD(7, b + AMX_WORDS, 2 * AMX_WORDS);
-        for (int piece = 0; piece < pieces; piece++, a += 2 * AMX_TILE) {
-            AMX_LOAD(4, a, AMX_WORDS);
-            AMX_MULTIPLY(0, 4, 6);
-            AMX_MULTIPLY(1, 4, 7);
-            if (!both) continue;
-            AMX_LOAD(5, a + AMX_TILE, AMX_WORDS);
-            AMX_MULTIPLY(2, 5, 6);
-            AMX_MULTIPLY(3, 5, 7);
+    for (int64_t k = 0; k < n; k += BLOCK, a += x_pieces * 2 * AMX_TILE)
+        for (int j = 0; j < w_pieces; j++, b += 2 * AMX_TILE) {
+            AMX_LOAD(6, b, 2 * AMX_WORDS);
+            AMX_LOAD(7, b + AMX_WORDS, 2 * AMX_WORDS);
+            for (int i = 0; i < x_pieces - j; i++) {
+                AMX_LOAD(4, a + i * 2 * AMX_TILE, AMX_WORDS);
+                AMX_MULTIPLY(0, 4, 6);
+                AMX_MULTIPLY(1, 4, 7);
+                if (!both) continue;
+                AMX_LOAD(5, a + (2 * i + 1) * AMX_TILE, AMX_WORDS);
+                AMX_MULTIPLY(2, 5, 6);
+                AMX_MULTIPLY(3, 5, 7);
+            }
         }
-    }
     AMX_STORE(0, out, stride);
     AMX_STORE(1, out + 16, stride);
     if (both) AMX_STORE(2, out + 16 * stride, stride);
@@ -4123,14 +4140,20 @@ static inline __attribute__((always_inline)) void multiply_amx(const int pieces,
 }
 
 static void tile_amx(float *out, int64_t stride, const float *a, const float *b, int64_t rows, int64_t n, int add) {
-    if (rows > 16) multiply_amx(1, 1, out, stride, a, b, n, add);
-    else multiply_amx(1, 0, out, stride, a, b, n, add);
+    if (rows > 16) multiply_amx(1, 1, 1, out, stride, a, b, n, add);
+    else multiply_amx(1, 1, 0, out, stride, a, b, n, add);
 }
 
 static void tile_pieces_amx(float *out, int64_t stride, const float *a, const float *b, int64_t rows, int64_t n,
                             int add) {
-    if (rows > 16) multiply_amx(3, 1, out, stride, a, b, n, add);
-    else multiply_amx(3, 0, out, stride, a, b, n, add);
+    if (rows > 16) multiply_amx(3, 1, 1, out, stride, a, b, n, add);
+    else multiply_amx(3, 1, 0, out, stride, a, b, n, add);
+}
+
+static void tile_all_pieces_amx(float *out, int64_t stride, const float *a, const float *b, int64_t rows, int64_t n,
+                                int add) {
+    if (rows > 16) multiply_amx(3, 3, 1, out, stride, a, b, n, add);
+    else multiply_amx(3, 3, 0, out, stride, a, b, n, add);
 }
 #endif
 
@@ -4510,6 +4533,10 @@ static const Kernels kernels_amx = {
                .weight_words = BLOCK / 2, .columns = BLOCK, .pack_rows = pack_pieces_amx,
                .pack_weights = KERNEL(pack_weights_bf16), .tile = tile_pieces_amx, .first = first_amx,
                .last = last_amx, .dot = KERNEL(dot)},
+    .all_pieces = {.tile_rows = AMX_ROWS, .tile_cols = TILE_COLS, .few_rows_limit = 24, .row_words = 3 * BLOCK / 2,
+                   .weight_words = 3 * BLOCK / 2, .columns = BLOCK, .pack_rows = pack_pieces_amx,
+                   .pack_weights = pack_weight_pieces_amx, .tile = tile_all_pieces_amx, .first = first_amx,
+                   .last = last_amx, .dot = KERNEL(dot)},
     .bf16 = {AMX_ROUNDED, .dot = KERNEL(dot)},
     .integer = {AMX_ROUNDED, .int8_group_words = INT8_GROUP_WORDS, .int8_row = KERNEL(int8_row),
                 .dot = KERNEL(dot_int8)},
@@ -4919,6 +4946,7 @@ static const Packing *choose_packing(const Product *p) {
     } choices[] = {{fast && blocks, &k->integer},
                    {fast && p->cx->bf16_pays && (bf16 || (super_blocks && k->bf16.any_type)), &k->bf16},
                    {bf16, &k->pieces},
+                   {!bf16, &k->all_pieces},
                    {true, &k->exact}};
     int i = 0;
     while (!choices[i].wanted || !choices[i].packing->tile || width % choices[i].packing->columns != 0) i++;
@@ -4935,7 +4963,7 @@ static void run_product(Product *p) {
     p->share_weights = p->O < p->T;
     p->row_step = round_up(ROW_STEP, tile_rows);
     int64_t shared = p->share_weights ? p->cols : p->rows, own = p->share_weights ? p->row_step : tile_cols;
-    const int words = (int)max_i64(BLOCK, p->packing->row_words); /* of BLOCK columns */
+    const int words = (int)max_i64(BLOCK, max_i64(p->packing->row_words, p->packing->weight_words)); /* of a BLOCK */
     const int64_t own_floats = own * (shared + packed_floats(words, p->k_step)) + p->k_step;
     if (!reserve_scratch(p->cx, shared * packed_floats(words, p->I), own_floats)) return;
     pool_run(p->cx->pool, share_job, p, shared / (p->share_weights ? tile_cols : tile_rows), 1);

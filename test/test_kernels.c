@@ -538,9 +538,10 @@ static void dispatch_case(void) {
 
 #if defined(EMULATED_AMX) && defined(HAVE_AMX_KERNELS)
 /* Tiles that are packed by hand, with everything that adds to sums that are there, and what a thread had set up. */
-static void tile_case(int pieces, int64_t rows, int64_t n, int add) {
+static void tile_case(const Packing *packing, int64_t rows, int64_t n, int add) {
     enum { STRIDE = 37 };
-    const int64_t a_floats = n / BLOCK * pieces * AMX_ROWS * AMX_WORDS, b_floats = n / BLOCK * 2 * AMX_TILE;
+    const int pieces = packing->row_words / AMX_WORDS, w_pieces = packing->weight_words / AMX_WORDS;
+    const int64_t a_floats = n / BLOCK * pieces * AMX_ROWS * AMX_WORDS, b_floats = n / BLOCK * w_pieces * 2 * AMX_TILE;
     uint16_t *a = must_allocate((size_t)a_floats * 4), *b = must_allocate((size_t)b_floats * 4);
     float *out = random_floats(AMX_ROWS * STRIDE), *want = must_allocate(AMX_ROWS * STRIDE * sizeof *want);
     UnitState mine = {{1}}, before, after;
@@ -552,24 +553,25 @@ static void tile_case(int pieces, int64_t rows, int64_t n, int add) {
     mine.bytes[16] = 8, mine.bytes[48] = 3;
     __asm__ volatile("ldtilecfg %0" ::"m"(mine));
     first_amx(&before);
-    const Packing *packing = pieces == 3 ? &kernels_amx.pieces : &kernels_amx.bf16;
     packing->tile(out, STRIDE, (const float *)(const void *)a, (const float *)(const void *)b, rows, n, add);
     last_amx(&before);
     __asm__ volatile("sttilecfg %0" : "=m"(after));
     for (int64_t r = 0; r < rows; r++)
         for (int64_t c = 0; c < 32; c++) {
             double sum = add ? want[r * STRIDE + c] : 0, magnitude = fabs(sum);
-            for (int64_t k = 0; k < n * pieces; k++) { /* a: blocks, pieces, rows, columns; b: pairs of rows */
-                const int64_t column = k / (pieces * BLOCK) * BLOCK + k % BLOCK;
-                const double term = (double)bf16_to_f32(a[(k / BLOCK * AMX_ROWS + r) * BLOCK + k % BLOCK]) *
-                                    bf16_to_f32(b[(column / 2 * 32 + c) * 2 + column % 2]);
-                sum += term;
+            for (int64_t k = 0; k < n * pieces * w_pieces; k++) { /* blocks, pieces of x, of W; columns */
+                const int64_t block = k / (BLOCK * pieces * w_pieces), i = k / (BLOCK * w_pieces) % pieces;
+                const int64_t j = k / BLOCK % w_pieces, column = k % BLOCK;
+                const double term =
+                    (double)bf16_to_f32(a[((block * pieces + i) * AMX_ROWS + r) * BLOCK + column]) *
+                    bf16_to_f32(b[(((block * w_pieces + j) * BLOCK + column) / 2 * 32 + c) * 2 + column % 2]);
+                sum += i + j < pieces ? term : 0;
                 magnitude += fabs(term);
             }
             error = worst(error, out[r * STRIDE + c], sum, magnitude);
         }
-    snprintf(name, sizeof name, "amx tile of %d pieces, %d rows, %d columns%s", pieces, (int)rows, (int)n,
-             add ? ", added" : "");
+    snprintf(name, sizeof name, "amx tile of %d and %d pieces, %d rows, %d columns%s", pieces, w_pieces, (int)rows,
+             (int)n, add ? ", added" : "");
     report(name, error, 1e-6);
     report("amx: the thread's set-up comes back", memcmp(&mine, &after, sizeof mine) != 0, 0);
     free(a);
@@ -582,8 +584,9 @@ static void tile_cases(void) {
     for (int64_t rows = 1; rows <= AMX_ROWS; rows += 1 + rows / 2)
         for (int64_t n = BLOCK; n <= K_STEP; n *= 2)
             for (int add = 0; add < 2; add++) {
-                tile_case(1, rows, n, add);
-                tile_case(3, rows, n, add);
+                tile_case(&kernels_amx.bf16, rows, n, add);
+                tile_case(&kernels_amx.pieces, rows, n, add);
+                tile_case(&kernels_amx.all_pieces, rows, n, add);
             }
 }
 #endif
