@@ -52,11 +52,13 @@ def clock(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def compare(title: str, options: argparse.Namespace, ours: Callable[[], Measured], theirs: Callable[[], Measured]
-            ) -> dict[str, tuple[float, float]]:
-    """Alternates both sides; the first run of either only warms up. Prints a line a task; returns their medians."""
+def compare(title: str, options: argparse.Namespace, ours: Callable[[], Measured], theirs: Callable[[], Measured],
+            warm: bool = False) -> dict[str, tuple[float, float]]:
+    """Alternates both sides; unless they are warm, the first run of either only warms up. Prints a line a task; returns
+    their medians."""
     rounds, medians = options.rounds, {}
-    ours(), theirs()
+    if not warm:
+        ours(), theirs()
     pairs = [(ours(), theirs()) for _ in range(rounds)]
     for task in pairs[0][0]:
         mine, other = (np.array([pair[side][task] for pair in pairs]) for side in (0, 1))
@@ -476,7 +478,7 @@ def bench_questions(options: argparse.Namespace) -> None:
 
 def ask_both(title: str, options: argparse.Namespace, ours: Stages, theirs: SeeingLlama, pictures: np.ndarray, prompt: np.ndarray,
              before: np.ndarray, after: np.ndarray) -> None:
-    """Checks that both sides see and say the same, then measures them."""
+    """Checks that both sides see and say the same, which warms them up, then measures them."""
     embeddings = ours.see(pictures[0])
     scores = ours.read(prompt, seen=embeddings)
     ours.forget()
@@ -491,7 +493,7 @@ def ask_both(title: str, options: argparse.Namespace, ours: Stages, theirs: Seei
         title, options,
         lambda: dict(zip(names, [clock(lambda: ours.answers(QUESTION, pictures, places, ANSWER)) for places in (1, PICTURES)])),
         lambda: dict(zip(names, [clock(lambda: [theirs.answers(before, pictures[i:i + 1], after, ANSWER) for i in range(PICTURES)]),
-                                 clock(lambda: theirs.answers(before, pictures, after, ANSWER))])))
+                                 clock(lambda: theirs.answers(before, pictures, after, ANSWER))])), warm=True)
     rates = [[60 * PICTURES / seconds for seconds in medians[name]] for name in names]
     print(f"{title}: questions a minute, ours and theirs: one after the other {rates[0][0]:.1f} and {rates[0][1]:.1f}, "
           f"together {rates[1][0]:.1f} and {rates[1][1]:.1f}")
@@ -509,7 +511,7 @@ def main() -> None:
                         "bf16,q8_0; with --quick bf16)")
     parser.add_argument("--kv", choices=("auto", "f32", "f16"), default="auto", help="our keys and values (default auto: f32, with --fast f16)")
     parser.add_argument("--fast", action="store_true", help="ours rounds activations, as the others do (janus --fast)")
-    parser.add_argument("--quick", action="store_true", help="one round of what matters most, in some ten minutes")
+    parser.add_argument("--quick", action="store_true", help="one round of what matters most, in some fifteen minutes")
     parser.add_argument("--tiny", action="store_true", help="a small geometry: tries the program, measures nothing of interest")
     parser.add_argument("--json", type=Path, help="add a line for each row to this file")
     parser.add_argument("--work", type=Path, default=Path(os.environ.get("WORK") or "build/bench"), help="folder for files of random weights")
