@@ -244,7 +244,7 @@ BENCH_ARGS =
 bench: test/bench/bench ## the time of every stage beside the machine's limits: BENCH_ARGS=--tiny TYPES="bf16 q8_0"
 	@PYTHON="$(PYTHON)" BENCH_ARGS="$(BENCH_ARGS)" TYPES="$(TYPES)" WORK="$(WORK)" KEEP="$(KEEP)" sh test/run.sh bench
 
-bench-peers: build/libbench.so ## beside PyTorch and llama.cpp, which it installs: QUICK=1 takes some ten minutes
+bench-peers: build/libbench.so ## beside PyTorch and llama.cpp, which it installs: QUICK=1 takes some fifteen minutes
 	@PYTHON="$(PYTHON)" BENCH_ARGS="$${QUICK:+--quick} $(BENCH_ARGS)" sh test/run.sh bench-peers
 
 quantisation: build/libbench.so ## what smaller weights cost in quality
