@@ -4021,8 +4021,8 @@ TARGET static void KERNEL(tile_bf16)(float *out, int64_t stride, const float *a,
 /* ---- AMX: eight registers ("tiles") of 16 rows of 64 bytes, and an instruction that multiplies two of them: it adds
    to sums (16, 16) the product of a, 16 rows of 16 pairs of bf16, and b, 16 pairs of rows of 16 columns. Products of
    bf16 are exact in float, and sums are floats, so that this is as good as products of floats if x is cut into three
-   bf16 of eight bits each (Henry, Tang and Heinecke 2019): x is their sum, and a bf16 weight is one anyway. Other weights
-   are cut, too; six of the nine products are made, the others are below 2^-23 of the first. ---- */
+   bf16 of eight bits each (Henry, Tang and Heinecke 2019): x is their sum, and a bf16 weight is one anyway. Weights of
+   other types are cut, too; six of the nine products are made, the others are below 2^-23 of the first. ---- */
 
 enum { AMX_ROWS = 32, AMX_WORDS = 16, AMX_TILE = 16 * AMX_WORDS }; /* 16 words of 32 bits in a row of a tile */
 enum { AMX_COLUMNS = 512 };
