@@ -3782,19 +3782,25 @@ TARGET static void KERNEL(add_wide)(vf (*sums)[4], bool late, int chains, int ch
 TARGET static void KERNEL(dot_wide)(const Dots *d, int chains, int64_t o, int64_t rows, int64_t T) {
     const bool late = (d->w.type == TYPE_Q8_0 || d->w.type == TYPE_Q4_0) && BLOCK_VECTORS > 2;
     const char *row = d->w.data + o * d->w.stride;
+    const int64_t piece = type_row_bytes(d->w.type, WIDE_COLUMNS);
     KERNEL(WideRow) w[WIDE_W];
     vf sums[WIDE_X / 4][2][WIDE_W][4];
     for (int64_t t0 = 0, count; t0 < T; t0 += count) {
         count = min_i64(WIDE_X, T - t0);
         for (int64_t i = 0; i < count / 4 * 2 * WIDE_W * 4; i++) (&sums[0][0][0][0])[i] = v_zero();
         for (int64_t k = 0; k < d->n; k += WIDE_COLUMNS) {
-            const int64_t n = min_i64(WIDE_COLUMNS, d->n - k);
+            const int64_t n = min_i64(WIDE_COLUMNS, d->n - k), share = round_up(4 * piece / count, 64);
+            const char *next = row + (k + n < d->n ? type_row_bytes(d->w.type, k + n) : rows * d->w.stride);
             for (int64_t r = 0; r < rows; r++) KERNEL(widen_row)(&w[r], d->w.type, late, row + r * d->w.stride, k, n);
             for (int64_t t = 0; t < count; t += 4)
-                for (int64_t r = 0; r < rows; r += DOT_ROWS)
+                for (int64_t r = 0; r < rows; r += DOT_ROWS) {
+                    for (int i = 0; i < DOT_ROWS; i++) /* each time a part of the next piece */
+                        for (int64_t byte = t / 4 * share; byte < min_i64(piece, (t / 4 + 1) * share); byte += 64)
+                            prefetch(next + (r + i) * d->w.stride + byte);
                     for (int c = 0; c < chains; c++)
                         KERNEL(add_wide)(&sums[t / 4][c][r], late, chains, c, d->x + (t0 + t) * d->x_stride + k,
                                          d->x_stride, &w[r], n);
+                }
         }
         for (int64_t t = 0; t < count; t++)
             for (int64_t r = 0; r < rows; r++)
