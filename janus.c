@@ -3051,6 +3051,7 @@ static const Kernels kernels_plain = {
      v_zip_low v_zip_high (a, b)     of each 16 bytes a0 a1 a2 a3 and b0 b1 b2 b3: a0 b0 a1 b1; a2 b2 a3 b3
      v_zip_low2 v_zip_high2 (a, b)   a0 a1 b0 b1; a2 a3 b2 b3
      v_gather(rows, k)               16 bytes each of rows[0] + k, rows[4] + k, ...
+     v_first_bf16 v_second_bf16 (a)  of each 32 bits, the lower or the upper 16 as a bf16
    vb, sixteen int8:
      b_load(p)                       from any address
      b_bits(b, n, mask)              each byte's bits from bit n on that are in `mask`
@@ -3099,6 +3100,8 @@ static const Kernels kernels_plain = {
 #define v_zip_low2(a, b)  vreinterpretq_f32_f64(vzip1q_f64(vreinterpretq_f64_f32(a), vreinterpretq_f64_f32(b)))
 #define v_zip_high2(a, b) vreinterpretq_f32_f64(vzip2q_f64(vreinterpretq_f64_f32(a), vreinterpretq_f64_f32(b)))
 #define v_gather(rows, k) v_load((rows)[0] + (k))
+#define v_first_bf16(a)   vreinterpretq_f32_u32(vshlq_n_u32(vreinterpretq_u32_f32(a), 16))
+#define v_second_bf16(a)  vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(a), vdupq_n_u32(0xffff0000)))
 #define v_widen(w, b)                                                                                                  \
     ((w)[0] = vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vget_low_s8(b))))),                                        \
      (w)[1] = vcvtq_f32_s32(vmovl_high_s16(vmovl_s8(vget_low_s8(b)))),                                                 \
@@ -3162,6 +3165,8 @@ INLINE int32_t KERNEL(round_block)(void *out, const float *x, float inverse) {
 #define v_zip_low2(a, b)  wasm_i64x2_shuffle(a, b, 0, 2)
 #define v_zip_high2(a, b) wasm_i64x2_shuffle(a, b, 1, 3)
 #define v_gather(rows, k) v_load((rows)[0] + (k))
+#define v_first_bf16(a)   wasm_i32x4_shl(a, 16)
+#define v_second_bf16(a)  wasm_v128_and(a, wasm_i32x4_splat(-0x10000))
 #define v_widen(w, b)                                                                                                  \
     ((w)[0] = wasm_f32x4_convert_i32x4(wasm_i32x4_extend_low_i16x8(wasm_i16x8_extend_low_i8x16(b))),                   \
      (w)[1] = wasm_f32x4_convert_i32x4(wasm_i32x4_extend_high_i16x8(wasm_i16x8_extend_low_i8x16(b))),                  \
@@ -3206,6 +3211,7 @@ INLINE void KERNEL(store_halves)(uint16_t *out, vf a) {
 #define v_sum     KERNEL(sum)
 #define v_largest KERNEL(largest)
 #define v_bits    _mm256_castsi256_ps
+#define v_words   _mm256_castps_si256
 #define v_widen(w, b)                                                                                                  \
     ((w)[0] = MM(cvtepi32_ps)(MM(cvtepi8_epi32)(b)), (w)[1] = MM(cvtepi32_ps)(MM(cvtepi8_epi32)(_mm_srli_si128(b, 8))))
 #define v_from_f16(q) _mm256_cvtph_ps(_mm_set_epi64x((int64_t)(q)[1], (int64_t)(q)[0]))
@@ -3237,6 +3243,7 @@ INLINE void KERNEL(store_halves)(uint16_t *out, vf a) {
 #define v_sum         _mm512_reduce_add_ps
 #define v_largest     _mm512_reduce_max_ps
 #define v_bits        _mm512_castsi512_ps
+#define v_words       _mm512_castps_si512
 #define v_widen(w, b) ((w)[0] = MM(cvtepi32_ps)(MM(cvtepi8_epi32)(b)))
 #define v_from_f16(q)                                                                                                  \
     _mm512_cvtph_ps(_mm256_set_epi64x((int64_t)(q)[3], (int64_t)(q)[2], (int64_t)(q)[1], (int64_t)(q)[0]))
@@ -3248,6 +3255,8 @@ INLINE void KERNEL(store_halves)(uint16_t *out, vf a) {
 #define vb                __m128i
 #define v_zero            MM(setzero_ps)
 #define v_set1            MM(set1_ps)
+#define v_first_bf16(a)   v_bits(MM(slli_epi32)(v_words(a), 16))
+#define v_second_bf16(a)  MM(and_ps)(a, v_bits(MM(set1_epi32)(-0x10000)))
 #define v_load            MM(loadu_ps)
 #define v_store           MM(storeu_ps)
 #define v_add             MM(add_ps)
@@ -3878,16 +3887,17 @@ TARGET static void KERNEL(dot_int8)(const Dots *d, int64_t first, int64_t last) 
 }
 #endif
 
-/* Columns k .. k + 3 of VL rows, as four vectors `stride` apart. */
-INLINE void KERNEL(transpose)(float *out, int64_t stride, const float *const *rows, int64_t k) {
+/* Columns k .. k + 3 of VL rows, as four vectors `stride` apart; of pairs of bf16, eight vectors of floats. */
+INLINE void KERNEL(transpose)(float *out, int64_t stride, const int pairs, const float *const *rows, int64_t k) {
     vf a = v_gather(rows, k), b = v_gather(rows + 1, k), c = v_gather(rows + 2, k), d = v_gather(rows + 3, k);
-    vf ab = v_zip_low(a, b), cd = v_zip_low(c, d);
-    v_store(out, v_zip_low2(ab, cd));
-    v_store(out + stride, v_zip_high2(ab, cd));
-    ab = v_zip_high(a, b);
-    cd = v_zip_high(c, d);
-    v_store(out + 2 * stride, v_zip_low2(ab, cd));
-    v_store(out + 3 * stride, v_zip_high2(ab, cd));
+    const vf low = v_zip_low(a, b), low2 = v_zip_low(c, d), high = v_zip_high(a, b), high2 = v_zip_high(c, d);
+    const vf columns[4] = {v_zip_low2(low, low2), v_zip_high2(low, low2), v_zip_low2(high, high2),
+                           v_zip_high2(high, high2)};
+    UNROLLED_FOR (int i = 0; i < 4; i++) {
+        if (!pairs) v_store(out + i * stride, columns[i]);
+        if (pairs) v_store(out + 2 * i * stride, v_first_bf16(columns[i]));
+        if (pairs) v_store(out + (2 * i + 1) * stride, v_second_bf16(columns[i]));
+    }
 }
 
 /* Four columns at a time; writes up to VL - 1 floats past the end. */
@@ -3896,7 +3906,7 @@ INLINE void KERNEL(pack_fours)(float *out, const float *const *rows, int64_t n) 
         const float *group[VL];
         for (int i = 0; i < VL; i++) group[i] = rows[first + i < TILE_ROWS ? first + i : 0];
         for (int64_t k = 0; k + 4 <= n; k += 4) /* what a vector holds beyond TILE_ROWS, the next one overwrites */
-            KERNEL(transpose)(out + k * TILE_ROWS + first, TILE_ROWS, group, k);
+            KERNEL(transpose)(out + k * TILE_ROWS + first, TILE_ROWS, 0, group, k);
     }
 }
 
@@ -3911,6 +3921,14 @@ INLINE void KERNEL(pack_type)(const int type, float *out, Rows w, int64_t count,
     const float *rows[VL];
     for (int64_t k = 0; k < n; k += BLOCK) {
         int64_t m = min_i64(BLOCK, n - k);
+        if (type == TYPE_BF16 && m == BLOCK) { /* half as many words to transpose */
+            for (int64_t c = 0; c < VL; c++)
+                rows[c] = c < count ? (const float *)(const void *)(w.data + c * w.stride + 2 * (begin + k))
+                                    : expanded[VL - 1];
+            for (int64_t i = 0; i < BLOCK / 2; i += 4)
+                KERNEL(transpose)(out + (k + 2 * i) * TILE_COLS, TILE_COLS, 1, rows, i);
+            continue;
+        }
         for (int64_t c = 0; c < VL; c++) {
             const char *row = w.data + c * w.stride;
             rows[c] = expanded[c];
@@ -3919,7 +3937,7 @@ INLINE void KERNEL(pack_type)(const int type, float *out, Rows w, int64_t count,
             else if (c < count)
                 KERNEL(expand_type)(type, expanded[c], row, begin + k, m);
         }
-        for (int64_t i = 0; i + 4 <= m; i += 4) KERNEL(transpose)(out + (k + i) * TILE_COLS, TILE_COLS, rows, i);
+        for (int64_t i = 0; i + 4 <= m; i += 4) KERNEL(transpose)(out + (k + i) * TILE_COLS, TILE_COLS, 0, rows, i);
         for (int64_t i = m / 4 * 4; i < m; i++)
             for (int64_t c = 0; c < VL; c++) out[(k + i) * TILE_COLS + c] = rows[c][i];
     }
@@ -4562,6 +4580,7 @@ static const Kernels kernels_amx = {
 #undef v_largest
 #undef v_gather
 #undef v_bits
+#undef v_words
 #undef v_widen
 #undef v_fma_pairs
 #undef h_load
