@@ -40,7 +40,7 @@ typedef struct {
     Options options;
     Limits limits;
     const char *model_type;
-    int exact_peak;  /* the limit of products that are not rounded: 0 or 3 of report */
+    int exact_peak;  /* the limit of products that are not rounded: as for report */
     double peak_mib; /* of the last stage, beside the mapped file; -1: unknown */
     FILE *json;
 } Bench;
@@ -426,12 +426,12 @@ static void print_heading(void) {
 }
 
 /* One row: times, cost, rates, percent of the limit. `peak` names the limit of its operations: 0 f32, 1 bf16, 2
-   integers, 3 bf16 with three pieces of x; 0 is 3 where exact products are made so. */
+   integers, 3 and 4 bf16 with three or six products of pieces; 0 stands for that of exact products. */
 static void report(const Bench *bench, const char *stage, Times *times, const Cost *cost, int peak) {
-    static const char *const PEAKS[] = {"f32", "bf16", "int", "3 bf16"};
+    static const char *const PEAKS[] = {"f32", "bf16", "int", "3 bf16", "6 bf16"};
     const Limits *l = &bench->limits;
     if (peak == 0) peak = bench->exact_peak;
-    const double rate = peak == 1 ? l->bf16 : peak == 2 ? l->integers : peak == 3 ? l->bf16 / 3 : l->f32;
+    const double rates[] = {l->f32, l->bf16, l->integers, l->bf16 / 3, l->bf16 / 6}, rate = rates[peak];
     const double memory = bench->peak_mib;
     if (times->count == 0) return;
     qsort(times->times, (size_t)times->count, sizeof *times->times, by_value);
@@ -471,8 +471,9 @@ static int round_activations(const Stage *s, const Weight *w, int fast) {
         .cx = cx, .w = {w->type, w->data, type_row_bytes(w->type, w->cols)}, .T = MAX_ROWS, .O = w->rows, .I = w->cols};
     cx->options.fast = fast;
     const Packing *packing = choose_packing(&probe);
-    if (packing == &cx->kernels->exact) return 0;
-    return packing == &cx->kernels->pieces ? 3 : packing->max_int > 0 ? 2 : 1;
+    const Kernels *k = cx->kernels;
+    const int exact = packing == &k->exact ? 0 : packing == &k->pieces ? 3 : packing == &k->all_pieces ? 4 : -1;
+    return exact >= 0 ? exact : packing->max_int > 0 ? 2 : 1;
 }
 
 /* x (T, W) through a matrix of the size of the ViT's fc1, of the transformer's type: the first of many rows, then with
@@ -500,7 +501,7 @@ static void bench_product(const Stage *s) {
         Cost cost = {0, 0, 0};
         Times times = {{0}, 0};
         const int peak = round_activations(s, &w, fast);
-        if (fast && (peak == 0 || peak == 3)) break;
+        if (fast && peak == s->bench->exact_peak) break;
         cost_matrix(&cost, &w, (double)T);
         linear(cx, out, x, &w, NULL, T);
         for (int i = 0; i < 2 * s->bench->options.repeats; i++) {
@@ -510,7 +511,7 @@ static void bench_product(const Stage *s) {
         }
         snprintf(name, sizeof name, "product %d x %d x %d, %s tiles", (int)T, (int)I, (int)O,
                  peak == 1   ? "bf16"
-                 : peak == 3 ? "three bf16"
+                 : peak >= 3 ? "pieces of bf16"
                  : peak == 2 ? integers_name(cx->kernels)
                              : "f32");
         note_peak(s->bench);
@@ -827,7 +828,7 @@ static void bench_model(Bench *bench, const char *path) {
     snprintf(name, sizeof name, "%d pictures' step, %d rows", pictures, 2 * pictures);
     for (int fast = 0; fast < 2; fast++) {
         const int peak = round_activations(&s, &model->blocks[0].q, fast);
-        if (fast && (peak == 0 || peak == 3)) break; /* no other kernels for these weights */
+        if (fast && peak == bench->exact_peak) break; /* no other kernels for these weights */
         bench_step(&s, 2 * pictures, past, name, peak);
         bench_prefill(&s, peak);
     }

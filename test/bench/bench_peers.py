@@ -221,6 +221,14 @@ def neighbours(rows: np.ndarray, heads: int) -> np.ndarray:
     return rows.reshape(heads, 2, rows.shape[0] // heads // 2, -1).swapaxes(1, 2).reshape(rows.shape)
 
 
+def write_out(writer) -> None:
+    """The file of a GGUFWriter that has everything."""
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
 def write_llama(source: Path, target: Path) -> None:
     """The transformer and LM head of a Janus file as a LLaMA file without a vocabulary; numbers and types stay."""
     from gguf import GGUFReader, GGUFWriter
@@ -247,10 +255,7 @@ def write_llama(source: Path, target: Path) -> None:
         part = tensor.name.split(".")[2] if tensor.name.startswith("blk.") else ""
         data = neighbours(tensor.data, heads[part]) if part in heads else tensor.data
         writer.add_tensor(tensor.name, data, raw_dtype=tensor.tensor_type)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    write_out(writer)
 
 
 class LlamaPeer:
@@ -385,10 +390,7 @@ def write_vision(source: Path, target: Path) -> None:
             writer.add_tensor(vision_name(tensor.name), np.ascontiguousarray(kernel.transpose(0, 3, 1, 2)))
         elif tensor.name.startswith(("vit.", "aligner.")):
             writer.add_tensor(vision_name(tensor.name), tensor.data, raw_dtype=tensor.tensor_type)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    write_out(writer)
 
 
 class SeeingLlama(LlamaPeer):
