@@ -246,6 +246,8 @@ typedef struct {
     float *out; /* (T, rows of the weight) */
     const Weight *weight;
     const float *bias; /* NULL: none */
+    float *gate;       /* NULL, or `out` of the Output before this one, as wide: gate = gate sigmoid(gate) out */
+    float *sum;        /* NULL, or (T, rows of the weight): sum = sum + out */
 } Output;
 static void linears(Context *cx, const Output *outputs, int count, const float *x, int64_t T);
 
@@ -272,9 +274,8 @@ static void layer_norm(Context *cx, float *out, const float *x, const float *wei
 static void group_norm(Context *cx, float *out, const float *x, const float *weight, const float *bias, int64_t rows,
                        int64_t channels, int groups, float eps, int swish);
 
-/* n elements: x = gelu(x); gate = gate sigmoid(gate) up; out = out + x; out = x */
+/* n elements: x = gelu(x); out = out + x; out = x */
 static void gelu(Context *cx, float *x, int64_t n);
-static void silu_mul(Context *cx, float *gate, const float *up, int64_t n);
 static void add(Context *cx, float *out, const float *x, int64_t n);
 static void copy(const Context *cx, float *out, const float *x, int64_t n);
 
@@ -522,20 +523,21 @@ static TransformerScratch transformer_scratch(Context *cx, const Config *c, int6
 static void transformer_block(Context *cx, const Config *c, const TransformerBlock *block, int layer,
                               const TransformerScratch *s, Sequence *const *sequences, float *x) {
     const int64_t rows = s->R * s->T;
-    const Output qkv[] = {{s->q, &block->q, NULL}, {s->k, &block->k, NULL}, {s->v, &block->v, NULL}};
-    const Output gate_up[] = {{s->gate, &block->gate, NULL}, {s->up, &block->up, NULL}};
+    const Output qkv[] = {{.out = s->q, .weight = &block->q}, {.out = s->k, .weight = &block->k},
+                          {.out = s->v, .weight = &block->v}};
+    const Output output = {.out = s->q, .weight = &block->output, .sum = x};
+    const Output gate_up[] = {{.out = s->gate, .weight = &block->gate},
+                              {.out = s->up, .weight = &block->up, .gate = s->gate}};
+    const Output down = {.out = s->h, .weight = &block->down, .sum = x};
     rms_norm(cx, s->h, x, block->attn_norm, rows, c->hidden, c->rms_epsilon);
     linears(cx, qkv, 3, s->h, rows);
     rotate_and_cache(cx, c, sequences, s->R, s->T, layer, s->q, s->k, s->v, s->cosines, s->sines);
     cached_attention(cx, c, sequences, s->R, s->T, layer, s->q, s->h);
-    linear(cx, s->q, s->h, &block->output, NULL, rows);
-    add(cx, x, s->q, rows * c->hidden);
+    linears(cx, &output, 1, s->h, rows);
 
     rms_norm(cx, s->h, x, block->ffn_norm, rows, c->hidden, c->rms_epsilon);
     linears(cx, gate_up, 2, s->h, rows);
-    silu_mul(cx, s->gate, s->up, rows * c->mlp);
-    linear(cx, s->h, s->gate, &block->down, NULL, rows);
-    add(cx, x, s->h, rows * c->hidden);
+    linears(cx, &down, 1, s->gate, rows);
 }
 
 /* The end of a stage of R sequences: x (R*T, D) is checked, and if `tapped` handed over as one tensor (T, D) a
@@ -598,12 +600,24 @@ static void guide(float *logits, const float *cond, const float *uncond, int64_t
     }
 }
 
+/* The largest of x (count). Compilers make vectors of its running maxima. */
+static float largest_of(const float *x, int64_t count) {
+    float max[16];
+    int64_t i = 0;
+    for (int j = 0; j < 16; j++) max[j] = -INFINITY;
+    for (; i + 16 <= count; i += 16)
+        for (int j = 0; j < 16; j++) max[j] = x[i + j] > max[j] ? x[i + j] : max[j];
+    for (; i < count; i++) max[0] = x[i] > max[0] ? x[i] : max[0];
+    for (int j = 1; j < 16; j++) max[0] = max[j] > max[0] ? max[j] : max[0];
+    return max[0];
+}
+
 /* The most probable id; the first on ties. */
 static int argmax(const float *logits, int64_t count) {
-    int64_t best = 0;
-    for (int64_t i = 1; i < count; i++)
-        if (logits[i] > logits[best]) best = i;
-    return (int)best;
+    const float max = largest_of(logits, count);
+    int best = 0;
+    while (best < count - 1 && logits[best] != max) best++;
+    return best;
 }
 
 /* ---- Drawing an id as PyTorch draws it ----
@@ -653,18 +667,30 @@ static void torch_rng_seed(TorchRng *rng, int kind, uint64_t seed) {
     rng->kind = kind;
 }
 
-static void refill_words(uint32_t mt[624]) {
-    for (int i = 0; i < 624; i++) {
-        uint32_t bits = (mt[i] & 0x80000000u) | (mt[(i + 1) % 624] & 0x7fffffffu);
-        mt[i] = mt[(i + 397) % 624] ^ (bits >> 1) ^ ((bits & 1u) ? 0x9908b0dfu : 0u);
+static uint32_t twist(uint32_t word, uint32_t next, uint32_t far) {
+    const uint32_t bits = (word & 0x80000000u) | (next & 0x7fffffffu);
+    return far ^ (bits >> 1) ^ (0x9908b0dfu & (0u - (bits & 1u)));
+}
+
+static void refill_words(TorchRng *rng) {
+    uint32_t *mt = rng->mt;
+    for (int i = 0; i < 624 - 397; i++) mt[i] = twist(mt[i], mt[i + 1], mt[i + 397]);
+    for (int i = 624 - 397; i < 623; i++) mt[i] = twist(mt[i], mt[i + 1], mt[i - (624 - 397)]);
+    mt[623] = twist(mt[623], mt[0], mt[396]);
+    rng->next = 0;
+}
+
+/* As if `count` words were handed out. */
+static void skip_words(TorchRng *rng, int64_t count) {
+    while (count > 624 - rng->next) {
+        count -= 624 - rng->next;
+        refill_words(rng);
     }
+    rng->next += (int)count;
 }
 
 static uint32_t next_word(TorchRng *rng) {
-    if (rng->next == 624) {
-        refill_words(rng->mt);
-        rng->next = 0;
-    }
+    if (rng->next == 624) refill_words(rng);
     uint32_t y = rng->mt[rng->next++];
     y ^= y >> 11;
     y ^= (y << 7) & 0x9d2c5680u;
@@ -699,41 +725,87 @@ static void torch_exponential(TorchRng *rng, float *q, int64_t count) {
     for (int64_t i = 0; i < count; i++) q[i] = (float)-log1p(-next_uniform(rng));
 }
 
-/* Whether every entry is a finite number >= 0 and every row has one > 0: where this fails, torch.multinomial raises. */
-static int is_distribution(const float *probs, int N, int V) {
-    for (int n = 0; n < N; n++) {
-        const float *p = probs + (int64_t)n * V;
-        int positive = 0;
-        for (int v = 0; v < V; v++) {
-            if (!(p[v] >= 0.0f && p[v] < INFINITY)) return 0;
-            positive |= p[v] > 0.0f;
+typedef struct {
+    const float *probs;  /* (N, V) */
+    const float *q;      /* (N, V) of MKL; NULL of GENERIC, which makes q as it goes */
+    TorchRng *rng;       /* for the last row; it ends where the race ends */
+    TorchRng *starts;    /* (N - 1), for the other rows */
+    int64_t N, V;
+    int *ids;            /* (N) */
+} Race;
+
+/* A row is a distribution if every entry is a finite number >= 0 and one is > 0: where not, torch.multinomial raises.
+   ids are -1 there. */
+static void check_job(void *data, int thread, int64_t begin, int64_t end) {
+    const Race *r = data;
+    (void)thread;
+    for (int64_t n = begin; n < end; n++) {
+        const float *p = r->probs + n * r->V;
+        float largest = 0;
+        bool good = true;
+        for (int64_t v = 0; v < r->V && good; v++) {
+            good = p[v] >= 0.0f && p[v] < INFINITY;
+            if (p[v] > largest) largest = p[v];
         }
-        if (!positive) return 0;
+        r->ids[n] = good && largest > 0 ? 0 : -1;
     }
-    return 1;
 }
 
-/* ids (N), probs (N, V) that need not add up to 1, scratch (N, V). Returns 1; or 0, with nothing drawn, where probs is
-   not a distribution. q is 0 once in 2^53 values (GENERIC): then an id of probability 0 loses here, and wins in
-   PyTorch, whose argmax takes 0 / 0 for the largest. */
-static int torch_multinomial(TorchRng *rng, int *ids, const float *probs, float *scratch, int N, int V) {
-    const bool mkl = rng->kind == JANUS_RNG_TORCH_MKL;
-    if (!is_distribution(probs, N, V)) return 0;
-    if (mkl) torch_exponential(rng, scratch, (int64_t)N * V);
-    for (int n = 0; n < N; n++) {
-        const float *p = probs + (int64_t)n * V, *q = scratch + (int64_t)n * V;
-        float best = -1.0f;
-        for (int v = 0; v < V; v++) {
-            const double u = mkl ? 0 : next_uniform(rng);
-            if (p[v] < 0.999999 * best * u) continue; /* as q = -log1p(-u) >= u: most ids need no logarithm */
-            const float ratio = p[v] / (mkl ? q[v] : (float)-log1p(-u));
-            if (ratio > best) {
-                best = ratio;
-                ids[n] = v;
-            }
+/* The id that wins on one row. q is 0 once in 2^53 values (GENERIC): then an id of probability 0 loses here, and wins
+   in PyTorch, whose argmax takes 0 / 0 for the largest. */
+static int race_winner(const float *p, const float *q, TorchRng *rng, int64_t V) {
+    float best = -1.0f;
+    int winner = 0;
+    int64_t unused = 0; /* words that ids of probability 0 passed by */
+    for (int64_t v = 0; v < V; v++) {
+        if (p[v] == 0 && best >= 0) {
+            unused += 2;
+            continue;
+        }
+        if (q == NULL) skip_words(rng, unused);
+        unused = 0;
+        const double u = q != NULL ? 0 : next_uniform(rng);
+        if (p[v] < 0.999999 * best * u) continue; /* as q = -log1p(-u) >= u: most ids need no logarithm */
+        const float ratio = p[v] / (q != NULL ? q[v] : (float)-log1p(-u));
+        if (ratio > best) {
+            best = ratio;
+            winner = (int)v;
         }
     }
-    return 1;
+    if (q == NULL) skip_words(rng, unused);
+    return winner;
+}
+
+static void race_job(void *data, int thread, int64_t begin, int64_t end) {
+    const Race *r = data;
+    (void)thread;
+    for (int64_t n = begin; n < end; n++) {
+        const float *q = r->q != NULL ? r->q + n * r->V : NULL;
+        r->ids[n] = race_winner(r->probs + n * r->V, q, n == r->N - 1 ? r->rng : &r->starts[n], r->V);
+    }
+}
+
+/* ids (N), probs (N, V) that need not add up to 1. False, with nothing drawn: a row is not a distribution. */
+static bool torch_multinomial(Context *cx, TorchRng *rng, int *ids, const float *probs, int64_t N, int64_t V) {
+    const ArenaBlock *mark = scratch_mark(cx);
+    const bool mkl = rng->kind == JANUS_RNG_TORCH_MKL;
+    Race race = {.probs = probs, .rng = rng, .N = N, .V = V, .ids = ids};
+    float *q = mkl ? scratch(cx, N, V) : NULL;
+    bool good = true;
+    race.starts = scratch_bytes(cx, N - 1, sizeof *race.starts);
+    in_parallel(cx, check_job, &race, N, 1);
+    for (int64_t n = 0; n < N && !has_failed(cx); n++) good = good && ids[n] >= 0;
+    if (good && !has_failed(cx)) {
+        if (mkl) torch_exponential(rng, q, N * V);
+        for (int64_t n = 0; n < N - 1 && !mkl; n++) {
+            race.starts[n] = *rng;
+            skip_words(rng, 2 * V);
+        }
+        race.q = q;
+        in_parallel(cx, race_job, &race, N, 1);
+    }
+    scratch_release(cx, mark);
+    return good;
 }
 
 /* ---- From logits to probabilities ----
@@ -751,36 +823,66 @@ static int torch_multinomial(TorchRng *rng, int *ids, const float *probs, float 
    Probabilities agree with torch's to a few units in the last place, not to the bit: its exp is a vector one. Of
    equal logits at the edge of top-p the lower id goes first; torch's sort promises no order there. */
 
-/* x in: logits (V); out: x / temperature. */
-static void scale_temperature(float *x, int V, double temperature) {
-    for (int v = 0; v < V; v++) x[v] /= (float)temperature;
+typedef struct {
+    float *x; /* (N, V): logits, then weights, then probabilities */
+    float *max; /* (N) */
+    int64_t V;
+    float temperature;
+} Softmax;
+
+enum { SOFTMAX_STEP = 2048 };
+
+static void temperature_job(void *data, int thread, int64_t begin, int64_t end) {
+    const Softmax *s = data;
+    (void)thread;
+    for (int64_t i = begin; i < end; i++) s->x[i] /= s->temperature;
+}
+
+/* x in: logits (count); out: x / temperature. */
+static void scale_temperature(Context *cx, float *x, int64_t count, double temperature) {
+    Softmax s = {.x = x, .temperature = (float)temperature};
+    in_parallel(cx, temperature_job, &s, count, SOFTMAX_STEP);
 }
 
 static float softmax_weight(float x, float max) {
     float shifted = x - max;
-    return (float)exp((double)shifted);
+    return shifted > -INFINITY ? (float)exp((double)shifted) : 0;
 }
 
-typedef struct {
-    float *weights; /* logits become weights */
-    float max;
-} SoftmaxWeights;
-
-static void softmax_weights(void *data, int thread, int64_t begin, int64_t end) {
-    const SoftmaxWeights *s = data;
+static void max_job(void *data, int thread, int64_t begin, int64_t end) {
+    const Softmax *s = data;
     (void)thread;
-    for (int64_t v = begin; v < end; v++) s->weights[v] = softmax_weight(s->weights[v], s->max);
+    for (int64_t n = begin; n < end; n++) s->max[n] = largest_of(s->x + n * s->V, s->V);
 }
 
-/* x in: logits (V); out: softmax(logits). Logits of -inf get 0. */
-static void softmax(Context *cx, float *x, int V) {
-    SoftmaxWeights s = {x, x[0]};
-    double sum = 0.0;
-    for (int v = 1; v < V; v++)
-        if (x[v] > s.max) s.max = x[v];
-    in_parallel(cx, softmax_weights, &s, V, 2048);
-    for (int v = 0; v < V; v++) sum += x[v];
-    for (int v = 0; v < V; v++) x[v] *= (float)(1.0 / sum);
+static void weights_job(void *data, int thread, int64_t begin, int64_t end) {
+    const Softmax *s = data;
+    (void)thread;
+    for (int64_t i = begin; i < end;) {
+        const int64_t n = i / s->V, row_end = min_i64(end, (n + 1) * s->V);
+        for (; i < row_end; i++) s->x[i] = softmax_weight(s->x[i], s->max[n]);
+    }
+}
+
+static void normalise_job(void *data, int thread, int64_t begin, int64_t end) {
+    const Softmax *s = data;
+    (void)thread;
+    for (int64_t n = begin; n < end; n++) {
+        float *x = s->x + n * s->V;
+        double sum = 0.0;
+        for (int64_t v = 0; v < s->V; v++) sum += x[v];
+        for (int64_t v = 0; v < s->V; v++) x[v] *= (float)(1.0 / sum);
+    }
+}
+
+/* x in: logits (N, V); out: softmax(logits), row by row. Logits of -inf get 0. */
+static void softmax(Context *cx, float *x, int64_t N, int64_t V) {
+    const ArenaBlock *mark = scratch_mark(cx);
+    Softmax s = {.x = x, .max = scratch(cx, N, 1), .V = V};
+    in_parallel(cx, max_job, &s, N, 1);
+    in_parallel(cx, weights_job, &s, N * V, SOFTMAX_STEP);
+    in_parallel(cx, normalise_job, &s, N, 1);
+    scratch_release(cx, mark);
 }
 
 /* Sets the logits (V) below the top_k-th largest to -inf; top_k < 1 keeps all. largest: scratch (top_k). */
@@ -1210,26 +1312,38 @@ static void fail_distribution(Context *cx) {
     context_fail(cx, JANUS_BAD_MODEL, "the scores are not finite once divided by the temperature: raise it");
 }
 
-/* logits (R, K) -> one id a picture, ids (N); probs and race (N, K) are scratch. */
-static void pick_image_ids(Context *cx, const JanusGenerateOptions *options, TorchRng *rng, const float *logits,
-                           int64_t K, float *probs, float *race, int32_t *ids) {
-    check_finite(cx, "generation.logits", logits, 2 * options->count * K);
-    for (int n = 0; n < options->count && !has_failed(cx); n++) {
-        float *guided = probs + n * K;
-        guide(guided, logits + 2 * n * K, logits + (2 * n + 1) * K, K, options->cfg_weight);
-        if (n == 0) {
-            hand_over(cx, "generation.logits.cond", JANUS_FLOAT32, logits, K, 0, 0);
-            hand_over(cx, "generation.logits.uncond", JANUS_FLOAT32, logits + K, K, 0, 0);
-            tap(cx, "generation.logits", guided, K, 0, 0);
-        }
-        ids[n] = argmax(guided, K);
-        if (options->temperature > 0) {
-            scale_temperature(guided, (int)K, options->temperature);
-            softmax(cx, guided, (int)K);
-        }
+typedef struct {
+    const float *logits; /* (2N, K) */
+    float *guided;       /* (N, K) */
+    int64_t K;
+    float cfg_weight;
+    int32_t *likeliest;  /* (N) */
+} Guidance;
+
+static void guidance_job(void *data, int thread, int64_t begin, int64_t end) {
+    const Guidance *g = data;
+    (void)thread;
+    for (int64_t n = begin; n < end; n++) {
+        const float *cond = g->logits + 2 * n * g->K, *uncond = cond + g->K;
+        guide(g->guided + n * g->K, cond, uncond, g->K, g->cfg_weight);
+        g->likeliest[n] = argmax(g->guided + n * g->K, g->K);
     }
+}
+
+/* logits (R, K) -> one id a picture, ids (N); probs (N, K) is scratch. */
+static void pick_image_ids(Context *cx, const JanusGenerateOptions *options, TorchRng *rng, const float *logits,
+                           int64_t K, float *probs, int32_t *ids) {
+    const int64_t N = options->count;
+    Guidance guidance = {logits, probs, K, options->cfg_weight, ids};
+    check_finite(cx, "generation.logits", logits, 2 * N * K);
+    in_parallel(cx, guidance_job, &guidance, N, 1);
+    hand_over(cx, "generation.logits.cond", JANUS_FLOAT32, logits, K, 0, 0);
+    hand_over(cx, "generation.logits.uncond", JANUS_FLOAT32, logits + K, K, 0, 0);
+    tap(cx, "generation.logits", probs, K, 0, 0);
     if (has_failed(cx) || options->temperature <= 0) return;
-    if (!torch_multinomial(rng, ids, probs, race, options->count, (int)K)) fail_distribution(cx);
+    scale_temperature(cx, probs, N * K, options->temperature);
+    softmax(cx, probs, N, K);
+    if (!torch_multinomial(cx, rng, ids, probs, N, K)) fail_distribution(cx);
 }
 
 /* Draws N pictures token by token: ids (N, image_tokens). x (R, D) holds the last hidden states of the prompts. */
@@ -1238,12 +1352,11 @@ static void draw_tokens(Context *cx, const JanusModel *m, const JanusGenerateOpt
     const int64_t N = options->count, R = drawing->R, K = m->config.codebook, width = m->config.hidden;
     const int64_t T = image_tokens(&m->config);
     const ArenaBlock *mark = scratch_mark(cx);
-    float *logits = scratch(cx, R, K), *probs = scratch(cx, N, K), *race = scratch(cx, N, K),
-          *embedded = scratch(cx, N, width);
+    float *logits = scratch(cx, R, K), *probs = scratch(cx, N, K), *embedded = scratch(cx, N, width);
     int32_t *step_ids = scratch_ids(cx, N);
     for (int64_t t = 0; t < T && !has_failed(cx); t++) {
         image_head(cx, m, logits, x, R);
-        pick_image_ids(cx, options, &drawing->rng, logits, K, probs, race, step_ids);
+        pick_image_ids(cx, options, &drawing->rng, logits, K, probs, step_ids);
         progress(cx, "draw", t + 1, T);
         if (has_failed(cx)) break;
         for (int64_t n = 0; n < N; n++) ids[n * T + t] = step_ids[n];
@@ -1337,17 +1450,17 @@ static void read_turn(Context *cx, const JanusModel *m, Conversation *conversati
 
 /* logits (V) -> the next id. */
 static int32_t pick_text_id(Context *cx, const JanusAskOptions *options, TorchRng *rng, float *logits, int V) {
-    int32_t id = argmax(logits, V);
-    if (options->temperature <= 0) return id;
+    int32_t id = 0;
+    if (options->temperature <= 0) return argmax(logits, V);
     const ArenaBlock *mark = scratch_mark(cx);
-    float *race = scratch(cx, V, 1);
+    float *largest = scratch(cx, V, 1);
     RankedLogit *ranked = scratch_bytes(cx, V, sizeof *ranked);
     if (has_failed(cx)) return id;
-    scale_temperature(logits, V, options->temperature);
-    keep_top_k(logits, V, options->top_k, race);
+    scale_temperature(cx, logits, V, options->temperature);
+    keep_top_k(logits, V, options->top_k, largest);
     keep_top_p(logits, V, options->top_p, ranked);
-    softmax(cx, logits, V);
-    if (!torch_multinomial(rng, &id, logits, race, 1, V)) fail_distribution(cx);
+    softmax(cx, logits, 1, V);
+    if (!torch_multinomial(cx, rng, &id, logits, 1, V)) fail_distribution(cx);
     scratch_release(cx, mark);
     return id;
 }
@@ -2026,8 +2139,9 @@ static int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step 
       A pool of workers that run one job at a time: [0, count) is cut into chunks of `grain`. Each thread has a range of
       chunks of its own, so it keeps streaming through memory it has already prefetched; a thread that finishes early
       steals chunks from the others. Which thread runs a chunk changes; what a chunk computes does not, so results are
-      the same to the last bit for every number of threads. Between jobs a worker spins for some 100 microseconds, then
-      sleeps: the hundreds of small jobs of one decoding step find it awake.
+      the same to the last bit for every number of threads. Between jobs a worker spins for a moment, then lets
+      other programs go first for a while, then sleeps: it is awake for all the small jobs of a decoding step, and for
+      the next step after one thread has picked an id.
    ================================================================================================================== */
 
 enum { MOST_THREADS = 256 };
@@ -2071,8 +2185,10 @@ typedef CONDITION_VARIABLE Condition;
 #define counter_add(c, n)    InterlockedExchangeAdd((c), (n)) /* sequentially consistent, returns the old value */
 #define counter_get(c)       InterlockedExchangeAdd((c), 0)
 #define cpu_relax()          YieldProcessor()
+#define thread_yield()       ((void)SwitchToThread())
 #else
 #include <pthread.h>
+#include <sched.h>
 typedef pthread_t Thread;
 typedef pthread_mutex_t Mutex;
 typedef pthread_cond_t Condition;
@@ -2084,6 +2200,7 @@ typedef pthread_cond_t Condition;
 #define condition_wait     pthread_cond_wait
 #define condition_wake_all pthread_cond_broadcast
 #define condition_free     pthread_cond_destroy
+#define thread_yield()     ((void)sched_yield())
 #define counter_add(c, n)  __atomic_fetch_add((c), (n), __ATOMIC_SEQ_CST)
 #define counter_get(c)     __atomic_load_n((c), __ATOMIC_SEQ_CST)
 #if defined(__x86_64__) || defined(__i386__)
@@ -2097,6 +2214,7 @@ typedef pthread_cond_t Condition;
 
 typedef struct Pool Pool;
 typedef volatile long Counter;
+enum { SPINS = 5000, YIELDS = 10000 }; /* some 100 microseconds, some milliseconds */
 enum { COUNTER_STEP = 64 / sizeof(long) }; /* counters of several threads lie in different cache lines */
 
 typedef struct {
@@ -2118,10 +2236,11 @@ struct Pool {
     Worker *workers; /* (threads - 1) */
 };
 
-static void wait_until(Pool *p, Counter *counter, long value) {
-    for (int spin = 0; spin < 5000; spin++) {
+static void wait_until(Pool *p, Counter *counter, long value, int yields) {
+    for (int spin = 0; spin < SPINS + yields; spin++) {
         if (counter_get(counter) == value) return;
-        cpu_relax();
+        if (spin < SPINS) cpu_relax();
+        else thread_yield();
     }
     /* A waiter registers before its last check and a writer checks for waiters after its change, so no wake-up is
        lost. */
@@ -2158,8 +2277,9 @@ static void run_chunks(Pool *p, int thread) {
 
 static void worker_loop(const Worker *worker) {
     Pool *p = worker->pool;
-    for (long round = 1;; round ^= 1) { /* counts 1, 0, 1, ... */
-        wait_until(p, &p->round, round);
+    int yields = 0; /* at first it sleeps: the system then wakes it on a processor of its own */
+    for (long round = 1;; round ^= 1, yields = YIELDS) { /* counts 1, 0, 1, ... */
+        wait_until(p, &p->round, round, yields);
         if (counter_get(&p->quit)) return;
         run_chunks(p, worker->index);
         change_counter(p, &p->busy, -1);
@@ -2239,7 +2359,7 @@ static void pool_run(Pool *p, Job job, void *ctx, int64_t count, int64_t grain) 
     p->busy = p->threads - 1;
     start_round(p);
     run_chunks(p, 0);
-    wait_until(p, &p->busy, 0);
+    wait_until(p, &p->busy, 0, 0);
 }
 #endif
 
@@ -4814,6 +4934,48 @@ static void in_parallel(Context *cx, Job work, void *data, int64_t count, int64_
     if (!has_failed(cx)) pool_run(cx->pool, work, data, count, grain);
 }
 
+/* ---- element by element ---- */
+
+enum { ELEMENT_STEP = 16384 };
+
+typedef struct {
+    const Kernels *kernels;
+    float *out;
+    const float *x;
+} Elements;
+
+static void gelu_job(void *ctx, int thread, int64_t begin, int64_t end) {
+    const Elements *e = ctx;
+    (void)thread;
+    e->kernels->gelu(e->out + begin, end - begin);
+}
+
+static void silu_mul_job(void *ctx, int thread, int64_t begin, int64_t end) {
+    const Elements *e = ctx;
+    (void)thread;
+    e->kernels->silu(e->out + begin, e->x + begin, end - begin);
+}
+
+static void add_job(void *ctx, int thread, int64_t begin, int64_t end) {
+    const Elements *e = ctx;
+    (void)thread;
+    e->kernels->add(e->out + begin, e->x + begin, end - begin);
+}
+
+static void run_elements(Context *cx, Job job, float *out, const float *x, int64_t n) {
+    Elements e = {cx->kernels, out, x};
+    in_parallel(cx, job, &e, n, ELEMENT_STEP);
+}
+
+static void gelu(Context *cx, float *x, int64_t n) { run_elements(cx, gelu_job, x, NULL, n); }
+static void silu_mul(Context *cx, float *gate, const float *up, int64_t n) {
+    run_elements(cx, silu_mul_job, gate, up, n);
+}
+static void add(Context *cx, float *out, const float *x, int64_t n) { run_elements(cx, add_job, out, x, n); }
+static void copy(const Context *cx, float *out, const float *x, int64_t n) {
+    if (!has_failed(cx)) memcpy(out, x, (size_t)n * sizeof *x);
+}
+
 /* ---- products: linear layers and convolutions ----
 
    A convolution is a linear layer over gathered rows: row (oy, ox) of its input is the kernel x kernel x I window of
@@ -5018,6 +5180,7 @@ typedef struct {
     int64_t T, I, stride;
     const int64_t *groups; /* so many rows belong together */
     int64_t step;          /* rows of a weight in a job */
+    const Kernels *kernels;
 } FewRows;
 
 /* So many rows, from the first of groups[*g] on, whose groups are alike; *g goes on to the next group. Three rows and
@@ -5029,29 +5192,45 @@ static int64_t alike_rows(const int64_t *groups, int64_t *g, int64_t most) {
     return rows;
 }
 
+/* Columns [first, end) of one output. */
+static void few_rows_output(const FewRows *f, const Output *to, int64_t first, int64_t end) {
+    const int64_t O = to->weight->rows;
+    Dots d = {.out_stride = O, .x_stride = f->stride, .n = f->I, .bias = to->bias};
+    d.w = (Rows){to->weight->type, to->weight->data, type_row_bytes(to->weight->type, f->I)};
+    for (int64_t t = 0, g = 0; t < f->T; t += d.T) {
+        d.out = to->out + t * O;
+        d.x = f->x + t * f->stride;
+        d.group = f->groups[g];
+        d.T = alike_rows(f->groups, &g, f->T - t);
+        f->packing->dot(&d, first, end);
+    }
+    for (int64_t at = first; at < f->T * O; at += O) {
+        if (to->gate != NULL) f->kernels->silu(to->gate + at, to->out + at, end - first);
+        if (to->sum != NULL) f->kernels->add(to->sum + at, to->out + at, end - first);
+    }
+}
+
+static bool is_gated(const Output *outputs, int count) { return count == 2 && outputs[1].gate != NULL; }
+
 static void few_rows_job(void *ctx, int thread, int64_t begin, int64_t end) {
     const FewRows *f = ctx;
+    const bool gated = is_gated(f->outputs, f->count); /* then a job has the same columns of both */
     (void)thread;
     for (int64_t i = begin; i < end; i++) {
         const Output *to = f->outputs;
         int64_t first = i * f->step;
         for (; first >= round_up(to->weight->rows, f->step); to++) first -= round_up(to->weight->rows, f->step);
-        const int64_t O = to->weight->rows;
-        Dots d = {.out_stride = O, .x_stride = f->stride, .n = f->I, .bias = to->bias};
-        d.w = (Rows){to->weight->type, to->weight->data, type_row_bytes(to->weight->type, f->I)};
-        for (int64_t t = 0, g = 0; t < f->T; t += d.T) {
-            d.out = to->out + t * O;
-            d.x = f->x + t * f->stride;
-            d.group = f->groups[g];
-            d.T = alike_rows(f->groups, &g, f->T - t);
-            f->packing->dot(&d, first, min_i64(O, first + f->step));
-        }
+        const int64_t last = min_i64(to->weight->rows, first + f->step);
+        few_rows_output(f, to, first, last);
+        if (gated) few_rows_output(f, to + 1, first, last);
     }
 }
 
 static void few_rows(Context *cx, FewRows *f, const float *x) {
     const Weight *w = f->outputs[0].weight;
-    int64_t jobs = 0;
+    const int count = is_gated(f->outputs, f->count) ? 1 : f->count;
+    const int64_t row_bytes = type_row_bytes(w->type, f->I);
+    int64_t jobs = 0, O = 0;
     f->stride = f->packing->int8_row ? (f->I + INT8_GROUP - 1) / INT8_GROUP * f->packing->int8_group_words
                                      : round_up(f->I, BLOCK) + BLOCK; /* not 2^n: such rows share a cache's lines */
     if (!reserve_scratch(cx, f->T * f->stride, 0)) return;
@@ -5060,8 +5239,11 @@ static void few_rows(Context *cx, FewRows *f, const float *x) {
     for (int64_t t = 0; t < f->T && f->packing->int8_row; t++)
         f->packing->int8_row(rows + t * f->stride, x + t * f->I, w->type, f->I);
     f->x = rows;
-    f->step = round_up(max_i64(1, 65536 / type_row_bytes(w->type, f->I)), 8); /* some 64 KiB */
-    for (int i = 0; i < f->count; i++) jobs += round_up(f->outputs[i].weight->rows, f->step) / f->step;
+    for (int i = 0; i < count; i++) O += f->outputs[i].weight->rows;
+    /* some 64 KiB a job, and less where a thread would have only a few of them */
+    const int64_t job_bytes = min_i64(65536, max_i64(4096, O * row_bytes / (8 * cx->pool->threads)));
+    f->step = round_up(max_i64(1, job_bytes / row_bytes), 8);
+    for (int i = 0; i < count; i++) jobs += round_up(f->outputs[i].weight->rows, f->step) / f->step;
     pool_run(cx->pool, few_rows_job, f, jobs, 1);
 }
 
@@ -5070,7 +5252,7 @@ static void linears(Context *cx, const Output *outputs, int count, const float *
     const Product probe = {.cx = cx, .w = {first->type, NULL, 0}, .I = first->cols};
     const Packing *packing = choose_packing(&probe);
     const int64_t groups = cx->groups != NULL ? cx->group_count : 1;
-    FewRows f = {.outputs = outputs, .count = count, .packing = packing, .I = first->cols};
+    FewRows f = {.outputs = outputs, .count = count, .packing = packing, .I = first->cols, .kernels = cx->kernels};
     for (int i = 1; i < count; i++)
         if (outputs[i].weight->type != first->type) { /* x may have to be packed otherwise */
             linears(cx, outputs, i, x, T);
@@ -5090,11 +5272,14 @@ static void linears(Context *cx, const Output *outputs, int count, const float *
             p.out = outputs[i].out + t * w->rows;
             run_product(&p);
         }
+        const int64_t done = f.T * w->rows, rest = (T - f.T) * w->rows;
+        if (outputs[i].gate != NULL) silu_mul(cx, outputs[i].gate + done, outputs[i].out + done, rest);
+        if (outputs[i].sum != NULL) add(cx, outputs[i].sum + done, outputs[i].out + done, rest);
     }
 }
 
 static void linear(Context *cx, float *out, const float *x, const Weight *w, const float *bias, int64_t T) {
-    const Output one = {out, w, bias};
+    const Output one = {.out = out, .weight = w, .bias = bias};
     linears(cx, &one, 1, x, T);
 }
 
@@ -5297,9 +5482,9 @@ static void full_attention(Context *cx, float *out, const float *q, const float 
     attention(cx, &all, 1, &shape);
 }
 
-/* ---- element by element, and norms ---- */
+/* ---- norms, and the size of results ---- */
 
-enum { ELEMENT_STEP = 16384, MOMENT_ROWS = 64 };
+enum { MOMENT_ROWS = 64 };
 
 typedef struct {
     const float *x;
@@ -5309,13 +5494,15 @@ typedef struct {
 
 static void magnitude_job(void *ctx, int thread, int64_t begin, int64_t end) {
     Magnitude *m = ctx;
-    /* without its sign, a float's bits grow with its magnitude; infinity and NaN are the largest */
-    uint32_t largest = 0;
-    for (int64_t i = begin; i < end; i++) {
-        const uint32_t bits = float_bits(m->x[i]) & 0x7FFFFFFFu;
-        largest = bits > largest ? bits : largest;
-    }
-    if (largest >= m->limit) m->exceeded[thread] = true;
+    /* Without its sign, a float's bits grow with its magnitude; infinity and NaN are the largest. What exceeds the
+       limit sets a difference's top bit. Compilers make vectors of the sixteen. */
+    uint32_t over[16] = {0}, any = 0;
+    int64_t i = begin;
+    for (; i + 16 <= end; i += 16)
+        for (int j = 0; j < 16; j++) over[j] |= m->limit - 1 - (float_bits(m->x[i + j]) & 0x7FFFFFFFu);
+    for (; i < end; i++) any |= m->limit - 1 - (float_bits(m->x[i]) & 0x7FFFFFFFu);
+    for (int j = 0; j < 16; j++) any |= over[j];
+    if (any >> 31) m->exceeded[thread] = true;
 }
 
 /* Whether all of x (n) are smaller in magnitude than `limit`, which may be INFINITY: whether all are finite. */
@@ -5325,44 +5512,6 @@ static bool all_below(Context *cx, const float *x, int64_t n, float limit) {
     pool_run(cx->pool, magnitude_job, &m, n, ELEMENT_STEP);
     for (int i = 0; i < cx->pool->threads; i++) below = below && !m.exceeded[i];
     return below;
-}
-
-typedef struct {
-    const Kernels *kernels;
-    float *out;
-    const float *x;
-} Elements;
-
-static void gelu_job(void *ctx, int thread, int64_t begin, int64_t end) {
-    const Elements *e = ctx;
-    (void)thread;
-    e->kernels->gelu(e->out + begin, end - begin);
-}
-
-static void silu_mul_job(void *ctx, int thread, int64_t begin, int64_t end) {
-    const Elements *e = ctx;
-    (void)thread;
-    e->kernels->silu(e->out + begin, e->x + begin, end - begin);
-}
-
-static void add_job(void *ctx, int thread, int64_t begin, int64_t end) {
-    const Elements *e = ctx;
-    (void)thread;
-    e->kernels->add(e->out + begin, e->x + begin, end - begin);
-}
-
-static void run_elements(Context *cx, Job job, float *out, const float *x, int64_t n) {
-    Elements e = {cx->kernels, out, x};
-    in_parallel(cx, job, &e, n, ELEMENT_STEP);
-}
-
-static void gelu(Context *cx, float *x, int64_t n) { run_elements(cx, gelu_job, x, NULL, n); }
-static void silu_mul(Context *cx, float *gate, const float *up, int64_t n) {
-    run_elements(cx, silu_mul_job, gate, up, n);
-}
-static void add(Context *cx, float *out, const float *x, int64_t n) { run_elements(cx, add_job, out, x, n); }
-static void copy(const Context *cx, float *out, const float *x, int64_t n) {
-    if (!has_failed(cx)) memcpy(out, x, (size_t)n * sizeof *x);
 }
 
 typedef struct { /* rows of x (T, D) */
@@ -9029,9 +9178,9 @@ static void job_take(Context *cx, const JanusModel *m, QueuedJob *job, float *lo
         if (job->done && !has_failed(cx)) answer_token(cx, m, &job->answer, -1);
         if (job->done) job->answer.text[strip(job->answer.text, job->answer.length).length] = 0;
     } else {
-        float *probs = scratch(cx, N, K), *race = scratch(cx, N, K);
+        float *probs = scratch(cx, N, K);
         int32_t *ids = scratch_ids(cx, N);
-        if (!has_failed(cx)) pick_image_ids(cx, &job->drawn, &job->drawing.rng, logits, K, probs, race, ids);
+        if (!has_failed(cx)) pick_image_ids(cx, &job->drawn, &job->drawing.rng, logits, K, probs, ids);
         for (int64_t n = 0; n < N && !has_failed(cx); n++) job->ids[n * T + job->steps] = ids[n];
         job->done = ++job->steps == T;
     }
