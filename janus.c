@@ -2888,6 +2888,9 @@ typedef struct {
     void (*pack_rows)(float *out, const float *const *rows, int64_t n);
     /* out (n, tile_cols): element begin + k of row c at out[k * tile_cols + c], zero where c >= count */
     void (*pack_weights)(float *out, Rows w, int64_t count, int64_t begin, int64_t n);
+    /* The same of a matrix whose rows are summed over: out (count, tile_cols): element begin + c of row s at
+       out[s * tile_cols + c], zero where c >= n; zeros up to a multiple of `columns` rows. NULL: not for attention */
+    void (*pack_values)(float *out, Rows v, int64_t count, int64_t begin, int64_t n);
     /* out[r * stride + c] = (add ? out[r * stride + c] : 0) + sum over k < n of a[k][r] b[k][c] for the first `rows`
        rows of the tile, all columns; what lies after those rows is undefined */
     void (*tile)(float *out, int64_t stride, const float *a, const float *b, int64_t rows, int64_t n, int add);
@@ -2907,9 +2910,6 @@ typedef struct {
     Packing pieces, all_pieces, bf16, integer;
     /* out[i] = element begin + i of a row */
     void (*expand)(float *out, int type, const void *row, int64_t begin, int64_t n);
-    /* for tiles of `exact`: out (count, tile_cols): element begin + c of row s at out[s * tile_cols + c], zero where
-       c >= n */
-    void (*pack_values)(float *out, Rows v, int64_t count, int64_t begin, int64_t n);
     /* One block of an online softmax: *max is raised to the largest scale * x, x = exp(scale * x - *max);
        returns f = exp(old max - new max), *sum = f * *sum + the sum of x */
     float (*softmax_block)(float *x, int64_t n, float scale, float *max, float *sum);
@@ -3078,9 +3078,8 @@ static const Kernels kernels_plain = {
     .name = "plain",
     .exact = {.tile_rows = PLAIN_ROWS, .tile_cols = PLAIN_COLS, .few_rows_limit = 4, .row_words = BLOCK,
               .weight_words = BLOCK, .columns = 1, .pack_rows = pack_rows_plain, .pack_weights = pack_weights_plain,
-              .tile = tile_plain, .dot = dot_plain},
+              .pack_values = pack_values_plain, .tile = tile_plain, .dot = dot_plain},
     .expand = expand_plain,
-    .pack_values = pack_values_plain,
     .softmax_block = softmax_block_plain,
     .weighted_rows = weighted_rows_plain,
     .scale = scale_plain,
@@ -4215,17 +4214,19 @@ TARGET static void pack_weights_amx(float *out, Rows w, int64_t count, int64_t b
     KERNEL(pack_weights)(out, rounded, count, 0, n / 2);
 }
 
-/* BLOCK floats as three pieces, 2 AMX_TILE words from one to the next. A piece is the upper half of what is left of a
-   float; nothing is left after three. */
+/* The next piece of each float: its upper half. */
+INLINE vf piece_amx(vf x) { return v_bits(_mm512_and_si512((__m512i)x, _mm512_set1_epi32(INT32_C(-0x10000)))); }
+
+/* BLOCK floats as three pieces, 2 AMX_TILE words from one to the next; nothing is left after three. */
 INLINE void cut_amx(float *out, const float *x) {
-    const __m512i upper = _mm512_set1_epi32(INT32_C(-0x10000)), order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
+    const __m512i order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
     vf low = v_load(x), high = v_load(x + VL);
     for (int piece = 0; piece < 3; piece++, out += 2 * AMX_TILE) {
         const __m512i words =
             _mm512_packus_epi32(_mm512_srli_epi32((__m512i)low, 16), _mm512_srli_epi32((__m512i)high, 16));
         _mm512_storeu_si512(out, _mm512_permutexvar_epi64(order, words));
-        low = v_sub(low, v_bits(_mm512_and_si512((__m512i)low, upper)));
-        high = v_sub(high, v_bits(_mm512_and_si512((__m512i)high, upper)));
+        low = v_sub(low, piece_amx(low));
+        high = v_sub(high, piece_amx(high));
     }
 }
 
@@ -4246,6 +4247,45 @@ TARGET static void pack_weight_pieces_amx(float *out, Rows w, int64_t count, int
             KERNEL(pack_weights)(out, words, count, 0, AMX_WORDS);
         }
     }
+}
+
+/* A piece of VL floats of two rows: pairs, the first row's in the lower halves. */
+INLINE void pair_amx(float *out, vf first, vf second) {
+    _mm512_storeu_si512(out, _mm512_or_si512(_mm512_srli_epi32((__m512i)first, 16), (__m512i)piece_amx(second)));
+}
+
+/* Rounded to a piece. */
+INLINE vf round_amx(vf x) {
+    return v_bits(_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(x)), 16));
+}
+
+/* Of each BLOCK rows of values their pieces, of pairs of rows; one piece: rounded. */
+INLINE void pack_value_rows_amx(const int pieces, float *out, Rows v, int64_t count, int64_t begin, int64_t n) {
+    float rows[BLOCK][TILE_COLS];
+    for (int64_t s = 0; s < count; s += BLOCK, out += pieces * 2 * AMX_TILE) {
+        const int64_t m = min_i64(BLOCK, count - s);
+        const Rows some = {v.type, v.data + s * v.stride, v.stride};
+        KERNEL(pack_values)(rows[0], some, m, begin, n);
+        memset(rows[m], 0, (size_t)(BLOCK - m) * sizeof *rows);
+        for (int i = 0; i < 2 * AMX_TILE; i += VL) {
+            const float *from = rows[i / TILE_COLS * 2] + i % TILE_COLS;
+            vf first = v_load(from), second = v_load(from + TILE_COLS);
+            if (pieces == 1) first = round_amx(first), second = round_amx(second);
+            for (int piece = 0; piece < pieces; piece++) {
+                pair_amx(out + piece * 2 * AMX_TILE + i, first, second);
+                first = v_sub(first, piece_amx(first));
+                second = v_sub(second, piece_amx(second));
+            }
+        }
+    }
+}
+
+TARGET static void pack_values_amx(float *out, Rows v, int64_t count, int64_t begin, int64_t n) {
+    pack_value_rows_amx(1, out, v, count, begin, n);
+}
+
+TARGET static void pack_value_pieces_amx(float *out, Rows v, int64_t count, int64_t begin, int64_t n) {
+    pack_value_rows_amx(3, out, v, count, begin, n);
 }
 
 /* Four sums of a tile each: 32 rows, or their first 16, by 32 columns; of pieces of x and of W those products whose
@@ -4630,7 +4670,8 @@ TARGET static void KERNEL(store_f16)(uint16_t *out, const float *x, int64_t n) {
 #define KERNEL_EXACT                                                                                                   \
     .exact = {.tile_rows = TILE_ROWS, .tile_cols = TILE_COLS, .few_rows_limit = 24, .row_words = BLOCK,                \
               .weight_words = BLOCK, .columns = 1, .pack_rows = KERNEL(pack_rows),                                     \
-              .pack_weights = KERNEL(pack_weights), .tile = KERNEL(tile), .dot = KERNEL(dot)}
+              .pack_weights = KERNEL(pack_weights), .pack_values = KERNEL(pack_values), .tile = KERNEL(tile),          \
+              .dot = KERNEL(dot)}
 #ifdef quant
 #define KERNEL_INTEGER                                                                                                 \
     .integer = {.tile_rows = TILE_ROWS, .tile_cols = TILE_COLS, .few_rows_limit = KERNEL_PASS == PASS_AVX2 ? 16 : 12,  \
@@ -4642,10 +4683,9 @@ TARGET static void KERNEL(store_f16)(uint16_t *out, const float *x, int64_t n) {
 #define KERNEL_INTEGER .integer = {.tile = NULL}
 #endif
 #define KERNEL_LOOPS                                                                                                   \
-    .expand = KERNEL(expand), .pack_values = KERNEL(pack_values), .softmax_block = KERNEL(softmax_block),              \
-    .weighted_rows = KERNEL(weighted_rows), .scale = KERNEL(scale), .add = KERNEL(add), .gelu = KERNEL(gelu),          \
-    .silu = KERNEL(silu), .norm = KERNEL(norm), .moments = KERNEL(moments), .affine = KERNEL(affine),                  \
-    .store_f16 = KERNEL(store_f16)
+    .expand = KERNEL(expand), .softmax_block = KERNEL(softmax_block), .weighted_rows = KERNEL(weighted_rows),          \
+    .scale = KERNEL(scale), .add = KERNEL(add), .gelu = KERNEL(gelu), .silu = KERNEL(silu), .norm = KERNEL(norm),      \
+    .moments = KERNEL(moments), .affine = KERNEL(affine), .store_f16 = KERNEL(store_f16)
 
 static const Kernels KERNEL(kernels) = {
     .name = KERNEL_TEXT(KERNEL_NAME),
@@ -4668,7 +4708,8 @@ static const Kernels KERNEL(kernels) = {
 #define AMX_ROUNDED                                                                                                    \
     .tile_rows = AMX_ROWS, .tile_cols = TILE_COLS, .few_rows_limit = 12, .row_words = BLOCK / 2,                       \
     .weight_words = BLOCK / 2, .columns = BLOCK, .k_step = AMX_COLUMNS, .any_type = true, .pack_rows = pack_rows_amx,  \
-    .pack_weights = pack_weights_amx, .tile = tile_amx, .first = first_amx, .last = last_amx
+    .pack_weights = pack_weights_amx, .pack_values = pack_values_amx, .tile = tile_amx, .first = first_amx,            \
+    .last = last_amx
 static const Kernels kernels_amx = {
     .name = "amx",
     KERNEL_EXACT,
@@ -4678,8 +4719,8 @@ static const Kernels kernels_amx = {
                .last = last_amx, .dot = KERNEL(dot)},
     .all_pieces = {.tile_rows = AMX_ROWS, .tile_cols = TILE_COLS, .few_rows_limit = 24, .row_words = 3 * BLOCK / 2,
                    .weight_words = 3 * BLOCK / 2, .columns = BLOCK, .pack_rows = pack_pieces_amx,
-                   .pack_weights = pack_weight_pieces_amx, .tile = tile_all_pieces_amx, .first = first_amx,
-                   .last = last_amx, .dot = KERNEL(dot)},
+                   .pack_weights = pack_weight_pieces_amx, .pack_values = pack_value_pieces_amx,
+                   .tile = tile_all_pieces_amx, .first = first_amx, .last = last_amx, .dot = KERNEL(dot)},
     .bf16 = {AMX_ROUNDED, .dot = KERNEL(dot)},
     .integer = {AMX_ROUNDED, .int8_group_words = INT8_GROUP_WORDS, .int8_row = KERNEL(int8_row),
                 .dot = KERNEL(dot_int8)},
@@ -5325,6 +5366,7 @@ typedef struct {
     Context *cx;
     const AttentionSequence *sequences;
     AttentionShape shape;
+    const Packing *packing; /* of queries and keys, and of probabilities and values */
     int64_t query_step;
 } Attention;
 
@@ -5332,6 +5374,7 @@ enum { KEY_STEP = 128, QUERY_STEP = 96, FEW_QUERIES = 4 };
 
 typedef struct { /* one head's block of queries and the scratch for it */
     const Kernels *kernels;
+    const Packing *packing;
     int64_t T, d, width; /* queries in the block; width of a head, and rounded up to complete tiles */
     const float *q;      /* (T, d), q_stride */
     int64_t q_stride;
@@ -5341,25 +5384,28 @@ typedef struct { /* one head's block of queries and the scratch for it */
     float *out, *max, *sum;         /* (T, width), (T), (T) */
 } QueryBlock;
 
-static int64_t query_block_floats(const Packing *exact, int64_t T, int64_t d) {
-    int64_t rows = round_up(T, exact->tile_rows), width = round_up(d, exact->tile_cols);
-    return rows * (round_up(d, BLOCK) + width + 2 * KEY_STEP + 2) + exact->tile_cols * max_i64(KEY_STEP, d);
+static int64_t query_block_floats(const Packing *packing, int64_t T, int64_t d) {
+    const int64_t rows = round_up(T, packing->tile_rows), width = round_up(d, packing->tile_cols);
+    const int64_t q = max_i64(round_up(d, BLOCK), packed_floats(packing->row_words, d));
+    return rows * (q + width + KEY_STEP + packed_floats(packing->row_words, KEY_STEP) + 2) +
+           packing->tile_cols * packed_floats(packing->weight_words, max_i64(KEY_STEP, d));
 }
 
 static QueryBlock query_block(const Attention *a, int thread, const float *q, int64_t T) {
-    const Kernels *kernels = a->cx->kernels;
-    int64_t rows = round_up(T, kernels->exact.tile_rows), d = a->shape.d;
-    QueryBlock b = {.kernels = kernels,
+    const Packing *packing = a->packing;
+    const int64_t rows = round_up(T, packing->tile_rows), d = a->shape.d;
+    QueryBlock b = {.kernels = a->cx->kernels,
+                    .packing = packing,
                     .T = T,
                     .d = d,
-                    .width = round_up(d, kernels->exact.tile_cols),
+                    .width = round_up(d, packing->tile_cols),
                     .q = q,
                     .q_stride = a->shape.q_stride,
                     .scale = a->shape.scale,
                     .packed_q = thread_scratch(a->cx, thread)};
-    b.scores = b.packed_q + rows * round_up(d, BLOCK);
+    b.scores = b.packed_q + rows * max_i64(round_up(d, BLOCK), packed_floats(packing->row_words, d));
     b.packed = b.scores + rows * KEY_STEP;
-    b.out = b.packed + rows * KEY_STEP;
+    b.out = b.packed + rows * packed_floats(packing->row_words, KEY_STEP);
     b.max = b.out + rows * b.width;
     b.sum = b.max + rows;
     b.panel = b.sum + rows;
@@ -5373,41 +5419,47 @@ static QueryBlock query_block(const Attention *a, int thread, const float *q, in
 
 /* out (n, tile_rows) tiles of rows `x` (T, n), `stride` apart. */
 static void pack_tiles(const QueryBlock *b, float *out, const float *x, int64_t stride, int64_t n) {
-    const Packing *exact = &b->kernels->exact;
-    for (int64_t t = 0; t < b->T; t += exact->tile_rows) {
+    const Packing *p = b->packing;
+    for (int64_t t = 0; t < b->T; t += p->tile_rows) {
         const float *rows[MAX_TILE_ROWS];
-        for (int64_t r = 0; r < exact->tile_rows; r++) rows[r] = x + min_i64(t + r, b->T - 1) * stride;
-        exact->pack_rows(out + t * n, rows, n);
+        for (int64_t r = 0; r < p->tile_rows; r++) rows[r] = x + min_i64(t + r, b->T - 1) * stride;
+        p->pack_rows(out + t * packed_floats(p->row_words, n), rows, n);
     }
+}
+
+/* out (T, tile_cols), stride: (+)= a (T, n) times the panel (n, tile_cols), both packed. */
+static void multiply_panel(const QueryBlock *b, float *out, int64_t stride, const float *a, int64_t n, int add) {
+    const Packing *p = b->packing;
+    for (int64_t t = 0; t < b->T; t += p->tile_rows)
+        p->tile(out + t * stride, stride, a + t * packed_floats(p->row_words, n), b->panel,
+                min_i64(p->tile_rows, b->T - t), n, add);
 }
 
 /* scores (T, n) = q k^T for n keys. */
 static void block_scores(const QueryBlock *b, Rows k, int64_t n) {
-    const Packing *exact = &b->kernels->exact;
     const Dots few = {b->scores, b->packed_q, KEY_STEP, round_up(b->d, BLOCK), b->T, b->T, b->d, k, NULL};
-    if (b->T <= FEW_QUERIES) exact->dot(&few, 0, n);
-    for (int64_t c = 0; c < n && b->T > FEW_QUERIES; c += exact->tile_cols, k.data += exact->tile_cols * k.stride) {
-        exact->pack_weights(b->panel, k, min_i64(n - c, exact->tile_cols), 0, b->d);
-        for (int64_t t = 0; t < b->T; t += exact->tile_rows)
-            exact->tile(b->scores + t * KEY_STEP + c, KEY_STEP, b->packed_q + t * b->d, b->panel,
-                        min_i64(exact->tile_rows, b->T - t), b->d, 0);
+    const Product keys = {.w = k, .O = n, .packing = b->packing};
+    if (b->T <= FEW_QUERIES) b->kernels->exact.dot(&few, 0, n);
+    for (int64_t c = 0; c < n && b->T > FEW_QUERIES; c += b->packing->tile_cols) {
+        pack_columns(&keys, b->panel, c, 0, b->d);
+        multiply_panel(b, b->scores + c, KEY_STEP, b->packed_q, b->d, 0);
     }
 }
 
 /* out (T, d) += scores (T, n) v (n, d). */
 static void block_values(const QueryBlock *b, Rows v, int64_t n) {
-    const Packing *exact = &b->kernels->exact;
+    const int64_t padded = round_up(n, b->packing->columns);
     if (b->T <= FEW_QUERIES) {
         for (int64_t t = 0; t < b->T; t++)
             b->kernels->weighted_rows(b->out + t * b->width, b->scores + t * KEY_STEP, v, n, b->d);
         return;
     }
-    pack_tiles(b, b->packed, b->scores, KEY_STEP, n);
-    for (int64_t c = 0; c < b->width; c += exact->tile_cols) {
-        b->kernels->pack_values(b->panel, v, n, c, b->d - c);
-        for (int64_t t = 0; t < b->T; t += exact->tile_rows)
-            exact->tile(b->out + t * b->width + c, b->width, b->packed + t * n, b->panel,
-                        min_i64(exact->tile_rows, b->T - t), n, 1);
+    for (int64_t t = 0; t < b->T; t++)
+        memset(b->scores + t * KEY_STEP + n, 0, (size_t)(padded - n) * sizeof *b->scores);
+    pack_tiles(b, b->packed, b->scores, KEY_STEP, padded);
+    for (int64_t c = 0; c < b->width; c += b->packing->tile_cols) {
+        b->packing->pack_values(b->panel, v, n, c, b->d - c);
+        multiply_panel(b, b->out + c, b->width, b->packed, padded, 1);
     }
 }
 
@@ -5457,20 +5509,31 @@ static void attend(const Attention *a, int thread, const AttentionSequence *sequ
 static void attention_job(void *ctx, int thread, int64_t begin, int64_t end) {
     const Attention *a = ctx;
     int64_t blocks = (a->shape.T + a->query_step - 1) / a->query_step, jobs = a->shape.H * blocks; /* of a sequence */
+    UnitState before;
+    if (a->packing->first != NULL) a->packing->first(&before);
     for (int64_t i = begin; i < end; i++) {
         int64_t first = i % blocks * a->query_step;
         attend(a, thread, &a->sequences[i / jobs], i % jobs / blocks, first,
                min_i64(a->query_step, a->shape.T - first));
     }
+    if (a->packing->last != NULL) a->packing->last(&before);
+}
+
+/* Few queries take no tiles: the exact ones stand for none. */
+static const Packing *attention_packing(const Context *cx, const AttentionShape *shape) {
+    const Kernels *k = cx->kernels;
+    const Packing *better = cx->options.fast && k->bf16.pack_values ? &k->bf16 : &k->all_pieces;
+    const bool fits = better->pack_values != NULL && shape->d % better->columns == 0 && shape->T > FEW_QUERIES;
+    return fits ? better : &k->exact;
 }
 
 /* Attention of R sequences of one shape, each to its own keys and values. */
 static void attention(Context *cx, const AttentionSequence *sequences, int64_t R, const AttentionShape *shape) {
-    Attention a = {cx, sequences, *shape, 0};
+    Attention a = {cx, sequences, *shape, attention_packing(cx, shape), 0};
     int64_t blocks = (shape->T + QUERY_STEP - 1) / QUERY_STEP;
-    a.query_step = round_up((shape->T + blocks - 1) / blocks, cx->kernels->exact.tile_rows);
+    a.query_step = round_up((shape->T + blocks - 1) / blocks, a.packing->tile_rows);
     blocks = (shape->T + a.query_step - 1) / a.query_step;
-    if (reserve_scratch(cx, 0, query_block_floats(&cx->kernels->exact, a.query_step, shape->d)))
+    if (reserve_scratch(cx, 0, query_block_floats(a.packing, a.query_step, shape->d)))
         pool_run(cx->pool, attention_job, &a, R * shape->H * blocks, 1);
 }
 

@@ -181,6 +181,10 @@ static float *random_cache(int type, int64_t n, void **stored) {
     return values;
 }
 
+static void round_to_bf16(float *x, int64_t n) {
+    for (int64_t i = 0; i < n; i++) x[i] = bf16_to_f32(f32_to_bf16(x[i]));
+}
+
 static void attention_case(Context *cx, int type, int64_t T, int64_t S1, int64_t S2, int64_t H, int64_t KV, int64_t d,
                            int causal) {
     int64_t S = S1 + S2, row = KV * d;
@@ -195,8 +199,13 @@ static void attention_case(Context *cx, int type, int64_t T, int64_t S1, int64_t
     AttentionShape shape = {T, H, KV, d, H * d, H * d, causal, 1 / (float)sqrt((double)d)};
     double *p = must_allocate((size_t)S * sizeof *p), error = 0;
     char name[160];
+    const bool rounded = cx->options.fast && attention_packing(cx, &shape) == &cx->kernels->bf16;
     for (int64_t i = 0; i < T * H * d; i++) q[i] *= 8; /* sharper softmax */
     attention(cx, &sequence, 1, &shape);
+    if (rounded) {
+        round_to_bf16(q, T * H * d);
+        round_to_bf16(keys, S * row);
+    }
     for (int64_t t = 0; t < T; t++)
         for (int64_t h = 0; h < H; h++) {
             int64_t visible = causal ? S - T + t + 1 : S, offset = h / (H / KV) * d;
@@ -217,9 +226,11 @@ static void attention_case(Context *cx, int type, int64_t T, int64_t S1, int64_t
                 error = worst(error, out[(t * H + h) * d + i], want, magnitude);
             }
         }
-    snprintf(name, sizeof name, "%s attention %s T=%d S=%d+%d H=%d KV=%d d=%d%s", cx->kernels->name, type_name(type),
-             (int)T, (int)S1, (int)S2, (int)H, (int)KV, (int)d, causal ? " causal" : "");
-    report(name, error, 1e-5); /* scores of some 40 sums of 512 terms: their rounding passes through exp */
+    snprintf(name, sizeof name, "%s attention %s T=%d S=%d+%d H=%d KV=%d d=%d%s%s", cx->kernels->name, type_name(type),
+             (int)T, (int)S1, (int)S2, (int)H, (int)KV, (int)d, causal ? " causal" : "", rounded ? " rounded" : "");
+    /* Scores of some 40 sums of 512 terms: their rounding passes through exp. Rounded: a probability and a value, each
+       to the nearest of eight bits. */
+    report(name, error, rounded ? 2 * 0x1p-8 + 1e-5 : 1e-5);
     free(q);
     free(out);
     free(keys);
@@ -381,18 +392,20 @@ static void thread_case(const char *isa) {
     free((void *)(uintptr_t)w.data);
 }
 
-/* Every format of the table; the lengths of rows are rounded up to whole blocks. */
 /* Rows of several jobs in one product, and several weights at once, give to the bit what each job and weight gives
-   alone. Widths below and above what stays in the first cache, whose rows are summed in another order. */
+   alone, and what is made of the second output what its two steps make. Widths below and above what stays in the first
+   cache, whose rows are summed in another order. */
 static void jobs_case(Context *cx, int type, int64_t I) {
     enum { T = 102, O = 21 };
     static const int64_t GROUPS[] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 3, 4, 6, 8, 10, 12, 40};
     const int count = sizeof GROUPS / sizeof *GROUPS;
     float *values, *more, *x = random_floats(T * I), *bias = random_floats(O);
-    float *out = random_floats(2 * T * O), *alone = random_floats(2 * T * O);
+    float *out = random_floats(3 * T * O), *alone = random_floats(3 * T * O), *sum = alone + 2 * T * O;
     const Weight w = random_weight(type, O, I, &values), v = random_weight(type, O, I, &more);
-    const Output outputs[] = {{out, &w, bias}, {out + T * O, &v, NULL}};
+    const Output outputs[] = {{.out = out, .weight = &w, .bias = bias},
+                              {.out = out + T * O, .weight = &v, .gate = out, .sum = out + 2 * T * O}};
     char name[96];
+    memcpy(out + 2 * T * O, sum, T * O * sizeof *out);
     cx->groups = GROUPS;
     cx->group_count = count;
     linears(cx, outputs, 2, x, T);
@@ -401,9 +414,11 @@ static void jobs_case(Context *cx, int type, int64_t I) {
         linear(cx, alone + t * O, x + t * I, &w, bias, GROUPS[i]);
         linear(cx, alone + (T + t) * O, x + t * I, &v, NULL, GROUPS[i]);
     }
-    snprintf(name, sizeof name, "%s linear %s I=%d of %d jobs%s", cx->kernels->name, type_name(type), (int)I, count,
-             cx->options.fast ? " fast" : "");
-    report(name, memcmp(out, alone, 2 * T * O * sizeof *out) != 0, 0);
+    cx->kernels->silu(alone, alone + T * O, T * O);
+    cx->kernels->add(sum, alone + T * O, T * O);
+    snprintf(name, sizeof name, "%s gated linear %s I=%d of %d jobs%s", cx->kernels->name, type_name(type), (int)I,
+             count, cx->options.fast ? " fast" : "");
+    report(name, memcmp(out, alone, 3 * T * O * sizeof *out) != 0, 0);
     free(values);
     free(more);
     free(x);
@@ -414,6 +429,7 @@ static void jobs_case(Context *cx, int type, int64_t I) {
     free((void *)(uintptr_t)v.data);
 }
 
+/* Every format of the table; the lengths of rows are rounded up to complete blocks. */
 static void linear_cases(Context *cx) {
     for (int i = 0; i < NUMBER_FORMAT_COUNT; i++) {
         const int type = NUMBER_FORMATS[i].type;
@@ -618,6 +634,7 @@ int main(void) {
             largest_products_case(&cx, TYPE_Q4_0, T);
         }
         conv_cases(&cx);
+        attention_cases(&cx);
         cx.options.fast = 0;
         conv_cases(&cx);
         attention_cases(&cx);
