@@ -2182,8 +2182,6 @@ typedef CONDITION_VARIABLE Condition;
 #define condition_wait(c, m) SleepConditionVariableSRW((c), (m), INFINITE, 0)
 #define condition_wake_all   WakeAllConditionVariable
 #define condition_free(c)    ((void)(c))
-#define counter_add(c, n)    InterlockedExchangeAdd((c), (n)) /* sequentially consistent, returns the old value */
-#define counter_get(c)       InterlockedExchangeAdd((c), 0)
 #define cpu_relax()          YieldProcessor()
 #define thread_yield()       ((void)SwitchToThread())
 #else
@@ -2201,8 +2199,6 @@ typedef pthread_cond_t Condition;
 #define condition_wake_all pthread_cond_broadcast
 #define condition_free     pthread_cond_destroy
 #define thread_yield()     ((void)sched_yield())
-#define counter_add(c, n)  __atomic_fetch_add((c), (n), __ATOMIC_SEQ_CST)
-#define counter_get(c)     __atomic_load_n((c), __ATOMIC_SEQ_CST)
 #if defined(__x86_64__) || defined(__i386__)
 #define cpu_relax() __builtin_ia32_pause()
 #elif defined(__aarch64__)
@@ -2213,9 +2209,22 @@ typedef pthread_cond_t Condition;
 #endif
 
 typedef struct Pool Pool;
-typedef volatile long Counter;
+
+typedef struct {
+    volatile long value;
+    char rest[64 - sizeof(long)]; /* no two counters lie in one line of a cache */
+} Counter;
+
+/* Sequentially consistent; counter_add returns the old value. */
+#if defined(__GNUC__) && !defined(__TINYC__)
+static long counter_add(Counter *c, long n) { return __atomic_fetch_add(&c->value, n, __ATOMIC_SEQ_CST); }
+static long counter_get(Counter *c) { return __atomic_load_n(&c->value, __ATOMIC_SEQ_CST); }
+#else
+static long counter_add(Counter *c, long n) { return InterlockedExchangeAdd(&c->value, n); }
+static long counter_get(Counter *c) { return InterlockedExchangeAdd(&c->value, 0); }
+#endif
+
 enum { SPINS = 5000, YIELDS = 10000 }; /* some 100 microseconds, some milliseconds */
-enum { COUNTER_STEP = 64 / sizeof(long) }; /* counters of several threads lie in different cache lines */
 
 typedef struct {
     Pool *pool;
@@ -2230,7 +2239,7 @@ struct Pool {
     Job job;
     void *ctx;
     int64_t count, grain;
-    Counter *next; /* (threads), COUNTER_STEP apart: the next chunk of each thread's range */
+    Counter *next; /* (threads): the next chunk of each thread's range */
     Mutex mutex;
     Condition changed;
     Worker *workers; /* (threads - 1) */
@@ -2269,7 +2278,7 @@ static void run_chunks(Pool *p, int thread) {
     for (int n = 0; n < p->threads; n++) {
         int owner = (thread + n) % p->threads; /* first oneself */
         int64_t end = range_start(p, owner + 1);
-        Counter *next = &p->next[owner * COUNTER_STEP];
+        Counter *next = &p->next[owner];
         for (int64_t i; counter_get(next) < end && (i = counter_add(next, 1)) < end;)
             p->job(p->ctx, thread, i * p->grain, min_i64(p->count, (i + 1) * p->grain));
     }
@@ -2309,7 +2318,7 @@ static void thread_join(Worker *w) { pthread_join(w->thread, NULL); }
 static Pool *pool_create(int threads) {
     Pool *p = calloc(1, sizeof *p);
     Worker *workers = calloc(threads > 1 ? (size_t)threads - 1 : 1, sizeof *workers);
-    void *next = calloc((threads > 1 ? (size_t)threads : 1) * COUNTER_STEP, sizeof *p->next);
+    Counter *next = calloc(threads > 1 ? (size_t)threads : 1, sizeof *next);
     if (p == NULL || workers == NULL || next == NULL) {
         free(next);
         free(workers);
@@ -2339,7 +2348,7 @@ static void pool_free(Pool *p) {
     for (int i = 1; i < p->threads; i++) thread_join(&p->workers[i - 1]);
     condition_free(&p->changed);
     mutex_free(&p->mutex);
-    free((void *)p->next);
+    free(p->next);
     free(p->workers);
     free(p);
 }
@@ -2355,8 +2364,8 @@ static void pool_run(Pool *p, Job job, void *ctx, int64_t count, int64_t grain) 
     p->ctx = ctx;
     p->count = count;
     p->grain = grain;
-    for (int i = 0; i < p->threads; i++) p->next[i * COUNTER_STEP] = (long)range_start(p, i);
-    p->busy = p->threads - 1;
+    for (int i = 0; i < p->threads; i++) p->next[i].value = (long)range_start(p, i);
+    p->busy.value = p->threads - 1;
     start_round(p);
     run_chunks(p, 0);
     wait_until(p, &p->busy, 0, 0);
