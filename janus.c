@@ -900,17 +900,33 @@ static void keep_top_k(float *logits, int V, int top_k, float *largest) {
 }
 
 typedef struct {
-    float logit;
+    float logit; /* then its weight */
     int id;
 } RankedLogit;
 
-static int by_logit_then_id(const void *a, const void *b) {
-    const RankedLogit *x = a, *y = b;
-    if (x->logit != y->logit) return x->logit < y->logit ? -1 : 1;
-    return x->id < y->id ? -1 : 1;
+/* Bits that rise with x; -0 and 0 have the same. */
+static uint32_t rising_bits(float x) {
+    uint32_t bits;
+    x += 0.0f;
+    memcpy(&bits, &x, sizeof bits);
+    return bits >> 31 ? ~bits : bits | 0x80000000u;
 }
 
-/* Sets the logits (V) outside the most probable ids that hold top_p of the probability to -inf. ranked: scratch (V). */
+/* Sorts by logit, equal ones by id, if ids rise before: byte by byte of the bits, the lowest first, each time keeping
+   the order. other: scratch (count). */
+static void sort_logits(RankedLogit *ranked, RankedLogit *other, int64_t count) {
+    RankedLogit *from = ranked, *to = other;
+    for (int shift = 0; shift < 32; shift += 8) {
+        int64_t place[257] = {0}; /* of the first one with each byte */
+        for (int64_t i = 0; i < count; i++) place[(rising_bits(from[i].logit) >> shift & 255) + 1]++;
+        for (int byte = 0; byte < 256; byte++) place[byte + 1] += place[byte];
+        for (int64_t i = 0; i < count; i++) to[place[rising_bits(from[i].logit) >> shift & 255]++] = from[i];
+        from = to;
+        to = from == ranked ? other : ranked;
+    }
+}
+
+/* Sets the logits (V) outside the most probable ids that hold top_p of the probability to -inf. ranked: 2V, scratch */
 static void keep_top_p(float *logits, int V, double top_p, RankedLogit *ranked) {
     int kept = 0;
     if (top_p >= 1.0) return;
@@ -919,12 +935,14 @@ static void keep_top_p(float *logits, int V, double top_p, RankedLogit *ranked) 
             ranked[kept].logit = logits[v];
             ranked[kept++].id = v;
         }
-    qsort(ranked, (size_t)kept, sizeof *ranked, by_logit_then_id);
+    if (kept == 0) return; /* a temperature near zero has made all of them infinite */
+    sort_logits(ranked, ranked + kept, kept);
 
+    const float max = ranked[kept - 1].logit;
     double sum = 0.0, cumulative = 0.0;
-    for (int i = 0; i < kept; i++) sum += softmax_weight(ranked[i].logit, ranked[kept - 1].logit);
+    for (int i = 0; i < kept; i++) sum += ranked[i].logit = softmax_weight(ranked[i].logit, max);
     for (int i = 0; i < kept - 1; i++) {
-        cumulative += softmax_weight(ranked[i].logit, ranked[kept - 1].logit) * (float)(1.0 / sum);
+        cumulative += ranked[i].logit * (float)(1.0 / sum);
         if ((float)cumulative > (float)(1.0 - top_p)) break;
         logits[ranked[i].id] = -INFINITY;
     }
@@ -1454,7 +1472,7 @@ static int32_t pick_text_id(Context *cx, const JanusAskOptions *options, TorchRn
     if (options->temperature <= 0) return argmax(logits, V);
     const ArenaBlock *mark = scratch_mark(cx);
     float *largest = scratch(cx, V, 1);
-    RankedLogit *ranked = scratch_bytes(cx, V, sizeof *ranked);
+    RankedLogit *ranked = scratch_bytes(cx, 2 * (int64_t)V, sizeof *ranked);
     if (has_failed(cx)) return id;
     scale_temperature(cx, logits, V, options->temperature);
     keep_top_k(logits, V, options->top_k, largest);

@@ -98,7 +98,7 @@ def answer_probs(logits: np.ndarray, temperature: float, top_k: int, top_p: floa
     x, probs, largest = logits.copy(), np.empty_like(logits), np.empty_like(logits)
     LIBRARY.test_scale_temperature(floats(x), width, temperature)
     LIBRARY.test_keep_top_k(floats(x), width, top_k, floats(largest))
-    LIBRARY.test_keep_top_p(floats(x), width, top_p, ffi.new("RankedLogit[]", width))
+    LIBRARY.test_keep_top_p(floats(x), width, top_p, ffi.new("RankedLogit[]", 2 * width))
     LIBRARY.test_softmax_probs(floats(probs), floats(x), 1, width)
     return probs
 
