@@ -9278,6 +9278,23 @@ static void job_take(Context *cx, const JanusModel *m, QueuedJob *job, float *lo
     scratch_release(cx, mark);
 }
 
+typedef struct {
+    const Context *cx;
+    const JanusModel *m;
+    QueuedJob *const *jobs;
+    float *logits[PLACES_LIMIT]; /* of each job's rows */
+} TakeIds;
+
+/* Jobs take their ids side by side, each with a context of its own, of one thread. */
+static void take_ids_job(void *data, int thread, int64_t begin, int64_t end) {
+    const TakeIds *take = data;
+    Pool alone = {.threads = 1};
+    Context own = {.pool = &alone, .kernels = take->cx->kernels, .options = take->cx->options};
+    (void)thread;
+    for (int64_t i = begin; i < end; i++) job_take(&own, take->m, take->jobs[i], take->logits[i]);
+    context_end(&own, NULL);
+}
+
 /* Reads the job's prompt and takes its first ids. */
 static void job_start(Context *cx, const JanusModel *m, QueuedJob *job) {
     const Config *c = &m->config;
@@ -9358,11 +9375,13 @@ static void run_pass(Context *cx, const JanusModel *m, QueuedJob *const *jobs, i
         for (int i = 0; i < count && count > 1; i++) run_pass(cx, m, jobs + i, 1);
         return;
     }
+    TakeIds take = {.cx = cx, .m = m, .jobs = jobs};
     for (int i = 0; i < count; i++) {
-        job_take(cx, m, jobs[i], jobs[i]->asks ? words : colours);
-        if (jobs[i]->asks) words += V;
-        else colours += groups[i] * K;
+        take.logits[i] = jobs[i]->asks ? words + i * V : colours;
+        if (!jobs[i]->asks) colours += groups[i] * K;
     }
+    if (count == 1) job_take(cx, m, jobs[0], take.logits[0]);
+    else in_parallel(cx, take_ids_job, &take, count, 1);
     scratch_release(cx, mark);
 }
 
