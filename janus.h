@@ -156,7 +156,8 @@ typedef struct {
     const char *isa;
     JanusCacheType cache;
     /* 1: products round activations to int8 or int16 (quantised weights) or, of many rows, to bf16 (bf16 weights; with
-       AMX quantised ones, too), where the machine multiplies these faster; 0: float32, as exact as PyTorch's */
+       AMX quantised ones and attention, too), where the machine multiplies these faster; 0: float32, as exact as
+       PyTorch's */
     int fast;
     void *user;      /* handed to the callbacks */
     /* Called as work goes on: `stage` is a word ("see", "read", "draw", "decode", "answer", "encode"), `done` of
