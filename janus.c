@@ -725,87 +725,49 @@ static void torch_exponential(TorchRng *rng, float *q, int64_t count) {
     for (int64_t i = 0; i < count; i++) q[i] = (float)-log1p(-next_uniform(rng));
 }
 
-typedef struct {
-    const float *probs;  /* (N, V) */
-    const float *q;      /* (N, V) of MKL; NULL of GENERIC, which makes q as it goes */
-    TorchRng *rng;       /* for the last row; it ends where the race ends */
-    TorchRng *starts;    /* (N - 1), for the other rows */
-    int64_t N, V;
-    int *ids;            /* (N) */
-} Race;
-
-/* A row is a distribution if every entry is a finite number >= 0 and one is > 0: where not, torch.multinomial raises.
-   ids are -1 there. */
-static void check_job(void *data, int thread, int64_t begin, int64_t end) {
-    const Race *r = data;
-    (void)thread;
-    for (int64_t n = begin; n < end; n++) {
-        const float *p = r->probs + n * r->V;
-        float largest = 0;
-        bool good = true;
-        for (int64_t v = 0; v < r->V && good; v++) {
-            good = p[v] >= 0.0f && p[v] < INFINITY;
-            if (p[v] > largest) largest = p[v];
+/* Whether every entry is a finite number >= 0 and every row has one > 0: where this fails, torch.multinomial raises. */
+static int is_distribution(const float *probs, int N, int V) {
+    for (int n = 0; n < N; n++) {
+        const float *p = probs + (int64_t)n * V;
+        int positive = 0;
+        for (int v = 0; v < V; v++) {
+            if (!(p[v] >= 0.0f && p[v] < INFINITY)) return 0;
+            positive |= p[v] > 0.0f;
         }
-        r->ids[n] = good && largest > 0 ? 0 : -1;
+        if (!positive) return 0;
     }
+    return 1;
 }
 
-/* The id that wins on one row. q is 0 once in 2^53 values (GENERIC): then an id of probability 0 loses here, and wins
-   in PyTorch, whose argmax takes 0 / 0 for the largest. */
-static int race_winner(const float *p, const float *q, TorchRng *rng, int64_t V) {
-    float best = -1.0f;
-    int winner = 0;
-    int64_t unused = 0; /* words that ids of probability 0 passed by */
-    for (int64_t v = 0; v < V; v++) {
-        if (p[v] == 0 && best >= 0) {
-            unused += 2;
-            continue;
-        }
-        if (q == NULL) skip_words(rng, unused);
-        unused = 0;
-        const double u = q != NULL ? 0 : next_uniform(rng);
-        if (p[v] < 0.999999 * best * u) continue; /* as q = -log1p(-u) >= u: most ids need no logarithm */
-        const float ratio = p[v] / (q != NULL ? q[v] : (float)-log1p(-u));
-        if (ratio > best) {
-            best = ratio;
-            winner = (int)v;
-        }
-    }
-    if (q == NULL) skip_words(rng, unused);
-    return winner;
-}
-
-static void race_job(void *data, int thread, int64_t begin, int64_t end) {
-    const Race *r = data;
-    (void)thread;
-    for (int64_t n = begin; n < end; n++) {
-        const float *q = r->q != NULL ? r->q + n * r->V : NULL;
-        r->ids[n] = race_winner(r->probs + n * r->V, q, n == r->N - 1 ? r->rng : &r->starts[n], r->V);
-    }
-}
-
-/* ids (N), probs (N, V) that need not add up to 1. False, with nothing drawn: a row is not a distribution. */
-static bool torch_multinomial(Context *cx, TorchRng *rng, int *ids, const float *probs, int64_t N, int64_t V) {
-    const ArenaBlock *mark = scratch_mark(cx);
+/* ids (N), probs (N, V) that need not add up to 1, scratch (N, V). Returns 1; or 0, with nothing drawn, where probs is
+   not a distribution. q is 0 once in 2^53 values (GENERIC): then an id of probability 0 loses here, and wins in
+   PyTorch, whose argmax takes 0 / 0 for the largest. */
+static int torch_multinomial(TorchRng *rng, int *ids, const float *probs, float *scratch, int N, int V) {
     const bool mkl = rng->kind == JANUS_RNG_TORCH_MKL;
-    Race race = {.probs = probs, .rng = rng, .N = N, .V = V, .ids = ids};
-    float *q = mkl ? scratch(cx, N, V) : NULL;
-    bool good = true;
-    race.starts = scratch_bytes(cx, N - 1, sizeof *race.starts);
-    in_parallel(cx, check_job, &race, N, 1);
-    for (int64_t n = 0; n < N && !has_failed(cx); n++) good = good && ids[n] >= 0;
-    if (good && !has_failed(cx)) {
-        if (mkl) torch_exponential(rng, q, N * V);
-        for (int64_t n = 0; n < N - 1 && !mkl; n++) {
-            race.starts[n] = *rng;
-            skip_words(rng, 2 * V);
+    int64_t unused = 0; /* words of ids of probability 0, which cannot win */
+    if (!is_distribution(probs, N, V)) return 0;
+    if (mkl) torch_exponential(rng, scratch, (int64_t)N * V);
+    for (int n = 0; n < N; n++) {
+        const float *p = probs + (int64_t)n * V, *q = scratch + (int64_t)n * V;
+        float best = -1.0f;
+        for (int v = 0; v < V; v++) {
+            if (p[v] == 0 && best >= 0) {
+                unused += mkl ? 0 : 2;
+                continue;
+            }
+            skip_words(rng, unused);
+            unused = 0;
+            const double u = mkl ? 0 : next_uniform(rng);
+            if (p[v] < 0.999999 * best * u) continue; /* as q = -log1p(-u) >= u: most ids need no logarithm */
+            const float ratio = p[v] / (mkl ? q[v] : (float)-log1p(-u));
+            if (ratio > best) {
+                best = ratio;
+                ids[n] = v;
+            }
         }
-        race.q = q;
-        in_parallel(cx, race_job, &race, N, 1);
     }
-    scratch_release(cx, mark);
-    return good;
+    skip_words(rng, unused);
+    return 1;
 }
 
 /* ---- From logits to probabilities ----
@@ -823,25 +785,9 @@ static bool torch_multinomial(Context *cx, TorchRng *rng, int *ids, const float 
    Probabilities agree with torch's to a few units in the last place, not to the bit: its exp is a vector one. Of
    equal logits at the edge of top-p the lower id goes first; torch's sort promises no order there. */
 
-typedef struct {
-    float *x; /* (N, V): logits, then weights, then probabilities */
-    float *max; /* (N) */
-    int64_t V;
-    float temperature;
-} Softmax;
-
-enum { SOFTMAX_STEP = 2048 };
-
-static void temperature_job(void *data, int thread, int64_t begin, int64_t end) {
-    const Softmax *s = data;
-    (void)thread;
-    for (int64_t i = begin; i < end; i++) s->x[i] /= s->temperature;
-}
-
-/* x in: logits (count); out: x / temperature. */
-static void scale_temperature(Context *cx, float *x, int64_t count, double temperature) {
-    Softmax s = {.x = x, .temperature = (float)temperature};
-    in_parallel(cx, temperature_job, &s, count, SOFTMAX_STEP);
+/* x in: logits (V); out: x / temperature. */
+static void scale_temperature(float *x, int V, double temperature) {
+    for (int v = 0; v < V; v++) x[v] /= (float)temperature;
 }
 
 static float softmax_weight(float x, float max) {
@@ -849,40 +795,12 @@ static float softmax_weight(float x, float max) {
     return shifted > -INFINITY ? (float)exp((double)shifted) : 0;
 }
 
-static void max_job(void *data, int thread, int64_t begin, int64_t end) {
-    const Softmax *s = data;
-    (void)thread;
-    for (int64_t n = begin; n < end; n++) s->max[n] = largest_of(s->x + n * s->V, s->V);
-}
-
-static void weights_job(void *data, int thread, int64_t begin, int64_t end) {
-    const Softmax *s = data;
-    (void)thread;
-    for (int64_t i = begin; i < end;) {
-        const int64_t n = i / s->V, row_end = min_i64(end, (n + 1) * s->V);
-        for (; i < row_end; i++) s->x[i] = softmax_weight(s->x[i], s->max[n]);
-    }
-}
-
-static void normalise_job(void *data, int thread, int64_t begin, int64_t end) {
-    const Softmax *s = data;
-    (void)thread;
-    for (int64_t n = begin; n < end; n++) {
-        float *x = s->x + n * s->V;
-        double sum = 0.0;
-        for (int64_t v = 0; v < s->V; v++) sum += x[v];
-        for (int64_t v = 0; v < s->V; v++) x[v] *= (float)(1.0 / sum);
-    }
-}
-
-/* x in: logits (N, V); out: softmax(logits), row by row. Logits of -inf get 0. */
-static void softmax(Context *cx, float *x, int64_t N, int64_t V) {
-    const ArenaBlock *mark = scratch_mark(cx);
-    Softmax s = {.x = x, .max = scratch(cx, N, 1), .V = V};
-    in_parallel(cx, max_job, &s, N, 1);
-    in_parallel(cx, weights_job, &s, N * V, SOFTMAX_STEP);
-    in_parallel(cx, normalise_job, &s, N, 1);
-    scratch_release(cx, mark);
+/* x in: logits (V); out: softmax(logits). Logits of -inf get 0. */
+static void softmax(float *x, int V) {
+    const float max = largest_of(x, V);
+    double sum = 0.0;
+    for (int v = 0; v < V; v++) sum += x[v] = softmax_weight(x[v], max);
+    for (int v = 0; v < V; v++) x[v] *= (float)(1.0 / sum);
 }
 
 /* Sets the logits (V) below the top_k-th largest to -inf; top_k < 1 keeps all. largest: scratch (top_k). */
@@ -1330,38 +1248,66 @@ static void fail_distribution(Context *cx) {
     context_fail(cx, JANUS_BAD_MODEL, "the scores are not finite once divided by the temperature: raise it");
 }
 
+/* One id for each of N pictures. */
 typedef struct {
+    const JanusGenerateOptions *options;
     const float *logits; /* (2N, K) */
-    float *guided;       /* (N, K) */
+    float *probs;        /* (N, K): guided logits, then probabilities */
     int64_t K;
-    float cfg_weight;
-    int32_t *likeliest;  /* (N) */
-} Guidance;
+    TorchRng *starts;    /* (N): where each picture's random numbers begin */
+    int32_t *ids;        /* (N); -1: its probabilities are not a distribution */
+} PickImageIds;
 
 static void guidance_job(void *data, int thread, int64_t begin, int64_t end) {
-    const Guidance *g = data;
+    const PickImageIds *pick = data;
     (void)thread;
     for (int64_t n = begin; n < end; n++) {
-        const float *cond = g->logits + 2 * n * g->K, *uncond = cond + g->K;
-        guide(g->guided + n * g->K, cond, uncond, g->K, g->cfg_weight);
-        g->likeliest[n] = argmax(g->guided + n * g->K, g->K);
+        const float *cond = pick->logits + 2 * n * pick->K, *uncond = cond + pick->K;
+        guide(pick->probs + n * pick->K, cond, uncond, pick->K, pick->options->cfg_weight);
+        pick->ids[n] = argmax(pick->probs + n * pick->K, pick->K);
     }
 }
 
-/* logits (R, K) -> one id a picture, ids (N); probs (N, K) is scratch. */
+static void softmax_job(void *data, int thread, int64_t begin, int64_t end) {
+    const PickImageIds *pick = data;
+    (void)thread;
+    for (int64_t n = begin; n < end; n++) {
+        scale_temperature(pick->probs + n * pick->K, (int)pick->K, pick->options->temperature);
+        softmax(pick->probs + n * pick->K, (int)pick->K);
+    }
+}
+
+static void race_job(void *data, int thread, int64_t begin, int64_t end) {
+    const PickImageIds *pick = data;
+    (void)thread;
+    for (int64_t n = begin; n < end; n++)
+        if (!torch_multinomial(&pick->starts[n], &pick->ids[n], pick->probs + n * pick->K, NULL, 1, (int)pick->K))
+            pick->ids[n] = -1;
+}
+
+/* logits (R, K) -> one id a picture, ids (N); probs and race (N, K) are scratch. */
 static void pick_image_ids(Context *cx, const JanusGenerateOptions *options, TorchRng *rng, const float *logits,
-                           int64_t K, float *probs, int32_t *ids) {
+                           int64_t K, float *probs, float *race, int32_t *ids) {
     const int64_t N = options->count;
-    Guidance guidance = {logits, probs, K, options->cfg_weight, ids};
+    const ArenaBlock *mark = scratch_mark(cx);
+    PickImageIds pick = {options, logits, probs, K, scratch_bytes(cx, N, sizeof *pick.starts), ids};
     check_finite(cx, "generation.logits", logits, 2 * N * K);
-    in_parallel(cx, guidance_job, &guidance, N, 1);
+    in_parallel(cx, guidance_job, &pick, N, 1);
     hand_over(cx, "generation.logits.cond", JANUS_FLOAT32, logits, K, 0, 0);
     hand_over(cx, "generation.logits.uncond", JANUS_FLOAT32, logits + K, K, 0, 0);
     tap(cx, "generation.logits", probs, K, 0, 0);
-    if (has_failed(cx) || options->temperature <= 0) return;
-    scale_temperature(cx, probs, N * K, options->temperature);
-    softmax(cx, probs, N, K);
-    if (!torch_multinomial(cx, rng, ids, probs, N, K)) fail_distribution(cx);
+    if (options->temperature > 0) in_parallel(cx, softmax_job, &pick, N, 1);
+    if (options->temperature > 0 && !has_failed(cx)) {
+        if (rng->kind == JANUS_RNG_TORCH_MKL) { /* one stream for all */
+            if (!torch_multinomial(rng, ids, probs, race, (int)N, (int)K)) ids[0] = -1;
+        } else {
+            for (int64_t n = 0; n < N; n++, skip_words(rng, 2 * K)) pick.starts[n] = *rng;
+            in_parallel(cx, race_job, &pick, N, 1);
+        }
+    }
+    for (int64_t n = 0; n < N && !has_failed(cx); n++)
+        if (ids[n] < 0) fail_distribution(cx);
+    scratch_release(cx, mark);
 }
 
 /* Draws N pictures token by token: ids (N, image_tokens). x (R, D) holds the last hidden states of the prompts. */
@@ -1370,11 +1316,12 @@ static void draw_tokens(Context *cx, const JanusModel *m, const JanusGenerateOpt
     const int64_t N = options->count, R = drawing->R, K = m->config.codebook, width = m->config.hidden;
     const int64_t T = image_tokens(&m->config);
     const ArenaBlock *mark = scratch_mark(cx);
-    float *logits = scratch(cx, R, K), *probs = scratch(cx, N, K), *embedded = scratch(cx, N, width);
+    float *logits = scratch(cx, R, K), *probs = scratch(cx, N, K), *race = scratch(cx, N, K),
+          *embedded = scratch(cx, N, width);
     int32_t *step_ids = scratch_ids(cx, N);
     for (int64_t t = 0; t < T && !has_failed(cx); t++) {
         image_head(cx, m, logits, x, R);
-        pick_image_ids(cx, options, &drawing->rng, logits, K, probs, step_ids);
+        pick_image_ids(cx, options, &drawing->rng, logits, K, probs, race, step_ids);
         progress(cx, "draw", t + 1, T);
         if (has_failed(cx)) break;
         for (int64_t n = 0; n < N; n++) ids[n * T + t] = step_ids[n];
@@ -1471,14 +1418,14 @@ static int32_t pick_text_id(Context *cx, const JanusAskOptions *options, TorchRn
     int32_t id = 0;
     if (options->temperature <= 0) return argmax(logits, V);
     const ArenaBlock *mark = scratch_mark(cx);
-    float *largest = scratch(cx, V, 1);
+    float *race = scratch(cx, V, 1);
     RankedLogit *ranked = scratch_bytes(cx, 2 * (int64_t)V, sizeof *ranked);
     if (has_failed(cx)) return id;
-    scale_temperature(cx, logits, V, options->temperature);
-    keep_top_k(logits, V, options->top_k, largest);
+    scale_temperature(logits, V, options->temperature);
+    keep_top_k(logits, V, options->top_k, race);
     keep_top_p(logits, V, options->top_p, ranked);
-    softmax(cx, logits, 1, V);
-    if (!torch_multinomial(cx, rng, &id, logits, 1, V)) fail_distribution(cx);
+    softmax(logits, V);
+    if (!torch_multinomial(rng, &id, logits, race, 1, V)) fail_distribution(cx);
     scratch_release(cx, mark);
     return id;
 }
@@ -9268,9 +9215,9 @@ static void job_take(Context *cx, const JanusModel *m, QueuedJob *job, float *lo
         if (job->done && !has_failed(cx)) answer_token(cx, m, &job->answer, -1);
         if (job->done) job->answer.text[strip(job->answer.text, job->answer.length).length] = 0;
     } else {
-        float *probs = scratch(cx, N, K);
+        float *probs = scratch(cx, N, K), *race = scratch(cx, N, K);
         int32_t *ids = scratch_ids(cx, N);
-        if (!has_failed(cx)) pick_image_ids(cx, &job->drawn, &job->drawing.rng, logits, K, probs, ids);
+        if (!has_failed(cx)) pick_image_ids(cx, &job->drawn, &job->drawing.rng, logits, K, probs, race, ids);
         for (int64_t n = 0; n < N && !has_failed(cx); n++) job->ids[n * T + job->steps] = ids[n];
         job->done = ++job->steps == T;
     }
