@@ -1254,7 +1254,7 @@ typedef struct {
     const float *logits; /* (2N, K) */
     float *probs;        /* (N, K): guided logits, then probabilities */
     int64_t K;
-    TorchRng *starts;    /* (N): where each picture's random numbers begin */
+    TorchRng *starts;    /* (N): where each picture's random numbers begin; NULL: the race comes later */
     int32_t *ids;        /* (N); -1: its probabilities are not a distribution */
 } PickImageIds;
 
@@ -1268,44 +1268,37 @@ static void guidance_job(void *data, int thread, int64_t begin, int64_t end) {
     }
 }
 
-static void softmax_job(void *data, int thread, int64_t begin, int64_t end) {
+static void draw_job(void *data, int thread, int64_t begin, int64_t end) {
     const PickImageIds *pick = data;
+    const int K = (int)pick->K;
     (void)thread;
     for (int64_t n = begin; n < end; n++) {
-        scale_temperature(pick->probs + n * pick->K, (int)pick->K, pick->options->temperature);
-        softmax(pick->probs + n * pick->K, (int)pick->K);
-    }
-}
-
-static void race_job(void *data, int thread, int64_t begin, int64_t end) {
-    const PickImageIds *pick = data;
-    (void)thread;
-    for (int64_t n = begin; n < end; n++)
-        if (!torch_multinomial(&pick->starts[n], &pick->ids[n], pick->probs + n * pick->K, NULL, 1, (int)pick->K))
+        float *probs = pick->probs + n * K;
+        scale_temperature(probs, K, pick->options->temperature);
+        softmax(probs, K);
+        if (pick->starts != NULL && !torch_multinomial(&pick->starts[n], &pick->ids[n], probs, NULL, 1, K))
             pick->ids[n] = -1;
+    }
 }
 
 /* logits (R, K) -> one id a picture, ids (N); probs and race (N, K) are scratch. */
 static void pick_image_ids(Context *cx, const JanusGenerateOptions *options, TorchRng *rng, const float *logits,
                            int64_t K, float *probs, float *race, int32_t *ids) {
     const int64_t N = options->count;
+    const bool mkl = rng->kind == JANUS_RNG_TORCH_MKL; /* one stream for all pictures */
     const ArenaBlock *mark = scratch_mark(cx);
-    PickImageIds pick = {options, logits, probs, K, scratch_bytes(cx, N, sizeof *pick.starts), ids};
+    PickImageIds pick = {options, logits, probs, K, NULL, ids};
     check_finite(cx, "generation.logits", logits, 2 * N * K);
     in_parallel(cx, guidance_job, &pick, N, 1);
     hand_over(cx, "generation.logits.cond", JANUS_FLOAT32, logits, K, 0, 0);
     hand_over(cx, "generation.logits.uncond", JANUS_FLOAT32, logits + K, K, 0, 0);
     tap(cx, "generation.logits", probs, K, 0, 0);
-    if (options->temperature > 0) in_parallel(cx, softmax_job, &pick, N, 1);
-    if (options->temperature > 0 && !has_failed(cx)) {
-        if (rng->kind == JANUS_RNG_TORCH_MKL) { /* one stream for all */
-            if (!torch_multinomial(rng, ids, probs, race, (int)N, (int)K)) ids[0] = -1;
-        } else {
-            for (int64_t n = 0; n < N; n++, skip_words(rng, 2 * K)) pick.starts[n] = *rng;
-            in_parallel(cx, race_job, &pick, N, 1);
-        }
-    }
-    for (int64_t n = 0; n < N && !has_failed(cx); n++)
+    if (!mkl && options->temperature > 0) pick.starts = scratch_bytes(cx, N, sizeof *pick.starts);
+    if (has_failed(cx) || options->temperature <= 0) return;
+    for (int64_t n = 0; n < N && !mkl; n++, skip_words(rng, 2 * K)) pick.starts[n] = *rng;
+    in_parallel(cx, draw_job, &pick, N, 1);
+    if (mkl && !torch_multinomial(rng, ids, probs, race, (int)N, (int)K)) ids[0] = -1;
+    for (int64_t n = 0; n < N; n++)
         if (ids[n] < 0) fail_distribution(cx);
     scratch_release(cx, mark);
 }
