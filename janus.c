@@ -9854,7 +9854,7 @@ static const Option OPTIONS[] = {
     {"--no-exif", NULL, AS_SWITCH, 0, 0, FOR_ANSWERS | FOR_ENCODE | FOR_BATCH, FIELD(no_exif),
      "photographs as stored, not turned upright"},
     {"-o --output", "OUT", AS_NAME, 0, 0, FOR_GENERATE | FOR_DECODE | FOR_QUANTIZE, FIELD(output),
-     "the file; - is stdout; default a free janus-1.png ..."},
+     "- is stdout; pictures: default a free janus-1.png ..."},
     {"--no-metadata", NULL, AS_SWITCH, 0, 0, FOR_GENERATE | FOR_CHAT | FOR_BATCH, FIELD(no_metadata),
      "pictures do not say what they were drawn from"},
     {"--batch", "N", AS_WHOLE, 1, PLACES_LIMIT, FOR_BATCH, FIELD(batch),
