@@ -4203,48 +4203,47 @@ TARGET static void pack_pieces_amx(float *out, const float *const *rows, int64_t
         for (int r = 0; r < AMX_ROWS; r++) cut_amx(out + r * AMX_WORDS, rows[r] + k);
 }
 
-/* The same of weights: of each BLOCK columns the first pieces' pairs of rows, and so on. */
-TARGET static void pack_weight_pieces_amx(float *out, Rows w, int64_t count, int64_t begin, int64_t n) {
-    float rows[TILE_COLS][K_STEP], cut[3][2 * AMX_TILE];
-    for (int64_t r = 0; r < count; r++) KERNEL(expand)(rows[r], w.type, w.data + r * w.stride, begin, n);
-    for (int64_t k = 0; k < n; k += BLOCK) {
-        for (int64_t r = 0; r < count; r++) cut_amx(cut[0] + r * AMX_WORDS, rows[r] + k);
-        for (int piece = 0; piece < 3; piece++, out += 2 * AMX_TILE) {
-            const Rows words = {TYPE_F32, (const char *)cut[piece], AMX_WORDS * sizeof(float)};
-            KERNEL(pack_weights)(out, words, count, 0, AMX_WORDS);
-        }
-    }
-}
-
-/* A piece of VL floats of two rows: pairs, the first row's in the lower halves. */
-INLINE void pair_amx(float *out, vf first, vf second) {
-    _mm512_storeu_si512(out, _mm512_or_si512(_mm512_srli_epi32((__m512i)first, 16), (__m512i)piece_amx(second)));
-}
-
 /* Rounded to a piece. */
 INLINE vf round_amx(vf x) {
     return v_bits(_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(x)), 16));
 }
 
-/* Of each BLOCK rows of values their pieces, of pairs of rows; one piece: rounded. */
-INLINE void pack_value_rows_amx(const int pieces, float *out, Rows v, int64_t count, int64_t begin, int64_t n) {
-    float rows[BLOCK][TILE_COLS];
-    for (int64_t s = 0; s < count; s += BLOCK, out += pieces * 2 * AMX_TILE) {
-        const int64_t m = min_i64(BLOCK, count - s);
-        const Rows some = {v.type, v.data + s * v.stride, v.stride};
-        KERNEL(pack_values)(rows[0], some, m, begin, n);
-        memset(rows[m], 0, (size_t)(BLOCK - m) * sizeof *rows);
+/* Rows of TILE_COLS floats, a multiple of BLOCK: of each BLOCK rows their pieces, in pairs of rows, the first of two in
+   the lower halves. One piece: rounded. */
+INLINE void pair_rows_amx(const int pieces, float *out, const float *rows, int64_t count) {
+    for (int64_t s = 0; s < count; s += BLOCK, rows += BLOCK * TILE_COLS, out += pieces * 2 * AMX_TILE)
         for (int i = 0; i < 2 * AMX_TILE; i += VL) {
-            const float *from = rows[i / TILE_COLS * 2] + i % TILE_COLS;
+            const float *from = rows + i / TILE_COLS * 2 * TILE_COLS + i % TILE_COLS;
             vf first = v_load(from), second = v_load(from + TILE_COLS);
             if (pieces == 1) first = round_amx(first), second = round_amx(second);
             for (int piece = 0; piece < pieces; piece++) {
-                pair_amx(out + piece * 2 * AMX_TILE + i, first, second);
+                const __m512i upper = (__m512i)piece_amx(second);
+                _mm512_storeu_si512(out + piece * 2 * AMX_TILE + i,
+                                    _mm512_or_si512(_mm512_srli_epi32((__m512i)first, 16), upper));
                 first = v_sub(first, piece_amx(first));
                 second = v_sub(second, piece_amx(second));
             }
         }
+}
+
+TARGET static void pack_weight_pieces_amx(float *out, Rows w, int64_t count, int64_t begin, int64_t n) {
+    /* so many columns that they stay in the first cache, but complete blocks */
+    const int64_t most = w.type == TYPE_Q4_K || w.type == TYPE_Q6_K ? K_STEP : K_STEP / 2;
+    float rows[K_STEP][TILE_COLS];
+    for (int64_t k = 0, m; k < n; k += m, out += m / BLOCK * 3 * 2 * AMX_TILE) {
+        m = min_i64(most, n - k);
+        KERNEL(pack_weights)(rows[0], w, count, begin + k, m);
+        pair_rows_amx(3, out, rows[0], m);
     }
+}
+
+/* Values, and rows of zeros up to a multiple of BLOCK. */
+INLINE void pack_value_rows_amx(const int pieces, float *out, Rows v, int64_t count, int64_t begin, int64_t n) {
+    float rows[K_STEP][TILE_COLS];
+    const int64_t padded = round_up(count, BLOCK);
+    KERNEL(pack_values)(rows[0], v, count, begin, n);
+    memset(rows[count], 0, (size_t)(padded - count) * sizeof *rows);
+    pair_rows_amx(pieces, out, rows[0], padded);
 }
 
 TARGET static void pack_values_amx(float *out, Rows v, int64_t count, int64_t begin, int64_t n) {
