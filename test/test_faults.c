@@ -1373,7 +1373,7 @@ static void test_pool(void) {
 
 /* Sessions of one model in threads of their own, each with a pool, do what each does alone. */
 static void test_threads(void) {
-    static const Run RUNS[] = {do_ask, do_generate, do_encode, do_texts, do_read_jpeg, do_preprocess};
+    static const Run RUNS[] = {do_ask, do_generate, do_queue, do_encode, do_texts, do_read_jpeg, do_preprocess};
     enum { COUNT = sizeof RUNS / sizeof *RUNS };
     World world;
     Together all[COUNT];
