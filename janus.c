@@ -739,7 +739,7 @@ static int is_distribution(const float *probs, int N, int V) {
     return 1;
 }
 
-/* ids (N), probs (N, V) that need not add up to 1, scratch (N, V). Returns 1; or 0, with nothing drawn, where probs is
+/* ids (N), probs (N, V) that need not add up to 1, scratch (N, V), MKL alone. Returns 1, or 0, nothing drawn, if probs is
    not a distribution. q is 0 once in 2^53 values (GENERIC): then an id of probability 0 loses here, and wins in
    PyTorch, whose argmax takes 0 / 0 for the largest. */
 static int torch_multinomial(TorchRng *rng, int *ids, const float *probs, float *scratch, int N, int V) {
@@ -748,7 +748,7 @@ static int torch_multinomial(TorchRng *rng, int *ids, const float *probs, float 
     if (!is_distribution(probs, N, V)) return 0;
     if (mkl) torch_exponential(rng, scratch, (int64_t)N * V);
     for (int n = 0; n < N; n++) {
-        const float *p = probs + (int64_t)n * V, *q = scratch + (int64_t)n * V;
+        const float *p = probs + (int64_t)n * V, *q = mkl ? scratch + (int64_t)n * V : NULL;
         float best = -1.0f;
         for (int v = 0; v < V; v++) {
             if (p[v] == 0 && best >= 0) {
