@@ -739,7 +739,7 @@ static int is_distribution(const float *probs, int N, int V) {
     return 1;
 }
 
-/* ids (N), probs (N, V) that need not add up to 1, scratch (N, V), MKL alone. Returns 1, or 0, nothing drawn, if probs is
+/* ids (N), probs (N, V) that need not add up to 1, scratch (N, V), of MKL. Returns 1, or 0, nothing drawn, if probs is
    not a distribution. q is 0 once in 2^53 values (GENERIC): then an id of probability 0 loses here, and wins in
    PyTorch, whose argmax takes 0 / 0 for the largest. */
 static int torch_multinomial(TorchRng *rng, int *ids, const float *probs, float *scratch, int N, int V) {
