@@ -367,6 +367,7 @@ static void in_parallel(Context *cx, void (*work)(void *data, int thread, int64_
 
 static int64_t min_i64(int64_t a, int64_t b);
 static int64_t max_i64(int64_t a, int64_t b);
+static uint32_t float_bits(float f);
 static int64_t checked_product(int64_t a, int64_t b, int64_t c); /* -1: more than fits, or a factor is negative */
 
 /* ---- Two adaptors have one form ---- */
@@ -824,9 +825,7 @@ typedef struct {
 
 /* Bits that rise with x; -0 and 0 have the same. */
 static uint32_t rising_bits(float x) {
-    uint32_t bits;
-    x += 0.0f;
-    memcpy(&bits, &x, sizeof bits);
+    const uint32_t bits = float_bits(x + 0.0f);
     return bits >> 31 ? ~bits : bits | 0x80000000u;
 }
 
@@ -1281,25 +1280,27 @@ static void draw_job(void *data, int thread, int64_t begin, int64_t end) {
     }
 }
 
-/* logits (R, K) -> one id a picture, ids (N); probs and race (N, K) are scratch. */
+/* logits (R, K) -> one id a picture, ids (N) */
 static void pick_image_ids(Context *cx, const JanusGenerateOptions *options, TorchRng *rng, const float *logits,
-                           int64_t K, float *probs, float *race, int32_t *ids) {
+                           int64_t K, int32_t *ids) {
     const int64_t N = options->count;
     const bool mkl = rng->kind == JANUS_RNG_TORCH_MKL; /* one stream for all pictures */
     const ArenaBlock *mark = scratch_mark(cx);
+    float *probs = scratch(cx, N, K), *race = mkl ? scratch(cx, N, K) : NULL;
     PickImageIds pick = {options, logits, probs, K, NULL, ids};
     check_finite(cx, "generation.logits", logits, 2 * N * K);
     in_parallel(cx, guidance_job, &pick, N, 1);
     hand_over(cx, "generation.logits.cond", JANUS_FLOAT32, logits, K, 0, 0);
     hand_over(cx, "generation.logits.uncond", JANUS_FLOAT32, logits + K, K, 0, 0);
     tap(cx, "generation.logits", probs, K, 0, 0);
-    if (!mkl && options->temperature > 0) pick.starts = scratch_bytes(cx, N, sizeof *pick.starts);
-    if (has_failed(cx) || options->temperature <= 0) return;
-    for (int64_t n = 0; n < N && !mkl; n++, skip_words(rng, 2 * K)) pick.starts[n] = *rng;
-    in_parallel(cx, draw_job, &pick, N, 1);
-    if (mkl && !torch_multinomial(rng, ids, probs, race, (int)N, (int)K)) ids[0] = -1;
-    for (int64_t n = 0; n < N; n++)
-        if (ids[n] < 0) fail_distribution(cx);
+    if (!mkl) pick.starts = scratch_bytes(cx, N, sizeof *pick.starts);
+    if (!has_failed(cx) && options->temperature > 0) {
+        for (int64_t n = 0; n < N && !mkl; n++, skip_words(rng, 2 * K)) pick.starts[n] = *rng;
+        in_parallel(cx, draw_job, &pick, N, 1);
+        if (mkl && !torch_multinomial(rng, ids, probs, race, (int)N, (int)K)) ids[0] = -1;
+        for (int64_t n = 0; n < N; n++)
+            if (ids[n] < 0) fail_distribution(cx);
+    }
     scratch_release(cx, mark);
 }
 
@@ -1309,12 +1310,11 @@ static void draw_tokens(Context *cx, const JanusModel *m, const JanusGenerateOpt
     const int64_t N = options->count, R = drawing->R, K = m->config.codebook, width = m->config.hidden;
     const int64_t T = image_tokens(&m->config);
     const ArenaBlock *mark = scratch_mark(cx);
-    float *logits = scratch(cx, R, K), *probs = scratch(cx, N, K), *race = scratch(cx, N, K),
-          *embedded = scratch(cx, N, width);
+    float *logits = scratch(cx, R, K), *embedded = scratch(cx, N, width);
     int32_t *step_ids = scratch_ids(cx, N);
     for (int64_t t = 0; t < T && !has_failed(cx); t++) {
         image_head(cx, m, logits, x, R);
-        pick_image_ids(cx, options, &drawing->rng, logits, K, probs, race, step_ids);
+        pick_image_ids(cx, options, &drawing->rng, logits, K, step_ids);
         progress(cx, "draw", t + 1, T);
         if (has_failed(cx)) break;
         for (int64_t n = 0; n < N; n++) ids[n * T + t] = step_ids[n];
@@ -4098,12 +4098,12 @@ TARGET static void KERNEL(tile)(float *out, int64_t stride, const float *a, cons
 }
 
 #if KERNEL_PASS == PASS_AVX512BF16
-/* bf16: two neighbours of a row make one word, so that the words are packed like floats. */
 /* BLOCK floats as bf16. */
 INLINE void KERNEL(store_bf16)(float *out, const float *x) {
     _mm512_storeu_si512(out, (__m512i)_mm512_cvtne2ps_pbh(v_load(x + VL), v_load(x)));
 }
 
+/* bf16: two neighbours of a row make one word, so that the words are packed like floats. */
 TARGET static void KERNEL(pack_rows_bf16)(float *out, const float *const *rows, int64_t n) {
     float words[TILE_ROWS][K_STEP / 2];
     const float *from[TILE_ROWS];
@@ -5350,10 +5350,15 @@ typedef struct { /* one head's block of queries and the scratch for it */
     float *out, *max, *sum;         /* (T, width), (T), (T) */
 } QueryBlock;
 
+/* A query in tiles, or padded. */
+static int64_t query_floats(const Packing *packing, int64_t d) {
+    return max_i64(round_up(d, BLOCK), packed_floats(packing->row_words, d));
+}
+
 static int64_t query_block_floats(const Packing *packing, int64_t T, int64_t d) {
     const int64_t rows = round_up(T, packing->tile_rows), width = round_up(d, packing->tile_cols);
-    const int64_t q = max_i64(round_up(d, BLOCK), packed_floats(packing->row_words, d));
-    return rows * (q + width + KEY_STEP + packed_floats(packing->row_words, KEY_STEP) + 2) +
+    const int64_t scores = KEY_STEP + packed_floats(packing->row_words, KEY_STEP);
+    return rows * (query_floats(packing, d) + scores + width + 2) +
            packing->tile_cols * packed_floats(packing->weight_words, max_i64(KEY_STEP, d));
 }
 
@@ -5369,7 +5374,7 @@ static QueryBlock query_block(const Attention *a, int thread, const float *q, in
                     .q_stride = a->shape.q_stride,
                     .scale = a->shape.scale,
                     .packed_q = thread_scratch(a->cx, thread)};
-    b.scores = b.packed_q + rows * max_i64(round_up(d, BLOCK), packed_floats(packing->row_words, d));
+    b.scores = b.packed_q + rows * query_floats(packing, d);
     b.packed = b.scores + rows * KEY_STEP;
     b.out = b.packed + rows * packed_floats(packing->row_words, KEY_STEP);
     b.max = b.out + rows * b.width;
@@ -9207,9 +9212,8 @@ static void job_take(Context *cx, const JanusModel *m, QueuedJob *job, float *lo
         if (job->done && !has_failed(cx)) answer_token(cx, m, &job->answer, -1);
         if (job->done) job->answer.text[strip(job->answer.text, job->answer.length).length] = 0;
     } else {
-        float *probs = scratch(cx, N, K), *race = scratch(cx, N, K);
         int32_t *ids = scratch_ids(cx, N);
-        if (!has_failed(cx)) pick_image_ids(cx, &job->drawn, &job->drawing.rng, logits, K, probs, race, ids);
+        if (!has_failed(cx)) pick_image_ids(cx, &job->drawn, &job->drawing.rng, logits, K, ids);
         for (int64_t n = 0; n < N && !has_failed(cx); n++) job->ids[n * T + job->steps] = ids[n];
         job->done = ++job->steps == T;
     }
@@ -9319,7 +9323,7 @@ static void run_pass(Context *cx, const JanusModel *m, QueuedJob *const *jobs, i
         take.logits[i] = jobs[i]->asks ? words + i * V : colours;
         if (!jobs[i]->asks) colours += groups[i] * K;
     }
-    if (count == 1) job_take(cx, m, jobs[0], take.logits[0]);
+    if (count == 1) job_take(cx, m, jobs[0], take.logits[0]); /* its pictures have all threads */
     else in_parallel(cx, take_ids_job, &take, count, 1);
     scratch_release(cx, mark);
 }

@@ -94,6 +94,10 @@ static void round_blocks(float *x, int levels, int64_t n) {
     }
 }
 
+static void round_to_bf16(float *x, int64_t n) {
+    for (int64_t i = 0; i < n; i++) x[i] = bf16_to_f32(f32_to_bf16(x[i]));
+}
+
 /* What fast_activations stands for, where there are kernels for it: x, rows of length I, to bf16, or to integers with
    one scale a block; with AVX2, bf16 weights to integers too. T rows are multiplied at once. */
 static void round_operands(const Kernels *isa, int type, int64_t T, int64_t I, float *x, int64_t x_size, float *w,
@@ -103,8 +107,10 @@ static void round_operands(const Kernels *isa, int type, int64_t T, int64_t I, f
     const int wanted = p == &isa->integer || type == TYPE_BF16 || (k_quant && p->any_type);
     if (p->tile == NULL || !wanted || I % p->columns != 0 || (few && p->int8_row == NULL)) return;
     if (few || p->max_int > 0) round_blocks(x, few ? INT8_MAX_X : p->max_int, x_size);
-    for (int64_t i = 0; i < x_size && !few && p->max_int == 0; i++) x[i] = bf16_to_f32(f32_to_bf16(x[i]));
-    for (int64_t i = 0; i < w_size && !few && p->max_int == 0; i++) w[i] = bf16_to_f32(f32_to_bf16(w[i]));
+    if (!few && p->max_int == 0) {
+        round_to_bf16(x, x_size);
+        round_to_bf16(w, w_size);
+    }
     if (type == TYPE_BF16 && !few && p->max_int > 0) round_blocks(w, INT16_MAX_W, w_size);
 }
 
@@ -179,10 +185,6 @@ static float *random_cache(int type, int64_t n, void **stored) {
     store_row(*stored, type, values, n);
     expand_plain(values, type, *stored, 0, n);
     return values;
-}
-
-static void round_to_bf16(float *x, int64_t n) {
-    for (int64_t i = 0; i < n; i++) x[i] = bf16_to_f32(f32_to_bf16(x[i]));
 }
 
 static void attention_case(Context *cx, int type, int64_t T, int64_t S1, int64_t S2, int64_t H, int64_t KV, int64_t d,
