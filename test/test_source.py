@@ -48,7 +48,7 @@ def test_the_model_is_free_of_the_engine() -> None:
 def test_functions_fit_a_screen() -> None:
     """At most 60 lines each; the search finds them all, or nearly."""
     found = functions()
-    assert len(found) > 450
+    assert len(found) > 400
     assert [entry for entry in found if entry[1] > 60] == []
 
 
