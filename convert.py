@@ -18,7 +18,7 @@ The file
 GGUF version 3, little-endian, general.architecture "janus", data aligned to 64 bytes, so that it can be mapped and
 used in place.  Metadata, all of it written always unless a line says otherwise:
 
-    janus.format_version                   1
+    janus.format_version                   2
     janus.{embedding_length, block_count, feed_forward_length, context_length, vocab_size}
     janus.attention.{head_count, head_count_kv, key_length, layer_norm_rms_epsilon}      janus.rope.freq_base
     janus.vision.{image_size, patch_size, embedding_length, block_count, feed_forward_length}
@@ -30,9 +30,13 @@ used in place.  Metadata, all of it written always unless a line says otherwise:
     janus.image.{min_size, mean, std, rescale_factor, background_color, do_normalize}
     janus.prompt.{system, user_role, assistant_role}
     tokenizer.ggml.{model, pre, tokens, token_type, bos_token_id, eos_token_id, padding_token_id, add_bos_token}
-    tokenizer.ggml.merges                  absent when there are none
     janus.tokenizer.{image_placeholder_id, begin_of_image_id, end_of_image_id}
-    janus.tokenizer.pre_tokenizer          its steps: "split REGEX", "digits individual", "digits runs", "bytelevel"
+    janus.tokenizer.merges                 by rank, three ids each: left, right, merged; absent when there are none
+    janus.tokenizer.split_rules            the splits before ByteLevel, one after the other; absent when there are none
+
+A split rule is the regular expression BEFORE? BODY, BODY+, BODY$ or BODY+$ over sets of characters, written as
+flags (1: +, 2: $), number of ranges of BEFORE, number of ranges of BODY, then the first and last code point of each
+range, both sets ascending.  Each rule cuts every piece that the rules in front of it left before and after each match.
 
 Tensors have the shapes that PyTorch gives them, with three exceptions: 3x3 and patch kernels are channel-last
 [out, height, width, in], 1x1 kernels are plain matrices [out, in], and the three projections of the vision
@@ -110,7 +114,7 @@ try:
 except ImportError as error:   # main() tells; -h works without any package
     MISSING_PACKAGE = error
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 ALIGNMENT = 64
 CHUNK_ELEMENTS = 1 << 24   # rows are read, checked and written in pieces of about this many numbers
 REOPEN_BYTES = 1 << 29     # a mapped .bin is closed and opened anew after this much, to give its pages back
@@ -708,45 +712,89 @@ def byte_alphabet() -> list[str]:
     return [chr(b) if b in printable else chr(0x100 + others.index(b)) for b in range(256)]
 
 
-# The grammar of janus.c's pattern_rule: pattern = [set "?"] set ["+"] ["$"], set = "\s" or characters in brackets.
+# What \s and Digits mean in `tokenizers`: the Unicode property White_Space; the general categories Nd, Nl and No.
+WHITE_SPACE = "9-D 20 85 A0 1680 2000-200A 2028-2029 202F 205F 3000"
+DIGITS = """
+30-39 B2-B3 B9 BC-BE 660-669 6F0-6F9 7C0-7C9 966-96F 9E6-9EF 9F4-9F9 A66-A6F AE6-AEF B66-B6F B72-B77 BE6-BF2 C66-C6F
+C78-C7E CE6-CEF D58-D5E D66-D78 DE6-DEF E50-E59 ED0-ED9 F20-F33 1040-1049 1090-1099 1369-137C 16EE-16F0 17E0-17E9
+17F0-17F9 1810-1819 1946-194F 19D0-19DA 1A80-1A89 1A90-1A99 1B50-1B59 1BB0-1BB9 1C40-1C49 1C50-1C59 2070 2074-2079
+2080-2089 2150-2182 2185-2189 2460-249B 24EA-24FF 2776-2793 2CFD 3007 3021-3029 3038-303A 3192-3195 3220-3229 3248-324F
+3251-325F 3280-3289 32B1-32BF A620-A629 A6E6-A6EF A830-A835 A8D0-A8D9 A900-A909 A9D0-A9D9 A9F0-A9F9 AA50-AA59 ABF0-ABF9
+FF10-FF19 10107-10133 10140-10178 1018A-1018B 102E1-102FB 10320-10323 10341 1034A 103D1-103D5 104A0-104A9 10858-1085F
+10879-1087F 108A7-108AF 108FB-108FF 10916-1091B 109BC-109BD 109C0-109CF 109D2-109FF 10A40-10A48 10A7D-10A7E 10A9D-10A9F
+10AEB-10AEF 10B58-10B5F 10B78-10B7F 10BA9-10BAF 10CFA-10CFF 10D30-10D39 10D40-10D49 10E60-10E7E 10F1D-10F26 10F51-10F54
+10FC5-10FCB 11052-1106F 110F0-110F9 11136-1113F 111D0-111D9 111E1-111F4 112F0-112F9 11450-11459 114D0-114D9 11650-11659
+116C0-116C9 116D0-116E3 11730-1173B 118E0-118F2 11950-11959 11BF0-11BF9 11C50-11C6C 11D50-11D59 11DA0-11DA9 11DE0-11DE9
+11F50-11F59 11FC0-11FD4 12400-1246E 16130-16139 16A60-16A69 16AC0-16AC9 16B50-16B59 16B5B-16B61 16D70-16D79 16E80-16E96
+16FF4-16FF6 1CCF0-1CCF9 1D2C0-1D2D3 1D2E0-1D2F3 1D360-1D378 1D7CE-1D7FF 1E140-1E149 1E2F0-1E2F9 1E4F0-1E4F9 1E5F1-1E5FA
+1E8C7-1E8CF 1E950-1E959 1EC71-1ECAB 1ECAD-1ECAF 1ECB1-1ECB4 1ED01-1ED2D 1ED2F-1ED3D 1F100-1F10C 1FBF0-1FBF9"""
+
+# The regular expressions that a split rule can hold: [set "?"] set ["+"] ["$"], set = "\s" or characters in brackets.
 SPLIT_SET = r"(?:\\s|\[(?:\\.|[^\\\[\]])+\])"
-SPLIT_PATTERN = re.compile(rf"(?:(?P<before>{SPLIT_SET})\?)?(?P<body>{SPLIT_SET})\+?\$?", re.DOTALL)
+SPLIT_PATTERN = re.compile(rf"(?:(?P<before>{SPLIT_SET})\?)?(?P<body>{SPLIT_SET})(?P<plus>\+?)(?P<end>\$?)", re.DOTALL)
 SET_CHARACTER = r"(?:\\[rnt\\\]\-\[^]|[^\\\[\]\-])"
 SET_ATOM = re.compile(rf"\\s|(?P<low>{SET_CHARACTER})(?:-(?P<high>{SET_CHARACTER}))?", re.DOTALL)
-SET_RANGES, WHITE_SPACE_RANGES, SPLIT_STEPS = 1024, 10, 16   # janus.c: RANGE_LIMIT, WHITE_SPACE, SPLIT_RULE_LIMIT
-TOKEN_BYTES, ADDED_TOKEN_BYTES = 1 << 16, 256                # janus.c: TOKEN_LIMIT, ADDED_TOKEN_LIMIT
+SPLIT_RULES, TOKEN_BYTES, ADDED_TOKEN_BYTES = 16, 1 << 16, 256   # janus.c: SPLIT_RULE_, TOKEN_, ADDED_TOKEN_LIMIT
+BYTE_LEVEL: list[int] = []   # the last step, which is no split rule
 
 
-def check_split_pattern(pattern: str) -> None:
-    """Refuse a regular expression beyond the grammar that janus.c reads."""
-    match = SPLIT_PATTERN.fullmatch(pattern)
-    if not match or not all(set_is_plain(members) for members in match.groups(default="\\s")):
-        raise Refused(f"tokenizer.json: pre_tokenizer: the split pattern {pattern!r:.60} is not supported")
+def code_ranges(words: str) -> list[tuple[int, int]]:
+    """Ranges of code points from hexadecimal text such as "41-5A 5F"."""
+    ends = [word.split("-") for word in words.split()]
+    return [(int(pair[0], 16), int(pair[-1], 16)) for pair in ends]
 
 
-def character(written: str) -> str:
-    """The character of a set that stands there as it is or escaped."""
-    return {"\\r": "\r", "\\n": "\n", "\\t": "\t"}.get(written, written[-1])
+def split_rule(before: list[tuple[int, int]], body: list[tuple[int, int]], repeated: bool, line_end: bool) -> list[int]:
+    """A rule as the file has it; its ranges become sorted and neither overlap nor touch."""
+    rule = [repeated + 2 * line_end, 0, 0]
+    for place, ranges in ((1, before), (2, body)):
+        joined: list[int] = []
+        for first, last in sorted(ranges):
+            if joined and first <= joined[-1] + 1:
+                joined[-1] = max(joined[-1], last)
+            else:
+                joined += [first, last]
+        rule[place] = len(joined) // 2
+        rule += joined
+    return rule
 
 
-def set_is_plain(members: str) -> bool:
-    """Whether a set is not negated, nested, intersected or too long, without unknown escapes and backward ranges."""
-    members = members[1:-1] if members.startswith("[") else members
-    position = ranges = 0
+def code_point(written: str) -> int:
+    """The character of a set, literal or escaped."""
+    return ord({"\\r": "\r", "\\n": "\n", "\\t": "\t"}.get(written, written[-1]))
+
+
+def set_ranges(members: str | None) -> list[tuple[int, int]] | None:
+    """The ranges of a set; None if it is negated, nested, intersected, or has unknown escapes or backward ranges."""
+    members = members[1:-1] if members and members.startswith("[") else members or ""
+    ranges: list[tuple[int, int]] = []
+    position = 0
     while position < len(members):
         atom = SET_ATOM.match(members, position)
         if not atom or members.startswith("^") or members.startswith("&&", position):
-            return False
-        if atom["high"] and (character(atom["high"]) < character(atom["low"]) or
-                             members.startswith("&&", atom.start("high"))):
-            return False
-        ranges += 1 if atom["low"] else WHITE_SPACE_RANGES
+            return None
+        if atom["low"]:
+            first, last = code_point(atom["low"]), code_point(atom["high"] or atom["low"])
+            if first > last or atom["high"] and members.startswith("&&", atom.start("high")):
+                return None
+            ranges.append((first, last))
+        else:
+            ranges += code_ranges(WHITE_SPACE)
         position = atom.end()
-    return ranges <= SET_RANGES
+    return ranges
 
 
-def pre_tokenizer_steps(config: Config) -> list[str]:
-    """The steps of a pre-tokenizer in the words of janus.tokenizer.pre_tokenizer."""
+def compile_split(pattern: str) -> list[int]:
+    """The split rule of a regular expression; beyond the grammar above it is refused."""
+    match = SPLIT_PATTERN.fullmatch(pattern)
+    before, body = (set_ranges(match["before"]), set_ranges(match["body"])) if match else (None, None)
+    if match is None or before is None or body is None:
+        raise Refused(f"tokenizer.json: pre_tokenizer: the split pattern {pattern!r:.60} is not supported")
+    return split_rule(before, body, bool(match["plus"]), bool(match["end"]))
+
+
+def pre_tokenizer_steps(config: Config) -> list[list[int]]:
+    """The steps of a pre-tokenizer as split rules and BYTE_LEVEL."""
     kind = config.require("type", "Sequence", "Split", "Digits", "ByteLevel")
     if kind == "Sequence":
         nested = [Config(part, config.where) for part in config.items("pretokenizers")]
@@ -759,26 +807,25 @@ def pre_tokenizer_steps(config: Config) -> list[str]:
         pattern = config.block("pattern").get("Regex")
         if not isinstance(pattern, str):
             raise Refused(f"{config.where}: a split pattern is not a string")
-        check_split_pattern(pattern)
-        return ["split " + pattern]
+        return [compile_split(pattern)]
     if kind == "Digits":
-        return ["digits " + {True: "individual", False: "runs"}[config.require("individual_digits", True, False)]]
+        return [split_rule([], code_ranges(DIGITS), not config.require("individual_digits", True, False), False)]
     config.require("add_prefix_space", False, default=True)
     config.require("use_regex", False, default=True)
-    return ["bytelevel"]
+    return [BYTE_LEVEL]
 
 
-def check_steps(steps: list[str]) -> list[str]:
-    """The steps, if they end in the only byte-level one, and if "$" can mean the end of a piece."""
-    if steps.count("bytelevel") != 1 or steps[-1] != "bytelevel":
+def check_steps(steps: list[list[int]]) -> list[int]:
+    """The split rules in one list, if the only byte-level step is the last, and if "$" can mean the end of a piece."""
+    if steps.count(BYTE_LEVEL) != 1 or steps[-1] != BYTE_LEVEL:
         raise Refused("tokenizer.json: pre_tokenizer: ByteLevel must be its last step and stand there once")
-    if len(steps) - 1 > SPLIT_STEPS:
-        raise Refused(f"tokenizer.json: pre_tokenizer: {len(steps) - 1} steps before ByteLevel, at most {SPLIT_STEPS}")
-    for number, step in enumerate(steps):
+    if len(steps) - 1 > SPLIT_RULES:
+        raise Refused(f"tokenizer.json: pre_tokenizer: {len(steps) - 1} steps before ByteLevel, at most {SPLIT_RULES}")
+    for number, step in enumerate(steps[:-1]):
         # "$" is the end of a line there; only once newlines are pieces of their own is that the end of the piece.
-        if step.endswith("$") and not {"split [\r\n]", "split [\\r\\n]"} & set(steps[:number]):
-            raise Refused(f"tokenizer.json: pre_tokenizer: {step!r:.60} needs a split at [\\r\\n] before it")
-    return steps
+        if step[0] & 2 and compile_split("[\\r\\n]") not in steps[:number]:
+            raise Refused('tokenizer.json: pre_tokenizer: a split that ends in "$" needs a split at [\\r\\n] before it')
+    return [number for step in steps for number in step]
 
 
 def check_post_processor(values: Any) -> None:
@@ -871,17 +918,19 @@ def check_overlaps(first: set[str], second: set[str]) -> None:
                 raise Refused(f"tokenizer.json: added_tokens: {token!r} overlaps one whose flag `normalized` differs")
 
 
-def read_merges(config: Config, vocabulary: dict[str, int]) -> list[str]:
-    """The merges as "left right", whichever of the two forms the file has."""
-    result = []
+def read_merges(config: Config, vocabulary: dict[str, int]) -> list[int]:
+    """The merges by rank, three ids each: left, right, and what they become; the file may have either of two forms."""
+    result: list[int] = []
+    alphabet = set(byte_alphabet())
     for merge in config.items("merges"):
         pair = merge.split(" ") if isinstance(merge, str) else merge
         plain = isinstance(pair, list) and len(pair) == 2 and all(isinstance(p, str) for p in pair)
         if not plain or not all(pair) or " " in "".join(pair):
             raise Refused(f"{config.where}: the merge {merge!r:.60} is not a pair of tokens")
-        if not {pair[0], pair[1], pair[0] + pair[1]} <= vocabulary.keys():
-            raise Refused(f"{config.where}: the merge {merge!r:.60} names a token outside the vocabulary")
-        result.append(" ".join(pair))
+        for token in (*pair, "".join(pair)):
+            if token not in vocabulary or not alphabet.issuperset(token):
+                raise Refused(f"{config.where}: the merge {merge!r:.60} names a token outside the vocabulary")
+            result.append(vocabulary[token])
     return result
 
 
@@ -949,7 +998,6 @@ def tokenizer_metadata(values: Any, vocabulary_size: int, overrides: Config | No
         "tokenizer.ggml.pre": text("deepseek-llm"),
         "tokenizer.ggml.tokens": text(tokens),
         "tokenizer.ggml.token_type": (GGUFValueType.INT32, kinds),
-        "tokenizer.ggml.merges": text(read_merges(model, vocabulary)),
         "tokenizer.ggml.bos_token_id": id_of(BOS),
         "tokenizer.ggml.eos_token_id": id_of(EOS),
         "tokenizer.ggml.padding_token_id": id_of(PAD),
@@ -957,7 +1005,8 @@ def tokenizer_metadata(values: Any, vocabulary_size: int, overrides: Config | No
         "janus.tokenizer.image_placeholder_id": id_of(IMAGE_PLACEHOLDER),
         "janus.tokenizer.begin_of_image_id": id_of(BEGIN_OF_IMAGE),
         "janus.tokenizer.end_of_image_id": id_of(END_OF_IMAGE),
-        "janus.tokenizer.pre_tokenizer": text(check_steps(pre_tokenizer_steps(document.block("pre_tokenizer")))),
+        "janus.tokenizer.merges": u32(read_merges(model, vocabulary)),
+        "janus.tokenizer.split_rules": u32(check_steps(pre_tokenizer_steps(document.block("pre_tokenizer")))),
     }
 
 

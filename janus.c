@@ -5845,18 +5845,17 @@ typedef struct {
     const StringView *tokens;   /* (vocab_size) */
     const int32_t *token_types; /* (vocab_size) TokenKind */
     int32_t vocab_size;
-    const StringView *merges;   /* (merge_count) "left right", by rank */
+    const uint32_t *merges;     /* (merge_count, 3) ids by rank: left, right, what they become */
     int64_t merge_count;
-    const StringView *steps;    /* (step_count) "split REGEX", "digits runs" or "digits individual", then "bytelevel" */
-    int64_t step_count;
+    const uint32_t *splits;     /* (split_count) the split rules, see read_rules */
+    int64_t split_count;
 } TokenizerSpec;
 
 enum {
     TEXT_LIMIT = 1 << 27,        /* bytes */
     TOKEN_LIMIT = 1 << 16,       /* bytes of a token's name */
     ADDED_TOKEN_LIMIT = 256,     /* bytes; bounds the search at each position of a text */
-    SPLIT_RULE_LIMIT = 16,
-    RANGE_LIMIT = 1024           /* ranges of a set of characters */
+    SPLIT_RULE_LIMIT = 16
 };
 
 /* ---- UTF-8 ---- */
@@ -5934,97 +5933,18 @@ static size_t utf8_stream_write(Utf8Stream *stream, const char *bytes, size_t le
     return written;
 }
 
-/* ---- Sets of characters ---- */
-
-typedef struct {
-    uint32_t first, last;
-} CodeRange;
-
-typedef struct {
-    CodeRange ranges[RANGE_LIMIT]; /* once sorted no two overlap or touch */
-    int count;
-} CharacterSet;
-
-/* What \s means: the Unicode property White_Space. Derived by asking Split(Regex("\\s")) for every code point. */
-static const CodeRange WHITE_SPACE[] = {
-    {0x9, 0xD}, {0x20, 0x20}, {0x85, 0x85}, {0xA0, 0xA0}, {0x1680, 0x1680}, {0x2000, 0x200A}, {0x2028, 0x2029},
-    {0x202F, 0x202F}, {0x205F, 0x205F}, {0x3000, 0x3000},
-};
-
-/* What a digit is: the general categories Nd, Nl and No. Derived by asking Digits() for every code point. */
-static const CodeRange DIGITS[] = {
-    {0x30, 0x39}, {0xB2, 0xB3}, {0xB9, 0xB9}, {0xBC, 0xBE}, {0x660, 0x669}, {0x6F0, 0x6F9}, {0x7C0, 0x7C9},
-    {0x966, 0x96F}, {0x9E6, 0x9EF}, {0x9F4, 0x9F9}, {0xA66, 0xA6F}, {0xAE6, 0xAEF}, {0xB66, 0xB6F}, {0xB72, 0xB77},
-    {0xBE6, 0xBF2}, {0xC66, 0xC6F}, {0xC78, 0xC7E}, {0xCE6, 0xCEF}, {0xD58, 0xD5E}, {0xD66, 0xD78}, {0xDE6, 0xDEF},
-    {0xE50, 0xE59}, {0xED0, 0xED9}, {0xF20, 0xF33}, {0x1040, 0x1049}, {0x1090, 0x1099}, {0x1369, 0x137C},
-    {0x16EE, 0x16F0}, {0x17E0, 0x17E9}, {0x17F0, 0x17F9}, {0x1810, 0x1819}, {0x1946, 0x194F}, {0x19D0, 0x19DA},
-    {0x1A80, 0x1A89}, {0x1A90, 0x1A99}, {0x1B50, 0x1B59}, {0x1BB0, 0x1BB9}, {0x1C40, 0x1C49}, {0x1C50, 0x1C59},
-    {0x2070, 0x2070}, {0x2074, 0x2079}, {0x2080, 0x2089}, {0x2150, 0x2182}, {0x2185, 0x2189}, {0x2460, 0x249B},
-    {0x24EA, 0x24FF}, {0x2776, 0x2793}, {0x2CFD, 0x2CFD}, {0x3007, 0x3007}, {0x3021, 0x3029}, {0x3038, 0x303A},
-    {0x3192, 0x3195}, {0x3220, 0x3229}, {0x3248, 0x324F}, {0x3251, 0x325F}, {0x3280, 0x3289}, {0x32B1, 0x32BF},
-    {0xA620, 0xA629}, {0xA6E6, 0xA6EF}, {0xA830, 0xA835}, {0xA8D0, 0xA8D9}, {0xA900, 0xA909}, {0xA9D0, 0xA9D9},
-    {0xA9F0, 0xA9F9}, {0xAA50, 0xAA59}, {0xABF0, 0xABF9}, {0xFF10, 0xFF19}, {0x10107, 0x10133}, {0x10140, 0x10178},
-    {0x1018A, 0x1018B}, {0x102E1, 0x102FB}, {0x10320, 0x10323}, {0x10341, 0x10341}, {0x1034A, 0x1034A},
-    {0x103D1, 0x103D5}, {0x104A0, 0x104A9}, {0x10858, 0x1085F}, {0x10879, 0x1087F}, {0x108A7, 0x108AF},
-    {0x108FB, 0x108FF}, {0x10916, 0x1091B}, {0x109BC, 0x109BD}, {0x109C0, 0x109CF}, {0x109D2, 0x109FF},
-    {0x10A40, 0x10A48}, {0x10A7D, 0x10A7E}, {0x10A9D, 0x10A9F}, {0x10AEB, 0x10AEF}, {0x10B58, 0x10B5F},
-    {0x10B78, 0x10B7F}, {0x10BA9, 0x10BAF}, {0x10CFA, 0x10CFF}, {0x10D30, 0x10D39}, {0x10D40, 0x10D49},
-    {0x10E60, 0x10E7E}, {0x10F1D, 0x10F26}, {0x10F51, 0x10F54}, {0x10FC5, 0x10FCB}, {0x11052, 0x1106F},
-    {0x110F0, 0x110F9}, {0x11136, 0x1113F}, {0x111D0, 0x111D9}, {0x111E1, 0x111F4}, {0x112F0, 0x112F9},
-    {0x11450, 0x11459}, {0x114D0, 0x114D9}, {0x11650, 0x11659}, {0x116C0, 0x116C9}, {0x116D0, 0x116E3},
-    {0x11730, 0x1173B}, {0x118E0, 0x118F2}, {0x11950, 0x11959}, {0x11BF0, 0x11BF9}, {0x11C50, 0x11C6C},
-    {0x11D50, 0x11D59}, {0x11DA0, 0x11DA9}, {0x11DE0, 0x11DE9}, {0x11F50, 0x11F59}, {0x11FC0, 0x11FD4},
-    {0x12400, 0x1246E}, {0x16130, 0x16139}, {0x16A60, 0x16A69}, {0x16AC0, 0x16AC9}, {0x16B50, 0x16B59},
-    {0x16B5B, 0x16B61}, {0x16D70, 0x16D79}, {0x16E80, 0x16E96}, {0x16FF4, 0x16FF6}, {0x1CCF0, 0x1CCF9},
-    {0x1D2C0, 0x1D2D3}, {0x1D2E0, 0x1D2F3}, {0x1D360, 0x1D378}, {0x1D7CE, 0x1D7FF}, {0x1E140, 0x1E149},
-    {0x1E2F0, 0x1E2F9}, {0x1E4F0, 0x1E4F9}, {0x1E5F1, 0x1E5FA}, {0x1E8C7, 0x1E8CF}, {0x1E950, 0x1E959},
-    {0x1EC71, 0x1ECAB}, {0x1ECAD, 0x1ECAF}, {0x1ECB1, 0x1ECB4}, {0x1ED01, 0x1ED2D}, {0x1ED2F, 0x1ED3D},
-    {0x1F100, 0x1F10C}, {0x1FBF0, 0x1FBF9},
-};
-
-static bool set_contains(const CharacterSet *set, uint32_t character) {
-    int low = 0, high = set->count;
-    while (low < high) { /* the first range that does not end before `character` is one of low..high */
-        const int middle = (low + high) / 2;
-        if (set->ranges[middle].last < character) low = middle + 1;
-        else high = middle;
-    }
-    return low < set->count && set->ranges[low].first <= character;
-}
-
-/* Appends ranges, in any order until set_sort. Returns false if there are too many. */
-static bool set_add(CharacterSet *set, const CodeRange *ranges, int count) {
-    if (count > RANGE_LIMIT - set->count) return false;
-    memcpy(set->ranges + set->count, ranges, (size_t)count * sizeof *ranges);
-    set->count += count;
-    return true;
-}
-
-static int compare_ranges(const void *left, const void *right) {
-    const CodeRange *a = left, *b = right;
-    return (a->first > b->first) - (a->first < b->first);
-}
-
-static void set_sort(CharacterSet *set) {
-    int kept = 0;
-    qsort(set->ranges, (size_t)set->count, sizeof *set->ranges, compare_ranges);
-    for (int i = 1; i < set->count; i++) {
-        const CodeRange next = set->ranges[i];
-        if (next.first > set->ranges[kept].last + 1) set->ranges[++kept] = next;
-        else if (next.last > set->ranges[kept].last) set->ranges[kept].last = next.last;
-    }
-    set->count = kept + 1;
-}
-
 /* ---- Pre-tokenizer ----
    A list of rules. The first one cuts the text before and after each of its matches, the second one every piece that
-   this leaves, matches and gaps alike, and so on. A rule is the small part of regular expressions that DeepSeek uses,
+   this leaves, matches and gaps alike, and so on. A rule is the regular expression before? body, body+, body$ or body+$
+   over sets of characters, so that all matches are found by going over a piece once. convert.py compiles the rules of
+   tokenizer.json to numbers: janus.tokenizer.split_rules holds for each rule
 
-       pattern = [set "?"] set ["+"] ["$"]
-       set     = "\s" | "[" (character | character "-" character | "\s")+ "]"
-       escapes in brackets: \s \r \n \t \\ \] \- \[ \^
+       flags (1: "+", 2: "$"), ranges of `before`, ranges of `body`, then first and last character of every range */
 
-   so that all matches are found by going over a piece once. Anything else is refused. */
+typedef struct {
+    const uint32_t *ends; /* (count, 2) first and last character of each range, ascending */
+    uint32_t count;
+} CharacterSet;
 
 typedef struct {
     CharacterSet before; /* one character in front if there is one, the \s? of " word"; empty: none */
@@ -6033,88 +5953,25 @@ typedef struct {
     bool at_line_end;    /* "$": a match ends where the piece does or before a line feed */
 } SplitRule;
 
-typedef struct {
-    const char *text;
-    size_t at, length;
-    const char *problem; /* NULL: none yet */
-} PatternReader;
-
-static bool pattern_accept(PatternReader *reader, const char *expected) {
-    const size_t length = strlen(expected);
-    if (reader->length - reader->at < length || memcmp(reader->text + reader->at, expected, length) != 0) return false;
-    reader->at += length;
-    return true;
-}
-
-static bool pattern_refuse(PatternReader *reader, const char *problem) {
-    reader->problem = problem;
-    return false;
-}
-
-/* One character in brackets, literal or escaped. */
-static bool pattern_character(PatternReader *reader, uint32_t *character) {
-    static const char escapes[] = "rnt\\]-[^", meanings[] = "\r\n\t\\]-[^", reserved[] = "[]-";
-    const bool escaped = pattern_accept(reader, "\\");
-    if (reader->at == reader->length) return pattern_refuse(reader, "a set without its ]");
-    if (!escaped && pattern_accept(reader, "&&")) return pattern_refuse(reader, "an intersection of sets");
-    *character = utf8_next(reader->text, &reader->at);
-    const bool ascii = *character > 0 && *character < 0x80;
-    const char *escape = escaped && ascii ? strchr(escapes, (int)*character) : NULL;
-    if (escaped && escape == NULL) return pattern_refuse(reader, "an unknown escape");
-    if (!escaped && ascii && strchr(reserved, (int)*character) != NULL)
-        return pattern_refuse(reader, "an unescaped [ ] or - in a set");
-    if (escaped) *character = (uint8_t)meanings[escape - escapes];
-    return true;
-}
-
-static bool pattern_set(PatternReader *reader, CharacterSet *set) {
-    const bool brackets = pattern_accept(reader, "[");
-    bool fits;
-    if (brackets && pattern_accept(reader, "^")) return pattern_refuse(reader, "a negated set");
-    do {
-        CodeRange range;
-        if (pattern_accept(reader, "\\s")) {
-            fits = set_add(set, WHITE_SPACE, (int)(sizeof WHITE_SPACE / sizeof *WHITE_SPACE));
-            continue;
-        }
-        if (!brackets) return pattern_refuse(reader, "something that is neither \\s nor a set in brackets");
-        if (!pattern_character(reader, &range.first)) return false;
-        range.last = range.first;
-        if (pattern_accept(reader, "-") && !pattern_character(reader, &range.last)) return false;
-        if (range.first > range.last) return pattern_refuse(reader, "a range that ends before it begins");
-        fits = set_add(set, &range, 1);
-    } while (fits && brackets && !pattern_accept(reader, "]"));
-    if (!fits) return pattern_refuse(reader, "a set of too many ranges");
-    set_sort(set);
-    return true;
-}
-
-static bool pattern_rule(PatternReader *reader, SplitRule *rule) {
-    if (!pattern_set(reader, &rule->body)) return false;
-    if (pattern_accept(reader, "?")) {
-        rule->before = rule->body;
-        rule->body.count = 0;
-        if (!pattern_set(reader, &rule->body)) return false;
+static bool set_contains(const CharacterSet *set, uint32_t character) {
+    uint32_t low = 0, high = set->count;
+    while (low < high) { /* the first range that does not end before `character` is one of low..high */
+        const uint32_t middle = (low + high) / 2;
+        if (set->ends[2 * middle + 1] < character) low = middle + 1;
+        else high = middle;
     }
-    rule->repeated = pattern_accept(reader, "+");
-    rule->at_line_end = pattern_accept(reader, "$");
-    return reader->at == reader->length || pattern_refuse(reader, "more than a set, one in front of it, + and $");
+    return low < set->count && set->ends[2 * low] <= character;
 }
 
-/* Reads one step. Returns what is wrong with it, or NULL. */
-static const char *read_split_rule(StringView step, SplitRule *rule) {
-    PatternReader reader = {step.text, 0, step.length, NULL};
-    rule->before.count = rule->body.count = 0;
-    rule->at_line_end = false;
-    rule->repeated = pattern_accept(&reader, "digits runs");
-    if (rule->repeated || pattern_accept(&reader, "digits individual")) {
-        set_add(&rule->body, DIGITS, (int)(sizeof DIGITS / sizeof *DIGITS));
-        return reader.at == reader.length ? NULL : "an unknown kind of digits";
-    }
-    if (!pattern_accept(&reader, "split ")) return "an unknown kind of step";
-    if (!utf8_valid(step.text, step.length)) return "a pattern that is not UTF-8";
-    pattern_rule(&reader, rule);
-    return reader.problem;
+/* Reads a set of `count` ranges from numbers[*at..total). Returns false if it ends too early or is not ascending. */
+static bool read_set(CharacterSet *set, uint32_t count, const uint32_t *numbers, int64_t *at, int64_t total) {
+    if (count > (total - *at) / 2) return false;
+    set->ends = numbers + *at;
+    set->count = count;
+    *at += 2 * (int64_t)count;
+    for (uint32_t i = 1; i < 2 * count; i++)
+        if (i % 2 == 0 ? set->ends[i] <= set->ends[i - 1] : set->ends[i] < set->ends[i - 1]) return false;
+    return true;
 }
 
 /* Where a match of the rule's body from `start` ends; `start` itself if there is none. *reached: how far it looked. */
@@ -6270,15 +6127,14 @@ static int compare_names(const void *left, const void *right) {
     return compare_views(((const NamedToken *)left)->name, ((const NamedToken *)right)->name);
 }
 
-/* Collects the tokens of the types that `wanted` accepts, sorted by name. */
-static JanusStatus collect_names(NamedTokens *names, const TokenizerSpec *spec, bool (*wanted)(int32_t),
-                                 JanusError *error) {
-    for (int32_t id = 0; id < spec->vocab_size; id++) names->count += wanted(spec->token_types[id]);
+/* Collects the added tokens, sorted by name. */
+static JanusStatus collect_names(NamedTokens *names, const TokenizerSpec *spec, JanusError *error) {
+    for (int32_t id = 0; id < spec->vocab_size; id++) names->count += is_added(spec->token_types[id]);
     names->tokens = allocate(names->count, sizeof *names->tokens);
     if (names->tokens == NULL) return fail_memory(error);
     NamedToken *next = names->tokens;
     for (int32_t id = 0; id < spec->vocab_size; id++) {
-        if (!wanted(spec->token_types[id])) continue;
+        if (!is_added(spec->token_types[id])) continue;
         next->name = spec->tokens[id];
         next++->id = id;
     }
@@ -6290,38 +6146,26 @@ static JanusStatus collect_names(NamedTokens *names, const TokenizerSpec *spec, 
     return JANUS_OK;
 }
 
-/* The id of the token whose name is `left` and `right` put together, or -1. */
-static int32_t find_token(const NamedTokens *names, StringView left, StringView right) {
-    int64_t low = 0, high = names->count;
-    while (low < high) {
-        const int64_t middle = (low + high) / 2;
-        const StringView name = names->tokens[middle].name;
-        StringView head = name, tail = {name.text + name.length, 0};
-        if (name.length > left.length) {
-            head.length = left.length;
-            tail.text = name.text + left.length;
-            tail.length = name.length - left.length;
-        }
-        int order = compare_views(head, left);
-        if (order == 0) order = compare_views(tail, right);
-        if (order == 0) return names->tokens[middle].id;
-        if (order < 0) low = middle + 1;
-        else high = middle;
-    }
-    return -1;
+/* The bytes of one token, which need not be complete characters and live as long as the tokenizer. A control token has
+   its content, an unused id nothing. NULL if there is no such id. */
+static const char *token_bytes(const Tokenizer *tokenizer, int32_t id, size_t *length) {
+    if (id < 0 || id >= tokenizer->vocab_size) return NULL;
+    *length = tokenizer->starts[id + 1] - tokenizer->starts[id];
+    return tokenizer->bytes + tokenizer->starts[id];
 }
 
-/* Turns "left right" into ids. Returns false if these two and what they make up are not all in the vocabulary. */
-static bool read_merge(const NamedTokens *names, StringView text, Merge *merge) {
-    const StringView nothing = {"", 0};
-    const char *space = memchr(text.text, ' ', text.length);
-    if (space == NULL || space == text.text) return false;
-    const StringView left = {text.text, (size_t)(space - text.text)};
-    const StringView right = {space + 1, text.length - left.length - 1};
-    const int32_t left_id = find_token(names, left, nothing), right_id = find_token(names, right, nothing);
-    merge->merged = find_token(names, left, right);
-    merge->pair = (uint64_t)(uint32_t)left_id << 32 | (uint32_t)right_id;
-    return right.length > 0 && left_id >= 0 && right_id >= 0 && merge->merged >= 0;
+/* Reads left, right and merged id. Returns false if the third one is not the bytes of the first two. */
+static bool read_merge(const Tokenizer *tokenizer, const uint32_t ids[3], Merge *merge) {
+    const char *bytes[3];
+    size_t length[3];
+    for (int i = 0; i < 3; i++) {
+        bytes[i] = ids[i] > INT32_MAX ? NULL : token_bytes(tokenizer, (int32_t)ids[i], &length[i]);
+        if (bytes[i] == NULL) return false;
+    }
+    merge->pair = (uint64_t)ids[0] << 32 | ids[1];
+    merge->merged = (int32_t)ids[2];
+    return length[0] + length[1] == length[2] && memcmp(bytes[2], bytes[0], length[0]) == 0 &&
+           memcmp(bytes[2] + length[0], bytes[1], length[1]) == 0;
 }
 
 static int compare_merges(const void *left, const void *right) {
@@ -6330,18 +6174,15 @@ static int compare_merges(const void *left, const void *right) {
     return (a->rank > b->rank) - (a->rank < b->rank);
 }
 
-static JanusStatus build_merges(Tokenizer *tokenizer, const TokenizerSpec *spec, const NamedTokens *names,
-                                JanusError *error) {
-    if (spec->merge_count < 0 || spec->merge_count > INT32_MAX)
-        return fail(error, JANUS_BAD_MODEL, "tokenizer.ggml.merges is too long; convert the checkpoint again");
+static JanusStatus build_merges(Tokenizer *tokenizer, const TokenizerSpec *spec, JanusError *error) {
     tokenizer->merges = allocate(spec->merge_count, sizeof *tokenizer->merges);
     if (tokenizer->merges == NULL) return fail_memory(error);
     tokenizer->merge_count = spec->merge_count;
     for (int32_t rank = 0; rank < spec->merge_count; rank++) {
         tokenizer->merges[rank].rank = rank;
-        if (!read_merge(names, spec->merges[rank], &tokenizer->merges[rank]))
-            return fail(error, JANUS_BAD_MODEL, "tokenizer.ggml.merges[%ld] is not two tokens of the vocabulary that "
-                        "make up a third one; convert the checkpoint again", (long)rank);
+        if (!read_merge(tokenizer, spec->merges + 3 * (size_t)rank, &tokenizer->merges[rank]))
+            return fail(error, JANUS_BAD_MODEL, "janus.tokenizer.merges: number %ld is not two tokens that make up a "
+                        "third one; convert the checkpoint again", (long)rank);
     }
     qsort(tokenizer->merges, (size_t)tokenizer->merge_count, sizeof *tokenizer->merges, compare_merges);
     return JANUS_OK;
@@ -6360,20 +6201,22 @@ static const Merge *find_merge(const Tokenizer *tokenizer, int32_t left, int32_t
     return low > 0 && tokenizer->merges[low - 1].pair == pair ? &tokenizer->merges[low - 1] : NULL;
 }
 
-static JanusStatus build_rules(Tokenizer *tokenizer, const TokenizerSpec *spec, JanusError *error) {
-    static const char bytelevel[] = "bytelevel";
-    const int64_t count = spec->step_count - 1;
-    if (count < 0 || count > SPLIT_RULE_LIMIT || spec->steps[count].length != strlen(bytelevel) ||
-        memcmp(spec->steps[count].text, bytelevel, strlen(bytelevel)) != 0)
-        return fail(error, JANUS_BAD_MODEL, "janus.tokenizer.pre_tokenizer is not at most %d splits and then "
-                    "bytelevel; this program cannot read such a tokenizer", SPLIT_RULE_LIMIT);
-    for (int i = 0; i < count; i++) {
-        const char *problem = read_split_rule(spec->steps[i], &tokenizer->rules[i]);
-        if (problem != NULL)
-            return fail(error, JANUS_BAD_MODEL, "janus.tokenizer.pre_tokenizer[%d] has %s; this program cannot read "
-                        "such a tokenizer", i, problem);
+static JanusStatus read_rules(Tokenizer *tokenizer, const TokenizerSpec *spec, JanusError *error) {
+    const uint32_t *numbers = spec->splits;
+    for (int64_t at = 0; at < spec->split_count;) {
+        SplitRule *rule = &tokenizer->rules[tokenizer->rule_count];
+        const uint32_t *head = numbers + at;
+        bool good = tokenizer->rule_count < SPLIT_RULE_LIMIT && spec->split_count - at >= 3 && head[0] <= 3;
+        at += 3;
+        good = good && read_set(&rule->before, head[1], numbers, &at, spec->split_count) &&
+               read_set(&rule->body, head[2], numbers, &at, spec->split_count);
+        if (!good)
+            return fail(error, JANUS_BAD_MODEL, "janus.tokenizer.split_rules: rule %d is malformed; convert the "
+                        "checkpoint again", tokenizer->rule_count);
+        rule->repeated = (head[0] & 1) != 0;
+        rule->at_line_end = (head[0] & 2) != 0;
+        tokenizer->rule_count++;
     }
-    tokenizer->rule_count = (int)count;
     return JANUS_OK;
 }
 
@@ -6385,18 +6228,15 @@ static void tokenizer_free(Tokenizer *tokenizer) {
     memset(tokenizer, 0, sizeof *tokenizer);
 }
 
-/* Builds a tokenizer from what the model file says, which need not be sound. Of the spec only the names of the added
+/* Builds a tokenizer from what the model file says, which need not be sound. The spec's splits and the names of added
    tokens are used later on. On failure nothing is left to free. */
 static JanusStatus tokenizer_init(Tokenizer *tokenizer, const TokenizerSpec *spec, JanusError *error) {
-    NamedTokens names = {NULL, 0}; /* the vocabulary by name, only needed to read the merges */
     memset(tokenizer, 0, sizeof *tokenizer);
-    JanusStatus status = build_rules(tokenizer, spec, error);
+    JanusStatus status = read_rules(tokenizer, spec, error);
     if (status == JANUS_OK) status = build_bytes(tokenizer, spec, error);
-    if (status == JANUS_OK) status = collect_names(&tokenizer->added, spec, is_added, error);
-    if (status == JANUS_OK) status = collect_names(&names, spec, is_used, error);
-    if (status == JANUS_OK) status = build_merges(tokenizer, spec, &names, error);
+    if (status == JANUS_OK) status = collect_names(&tokenizer->added, spec, error);
+    if (status == JANUS_OK) status = build_merges(tokenizer, spec, error);
     if (status != JANUS_OK) tokenizer_free(tokenizer);
-    free(names.tokens);
     return status;
 }
 
@@ -6575,14 +6415,6 @@ static JanusStatus tokenizer_encode(const Tokenizer *tokenizer, const char *text
 
 /* ---- Decoding ---- */
 
-/* The bytes of one token, which need not be complete characters and live as long as the tokenizer. A control token has
-   its content, an unused id nothing. NULL if there is no such id. */
-static const char *token_bytes(const Tokenizer *tokenizer, int32_t id, size_t *length) {
-    if (id < 0 || id >= tokenizer->vocab_size) return NULL;
-    *length = tokenizer->starts[id + 1] - tokenizer->starts[id];
-    return tokenizer->bytes + tokenizer->starts[id];
-}
-
 /* Ids to text with a zero byte after its `*length` bytes, owned by the caller: free(). Control tokens are written
    out. */
 static JanusStatus tokenizer_decode(const Tokenizer *tokenizer, const int32_t *ids, size_t count, char **text,
@@ -6620,7 +6452,7 @@ static JanusStatus tokenizer_decode(const Tokenizer *tokenizer, const int32_t *i
 enum { GGUF_U8, GGUF_I8, GGUF_U16, GGUF_I16, GGUF_U32, GGUF_I32, GGUF_F32, GGUF_BOOL, GGUF_STRING, GGUF_ARRAY, GGUF_U64,
        GGUF_I64, GGUF_F64, GGUF_TYPE_COUNT };
 
-enum { METADATA_LIMIT = 4096, TENSOR_LIMIT = 8192, DIMENSION_LIMIT = 1 << 26, LAYER_LIMIT = 512,
+enum { FORMAT_VERSION = 2, METADATA_LIMIT = 4096, TENSOR_LIMIT = 8192, DIMENSION_LIMIT = 1 << 26, LAYER_LIMIT = 512,
        SIDE_LIMIT = 4096 };
 
 typedef struct {
@@ -7014,8 +6846,8 @@ typedef struct Storage {
     char *name;
     int64_t parameters;
     Tokenizer tokenizer;
-    StringView *token_strings, *merge_strings, *step_strings;
-    int32_t *token_types;
+    StringView *token_strings;
+    uint32_t *token_types, *merges, *splits;
 } Storage;
 
 /* Reads a model; the first thing that is wrong is kept in `status` and `error`, and all later calls do nothing. */
@@ -7149,8 +6981,13 @@ static void need_image_config(Loader *loader, Config *c) {
 
 static void need_config(Loader *loader) {
     Config *c = &loader->model->config;
-    if (need_integer(loader, "janus.format_version", 0, INT_MAX) != 1)
-        loader_fail(loader, "unknown format version:", "janus.format_version", " (convert the checkpoint again)");
+    const int version = need_integer(loader, "janus.format_version", 1, INT_MAX);
+    if (version < FORMAT_VERSION && loader->status == JANUS_OK)
+        loader->status = fail(loader->error, JANUS_BAD_MODEL, "%s was written by an older convert.py (format %d): "
+                              "convert the checkpoint again", loader->path, version);
+    if (version > FORMAT_VERSION && loader->status == JANUS_OK)
+        loader->status = fail(loader->error, JANUS_BAD_MODEL, "%s was written by a newer convert.py (format %d): "
+                              "this program reads format %d", loader->path, version, FORMAT_VERSION);
     need_transformer_config(loader, c);
     need_vision_config(loader, c);
     need_generation_config(loader, c);
@@ -7378,17 +7215,12 @@ static void need_generation(Loader *loader) {
     m->codebook = need_matrix(loader, "vq.codebook", ".weight", c->codebook, c->code_dim);
 }
 
-/* The strings of the array `key`, as views into the file; `count` must match unless it is 0. */
-static StringView *need_strings(Loader *loader, const char *key, uint64_t count, uint64_t limit, uint64_t *found) {
+/* The strings of the array `key`, as views into the file. */
+static StringView *need_strings(Loader *loader, const char *key, uint64_t count) {
     const ModelFile *file = &loader->model->storage->file;
-    const Metadata *entry = find_metadata(file, key);
-    if (entry == NULL || !entry->is_array || entry->type != GGUF_STRING || entry->count > limit ||
-        (count != 0 && entry->count != count)) {
-        loader_fail(loader, "metadata is missing or has another type or length:", key,
-                    " (convert the checkpoint again)");
-        return NULL;
-    }
-    StringView *strings = allocate((int64_t)entry->count, sizeof *strings);
+    const uint8_t *value = need_value(loader, key, GGUF_STRING, count);
+    if (value == NULL) return NULL;
+    StringView *strings = allocate((int64_t)count, sizeof *strings);
     if (strings == NULL) {
         loader->status = fail_memory(loader->error);
         return NULL;
@@ -7396,37 +7228,42 @@ static StringView *need_strings(Loader *loader, const char *key, uint64_t count,
     Cursor cursor = {0};
     cursor.bytes = file->image.bytes;
     cursor.size = file->image.size;
-    cursor.at = (size_t)(entry->value - file->image.bytes);
-    for (uint64_t i = 0; i < entry->count; i++) strings[i] = cursor_string(&cursor);
-    *found = entry->count;
+    cursor.at = (size_t)(value - file->image.bytes);
+    for (uint64_t i = 0; i < count; i++) strings[i] = cursor_string(&cursor);
     return strings;
+}
+
+/* A copy of the numbers of the array `key`; NULL and a count of 0 if it is absent: empty arrays are left out. */
+static uint32_t *copy_numbers(Loader *loader, const char *key, uint32_t type, int64_t *count) {
+    const Metadata *entry = find_metadata(&loader->model->storage->file, key);
+    *count = 0;
+    if (entry == NULL || need_value(loader, key, type, entry->count) == NULL) return NULL;
+    uint32_t *numbers = allocate((int64_t)entry->count, sizeof *numbers);
+    if (numbers == NULL) {
+        if (loader->status == JANUS_OK) loader->status = fail_memory(loader->error);
+        return NULL;
+    }
+    for (uint64_t i = 0; i < entry->count; i++) numbers[i] = (uint32_t)load_little_endian(entry->value + 4 * i, 4);
+    *count = (int64_t)entry->count;
+    return numbers;
 }
 
 static void need_tokenizer(Loader *loader) {
     JanusModel *m = loader->model;
+    Storage *storage = m->storage;
     TokenizerSpec spec = {0};
-    uint64_t tokens = 0, merges = 0, steps = 0, vocab = (uint64_t)m->config.vocab;
-    m->storage->token_strings = need_strings(loader, "tokenizer.ggml.tokens", vocab, vocab, &tokens);
-    if (find_metadata(&m->storage->file, "tokenizer.ggml.merges") != NULL) /* an empty list is left out */
-        m->storage->merge_strings = need_strings(loader, "tokenizer.ggml.merges", 0, 1 << 24, &merges);
-    m->storage->step_strings = need_strings(loader, "janus.tokenizer.pre_tokenizer", 0, 64, &steps);
-    const uint8_t *types = need_value(loader, "tokenizer.ggml.token_type", GGUF_I32, vocab);
-    if (loader->status != JANUS_OK) return;
-    m->storage->token_types = allocate(m->config.vocab, sizeof *m->storage->token_types);
-    if (m->storage->token_types == NULL) {
-        loader->status = fail_memory(loader->error);
-        return;
-    }
-    for (int i = 0; i < m->config.vocab; i++)
-        m->storage->token_types[i] = (int32_t)load_little_endian(types + 4 * (size_t)i, 4);
-    spec.tokens = m->storage->token_strings;
-    spec.token_types = m->storage->token_types;
+    int64_t types, merge_ids;
     spec.vocab_size = m->config.vocab;
-    spec.merges = m->storage->merge_strings;
-    spec.merge_count = (int64_t)merges;
-    spec.steps = m->storage->step_strings;
-    spec.step_count = (int64_t)steps;
-    loader->status = tokenizer_init(&m->storage->tokenizer, &spec, loader->error);
+    spec.tokens = storage->token_strings = need_strings(loader, "tokenizer.ggml.tokens", (uint64_t)spec.vocab_size);
+    storage->token_types = copy_numbers(loader, "tokenizer.ggml.token_type", GGUF_I32, &types);
+    spec.token_types = (const int32_t *)storage->token_types;
+    spec.merges = storage->merges = copy_numbers(loader, "janus.tokenizer.merges", GGUF_U32, &merge_ids);
+    spec.merge_count = merge_ids / 3;
+    spec.splits = storage->splits = copy_numbers(loader, "janus.tokenizer.split_rules", GGUF_U32, &spec.split_count);
+    if (types != spec.vocab_size || merge_ids % 3 != 0 || spec.merge_count > INT32_MAX)
+        loader_fail(loader, "metadata is missing or has another length:", "tokenizer.ggml.token_type or "
+                    "janus.tokenizer.merges", " (convert the checkpoint again)");
+    if (loader->status == JANUS_OK) loader->status = tokenizer_init(&storage->tokenizer, &spec, loader->error);
 }
 
 /* The string `key`, a view into the file; where the file has none, `otherwise`, or an error if that is NULL. */
@@ -7604,7 +7441,7 @@ static void answer_emit(Context *cx, Answer *answer, const char *text, size_t le
 static void answer_token(Context *cx, const JanusModel *m, Answer *answer, int32_t id) {
     size_t length = 0;
     const char *bytes = token_bytes(&m->storage->tokenizer, id, &length);
-    if (id >= 0 && m->storage->token_types[id] == KIND_CONTROL) return;
+    if (id >= 0 && m->storage->token_types[id] == (uint32_t)KIND_CONTROL) return;
     const ArenaBlock *mark = scratch_mark(cx);
     char *text = scratch_bytes(cx, checked_product((int64_t)length + 1, 3, 1), 1);
     if (text == NULL) return;
@@ -8737,9 +8574,9 @@ void janus_free(JanusModel *model) {
     }
     tokenizer_free(&model->storage->tokenizer);
     free(model->storage->token_strings);
-    free(model->storage->merge_strings);
-    free(model->storage->step_strings);
     free(model->storage->token_types);
+    free(model->storage->merges);
+    free(model->storage->splits);
     free(model->vit_blocks);
     free(model->blocks);
     free(model->storage->name);
@@ -12819,7 +12656,7 @@ static int command_help(Program *program) {
 static void print_version(void) {
     printf("janus " JANUS_VERSION "\n");
     print_kernels();
-    printf("model files     GGUF 3, janus.format_version 1\n");
+    printf("model files     GGUF 3, janus.format_version %d\n", FORMAT_VERSION);
 }
 
 /* Makes the folder; one that is there already must not hold tensors of another run. */

@@ -54,8 +54,7 @@ GEOMETRIES = {
 
 def synthetic_tokenizer(size: int) -> dict[str, Any]:
     """A tokenizer.json of the DeepSeek form for `size` ids: all bytes, made-up merges, special tokens, unused ids."""
-    letters = [part.split("-") for part in DEEPSEEK_LETTERS.split()]
-    letter_set = "".join("-".join(chr(int(end, 16)) for end in ends) for ends in letters)
+    letter_set = "".join(f"{chr(first)}-{chr(last)}" for first, last in convert.code_ranges(DEEPSEEK_LETTERS))
     patterns = ["[\r\n]", f"\\s?[{letter_set}]+", "\\s?[!-/:-~！-／：-～‘-‟　-。]+", "\\s+$",
                 "[一-龥ࠀ-一가-\ud7ff]+"]
     split: dict[str, Any] = {"type": "Split", "behavior": "Isolated", "invert": False}

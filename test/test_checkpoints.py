@@ -482,16 +482,14 @@ def test_roles_of_another_type_are_refused_by_janus(
 
 def test_limits_are_those_of_janus_c() -> None:
     source = (ROOT / "janus.c").read_text()
-    constants = {name: eval(value) for name, value in re.findall(r"\b([A-Z_]+_LIMIT) = ([0-9 <]+)", source)}
+    constants = {name: eval(value) for name, value in re.findall(r"\b([A-Z_]+_(?:LIMIT|VERSION)) = ([0-9 <]+)", source)}
     calls = dict(re.findall(r'need_integer\(loader, "([\w.]+)", \d, ([\w <]+)\)', source))
     limits = {key: constants.get(value) or eval(value) for key, value in calls.items()
               if value in constants or not value.strip("< 0123456789")}
     assert len(limits) > 20 and convert.LIMITS.items() <= limits.items()
     assert all(limit >= 1 << 20 for key, limit in limits.items() if key not in convert.LIMITS and "group" not in key)
-    assert (convert.SPLIT_STEPS, convert.SET_RANGES, convert.TOKEN_BYTES, convert.ADDED_TOKEN_BYTES) == tuple(
-        constants[name] for name in ("SPLIT_RULE_LIMIT", "RANGE_LIMIT", "TOKEN_LIMIT", "ADDED_TOKEN_LIMIT"))
-    white_space = re.search(r"WHITE_SPACE\[\] = \{(.*?)\};", source, re.DOTALL)
-    assert white_space and white_space[1].count("{") == convert.WHITE_SPACE_RANGES
+    assert (convert.SPLIT_RULES, convert.TOKEN_BYTES, convert.ADDED_TOKEN_BYTES, convert.FORMAT_VERSION) == tuple(
+        constants[name] for name in ("SPLIT_RULE_LIMIT", "TOKEN_LIMIT", "ADDED_TOKEN_LIMIT", "FORMAT_VERSION"))
     assert constants["LEVEL_LIMIT"] == 8 and constants["SIDE_LIMIT"] == 4096  # check_sizes has these two in words
 
 
@@ -563,6 +561,18 @@ def test_other_kinds_of_files_are_named(name: str, content: bytes | None, words:
     quantize = subprocess.run([JANUS, "quantize", "--type", "q8_0", "-o", tmp_path / "o.gguf", tmp_path / name],
                               capture_output=True, text=True, timeout=60)
     assert quantize.returncode == 1 and words in quantize.stderr and not (tmp_path / "o.gguf").exists()
+
+
+@pytest.mark.parametrize("version, words", [
+    (1, "was written by an older convert.py (format 1): convert the checkpoint again"),
+    (convert.FORMAT_VERSION + 1, "was written by a newer convert.py (format 3): this program reads format 2"),
+])
+def test_files_of_another_version_are_named(version: int, words: str, tmp_path: Path) -> None:
+    data = bytearray((ROOT / "weights" / "tiny.gguf").read_bytes())
+    key = b"janus.format_version"
+    data[data.index(key) + len(key) + 4] = version
+    (tmp_path / "other.gguf").write_bytes(data)
+    assert refused_by_janus(tmp_path / "other.gguf") == f"janus: {tmp_path / 'other.gguf'} {words}\n"
 
 
 # ---- Writing, and the command line ----

@@ -286,7 +286,7 @@ def test_version() -> None:
     for arguments in (["--version"], ["generate", "--version"]):
         lines = succeeds(*arguments, model=None).stdout.decode().split("\n")
         assert lines[0] == f"janus {version}" and lines[1] in succeeds("info").stdout.decode().split("\n")
-        assert re.fullmatch(r"kernels +([a-z0-9]+, )*plain", lines[1]) and re.fullmatch(r"model files +GGUF 3, janus.format_version 1", lines[2])
+        assert re.fullmatch(r"kernels +([a-z0-9]+, )*plain", lines[1]) and re.fullmatch(r"model files +GGUF 3, janus.format_version 2", lines[2])
 
 
 @pytest.mark.parametrize("name, option, value", [("JANUS_THREADS", "--threads", "1"), ("JANUS_ISA", "--isa", "plain")])

@@ -216,7 +216,7 @@ def test_metadata(layout: str, tmp_path: Path) -> None:
     metadata, _ = converted(tmp_path / "some model")
     assert metadata.pop("general.name") == "some model"
     tokens, kinds = metadata.pop("tokenizer.ggml.tokens"), metadata.pop("tokenizer.ggml.token_type")
-    merges, steps = metadata.pop("tokenizer.ggml.merges"), metadata.pop("janus.tokenizer.pre_tokenizer")
+    merges, rules = metadata.pop("janus.tokenizer.merges"), metadata.pop("janus.tokenizer.split_rules")
     assert metadata.pop("janus.prompt.system").startswith(
         "You are a helpful language and vision assistant. You are able"
     )
@@ -233,7 +233,7 @@ def test_metadata(layout: str, tmp_path: Path) -> None:
         "general.architecture": "janus",
         "general.alignment": 64,
         "general.file_type": 0,
-        "janus.format_version": 1,
+        "janus.format_version": 2,
         "janus.embedding_length": 64,
         "janus.block_count": 1,
         "janus.feed_forward_length": 96,
@@ -276,15 +276,11 @@ def test_metadata(layout: str, tmp_path: Path) -> None:
         "janus.tokenizer.begin_of_image_id": 311,
         "janus.tokenizer.end_of_image_id": 312,
     }
-    assert len(tokens) == len(kinds) == 320 and len(merges) == 320 - 256 - 8 - 5
+    assert len(tokens) == len(kinds) == 320 and len(merges) == 3 * (320 - 256 - 8 - 5)
     assert tokens[307] == "<｜begin▁of▁sentence｜>" and kinds[306:309] == [1, 3, 3]
     assert tokens[315] == "[PAD315]" and kinds[315] == 5
-    assert merges[0].split(" ")[0] + merges[0].split(" ")[1] in tokens
-    assert (
-        steps[0] == "split [\r\n]"
-        and steps[1].startswith("split \\s?[A-Za-zµ")
-        and steps[5:] == ["digits individual", "bytelevel"]
-    )
+    assert tokens[merges[0]] + tokens[merges[1]] == tokens[merges[2]]
+    assert rules[:10] == [0, 0, 2, 10, 10, 13, 13, 1, 10, 84] and rules[-2:] == [0x1FBF0, 0x1FBF9]
 
 
 # ------------------------------------------------------------------------------------------------------- number formats
@@ -941,37 +937,31 @@ def test_a_tokenizer_not_understood_is_refused(
         "[\\s!-/]?",
         "[!-&&b]",
         "[\\n-\\t]",
-        "[" + "".join(chr(0x400 + 2 * i) for i in range(1025)) + "]",
     ],
 )
 def test_regular_expressions_beyond_the_grammar_are_refused(pattern: str) -> None:
     with pytest.raises(convert.Refused):
-        convert.check_split_pattern(pattern)
+        convert.compile_split(pattern)
 
 
-@pytest.mark.parametrize(
-    "pattern",
-    [
-        "\\s",
-        "\\s+",
-        "\\s+$",
-        "[\r\n]",
-        "[\\r\\n]",
-        "\\s?[A-Za-z]+",
-        "[a\\-z]",
-        "[\\s!-/]?[b]",
-        "[\\t-\\n]",
-        "[\\]\\[\\^\\\\]+",
-        "[a^]",
-        "[b]?[c]+$",
-        "[" + "".join(chr(0x400 + 2 * i) for i in range(1024)) + "]",
-        "[一-龥ࠀ-一가-퟿]+",
-        "[&a]",
-        "[+?$.*]",
-    ],
-)
-def test_regular_expressions_of_the_grammar_are_accepted(pattern: str) -> None:
-    convert.check_split_pattern(pattern)
+SPACES = [9, 13, 32, 32, 0x85, 0x85, 0xA0, 0xA0, 0x1680, 0x1680, 0x2000, 0x200A, 0x2028, 0x2029, 0x202F, 0x202F, 0x205F, 0x205F,
+          0x3000, 0x3000]
+
+
+@pytest.mark.parametrize("pattern, rule", [
+    ("\\s", [0, 0, 10, *SPACES]), ("\\s+", [1, 0, 10, *SPACES]), ("\\s+$", [3, 0, 10, *SPACES]),
+    ("[\r\n]", [0, 0, 2, 10, 10, 13, 13]), ("[\\r\\n]", [0, 0, 2, 10, 10, 13, 13]),
+    ("\\s?[A-Za-z]+", [1, 10, 2, *SPACES, 65, 90, 97, 122]), ("[a\\-z]", [0, 0, 3, 45, 45, 97, 97, 122, 122]),
+    ("[b]?[c]+$", [3, 1, 1, 98, 98, 99, 99]), ("[\\t-\\n]", [0, 0, 1, 9, 10]), ("[a^]", [0, 0, 2, 94, 94, 97, 97]),
+    ("[\\s!-/]?[b]", [0, 10, 1, 9, 13, 32, 47, *SPACES[4:], 98, 98]), ("[cab-dz]", [0, 0, 2, 97, 100, 122, 122]),
+    ("[\\]\\[\\^\\\\]+", [1, 0, 1, 91, 94]), ("[&a]", [0, 0, 2, 38, 38, 97, 97]),
+    ("[+?$.*]", [0, 0, 4, 36, 36, 42, 43, 46, 46, 63, 63]), ("[一-龥ࠀ-一가-퟿]+", [1, 0, 2, 0x800, 0x9FA5, 0xAC00, 0xD7FF]),
+    ("[" + "".join(chr(0x400 + 2 * i) for i in range(1025)) + "]",
+     [0, 0, 1025, *(0x400 + 2 * (i // 2) for i in range(2050))]),
+])
+def test_regular_expressions_of_the_grammar_become_rules(pattern: str, rule: list[int]) -> None:
+    """Flags, numbers of ranges, ranges: sorted, and joined where they overlap or touch."""
+    assert convert.compile_split(pattern) == rule
 
 
 def test_a_merge_of_nothing_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -998,10 +988,14 @@ def test_other_tokenizers_of_the_family_are_accepted(tmp_path: Path) -> None:
         edit(folder, "tokenizer.json", f"model.{option}", value)
     edit(folder, "tokenizer.json", "model.merges.0", "Ġ Ġ")
     metadata, _ = converted(folder)
-    assert metadata["janus.tokenizer.pre_tokenizer"][5] == "digits runs"
+    rules = metadata["janus.tokenizer.split_rules"]
+    digits = convert.split_rule([], convert.code_ranges(convert.DIGITS), True, False)
+    assert digits[0] == 1 and rules[-len(digits):] == digits
     assert metadata["tokenizer.ggml.tokens"][313] == "中" and metadata["tokenizer.ggml.token_type"][313] == 4
     edit(folder, "tokenizer.json", "model.merges", [])
-    assert "tokenizer.ggml.merges" not in converted(folder)[0]
+    assert "janus.tokenizer.merges" not in converted(folder)[0]
+    edit(folder, "tokenizer.json", "pre_tokenizer", random_model.synthetic_tokenizer(320)["decoder"])
+    assert "janus.tokenizer.split_rules" not in converted(folder)[0]
 
 
 @pytest.mark.parametrize(

@@ -1072,8 +1072,9 @@ static JanusStatus load_patched(const char *name, size_t skip, const void *patch
 
 static void test_patched_models(void) {
     static const char EPSILON[] = "janus.attention.layer_norm_rms_epsilon", PROMPT[] = "janus.prompt.system",
-                      STEPS[] = "janus.tokenizer.pre_tokenizer", HEAD[] = "output.weight",
-                      MERGES[] = "tokenizer.ggml.merges";
+                      TYPES[] = "tokenizer.ggml.token_type", HEAD[] = "output.weight",
+                      MERGES[] = "janus.tokenizer.merges", RULES[] = "janus.tokenizer.split_rules",
+                      TOKENS[] = "tokenizer.ggml.tokens";
     static const struct {
         const char *what, *name;
         size_t skip, count;
@@ -1083,8 +1084,12 @@ static void test_patched_models(void) {
                    {"an infinite epsilon", EPSILON, sizeof EPSILON - 1 + 4, 4, "\0\0\x80\x7F"},
                    {"an epsilon that is no number", EPSILON, sizeof EPSILON - 1 + 4, 4, "\0\0\xC0\x7F"},
                    {"no system prompt", PROMPT, 0, 1, "x"},
-                   {"no pre-tokenizer", STEPS, 0, 1, "x"},
-                   {"strings that are numbers", MERGES, sizeof MERGES - 1, 4, "\5\0\0\0"},
+                   {"no types of tokens", TYPES, 0, 1, "x"},
+                   {"strings that are numbers", TOKENS, sizeof TOKENS - 1, 4, "\5\0\0\0"},
+                   {"merges that are no array", MERGES, sizeof MERGES - 1, 4, "\5\0\0\0"},
+                   {"merges of floats", MERGES, sizeof MERGES - 1 + 4, 4, "\6\0\0\0"},
+                   {"a merge of no tokens", MERGES, sizeof MERGES - 1 + 16, 4, "\377\377\377\377"},
+                   {"split rules of unknown flags", RULES, sizeof RULES - 1 + 16, 4, "\4\0\0\0"},
                    {"a tensor that nobody knows", HEAD, 0, 1, "x"}};
     JanusModel *model = NULL;
     JanusError error;

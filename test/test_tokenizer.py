@@ -25,7 +25,7 @@ from typing import Any, Callable, Iterable, Iterator
 import numpy as np
 import pytest
 from gguf import GGUFReader
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
 import convert
 import random_model
@@ -294,7 +294,7 @@ PATTERNS = [[r"\s+$"], [r"\s?[a-c]+$"], [r"[\s]?[\sa]+$", r"[a]"], [r"[ab]?\s$"]
 def test_other_patterns_of_the_grammar(patterns: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Splits that DeepSeek does not have; "$" is the end of a line. convert.py is stricter there."""
     rng = random.Random(6)
-    monkeypatch.setattr(convert, "check_steps", lambda steps: steps)
+    monkeypatch.setattr(convert, "check_steps", lambda steps: sum(steps, []))
     split = {"type": "Split", "behavior": "Isolated", "invert": False}
     steps = [split | {"pattern": {"Regex": pattern}} for pattern in patterns] + deepseek_steps()[-1:]
     document = glass_tokenizer()
@@ -430,29 +430,34 @@ def damage(key: str, index: int, value: Any) -> Callable[[dict[str, Any]], None]
     return change
 
 
-STEPS = "janus.tokenizer.pre_tokenizer"
-TOKENS, TYPES, MERGES = (f"tokenizer.ggml.{name}" for name in ("tokens", "token_type", "merges"))
+def replace_all(key: str, values: list[Any]) -> Callable[[dict[str, Any]], None]:
+    """Another array in the metadata."""
+    def change(metadata: dict[str, Any]) -> None:
+        metadata[key][1][:] = values
+    return change
+
+
+RULES, MERGES = "janus.tokenizer.split_rules", "janus.tokenizer.merges"
+TOKENS, TYPES = "tokenizer.ggml.tokens", "tokenizer.ggml.token_type"
+NO_RULE, NO_MERGE = f"{RULES}: rule 0 is malformed", f"{MERGES}: number 3 is not two tokens"
 DAMAGES = [
-    (damage(STEPS, 1, "split [^a]"), f"{STEPS}[1] has a negated set"), (damage(STEPS, 0, "split a"), "neither"),
-    (damage(STEPS, 0, "split [a"), "without its ]"), (damage(STEPS, 0, "split [b-a]"), "ends before it begins"),
-    (damage(STEPS, 0, "split [a&&b]"), "intersection"), (damage(STEPS, 0, "split [[a]]"), "unescaped"),
-    (damage(STEPS, 0, r"split [\d]"), "unknown escape"), (damage(STEPS, 0, "split [a]+[b]+"), "more than"),
-    (damage(STEPS, 0, "split [a]*"), "more than"), (damage(STEPS, 0, "split "), "neither"),
-    (damage(STEPS, 0, "split []"), "unescaped"), (damage(STEPS, 0, "digits"), "unknown kind of step"),
-    (damage(STEPS, 0, "lowercase"), "unknown kind of step"), (damage(STEPS, 0, "bytelevel"), "unknown kind of step"),
-    (damage(STEPS, 0, "digits runs "), "unknown kind of digits"),
-    (damage(STEPS, -1, "digits runs"), "and then bytelevel"),
-    (damage(STEPS, 0, "split [" + "".join(chr(0x400 + 2 * i) for i in range(1025)) + "]"), "too many ranges"),
-    (damage(MERGES, 3, "t"), f"{MERGES}[3]"), (damage(MERGES, 3, " t"), f"{MERGES}[3]"),
-    (damage(MERGES, 3, "t "), f"{MERGES}[3]"), (damage(MERGES, 3, "zz q"), f"{MERGES}[3]"),
-    (damage(MERGES, 0, ""), f"{MERGES}[0]"), (damage(TOKENS, 300, "b"), "are the same"),
+    (damage(RULES, 0, 4), NO_RULE), (damage(RULES, 0, 2**32 - 1), NO_RULE),  # flags
+    (damage(RULES, 1, 2**31), NO_RULE), (damage(RULES, 2, 2**32 - 1), NO_RULE), (damage(RULES, 2, 500), NO_RULE),  # counts
+    (damage(RULES, 3, 11), NO_RULE), (damage(RULES, 4, 14), NO_RULE), (damage(RULES, 5, 10), NO_RULE),  # not ascending
+    (damage(RULES, -1, 0), f"{RULES}: rule 5 is"), (damage(RULES, 1, 1), "is malformed"),
+    (replace_all(RULES, [0, 0]), NO_RULE), (replace_all(RULES, [0, 0, 1, 65]), NO_RULE),
+    (replace_all(RULES, [0, 0, 1, 65, 66, 1]), f"{RULES}: rule 1 is"), (replace_all(RULES, [0, 0, 0] * 17), f"{RULES}: rule 16 is"),
+    (damage(MERGES, 9, 400), NO_MERGE), (damage(MERGES, 10, 2**31), NO_MERGE), (damage(MERGES, 11, 2**32 - 1), NO_MERGE),
+    (damage(MERGES, 11, 256), NO_MERGE), (damage(MERGES, 9, 66), NO_MERGE), (damage(MERGES, 10, 66), NO_MERGE),
+    (lambda metadata: metadata[MERGES][1].pop(), MERGES), (lambda metadata: metadata[TYPES][1].pop(), TYPES),
+    (lambda metadata: metadata[TOKENS][1].pop(), TOKENS), (damage(TOKENS, 387, convert.BOS), "are the same"),
     (damage(TOKENS, 65, "[none]"), "no token for the byte 0x41"), (damage(TYPES, 5, 6), f"{TYPES}[5] is 6"),
     (damage(TYPES, 5, -1), f"{TYPES}[5] is -1"), (damage(TOKENS, 5, "x" * 70_000), f"{TOKENS}[5]"),
     (lambda metadata: [damage(TOKENS, 300, "x" * 257)(metadata), damage(TYPES, 300, 3)(metadata)], "257 bytes"),
 ]
 
 
-@pytest.mark.parametrize("change, words", DAMAGES, ids=[words for _, words in DAMAGES])
+@pytest.mark.parametrize("change, words", DAMAGES, ids=lambda value: value if isinstance(value, str) else "")
 def test_unsound_tokenizers_are_refused(change: Callable[[dict[str, Any]], None], words: str, tmp_path: Path,
                                         monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that convert.py would not write, with a tokenizer that janus.c must not trust."""
@@ -470,7 +475,7 @@ def test_unsound_tokenizers_are_refused(change: Callable[[dict[str, Any]], None]
     assert refusal.value.status == LIBRARY.c.JANUS_BAD_MODEL and words in str(refusal.value), refusal.value
 
 
-# ---- One grammar of split patterns ----
+# ---- Split patterns ----
 
 def any_pattern(rng: random.Random) -> str:
     """A pattern of the grammar, often with something in it that does not belong there."""
@@ -489,37 +494,32 @@ def any_pattern(rng: random.Random) -> str:
     return pattern
 
 
-def gguf_string(text: str) -> bytes:
-    return len(text.encode()).to_bytes(8, "little") + text.encode()
-
-
-def test_convert_and_janus_accept_the_same_patterns(tmp_path: Path) -> None:
-    """Whatever convert.py writes janus.c reads, and what it refuses janus.c would not read either."""
-    sound = model_file(tmp_path, random_model.synthetic_tokenizer(400), 400).read_bytes()
-    step, name = gguf_string("split [\r\n]"), gguf_string("general.name") + (8).to_bytes(4, "little")
-    rng, taken = random.Random(10), 0
+def test_split_rules_cut_as_the_patterns_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What convert.py compiles means what the regular expression means to `tokenizers`, which reads all of them."""
+    rng, compiled = random.Random(10), []
     patterns = sorted({any_pattern(rng) for _ in range(1500)} | {"", "\\s", "[a]+[b]+", "[a]?", "[!-&&b]"})
     for pattern in patterns:
-        new = gguf_string("split " + pattern)
-        filler = "." * (-(len(new) - len(step)) % 64)  # keeps the weights at their multiple of 64 bytes
-        old_name = name + gguf_string(tmp_path.name)
-        assert sound.count(step) == sound.count(old_name) == 1
-        data = sound.replace(step, new).replace(old_name, name + gguf_string(tmp_path.name + filler))
-        (tmp_path / "changed.gguf").write_bytes(data)
         try:
-            convert.check_split_pattern(pattern)
-            accepted = True
+            compiled.append((pattern, convert.compile_split(pattern)))
         except convert.Refused:
-            accepted = False
-        try:
-            Model(tmp_path / "changed.gguf")
-            read = True
-        except Refused as refusal:
-            assert "janus.tokenizer.pre_tokenizer[0] has" in str(refusal)
-            read = False
-        assert accepted == read, pattern
-        taken += accepted
-    assert 300 < taken < len(patterns) - 300
+            continue
+    assert 300 < len(compiled) < len(patterns) - 300
+    characters = "aabbccf&^-]\\[!+?$/  \n\n\r\t\u2028éü1_`"
+    for pattern, rule in compiled:
+        splitter = pre_tokenizers.Split(Regex(pattern), "isolated")
+        for text in ("".join(rng.choices(characters, k=rng.randint(0, 14))) for _ in range(20)):
+            expected = [piece for piece, _ in splitter.pre_tokenize_str(text)]
+            assert cut_by_rule(rule, text) == expected, (pattern, text)
+
+
+def cut_by_rule(rule: list[int], text: str) -> list[str]:
+    """The pieces that a split rule of the file leaves of a text, as the comment in convert.py defines it."""
+    flags, before, body = rule[:3]
+    sets = ["".join(f"\\U{first:08x}-\\U{last:08x}" for first, last in zip(rule[start:end:2], rule[start + 1:end:2]))
+            for start, end in ((3, 3 + 2 * before), (3 + 2 * before, len(rule)))]
+    assert len(rule) == 3 + 2 * before + 2 * body
+    pattern = (f"[{sets[0]}]?" if before else "") + f"[{sets[1]}]" + "+" * (flags & 1) + r"(?=\n|\Z)" * (flags >> 1)
+    return [piece for piece in re.split(f"({pattern})", text) if piece]
 
 
 # ---- DeepSeek's own vocabulary ----

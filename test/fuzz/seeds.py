@@ -18,9 +18,12 @@ from PIL import Image
 F32, F16, Q8_0 = 0, 1, 8
 SPECIAL = ["<bos>", "<eos>", "<pad>", "<image_placeholder>", "<begin_of_image>", "<end_of_image>", "<|User|>", "<|Assistant|>"]
 MERGES = ["h e", "Ġ t", "Ġt he", "l l", "he ll", "i n", "Ġ a", "o x"]
-LETTERS = "A-Za-zµÀ-ÖØ-öø-ƺ"
-STEPS = ["split [\r\n]", rf"split \s?[{LETTERS}]+", r"split \s?[!-/:-~！-／：-～‘-‟　-。]+", r"split \s+$",
-         "split [一-龥ࠀ-一가-퟿]+", "digits individual", "bytelevel"]
+SPACES = [(9, 13), (32, 32), (0x85, 0x85), (0xA0, 0xA0), (0x2000, 0x200A), (0x3000, 0x3000)]
+LETTERS = [(65, 90), (97, 122), (0xB5, 0xB5), (0xC0, 0xD6), (0xD8, 0xF6), (0xF8, 0x1BA)]
+MARKS = [(0x21, 0x2F), (0x3A, 0x7E), (0x2018, 0x201F), (0x3000, 0x3002), (0xFF01, 0xFF0F)]
+# Flags (1: +, 2: $), what may stand in front, the body: newlines, words, punctuation, spaces at the end, Chinese, digits.
+RULES = [(0, [], [(10, 10), (13, 13)]), (1, SPACES, LETTERS), (1, SPACES, MARKS), (3, [], SPACES),
+         (1, [], [(0x800, 0x9FA5), (0xAC00, 0xD7FF)]), (0, [], [(0x30, 0x39), (0xFF10, 0xFF19), (0x1D7CE, 0x1D7FF)])]
 PLAIN = dict(hidden=12, layers=1, mlp=14, heads=2, kv_heads=1, head_dim=10, context=120, side=8, patch=4, vit_width=6,
              vit_layers=1, vit_mlp=9, vit_heads=2, aligner=2, gen_aligner=2, head_width=11, codes=16, code_dim=3, base=4,
              multipliers=[1, 2], blocks=1, z=5, groups=2, grid=2, tied=False)
@@ -58,7 +61,7 @@ def metadata(g: dict, tokens: list[str]) -> dict[str, object]:
     ids = {name: tokens.index(name) for name in SPECIAL}
     return {
         "general.architecture": "janus", "general.alignment": 64, "general.name": "seed", "general.file_type": 0,
-        j + "format_version": 1, j + "embedding_length": g["hidden"], j + "block_count": g["layers"],
+        j + "format_version": 2, j + "embedding_length": g["hidden"], j + "block_count": g["layers"],
         j + "feed_forward_length": g["mlp"], j + "context_length": g["context"], j + "vocab_size": len(tokens),
         j + "attention.head_count": g["heads"], j + "attention.head_count_kv": g["kv_heads"],
         j + "attention.key_length": g["head_dim"], j + "attention.layer_norm_rms_epsilon": 1e-6,
@@ -70,15 +73,17 @@ def metadata(g: dict, tokens: list[str]) -> dict[str, object]:
         j + "vq.codebook_size": g["codes"], j + "vq.codebook_dim": g["code_dim"], j + "vq.base_channels": g["base"],
         j + "vq.channel_multipliers": g["multipliers"], j + "vq.res_blocks": g["blocks"], j + "vq.z_channels": g["z"],
         j + "vq.group_count": g["groups"], j + "vq.group_norm_epsilon": 1e-6, j + "vq.grid_size": g["grid"],
-        j + "prompt.system": "be kind", j + "image.min_size": 2, j + "image.mean": [0.5] * 3, j + "image.std": [0.5] * 3,
+        j + "prompt.system": "be kind", j + "prompt.user_role": "<|User|>", j + "prompt.assistant_role": "<|Assistant|>",
+        j + "image.min_size": 2, j + "image.mean": [0.5] * 3, j + "image.std": [0.5] * 3,
         j + "image.rescale_factor": ("d", 1 / 255), j + "image.background_color": [127] * 3, j + "image.do_normalize": True,
         "tokenizer.ggml.tokens": tokens,
         "tokenizer.ggml.token_type": [bytes([3 if token in SPECIAL else 1]) for token in tokens],
-        "tokenizer.ggml.merges": MERGES,
         "tokenizer.ggml.bos_token_id": ids["<bos>"], "tokenizer.ggml.eos_token_id": ids["<eos>"],
         "tokenizer.ggml.padding_token_id": ids["<pad>"], j + "tokenizer.image_placeholder_id": ids["<image_placeholder>"],
         j + "tokenizer.begin_of_image_id": ids["<begin_of_image>"], j + "tokenizer.end_of_image_id": ids["<end_of_image>"],
-        j + "tokenizer.pre_tokenizer": STEPS,
+        j + "tokenizer.merges": [tokens.index(t) for merge in MERGES for t in (*merge.split(" "), merge.replace(" ", ""))],
+        j + "tokenizer.split_rules": [n for flags, before, body in RULES
+                                      for n in (flags, len(before), len(body), *(c for pair in before + body for c in pair))],
     }
 
 

@@ -364,20 +364,27 @@ def gguf_tensors(reader) -> Iterator[tuple[str, torch.Tensor]]:
         yield from to_transformers(tensor.name, gguf_tensor(tensor), "gguf").items()
 
 
+def gguf_patterns(values: Mapping[str, object]) -> Iterator[str]:
+    """The split rules of a file as regular expressions again."""
+    numbers = list(values.get("janus.tokenizer.split_rules", []))
+    while numbers:
+        flags, before, body = numbers[:3]
+        ends = [f"\\x{{{number:x}}}" for number in numbers[3:3 + 2 * (before + body)]]
+        ranges = ["-".join(pair) for pair in zip(ends[::2], ends[1::2])]
+        optional = f"[{''.join(ranges[:before])}]?" if before else ""
+        yield optional + f"[{''.join(ranges[before:])}]" + ("+" if flags & 1 else "") + ("$" if flags & 2 else "")
+        del numbers[:3 + 2 * (before + body)]
+
+
 def gguf_tokenizer(values: Mapping[str, object]) -> Tokenizer:
     """The byte-level BPE tokenizer that a file's metadata describes."""
     tokens, kinds = values["tokenizer.ggml.tokens"], values["tokenizer.ggml.token_type"]
     added = {i for i, kind in enumerate(kinds) if kind in (3, 4)}
     vocab = {token: i for i, token in enumerate(tokens) if kinds[i] == 1}
-    merges = [tuple(merge.split(" ")) for merge in values["tokenizer.ggml.merges"]]
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges))
-    steps = []
-    for step in values["janus.tokenizer.pre_tokenizer"]:
-        kind, _, rest = step.partition(" ")
-        steps.append(pre_tokenizers.Split(Regex(rest), "isolated") if kind == "split" else
-                     pre_tokenizers.Digits(rest == "individual") if kind == "digits" else
-                     pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
+    ids = iter(values.get("janus.tokenizer.merges", []))
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[(tokens[left], tokens[right]) for left, right, _ in zip(ids, ids, ids)]))
+    steps = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in gguf_patterns(values)]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*steps, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
     tokenizer.decoder = decoders.ByteLevel()
     return add_tokens(tokenizer, tokens, kinds, sorted(added))
 
