@@ -361,9 +361,13 @@ static void answer_token(Context *cx, const JanusModel *m, Answer *answer, int32
    drawn_side, 3), the middle of the picture, in -1..1. */
 static void vit_pixels(Context *cx, const Config *c, const JanusImage *image, float *pixels);
 
-/* work(data, thread, begin, end) over [0, count) in pieces of `grain`, by all threads. */
-static void in_parallel(Context *cx, void (*work)(void *data, int thread, int64_t begin, int64_t end), void *data,
-                        int64_t count, int64_t grain);
+/* job(data, chunk) over [0, count) in chunks of `grain`, by all threads. */
+typedef struct {
+    int64_t begin, end;
+    int thread; /* that runs it */
+} Chunk;
+typedef void Job(void *data, Chunk chunk);
+static void in_parallel(Context *cx, Job *job, void *data, int64_t count, int64_t grain);
 
 static int64_t min_i64(int64_t a, int64_t b);
 static int64_t max_i64(int64_t a, int64_t b);
@@ -1257,21 +1261,19 @@ typedef struct {
     int32_t *ids;        /* (N); -1: its probabilities are not a distribution */
 } PickImageIds;
 
-static void guidance_job(void *data, int thread, int64_t begin, int64_t end) {
+static void guidance_job(void *data, Chunk chunk) {
     const PickImageIds *pick = data;
-    (void)thread;
-    for (int64_t n = begin; n < end; n++) {
+    for (int64_t n = chunk.begin; n < chunk.end; n++) {
         const float *cond = pick->logits + 2 * n * pick->K, *uncond = cond + pick->K;
         guide(pick->probs + n * pick->K, cond, uncond, pick->K, pick->options->cfg_weight);
         pick->ids[n] = argmax(pick->probs + n * pick->K, pick->K);
     }
 }
 
-static void draw_job(void *data, int thread, int64_t begin, int64_t end) {
+static void draw_job(void *data, Chunk chunk) {
     const PickImageIds *pick = data;
     const int K = (int)pick->K;
-    (void)thread;
-    for (int64_t n = begin; n < end; n++) {
+    for (int64_t n = chunk.begin; n < chunk.end; n++) {
         float *probs = pick->probs + n * K;
         scale_temperature(probs, K, pick->options->temperature);
         softmax(probs, K);
@@ -1503,7 +1505,10 @@ static void converse(Context *cx, const JanusModel *m, Conversation *conversatio
    ****************************************************************************************************************** */
 
 /* ==================================================================================================================
-   9  Platform: all that differs between POSIX, Windows and the rest. Paths are UTF-8 everywhere.
+   9  Platform
+
+      All that differs between systems, as two blocks with the same functions. Paths are UTF-8 everywhere. A function
+      that fails returns -1, NULL or false and sets errno.
    ================================================================================================================== */
 
 #if defined(__wasi__) /* WASI has no setjmp: running out of memory while writing a picture ends the program */
@@ -1513,19 +1518,141 @@ typedef int jmp_buf;
 #else
 #include <setjmp.h>
 #endif
+#include <fcntl.h>
+#include <sys/stat.h>
+
+typedef enum { PATH_NONE, PATH_FILE, PATH_PROTECTED, PATH_FOLDER, PATH_DEVICE } PathKind; /* of the link's target */
+
+/* A complete file in memory: mapped where the system can, else read. The bytes are only written to on big-endian
+   machines, where the file is always read. */
+typedef struct {
+    uint8_t *bytes;
+    size_t size;
+    bool mapped;
+} FileImage;
+
 #if defined(_WIN32)
 #ifndef WIN32_LEAN_AND_MEAN
 #define WIN32_LEAN_AND_MEAN
 #endif
 #include <windows.h>
-#include <fcntl.h>
+#include <direct.h>
 #include <io.h>
 #include <shellapi.h>
+
+/* `path` as UTF-16, for as long as the block around it; empty if it is not valid UTF-8 or too long. */
+#define WIDE(path) wide_path((wchar_t[WIDE_LIMIT]){0}, path)
+enum { WIDE_LIMIT = 4096 };
+static const wchar_t *wide_path(wchar_t *out, const char *path) {
+    if (MultiByteToWideChar(CP_UTF8, MB_ERR_INVALID_CHARS, path, -1, out, WIDE_LIMIT) == 0) out[0] = 0;
+    return out;
+}
+
+static FILE *file_open(const char *path, const char *mode) { return _wfopen(WIDE(path), WIDE(mode)); }
+
+static FILE *file_create(const char *path) {
+    const int file = _wopen(WIDE(path), _O_WRONLY | _O_CREAT | _O_EXCL | _O_BINARY, _S_IREAD | _S_IWRITE);
+    return file >= 0 ? _fdopen(file, "wb") : NULL;
+}
+
+static void file_remove(const char *path) { _wremove(WIDE(path)); }
+
+static int file_replace(const char *from, const char *to) {
+    const bool done = MoveFileExW(WIDE(from), WIDE(to), MOVEFILE_REPLACE_EXISTING) != 0;
+    if (!done) errno = EACCES;
+    return done ? 0 : -1;
+}
+
+static void keep_access(FILE *file, const char *path) { (void)file, (void)path; }
+
+static char *link_target(const char *path) { return _strdup(path); }
+
+static PathKind path_kind(const char *path) {
+    const DWORD found = GetFileAttributesW(WIDE(path));
+    if (found == INVALID_FILE_ATTRIBUTES) return PATH_NONE;
+    if ((found & FILE_ATTRIBUTE_DIRECTORY) != 0) return PATH_FOLDER;
+    return (found & FILE_ATTRIBUTE_READONLY) != 0 ? PATH_PROTECTED : PATH_FILE;
+}
+
+/* Opens an existing file or folder; while it is open to be read, others may only read it. */
+static HANDLE open_handle(const char *path, DWORD access) {
+    const DWORD shared = FILE_SHARE_READ | (access == 0 ? FILE_SHARE_WRITE | FILE_SHARE_DELETE : 0);
+    HANDLE file = CreateFileW(WIDE(path), access, shared, NULL, OPEN_EXISTING, FILE_FLAG_BACKUP_SEMANTICS, NULL);
+    if (file == INVALID_HANDLE_VALUE) errno = ENOENT;
+    return file;
+}
+
+static bool same_file(const char *path, const char *other) {
+    BY_HANDLE_FILE_INFORMATION of[2];
+    bool known = true;
+    for (int i = 0; i < 2; i++) {
+        HANDLE file = open_handle(i == 0 ? path : other, 0);
+        known = known && file != INVALID_HANDLE_VALUE && GetFileInformationByHandle(file, &of[i]) != 0;
+        if (file != INVALID_HANDLE_VALUE) CloseHandle(file);
+    }
+    return known && of[0].dwVolumeSerialNumber == of[1].dwVolumeSerialNumber &&
+           of[0].nFileIndexHigh == of[1].nFileIndexHigh && of[0].nFileIndexLow == of[1].nFileIndexLow;
+}
+
+static int file_map(const char *path, FileImage *image) {
+    HANDLE file = open_handle(path, GENERIC_READ), mapping = NULL;
+    LARGE_INTEGER size;
+    if (file == INVALID_HANDLE_VALUE) return -1;
+#if !defined(JANUS_NO_MMAP)
+    if (GetFileSizeEx(file, &size) && size.QuadPart > 0 && (uint64_t)size.QuadPart <= SIZE_MAX)
+        mapping = CreateFileMappingW(file, NULL, PAGE_READONLY, 0, 0, NULL);
+#endif
+    CloseHandle(file);
+    if (mapping == NULL) return 1;
+    image->bytes = MapViewOfFile(mapping, FILE_MAP_READ, 0, 0, 0);
+    CloseHandle(mapping);
+    image->size = (size_t)size.QuadPart;
+    image->mapped = image->bytes != NULL;
+    return image->mapped ? 0 : 1;
+}
+
+static void file_unmap(FileImage *image) { UnmapViewOfFile(image->bytes); }
+
+static int process_id(void) { return (int)GetCurrentProcessId(); }
+
+static int64_t memory_size(void) {
+    MEMORYSTATUSEX status;
+    status.dwLength = sizeof status;
+    return GlobalMemoryStatusEx(&status) ? (int64_t)status.ullTotalPhys : 0;
+}
+
+static int processor_count(void) {
+    DWORD_PTR mine = 0, all = 0;
+    SYSTEM_INFO info;
+    int count = 0;
+    GetSystemInfo(&info);
+    if (!GetProcessAffinityMask(GetCurrentProcess(), &mine, &all)) mine = 0;
+    for (; mine != 0; mine &= mine - 1) count++;
+    return count > 0 ? count : (int)info.dwNumberOfProcessors; /* in several groups of processors there is no mask */
+}
+
+#if !defined(JANUS_LIBRARY)
+static int folder_make(const char *path) {
+    _wrmdir(WIDE(path)); /* if it is empty */
+    return _wmkdir(WIDE(path));
+}
+
+static bool input_ready(FILE *stream) {
+    DWORD bytes = 0;
+    const HANDLE handle = (HANDLE)_get_osfhandle(_fileno(stream));
+    if (GetFileType(handle) == FILE_TYPE_CHAR) return WaitForSingleObject(handle, 0) == WAIT_OBJECT_0;
+    return !PeekNamedPipe(handle, NULL, 0, NULL, &bytes, NULL) || bytes > 0; /* fails for files and at the end */
+}
+
+static int64_t input_read(FILE *stream, void *bytes, size_t size) {
+    return _read(_fileno(stream), bytes, (unsigned)size);
+}
+#endif
+
 #else
-#include <dirent.h>
-#include <sys/stat.h>
 #include <unistd.h>
 #if !defined(JANUS_LIBRARY)
+#include <dirent.h>
 #include <poll.h>
 #endif
 #if !defined(JANUS_LIBRARY) && !defined(__wasi__)
@@ -1536,342 +1663,72 @@ typedef int jmp_buf;
 #include <sys/syscall.h>
 #endif
 #if !defined(JANUS_NO_MMAP)
-#include <fcntl.h>
 #include <sys/mman.h>
 #endif
-#endif
 
-#if defined(_WIN32)
-/* UTF-8 -> UTF-16, malloc'ed; NULL if it is not valid UTF-8 or memory runs out. */
-static wchar_t *wide_path(const char *path) {
-    int length = MultiByteToWideChar(CP_UTF8, MB_ERR_INVALID_CHARS, path, -1, NULL, 0);
-    wchar_t *wide = length > 0 ? malloc((size_t)length * sizeof *wide) : NULL;
-    if (wide != NULL) MultiByteToWideChar(CP_UTF8, MB_ERR_INVALID_CHARS, path, -1, wide, length);
-    if (wide == NULL) errno = EINVAL;
-    return wide;
-}
-#endif
+static FILE *file_open(const char *path, const char *mode) { return fopen(path, mode); }
 
-static FILE *file_open(const char *path, const char *mode) {
-#if defined(_WIN32)
-    wchar_t *wide = wide_path(path), *wide_mode = wide_path(mode);
-    FILE *file = wide != NULL && wide_mode != NULL ? _wfopen(wide, wide_mode) : NULL;
-    free(wide);
-    free(wide_mode);
-    return file;
-#else
-    return fopen(path, mode);
-#endif
-}
+/* Creates a file for writing; fails with EEXIST if the name is taken, even by a link that leads nowhere. */
+static FILE *file_create(const char *path) { return fopen(path, "wbx"); } /* x: of C11, older in C libraries */
 
-static bool path_is_folder(const char *path) {
-#if defined(_WIN32)
-    wchar_t *wide = wide_path(path);
-    DWORD attributes = wide != NULL ? GetFileAttributesW(wide) : INVALID_FILE_ATTRIBUTES;
-    free(wide);
-    return attributes != INVALID_FILE_ATTRIBUTES && (attributes & FILE_ATTRIBUTE_DIRECTORY) != 0;
-#else
+static void file_remove(const char *path) { remove(path); }
+
+/* Renames `from` to `to`, replacing it in one step. */
+static int file_replace(const char *from, const char *to) { return rename(from, to); }
+
+/* Gives `file` the owner and the permissions of the file `path`, if there is one, as far as this user may. */
+static void keep_access(FILE *file, const char *path) {
+#if !defined(__wasi__)
     struct stat status;
-    return stat(path, &status) == 0 && S_ISDIR(status.st_mode);
-#endif
-}
-
-static bool path_is_special(const char *path) {
-#if defined(_WIN32)
-    (void)path;
-    return false;
+    if (stat(path, &status) != 0) return;
+    if (fchown(fileno(file), status.st_uid, status.st_gid) != 0) errno = 0; /* not root's: it becomes this user's */
+    fchmod(fileno(file), status.st_mode & 0777);
 #else
+    (void)file, (void)path;
+#endif
+}
+
+/* The path that a chain of links leads to, malloc'ed; there need not be anything. A copy of `path` if it is no link. */
+static char *link_target(const char *path) {
+    char *at = malloc(strlen(path) + 1), link[4096];
+    if (at != NULL) strcpy(at, path);
+    for (int links = 0; at != NULL; links++) {
+        const int64_t length = readlink(at, link, sizeof link);
+        const char *slash = length > 0 && link[0] != '/' ? strrchr(at, '/') : NULL;
+        const size_t folder = slash != NULL ? (size_t)(slash + 1 - at) : 0; /* a relative link starts there */
+        if (length < 0) break;
+        char *next = links < 40 && length < (int64_t)sizeof link ? malloc(folder + (size_t)length + 1) : NULL;
+        if (next != NULL) {
+            memcpy(next, at, folder);
+            memcpy(next + folder, link, (size_t)length);
+            next[folder + (size_t)length] = 0;
+        } else errno = links < 40 ? ENOMEM : ELOOP;
+        free(at);
+        at = next;
+    }
+    return at;
+}
+
+static PathKind path_kind(const char *path) {
     struct stat status;
-    return stat(path, &status) == 0 && !S_ISREG(status.st_mode) && !S_ISDIR(status.st_mode);
-#endif
+    if (stat(path, &status) != 0) return PATH_NONE;
+    if (S_ISDIR(status.st_mode)) return PATH_FOLDER;
+    if (!S_ISREG(status.st_mode)) return PATH_DEVICE;
+    return (status.st_mode & 0222) == 0 || access(path, W_OK) != 0 ? PATH_PROTECTED : PATH_FILE; /* for root, too */
 }
 
-#if defined(_WIN32)
-static bool file_identity(const char *path, BY_HANDLE_FILE_INFORMATION *identity) {
-    wchar_t *wide = wide_path(path);
-    HANDLE file = wide == NULL ? INVALID_HANDLE_VALUE
-                               : CreateFileW(wide, 0, FILE_SHARE_READ | FILE_SHARE_WRITE | FILE_SHARE_DELETE, NULL,
-                                             OPEN_EXISTING, FILE_FLAG_BACKUP_SEMANTICS, NULL);
-    const bool known = file != INVALID_HANDLE_VALUE && GetFileInformationByHandle(file, identity) != 0;
-    if (file != INVALID_HANDLE_VALUE) CloseHandle(file);
-    free(wide);
-    return known;
-}
-#endif
-
-/* Whether both names lead to one file, whatever they look like. */
+/* Whether both names lead to one file, however they are spelt. */
 static bool same_file(const char *path, const char *other) {
-#if defined(_WIN32)
-    BY_HANDLE_FILE_INFORMATION a, b;
-    return file_identity(path, &a) && file_identity(other, &b) && a.dwVolumeSerialNumber == b.dwVolumeSerialNumber &&
-           a.nFileIndexHigh == b.nFileIndexHigh && a.nFileIndexLow == b.nFileIndexLow;
-#else
     struct stat a, b;
     return stat(path, &a) == 0 && stat(other, &b) == 0 && a.st_dev == b.st_dev && a.st_ino == b.st_ino;
-#endif
 }
 
-static void file_remove(const char *path) {
-#if defined(_WIN32)
-    wchar_t *wide = wide_path(path);
-    if (wide != NULL) _wremove(wide);
-    free(wide);
-#else
-    remove(path);
-#endif
-}
-
-#if !defined(JANUS_LIBRARY)
-/* Whether the folder holds a file NAME.npy. */
-static bool folder_holds_npy(const char *path) {
-    bool found = false;
-#if defined(_WIN32)
-    WIN32_FIND_DATAW entry;
-    char pattern[4096];
-    const int length = snprintf(pattern, sizeof pattern, "%s/*.npy", path);
-    wchar_t *wide = length > 0 && length < (int)sizeof pattern ? wide_path(pattern) : NULL;
-    HANDLE search = wide != NULL ? FindFirstFileW(wide, &entry) : INVALID_HANDLE_VALUE;
-    found = search != INVALID_HANDLE_VALUE;
-    if (found) FindClose(search);
-    free(wide);
-#else
-    DIR *folder = opendir(path);
-    for (const struct dirent *entry; !found && folder != NULL && (entry = readdir(folder)) != NULL;) {
-        const size_t length = strlen(entry->d_name);
-        found = length >= 4 && strcmp(entry->d_name + length - 4, ".npy") == 0;
-    }
-    if (folder != NULL) closedir(folder);
-#endif
-    return found;
-}
-
-/* Makes an empty file. Returns 0; -1 with errno set (EEXIST: the name is taken). */
-static int file_make(const char *path) {
-#if defined(_WIN32)
-    wchar_t *wide = wide_path(path);
-    HANDLE file = wide == NULL ? INVALID_HANDLE_VALUE : CreateFileW(wide, GENERIC_WRITE, 0, NULL, CREATE_NEW, 0, NULL);
-    free(wide);
-    if (file == INVALID_HANDLE_VALUE) errno = GetLastError() == ERROR_FILE_EXISTS ? EEXIST : EACCES;
-    return file != INVALID_HANDLE_VALUE && CloseHandle(file) ? 0 : -1;
-#else
-    FILE *file = fopen(path, "wbx"); /* C11's x: only a file that is not there */
-    if (file == NULL || fclose(file) == 0) return file != NULL ? 0 : -1;
-    const int failure = errno;
-    remove(path);
-    errno = failure;
-    return -1;
-#endif
-}
-#endif
-
-/* Renames `from` to `to`, replacing it in one step. Returns 0 or -1. */
-static int file_replace(const char *from, const char *to) {
-#if defined(_WIN32)
-    wchar_t *wide_from = wide_path(from), *wide_to = wide_path(to);
-    bool done = wide_from != NULL && wide_to != NULL &&
-                MoveFileExW(wide_from, wide_to, MOVEFILE_REPLACE_EXISTING) != 0;
-    free(wide_from);
-    free(wide_to);
-    return done ? 0 : -1;
-#else
-    return rename(from, to);
-#endif
-}
-
-static int process_id(void) {
-#if defined(_WIN32)
-    return (int)GetCurrentProcessId();
-#else
-    return (int)getpid();
-#endif
-}
-
-#if defined(__linux__)
-long syscall(long number, ...); /* glibc shows it, and sched_getaffinity, only to those who ask for more than POSIX */
-
-/* The processors of `most` to which this thread is bound. */
-static int bound_processors(int most) {
-    unsigned char mask[1024] = {0}; /* a bit for each processor */
-    int count = 0;
-    const long size = syscall(SYS_sched_getaffinity, 0L, sizeof mask, mask);
-    for (long i = 0; i < 8 * size; i++) count += mask[i / 8] >> i % 8 & 1;
-    return count > 0 && count < most ? count : most;
-}
-
-/* Whole processors in the text "QUOTA PERIOD", at least one; `most` where the quota is "max" or negative. */
-static int quota_processors(const char *text, int most) {
-    char *end;
-    const double quota = strtod(text, &end), period = strtod(end, NULL);
-    if (end == text || !(quota > 0 && period > 0) || quota / period >= most) return most;
-    return quota / period < 1 ? 1 : (int)(quota / period);
-}
-
-/* Up to size - 1 bytes of the file FOLDER GROUP NAME; an empty text where there is none. */
-static void read_setting(char *text, size_t size, const char *folder, const char *group, const char *name) {
-    char path[1024];
-    const int length = snprintf(path, sizeof path, "%s%s%s", folder, group, name);
-    FILE *file = length > 0 && length < (int)sizeof path ? file_open(path, "rb") : NULL;
-    text[file != NULL ? fread(text, 1, size - 1, file) : 0] = 0;
-    if (file != NULL) fclose(file);
-}
-
-/* The processors of `most` that the cgroup and its parents may use: cpu.max of version 2, the two files of version 1. A
-   container may see its own group as the root of the folder, so that groups that are not there are passed by. */
-static int group_processors(const char *folder, char *group, int most) {
-    char text[128];
-    for (bool more = true; more;) {
-        read_setting(text, sizeof text, folder, group, "/cpu.max");
-        most = quota_processors(text, most);
-        read_setting(text, 64, folder, group, "/cpu.cfs_quota_us");
-        strcat(text, " ");
-        read_setting(text + strlen(text), 63, folder, group, "/cpu.cfs_period_us");
-        most = quota_processors(text, most);
-        char *last = strrchr(group, '/');
-        more = last != NULL;
-        if (more) *last = 0;
-    }
-    return most;
-}
-
-/* The processors of `most` that the quotas below `root` leave to this process; a line of /proc/self/cgroup is
-   NUMBER:CONTROLLERS:GROUP, without controllers for version 2. */
-static int quota_of_process(const char *root, int most) {
-    char groups[4096], folder[1024];
-    read_setting(groups, sizeof groups, root, "", "/proc/self/cgroup");
-    for (char *line = groups, *next; line != NULL; line = next) {
-        if ((next = strchr(line, '\n')) != NULL) *next++ = 0;
-        char *controllers = strchr(line, ':'), *group = controllers != NULL ? strchr(controllers + 1, ':') : NULL;
-        if (group == NULL || group[1] != '/') continue;
-        *group++ = *controllers = ',';
-        const bool second = group == controllers + 2;
-        if (!second && strstr(controllers, ",cpu,") == NULL) continue;
-        const int length = snprintf(folder, sizeof folder, "%s/sys/fs/cgroup%s", root, second ? "" : "/cpu");
-        if (length > 0 && length < (int)sizeof folder) most = group_processors(folder, group, most);
-    }
-    return most;
-}
-#endif
-
-#if !defined(JANUS_LIBRARY)
-/* Whether input_read of the stream would not have to wait. */
-static bool input_ready(FILE *stream) {
-#if defined(_WIN32)
-    DWORD bytes = 0;
-    const HANDLE handle = (HANDLE)_get_osfhandle(_fileno(stream));
-    if (GetFileType(handle) == FILE_TYPE_CHAR) return WaitForSingleObject(handle, 0) == WAIT_OBJECT_0;
-    return !PeekNamedPipe(handle, NULL, 0, NULL, &bytes, NULL) || bytes > 0; /* fails for files and at the end */
-#else
-    struct pollfd input = {fileno(stream), POLLIN, 0};
-    return input.fd < 0 || poll(&input, 1, 0) > 0;
-#endif
-}
-
-/* Reads what is there of a stream that nothing else reads, up to `size` bytes, and waits for the first. 0: the end;
-   -1: errno. */
-static int64_t input_read(FILE *stream, void *bytes, size_t size) {
-#if defined(_WIN32)
-    return _read(_fileno(stream), bytes, (unsigned)size);
-#else
-    return fileno(stream) < 0 ? (int64_t)fread(bytes, 1, size, stream) : (int64_t)read(fileno(stream), bytes, size);
-#endif
-}
-#endif
-
-/* Bytes of memory that the machine has; 0: unknown. */
-static int64_t memory_size(void) {
-#if defined(_WIN32)
-    MEMORYSTATUSEX status;
-    status.dwLength = sizeof status;
-    return GlobalMemoryStatusEx(&status) ? (int64_t)status.ullTotalPhys : 0;
-#elif defined(_SC_PHYS_PAGES)
-    const int64_t pages = sysconf(_SC_PHYS_PAGES);
-    return pages > 0 ? pages * sysconf(_SC_PAGESIZE) : 0;
-#else
-    return 0;
-#endif
-}
-
-/* The processors that this process may use, 1 to 256: fewer than the machine has where it is bound or has a quota. */
-static int processor_count(void) {
-#if defined(_WIN32)
-    DWORD_PTR mine = 0, all = 0;
-    SYSTEM_INFO info;
-    int count = 0;
-    GetSystemInfo(&info);
-    if (!GetProcessAffinityMask(GetCurrentProcess(), &mine, &all)) mine = 0;
-    for (; mine != 0; mine &= mine - 1) count++;
-    return count > 0 ? count : (int)info.dwNumberOfProcessors; /* in several groups of processors there is no mask */
-#elif defined(_SC_NPROCESSORS_ONLN)
-    const long online = sysconf(_SC_NPROCESSORS_ONLN);
-    int count = online < 1 ? 1 : online > 256 ? 256 : (int)online;
-#if defined(__linux__)
-    count = bound_processors(count);
-    if (count > 1) count = quota_of_process("", count);
-#endif
-    return count;
-#else
-    return 1;
-#endif
-}
-
-static bool big_endian(void) {
-    const uint16_t probe = 1;
-    unsigned char first;
-    memcpy(&first, &probe, 1);
-    return first == 0;
-}
-
-/* A complete file in memory: mapped where the system can, else read. The bytes are only written to on big-endian
-   machines, where the file is always read. */
-typedef struct {
-    uint8_t *bytes;
-    size_t size;
-    bool mapped;
-} FileImage;
-
-static void file_image_free(FileImage *image) {
-    if (image->mapped) {
-#if defined(_WIN32)
-        UnmapViewOfFile(image->bytes);
-#elif !defined(JANUS_NO_MMAP)
-        munmap(image->bytes, image->size);
-#endif
-    } else {
-        free(image->bytes);
-    }
-    memset(image, 0, sizeof *image);
-}
-
-/* Maps `path`. Returns 0; 1 where mapping is not possible and reading may be; -1 with errno set. */
+/* Maps `path`. Returns 0; 1 if it cannot be mapped but perhaps read; -1 if it cannot be opened. */
 static int file_map(const char *path, FileImage *image) {
-#if defined(JANUS_NO_MMAP)
-    (void)path, (void)image;
-    return 1;
-#elif defined(_WIN32)
-    wchar_t *wide = wide_path(path);
-    HANDLE file = wide == NULL ? INVALID_HANDLE_VALUE
-                               : CreateFileW(wide, GENERIC_READ, FILE_SHARE_READ, NULL, OPEN_EXISTING, 0, NULL);
-    LARGE_INTEGER size;
-    HANDLE mapping = NULL;
-    free(wide);
-    if (file == INVALID_HANDLE_VALUE) {
-        errno = ENOENT;
-        return -1;
-    }
-    if (GetFileSizeEx(file, &size) && size.QuadPart > 0 && (uint64_t)size.QuadPart <= SIZE_MAX)
-        mapping = CreateFileMappingW(file, NULL, PAGE_READONLY, 0, 0, NULL);
-    CloseHandle(file);
-    if (mapping == NULL) return 1;
-    image->bytes = MapViewOfFile(mapping, FILE_MAP_READ, 0, 0, 0);
-    CloseHandle(mapping);
-    if (image->bytes == NULL) return 1;
-    image->size = (size_t)size.QuadPart;
-    image->mapped = true;
-    return 0;
-#else
+#if !defined(JANUS_NO_MMAP)
     struct stat status;
     void *view = MAP_FAILED;
-    int file = open(path, O_RDONLY);
+    const int file = open(path, O_RDONLY);
     if (file < 0) return -1;
     if (fstat(file, &status) == 0 && S_ISREG(status.st_mode) && status.st_size > 0 &&
         (uintmax_t)status.st_size <= SIZE_MAX)
@@ -1882,123 +1739,130 @@ static int file_map(const char *path, FileImage *image) {
     image->size = (size_t)status.st_size;
     image->mapped = true;
     return 0;
+#else
+    (void)path, (void)image;
+    return 1;
 #endif
 }
 
-/* Reads `file` to the end, at most `limit` bytes, and puts a zero byte after them. Returns 0; -1 with errno set (EFBIG:
-   longer than `limit`). */
-static int stream_read(FILE *file, size_t limit, FileImage *image) {
-    size_t size = 0, capacity = 0;
-    uint8_t *bytes = NULL;
-    int failure = 0;
-    while (failure == 0) {
-        if (capacity - size < 2) {
-            size_t wanted = capacity < 65536 ? 65536 : capacity > SIZE_MAX / 2 ? SIZE_MAX : capacity * 2;
-            uint8_t *grown = realloc(bytes, wanted);
-            if (grown == NULL) {
-                failure = ENOMEM;
-                break;
-            }
-            bytes = grown;
-            capacity = wanted;
-        }
-        errno = 0;
-        size_t got = fread(bytes + size, 1, capacity - size - 1, file);
-        size += got;
-        if (size > limit) failure = EFBIG;
-        else if (ferror(file) && errno == EINTR) clearerr(file); /* a signal came: what was read counts, go on */
-        else if (ferror(file)) failure = errno != 0 ? errno : EIO;
-        else if (got == 0) break;
-    }
-    if (failure != 0) {
-        free(bytes);
-        errno = failure;
-        return -1;
-    }
-    bytes[size] = 0;
-    image->bytes = bytes;
-    image->size = size;
-    image->mapped = false;
+static void file_unmap(FileImage *image) {
+#if !defined(JANUS_NO_MMAP)
+    munmap(image->bytes, image->size);
+#else
+    (void)image;
+#endif
+}
+
+static int process_id(void) { return (int)getpid(); }
+
+/* Bytes of memory of the machine; 0: unknown. */
+static int64_t memory_size(void) {
+#if defined(_SC_PHYS_PAGES)
+    const int64_t pages = sysconf(_SC_PHYS_PAGES);
+    return pages > 0 ? pages * sysconf(_SC_PAGESIZE) : 0;
+#else
     return 0;
-}
-
-/* The same for the file `path`. */
-static int file_read(const char *path, size_t limit, FileImage *image) {
-    FILE *file = file_open(path, "rb");
-    if (file == NULL) return -1;
-    const int result = stream_read(file, limit, image), failure = errno;
-    fclose(file);
-    errno = failure;
-    return result;
-}
-
-/* What must not stay if a signal ends the program: the file that is being written, and a name that is taken for it. The
-   library keeps no such list: signals are the program's. */
-#if !defined(JANUS_LIBRARY) && !defined(__wasi__)
-static const char *volatile unfinished[2];
-#define set_unfinished(which, path) ((void)(unfinished[which] = (path)))
-#else
-#define set_unfinished(which, path) ((void)0)
 #endif
-#if !defined(JANUS_LIBRARY) && defined(_WIN32)
-static volatile LONG interrupted; /* there the writer itself must stop and remove its file */
-#else
-enum { interrupted = 0 };
+}
+
+#if defined(__linux__)
+long syscall(long number, ...); /* glibc declares it, and sched_getaffinity, only beyond POSIX */
+
+/* How many of `most` processors this thread is bound to. */
+static int bound_processors(int most) {
+    unsigned char mask[1024] = {0}; /* a bit for each processor */
+    int count = 0;
+    const long size = syscall(SYS_sched_getaffinity, 0L, sizeof mask, mask);
+    for (long i = 0; i < 8 * size; i++) count += mask[i / 8] >> i % 8 & 1;
+    return count > 0 && count < most ? count : most;
+}
+
+/* Up to size - 1 bytes of the file ROOT FOLDER GROUP NAME; empty if there is none. */
+static void read_setting(char *text, size_t size, const char *root, const char *folder, const char *group,
+                         const char *name) {
+    char path[4500];
+    const int length = snprintf(path, sizeof path, "%s%s%s%s", root, folder, group, name);
+    FILE *file = length > 0 && length < (int)sizeof path ? file_open(path, "rb") : NULL;
+    text[file != NULL ? fread(text, 1, size - 1, file) : 0] = 0;
+    if (file != NULL) fclose(file);
+}
+
+/* Whole processors of `most`, at least one, that the quotas of this process's cgroup and those above it allow: cpu.max
+   holds "QUOTA PERIOD" or "max PERIOD", a line "0::GROUP" the group. A container may see its own group as the root, so
+   missing groups are skipped. */
+static int quota_processors(const char *root, int most) {
+    char groups[4096], text[128], *end;
+    read_setting(groups, sizeof groups, root, "/proc", "/self", "/cgroup");
+    char *group = strncmp(groups, "0::/", 4) == 0 ? groups : strstr(groups, "\n0::/");
+    if (group == NULL) return most;
+    group = strchr(group, '/');
+    for (char *cut = group + strcspn(group, "\n"); cut != NULL; cut = strrchr(group, '/')) {
+        *cut = 0;
+        read_setting(text, sizeof text, root, "/sys/fs/cgroup", group, "/cpu.max");
+        const double quota = strtod(text, &end), period = strtod(end, NULL);
+        if (end != text && quota > 0 && period > 0 && quota / period < most)
+            most = quota < period ? 1 : (int)(quota / period);
+    }
+    return most;
+}
 #endif
 
-/* A file that is written under a temporary name in the same folder and renamed when it is complete, so that `path` is
-   either the complete result or unchanged. Devices are written to directly. */
-typedef struct {
-    FILE *file;
-    const char *path;
-    char *temporary;  /* NULL: writing to the file itself */
-    int failure;      /* errno of the first thing that went wrong */
-} OutputFile;
-
-static int errno_or(int otherwise) { return errno != 0 ? errno : otherwise; }
-
-static void output_open(OutputFile *out, const char *path) {
-    const size_t size = strlen(path) + 32;
-    memset(out, 0, sizeof *out);
-    out->path = path;
-    if (path_is_folder(path)) {
-        out->failure = EISDIR;
-        return;
-    }
-    if (!path_is_special(path) && (out->temporary = malloc(size)) == NULL) {
-        out->failure = ENOMEM;
-        return;
-    }
-    if (out->temporary != NULL) snprintf(out->temporary, size, "%s.%d.part", path, process_id());
-    errno = 0;
-    set_unfinished(0, out->temporary);
-    out->file = file_open(out->temporary != NULL ? out->temporary : path, "wb");
-    if (out->file == NULL) out->failure = errno_or(EIO);
+/* The processors that this process may use, 1 to 256: fewer than the machine has if it is bound or has a quota. */
+static int processor_count(void) {
+    int count = 1;
+#if defined(_SC_NPROCESSORS_ONLN)
+    const long online = sysconf(_SC_NPROCESSORS_ONLN);
+    count = online < 1 ? 1 : online > 256 ? 256 : (int)online;
+#endif
+#if defined(__linux__)
+    count = bound_processors(count);
+    if (count > 1) count = quota_processors("", count);
+#endif
+    return count;
 }
 
-static void output_write(OutputFile *out, const void *bytes, size_t size) {
-    if (interrupted && out->failure == 0) out->failure = EINTR;
-    if (out->failure != 0) return;
-    errno = 0;
-    if (fwrite(bytes, 1, size, out->file) != size) out->failure = errno_or(EIO);
+#if !defined(JANUS_LIBRARY)
+/* Makes a folder; one that exists must be empty. */
+static int folder_make(const char *path) {
+    if (mkdir(path, 0777) == 0) return 0;
+    int entries = 0;
+    DIR *folder = errno == EEXIST ? opendir(path) : NULL;
+    if (folder == NULL) return -1;
+    while (readdir(folder) != NULL) entries++;
+    closedir(folder);
+    errno = EEXIST;
+    return entries <= 2 ? 0 : -1; /* . and .. */
 }
 
-/* Ends the file: it gets its name, or, if anything failed, nothing is left of it. Returns 0 or an errno. */
-static int output_close(OutputFile *out) {
-    errno = 0;
-    if (out->file != NULL && fclose(out->file) != 0 && out->failure == 0) out->failure = errno_or(EIO);
-    if (out->failure == 0 && out->temporary != NULL && file_replace(out->temporary, out->path) != 0)
-        out->failure = errno_or(EIO);
-    if (out->failure != 0 && out->file != NULL && out->temporary != NULL) file_remove(out->temporary);
-    set_unfinished(0, NULL);
-    free(out->temporary);
-    return out->failure;
+/* Whether input_read would return at once. */
+static bool input_ready(FILE *stream) {
+    struct pollfd input = {fileno(stream), POLLIN, 0};
+    return input.fd < 0 || poll(&input, 1, 0) > 0;
+}
+
+/* Reads up to `size` available bytes, waiting for the first. Nothing else may read the stream. 0: the end. */
+static int64_t input_read(FILE *stream, void *bytes, size_t size) {
+    return fileno(stream) < 0 ? (int64_t)fread(bytes, 1, size, stream) : (int64_t)read(fileno(stream), bytes, size);
+}
+#endif
+#endif
+
+static bool path_is_folder(const char *path) { return path_kind(path) == PATH_FOLDER; }
+static bool path_is_special(const char *path) { return path_kind(path) == PATH_DEVICE; }
+
+static bool big_endian(void) {
+    const uint16_t probe = 1;
+    unsigned char first;
+    memcpy(&first, &probe, 1);
+    return first == 0;
 }
 
 /* ==================================================================================================================
-   10  Errors and memory: a call that fails returns a status and leaves one line in the caller's JanusError. Scratch
-   memory
-      comes from an arena: allocate what a stage needs, give all of it back at the end.
+   10  Errors and memory
+
+      A call of the API that fails returns a status and leaves one line in the caller's JanusError. Scratch memory comes
+      from an arena: allocate what a stage needs, give all of it back at the end. Files are read whole, and written
+      whole or not at all.
    ================================================================================================================== */
 
 #if defined(__GNUC__)
@@ -2030,6 +1894,10 @@ static JanusStatus fail_memory(JanusError *error) {
                 "out of memory: close other programs, draw fewer pictures at once or use a smaller model");
 }
 
+static int64_t min_i64(int64_t a, int64_t b) { return a < b ? a : b; }
+static int64_t max_i64(int64_t a, int64_t b) { return a > b ? a : b; }
+static int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
+
 /* a * b * c for sizes that are not negative; -1 when it does not fit an int64_t. */
 static int64_t checked_product(int64_t a, int64_t b, int64_t c) {
     if (a < 0 || b < 0 || c < 0) return -1;
@@ -2041,16 +1909,23 @@ static int64_t checked_product(int64_t a, int64_t b, int64_t c) {
 /* a + b; -1 if either is negative or the sum overflows. */
 static int64_t checked_sum(int64_t a, int64_t b) { return a < 0 || b < 0 || a > INT64_MAX - b ? -1 : a + b; }
 
-/* malloc for `count` items of `size` bytes; NULL when the product does not fit. */
-static void *allocate(int64_t count, size_t size) {
-    if (count < 0 || (uint64_t)count > (SIZE_MAX - 1) / size) return NULL;
-    return malloc((size_t)count * size + (count == 0));
-}
-
-/* Like realloc, with the same check; on failure the old block stays valid. */
+/* realloc for `count` items of `size` bytes; NULL if the product does not fit or memory runs out: the old block stays
+   valid. */
 static void *reallocate(void *memory, int64_t count, size_t size) {
     if (count < 0 || (uint64_t)count > (SIZE_MAX - 1) / size) return NULL;
     return realloc(memory, (size_t)count * size + (count == 0));
+}
+
+static void *allocate(int64_t count, size_t size) { return reallocate(NULL, count, size); }
+
+/* Grows an array of `capacity` items, a multiple of what it was, so that it has room for `count`. Returns it; NULL
+   without memory: then the old one is unchanged. */
+static void *grow(void *array, size_t *capacity, size_t count, size_t size) {
+    if (array != NULL && count <= *capacity) return array;
+    const size_t wanted = count > SIZE_MAX / 4 ? SIZE_MAX : 2 * count + 64;
+    void *grown = wanted < SIZE_MAX ? reallocate(array, (int64_t)wanted, size) : NULL;
+    if (grown != NULL) *capacity = wanted;
+    return grown;
 }
 
 /* Scratch memory as a stack of blocks. */
@@ -2087,9 +1962,126 @@ static void arena_release(Arena *arena, const ArenaBlock *mark) {
     }
 }
 
-static int64_t min_i64(int64_t a, int64_t b) { return a < b ? a : b; }
-static int64_t max_i64(int64_t a, int64_t b) { return a > b ? a : b; }
-static int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
+/* ---- files: functions that fail set errno ---- */
+
+static int errno_or(int otherwise) { return errno != 0 ? errno : otherwise; }
+
+static void file_image_free(FileImage *image) {
+    if (image->mapped) file_unmap(image);
+    else free(image->bytes);
+    memset(image, 0, sizeof *image);
+}
+
+/* Reads `file` to the end, at most `limit` bytes, and puts a zero byte after them. Returns 0 or -1 (EFBIG: longer than
+   `limit`). */
+static int stream_read(FILE *file, size_t limit, FileImage *image) {
+    size_t size = 0, capacity = 0;
+    uint8_t *bytes = NULL;
+    int failure = 0;
+    while (failure == 0) {
+        uint8_t *grown = grow(bytes, &capacity, size + 32768, 1);
+        if (grown == NULL) {
+            failure = ENOMEM;
+            break;
+        }
+        bytes = grown;
+        errno = 0;
+        const size_t got = fread(bytes + size, 1, capacity - size - 1, file);
+        size += got;
+        if (size > limit) failure = EFBIG;
+        else if (ferror(file) && errno == EINTR) clearerr(file); /* a signal came: what was read counts, go on */
+        else if (ferror(file)) failure = errno_or(EIO);
+        else if (got == 0) break;
+    }
+    if (failure != 0) {
+        free(bytes);
+        errno = failure;
+        return -1;
+    }
+    bytes[size] = 0;
+    image->bytes = bytes;
+    image->size = size;
+    image->mapped = false;
+    return 0;
+}
+
+/* The same for the file `path`. */
+static int file_read(const char *path, size_t limit, FileImage *image) {
+    FILE *file = file_open(path, "rb");
+    if (file == NULL) return -1;
+    const int result = stream_read(file, limit, image), failure = errno;
+    fclose(file);
+    errno = failure;
+    return result;
+}
+
+/* Files to delete if a signal ends the program: the temporary file, and a name that is reserved for it. The library
+   keeps no such list: signals are the program's. */
+#if !defined(JANUS_LIBRARY) && !defined(__wasi__)
+static const char *volatile unfinished[2];
+#define set_unfinished(which, path) ((void)(unfinished[which] = (path)))
+#else
+#define set_unfinished(which, path) ((void)0)
+#endif
+#if !defined(JANUS_LIBRARY) && defined(_WIN32)
+static volatile LONG interrupted; /* there the writer itself must stop and remove its file */
+#else
+enum { interrupted = 0 };
+#endif
+
+/* A file that is written under a temporary name in the same folder and renamed when it is complete, so that the name
+   always leads to a complete file, the old one or the new one. Devices are written to directly. */
+typedef struct {
+    FILE *file;
+    char *path, *temporary; /* the file that is replaced; NULL: a device */
+    int failure;            /* errno of the first failure */
+} OutputFile;
+
+/* Other threads and other containers, where process ids may be equal, have other numbers; if not, the file exists. */
+static void open_temporary(OutputFile *out, const char *path) {
+    out->path = link_target(path);
+    const size_t size = out->path != NULL ? strlen(out->path) + 32 : 0;
+    unsigned number = (unsigned)time(NULL) * 1000003u + (unsigned)clock() + (unsigned)(uintptr_t)out->path;
+    out->temporary = size > 0 ? malloc(size) : NULL;
+    if (out->temporary == NULL) return;
+    do {
+        set_unfinished(0, NULL);
+        snprintf(out->temporary, size, "%s.%d-%u.part", out->path, process_id(), number++);
+        set_unfinished(0, out->temporary);
+        errno = 0;
+        out->file = file_create(out->temporary);
+    } while (out->file == NULL && errno == EEXIST);
+    if (out->file != NULL) keep_access(out->file, out->path);
+}
+
+static void output_open(OutputFile *out, const char *path) {
+    const PathKind kind = path_kind(path);
+    memset(out, 0, sizeof *out);
+    errno = kind == PATH_FOLDER ? EISDIR : kind == PATH_PROTECTED ? EACCES : 0;
+    if (kind == PATH_DEVICE) out->file = file_open(path, "wb");
+    else if (errno == 0) open_temporary(out, path);
+    if (out->file == NULL) out->failure = errno_or(EIO);
+}
+
+static void output_write(OutputFile *out, const void *bytes, size_t size) {
+    if (interrupted && out->failure == 0) out->failure = EINTR;
+    if (out->failure != 0) return;
+    errno = 0;
+    if (fwrite(bytes, 1, size, out->file) != size) out->failure = errno_or(EIO);
+}
+
+/* Ends the file: it gets its name, or, if anything failed, nothing is left of it. Returns 0 or an errno. */
+static int output_close(OutputFile *out) {
+    errno = 0;
+    if (out->file != NULL && fclose(out->file) != 0 && out->failure == 0) out->failure = errno_or(EIO);
+    if (out->failure == 0 && out->temporary != NULL && file_replace(out->temporary, out->path) != 0)
+        out->failure = errno_or(EIO);
+    if (out->failure != 0 && out->file != NULL && out->temporary != NULL) file_remove(out->temporary);
+    set_unfinished(0, NULL);
+    free(out->temporary);
+    free(out->path);
+    return out->failure;
+}
 
 /* ==================================================================================================================
    11  Threads
@@ -2097,38 +2089,30 @@ static int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step 
       A pool of workers that run one job at a time: [0, count) is cut into chunks of `grain`. Each thread has a range of
       chunks of its own, so it keeps streaming through memory it has already prefetched; a thread that finishes early
       steals chunks from the others. Which thread runs a chunk changes; what a chunk computes does not, so results are
-      the same to the last bit for every number of threads. Between jobs a worker spins for a moment, then lets
-      other programs go first for a while, then sleeps: it is awake for all the small jobs of a decoding step, and for
-      the next step after one thread has picked an id.
+      bit-identical for every number of threads. Between jobs a worker spins for a moment, then yields to other programs
+      for a while, then sleeps: it is awake for all the small jobs of a decoding step, and for the next step after one
+      thread has picked an id.
    ================================================================================================================== */
 
 enum { MOST_THREADS = 256 };
-
-typedef void (*Job)(void *ctx, int thread, int64_t begin, int64_t end);
 
 #if !defined(_WIN32) && (!defined(__GNUC__) || defined(__TINYC__)) && !defined(JANUS_NO_THREADS)
 #define JANUS_NO_THREADS /* no atomic counters */
 #endif
 
-#ifdef JANUS_NO_THREADS
-typedef struct {
-    int threads;
-} Pool;
-
-static Pool *pool_create(int threads) {
-    Pool *p = malloc(sizeof *p);
-    (void)threads;
-    if (p != NULL) p->threads = 1;
-    return p;
-}
-static void pool_free(Pool *p) { free(p); }
-static void pool_run(Pool *p, Job job, void *ctx, int64_t count, int64_t grain) {
-    (void)p;
-    for (int64_t i = 0; i < count; i += grain) job(ctx, 0, i, min_i64(count, i + grain));
-}
-
-#else
-#ifdef _WIN32
+#if defined(JANUS_NO_THREADS) /* a pool of one thread: the caller's */
+typedef int Thread, Mutex, Condition;
+#define mutex_init(m)        ((void)(m))
+#define mutex_lock(m)        ((void)(m))
+#define mutex_unlock(m)      ((void)(m))
+#define mutex_free(m)        ((void)(m))
+#define condition_init(c)    ((void)(c))
+#define condition_wait(c, m) ((void)(c))
+#define condition_wake_all(c) ((void)(c))
+#define condition_free(c)    ((void)(c))
+#define cpu_relax()          ((void)0)
+#define thread_yield()       ((void)0)
+#elif defined(_WIN32)
 typedef HANDLE Thread;
 typedef SRWLOCK Mutex;
 typedef CONDITION_VARIABLE Condition;
@@ -2166,15 +2150,16 @@ typedef pthread_cond_t Condition;
 #endif
 #endif
 
-typedef struct Pool Pool;
-
 typedef struct {
     volatile long value;
-    char rest[64 - sizeof(long)]; /* no two counters lie in one line of a cache */
+    char rest[64 - sizeof(long)]; /* no two counters share a cache line */
 } Counter;
 
 /* Sequentially consistent; counter_add returns the old value. */
-#if defined(__GNUC__) && !defined(__TINYC__)
+#if defined(JANUS_NO_THREADS)
+static long counter_add(Counter *c, long n) { return (c->value += n) - n; }
+static long counter_get(Counter *c) { return c->value; }
+#elif defined(__GNUC__) && !defined(__TINYC__)
 static long counter_add(Counter *c, long n) { return __atomic_fetch_add(&c->value, n, __ATOMIC_SEQ_CST); }
 static long counter_get(Counter *c) { return __atomic_load_n(&c->value, __ATOMIC_SEQ_CST); }
 #else
@@ -2182,7 +2167,9 @@ static long counter_add(Counter *c, long n) { return InterlockedExchangeAdd(&c->
 static long counter_get(Counter *c) { return InterlockedExchangeAdd(&c->value, 0); }
 #endif
 
-enum { SPINS = 5000, YIELDS = 10000 }; /* some 100 microseconds, some milliseconds */
+enum { SPINS = 5000, YIELDS = 10000 }; /* about 100 microseconds; a few milliseconds */
+
+typedef struct Pool Pool;
 
 typedef struct {
     Pool *pool;
@@ -2192,10 +2179,11 @@ typedef struct {
 
 struct Pool {
     int threads;         /* the caller of pool_run counts as thread 0 */
+    int process;         /* which started the workers: a child of fork() has none of them */
     Counter round, busy; /* 1, 0, 1, ... for each job; workers not done with it */
     Counter sleepers, quit;
-    Job job;
-    void *ctx;
+    Job *job;
+    void *data;
     int64_t count, grain;
     Counter *next; /* (threads): the next chunk of each thread's range */
     Mutex mutex;
@@ -2227,6 +2215,9 @@ static void change_counter(Pool *p, Counter *counter, long n) {
     }
 }
 
+/* Gives the workers their next round. */
+static void start_round(Pool *p) { change_counter(p, &p->round, counter_get(&p->round) ? -1 : 1); }
+
 /* The first chunk of a thread's range; range_start(p, p->threads) is the number of chunks. */
 static int64_t range_start(const Pool *p, int thread) {
     return (p->count + p->grain - 1) / p->grain * thread / p->threads;
@@ -2238,7 +2229,7 @@ static void run_chunks(Pool *p, int thread) {
         int64_t end = range_start(p, owner + 1);
         Counter *next = &p->next[owner];
         for (int64_t i; counter_get(next) < end && (i = counter_add(next, 1)) < end;)
-            p->job(p->ctx, thread, i * p->grain, min_i64(p->count, (i + 1) * p->grain));
+            p->job(p->data, (Chunk){i * p->grain, min_i64(p->count, (i + 1) * p->grain), thread});
     }
 }
 
@@ -2253,30 +2244,42 @@ static void worker_loop(const Worker *worker) {
     }
 }
 
-#ifdef _WIN32
-static DWORD WINAPI worker_main(void *worker) {
-    worker_loop(worker);
-    return 0;
-}
-static int thread_start(Worker *w) { return (w->thread = CreateThread(NULL, 0, worker_main, w, 0, NULL)) != NULL; }
+#if defined(JANUS_NO_THREADS)
+static bool thread_start(Worker *w) { return (void)w, (void)worker_loop, false; }
+static void thread_join(Worker *w) { (void)w; }
+#elif defined(_WIN32)
+static DWORD WINAPI worker_main(void *worker) { return worker_loop(worker), 0; }
+static bool thread_start(Worker *w) { return (w->thread = CreateThread(NULL, 0, worker_main, w, 0, NULL)) != NULL; }
 static void thread_join(Worker *w) {
     WaitForSingleObject(w->thread, INFINITE);
     CloseHandle(w->thread);
 }
 #else
-static void *worker_main(void *worker) {
-    worker_loop(worker);
-    return NULL;
-}
-static int thread_start(Worker *w) { return pthread_create(&w->thread, NULL, worker_main, w) == 0; }
+static void *worker_main(void *worker) { return worker_loop(worker), NULL; }
+static bool thread_start(Worker *w) { return pthread_create(&w->thread, NULL, worker_main, w) == 0; }
 static void thread_join(Worker *w) { pthread_join(w->thread, NULL); }
 #endif
 
-/* A pool of at most `threads` (fewer where the system gives no more), or NULL without memory. */
+/* Starts the workers of a pool of at most `threads`: fewer where the system gives no more. In a child of fork() they
+   are started anew: there is only the thread that called it, and the old mutex may be locked for ever. */
+static void start_workers(Pool *p, int threads) {
+    p->process = process_id();
+    p->round.value = p->sleepers.value = 0;
+    mutex_init(&p->mutex);
+    condition_init(&p->changed);
+    for (p->threads = 1; p->threads < threads; p->threads++) {
+        Worker *w = &p->workers[p->threads - 1];
+        w->pool = p;
+        w->index = p->threads;
+        if (!thread_start(w)) break;
+    }
+}
+
+/* NULL: no memory. */
 static Pool *pool_create(int threads) {
     Pool *p = calloc(1, sizeof *p);
-    Worker *workers = calloc(threads > 1 ? (size_t)threads - 1 : 1, sizeof *workers);
-    Counter *next = calloc(threads > 1 ? (size_t)threads : 1, sizeof *next);
+    Worker *workers = calloc((size_t)threads, sizeof *workers);
+    Counter *next = calloc((size_t)threads, sizeof *next);
     if (p == NULL || workers == NULL || next == NULL) {
         free(next);
         free(workers);
@@ -2285,41 +2288,34 @@ static Pool *pool_create(int threads) {
     }
     p->workers = workers;
     p->next = next;
-    mutex_init(&p->mutex);
-    condition_init(&p->changed);
-    for (p->threads = 1; p->threads < threads; p->threads++) {
-        Worker *w = &workers[p->threads - 1];
-        w->pool = p;
-        w->index = p->threads;
-        if (!thread_start(w)) break;
-    }
+    start_workers(p, threads);
     return p;
 }
 
-/* Gives the workers their next round. */
-static void start_round(Pool *p) { change_counter(p, &p->round, counter_get(&p->round) ? -1 : 1); }
-
 static void pool_free(Pool *p) {
     if (p == NULL) return;
-    counter_add(&p->quit, 1);
-    start_round(p);
-    for (int i = 1; i < p->threads; i++) thread_join(&p->workers[i - 1]);
-    condition_free(&p->changed);
-    mutex_free(&p->mutex);
+    if (p->process == process_id()) {
+        counter_add(&p->quit, 1);
+        start_round(p);
+        for (int i = 1; i < p->threads; i++) thread_join(&p->workers[i - 1]);
+        condition_free(&p->changed);
+        mutex_free(&p->mutex);
+    }
     free(p->next);
     free(p->workers);
     free(p);
 }
 
-/* Runs job(ctx, thread, begin, end) over [0, count) in chunks of `grain`; returns when all are done. */
-static void pool_run(Pool *p, Job job, void *ctx, int64_t count, int64_t grain) {
+/* Runs the job over [0, count) in chunks of `grain`; returns when all are done. */
+static void pool_run(Pool *p, Job *job, void *data, int64_t count, int64_t grain) {
     grain = max_i64(grain, count / (1 << 30) + 1); /* chunk numbers fit a long */
     if (p->threads == 1 || count <= grain) {
-        for (int64_t i = 0; i < count; i += grain) job(ctx, 0, i, min_i64(count, i + grain));
+        for (int64_t i = 0; i < count; i += grain) job(data, (Chunk){i, min_i64(count, i + grain), 0});
         return;
     }
+    if (p->process != process_id()) start_workers(p, p->threads);
     p->job = job;
-    p->ctx = ctx;
+    p->data = data;
     p->count = count;
     p->grain = grain;
     for (int i = 0; i < p->threads; i++) p->next[i].value = (long)range_start(p, i);
@@ -2328,7 +2324,6 @@ static void pool_run(Pool *p, Job job, void *ctx, int64_t count, int64_t grain) 
     run_chunks(p, 0);
     wait_until(p, &p->busy, 0, 0);
 }
-#endif
 
 /* ==================================================================================================================
    12  Number formats
@@ -4937,8 +4932,8 @@ static float *thread_scratch(const Context *cx, int thread) {
     return (float *)(void *)(cx->layer_scratch + cx->shared_bytes + thread * cx->thread_bytes);
 }
 
-static void in_parallel(Context *cx, Job work, void *data, int64_t count, int64_t grain) {
-    if (!has_failed(cx)) pool_run(cx->pool, work, data, count, grain);
+static void in_parallel(Context *cx, Job *job, void *data, int64_t count, int64_t grain) {
+    if (!has_failed(cx)) pool_run(cx->pool, job, data, count, grain);
 }
 
 /* ---- element by element ---- */
@@ -4951,25 +4946,22 @@ typedef struct {
     const float *x;
 } Elements;
 
-static void gelu_job(void *ctx, int thread, int64_t begin, int64_t end) {
-    const Elements *e = ctx;
-    (void)thread;
-    e->kernels->gelu(e->out + begin, end - begin);
+static void gelu_job(void *data, Chunk chunk) {
+    const Elements *e = data;
+    e->kernels->gelu(e->out + chunk.begin, chunk.end - chunk.begin);
 }
 
-static void silu_mul_job(void *ctx, int thread, int64_t begin, int64_t end) {
-    const Elements *e = ctx;
-    (void)thread;
-    e->kernels->silu(e->out + begin, e->x + begin, end - begin);
+static void silu_mul_job(void *data, Chunk chunk) {
+    const Elements *e = data;
+    e->kernels->silu(e->out + chunk.begin, e->x + chunk.begin, chunk.end - chunk.begin);
 }
 
-static void add_job(void *ctx, int thread, int64_t begin, int64_t end) {
-    const Elements *e = ctx;
-    (void)thread;
-    e->kernels->add(e->out + begin, e->x + begin, end - begin);
+static void add_job(void *data, Chunk chunk) {
+    const Elements *e = data;
+    e->kernels->add(e->out + chunk.begin, e->x + chunk.begin, chunk.end - chunk.begin);
 }
 
-static void run_elements(Context *cx, Job job, float *out, const float *x, int64_t n) {
+static void run_elements(Context *cx, Job *job, float *out, const float *x, int64_t n) {
     Elements e = {cx->kernels, out, x};
     in_parallel(cx, job, &e, n, ELEMENT_STEP);
 }
@@ -5100,27 +5092,27 @@ static void product_block(const Product *p, int thread, int64_t row, int64_t row
         }
 }
 
-static void product_job(void *ctx, int thread, int64_t begin, int64_t end) {
-    const Product *p = ctx;
+static void product_job(void *data, Chunk chunk) {
+    const Product *p = data;
     UnitState before;
     if (p->packing->first != NULL) p->packing->first(&before);
     if (p->share_weights)
-        product_block(p, thread, begin, end, 0, p->O);
+        product_block(p, chunk.thread, chunk.begin, chunk.end, 0, p->O);
     else
-        product_block(p, thread, 0, p->T, begin, end);
+        product_block(p, chunk.thread, 0, p->T, chunk.begin, chunk.end);
     if (p->packing->last != NULL) p->packing->last(&before);
 }
 
 /* Packs the shared operand, all of I for tiles [begin, end) of it. */
-static void share_job(void *ctx, int thread, int64_t begin, int64_t end) {
-    const Product *p = ctx;
+static void share_job(void *data, Chunk chunk) {
+    const Product *p = data;
     const int64_t size = p->share_weights ? p->packing->tile_cols : p->packing->tile_rows;
     const int64_t total = p->share_weights ? p->cols : p->rows;
-    float *zeros = thread_scratch(p->cx, thread);
+    float *zeros = thread_scratch(p->cx, chunk.thread);
     memset(zeros, 0, (size_t)p->k_step * sizeof *zeros);
     int words = p->share_weights ? p->packing->weight_words : p->packing->row_words;
     for (int64_t k = 0; k < p->I; k += p->k_step)
-        for (int64_t i = begin * size; i < end * size; i += size) {
+        for (int64_t i = chunk.begin * size; i < chunk.end * size; i += size) {
             int64_t n = min_i64(p->k_step, p->I - k);
             float *out = shared_scratch(p->cx) + packed_floats(words, k) * total + i * packed_floats(words, n);
             if (p->share_weights)
@@ -5163,11 +5155,11 @@ static void run_product(Product *p) {
     const int words = (int)max_i64(BLOCK, max_i64(p->packing->row_words, p->packing->weight_words)); /* of a BLOCK */
     const int64_t own_floats = own * (shared + packed_floats(words, p->k_step)) + p->k_step;
     if (!reserve_scratch(p->cx, shared * packed_floats(words, p->I), own_floats)) return;
-    pool_run(p->cx->pool, share_job, p, shared / (p->share_weights ? tile_cols : tile_rows), 1);
+    in_parallel(p->cx, share_job, p, shared / (p->share_weights ? tile_cols : tile_rows), 1);
     if (p->share_weights)
-        pool_run(p->cx->pool, product_job, p, p->T, p->row_step);
+        in_parallel(p->cx, product_job, p, p->T, p->row_step);
     else
-        pool_run(p->cx->pool, product_job, p, p->O, tile_cols);
+        in_parallel(p->cx, product_job, p, p->O, tile_cols);
 }
 
 /* Copies rows of length n and pads them with zeros to `padded`. */
@@ -5219,11 +5211,10 @@ static void few_rows_output(const FewRows *f, const Output *to, int64_t first, i
 
 static bool is_gated(const Output *outputs, int count) { return count == 2 && outputs[1].gate != NULL; }
 
-static void few_rows_job(void *ctx, int thread, int64_t begin, int64_t end) {
-    const FewRows *f = ctx;
+static void few_rows_job(void *data, Chunk chunk) {
+    const FewRows *f = data;
     const bool gated = is_gated(f->outputs, f->count); /* then a job has the same columns of both */
-    (void)thread;
-    for (int64_t i = begin; i < end; i++) {
+    for (int64_t i = chunk.begin; i < chunk.end; i++) {
         const Output *to = f->outputs;
         int64_t first = i * f->step;
         for (; first >= round_up(to->weight->rows, f->step); to++) first -= round_up(to->weight->rows, f->step);
@@ -5251,7 +5242,7 @@ static void few_rows(Context *cx, FewRows *f, const float *x) {
     const int64_t job_bytes = min_i64(65536, max_i64(4096, O * row_bytes / (8 * cx->pool->threads)));
     f->step = round_up(max_i64(1, job_bytes / row_bytes), 8);
     for (int i = 0; i < count; i++) jobs += round_up(f->outputs[i].weight->rows, f->step) / f->step;
-    pool_run(cx->pool, few_rows_job, f, jobs, 1);
+    in_parallel(cx, few_rows_job, f, jobs, 1);
 }
 
 static void linears(Context *cx, const Output *outputs, int count, const float *x, int64_t T) {
@@ -5477,14 +5468,14 @@ static void attend(const Attention *a, int thread, const AttentionSequence *sequ
     }
 }
 
-static void attention_job(void *ctx, int thread, int64_t begin, int64_t end) {
-    const Attention *a = ctx;
+static void attention_job(void *data, Chunk chunk) {
+    const Attention *a = data;
     int64_t blocks = (a->shape.T + a->query_step - 1) / a->query_step, jobs = a->shape.H * blocks; /* of a sequence */
     UnitState before;
     if (a->packing->first != NULL) a->packing->first(&before);
-    for (int64_t i = begin; i < end; i++) {
+    for (int64_t i = chunk.begin; i < chunk.end; i++) {
         int64_t first = i % blocks * a->query_step;
-        attend(a, thread, &a->sequences[i / jobs], i % jobs / blocks, first,
+        attend(a, chunk.thread, &a->sequences[i / jobs], i % jobs / blocks, first,
                min_i64(a->query_step, a->shape.T - first));
     }
     if (a->packing->last != NULL) a->packing->last(&before);
@@ -5505,7 +5496,7 @@ static void attention(Context *cx, const AttentionSequence *sequences, int64_t R
     a.query_step = round_up((shape->T + blocks - 1) / blocks, a.packing->tile_rows);
     blocks = (shape->T + a.query_step - 1) / a.query_step;
     if (reserve_scratch(cx, 0, query_block_floats(a.packing, a.query_step, shape->d)))
-        pool_run(cx->pool, attention_job, &a, R * shape->H * blocks, 1);
+        in_parallel(cx, attention_job, &a, R * shape->H * blocks, 1);
 }
 
 static void full_attention(Context *cx, float *out, const float *q, const float *k, const float *v, int64_t T,
@@ -5526,24 +5517,24 @@ typedef struct {
     bool exceeded[MOST_THREADS];
 } Magnitude;
 
-static void magnitude_job(void *ctx, int thread, int64_t begin, int64_t end) {
-    Magnitude *m = ctx;
+static void magnitude_job(void *data, Chunk chunk) {
+    Magnitude *m = data;
     /* Without its sign, a float's bits grow with its magnitude; infinity and NaN are the largest. What exceeds the
        limit sets a difference's top bit. Compilers make vectors of the sixteen. */
     uint32_t over[16] = {0}, any = 0;
-    int64_t i = begin;
-    for (; i + 16 <= end; i += 16)
+    int64_t i = chunk.begin;
+    for (; i + 16 <= chunk.end; i += 16)
         for (int j = 0; j < 16; j++) over[j] |= m->limit - 1 - (float_bits(m->x[i + j]) & 0x7FFFFFFFu);
-    for (; i < end; i++) any |= m->limit - 1 - (float_bits(m->x[i]) & 0x7FFFFFFFu);
+    for (; i < chunk.end; i++) any |= m->limit - 1 - (float_bits(m->x[i]) & 0x7FFFFFFFu);
     for (int j = 0; j < 16; j++) any |= over[j];
-    if (any >> 31) m->exceeded[thread] = true;
+    if (any >> 31) m->exceeded[chunk.thread] = true;
 }
 
 /* Whether all of x (n) are smaller in magnitude than `limit`, which may be INFINITY: whether all are finite. */
 static bool all_below(Context *cx, const float *x, int64_t n, float limit) {
     Magnitude m = {.x = x, .limit = float_bits(limit)};
     bool below = true;
-    pool_run(cx->pool, magnitude_job, &m, n, ELEMENT_STEP);
+    in_parallel(cx, magnitude_job, &m, n, ELEMENT_STEP);
     for (int i = 0; i < cx->pool->threads; i++) below = below && !m.exceeded[i];
     return below;
 }
@@ -5557,10 +5548,9 @@ typedef struct { /* rows of x (T, D) */
     int centred;
 } RowNorm;
 
-static void norm_job(void *ctx, int thread, int64_t begin, int64_t end) {
-    const RowNorm *n = ctx;
-    (void)thread;
-    for (int64_t t = begin; t < end; t++)
+static void norm_job(void *data, Chunk chunk) {
+    const RowNorm *n = data;
+    for (int64_t t = chunk.begin; t < chunk.end; t++)
         n->kernels->norm(n->out + t * n->D, n->x + t * n->D, n->weight, n->bias, n->D, n->eps, n->centred);
 }
 
@@ -5586,20 +5576,19 @@ typedef struct { /* x (rows, channels) */
     float *factor, *shift;  /* (channels): out = x * factor + shift */
 } GroupNorm;
 
-static void moments_job(void *ctx, int thread, int64_t begin, int64_t end) {
-    const GroupNorm *g = ctx;
-    (void)thread;
-    for (int64_t i = begin; i < end; i++)
+static void moments_job(void *data, Chunk chunk) {
+    const GroupNorm *g = data;
+    for (int64_t i = chunk.begin; i < chunk.end; i++)
         g->kernels->moments(g->means + i * g->channels, g->squares + i * g->channels,
                             g->x + i * MOMENT_ROWS * g->channels, min_i64(MOMENT_ROWS, g->rows - i * MOMENT_ROWS),
                             g->channels);
 }
 
-static void affine_job(void *ctx, int thread, int64_t begin, int64_t end) {
-    const GroupNorm *g = ctx;
-    (void)thread;
-    g->kernels->affine(g->out + begin * g->channels, g->x + begin * g->channels, g->factor, g->shift, end - begin,
-                       g->channels, g->swish);
+static void affine_job(void *data, Chunk chunk) {
+    const GroupNorm *g = data;
+    const int64_t first = chunk.begin * g->channels;
+    g->kernels->affine(g->out + first, g->x + first, g->factor, g->shift, chunk.end - chunk.begin, g->channels,
+                       g->swish);
 }
 
 /* Joins the moments of all chunks of channels [begin, end), one group (Chan's formula), into their factor and shift. */
@@ -5629,9 +5618,9 @@ static void group_norm(Context *cx, float *out, const float *x, const float *wei
     g.squares = g.means + chunks * channels;
     g.factor = g.squares + chunks * channels;
     g.shift = g.factor + channels;
-    pool_run(cx->pool, moments_job, &g, chunks, 4);
+    in_parallel(cx, moments_job, &g, chunks, 4);
     for (int64_t c = 0; c < channels; c += width) group_affine(&g, c, c + width);
-    pool_run(cx->pool, affine_job, &g, rows, max_i64(1, ELEMENT_STEP / channels));
+    in_parallel(cx, affine_job, &g, rows, max_i64(1, ELEMENT_STEP / channels));
 }
 
 /* ---- what the caller hears, and the checks of results ---- */
@@ -5749,13 +5738,12 @@ static void cache_rows(const RotateAndCache *job, const KvCache *cache, void *ro
     }
 }
 
-static void rotate_and_cache_job(void *ctx, int thread, int64_t begin, int64_t end) {
-    const RotateAndCache *job = ctx;
+static void rotate_and_cache_job(void *data, Chunk chunk) {
+    const RotateAndCache *job = data;
     const Config *c = job->config;
     const int d = c->head_dim, group = c->heads / c->kv_heads;
     const int64_t T = job->T, q_width = (int64_t)c->heads * d, kv_width = (int64_t)c->kv_heads * d;
-    (void)thread;
-    for (int64_t i = begin; i < end; i++) {
+    for (int64_t i = chunk.begin; i < chunk.end; i++) {
         const int64_t r = i / c->kv_heads, head = i % c->kv_heads;
         const KvCache *cache = &job->sequences[r]->own;
         const float *cosines = job->cosines + r * T * (d / 2), *sines = job->sines + r * T * (d / 2);
@@ -5782,7 +5770,7 @@ static void rotate_and_cache(Context *cx, const Config *c, Sequence *const *sequ
                              float *q, float *k, const float *v, const float *cosines, const float *sines) {
     RotateAndCache job = {c, cx->kernels, sequences, T, layer, q, k, v, cosines, sines};
     if (has_failed(cx)) return;
-    pool_run(cx->pool, rotate_and_cache_job, &job, R * c->kv_heads, 1);
+    in_parallel(cx, rotate_and_cache_job, &job, R * c->kv_heads, 1);
     check_keys(cx, layer, k, v, R * T * c->kv_heads * c->head_dim);
 }
 
@@ -7336,16 +7324,12 @@ static void id_list_add(IdList *list, int32_t id, size_t times) {
         list->failed = true;
         return;
     }
-    if (list->count + times > list->capacity) {
-        const size_t capacity = 2 * (list->count + times) + 64;
-        int32_t *grown = reallocate(list->ids, (int64_t)capacity, sizeof *grown);
-        if (grown == NULL) {
-            list->failed = true;
-            return;
-        }
-        list->ids = grown;
-        list->capacity = capacity;
+    int32_t *grown = grow(list->ids, &list->capacity, list->count + times, sizeof *grown);
+    if (grown == NULL) {
+        list->failed = true;
+        return;
     }
+    list->ids = grown;
     for (size_t i = 0; i < times; i++) list->ids[list->count++] = id;
 }
 
@@ -7421,16 +7405,12 @@ static void answer_emit(Context *cx, Answer *answer, const char *text, size_t le
         text = stripped.text;
     }
     if (length == 0) return;
-    if (answer->length + length + 1 > answer->capacity) {
-        const size_t capacity = 2 * (answer->length + length) + 256;
-        char *grown = reallocate(answer->text, (int64_t)capacity, 1);
-        if (grown == NULL) {
-            context_fail_memory(cx);
-            return;
-        }
-        answer->text = grown;
-        answer->capacity = capacity;
+    char *grown = grow(answer->text, &answer->capacity, answer->length + length + 1, 1);
+    if (grown == NULL) {
+        context_fail_memory(cx);
+        return;
     }
+    answer->text = grown;
     memcpy(answer->text + answer->length, text, length);
     answer->length += length;
     if (cx->options.text != NULL && cx->options.text(cx->options.user, text, length) != 0)
@@ -9066,12 +9046,11 @@ typedef struct {
 } TakeIds;
 
 /* Jobs take their ids side by side, each with a context of its own, of one thread. */
-static void take_ids_job(void *data, int thread, int64_t begin, int64_t end) {
+static void take_ids_job(void *data, Chunk chunk) {
     const TakeIds *take = data;
     Pool alone = {.threads = 1};
     Context own = {.pool = &alone, .kernels = take->cx->kernels, .options = take->cx->options};
-    (void)thread;
-    for (int64_t i = begin; i < end; i++) job_take(&own, take->m, take->jobs[i], take->logits[i]);
+    for (int64_t i = chunk.begin; i < chunk.end; i++) job_take(&own, take->m, take->jobs[i], take->logits[i]);
     context_end(&own, NULL);
 }
 
@@ -9545,14 +9524,10 @@ typedef struct { /* a growing text, without a zero byte at its end; all zeros at
 
 static void text_add(TextBuffer *buffer, const void *text, size_t length) {
     if (buffer->failed || length == 0) return;
-    if (buffer->length + length > buffer->capacity) {
-        const size_t capacity = 2 * (buffer->length + length) + 64;
-        char *grown = realloc(buffer->text, capacity);
-        buffer->failed = grown == NULL;
-        if (buffer->failed) return;
-        buffer->text = grown;
-        buffer->capacity = capacity;
-    }
+    char *grown = grow(buffer->text, &buffer->capacity, buffer->length + length, 1);
+    buffer->failed = grown == NULL;
+    if (buffer->failed) return;
+    buffer->text = grown;
     memcpy(buffer->text + buffer->length, text, length);
     buffer->length += length;
 }
@@ -10701,8 +10676,10 @@ static uint64_t make_up_seed(void) {
 static bool take_free_name(char *name, int size) {
     for (int k = 1; k < 1000000; k++) {
         snprintf(name, (size_t)size, "janus-%d.png", k);
-        if (file_make(name) == 0) {
+        FILE *file = file_create(name);
+        if (file != NULL) {
             set_unfinished(1, name);
+            fclose(file);
             return true;
         }
         if (errno != EEXIST) break;
@@ -12659,22 +12636,12 @@ static void print_version(void) {
     printf("model files     GGUF 3, janus.format_version %d\n", FORMAT_VERSION);
 }
 
-/* Makes the folder; one that is there already must not hold tensors of another run. */
+/* The folder is for the tensors of one run. */
 static bool make_dump_folder(const char *path) {
-    if (path_is_folder(path)) {
-        const bool empty = !folder_holds_npy(path);
-        if (!empty) complain("%s holds .npy files of another run: name a new folder, or remove them", path);
-        return empty;
-    }
-#if defined(_WIN32)
-    wchar_t *wide = wide_path(path);
-    const bool made = wide != NULL && CreateDirectoryW(wide, NULL) != 0;
-    free(wide);
-#else
-    const bool made = mkdir(path, 0777) == 0;
-#endif
-    if (!made) complain("cannot make the folder %s: %s", path, strerror(errno));
-    return made;
+    if (folder_make(path) == 0) return true;
+    if (errno == EEXIST) complain("%s exists and is not an empty folder: name a new one", path);
+    else complain("cannot make the folder %s: %s", path, strerror(errno));
+    return false;
 }
 
 /* A text that is "-" comes from stdin, that of -f from a file; a prompt then goes without the end of its last line. */

@@ -1353,9 +1353,9 @@ static void *run_together(void *argument) {
     return NULL;
 }
 
-static void sum_job(void *ctx, int thread, int64_t begin, int64_t end) {
-    int64_t *sums = ctx;
-    for (int64_t i = begin; i < end; i++) sums[i] += i * i + (thread < 0);
+static void sum_job(void *data, Chunk chunk) {
+    int64_t *sums = data;
+    for (int64_t i = chunk.begin; i < chunk.end; i++) sums[i] += i * i + (chunk.thread < 0);
 }
 
 /* Jobs of every size, one after the other, on pools that come and go. */
@@ -1424,55 +1424,38 @@ static void test_quotas(void) {
         const char *files[3][2];
     } ROWS[] = {
         {"no cgroups", 8, {{"sys/nothing", ""}}},
-        {"version 2, no limit", 8, {{"proc/self/cgroup", "0::/\n"}, {"sys/fs/cgroup/cpu.max", "max 100000\n"}}},
-        {"version 2, two and a half",
+        {"no limit", 8, {{"proc/self/cgroup", "0::/\n"}, {"sys/fs/cgroup/cpu.max", "max 100000\n"}}},
+        {"two and a half",
          2,
          {{"proc/self/cgroup", "0::/\n"}, {"sys/fs/cgroup/cpu.max", "250000 100000\n"}}},
-        {"version 2, a half", 1, {{"proc/self/cgroup", "0::/a\n"}, {"sys/fs/cgroup/a/cpu.max", "50000 100000\n"}}},
-        {"version 2, more than there are",
+        {"a half", 1, {{"proc/self/cgroup", "0::/a\n"}, {"sys/fs/cgroup/a/cpu.max", "50000 100000\n"}}},
+        {"more than there are",
          8,
          {{"proc/self/cgroup", "0::/a\n"}, {"sys/fs/cgroup/a/cpu.max", "99900000 100000\n"}}},
-        {"version 2, the parent's",
+        {"the parent's",
          3,
          {{"proc/self/cgroup", "0::/a/b/c\n"},
           {"sys/fs/cgroup/a/b/c/cpu.max", "max 100000\n"},
           {"sys/fs/cgroup/a/cpu.max", "300000 100000\n"}}},
-        {"version 2, the least of two",
+        {"the least of two",
          2,
          {{"proc/self/cgroup", "0::/a/b\n"},
           {"sys/fs/cgroup/a/b/cpu.max", "400000 100000\n"},
           {"sys/fs/cgroup/a/cpu.max", "20000 10000\n"}}},
-        {"version 1",
-         3,
-         {{"proc/self/cgroup", "5:pids:/y\n4:cpu,cpuacct:/x\n"},
-          {"sys/fs/cgroup/cpu/x/cpu.cfs_quota_us", "150000\n"},
-          {"sys/fs/cgroup/cpu/x/cpu.cfs_period_us", "50000\n"}}},
-        {"version 1, no limit",
-         8,
-         {{"proc/self/cgroup", "4:cpuacct,cpu:/x\n"},
-          {"sys/fs/cgroup/cpu/x/cpu.cfs_quota_us", "-1\n"},
-          {"sys/fs/cgroup/cpu/x/cpu.cfs_period_us", "100000\n"}}},
-        {"version 1, in a container",
-         4,
-         {{"proc/self/cgroup", "4:cpu:/docker/1\n0::/\n"},
-          {"sys/fs/cgroup/cpu/cpu.cfs_quota_us", "400000\n"},
-          {"sys/fs/cgroup/cpu/cpu.cfs_period_us", "100000\n"}}},
-        {"other controllers",
-         8,
-         {{"proc/self/cgroup", "3:cpuset:/x\n2:cpuacct:/x\n"},
-          {"sys/fs/cgroup/cpu/x/cpu.cfs_quota_us", "100000\n"},
-          {"sys/fs/cgroup/cpu/x/cpu.cfs_period_us", "100000\n"}}},
         {"no numbers",
          8,
          {{"proc/self/cgroup", "0::\n::::\n\n0::/a"},
           {"sys/fs/cgroup/a/cpu.max", "100000\n"},
           {"sys/fs/cgroup/cpu.max", "x y\n"}}},
+        {"other controllers before it",
+         2,
+         {{"proc/self/cgroup", "2:cpu:/x\n1:name=systemd:/\n0::/a\n"}, {"sys/fs/cgroup/a/cpu.max", "2 1\n"}}},
     };
     for (size_t i = 0; i < sizeof ROWS / sizeof *ROWS; i++) {
         char command[400];
         for (int k = 0; k < 3 && ROWS[i].files[k][0] != NULL; k++)
             write_below(ROWS[i].files[k][0], ROWS[i].files[k][1]);
-        const int count = quota_of_process(folder, 8);
+        const int count = quota_processors(folder, 8);
         report(count == ROWS[i].expected, "processors, %s: %d of 8", ROWS[i].what, count);
         snprintf(command, sizeof command, "rm -rf '%s/proc' '%s/sys'", folder, folder);
         if (system(command) != 0) need(NULL);

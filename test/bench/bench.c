@@ -254,12 +254,12 @@ typedef struct {
     double *results; /* (threads), so that nothing is left out as unused */
 } Probe;
 
-static void probe_job(void *context, int thread, int64_t begin, int64_t end) {
-    const Probe *probe = context;
+static void probe_job(void *data, Chunk chunk) {
+    const Probe *probe = data;
     double result = 0;
-    if (probe->read != NULL) result = probe->read(probe->buffer + begin, end - begin);
-    for (int64_t i = begin; i < end && probe->read == NULL; i++) result += probe->peak(1000);
-    probe->results[thread] += result;
+    if (probe->read != NULL) result = probe->read(probe->buffer + chunk.begin, chunk.end - chunk.begin);
+    for (int64_t i = chunk.begin; i < chunk.end && probe->read == NULL; i++) result += probe->peak(1000);
+    probe->results[chunk.thread] += result;
 }
 
 /* The best rate of several runs: bytes or operations a second. */
