@@ -637,39 +637,29 @@ static int argmax(const float *logits, int64_t count) {
    so id v wins with probability p[n][v], and a step consumes N * V exponentials whatever p is. p is (N, V) row-major.
 
    The generator is mt19937 (core/MT19937RNGEngine.h), seeded from the low 32 bits of the seed alone. A step of it is
-   32 bits; nothing else in a drawing or an answer takes any. Tensor.exponential_ has had two kernels:
+   32 bits; nothing else in a drawing or an answer takes any. Tensor.exponential_ takes two steps a value, high word
+   first (CPUGeneratorImpl.cpp, random64); the low 53 bits are u in [0, 1);
 
-     GENERIC  two steps a value, high word first (CPUGeneratorImpl.cpp, random64); the low 53 bits are u in [0, 1);
-              q = float(-log1p(-u)), in double (core/TransformationHelper.h, uniform_real and exponential), one value
-              after another on one thread (native/cpu/DistributionTemplates.h, exponential_kernel): there is no
-              vectorised form, and threads, instruction set and tensor size change nothing.
-              Used by every build since 2.7, and before that by every build without MKL (ARM, Debian's).
-     MKL      one step a call seeds MKL's MCG31m1, x <- 1132489760 x mod (2^31 - 1), whose first value is the seed;
-              u = float(x / (2^31 - 1)) in (0, 1]; q = float(-log u) + 2^-126 (native/cpu/DistributionKernels.cpp,
-              exponential_kernel). Threads skip ahead in the one stream, so they change nothing either.
-              Used by the x86-64 builds 2.0 to 2.6 of PyPI, on AMD processors too; switched off in 2.7 because 2^31
-              streams are too few (pull request 146174). 2.0 lacks the 2^-126, so that q can be 0 there.
+       q = float(-log1p(-u)), in double (core/TransformationHelper.h, uniform_real and exponential),
 
-   Measured against the wheels 2.13.0, 2.7.0, 2.6.0, 2.0.1 and Debian's 1.13.1 on x86-64. GENERIC: q has the same
-   bits. MKL: its own float log rounds 7.5 % of the values to the other neighbour, here and always by one unit in the
-   last place; an id follows only where the two best ratios are within 2^-22 of each other.
-   log and log1p are libm's, in double and then rounded to float: two libms that differ in the last bit of the double
-   give different floats about once in 10^9 values. */
+   one value after another on one thread (native/cpu/DistributionTemplates.h, exponential_kernel): threads, instruction
+   set and tensor size change nothing. This is every build since 2.7, and before that every build without MKL.
+   Measured against the wheels 2.13.0 and 2.7.0 and Debian's 1.13.1 on x86-64: q has the same bits. log1p is libm's, in
+   double and then rounded to float: two libms that differ in the last bit of the double give different floats about
+   once in 10^9 values. */
 
 typedef struct {
     uint32_t mt[624]; /* the generator's words */
     int next;         /* index of the next word to hand out; 624: all are used */
-    int kind;         /* rng_kind */
 } TorchRng;
 
-static void torch_rng_seed(TorchRng *rng, int kind, uint64_t seed) {
+static void torch_rng_seed(TorchRng *rng, uint64_t seed) {
     rng->mt[0] = (uint32_t)(seed & 0xffffffffu);
     for (int i = 1; i < 624; i++) {
         uint32_t previous = rng->mt[i - 1];
         rng->mt[i] = 1812433253u * (previous ^ (previous >> 30)) + (uint32_t)i;
     }
     rng->next = 624;
-    rng->kind = kind;
 }
 
 static uint32_t twist(uint32_t word, uint32_t next, uint32_t far) {
@@ -710,26 +700,6 @@ static double next_uniform(TorchRng *rng) {
     return (double)bits * 0x1p-53;
 }
 
-static void mkl_exponential(float *q, int64_t count, uint32_t seed) {
-    const uint64_t modulus = 2147483647u; /* 2^31 - 1 */
-    uint64_t x = seed % modulus;
-    if (x == 0) x = 1;
-    for (int64_t i = 0; i < count; i++) {
-        float u = (float)((double)x / (double)modulus);
-        q[i] = (float)-log((double)u) + 0x1p-126f;
-        x = x * 1132489760u % modulus;
-    }
-}
-
-/* q (count) ~ Exp(1): what torch.empty(count).exponential_(1) holds. */
-static void torch_exponential(TorchRng *rng, float *q, int64_t count) {
-    if (rng->kind == JANUS_RNG_TORCH_MKL) {
-        mkl_exponential(q, count, next_word(rng));
-        return;
-    }
-    for (int64_t i = 0; i < count; i++) q[i] = (float)-log1p(-next_uniform(rng));
-}
-
 /* Whether every entry is a finite number >= 0 and every row has one > 0: where this fails, torch.multinomial raises. */
 static int is_distribution(const float *probs, int N, int V) {
     for (int n = 0; n < N; n++) {
@@ -744,27 +714,25 @@ static int is_distribution(const float *probs, int N, int V) {
     return 1;
 }
 
-/* ids (N), probs (N, V) that need not add up to 1, scratch (N, V), of MKL. Returns 1, or 0, nothing drawn, if probs is
-   not a distribution. q is 0 once in 2^53 values (GENERIC): then an id of probability 0 loses here, and wins in
-   PyTorch, whose argmax takes 0 / 0 for the largest. */
-static int torch_multinomial(TorchRng *rng, int *ids, const float *probs, float *scratch, int N, int V) {
-    const bool mkl = rng->kind == JANUS_RNG_TORCH_MKL;
+/* ids (N), probs (N, V) that need not add up to 1. Returns 1, or 0, nothing drawn, if probs is not a distribution. q is
+   0 once in 2^53 values: then an id of probability 0 loses here, and wins in PyTorch, whose argmax takes 0 / 0 for the
+   largest. */
+static int torch_multinomial(TorchRng *rng, int *ids, const float *probs, int N, int V) {
     int64_t unused = 0; /* words of ids of probability 0, which cannot win */
     if (!is_distribution(probs, N, V)) return 0;
-    if (mkl) torch_exponential(rng, scratch, (int64_t)N * V);
     for (int n = 0; n < N; n++) {
-        const float *p = probs + (int64_t)n * V, *q = mkl ? scratch + (int64_t)n * V : NULL;
+        const float *p = probs + (int64_t)n * V;
         float best = -1.0f;
         for (int v = 0; v < V; v++) {
             if (p[v] == 0 && best >= 0) {
-                unused += mkl ? 0 : 2;
+                unused += 2;
                 continue;
             }
             skip_words(rng, unused);
             unused = 0;
-            const double u = mkl ? 0 : next_uniform(rng);
+            const double u = next_uniform(rng);
             if (p[v] < 0.999999 * best * u) continue; /* as q = -log1p(-u) >= u: most ids need no logarithm */
-            const float ratio = p[v] / (mkl ? q[v] : (float)-log1p(-u));
+            const float ratio = p[v] / (float)-log1p(-u);
             if (ratio > best) {
                 best = ratio;
                 ids[n] = v;
@@ -1225,7 +1193,7 @@ static void drawing_start(Context *cx, Drawing *drawing, const Config *c, const 
         drawing->row_pointers[r] = &drawing->rows[r];
         kv_cache_reserve(cx, &drawing->rows[r].own, c, image_tokens(c) - 1);
     }
-    torch_rng_seed(&drawing->rng, options->rng, options->seed);
+    torch_rng_seed(&drawing->rng, options->seed);
 }
 
 /* Both prompts are read side by side; x (R, D) receives their last hidden states, once for each picture. In the
@@ -1257,7 +1225,7 @@ typedef struct {
     const float *logits; /* (2N, K) */
     float *probs;        /* (N, K): guided logits, then probabilities */
     int64_t K;
-    TorchRng *starts;    /* (N): where each picture's random numbers begin; NULL: the race comes later */
+    TorchRng *starts;    /* (N): where each picture's random numbers begin */
     int32_t *ids;        /* (N); -1: its probabilities are not a distribution */
 } PickImageIds;
 
@@ -1277,8 +1245,7 @@ static void draw_job(void *data, Chunk chunk) {
         float *probs = pick->probs + n * K;
         scale_temperature(probs, K, pick->options->temperature);
         softmax(probs, K);
-        if (pick->starts != NULL && !torch_multinomial(&pick->starts[n], &pick->ids[n], probs, NULL, 1, K))
-            pick->ids[n] = -1;
+        if (!torch_multinomial(&pick->starts[n], &pick->ids[n], probs, 1, K)) pick->ids[n] = -1;
     }
 }
 
@@ -1286,20 +1253,17 @@ static void draw_job(void *data, Chunk chunk) {
 static void pick_image_ids(Context *cx, const JanusGenerateOptions *options, TorchRng *rng, const float *logits,
                            int64_t K, int32_t *ids) {
     const int64_t N = options->count;
-    const bool mkl = rng->kind == JANUS_RNG_TORCH_MKL; /* one stream for all pictures */
     const ArenaBlock *mark = scratch_mark(cx);
-    float *probs = scratch(cx, N, K), *race = mkl ? scratch(cx, N, K) : NULL;
-    PickImageIds pick = {options, logits, probs, K, NULL, ids};
+    float *probs = scratch(cx, N, K);
+    PickImageIds pick = {options, logits, probs, K, scratch_bytes(cx, N, sizeof *pick.starts), ids};
     check_finite(cx, "generation.logits", logits, 2 * N * K);
     in_parallel(cx, guidance_job, &pick, N, 1);
     hand_over(cx, "generation.logits.cond", JANUS_FLOAT32, logits, K, 0, 0);
     hand_over(cx, "generation.logits.uncond", JANUS_FLOAT32, logits + K, K, 0, 0);
     tap(cx, "generation.logits", probs, K, 0, 0);
-    if (!mkl) pick.starts = scratch_bytes(cx, N, sizeof *pick.starts);
     if (!has_failed(cx) && options->temperature > 0) {
-        for (int64_t n = 0; n < N && !mkl; n++, skip_words(rng, 2 * K)) pick.starts[n] = *rng;
+        for (int64_t n = 0; n < N; n++, skip_words(rng, 2 * K)) pick.starts[n] = *rng;
         in_parallel(cx, draw_job, &pick, N, 1);
-        if (mkl && !torch_multinomial(rng, ids, probs, race, (int)N, (int)K)) ids[0] = -1;
         for (int64_t n = 0; n < N; n++)
             if (ids[n] < 0) fail_distribution(cx);
     }
@@ -1420,7 +1384,7 @@ static int32_t pick_text_id(Context *cx, const JanusAskOptions *options, TorchRn
     keep_top_k(logits, V, options->top_k, race);
     keep_top_p(logits, V, options->top_p, ranked);
     softmax(logits, V);
-    if (!torch_multinomial(rng, &id, logits, race, 1, V)) fail_distribution(cx);
+    if (!torch_multinomial(rng, &id, logits, 1, V)) fail_distribution(cx);
     scratch_release(cx, mark);
     return id;
 }
@@ -1453,7 +1417,7 @@ static void write_answer(Context *cx, const JanusModel *m, Conversation *convers
     const ArenaBlock *mark = scratch_mark(cx);
     float *logits = scratch(cx, m->config.vocab, 1);
     TorchRng rng;
-    torch_rng_seed(&rng, options->rng, options->seed);
+    torch_rng_seed(&rng, options->seed);
     linear(cx, logits, hidden, &m->lm_head, NULL, 1);
     while (say_next(cx, m, conversation, options, &rng, logits, answer, said)) {
         weight_row(hidden, &m->token_embed, said->ids[said->count - 1]);
@@ -8752,7 +8716,6 @@ static JanusStatus check_drawing(const JanusGenerateOptions *options, JanusError
     JanusStatus status = check_range("the number of pictures", options->count, 1, 64, error);
     if (status == JANUS_OK) status = check_range("the guidance weight", options->cfg_weight, 0, 100, error);
     if (status == JANUS_OK) status = check_range("the temperature", options->temperature, 0, 100, error);
-    if (status == JANUS_OK) status = check_range("the random number generator", (double)options->rng, 0, 1, error);
     return status;
 }
 
@@ -8900,7 +8863,6 @@ static JanusStatus check_question(const JanusAskOptions *options, const JanusIma
     if (status == JANUS_OK) status = check_range("the temperature", options->temperature, 0, 100, error);
     if (status == JANUS_OK) status = check_range("top-p", options->top_p, FLT_MIN, 1, error);
     if (status == JANUS_OK) status = check_range("top-k", options->top_k, 0, INT_MAX, error);
-    if (status == JANUS_OK) status = check_range("the random number generator", (double)options->rng, 0, 1, error);
     if (status == JANUS_OK) status = check_range("the number of images", image_count, 0, 64, error);
     for (int i = 0; i < image_count && status == JANUS_OK; i++) status = check_image(&images[i], error);
     return status;
@@ -9062,7 +9024,7 @@ static void job_start(Context *cx, const JanusModel *m, QueuedJob *job) {
     float *hidden = scratch(cx, R, c->hidden), *logits = scratch(cx, R, width);
     IdList prompt = {0};
     if (job->asks) {
-        torch_rng_seed(&job->rng, job->asked.rng, job->asked.seed);
+        torch_rng_seed(&job->rng, job->asked.seed);
         start_turn(cx, m, &job->conversation, job->text, job->images, job->image_count, hidden);
         linear(cx, logits, hidden, &m->lm_head, NULL, 1);
     } else {
@@ -9578,7 +9540,7 @@ typedef struct {
     const char *model, *output, *preview, *dump, *trace, *isa, *type, *like;
     const char *text, *prompt, *file; /* the text: an argument, of -p, of -f */
     const char *images[CLI_IMAGES];
-    int image_count, count, threads, max_tokens, top_k, rng, cache, batch, show;
+    int image_count, count, threads, max_tokens, top_k, cache, batch, show;
     double cfg_weight, temperature, top_p; /* temperature -1: the task's own */
     uint64_t seed;
     int wanted;                            /* the picture of a batch that --like draws again; 0: all */
@@ -9657,8 +9619,6 @@ static const Option OPTIONS[] = {
     {"--cfg --cfg-scale", "W", AS_NUMBER, 0, 100, FOR_GENERATE | FOR_CHAT, FIELD(cfg_weight),
      "guidance of a drawing, default 5"},
     {"-s --seed", "S", AS_SEED, 0, 0, FOR_TALKS, FIELD(seed), "same seed, same result; -1: a random one, printed"},
-    {"--rng", "torch|torch-mkl", AS_CHOICE, JANUS_RNG_TORCH, 0, FOR_TALKS | FOR_BATCH, FIELD(rng),
-     "random numbers of PyTorch, or of its MKL to 2.6"},
     {"--temperature --temp", "T", AS_NUMBER, 0, 100, FOR_TALKS, FIELD(temperature),
      "0: most probable; default 1 to draw, 0 to answer"},
     {"--max-tokens", "N", AS_WHOLE, 1, 1 << 24, FOR_ANSWERS, FIELD(max_tokens), "length of an answer, default 512"},
@@ -10720,9 +10680,9 @@ static char *drawing_text(const Program *program, const char *prompt, const Janu
     print_shortest(temperature, options->temperature);
     snprintf(text, size,
              "%s\nSteps: %d, Sampler: autoregressive, CFG scale: %s, Seed: %llu, Size: %dx%d, Model: %s, "
-             "Temperature: %s, RNG: %s%s%s, Picture: %d of %d, Version: janus " JANUS_VERSION,
+             "Temperature: %s, RNG: torch%s%s, Picture: %d of %d, Version: janus " JANUS_VERSION,
              prompt, info.image_tokens, cfg_weight, (unsigned long long)options->seed, info.image_size,
-             info.image_size, model, temperature, options->rng == JANUS_RNG_TORCH ? "torch" : "torch-mkl",
+             info.image_size, model, temperature,
              cache == JANUS_CACHE_AUTO ? "" : cache == JANUS_CACHE_F16 ? ", KV: f16" : ", KV: f32",
              program->line.fast ? ", Fast: on" : "", i + 1, options->count);
     return text;
@@ -10763,7 +10723,7 @@ static bool parse_place(char *value, int *place, int *count) {
    what is wrong. */
 static bool take_like(Program *program) {
     static const char *const SETTINGS[][2] = {
-        {"CFG scale", "--cfg"}, {"Seed", "--seed"}, {"Temperature", "--temperature"}, {"RNG", "--rng"}, {"KV", "--kv"}};
+        {"CFG scale", "--cfg"}, {"Seed", "--seed"}, {"Temperature", "--temperature"}, {"KV", "--kv"}};
     CommandLine *line = &program->line;
     char value[256] = "", *settings = NULL;
     if (janus_image_text(line->like, &program->drawn_from, &program->error) != JANUS_OK) {
@@ -10936,7 +10896,6 @@ static JanusGenerateOptions generate_options(const CommandLine *line) {
     options.seed = line->has_seed ? line->seed : make_up_seed();
     options.cfg_weight = (float)line->cfg_weight;
     if (line->temperature >= 0) options.temperature = (float)line->temperature;
-    options.rng = (JanusRng)line->rng;
     return options;
 }
 
@@ -10947,7 +10906,6 @@ static JanusAskOptions ask_options(const CommandLine *line) {
     options.top_p = line->top_p;
     options.top_k = line->top_k;
     options.seed = line->has_seed ? line->seed : make_up_seed();
-    options.rng = (JanusRng)line->rng;
     return options;
 }
 

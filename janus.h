@@ -183,17 +183,11 @@ void janus_session_free(JanusSession *session);
 
 /* ---- Task 1: text -> picture (report, section 2; official generation_inference.py) ---- */
 
-typedef enum {
-    JANUS_RNG_TORCH = 0, /* torch.multinomial on the CPU after manual_seed(seed): PyTorch 2.7 and later, every build */
-    JANUS_RNG_TORCH_MKL = 1 /* the same of PyTorch 2.0 to 2.6, x86-64 wheels (they drew from MKL) */
-} JanusRng;
-
 typedef struct {
     int count;          /* pictures of the one prompt, as one batch, 1..64; default 1 */
-    uint64_t seed;      /* default 0 */
+    uint64_t seed;      /* as torch.manual_seed(seed) on the CPU, PyTorch 2.7 and later; default 0 */
     float cfg_weight;   /* guidance: uncond + w (cond - uncond), 0..100; default 5 */
     float temperature;  /* 0..100; 0: always the most probable id; default 1 */
-    JanusRng rng;       /* which of PyTorch's generators `seed` means; default JANUS_RNG_TORCH */
 } JanusGenerateOptions;
 
 JanusGenerateOptions janus_generate_defaults(void);
@@ -220,7 +214,6 @@ typedef struct {
     double top_p;       /* (0, 1]; 1: off; default 1. Only used with temperature > 0. A double, as Python's floats */
     int top_k;          /* 0: off; default 50, as transformers' generate. Only used with temperature > 0 */
     uint64_t seed;      /* default 0 */
-    JanusRng rng;
 } JanusAskOptions;
 
 JanusAskOptions janus_ask_defaults(void);

@@ -197,7 +197,6 @@ def test_usage_errors(arguments: list[str]) -> None:
         ("--top-p", ["1e-06 to 1", "0", "-1", "1.1", "nan", "x"]),
         ("--isa", ["plain", "mmx", ""]),
         ("--kv", ["f32 or f16", "f64", "", "f16|f32"]),
-        ("--rng", ["torch or torch-mkl", "numpy", ""]),
         ("--type", ["q8_0 or q6_k or q4_k or q4_0", "q5_0", "", "q", "f16"]),
     ],
 )
@@ -361,7 +360,7 @@ def test_help_manual_and_completions_agree() -> None:
 def test_values_in_completions() -> None:
     """Options of a few words offer these."""
     for shell, form in (("bash", '{0}) words="{1}"'), ("zsh", "'*{0}["), ("zsh", ":({1})'"), ("fish", "-x -a '{1}'")):
-        for name, words in (("--rng", "torch torch-mkl"), ("--kv", "f32 f16"), ("--type", "q8_0 q6_k q4_k q4_0")):
+        for name, words in (("--kv", "f32 f16"), ("--type", "q8_0 q6_k q4_k q4_0")):
             assert form.format(name, words) in completion(shell), (shell, name)
     for arguments in (["completion"], ["completion", "tcsh"], ["completion", "bash", "zsh"]):
         fails(*arguments, model=None, code=2)
@@ -496,13 +495,9 @@ def test_generate_options(tmp_path: Path, option: list) -> None:
     succeeds("generate", *option, "-o", tmp_path / "x.png", "a red fox")
 
 
-def test_generators_and_caches(tmp_path: Path) -> None:
-    """--rng gives other pictures, --kv takes both its names; one picture goes to stdout, two do not."""
-    seen = set()
-    for name in ("torch", "torch-mkl"):
-        succeeds("generate", "--rng", name, "--kv", "f16", "--seed", 1, "-o", tmp_path / "x.png", "--temperature", 100, "a cat")
-        seen.add(Image.open(tmp_path / "x.png").tobytes())
-    assert len(seen) == 2
+def test_caches(tmp_path: Path) -> None:
+    """--kv takes both its names; one picture goes to stdout, two do not."""
+    succeeds("generate", "--kv", "f16", "--seed", 1, "-o", tmp_path / "x.png", "a cat")
     first = succeeds("generate", "--kv", "f32", "--seed", 1, "-o", "-", "a cat").stdout
     assert first.startswith(b"\x89PNG")
     fails("generate", "-n", 2, "-o", "-", "a cat", code=2)

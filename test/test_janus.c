@@ -875,7 +875,7 @@ static void test_bad_options(void) {
     JanusSession *session = open_session(golden.model, NULL), *none = NULL;
     JanusError error = {JANUS_OK, ""};
     int32_t *ids = need(malloc(65 * (size_t)janus_info(golden.model).image_tokens * sizeof *ids));
-    for (int i = 0; i < 8; i++) {
+    for (int i = 0; i < 7; i++) {
         JanusGenerateOptions options = janus_generate_defaults();
         if (i == 0) options.count = 0;
         if (i == 1) options.count = 65;
@@ -884,12 +884,11 @@ static void test_bad_options(void) {
         if (i == 4) options.temperature = -0.5f;
         if (i == 5) options.temperature = 101;
         if (i == 6) options.temperature = (float)(HUGE_VAL - HUGE_VAL);
-        if (i == 7) options.rng = (JanusRng)7;
         memset(&error, 0, sizeof error);
         expect(janus_generate_ids(session, "a cat", &options, ids, &error), JANUS_BAD_ARGUMENT, &error,
                "bad drawing options");
     }
-    for (int i = 0; i < 7; i++) {
+    for (int i = 0; i < 6; i++) {
         JanusAskOptions options = janus_ask_defaults();
         if (i == 0) options.max_tokens = 0;
         if (i == 1) options.temperature = -1;
@@ -897,7 +896,6 @@ static void test_bad_options(void) {
         if (i == 3) options.top_p = 0;
         if (i == 4) options.top_p = 1.5;
         if (i == 5) options.top_k = -1;
-        if (i == 6) options.rng = (JanusRng)-1;
         memset(&error, 0, sizeof error);
         expect(janus_ask(session, "what?", NULL, 0, &options, NULL, &error), JANUS_BAD_ARGUMENT, &error,
                "bad asking options");
@@ -1182,7 +1180,6 @@ static TestJob test_job(int i) {
     job.drawing.seed = job.question.seed = (uint64_t)(i / 2);
     job.drawing.cfg_weight = (float)(1 + i % 6);
     job.drawing.temperature = (float)(i % 4) / 2;
-    job.drawing.rng = i % 5 == 0 ? JANUS_RNG_TORCH_MKL : JANUS_RNG_TORCH;
     job.question.temperature = (float)(i % 3);
     job.question.max_tokens = 1 + i % 12;
     if (i == 11) job.text = "  ";

@@ -4,10 +4,12 @@
 #define JANUS_LIBRARY
 #include "../../janus.c"
 
-void test_torch_rng_seed(TorchRng *rng, int kind, uint64_t seed) { torch_rng_seed(rng, kind, seed); }
-void test_torch_exponential(TorchRng *rng, float *q, int64_t count) { torch_exponential(rng, q, count); }
-int test_torch_multinomial(TorchRng *rng, int *ids, const float *probs, float *scratch, int N, int V) {
-    return torch_multinomial(rng, ids, probs, scratch, N, V);
+void test_torch_rng_seed(TorchRng *rng, uint64_t seed) { torch_rng_seed(rng, seed); }
+void test_torch_exponential(TorchRng *rng, float *q, int64_t count) {
+    for (int64_t i = 0; i < count; i++) q[i] = (float)-log1p(-next_uniform(rng));
+}
+int test_torch_multinomial(TorchRng *rng, int *ids, const float *probs, int N, int V) {
+    return torch_multinomial(rng, ids, probs, N, V);
 }
 void test_scale_temperature(float *x, int V, double temperature) { scale_temperature(x, V, temperature); }
 void test_softmax_probs(float *probs, const float *logits, int V) {
