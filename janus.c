@@ -8380,6 +8380,54 @@ struct JanusSession {
     Conversation conversation;
 };
 
+/* ---- The ranges of the numbers that drawings and questions take: the calls below check their options by this table,
+   the command line and the jobs of a batch theirs. ---- */
+
+enum { PICTURES_LIMIT = 64, IMAGES_LIMIT = 64, TOKENS_LIMIT = 1 << 24 };
+
+typedef enum {
+    RANGE_COUNT, RANGE_CFG_WEIGHT, RANGE_TEMPERATURE, RANGE_MAX_TOKENS, RANGE_TOP_K, RANGE_TOP_P, RANGES_END
+} RangeName;
+
+typedef struct {
+    const char *what; /* for messages */
+    enum { AN_INT, A_FLOAT, A_DOUBLE } type;
+    double low, high;
+    int in_drawing, in_question; /* offset of the field in JanusGenerateOptions, in JanusAskOptions; -1: not there */
+} Range;
+
+static const Range RANGES[RANGES_END] = {
+    [RANGE_COUNT] = {"the number of pictures", AN_INT, 1, PICTURES_LIMIT, offsetof(JanusGenerateOptions, count), -1},
+    [RANGE_CFG_WEIGHT] = {"the guidance weight", A_FLOAT, 0, 100, offsetof(JanusGenerateOptions, cfg_weight), -1},
+    [RANGE_TEMPERATURE] = {"the temperature", A_FLOAT, 0, 100, offsetof(JanusGenerateOptions, temperature),
+                           offsetof(JanusAskOptions, temperature)},
+    [RANGE_MAX_TOKENS] = {"the number of tokens", AN_INT, 1, TOKENS_LIMIT, -1, offsetof(JanusAskOptions, max_tokens)},
+    [RANGE_TOP_K] = {"top-k", AN_INT, 0, TOKENS_LIMIT, -1, offsetof(JanusAskOptions, top_k)},
+    [RANGE_TOP_P] = {"top-p", A_DOUBLE, 1e-6, 1, -1, offsetof(JanusAskOptions, top_p)},
+};
+
+/* `value` lies in low..high and is not NaN. */
+static JanusStatus check_range(const char *what, bool whole, double value, double low, double high, JanusError *error) {
+    if (value >= low && value <= high) return JANUS_OK;
+    return fail(error, JANUS_BAD_ARGUMENT, "%s must be a %snumber from %.10g to %.10g", what, whole ? "whole " : "", low,
+                high);
+}
+
+/* All numbers of a drawing, or of a question; the other one is NULL. */
+static JanusStatus check_ranges(const JanusGenerateOptions *drawing, const JanusAskOptions *question,
+                                JanusError *error) {
+    JanusStatus status = JANUS_OK;
+    for (int i = 0; i < RANGES_END && status == JANUS_OK; i++) {
+        const Range *r = &RANGES[i];
+        const int at = drawing != NULL ? r->in_drawing : r->in_question;
+        const void *field = (drawing != NULL ? (const char *)drawing : (const char *)question) + (at < 0 ? 0 : at);
+        const double value = r->type == AN_INT ? *(const int *)field : r->type == A_FLOAT ? *(const float *)field
+                                                                                          : *(const double *)field;
+        if (at >= 0) status = check_range(r->what, r->type == AN_INT, value, r->low, r->high, error);
+    }
+    return status;
+}
+
 JanusStatus janus_image_load_memory(const void *bytes, size_t length, JanusImage *image, JanusError *error) {
     return image_from_bytes(bytes, length, true, image, "the image", error);
 }
@@ -8698,31 +8746,17 @@ int janus_conversation_length(const JanusSession *session) {
 }
 
 JanusGenerateOptions janus_generate_defaults(void) {
-    JanusGenerateOptions options;
-    memset(&options, 0, sizeof options);
-    options.count = 1;
-    options.cfg_weight = 5;
-    options.temperature = 1;
-    return options;
+    return (JanusGenerateOptions){.count = 1, .cfg_weight = 5, .temperature = 1};
 }
 
-/* `value` lies in low..high and is a number. */
-static JanusStatus check_range(const char *what, double value, double low, double high, JanusError *error) {
-    if (value >= low && value <= high) return JANUS_OK;
-    return fail(error, JANUS_BAD_ARGUMENT, "%s must be a number from %g to %g", what, low, high);
-}
-
-static JanusStatus check_drawing(const JanusGenerateOptions *options, JanusError *error) {
-    JanusStatus status = check_range("the number of pictures", options->count, 1, 64, error);
-    if (status == JANUS_OK) status = check_range("the guidance weight", options->cfg_weight, 0, 100, error);
-    if (status == JANUS_OK) status = check_range("the temperature", options->temperature, 0, 100, error);
-    return status;
+JanusAskOptions janus_ask_defaults(void) {
+    return (JanusAskOptions){.max_tokens = 512, .top_k = 50, .top_p = 1};
 }
 
 JanusStatus janus_generate_ids(JanusSession *session, const char *prompt, const JanusGenerateOptions *options,
                                int32_t *ids, JanusError *error) {
     const JanusGenerateOptions chosen = options != NULL ? *options : janus_generate_defaults();
-    const JanusStatus status = check_drawing(&chosen, error);
+    const JanusStatus status = check_ranges(&chosen, NULL, error);
     if (status != JANUS_OK) return status;
     draw(&session->context, session->model, prompt, &chosen, ids);
     return context_end(&session->context, error);
@@ -8829,8 +8863,8 @@ JanusStatus janus_generate(JanusSession *session, const char *prompt, const Janu
                            JanusImage *images, JanusError *error) {
     const int count = options != NULL ? options->count : 1;
     const int64_t tokens = image_tokens(&session->model->config);
-    int32_t *ids = count < 1 || count > 64 ? NULL : allocate(count * tokens, sizeof *ids);
-    if (ids == NULL && count >= 1 && count <= 64) return fail_memory(error);
+    int32_t *ids = count < 1 || count > PICTURES_LIMIT ? NULL : allocate(count * tokens, sizeof *ids);
+    if (ids == NULL && count >= 1 && count <= PICTURES_LIMIT) return fail_memory(error);
     JanusStatus status = janus_generate_ids(session, prompt, options, ids, error);
     const bool drawn = status == JANUS_OK;
     if (drawn) memset(images, 0, (size_t)count * sizeof *images);
@@ -8839,15 +8873,6 @@ JanusStatus janus_generate(JanusSession *session, const char *prompt, const Janu
     for (int i = 0; i < count && drawn && status != JANUS_OK; i++) janus_image_free(&images[i]);
     free(ids);
     return status;
-}
-
-JanusAskOptions janus_ask_defaults(void) {
-    JanusAskOptions options;
-    memset(&options, 0, sizeof options);
-    options.max_tokens = 512;
-    options.top_p = 1;
-    options.top_k = 50;
-    return options;
 }
 
 static JanusStatus check_image(const JanusImage *image, JanusError *error) {
@@ -8859,11 +8884,8 @@ static JanusStatus check_image(const JanusImage *image, JanusError *error) {
 
 static JanusStatus check_question(const JanusAskOptions *options, const JanusImage *images, int image_count,
                                   JanusError *error) {
-    JanusStatus status = check_range("the number of tokens", options->max_tokens, 1, INT_MAX / 2, error);
-    if (status == JANUS_OK) status = check_range("the temperature", options->temperature, 0, 100, error);
-    if (status == JANUS_OK) status = check_range("top-p", options->top_p, FLT_MIN, 1, error);
-    if (status == JANUS_OK) status = check_range("top-k", options->top_k, 0, INT_MAX, error);
-    if (status == JANUS_OK) status = check_range("the number of images", image_count, 0, 64, error);
+    JanusStatus status = check_ranges(NULL, options, error);
+    if (status == JANUS_OK) status = check_range("the number of images", true, image_count, 0, IMAGES_LIMIT, error);
     for (int i = 0; i < image_count && status == JANUS_OK; i++) status = check_image(&images[i], error);
     return status;
 }
@@ -9164,7 +9186,7 @@ int janus_queue_places(const JanusModel *model, const JanusSessionOptions *optio
 
 JanusStatus janus_queue_new(JanusSession *session, int places, JanusQueue **queue, JanusError *error) {
     *queue = NULL;
-    const JanusStatus status = check_range("the number of places", places, 0, PLACES_LIMIT, error);
+    const JanusStatus status = check_range("the number of places", true, places, 0, PLACES_LIMIT, error);
     if (status != JANUS_OK) return status;
     JanusQueue *made = calloc(1, sizeof *made);
     if (made == NULL) return fail_memory(error);
@@ -9211,7 +9233,7 @@ static JanusStatus submit(JanusQueue *queue, QueuedJob *job, int64_t *number) {
 JanusStatus janus_queue_generate(JanusQueue *queue, const char *prompt, const JanusGenerateOptions *options,
                                  int64_t *job, JanusError *error) {
     const JanusGenerateOptions chosen = options != NULL ? *options : janus_generate_defaults();
-    const JanusStatus status = check_drawing(&chosen, error);
+    const JanusStatus status = check_ranges(&chosen, NULL, error);
     if (status != JANUS_OK) return status;
     QueuedJob *made = job_new(prompt != NULL ? prompt : "");
     if (made == NULL) return fail_memory(error);

@@ -209,10 +209,10 @@ JanusStatus janus_codebook_colours(JanusSession *session, uint8_t *rgb, JanusErr
 /* ---- Task 2: picture(s) + question -> answer (report, section 2; official inference.py) ---- */
 
 typedef struct {
-    int max_tokens;     /* of the answer, 1..; default 512 */
+    int max_tokens;     /* of the answer, 1..16777216; default 512 */
     float temperature;  /* 0..100; 0: greedy; default 0 */
-    double top_p;       /* (0, 1]; 1: off; default 1. Only used with temperature > 0. A double, as Python's floats */
-    int top_k;          /* 0: off; default 50, as transformers' generate. Only used with temperature > 0 */
+    double top_p;       /* 1e-6..1; 1: off; default 1. Only used with temperature > 0. A double, as Python's floats */
+    int top_k;          /* 0..16777216; 0: off; default 50, as transformers' generate. Only used with temperature > 0 */
     uint64_t seed;      /* default 0 */
 } JanusAskOptions;
 
