@@ -9559,7 +9559,7 @@ enum { CLI_IMAGES = 64, PATH_BYTES = 4096, TEXT_FILE_LIMIT = 1 << 26 };
 enum { OPTION_LIMIT = 64 };
 
 typedef struct {
-    const char *model, *output, *preview, *dump, *trace, *isa, *type, *like;
+    const char *model, *output, *dump, *trace, *isa, *type, *like;
     const char *text, *prompt, *file; /* the text: an argument, of -p, of -f */
     const char *images[CLI_IMAGES];
     int image_count, count, threads, max_tokens, top_k, cache, batch, show;
@@ -9606,9 +9606,9 @@ enum {
     FOR_MODEL = FOR_WORKS | FOR_TOKENIZE | FOR_INFO, FOR_TEXT = FOR_GENERATE | FOR_ASK | FOR_TOKENIZE
 };
 
-/* Ways to show a picture in the terminal: half blocks in 24 bits a colour or in 256 colours, and protocols. */
-typedef enum { SHOW_AUTO, SHOW_NO, SHOW_BLOCKS, SHOW_256, SHOW_KITTY, SHOW_ITERM2, SHOW_SIXEL } ShowKind;
-static const char SHOW_WORDS[] = "auto|no|blocks|256|kitty|iterm2|sixel";
+/* How pictures are shown in the terminal: as half blocks in 24-bit colour, or in 256 colours. */
+typedef enum { SHOW_AUTO, SHOW_NO, SHOW_BLOCKS, SHOW_256 } ShowKind;
+static const char SHOW_WORDS[] = "auto|no|blocks|256";
 
 /* What follows an option: nothing; a name; an image's name; a whole number or any number, low to high; a seed; one of
    the words of `argument`, counted from `low`; one of the machine's sets of kernels; a quantised type; after = only and
@@ -9658,10 +9658,8 @@ static const Option OPTIONS[] = {
      "so many drawn together; info shows the default"},
     {"--unordered", NULL, AS_SWITCH, 0, 0, FOR_BATCH, FIELD(unordered), "results as they come, not as the jobs"},
     {"--resume", NULL, AS_SWITCH, 0, 0, FOR_BATCH, FIELD(resume), "leaves out jobs whose pictures are there"},
-    {"--preview", "FILE[:ROWS]", AS_NAME, 0, 0, FOR_GENERATE, FIELD(preview),
-     "the picture so far, after every ROWS (4) rows"},
     {"--show", "[=HOW]", AS_SHOW, 0, 0, FOR_GENERATE | FOR_CHAT | FOR_DECODE, FIELD(show),
-     "here; no, blocks, 256, kitty, iterm2 or sixel"},
+     "in the terminal, too: no, blocks or 256 (colours)"},
     {"--decode", NULL, AS_SWITCH, 0, 0, FOR_TOKENIZE, FIELD(decode), "TEXT is ids, to be turned into text"},
     {"--type", "TYPE", AS_FORMAT, 0, 0, FOR_QUANTIZE, FIELD(type), "q8_0 (default), q6_k, q4_k or q4_0 matrices"},
     {"--kv", "f32|f16", AS_CHOICE, JANUS_CACHE_F32, 0, FOR_TALKS | FOR_BATCH, FIELD(cache),
@@ -9880,9 +9878,8 @@ static bool take_environment(CommandLine *line, unsigned command) {
 
 /* ---- Pictures in the terminal ----
 
-   A picture covers a box of cells. It is put together as pixels (the canvas) and sent in one of the ways that terminals
-   know; the way is chosen by the environment alone, without asking the terminal, so that pipes, ssh and tmux are safe.
-   The cursor stands in the line below the box before and after. */
+   A cell of the terminal shows two pixels, one above the other, as a half block. Pictures are scaled into the canvas;
+   lines that changed are sent again. The cursor is in the line below before and after. */
 
 /* Copies `picture` into a square of the canvas, every pixel of which is the mean of what it covers. */
 static void place_picture(JanusImage *canvas, int left, int top, int side, const JanusImage *picture) {
@@ -9932,110 +9929,11 @@ static void block_line(TextBuffer *out, const JanusImage *canvas, int line, bool
     text_print(out, "\033[0m");
 }
 
-static void add_base64(TextBuffer *out, const uint8_t *data, size_t length) {
-    static const char LETTERS[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    for (size_t i = 0; i < length; i += 3) {
-        const unsigned b = i + 1 < length ? data[i + 1] : 0, c = i + 2 < length ? data[i + 2] : 0;
-        const unsigned bits = (unsigned)data[i] << 16 | b << 8 | c;
-        char letters[4] = {LETTERS[bits >> 18], LETTERS[bits >> 12 & 63], '=', '='};
-        if (i + 1 < length) letters[2] = LETTERS[bits >> 6 & 63];
-        if (i + 2 < length) letters[3] = LETTERS[bits & 63];
-        text_add(out, letters, 4);
-    }
-}
-
-static void png_sink(void *context, void *bytes, int size) { text_add(context, bytes, (size_t)size); }
-
-static void add_png(TextBuffer *out, const JanusImage *image) {
-    volatile int written = 0;
-    if (setjmp(image_memory.way_out) == 0)
-        written = stbi_write_png_to_func(png_sink, out, image->width, image->height, 3, image->rgb, 3 * image->width);
-    arena_release(&image_memory.arena, NULL);
-    if (!written) out->failed = true;
-}
-
-/* kitty: a PNG in base64, cut into pieces; `id` names the picture, which takes the place of what had that name. */
-static void kitty_picture(TextBuffer *out, const TextBuffer *png, int columns, int lines, unsigned id) {
-    enum { PIECE = 3072 };
-    for (size_t at = 0; at < png->length; at += PIECE) {
-        const size_t length = png->length - at < PIECE ? png->length - at : PIECE;
-        if (at == 0) text_print(out, "\033_Ga=T,f=100,q=2,C=1,i=%u,p=1,c=%d,r=%d,", id, columns, lines);
-        else text_print(out, "\033_G");
-        text_print(out, "m=%d;", at + length < png->length);
-        add_base64(out, (const uint8_t *)png->text + at, length);
-        text_print(out, "\033\\");
-    }
-}
-
-static void iterm2_picture(TextBuffer *out, const TextBuffer *png, int columns, int lines) {
-    text_print(out, "\033]1337;File=inline=1;size=%lu;width=%d;height=%d;preserveAspectRatio=0:",
-                (unsigned long)png->length, columns, lines);
-    add_base64(out, (const uint8_t *)png->text, png->length);
-    text_print(out, "\007");
-}
-
-/* The colour of a pixel in a cube of 6 x 6 x 6, dithered in squares of 4 x 4. */
-static int sixel_colour(const JanusImage *canvas, int x, int y) {
-    static const uint8_t ORDER[16] = {0, 8, 2, 10, 12, 4, 14, 6, 3, 11, 1, 9, 15, 7, 13, 5};
-    const uint8_t *rgb = canvas->rgb + 3 * (y * canvas->width + x);
-    int colour = 0;
-    const int threshold = ORDER[y % 4 * 4 + x % 4] * 255 + 127;
-    for (int c = 0; c < 3; c++) colour = 6 * colour + (rgb[c] * 5 * 16 + threshold) / (255 * 16);
-    return colour;
-}
-
-/* The letter for a column of a band: a bit for each of its pixels that have this colour. */
-static char sixel_letter(const uint8_t *colours, int width, int rows, int x, int colour) {
-    int bits = 0;
-    for (int y = 0; y < rows; y++) bits |= (colours[y * width + x] == colour) << y;
-    return (char)('?' + bits);
-}
-
-/* A band of six rows: for each colour in it a line of letters, with their counts. `colours` (6, width) is scratch. */
-static void sixel_band(TextBuffer *out, const JanusImage *canvas, int top, uint8_t *colours) {
-    const int rows = canvas->height - top < 6 ? canvas->height - top : 6, width = canvas->width;
-    bool used[216] = {false};
-    for (int i = 0; i < rows * width; i++) {
-        colours[i] = (uint8_t)sixel_colour(canvas, i % width, top + i / width);
-        used[colours[i]] = true;
-    }
-    for (int colour = 0; colour < 216; colour++) {
-        if (!used[colour]) continue;
-        text_print(out, "#%d", colour);
-        for (int x = 0, run; x < width; x += run) {
-            const char letter = sixel_letter(colours, width, rows, x, colour);
-            for (run = 1; x + run < width && sixel_letter(colours, width, rows, x + run, colour) == letter; run++) {}
-            text_print(out, "!%d%c", run, letter);
-        }
-        text_print(out, "$");
-    }
-    text_print(out, "-");
-}
-
-static void sixel_picture(TextBuffer *out, const JanusImage *canvas) {
-    uint8_t *colours = malloc(6 * (size_t)canvas->width);
-    out->failed |= colours == NULL;
-    text_print(out, "\033P0;1q\"1;1;%d;%d", canvas->width, canvas->height);
-    for (int i = 0; i < 216; i++) text_print(out, "#%d;2;%d;%d;%d", i, 20 * (i / 36), 20 * (i / 6 % 6), 20 * (i % 6));
-    for (int y = 0; y < canvas->height && colours != NULL; y += 6) sixel_band(out, canvas, y, colours);
-    text_print(out, "\033\\");
-    free(colours);
-}
-
-/* What the environment says that the terminal shows. Inside tmux and screen: blocks, which they know how to keep. */
+/* What the terminal can show, from the environment alone: asking it would break pipes, ssh and tmux. */
 static ShowKind terminal_shows(void) {
-    static const char *const NAMES[] = {"TERM", "TERM_PROGRAM", "COLORTERM", "TMUX", "KITTY_WINDOW_ID", "LC_TERMINAL"};
-    const char *values[6];
-    for (int i = 0; i < 6; i++) values[i] = getenv(NAMES[i]) != NULL ? getenv(NAMES[i]) : "";
-    const char *term = values[0], *program = values[1];
-    if (values[3][0] == 0 && strncmp(term, "tmux", 4) != 0 && strncmp(term, "screen", 6) != 0) {
-        if (values[4][0] != 0 || strstr(term, "kitty") != NULL || strstr(term, "ghostty") != NULL) return SHOW_KITTY;
-        if (word_index("iterm.app|wezterm", '|', program, true) >= 0 || word_index("iterm2", '|', values[5], true) == 0)
-            return SHOW_ITERM2;
-        if (strstr(term, "sixel") != NULL || strncmp(term, "mlterm", 6) == 0 || strncmp(term, "foot", 4) == 0)
-            return SHOW_SIXEL;
-    }
-    if (word_index("truecolor|24bit", '|', values[2], true) >= 0 || strstr(term, "direct") != NULL) return SHOW_BLOCKS;
+    const char *term = getenv("TERM") != NULL ? getenv("TERM") : "", *colours = getenv("COLORTERM");
+    if (colours != NULL && word_index("truecolor|24bit", '|', colours, true) >= 0) return SHOW_BLOCKS;
+    if (strstr(term, "direct") != NULL) return SHOW_BLOCKS;
 #if defined(_WIN32)
     DWORD mode = 0;
     const HANDLE console = GetStdHandle(STD_ERROR_HANDLE);
@@ -10045,10 +9943,9 @@ static ShowKind terminal_shows(void) {
 #endif
 }
 
-/* Columns and lines of the terminal: what it says and what $COLUMNS and $LINES say, whichever is less; pixels of a
-   cell. */
+/* Size of the terminal in cells: its own answer or $COLUMNS and $LINES, whichever is less. */
 typedef struct {
-    int columns, lines, cell_width, cell_height;
+    int columns, lines;
 } TerminalSize;
 
 static int told_size(const char *name, int asked, int otherwise) {
@@ -10060,7 +9957,7 @@ static int told_size(const char *name, int asked, int otherwise) {
 }
 
 static TerminalSize terminal_size(void) {
-    TerminalSize size = {0, 0, 10, 20};
+    TerminalSize size = {0, 0};
 #if defined(_WIN32)
     CONSOLE_SCREEN_BUFFER_INFO info;
     if (GetConsoleScreenBufferInfo(GetStdHandle(STD_ERROR_HANDLE), &info)) {
@@ -10072,11 +9969,6 @@ static TerminalSize terminal_size(void) {
     if (ioctl(fileno(stderr), TIOCGWINSZ, &asked) == 0) {
         size.columns = asked.ws_col;
         size.lines = asked.ws_row;
-        if (asked.ws_col > 0 && asked.ws_row > 0 && asked.ws_xpixel / asked.ws_col >= 4 &&
-            asked.ws_ypixel / asked.ws_row >= 8) {
-            size.cell_width = asked.ws_xpixel / asked.ws_col;
-            size.cell_height = asked.ws_ypixel / asked.ws_row;
-        }
     }
 #endif
     size.columns = told_size("COLUMNS", size.columns, 80);
@@ -10087,11 +9979,9 @@ static TerminalSize terminal_size(void) {
 /* The pictures of one drawing, side by side in a box of columns x lines cells. */
 typedef struct {
     ShowKind kind;
-    JanusImage canvas, before; /* before: what the terminal shows now; without pixels: nothing */
-    int across, side;          /* pictures in a row, pixels of a picture's side */
-    int columns, lines;
-    unsigned id;
-    double when;               /* the last time that it was sent */
+    JanusImage canvas, before; /* before: what the terminal shows now; rgb NULL: nothing yet */
+    int across, side;          /* pictures in a row; pixels of a picture's side */
+    double when;               /* time of the last update */
 } Show;
 
 enum { SHOW_COLUMNS = 24, SHOW_GREY = 40 }; /* the least; what is not drawn yet */
@@ -10107,26 +9997,20 @@ static void show_end(Show *show) {
    are. Without memory nothing is shown. */
 static void show_begin(Show *show, int count, int side) {
     const TerminalSize size = terminal_size();
-    const bool blocks = show->kind == SHOW_BLOCKS || show->kind == SHOW_256;
-    const int cell_width = blocks ? 1 : size.cell_width, cell_height = blocks ? 2 : size.cell_height;
     if (show->kind == SHOW_NO) return;
     for (show->across = 1; show->across * show->across < count;) show->across++;
     const int down = (count + show->across - 1) / show->across;
-    const int width = (size.columns - 1) * cell_width / show->across;
     const int below = 2 + (count < size.lines / 3 ? count : size.lines / 3); /* names and times */
-    const int height = (size.lines > below + 3 ? size.lines - below : 3) * cell_height / down;
+    const int width = (size.columns - 1) / show->across;
+    const int height = 2 * (size.lines > below + 3 ? size.lines - below : 3) / down;
     show->side = width < height ? width : height;
     if (show->side > side) show->side = side;
-    show->side = show->side < cell_height ? cell_height : show->side - show->side % cell_height; /* complete lines */
-    show->columns = (show->across * show->side + cell_width - 1) / cell_width;
-    show->lines = (down * show->side + cell_height - 1) / cell_height;
-    show->canvas.width = show->columns * cell_width;
-    show->canvas.height = show->lines * cell_height;
-    const size_t bytes = 3 * (size_t)show->canvas.width * (size_t)show->canvas.height;
-    show->canvas.rgb = calloc(bytes, 1);
+    show->side = show->side < 2 ? 2 : show->side - show->side % 2; /* complete lines */
+    show->canvas.width = show->across * show->side;
+    show->canvas.height = down * show->side;
+    show->canvas.rgb = calloc(3 * (size_t)show->canvas.width, (size_t)show->canvas.height);
     show->before = show->canvas;
     show->before.rgb = NULL;
-    show->id += 1;
 }
 
 static void show_place(Show *show, int n, const JanusImage *picture) {
@@ -10137,7 +10021,7 @@ static void show_place(Show *show, int n, const JanusImage *picture) {
 /* The lines of blocks that changed. */
 static void add_blocks(TextBuffer *out, const Show *show) {
     const size_t row = 6 * (size_t)show->canvas.width;
-    for (int line = 0; line < show->lines; line++) {
+    for (int line = 0; line < show->canvas.height / 2; line++) {
         const size_t at = (size_t)line * row;
         if (show->before.rgb == NULL || memcmp(show->canvas.rgb + at, show->before.rgb + at, row) != 0)
             block_line(out, &show->canvas, line, show->kind == SHOW_BLOCKS);
@@ -10145,28 +10029,16 @@ static void add_blocks(TextBuffer *out, const Show *show) {
     }
 }
 
-static void add_graphics(TextBuffer *out, const Show *show) {
-    TextBuffer png = {0};
-    text_print(out, "\0337");
-    if (show->kind == SHOW_SIXEL) sixel_picture(out, &show->canvas);
-    else add_png(&png, &show->canvas);
-    if (show->kind == SHOW_KITTY) kitty_picture(out, &png, show->columns, show->lines, show->id);
-    else if (show->kind == SHOW_ITERM2) iterm2_picture(out, &png, show->columns, show->lines);
-    out->failed |= png.failed;
-    text_free(&png);
-    text_print(out, "\0338\033[%dB\r", show->lines);
-}
-
-/* Sends the canvas to the terminal in one piece, in the place of what was sent before. */
+/* Sends the canvas to the terminal in one piece, over what was sent before. */
 static void show_send(Show *show, double now) {
     const size_t size = 3 * (size_t)show->canvas.width * (size_t)show->canvas.height;
+    const int lines = show->canvas.height / 2;
     TextBuffer out = {0};
     if (show->canvas.rgb == NULL) return;
-    if (show->before.rgb == NULL) text_print(&out, "\r\033[K"); /* a bar that is there */
-    for (int i = 0; show->before.rgb == NULL && i < show->lines; i++) text_print(&out, "\n");
-    text_print(&out, "\r\033[?25l\033[%dA", show->lines);
-    if (show->kind == SHOW_BLOCKS || show->kind == SHOW_256) add_blocks(&out, show);
-    else add_graphics(&out, show);
+    if (show->before.rgb == NULL) text_print(&out, "\r\033[K"); /* removes the progress bar */
+    for (int i = 0; show->before.rgb == NULL && i < lines; i++) text_print(&out, "\n");
+    text_print(&out, "\r\033[?25l\033[%dA", lines);
+    add_blocks(&out, show);
     text_print(&out, "\033[?25h");
     if (!out.failed && fwrite(out.text, 1, out.length, stderr) == out.length) {
         if (show->before.rgb == NULL) show->before.rgb = malloc(size);
@@ -10222,15 +10094,6 @@ typedef struct {
     bool failed; /* memory was short */
 } StageList;
 
-/* --preview: a session of its own, which decodes what is drawn so far. */
-typedef struct {
-    const JanusModel *model;
-    JanusSessionOptions options;
-    JanusSession *session;
-    char path[PATH_BYTES];
-    int rows; /* 0: none */
-} Preview;
-
 typedef struct {
     const CommandLine *line;
     bool shows_progress, progress_shown, text_written;
@@ -10241,7 +10104,6 @@ typedef struct {
     Times times;
     Show show;
     uint8_t *colours;       /* (codebook, 3); NULL: not needed yet */
-    Preview preview;
     double traced;          /* when the last stage ended */
     bool trace_begun;
     const char *task;       /* of selftest, and what it has met; NULL: another command */
@@ -10336,53 +10198,13 @@ static void show_ids(Screen *screen, const int32_t *ids, int count, int64_t done
     free(tokens.rgb);
 }
 
-/* The id that looks most like a middling grey: what is not drawn yet, for the decoder. */
-static int32_t grey_id(const Screen *screen) {
-    int32_t grey = 0;
-    int least = INT_MAX;
-    for (int32_t id = 0; id < janus_info(screen->preview.model).codebook_size; id++) {
-        const uint8_t *rgb = screen->colours + 3 * (int64_t)id;
-        const int distance = abs(rgb[0] - 128) + abs(rgb[1] - 128) + abs(rgb[2] - 128);
-        if (distance < least) least = distance, grey = id;
-    }
-    return grey;
-}
-
-/* Decodes the first `done` of each picture's ids into the preview's files. */
-static void write_previews(Screen *screen, const int32_t *ids, int count, int64_t done, int64_t total) {
-    Preview *preview = &screen->preview;
-    int32_t *partial = allocate(total, sizeof *partial);
-    JanusError error = {JANUS_OK, ""};
-    JanusStatus status = partial == NULL ? fail_memory(&error) : JANUS_OK;
-    const int32_t grey = grey_id(screen);
-    if (status == JANUS_OK && preview->session == NULL)
-        status = janus_session_new(preview->model, &preview->options, &preview->session, &error);
-    for (int n = 0; n < count && status == JANUS_OK; n++) {
-        JanusImage image;
-        char name[PATH_BYTES];
-        for (int64_t t = 0; t < total; t++) partial[t] = t < done ? ids[n * total + t] : grey;
-        numbered_name(name, PATH_BYTES, preview->path, n, count);
-        status = janus_decode_image(preview->session, partial, &image, &error);
-        if (status == JANUS_OK) status = janus_image_save(name, &image, &error);
-        janus_image_free(&image);
-    }
-    if (status != JANUS_OK) snprintf(screen->failure, sizeof screen->failure, "%.290s", error.message);
-    if (status != JANUS_OK) preview->rows = 0;
-    free(partial);
-}
-
 static int hear_drawn(void *user, const int32_t *ids, int count, int64_t done, int64_t total) {
     Screen *screen = user;
     const double now = clock_seconds();
-    const bool blocks = screen->show.kind == SHOW_BLOCKS || screen->show.kind == SHOW_256;
-    if (screen->show.canvas.rgb != NULL && (done == total || now - screen->show.when > (blocks ? 0.05 : 0.5))) {
+    if (screen->show.canvas.rgb != NULL && (done == total || now - screen->show.when > 0.05)) {
         show_ids(screen, ids, count, done, total);
         show_send(&screen->show, now);
     }
-    int64_t row = 1;
-    while (row * row < total) row++;
-    if (screen->preview.rows > 0 && done % (screen->preview.rows * row) == 0)
-        write_previews(screen, ids, count, done, total);
     return stop_wished;
 }
 
@@ -10638,8 +10460,6 @@ static JanusStatus open_model(Program *program, unsigned command, const char *pr
     options.isa = line->isa;
     options.cache = (JanusCacheType)line->cache;
     options.fast = line->fast;
-    program->screen.preview.model = program->model;
-    program->screen.preview.options = options;
     options.user = &program->screen;
     options.progress = hear_progress;
     options.text = show_text;
@@ -10832,12 +10652,12 @@ static void print_names(Program *program) {
     text_free(&program->names);
 }
 
-/* What the growing picture and the preview need before a drawing. */
+/* What the growing picture needs before a drawing. */
 static JanusStatus prepare_pictures(Program *program, int count) {
     Screen *screen = &program->screen;
     const JanusInfo info = janus_info(program->model);
     show_begin(&screen->show, count, info.image_size);
-    if ((screen->show.canvas.rgb == NULL && screen->preview.rows == 0) || screen->colours != NULL) return JANUS_OK;
+    if (screen->show.canvas.rgb == NULL || screen->colours != NULL) return JANUS_OK;
     screen->colours = allocate(info.codebook_size, 3);
     if (screen->colours == NULL) return fail_memory(&program->error);
     return janus_codebook_colours(program->session, screen->colours, &program->error);
@@ -10848,18 +10668,12 @@ static int finish_picture(Program *program, const char *output, const int32_t *i
                           JanusImage *last) {
     Screen *screen = &program->screen;
     JanusImage image;
-    char name[PATH_BYTES];
     screen->picture = i + 1;
     screen->pictures = n;
     if (janus_decode_image(program->session, ids, &image, &program->error) != JANUS_OK) return program_failed(program);
     show_place(&screen->show, i, &image);
     show_send(&screen->show, clock_seconds());
-    int result = save_picture(program, output, &image, i, n, text);
-    if (result == EXIT_DONE && screen->preview.path[0] != 0) {
-        picture_name(program, name, screen->preview.path, i, n);
-        if (janus_image_save_with_text(name, &image, text, &program->error) != JANUS_OK)
-            result = program_failed(program);
-    }
+    const int result = save_picture(program, output, &image, i, n, text);
     if (last != NULL && i == n - 1 && result == EXIT_DONE) *last = image;
     else janus_image_free(&image);
     return result;
@@ -10952,29 +10766,6 @@ static JanusStatus output_usable(const Program *program, const char *output, int
     return write_status(failure, output, error);
 }
 
-/* FILE[:ROWS] of --preview. False: said what is wrong. */
-static bool choose_preview(Program *program) {
-    Preview *preview = &program->screen.preview;
-    const char *given = program->line.preview, *colon = given != NULL ? strrchr(given, ':') : NULL;
-    const int side = drawn_side(&program->model->config), rows = program->model->config.grid;
-    if (given == NULL) return true;
-    preview->rows = 4;
-    if (colon != NULL && (colon[1] == 0 || colon[1 + strspn(colon + 1, "0123456789")] != 0)) colon = NULL;
-    if (colon != NULL && !parse_integer(colon + 1, 1, rows, &preview->rows)) {
-        complain("--preview takes FILE:ROWS with 1 to %d rows of %d pixels, not \"%.60s\"", rows, side / rows, given);
-        return false;
-    }
-    const size_t length = colon != NULL ? (size_t)(colon - given) : strlen(given);
-    if (length + 8 > PATH_BYTES) {
-        complain("cannot write %.100s...: the name has more than %d bytes", given, PATH_BYTES - 8);
-        return false;
-    }
-    memcpy(preview->path, given, length);
-    if (output_usable(program, preview->path, program->line.count, &program->error) == JANUS_OK) return true;
-    program_failed(program);
-    return false;
-}
-
 static int command_generate(Program *program) {
     const JanusGenerateOptions options = generate_options(&program->line);
     const char *output = program->line.output;
@@ -10986,7 +10777,6 @@ static int command_generate(Program *program) {
     }
     if (!to_stdout && output_usable(program, output, count, &program->error) != JANUS_OK)
         return program_failed(program);
-    if (!choose_preview(program)) return EXIT_FAILED;
     compare_models(program);
     return draw_pictures(program, program->line.text, output, &options, NULL);
 }
@@ -12648,7 +12438,6 @@ static bool choose_show(Program *program, unsigned command) {
     const ShowKind kind = asked != SHOW_AUTO ? (ShowKind)asked : terminal(stderr) ? terminal_shows() : SHOW_NO;
     const bool unasked = command == FOR_CHAT && !program->line.quiet && terminal(stdin);
     program->screen.show.kind = fits && (wanted || unasked) ? kind : SHOW_NO;
-    program->screen.show.id = (unsigned)process_id() % 1000000 * 1000;
     if (!wanted) return true;
     if (!terminal(stderr)) complain("--show: stderr is not a terminal");
     else if (!fits) complain("--show needs %d columns, but the terminal has %d", SHOW_COLUMNS, columns);
@@ -12707,7 +12496,6 @@ static int janus_main(int argc, char **argv) {
     }
     free(program->screen.colours);
     text_free(&program->names);
-    janus_session_free(program->screen.preview.session);
     janus_session_free(program->session);
     janus_free(program->model);
     file_image_free(&program->text);

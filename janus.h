@@ -169,8 +169,7 @@ typedef struct {
        call. */
     void (*tap)(void *user, const char *name, JanusElement type, const void *data, const int64_t *shape, int dims);
     /* Called after each step of a drawing: of every row of ids (count, total) the first `done` are drawn. They are only
-       valid in the call; another session of the model may decode them there. Returns 0 to go on, anything else to
-       cancel. */
+       valid in the call. Returns 0 to go on, anything else to cancel. */
     int (*drawn)(void *user, const int32_t *ids, int count, int64_t done, int64_t total);
 } JanusSessionOptions;
 
