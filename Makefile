@@ -43,26 +43,19 @@ libjanus.o: janus.c janus.h
 	@$(FIND_STB); set -x; $(CC) $(CFLAGS) $(WARNINGS) $$stb -fPIC -DJANUS_LIBRARY -c janus.c -o $@
 
 # What is installed, below PREFIX; the library also under the names without its version.
-BASH_FOLDER = share/bash-completion/completions
-ZSH_FOLDER = share/zsh/site-functions
-FISH_FOLDER = share/fish/vendor_completions.d
-INSTALLED = bin/janus include/janus.h lib/libjanus.a lib/pkgconfig/janus.pc share/man/man1/janus.1 \
-    share/janus/tiny.gguf share/janus/tiny.selftest share/doc/janus/LICENSE $(BASH_FOLDER)/janus $(ZSH_FOLDER)/_janus $(FISH_FOLDER)/janus.fish
+INSTALLED = bin/janus include/janus.h lib/libjanus.a lib/pkgconfig/janus.pc share/janus/tiny.gguf share/janus/tiny.selftest \
+    share/doc/janus/LICENSE
 FIND_VERSION = version=`sed -n 's/^.define JANUS_VERSION "\(.*\)"/\1/p' janus.h`
 
-install: janus libjanus.a libjanus.so build/janus.1 ## program, small model, library, manual page: PREFIX=/usr/local DESTDIR=
+install: janus libjanus.a libjanus.so ## program, small model, library: PREFIX=/usr/local DESTDIR=
 	@rm -f build/janus.pc; $(MAKE) build/janus.pc
 	for file in $(INSTALLED); do mkdir -p "$(DESTDIR)$(PREFIX)/$${file%/*}" || exit 1; done
 	cp janus "$(DESTDIR)$(PREFIX)/bin/janus"
 	cp janus.h "$(DESTDIR)$(PREFIX)/include/janus.h"
 	cp libjanus.a "$(DESTDIR)$(PREFIX)/lib/libjanus.a"
 	cp build/janus.pc "$(DESTDIR)$(PREFIX)/lib/pkgconfig/janus.pc"
-	cp build/janus.1 "$(DESTDIR)$(PREFIX)/share/man/man1/janus.1"
 	cp weights/tiny.gguf weights/tiny.selftest "$(DESTDIR)$(PREFIX)/share/janus/"
 	sed -n '/^.. MIT License/,$$p' janus.h | sed 's/^.. MIT/MIT/; s/^   //; s/ [*].$$//' >"$(DESTDIR)$(PREFIX)/share/doc/janus/LICENSE"
-	./janus completion bash >"$(DESTDIR)$(PREFIX)/$(BASH_FOLDER)/janus"
-	./janus completion zsh >"$(DESTDIR)$(PREFIX)/$(ZSH_FOLDER)/_janus"
-	./janus completion fish >"$(DESTDIR)$(PREFIX)/$(FISH_FOLDER)/janus.fish"
 	cd "$(DESTDIR)$(PREFIX)" && chmod 644 $(INSTALLED) && chmod 755 bin/janus
 	$(FIND_VERSION); cp libjanus.so "$(DESTDIR)$(PREFIX)/lib/libjanus.so.$$version" && cd "$(DESTDIR)$(PREFIX)/lib" && \
 	    chmod 755 libjanus.so.$$version && ln -sf libjanus.so.$$version libjanus.so.1 && ln -sf libjanus.so.1 libjanus.so
@@ -70,10 +63,6 @@ install: janus libjanus.a libjanus.so build/janus.1 ## program, small model, lib
 uninstall: ## takes away what install put there
 	cd "$(DESTDIR)$(PREFIX)" && rm -f $(INSTALLED) lib/libjanus.so lib/libjanus.so.1 lib/libjanus.so.1.*
 	cd "$(DESTDIR)$(PREFIX)/share" 2>/dev/null && rmdir janus doc/janus 2>/dev/null || :
-
-build/janus.1: janus
-	@mkdir -p build
-	./janus help --man >$@
 
 build/janus.pc: janus.h Makefile
 	@mkdir -p build

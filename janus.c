@@ -9566,7 +9566,7 @@ typedef struct {
     double cfg_weight, temperature, top_p; /* temperature -1: the task's own */
     uint64_t seed;
     int wanted;                            /* the picture of a batch that --like draws again; 0: all */
-    bool has_seed, fast, quiet, decode, no_exif, no_metadata, manual, help, version;
+    bool has_seed, fast, quiet, decode, no_exif, no_metadata, help, version;
     bool unordered, resume, record;
     const char *given[OPTION_LIMIT];       /* for each row of OPTIONS the argument that named it; NULL: none */
 } CommandLine;
@@ -9596,11 +9596,11 @@ static bool terminal(FILE *file) {
 #endif
 }
 
-/* ---- Options: one table, for their parsing, the messages about them, help, manual page and completions ---- */
+/* ---- Options: one table for parsing, messages and help ---- */
 
 enum {
     FOR_GENERATE = 1, FOR_ASK = 2, FOR_CHAT = 4, FOR_ENCODE = 8, FOR_DECODE = 16, FOR_TOKENIZE = 32, FOR_INFO = 64,
-    FOR_QUANTIZE = 128, FOR_COMPLETION = 256, FOR_HELP = 512, FOR_BATCH = 1024, FOR_SELFTEST = 2048, FOR_ALL = 4095,
+    FOR_QUANTIZE = 128, FOR_HELP = 512, FOR_BATCH = 1024, FOR_SELFTEST = 2048, FOR_ALL = 4095,
     FOR_ANSWERS = FOR_ASK | FOR_CHAT, FOR_TALKS = FOR_GENERATE | FOR_ANSWERS,
     FOR_STAGES = FOR_TALKS | FOR_ENCODE | FOR_DECODE | FOR_SELFTEST, FOR_WORKS = FOR_STAGES | FOR_BATCH,
     FOR_MODEL = FOR_WORKS | FOR_TOKENIZE | FOR_INFO, FOR_TEXT = FOR_GENERATE | FOR_ASK | FOR_TOKENIZE
@@ -9612,11 +9612,9 @@ static const char SHOW_WORDS[] = "auto|no|blocks|256";
 
 /* What follows an option: nothing; a name; an image's name; a whole number or any number, low to high; a seed; one of
    the words of `argument`, counted from `low`; one of the machine's sets of kernels; a quantised type; after = only and
-   not needed: a word of SHOW_WORDS, a part of a name; the value of an option that other programs have, whose `help`
-   says why it is not taken. */
+   not needed: a word of SHOW_WORDS, a part of a name. */
 typedef enum {
-    AS_SWITCH, AS_NAME, AS_IMAGE, AS_WHOLE, AS_NUMBER, AS_SEED, AS_CHOICE, AS_KERNELS, AS_FORMAT, AS_SHOW, AS_FILTER,
-    AS_REFUSED
+    AS_SWITCH, AS_NAME, AS_IMAGE, AS_WHOLE, AS_NUMBER, AS_SEED, AS_CHOICE, AS_KERNELS, AS_FORMAT, AS_SHOW, AS_FILTER
 } OptionKind;
 
 typedef struct {
@@ -9632,9 +9630,6 @@ typedef struct {
 #define FIELD(name) offsetof(CommandLine, name)
 static const Option OPTIONS[] = {
     {"-n --count", "N", AS_WHOLE, 1, 64, FOR_GENERATE, FIELD(count), "pictures of one prompt, drawn together"},
-    {"--steps", "N", AS_REFUSED, 0, 0, 0, 0, "drawn one after the other, each once"},
-    {"-W --width", "N", AS_REFUSED, 0, 0, 0, 0, "the one size that the model has"},
-    {"-H --height", "N", AS_REFUSED, 0, 0, 0, 0, "the one size that the model has"},
     {"-p --prompt", "TEXT", AS_NAME, 0, 0, FOR_TEXT, FIELD(prompt), "the text, in the place of the argument"},
     {"-f --file", "FILE", AS_NAME, 0, 0, FOR_TEXT, FIELD(file), "the text is what FILE holds"},
     {"--like", "IMAGE", AS_NAME, 0, 0, FOR_GENERATE, FIELD(like), "as IMAGE was drawn, in all that is not given here"},
@@ -9674,7 +9669,6 @@ static const Option OPTIONS[] = {
     {"--trace", "[=STAGE]", AS_FILTER, 0, 0, FOR_STAGES, FIELD(trace),
      "a row for each stage, or those with STAGE in them"},
     {"-m --model", "MODEL", AS_NAME, 0, 0, FOR_MODEL, FIELD(model), "a .gguf file; default the small one, tiny.gguf"},
-    {"--man", NULL, AS_SWITCH, 0, 0, FOR_HELP, FIELD(manual), "the manual page, for man"},
     {"-q --quiet", NULL, AS_SWITCH, 0, 0, FOR_ALL, FIELD(quiet), "no progress, no remarks"},
     {"-h --help", NULL, AS_SWITCH, 0, 0, FOR_ALL, FIELD(help), "this text; after a command, what it takes"},
     {"--version", NULL, AS_SWITCH, 0, 0, FOR_ALL, FIELD(version), "version, kernels, format of model files"},
@@ -9747,7 +9741,6 @@ static bool set_option(CommandLine *line, const Option *option, const char *valu
     void *field = (char *)line + option->field;
     switch (option->kind) {
     case AS_SWITCH: return *(bool *)field = true;
-    case AS_REFUSED: return true;
     case AS_SHOW:
         *(int *)field = value != NULL ? word_index(SHOW_WORDS, '|', value, true) : SHOW_AUTO;
         return *(int *)field >= 0;
@@ -12033,7 +12026,6 @@ typedef struct {
 } Command;
 
 static int command_help(Program *program);
-static int command_completion(Program *program);
 
 static const Command COMMANDS[] = {
     {"generate", "\"PROMPT\"", FOR_GENERATE, PROMPT, command_generate, "draws from text only",
@@ -12053,8 +12045,6 @@ static const Command COMMANDS[] = {
      "jobs.jsonl >results.jsonl"},
     {"selftest", "", FOR_SELFTEST, NO_TEXT, command_selftest, "compares stages with recorded ones",
      "-m weights/tiny.gguf"},
-    {"completion", "bash|zsh|fish", FOR_COMPLETION, ONE_WORD, command_completion, "writes what a shell completes by",
-     "bash >>~/.bash_completion"},
     {"help", "[COMMAND]", FOR_HELP, ONE_WORD, command_help, "shows what a command takes", "generate"},
 };
 enum { COMMAND_COUNT = sizeof COMMANDS / sizeof COMMANDS[0] };
@@ -12126,23 +12116,12 @@ static int parse_command_line(CommandLine *line, const Command **command, int ar
     return EXIT_DONE;
 }
 
-/* Whether the command takes all that was given; says what it does not. */
-static bool options_fit(Program *program, const Command *command, const char *program_path) {
+/* Whether the command takes every option that was given; complains about the first that it does not. */
+static bool options_fit(const CommandLine *line, const Command *command) {
     for (int i = 0; i < OPTION_COUNT; i++) {
-        const char *given = program->line.given[i];
+        const char *given = line->given[i];
         if (given == NULL || (OPTIONS[i].commands & command->bit) != 0) continue;
-        const int length = (int)strcspn(given, "=");
-        if (OPTIONS[i].kind != AS_REFUSED || command->bit != FOR_GENERATE) {
-            complain("%s takes no %.*s: it %s", command->name, length, given, command->does);
-            return false;
-        }
-        int grid = 24, side = 16 * grid; /* Janus-Pro's, unless there is a model that says its own */
-        if (take_environment(&program->line, FOR_INFO) && open_model(program, FOR_INFO, program_path) == JANUS_OK) {
-            grid = program->model->config.grid;
-            side = drawn_side(&program->model->config);
-        }
-        complain("%s takes no %.*s: a picture is %d x %d tokens of %d x %d pixels, %s", command->name, length, given,
-                 grid, grid, side / grid, side / grid, OPTIONS[i].help);
+        complain("%s takes no %.*s: it %s", command->name, (int)strcspn(given, "="), given, command->does);
         return false;
     }
     return true;
@@ -12189,22 +12168,21 @@ static bool streams_fit(const Command *command, const CommandLine *line) {
     return false;
 }
 
-/* ---- Help, manual page and completions: out of the two tables ---- */
+/* ---- Help, from the two tables ---- */
 
-static const char SUMMARY[] = "Janus-Pro on the CPU: see images, draw images", VERSION_DATE[] = "2026-11-26";
+static const char SUMMARY[] = "Janus-Pro on the CPU: see images, draw images";
 static const char NOTES[] =
     "$JANUS_MODEL, $JANUS_THREADS and $JANUS_ISA stand for -m, -t and --isa.\n"
     "Options may stand before or after the text, as --seed 7, --seed=7, -s 7 or -s7.\n"
     "A - for a text, an image or a list of ids is stdin. /help lists a chat's words.\n"
     "Exit status: 0 done, 1 failed, 2 usage error, 128 + N ended by signal N.\n";
 
-/* "generate, ask", with `between` in the place of ", "; "all commands". */
-static void list_commands(unsigned commands, const char *between, char *names, size_t size) {
-    snprintf(names, size, "%s", commands == FOR_ALL && between[0] == ',' ? "all commands" : "");
-    for (int i = 0; i < COMMAND_COUNT && strcmp(names, "all commands") != 0; i++)
+/* "generate, ask"; "all commands". */
+static void list_commands(unsigned commands, char *names, size_t size) {
+    snprintf(names, size, "%s", commands == FOR_ALL ? "all commands" : "");
+    for (int i = 0; i < COMMAND_COUNT && commands != FOR_ALL; i++)
         if ((commands & COMMANDS[i].bit) != 0)
-            snprintf(names + strlen(names), size - strlen(names), "%s%s", names[0] != 0 ? between : "",
-                     COMMANDS[i].name);
+            snprintf(names + strlen(names), size - strlen(names), "%s%s", names[0] != 0 ? ", " : "", COMMANDS[i].name);
 }
 
 /* "-s, --seed S" */
@@ -12228,8 +12206,8 @@ static void print_help(FILE *to, const Command *only) {
     if (only != NULL) fputc('\n', to);
     for (int i = 0; i < OPTION_COUNT; i++) {
         const unsigned commands = OPTIONS[i].commands;
-        if (commands == 0 || (only != NULL && (commands & only->bit) == 0)) continue;
-        list_commands(commands, ", ", words, sizeof words);
+        if (only != NULL && (commands & only->bit) == 0) continue;
+        list_commands(commands, words, sizeof words);
         if (only == NULL && commands != heading) fprintf(to, "\n%s:\n", words);
         heading = commands;
         option_label(&OPTIONS[i], words, sizeof words);
@@ -12239,164 +12217,10 @@ static void print_help(FILE *to, const Command *only) {
     else fprintf(to, "\n%s", NOTES);
 }
 
-/* Writes the text for man: a - that is not a hyphen is \-. */
-static void print_roff(const char *before, const char *text) {
-    fputs(before, stdout);
-    for (; *text != 0; text++)
-        if (*text == '-') fputs("\\-", stdout);
-        else putchar(*text);
-}
-
-static void print_manual(void) {
-    unsigned heading = 0;
-    char words[120];
-    printf(".\\\" SPDX-License-Identifier: MIT\n.TH JANUS 1 \"%s\" \"janus " JANUS_VERSION "\" \"User Commands\"\n",
-           VERSION_DATE);
-    print_roff(".SH NAME\njanus \\- ", SUMMARY);
-    printf("\n.SH SYNOPSIS\n.nh\n.ad l\n");
-    for (int i = 0; i < COMMAND_COUNT; i++) {
-        printf("%s\\fBjanus %s\\fR [\\fIOPTIONS\\fR] ", i > 0 ? ".br\n" : "", COMMANDS[i].name);
-        print_roff("", COMMANDS[i].arguments);
-        putchar('\n');
-    }
-    printf(".ad\n.hy\n.SH DESCRIPTION\nJanus\\-Pro is a model of images and text: it draws a picture from a prompt\n"
-           "and answers questions about pictures.\nThe program runs it on the CPU.\n"
-           "Results go to standard output, all else to standard error.\n"
-           "A picture is written under a temporary name and renamed when it is complete.\n.SH COMMANDS\n");
-    for (int i = 0; i < COMMAND_COUNT; i++) printf(".TP\n.B %s\n%s\n", COMMANDS[i].name, COMMANDS[i].does);
-    printf(".SH OPTIONS\nEach stands under the commands that take it; \\fB\\-\\-\\fR ends them.\n");
-    for (int i = 0; i < OPTION_COUNT; i++) {
-        if (OPTIONS[i].commands == 0) continue;
-        list_commands(OPTIONS[i].commands, ", ", words, sizeof words);
-        if (OPTIONS[i].commands != heading) printf(".SS %s\n", words);
-        heading = OPTIONS[i].commands;
-        option_label(&OPTIONS[i], words, sizeof words);
-        print_roff(".TP\n.B ", words);
-        print_roff("\n", OPTIONS[i].help);
-        putchar('\n');
-    }
-    printf(".SH ENVIRONMENT\n");
-    for (int i = 0; i < ENVIRONMENT_COUNT; i++) {
-        printf(".TP\n.B %s\n", ENVIRONMENT[i].name);
-        print_roff("stands for ", ENVIRONMENT[i].option);
-        putchar('\n');
-    }
-    print_roff(".SH NOTES\n.nf\n", NOTES);
-    printf(".fi\n.SH EXAMPLES\n.nf\n");
-    for (int i = 0; i < COMMAND_COUNT; i++) {
-        printf("janus %s ", COMMANDS[i].name);
-        print_roff("", COMMANDS[i].example);
-        putchar('\n');
-    }
-    printf(".fi\n");
-}
-
-/* The words that a command takes as its text; none where it takes any. */
-static void list_words(const Command *command, char *words, size_t size) {
-    words[0] = 0;
-    if (command->bit == FOR_HELP) list_commands(FOR_ALL, " ", words, size);
-    if (command->bit == FOR_COMPLETION) snprintf(words, size, "bash zsh fish");
-}
-
-/* What zsh offers for an argument: words, or files. */
-static void print_zsh_values(const char *words) {
-    if (words[0] != 0) printf("(%s)'", words);
-    else printf("_files'");
-}
-
-/* Whether the next word is the option's value; that of --show and --trace stands after a =, or is left out. */
-static bool needs_value(const Option *option) {
-    return option->kind != AS_SWITCH && option->kind != AS_SHOW && option->kind != AS_FILTER;
-}
-
-static void complete_bash(void) {
-    char words[200];
-    list_commands(FOR_ALL, "|", words, sizeof words);
-    printf("_janus() {\n    local command= words= i\n    for ((i = 1; i < COMP_CWORD; i++)); do\n"
-           "        case ${COMP_WORDS[i]} in %s) command=${COMP_WORDS[i]}; break ;; esac\n    done\n"
-           "    case ${COMP_WORDS[COMP_CWORD-1]} in\n", words);
-    for (int i = 0; i < OPTION_COUNT; i++) {
-        if (!needs_value(&OPTIONS[i]) || OPTIONS[i].commands == 0) continue;
-        list_values(&OPTIONS[i], " ", words, sizeof words);
-        printf("    ");
-        for (const char *c = OPTIONS[i].names; *c != 0; c++) putchar(*c == ' ' ? '|' : *c);
-        printf(") words=\"%s\" ;;\n", words);
-    }
-    list_commands(FOR_ALL, " ", words, sizeof words);
-    printf("    *)  case $command in\n        '') words=\"%s -h --help --version\" ;;\n", words);
-    for (int k = 0; k < COMMAND_COUNT; k++) {
-        list_words(&COMMANDS[k], words, sizeof words);
-        printf("        %s) words=\"%s", COMMANDS[k].name, words);
-        for (int i = 0; i < OPTION_COUNT; i++)
-            if ((OPTIONS[i].commands & COMMANDS[k].bit) != 0) printf(" %s", OPTIONS[i].names);
-        printf("\" ;;\n");
-    }
-    printf("        esac ;;\n    esac\n    COMPREPLY=($(compgen -W \"$words\" -- \"${COMP_WORDS[COMP_CWORD]}\"))\n}\n"
-           "complete -o default -F _janus janus\n");
-}
-
-static void complete_zsh(void) {
-    char words[200];
-    printf("#compdef janus\n_janus() {\n    local -a commands=(");
-    for (int k = 0; k < COMMAND_COUNT; k++) printf("\n        '%s:%s'", COMMANDS[k].name, COMMANDS[k].does);
-    printf(")\n    _arguments -C '1:command:->command' '*::argument:->argument'\n    case $state in\n"
-           "    command) _describe command commands ;;\n    argument) case $words[1] in\n");
-    for (int k = 0; k < COMMAND_COUNT; k++) {
-        list_words(&COMMANDS[k], words, sizeof words);
-        printf("        %s) _arguments '*:argument:", COMMANDS[k].name);
-        print_zsh_values(words);
-        for (int i = 0; i < OPTION_COUNT; i++) {
-            if ((OPTIONS[i].commands & COMMANDS[k].bit) == 0) continue;
-            list_values(&OPTIONS[i], " ", words, sizeof words);
-            for (const char *name = OPTIONS[i].names, *end; *name != 0; name = end + (*end == ' ')) {
-                end = name + strcspn(name, " ");
-                printf(" \\\n            '*%.*s[%s]", (int)(end - name), name, OPTIONS[i].help);
-                if (!needs_value(&OPTIONS[i])) putchar('\'');
-                else printf(":%s:", OPTIONS[i].argument), print_zsh_values(words);
-            }
-        }
-        printf(" ;;\n");
-    }
-    printf("        esac ;;\n    esac\n}\n_janus \"$@\"\n");
-}
-
-static void complete_fish(void) {
-    char words[200];
-    for (int k = 0; k < COMMAND_COUNT; k++) {
-        printf("complete -c janus -n __fish_use_subcommand -f -a %s -d '%s'\n", COMMANDS[k].name, COMMANDS[k].does);
-        list_words(&COMMANDS[k], words, sizeof words);
-        if (words[0] != 0)
-            printf("complete -c janus -n '__fish_seen_subcommand_from %s' -f -a '%s'\n", COMMANDS[k].name, words);
-    }
-    for (int i = 0; i < OPTION_COUNT; i++) {
-        if (OPTIONS[i].commands == 0) continue;
-        list_commands(OPTIONS[i].commands, " ", words, sizeof words);
-        printf("complete -c janus -n '__fish_seen_subcommand_from %s'", words);
-        for (const char *name = OPTIONS[i].names, *end; *name != 0; name = end + (*end == ' ')) {
-            end = name + strcspn(name, " ");
-            const int dashes = name[1] == '-' ? 2 : 1;
-            printf(" -%c %.*s", dashes == 2 ? 'l' : 's', (int)(end - name) - dashes, name + dashes);
-        }
-        list_values(&OPTIONS[i], " ", words, sizeof words);
-        if (needs_value(&OPTIONS[i]) && words[0] != 0) printf(" -x -a '%s'", words);
-        else if (needs_value(&OPTIONS[i])) printf(" -r");
-        printf(" -d '%s'\n", OPTIONS[i].help);
-    }
-}
-
-static int command_completion(Program *program) {
-    static void (*const WRITERS[])(void) = {complete_bash, complete_zsh, complete_fish};
-    const int shell = word_index("bash|zsh|fish", '|', program->line.text, false);
-    if (shell < 0) complain("completion takes bash, zsh or fish, not \"%.60s\"", program->line.text);
-    else WRITERS[shell]();
-    return shell < 0 ? EXIT_USAGE : EXIT_DONE;
-}
-
 static int command_help(Program *program) {
     const Command *about = program->line.text != NULL ? find_command(program->line.text) : NULL;
     if (program->line.text != NULL && about == NULL) return EXIT_USAGE;
-    if (program->line.manual) print_manual();
-    else print_help(stdout, about);
+    print_help(stdout, about);
     return EXIT_DONE;
 }
 
@@ -12485,7 +12309,7 @@ static int janus_main(int argc, char **argv) {
         else print_version();
         result = fflush(stdout) != 0 || ferror(stdout) ? EXIT_FAILED : EXIT_DONE;
     } else if (result == EXIT_DONE && command == NULL) print_help(stderr, NULL), result = EXIT_USAGE;
-    else if (result != EXIT_DONE || !options_fit(program, command, argv[0]) ||
+    else if (result != EXIT_DONE || !options_fit(&program->line, command) ||
              !command_fits(command, &program->line) || !streams_fit(command, &program->line))
         result = EXIT_USAGE;
     else result = run_program(program, command, argv[0]);

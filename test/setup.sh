@@ -36,7 +36,7 @@ mkdir -p "$work" || exit 1
 deps_command() {
     msys=$MINGW_PACKAGE_PREFIX
     if have apt-get; then
-        echo "apt-get install -y --no-install-recommends gcc make libc6-dev libstb-dev python3-venv pkg-config mandoc"
+        echo "apt-get install -y --no-install-recommends gcc make libc6-dev libstb-dev python3-venv pkg-config"
     elif have dnf; then echo "dnf install -y gcc make glibc-devel stb-devel python3"
     elif have apk; then echo "apk add gcc make musl-dev stb python3"
     elif have pacman && [ -n "$msys" ]; then echo "pacman -S --needed --noconfirm make $msys-gcc $msys-stb $msys-python"

@@ -15,10 +15,8 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 VERSION = re.search(r'#define JANUS_VERSION "(.*)"', (ROOT / "janus.h").read_text())[1]
-COMPLETIONS = {"bash": "share/bash-completion/completions/janus", "zsh": "share/zsh/site-functions/_janus",
-               "fish": "share/fish/vendor_completions.d/janus.fish"}
 FILES = ["bin/janus", "include/janus.h", "lib/libjanus.a", "lib/libjanus.so", "lib/libjanus.so.1", f"lib/libjanus.so.{VERSION}",
-         "lib/pkgconfig/janus.pc", "share/man/man1/janus.1", "share/janus/tiny.gguf", "share/janus/tiny.selftest", "share/doc/janus/LICENSE", *COMPLETIONS.values()]
+         "lib/pkgconfig/janus.pc", "share/janus/tiny.gguf", "share/janus/tiny.selftest", "share/doc/janus/LICENSE"]
 ENVIRONMENT = {key: value for key, value in os.environ.items() if key not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")}
 
 pytestmark = pytest.mark.skipif(os.name != "posix" or not shutil.which("make"), reason="needs make")
@@ -74,13 +72,11 @@ def test_the_installed_model(stage: Path, tmp_path: Path) -> None:
 
 
 def test_the_installed_texts(stage: Path) -> None:
-    """The licence is that of janus.h; completions are the program's; the library knows its name."""
+    """The licence is that of janus.h; the library knows its name."""
     place = stage / "opt/janus"
     licence = (place / "share/doc/janus/LICENSE").read_text()
     assert licence.startswith("MIT License\n\nCopyright (c)") and licence.endswith("DEALINGS IN THE SOFTWARE.\n") and "\n   " not in licence
     assert set(licence.split()) <= set((ROOT / "janus.h").read_text().split())
-    for shell, name in COMPLETIONS.items():
-        assert (place / name).read_text() == run(ROOT / "janus", "completion", shell)
     assert os.readlink(place / "lib/libjanus.so") == "libjanus.so.1" and os.readlink(place / "lib/libjanus.so.1") == f"libjanus.so.{VERSION}"
     if os.uname().sysname == "Linux":
         assert b"\0libjanus.so.1\0" in (place / "lib/libjanus.so").read_bytes()
@@ -120,17 +116,6 @@ def test_the_prefix_of_the_pkg_config_file(tmp_path: Path) -> None:
         assert f"prefix={prefix}\n" in (tmp_path / prefix[1:] / "lib/pkgconfig/janus.pc").read_text()
         make("uninstall", tmp_path, prefix)
     assert files(tmp_path) == []
-
-
-@pytest.mark.skipif(not shutil.which("mandoc"), reason="needs mandoc")
-def test_the_manual_page(stage: Path) -> None:
-    """The page is the program's and has no error of form."""
-    page = stage / "opt/janus/share/man/man1/janus.1"
-    assert page.read_text() == run(ROOT / "janus", "help", "--man")
-    assert run("mandoc", "-T", "lint", "-W", "warning", page) == ""
-    shown = " ".join(re.sub(".\b", "", run("mandoc", "-T", "utf8", "-O", "width=150", page)).replace("‐", "-").split())
-    assert "Exit status: 0 done" in shown and "JANUS_THREADS stands for --threads" in shown
-    assert "-s, --seed S same seed, same result; -1: a random one, printed" in shown
 
 
 def test_nothing_is_left(stage: Path) -> None:
