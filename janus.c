@@ -8716,29 +8716,9 @@ void janus_session_free(JanusSession *session) {
     free(session);
 }
 
-JanusMark janus_mark(const JanusSession *session) {
-    const Conversation *said = &session->conversation;
-    JanusMark mark = {(int32_t)said->sequence.own.length, said->unread_count, {said->unread[0], said->unread[1]}};
-    return mark;
-}
-
-JanusStatus janus_rewind(JanusSession *session, const JanusMark *mark, JanusError *error) {
-    Conversation *said = &session->conversation;
-    if (mark->length < 0 || mark->length > said->sequence.own.length || mark->unread_count < 0 ||
-        mark->unread_count > 2)
-        return fail(error, JANUS_BAD_ARGUMENT, "the mark is not of this conversation");
-    for (int i = 0; i < mark->unread_count; i++)
-        if (mark->unread[i] < 0 || mark->unread[i] >= session->model->config.vocab)
-            return fail(error, JANUS_BAD_ARGUMENT, "the mark is not of this conversation");
-    said->sequence.own.length = mark->length;
-    said->unread_count = mark->unread_count;
-    memcpy(said->unread, mark->unread, sizeof said->unread);
-    return JANUS_OK;
-}
-
 void janus_reset(JanusSession *session) {
-    const JanusMark beginning = {0, 0, {0, 0}};
-    janus_rewind(session, &beginning, NULL);
+    session->conversation.sequence.own.length = 0;
+    session->conversation.unread_count = 0;
 }
 
 int janus_conversation_length(const JanusSession *session) {
@@ -9559,13 +9539,12 @@ enum { CLI_IMAGES = 64, PATH_BYTES = 4096, TEXT_FILE_LIMIT = 1 << 26 };
 enum { OPTION_LIMIT = 64 };
 
 typedef struct {
-    const char *model, *output, *dump, *trace, *isa, *type, *like;
+    const char *model, *output, *dump, *trace, *isa, *type;
     const char *text, *prompt, *file; /* the text: an argument, of -p, of -f */
     const char *images[CLI_IMAGES];
     int image_count, count, threads, max_tokens, top_k, cache, batch, show;
     double cfg_weight, temperature, top_p; /* temperature -1: the task's own */
     uint64_t seed;
-    int wanted;                            /* the picture of a batch that --like draws again; 0: all */
     bool has_seed, fast, quiet, decode, no_exif, no_metadata, help, version;
     bool unordered, resume, record;
     const char *given[OPTION_LIMIT];       /* for each row of OPTIONS the argument that named it; NULL: none */
@@ -9632,7 +9611,6 @@ static const Option OPTIONS[] = {
     {"-n --count", "N", AS_WHOLE, 1, 64, FOR_GENERATE, FIELD(count), "pictures of one prompt, drawn together"},
     {"-p --prompt", "TEXT", AS_NAME, 0, 0, FOR_TEXT, FIELD(prompt), "the text, in the place of the argument"},
     {"-f --file", "FILE", AS_NAME, 0, 0, FOR_TEXT, FIELD(file), "the text is what FILE holds"},
-    {"--like", "IMAGE", AS_NAME, 0, 0, FOR_GENERATE, FIELD(like), "as IMAGE was drawn, in all that is not given here"},
     {"--cfg --cfg-scale", "W", AS_NUMBER, 0, 100, FOR_GENERATE | FOR_CHAT, FIELD(cfg_weight),
      "guidance of a drawing, default 5"},
     {"-s --seed", "S", AS_SEED, 0, 0, FOR_TALKS, FIELD(seed), "same seed, same result; -1: a random one, printed"},
@@ -10046,6 +10024,7 @@ static void show_send(Show *show, double now) {
 
 /* The first SIGINT while `can_stop` is a wish, which the callbacks pass on; the next one ends the program. */
 static volatile int can_stop, stop_wished;
+static volatile int at_prompt; /* chat waits for a line: the first SIGINT only prints a hint */
 
 /* Seconds on a clock that only runs forward. */
 static double clock_seconds(void) {
@@ -10357,8 +10336,6 @@ typedef struct {
     Screen screen;
     const char *model_path;
     char beside[PATH_BYTES]; /* the model that came with the program */
-    char *drawn_from;        /* the prompt of --like's picture; its settings follow in the same memory */
-    const char *settings;
     FileImage text;          /* what came from stdin in the place of the text */
     JanusModel *model;
     JanusSession *session;
@@ -10380,6 +10357,18 @@ static void begin_work(Program *program) {
 static void end_work(Program *program) {
     can_stop = 0;
     clear_progress(&program->screen);
+}
+
+/* A line on stderr that --quiet leaves out. */
+PRINTF_LIKE(2, 3)
+static void remark(const Program *program, const char *format, ...) {
+    va_list arguments;
+    if (program->line.quiet) return;
+    va_start(arguments, format);
+    fputs("janus: remark: ", stderr);
+    vfprintf(stderr, format, arguments);
+    fputc('\n', stderr);
+    va_end(arguments);
 }
 
 static int program_failed(Program *program) {
@@ -10546,69 +10535,6 @@ static void find_setting(const char *settings, const char *key, char value[256])
     value[strcspn(value, ",\n")] = 0;
 }
 
-/* "2 of 4": that one of a batch of so many. */
-static bool parse_place(char *value, int *place, int *count) {
-    char *of = strstr(value, " of ");
-    if (of == NULL) return false;
-    *of = 0;
-    return parse_integer(of + 4, 1, 64, count) && parse_integer(value, 1, *count, place);
-}
-
-/* Takes from the picture of --like what was not given: its prompt, its settings and its place among others. False: said
-   what is wrong. */
-static bool take_like(Program *program) {
-    static const char *const SETTINGS[][2] = {
-        {"CFG scale", "--cfg"}, {"Seed", "--seed"}, {"Temperature", "--temperature"}, {"KV", "--kv"}};
-    CommandLine *line = &program->line;
-    char value[256] = "", *settings = NULL;
-    if (janus_image_text(line->like, &program->drawn_from, &program->error) != JANUS_OK) {
-        program_failed(program);
-        return false;
-    }
-    for (char *at = program->drawn_from; at != NULL && (at = strstr(at, "\nSteps: ")) != NULL; at++) settings = at;
-    if (settings != NULL) find_setting(settings + 1, "Version", value);
-    if (strncmp(value, "janus ", 6) != 0) {
-        complain("%s does not say that janus drew it, and from which prompt", line->like);
-        return false;
-    }
-    *settings++ = 0;
-    program->settings = settings;
-    for (size_t i = 0; i < sizeof SETTINGS / sizeof *SETTINGS; i++) {
-        const Option *option = find_option(SETTINGS[i][1]);
-        find_setting(settings, SETTINGS[i][0], value);
-        const bool missing = value[0] == 0 && option->kind == AS_CHOICE; /* the default */
-        if (line->given[option - OPTIONS] != NULL || missing || set_option(line, option, value)) continue;
-        complain("%s says \"%s: %.60s\", which is not taken", line->like, SETTINGS[i][0], clean_controls(value));
-        return false;
-    }
-    find_setting(settings, "Fast", value);
-    if (strcmp(value, "on") == 0) line->fast = true;
-    find_setting(settings, "Picture", value);
-    if (line->given[find_option("--count") - OPTIONS] == NULL && !parse_place(value, &line->wanted, &line->count)) {
-        complain("%s does not say which picture it is of how many", line->like);
-        return false;
-    }
-    if (line->text == NULL) line->text = program->drawn_from;
-    return true;
-}
-
-/* One line, if the picture of --like is by another model. */
-static void compare_models(Program *program) {
-    char drew[256], draws[256];
-    if (program->settings == NULL || program->line.quiet) return;
-    find_setting(program->settings, "Model", drew);
-    model_label(program->model, draws);
-    if (strcmp(drew, draws) != 0)
-        complain("remark: %s was drawn by the model %s, this is %s: the picture will be another", program->line.like,
-                 clean_controls(drew), clean_controls(draws));
-}
-
-/* The name under which picture i of n is saved; the one that --like draws again has the name of a single one. */
-static bool picture_name(const Program *program, char *name, const char *output, int i, int n) {
-    const bool one = program->line.wanted > 0;
-    return numbered_name(name, PATH_BYTES, output, one ? 0 : i, one ? 1 : n);
-}
-
 /* Saves picture i of n with its text (may be NULL); its name is printed later. `output` NULL: under the next free
    name. */
 static int save_picture(Program *program, const char *output, const JanusImage *image, int i, int n,
@@ -10624,7 +10550,7 @@ static int save_picture(Program *program, const char *output, const JanusImage *
         if (out.failure != 0) complain("cannot write to stdout: %s", strerror(out.failure));
         return out.failure == 0 ? EXIT_DONE : EXIT_FAILED;
     }
-    if (output != NULL) picture_name(program, name, output, i, n);
+    if (output != NULL) numbered_name(name, PATH_BYTES, output, i, n);
     else if (!take_free_name(name, PATH_BYTES)) return EXIT_FAILED;
     const size_t length = program->names.length;
     text_add(&program->names, name, strlen(name));
@@ -10701,7 +10627,6 @@ static int draw_pictures(Program *program, const char *prompt, const char *outpu
     if (status == JANUS_OK) status = janus_generate_ids(program->session, prompt, options, ids, &program->error);
     if (status != JANUS_OK) result = program_failed(program);
     for (int i = 0; i < n && result == EXIT_DONE; i++) {
-        if (program->line.wanted > 0 && i != program->line.wanted - 1) continue;
         char *text = program->line.no_metadata ? NULL : drawing_text(program, prompt, options, i);
         if (text == NULL && !program->line.no_metadata) {
             fail_memory(&program->error);
@@ -10763,14 +10688,12 @@ static int command_generate(Program *program) {
     const JanusGenerateOptions options = generate_options(&program->line);
     const char *output = program->line.output;
     const bool to_stdout = output != NULL && strcmp(output, "-") == 0;
-    const int count = program->line.wanted > 0 ? 1 : options.count;
-    if (to_stdout && count > 1) {
+    if (to_stdout && options.count > 1) {
         complain("only one picture can be written to stdout");
         return EXIT_USAGE;
     }
-    if (!to_stdout && output_usable(program, output, count, &program->error) != JANUS_OK)
+    if (!to_stdout && output_usable(program, output, options.count, &program->error) != JANUS_OK)
         return program_failed(program);
-    compare_models(program);
     return draw_pictures(program, program->line.text, output, &options, NULL);
 }
 
@@ -10789,14 +10712,14 @@ static void print_answer_times(const Program *program, const JanusAskOptions *op
     fputc('\n', stderr);
 }
 
-/* Asks one question about the images and writes the answer, as it comes, to stdout. `answer` may be NULL. */
-static int ask_question(Program *program, const char *question, const JanusImage *images, int count, char **answer) {
+/* Asks one question about the images and streams the answer to stdout. */
+static int ask_question(Program *program, const char *question, const JanusImage *images, int count) {
     const JanusAskOptions options = ask_options(&program->line);
     int result = EXIT_DONE;
     if (options.temperature > 0 && program->line.quiet)
         fprintf(stderr, "seed %llu\n", (unsigned long long)options.seed);
     begin_work(program);
-    if (janus_ask(program->session, question, images, count, &options, answer, &program->error) != JANUS_OK)
+    if (janus_ask(program->session, question, images, count, &options, NULL, &program->error) != JANUS_OK)
         result = program_failed(program);
     end_work(program);
     if (result == EXIT_DONE) {
@@ -10849,7 +10772,7 @@ static int command_ask(Program *program) {
         if (!load_image(program, program->line.images[loaded], &images[loaded])) result = EXIT_FAILED;
         else loaded++;
     }
-    if (result == EXIT_DONE) result = ask_question(program, program->line.text, images, count, NULL);
+    if (result == EXIT_DONE) result = ask_question(program, program->line.text, images, count);
     for (int i = 0; i < loaded; i++) janus_image_free(&images[i]);
     return result;
 }
@@ -11009,21 +10932,59 @@ static int command_info(Program *program) {
     return EXIT_DONE;
 }
 
-/* ---- chat: one conversation ---- */
+/* ---- chat: one conversation; a line that begins with / is a command, any other a question ---- */
 
-/* A line of stdin without its end, as a text; its length, or -1 at the end of the input. Longer lines are cut. */
-static int read_line(char *line, int size) {
-    int length = 0, c = getchar();
-    if (c == EOF) return -1;
-    for (; c != EOF && c != '\n'; c = getchar())
-        if (length + 1 < size) line[length++] = (char)c;
-    while (length > 0 && line[length - 1] == '\r') length--;
-    line[length] = 0;
-    return length;
+enum { CHAT_LINE = 1 << 16 };
+
+static const char CHAT_HELP[] = "/image FILE   adds an image to the next question\n"
+                                "/draw PROMPT  draws a picture, which is added to the next question\n"
+                                "/clear        begins a new conversation\n"
+                                "/help         prints this list\n"
+                                "/exit         ends the chat, as the end of the input does\n";
+
+/* The images that go with the next question. */
+typedef struct {
+    JanusImage images[CLI_IMAGES];
+    int count;
+} Chat;
+
+static void forget_images(Chat *chat) {
+    while (chat->count > 0) janus_image_free(&chat->images[--chat->count]);
 }
 
-/* Drops control characters but tabs, and what keys such as the arrows send: ESC [ ... LETTER and ESC O LETTER. */
-static void drop_controls(char *line) {
+static bool chat_image(Program *program, Chat *chat, const char *name) {
+    JanusImage *image = &chat->images[chat->count];
+    if (chat->count == CLI_IMAGES) {
+        complain("a question takes at most %d images", CLI_IMAGES);
+        return false;
+    }
+    if (!load_image(program, name, image)) return false;
+    chat->count++;
+    if (!program->line.quiet && terminal(stdin)) fprintf(stderr, "%s: %d x %d\n", name, image->width, image->height);
+    return true;
+}
+
+/* The picture is saved as the next free janus-K.png. */
+static void chat_draw(Program *program, Chat *chat, const char *prompt) {
+    JanusGenerateOptions options = generate_options(&program->line);
+    JanusImage drawn = {0, 0, NULL};
+    options.count = 1;
+    program->screen.text_written = false;
+    if (draw_pictures(program, prompt, NULL, &options, &drawn) != EXIT_DONE) return;
+    if (chat->count < CLI_IMAGES) chat->images[chat->count++] = drawn;
+    else janus_image_free(&drawn);
+}
+
+static void chat_ask(Program *program, Chat *chat, const char *question) {
+    if (ask_question(program, question, chat->images, chat->count) == EXIT_DONE) forget_images(chat);
+    const int length = janus_conversation_length(program->session), room = janus_info(program->model).context_length;
+    if (program->line.quiet || length < room / 2) return;
+    fprintf(stderr, "[%d/%d]%s\n", length, room, length < room - room / 8 ? "" : " nearly full: /clear begins anew");
+}
+
+/* Drops control characters and escape sequences of keys such as arrows: ESC [ ... LETTER and ESC O LETTER; then
+   white space at both ends. Returns the text. */
+static char *clean_line(char *line) {
     char *out = line;
     for (const char *c = line; *c != 0; c++) {
         if (c[0] == '\033' && (c[1] == '[' || c[1] == 'O')) {
@@ -11031,247 +10992,73 @@ static void drop_controls(char *line) {
             if (*c == 0) break;
         } else if (((unsigned char)*c >= 0x20 && *c != 0x7F) || *c == '\t') *out++ = *c;
     }
+    while (out > line && (out[-1] == ' ' || out[-1] == '\t')) out--;
     *out = 0;
+    return line + strspn(line, " \t");
 }
 
-static const char BLANKS[] = " \t";
-
-/* The name of a file as it is typed or dropped into a terminal: quotes and backslashes taken away, ~ put out. Up to the
-   first blank outside them where `one_word`. Returns how much of the text it took. */
-static size_t typed_name(char name[PATH_BYTES], const char *text, bool one_word) {
-    const char *home = getenv("HOME") != NULL ? getenv("HOME") : getenv("USERPROFILE");
-    size_t i = 0, length = 0;
-    char quote = 0;
-    if (text[0] == '~' && (text[1] == '/' || text[1] == '\\') && home != NULL) {
-        length = (size_t)snprintf(name, PATH_BYTES / 2, "%.*s", PATH_BYTES / 2 - 1, home);
-        if (length >= PATH_BYTES / 2) length = PATH_BYTES / 2 - 1;
-        i = 1;
-    }
-    for (; text[i] != 0 && (quote != 0 || !one_word || strchr(BLANKS, text[i]) == NULL); i++) {
-        bool escaped = text[i] == '\\' && quote != '\'' && text[i + 1] != 0;
-#if defined(_WIN32)
-        escaped = false; /* there it stands between folders */
-#endif
-        if (quote == 0 && (text[i] == '"' || text[i] == '\'')) quote = text[i];
-        else if (text[i] == quote) quote = 0;
-        else {
-            i += escaped;
-            if (length + 1 < PATH_BYTES) name[length++] = text[i];
-        }
-    }
-    name[length] = 0;
-    return i;
-}
-
-/* A chat: the images that wait for the next question, and each turn's beginning, in the session and in the text. */
-typedef struct {
-    JanusMark mark;
-    size_t text;
-} Turn;
-
-typedef struct {
-    JanusImage images[CLI_IMAGES];
-    int count;
-    Turn *turns;
-    size_t turn_count;
-    TextBuffer text; /* what /save writes: each line after "> ", then what came of it */
-} Chat;
-
-static void forget_images(Chat *chat) {
-    while (chat->count > 0) janus_image_free(&chat->images[--chat->count]);
-}
-
-static void add_to_text(Chat *chat, const char *before, const char *text, const char *after) {
-    text_add(&chat->text, before, strlen(before));
-    text_add(&chat->text, text, strlen(text));
-    text_add(&chat->text, after, strlen(after));
-}
-
-/* A remark for whoever sits there. */
-static bool remarks(const Program *program) { return !program->line.quiet; }
-
-/* Opens an image, which then waits, and says what it is. */
-static bool wait_image(Program *program, Chat *chat, const char *name) {
-    JanusImage *image = &chat->images[chat->count];
-    if (chat->count == CLI_IMAGES) {
-        complain("no more than %d images fit one question", CLI_IMAGES);
-        return false;
-    }
-    if (!load_image(program, name, image)) return false;
-    chat->count++;
-    if (remarks(program) && terminal(stdin)) fprintf(stderr, "%s: %d x %d\n", name, image->width, image->height);
-    add_to_text(chat, "> /image ", name, "\n\n");
-    return true;
-}
-
-static bool image_is_there(const char *name) {
-    static const char *const ENDS[] = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".tga"};
-    for (size_t i = 0; i < sizeof ENDS / sizeof *ENDS; i++)
-        if (ends_with(name, ENDS[i])) return !path_is_folder(name) && file_is_there(name);
-    return false;
-}
-
-/* Opens the images that the question names. A name that is its first or last word goes out of it: that is where names
-   stand that are dropped into a terminal. False: said what is wrong. */
-static bool take_images(Program *program, Chat *chat, char *question) {
-    char name[PATH_BYTES];
-    for (size_t at = strspn(question, BLANKS), end; question[at] != 0; at = end + strspn(question + end, BLANKS)) {
-        end = at + typed_name(name, question + at, true);
-        size_t length = strlen(name);
-        const bool as_it_is = image_is_there(name);
-        while (!as_it_is && length > 0 && strchr(".,;:!?)", name[length - 1]) != NULL) name[--length] = 0;
-        if (!as_it_is && !image_is_there(name)) continue;
-        if (!wait_image(program, chat, name)) return false;
-        const size_t after = end + strspn(question + end, BLANKS);
-        if (as_it_is && (at == strspn(question, BLANKS) || question[after] == 0)) {
-            memmove(question + at, question + after, strlen(question + after) + 1);
-            end = at;
-        }
-    }
-    return true;
-}
-
-/* "[740/2048]" from half a context on, and in the end what to do. */
-static void print_fullness(const Program *program) {
-    const int length = janus_conversation_length(program->session), room = janus_info(program->model).context_length;
-    if (!remarks(program) || length < room / 2) return;
-    fprintf(stderr, "[%d/%d]%s\n", length, room,
-            length < room - room / 8 ? "" : " nearly full: /undo takes back a turn, /clear begins anew");
-}
-
-static void chat_ask(Program *program, Chat *chat, char *question) {
-    const Turn turn = {janus_mark(program->session), chat->text.length};
-    char *answer = NULL;
-    if (!take_images(program, chat, question)) return;
-    if (question[strspn(question, BLANKS)] == 0) return; /* there was nothing but names of images */
-    Turn *turns = reallocate(chat->turns, (int64_t)chat->turn_count + 1, sizeof *turns);
-    if (turns == NULL) {
-        complain("out of memory");
-        return;
-    }
-    chat->turns = turns;
-    if (ask_question(program, question, chat->images, chat->count, &answer) == EXIT_DONE) {
-        chat->turns[chat->turn_count++] = turn;
-        add_to_text(chat, "> ", question, "\n");
-        add_to_text(chat, "", answer, "\n\n");
-        forget_images(chat);
-    }
-    print_fullness(program);
-    free(answer);
-}
-
-/* /draw PROMPT: the picture goes into the next free janus-K.png, and waits for the next question as an image does. */
-static void chat_draw(Program *program, Chat *chat, const char *prompt) {
-    JanusGenerateOptions options = generate_options(&program->line);
-    JanusImage drawn = {0, 0, NULL};
-    options.count = 1;
-    program->screen.text_written = false;
-    if (draw_pictures(program, prompt, NULL, &options, &drawn) != EXIT_DONE) return;
-    add_to_text(chat, "> /draw ", prompt, "\n\n");
-    if (chat->count < CLI_IMAGES) chat->images[chat->count++] = drawn;
-    else janus_image_free(&drawn);
-}
-
-/* Takes back the last image that waits, else the last question with its images and its answer. */
-static void chat_undo(Program *program, Chat *chat) {
-    if (chat->count > 0) {
-        janus_image_free(&chat->images[--chat->count]);
-        complain("the last image is taken back");
-    } else if (chat->turn_count > 0) {
-        const Turn *turn = &chat->turns[--chat->turn_count];
-        janus_rewind(program->session, &turn->mark, NULL);
-        chat->text.length = turn->text;
-        complain("the last question is taken back, with its images and its answer");
-    } else complain("there is nothing to take back");
-}
-
-static void chat_save(Program *program, const Chat *chat, const char *name) {
-    OutputFile out;
-    if (is_picture_name(name)) complain("/save writes the conversation as text: give it another ending");
-    else if (same_file(name, program->model_path)) complain("%s would be written over the model", name);
-    else if (chat->text.failed) complain("out of memory: the conversation was not kept");
-    else {
-        output_open(&out, name);
-        output_write(&out, chat->text.text != NULL ? chat->text.text : "", chat->text.length);
-        if (write_status(output_close(&out), name, &program->error) != JANUS_OK) complain("%s", program->error.message);
-        else if (remarks(program)) fprintf(stderr, "%s: %lu bytes\n", name, (unsigned long)chat->text.length);
-    }
-}
-
-static void chat_seed(Program *program, const char *seed) {
-    CommandLine *line = &program->line;
-    if (seed[0] != 0 && !parse_seed(seed, line))
-        complain("/seed takes a whole number from 0 to %llu, or -1: a random one each time", ULLONG_MAX);
-    else if (line->has_seed) fprintf(stderr, "seed %llu\n", (unsigned long long)line->seed);
-    else fputs("a random seed each time\n", stderr);
-}
-
-enum { SAY_HELP, SAY_IMAGE, SAY_DRAW, SAY_SEED, SAY_UNDO, SAY_CLEAR, SAY_RESET, SAY_SAVE, SAY_QUIT, SAY_EXIT };
-static const char CHAT_WORDS[] = "/help|/image|/draw|/seed|/undo|/clear|/reset|/save|/quit|/exit";
-static const char CHAT_HELP[] = "/image FILE   the next question is about it; its name in the question does the same\n"
-                                "/draw PROMPT  draws a picture, which the next question is about\n"
-                                "/seed [N]     the seed of what comes; -1: a random one each time\n"
-                                "/undo         takes back the last image or question\n"
-                                "/clear        begins a new conversation\n"
-                                "/save FILE    writes the conversation as text\n"
-                                "/exit         ends, as the end of the input does\n";
-
-/* One line of the input. False: the chat ends. */
-static bool chat_line(Program *program, Chat *chat, char *line) {
-    char word[16], name[PATH_BYTES];
-    drop_controls(line);
-    for (size_t n = strlen(line); n > 0 && strchr(BLANKS, line[n - 1]) != NULL;) line[--n] = 0;
-    const char *begin = line + strspn(line, BLANKS), *rest = begin + strcspn(begin, BLANKS);
-    snprintf(word, sizeof word, "%.*s", (int)min_i64(rest - begin, 15), begin);
-    rest += strspn(rest, BLANKS);
-    const int command = begin[0] == '/' ? word_index(CHAT_WORDS, '|', word, true) : -1;
-    typed_name(name, rest, false);
-    const bool needs_more = command == SAY_IMAGE || command == SAY_DRAW || command == SAY_SAVE;
-    if (needs_more && rest[0] == 0) complain("%s needs %s", word, command == SAY_DRAW ? "a prompt" : "a file");
-    else if (command == SAY_HELP) fputs(CHAT_HELP, stderr);
-    else if (command == SAY_IMAGE) wait_image(program, chat, file_is_there(rest) ? rest : name);
-    else if (command == SAY_DRAW) chat_draw(program, chat, rest);
-    else if (command == SAY_SEED) chat_seed(program, rest);
-    else if (command == SAY_UNDO) chat_undo(program, chat);
-    else if (command == SAY_CLEAR || command == SAY_RESET) {
+/* Answers one line of the input. False: the chat ends. */
+static bool chat_line(Program *program, Chat *chat, const char *line) {
+    enum { HELP, IMAGE, DRAW, CLEAR, EXIT, QUIT };
+    char word[16];
+    const char *rest = line + strcspn(line, " \t");
+    snprintf(word, sizeof word, "%.*s", (int)min_i64(rest - line, 15), line);
+    rest += strspn(rest, " \t");
+    const int command = word_index("/help|/image|/draw|/clear|/exit|/quit", '|', word, true);
+    if (command == EXIT || command == QUIT) return false;
+    if ((command == IMAGE || command == DRAW) && rest[0] == 0)
+        complain("%s needs %s", word, command == DRAW ? "a prompt" : "a file");
+    else if (command == HELP) fputs(CHAT_HELP, stderr);
+    else if (command == IMAGE) chat_image(program, chat, rest);
+    else if (command == DRAW) chat_draw(program, chat, rest);
+    else if (command == CLEAR) {
         janus_reset(program->session);
         forget_images(chat);
-        chat->turn_count = chat->text.length = 0;
-    } else if (command == SAY_SAVE) chat_save(program, chat, name);
-    else if (command == SAY_QUIT || command == SAY_EXIT) return false;
-    else if (begin[0] == '/' && (typed_name(name, begin, true), !image_is_there(name)))
-        complain("unknown command %.60s: /help lists them", begin);
-    else if (begin[0] != 0) chat_ask(program, chat, line);
+    } else if (line[0] == '/') complain("unknown command %.60s: /help lists them", line);
+    else if (line[0] != 0) {
+        if (word_index("draw|paint", '|', word, true) >= 0 && rest[0] != 0)
+            remark(program, "to draw a picture, type /draw %.60s", rest);
+        chat_ask(program, chat, line);
+    }
     return true;
+}
+
+/* Reads a line of stdin without its end. Returns its length, -1 at the end of the input; longer lines are cut. */
+static int read_line(char *line, int size) {
+    int length = 0, c = getchar();
+    if (c == EOF) return -1;
+    for (; c != EOF && c != '\n'; c = getchar(), length++)
+        if (length + 1 < size) line[length] = (char)c;
+    line[length < size ? length : size - 1] = 0;
+    return length;
 }
 
 static int command_chat(Program *program) {
-    enum { LINE_LIMIT = 1 << 16 };
-    const bool talks = terminal(stdin) && remarks(program);
+    const bool prompts = terminal(stdin) && !program->line.quiet;
     Chat *chat = calloc(1, sizeof *chat);
-    char *line = malloc(LINE_LIMIT);
-    int result = chat == NULL || line == NULL ? EXIT_FAILED : EXIT_DONE;
-    if (result != EXIT_DONE) complain("out of memory");
+    char *line = malloc(CHAT_LINE);
+    int result = EXIT_DONE, length;
+    if (chat == NULL || line == NULL) fail_memory(&program->error), result = program_failed(program);
     for (int i = 0; i < program->line.image_count && result == EXIT_DONE; i++)
-        if (!wait_image(program, chat, program->line.images[i])) result = EXIT_FAILED;
-    if (talks && result == EXIT_DONE) fputs("/help lists the commands; Ctrl-C stops an answer or a drawing\n", stderr);
+        if (!chat_image(program, chat, program->line.images[i])) result = EXIT_FAILED;
+    if (prompts && result == EXIT_DONE)
+        fputs("/help lists the commands; Ctrl-C stops an answer or a drawing\n", stderr);
     for (bool more = true; more && result == EXIT_DONE;) {
-        if (talks) fputs("> ", stderr);
-        const int length = read_line(line, LINE_LIMIT);
-        if (length < 0) break;
-        if (strlen(line) != (size_t)length)
+        if (prompts) fputs("> ", stderr);
+        at_prompt = terminal(stdin);
+        if ((length = read_line(line, CHAT_LINE)) < 0) break;
+        at_prompt = 0;
+        if (length >= CHAT_LINE) complain("the line is longer than %d bytes", CHAT_LINE - 1);
+        else if (strlen(line) != (size_t)length)
             complain("the line is not a text in UTF-8: byte %lu is zero", (unsigned long)strlen(line) + 1);
-        else more = chat_line(program, chat, line);
+        else more = chat_line(program, chat, clean_line(line));
         if (fflush(stdout) != 0) {
             complain("cannot write to stdout: %s", strerror(errno));
             result = EXIT_FAILED;
         }
     }
-    if (chat != NULL) {
-        forget_images(chat);
-        text_free(&chat->text);
-        free(chat->turns);
-    }
+    at_prompt = 0;
+    if (chat != NULL) forget_images(chat);
     free(chat);
     free(line);
     return result;
@@ -12138,8 +11925,7 @@ static bool command_fits(const Command *command, CommandLine *line) {
     else if (!given && plain == NULL && command->bit == FOR_ASK && line->image_count > 0)
         complain("ask was given %.60s and no question; a question that is a file's name too comes with -p",
                  line->images[line->image_count - 1]);
-    else if (!given && plain == NULL && command->text != NO_TEXT && !ends_with(command->arguments, "]") &&
-             line->like == NULL)
+    else if (!given && plain == NULL && command->text != NO_TEXT && !ends_with(command->arguments, "]"))
         complain("%s was given nothing to work on: janus %s %s", name, name, command->arguments);
     else if (command->bit == FOR_ENCODE && line->image_count != 1)
         complain("encode takes one image: janus encode IMAGE");
@@ -12277,7 +12063,6 @@ static int run_program(Program *program, const Command *command, const char *pro
     if (program->line.dump != NULL && !make_dump_folder(program->line.dump)) return EXIT_FAILED;
     program->screen.line = &program->line;
     program->screen.shows_progress = !program->line.quiet && terminal(stderr);
-    if (program->line.like != NULL && !take_like(program)) return EXIT_FAILED;
     if (!choose_show(program, command->bit)) return EXIT_FAILED;
     if (command->bit == FOR_INFO && program->line.text != NULL) program->line.model = program->line.text;
     const bool of_picture = command->bit == FOR_INFO && program->line.text != NULL && is_image_file(program->line.text);
@@ -12323,7 +12108,6 @@ static int janus_main(int argc, char **argv) {
     janus_session_free(program->session);
     janus_free(program->model);
     file_image_free(&program->text);
-    free(program->drawn_from);
     free(program);
     return result;
 }
@@ -12348,6 +12132,11 @@ static void on_signal(int number) {
     if (number == SIGINT && can_stop && !stop_wished) {
         stop_wished = 1;
         return;
+    }
+    if (number == SIGINT && at_prompt) {
+        static const char HINT[] = "\n(Ctrl-C once more or /exit ends the chat)\n> ";
+        at_prompt = 0;
+        if (write(2, HINT, sizeof HINT - 1) >= 0) return;
     }
     for (int i = 0; i < 2; i++)
         if (unfinished[i] != NULL) unlink(unfinished[i]);

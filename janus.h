@@ -224,15 +224,6 @@ JanusAskOptions janus_ask_defaults(void);
 JanusStatus janus_ask(JanusSession *session, const char *question, const JanusImage *images, int image_count,
                       const JanusAskOptions *options, char **answer, JanusError *error);
 
-/* A place in a conversation, and the way back to it: what came after it is forgotten. The mark must be of this
-   conversation. Errors: JANUS_BAD_ARGUMENT (the conversation does not reach that far). */
-typedef struct {
-    int32_t length, unread_count, unread[2];
-} JanusMark;
-
-JanusMark janus_mark(const JanusSession *session);
-JanusStatus janus_rewind(JanusSession *session, const JanusMark *mark, JanusError *error);
-
 /* Forgets the conversation; the system prompt comes with the next question. */
 void janus_reset(JanusSession *session);
 

@@ -1312,12 +1312,6 @@ static void test_program(void) {
     fail_command(command, "<in.jpg", READING, EIO, false);
     snprintf(command, sizeof command, "info %s", in); /* its text */
     fail_command(command, "", MEMORY, ENOMEM, false);
-    snprintf(command, sizeof command, "generate -m %s --threads 1 -o %s x", model, in_folder("like.png"));
-    run_command(command, "", MEMORY, 0, ENOMEM); /* none fails */
-    snprintf(command, sizeof command, "generate -m %s --threads 1 --like %s -o %s", model, in_folder("like.png"), out);
-    fail_command(command, "", MEMORY, ENOMEM, false);
-    fail_command(command, "", OPENING, EACCES, false);
-    remove(in_folder("like.png"));
     snprintf(command, sizeof command, "generate -m %s --threads 1 -o %s -", model, out);
     fail_command(command, "a cat\n", READING, EIO, false);
     fail_batch(model, MEMORY, ENOMEM);

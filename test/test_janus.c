@@ -598,41 +598,6 @@ static void test_conversation(void) {
     close_golden(&golden);
 }
 
-/* The way back to a mark: the same question gets the same answer from there, as often as it is asked. */
-static void test_marks(void) {
-    Golden golden = open_golden("grouped");
-    JanusSession *session = open_session(golden.model, NULL);
-    const JanusAskOptions ask = greedy_answer(4);
-    const JanusMark beginning = janus_mark(session);
-    char *answers[3] = {NULL, NULL, NULL};
-    JanusError error = {JANUS_OK, ""};
-    check(janus_ask(session, "What is it?", &golden.image, 1, &ask, NULL, NULL) == JANUS_OK, 0, "a first turn");
-    const JanusMark mark = janus_mark(session);
-    const int length = janus_conversation_length(session);
-    for (int i = 0; i < 3; i++) {
-        if (i == 2) check(janus_ask(session, "And then?", NULL, 0, &ask, NULL, NULL) == JANUS_OK, 0, "a longer way");
-        if (i > 0) check(janus_rewind(session, &mark, NULL) == JANUS_OK, 0, "rewind");
-        check(janus_conversation_length(session) == length, 0, "the conversation is as long as at the mark");
-        check(janus_ask(session, "How many?", NULL, 0, &ask, &answers[i], NULL) == JANUS_OK, 0, "a second turn");
-    }
-    check(strcmp(answers[0], answers[1]) == 0 && strcmp(answers[0], answers[2]) == 0, 1,
-          "after a way back to a mark the answer is the same");
-    check(janus_rewind(session, &beginning, NULL) == JANUS_OK && janus_conversation_length(session) == 0, 1,
-          "the mark of an empty conversation is its beginning");
-    JanusMark bad[4];
-    bad[0] = mark; /* tcc takes no structs in an initialiser */
-    bad[1] = bad[2] = bad[3] = beginning;
-    bad[1].length = -1;
-    bad[2].unread_count = 3;
-    bad[3].unread_count = 1;
-    bad[3].unread[0] = janus_info(golden.model).vocab_size;
-    for (int i = 0; i < 4; i++)
-        check(janus_rewind(session, &bad[i], &error) == JANUS_BAD_ARGUMENT, 1, "mark %d: %s", i, error.message);
-    for (int i = 0; i < 3; i++) free(answers[i]);
-    janus_session_free(session);
-    close_golden(&golden);
-}
-
 /* What is heard of a drawing. */
 typedef struct {
     int32_t ids[2][16];
@@ -1449,7 +1414,6 @@ int main(int count, char **arguments) {
     test_batch("tied");
     test_cache_types();
     test_conversation();
-    test_marks();
     test_drawn();
     test_colours("plain");
     test_colours("tied");

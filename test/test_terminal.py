@@ -320,81 +320,54 @@ def test_an_answer_stops(tmp_path: Path) -> None:
 @pytest.fixture()
 def chat(tmp_path: Path) -> Terminal:
     """A chat with the small model."""
-    terminal = Terminal("chat", "-m", TINY, "--max-tokens", 40, "--show=blocks", cwd=tmp_path, HOME=str(tmp_path))
+    terminal = Terminal("chat", "-m", TINY, "--max-tokens", 40, "-s", 7, "--show=blocks", cwd=tmp_path)
     terminal.wait(rb"\n> ")
     return terminal
 
 
 def test_chat_goes_on_after_ctrl_c(tmp_path: Path) -> None:
-    """In an answer and in a drawing the prompt comes back; at the prompt it ends."""
+    """In an answer the prompt comes back; so it does at the prompt, without what was typed; a second Ctrl-C there ends the chat."""
     terminal = Terminal("chat", "-m", GROUPED, "--max-tokens", 400, "--threads", 1, cwd=tmp_path)
     terminal.wait(rb"\n> ")
     os.write(terminal.parent, b"Hello\n")
     terminal.wait(rb"Hello\r\n.")
     os.write(terminal.parent, b"\x03")
     terminal.wait(rb"janus: stopped\r\n(.*?\n)?> ")
+    os.write(terminal.parent, b"/paint\x03")
+    terminal.wait(rb"\r\n\(Ctrl-C once more or /exit ends the chat\)\r\n> ")
+    assert "/help         prints" in terminal.say("/help", "/exit")
     os.write(terminal.parent, b"\x03")
-    terminal.end(130)
+    terminal.wait(rb"ends the chat\)\r\n> ")
+    os.write(terminal.parent, b"\x03")
+    assert "unknown command" not in terminal.end(130)
 
 
 def test_a_drawing_waits_for_the_question(chat: Terminal, tmp_path: Path) -> None:
-    """As an image does; Ctrl-C in a drawing keeps what waited before."""
-    assert "seed 7" in chat.say("/seed 7")
+    """As an image does."""
     drawn = chat.say("  /draw   a red circle  ", "seed 7 \u00b7 64 tokens")
     assert "janus-1.png" in drawn and (Screen().feed(drawn[drawn.index("\n"):]).picture() == scaled(Image.open(tmp_path / "janus-1.png"), 42)).all()
     assert "The circle is red." in chat.say("What colour is the circle?", "tokens")
     asked = subprocess.run([JANUS, "ask", "-m", TINY, "-q", "janus-1.png", "What colour is the circle?"], cwd=tmp_path, capture_output=True, text=True)
     assert asked.stdout.strip() == "The circle is red."
-    chat.say("/save talk.txt", "bytes")
-    assert (tmp_path / "talk.txt").read_text() == "> /draw a red circle\n\n> What colour is the circle?\nThe circle is red.\n\n"
-    os.write(chat.parent, b"/exit\n")
-    chat.end()
-
-
-def test_names_of_images(chat: Terminal, tmp_path: Path, circle: tuple[Path, Path]) -> None:
-    """As they are typed or dropped: in quotes, with backslashes, blanks, ~; also in the question."""
-    image = Image.open(circle[0])
-    for name in ("a b.png", "it's.png", "plain.png"):
-        image.save(tmp_path / name)
-    for typed in ("/image a b.png", '/image "a b.png"', "/image 'a b.png'", r"  /image   a\ b.png  ", "/image ~/a\\ b.png", "/image it's.png", "/image \"it's.png\"",
-                  f"/image {tmp_path}/a\\ b.png"):
-        assert re.search(r"(a b|it's)\.png: 64 x 64\r\n", chat.say(typed)), typed
-    assert "the last image is taken back" in chat.say("/undo")
-    chat.say("/clear")
-    for question in ("plain.png What colour is the circle?", "What colour is the circle? 'a b.png'", f"{tmp_path}/plain.png What colour is the circle?"):
-        answer = chat.say(question, "tokens")
-        assert "png: 64 x 64" in answer and "The circle is red." in answer and "seen " in answer, question
-    assert "plain.png: 64 x 64" in chat.say("What is in plain.png?", "token")
-    assert "cannot read the image no.png" in chat.say("/image no.png")
-    assert "unknown command /paint a cat" in chat.say("/paint a cat")
-    chat.say("/save talk.txt")
-    assert "> What is in plain.png?\n" in (tmp_path / "talk.txt").read_text()
-    os.write(chat.parent, b"\x04")
-    chat.end()
-
-
-def test_undo_seed_and_save(chat: Terminal, tmp_path: Path) -> None:
-    """/undo takes back a turn, as often as there is one: the same question then gets the same answer."""
-    assert "there is nothing to take back" in chat.say("/undo")
-    first = chat.say("How many trees?", "token")
-    second = chat.say("Who is this?", "token")
-    assert "the last question is taken back" in chat.say("/undo")
-    words = re.compile(r"\n([A-Z][^\r]*)\r")
-    assert words.search(chat.say("Who is this?", "token"))[1] == words.search(second)[1]
-    for _ in range(2):
-        assert "the last question is taken back" in chat.say("/undo")
-    assert words.search(chat.say("How many trees?", "token"))[1] == words.search(first)[1]
-    assert "a random seed each time" in chat.say("/seed")
-    assert "seed 12" in chat.say("/seed 12") and "seed 12" in chat.say("/seed")
-    assert "/seed takes a whole number" in chat.say("/seed x") and "a random seed" in chat.say("/seed -1")
-    assert "/save needs a file" in chat.say("/save") and "give it another ending" in chat.say("/save x.png")
-    assert "cannot write no/such" in chat.say("/save no/such") and "over the model" in chat.say(f"/save {TINY}")
-    for word in ("/image", "/draw", "/seed", "/undo", "/clear", "/save", "/exit"):
-        assert word in chat.say("/help", "/exit")
-    chat.say("/clear")
-    chat.say("/save empty.txt", "bytes")
-    assert (tmp_path / "empty.txt").read_bytes() == b""
     os.write(chat.parent, b"  /quit  \n")
+    chat.end()
+
+
+def test_commands_of_a_chat(chat: Terminal, tmp_path: Path, circle: tuple[Path, Path]) -> None:
+    """Images by name, also with blanks; a drawing that was asked for as a question gets a hint; what is unknown is said."""
+    Image.open(circle[0]).save(tmp_path / "a b.png")
+    assert "a b.png: 64 x 64\r\n" in chat.say("  /image   a b.png  ")
+    answer = chat.say("What colour is the circle?", "tokens")
+    assert "The circle is red." in answer and "seen " in answer and "remark" not in answer
+    assert "cannot read the image no.png" in chat.say("/image no.png")
+    assert "unknown command /paint a cat: /help lists them" in chat.say("/paint a cat")
+    assert "/image needs a file" in chat.say("/image") and "/draw needs a prompt" in chat.say("/draw ")
+    for typed in ("draw a house", "Draw a house"):
+        assert "remark: to draw a picture, type /draw a house" in chat.say(typed, "token")
+    assert "remark" not in chat.say("drawing a house", "token") + chat.say("What do you draw?", "token")
+    for word in ("/image", "/draw", "/clear", "/exit"):
+        assert word in chat.say("/help", "/exit")
+    os.write(chat.parent, b"\x04")
     chat.end()
 
 
@@ -404,7 +377,7 @@ def test_control_characters_are_dropped(tmp_path: Path) -> None:
         return subprocess.run([JANUS, "chat", "-q", "-m", TINY, "--max-tokens", "20"], input=f"{question}\n".encode(), capture_output=True, check=True).stdout
 
     expected = answer("How many trees?")
-    assert expected and answer("\x01How\x07 many\x1b[A\x1b[1;5C tr\x1bOPees?\x7f") == expected
+    assert expected and answer("\x01How\x07 many\x1b[A\x1b[1;5C tr\x1bOPees?\x7f\r") == expected
     assert answer("\x1b[A\x01") == b"" and answer("   ") == b""
 
 
@@ -414,7 +387,7 @@ def test_a_context_that_fills(tmp_path: Path) -> None:
                           capture_output=True, text=True, check=True, cwd=tmp_path)
     lines = [line for line in done.stderr.split("\n") if line.startswith("[")]
     assert lines[0].endswith("/512]") and 256 <= int(re.match(r"\[(\d+)/512\]", lines[0])[1]) < 400
-    assert any(line.endswith("] nearly full: /undo takes back a turn, /clear begins anew") for line in lines)
+    assert any(line.endswith("] nearly full: /clear begins anew") for line in lines)
     assert re.search(r"the context holds 512: .*\n\[\d+/512\]", done.stderr)
     assert "[" not in done.stderr.rstrip().rpartition("\n")[2]
 

@@ -234,10 +234,9 @@ def write(folder: Path) -> None:
         chunk = struct.pack(">I", len(data)) + kind + data + bytes(4)
         seeds[f"image/{name}.png"] = seeds["image/rgb.png"][:33] + chunk + seeds["image/rgb.png"][33:]
     seeds["image/comment.jpg"] = seeds["image/base.jpg"][:20] + struct.pack(">HH", 0xFFFE, len(settings) + 2) + settings + seeds["image/base.jpg"][20:]
-    for name, line in (("like", "generate --like x.png -o y.png"), ("origin", "info x.png")):
-        seeds[f"options/{name}"] = "\n".join(line.split()).encode() + b"\n\n" + seeds["image/latin1.png"]
+    seeds["options/origin"] = b"info\nx.png\n\n" + seeds["image/latin1.png"]
     seeds["options/decode"] = b"decode\n-o\n-\nids.txt\n\n0 5, 7\t15"
-    seeds["options/chat"] = b"chat\n-i\na.bmp\n\nhello\n/image b.bmp\n/draw a fox\n/reset\n/nothing\n\nhow many?\n/quit\n"
+    seeds["options/chat"] = b"chat\n-i\na.bmp\n\nhello\n/image b.bmp\n/draw a fox\n/clear\n/nothing\n\nhow many?\n/quit\n"
     for name, data in seeds.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(data)
