@@ -10390,39 +10390,43 @@ static bool file_is_there(const char *path) {
     return file != NULL;
 }
 
-/* The folder of the program, with a slash at its end, from the name by which it was called: a name alone is looked for
-   in the folders of $PATH. Empty: not known. */
-static void program_folder(const char *called, char *folder, int size) {
+/* The folder of the program's file, links followed, with a slash at its end; empty: not known. `called` is argv[0]. */
+static void program_folder(const char *called, char folder[PATH_BYTES]) {
 #if defined(_WIN32)
-    const char *const between = ";";
+    wchar_t wide[PATH_BYTES / 4];
+    (void)called;
+    const DWORD got = GetModuleFileNameW(NULL, wide, PATH_BYTES / 4);
+    if (got == PATH_BYTES / 4 || !WideCharToMultiByte(CP_UTF8, 0, wide, -1, folder, PATH_BYTES, NULL, NULL))
+        folder[0] = 0;
 #else
-    const char *const between = ":";
-#endif
-    const char *path = getenv("PATH");
-    int length = (int)strlen(called);
-    while (length > 0 && called[length - 1] != '/' && called[length - 1] != '\\') length--;
-    snprintf(folder, (size_t)size, "%.*s", length, called);
-    for (size_t n; length == 0 && path != NULL && path[0] != 0; path += n + (path[n] != 0)) {
-        n = strcspn(path, between);
-        const int used = snprintf(folder, (size_t)size, "%.*s/%s", (int)n, path, called);
-        const bool found = used < size && file_is_there(folder);
-        folder[found ? n + 1 : 0] = 0;
-        if (found) return;
+    char target[PATH_BYTES];
+    int64_t length = readlink("/proc/self/exe", folder, PATH_BYTES - 1); /* on Linux, complete */
+    if (length > 0) folder[length] = 0;
+    else if (snprintf(folder, PATH_BYTES, "%s", strchr(called, '/') != NULL ? called : "") >= PATH_BYTES) folder[0] = 0;
+    for (int i = 0; i < 8 && (length = readlink(folder, target, PATH_BYTES - 1)) > 0; i++) {
+        char *name = target[0] == '/' ? folder : strrchr(folder, '/') + 1; /* what the link's text replaces */
+        if (length >= folder + PATH_BYTES - name) break;
+        memcpy(name, target, (size_t)length);
+        name[length] = 0;
     }
+#endif
+    size_t end = strlen(folder);
+    while (end > 0 && folder[end - 1] != '/' && folder[end - 1] != '\\') end--;
+    folder[end] = 0;
 }
 
-/* The model that was named, else the small one: weights/tiny.gguf here or beside the program, or where make install
-   puts it. NULL: there is none. */
+/* The model of -m, else the small one: weights/tiny.gguf here or beside the program, or where make install puts it.
+   NULL: there is none. */
 static const char *choose_model(Program *program, const char *called) {
     static const char *const PLACES[] = {"weights/tiny.gguf", "../share/janus/tiny.gguf"};
+    char *path = program->beside;
     if (program->line.model != NULL) return program->line.model;
     if (file_is_there(PLACES[0])) return PLACES[0];
-    for (size_t i = 0; i < sizeof PLACES / sizeof *PLACES; i++) {
-        program_folder(called, program->beside, PATH_BYTES);
-        const size_t length = strlen(program->beside);
-        if (length == 0 || length + 32 > PATH_BYTES) break;
-        snprintf(program->beside + length, 32, "%s", PLACES[i]);
-        if (file_is_there(program->beside)) return program->beside;
+    program_folder(called, path);
+    const size_t length = strlen(path);
+    for (int i = 0; i < 2 && length > 0 && length + 32 < PATH_BYTES; i++) {
+        snprintf(path + length, 32, "%s", PLACES[i]);
+        if (file_is_there(path)) return path;
     }
     return NULL;
 }

@@ -434,6 +434,13 @@ def test_default_model(tmp_path: Path) -> None:
     (tmp_path / "weights").mkdir()
     shutil.copy(MODEL, tmp_path / "weights" / "tiny.gguf")
     subprocess.run([program, "tokenize", "x"], cwd=ROOT / "test", check=True, capture_output=True, timeout=60, env=environment)
+    if os.name == "posix":
+        for folder in ("bin", "there"):
+            (tmp_path / folder).mkdir()
+        (tmp_path / "there" / "janus").symlink_to(program)
+        (tmp_path / "bin" / "j").symlink_to("../there/janus")
+        for name in ("there/janus", "bin/j", "bin/../bin/j"):
+            subprocess.run([tmp_path / name, "tokenize", "x"], cwd=ROOT / "test", check=True, capture_output=True, timeout=60, env=environment)
 
 
 # ---- Streams ----

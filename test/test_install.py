@@ -8,6 +8,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -58,16 +59,17 @@ def test_what_is_installed(stage: Path) -> None:
 
 
 def test_the_installed_model(stage: Path, tmp_path: Path) -> None:
-    """Found from any folder, however the program is called; not by a program that lies elsewhere."""
+    """Found from any folder, however the program is called, also through links; not by a program that lies elsewhere."""
     program, model = stage / "opt/janus/bin/janus", stage / "opt/janus/share/janus/tiny.gguf"
     assert model.read_bytes() == (ROOT / "weights/tiny.gguf").read_bytes()
-    (tmp_path / "none").mkdir()
     shutil.copy(program, tmp_path / "janus")
-    folders = os.pathsep.join([str(tmp_path / "none"), "", str(program.parent), os.environ["PATH"]])
-    for called, path, found in ((program, "", True), ("janus", folders, True), (os.path.relpath(program, tmp_path), "", True),
-                                ("./janus", folders, False), (tmp_path / "janus", folders, False)):
-        done = subprocess.run([called, "info"], executable=called if os.sep in str(called) else program, cwd=tmp_path, capture_output=True,
-                              text=True, env={"PATH": path})
+    (tmp_path / "link").symlink_to(program)
+    ways = [(program, True), (os.path.relpath(program, tmp_path), True), ("./link", True), ("./janus", False), (tmp_path / "janus", False)]
+    if sys.platform == "linux":
+        ways += [("janus", True), ("link", True)]
+    for called, found in ways:
+        path = os.pathsep.join([str(program.parent), str(tmp_path)])
+        done = subprocess.run([called, "info"], cwd=tmp_path, capture_output=True, text=True, env={"PATH": path}, timeout=60)
         assert (done.returncode, "janus-tiny" in done.stdout, "no model" in done.stderr) == (0 if found else 1, found, not found), (called, done)
 
 
