@@ -8409,8 +8409,8 @@ static const Range RANGES[RANGES_END] = {
 /* `value` lies in low..high and is not NaN. */
 static JanusStatus check_range(const char *what, bool whole, double value, double low, double high, JanusError *error) {
     if (value >= low && value <= high) return JANUS_OK;
-    return fail(error, JANUS_BAD_ARGUMENT, "%s must be a %snumber from %.10g to %.10g", what, whole ? "whole " : "", low,
-                high);
+    return fail(error, JANUS_BAD_ARGUMENT, "%s must be a %snumber from %.10g to %.10g", what, whole ? "whole " : "",
+                low, high);
 }
 
 /* All numbers of a drawing, or of a question; the other one is NULL. */
