@@ -26,7 +26,7 @@ janus: janus.c janus.h
 demo: janus ## draws a picture and answers questions about it
 	@sh test/demo.sh
 
-C_TESTS = test/test_janus test/test_kernels test/test_amx test/test_faults test/fuzz/replay
+C_TESTS = build/test_janus build/test_kernels build/test_amx build/test_faults build/fuzz/replay
 
 # Everything that needs no torch. Where Python is missing, the C part alone.
 test: janus libjanus.so $(C_TESTS) ## the tests, in C and in Python
@@ -75,7 +75,7 @@ deps: ## installs what is missing: a C compiler, the stb headers, Python's venv
 	@sh test/setup.sh install
 
 clean: ## removes what was built
-	rm -rf janus libjanus.o libjanus.a libjanus.so $(C_TESTS) test/bench/bench build
+	rm -rf janus libjanus.o libjanus.a libjanus.so test/bench/bench build
 
 # The targets that say what they do after two #, below the headings of this file.
 help: ## this list
@@ -104,34 +104,38 @@ build/libinternals.so: test/verify/internals.c janus.c janus.h
 test-c: janus $(C_TESTS) ## the tests in C alone
 	@sh test/run.sh c
 
-test/test_janus: test/test_janus.c test/common.h libjanus.a
-	$(CC) $(CFLAGS) $(WARNINGS) -I. $(LDFLAGS) test/test_janus.c libjanus.a -o $@ $(LDLIBS)
+build/test_janus: test/c/test_janus.c test/c/common.h libjanus.a
+	@mkdir -p build
+	$(CC) $(CFLAGS) $(WARNINGS) -I. $(LDFLAGS) test/c/test_janus.c libjanus.a -o $@ $(LDLIBS)
 
 # These include janus.c, to reach what is inside.
-test/test_kernels: test/test_kernels.c test/common.h janus.c janus.h
-	@$(FIND_STB); set -x; $(CC) $(CFLAGS) -std=c99 $$stb -I. $(LDFLAGS) test/test_kernels.c -o $@ $(LDLIBS)
+build/test_kernels: test/c/test_kernels.c test/c/common.h janus.c janus.h
+	@mkdir -p build
+	@$(FIND_STB); set -x; $(CC) $(CFLAGS) -std=c99 $$stb -I. $(LDFLAGS) test/c/test_kernels.c -o $@ $(LDLIBS)
 
 # The same with the instructions of AMX emulated, for processors without them.
-test/test_amx: test/test_kernels.c test/emulate_amx.h test/common.h janus.c janus.h
-	@$(FIND_STB); set -x; $(CC) $(CFLAGS) -std=c99 -DEMULATED_AMX $$stb -I. $(LDFLAGS) test/test_kernels.c -o $@ $(LDLIBS)
+build/test_amx: test/c/test_kernels.c test/c/emulate_amx.h test/c/common.h janus.c janus.h
+	@mkdir -p build
+	@$(FIND_STB); set -x; $(CC) $(CFLAGS) -std=c99 -DEMULATED_AMX $$stb -I. $(LDFLAGS) test/c/test_kernels.c -o $@ $(LDLIBS)
 
-test/test_faults: test/test_faults.c test/common.h janus.c janus.h
-	@$(FIND_STB); set -x; $(CC) $(CFLAGS) -std=c99 $$stb -I. $(LDFLAGS) test/test_faults.c -o $@ $(LDLIBS)
+build/test_faults: test/c/test_faults.c test/c/common.h janus.c janus.h
+	@mkdir -p build
+	@$(FIND_STB); set -x; $(CC) $(CFLAGS) -std=c99 $$stb -I. $(LDFLAGS) test/c/test_faults.c -o $@ $(LDLIBS)
 
 # stb's JPEG writer shifts a sign bit out: shift-base is off where it is compiled.
 UNDEFINED = -fno-sanitize-recover=undefined
 SANITIZED = -g -O1 -fno-omit-frame-pointer -fsanitize=address,undefined $(UNDEFINED) -std=c99 $$stb -I.
 test-asan: ## the tests in C under the address and undefined-behaviour sanitizers
-	@mkdir -p build/fuzz
+	@mkdir -p build/asan/fuzz
 	@$(FIND_STB); set -x; shift=-fno-sanitize=shift-base; \
-	    $(CC) $(SANITIZED) $$shift -DJANUS_LIBRARY janus.c test/test_janus.c -o build/test_janus $(LDLIBS) && \
-	    $(CC) $(SANITIZED) test/test_kernels.c -o build/test_kernels $(LDLIBS) && \
-	    $(CC) $(SANITIZED) -DEMULATED_AMX test/test_kernels.c -o build/test_amx $(LDLIBS) && \
-	    $(CC) $(SANITIZED) $$shift test/test_faults.c -o build/test_faults $(LDLIBS) && \
-	    $(CC) $(SANITIZED) $$shift -DSTANDALONE -DJANUS_NO_SIMD test/fuzz/fuzz.c -o build/fuzz/replay $(LDLIBS)
-	@ASAN_OPTIONS=allocator_may_return_null=1 BUILT=build sh test/run.sh c
+	    $(CC) $(SANITIZED) $$shift -DJANUS_LIBRARY janus.c test/c/test_janus.c -o build/asan/test_janus $(LDLIBS) && \
+	    $(CC) $(SANITIZED) test/c/test_kernels.c -o build/asan/test_kernels $(LDLIBS) && \
+	    $(CC) $(SANITIZED) -DEMULATED_AMX test/c/test_kernels.c -o build/asan/test_amx $(LDLIBS) && \
+	    $(CC) $(SANITIZED) $$shift test/c/test_faults.c -o build/asan/test_faults $(LDLIBS) && \
+	    $(CC) $(SANITIZED) $$shift -DSTANDALONE -DJANUS_NO_SIMD test/fuzz/fuzz.c -o build/asan/fuzz/replay $(LDLIBS)
+	@ASAN_OPTIONS=allocator_may_return_null=1 BUILT=build/asan sh test/run.sh c
 
-FAULTS = -std=c99 $$stb -I. $(LDFLAGS) test/test_faults.c
+FAULTS = -std=c99 $$stb -I. $(LDFLAGS) test/c/test_faults.c
 test-tsan: ## threads, and sessions of one model in threads of their own, under ThreadSanitizer
 	@mkdir -p build
 	@$(FIND_STB); set -x; $(CC) -g -O1 -fsanitize=thread $(FAULTS) -o build/test_faults_tsan $(LDLIBS)
@@ -148,13 +152,13 @@ coverage: ## which lines of janus.c the tests run; needs gcc
 	@$(FIND_STB); set -x; cover="$(CC) --coverage -O0 -std=c99 $$stb -I. $(LDFLAGS)"; \
 	    $$cover janus.c -o build/coverage/janus $(LDLIBS) && \
 	    $$cover -fPIC -shared -DJANUS_LIBRARY janus.c -o build/coverage/libjanus.so $(LDLIBS) && \
-	    $$cover -DJANUS_LIBRARY test/test_janus.c janus.c -o build/coverage/test_janus $(LDLIBS) && \
-	    $$cover test/test_kernels.c -o build/coverage/test_kernels $(LDLIBS) && \
-	    $$cover -DCOVERAGE test/test_faults.c -o build/coverage/test_faults $(LDLIBS) && \
+	    $$cover -DJANUS_LIBRARY test/c/test_janus.c janus.c -o build/coverage/test_janus $(LDLIBS) && \
+	    $$cover test/c/test_kernels.c -o build/coverage/test_kernels $(LDLIBS) && \
+	    $$cover -DCOVERAGE test/c/test_faults.c -o build/coverage/test_faults $(LDLIBS) && \
 	    $$cover -DSTANDALONE test/fuzz/fuzz.c -o build/coverage/fuzz/replay $(LDLIBS)
 	GCOV_ERROR_FILE=/dev/null BUILT=build/coverage PYTHON="$(PYTHON)" JANUS_PROGRAM=$(CURDIR)/build/coverage/janus \
 	    JANUS_LIBRARY=$(CURDIR)/build/coverage/libjanus.so \
-	    PYTESTS="test/test_cli.py test/test_tokenizer.py test/test_preprocess.py" sh test/run.sh c python
+	    PYTESTS="test/python/test_cli.py test/python/test_tokenizer.py test/python/test_preprocess.py" sh test/run.sh c python
 	@$(PYTHON) test/analyse/coverage.py build/coverage
 
 check-deps: ## installs valgrind
@@ -177,7 +181,8 @@ fuzz: build/fuzz/fuzz-model ## every target of test/fuzz for T=60 seconds
 	@sh test/fuzz/run.sh $(T)
 
 # Replays the corpora and all that was ever found, on any compiler.
-test/fuzz/replay: $(FUZZ_SOURCES)
+build/fuzz/replay: $(FUZZ_SOURCES)
+	@mkdir -p build/fuzz
 	@$(FIND_STB); set -x; \
 	    $(CC) $(CFLAGS) -std=c99 -DSTANDALONE -DJANUS_NO_SIMD $$stb -I. $(LDFLAGS) test/fuzz/fuzz.c -o $@ $(LDLIBS)
 

@@ -2753,7 +2753,7 @@ static void encode_row(void *out, int type, const float *x, int64_t cols) {
         2  Primitives: PASS_... and a block of macros beside the others'; the list above them says what each means
         3  Pass: after it, two #defines and an #include of this file
         4  Table: a line in kernels_at, best first; the name in janus.h
-        5  Test: the name in test_golden of test/test_janus.c; test/test_kernels.c runs every table of kernels_at
+        5  Test: the name in test_golden of test/c/test_janus.c; test/c/test_kernels.c runs every table of kernels_at
         6  Platforms: a row in test/platforms/platforms.sh, which compares ids and pixels with the plain kernels
       To add another kind of tile: a Packing with a size of its own, in the pass's table; AMX, a matrix unit for which
       each thread must prepare, is the example.

@@ -55,14 +55,14 @@ need_environment() { environment "$@" || { echo "cannot make $1: $why"; exit 1; 
 for name in "$@"; do
     case $name in
     c)
-        part "${BUILT:-test}/test_janus"
-        part "${BUILT:-test}/test_kernels"
-        part "${BUILT:-test}/test_amx"
-        part "${BUILT:-test}/test_faults"
-        part "${BUILT:-test}/fuzz/replay" test/fuzz/corpus test/fuzz/regressions ;;
+        part "${BUILT:-build}/test_janus"
+        part "${BUILT:-build}/test_kernels"
+        part "${BUILT:-build}/test_amx"
+        part "${BUILT:-build}/test_faults"
+        part "${BUILT:-build}/fuzz/replay" test/fuzz/corpus test/fuzz/regressions ;;
     python)
         if environment .venv test/requirements.txt; then
-            part "$python" -m pytest -q -p no:cacheprovider ${PYTESTS:-test/test_*.py}
+            part "$python" -m pytest -q -p no:cacheprovider ${PYTESTS:-test/python}
         else
             left_out="the Python tests ($why)"
             [ -n "$CI" ] && failed=$((failed + 1))

@@ -33,7 +33,7 @@ from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "test")]
+sys.path[:0] = [str(HERE), str(HERE.parent / "test" / "python")]
 import judge  # noqa: E402
 import world  # noqa: E402
 from janus_library import Library, ffi, give  # noqa: E402

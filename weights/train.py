@@ -42,7 +42,7 @@ from transformers import (JanusConfig, JanusForConditionalGeneration, JanusVisio
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "test")]
+sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "test" / "python")]
 import world  # noqa: E402
 from convert import BEGIN_OF_IMAGE, BOS, END_OF_IMAGE, EOS, IMAGE_PLACEHOLDER, PAD, SYSTEM_PROMPT  # noqa: E402
 from random_model import DEEPSEEK_LETTERS  # noqa: E402

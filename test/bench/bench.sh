@@ -23,7 +23,7 @@ for type in $TYPES; do
     if [ ! -e "$file" ]; then
         echo "== making $file"
         made=1
-        "$PYTHON" test/random_model.py janus-pro-1b --dtype "$type" -o "$file" || exit 1
+        "$PYTHON" test/python/random_model.py janus-pro-1b --dtype "$type" -o "$file" || exit 1
     fi
     test/bench/bench "$@" "$file" || failed=1
     if [ -n "$made" ] && [ -z "$KEEP" ]; then rm -f "$file"; fi

@@ -31,7 +31,7 @@ from typing import Iterator
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "test"), str(ROOT / "weights")]
+sys.path[:0] = [str(ROOT), str(ROOT / "test" / "python"), str(ROOT / "weights")]
 import convert  # noqa: E402
 from random_model import GEOMETRIES  # noqa: E402
 from stages import Stages, made_up_picture, random_file  # noqa: E402

@@ -12,7 +12,7 @@ import numpy as np
 from cffi import FFI
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "test"))
+sys.path.insert(0, str(ROOT / "test" / "python"))
 from janus_library import prototypes  # noqa: E402
 
 LIBRARY = ROOT / "build" / "libbench.so"
@@ -26,7 +26,7 @@ def random_file(geometry: str, dtype: str, folder: Path) -> Path:
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         print(f"== making {path}", flush=True)
-        subprocess.run([sys.executable, ROOT / "test" / "random_model.py", geometry, "--dtype", dtype, "-o", path], check=True)
+        subprocess.run([sys.executable, ROOT / "test" / "python" / "random_model.py", geometry, "--dtype", dtype, "-o", path], check=True)
     return path
 
 

@@ -202,8 +202,8 @@ count_warnings() {
 # Builds the program and the tests.
 build() {
     compile program $warn janus.c >$BUILD/log 2>&1
-    compile test_janus $warn -I. -DJANUS_LIBRARY janus.c test/test_janus.c >>$BUILD/log 2>&1
-    compile test_kernels -I. test/test_kernels.c >$BUILD/log.kernels 2>&1
+    compile test_janus $warn -I. -DJANUS_LIBRARY janus.c test/c/test_janus.c >>$BUILD/log 2>&1
+    compile test_kernels -I. test/c/test_kernels.c >$BUILD/log.kernels 2>&1
     count_warnings
 }
 
@@ -346,7 +346,7 @@ warn=$WARN
 zig_packages="python3-venv and the Python package ziglang $ZIG_VERSION"
 row "x86-64" gcc "" all gcc -O2 -lpthread
 row "x86-64, -O0" gcc "" best gcc -O0 -lpthread
-row "x86-64, AMX emulated" gcc "" all gcc -O2 -DEMULATED_AMX -D_GNU_SOURCE -include test/emulate_amx.h -lpthread
+row "x86-64, AMX emulated" gcc "" all gcc -O2 -DEMULATED_AMX -D_GNU_SOURCE -include test/c/emulate_amx.h -lpthread
 row "x86-64" clang "" all clang -O2 -lpthread
 row "x86-64" tcc "" best tcc -I/usr/include -lpthread
 row "x86-64, -DJANUS_NO_THREADS" gcc "" best gcc -O2 -DJANUS_NO_THREADS

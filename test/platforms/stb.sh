@@ -28,7 +28,7 @@ compile() {
 
 # damaged COMPILER DIR PROGRAM: the tests of reading and writing that fails.
 damaged() {
-    "$1" -std=c99 -O1 -DJANUS_NO_SIMD -isystem "$2" -I. test/test_faults.c -o "$3" -lm -lpthread && "./$3" files
+    "$1" -std=c99 -O1 -DJANUS_NO_SIMD -isystem "$2" -I. test/c/test_faults.c -o "$3" -lm -lpthread && "./$3" files
 }
 
 # outputs PROGRAM DIR: a drawn PNG and JPEG, and the ids of both, read again.

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* janus.c with some of its inner functions made visible, for test/verify/verify_rng.py and test/test_formats.py:
+/* janus.c with some of its inner functions made visible, for test/verify/verify_rng.py and test/python/test_formats.py:
    test_NAME calls NAME. */
 #define JANUS_LIBRARY
 #include "../../janus.c"

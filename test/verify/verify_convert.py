@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 from transformers import JanusConfig, JanusForConditionalGeneration, JanusImageProcessor, JanusProcessor, LlamaConfig
 from transformers import AutoTokenizer, LlamaTokenizerFast, PreTrainedTokenizerFast
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "python"))
 import checkpoints  # noqa: E402
 import convert  # noqa: E402
 import random_model  # noqa: E402

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "python"))
 from janus_library import Library, Refused, ffi  # noqa: E402
 from verify import PROMPT, QUESTION, ROOT, Case, Table, photograph, verify_ask, verify_encode, verify_generate  # noqa: E402
 

@@ -19,7 +19,7 @@ import torch
 from cffi import FFI
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "test"))
+sys.path.insert(0, str(ROOT / "test" / "python"))
 from janus_library import prototypes, structure  # noqa: E402
 
 CODEBOOKS = (1024, 16384)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 JANUS = Path(os.environ.get("JANUS_PROGRAM", ROOT / "janus"))
 MODEL = ROOT / "test" / "golden" / "grouped.gguf"
 COUNT = 200

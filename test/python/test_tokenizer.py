@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Holds the tokenizer of janus.c against the `tokenizers` package: the same ids, the same texts.
 
-    pytest test/test_tokenizer.py
+    pytest test/python/test_tokenizer.py
 
 Tokenizers of the DeepSeek form are made here, put into small random checkpoints, converted with convert.py and used
 through the public API of the shared library. JANUS_LIBRARY names that library (default: libjanus.so beside janus.c,
@@ -32,7 +32,7 @@ import random_model
 from checkpoints import State, random_state, write_checkpoint, write_json
 from janus_library import Library, Refused, ffi
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SPECIAL = [convert.BOS, convert.EOS, convert.PAD, convert.IMAGE_PLACEHOLDER, convert.BEGIN_OF_IMAGE,
            convert.END_OF_IMAGE, "<|User|>", "<|Assistant|>"]
 # The smallest model that convert.py takes; each test gives it a vocabulary of the size it needs.

@@ -14,7 +14,7 @@ from PIL import Image
 
 from janus_library import Library, address, give
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 MODELS = ["plain", "grouped", "tied"]
 BACKGROUND = (127, 127, 127)
 CASES = 200

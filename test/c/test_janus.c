@@ -1,6 +1,6 @@
 /* test_janus.c - tests of the library, in seconds and without Python.   SPDX-License-Identifier: MIT
 
-       cc -DJANUS_LIBRARY -I. test/test_janus.c janus.c -o test_janus -lm -lpthread
+       cc -DJANUS_LIBRARY -I. test/c/test_janus.c janus.c -o test_janus -lm -lpthread
        ./test_janus [GOLDEN_FOLDER [TEMPORARY_FILE]]
 
    First every stage of three small models against values that PyTorch computed (test/golden, record_golden.py), with

@@ -28,7 +28,7 @@ import random_model
 from checkpoints import save_safetensors, write_checkpoint, write_json
 from test_convert import GEOMETRIES, MICRO, SCRIPT, assert_refused, converted, edit, run
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 JANUS = Path(os.environ.get("JANUS_PROGRAM", ROOT / "janus"))
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 4178801000\n"
 USER_ID, ASSISTANT_ID = 313, 314  # of the roles in MICRO's tokenizer

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 VERSION = re.search(r'#define JANUS_VERSION "(.*)"', (ROOT / "janus.h").read_text())[1]
 FILES = ["bin/janus", "include/janus.h", "lib/libjanus.a", "lib/libjanus.so", "lib/libjanus.so.1", f"lib/libjanus.so.{VERSION}",
          "lib/pkgconfig/janus.pc", "share/janus/tiny.gguf", "share/janus/tiny.selftest", "share/doc/janus/LICENSE"]

@@ -1,7 +1,7 @@
 /* emulate_amx.h - the instructions of Intel's AMX that janus.c uses, for processors that lack them: the illegal
    instruction is read, done in plain C and skipped. Linux on x86-64; for any program:
 
-       cc -DEMULATED_AMX -D_GNU_SOURCE -include test/emulate_amx.h janus.c -o janus -lm -lpthread
+       cc -DEMULATED_AMX -D_GNU_SOURCE -include test/c/emulate_amx.h janus.c -o janus -lm -lpthread
 
    SPDX-License-Identifier: MIT */
 #ifndef EMULATE_AMX_H

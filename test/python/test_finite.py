@@ -12,7 +12,7 @@ import pytest
 from gguf import GGUFReader
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "weights" / "tiny.gguf"
 KERNELS = [["--isa", "plain"], []]  # the definitions, and the best of this machine
 

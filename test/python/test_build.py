@@ -22,7 +22,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 NAMES = ["stb_image.h", "stb_image_write.h"]
 HEADERS = {"stb_image.h": b"typedef unsigned char stbi_uc;\nstbi_uc *stbi_load_from_memory(void);\n",
            "stb_image_write.h": b"int stbi_write_png_to_func(void);\n"}

@@ -24,7 +24,7 @@ if os.name == "posix":
     import resource
     import termios
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 JANUS = Path(os.environ.get("JANUS_PROGRAM", ROOT / "janus"))
 GOLDEN = ROOT / "test" / "golden"
 MODEL = GOLDEN / "grouped.gguf"

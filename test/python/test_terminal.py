@@ -24,7 +24,7 @@ import fcntl
 import pty
 import termios
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 JANUS = Path(os.environ.get("JANUS_PROGRAM", ROOT / "janus"))
 TINY, GROUPED = ROOT / "weights" / "tiny.gguf", ROOT / "test" / "golden" / "grouped.gguf"
 SLOW = ["--threads", 1, "--isa", "plain", "-n", 8]  # seconds for a drawing of TINY

@@ -34,7 +34,7 @@ static void encode_toy96(unsigned char *out, const float *x, int64_t count) {
 #define JANUS_EXTRA_FORMATS                                                                                            \
     {"toy8", 200, 0, 8, 8 * 4, expand_toy8, encode_toy8}, {"toy96", 201, 0, 96, 96 * 4, expand_toy96, encode_toy96},
 #define JANUS_LIBRARY
-#include "../janus.c"
+#include "../../janus.c"
 
 #include "common.h"
 

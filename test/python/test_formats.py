@@ -15,7 +15,7 @@ import pytest
 from gguf import GGML_QUANT_SIZES, GGUFReader, quants
 from gguf import GGMLQuantizationType as Type
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 import convert
 
@@ -68,7 +68,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Library:
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tmp_path_factory.mktemp("toy") / "janus-toy", "test/toy_format.c")
+    return build(tmp_path_factory.mktemp("toy") / "janus-toy", "test/c/toy_format.c")
 
 
 def unusual_rows() -> np.ndarray:

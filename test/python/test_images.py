@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 
 from janus_library import Library, Refused, ffi
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = Path(os.environ.get("JANUS_PROGRAM", ROOT / "janus"))
 MODEL = ROOT / "test" / "golden" / "plain.gguf"
 ORIENTATION, SHORT, LONG = 0x0112, 3, 4

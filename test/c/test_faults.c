@@ -1,7 +1,7 @@
 /* test_faults.c - what fails, fails cleanly: memory, files, threads, and inputs that ask for too much.
    SPDX-License-Identifier: MIT
 
-       cc -I. test/test_faults.c -o test_faults -lm -lpthread
+       cc -I. test/c/test_faults.c -o test_faults -lm -lpthread
        ./test_faults [PART ...]        memory, files, bombs, program, threads, processors, small; without a name: all
        but small
 
@@ -168,7 +168,7 @@ static int faulty_thread(pthread_t *thread, void *(*run)(void *), void *argument
 #define rename(from, to) faulty_rename(from, to)
 #define pthread_create(thread, attributes, run, argument) faulty_thread(thread, run, argument)
 #define main janus_program
-#include "../janus.c"
+#include "../../janus.c"
 #undef main
 #undef pthread_create
 #undef rename

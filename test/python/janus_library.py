@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from cffi import FFI
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 # ---- What C says, as cffi reads it ----

@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: MIT
-   The program with one more number format, for test/test_formats.py: a row and two functions. The format is Q8_0 with
-   the bytes of each block in reverse. */
+   The program with one more number format, for test/python/test_formats.py: a row and two functions. The format is Q8_0
+   with the bytes of each block in reverse. */
 #define _POSIX_C_SOURCE 200809L
 #include <stdint.h>
 
 static void expand_toy(float *out, const unsigned char *in, int64_t count);
 static void encode_toy(unsigned char *out, const float *x, int64_t count);
 #define JANUS_EXTRA_FORMATS {"toy", 250, 99, 32, 34, expand_toy, encode_toy},
-#include "../janus.c"
+#include "../../janus.c"
 
 static void reverse_block(unsigned char *out, const unsigned char *in) {
     for (int i = 0; i < Q8_0_BYTES; i++) out[i] = in[Q8_0_BYTES - 1 - i];
