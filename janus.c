@@ -7419,8 +7419,6 @@ static void *writer_memory(const void *memory, size_t old_size, size_t size);
 #define STBI_NO_STDIO
 #define STBI_ONLY_PNG
 #define STBI_ONLY_JPEG
-#define STBI_ONLY_BMP
-#define STBI_ONLY_TGA
 #define STBI_NO_GIF
 #define STBI_MAX_DIMENSIONS 16384
 #if defined(__TINYC__)
@@ -7515,14 +7513,14 @@ static bool span_begins(Span span, const char *with, size_t length) {
     return span.length >= length && memcmp(span.bytes, with, length) == 0;
 }
 
-typedef enum { IMAGE_UNKNOWN, IMAGE_PNG, IMAGE_JPEG, IMAGE_BMP, IMAGE_GIF, IMAGE_PNM, IMAGE_TGA } ImageKind;
+typedef enum { IMAGE_UNKNOWN, IMAGE_PNG, IMAGE_JPEG } ImageKind;
 
 /* What is known of an image before its pixels are. */
 typedef struct {
     Span file;
     const char *name;       /* for messages */
     int64_t width, height;  /* of the pixels as stored */
-    int exif, xmp;          /* the orientations that its metadata say; 0: none */
+    int orientation;        /* of EXIF, 1 to 8; 0: none */
     int64_t scans;          /* how often a JPEG goes over its pixels, and where first */
     size_t first_scan;
     unsigned frame, precision, channels; /* a JPEG's frame: its marker and what it says */
@@ -7576,19 +7574,6 @@ static int exif_orientation(Span exif) {
     return orientation;
 }
 
-/* The orientation in Adobe's metadata, an XML text: tiff:Orientation="6" or <tiff:Orientation>6. 0: none. */
-static int xmp_orientation(Span xmp) {
-    static const char NAME[] = "tiff:Orientation";
-    for (; xmp.length > 0; xmp = span_part(xmp, 1, xmp.length)) {
-        if (!span_begins(xmp, NAME, sizeof NAME - 1)) continue;
-        const Span value = span_part(xmp, sizeof NAME - 1, 3);
-        const size_t sign = span_begins(value, ">", 1) ? 1 : span_begins(value, "=\"", 2) ? 2 : value.length;
-        const unsigned digit = span_byte(value, sign);
-        if (digit >= '0' && digit <= '9') return digit >= '1' && digit <= '8' ? (int)(digit - '0') : 1;
-    }
-    return 0;
-}
-
 /* A PNG is its signature and chunks: size, name, data, checksum. Takes the chunk at `at`, first 8, and goes to the
    next; returns false where there is none. */
 static bool png_next(Span file, size_t *at, Span *name, Span *data) {
@@ -7606,9 +7591,7 @@ static JanusStatus png_header(ImageFile *image, JanusError *error) {
     for (size_t at = 8; png_next(image->file, &at, &name, &data);) {
         if (span_begins(name, "CgBI", 4)) return image_unread(image, "PNG", "Apple's, for iPhones", error);
         if (span_begins(name, "IHDR", 4)) width = span_number(data, 0, 4, true), height = span_number(data, 4, 4, true);
-        if (span_begins(name, "eXIf", 4)) image->exif = exif_orientation(data);
-        if (span_begins(name, "iTXt", 4) && span_begins(data, "XML:com.adobe.xmp", 18))
-            image->xmp = xmp_orientation(data);
+        if (span_begins(name, "eXIf", 4)) image->orientation = exif_orientation(data);
     }
     return image_size(image, width, height, error);
 }
@@ -7655,10 +7638,9 @@ static bool jpeg_tables_good(Span tables) {
 
 /* Takes what a segment before the first scan says of the picture. */
 static void jpeg_note(ImageFile *image, unsigned marker, Span data) {
-    static const char XMP[] = "http://ns.adobe.com/xap/1.0/";
     enum { TABLES = 0xC4, RESERVED = 0xC8, ARITHMETIC = 0xCC, APP1 = 0xE1, APP14 = 0xEE, FRAME_LS = 0xF7 };
-    if (marker == APP1 && span_begins(data, "Exif\0\0", 6) && image->exif == 0) image->exif = exif_orientation(data);
-    else if (marker == APP1 && span_begins(data, XMP, sizeof XMP)) image->xmp = xmp_orientation(data);
+    if (marker == APP1 && span_begins(data, "Exif\0\0", 6) && image->orientation == 0)
+        image->orientation = exif_orientation(data);
     else if (marker == APP14 && data.length >= 12 && span_begins(data, "Adobe", 5)) {
         image->adobe = true;
         image->transform = span_byte(data, 11);
@@ -7716,251 +7698,7 @@ static JanusStatus jpeg_header(ImageFile *image, JanusError *error) {
     return status;
 }
 
-/* A BMP: 14 bytes, a header that begins with its size, a palette or masks, rows padded to 32-bit words. */
-static JanusStatus bmp_header(ImageFile *image, JanusError *error) {
-    static const char *const PACKINGS[] = {NULL, "RLE8", "RLE4", NULL, "a JPEG inside", "a PNG inside"};
-    const Span file = image->file;
-    const uint32_t begin = span_number(file, 10, 4, false), header = span_number(file, 14, 4, false);
-    const bool old = header == 12;
-    const uint32_t bits = span_number(file, old ? 24 : 28, 2, false);
-    const uint32_t packing = old ? 0 : span_number(file, 30, 4, false);
-    const int64_t width = span_number(file, 18, old ? 2 : 4, false);
-    int64_t height = span_number(file, old ? 20 : 22, old ? 2 : 4, false);
-    if (!old && height > INT32_MAX) height = ((int64_t)1 << 32) - height; /* negative: the rows come from the top */
-    if (header != 12 && header != 40 && header != 56 && header != 108 && header != 124)
-        return image_unread(image, "BMP", "an unusual header", error);
-    if (packing > 5) return image_unread(image, "BMP", "unusual packing", error);
-    if (PACKINGS[packing] != NULL) return image_unread(image, "BMP", PACKINGS[packing], error);
-    const JanusStatus status = image_size(image, width, height, error);
-    const int64_t row = width * bits;
-    if (status == JANUS_OK && begin + (row + 31) / 32 * 4 * (height - 1) + (row + 7) / 8 > (int64_t)file.length)
-        return image_damaged(image, "it ends amid its pixels", error);
-    return status;
-}
-
-/* A TGA has no signature; these are all the headers that stb reads and that make sense. */
-static bool tga_looks_good(Span file) {
-    const unsigned palette = span_byte(file, 1), palette_bits = span_byte(file, 7);
-    const unsigned type = span_byte(file, 2), bits = span_byte(file, 16), flags = span_byte(file, 17);
-    if (span_number(file, 12, 2, false) == 0 || span_number(file, 14, 2, false) == 0 || flags > 0x3F) return false;
-    if (palette == 1)
-        return (type == 1 || type == 9) && (bits == 8 || bits == 16) &&
-               (palette_bits == 15 || palette_bits == 16 || palette_bits == 24 || palette_bits == 32);
-    if (palette != 0) return false;
-    if (type == 3 || type == 11) return bits == 8 || bits == 16;
-    return (type == 2 || type == 10) && (bits == 15 || bits == 16 || bits == 24 || bits == 32);
-}
-
-/* Where the packets for so many pixels end: a byte with a count, then one pixel for all or as many as it counts. */
-static size_t tga_packets_end(Span file, size_t at, int64_t pixels, size_t pixel_bytes) {
-    while (pixels > 0 && at < file.length) {
-        const unsigned packet = span_byte(file, at), count = (packet & 0x7F) + 1;
-        at += 1 + (packet & 0x80 ? 1 : count) * pixel_bytes;
-        pixels -= count;
-    }
-    return pixels > 0 ? SIZE_MAX : at;
-}
-
-/* A TGA: 18 bytes, a text, a palette, pixels, maybe in packets. stb does not see where a file is cut off. */
-static JanusStatus tga_header(ImageFile *image, JanusError *error) {
-    const Span file = image->file;
-    const int64_t width = span_number(file, 12, 2, false), height = span_number(file, 14, 2, false);
-    const JanusStatus status = image_size(image, width, height, error);
-    if (status != JANUS_OK) return status;
-    if (span_byte(file, 1) == 1 && span_number(file, 3, 2, false) != 0)
-        return image_unread(image, "TGA", "a palette without its beginning", error);
-    const size_t palette = span_byte(file, 1) * span_number(file, 5, 2, false) * ((span_byte(file, 7) + 7) / 8);
-    const size_t begin = 18 + span_byte(file, 0) + palette, pixel_bytes = (span_byte(file, 16) + 7) / 8;
-    const bool packed = span_byte(file, 2) >= 8;
-    const uint64_t end = packed ? tga_packets_end(file, begin, width * height, pixel_bytes)
-                                : begin + (uint64_t)(width * height) * pixel_bytes;
-    return end <= file.length ? JANUS_OK : image_damaged(image, "it ends amid its pixels", error);
-}
-
 /* ---- Pixels ---- */
-
-/* Memory for the pixels, and their size. */
-static JanusStatus image_allocate(const ImageFile *image, JanusImage *out, JanusError *error) {
-    out->rgb = allocate(image->width * image->height, 3);
-    if (out->rgb == NULL) return fail_memory(error);
-    out->width = (int)image->width;
-    out->height = (int)image->height;
-    return JANUS_OK;
-}
-
-/* A number of a PNM's header, after blanks and comments; -1 where there is none. */
-static int64_t pnm_number(Span file, size_t *at) {
-    int64_t number = -1;
-    for (bool comment = false; *at < file.length; ++*at) {
-        const unsigned c = file.bytes[*at];
-        if (comment) comment = c != '\n' && c != '\r';
-        else if (number < 0 && c == '#') comment = true;
-        else if (c >= '0' && c <= '9') number = min_i64(max_i64(number, 0) * 10 + c - '0', INT32_MAX);
-        else if (number >= 0 || (c != ' ' && (c < '\t' || c > '\r'))) break;
-    }
-    return number;
-}
-
-/* A PGM or PPM: "P5" or "P6", width, height, the largest value, one blank, samples of one byte or two. stb's own reader
-   takes those of two bytes for this machine's numbers and does not use the largest value. */
-static JanusStatus read_pnm(ImageFile *image, JanusImage *out, JanusError *error) {
-    const Span file = image->file;
-    const int64_t channels = span_byte(file, 1) == '6' ? 3 : 1;
-    size_t at = 2;
-    const int64_t width = pnm_number(file, &at), height = pnm_number(file, &at), largest = pnm_number(file, &at);
-    if (largest < 1 || largest > 65535) return image_damaged(image, "bad numbers in its header", error);
-    JanusStatus status = image_size(image, width, height, error);
-    if (status != JANUS_OK) return status;
-    const int bytes = largest > 255 ? 2 : 1;
-    const Span samples = span_part(file, at + 1, file.length);
-    if (width * height * channels * bytes > (int64_t)samples.length)
-        return image_damaged(image, "it ends amid its pixels", error);
-    status = image_allocate(image, out, error);
-    for (int64_t i = 0; status == JANUS_OK && i < 3 * width * height; i++) {
-        const size_t sample = (size_t)(channels == 3 ? i : i / 3);
-        const double value = bytes == 1 ? samples.bytes[sample] : span_number(samples, 2 * sample, 2, true);
-        out->rgb[i] = (uint8_t)rint(value < (double)largest ? value / (double)largest * 255 : 255);
-    }
-    return status;
-}
-
-/* The first picture of a GIF. */
-typedef struct {
-    uint8_t palette[256][3];
-    int64_t left, top, width, height;
-    int background; /* what is seen where it is transparent, and around it: an entry of the palette */
-    bool interlaced;
-    size_t data;
-} GifFrame;
-
-/* Reads a palette, if the flags say that there is one; returns where it ends. */
-static size_t gif_palette(Span file, size_t at, unsigned flags, GifFrame *frame) {
-    const size_t bytes = flags & 0x80 ? (size_t)6 << (flags & 7) : 0;
-    for (size_t i = 0; i < bytes; i++) frame->palette[i / 3][i % 3] = (uint8_t)span_byte(file, at + i);
-    return at + bytes;
-}
-
-/* A GIF: the canvas' size, a palette, extensions in blocks of at most 255 bytes, pictures. False: it has no picture. */
-static bool gif_frame(Span file, GifFrame *frame) {
-    enum { EXTENSION = 0x21, PICTURE = 0x2C, END = 0x3B, CONTROL = 0xF9 };
-    memset(frame, 0, sizeof *frame);
-    for (int i = 0; i < 256; i++) memset(frame->palette[i], i, 3);
-    size_t at = gif_palette(file, 13, span_byte(file, 10), frame);
-    while (at < file.length && file.bytes[at] != PICTURE && file.bytes[at] != END) {
-        if (file.bytes[at] != EXTENSION) {
-            at++;
-            continue;
-        }
-        if (span_byte(file, at + 1) == CONTROL && (span_byte(file, at + 3) & 1))
-            frame->background = (int)span_byte(file, at + 6);
-        for (at += 2; span_byte(file, at) != 0; at += 1 + span_byte(file, at)) continue;
-        at++;
-    }
-    if (span_byte(file, at) != PICTURE) return false;
-    frame->left = span_number(file, at + 1, 2, false);
-    frame->top = span_number(file, at + 3, 2, false);
-    frame->width = span_number(file, at + 5, 2, false);
-    frame->height = span_number(file, at + 7, 2, false);
-    frame->interlaced = (span_byte(file, at + 9) & 0x40) != 0;
-    frame->data = gif_palette(file, at + 10, span_byte(file, at + 9), frame);
-    return frame->width > 0 && frame->height > 0;
-}
-
-/* Bits of a GIF's picture, the lowest of a byte first, in blocks that begin with their length. */
-typedef struct {
-    Span file;
-    size_t at;
-    unsigned block_left, bits;
-    int count;
-} GifBits;
-
-/* The next `width` bits; -1 where the blocks end. */
-static int gif_code(GifBits *in, int width) {
-    while (in->count < width) {
-        if (in->block_left == 0) in->block_left = span_byte(in->file, in->at++);
-        if (in->block_left == 0 || in->at >= in->file.length) return -1;
-        in->bits |= span_byte(in->file, in->at++) << in->count;
-        in->count += 8;
-        in->block_left--;
-    }
-    const int code = (int)(in->bits & ((1u << width) - 1));
-    in->bits >>= width;
-    in->count -= width;
-    return code;
-}
-
-/* Unpacks `count` entries of the palette. LZW: a code stands for a sequence; each makes a new one, the sequence before
-   with the first entry of its own after it. Returns false if the data are damaged or end too soon. */
-static bool gif_unpack(Span file, size_t at, uint8_t *entries, int64_t count) {
-    enum { CODES = 4096 };
-    struct {
-        uint16_t before, length;
-        uint8_t first, last;
-    } codes[CODES];
-    const int bits = (int)span_byte(file, at), clear = 1 << (bits & 15);
-    GifBits in = {file, at + 1, 0, 0, 0};
-    int next = clear + 2, width = bits + 1, previous = -1;
-    if (bits < 1 || bits > 8) return false;
-    for (int i = 0; i < clear; i++) {
-        codes[i].length = 1;
-        codes[i].before = codes[i].first = codes[i].last = (uint8_t)i;
-    }
-    for (int64_t done = 0; done < count;) {
-        const int code = gif_code(&in, width);
-        if (code == clear) {
-            next = clear + 2, width = bits + 1, previous = -1;
-            continue;
-        }
-        if (code < 0 || code == clear + 1 || code > next || (code == next && previous < 0)) return false;
-        if (previous >= 0 && next < CODES) {
-            codes[next].before = (uint16_t)previous;
-            codes[next].length = (uint16_t)(codes[previous].length + 1);
-            codes[next].first = codes[previous].first;
-            codes[next].last = codes[code == next ? previous : code].first;
-            next++;
-        }
-        if (code >= next) return false;
-        if (next == 1 << width && width < 12) width++;
-        const int64_t length = codes[code].length;
-        for (int64_t i = length - 1, c = code; i >= 0; i--, c = codes[c].before)
-            if (done + i < count) entries[done + i] = codes[c].last;
-        done += length;
-        previous = code;
-    }
-    return true;
-}
-
-/* The entries of the picture, as colours on its canvas. An interlaced one has four passes. */
-static void gif_paint(const GifFrame *frame, const uint8_t *entry, JanusImage *out) {
-    static const int64_t FIRST[] = {0, 0, 4, 2, 1}, STEP[] = {1, 8, 8, 4, 2};
-    const size_t row_bytes = 3 * (size_t)out->width;
-    for (int64_t x = 0; x < out->width; x++) memcpy(out->rgb + 3 * x, frame->palette[frame->background], 3);
-    for (int64_t y = 1; y < out->height; y++) memcpy(out->rgb + y * (int64_t)row_bytes, out->rgb, row_bytes);
-    for (int pass = frame->interlaced; pass < (frame->interlaced ? 5 : 1); pass++)
-        for (int64_t y = FIRST[pass]; y < frame->height; y += STEP[pass]) {
-            uint8_t *row = out->rgb + 3 * ((frame->top + y) * out->width + frame->left);
-            for (int64_t x = 0; x < frame->width; x++) memcpy(row + 3 * x, frame->palette[*entry++], 3);
-        }
-}
-
-/* stb's own reader takes a GIF that is cut off for a complete one, draws black what is transparent, and can take
-   minutes for a few megabytes that go on after the last pixel. */
-static JanusStatus read_gif(ImageFile *image, JanusImage *out, JanusError *error) {
-    const Span file = image->file;
-    GifFrame frame;
-    if (!gif_frame(file, &frame)) return image_damaged(image, "no picture in it", error);
-    JanusStatus status = image_size(image, max_i64(span_number(file, 6, 2, false), frame.left + frame.width),
-                                    max_i64(span_number(file, 8, 2, false), frame.top + frame.height), error);
-    if (status != JANUS_OK) return status;
-    uint8_t *entries = allocate(frame.width * frame.height, 1);
-    if (entries == NULL) return fail_memory(error);
-    if (!gif_unpack(file, frame.data, entries, frame.width * frame.height))
-        status = image_damaged(image, "bad or missing data", error);
-    if (status == JANUS_OK) status = image_allocate(image, out, error);
-    if (status == JANUS_OK) gif_paint(&frame, entries, out);
-    free(entries);
-    return status;
-}
 
 /* A copy of a JPEG that has Adobe's marker, with this transform, before its first scan. */
 static uint8_t *jpeg_marked(const ImageFile *image, unsigned transform, size_t *length) {
@@ -8018,83 +7756,48 @@ static JanusStatus image_turn(JanusImage *image, int orientation, JanusError *er
 
 /* ---- All kinds ---- */
 
-#define CONVERT_WITH "convert it first, for instance with "
-
-/* What people take for a readable image, often because its name says so. */
+/* Formats that are not read, and the tool that converts them. */
 static const struct {
-    size_t at, length;
-    const char *signature, *what, *advice;
-} OTHER_FILES[] = {
-    {8, 4, "WEBP", "a WebP image", CONVERT_WITH "dwebp IN -o OUT.png"},
-    {4, 8, "ftypavif", "an AVIF image", CONVERT_WITH "avifdec IN OUT.png"},
-    {4, 8, "ftypavis", "an AVIF image", CONVERT_WITH "avifdec IN OUT.png"},
-    {4, 7, "ftyphei", "a HEIC image", CONVERT_WITH "heif-convert IN OUT.png"},
-    {4, 7, "ftyphev", "a HEIC image", CONVERT_WITH "heif-convert IN OUT.png"},
-    {4, 8, "ftypmif1", "a HEIF image", CONVERT_WITH "heif-convert IN OUT.png"},
-    {4, 8, "ftypmsf1", "a HEIF image", CONVERT_WITH "heif-convert IN OUT.png"},
-    {4, 4, "ftyp", "a video", CONVERT_WITH "ffmpeg -i IN -frames:v 1 OUT.png"},
-    {0, 4, "II*\0", "a TIFF image", CONVERT_WITH "magick IN OUT.png"},
-    {0, 4, "MM\0*", "a TIFF image", CONVERT_WITH "magick IN OUT.png"},
-    {0, 4, "II+\0", "a TIFF image", CONVERT_WITH "magick IN OUT.png"},
-    {0, 2, "\xFF\x0A", "a JPEG XL image", CONVERT_WITH "djxl IN OUT.png"},
-    {0, 8, "\0\0\0\x0CJXL ", "a JPEG XL image", CONVERT_WITH "djxl IN OUT.png"},
-    {0, 8, "\0\0\0\x0CjP  ", "a JPEG 2000 image", CONVERT_WITH "opj_decompress -i IN -o OUT.png"},
-    {0, 4, "\xFF\x4F\xFF\x51", "a JPEG 2000 image", CONVERT_WITH "opj_decompress -i IN -o OUT.png"},
-    {0, 4, "8BPS", "a Photoshop file", CONVERT_WITH "magick IN OUT.png"},
-    {0, 4, "\0\0\1\0", "a Windows icon", CONVERT_WITH "magick IN OUT.png"},
-    {0, 4, "qoif", "a QOI image", CONVERT_WITH "magick IN OUT.png"},
-    {0, 2, "#?", "a Radiance HDR image", CONVERT_WITH "magick IN OUT.png"},
-    {0, 4, "v/1\1", "an OpenEXR image", CONVERT_WITH "magick IN OUT.png"},
-    {0, 4, "%PDF", "a PDF document", CONVERT_WITH "pdftoppm -png IN OUT"},
-    {0, 4, "<svg", "an SVG drawing", CONVERT_WITH "rsvg-convert IN -o OUT.png"},
-    {0, 5, "<?xml", "an SVG drawing or another XML file", CONVERT_WITH "rsvg-convert IN -o OUT.png"},
-    {0, 5, "<!DOC", "a web page", "the download went wrong, look at the page with a browser"},
-    {0, 5, "<html", "a web page", "the download went wrong, look at the page with a browser"},
-    {0, 20, "version https://git-", "a Git LFS pointer", "fetch the file that it stands for with git lfs pull"},
-    {0, 3, "P1\n", "a PBM image", CONVERT_WITH "magick IN OUT.png"},
-    {0, 3, "P4\n", "a PBM image", CONVERT_WITH "magick IN OUT.png"},
-    {0, 3, "P2\n", "a plain PGM image", CONVERT_WITH "magick IN OUT.png"},
-    {0, 3, "P3\n", "a plain PPM image", CONVERT_WITH "magick IN OUT.png"},
-    {0, 3, "P7\n", "a PAM image", CONVERT_WITH "magick IN OUT.png"}};
+    size_t at;
+    const char *signature, *what, *tool;
+} OTHER_IMAGES[] = {
+    {8, "WEBP", "a WebP image", "dwebp IN -o OUT.png"},
+    {4, "ftypavi", "an AVIF image", "avifdec IN OUT.png"},
+    {4, "ftyphe", "a HEIC image", "heif-convert IN OUT.png"},
+    {4, "ftypmif1", "a HEIF image", "heif-convert IN OUT.png"},
+    {4, "ftyp", "a video", "ffmpeg -i IN -frames:v 1 OUT.png"},
+    {0, "GIF8", "a GIF image", "magick IN[0] OUT.png"},
+    {0, "BM", "a BMP image", "magick IN OUT.png"},
+    {0, "II*", "a TIFF image", "magick IN OUT.png"},
+    {0, "MM", "a TIFF image", "magick IN OUT.png"},
+    {0, "P5", "a PGM image", "magick IN OUT.png"},
+    {0, "P6", "a PPM image", "magick IN OUT.png"},
+    {0, "8BPS", "a Photoshop file", "magick IN[0] OUT.png"},
+    {0, "\xFF\x0A", "a JPEG XL image", "djxl IN OUT.png"},
+    {0, "%PDF", "a PDF document", "pdftoppm -png IN OUT"},
+    {0, "<svg", "an SVG drawing", "rsvg-convert IN -o OUT.png"},
+    {0, "<?xml", "an SVG drawing or another XML file", "rsvg-convert IN -o OUT.png"}};
 
 static ImageKind image_kind(Span file) {
     if (span_begins(file, "\x89PNG\r\n\x1A\n", 8)) return IMAGE_PNG;
-    if (span_begins(file, "\xFF\xD8", 2)) return IMAGE_JPEG;
-    if (span_begins(file, "BM", 2)) return IMAGE_BMP;
-    if (span_begins(file, "GIF87a", 6) || span_begins(file, "GIF89a", 6)) return IMAGE_GIF;
-    const unsigned third = span_byte(file, 2);
-    const bool blank = third == ' ' || third == '#' || (third >= '\t' && third <= '\r');
-    if (blank && (span_begins(file, "P5", 2) || span_begins(file, "P6", 2))) return IMAGE_PNM;
-    return tga_looks_good(file) ? IMAGE_TGA : IMAGE_UNKNOWN;
+    return span_begins(file, "\xFF\xD8", 2) ? IMAGE_JPEG : IMAGE_UNKNOWN;
 }
 
 static JanusStatus image_of_no_kind(const ImageFile *image, JanusError *error) {
-    for (size_t i = 0; i < sizeof OTHER_FILES / sizeof *OTHER_FILES; i++) {
-        const Span place = span_part(image->file, OTHER_FILES[i].at, OTHER_FILES[i].length);
-        if (span_begins(place, OTHER_FILES[i].signature, OTHER_FILES[i].length))
-            return fail(error, JANUS_BAD_IMAGE, "%s is %s, which is not read: %s", image->name, OTHER_FILES[i].what,
-                        OTHER_FILES[i].advice);
+    for (size_t i = 0; i < sizeof OTHER_IMAGES / sizeof *OTHER_IMAGES; i++) {
+        const char *signature = OTHER_IMAGES[i].signature;
+        if (span_begins(span_part(image->file, OTHER_IMAGES[i].at, 8), signature, strlen(signature)))
+            return fail(error, JANUS_BAD_IMAGE, "%s is %s, which is not read: convert it first, for instance with %s",
+                        image->name, OTHER_IMAGES[i].what, OTHER_IMAGES[i].tool);
     }
-    return fail(error, JANUS_BAD_IMAGE,
-                "%s is not an image of a kind that is read: PNG, JPEG, BMP, GIF, PPM, PGM or TGA", image->name);
+    return fail(error, JANUS_BAD_IMAGE, "%s is neither a PNG nor a JPEG image", image->name);
 }
 
 /* Decodes the pixels as they are stored. */
 static JanusStatus image_decode(ImageFile *image, JanusImage *out, JanusError *error) {
-    JanusStatus status;
-    switch (image_kind(image->file)) {
-    case IMAGE_PNG: status = png_header(image, error); break;
-    case IMAGE_JPEG: status = jpeg_header(image, error); break;
-    case IMAGE_BMP: status = bmp_header(image, error); break;
-    case IMAGE_GIF: return read_gif(image, out, error);
-    case IMAGE_PNM: return read_pnm(image, out, error);
-    case IMAGE_TGA:
-        status = tga_header(image, error);
-        if (status == JANUS_OK) status = read_by_stb(image, out, error);
-        if (status != JANUS_OK || !(span_byte(image->file, 17) & 0x10)) return status;
-        return image_turn(out, 2, error); /* its rows begin at the right */
-    default: return image_of_no_kind(image, error);
-    }
+    const ImageKind kind = image_kind(image->file);
+    if (kind == IMAGE_UNKNOWN) return image_of_no_kind(image, error);
+    const JanusStatus status = kind == IMAGE_PNG ? png_header(image, error) : jpeg_header(image, error);
     return status == JANUS_OK ? read_by_stb(image, out, error) : status;
 }
 
@@ -8109,8 +7812,7 @@ static JanusStatus image_from_bytes(const void *bytes, size_t length, bool uprig
     if (length == 0 || length > INT_MAX - 16) /* stb counts in int */
         return fail(error, JANUS_BAD_IMAGE, "%s is %s", name, length == 0 ? "empty" : "too large for an image");
     JanusStatus status = image_decode(&image, out, error);
-    const int orientation = image.exif != 0 ? image.exif : image.xmp;
-    if (status == JANUS_OK && upright && orientation > 1) status = image_turn(out, orientation, error);
+    if (status == JANUS_OK && upright && image.orientation > 1) status = image_turn(out, image.orientation, error);
     if (status != JANUS_OK) {
         free(out->rgb);
         memset(out, 0, sizeof *out);
@@ -8168,8 +7870,7 @@ static JanusStatus text_from_bytes(const void *bytes, size_t size, const char *n
     const ImageKind kind = image_kind(file);
     bool packed = false;
     *text = NULL;
-    if (kind == IMAGE_UNKNOWN) return fail(error, JANUS_BAD_IMAGE, "%s is not an image of a kind that is read", name);
-    if (kind != IMAGE_PNG && kind != IMAGE_JPEG) return JANUS_OK;
+    if (kind == IMAGE_UNKNOWN) return fail(error, JANUS_BAD_IMAGE, "%s is neither a PNG nor a JPEG image", name);
     size_t length = kind == IMAGE_PNG ? png_text(file, NULL, &packed) : jpeg_text(file, NULL, true);
     if (packed) return fail(error, JANUS_BAD_IMAGE, "%s has a packed text, which is not read", name);
     if (length == 0) return JANUS_OK;
@@ -11860,7 +11561,7 @@ static bool has_image_ending(const char *path) {
     return false;
 }
 
-/* Whether there is a file of this name that is an image, by its ending or by how it begins; a TGA begins like many. */
+/* Whether there is a file of this name that is an image, by its ending or by how it begins. */
 static bool is_image_file(const char *path) {
     uint8_t bytes[32];
     Span begin = {bytes, 0};
@@ -11868,8 +11569,7 @@ static bool is_image_file(const char *path) {
     if (file == NULL) return false;
     begin.length = fread(bytes, 1, sizeof bytes, file);
     fclose(file);
-    const ImageKind kind = image_kind(begin);
-    return (kind != IMAGE_UNKNOWN && kind != IMAGE_TGA) || has_image_ending(path);
+    return image_kind(begin) != IMAGE_UNKNOWN || has_image_ending(path);
 }
 
 /* Takes an argument that is not an option: an image where the command takes any, else the text. Of two texts, the one

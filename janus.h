@@ -54,11 +54,10 @@ typedef struct {
     uint8_t *rgb; /* (height, width, 3), 8 bits a channel, rows from the top, no padding; owned by the image */
 } JanusImage;
 
-/* Reads a PNG, JPEG, BMP, GIF (its first picture), binary PPM or PGM, or TGA of at most 16384 pixels a side and
-   178,956,970 in all, Pillow's limit. The content decides, not the name. An alpha channel is dropped, not blended.
-   The picture comes upright, turned and mirrored as its orientation in EXIF or XMP says (JPEG and PNG): the pixels are
-   those of Pillow's ImageOps.exif_transpose. The load_image of transformers does so too, the official Janus loader does
-   not: its pixels are those of janus_image_load_stored. Damaged metadata are ignored.
+/* Reads a PNG or JPEG of at most 16384 pixels a side and 178,956,970 in all, Pillow's limit. The content decides, not
+   the name. An alpha channel is dropped, not blended. The picture comes upright, turned and mirrored by its EXIF
+   orientation: the pixels are those of Pillow's ImageOps.exif_transpose. The load_image of transformers does so too,
+   the official Janus loader does not: its pixels are those of janus_image_load_stored. Damaged metadata are ignored.
    `image` is owned by the caller: janus_image_free.
    Errors: JANUS_IO_ERROR, JANUS_BAD_IMAGE, JANUS_NO_MEMORY. */
 JanusStatus janus_image_load(const char *path, JanusImage *image, JanusError *error);

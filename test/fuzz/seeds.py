@@ -162,7 +162,7 @@ def model(g: dict, kind: int) -> bytes:
 
 
 def picture(mode: str, size: tuple[int, int], kind: str, **options: object) -> bytes:
-    """A gradient as a PNG, JPEG or BMP."""
+    """A gradient in a file of this kind."""
     image = Image.radial_gradient("L").resize(size)
     if mode != "L":
         image = Image.merge("RGB", [image, image.rotate(90), image.transpose(Image.Transpose.FLIP_TOP_BOTTOM)]).convert(mode)
@@ -179,64 +179,57 @@ def exif(order: str, orientation: int) -> bytes:
 
 
 def images() -> dict[str, bytes]:
-    """Orientations, JPEGs of four channels, kinds of files that janus.c reads without stb, and one that it does not read."""
-    jpeg, cmyk = picture("RGB", (9, 7), "JPEG"), picture("CMYK", (8, 8), "JPEG")
+    """PNGs and JPEGs of every kind, with orientations and texts, and formats that are refused by name."""
+    jpeg, cmyk, rgb = picture("RGB", (17, 9), "JPEG"), picture("CMYK", (8, 8), "JPEG"), picture("RGB", (7, 5), "PNG")
     adobe = cmyk.index(b"\xff\xee")
-    xmp = b'http://ns.adobe.com/xap/1.0/\0<x tiff:Orientation="6"/>'
-    grey = picture("L", (5, 4), "PPM")
-    return {
-        "turned.jpg": picture("RGB", (9, 7), "JPEG", exif=b"Exif\0\0" + exif(">", 6)),
+    out = {
+        "rgb.png": rgb, "alpha.png": picture("RGBA", (4, 9), "PNG"),
+        "palette.png": picture("P", (8, 8), "PNG", bits=4), "grey.png": picture("L", (1, 1), "PNG"),
+        "grey16.png": picture("I;16", (5, 4), "PNG"), "bits.png": picture("1", (9, 3), "PNG"),
         "mirrored.png": picture("RGB", (5, 4), "PNG", exif=b"Exif\0\0" + exif("<", 7)),
-        "xmp.jpg": jpeg[:2] + struct.pack(">HH", 0xFFE1, len(xmp) + 2) + xmp + jpeg[2:],
-        "unmarked.jpg": cmyk[:adobe] + cmyk[adobe + 16:], "ycck.jpg": cmyk[:adobe + 15] + b"\2" + cmyk[adobe + 16:],
+        "turned.jpg": picture("RGB", (9, 7), "JPEG", exif=b"Exif\0\0" + exif(">", 6)),
+        "base.jpg": jpeg, "progressive.jpg": picture("RGB", (16, 20), "JPEG", progressive=True),
         "half.jpg": picture("RGB", (18, 9), "JPEG", subsampling="4:2:2"), "arithmetic.jpg": jpeg.replace(b"\xff\xc0", b"\xff\xc9"),
-        "plain.gif": picture("P", (8, 7), "GIF"), "interlaced.gif": picture("P", (6, 19), "GIF", interlace=1, transparency=3),
-        "rgb.ppm": picture("RGB", (4, 3), "PPM"), "grey.pgm": grey, "deep.pgm": grey.replace(b"255", b"999 #"),
-        "rgb.tga": picture("RGB", (4, 3), "TGA"), "packed.tga": picture("RGBA", (9, 5), "TGA", compression="tga_rle"),
-        "palette.tga": picture("P", (4, 4), "TGA"), "other.tiff": picture("L", (2, 2), "TIFF"),
+        "grey.jpg": picture("L", (9, 9), "JPEG", restart_marker_blocks=1), "cmyk.jpg": cmyk,
+        "unmarked.jpg": cmyk[:adobe] + cmyk[adobe + 16:], "ycck.jpg": cmyk[:adobe + 15] + b"\2" + cmyk[adobe + 16:],
+        "other.tiff": picture("L", (2, 2), "TIFF"), "other.gif": picture("P", (2, 2), "GIF"), "other.bmp": picture("RGB", (3, 2), "BMP"),
     }
+    key, settings = b"parameters\0", b"a fox\nSteps: 4, CFG scale: 5, Seed: 7, Temperature: 1, RNG: torch, Picture: 1 of 2, Version: janus 1"
+    for name, kind, data in (("latin1", b"tEXt", key + b"caf\xe9 " + settings), ("utf8", b"iTXt", key + b"\0\0en\0Worte\0caf\xc3\xa9 " + settings),
+                             ("packed", b"zTXt", key + b"\0x\x9c")):
+        out[name + ".png"] = rgb[:33] + struct.pack(">I", len(data)) + kind + data + bytes(4) + rgb[33:]
+    out["comment.jpg"] = jpeg[:20] + struct.pack(">HH", 0xFFFE, len(settings) + 2) + settings + jpeg[20:]
+    return out
 
 
 def write(folder: Path) -> None:
     """All seeds, as FOLDER/TARGET/NAME."""
-    bmp = picture("RGB", (3, 2), "BMP")
+    small = picture("RGB", (3, 2), "PNG")
     seeds: dict[str, bytes] = {
         "model/plain": model(PLAIN, F32), "model/half": model(BLOCKS, F16), "model/blocks": model(BLOCKS, Q8_0),
-        "image/rgb.png": picture("RGB", (7, 5), "PNG"), "image/alpha.png": picture("RGBA", (4, 9), "PNG"),
-        "image/palette.png": picture("P", (8, 8), "PNG", bits=4), "image/grey.png": picture("L", (1, 1), "PNG"),
-        "image/grey16.png": picture("I;16", (5, 4), "PNG"), "image/bits.png": picture("1", (9, 3), "PNG"),
-        "image/base.jpg": picture("RGB", (17, 9), "JPEG"), "image/progressive.jpg": picture("RGB", (16, 20), "JPEG", progressive=True),
-        "image/grey.jpg": picture("L", (9, 9), "JPEG", restart_marker_blocks=1), "image/cmyk.jpg": picture("CMYK", (8, 8), "JPEG"),
-        "image/rgb.bmp": bmp, "image/palette.bmp": picture("P", (4, 3), "BMP"), "image/bits.bmp": picture("1", (5, 5), "BMP"),
         "text/words": b"hello the fox  in 42 trees\r\n\tEnd. \n", "text/chinese": "¿你好，世界? ǅ 가 １２".encode(),
         "text/special": b"<|User|>: <image_placeholder>\nWhat?\n\n<|Assistant|>:<eos><pad>", "text/broken": b"a\xc0\x80\xed\xa0\x80\xf4\x90 \xe4\xbd",
         "ids/four": b"0 1, 2\n15\n", "ids/many": b"7 256 271\t3,-1 99999999999", "ids/words": b"1 2 x 4",
     }
     commands = {
         "generate": "generate -o a.png -n 2 --seed 7 --cfg 5 --temperature 0.5 --threads 2 fox", "dump": "generate -q --dump d --kv f16 a",
-        "ask": "ask -i a.bmp --max-tokens 3 --top-p 0.9 --top-k 5 --temperature 1 --seed 1 What?", "encode": "encode -m m.gguf -i a.bmp",
+        "ask": "ask -i a.png --max-tokens 3 --top-p 0.9 --top-k 5 --temperature 1 --seed 1 What?", "encode": "encode -m m.gguf -i a.png",
         "picture": "generate -o - fox", "tokenize": "tokenize -- -hello", "untokenize": "tokenize --decode 1,2,3", "info": "info",
         "prompt": "generate --seed -1 -o - -", "seen": "ask -i - What?", "other": "info --kv F32 a.gguf",
         "quantize": "quantize --type q4_0 -o b.gguf a.gguf", "help": "-h", "isa": "ask --isa plain --temperature 1 a",
     }
     seeds |= {f"image/{name}": data for name, data in images().items()}
-    seeds |= {f"options/{name}": "\n".join(line.split()).encode() + b"\n\n" + bmp for name, line in commands.items()}
+    seeds |= {f"options/{name}": "\n".join(line.split()).encode() + b"\n\n" + small for name, line in commands.items()}
     jobs = {
         "draw": '{"id": 1, "prompt": "a fox", "seed": 7, "n": 2, "cfg": 5, "temperature": 1, "output": "fox.png"}',
-        "ask": '{"id": "\\u00e4\\ud83d\\ude00\\n", "images": ["a.bmp", "b.bmp"], "question": "what?", "max_tokens": 3, "top_k": 5, "top_p": 0.5}',
-        "encode": ' { "encode" : "a.bmp" } ', "decode": '{"decode": [0, 5, 7, 15], "output": "a.png"}',
+        "ask": '{"id": "\\u00e4\\ud83d\\ude00\\n", "images": ["a.png", "b.png"], "question": "what?", "max_tokens": 3, "top_k": 5, "top_p": 0.5}',
+        "encode": ' { "encode" : "a.png" } ', "decode": '{"decode": [0, 5, 7, 15], "output": "a.png"}',
         "other": '[null, true, false, -0.5e+3, [{"": {}}, "\\"\\\\\\/\\b\\f\\r\\t\\u0000"]]'}
     seeds |= {f"json/{name}": line.encode() for name, line in jobs.items()}
     seeds["options/batch"] = b"batch\n--unordered\n-\n\n" + "\n".join(jobs.values()).encode()
-    key, settings = b"parameters\0", b"a fox\nSteps: 4, CFG scale: 5, Seed: 7, Temperature: 1, RNG: torch, Picture: 1 of 2, Version: janus 1"
-    for name, kind, data in (("latin1", b"tEXt", key + b"caf\xe9 " + settings), ("utf8", b"iTXt", key + b"\0\0en\0Worte\0caf\xc3\xa9 " + settings),
-                             ("packed", b"zTXt", key + b"\0x\x9c")):
-        chunk = struct.pack(">I", len(data)) + kind + data + bytes(4)
-        seeds[f"image/{name}.png"] = seeds["image/rgb.png"][:33] + chunk + seeds["image/rgb.png"][33:]
-    seeds["image/comment.jpg"] = seeds["image/base.jpg"][:20] + struct.pack(">HH", 0xFFFE, len(settings) + 2) + settings + seeds["image/base.jpg"][20:]
     seeds["options/origin"] = b"info\nx.png\n\n" + seeds["image/latin1.png"]
     seeds["options/decode"] = b"decode\n-o\n-\nids.txt\n\n0 5, 7\t15"
-    seeds["options/chat"] = b"chat\n-i\na.bmp\n\nhello\n/image b.bmp\n/draw a fox\n/clear\n/nothing\n\nhow many?\n/quit\n"
+    seeds["options/chat"] = b"chat\n-i\na.png\n\nhello\n/image b.png\n/draw a fox\n/clear\n/nothing\n\nhow many?\n/quit\n"
     for name, data in seeds.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(data)

@@ -732,15 +732,13 @@ def little_memory() -> None:
 # ---- Images ----
 
 def test_image_formats(tmp_path: Path) -> None:
-    """PNG, JPEG and BMP in their variants see the same picture; alpha is dropped, not blended."""
+    """PNG and JPEG in their variants see the same picture; alpha is dropped, not blended."""
     rgb = Image.open(picture(tmp_path / "rgb.png", 24, 24))
-    rgb.save(tmp_path / "rgb.bmp")
     transparent = rgb.copy()
     transparent.putalpha(0)
     transparent.save(tmp_path / "rgba.png")
     expected = succeeds("encode", "-i", tmp_path / "rgb.png").stdout
-    for name in ("rgb.bmp", "rgba.png"):
-        assert succeeds("encode", "-i", tmp_path / name).stdout == expected, name
+    assert succeeds("encode", "-i", tmp_path / "rgba.png").stdout == expected
     rgb.save(tmp_path / "a.jpg", quality=95)
     rgb.save(tmp_path / "progressive.jpg", progressive=True)
     rgb.convert("L").save(tmp_path / "grey.png")

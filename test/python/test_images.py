@@ -112,19 +112,15 @@ def as_pillow(data: bytes) -> np.ndarray:
 
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("value", range(10))
-@pytest.mark.parametrize("place", ["jpeg", "progressive", "png", "png, at its end", "xmp", "xmp element", "png xmp"])
+@pytest.mark.parametrize("place", ["jpeg", "progressive", "png", "png, at its end"])
 def test_orientation(value: int, order: str, place: str) -> None:
     """All eight values, and two that are none, in both byte orders, wherever they may stand."""
     exif = tiff(order, [short(order, value)])
-    attribute = b'<rdf:Description tiff:Orientation="%d"/>' % value
     data = {
         "jpeg": lambda: jpeg_with(segment(b"Exif\0\0" + exif)),
         "progressive": lambda: jpeg_with(segment(b"Exif\0\0" + exif), progressive=True),
         "png": lambda: png_with(b"eXIf", exif),
         "png, at its end": lambda: png_with(b"eXIf", exif, last=True),
-        "xmp": lambda: jpeg_with(segment(b"http://ns.adobe.com/xap/1.0/\0" + attribute)),
-        "xmp element": lambda: jpeg_with(segment(b"http://ns.adobe.com/xap/1.0/\0<tiff:Orientation>%d</tiff:Orientation>" % value)),
-        "png xmp": lambda: png_with(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + attribute),
     }[place]()
     expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
     assert expected.shape == ((23, 14, 3) if 5 <= value <= 8 else (14, 23, 3))
@@ -133,15 +129,10 @@ def test_orientation(value: int, order: str, place: str) -> None:
     assert np.array_equal(load(data, stored=True), load(saved(photo(), "PNG")) if "png" in place else load(jpeg_with(b"", progressive=place == "progressive")))
 
 
-def test_exif_before_xmp() -> None:
-    """EXIF counts where both speak; what is not before the first scan does not."""
-    exif, xmp = tiff("<", [short("<", 6)]), b'http://ns.adobe.com/xap/1.0/\0 tiff:Orientation="3"'
-    for parts in (segment(b"Exif\0\0" + exif) + segment(xmp), segment(xmp) + segment(b"Exif\0\0" + exif)):
-        assert np.array_equal(load(jpeg_with(parts)), as_pillow(jpeg_with(parts)))
-        assert load(jpeg_with(parts)).shape == (23, 14, 3)
+def test_exif_after_the_pixels() -> None:
+    """Of a JPEG it does not count."""
     data = jpeg_with(b"")
-    data = data[:-2] + segment(b"Exif\0\0" + exif) + data[-2:]
-    assert load(data).shape == (14, 23, 3)
+    assert load(data[:-2] + segment(b"Exif\0\0" + tiff("<", [short("<", 6)])) + data[-2:]).shape == (14, 23, 3)
 
 
 VALUES = st.one_of(st.integers(0, 9), st.integers(0, 2**16 - 1))
@@ -244,221 +235,12 @@ def test_last_columns(width: int) -> None:
         assert difference(load(data), pillow(data)) <= DECODERS, subsampling
 
 
-# ---- GIF, PNM, TGA ----
-
-def gif_block(data: bytes) -> bytes:
-    """Blocks of at most 255 bytes."""
-    return b"".join(bytes([len(data[i:i + 255])]) + data[i:i + 255] for i in range(0, len(data), 255)) + b"\0"
-
-
-def lzw(entries: list[int], bits: int, defer: bool = False) -> bytes:
-    """A GIF's compressed data; `defer`: no new table after 4096 codes."""
-    out, held, count = bytearray(), 0, 0
-    clear = 1 << bits
-    table, width, before = {(i,): i for i in range(clear)}, bits + 1, ()
-
-    def put(code: int) -> None:
-        nonlocal held, count
-        held, count = held | code << count, count + width
-        while count >= 8:
-            out.append(held & 255)
-            held, count = held >> 8, count - 8
-
-    put(clear)
-    size = clear + 2
-    for entry in entries:
-        if before + (entry,) in table:
-            before += (entry,)
-            continue
-        put(table[before])
-        if size < 4096:
-            table[before + (entry,)] = size
-            size += 1
-            width = max(width, min((size - 1).bit_length(), 12))
-        elif not defer:
-            put(clear)
-            table, width, size = {(i,): i for i in range(clear)}, bits + 1, clear + 2
-        before = (entry,)
-    put(table[before])
-    put(clear + 1)
-    if count:
-        out.append(held & 255)
-    return bytes([bits]) + gif_block(bytes(out))
-
-
-def gif(entries: np.ndarray, canvas: tuple[int, int] | None = None, at: tuple[int, int] = (0, 0), bits: int = 8, palette: bytes | None = None,
-        local: bytes | None = None, transparent: int | None = None, interlaced: bool = False, extra: bytes = b"", **options: object) -> bytes:
-    """A GIF of one picture, (height, width) entries; a palette of None is not there."""
-    height, width = entries.shape
-    rows = [y for first, step in ((0, 8), (4, 8), (2, 4), (1, 2)) for y in range(first, height, step)] if interlaced else range(height)
-
-    def flags(colours: bytes | None) -> int:
-        return 0 if colours is None else 0x80 | (len(colours) // 3).bit_length() - 2
-
-    control = b"" if transparent is None else b"\x21\xf9\x04\x01\0\0" + bytes([transparent, 0])
-    return (b"GIF89a" + struct.pack("<HHBBB", *(canvas or (width, height)), flags(palette), 1, 0) + (palette or b"") + extra + control +
-            b"," + struct.pack("<HHHHB", *at, width, height, flags(local) | 0x40 * interlaced) + (local or b"") +
-            lzw([int(e) for y in rows for e in entries[y]], bits, **options) + b";")
-
-
-def noise(width: int, height: int, levels: int = 256, seed: int = 1) -> np.ndarray:
-    """Random entries in short runs."""
-    chance = np.random.default_rng(seed)
-    return np.repeat(chance.integers(0, levels, (height, width // 2 + 1), dtype=np.uint8), 2, 1)[:, :width]
-
-
-COLOURS = bytes(np.random.default_rng(3).integers(0, 256, 768, dtype=np.uint8))
-GIFS = {
-    "plain": gif(noise(31, 20), palette=COLOURS),
-    "long": gif(noise(150, 90), palette=COLOURS),
-    "deferred": gif(noise(150, 90), palette=COLOURS, defer=True),
-    "runs": gif(np.zeros((200, 300), np.uint8), palette=COLOURS[:6], bits=2),
-    "one pixel": gif(np.zeros((1, 1), np.uint8), palette=COLOURS[:6], bits=2),
-    "four colours": gif(noise(13, 9, 4), palette=COLOURS[:12], bits=2),
-    "interlaced": gif(noise(17, 23), palette=COLOURS, interlaced=True),
-    "interlaced, few rows": gif(noise(9, 3), palette=COLOURS, interlaced=True),
-    "transparent": gif(noise(12, 12, 8), palette=COLOURS[:24], bits=3, transparent=5),
-    "inside": gif(noise(8, 6), canvas=(20, 15), at=(5, 4), palette=COLOURS),
-    "inside, transparent": gif(noise(8, 6), canvas=(20, 15), at=(5, 4), palette=COLOURS, transparent=200),
-    "outside": gif(noise(8, 6), canvas=(5, 5), at=(2, 1), palette=COLOURS),
-    "local palette": gif(noise(10, 10, 16), palette=COLOURS[:6], local=COLOURS[48:96], bits=4),
-    "only a local palette": gif(noise(10, 10, 16), local=COLOURS[48:96], bits=4),
-    "no palette": gif(noise(10, 10)),
-    "extensions": gif(noise(7, 7), palette=COLOURS, extra=b"\x21\xfe\x05hello\0\x21\xff\x0bNETSCAPE2.0\x03\x01\0\0\0", transparent=3),
-    "animated": saved(photo(), "GIF", save_all=True, append_images=[photo().rotate(180)]),
-    "by Pillow": saved(photo(60, 50).quantize(100), "GIF"),
-}
-
-
-@pytest.mark.parametrize("name", GIFS)
-def test_gif(name: str) -> None:
-    """The first picture, pixel by pixel."""
-    assert np.array_equal(load(GIFS[name]), pillow(GIFS[name]))
-
-
-@pytest.mark.parametrize("name", ["plain", "interlaced", "runs", "transparent"])
-def test_damaged_gif(name: str) -> None:
-    """Cut off anywhere it is refused, unless only what follows the last pixel is missing; changed anywhere it is read or refused."""
-    data, chance = GIFS[name], random.Random(1)
-    whole = load(data)
-    for length in range(len(data) - 6):
-        with pytest.raises(Refused):
-            load(data[:length])
-    for length in range(len(data) - 6, len(data)):
-        try:
-            assert np.array_equal(load(data[:length]), whole)
-        except Refused as refused:
-            assert "is damaged: " in str(refused)
-    for _ in range(300):
-        at = chance.randrange(6, len(data))
-        try:
-            load(data[:at] + bytes([chance.randrange(256)]) + data[at + 1:])
-        except Refused:
-            pass
-
-
-def test_gif_that_goes_on() -> None:
-    """Gigabytes of sequences behind the last pixel cost no time: they are not unpacked."""
-    codes = gif(np.zeros((90, 90), np.uint8), palette=COLOURS[:6], bits=2)
-    at = codes.rindex(b"\0;")
-    long = codes[:at] + gif_block(bytes(range(255)) * 80000)[:-1] + codes[at:]
-    assert np.array_equal(load(long), load(codes))
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("largest", [1, 7, 100, 255, 256, 1023, 4095, 65535])
-def test_pnm(channels: int, largest: int) -> None:
-    """Samples of one and two bytes, whatever stands for white. (Pillow keeps grey ones of two bytes as numbers.)"""
-    values = np.random.default_rng(largest).integers(0, largest + 1, (9, 13, channels))
-    values[0, 0], values[0, 1] = 0, largest
-    head = b"P%d # made\n#by hand\n 13\t9\r\n%d\n" % (6 if channels == 3 else 5, largest)
-    data = head + values.astype(">u2" if largest > 255 else np.uint8).tobytes()
-    expected = np.rint(values / largest * 255).astype(np.uint8) * np.ones((1, 1, 3), np.uint8)
-    assert np.array_equal(load(data), expected)
-    if channels == 3 or largest <= 255:
-        assert np.array_equal(load(data), pillow(data))
-    for length in (0, 1, 2, 3, 10, len(head), len(data) - 1):
-        with pytest.raises(Refused):
-            load(data[:length])
-    assert np.array_equal(load(data + b"more"), expected)
-
-
-@pytest.mark.parametrize("head", [b"P6\n0 5\n255\n", b"P6\n5 0\n255\n", b"P6\n5 5\n0\n", b"P6\n5 5\n65536\n", b"P6\n-5 5\n255\n", b"P6\n5\n",
-                                  b"P6\n99999999999999999999 5\n255\n", b"P6\n16385 1\n255\n", b"P6\n5 5 x\n", b"P6\n# 5 5 255"])
-def test_bad_pnm(head: bytes) -> None:
-    """Numbers that are none or too large."""
-    with pytest.raises(Refused, match="damaged|accepted"):
-        load(head + bytes(100000))
-
-
-def tga(kind: int, bits: int, flags: int, body: bytes, size: tuple[int, int] = (13, 7), palette: bytes = b"", palette_bits: int = 0) -> bytes:
-    """A TGA with a remark."""
-    entries = len(palette) * 8 // ((palette_bits + 7) // 8 * 8) if palette_bits else 0
-    return struct.pack("<BBBHHBHHHHBB", 6, palette_bits > 0, kind, 0, entries, palette_bits, 0, 0, *size, bits, flags) + b"remark" + palette + body
-
-
-def packets(pixels: list[bytes]) -> bytes:
-    """TGA's run lengths: packets of one pixel repeated and of several."""
-    out, at = b"", 0
-    while at < len(pixels):
-        run = 1
-        while at + run < len(pixels) and run < 128 and pixels[at + run] == pixels[at]:
-            run += 1
-        if run > 1:
-            out += bytes([0x80 | run - 1]) + pixels[at]
-        else:
-            out += b"\0" + pixels[at]
-        at += run
-    return out
-
-
-@pytest.mark.parametrize("flags", [0, 0x10, 0x20, 0x30])
-@pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("kind, bits", [(2, 16), (2, 24), (2, 32), (3, 8), (3, 16), (1, 8)])
-def test_tga(kind: int, bits: int, packed: bool, flags: int) -> None:
-    """All that both read, from every corner."""
-    body = noise(13 * bits // 8, 7, 16 if kind == 1 else 256).tobytes()
-    pixels = [body[i:i + bits // 8] for i in range(0, len(body), bits // 8)]
-    colours = {"palette": COLOURS[:48], "palette_bits": 24} if kind == 1 else {}
-    runs = b"".join(packets(pixels[i:i + 13]) for i in range(0, 91, 13))
-    data = tga(kind + 8 * packed, bits, flags, runs if packed else body, **colours)
-    assert np.array_equal(load(data), pillow(data))
-    for length in (*range(0, 40, 3), len(data) - 1):
-        with pytest.raises(Refused):
-            load(data[:length])
-
-
-def test_tga_by_others() -> None:
-    """Pillow's files."""
-    for image in (photo(), photo().convert("L"), photo().convert("RGBA"), photo().quantize(20)):
-        for options in ({}, {"compression": "tga_rle"}, {"orientation": 1}):
-            assert np.array_equal(load(saved(image, "TGA", **options)), np.asarray(image.convert("RGB")))
-
-
-def test_random_bytes_are_no_image() -> None:
-    """TGA has no signature; still, noise, text and zeros are told to be no image."""
-    chance = random.Random(1)
-    accepted = 0
-    for content in [bytes(n) for n in range(64)] + [b"a text\n" * 20] + [chance.randbytes(60) for _ in range(20000)]:
-        try:
-            load(content)
-            accepted += 1
-        except Refused as refused:
-            accepted += "not an image of a kind" not in str(refused) and "is empty" not in str(refused)
-    assert accepted < 5
-
-
 # ---- What is not read, and limits ----
 
 def frame(marker: int, bits: int = 8, channels: int = 3, height: int = 16) -> bytes:
     """A JPEG with this frame."""
     parts = b"".join(bytes([i + 1, 0x11, 0]) for i in range(channels))
     return b"\xff\xd8" + segment(struct.pack(">BHHB", bits, height, 16, channels) + parts, marker) + segment(bytes(10), 0xDA) + b"\0\xff\xd9"
-
-
-def bmp(packing: int = 0, header: int = 40, bits: int = 24, size: tuple[int, int] = (4, 3), body: int = 36) -> bytes:
-    """A BMP of zeros."""
-    return b"BM" + struct.pack("<IIIIiiHHIIIIII", 0, 0, 54, header, *size, 1, bits, packing, 0, 0, 0, 0, 0) + bytes(body)
 
 
 UNREAD = {
@@ -468,14 +250,15 @@ UNREAD = {
     "HEIF.*heif-convert": b"\0\0\0\x1cftypmif1\0\0\0\0mif1" + bytes(40),
     "video.*ffmpeg": b"\0\0\0\x18ftypmp42" + bytes(40),
     "TIFF.*magick": saved(photo(), "TIFF"),
-    "JPEG 2000.*opj_decompress": b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(40),
+    "GIF.*magick": saved(photo(), "GIF"),
+    "BMP.*magick": saved(photo(), "BMP"),
+    "PPM.*magick": saved(photo(), "PPM"),
+    "PGM.*magick": saved(photo().convert("L"), "PPM"),
+    "Photoshop": b"8BPS\0\1" + bytes(20),
+    "neither a PNG nor a JPEG": saved(photo(), "TGA"),
     "JPEG XL.*djxl": b"\xff\x0a" + bytes(40),
-    "Windows icon": saved(photo(), "ICO"),
     "SVG.*rsvg-convert": b'<svg xmlns="http://www.w3.org/2000/svg"/>',
     "PDF.*pdftoppm": b"%PDF-1.7\n",
-    "web page.*browser": b"<!DOCTYPE html><html>404</html>",
-    "LFS.*git lfs pull": b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n",
-    "PBM": b"P4\n8 1\n\0",
     "a JPEG of a kind.*arithmetic": frame(0xC9),
     "a JPEG of a kind.*arithmetic ": frame(0xCA),
     "a JPEG of a kind.*lossless": frame(0xC3),
@@ -484,14 +267,7 @@ UNREAD = {
     "a JPEG of a kind.*8 bits": frame(0xC1, bits=12),
     "a JPEG of a kind.*channels": frame(0xC0, channels=2),
     "a JPEG of a kind.*height": frame(0xC0, height=0),
-    "a BMP of a kind.*RLE8": bmp(1, bits=8),
-    "a BMP of a kind.*RLE4": bmp(2, bits=4),
-    "a BMP of a kind.*JPEG": bmp(4),
-    "a BMP of a kind.*PNG": bmp(5),
-    "a BMP of a kind.*packing": bmp(99),
-    "a BMP of a kind.*header": bmp(header=64),
     "a PNG of a kind.*Apple": saved(photo(), "PNG").replace(chunk(b"IEND", b""), chunk(b"CgBI", bytes(4)) + chunk(b"IEND", b"")),
-    "a TGA of a kind.*palette": tga(1, 8, 0, bytes(91), palette=COLOURS[:48], palette_bits=24).replace(b"\x01\x01\0\0", b"\x01\x01\1\0", 1),
 }
 
 
@@ -511,12 +287,6 @@ TOO_LARGE = {
     "png": b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 16384, 16384, 8, 2, 0, 0, 0)),
     "jpeg": frame(0xC0).replace(struct.pack(">HH", 16, 16), struct.pack(">HH", 13378, 13378)),
     "jpeg side": frame(0xC0).replace(struct.pack(">HH", 16, 16), struct.pack(">HH", 1, 16385)),
-    "bmp": bmp(size=(16384, -16384)),
-    "bmp side": bmp(size=(-2**31, -2**31)),
-    "gif": gif(noise(3, 3), canvas=(13378, 13378), palette=COLOURS),
-    "gif side": gif(noise(3, 3), at=(65000, 65000), palette=COLOURS),
-    "pnm": b"P5 13378 13378 255 ",
-    "tga": tga(2, 24, 0, b"", size=(65535, 65535)),
 }
 
 
@@ -528,12 +298,6 @@ def test_sizes(kind: str) -> None:
         load(TOO_LARGE[kind])
 
 
-def test_a_large_photograph() -> None:
-    """67 million pixels."""
-    pixels = load(gif(np.full((1, 1), 7, np.uint8), canvas=(8192, 8192), palette=COLOURS))
-    assert pixels.shape == (8192, 8192, 3) and tuple(pixels[0, 0]) == tuple(COLOURS[21:24]) and tuple(pixels[-1, -1]) == tuple(COLOURS[:3])
-
-
 @pytest.mark.parametrize("channels", [1, 3])
 def test_small_jpeg_of_many_pixels(channels: int) -> None:
     """Twenty scans of 179 million pixels in a few hundred bytes would take seconds."""
@@ -543,11 +307,11 @@ def test_small_jpeg_of_many_pixels(channels: int) -> None:
     first = segment(bytes([channels]) + b"".join(bytes([i + 1, 0]) for i in range(channels)) + bytes(3), 0xDA) + b"\0"
     with pytest.raises(Refused, match="too little"):
         load(head + first + (segment(b"\1\1\0\1\x3f\0", 0xDA) + b"\0") * 19 + b"\xff\xd9")
-    uniform = saved(Image.new("L", (2000, 2000)), "JPEG", optimize=True, progressive=True)
-    assert load(uniform).shape == (2000, 2000, 3)
+    uniform = saved(Image.new("L", (8192, 8192)), "JPEG", optimize=True, progressive=True)
+    assert load(uniform).shape == (8192, 8192, 3)
 
 
-@pytest.mark.parametrize("kind", ["BMP", "PNG", "JPEG", "TGA", "PPM"])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
 def test_cut_off(kind: str) -> None:
     """No kind of file loses its last rows without a word."""
     data = saved(photo(40, 40), kind)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a picture says of how it was drawn: written, read by others and by us, and drawn again from it."""
+"""The text that records how a picture was drawn: written, read by others and by janus info."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_pictures_of_others(tmp_path: Path) -> None:
     """info prints what they say; pictures that say nothing are one line and exit 1."""
     other = with_text(tmp_path / "a.png", OTHERS)
     assert succeeds("info", other, model=None).stdout.decode() == OTHERS + "\n"
-    for silent in (picture(tmp_path / "b.png"), picture(tmp_path / "c.jpg"), picture(tmp_path / "d.gif"), picture(tmp_path / "e.bmp")):
+    for silent in (picture(tmp_path / "b.png"), picture(tmp_path / "c.jpg")):
         assert "does not say what it was drawn from" in fails("info", silent, model=None)
     for packed in (with_text(tmp_path / "f.png", OTHERS, lang="", tkey="", zip=True), with_text(tmp_path / "g.png", OTHERS)):
         if packed.name == "g.png":
