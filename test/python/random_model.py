@@ -54,7 +54,7 @@ GEOMETRIES = {
 
 def synthetic_tokenizer(size: int) -> dict[str, Any]:
     """A tokenizer.json of the DeepSeek form for `size` ids: all bytes, made-up merges, special tokens, unused ids."""
-    letter_set = "".join(f"{chr(first)}-{chr(last)}" for first, last in convert.code_ranges(DEEPSEEK_LETTERS))
+    letter_set = "".join("-".join(map(chr, dict.fromkeys(ends))) for ends in convert.code_ranges(DEEPSEEK_LETTERS))
     patterns = ["[\r\n]", f"\\s?[{letter_set}]+", "\\s?[!-/:-~！-／：-～‘-‟　-。]+", "\\s+$",
                 "[一-龥ࠀ-一가-\ud7ff]+"]
     split: dict[str, Any] = {"type": "Split", "behavior": "Isolated", "invert": False}
