@@ -12,7 +12,9 @@
 
    Build: compile janus.c with -DJANUS_LIBRARY (no main) and link with -lm -lpthread.
    A model is read-only once loaded: any number of sessions, also in several threads, may share it and it must outlive
-   them. A session belongs to one thread at a time. The library keeps no global state, never prints and never exits.
+   them. A session belongs to one thread at a time. After fork() the child may go on with models and sessions that no
+   call was using: a session then starts its threads anew. The library keeps no global state, never prints and never
+   exits.
    Text is UTF-8 and ends with a zero byte. Memory that a call hands over ("owned by the caller") is released with
    free() or with the function named there. */
 
@@ -21,6 +23,15 @@
 
 #include <stddef.h>
 #include <stdint.h>
+
+/* Marks what the library exports, also from a build with -fvisibility=hidden or as a DLL. */
+#if defined(_WIN32) && defined(JANUS_LIBRARY)
+#define JANUS_API __declspec(dllexport)
+#elif defined(__GNUC__) && !defined(_WIN32)
+#define JANUS_API __attribute__((visibility("default")))
+#else
+#define JANUS_API
+#endif
 
 #ifdef __cplusplus
 extern "C" {
@@ -60,30 +71,34 @@ typedef struct {
    the official Janus loader does not: its pixels are those of janus_image_load_stored. Damaged metadata are ignored.
    `image` is owned by the caller: janus_image_free.
    Errors: JANUS_IO_ERROR, JANUS_BAD_IMAGE, JANUS_NO_MEMORY. */
-JanusStatus janus_image_load(const char *path, JanusImage *image, JanusError *error);
-JanusStatus janus_image_load_memory(const void *bytes, size_t length, JanusImage *image, JanusError *error);
+JANUS_API JanusStatus janus_image_load(const char *path, JanusImage *image, JanusError *error);
+JANUS_API JanusStatus janus_image_load_memory(const void *bytes, size_t length, JanusImage *image, JanusError *error);
 
 /* The same with the pixels as they are stored, whatever the orientation. */
-JanusStatus janus_image_load_stored(const char *path, JanusImage *image, JanusError *error);
-JanusStatus janus_image_load_memory_stored(const void *bytes, size_t length, JanusImage *image, JanusError *error);
+JANUS_API JanusStatus janus_image_load_stored(const char *path, JanusImage *image, JanusError *error);
+JANUS_API JanusStatus janus_image_load_memory_stored(const void *bytes, size_t length, JanusImage *image,
+                                                     JanusError *error);
 
 /* Writes a .png, .jpg or .jpeg (quality 95), by the ending of `path`: first under a temporary name in the same folder,
-   then renamed, so that `path` is either the complete picture or what it was before.
-   Errors: JANUS_BAD_ARGUMENT (another ending, an empty image), JANUS_IO_ERROR, JANUS_NO_MEMORY. */
-JanusStatus janus_image_save(const char *path, const JanusImage *image, JanusError *error);
+   then renamed, so that `path` always leads to a complete file, the old one or the new one. A symbolic link stays one:
+   the file it leads to is replaced. A file that is replaced keeps its permissions; other hard links to it keep the old
+   content. Errors: JANUS_BAD_ARGUMENT (another ending, an empty image), JANUS_IO_ERROR (also: the file is
+   write-protected), JANUS_NO_MEMORY. */
+JANUS_API JanusStatus janus_image_save(const char *path, const JanusImage *image, JanusError *error);
 
 /* The same with a text, in UTF-8, that the file carries along: a PNG as its text "parameters", a JPEG as comments.
    NULL: none. Equal pixels and texts give equal files.
    Errors: those of janus_image_save, JANUS_BAD_ARGUMENT (text that is not UTF-8). */
-JanusStatus janus_image_save_with_text(const char *path, const JanusImage *image, const char *text, JanusError *error);
+JANUS_API JanusStatus janus_image_save_with_text(const char *path, const JanusImage *image, const char *text,
+                                                 JanusError *error);
 
 /* The text that an image file carries so, whoever wrote it: any characters may be in it. `*text` is owned by the
    caller: free(). NULL: it has none. Pixels are not looked at.
    Errors: JANUS_IO_ERROR, JANUS_BAD_IMAGE (also: a packed text), JANUS_NO_MEMORY. */
-JanusStatus janus_image_text(const char *path, char **text, JanusError *error);
+JANUS_API JanusStatus janus_image_text(const char *path, char **text, JanusError *error);
 
 /* Releases the pixels and zeroes the struct. NULL and zeroed images are allowed. */
-void janus_image_free(JanusImage *image);
+JANUS_API void janus_image_free(JanusImage *image);
 
 /* ---- Model ---- */
 
@@ -107,31 +122,31 @@ typedef struct {
    Compiled with -DJANUS_NO_MMAP, and on big-endian machines, the complete file is read, at the cost of that much
    memory, and nothing that happens to it later matters.
    Errors: JANUS_IO_ERROR, JANUS_BAD_MODEL, JANUS_NO_MEMORY. */
-JanusStatus janus_load(const char *path, JanusModel **model, JanusError *error);
-void janus_free(JanusModel *model);
+JANUS_API JanusStatus janus_load(const char *path, JanusModel **model, JanusError *error);
+JANUS_API void janus_free(JanusModel *model);
 
 /* Writes the model file `path` to `out_path` with the transformer's matrices as `type`, a quantised one of GGUF:
    "q8_0", "q6_k", "q4_k" or "q4_0", of 8.5, 6.6, 4.5 and 4.5 bits a weight. q6_k and q4_k have blocks of 256 weights;
    matrices with rows that are not a multiple of 256 become q8_0. What else becomes of the tensors is convert.py's rule.
    Written like an image: complete or not at all.
    Errors: JANUS_BAD_ARGUMENT (also: both paths lead to one file), those of janus_load, JANUS_IO_ERROR. */
-JanusStatus janus_quantize(const char *path, const char *out_path, const char *type, JanusError *error);
+JANUS_API JanusStatus janus_quantize(const char *path, const char *out_path, const char *type, JanusError *error);
 
 /* The strings are owned by the model. */
-JanusInfo janus_info(const JanusModel *model);
+JANUS_API JanusInfo janus_info(const JanusModel *model);
 
 /* ---- Text ---- */
 
 /* Text to token ids, without a beginning-of-sentence id. `*ids` is owned by the caller: free().
    Errors: JANUS_BAD_ARGUMENT (text is not UTF-8), JANUS_NO_MEMORY. */
-JanusStatus janus_tokenize(const JanusModel *model, const char *text, size_t length, int32_t **ids, size_t *count,
-                           JanusError *error);
+JANUS_API JanusStatus janus_tokenize(const JanusModel *model, const char *text, size_t length, int32_t **ids,
+                                     size_t *count, JanusError *error);
 
 /* Token ids to text, special tokens included as their content; bytes that form no UTF-8 become U+FFFD. `*text` has a
    zero byte after its `*length` bytes and is owned by the caller: free(). `length` may be NULL.
    Errors: JANUS_BAD_ARGUMENT (an id outside 0..vocab_size-1), JANUS_NO_MEMORY. */
-JanusStatus janus_detokenize(const JanusModel *model, const int32_t *ids, size_t count, char **text, size_t *length,
-                             JanusError *error);
+JANUS_API JanusStatus janus_detokenize(const JanusModel *model, const int32_t *ids, size_t count, char **text,
+                                       size_t *length, JanusError *error);
 
 /* ---- Session: a conversation's keys and values, the threads, and the callbacks ---- */
 
@@ -172,12 +187,12 @@ typedef struct {
     int (*drawn)(void *user, const int32_t *ids, int count, int64_t done, int64_t total);
 } JanusSessionOptions;
 
-JanusSessionOptions janus_session_defaults(void);
+JANUS_API JanusSessionOptions janus_session_defaults(void);
 
 /* `options` NULL: defaults. Errors: JANUS_BAD_ARGUMENT, JANUS_NO_MEMORY. */
-JanusStatus janus_session_new(const JanusModel *model, const JanusSessionOptions *options, JanusSession **session,
-                              JanusError *error);
-void janus_session_free(JanusSession *session);
+JANUS_API JanusStatus janus_session_new(const JanusModel *model, const JanusSessionOptions *options,
+                                        JanusSession **session, JanusError *error);
+JANUS_API void janus_session_free(JanusSession *session);
 
 /* ---- Task 1: text -> picture (report, section 2; official generation_inference.py) ---- */
 
@@ -188,21 +203,21 @@ typedef struct {
     float temperature;  /* 0..100; 0: always the most probable id; default 1 */
 } JanusGenerateOptions;
 
-JanusGenerateOptions janus_generate_defaults(void);
+JANUS_API JanusGenerateOptions janus_generate_defaults(void);
 
 /* Draws options->count pictures of image_size x image_size into images[0..count-1], each owned by the caller. The
    session's conversation is untouched. Errors: JANUS_BAD_ARGUMENT, JANUS_NO_MEMORY, JANUS_CANCELLED. */
-JanusStatus janus_generate(JanusSession *session, const char *prompt, const JanusGenerateOptions *options,
-                           JanusImage *images, JanusError *error);
+JANUS_API JanusStatus janus_generate(JanusSession *session, const char *prompt, const JanusGenerateOptions *options,
+                                     JanusImage *images, JanusError *error);
 
 /* The same up to the ids: ids is (count, image_tokens) int32, raster order, provided by the caller. */
-JanusStatus janus_generate_ids(JanusSession *session, const char *prompt, const JanusGenerateOptions *options,
-                               int32_t *ids, JanusError *error);
+JANUS_API JanusStatus janus_generate_ids(JanusSession *session, const char *prompt, const JanusGenerateOptions *options,
+                                         int32_t *ids, JanusError *error);
 
 /* What each id of the codebook looks like, roughly: rgb is (codebook_size, 3), provided by the caller. It is a linear
    map from the numbers of a code to a colour, fitted to the middles of 64 pictures of 3 x 3 equal ids, which cost about
    as much as decoding one picture of 24 x 24. Errors: JANUS_NO_MEMORY, JANUS_BAD_MODEL (they are not finite). */
-JanusStatus janus_codebook_colours(JanusSession *session, uint8_t *rgb, JanusError *error);
+JANUS_API JanusStatus janus_codebook_colours(JanusSession *session, uint8_t *rgb, JanusError *error);
 
 /* ---- Task 2: picture(s) + question -> answer (report, section 2; official inference.py) ---- */
 
@@ -214,20 +229,20 @@ typedef struct {
     uint64_t seed;      /* default 0 */
 } JanusAskOptions;
 
-JanusAskOptions janus_ask_defaults(void);
+JANUS_API JanusAskOptions janus_ask_defaults(void);
 
 /* Adds a user turn to the session's conversation (the images, then the question) and writes the assistant's answer.
    Earlier turns are not computed again. `answer` (may be NULL when the text callback is enough) is owned by the caller:
    free(). Errors: JANUS_BAD_ARGUMENT (also: the conversation would exceed the context), JANUS_NO_MEMORY,
    JANUS_CANCELLED (what was said up to then is dropped from the conversation). */
-JanusStatus janus_ask(JanusSession *session, const char *question, const JanusImage *images, int image_count,
-                      const JanusAskOptions *options, char **answer, JanusError *error);
+JANUS_API JanusStatus janus_ask(JanusSession *session, const char *question, const JanusImage *images, int image_count,
+                                const JanusAskOptions *options, char **answer, JanusError *error);
 
 /* Forgets the conversation; the system prompt comes with the next question. */
-void janus_reset(JanusSession *session);
+JANUS_API void janus_reset(JanusSession *session);
 
 /* The number of tokens in the conversation, images included. */
-int janus_conversation_length(const JanusSession *session);
+JANUS_API int janus_conversation_length(const JanusSession *session);
 
 /* ---- Many jobs: drawings and questions side by side ----
 
@@ -260,51 +275,54 @@ typedef struct {
 
 /* The places that a queue has by default: pictures that are drawn together, as memory and processors suggest, 1..64.
    Half of the memory beside the model holds their keys and values. `options` NULL: defaults. */
-int janus_queue_places(const JanusModel *model, const JanusSessionOptions *options);
+JANUS_API int janus_queue_places(const JanusModel *model, const JanusSessionOptions *options);
 
 /* `places` are the pictures and questions that run together, 1..64; 0: janus_queue_places. A drawing of more pictures
    runs alone. Errors: JANUS_BAD_ARGUMENT, JANUS_NO_MEMORY. */
-JanusStatus janus_queue_new(JanusSession *session, int places, JanusQueue **queue, JanusError *error);
+JANUS_API JanusStatus janus_queue_new(JanusSession *session, int places, JanusQueue **queue, JanusError *error);
 
 /* Drops what waits, runs or was not collected. */
-void janus_queue_free(JanusQueue *queue);
+JANUS_API void janus_queue_free(JanusQueue *queue);
 
 /* Adds a job: a drawing of options->count pictures of the prompt; a question in a conversation of its own. Text and
    images are copied. `*job` (`job` may be NULL) is its number: 1, 2, ... Errors, with nothing added:
    JANUS_BAD_ARGUMENT (options, images), JANUS_NO_MEMORY. What is wrong with the text is the job's own error. */
-JanusStatus janus_queue_generate(JanusQueue *queue, const char *prompt, const JanusGenerateOptions *options,
-                                 int64_t *job, JanusError *error);
-JanusStatus janus_queue_ask(JanusQueue *queue, const char *question, const JanusImage *images, int image_count,
-                            const JanusAskOptions *options, int64_t *job, JanusError *error);
+JANUS_API JanusStatus janus_queue_generate(JanusQueue *queue, const char *prompt, const JanusGenerateOptions *options,
+                                           int64_t *job, JanusError *error);
+JANUS_API JanusStatus janus_queue_ask(JanusQueue *queue, const char *question, const JanusImage *images,
+                                      int image_count, const JanusAskOptions *options, int64_t *job, JanusError *error);
 
 /* Does the next piece of work: where a place is free for the job that has waited longest, its prompt is read and its
    first ids are drawn; else every running job gets its next id. Returns 1 while there is more to do, else 0. */
-int janus_queue_step(JanusQueue *queue);
+JANUS_API int janus_queue_step(JanusQueue *queue);
 
 /* Hands over the next job that is done or has failed, in the order in which they ended. Returns 1, or 0: there is none.
    `result` is owned by the caller: janus_result_free, which also takes zeroed ones. */
-int janus_queue_collect(JanusQueue *queue, JanusResult *result);
-void janus_result_free(JanusResult *result);
+JANUS_API int janus_queue_collect(JanusQueue *queue, JanusResult *result);
+JANUS_API void janus_result_free(JanusResult *result);
 
 /* Ends a job that waits or runs: its result is JANUS_CANCELLED. Returns 1, or 0: there is no such job any more. */
-int janus_queue_cancel(JanusQueue *queue, int64_t job);
+JANUS_API int janus_queue_cancel(JanusQueue *queue, int64_t job);
 
 /* The number of jobs that wait for a place, and how far a running one is, 0..1 (an answer: of max_tokens; else 0). */
-int janus_queue_waiting(const JanusQueue *queue);
-double janus_queue_progress(const JanusQueue *queue, int64_t job);
+JANUS_API int janus_queue_waiting(const JanusQueue *queue);
+JANUS_API double janus_queue_progress(const JanusQueue *queue, int64_t job);
 
 /* ---- The encoders and the decoder on their own ---- */
 
 /* What the understanding encoder sees: pixels is (vision_size, vision_size, 3) float, provided by the caller.
    Equal to the official VLMImageProcessor, byte for byte before normalisation. */
-JanusStatus janus_preprocess(const JanusModel *model, const JanusImage *image, float *pixels, JanusError *error);
+JANUS_API JanusStatus janus_preprocess(const JanusModel *model, const JanusImage *image, float *pixels,
+                                       JanusError *error);
 
 /* Picture -> ids of the VQ codebook; ids is (image_tokens) int32, provided by the caller. The picture is resized so
    that its short side is image_size and cropped around its centre. */
-JanusStatus janus_encode_image(JanusSession *session, const JanusImage *image, int32_t *ids, JanusError *error);
+JANUS_API JanusStatus janus_encode_image(JanusSession *session, const JanusImage *image, int32_t *ids,
+                                         JanusError *error);
 
 /* Ids (image_tokens of them, each 0..codebook_size-1) -> picture of image_size x image_size, owned by the caller. */
-JanusStatus janus_decode_image(JanusSession *session, const int32_t *ids, JanusImage *image, JanusError *error);
+JANUS_API JanusStatus janus_decode_image(JanusSession *session, const int32_t *ids, JanusImage *image,
+                                         JanusError *error);
 
 #ifdef __cplusplus
 }

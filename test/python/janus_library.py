@@ -29,9 +29,9 @@ def without_comments(text: str) -> str:
 
 
 def declarations(header: Path) -> str:
-    """A header's declarations: without what is for C++ alone and without the preprocessor's lines."""
+    """A header's declarations: without what is for C++ alone, the preprocessor's lines and JANUS_API."""
     text = re.sub(r"^#ifdef __cplusplus\n.*?^#endif\n", "", without_comments(header.read_text(encoding="utf-8")), flags=re.DOTALL | re.MULTILINE)
-    return re.sub(r"^#.*\n", "", text, flags=re.MULTILINE)
+    return re.sub(r"^#.*\n|\bJANUS_API\b", "", text, flags=re.MULTILINE)
 
 
 def prototypes(source: Path, prefix: str) -> str:
