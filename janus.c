@@ -1546,16 +1546,15 @@ static HANDLE open_handle(const char *path, DWORD access) {
     return file;
 }
 
-static bool same_file(const char *path, const char *other) {
-    BY_HANDLE_FILE_INFORMATION of[2];
-    bool known = true;
-    for (int i = 0; i < 2; i++) {
-        HANDLE file = open_handle(i == 0 ? path : other, 0);
-        known = known && file != INVALID_HANDLE_VALUE && GetFileInformationByHandle(file, &of[i]) != 0;
-        if (file != INVALID_HANDLE_VALUE) CloseHandle(file);
-    }
-    return known && of[0].dwVolumeSerialNumber == of[1].dwVolumeSerialNumber &&
-           of[0].nFileIndexHigh == of[1].nFileIndexHigh && of[0].nFileIndexLow == of[1].nFileIndexLow;
+static bool file_identity(const char *path, uint64_t identity[2]) {
+    BY_HANDLE_FILE_INFORMATION status;
+    HANDLE file = open_handle(path, 0);
+    const bool known = file != INVALID_HANDLE_VALUE && GetFileInformationByHandle(file, &status) != 0;
+    if (file != INVALID_HANDLE_VALUE) CloseHandle(file);
+    if (!known) return false;
+    identity[0] = status.dwVolumeSerialNumber;
+    identity[1] = (uint64_t)status.nFileIndexHigh << 32 | status.nFileIndexLow;
+    return true;
 }
 
 static int file_map(const char *path, FileImage *image) {
@@ -1601,11 +1600,13 @@ static int folder_make(const char *path) {
     return _wmkdir(WIDE(path));
 }
 
-static bool input_ready(FILE *stream) {
+static bool input_ready(FILE *stream, int milliseconds) {
     DWORD bytes = 0;
     const HANDLE handle = (HANDLE)_get_osfhandle(_fileno(stream));
-    if (GetFileType(handle) == FILE_TYPE_CHAR) return WaitForSingleObject(handle, 0) == WAIT_OBJECT_0;
-    return !PeekNamedPipe(handle, NULL, 0, NULL, &bytes, NULL) || bytes > 0; /* fails for files and at the end */
+    if (GetFileType(handle) == FILE_TYPE_CHAR) return WaitForSingleObject(handle, (DWORD)milliseconds) == WAIT_OBJECT_0;
+    const bool waits = PeekNamedPipe(handle, NULL, 0, NULL, &bytes, NULL) && bytes == 0; /* fails for files */
+    if (waits) Sleep((DWORD)milliseconds);
+    return !waits;
 }
 
 static int64_t input_read(FILE *stream, void *bytes, size_t size) {
@@ -1681,10 +1682,13 @@ static PathKind path_kind(const char *path) {
     return (status.st_mode & 0222) == 0 || access(path, W_OK) != 0 ? PATH_PROTECTED : PATH_FILE; /* for root, too */
 }
 
-/* Whether both names lead to one file, however they are spelt. */
-static bool same_file(const char *path, const char *other) {
-    struct stat a, b;
-    return stat(path, &a) == 0 && stat(other, &b) == 0 && a.st_dev == b.st_dev && a.st_ino == b.st_ino;
+/* The numbers of a file or folder and of its volume, which tell it from all others; false if there is none. */
+static bool file_identity(const char *path, uint64_t identity[2]) {
+    struct stat status;
+    if (stat(path, &status) != 0) return false;
+    identity[0] = (uint64_t)status.st_dev;
+    identity[1] = (uint64_t)status.st_ino;
+    return true;
 }
 
 /* Maps `path`. Returns 0; 1 if it cannot be mapped but perhaps read; -1 if it cannot be opened. */
@@ -1798,10 +1802,10 @@ static int folder_make(const char *path) {
     return entries <= 2 ? 0 : -1; /* . and .. */
 }
 
-/* Whether input_read would return at once. */
-static bool input_ready(FILE *stream) {
+/* Waits up to `milliseconds` until input_read would return at once. A signal ends the wait, but not a read. */
+static bool input_ready(FILE *stream, int milliseconds) {
     struct pollfd input = {fileno(stream), POLLIN, 0};
-    return input.fd < 0 || poll(&input, 1, 0) > 0;
+    return input.fd < 0 || poll(&input, 1, milliseconds) > 0;
 }
 
 /* Reads up to `size` available bytes, waiting for the first. Nothing else may read the stream. 0: the end. */
@@ -1810,6 +1814,12 @@ static int64_t input_read(FILE *stream, void *bytes, size_t size) {
 }
 #endif
 #endif
+
+/* Whether both names lead to one file, however they are spelt. */
+static bool same_file(const char *path, const char *other) {
+    uint64_t a[2], b[2];
+    return file_identity(path, a) && file_identity(other, b) && a[0] == b[0] && a[1] == b[1];
+}
 
 static bool path_is_folder(const char *path) { return path_kind(path) == PATH_FOLDER; }
 static bool path_is_special(const char *path) { return path_kind(path) == PATH_DEVICE; }
@@ -5857,6 +5867,15 @@ static uint32_t utf8_next(const char *text, size_t *at) {
     return character;
 }
 
+/* Writes the character; returns the end. */
+static char *utf8_put(char *out, uint32_t character) {
+    const int rest = character < 0x80 ? 0 : character < 0x800 ? 1 : character < 0x10000 ? 2 : 3; /* after the first */
+    static const uint8_t leads[] = {0, 0xC0, 0xE0, 0xF0};
+    *out++ = (char)(leads[rest] | character >> 6 * rest);
+    for (int i = rest - 1; i >= 0; i--) *out++ = (char)(0x80 | (character >> 6 * i & 0x3F));
+    return out;
+}
+
 /* Ends the stream: an incomplete character becomes one U+FFFD. Returns the bytes written to `out`, 0 or 3. */
 static size_t utf8_stream_finish(Utf8Stream *stream, char *out) {
     const size_t written = stream->length > 0 ? 3 : 0;
@@ -9013,8 +9032,8 @@ double janus_queue_progress(const JanusQueue *queue, int64_t job) {
 }
 
 /* ==================================================================================================================
-   20  JSON: the lines of `janus batch`, by RFC 8259 to the letter. A text is read token by token; strings are decoded
-       where they stand, which never makes them longer.
+   20  JSON: the lines of `janus batch`, by RFC 8259 to the letter. json_next reads a text token by token. Strings are
+       decoded in place, since decoding never makes them longer.
    ================================================================================================================== */
 
 #if !defined(JANUS_LIBRARY)
@@ -9026,101 +9045,94 @@ typedef enum {
 enum { JSON_DEPTH = 64 };
 
 typedef struct {
-    char *at, *end;
-    const char *error; /* what is wrong at `at`; NULL: nothing */
-    StringView text;   /* of a key, string (a zero byte follows it), number, or of true, false, null */
-    uint64_t objects;  /* a bit for each level: an object, not an array */
+    char *begin, *at, *end; /* a zero byte follows the text */
+    Context *cx;            /* receives the error */
+    StringView text;        /* of a key, string (a zero byte follows it), number, or of true, false, null */
+    uint64_t objects;       /* a bit for each level: an object, not an array */
     int depth;
-    enum { VALUE_COMES, LIST_BEGAN, VALUE_ENDED } state;
+    enum { VALUE_COMES, LIST_BEGAN, VALUE_ENDED, FAILED } state;
 } Json;
 
-static Json json_begin(char *text, size_t length) {
-    Json j = {text, text + length, NULL, {text, 0}, 0, 0, VALUE_COMES};
-    const size_t valid = utf8_valid_prefix(text, length);
-    if (valid < length) j.at += valid, j.error = "this is not UTF-8";
-    return j;
-}
-
-static JsonToken json_fail(Json *j, const char *error) {
-    if (j->error == NULL) j->error = error;
+/* That a text is not JSON comes before any other error in it. */
+static JsonToken json_fail(Json *j, const char *what) {
+    if (j->state == FAILED) return JSON_ERROR;
+    j->state = FAILED;
+    j->cx->error.status = JANUS_OK;
+    context_fail(j->cx, JANUS_BAD_ARGUMENT, "not JSON: %s, at byte %lu of the line", what,
+                 (unsigned long)(j->at - j->begin) + 1);
     return JSON_ERROR;
 }
 
+static Json json_begin(Context *cx, char *text, size_t length) {
+    Json j = {text, text + utf8_valid_prefix(text, length), text + length, cx, {text, 0}, 0, 0, VALUE_COMES};
+    if (j.at < j.end) json_fail(&j, "this is not UTF-8");
+    j.at = text;
+    return j;
+}
+
 static bool json_take(Json *j, char c) {
-    const bool there = j->at < j->end && *j->at == c;
-    j->at += there;
-    return there;
+    const bool found = *j->at == c;
+    j->at += found;
+    return found;
 }
 
-static void json_space(Json *j) {
-    while (j->at < j->end && (*j->at == ' ' || *j->at == '\t' || *j->at == '\n' || *j->at == '\r')) j->at++;
-}
+static void json_space(Json *j) { j->at += strspn(j->at, " \t\r\n"); }
 
-/* Four hexadecimal digits. */
-static bool json_hex(Json *j, uint32_t *code) {
-    *code = 0;
-    for (int i = 0; i < 4; i++, j->at++) {
-        const char c = j->at < j->end ? *j->at : 0;
-        const int digit = c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10
-                          : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
-        if (digit < 0) return false;
-        *code = *code << 4 | (uint32_t)digit;
+/* The number in \uXXXX, after its backslash. */
+static uint32_t json_unit(Json *j) {
+    static const char digits[] = "0123456789abcdef0123456789ABCDEF";
+    uint32_t unit = 0;
+    if (!json_take(j, 'u')) json_fail(j, "a backslash is followed by \", \\, /, b, f, n, r, t or u");
+    for (int i = 0; i < 4 && j->state != FAILED; i++) {
+        const char *digit = *j->at != 0 ? strchr(digits, *j->at) : NULL;
+        if (digit == NULL) json_fail(j, "\\u is followed by four hexadecimal digits");
+        else unit = unit << 4 | ((uint32_t)(digit - digits) & 15), j->at++;
     }
-    return true;
+    return unit;
 }
 
-static char *put_utf8(char *out, uint32_t code) {
-    const int rest = code < 0x80 ? 0 : code < 0x800 ? 1 : code < 0x10000 ? 2 : 3; /* bytes after the first */
-    static const uint8_t leads[] = {0, 0xC0, 0xE0, 0xF0};
-    *out++ = (char)(leads[rest] | code >> 6 * rest);
-    for (int i = rest - 1; i >= 0; i--) *out++ = (char)(0x80 | (code >> 6 * i & 0x3F));
-    return out;
-}
-
-/* What follows a backslash; a character beyond U+FFFF is two of them. */
+/* Decodes what follows a backslash; a character beyond U+FFFF is a pair of surrogates. */
 static char *json_escape(Json *j, char *out) {
-    static const char names[] = "\"\\/bfnrt", means[] = "\"\\/\b\f\n\r\t";
-    const char c = j->at < j->end ? *j->at : 0, *name = c != 0 ? strchr(names, c) : NULL;
-    uint32_t code, low;
-    if (name != NULL) {
+    static const char letters[] = "\"\\/bfnrt", meanings[] = "\"\\/\b\f\n\r\t";
+    const char *letter = *j->at != 0 ? strchr(letters, *j->at) : NULL;
+    if (letter != NULL) {
         j->at++;
-        *out = means[name - names];
+        *out = meanings[letter - letters];
         return out + 1;
     }
-    if (!json_take(j, 'u')) json_fail(j, "a backslash is followed by \", \\, /, b, f, n, r, t or u");
-    else if (!json_hex(j, &code)) json_fail(j, "\\u is followed by four hexadecimal digits");
-    else if (code < 0xD800 || code > 0xDFFF) return put_utf8(out, code);
-    else if (code > 0xDBFF || !json_take(j, '\\') || !json_take(j, 'u') || !json_hex(j, &low) || low < 0xDC00 ||
-             low > 0xDFFF)
-        json_fail(j, "a surrogate \\uD800 to \\uDFFF is half of a pair, high then low");
-    else return put_utf8(out, 0x10000 + ((code - 0xD800) << 10 | (low - 0xDC00)));
-    return out;
+    uint32_t code = json_unit(j);
+    if (code >= 0xD800 && code <= 0xDFFF) {
+        const uint32_t low = code < 0xDC00 && json_take(j, '\\') ? json_unit(j) : 0;
+        if (low < 0xDC00 || low > 0xDFFF) json_fail(j, "\\uD800 to \\uDFFF come in pairs, the high one first");
+        code = 0x10000 + ((code - 0xD800) << 10 | (low & 0x3FF));
+    }
+    return j->state == FAILED ? out : utf8_put(out, code);
 }
 
 static bool json_string(Json *j) {
     char *out = j->at;
     if (!json_take(j, '"')) return json_fail(j, "a string in double quotes is missing") != JSON_ERROR;
     j->text.text = out;
-    while (j->error == NULL && !json_take(j, '"')) {
+    while (j->state != FAILED && !json_take(j, '"')) {
         if (j->at == j->end) json_fail(j, "the string does not end");
-        else if ((uint8_t)*j->at < 0x20) json_fail(j, "a control character stands in a string: write it as \\n or \\u");
+        else if ((uint8_t)*j->at < 0x20) json_fail(j, "a string holds a control character: write it as \\n or \\u");
         else if (json_take(j, '\\')) out = json_escape(j, out);
         else *out++ = *j->at++;
     }
-    if (j->error != NULL) return false;
+    if (j->state == FAILED) return false;
     *out = 0;
     j->text.length = (size_t)(out - j->text.text);
     return true;
 }
 
 static bool json_digits(Json *j) {
-    const char *first = j->at;
-    while (j->at < j->end && *j->at >= '0' && *j->at <= '9') j->at++;
-    return j->at > first;
+    const size_t count = strspn(j->at, "0123456789");
+    j->at += count;
+    return count > 0;
 }
 
 static JsonToken json_number(Json *j) {
-    char *first = j->at;
+    const char *first = j->at;
     json_take(j, '-');
     bool good = json_take(j, '0') || json_digits(j);
     if (good && json_take(j, '.')) good = json_digits(j);
@@ -9134,12 +9146,12 @@ static JsonToken json_number(Json *j) {
 
 static JsonToken json_value(Json *j) {
     static const char *const words[] = {"true", "false", "null"};
-    const char c = j->at < j->end ? *j->at : 0;
+    const char c = *j->at;
     j->state = VALUE_ENDED;
     if (c == '"') return json_string(j) ? JSON_STRING : JSON_ERROR;
     if (c == '-' || (c >= '0' && c <= '9')) return json_number(j);
     if (c == '{' || c == '[') {
-        if (j->depth == JSON_DEPTH) return json_fail(j, "more than 64 lists stand in each other");
+        if (j->depth == JSON_DEPTH) return json_fail(j, "lists are nested more than 64 deep");
         const uint64_t bit = (uint64_t)1 << j->depth++;
         j->objects = c == '{' ? j->objects | bit : j->objects & ~bit;
         j->state = LIST_BEGAN;
@@ -9147,10 +9159,9 @@ static JsonToken json_value(Json *j) {
         return c == '{' ? JSON_OBJECT : JSON_ARRAY;
     }
     for (int i = 0; i < 3; i++) {
-        const size_t length = strlen(words[i]);
-        if ((size_t)(j->end - j->at) < length || memcmp(j->at, words[i], length) != 0) continue;
-        j->text = (StringView){words[i], length};
-        j->at += length;
+        j->text = (StringView){words[i], strlen(words[i])};
+        if (strncmp(j->at, words[i], j->text.length) != 0) continue;
+        j->at += j->text.length;
         return JSON_WORD;
     }
     return json_fail(j, "a value is missing");
@@ -9158,7 +9169,7 @@ static JsonToken json_value(Json *j) {
 
 /* The next token; JSON_END once the one value of a text is complete, JSON_ERROR from an error on. */
 static JsonToken json_next(Json *j) {
-    if (j->error != NULL) return JSON_ERROR;
+    if (j->state == FAILED) return JSON_ERROR;
     json_space(j);
     if (j->state == VALUE_COMES) return json_value(j);
     if (j->depth == 0) return j->at == j->end ? JSON_END : json_fail(j, "more follows the value");
@@ -9177,6 +9188,33 @@ static JsonToken json_next(Json *j) {
     if (!json_take(j, ':')) return json_fail(j, "a colon is missing");
     j->state = VALUE_COMES;
     return JSON_KEY;
+}
+
+/* The digits of a whole number in any notation (7.0, 1e3, -0). False: it has a fraction, or more than 20 digits. */
+static bool whole_number(StringView number, char digits[24]) {
+    const char *c = number.text, *end = c + number.length;
+    const bool negative = *c == '-';
+    long zeros = 0, places = 0, exponent = 0; /* zeros at the end of the digits so far; digits after the point */
+    int length = negative;
+    bool point = false;
+    for (c += negative; c < end && *c != 'e' && *c != 'E'; places += point && *c != '.', c++) {
+        if (*c == '.') point = true;
+        else if (*c == '0') zeros += length > negative;
+        else {
+            for (; zeros > 0 && length < 22; zeros--) digits[length++] = '0';
+            if (length >= 21) return false;
+            digits[length++] = *c;
+        }
+    }
+    if (c < end) exponent = strtol(c + 1, NULL, 10);
+    if (length == negative) return strcpy(digits, "0") != NULL;
+    if (exponent > INT_MAX / 2 || exponent < -(INT_MAX / 2)) return false;
+    zeros += exponent - places;
+    if (zeros < 0 || zeros > 21 - length) return false;
+    for (; zeros > 0; zeros--) digits[length++] = '0';
+    digits[0] = negative ? '-' : digits[0];
+    digits[length] = 0;
+    return true;
 }
 
 /* ---- Writing ---- */
@@ -9213,20 +9251,18 @@ static void text_free(TextBuffer *buffer) {
     memset(buffer, 0, sizeof *buffer);
 }
 
-/* A string with its quotes; bytes that are not UTF-8 become U+FFFD. */
+/* Adds a string with its quotes. Control characters are escaped, so that a terminal does not obey them; bytes that are
+   not UTF-8 become U+FFFD. */
 static void json_write(TextBuffer *buffer, const char *text, size_t length) {
     text_add(buffer, "\"", 1);
-    while (length > 0) {
-        const size_t valid = utf8_valid_prefix(text, length);
-        for (size_t i = 0; i < valid; i++) {
-            if (text[i] == '"' || text[i] == '\\') text_add(buffer, "\\", 1);
-            if ((uint8_t)text[i] < 0x20) text_print(buffer, text[i] == '\n' ? "\\n" : "\\u%04x", (unsigned)text[i]);
-            else text_add(buffer, text + i, 1);
-        }
-        if (valid < length) text_add(buffer, "\xef\xbf\xbd", 3);
-        const size_t used = valid < length ? valid + 1 : valid;
-        text += used;
-        length -= used;
+    for (size_t at = 0, next = 0; at < length; at = next) {
+        const bool valid = utf8_valid_prefix(text + at, length - at < 4 ? length - at : 4) > 0;
+        const uint32_t c = valid ? utf8_next(text, &next) : 0;
+        next += !valid;
+        if (!valid) text_add(buffer, "\xEF\xBF\xBD", 3);
+        else if (c == '"' || c == '\\') text_print(buffer, "\\%c", (int)c);
+        else if (c < 0x20 || (c >= 0x7F && c < 0xA0)) text_print(buffer, c == '\n' ? "\\n" : "\\u%04x", (unsigned)c);
+        else text_add(buffer, text + at, next - at);
     }
     text_add(buffer, "\"", 1);
 }
@@ -10771,35 +10807,33 @@ static int command_chat(Program *program) {
 
 /* ---- batch: one job a line in, one result a line out ---- */
 
-enum { JOB_BYTES = 1 << 20, NAME_BUCKETS = 1 << 14, JOBS_FILE_LIMIT = 1 << 30 };
+enum { JOB_BYTES = 1 << 20 };
 
 typedef struct BatchJob {
     struct BatchJob *next;
     CommandLine line;   /* the options that its keys set; `text` is its prompt or question */
-    unsigned command;   /* FOR_GENERATE, FOR_ASK, FOR_ENCODE or FOR_DECODE; 0: not known yet */
+    unsigned command;   /* FOR_GENERATE or FOR_ASK; 0: not known yet */
     long number;        /* of its line */
     char *bytes;        /* its line, to which its texts point */
     StringView id;      /* as JSON: a number, or without its quotes a string */
     bool id_is_text, done;
-    int32_t *ids;       /* to decode */
-    int id_count;
     int64_t queued;     /* its number in the queue */
     double start;
-    JanusError error;
+    Context cx;         /* of which only the error is used */
     TextBuffer reply;
 } BatchJob;
 
-/* A name of a picture to be written, and the line that said so. */
-typedef struct OutputName {
-    struct OutputName *next;
+/* A picture that the job of a line reads or writes. */
+typedef struct {
+    uint64_t key, folded; /* hashes of its folder and name, and of the name in small letters */
     long line;
-    char name[];
-} OutputName;
+    bool writes;
+} Claim;
 
 typedef struct {
     Program *program;
     JanusQueue *queue;
-    FILE *stream;       /* NULL: all lines are in `bytes` */
+    FILE *stream;
     char *bytes;        /* [at, size): read and not taken */
     size_t at, size;
     long line;
@@ -10807,7 +10841,8 @@ typedef struct {
     bool failed, stopped;
     int read_error, write_error;
     BatchJob *jobs;     /* whose results are not printed yet */
-    OutputName *names[NAME_BUCKETS];
+    Claim *claims;
+    size_t claim_count, claim_capacity;
 } Batch;
 
 /* Reads on; waits for it only if it may. False: nothing new now. */
@@ -10816,9 +10851,10 @@ static bool read_more(Batch *batch, bool may_wait) {
     batch->size -= batch->at;
     batch->at = 0;
     if (batch->size > JOB_BYTES) batch->skips = true, batch->size = 0;
-    if (!may_wait && !input_ready(batch->stream)) return false;
+    bool ready = input_ready(batch->stream, 0);
+    while (!ready && may_wait && !stop_wished) ready = input_ready(batch->stream, 100);
+    if (!ready) return false;
     const int64_t got = input_read(batch->stream, batch->bytes + batch->size, JOB_BYTES + 1 - batch->size);
-    if (got < 0 && errno == EINTR) return false;
     if (got < 0) batch->read_error = errno;
     if (got <= 0) batch->ended = true;
     else batch->size += (size_t)got;
@@ -10838,174 +10874,206 @@ static bool next_line(Batch *batch, bool may_wait, StringView *line) {
     line->text = batch->skips || line->length > JOB_BYTES ? NULL : batch->bytes + batch->at;
     batch->at += line->length + (end != NULL);
     batch->skips = false;
-    batch->line++;
+    if (++batch->line == 1 && line->length >= 3 && line->text != NULL && memcmp(line->text, "\xEF\xBB\xBF", 3) == 0)
+        line->text += 3, line->length -= 3; /* a byte order mark */
     return true;
 }
 
-/* The line that has claimed this name of a picture before; else 0, and the name is this line's. -1: no memory. */
-static long claim_name(Batch *batch, const char *name, long line) {
-    uint32_t hash = 2166136261u;
-    while (name[0] == '.' && name[1] == '/') name += 2;
-    for (const char *c = name; *c != 0; c++) hash = (hash ^ (uint8_t)*c) * 16777619u;
-    OutputName **bucket = &batch->names[hash % NAME_BUCKETS];
-    for (const OutputName *other = *bucket; other != NULL; other = other->next)
-        if (strcmp(other->name, name) == 0) return other->line;
-    OutputName *claimed = malloc(sizeof *claimed + strlen(name) + 1);
-    if (claimed == NULL) return -1;
-    claimed->next = *bucket;
-    claimed->line = line;
-    strcpy(claimed->name, name);
-    *bucket = claimed;
-    return 0;
+/* ---- Two jobs of a run may not write one picture, and none may read what another writes ---- */
+
+static uint64_t add_to_hash(uint64_t hash, const void *bytes, size_t length) { /* FNV-1a */
+    for (size_t i = 0; i < length; i++) hash = (hash ^ ((const uint8_t *)bytes)[i]) * 1099511628211u;
+    return hash;
 }
 
-static bool claim_outputs(Batch *batch, BatchJob *job) {
-    char name[PATH_BYTES];
-    for (int i = 0; i < job->line.count && job->line.output != NULL; i++) {
-        if (!numbered_name(name, PATH_BYTES, job->line.output, i, job->line.count)) continue; /* refused later */
-        const long other = claim_name(batch, name, job->number);
-        if (other < 0) fail_memory(&job->error);
-        if (other > 0)
-            fail(&job->error, JANUS_BAD_ARGUMENT, "%s is what line %ld writes: give each job its own output", name,
-                 other);
-        if (other != 0) return false;
+/* Where the name in a path begins, after its folders. */
+static char *base_name(char *path) {
+    char *base = path + strlen(path);
+#if defined(_WIN32)
+    while (base > path && strchr("/\\:", base[-1]) == NULL) base--;
+#else
+    while (base > path && base[-1] != '/') base--;
+#endif
+    return base;
+}
+
+/* The file that a path leads to, however it is spelt, also one that does not exist yet: its folder and its name. */
+static bool identify(const char *path, Claim *claim) {
+    uint64_t folder[2] = {0, 0};
+    char *target = link_target(path), *base = target != NULL ? base_name(target) : NULL;
+    if (target == NULL) return false;
+    const size_t length = strlen(base);
+    const char first = base[0];
+    base[0] = 0;
+    file_identity(target[0] != 0 ? target : ".", folder);
+    base[0] = first;
+    const uint64_t hash = add_to_hash(14695981039346656037u, folder, sizeof folder);
+    claim->key = add_to_hash(hash, base, length);
+    for (size_t i = 0; i < length; i++)
+        if (base[i] >= 'A' && base[i] <= 'Z') base[i] = (char)(base[i] - 'A' + 'a');
+    claim->folded = add_to_hash(hash, base, length);
+    free(target);
+    return true;
+}
+
+/* Whether a.png and A.png are one file in the folder of this path. */
+static bool folder_folds_case(const char *path) {
+    char name[PATH_BYTES + 32];
+    snprintf(name, PATH_BYTES, "%s", path);
+    char *base = base_name(name);
+    snprintf(base, sizeof name - (size_t)(base - name), "janus-%d.case", process_id());
+    FILE *file = file_create(name);
+    if (file == NULL) return false;
+    fclose(file);
+    base[0] = 'J';
+    const bool folds = path_kind(name) != PATH_NONE;
+    base[0] = 'j';
+    file_remove(name);
+    return folds;
+}
+
+/* Claims a picture for a job, unless that of another line has it. */
+static void claim_picture(Batch *batch, BatchJob *job, const char *path, bool writes) {
+    Claim claim = {0, 0, job->number, writes};
+    if (!identify(path, &claim)) return; /* no such file; the job will say so */
+    for (size_t i = 0; i < batch->claim_count && !has_failed(&job->cx); i++) {
+        const Claim *other = &batch->claims[i];
+        if (other->folded != claim.folded || other->line == job->number || !(writes || other->writes)) continue;
+        if (other->key != claim.key && !folder_folds_case(path)) continue;
+        context_fail(&job->cx, JANUS_BAD_ARGUMENT, "%s is %s by line %ld: %s", path, other->writes ? "written" : "read",
+                     other->line, writes ? "give each job an output of its own" : "ask about it in another run");
     }
-    return true;
+    Claim *grown = grow(batch->claims, &batch->claim_capacity, batch->claim_count + 1, sizeof *grown);
+    if (grown == NULL) context_fail_memory(&job->cx);
+    if (has_failed(&job->cx)) return;
+    batch->claims = grown;
+    batch->claims[batch->claim_count++] = claim;
+}
+
+/* Claims all pictures of a job, or none. */
+static void claim_pictures(Batch *batch, BatchJob *job) {
+    const size_t before = batch->claim_count;
+    const CommandLine *line = &job->line;
+    char name[PATH_BYTES];
+    for (int i = 0; i < line->image_count; i++) claim_picture(batch, job, line->images[i], false);
+    for (int i = 0; i < line->count && line->output != NULL; i++)
+        if (numbered_name(name, PATH_BYTES, line->output, i, line->count)) claim_picture(batch, job, name, true);
+    if (has_failed(&job->cx)) batch->claim_count = before;
 }
 
 /* ---- What a line may say ---- */
 
 /* Keys with an option's name set that option; the first rows are those that say what the job is. */
-enum { KEY_PROMPT, KEY_QUESTION, KEY_ENCODE, KEY_DECODE, KEY_ID, KEY_IMAGE, KEY_IMAGES };
+enum { KEY_PROMPT, KEY_QUESTION, KEY_ID, KEY_IMAGE, KEY_IMAGES };
 static const struct {
     const char *key, *option;
     unsigned commands;
 } KEYS[] = {
-    {"prompt", NULL, FOR_GENERATE}, {"question", NULL, FOR_ASK}, {"encode", "--image", FOR_ENCODE},
-    {"decode", NULL, FOR_DECODE}, {"id", NULL, FOR_ALL}, {"image", "--image", FOR_ASK}, {"images", "--image", FOR_ASK},
-    {"output", "--output", FOR_GENERATE | FOR_DECODE}, {"n", "--count", FOR_GENERATE},
+    {"prompt", NULL, FOR_GENERATE}, {"question", NULL, FOR_ASK}, {"id", NULL, FOR_ALL}, {"image", "--image", FOR_ASK},
+    {"images", "--image", FOR_ASK}, {"output", "--output", FOR_GENERATE}, {"n", "--count", FOR_GENERATE},
     {"seed", "--seed", FOR_GENERATE | FOR_ASK}, {"cfg", "--cfg", FOR_GENERATE},
     {"temperature", "--temperature", FOR_GENERATE | FOR_ASK}, {"max_tokens", "--max-tokens", FOR_ASK},
     {"top_k", "--top-k", FOR_ASK}, {"top_p", "--top-p", FOR_ASK},
 };
 enum { KEY_COUNT = sizeof KEYS / sizeof *KEYS };
 
-PRINTF_LIKE(2, 3)
-static bool refuse_job(BatchJob *job, const char *format, ...) {
-    va_list arguments;
-    va_start(arguments, format);
-    if (job->error.status == JANUS_OK) fill_error(&job->error, JANUS_BAD_ARGUMENT, format, arguments);
-    va_end(arguments);
-    return false;
+/* Says which values a key takes. */
+static void refuse_value_of(BatchJob *job, const char *key, const Option *option, const char *value) {
+    Context *cx = &job->cx;
+    if (option->kind == AS_SEED)
+        context_fail(cx, JANUS_BAD_ARGUMENT, "\"%s\" takes a whole number from 0 to %llu, or -1: a random one, not "
+                     "%.60s", key, ULLONG_MAX, value);
+    else if (option->kind == AS_WHOLE)
+        context_fail(cx, JANUS_BAD_ARGUMENT, "\"%s\" takes a whole number from %.0f to %.0f, not %.60s", key,
+                     option->low, option->high, value);
+    else if (option->kind == AS_NUMBER)
+        context_fail(cx, JANUS_BAD_ARGUMENT, "\"%s\" takes a number from %g to %g, not %.60s", key, option->low,
+                     option->high, value);
+    else if (job->line.image_count == CLI_IMAGES)
+        context_fail(cx, JANUS_BAD_ARGUMENT, "at most %d images go with a question", CLI_IMAGES);
+    else context_fail(cx, JANUS_BAD_ARGUMENT, "\"%s\" is empty or holds a zero character", key);
 }
 
-/* Sets the option of a key to what the token says. */
-static bool take_option(BatchJob *job, int key, JsonToken token, StringView text) {
+/* Sets the option of a key to the value of the token. */
+static void take_option(BatchJob *job, int key, JsonToken token, StringView text) {
     const Option *option = find_option(KEYS[key].option);
-    const bool number = option->kind != AS_NAME && option->kind != AS_IMAGE;
-    char digits[64] = "";
-    if (token != (number ? JSON_NUMBER : JSON_STRING))
-        return refuse_job(job, "\"%s\" takes a %s", KEYS[key].key, number ? "number" : "string");
-    if (number && text.length < sizeof digits) memcpy(digits, text.text, text.length);
-    if (memchr(text.text, 0, text.length) == NULL && set_option(&job->line, option, number ? digits : text.text))
-        return true;
-    if (option->kind == AS_SEED) return refuse_job(job, "\"seed\" takes a whole number from 0 to %llu", ULLONG_MAX);
-    if (number)
-        return refuse_job(job, "\"%s\" takes a %snumber from %g to %g, not %.60s", KEYS[key].key,
-                          option->kind == AS_WHOLE ? "whole " : "", option->low, option->high, digits);
-    if (job->line.image_count == CLI_IMAGES) return refuse_job(job, "at most %d images go with a question", CLI_IMAGES);
-    return refuse_job(job, "\"%s\" is empty or holds a zero character", KEYS[key].key);
-}
-
-/* [1, 2, ...], as many as a picture has. */
-static bool take_ids(BatchJob *job, Json *j, int expected) {
-    JsonToken token = json_next(j);
-    job->ids = allocate(expected, sizeof *job->ids);
-    if (job->ids == NULL) return fail_memory(&job->error) == JANUS_OK;
-    if (token != JSON_ARRAY) return refuse_job(job, "\"decode\" takes a list of ids");
-    while ((token = json_next(j)) == JSON_NUMBER) {
-        char digits[16] = "";
-        int id;
-        if (j->text.length < sizeof digits) memcpy(digits, j->text.text, j->text.length);
-        if (!parse_integer(digits, INT32_MIN, INT32_MAX, &id))
-            return refuse_job(job, "\"decode\" takes whole numbers: number %d is not one", job->id_count + 1);
-        if (job->id_count < expected) job->ids[job->id_count] = id;
-        job->id_count++;
+    const bool whole = option->kind == AS_WHOLE || option->kind == AS_SEED, number = whole || option->kind == AS_NUMBER;
+    char digits[24], *end = (char *)text.text + text.length;
+    if (token != (number ? JSON_NUMBER : JSON_STRING)) {
+        context_fail(&job->cx, JANUS_BAD_ARGUMENT, "\"%s\" takes a %s", KEYS[key].key, number ? "number" : "string");
+        return;
     }
-    if (token != JSON_CLOSE) return refuse_job(job, "\"decode\" takes a list of ids");
-    if (job->id_count == expected) return true;
-    return refuse_job(job, "a picture of this model has %d ids, but %d were given", expected, job->id_count);
+    const char next = *end;
+    *end = 0; /* after a number another token may begin there */
+    if (strlen(text.text) < text.length || (whole && !whole_number(text, digits)) ||
+        !set_option(&job->line, option, whole ? digits : text.text))
+        refuse_value_of(job, KEYS[key].key, option, text.text);
+    *end = next;
 }
 
-/* The value of a key. */
-static bool take_value(BatchJob *job, int key, Json *j, int image_tokens_expected) {
-    if (key == KEY_DECODE) return take_ids(job, j, image_tokens_expected);
-    JsonToken token = json_next(j);
-    if (token == JSON_ERROR) return false;
+/* Takes the value of a key, whose first token was read. */
+static void take_value(BatchJob *job, int key, Json *j, JsonToken token) {
+    const bool is_text = token == JSON_STRING;
     if (key == KEY_ID) {
-        job->id_is_text = token == JSON_STRING;
-        if (token != JSON_STRING && token != JSON_NUMBER) return refuse_job(job, "\"id\" takes a string or a number");
-        job->id = j->text;
-        return true;
+        if (!is_text && token != JSON_NUMBER)
+            context_fail(&job->cx, JANUS_BAD_ARGUMENT, "\"id\" takes a string or a number");
+        else job->id = j->text, job->id_is_text = is_text;
+    } else if (key == KEY_IMAGES) {
+        if (token == JSON_ARRAY)
+            while ((token = json_next(j)) == JSON_STRING) take_option(job, key, token, j->text);
+        if (token != JSON_CLOSE) context_fail(&job->cx, JANUS_BAD_ARGUMENT, "\"images\" takes a list of names");
+    } else if (KEYS[key].option != NULL) {
+        take_option(job, key, token, j->text);
+    } else {
+        if (!is_text || strlen(j->text.text) < j->text.length)
+            context_fail(&job->cx, JANUS_BAD_ARGUMENT, "\"%s\" takes a string without zero characters", KEYS[key].key);
+        job->line.text = j->text.text;
     }
-    if (key == KEY_IMAGES) {
-        if (token != JSON_ARRAY) return refuse_job(job, "\"images\" takes a list of names");
-        while ((token = json_next(j)) == JSON_STRING)
-            if (!take_option(job, key, token, j->text)) return false;
-        return token == JSON_CLOSE || refuse_job(job, "\"images\" takes a list of names");
-    }
-    if (key > KEY_QUESTION) return take_option(job, key, token, j->text);
-    if (token != JSON_STRING || memchr(j->text.text, 0, j->text.length) != NULL)
-        return refuse_job(job, "\"%s\" takes a string without zero characters", KEYS[key].key);
-    job->line.text = j->text.text;
-    return true;
 }
 
-/* Whether the keys that were given go together. */
-static bool keys_fit(BatchJob *job, unsigned given) {
-    int main_key = -1;
-    for (int key = KEY_PROMPT; key <= KEY_DECODE; key++) {
-        if ((given >> key & 1) == 0) continue;
-        if (main_key >= 0) return refuse_job(job, "\"%s\" and \"%s\" are two jobs", KEYS[main_key].key, KEYS[key].key);
-        main_key = key;
-    }
-    if (main_key < 0) return refuse_job(job, "a job has \"prompt\", \"question\", \"encode\" or \"decode\"");
-    job->command = KEYS[main_key].commands;
+/* Checks that the keys that were given go together. */
+static void check_job(BatchJob *job, unsigned given) {
+    Context *cx = &job->cx;
+    const bool draws = given >> KEY_PROMPT & 1, asks = given >> KEY_QUESTION & 1;
+    job->command = draws ? FOR_GENERATE : FOR_ASK;
+    if (draws == asks)
+        context_fail(cx, JANUS_BAD_ARGUMENT, draws ? "\"prompt\" and \"question\" are two jobs"
+                                                   : "a job has \"prompt\" or \"question\"");
     for (int key = 0; key < KEY_COUNT; key++)
         if ((given >> key & 1) != 0 && (KEYS[key].commands & job->command) == 0)
-            return refuse_job(job, "\"%s\" does not go with \"%s\"", KEYS[key].key, KEYS[main_key].key);
-    if ((job->command & (FOR_GENERATE | FOR_DECODE)) != 0 && job->line.output == NULL)
-        return refuse_job(job, "\"output\" is missing: the name of the picture");
-    return true;
+            context_fail(cx, JANUS_BAD_ARGUMENT, "\"%s\" does not go with \"%s\"", KEYS[key].key,
+                         draws ? "prompt" : "question");
+    if (draws && job->line.output == NULL)
+        context_fail(cx, JANUS_BAD_ARGUMENT, "\"output\" is missing: the name of the picture");
 }
 
-/* Reads a line into a job, whose `line` holds the defaults. False: job->error says what is wrong. */
-static bool parse_job(BatchJob *job, char *text, size_t length, int image_tokens_expected) {
-    Json j = json_begin(text, length);
+/* Reads a line into a job, whose `line` holds the defaults. A key whose value is null is not given. */
+static void parse_job(BatchJob *job, char *text, size_t length) {
+    Context *cx = &job->cx;
+    Json j = json_begin(cx, text, length);
     unsigned given = 0;
     JsonToken token = json_next(&j);
-    if (token != JSON_OBJECT) refuse_job(job, "a line is an object in { }");
-    while (job->error.status == JANUS_OK && (token = json_next(&j)) == JSON_KEY) {
+    if (token != JSON_OBJECT) context_fail(cx, JANUS_BAD_ARGUMENT, "a line is an object in { }");
+    while (!has_failed(cx) && (token = json_next(&j)) == JSON_KEY) {
+        const StringView name = j.text;
         int key = 0;
-        while (key < KEY_COUNT && strcmp(KEYS[key].key, j.text.text) != 0) key++;
-        if (key == KEY_COUNT || strlen(j.text.text) != j.text.length)
-            refuse_job(job, "unknown key \"%.60s\"", j.text.text);
-        else if ((given >> key & 1) != 0) refuse_job(job, "\"%s\" is given twice", KEYS[key].key);
-        else if (take_value(job, key, &j, image_tokens_expected)) given |= 1u << key;
+        while (key < KEY_COUNT && strcmp(KEYS[key].key, name.text) != 0) key++;
+        token = json_next(&j);
+        if (key == KEY_COUNT || strlen(name.text) != name.length)
+            context_fail(cx, JANUS_BAD_ARGUMENT, "unknown key \"%.60s\"", name.text);
+        else if ((given >> key & 1) != 0)
+            context_fail(cx, JANUS_BAD_ARGUMENT, "\"%s\" is given twice", KEYS[key].key);
+        else if (token == JSON_WORD && j.text.text[0] == 'n') continue;
+        else take_value(job, key, &j, token), given |= 1u << key;
     }
-    while (token != JSON_ERROR && token != JSON_END) token = json_next(&j);
-    if (j.error != NULL) {
-        job->error.status = JANUS_OK; /* that it is not JSON comes before what it says */
-        return refuse_job(job, "not JSON: %s, at byte %lu of the line", j.error, (unsigned long)(j.at - text) + 1);
-    }
-    return job->error.status == JANUS_OK && keys_fit(job, given);
+    while (token != JSON_ERROR && token != JSON_END) token = json_next(&j); /* it may still not be JSON */
+    if (!has_failed(cx)) check_job(job, given);
 }
 
 /* ---- Results ---- */
 
 static void free_job(BatchJob *job) {
     free(job->bytes);
-    free(job->ids);
     text_free(&job->reply);
     free(job);
 }
@@ -11021,10 +11089,10 @@ static void begin_reply(BatchJob *job) {
 
 /* Its end: what went wrong, if anything did, else the seconds that it took. */
 static void end_reply(Batch *batch, BatchJob *job) {
-    if (job->error.status != JANUS_OK) {
+    if (job->cx.error.status != JANUS_OK) {
         begin_reply(job);
         text_print(&job->reply, ", \"line\": %ld, \"error\": ", job->number);
-        json_write(&job->reply, job->error.message, strlen(job->error.message));
+        json_write(&job->reply, job->cx.error.message, strlen(job->cx.error.message));
         batch->failed = true;
     } else text_print(&job->reply, ", \"seconds\": %.3f", clock_seconds() - job->start);
     text_print(&job->reply, "}\n");
@@ -11059,19 +11127,19 @@ static void list_outputs(BatchJob *job) {
     text_print(&job->reply, "]");
 }
 
-/* Decodes and writes the pictures of a drawing, or of ids that were given. */
+/* Decodes and writes the pictures of a drawing. */
 static void write_pictures(Batch *batch, BatchJob *job, const int32_t *ids) {
     const Program *program = batch->program;
     const JanusGenerateOptions options = generate_options(&job->line);
-    const bool says = job->command == FOR_GENERATE && !job->line.no_metadata;
-    for (int i = 0; i < job->line.count && job->error.status == JANUS_OK; i++) {
+    const bool says = !job->line.no_metadata;
+    for (int i = 0; i < job->line.count && job->cx.error.status == JANUS_OK; i++) {
         char name[PATH_BYTES], *text = says ? drawing_text(program, job->line.text, &options, i) : NULL;
         JanusImage image = {0, 0, NULL};
         numbered_name(name, PATH_BYTES, job->line.output, i, job->line.count);
-        if (says && text == NULL) fail_memory(&job->error);
+        if (says && text == NULL) fail_memory(&job->cx.error);
         else if (janus_decode_image(program->session, ids + i * image_tokens(&program->model->config), &image,
-                                    &job->error) == JANUS_OK)
-            janus_image_save_with_text(name, &image, text, &job->error);
+                                    &job->cx.error) == JANUS_OK)
+            janus_image_save_with_text(name, &image, text, &job->cx.error);
         janus_image_free(&image);
         free(text);
     }
@@ -11110,32 +11178,18 @@ static bool was_done(const Program *program, BatchJob *job) {
     return i == job->line.count;
 }
 
-static void encode_job(Batch *batch, BatchJob *job) {
-    const int count = (int)image_tokens(&batch->program->model->config);
-    JanusImage image = {0, 0, NULL};
-    int32_t *ids = allocate(count, sizeof *ids);
-    if (ids == NULL) fail_memory(&job->error);
-    else if (image_from_path(job->line.images[0], !job->line.no_exif, &image, &job->error) == JANUS_OK)
-        janus_encode_image(batch->program->session, &image, ids, &job->error);
-    for (int i = 0; i < count && job->error.status == JANUS_OK; i++)
-        text_print(&job->reply, "%s%ld", i > 0 ? ", " : ", \"ids\": [", (long)ids[i]);
-    text_print(&job->reply, "]");
-    janus_image_free(&image);
-    free(ids);
-}
-
 static void submit_question(Batch *batch, BatchJob *job) {
     JanusImage images[CLI_IMAGES] = {{0, 0, NULL}};
     const JanusAskOptions options = ask_options(&job->line);
     const int count = job->line.image_count;
-    for (int i = 0; i < count && job->error.status == JANUS_OK; i++)
-        image_from_path(job->line.images[i], !job->line.no_exif, &images[i], &job->error);
-    if (job->error.status == JANUS_OK)
-        janus_queue_ask(batch->queue, job->line.text, images, count, &options, &job->queued, &job->error);
+    for (int i = 0; i < count && job->cx.error.status == JANUS_OK; i++)
+        image_from_path(job->line.images[i], !job->line.no_exif, &images[i], &job->cx.error);
+    if (job->cx.error.status == JANUS_OK)
+        janus_queue_ask(batch->queue, job->line.text, images, count, &options, &job->queued, &job->cx.error);
     for (int i = 0; i < count; i++) janus_image_free(&images[i]);
 }
 
-/* Hands the job to the queue, or does at once what has no steps. */
+/* Hands the job to the queue, unless an earlier run has done it. */
 static void begin_job(Batch *batch, BatchJob *job) {
     CommandLine *line = &job->line;
     job->start = clock_seconds();
@@ -11149,12 +11203,10 @@ static void begin_job(Batch *batch, BatchJob *job) {
     if (!line->has_seed) line->seed = (make_up_seed() + 7919u * (uint64_t)job->number) % 1000000000u;
     line->has_seed = true;
     const JanusGenerateOptions options = generate_options(line);
-    if (line->output != NULL) output_usable(batch->program, line->output, line->count, &job->error);
-    if (job->error.status == JANUS_OK && job->command == FOR_GENERATE)
-        janus_queue_generate(batch->queue, line->text, &options, &job->queued, &job->error);
-    else if (job->error.status == JANUS_OK && job->command == FOR_ASK) submit_question(batch, job);
-    else if (job->error.status == JANUS_OK && job->command == FOR_ENCODE) encode_job(batch, job);
-    else if (job->error.status == JANUS_OK) write_pictures(batch, job, job->ids);
+    if (line->output != NULL) output_usable(batch->program, line->output, line->count, &job->cx.error);
+    if (job->cx.error.status == JANUS_OK && job->command == FOR_GENERATE)
+        janus_queue_generate(batch->queue, line->text, &options, &job->queued, &job->cx.error);
+    else if (job->cx.error.status == JANUS_OK) submit_question(batch, job);
     if (job->queued == 0) end_reply(batch, job);
 }
 
@@ -11164,8 +11216,8 @@ static void take_results(Batch *batch) {
     while (janus_queue_collect(batch->queue, &result)) {
         BatchJob *job = batch->jobs;
         while (job->queued != result.job) job = job->next;
-        job->error = result.error;
-        if (result.error.status == JANUS_CANCELLED) fail(&job->error, JANUS_CANCELLED, "stopped before it was done");
+        job->cx.error = result.error;
+        if (result.error.status == JANUS_CANCELLED) fail(&job->cx.error, JANUS_CANCELLED, "stopped before it was done");
         else if (result.error.status == JANUS_OK && result.answer == NULL) write_pictures(batch, job, result.ids);
         else if (result.error.status == JANUS_OK) {
             text_print(&job->reply, ", \"answer\": ");
@@ -11197,8 +11249,9 @@ static BatchJob *new_job(Batch *batch, StringView line) {
     job->line.text = NULL;
     job->number = batch->line;
     job->bytes = bytes;
-    if (line.text == NULL) refuse_job(job, "the line is longer than 1 MiB");
+    if (line.text == NULL) context_fail(&job->cx, JANUS_BAD_ARGUMENT, "the line is longer than 1 MiB");
     else memcpy(bytes, line.text, line.length);
+    bytes[line.text != NULL ? line.length : 0] = 0;
     while (*last != NULL) last = &(*last)->next;
     *last = job;
     return job;
@@ -11208,33 +11261,11 @@ static BatchJob *new_job(Batch *batch, StringView line) {
 static bool take_line(Batch *batch, StringView line) {
     BatchJob *job = new_job(batch, line);
     if (job == NULL) return false;
-    const bool good = job->error.status == JANUS_OK &&
-                      parse_job(job, job->bytes, line.length, (int)image_tokens(&batch->program->model->config)) &&
-                      (batch->stream == NULL || claim_outputs(batch, job));
-    if (good) begin_job(batch, job);
-    else begin_reply(job), end_reply(batch, job);
+    if (!has_failed(&job->cx)) parse_job(job, job->bytes, line.length);
+    if (!has_failed(&job->cx)) claim_pictures(batch, job);
+    if (!has_failed(&job->cx)) begin_job(batch, job);
+    else end_reply(batch, job);
     return job->queued != 0;
-}
-
-/* Before the work on a file: whether each picture has a name of its own; says which has not. */
-static bool outputs_differ(Batch *batch) {
-    bool good = true;
-    StringView line;
-    while (next_line(batch, false, &line)) {
-        BatchJob *job = new_job(batch, line);
-        if (job == NULL) continue;
-        if (job->error.status == JANUS_OK &&
-            parse_job(job, job->bytes, line.length, (int)image_tokens(&batch->program->model->config)) &&
-            !claim_outputs(batch, job)) {
-            complain("line %ld: %s", job->number, job->error.message);
-            good = false;
-        }
-        batch->jobs = NULL;
-        free_job(job);
-    }
-    batch->at = 0;
-    batch->line = 0;
-    return good;
 }
 
 /* After the first SIGINT: answers that are being written and drawings that are half done are finished. */
@@ -11264,23 +11295,15 @@ static void run_batch(Batch *batch) {
     }
 }
 
-/* The jobs of a file are all read before the work; those of stdin as they come. */
-static bool open_jobs(Batch *batch, const char *path, FileImage *file) {
-    if (strcmp(path, "-") == 0) {
-        batch->stream = stdin;
-        batch->bytes = malloc(JOB_BYTES + 1);
-        if (batch->bytes == NULL) complain("out of memory");
-        return batch->bytes != NULL;
-    }
-    if (!read_input(path, JOBS_FILE_LIMIT, false, file)) return false;
-    batch->bytes = (char *)file->bytes;
-    batch->size = file->size;
-    batch->ended = true;
-    return outputs_differ(batch);
+static bool open_jobs(Batch *batch, const char *path) {
+    batch->stream = strcmp(path, "-") == 0 ? stdin : file_open(path, "rb");
+    batch->bytes = malloc(JOB_BYTES + 1);
+    if (batch->stream == NULL) complain("cannot read %s: %s", path, strerror(errno));
+    else if (batch->bytes == NULL) complain("out of memory");
+    return batch->stream != NULL && batch->bytes != NULL;
 }
 
 static int command_batch(Program *program) {
-    FileImage file = {0};
     Batch *batch = calloc(1, sizeof *batch);
     if (batch == NULL) {
         fail_memory(&program->error);
@@ -11288,14 +11311,16 @@ static int command_batch(Program *program) {
     }
     batch->program = program;
     program->screen.shows_progress = false; /* the results are the progress */
-    bool good = open_jobs(batch, program->line.text, &file);
+    bool good = open_jobs(batch, program->line.text);
     if (good && janus_queue_new(program->session, program->line.batch, &batch->queue, &program->error) != JANUS_OK)
         good = program_failed(program) == EXIT_DONE;
     begin_work(program);
     if (good) run_batch(batch);
     end_work(program);
     const bool stopped = stop_wished;
-    if (batch->read_error != 0) complain("cannot read stdin: %s", strerror(batch->read_error));
+    if (batch->read_error != 0)
+        complain("cannot read %s: %s", batch->stream == stdin ? "stdin" : program->line.text,
+                 strerror(batch->read_error));
     if (batch->write_error != 0) complain("cannot write to stdout: %s", strerror(batch->write_error));
     if (batch->read_error != 0 || batch->write_error != 0 || batch->failed) good = false;
     janus_queue_free(batch->queue);
@@ -11304,13 +11329,9 @@ static int command_batch(Program *program) {
         batch->jobs = job->next;
         free_job(job);
     }
-    for (int i = 0; i < NAME_BUCKETS; i++)
-        for (OutputName *name = batch->names[i], *next; name != NULL; name = next) {
-            next = name->next;
-            free(name);
-        }
-    if (batch->stream != NULL) free(batch->bytes);
-    file_image_free(&file);
+    if (batch->stream != NULL && batch->stream != stdin) fclose(batch->stream);
+    free(batch->claims);
+    free(batch->bytes);
     free(batch);
     return stopped ? EXIT_STOPPED : good ? EXIT_DONE : EXIT_FAILED;
 }

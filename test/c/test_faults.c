@@ -1209,8 +1209,8 @@ static void fail_command(const char *command, const char *input, Kind kind, int 
    all at once may be there for each alone. */
 static void fail_batch(const char *model, Kind kind, int error) {
     static const char jobs[] = "{\"prompt\": \"a\", \"seed\": 1, \"output\": \"out.png\"}\n"
-                               "{\"question\": \"Hi\", \"max_tokens\": 2}\n{\"encode\": \"in.jpg\"}\n"
-                               "{\"decode\": [1, 2, 3, 4], \"output\": \"janus-1.png\"}\n";
+                               "{\"question\": \"Hi\", \"max_tokens\": 2, \"image\": \"in.jpg\"}\n"
+                               "{\"prompt\": \"b\", \"seed\": 2, \"output\": \"janus-1.png\"}\n";
     char command[1200];
     int at = 0, wrong = 0;
     snprintf(command, sizeof command, "batch -m %s --threads 1 -", model);

@@ -462,34 +462,47 @@ static void fuzz_options(const uint8_t *data, size_t size) {
 /* What was read as a string is UTF-8, ends with a zero byte, and comes back when it is written and read again. */
 static void check_json_string(StringView text) {
     TextBuffer written = {NULL, 0, 0, false};
+    Context cx = {0};
     promise(utf8_valid(text.text, text.length) && text.text[text.length] == 0, "strings are UTF-8 and end");
     json_write(&written, text.text, text.length);
-    Json again = json_begin(written.text, written.length);
+    const size_t length = written.length;
+    text_add(&written, "", 1);
+    Json again = json_begin(&cx, written.text, length);
     promise(json_next(&again) == JSON_STRING && again.text.length == text.length &&
                 memcmp(again.text.text, text.text, text.length) == 0 && json_next(&again) == JSON_END,
             "a string that was written can be read");
     free(written.text);
 }
 
+/* The digits of a whole number have the value of the number. */
+static void check_json_number(StringView number) {
+    char digits[24], text[64] = "";
+    if (number.length >= sizeof text || !whole_number(number, digits)) return;
+    memcpy(text, number.text, number.length);
+    promise(strtod(text, NULL) == strtod(digits, NULL) && strspn(digits, "-0123456789") == strlen(digits), "one number");
+}
+
 static void fuzz_json(const uint8_t *data, size_t size) {
-    char *text = need(malloc(size > 0 ? size : 1));
+    char *text = need(calloc(size + 1, 1));
     size_t tokens = 0;
     JsonToken token;
+    Context cx = {0};
     if (size > 0) memcpy(text, data, size);
-    Json j = json_begin(text, size);
+    Json j = json_begin(&cx, text, size);
     do {
         token = json_next(&j);
         promise(++tokens <= size + 1 && j.at <= j.end && j.depth <= JSON_DEPTH, "each token has its own character");
         if (token == JSON_KEY || token == JSON_STRING) check_json_string(j.text);
+        if (token == JSON_NUMBER) check_json_number(j.text);
     } while (token != JSON_ERROR && token != JSON_END);
-    promise((token == JSON_ERROR) == (j.error != NULL) && (token == JSON_ERROR || j.depth == 0), "an error or the end");
+    promise((token == JSON_ERROR) == has_failed(&cx) && (token == JSON_ERROR || j.depth == 0), "an error or the end");
     BatchJob *job = need(calloc(1, sizeof *job));
     job->line = LINE_DEFAULTS;
     job->bytes = text;
     if (size > 0) memcpy(text, data, size);
-    const bool good = parse_job(job, text, size, 4);
-    promise(good == (job->error.status == JANUS_OK) && good == (job->error.message[0] == 0), "a job or an error");
-    promise(!good || (token == JSON_END && job->command != 0), "a job is JSON");
+    parse_job(job, text, size);
+    promise(has_failed(&job->cx) == (job->cx.error.message[0] != 0), "an error has a message");
+    promise(has_failed(&job->cx) || (token == JSON_END && job->command != 0), "a job is JSON");
     free_job(job);
 }
 

@@ -223,7 +223,7 @@ def write(folder: Path) -> None:
     jobs = {
         "draw": '{"id": 1, "prompt": "a fox", "seed": 7, "n": 2, "cfg": 5, "temperature": 1, "output": "fox.png"}',
         "ask": '{"id": "\\u00e4\\ud83d\\ude00\\n", "images": ["a.png", "b.png"], "question": "what?", "max_tokens": 3, "top_k": 5, "top_p": 0.5}',
-        "encode": ' { "encode" : "a.png" } ', "decode": '{"decode": [0, 5, 7, 15], "output": "a.png"}',
+        "pandas": ' { "question" : "a" , "seed": 7.0, "top_k": 1e1, "temperature": 1, "image": null } ',
         "other": '[null, true, false, -0.5e+3, [{"": {}}, "\\"\\\\\\/\\b\\f\\r\\t\\u0000"]]'}
     seeds |= {f"json/{name}": line.encode() for name, line in jobs.items()}
     seeds["options/batch"] = b"batch\n--unordered\n-\n\n" + "\n".join(jobs.values()).encode()

@@ -92,7 +92,7 @@ def test_strings_come_back(tmp_path: Path, value: str) -> None:
 
 def test_lines_have_a_limit(tmp_path: Path) -> None:
     """1 MiB is a line; a byte more is refused, and the next line is read."""
-    line = b'{"encode": "missing.png"}'
+    line = b'{"question": "a", "image": "missing.png"}'
     full = line + b" " * ((1 << 20) - len(line))
     for as_file in (False, True):
         results = run(b"\n".join([full, full + b" ", full * 3, b"", b" \t\r", line + b"\r", line]), cwd=tmp_path, code=1, as_file=as_file)
@@ -104,7 +104,7 @@ def test_lines_have_a_limit(tmp_path: Path) -> None:
 # ---- What a job may say ----
 
 @pytest.mark.parametrize("job, message", [
-    ('{}', 'a job has "prompt"'),
+    ('{}', 'a job has "prompt" or "question"'),
     ('{"prompt": "a", "question": "b", "output": "a.png"}', "are two jobs"),
     ('{"prompt": "a"}', '"output" is missing'),
     ('{"prompt": "a", "output": "a.gif"}', "must end in .png"),
@@ -112,10 +112,20 @@ def test_lines_have_a_limit(tmp_path: Path) -> None:
     ('{"prompt": "a", "output": "a.png", "promt": "b"}', 'unknown key "promt"'),
     ('{"prompt": "a", "prompt": "b", "output": "a.png"}', '"prompt" is given twice'),
     ('{"prompt": "a", "output": "a.png", "n": 65}', '"n" takes a whole number from 1 to 64, not 65'),
-    ('{"prompt": "a", "output": "a.png", "n": 1.5}', '"n" takes a whole number'),
+    ('{"prompt": "a", "output": "a.png", "n": 1.5}', '"n" takes a whole number from 1 to 64, not 1.5'),
+    ('{"prompt": "a", "output": "a.png", "n": 0.64e+2, "seed": 70e-1, "cfg": -1e-1}', '"cfg" takes a number from 0 to 100, not -1e-1'),
+    ('{"prompt": "a", "output": "a.png", "n": 1e400}', '"n" takes a whole number from 1 to 64, not 1e400'),
+    ('{"prompt": "a", "output": "a.png", "n": -0.0}', '"n" takes a whole number from 1 to 64, not -0.0'),
     ('{"prompt": "a", "output": "a.png", "n": "2"}', '"n" takes a number'),
-    ('{"prompt": "a", "output": "a.png", "cfg": 1e400}', '"cfg" takes a number from 0 to 100'),
-    ('{"prompt": "a", "output": "a.png", "seed": 18446744073709551616}', '"seed" takes'),
+    ('{"prompt": "a", "output": "a.png", "n": true}', '"n" takes a number'),
+    ('{"prompt": "a", "output": "a.png", "cfg": 1e400}', '"cfg" takes a number from 0 to 100, not 1e400'),
+    ('{"prompt": "a", "output": "a.png", "cfg": [5]}', '"cfg" takes a number'),
+    ('{"prompt": null, "output": "a.png"}', 'a job has "prompt" or "question"'),
+    ('{"prompt": "a", "output": null}', '"output" is missing'),
+    ('{"prompt": "a", "output": "a.png", "promt": null}', 'unknown key "promt"'),
+    ('{"question": "a", "images": ["a.png", null]}', '"images" takes a list'),
+    *(('{"prompt": "a", "output": "a.png", "seed": %s}' % seed, f'"seed" takes a whole number from 0 to 18446744073709551615, or -1: a random one, not {seed}')
+      for seed in ("18446744073709551616", "1.8446744073709552e19", "7.5", "-2", "1e-1", "1e20", "1e99999999999999999999")),
     ('{"prompt": "a", "output": "a.png", "max_tokens": 3}', '"max_tokens" does not go with "prompt"'),
     ('{"prompt": "a", "output": ""}', '"output" is empty'),
     ('{"prompt": "a\\u0000b", "output": "a.png"}', "zero character"),
@@ -125,11 +135,7 @@ def test_lines_have_a_limit(tmp_path: Path) -> None:
     ('{"question": "a", "images": "a.png"}', '"images" takes a list'),
     ('{"question": "a", "images": ["a.png", 3]}', '"images" takes a list'),
     ('{"question": "a", "image": "missing.png"}', "missing.png"),
-    ('{"encode": "missing.png"}', "missing.png"),
-    ('{"decode": [1, 2], "output": "a.png"}', "has 4 ids, but 2 were given"),
-    ('{"decode": [1, 2, 3, 128], "output": "a.png"}', "image id 128 (number 4) is outside 0..127"),
-    ('{"decode": [1, 2, 3, 1.5], "output": "a.png"}', "number 4 is not one"),
-    ('{"decode": "1 2", "output": "a.png"}', "takes a list of ids"),
+    ('{"encode": "a.png"}', 'unknown key "encode"'),
     ('{"id": [1], "prompt": "a", "output": "a.png"}', '"id" takes a string or a number'),
 ])
 def test_bad_jobs(tmp_path: Path, job: str, message: str) -> None:
@@ -137,24 +143,47 @@ def test_bad_jobs(tmp_path: Path, job: str, message: str) -> None:
     assert [path for path in tmp_path.iterdir()] == []
 
 
+def test_numbers_and_nulls_as_other_programs_write_them(tmp_path: Path) -> None:
+    """JSON has one kind of number: 7.0 is 7, and a 64-bit seed stays exact however it is written. null is a key that is not given."""
+    written = {"7": "7", "7.0": "7", "7.00e0": "7", "70E-1": "7", "0.7e+1": "7", "0": "0", "-0": "0", "-0.0e5": "0", "1e3": "1000", "1e19": "1" + "0" * 19,
+               "18446744073709551615": "18446744073709551615", "18446744073709551615.0": "18446744073709551615", "9007199254740993.0": "9007199254740993",
+               "922337203685477580.9e1": "9223372036854775809", "7." + "0" * 300: "7", "0." + "0" * 300 + "7e301": "7"}
+    lines = [f'{{"id": "{seed}", "prompt": "a", "n": 1.0, "output": "{i}.png", "seed": {text}, "cfg": 5.{"0" * 90}, "question": null}}'
+             for i, (text, seed) in enumerate(written.items())]
+    lines += [f'{{"id": {value}, "prompt": "a", "seed": {value}, "n": null, "cfg": null, "output": "random{i}.png"}}' for i, value in enumerate(("null", "-1", "-1.0"))]
+    results = run("\n".join(lines).encode(), cwd=tmp_path)
+    assert [str(result["seed"]) for result in results[:-3]] == [result["id"] for result in results[:-3]]
+    assert results[-3]["id"] == len(lines) - 2 and all(0 <= result["seed"] < 10**9 for result in results[-3:])
+
+
+@pytest.mark.parametrize("as_file", [False, True])
+def test_byte_order_mark(tmp_path: Path, as_file: bool) -> None:
+    """At the start of the input it is skipped, also on an empty line; anywhere else it is not JSON."""
+    mark, line = b"\xef\xbb\xbf", b'{"question": "a", "max_tokens": 1}\r\n'
+    assert [("error" in result) for result in run(mark + line + mark + line, cwd=tmp_path, code=1, as_file=as_file)] == [False, True]
+    for start in (mark, mark + b"\n", mark + b" "):
+        assert ["answer" in result for result in run(start + line, cwd=tmp_path, as_file=as_file)] == [True]
+    assert run(mark, cwd=tmp_path, as_file=as_file) == []
+
+
 def test_all_kinds_of_jobs_in_order(tmp_path: Path) -> None:
     """Bad lines are answered too; the others go on; the results are in the order of the jobs, or in any."""
     Image.new("RGB", (9, 7), (200, 30, 30)).save(tmp_path / "a.png")
-    jobs = [{"id": "many", "prompt": "a", "n": 3, "seed": 5, "output": "many.png"}, {"encode": "a.png"}, {"encode": "b.png"},
-            {"id": 4.5, "image": "a.png", "question": "what?", "max_tokens": 3}, {"decode": [1, 2, 3, 4], "output": "d.jpg"},
+    jobs = [{"id": "many", "prompt": "a", "n": 3, "seed": 5, "output": "many.png"}, {"question": "b", "image": "b.png"},
+            {"id": 4.5, "image": "a.png", "question": "what?", "max_tokens": 3}, {"prompt": "d", "output": "d.jpg"},
             {"images": ["a.png", "a.png"], "question": "which?", "max_tokens": 2, "temperature": 1, "seed": 3, "top_k": 5, "top_p": 0.5}]
     results = run(jobs, cwd=tmp_path, code=1)
-    assert [result["id"] for result in results] == ["many", 2, 3, 4.5, 5, 6]
+    assert [result["id"] for result in results] == ["many", 2, 4.5, 4, 5]
     assert results[0]["output"] == ["many-1.png", "many-2.png", "many-3.png"] and results[0]["seed"] == 5
-    assert len(results[1]["ids"]) == 4 and results[2]["line"] == 3 and "b.png" in results[2]["error"]
-    assert results[3]["tokens"] <= 3 and isinstance(results[3]["answer"], str) and "seed" not in results[3]
-    assert results[4]["output"] == ["d.jpg"] and results[5]["seed"] == 3
+    assert results[1]["line"] == 2 and "b.png" in results[1]["error"]
+    assert results[2]["tokens"] <= 3 and isinstance(results[2]["answer"], str) and "seed" not in results[2]
+    assert results[3]["output"] == ["d.jpg"] and results[4]["seed"] == 3
     assert all(result["seconds"] >= 0 for result in results if "error" not in result)
-    assert all(Image.open(tmp_path / name).size == (4, 4) for name in results[0]["output"] + results[4]["output"])
+    assert all(Image.open(tmp_path / name).size == (4, 4) for name in results[0]["output"] + results[3]["output"])
+    jobs[3]["seed"] = results[3]["seed"]
     unordered = run(jobs, "--unordered", "--batch", 2, cwd=tmp_path, code=1)
     without_time = [{key: value for key, value in result.items() if key != "seconds"} for result in (*results, *unordered)]
-    assert sorted(map(str, without_time[:6])) == sorted(map(str, without_time[6:]))
-    assert unordered[0]["id"] == 2  # what has no steps is done at once
+    assert sorted(map(str, without_time[:5])) == sorted(map(str, without_time[5:]))
 
 
 def test_seeds_are_made_up(tmp_path: Path) -> None:
@@ -166,15 +195,55 @@ def test_seeds_are_made_up(tmp_path: Path) -> None:
         assert np.array_equal(np.asarray(Image.open(tmp_path / f"{i}.png")), np.asarray(Image.open(tmp_path / f"again{i}.png")))
 
 
-def test_outputs_differ(tmp_path: Path) -> None:
-    """Two jobs that would write one file: a file of jobs is refused before the work, of a stream the second job."""
-    jobs = [{"prompt": "a", "output": "x.png"}, {"prompt": "b", "output": "y.png", "n": 2}, {"decode": [1, 2, 3, 4], "output": "./y-2.png"}]
-    (tmp_path / "jobs.jsonl").write_text("".join(json.dumps(job) + "\n" for job in jobs))
-    done = subprocess.run([JANUS, "batch", "-m", SMALL, "jobs.jsonl"], capture_output=True, cwd=tmp_path, timeout=60)
-    assert done.returncode == 1 and done.stdout == b"" and [path.name for path in tmp_path.iterdir()] == ["jobs.jsonl"]
-    assert done.stderr == b"janus: line 3: ./y-2.png is what line 2 writes: give each job its own output\n"
-    results = run(jobs, cwd=tmp_path, code=1)
-    assert [("error" in result) for result in results] == [False, False, True] and (tmp_path / "y-2.png").exists()
+def refused(jobs: list[dict], folder: Path, as_file: bool = False) -> dict[int, str]:
+    """The lines that are refused since another line has their picture, and why."""
+    results = run([{"prompt": "a", "n": 1} | job if "output" in job else job for job in jobs], "--unordered", cwd=folder, code=1, as_file=as_file)
+    return {result["line"]: result["error"] for result in results if "error" in result}
+
+
+@pytest.mark.parametrize("as_file", [False, True])
+def test_outputs_differ(tmp_path: Path, as_file: bool) -> None:
+    """Of two jobs that would write one file the second is refused, however the name is spelt; others of the same name are drawn."""
+    (tmp_path / "sub" / "deep").mkdir(parents=True)
+    (tmp_path / "there.png").write_bytes(b"an older picture")
+    outputs = ["x.png", "./x.png", "sub/../x.png", ".//x.png", str(tmp_path / "x.png"), "sub/deep/../../sub/./../x.png", "sub/x.png", "sub/deep/x.png", "X.png",
+               "y.png", "y.jpg", "there.png", "sub/../there.png"]
+    found = refused([{"output": output} for output in outputs], tmp_path, as_file)
+    assert sorted(found) == [2, 3, 4, 5, 6, 13] or (sorted(found) == [2, 3, 4, 5, 6, 9, 13] and (tmp_path / "X.PNG").exists())
+    assert found[3] == "sub/../x.png is written by line 1: give each job an output of its own"
+    assert "by line 12" in found[13] and Image.open(tmp_path / "sub" / "deep" / "x.png").size == (4, 4)
+    assert sorted(refused([{"output": "n.png", "n": 3}, {"output": "n-2.png"}, {"output": "n-4.png"}, {"output": "n.png"}, {"output": "n-.png", "n": 2},
+                           {"output": "sub/../n.png", "n": 2}, {"output": "n-1.png", "n": 64}], tmp_path, as_file)) == [2, 6]
+
+
+@posix
+def test_outputs_differ_through_links(tmp_path: Path) -> None:
+    """Links of folders and of files, also those whose target is not there yet."""
+    (tmp_path / "sub").mkdir()
+    for name, target in {"link": "sub", "new.png": "sub/a.png", "far.png": "new.png", "whole.png": str(tmp_path / "sub" / "a.png"), "other.png": "sub/b.png",
+                         "sub/back.png": "../c.png", "loop.png": "loop.png"}.items():
+        (tmp_path / name).symlink_to(target)
+    outputs = ["sub/a.png", "link/a.png", "new.png", "far.png", "link/../whole.png", "other.png", "link/b.png", "c.png", "link/back.png"]
+    assert sorted(refused([{"output": output} for output in outputs], tmp_path)) == [2, 3, 4, 5, 7, 9]
+
+
+@pytest.mark.parametrize("as_file", [False, True])
+def test_no_job_reads_what_another_writes(tmp_path: Path, as_file: bool) -> None:
+    """Whichever comes first; two jobs may read one picture, and a job that was refused claims nothing."""
+    for name in "abc":
+        Image.new("RGB", (4, 4), (200, 30, 30)).save(tmp_path / f"{name}.png")
+    ask, write = [lambda *names: {"question": "what?", "images": names, "max_tokens": 1}, lambda name, n=1: {"output": name, "n": n}]
+    found = refused([write("d.png"), ask("./d.png"), ask("a.png", "a.png"), ask("a.png", "b.png"), write("a.png"), write("e.png", 2), ask("c.png", "e-2.png"),
+                     write("c.png"), write("b.jpg")], tmp_path, as_file)
+    assert sorted(found) == [2, 5, 7] and found[2] == "./d.png is written by line 1: ask about it in another run"
+    assert found[5] == "a.png is read by line 3: give each job an output of its own"
+
+
+def test_50000_lines(tmp_path: Path) -> None:
+    """Each with an output of its own, which is compared with all others."""
+    lines = b"".join(b'{"prompt": "a", "output": "%d.gif"}\n' % i for i in range(50000))
+    results = run(lines, cwd=tmp_path, code=1, as_file=True)
+    assert len(results) == 50000 and all("must end in .png" in result["error"] for result in results)
 
 
 @posix
@@ -223,9 +292,9 @@ def test_a_result_comes_before_the_next_job(tmp_path: Path) -> None:
     for i in range(3):
         process.stdin.write(b'{"question": "what?", ')
         time.sleep(0.05)
-        process.stdin.write(f'"id": {i}, "max_tokens": 2}}\n{{"encode":'.encode())
+        process.stdin.write(f'"id": {i}, "max_tokens": 2}}\n{{"question": "what?",'.encode())
         assert json.loads(process.stdout.readline())["id"] == i
-        process.stdin.write(b' "missing.png"}\n')
+        process.stdin.write(b' "image": "missing.png"}\n')
         assert "missing.png" in json.loads(process.stdout.readline())["error"]
     process.stdin.close()
     assert process.wait(60) == 1 and process.stdout.read() == b""
@@ -251,6 +320,23 @@ def test_interrupted(tmp_path: Path, times: int) -> None:
     assert {f"{i}.png" for i in done} <= {path.name for path in tmp_path.iterdir()}
     assert [path.name for path in tmp_path.iterdir() if not path.name.endswith(".png")] == []
     assert all(Image.open(path).size == (64, 64) for path in tmp_path.iterdir())
+
+
+@posix
+@pytest.mark.parametrize("jobs", [0, 1, 3])
+@pytest.mark.parametrize("rest", [b"", b'{"question": "half'])
+def test_interrupted_while_it_waits(tmp_path: Path, jobs: int, rest: bytes) -> None:
+    """One SIGINT ends a run that waits for its next line; the results up to then are printed."""
+    process = start(cwd=tmp_path)
+    for i in range(jobs):
+        send(process, {"id": i, "prompt": "a", "output": f"{i}.png"})
+    results = [json.loads(process.stdout.readline()) for i in range(jobs)]
+    process.stdin.write(rest)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(10) == 130 and process.stdout.read() == b"" and process.stderr.read() == b""
+    assert [result["output"] for result in results] == [[f"{i}.png"] for i in range(jobs)] and len(list(tmp_path.iterdir())) == jobs
+    process.stdin.close()
 
 
 # ---- Together as alone ----
