@@ -16,7 +16,8 @@
    Three ways to read this file:
      the model    Part I alone, from top to bottom: what Janus-Pro computes. "What the model stands on" lists what it
                   uses of the other parts, with shapes.
-     the engine   Part II: how it is computed well on a CPU. Each section uses only those above it, and Part I's types.
+     the engine   Part II: how it is computed well on a CPU. Each section uses those above it, what
+                  section 2 declares, and small functions of Part I.
      the files    Part III: what a model file, a text and a picture are, and how each is checked.
 
    Part I    THE MODEL
@@ -24,26 +25,27 @@
        2  What the model stands on .. the layers, the tokenizer and the rest of the file, as the model sees them
        3  Understanding encoder ..... SigLIP ViT and its adaptor: what the model sees
        4  Transformer ............... Llama blocks with a key/value cache
-       5  Heads and sampling ........ LM head, image head, guidance, PyTorch's random numbers
+       5  Heads and sampling ........ LM head, image head, guidance, from scores to an id
        6  Generation encoder ........ VQ: picture -> ids, and ids -> embeddings
        7  Image decoder ............. VQ: ids -> picture
        8  The two tasks ............. drawing and answering, step by step
    Part II   THE ENGINE
-       9  Platform .................. files, mapped memory, processors: what differs between systems
-      10  Errors and memory ......... how calls fail; scratch memory
-      11  Threads ................... a pool that splits a loop
-      12  Number formats ............ f16, bf16, quantised blocks
-      13  Vector kernels ............ the heavy loops: plain definitions, and one fast source for all instruction sets
-      14  Layers .................... linear, convolution, attention, norms over the kernels and threads
+       9  Random numbers ............ PyTorch's generator, and how it draws an id
+      10  Platform .................. files, mapped memory, processors: what differs between systems
+      11  Errors and memory ......... how calls fail; scratch memory
+      12  Threads ................... a pool that splits a loop
+      13  Number formats ............ f16, bf16, quantised blocks
+      14  Vector kernels ............ the heavy loops: plain definitions, and one fast source for all instruction sets
+      15  Layers .................... linear, convolution, attention, norms over the kernels and threads
    Part III  THE FILES
-      15  Text ...................... byte-level BPE tokenizer
-      16  Model file ................ GGUF: sizes, weights, all checked
-      17  Image in .................. decode a file, resize as Pillow does, normalise
+      16  Text ...................... byte-level BPE tokenizer
+      17  Model file ................ GGUF: sizes, weights, all checked
+      18  Image in .................. decode a file, resize as Pillow does, normalise
    Part IV   THE PROGRAM
-      18  Public API ................ what janus.h promises
-      19  Many jobs ................. drawings and questions side by side, in one pass over the weights
-      20  JSON ...................... the lines of janus batch
-      21  Command line .............. main()
+      19  Public API ................ what janus.h promises
+      20  Many jobs ................. drawings and questions side by side, in one pass over the weights
+      21  JSON ...................... the lines of janus batch
+      22  Command line .............. main()
 
    One vocabulary of sizes in Part I:
        T  tokens (rows of activations)     D  width of the transformer     F  width of its MLP     V  vocabulary
@@ -219,15 +221,16 @@ static int64_t image_tokens(const Config *c) { return (int64_t)c->grid * c->grid
 
 /* ==================================================================================================================
    2  What the model stands on: all that Part I uses of the other parts. Rows are contiguous unless a stride is given.
-      Everything takes the context of a call. The first thing that goes wrong in a call is kept there; from then on
-      every function does nothing, and whoever began the work asks once, at the end: the model has no statuses.
+      Every function takes the context of a call. The first error is recorded there; every later function is a no-op,
+      and the caller of the model checks once at the end, so the model returns no status codes.
    ================================================================================================================== */
 
-typedef struct Context Context; /* threads, kernels, scratch memory, the caller's callbacks, the failure */
+typedef struct Context Context; /* threads, kernels, scratch memory, the caller's callbacks, the error */
 
 static bool has_failed(const Context *cx);
 static void context_fail(Context *cx, int status, const char *format, ...);
 static void context_fail_memory(Context *cx);
+static void context_take_error(Context *cx, JanusError *error); /* the context then goes on without */
 
 /* Scratch memory: contents undefined, NULL after a failure. A stage marks, takes and releases. */
 typedef struct ArenaBlock ArenaBlock;
@@ -241,7 +244,7 @@ static void scratch_release(Context *cx, const ArenaBlock *mark);
 static void linear(Context *cx, float *out, const float *x, const Weight *w, const float *bias, int64_t T);
 static void apply(Context *cx, float *out, const float *x, const Linear *layer, int64_t T);
 
-/* The same for several weights that x goes through: at once where x has few rows. */
+/* Same for several weights that share the input x; with few rows they run as one job. */
 typedef struct {
     float *out; /* (T, rows of the weight) */
     const Weight *weight;
@@ -250,6 +253,10 @@ typedef struct {
     float *sum;        /* NULL, or (T, rows of the weight): sum = sum + out */
 } Output;
 static void linears(Context *cx, const Output *outputs, int count, const float *x, int64_t T);
+
+/* The rows of the next linear layers belong to `count` tasks, groups[i] rows to task i, in rising order: the results
+   of each are bit-identical to those it has alone. NULL: to one task. */
+static void set_groups(Context *cx, const int64_t *groups, int64_t count);
 
 typedef struct {
     int64_t height, width, channels; /* of the image, before upsampling */
@@ -290,7 +297,7 @@ typedef struct {
     void **keys, **values;    /* (layers)(G, capacity, d) */
 } KvCache;
 
-/* A sequence that goes on from a shared beginning: the pictures of a batch share their prompt. */
+/* A sequence may continue a shared prefix: all pictures of a drawing share its prompt. */
 typedef struct {
     const KvCache *shared; /* NULL: none */
     KvCache own;
@@ -301,22 +308,22 @@ static void kv_cache_reserve(Context *cx, KvCache *cache, const Config *c, int64
 static void kv_cache_free(KvCache *cache);
 
 /* q (R*T, H*d), k and v (R*T, G*d) of a layer and R sequences: q and k are rotated in place by rope, then k and v are
-   written after what each sequence's cache holds. cosines, sines: (R, T, d/2) */
+   appended to each sequence's cache, whose length does not change yet. cosines, sines: (R, T, d/2) */
 static void rotate_and_cache(Context *cx, const Config *c, Sequence *const *sequences, int64_t R, int64_t T, int layer,
                              float *q, float *k, const float *v, const float *cosines, const float *sines);
 /* out (R*T, H*d): each query attends to all positions of its sequence up to its own. */
 static void cached_attention(Context *cx, const Config *c, Sequence *const *sequences, int64_t R, int64_t T, int layer,
                              const float *q, float *out);
 
-/* What the caller hears. A stage ends with tap: its result, of shape (a), (a, b) or (a, b, c), unused sizes 0, must be
-   finite, and is handed over by name to a caller who listens. */
+/* The caller's callbacks. tap ends a stage: it checks that the result, of shape (a), (a, b) or (a, b, c) with unused
+   sizes 0, is finite, and reports it by name if the tap callback is set; hand_over reports without a check. */
 static bool is_tapped(const Context *cx);
 static void check_finite(Context *cx, const char *name, const float *x, int64_t count);
 static void tap(Context *cx, const char *name, const float *data, int64_t a, int64_t b, int64_t c);
 static void tap_ids(Context *cx, const char *name, const int32_t *ids, int64_t a, int64_t b);
 static void hand_over(Context *cx, const char *name, JanusElement type, const void *data, int64_t a, int64_t b,
                       int64_t c);
-static void progress(Context *cx, const char *task, int64_t done, int64_t total);
+static void progress(Context *cx, const char *stage, int64_t done, int64_t total);
 static void tell_drawn(Context *cx, const int32_t *ids, int64_t N, int64_t done, int64_t T); /* ids (N, T) */
 
 /* A name such as vision.block.3, put together where it is needed: name_of(NEW_NAME, "vision.block.%d", 3). */
@@ -327,7 +334,7 @@ typedef struct {
 #define NEW_NAME (&(Name){""})
 static const char *name_of(Name *name, const char *format, ...);
 
-/* Text. A growing list of ids; `failed` when memory was short. */
+/* Text. A growing list of ids; `failed` after an allocation failed. */
 typedef struct {
     int32_t *ids;
     size_t count, capacity;
@@ -339,27 +346,32 @@ static void id_list_free(IdList *list);
 static void tokenize(Context *cx, const JanusModel *m, StringView text, IdList *list); /* adds the text's ids */
 static StringView view_of(const char *text);
 static StringView join_text(Context *cx, const StringView *pieces, size_t count); /* one after the other, as scratch */
-/* A prompt or question without the white space around it; what stands before it in its message (`head`) keeps the white
-   space in front. `what`: the word for it in messages. */
+/* A prompt or question without the white space around it; if `head`, its message's beginning, is not empty, leading
+   white space is kept. `what` names it in messages. */
 static StringView checked_text(Context *cx, const char *text, const char *what, StringView head);
 
-/* A character of which some bytes have come and others have not. All zeros at first. */
-typedef struct {
-    uint8_t bytes[4];
-    int length;
-} Utf8Stream;
-
-/* An answer's text while it is written. */
-typedef struct {
-    char *text;
-    size_t length, capacity;
-    Utf8Stream stream;
-} Answer;
+typedef struct Answer Answer; /* an answer's text so far, in whole UTF-8 characters */
 static void answer_token(Context *cx, const JanusModel *m, Answer *answer, int32_t id); /* id < 0: the end */
+static bool answer_is_empty(const Answer *answer);
 
-/* Pictures as the encoders want them: (image_side, image_side, 3), the rest of the square filled, and (drawn_side,
-   drawn_side, 3), the middle of the picture, in -1..1. */
+/* PyTorch's generator of random numbers, and torch.multinomial: ids (N) ~ probs (N, V), whose rows need not add up to
+   1. The ids of a seed are PyTorch's. */
+typedef struct {
+    uint32_t words[624];
+    int next; /* the first word that is not used; 624: all are */
+} TorchRng;
+static void torch_rng_seed(TorchRng *rng, uint64_t seed);
+static void multinomial(Context *cx, TorchRng *rng, int32_t *ids, const float *probs, int64_t N, int64_t V);
+
+/* An image as the two encoders take it. They were trained on images prepared in these two ways (report, section 3.1).
+   vit_pixels: (image_side, image_side, 3), the image scaled until its long side fits, in the middle of a square of the
+   mean colour. To answer questions the model must see all of it, so nothing is cropped; and normalising subtracts the
+   mean, so the padding becomes about 0 and carries no signal.
+   vq_pixels: (drawn_side, drawn_side, 3), the image scaled until its short side fits, then its middle square. The model
+   draws pictures without borders, so the encoder pads nothing; -1..1 is the range that the decoder is trained to
+   return. */
 static void vit_pixels(Context *cx, const Config *c, const JanusImage *image, float *pixels);
+static void vq_pixels(Context *cx, const Config *c, const JanusImage *image, float *pixels);
 
 /* job(data, chunk) over [0, count) in chunks of `grain`, by all threads. */
 typedef struct {
@@ -368,10 +380,12 @@ typedef struct {
 } Chunk;
 typedef void Job(void *data, Chunk chunk);
 static void in_parallel(Context *cx, Job *job, void *data, int64_t count, int64_t grain);
+/* job(own, data, i) for each i < count by all threads, each with a context of its own, whose error it must collect. */
+typedef void LoneJob(Context *own, void *data, int64_t i);
+static void each_alone(Context *cx, LoneJob *job, void *data, int64_t count);
 
 static int64_t min_i64(int64_t a, int64_t b);
 static int64_t max_i64(int64_t a, int64_t b);
-static uint32_t float_bits(float f);
 static int64_t checked_product(int64_t a, int64_t b, int64_t c); /* -1: more than fits, or a factor is negative */
 
 /* ---- Two adaptors have one form ---- */
@@ -580,10 +594,10 @@ static void transformer_forward(Context *cx, const JanusModel *m, float *x, int6
 }
 
 /* ==================================================================================================================
-   5  Heads and sampling: the hidden state of the last position becomes the scores of the next token.
+   5  Heads and sampling: the hidden state of the last position becomes the scores of the next token, and these an id.
        LM head: one matrix, (D) -> (V).  Image head: Linear, gelu, Linear, (D) -> (E) -> (K).
        Guidance: logits = uncond + w (cond - uncond): w > 1 moves away from what would be drawn without the prompt.
-       official: vision_head in modeling_vlm.py, generation_inference.py
+       official: vision_head in modeling_vlm.py, generation_inference.py; transformers' generation/logits_process.py
    ================================================================================================================== */
 
 /* logits (R, K) from hidden states (R, D) */
@@ -605,236 +619,145 @@ static void guide(float *logits, const float *cond, const float *uncond, int64_t
     }
 }
 
-/* The largest of x (count). Compilers make vectors of its running maxima. */
-static float largest_of(const float *x, int64_t count) {
-    float max[16];
-    int64_t i = 0;
-    for (int j = 0; j < 16; j++) max[j] = -INFINITY;
-    for (; i + 16 <= count; i += 16)
-        for (int j = 0; j < 16; j++) max[j] = x[i + j] > max[j] ? x[i + j] : max[j];
-    for (; i < count; i++) max[0] = x[i] > max[0] ? x[i] : max[0];
-    for (int j = 1; j < 16; j++) max[0] = max[j] > max[0] ? max[j] : max[0];
-    return max[0];
-}
-
 /* The most probable id; the first on ties. */
-static int argmax(const float *logits, int64_t count) {
-    const float max = largest_of(logits, count);
-    int best = 0;
-    while (best < count - 1 && logits[best] != max) best++;
-    return best;
-}
-
-/* ---- Drawing an id as PyTorch draws it ----
-
-   Sampling turns the last row of logits into an id. With these functions a seed gives the ids that PyTorch gives on
-   the CPU after torch.manual_seed(seed). File names below are PyTorch's, under aten/src/ATen.
-
-   torch.multinomial(p, num_samples=1) is a race of exponentials (native/Distributions.cpp, multinomial_out):
-
-       q ~ Exp(1), shape (N, V), rows in order;    id[n] = argmax over v of p[n][v] / q[n][v], the first of equals
-
-   so id v wins with probability p[n][v], and a step consumes N * V exponentials whatever p is. p is (N, V) row-major.
-
-   The generator is mt19937 (core/MT19937RNGEngine.h), seeded from the low 32 bits of the seed alone. A step of it is
-   32 bits; nothing else in a drawing or an answer takes any. Tensor.exponential_ takes two steps a value, high word
-   first (CPUGeneratorImpl.cpp, random64); the low 53 bits are u in [0, 1);
-
-       q = float(-log1p(-u)), in double (core/TransformationHelper.h, uniform_real and exponential),
-
-   one value after another on one thread (native/cpu/DistributionTemplates.h, exponential_kernel): threads, instruction
-   set and tensor size change nothing. This is every build since 2.7, and before that every build without MKL.
-   Measured against the wheels 2.13.0 and 2.7.0 and Debian's 1.13.1 on x86-64: q has the same bits. log1p is libm's, in
-   double and then rounded to float: two libms that differ in the last bit of the double give different floats about
-   once in 10^9 values. */
-
-typedef struct {
-    uint32_t mt[624]; /* the generator's words */
-    int next;         /* index of the next word to hand out; 624: all are used */
-} TorchRng;
-
-static void torch_rng_seed(TorchRng *rng, uint64_t seed) {
-    rng->mt[0] = (uint32_t)(seed & 0xffffffffu);
-    for (int i = 1; i < 624; i++) {
-        uint32_t previous = rng->mt[i - 1];
-        rng->mt[i] = 1812433253u * (previous ^ (previous >> 30)) + (uint32_t)i;
-    }
-    rng->next = 624;
-}
-
-static uint32_t twist(uint32_t word, uint32_t next, uint32_t far) {
-    const uint32_t bits = (word & 0x80000000u) | (next & 0x7fffffffu);
-    return far ^ (bits >> 1) ^ (0x9908b0dfu & (0u - (bits & 1u)));
-}
-
-static void refill_words(TorchRng *rng) {
-    uint32_t *mt = rng->mt;
-    for (int i = 0; i < 624 - 397; i++) mt[i] = twist(mt[i], mt[i + 1], mt[i + 397]);
-    for (int i = 624 - 397; i < 623; i++) mt[i] = twist(mt[i], mt[i + 1], mt[i - (624 - 397)]);
-    mt[623] = twist(mt[623], mt[0], mt[396]);
-    rng->next = 0;
-}
-
-/* As if `count` words were handed out. */
-static void skip_words(TorchRng *rng, int64_t count) {
-    while (count > 624 - rng->next) {
-        count -= 624 - rng->next;
-        refill_words(rng);
-    }
-    rng->next += (int)count;
-}
-
-static uint32_t next_word(TorchRng *rng) {
-    if (rng->next == 624) refill_words(rng);
-    uint32_t y = rng->mt[rng->next++];
-    y ^= y >> 11;
-    y ^= (y << 7) & 0x9d2c5680u;
-    y ^= (y << 15) & 0xefc60000u;
-    return y ^ (y >> 18);
-}
-
-/* u in [0, 1), a multiple of 2^-53 */
-static double next_uniform(TorchRng *rng) {
-    const uint64_t high = next_word(rng);
-    const uint64_t bits = ((high << 32) | next_word(rng)) & (((uint64_t)1 << 53) - 1);
-    return (double)bits * 0x1p-53;
-}
-
-/* Whether every entry is a finite number >= 0 and every row has one > 0: where this fails, torch.multinomial raises. */
-static int is_distribution(const float *probs, int N, int V) {
-    for (int n = 0; n < N; n++) {
-        const float *p = probs + (int64_t)n * V;
-        int positive = 0;
-        for (int v = 0; v < V; v++) {
-            if (!(p[v] >= 0.0f && p[v] < INFINITY)) return 0;
-            positive |= p[v] > 0.0f;
-        }
-        if (!positive) return 0;
-    }
-    return 1;
-}
-
-/* ids (N), probs (N, V) that need not add up to 1. Returns 1, or 0, nothing drawn, if probs is not a distribution. q is
-   0 once in 2^53 values: then an id of probability 0 loses here, and wins in PyTorch, whose argmax takes 0 / 0 for the
-   largest. */
-static int torch_multinomial(TorchRng *rng, int *ids, const float *probs, int N, int V) {
-    int64_t unused = 0; /* words of ids of probability 0, which cannot win */
-    if (!is_distribution(probs, N, V)) return 0;
-    for (int n = 0; n < N; n++) {
-        const float *p = probs + (int64_t)n * V;
-        float best = -1.0f;
-        for (int v = 0; v < V; v++) {
-            if (p[v] == 0 && best >= 0) {
-                unused += 2;
-                continue;
-            }
-            skip_words(rng, unused);
-            unused = 0;
-            const double u = next_uniform(rng);
-            if (p[v] < 0.999999 * best * u) continue; /* as q = -log1p(-u) >= u: most ids need no logarithm */
-            const float ratio = p[v] / (float)-log1p(-u);
-            if (ratio > best) {
-                best = ratio;
-                ids[n] = v;
-            }
-        }
-    }
-    skip_words(rng, unused);
-    return 1;
+static int32_t argmax(const float *logits, int64_t count) {
+    int64_t best = 0;
+    for (int64_t i = 1; i < count; i++)
+        if (logits[i] > logits[best]) best = i;
+    return (int32_t)best;
 }
 
 /* ---- From logits to probabilities ----
 
-   A picture's step (official generation_inference.py) is softmax(logits / T) and the race above, nothing more.
-   An answer's step is what transformers' generate(do_sample=True, temperature=T, top_p=P) does, in this order
-   (generation/utils.py, _get_logits_processor and _sample; generation/logits_process.py):
+   An id of a picture is drawn from softmax(logits / temperature), nothing more. An id of an answer is drawn as
+   transformers' generate(do_sample=True, temperature, top_p) does (generation/utils.py, _get_logits_processor):
 
-       logits / T  ->  top-k  ->  top-p  ->  softmax  ->  the race above over all V ids, one row
+       logits / temperature  ->  top-k  ->  top-p  ->  softmax
 
    top-k is there although nobody asks for it: GenerationConfig's top_k is 50 unless the checkpoint or the caller sets
    another, and neither the official code nor its checkpoints do. It keeps all ids whose logit is >= the 50th largest.
-   top-p sorts what is left upwards and drops ids while the running sum of softmax is <= 1 - P, never the last one.
-   T and P are doubles as in Python: 1 - P is a double, then everything is float but torch's running sum (double).
-   Probabilities agree with torch's to a few units in the last place, not to the bit: its exp is a vector one. Of
-   equal logits at the edge of top-p the lower id goes first; torch's sort promises no order there. */
+   top-p sorts the rest upwards and drops ids while the running sum of softmax is <= 1 - top_p, never the last one.
+   Temperature and top_p are doubles as in Python: 1 - top_p is a double, then everything is float but torch's running
+   sum (double). Probabilities agree with torch's to a few units in the last place, not to the bit: its exp is
+   vectorised. Of equal logits at the edge of top-p the lower id is dropped first; torch's sort promises no order. */
 
-/* x in: logits (V); out: x / temperature. */
-static void scale_temperature(float *x, int V, double temperature) {
-    for (int v = 0; v < V; v++) x[v] /= (float)temperature;
+/* logits (V) -> logits / temperature */
+static void scale_temperature(float *logits, int64_t V, double temperature) {
+    for (int64_t v = 0; v < V; v++) logits[v] /= (float)temperature;
 }
 
 static float softmax_weight(float x, float max) {
-    float shifted = x - max;
+    const float shifted = x - max;
     return shifted > -INFINITY ? (float)exp((double)shifted) : 0;
 }
 
 /* x in: logits (V); out: softmax(logits). Logits of -inf get 0. */
-static void softmax(float *x, int V) {
-    const float max = largest_of(x, V);
+static void softmax(float *x, int64_t V) {
+    const float max = x[argmax(x, V)];
     double sum = 0.0;
-    for (int v = 0; v < V; v++) sum += x[v] = softmax_weight(x[v], max);
-    for (int v = 0; v < V; v++) x[v] *= (float)(1.0 / sum);
+    for (int64_t v = 0; v < V; v++) sum += x[v] = softmax_weight(x[v], max);
+    for (int64_t v = 0; v < V; v++) x[v] *= (float)(1.0 / sum);
 }
 
 /* Sets the logits (V) below the top_k-th largest to -inf; top_k < 1 keeps all. largest: scratch (top_k). */
-static void keep_top_k(float *logits, int V, int top_k, float *largest) {
+static void keep_top_k(float *logits, int64_t V, int top_k, float *largest) {
     if (top_k < 1 || top_k >= V) return;
     for (int i = 0; i < top_k; i++) largest[i] = -INFINITY;
-    for (int v = 0; v < V; v++) {
+    for (int64_t v = 0; v < V; v++) {
         int at = top_k - 1; /* largest falls: a new one moves up from the end */
         if (!(logits[v] > largest[at])) continue;
         for (; at > 0 && logits[v] > largest[at - 1]; at--) largest[at] = largest[at - 1];
         largest[at] = logits[v];
     }
-    for (int v = 0; v < V; v++)
+    for (int64_t v = 0; v < V; v++)
         if (logits[v] < largest[top_k - 1]) logits[v] = -INFINITY;
 }
 
 typedef struct {
     float logit; /* then its weight */
-    int id;
+    int32_t id;
 } RankedLogit;
 
-/* Bits that rise with x; -0 and 0 have the same. */
-static uint32_t rising_bits(float x) {
-    const uint32_t bits = float_bits(x + 0.0f);
-    return bits >> 31 ? ~bits : bits | 0x80000000u;
+static int compare_logits(const void *a, const void *b) { /* upwards, equal ones by id */
+    const RankedLogit *x = a, *y = b;
+    if (x->logit != y->logit) return x->logit < y->logit ? -1 : 1;
+    return x->id < y->id ? -1 : 1;
 }
 
-/* Sorts by logit, equal ones by id, if ids rise before: byte by byte of the bits, the lowest first, each time keeping
-   the order. other: scratch (count). */
-static void sort_logits(RankedLogit *ranked, RankedLogit *other, int64_t count) {
-    RankedLogit *from = ranked, *to = other;
-    for (int shift = 0; shift < 32; shift += 8) {
-        int64_t place[257] = {0}; /* of the first one with each byte */
-        for (int64_t i = 0; i < count; i++) place[(rising_bits(from[i].logit) >> shift & 255) + 1]++;
-        for (int byte = 0; byte < 256; byte++) place[byte + 1] += place[byte];
-        for (int64_t i = 0; i < count; i++) to[place[rising_bits(from[i].logit) >> shift & 255]++] = from[i];
-        from = to;
-        to = from == ranked ? other : ranked;
-    }
-}
-
-/* Sets the logits (V) outside the most probable ids that hold top_p of the probability to -inf. ranked: 2V, scratch */
-static void keep_top_p(float *logits, int V, double top_p, RankedLogit *ranked) {
-    int kept = 0;
+/* Sets the logits (V) outside the most probable ids that hold top_p of the probability to -inf. ranked: scratch (V) */
+static void keep_top_p(float *logits, int64_t V, double top_p, RankedLogit *ranked) {
+    int64_t kept = 0;
     if (top_p >= 1.0) return;
-    for (int v = 0; v < V; v++)
-        if (logits[v] > -INFINITY) {
-            ranked[kept].logit = logits[v];
-            ranked[kept++].id = v;
-        }
+    for (int64_t v = 0; v < V; v++)
+        if (logits[v] > -INFINITY) ranked[kept++] = (RankedLogit){logits[v], (int32_t)v};
     if (kept == 0) return; /* a temperature near zero has made all of them infinite */
-    sort_logits(ranked, ranked + kept, kept);
+    qsort(ranked, (size_t)kept, sizeof *ranked, compare_logits);
 
     const float max = ranked[kept - 1].logit;
     double sum = 0.0, cumulative = 0.0;
-    for (int i = 0; i < kept; i++) sum += ranked[i].logit = softmax_weight(ranked[i].logit, max);
-    for (int i = 0; i < kept - 1; i++) {
+    for (int64_t i = 0; i < kept; i++) sum += ranked[i].logit = softmax_weight(ranked[i].logit, max);
+    for (int64_t i = 0; i < kept - 1; i++) {
         cumulative += ranked[i].logit * (float)(1.0 / sum);
         if ((float)cumulative > (float)(1.0 - top_p)) break;
         logits[ranked[i].id] = -INFINITY;
     }
+}
+
+/* ---- From logits to ids ---- */
+
+typedef struct {
+    const JanusGenerateOptions *options;
+    const float *rows;      /* (N, 2, K) */
+    float *guided, *probs;  /* (N, K) */
+    int64_t K;
+} ImageProbs;
+
+/* Pictures [begin, end): their guided logits, and the probabilities of their next ids */
+static void image_probs_job(void *data, Chunk chunk) {
+    const ImageProbs *p = data;
+    const int64_t K = p->K;
+    for (int64_t n = chunk.begin; n < chunk.end; n++) {
+        guide(p->guided + n * K, p->rows + 2 * n * K, p->rows + (2 * n + 1) * K, K, p->options->cfg_weight);
+        if (p->options->temperature <= 0) continue;
+        memcpy(p->probs + n * K, p->guided + n * K, (size_t)K * sizeof(float));
+        scale_temperature(p->probs + n * K, K, p->options->temperature);
+        softmax(p->probs + n * K, K);
+    }
+}
+
+/* One id for each of N pictures: rows (N, 2, K) are the logits with and without the prompt -> ids (N) */
+static void pick_image_ids(Context *cx, const JanusGenerateOptions *options, TorchRng *rng, const float *rows,
+                           int64_t K, int32_t *ids) {
+    const int64_t N = options->count;
+    const ArenaBlock *mark = scratch_mark(cx);
+    ImageProbs p = {options, rows, scratch(cx, N, K), scratch(cx, N, K), K};
+    check_finite(cx, "generation.logits", rows, 2 * N * K);
+    in_parallel(cx, image_probs_job, &p, N, 1);
+    hand_over(cx, "generation.logits.cond", JANUS_FLOAT32, rows, K, 0, 0); /* the first picture's */
+    hand_over(cx, "generation.logits.uncond", JANUS_FLOAT32, rows + K, K, 0, 0);
+    tap(cx, "generation.logits", p.guided, K, 0, 0);
+    if (options->temperature > 0) multinomial(cx, rng, ids, p.probs, N, K);
+    else
+        for (int64_t n = 0; n < N && !has_failed(cx); n++) ids[n] = argmax(p.guided + n * K, K);
+    scratch_release(cx, mark);
+}
+
+/* The next id of an answer. logits (V) are overwritten. */
+static int32_t pick_text_id(Context *cx, const JanusAskOptions *options, TorchRng *rng, float *logits, int64_t V) {
+    int32_t id = 0;
+    if (has_failed(cx)) return id;
+    if (options->temperature <= 0) return argmax(logits, V);
+    const ArenaBlock *mark = scratch_mark(cx);
+    float *largest = scratch(cx, V, 1);
+    RankedLogit *ranked = scratch_bytes(cx, V, sizeof *ranked);
+    if (has_failed(cx)) return id;
+    scale_temperature(logits, V, options->temperature);
+    keep_top_k(logits, V, options->top_k, largest);
+    keep_top_p(logits, V, options->top_p, ranked);
+    softmax(logits, V);
+    multinomial(cx, rng, &id, logits, 1, V);
+    scratch_release(cx, mark);
+    return id;
 }
 
 /* ==================================================================================================================
@@ -1099,17 +1022,95 @@ static void vq_decode(Context *cx, const JanusModel *m, const int32_t *ids, uint
 }
 
 /* ==================================================================================================================
-   8  The two tasks, step by step. Prompts have the form in which the model was trained (official conversation.py,
-       template "deepseek"; processing_vlm.py):
-         draw    BOS <|User|>: PROMPT \n\n <|Assistant|>: <begin_of_image>
-         answer  BOS SYSTEM \n\n <|User|>: <image_placeholder>\n QUESTION \n\n <|Assistant|>:   then ANSWER EOS and the
-         next turn,
-                 where each <image_placeholder> stands for <begin_of_image>, the image's T embeddings, <end_of_image>
-       The roles are those that the model file names: Janus-1.3B has User and Assistant.
+   8  The two tasks
+
+      draw(prompt, seed):
+          cond   = BOS <|User|>: PROMPT \n\n <|Assistant|>: <begin_of_image>
+          uncond = cond with every id but the first and the last replaced by the pad id
+          hidden = transformer(embed(cond), embed(uncond)), the last position of both rows
+          repeat 576 times:
+              logits = guide(image_head(hidden))                                  uncond + w (cond - uncond)
+              id     = draw from softmax(logits / temperature)
+              hidden = transformer(generation adaptor(gen_embed[id]))             the same input for both rows
+          picture = decode(the 576 ids)
+
+      answer(images, question):
+          ids    = BOS SYSTEM \n\n <|User|>: <image_placeholder>\n QUESTION \n\n <|Assistant|>:
+          x      = embed(ids); where each placeholder stands: <begin_of_image>, see(image), <end_of_image>
+          hidden = transformer(x), the last position
+          repeat until id is EOS:
+              id     = the most probable of lm_head(hidden), or sampled with a temperature
+              hidden = transformer(embed(id))
+          the next turn continues after ANSWER EOS, without BOS and SYSTEM
+
+      Prompts have the form in which the model was trained (official conversation.py, template "deepseek";
+      processing_vlm.py). The roles are those that the model file names: Janus-1.3B has User and Assistant.
+      `draw` and `converse`, at the end, are these two loops; `step` is what both repeat. It takes any number of tasks,
+      so that the queue (section 20) runs the same steps.
    ================================================================================================================== */
 
+enum { PICTURES_LIMIT = 64, ROWS_LIMIT = 2 * PICTURES_LIMIT }; /* of all tasks in a step */
+
+/* A drawing of N pictures: two sequences a picture, conditional, unconditional, conditional, ..., each of which
+   continues one of the two prompts. */
+typedef struct {
+    JanusGenerateOptions options;
+    Sequence prompts[2], rows[ROWS_LIMIT];
+    int32_t *ids;  /* (N, image_tokens) */
+    int64_t drawn; /* ids that each picture has */
+} Drawing;
+
+/* A conversation. Invariant between calls: `sequence` holds the keys and values of all of it but the last ids, which
+   the transformer has not read yet. */
+typedef struct {
+    Sequence sequence;
+    int32_t unread[2]; /* an answer's last id, and EOS */
+    int unread_count;
+} Conversation;
+
+/* An answer that is being written. */
+typedef struct {
+    JanusAskOptions options;
+    Conversation *conversation;
+    int64_t turn_end; /* length of the sequence after the question */
+    IdList ids;
+    Answer *text;
+} Answering;
+
+typedef struct {
+    bool answers; /* an Answering; else a Drawing */
+    bool done;
+    TorchRng rng;
+    Drawing drawing;
+    Answering answering;
+    JanusError error; /* its own, of a step that others share */
+} Task;
+
+/* Ends a task with the context's error, which does not concern other tasks. */
+static void task_fail(Context *cx, Task *task) {
+    context_take_error(cx, &task->error);
+    task->done = true;
+}
+
+static int64_t task_rows(const Task *task) { return task->answers ? 1 : 2 * (int64_t)task->drawing.options.count; }
+
+/* Lists the task's sequences and returns their number. */
+static int64_t list_rows(Task *task, Sequence **rows) {
+    if (task->answers) rows[0] = &task->answering.conversation->sequence;
+    for (int64_t r = 0; !task->answers && r < task_rows(task); r++) rows[r] = &task->drawing.rows[r];
+    return task_rows(task);
+}
+
+static void task_free(Task *task) {
+    for (int i = 0; i < 2; i++) kv_cache_free(&task->drawing.prompts[i].own);
+    for (int r = 0; r < ROWS_LIMIT; r++) kv_cache_free(&task->drawing.rows[r].own);
+    id_list_free(&task->answering.ids);
+}
+
+/* ---- Prompts ---- */
+
 /* Adds the ids of `text`; every image placeholder becomes begin, as many placeholders as an image has tokens, end.
-   Returns how many images that were. */
+   Returns the number of placeholders. */
 static int add_text(Context *cx, IdList *list, const JanusModel *m, StringView text) {
     const Config *c = &m->config;
     IdList ids = {0};
@@ -1130,27 +1131,10 @@ static int add_text(Context *cx, IdList *list, const JanusModel *m, StringView t
     return images;
 }
 
-/* Embeddings of a prompt: x (T, D); the rows of image placeholders from `first` on are taken from `seen`, one after the
-   other. */
-static void embed_prompt(const JanusModel *m, const int32_t *ids, int64_t T, int64_t first, const float *seen,
-                         float *x) {
-    const int64_t width = m->config.hidden;
-    for (int64_t t = 0; t < T; t++) {
-        if (t >= first && ids[t] == m->config.image_placeholder) {
-            memcpy(x + t * width, seen, (size_t)width * sizeof *x);
-            seen += width;
-        } else {
-            weight_row(x + t * width, &m->token_embed, ids[t]);
-        }
-    }
-}
-
-/* ---- Drawing ---- */
-
-/* The ids of a drawing prompt. */
+/* The ids of a drawing's prompt. */
 static void drawing_prompt(Context *cx, const JanusModel *m, const char *prompt, IdList *list) {
     const Config *c = &m->config;
-    StringView pieces[6]; /* tcc takes no calls in an initialiser of these */
+    StringView pieces[6]; /* tcc rejects function calls in an initialiser of these */
     pieces[0] = c->user_role;
     pieces[1] = view_of(": ");
     pieces[2] = checked_text(cx, prompt, "prompt", view_of(""));
@@ -1168,162 +1152,14 @@ static void drawing_prompt(Context *cx, const JanusModel *m, const char *prompt,
                      (unsigned long)list->count, (int)image_tokens(c), c->context);
 }
 
-/* The sequences of a drawing: two prompts, with and without the words, and for each picture two that go on from
-   them. */
-typedef struct {
-    Sequence prompts[2];
-    int64_t R;                 /* 2N rows: conditional, unconditional, conditional, ... */
-    Sequence *rows;            /* (R) */
-    Sequence **row_pointers;   /* (R) */
-    TorchRng rng;
-} Drawing;
-
-static void drawing_free(Drawing *drawing) {
-    for (int i = 0; i < 2; i++) kv_cache_free(&drawing->prompts[i].own);
-    for (int64_t r = 0; r < drawing->R && drawing->rows != NULL; r++) kv_cache_free(&drawing->rows[r].own);
-}
-
-static void drawing_start(Context *cx, Drawing *drawing, const Config *c, const JanusGenerateOptions *options) {
-    drawing->R = 2 * (int64_t)options->count;
-    drawing->rows = scratch_bytes(cx, drawing->R, sizeof *drawing->rows);
-    drawing->row_pointers = scratch_bytes(cx, drawing->R, sizeof *drawing->row_pointers);
-    if (drawing->rows != NULL) memset(drawing->rows, 0, (size_t)drawing->R * sizeof *drawing->rows);
-    for (int64_t r = 0; r < drawing->R && !has_failed(cx); r++) {
-        drawing->rows[r].shared = &drawing->prompts[r % 2].own;
-        drawing->row_pointers[r] = &drawing->rows[r];
-        kv_cache_reserve(cx, &drawing->rows[r].own, c, image_tokens(c) - 1);
-    }
-    torch_rng_seed(&drawing->rng, options->seed);
-}
-
-/* Both prompts are read side by side; x (R, D) receives their last hidden states, once for each picture. In the
-   unconditional one every id but the first and the last is the pad id, attended to like any other. */
-static void read_drawing_prompt(Context *cx, const JanusModel *m, Drawing *drawing, const IdList *prompt, float *x) {
-    const int64_t T = (int64_t)prompt->count, width = m->config.hidden;
-    const ArenaBlock *mark = scratch_mark(cx);
-    float *rows = scratch(cx, 2 * T, width);
-    int32_t *padded = scratch_ids(cx, T);
-    Sequence *sequences[] = {&drawing->prompts[0], &drawing->prompts[1]};
-    if (has_failed(cx)) return;
-    for (int64_t t = 0; t < T; t++) padded[t] = t == 0 || t == T - 1 ? prompt->ids[t] : m->config.pad;
-    tap_ids(cx, "text.token_ids", prompt->ids, T, 0);
-    embed_prompt(m, prompt->ids, T, T, NULL, rows);
-    embed_prompt(m, padded, T, T, NULL, rows + T * width);
-    tap_sequences(cx, "text.embeddings", rows, 2, T, width, true);
-    transformer_forward(cx, m, rows, T, sequences, 2, true);
-    for (int64_t r = 0; r < drawing->R; r++) copy(cx, x + r * width, rows + ((r % 2 + 1) * T - 1) * width, width);
-    scratch_release(cx, mark);
-}
-
-static void fail_distribution(Context *cx) {
-    context_fail(cx, JANUS_BAD_MODEL, "the scores are not finite once divided by the temperature: raise it");
-}
-
-/* One id for each of N pictures. */
-typedef struct {
-    const JanusGenerateOptions *options;
-    const float *logits; /* (2N, K) */
-    float *probs;        /* (N, K): guided logits, then probabilities */
-    int64_t K;
-    TorchRng *starts;    /* (N): where each picture's random numbers begin */
-    int32_t *ids;        /* (N); -1: its probabilities are not a distribution */
-} PickImageIds;
-
-static void guidance_job(void *data, Chunk chunk) {
-    const PickImageIds *pick = data;
-    for (int64_t n = chunk.begin; n < chunk.end; n++) {
-        const float *cond = pick->logits + 2 * n * pick->K, *uncond = cond + pick->K;
-        guide(pick->probs + n * pick->K, cond, uncond, pick->K, pick->options->cfg_weight);
-        pick->ids[n] = argmax(pick->probs + n * pick->K, pick->K);
-    }
-}
-
-static void draw_job(void *data, Chunk chunk) {
-    const PickImageIds *pick = data;
-    const int K = (int)pick->K;
-    for (int64_t n = chunk.begin; n < chunk.end; n++) {
-        float *probs = pick->probs + n * K;
-        scale_temperature(probs, K, pick->options->temperature);
-        softmax(probs, K);
-        if (!torch_multinomial(&pick->starts[n], &pick->ids[n], probs, 1, K)) pick->ids[n] = -1;
-    }
-}
-
-/* logits (R, K) -> one id a picture, ids (N) */
-static void pick_image_ids(Context *cx, const JanusGenerateOptions *options, TorchRng *rng, const float *logits,
-                           int64_t K, int32_t *ids) {
-    const int64_t N = options->count;
-    const ArenaBlock *mark = scratch_mark(cx);
-    float *probs = scratch(cx, N, K);
-    PickImageIds pick = {options, logits, probs, K, scratch_bytes(cx, N, sizeof *pick.starts), ids};
-    check_finite(cx, "generation.logits", logits, 2 * N * K);
-    in_parallel(cx, guidance_job, &pick, N, 1);
-    hand_over(cx, "generation.logits.cond", JANUS_FLOAT32, logits, K, 0, 0);
-    hand_over(cx, "generation.logits.uncond", JANUS_FLOAT32, logits + K, K, 0, 0);
-    tap(cx, "generation.logits", probs, K, 0, 0);
-    if (!has_failed(cx) && options->temperature > 0) {
-        for (int64_t n = 0; n < N; n++, skip_words(rng, 2 * K)) pick.starts[n] = *rng;
-        in_parallel(cx, draw_job, &pick, N, 1);
-        for (int64_t n = 0; n < N; n++)
-            if (ids[n] < 0) fail_distribution(cx);
-    }
-    scratch_release(cx, mark);
-}
-
-/* Draws N pictures token by token: ids (N, image_tokens). x (R, D) holds the last hidden states of the prompts. */
-static void draw_tokens(Context *cx, const JanusModel *m, const JanusGenerateOptions *options, Drawing *drawing,
-                        float *x, int32_t *ids) {
-    const int64_t N = options->count, R = drawing->R, K = m->config.codebook, width = m->config.hidden;
-    const int64_t T = image_tokens(&m->config);
-    const ArenaBlock *mark = scratch_mark(cx);
-    float *logits = scratch(cx, R, K), *embedded = scratch(cx, N, width);
-    int32_t *step_ids = scratch_ids(cx, N);
-    for (int64_t t = 0; t < T && !has_failed(cx); t++) {
-        image_head(cx, m, logits, x, R);
-        pick_image_ids(cx, options, &drawing->rng, logits, K, step_ids);
-        progress(cx, "draw", t + 1, T);
-        if (has_failed(cx)) break;
-        for (int64_t n = 0; n < N; n++) ids[n * T + t] = step_ids[n];
-        tell_drawn(cx, ids, N, t + 1, T);
-        if (t == T - 1) break;
-        embed_image_ids(cx, m, step_ids, N, embedded);
-        for (int64_t r = 0; r < R; r++) copy(cx, x + r * width, embedded + r / 2 * width, width);
-        transformer_forward(cx, m, x, 1, drawing->row_pointers, R, false);
-    }
-    scratch_release(cx, mark);
-    tap_ids(cx, "generation.ids", ids, N, T);
-}
-
-static void draw(Context *cx, const JanusModel *m, const char *prompt, const JanusGenerateOptions *options,
-                 int32_t *ids) {
-    IdList list = {0};
-    Drawing drawing = {0};
-    drawing_prompt(cx, m, prompt, &list);
-    if (!has_failed(cx)) drawing_start(cx, &drawing, &m->config, options);
-    float *x = scratch(cx, drawing.R, m->config.hidden);
-    if (!has_failed(cx)) read_drawing_prompt(cx, m, &drawing, &list, x);
-    if (!has_failed(cx)) draw_tokens(cx, m, options, &drawing, x, ids);
-    drawing_free(&drawing);
-    id_list_free(&list);
-}
-
-/* ---- Answering ---- */
-
-/* A conversation. Invariant between calls: `sequence` holds the keys and values of all of it but the last ids, which
-   the transformer has not read yet. */
-typedef struct {
-    Sequence sequence;
-    int32_t unread[2]; /* an answer's last id, and the end */
-    int unread_count;
-} Conversation;
-
-/* The ids of a user's turn, after what the last answer left unread. */
+/* The ids of a user's turn, after those that the last answer left unread. */
 static void turn_prompt(Context *cx, const JanusModel *m, const Conversation *conversation, const char *question,
                         int image_count, IdList *list) {
+    const Config *c = &m->config;
     const bool first = conversation->sequence.own.length == 0;
     const StringView mark = view_of("<image_placeholder>\n");
-    StringView system = first ? m->config.system_prompt : view_of(""), images = {NULL, 0};
-    /* images stand before the question unless the question itself says where */
+    StringView system = first ? c->system_prompt : view_of(""), images = {NULL, 0};
+    /* images come before the question unless the question itself places them */
     char *repeated = scratch_bytes(cx, image_count * (int64_t)mark.length, 1);
     if (has_failed(cx)) return;
     for (int i = 0; i < image_count; i++) memcpy(repeated + (size_t)i * mark.length, mark.text, mark.length);
@@ -1332,19 +1168,58 @@ static void turn_prompt(Context *cx, const JanusModel *m, const Conversation *co
     StringView pieces[9];
     pieces[0] = system;
     pieces[1] = view_of(system.length > 0 ? "\n\n" : "");
-    pieces[2] = m->config.user_role;
+    pieces[2] = c->user_role;
     pieces[3] = view_of(": ");
     pieces[4] = images;
     pieces[5] = checked_text(cx, question, "question", images);
     pieces[6] = view_of("\n\n");
-    pieces[7] = m->config.assistant_role;
+    pieces[7] = c->assistant_role;
     pieces[8] = view_of(":");
-    if (first) id_list_add(list, m->config.bos, 1);
+    if (first) id_list_add(list, c->bos, 1);
     for (int i = 0; i < conversation->unread_count; i++) id_list_add(list, conversation->unread[i], 1);
     const int places = add_text(cx, list, m, join_text(cx, pieces, sizeof pieces / sizeof *pieces));
     if (places != image_count)
         context_fail(cx, JANUS_BAD_ARGUMENT, "the question has %d <image_placeholder>, but %d images were given",
                      places, image_count);
+    const int64_t length = conversation->sequence.own.length + (int64_t)list->count;
+    if (length + 2 > c->context) /* an id of the answer, EOS */
+        context_fail(cx, JANUS_BAD_ARGUMENT,
+                     "the conversation would be %ld tokens long; the context holds %d: start a new one", (long)length,
+                     c->context);
+}
+
+/* Embeddings of a prompt: x (T, D). Rows of image placeholders from `first` on are those of `seen`, in order. */
+static void embed_prompt(const JanusModel *m, const int32_t *ids, int64_t T, int64_t first, const float *seen,
+                         float *x) {
+    const int64_t width = m->config.hidden;
+    for (int64_t t = 0; t < T; t++) {
+        if (t >= first && ids[t] == m->config.image_placeholder) {
+            memcpy(x + t * width, seen, (size_t)width * sizeof *x);
+            seen += width;
+        } else {
+            weight_row(x + t * width, &m->token_embed, ids[t]);
+        }
+    }
+}
+
+/* Reads a drawing's prompt, with the words and without, side by side; hidden (2N, D) receives both last states, once
+   for each picture. */
+static void read_drawing_prompt(Context *cx, const JanusModel *m, Drawing *drawing, const IdList *prompt,
+                                float *hidden) {
+    const int64_t T = (int64_t)prompt->count, R = 2 * drawing->options.count, width = m->config.hidden;
+    const ArenaBlock *mark = scratch_mark(cx);
+    float *x = scratch(cx, 2 * T, width);
+    int32_t *uncond = scratch_ids(cx, T);
+    Sequence *sequences[] = {&drawing->prompts[0], &drawing->prompts[1]};
+    if (has_failed(cx)) return;
+    for (int64_t t = 0; t < T; t++) uncond[t] = t == 0 || t == T - 1 ? prompt->ids[t] : m->config.pad;
+    tap_ids(cx, "text.token_ids", prompt->ids, T, 0);
+    embed_prompt(m, prompt->ids, T, T, NULL, x);
+    embed_prompt(m, uncond, T, T, NULL, x + T * width);
+    tap_sequences(cx, "text.embeddings", x, 2, T, width, true);
+    transformer_forward(cx, m, x, T, sequences, 2, true);
+    for (int64_t r = 0; r < R; r++) copy(cx, hidden + r * width, x + ((r % 2 + 1) * T - 1) * width, width);
+    scratch_release(cx, mark);
 }
 
 /* Reads a turn: its images are seen, then all its tokens are read. hidden (D) is the state after the last one. */
@@ -1357,111 +1232,212 @@ static void read_turn(Context *cx, const JanusModel *m, Conversation *conversati
     float *x = scratch(cx, T, width), *seen = scratch(cx, image_count * seen_rows, width);
     for (int i = 0; i < image_count && !has_failed(cx); i++) see_image(cx, m, &images[i], seen + i * seen_rows * width);
     if (has_failed(cx)) return;
-    /* BOS and what an answer left unread stand for themselves, even where such an id is the placeholder's */
+    /* BOS and ids left over from the last answer are literal, even if one equals the placeholder */
     const int64_t literal = conversation->unread_count + (sequence->own.length == 0);
     embed_prompt(m, list->ids, T, literal, seen, x);
     tap_ids(cx, "text.token_ids", list->ids, T, 0);
     tap(cx, "text.embeddings", x, T, width, 0);
-    for (int64_t t = 0; t < T && !has_failed(cx);) {
-        const bool tapped = is_tapped(cx);
-        const int64_t count = tapped || T - t < CHUNK ? T - t : CHUNK;
-        transformer_forward(cx, m, x + t * width, count, &sequence, 1, tapped);
-        t += count;
-    }
+    const int64_t chunk = is_tapped(cx) ? T : CHUNK;
+    for (int64_t t = 0; t < T && !has_failed(cx); t += chunk)
+        transformer_forward(cx, m, x + t * width, min_i64(chunk, T - t), &sequence, 1, is_tapped(cx));
     copy(cx, hidden, x + (T - 1) * width, width);
     scratch_release(cx, mark);
 }
 
-/* logits (V) -> the next id. */
-static int32_t pick_text_id(Context *cx, const JanusAskOptions *options, TorchRng *rng, float *logits, int V) {
-    int32_t id = 0;
-    if (options->temperature <= 0) return argmax(logits, V);
-    const ArenaBlock *mark = scratch_mark(cx);
-    float *race = scratch(cx, V, 1);
-    RankedLogit *ranked = scratch_bytes(cx, 2 * (int64_t)V, sizeof *ranked);
-    if (has_failed(cx)) return id;
-    scale_temperature(logits, V, options->temperature);
-    keep_top_k(logits, V, options->top_k, race);
-    keep_top_p(logits, V, options->top_p, ranked);
-    softmax(logits, V);
-    if (!torch_multinomial(rng, &id, logits, 1, V)) fail_distribution(cx);
-    scratch_release(cx, mark);
-    return id;
+/* ---- A step: every sequence reads the id that was picked last, and the next ids are picked ---- */
+
+/* A drawing's next ids, one a picture, from its rows of logits (N, 2, K). */
+static void take_image_ids(Context *cx, const JanusModel *m, Task *task, const float *logits) {
+    Drawing *d = &task->drawing;
+    const int64_t N = d->options.count, T = image_tokens(&m->config);
+    int32_t ids[PICTURES_LIMIT];
+    pick_image_ids(cx, &d->options, &task->rng, logits, m->config.codebook, ids);
+    progress(cx, "draw", d->drawn + 1, T);
+    if (has_failed(cx)) return;
+    for (int64_t n = 0; n < N; n++) d->ids[n * T + d->drawn] = ids[n];
+    tell_drawn(cx, d->ids, N, ++d->drawn, T);
+    task->done = d->drawn == T;
+    if (task->done) tap_ids(cx, "generation.ids", d->ids, N, T);
 }
 
-/* Says the next id, picked by its scores logits (V). False: that was the end of the answer. */
-static bool say_next(Context *cx, const JanusModel *m, Conversation *conversation, const JanusAskOptions *options,
-                     TorchRng *rng, float *logits, Answer *answer, IdList *said) {
-    tap(cx, "lm.logits", logits, m->config.vocab, 0, 0);
-    if (has_failed(cx)) return false;
-    const int32_t id = pick_text_id(cx, options, rng, logits, m->config.vocab);
-    conversation->unread_count = 0;
-    conversation->unread[conversation->unread_count++] = id;
-    if (has_failed(cx) || id == m->config.eos) return false;
-    id_list_add(said, id, 1);
-    if (said->failed) context_fail_memory(cx);
-    answer_token(cx, m, answer, id);
-    progress(cx, "answer", (int64_t)said->count, options->max_tokens);
-    /* room for this id, one more and EOS */
-    const bool full = conversation->sequence.own.length + 3 > m->config.context;
-    if (said->count < (size_t)options->max_tokens && !full) return !has_failed(cx);
-    conversation->unread[conversation->unread_count++] = m->config.eos;
-    return false;
-}
-
-/* Writes the answer token by token from the state hidden (D) after the question. */
-static void write_answer(Context *cx, const JanusModel *m, Conversation *conversation, const JanusAskOptions *options,
-                         float *hidden, Answer *answer, IdList *said) {
-    Sequence *sequence = &conversation->sequence;
-    const int64_t length_before = sequence->own.length;
-    const ArenaBlock *mark = scratch_mark(cx);
-    float *logits = scratch(cx, m->config.vocab, 1);
-    TorchRng rng;
-    torch_rng_seed(&rng, options->seed);
-    linear(cx, logits, hidden, &m->lm_head, NULL, 1);
-    while (say_next(cx, m, conversation, options, &rng, logits, answer, said)) {
-        weight_row(hidden, &m->token_embed, said->ids[said->count - 1]);
-        transformer_forward(cx, m, hidden, 1, &sequence, 1, false);
-        linear(cx, logits, hidden, &m->lm_head, NULL, 1);
+/* Nothing more is said. An empty answer leaves the next turn to follow the question, without EOS. */
+static void end_answer(Context *cx, const JanusModel *m, Answering *a) {
+    answer_token(cx, m, a->text, -1);
+    if (answer_is_empty(a->text)) {
+        a->conversation->sequence.own.length = a->turn_end;
+        a->conversation->unread_count = 0;
     }
-    if (!has_failed(cx)) answer_token(cx, m, answer, -1);
-    if (answer->length == 0) { /* nothing was said: the next turn follows the open answer, without an end */
-        sequence->own.length = length_before;
-        conversation->unread_count = 0;
-    }
-    tap_ids(cx, "lm.answer_ids", said->ids, (int64_t)said->count, 0);
-    scratch_release(cx, mark);
+    tap_ids(cx, "lm.answer_ids", a->ids.ids, (int64_t)a->ids.count, 0);
 }
 
-/* Reads the user's turn; hidden (D) is the state after it. */
-static void start_turn(Context *cx, const JanusModel *m, Conversation *conversation, const char *question,
-                       const JanusImage *images, int image_count, float *hidden) {
+/* An answer's next id from logits (V), which are overwritten. */
+static void take_text_id(Context *cx, const JanusModel *m, Task *task, float *logits) {
     const Config *c = &m->config;
+    Answering *a = &task->answering;
+    Conversation *conversation = a->conversation;
+    tap(cx, "lm.logits", logits, c->vocab, 0, 0);
+    const int32_t id = pick_text_id(cx, &a->options, &task->rng, logits, c->vocab);
+    conversation->unread[0] = id;
+    conversation->unread_count = 1;
+    if (!has_failed(cx) && id != c->eos) {
+        id_list_add(&a->ids, id, 1);
+        if (a->ids.failed) context_fail_memory(cx);
+        answer_token(cx, m, a->text, id);
+        progress(cx, "answer", (int64_t)a->ids.count, a->options.max_tokens);
+    }
+    const bool full = conversation->sequence.own.length + 3 > c->context; /* this id, one more and EOS */
+    task->done = id == c->eos || full || a->ids.count == (size_t)a->options.max_tokens;
+    if (task->done && id != c->eos) conversation->unread[conversation->unread_count++] = c->eos;
+    if (task->done && !has_failed(cx)) end_answer(cx, m, a);
+}
+
+typedef struct {
+    const JanusModel *m;
+    Task *const *tasks;
+    float *logits[PICTURES_LIMIT]; /* of each task's rows */
+} TakeIds;
+
+static void take_task_ids(Context *cx, void *data, int64_t i) {
+    const TakeIds *take = data;
+    if (take->tasks[i]->answers) take_text_id(cx, take->m, take->tasks[i], take->logits[i]);
+    else take_image_ids(cx, take->m, take->tasks[i], take->logits[i]);
+}
+
+/* One of several tasks: its error does not concern the others. */
+static void take_task_ids_alone(Context *own, void *data, int64_t i) {
+    Task *task = ((const TakeIds *)data)->tasks[i];
+    take_task_ids(own, data, i);
+    if (has_failed(own)) task_fail(own, task);
+}
+
+/* The last hidden states (R, D) of all tasks -> the next ids of each */
+static void take_next_ids(Context *cx, const JanusModel *m, Task *const *tasks, int count, const float *hidden) {
+    const int64_t D = m->config.hidden, V = m->config.vocab, K = m->config.codebook;
+    const ArenaBlock *mark = scratch_mark(cx);
+    int64_t groups[PICTURES_LIMIT], answers = 0, R = 0; /* R: rows of drawings */
+    TakeIds take = {.m = m, .tasks = tasks};
+    for (int i = 0; i < count; i++) {
+        groups[i] = task_rows(tasks[i]);
+        if (tasks[i]->answers) answers++;
+        else R += groups[i];
+    }
+    float *words = scratch(cx, answers, V), *colours = scratch(cx, R, K);
+    set_groups(cx, groups, answers);
+    linear(cx, words, hidden, &m->lm_head, NULL, answers);
+    set_groups(cx, groups + answers, count - answers);
+    image_head(cx, m, colours, hidden + answers * D, R);
+    set_groups(cx, NULL, 0);
+    if (has_failed(cx)) return;
+    for (int i = 0; i < count; i++) {
+        take.logits[i] = i < answers ? words : colours;
+        if (i < answers) words += V;
+        else colours += groups[i] * K;
+    }
+    if (count == 1) take_task_ids(cx, &take, 0); /* its pictures have all threads */
+    else each_alone(cx, take_task_ids_alone, &take, count);
+    scratch_release(cx, mark);
+}
+
+/* The inputs of all tasks' rows, x (R, D): the embeddings of their last ids, in both rows of a picture. */
+static void embed_last_ids(Context *cx, const JanusModel *m, Task *const *tasks, int count, float *x) {
+    const int64_t D = m->config.hidden, T = image_tokens(&m->config);
+    int64_t groups[PICTURES_LIMIT], N = 0;
+    int32_t ids[PICTURES_LIMIT];
+    int answers = 0;
+    if (has_failed(cx)) return;
+    for (; answers < count && tasks[answers]->answers; answers++, x += D) {
+        const IdList *said = &tasks[answers]->answering.ids;
+        weight_row(x, &m->token_embed, said->ids[said->count - 1]);
+    }
+    for (int i = answers; i < count; i++) {
+        const Drawing *d = &tasks[i]->drawing;
+        groups[i - answers] = d->options.count;
+        for (int64_t n = 0; n < d->options.count; n++) ids[N++] = d->ids[n * T + d->drawn - 1];
+    }
+    if (N == 0) return;
+    float *embedded = scratch(cx, N, D);
+    set_groups(cx, groups, count - answers);
+    embed_image_ids(cx, m, ids, N, embedded);
+    set_groups(cx, NULL, 0);
+    for (int64_t r = 0; r < 2 * N; r++) copy(cx, x + r * D, embedded + r / 2 * D, D);
+}
+
+/* The next ids of all tasks, answers first, in one pass over the weights: reading these is what a step costs. Each
+   task's ids are those that it gives alone (set_groups). */
+static void step(Context *cx, const JanusModel *m, Task *const *tasks, int count) {
+    const ArenaBlock *mark = scratch_mark(cx);
+    Sequence *rows[ROWS_LIMIT];
+    int64_t groups[PICTURES_LIMIT], R = 0;
+    for (int i = 0; i < count; R += groups[i++]) groups[i] = list_rows(tasks[i], rows + R);
+    float *x = scratch(cx, R, m->config.hidden);
+    embed_last_ids(cx, m, tasks, count, x);
+    set_groups(cx, groups, count);
+    transformer_forward(cx, m, x, 1, rows, R, false);
+    set_groups(cx, NULL, 0);
+    take_next_ids(cx, m, tasks, count, x);
+    scratch_release(cx, mark);
+}
+
+/* ---- The two loops ---- */
+
+/* Reads the prompt and takes the first id of each picture. */
+static void start_drawing(Context *cx, const JanusModel *m, Task *task, const char *prompt) {
+    Drawing *drawing = &task->drawing;
+    const int64_t R = 2 * drawing->options.count;
+    const ArenaBlock *mark = scratch_mark(cx);
+    IdList ids = {0};
+    float *hidden = scratch(cx, R, m->config.hidden);
+    drawing_prompt(cx, m, prompt, &ids);
+    for (int64_t r = 0; r < R; r++) {
+        drawing->rows[r].shared = &drawing->prompts[r % 2].own;
+        kv_cache_reserve(cx, &drawing->rows[r].own, &m->config, image_tokens(&m->config) - 1);
+    }
+    torch_rng_seed(&task->rng, drawing->options.seed);
+    if (!has_failed(cx)) read_drawing_prompt(cx, m, drawing, &ids, hidden);
+    take_next_ids(cx, m, &task, 1, hidden);
+    id_list_free(&ids);
+    scratch_release(cx, mark);
+}
+
+/* Draws N pictures of one prompt: ids (N, image_tokens). */
+static void draw(Context *cx, const JanusModel *m, const char *prompt, const JanusGenerateOptions *options,
+                 int32_t *ids) {
+    Task task = {.drawing = {.options = *options, .ids = ids}}, *one = &task;
+    start_drawing(cx, m, &task, prompt);
+    while (!task.done && !has_failed(cx)) step(cx, m, &one, 1);
+    task_free(&task);
+}
+
+/* Reads the user's turn and takes the answer's first id. */
+static void start_answer(Context *cx, const JanusModel *m, Task *task, const char *question, const JanusImage *images,
+                         int image_count) {
+    Conversation *conversation = task->answering.conversation;
+    const ArenaBlock *mark = scratch_mark(cx);
     IdList turn = {0};
+    float *hidden = scratch(cx, m->config.hidden, 1);
     turn_prompt(cx, m, conversation, question, image_count, &turn);
-    const int64_t length = conversation->sequence.own.length + (int64_t)turn.count;
-    if (length + 2 > c->context) /* an id of the answer, EOS */
-        context_fail(cx, JANUS_BAD_ARGUMENT,
-                     "the conversation would be %ld tokens long; the context holds %d: start a new one", (long)length,
-                     c->context);
+    torch_rng_seed(&task->rng, task->answering.options.seed);
     if (!has_failed(cx)) read_turn(cx, m, conversation, &turn, images, image_count, hidden);
+    task->answering.turn_end = conversation->sequence.own.length;
+    take_next_ids(cx, m, &task, 1, hidden);
     id_list_free(&turn);
+    scratch_release(cx, mark);
 }
 
 /* One turn of a conversation, which is unchanged after a failure. */
 static void converse(Context *cx, const JanusModel *m, Conversation *conversation, const char *question,
                      const JanusImage *images, int image_count, const JanusAskOptions *options, Answer *answer) {
     const Conversation before = *conversation;
-    IdList said = {0};
-    float *hidden = scratch(cx, m->config.hidden, 1);
-    start_turn(cx, m, conversation, question, images, image_count, hidden);
-    if (!has_failed(cx)) write_answer(cx, m, conversation, options, hidden, answer, &said);
+    Task task = {.answers = true, .answering = {.options = *options, .conversation = conversation, .text = answer}};
+    Task *one = &task;
+    start_answer(cx, m, &task, question, images, image_count);
+    while (!task.done && !has_failed(cx)) step(cx, m, &one, 1);
     if (has_failed(cx)) { /* the cache may have grown: only its length goes back */
         conversation->sequence.own.length = before.sequence.own.length;
         conversation->unread_count = before.unread_count;
         memcpy(conversation->unread, before.unread, sizeof before.unread);
     }
-    id_list_free(&said);
+    task_free(&task);
 }
 
 /* ******************************************************************************************************************
@@ -1469,7 +1445,137 @@ static void converse(Context *cx, const JanusModel *m, Conversation *conversatio
    ****************************************************************************************************************** */
 
 /* ==================================================================================================================
-   9  Platform
+   9  Random numbers: PyTorch's, so that a seed gives the ids that PyTorch gives on the CPU after
+      torch.manual_seed(seed). File names are PyTorch's, under aten/src/ATen.
+
+      torch.multinomial(p, num_samples=1) is a race of exponentials (native/Distributions.cpp, multinomial_out):
+
+          q ~ Exp(1), shape (N, V), rows in order;    id[n] = argmax over v of p[n][v] / q[n][v], the first of equals
+
+      so id v wins with probability p[n][v], and a step consumes N * V exponentials whatever p is.
+
+      The generator is mt19937 (core/MT19937RNGEngine.h), seeded from the low 32 bits of the seed alone. A step of it
+      gives 32 bits; nothing else in a drawing or an answer takes any. Tensor.exponential_ takes two steps a value, high
+      word first (CPUGeneratorImpl.cpp, random64); the low 53 bits are u in [0, 1);
+
+          q = float(-log1p(-u)), in double (core/TransformationHelper.h, uniform_real and exponential),
+
+      one value after another on one thread (native/cpu/DistributionTemplates.h, exponential_kernel): threads,
+      instruction set and tensor size change nothing. So does every build since 2.7; before, those with MKL did not.
+      Measured against the wheels 2.13.0 and 2.7.0 and Debian's 1.13.1 on x86-64: q has the same bits. log1p is libm's,
+      in double and then rounded to float: two libms that differ in the last bit of the double give different floats
+      about once in 10^9 values.
+   ================================================================================================================== */
+
+enum { MT_WORDS = 624, MT_SHIFT = 397 };
+
+static void torch_rng_seed(TorchRng *rng, uint64_t seed) {
+    rng->words[0] = (uint32_t)(seed & 0xffffffffu);
+    for (int i = 1; i < MT_WORDS; i++) {
+        const uint32_t previous = rng->words[i - 1];
+        rng->words[i] = 1812433253u * (previous ^ (previous >> 30)) + (uint32_t)i;
+    }
+    rng->next = MT_WORDS;
+}
+
+static uint32_t twist(uint32_t word, uint32_t next, uint32_t far) {
+    const uint32_t bits = (word & 0x80000000u) | (next & 0x7fffffffu);
+    return far ^ (bits >> 1) ^ (0x9908b0dfu & (0u - (bits & 1u)));
+}
+
+static void refill_words(TorchRng *rng) {
+    enum { REST = MT_WORDS - MT_SHIFT };
+    uint32_t *mt = rng->words;
+    for (int i = 0; i < REST; i++) mt[i] = twist(mt[i], mt[i + 1], mt[i + MT_SHIFT]);
+    for (int i = REST; i < MT_WORDS - 1; i++) mt[i] = twist(mt[i], mt[i + 1], mt[i - REST]);
+    mt[MT_WORDS - 1] = twist(mt[MT_WORDS - 1], mt[0], mt[MT_SHIFT - 1]);
+    rng->next = 0;
+}
+
+/* As if `count` words were used. */
+static void skip_words(TorchRng *rng, int64_t count) {
+    for (; count > MT_WORDS - rng->next; refill_words(rng)) count -= MT_WORDS - rng->next;
+    rng->next += (int)count;
+}
+
+static uint32_t next_word(TorchRng *rng) {
+    if (rng->next == MT_WORDS) refill_words(rng);
+    uint32_t y = rng->words[rng->next++];
+    y ^= y >> 11;
+    y ^= (y << 7) & 0x9d2c5680u;
+    y ^= (y << 15) & 0xefc60000u;
+    return y ^ (y >> 18);
+}
+
+/* u in [0, 1), a multiple of 2^-53 */
+static double next_uniform(TorchRng *rng) {
+    const uint64_t high = next_word(rng);
+    const uint64_t bits = ((high << 32) | next_word(rng)) & (((uint64_t)1 << 53) - 1);
+    return (double)bits * 0x1p-53;
+}
+
+/* Every entry is a finite number >= 0 and one is > 0. Where this fails, torch.multinomial raises. */
+static bool is_distribution(const float *p, int64_t V) {
+    bool positive = false;
+    for (int64_t v = 0; v < V; v++) {
+        if (!(p[v] >= 0.0f && p[v] < INFINITY)) return false;
+        positive |= p[v] > 0.0f;
+    }
+    return positive;
+}
+
+/* The winner of one row's race. q is 0 once in 2^53 values: then an id of probability 0 loses here, and wins in
+   PyTorch, whose argmax takes 0 / 0 for the largest. */
+static int32_t race(TorchRng *rng, const float *p, int64_t V) {
+    int32_t winner = 0;
+    float best = -1.0f;
+    for (int64_t v = 0; v < V; v++) {
+        const double u = next_uniform(rng);
+        /* p / q cannot win where p / u loses, as q = -log1p(-u) >= u; so most ids need no logarithm */
+        if (p[v] < 0.999999 * best * u) continue;
+        const float ratio = p[v] / (float)-log1p(-u);
+        if (ratio > best) {
+            best = ratio;
+            winner = (int32_t)v;
+        }
+    }
+    return winner;
+}
+
+typedef struct {
+    TorchRng *starts; /* (N): each row's place in the one stream of random numbers */
+    const float *probs;
+    int32_t *ids;
+    int64_t V;
+} Races;
+
+static void race_job(void *data, Chunk chunk) {
+    const Races *r = data;
+    for (int64_t n = chunk.begin; n < chunk.end; n++) {
+        const float *p = r->probs + n * r->V;
+        r->ids[n] = is_distribution(p, r->V) ? race(&r->starts[n], p, r->V) : -1;
+    }
+}
+
+/* Rows run side by side: each takes 2 V words, so the next one's first word is known. */
+static void multinomial(Context *cx, TorchRng *rng, int32_t *ids, const float *probs, int64_t N, int64_t V) {
+    const ArenaBlock *mark = scratch_mark(cx);
+    const Races races = {scratch_bytes(cx, N, sizeof *races.starts), probs, ids, V};
+    if (has_failed(cx)) return;
+    for (int64_t n = 0; n < N; n++) {
+        races.starts[n] = n == 0 ? *rng : races.starts[n - 1];
+        if (n > 0) skip_words(&races.starts[n], 2 * V);
+    }
+    in_parallel(cx, race_job, (void *)&races, N, 1);
+    *rng = races.starts[N - 1];
+    for (int64_t n = 0; n < N; n++)
+        if (ids[n] < 0)
+            context_fail(cx, JANUS_BAD_MODEL, "the scores are not finite once divided by the temperature: raise it");
+    scratch_release(cx, mark);
+}
+
+/* ==================================================================================================================
+   10  Platform
 
       All that differs between systems, as two blocks with the same functions. Paths are UTF-8 everywhere. A function
       that fails returns -1, NULL or false and sets errno.
@@ -1832,7 +1938,7 @@ static bool big_endian(void) {
 }
 
 /* ==================================================================================================================
-   10  Errors and memory
+   11  Errors and memory
 
       A call of the API that fails returns a status and leaves one line in the caller's JanusError. Scratch memory comes
       from an arena: allocate what a stage needs, give all of it back at the end. Files are read whole, and written
@@ -2058,7 +2164,7 @@ static int output_close(OutputFile *out) {
 }
 
 /* ==================================================================================================================
-   11  Threads
+   12  Threads
 
       A pool of workers that run one job at a time: [0, count) is cut into chunks of `grain`. Each thread has a range of
       chunks of its own, so it keeps streaming through memory it has already prefetched; a thread that finishes early
@@ -2300,7 +2406,7 @@ static void pool_run(Pool *p, Job *job, void *data, int64_t count, int64_t grain
 }
 
 /* ==================================================================================================================
-   12  Number formats
+   13  Number formats
 
       Weights are used in place, in the layouts of GGUF, all little-endian:
         F32   4 bytes    F16, BF16   2 bytes
@@ -2312,7 +2418,7 @@ static void pool_run(Pool *p, Job *job, void *data, int64_t count, int64_t grain
         Q6_K  blocks of 256, 16 groups of 16: 128 bytes of the low 4 bits of q, 64 of the high 2,
               an int8 s for each group, f16 d                                w = (d s) (q - 32)    210 bytes
       A format is one row of the table NUMBER_FORMATS and two functions, from blocks to floats and back. Loading,
-      embeddings, products, quantize and info need no more; section 13 knows a faster way for some formats.
+      embeddings, products, quantize and info need no more; section 14 knows a faster way for some formats.
    ================================================================================================================== */
 
 enum { TYPE_F32 = 0, TYPE_F16 = 1, TYPE_Q4_0 = 2, TYPE_Q8_0 = 8, TYPE_Q4_K = 12, TYPE_Q6_K = 14, TYPE_BF16 = 30 };
@@ -2749,7 +2855,7 @@ static void encode_row(void *out, int type, const float *x, int64_t cols) {
 }
 
 /* ==================================================================================================================
-   13  Vector kernels
+   14  Vector kernels
 
       Every heavy loop of the model is one of the functions of this table. There is one table per instruction set; the
       plain one, which follows, defines what each function computes, and the test holds all others to it.
@@ -4804,7 +4910,7 @@ static const char *kernel_name_at(int i) {
 }
 
 /* ==================================================================================================================
-   14  Layers
+   15  Layers
 
       What the model is made of, over the kernels and the pool. Activations are float rows, (T, I) with T tokens or
       pixels (an image is (H*W, channels)); weights are (O, I) rows of any type.
@@ -4840,6 +4946,11 @@ static void context_fail(Context *cx, int status, const char *format, ...) {
 
 static void context_fail_memory(Context *cx) {
     if (!has_failed(cx)) fail_memory(&cx->error);
+}
+
+static void context_take_error(Context *cx, JanusError *error) {
+    *error = cx->error;
+    cx->error.status = JANUS_OK;
 }
 
 /* Scratch memory of a stage; NULL after a failure. */
@@ -4887,6 +4998,11 @@ static int context_init(Context *cx, int threads, const char *isa) {
     return cx->pool != NULL ? 0 : -1;
 }
 
+static void set_groups(Context *cx, const int64_t *groups, int64_t count) {
+    cx->groups = groups;
+    cx->group_count = count;
+}
+
 /* Scratch of so many floats for all and for each thread. Returns whether work can go on. */
 static bool reserve_scratch(Context *cx, int64_t shared, int64_t per_thread) {
     cx->shared_bytes = checked_product(round_up(shared, 16), sizeof(float), 1);
@@ -4908,6 +5024,25 @@ static float *thread_scratch(const Context *cx, int thread) {
 
 static void in_parallel(Context *cx, Job *job, void *data, int64_t count, int64_t grain) {
     if (!has_failed(cx)) pool_run(cx->pool, job, data, count, grain);
+}
+
+typedef struct {
+    const Context *cx;
+    LoneJob *job;
+    void *data;
+} Alone;
+
+static void alone_job(void *data, Chunk chunk) {
+    const Alone *alone = data;
+    Pool one = {.threads = 1};
+    Context own = {.pool = &one, .kernels = alone->cx->kernels, .options = alone->cx->options};
+    for (int64_t i = chunk.begin; i < chunk.end; i++) alone->job(&own, alone->data, i);
+    context_end(&own, NULL);
+}
+
+static void each_alone(Context *cx, LoneJob *job, void *data, int64_t count) {
+    Alone alone = {cx, job, data};
+    in_parallel(cx, alone_job, &alone, count, 1);
 }
 
 /* ---- element by element ---- */
@@ -5781,7 +5916,7 @@ static void cached_attention(Context *cx, const Config *c, Sequence *const *sequ
    ****************************************************************************************************************** */
 
 /* ==================================================================================================================
-   15  Text: between text and token ids stands a byte-level byte-pair encoding (BPE), that of DeepSeek's tokenizer.json.
+   16  Text: between text and token ids stands a byte-level byte-pair encoding (BPE), that of DeepSeek's tokenizer.json.
 
           Hi<|User|>: 42                    the text, UTF-8
           Hi | <|User|> | : 42              1. added tokens are cut out; they are ids already
@@ -5875,6 +6010,12 @@ static char *utf8_put(char *out, uint32_t character) {
     for (int i = rest - 1; i >= 0; i--) *out++ = (char)(0x80 | (character >> 6 * i & 0x3F));
     return out;
 }
+
+/* A character of which some bytes have come and others have not. All zeros at first. */
+typedef struct {
+    uint8_t bytes[4];
+    int length;
+} Utf8Stream;
 
 /* Ends the stream: an incomplete character becomes one U+FFFD. Returns the bytes written to `out`, 0 or 3. */
 static size_t utf8_stream_finish(Utf8Stream *stream, char *out) {
@@ -6414,7 +6555,7 @@ static JanusStatus tokenizer_decode(const Tokenizer *tokenizer, const int32_t *i
 }
 
 /* ==================================================================================================================
-   16  Model file: GGUF version 3 as convert.py writes it. A header, then key/value metadata (sizes, tokenizer,
+   17  Model file: GGUF version 3 as convert.py writes it. A header, then key/value metadata (sizes, tokenizer,
    constants),
       then a table of tensors, then their data, each at a multiple of 64 bytes, used in place. The file may come from a
       stranger: every length is checked against the file before it is used. convert.py documents keys and tensors.
@@ -7380,6 +7521,30 @@ static void tokenize(Context *cx, const JanusModel *m, StringView text, IdList *
     if (list->failed) context_fail_memory(cx);
 }
 
+struct Answer {
+    char *text;
+    size_t length, capacity;
+    Utf8Stream stream;
+};
+
+/* An empty answer is allocated before anything changes, so that it cannot fail at the end. */
+static bool answer_begin(Answer *answer) {
+    memset(answer, 0, sizeof *answer);
+    answer->text = calloc(1, 1);
+    answer->capacity = 1;
+    return answer->text != NULL;
+}
+
+static bool answer_is_empty(const Answer *answer) { return answer->length == 0; }
+
+/* The text without white space at its end; it changes hands. */
+static char *answer_take(Answer *answer) {
+    char *text = answer->text;
+    text[strip(text, answer->length).length] = 0;
+    answer->text = NULL;
+    return text;
+}
+
 /* Adds valid UTF-8 to the answer and hands it to the caller; white space before the first word is left out. */
 static void answer_emit(Context *cx, Answer *answer, const char *text, size_t length) {
     if (answer->length == 0) {
@@ -7415,7 +7580,7 @@ static void answer_token(Context *cx, const JanusModel *m, Answer *answer, int32
 }
 
 /* ==================================================================================================================
-   17  Image in: a file's bytes -> RGB -> the square of numbers that an encoder reads. Source: Pillow's resampling
+   18  Image in: a file's bytes -> RGB -> the square of numbers that an encoder reads. Source: Pillow's resampling
       (Resample.c) and the official image_processing_vlm.py, whose results are reproduced to the last bit: the
       understanding encoder was trained on pictures that were resized exactly so.
    ================================================================================================================== */
@@ -8086,12 +8251,16 @@ static void vit_pixels(Context *cx, const Config *c, const JanusImage *image, fl
     if (!has_failed(cx)) preprocess_for_vit(c, image, pixels, &cx->error);
 }
 
+static void vq_pixels(Context *cx, const Config *c, const JanusImage *image, float *pixels) {
+    if (!has_failed(cx)) preprocess_for_vq(c, image, pixels, &cx->error);
+}
+
 /* ******************************************************************************************************************
    PART IV   THE PROGRAM
    ****************************************************************************************************************** */
 
 /* ==================================================================================================================
-   18  Public API: what janus.h promises, over the stages above. Arguments are checked here, once.
+   19  Public API: what janus.h promises, over the stages above. Arguments are checked here, once.
    ================================================================================================================== */
 
 struct JanusSession {
@@ -8103,7 +8272,7 @@ struct JanusSession {
 /* ---- The ranges of the numbers that drawings and questions take: the calls below check their options by this table,
    the command line and the jobs of a batch theirs. ---- */
 
-enum { PICTURES_LIMIT = 64, IMAGES_LIMIT = 64, TOKENS_LIMIT = 1 << 24 };
+enum { IMAGES_LIMIT = 64, TOKENS_LIMIT = 1 << 24 };
 
 typedef enum {
     RANGE_COUNT, RANGE_CFG_WEIGHT, RANGE_TEMPERATURE, RANGE_MAX_TOKENS, RANGE_TOP_K, RANGE_TOP_P, RANGES_END
@@ -8597,18 +8766,11 @@ JanusStatus janus_ask(JanusSession *session, const char *question, const JanusIm
     if (answer != NULL) *answer = NULL;
     JanusStatus status = check_question(&chosen, images, image_count, error);
     if (status != JANUS_OK) return status;
-    memset(&said, 0, sizeof said);
-    said.text = calloc(1, 1); /* allocated before anything changes, so that an empty answer cannot fail */
-    if (said.text == NULL) return fail_memory(error);
-    said.capacity = 1;
+    if (!answer_begin(&said)) return fail_memory(error);
     converse(&session->context, session->model, &session->conversation, question, images, image_count, &chosen, &said);
     status = context_end(&session->context, error);
-    if (status == JANUS_OK && answer != NULL) {
-        said.text[strip(said.text, said.length).length] = 0;
-        *answer = said.text;
-    } else {
-        free(said.text);
-    }
+    if (status == JANUS_OK && answer != NULL) *answer = answer_take(&said);
+    else free(said.text);
     return status;
 }
 
@@ -8623,52 +8785,43 @@ JanusStatus janus_encode_image(JanusSession *session, const JanusImage *image, i
     const JanusStatus status = check_image(image, error);
     if (status != JANUS_OK) return status;
     float *pixels = scratch(cx, drawn_side(c), 3 * (int64_t)drawn_side(c));
-    if (!has_failed(cx)) preprocess_for_vq(c, image, pixels, &cx->error);
+    vq_pixels(cx, c, image, pixels);
     if (!has_failed(cx)) vq_encode(cx, session->model, pixels, ids);
     return context_end(cx, error);
 }
 
 /* ==================================================================================================================
-   19  Many jobs: drawings and questions side by side. Reading the weights is what a step costs, so that all running
-       jobs read them together: one pass gives each of them its next id. A prompt is read on its own before its job
-       joins. What depends on the number of rows (the order of a sum) depends on the job's own rows alone: its ids are
-       those that `draw` and `converse` give.
+   20  Many jobs: drawings and questions side by side. Reading the weights is what a step costs, so all running jobs
+       share each step of Part I; a job's prompt is read on its own before it joins. This section only schedules: its
+       ids are those of `draw` and `converse` because the steps are the same.
    ================================================================================================================== */
 
-enum { PLACES_LIMIT = 64 };
-
 typedef struct QueuedJob {
-    struct QueuedJob *next; /* of those that wait, or that are done */
+    struct QueuedJob *next; /* of those that wait, or of those that are done */
     int64_t number;
-    bool asks, done;
-    char *text;       /* the prompt or question */
-    JanusError error;
-    /* a drawing */
-    JanusGenerateOptions drawn;
-    Drawing drawing;
-    Arena arena;      /* the drawing's rows */
-    int32_t *ids;     /* (count, image_tokens) */
-    int64_t steps;    /* the ids that each picture has */
-    /* a question */
-    JanusAskOptions asked;
+    bool asks;
+    char *text;             /* the prompt or question */
+    JanusGenerateOptions drawing;
+    JanusAskOptions question;
     JanusImage *images;
     int image_count;
+    Task *task;             /* NULL unless it runs */
     Conversation conversation;
-    TorchRng rng;
-    Answer answer;
-    IdList said;
+    int32_t *ids;           /* the result: (count, image_tokens), or an answer's tokens, */
+    int64_t id_count;
+    Answer answer;          /* its text, */
+    JanusError error;       /* or why there is none */
 } QueuedJob;
 
 struct JanusQueue {
     JanusSession *session;
     int places, running_count;
     int64_t last_number;
-    QueuedJob *waiting, *finished;     /* first come, first served */
-    QueuedJob *running[PLACES_LIMIT];  /* by rows, so that questions stand first */
+    QueuedJob *waiting, *finished;       /* first come, first served */
+    QueuedJob *running[PICTURES_LIMIT];  /* questions first, as `step` takes them */
 };
 
-static int job_places(const QueuedJob *job) { return job->asks ? 1 : job->drawn.count; }
-static int64_t job_rows(const QueuedJob *job) { return job->asks ? 1 : 2 * (int64_t)job->drawn.count; }
+static int job_places(const QueuedJob *job) { return job->asks ? 1 : job->drawing.count; }
 
 /* Puts the job at the end of a list. */
 static void append_job(QueuedJob **list, QueuedJob *job) {
@@ -8677,11 +8830,16 @@ static void append_job(QueuedJob **list, QueuedJob *job) {
     job->next = NULL;
 }
 
-/* Frees what a job needs only as long as it runs. */
+/* Takes over the task's results and frees all that a job needs only while it waits or runs. */
 static void job_stop(QueuedJob *job) {
-    drawing_free(&job->drawing);
-    arena_release(&job->arena, NULL);
-    memset(&job->drawing, 0, sizeof job->drawing);
+    if (job->task != NULL) {
+        IdList *said = &job->task->answering.ids;
+        if (job->error.status == JANUS_OK) job->error = job->task->error;
+        if (job->asks) job->ids = said->ids, job->id_count = (int64_t)said->count, said->ids = NULL;
+        task_free(job->task);
+        free(job->task);
+        job->task = NULL;
+    }
     kv_cache_free(&job->conversation.sequence.own);
     for (int i = 0; i < job->image_count; i++) janus_image_free(&job->images[i]);
     job->image_count = 0;
@@ -8689,7 +8847,6 @@ static void job_stop(QueuedJob *job) {
 
 static void job_free(QueuedJob *job) {
     job_stop(job);
-    id_list_free(&job->said);
     free(job->images);
     free(job->answer.text);
     free(job->ids);
@@ -8697,134 +8854,38 @@ static void job_free(QueuedJob *job) {
     free(job);
 }
 
-/* The job ends with the context's failure; the others do not hear of it. */
-static void job_fail(Context *cx, QueuedJob *job) {
-    job->error = cx->error;
-    job->done = true;
-    cx->error.status = JANUS_OK;
-}
-
-/* The job's next id, or one for each of its pictures, out of the scores of its rows: (2N, K), or (V) of a question. */
-static void job_take(Context *cx, const JanusModel *m, QueuedJob *job, float *logits) {
-    const ArenaBlock *mark = scratch_mark(cx);
-    const int64_t N = job->drawn.count, K = m->config.codebook, T = image_tokens(&m->config);
-    if (job->asks) {
-        job->done = !say_next(cx, m, &job->conversation, &job->asked, &job->rng, logits, &job->answer, &job->said);
-        if (job->done && !has_failed(cx)) answer_token(cx, m, &job->answer, -1);
-        if (job->done) job->answer.text[strip(job->answer.text, job->answer.length).length] = 0;
-    } else {
-        int32_t *ids = scratch_ids(cx, N);
-        if (!has_failed(cx)) pick_image_ids(cx, &job->drawn, &job->drawing.rng, logits, K, ids);
-        for (int64_t n = 0; n < N && !has_failed(cx); n++) job->ids[n * T + job->steps] = ids[n];
-        job->done = ++job->steps == T;
-    }
-    if (has_failed(cx)) job_fail(cx, job);
-    scratch_release(cx, mark);
-}
-
-typedef struct {
-    const Context *cx;
-    const JanusModel *m;
-    QueuedJob *const *jobs;
-    float *logits[PLACES_LIMIT]; /* of each job's rows */
-} TakeIds;
-
-/* Jobs take their ids side by side, each with a context of its own, of one thread. */
-static void take_ids_job(void *data, Chunk chunk) {
-    const TakeIds *take = data;
-    Pool alone = {.threads = 1};
-    Context own = {.pool = &alone, .kernels = take->cx->kernels, .options = take->cx->options};
-    for (int64_t i = chunk.begin; i < chunk.end; i++) job_take(&own, take->m, take->jobs[i], take->logits[i]);
-    context_end(&own, NULL);
-}
-
 /* Reads the job's prompt and takes its first ids. */
 static void job_start(Context *cx, const JanusModel *m, QueuedJob *job) {
-    const Config *c = &m->config;
-    const int64_t R = job_rows(job), width = job->asks ? c->vocab : c->codebook;
-    const ArenaBlock *mark = scratch_mark(cx);
-    float *hidden = scratch(cx, R, c->hidden), *logits = scratch(cx, R, width);
-    IdList prompt = {0};
-    if (job->asks) {
-        torch_rng_seed(&job->rng, job->asked.seed);
-        start_turn(cx, m, &job->conversation, job->text, job->images, job->image_count, hidden);
-        linear(cx, logits, hidden, &m->lm_head, NULL, 1);
-    } else {
-        drawing_prompt(cx, m, job->text, &prompt);
-        const Arena ours = cx->arena; /* the rows outlive this step */
-        cx->arena = job->arena;
-        if (!has_failed(cx)) drawing_start(cx, &job->drawing, c, &job->drawn);
-        job->arena = cx->arena;
-        cx->arena = ours;
-        if (!has_failed(cx)) read_drawing_prompt(cx, m, &job->drawing, &prompt, hidden);
-        image_head(cx, m, logits, hidden, R);
-    }
-    id_list_free(&prompt);
-    if (has_failed(cx)) job_fail(cx, job);
-    else job_take(cx, m, job, logits);
-    scratch_release(cx, mark);
-}
-
-/* What each job's rows read next: x (R, D). */
-static void embed_last_ids(Context *cx, const JanusModel *m, QueuedJob *const *jobs, int count, float *x) {
-    const int64_t width = m->config.hidden, T = image_tokens(&m->config);
-    int64_t groups[PLACES_LIMIT], N = 0;
-    int32_t ids[PLACES_LIMIT] = {0};
-    int asked = 0;
-    for (; asked < count && jobs[asked]->asks && !has_failed(cx); asked++, x += width)
-        weight_row(x, &m->token_embed, jobs[asked]->said.ids[jobs[asked]->said.count - 1]);
-    for (int i = asked; i < count; N += groups[i++ - asked]) {
-        groups[i - asked] = jobs[i]->drawn.count;
-        for (int64_t n = 0; n < jobs[i]->drawn.count; n++) ids[N + n] = jobs[i]->ids[n * T + jobs[i]->steps - 1];
-    }
-    float *embedded = scratch(cx, N, width);
-    cx->groups = groups;
-    cx->group_count = count - asked;
-    embed_image_ids(cx, m, ids, N, embedded);
-    cx->groups = NULL;
-    for (int64_t r = 0; r < 2 * N; r++) copy(cx, x + r * width, embedded + r / 2 * width, width);
-}
-
-/* One pass over the weights: each job's rows read its last ids; then it takes the next ones. What fails for all is
-   tried with each job alone, so that only those fail that cannot go on. */
-static void run_pass(Context *cx, const JanusModel *m, QueuedJob *const *jobs, int count) {
-    const int64_t D = m->config.hidden, V = m->config.vocab, K = m->config.codebook;
-    int64_t groups[PLACES_LIMIT], lengths[2 * PLACES_LIMIT], R = 0, asked = 0;
-    Sequence *rows[2 * PLACES_LIMIT];
-    const ArenaBlock *mark = scratch_mark(cx);
-    for (int i = 0; i < count; R += groups[i++]) {
-        groups[i] = job_rows(jobs[i]);
-        asked += jobs[i]->asks;
-        for (int64_t r = 0; r < groups[i]; r++)
-            rows[R + r] = jobs[i]->asks ? &jobs[i]->conversation.sequence : &jobs[i]->drawing.rows[r];
-    }
-    for (int64_t r = 0; r < R; r++) lengths[r] = rows[r]->own.length;
-    float *x = scratch(cx, R, D), *words = scratch(cx, asked, V), *colours = scratch(cx, R - asked, K);
-    embed_last_ids(cx, m, jobs, count, x);
-    cx->groups = groups;
-    cx->group_count = count;
-    transformer_forward(cx, m, x, 1, rows, R, false);
-    cx->group_count = asked;
-    linear(cx, words, x, &m->lm_head, NULL, asked);
-    cx->groups += asked;
-    cx->group_count = count - asked;
-    if (!has_failed(cx)) image_head(cx, m, colours, x + asked * D, R - asked);
-    cx->groups = NULL;
-    if (has_failed(cx)) {
-        for (int64_t r = 0; r < R; r++) rows[r]->own.length = lengths[r];
-        scratch_release(cx, mark);
-        if (count == 1) job_fail(cx, jobs[0]);
-        cx->error.status = JANUS_OK;
-        for (int i = 0; i < count && count > 1; i++) run_pass(cx, m, jobs + i, 1);
+    job->task = calloc(1, sizeof *job->task);
+    if (job->task == NULL) {
+        fail_memory(&job->error);
         return;
     }
-    TakeIds take = {.cx = cx, .m = m, .jobs = jobs};
-    for (int i = 0; i < count; i++) {
-        take.logits[i] = jobs[i]->asks ? words + i * V : colours;
-        if (!jobs[i]->asks) colours += groups[i] * K;
+    job->task->answers = job->asks;
+    job->task->drawing.options = job->drawing;
+    job->task->drawing.ids = job->ids;
+    job->task->answering.options = job->question;
+    job->task->answering.conversation = &job->conversation;
+    job->task->answering.text = &job->answer;
+    if (job->asks) start_answer(cx, m, job->task, job->text, job->images, job->image_count);
+    else start_drawing(cx, m, job->task, job->text);
+    if (has_failed(cx)) task_fail(cx, job->task);
+}
+
+/* A step of all tasks. If it fails, each task is retried alone, so that only the faulty ones fail. */
+static void run_step(Context *cx, const JanusModel *m, Task *const *tasks, int count) {
+    const ArenaBlock *mark = scratch_mark(cx);
+    Sequence *rows[ROWS_LIMIT];
+    int64_t lengths[ROWS_LIMIT], R = 0;
+    for (int i = 0; i < count; i++) R += list_rows(tasks[i], rows + R);
+    for (int64_t r = 0; r < R; r++) lengths[r] = rows[r]->own.length;
+    step(cx, m, tasks, count);
+    if (has_failed(cx) && count == 1) task_fail(cx, tasks[0]);
+    else if (has_failed(cx)) {
+        cx->error.status = JANUS_OK;
+        for (int64_t r = 0; r < R; r++) rows[r]->own.length = lengths[r];
+        for (int i = 0; i < count; i++) run_step(cx, m, tasks + i, 1);
     }
-    if (count == 1) job_take(cx, m, jobs[0], take.logits[0]); /* its pictures have all threads */
-    else in_parallel(cx, take_ids_job, &take, count, 1);
     scratch_release(cx, mark);
 }
 
@@ -8836,33 +8897,37 @@ static QueuedJob *next_to_start(const JanusQueue *queue) {
     return fits || used == 0 ? queue->waiting : NULL;
 }
 
-/* Takes those that are done out of the places. */
+/* Moves the jobs that are done from the running ones to the finished ones. */
 static void clear_places(JanusQueue *queue) {
     int kept = 0;
     for (int i = 0; i < queue->running_count; i++) {
         QueuedJob *job = queue->running[i];
-        if (job->done) job_stop(job), append_job(&queue->finished, job);
-        else queue->running[kept++] = job;
+        if (job->task != NULL && !job->task->done) queue->running[kept++] = job;
+        else job_stop(job), append_job(&queue->finished, job);
     }
     queue->running_count = kept;
 }
 
 int janus_queue_step(JanusQueue *queue) {
     Context *cx = &queue->session->context;
+    const JanusModel *m = queue->session->model;
     const JanusSessionOptions options = cx->options;
     QueuedJob *job = next_to_start(queue);
-    cx->options.progress = NULL;
+    Task *tasks[PICTURES_LIMIT];
+    cx->options.progress = NULL; /* the session's callbacks are not the queue's */
     cx->options.text = NULL;
     cx->options.tap = NULL;
+    cx->options.drawn = NULL;
     if (job != NULL) {
         int at = queue->running_count++;
         queue->waiting = job->next;
-        for (; at > 0 && job_rows(queue->running[at - 1]) > job_rows(job); at--)
+        for (; at > 0 && job->asks && !queue->running[at - 1]->asks; at--)
             queue->running[at] = queue->running[at - 1];
         queue->running[at] = job;
-        job_start(cx, queue->session->model, job);
+        job_start(cx, m, job);
     } else if (queue->running_count > 0) {
-        run_pass(cx, queue->session->model, queue->running, queue->running_count);
+        for (int i = 0; i < queue->running_count; i++) tasks[i] = queue->running[i]->task;
+        run_step(cx, m, tasks, queue->running_count);
     }
     context_end(cx, NULL);
     cx->options = options;
@@ -8880,13 +8945,13 @@ int janus_queue_places(const JanusModel *model, const JanusSessionOptions *optio
     const double picture = 4 * element * c->layers * c->kv_heads * c->head_dim * (double)(image_tokens(c) + PROMPT);
     const double room = ((double)memory_size() - (double)model->storage->file.image.size) / 2 / picture;
     const int most = 8 * (chosen.threads > 0 ? chosen.threads : processor_count());
-    const int places = most > PLACES_LIMIT ? PLACES_LIMIT : most;
+    const int places = most > PICTURES_LIMIT ? PICTURES_LIMIT : most;
     return room < 1 ? 1 : room < places ? (int)room : places;
 }
 
 JanusStatus janus_queue_new(JanusSession *session, int places, JanusQueue **queue, JanusError *error) {
     *queue = NULL;
-    const JanusStatus status = check_range("the number of places", true, places, 0, PLACES_LIMIT, error);
+    const JanusStatus status = check_range("the number of places", true, places, 0, PICTURES_LIMIT, error);
     if (status != JANUS_OK) return status;
     JanusQueue *made = calloc(1, sizeof *made);
     if (made == NULL) return fail_memory(error);
@@ -8937,8 +9002,9 @@ JanusStatus janus_queue_generate(JanusQueue *queue, const char *prompt, const Ja
     if (status != JANUS_OK) return status;
     QueuedJob *made = job_new(prompt != NULL ? prompt : "");
     if (made == NULL) return fail_memory(error);
-    made->drawn = chosen;
-    made->ids = allocate(chosen.count * image_tokens(&queue->session->model->config), sizeof *made->ids);
+    made->drawing = chosen;
+    made->id_count = chosen.count * image_tokens(&queue->session->model->config);
+    made->ids = allocate(made->id_count, sizeof *made->ids);
     if (made->ids != NULL) return submit(queue, made, job);
     job_free(made);
     return fail_memory(error);
@@ -8960,11 +9026,9 @@ JanusStatus janus_queue_ask(JanusQueue *queue, const char *question, const Janus
     QueuedJob *made = job_new(question != NULL ? question : "");
     if (made == NULL) return fail_memory(error);
     made->asks = true;
-    made->asked = chosen;
-    made->answer.text = calloc(1, 1);
-    made->answer.capacity = 1;
+    made->question = chosen;
     made->images = allocate(image_count, sizeof *made->images);
-    bool good = made->answer.text != NULL && made->images != NULL;
+    bool good = answer_begin(&made->answer) && made->images != NULL;
     for (int i = 0; i < image_count && good; i++, made->image_count++) good = copy_image(&made->images[i], &images[i]);
     if (good) return submit(queue, made, job);
     job_free(made);
@@ -8983,7 +9047,7 @@ int janus_queue_cancel(JanusQueue *queue, int64_t job) {
             break;
         }
     if (found == NULL) return 0;
-    found->done = true;
+    if (found->task != NULL) found->task->done = true;
     fail(&found->error, JANUS_CANCELLED, "the job was taken out of the queue");
     clear_places(queue);
     return 1;
@@ -8996,13 +9060,10 @@ int janus_queue_collect(JanusQueue *queue, JanusResult *result) {
     result->job = job->number;
     result->error = job->error;
     if (job->error.status == JANUS_OK) { /* changes hands */
-        result->answer = job->answer.text;
-        result->ids = job->asks ? job->said.ids : job->ids;
-        result->id_count = job->asks ? (int64_t)job->said.count
-                                     : job->drawn.count * image_tokens(&queue->session->model->config);
-        job->answer.text = NULL;
+        result->answer = job->asks ? answer_take(&job->answer) : NULL;
+        result->ids = job->ids;
+        result->id_count = job->id_count;
         job->ids = NULL;
-        memset(&job->said, 0, sizeof job->said);
     }
     queue->finished = job->next;
     job_free(job);
@@ -9025,14 +9086,15 @@ double janus_queue_progress(const JanusQueue *queue, int64_t job) {
     for (int i = 0; i < queue->running_count; i++) {
         const QueuedJob *found = queue->running[i];
         if (found->number != job) continue;
-        return found->asks ? (double)found->said.count / found->asked.max_tokens
-                           : (double)found->steps / (double)image_tokens(&queue->session->model->config);
+        const double tokens = (double)image_tokens(&queue->session->model->config);
+        return found->asks ? (double)found->task->answering.ids.count / found->question.max_tokens
+                           : (double)found->task->drawing.drawn / tokens;
     }
     return 0;
 }
 
 /* ==================================================================================================================
-   20  JSON: the lines of `janus batch`, by RFC 8259 to the letter. json_next reads a text token by token. Strings are
+   21  JSON: the lines of `janus batch`, by RFC 8259 to the letter. json_next reads a text token by token. Strings are
        decoded in place, since decoding never makes them longer.
    ================================================================================================================== */
 
@@ -9268,7 +9330,7 @@ static void json_write(TextBuffer *buffer, const char *text, size_t length) {
 }
 
 /* ==================================================================================================================
-   21  Command line: results go to stdout, all else to stderr; exit 0 done, 1 failed, 2 usage error.
+   22  Command line: results go to stdout, all else to stderr; exit 0 done, 1 failed, 2 usage error.
    ================================================================================================================== */
 
 enum { EXIT_DONE = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_STOPPED = 130 };
@@ -9364,7 +9426,7 @@ static const Option OPTIONS[] = {
      "- is stdout; pictures: default a free janus-1.png ..."},
     {"--no-metadata", NULL, AS_SWITCH, 0, 0, FOR_GENERATE | FOR_CHAT | FOR_BATCH, FIELD(no_metadata),
      "pictures do not say what they were drawn from"},
-    {"--batch", "N", AS_WHOLE, 1, PLACES_LIMIT, FOR_BATCH, FIELD(batch),
+    {"--batch", "N", AS_WHOLE, 1, PICTURES_LIMIT, FOR_BATCH, FIELD(batch),
      "so many drawn together; info shows the default"},
     {"--unordered", NULL, AS_SWITCH, 0, 0, FOR_BATCH, FIELD(unordered), "results as they come, not as the jobs"},
     {"--resume", NULL, AS_SWITCH, 0, 0, FOR_BATCH, FIELD(resume), "leaves out jobs whose pictures are there"},

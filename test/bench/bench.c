@@ -518,7 +518,7 @@ static void bench_product(const Stage *s) {
         report(s->bench, name, &times, &cost, peak);
         medians[fast] = times.times[times.count / 2]; /* report sorted them */
         if (fast && peak == 1 && rule != (medians[1] < medians[0]))
-            printf("  bf16_pays (section 13 of janus.c) is wrong for this processor: rounded operands are %s\n",
+            printf("  bf16_pays (section 14 of janus.c) is wrong for this processor: rounded operands are %s\n",
                    rule ? "slower" : "faster");
     }
     cx->bf16_pays = rule;

@@ -8,16 +8,26 @@ void test_torch_rng_seed(TorchRng *rng, uint64_t seed) { torch_rng_seed(rng, see
 void test_torch_exponential(TorchRng *rng, float *q, int64_t count) {
     for (int64_t i = 0; i < count; i++) q[i] = (float)-log1p(-next_uniform(rng));
 }
-int test_torch_multinomial(TorchRng *rng, int *ids, const float *probs, int N, int V) {
-    return torch_multinomial(rng, ids, probs, N, V);
+/* Returns 0, nothing drawn, where torch.multinomial raises. */
+int test_multinomial(TorchRng *rng, int32_t *ids, const float *probs, int64_t N, int64_t V) {
+    Context cx;
+    TorchRng after = *rng;
+    if (context_init(&cx, 1, "plain") != 0) return 0;
+    multinomial(&cx, &after, ids, probs, N, V);
+    const int drawn = context_end(&cx, NULL) == JANUS_OK;
+    if (drawn) *rng = after;
+    context_free(&cx);
+    return drawn;
 }
-void test_scale_temperature(float *x, int V, double temperature) { scale_temperature(x, V, temperature); }
-void test_softmax_probs(float *probs, const float *logits, int V) {
+void test_scale_temperature(float *x, int64_t V, double temperature) { scale_temperature(x, V, temperature); }
+void test_softmax_probs(float *probs, const float *logits, int64_t V) {
     memcpy(probs, logits, (size_t)V * sizeof *probs);
     softmax(probs, V);
 }
-void test_keep_top_k(float *logits, int V, int top_k, float *largest) { keep_top_k(logits, V, top_k, largest); }
-void test_keep_top_p(float *logits, int V, double top_p, RankedLogit *ranked) { keep_top_p(logits, V, top_p, ranked); }
+void test_keep_top_k(float *logits, int64_t V, int top_k, float *largest) { keep_top_k(logits, V, top_k, largest); }
+void test_keep_top_p(float *logits, int64_t V, double top_p, RankedLogit *ranked) {
+    keep_top_p(logits, V, top_p, ranked);
+}
 void test_expand_row(float *out, int type, const void *row, int64_t begin, int64_t n) {
     expand_plain(out, type, row, begin, n);
 }

@@ -74,7 +74,7 @@ def multinomial(rng: Any, probs: np.ndarray) -> "np.ndarray | None":
     """ids (N) drawn by C from probs (N, V), or None where C refuses them."""
     rows, width = probs.shape
     ids = np.full(rows, -1, np.int32)
-    drawn = LIBRARY.test_torch_multinomial(rng, ffi.cast("int *", ids.ctypes.data), floats(probs), rows, width)
+    drawn = LIBRARY.test_multinomial(rng, ffi.cast("int32_t *", ids.ctypes.data), floats(probs), rows, width)
     return ids if drawn else None
 
 
@@ -84,7 +84,7 @@ def answer_probs(logits: np.ndarray, temperature: float, top_k: int, top_p: floa
     x, probs, largest = logits.copy(), np.empty_like(logits), np.empty_like(logits)
     LIBRARY.test_scale_temperature(floats(x), width, temperature)
     LIBRARY.test_keep_top_k(floats(x), width, top_k, floats(largest))
-    LIBRARY.test_keep_top_p(floats(x), width, top_p, ffi.new("RankedLogit[]", 2 * width))
+    LIBRARY.test_keep_top_p(floats(x), width, top_p, ffi.new("RankedLogit[]", width))
     LIBRARY.test_softmax_probs(floats(probs), floats(x), width)
     return probs
 
