@@ -2893,8 +2893,6 @@ enum { INT8_GROUP = 16 * BLOCK };          /* elements a group when a few rows o
 enum { INT8_MAX_X = 127 };                 /* the largest magnitude of a block is scaled to this */
 enum { WIDE_COLUMNS = 512, WIDE_X = 32, WIDE_W = 8 }; /* a piece of W that is widened once, and rows of x for it */
 enum { L1_FLOATS = 6144 };                 /* floats of x that still fit a 32 KiB L1 while weights stream through */
-/* largest integers of x and W such that BLOCK products sum to less than 2^31 */
-enum { INT16_MAX_X = 16383, INT16_MAX_W = 4095 };
 
 /* out[t * out_stride + o] = x[t] . w[o] + bias[o] for t < T, first <= o < last; rows of length n. The rows of x are
    padded with zeros to a multiple of BLOCK, or rounded (Packing); best aligned to 64 bytes. They may be those of
@@ -2916,8 +2914,7 @@ typedef struct { /* what a thread's matrix unit was set up for */
      exact    32 and 32: floats        bf16  16 and 16: pairs of bf16
      pieces   48 and 16, or 48: pairs of bf16 too, three whose sum each float is, of x or of both operands
      integer  10 and  9: eight words of four int8, the block's scale, and for rows of x a correction
-              18 and 17 on AVX2: sixteen words of two int16, as it multiplies no int8 of both signs, and the same;
-              of bf16 weights too, which are rounded by block to INT16_MAX_W, and x to INT16_MAX_X */
+              18 and 17 on AVX2: sixteen words of two int16, as it multiplies no int8 of both signs, and the same */
 typedef struct {
     int tile_rows, tile_cols; /* tile_rows is at most MAX_TILE_ROWS */
     int few_rows_limit;             /* up to so many rows of x, dot products are faster than these tiles */
@@ -4392,12 +4389,12 @@ INLINE float KERNEL(block_scale)(const float *x, int max_int) {
     return v_largest(top) / (float)max_int;
 }
 
-INLINE void KERNEL(pack_rows_rounded)(const int max_int, float *out, const float *const *rows, int64_t n) {
+TARGET static void KERNEL(pack_rows_integer)(float *out, const float *const *rows, int64_t n) {
     for (int64_t k = 0; k < n; k += BLOCK, out += (BLOCK_WORDS + 2) * TILE_ROWS) {
         float words[TILE_ROWS][BLOCK_WORDS], scales[TILE_ROWS], corrections[TILE_ROWS];
         const float *from[TILE_ROWS];
         for (int r = 0; r < TILE_ROWS; r++) {
-            scales[r] = KERNEL(block_scale)(rows[r] + k, max_int);
+            scales[r] = KERNEL(block_scale)(rows[r] + k, QUANT_MAX);
             const int32_t start = KERNEL(round_block)(words[r], rows[r] + k, scales[r] > 0 ? 1 / scales[r] : 0);
             memcpy(&corrections[r], &start, sizeof start);
             from[r] = words[r];
@@ -4408,19 +4405,7 @@ INLINE void KERNEL(pack_rows_rounded)(const int max_int, float *out, const float
     }
 }
 
-TARGET static void KERNEL(pack_rows_integer)(float *out, const float *const *rows, int64_t n) {
-    KERNEL(pack_rows_rounded)(QUANT_MAX, out, rows, n);
-}
-
-/* out: the words of one block of each column, side by side, then the scales. */
-INLINE void KERNEL(pack_block)(float *out, float (*words)[BLOCK_WORDS], const float *scales) {
-    for (int c = 0; c < TILE_COLS; c += VL) {
-        Rows columns = {TYPE_F32, (const char *)words[c], sizeof *words};
-        KERNEL(pack_type)(TYPE_F32, out + c, columns, VL, 0, BLOCK_WORDS);
-    }
-    memcpy(out + BLOCK_WORDS * TILE_COLS, scales, TILE_COLS * sizeof *scales);
-}
-
+/* Of each block: its words, column by column side by side, then the scales of the columns. */
 TARGET static void KERNEL(pack_weights_integer)(float *out, Rows w, int64_t count, int64_t begin, int64_t n) {
     int64_t bytes = w.type == TYPE_Q8_0 ? Q8_0_BYTES : Q4_0_BYTES;
     float words[TILE_COLS][BLOCK_WORDS] = {{0}};
@@ -4436,28 +4421,13 @@ TARGET static void KERNEL(pack_weights_integer)(float *out, Rows w, int64_t coun
             b_store(words[c] + BLOCK_WORDS / 2, b_offset(parts[1]));
         }
         for (int c = 0; c < TILE_COLS; c += VL) v_store(scales + c, v_load_f16(halves + c));
-        KERNEL(pack_block)(out, words, scales);
-    }
-}
-
-#if KERNEL_PASS == PASS_AVX2
-TARGET static void KERNEL(pack_rows_int16)(float *out, const float *const *rows, int64_t n) {
-    KERNEL(pack_rows_rounded)(INT16_MAX_X, out, rows, n);
-}
-
-TARGET static void KERNEL(pack_weights_int16)(float *out, Rows w, int64_t count, int64_t begin, int64_t n) {
-    float words[TILE_COLS][BLOCK_WORDS] = {{0}};
-    float scales[TILE_COLS] = {0}, values[BLOCK];
-    for (int64_t k = 0; k < n; k += BLOCK, out += (BLOCK_WORDS + 1) * TILE_COLS) {
-        for (int64_t c = 0; c < min_i64(count, TILE_COLS); c++) {
-            KERNEL(expand_type)(TYPE_BF16, values, w.data + c * w.stride, begin + k, BLOCK);
-            scales[c] = KERNEL(block_scale)(values, INT16_MAX_W);
-            KERNEL(round_block)(words[c], values, scales[c] > 0 ? 1 / scales[c] : 0);
+        for (int c = 0; c < TILE_COLS; c += VL) {
+            const Rows columns = {TYPE_F32, (const char *)words[c], sizeof *words};
+            KERNEL(pack_type)(TYPE_F32, out + c, columns, VL, 0, BLOCK_WORDS);
         }
-        KERNEL(pack_block)(out, words, scales);
+        memcpy(out + BLOCK_WORDS * TILE_COLS, scales, sizeof scales);
     }
 }
-#endif
 
 /* R rows of a tile, from row `first` on. */
 INLINE void KERNEL(tile_blocks)(const int R, int64_t first, float *out, int64_t stride, const float *a, const float *b,
@@ -4735,11 +4705,6 @@ static const Kernels KERNEL(kernels) = {
     .bf16 = {.tile_rows = TILE_ROWS, .tile_cols = TILE_COLS, .few_rows_limit = 12, .row_words = BLOCK / 2,
              .weight_words = BLOCK / 2, .columns = 2, .pack_rows = KERNEL(pack_rows_bf16),
              .pack_weights = KERNEL(pack_weights_bf16), .tile = KERNEL(tile_bf16), .dot = KERNEL(dot)},
-#elif KERNEL_PASS == PASS_AVX2
-    .bf16 = {.tile_rows = TILE_ROWS, .tile_cols = TILE_COLS, .few_rows_limit = 24, .row_words = BLOCK_WORDS + 2,
-             .weight_words = BLOCK_WORDS + 1, .columns = BLOCK, .max_int = INT16_MAX_X,
-             .pack_rows = KERNEL(pack_rows_int16), .pack_weights = KERNEL(pack_weights_int16),
-             .tile = KERNEL(tile_integer), .dot = KERNEL(dot)},
 #endif
     KERNEL_INTEGER,
     KERNEL_LOOPS,
@@ -4870,12 +4835,11 @@ static int x86_level(void) {
 /* Whether --fast takes tiles of rounded operands for bf16 weights: a rule by instructions and maker, so that the same
    machine gives the same ids in every run. 576 x 1024 x 4096, one thread, exact time by that of rounded operands:
      AMX                                       5 to 7          yes
-     pairs of bf16 (VDPBF16PS), AMD Zen 4, 5   1.77 to 1.87    yes
+     pairs of bf16 (VDPBF16PS), AMD Zen 4, 5   1.77 to 1.93    yes
      the same, Intel Xeon, models 143 to 207   0.62            no: they run at half the rate of f32
-     int16 (AVX2)                              1.27            yes
    make bench measures both, and says where the rule is wrong. */
 static bool bf16_pays(const Kernels *kernels) {
-    bool pays = kernels->bf16.first != NULL || kernels->bf16.max_int > 0;
+    bool pays = kernels->bf16.first != NULL;
 #ifdef HAVE_X86_KERNELS
     unsigned a, b, c, d;
     pays = pays || (__get_cpuid(0, &a, &b, &c, &d) && b == signature_AMD_ebx);
@@ -4986,12 +4950,11 @@ static void context_free(Context *cx) {
     memset(cx, 0, sizeof *cx);
 }
 
-/* isa: a name of kernel_name_at, or NULL or "native" for the best. -1: no memory, or no such instruction set here. */
+/* isa: a name of kernel_name_at; NULL: the best. -1: no memory, or no such instruction set here. */
 static int context_init(Context *cx, int threads, const char *isa) {
     memset(cx, 0, sizeof *cx);
-    int native = isa == NULL || strcmp(isa, "native") == 0;
     for (int i = 0; cx->kernels == NULL && kernels_at(i) != NULL; i++)
-        if (native || strcmp(isa, kernels_at(i)->name) == 0) cx->kernels = kernels_at(i);
+        if (isa == NULL || strcmp(isa, kernels_at(i)->name) == 0) cx->kernels = kernels_at(i);
     if (cx->kernels == NULL) return -1;
     cx->bf16_pays = bf16_pays(cx->kernels);
     cx->pool = pool_create(threads);
@@ -7192,9 +7155,7 @@ static Norm need_norm(Loader *loader, const char *prefix, int64_t width) {
     return norm;
 }
 
-#if defined(__GNUC__)
-__attribute__((format(printf, 2, 3)))
-#endif
+PRINTF_LIKE(2, 3)
 static const char *name_of(Name *name, const char *format, ...) {
     va_list arguments;
     va_start(arguments, format);
@@ -9354,9 +9315,7 @@ static const CommandLine LINE_DEFAULTS = {
 };
 
 /* One line on stderr that begins with the program's name. */
-#if defined(__GNUC__)
-__attribute__((format(printf, 1, 2)))
-#endif
+PRINTF_LIKE(1, 2)
 static void complain(const char *format, ...) {
     va_list arguments;
     va_start(arguments, format);

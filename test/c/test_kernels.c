@@ -8,6 +8,9 @@
 #endif
 #include "emulate_amx.h"
 #endif
+#if !defined(_GNU_SOURCE) && !defined(_POSIX_C_SOURCE)
+#define _POSIX_C_SOURCE 200809L
+#endif
 #include <stdint.h>
 #include <string.h>
 
@@ -99,7 +102,7 @@ static void round_to_bf16(float *x, int64_t n) {
 }
 
 /* What fast_activations stands for, where there are kernels for it: x, rows of length I, to bf16, or to integers with
-   one scale a block; with AVX2, bf16 weights to integers too. T rows are multiplied at once. */
+   one scale a block. T rows are multiplied at once. */
 static void round_operands(const Kernels *isa, int type, int64_t T, int64_t I, float *x, int64_t x_size, float *w,
                            int64_t w_size) {
     const Packing *p = type == TYPE_Q8_0 || type == TYPE_Q4_0 ? &isa->integer : &isa->bf16;
@@ -111,7 +114,6 @@ static void round_operands(const Kernels *isa, int type, int64_t T, int64_t I, f
         round_to_bf16(x, x_size);
         round_to_bf16(w, w_size);
     }
-    if (type == TYPE_BF16 && !few && p->max_int > 0) round_blocks(w, INT16_MAX_W, w_size);
 }
 
 static void linear_case(Context *cx, int type, int64_t T, int64_t I, int64_t O, int with_bias, double tolerance) {
