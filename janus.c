@@ -9295,24 +9295,36 @@ static void json_write(TextBuffer *buffer, const char *text, size_t length) {
    ================================================================================================================== */
 
 enum { EXIT_DONE = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_STOPPED = 130 };
-enum { CLI_IMAGES = 64, PATH_BYTES = 4096, TEXT_FILE_LIMIT = 1 << 26 };
-enum { OPTION_LIMIT = 64 };
+enum { PATH_BYTES = 4096, TEXT_FILE_LIMIT = 1 << 26, OPTION_LIMIT = 64 };
+
+/* What one drawing or question asks for. The command line fills it with its options. `batch` fills one for each job: a
+   key of a line of JSON names an option, and set_task_option sets the same field within the same limits. */
+typedef struct {
+    JanusGenerateOptions draw;
+    JanusAskOptions ask;
+    bool has_seed;                     /* false: take_seed makes one up */
+    const char *text, *output;         /* the prompt or question; the picture's name, NULL: a free one */
+    const char *images[IMAGES_LIMIT];
+    int image_count;
+} Task;
 
 typedef struct {
-    const char *model, *output, *dump, *trace, *isa, *type;
-    const char *text, *prompt, *file; /* the text: an argument, of -p, of -f */
-    const char *images[CLI_IMAGES];
-    int image_count, count, threads, max_tokens, top_k, cache, batch, show;
-    double cfg_weight, temperature, top_p; /* temperature -1: the task's own */
-    uint64_t seed;
-    bool has_seed, fast, quiet, decode, no_exif, no_metadata, help, version;
+    Task task;
+    const char *model, *dump, *trace, *isa, *type;
+    const char *prompt, *file;         /* of -p, -f */
+    int threads, cache, batch, show;
+    bool fast, quiet, decode, no_exif, no_metadata, help, version;
     bool unordered, resume, record;
-    const char *given[OPTION_LIMIT];       /* for each row of OPTIONS the argument that named it; NULL: none */
+    const char *given[OPTION_LIMIT];   /* for each row of OPTIONS the argument that named it; NULL: none */
 } CommandLine;
 
-static const CommandLine LINE_DEFAULTS = {
-    .count = 1, .max_tokens = 512, .top_k = 50, .cfg_weight = 5, .temperature = -1, .top_p = 1,
-};
+static Task task_defaults(void) {
+    Task task;
+    memset(&task, 0, sizeof task);
+    task.draw = janus_generate_defaults();
+    task.ask = janus_ask_defaults();
+    return task;
+}
 
 /* One line on stderr that begins with the program's name. */
 PRINTF_LIKE(1, 2)
@@ -9347,11 +9359,13 @@ enum {
 typedef enum { SHOW_AUTO, SHOW_NO, SHOW_BLOCKS, SHOW_256 } ShowKind;
 static const char SHOW_WORDS[] = "auto|no|blocks|256";
 
-/* What follows an option: nothing; a name; an image's name; a whole number or any number, low to high; a seed; one of
-   the words of `argument`, counted from `low`; one of the machine's sets of kernels; a quantised type; after = only and
-   not needed: a word of SHOW_WORDS, a part of a name. */
+/* The value of an option. Kinds that set a field of the Task: a number of RANGES, a seed, an image's name, an output's.
+   Kinds that set a field of the CommandLine: none; a name; a whole number from low to high; one of the words of
+   `argument`, counted from `low`; one of the machine's kernels; a quantised type; and two that are optional and come
+   after a = only: a word of SHOW_WORDS, a part of a stage's name. */
 typedef enum {
-    AS_SWITCH, AS_NAME, AS_IMAGE, AS_WHOLE, AS_NUMBER, AS_SEED, AS_CHOICE, AS_KERNELS, AS_FORMAT, AS_SHOW, AS_FILTER
+    AS_RANGE, AS_SEED, AS_IMAGE, AS_OUTPUT,
+    AS_SWITCH, AS_NAME, AS_WHOLE, AS_CHOICE, AS_KERNELS, AS_FORMAT, AS_SHOW, AS_FILTER
 } OptionKind;
 
 typedef struct {
@@ -9359,29 +9373,29 @@ typedef struct {
     OptionKind kind;
     double low, high;
     unsigned commands; /* those that take it */
-    size_t field;      /* of CommandLine */
+    size_t field;      /* offset in CommandLine; AS_RANGE: row of RANGES */
     const char *help;
 } Option;
 
 /* Rows of the same commands stand together: they have one heading in the help. */
 #define FIELD(name) offsetof(CommandLine, name)
 static const Option OPTIONS[] = {
-    {"-n --count", "N", AS_WHOLE, 1, 64, FOR_GENERATE, FIELD(count), "pictures of one prompt, drawn together"},
+    {"-n --count", "N", AS_RANGE, 0, 0, FOR_GENERATE, RANGE_COUNT, "pictures of one prompt, drawn together"},
     {"-p --prompt", "TEXT", AS_NAME, 0, 0, FOR_TEXT, FIELD(prompt), "the text, in the place of the argument"},
     {"-f --file", "FILE", AS_NAME, 0, 0, FOR_TEXT, FIELD(file), "the text is what FILE holds"},
-    {"--cfg --cfg-scale", "W", AS_NUMBER, 0, 100, FOR_GENERATE | FOR_CHAT, FIELD(cfg_weight),
+    {"--cfg --cfg-scale", "W", AS_RANGE, 0, 0, FOR_GENERATE | FOR_CHAT, RANGE_CFG_WEIGHT,
      "guidance of a drawing, default 5"},
-    {"-s --seed", "S", AS_SEED, 0, 0, FOR_TALKS, FIELD(seed), "same seed, same result; -1: a random one, printed"},
-    {"--temperature --temp", "T", AS_NUMBER, 0, 100, FOR_TALKS, FIELD(temperature),
+    {"-s --seed", "S", AS_SEED, 0, 0, FOR_TALKS, 0, "same seed, same result; -1: a random one, printed"},
+    {"--temperature --temp", "T", AS_RANGE, 0, 0, FOR_TALKS, RANGE_TEMPERATURE,
      "0: most probable; default 1 to draw, 0 to answer"},
-    {"--max-tokens", "N", AS_WHOLE, 1, 1 << 24, FOR_ANSWERS, FIELD(max_tokens), "length of an answer, default 512"},
-    {"--top-k", "K", AS_WHOLE, 0, 1 << 24, FOR_ANSWERS, FIELD(top_k), "default 50, 0: off; with --temperature above 0"},
-    {"--top-p", "P", AS_NUMBER, 1e-6, 1, FOR_ANSWERS, FIELD(top_p), "default 1: off; with --temperature above 0"},
-    {"-i --image", "IMAGE", AS_IMAGE, 0, 0, FOR_ANSWERS | FOR_ENCODE, FIELD(images),
+    {"--max-tokens", "N", AS_RANGE, 0, 0, FOR_ANSWERS, RANGE_MAX_TOKENS, "length of an answer, default 512"},
+    {"--top-k", "K", AS_RANGE, 0, 0, FOR_ANSWERS, RANGE_TOP_K, "default 50, 0: off; with --temperature above 0"},
+    {"--top-p", "P", AS_RANGE, 0, 0, FOR_ANSWERS, RANGE_TOP_P, "default 1: off; with --temperature above 0"},
+    {"-i --image", "IMAGE", AS_IMAGE, 0, 0, FOR_ANSWERS | FOR_ENCODE, 0,
      "as an argument; several for ask and chat; - is stdin"},
     {"--no-exif", NULL, AS_SWITCH, 0, 0, FOR_ANSWERS | FOR_ENCODE | FOR_BATCH, FIELD(no_exif),
      "photographs as stored, not turned upright"},
-    {"-o --output", "OUT", AS_NAME, 0, 0, FOR_GENERATE | FOR_DECODE | FOR_QUANTIZE, FIELD(output),
+    {"-o --output", "OUT", AS_OUTPUT, 0, 0, FOR_GENERATE | FOR_DECODE | FOR_QUANTIZE, 0,
      "- is stdout; pictures: default a free janus-1.png ..."},
     {"--no-metadata", NULL, AS_SWITCH, 0, 0, FOR_GENERATE | FOR_CHAT | FOR_BATCH, FIELD(no_metadata),
      "pictures do not say what they were drawn from"},
@@ -9430,12 +9444,22 @@ static int word_index(const char *words, char between, const char *word, bool an
     }
 }
 
-static bool parse_number(const char *text, double low, double high, double *number) {
-    char *end;
+/* Sets a number of the drawing and of the question, as far as they have it. False: it is not in the range. */
+static bool set_range(Task *task, const Range *range, const char *text) {
+    char *end, *const options[] = {(char *)&task->draw, (char *)&task->ask};
+    const int offsets[] = {range->in_drawing, range->in_question};
     errno = 0;
-    const double value = strtod(text, &end);
-    if (end == text || *end != 0 || errno == ERANGE || !(value >= low && value <= high)) return false;
-    *number = value;
+    double value = strtod(text, &end);
+    if (end == text || *end != 0 || errno == ERANGE || !(value >= range->low && value <= range->high)) return false;
+    if (range->type == AN_INT && value != floor(value)) return false;
+    if (value == 0) value = 0; /* never -0 */
+    for (int i = 0; i < 2; i++) {
+        void *field = options[i] + offsets[i];
+        if (offsets[i] < 0) continue;
+        if (range->type == AN_INT) *(int *)field = (int)value;
+        else if (range->type == A_FLOAT) *(float *)field = (float)value;
+        else *(double *)field = value;
+    }
     return true;
 }
 
@@ -9449,13 +9473,13 @@ static bool parse_integer(const char *text, long low, long high, int *number) {
 }
 
 /* -1 asks for a seed that is made up. */
-static bool parse_seed(const char *text, CommandLine *line) {
+static bool set_seed(Task *task, const char *text) {
     char *end;
     errno = 0;
     const unsigned long long value = strtoull(text, &end, 10);
-    line->has_seed = strcmp(text, "-1") != 0;
-    if (line->has_seed && (text[0] < '0' || text[0] > '9' || *end != 0 || errno == ERANGE)) return false;
-    line->seed = value;
+    task->has_seed = strcmp(text, "-1") != 0;
+    if (task->has_seed && (text[0] < '0' || text[0] > '9' || *end != 0 || errno == ERANGE)) return false;
+    task->draw.seed = task->ask.seed = value;
     return true;
 }
 
@@ -9472,7 +9496,21 @@ static bool parse_format(const char *text, const char **name) {
     return *name != NULL;
 }
 
-/* Sets what the option sets; false for a value that it does not take. */
+/* Sets a field of a task; false for a value that the option does not take. */
+static bool set_task_option(Task *task, const Option *option, const char *value) {
+    switch (option->kind) {
+    case AS_RANGE: return set_range(task, &RANGES[option->field], value);
+    case AS_SEED: return set_seed(task, value);
+    case AS_OUTPUT: task->output = value; return value[0] != 0;
+    case AS_IMAGE:
+        if (task->image_count == IMAGES_LIMIT || value[0] == 0) return false;
+        task->images[task->image_count++] = value;
+        return true;
+    default: return false;
+    }
+}
+
+/* The same for every option. */
 static bool set_option(CommandLine *line, const Option *option, const char *value) {
     void *field = (char *)line + option->field;
     switch (option->kind) {
@@ -9483,47 +9521,41 @@ static bool set_option(CommandLine *line, const Option *option, const char *valu
     case AS_FILTER: *(const char **)field = value != NULL ? value : ""; return true;
     case AS_NAME: *(const char **)field = value; return value[0] != 0;
     case AS_WHOLE: return parse_integer(value, (long)option->low, (long)option->high, field);
-    case AS_NUMBER: return parse_number(value, option->low, option->high, field);
-    case AS_SEED: return parse_seed(value, line);
     case AS_KERNELS: return parse_kernels(value, field);
     case AS_FORMAT: return parse_format(value, field);
     case AS_CHOICE:
         *(int *)field = (int)option->low + word_index(option->argument, '|', value, true);
         return *(int *)field >= (int)option->low;
-    case AS_IMAGE:
-        if (line->image_count == CLI_IMAGES || value[0] == 0) return false;
-        line->images[line->image_count++] = value;
+    default: return set_task_option(&line->task, option, value);
     }
-    return true;
 }
 
-/* The words of an option that takes no others on any machine, with `between` between them. */
-static void list_values(const Option *option, const char *between, char *words, size_t size) {
-    words[0] = 0;
-    const char *choice = option->kind == AS_SHOW ? SHOW_WORDS : option->kind == AS_CHOICE ? option->argument : "";
-    for (const char *c = choice; *c != 0; c++)
-        snprintf(words + strlen(words), size - strlen(words), "%.*s", *c == '|' ? 8 : 1, *c == '|' ? between : c);
-    if (option->kind == AS_FORMAT) list_quantised_types(between, words, size);
-}
-
-/* Says which values the option takes. */
-static void refuse_value(const Option *option, const char *name, const char *value) {
-    char words[200];
-    list_values(option, " or ", words, sizeof words);
-    for (int i = 0; option->kind == AS_KERNELS && kernel_name_at(i) != NULL; i++)
-        snprintf(words + strlen(words), sizeof words - strlen(words), "%s%s", i > 0 ? " or " : "", kernel_name_at(i));
-    const double low = option->low, high = option->high;
-    if (option->kind == AS_WHOLE)
-        complain("%s takes a whole number from %.0f to %.0f, not \"%.60s\"", name, low, high, value);
-    else if (option->kind == AS_NUMBER)
-        complain("%s takes a number from %g to %g, not \"%.60s\"", name, low, high, value);
+/* The values that an option takes, for a message: "a whole number from 1 to 64", "f32 or f16". */
+static void describe_values(const Option *option, char *text, size_t size) {
+    const Range *range = &RANGES[option->kind == AS_RANGE ? option->field : 0];
+    const char *words = option->kind == AS_SHOW ? SHOW_WORDS : option->kind == AS_CHOICE ? option->argument : "";
+    text[0] = 0;
+    if (option->kind == AS_RANGE)
+        snprintf(text, size, "a %snumber from %.10g to %.10g", range->type == AN_INT ? "whole " : "", range->low,
+                 range->high);
+    else if (option->kind == AS_WHOLE)
+        snprintf(text, size, "a whole number from %.0f to %.0f", option->low, option->high);
     else if (option->kind == AS_SEED)
-        complain("%s takes a whole number from 0 to %llu, or -1: a random one, not \"%.60s\"", name, ULLONG_MAX, value);
-    else if (option->kind == AS_CHOICE || option->kind == AS_FORMAT || option->kind == AS_SHOW)
-        complain("%s takes %s, not \"%.60s\"", name, words, value);
-    else if (option->kind == AS_KERNELS) complain("%s takes %s on this machine, not \"%.60s\"", name, words, value);
-    else if (value[0] == 0) complain("%s takes a name or a text, not an empty one", name);
-    else complain("%s is taken %d times at most", name, CLI_IMAGES);
+        snprintf(text, size, "a whole number from 0 to %llu, or -1 for a random one", ULLONG_MAX);
+    else if (option->kind == AS_IMAGE) snprintf(text, size, "at most %d images, each by its name", IMAGES_LIMIT);
+    else if (option->kind == AS_NAME || option->kind == AS_OUTPUT) snprintf(text, size, "a name or a text");
+    else if (option->kind == AS_FORMAT) list_quantised_types(" or ", text, size);
+    for (const char *c = words; *c != 0; c++)
+        snprintf(text + strlen(text), size - strlen(text), "%.*s", *c == '|' ? 4 : 1, *c == '|' ? " or " : c);
+    for (int i = 0; option->kind == AS_KERNELS && kernel_name_at(i) != NULL; i++)
+        snprintf(text + strlen(text), size - strlen(text), "%s%s", kernel_name_at(i),
+                 kernel_name_at(i + 1) != NULL ? " or " : " on this machine");
+}
+
+static void refuse_value(const Option *option, const char *name, const char *value) {
+    char values[200];
+    describe_values(option, values, sizeof values);
+    complain("%s takes %s, not \"%.60s\"", name, values, value);
 }
 
 /* How many letters must be put in, left out or exchanged to make one word of the other. */
@@ -10212,9 +10244,11 @@ static JanusStatus open_model(Program *program, unsigned command, const char *pr
     return janus_session_new(program->model, &options, &program->session, &program->error);
 }
 
-/* A seed for a run that was not given one. */
-static uint64_t make_up_seed(void) {
-    return ((uint64_t)time(NULL) * 1000003u + (uint64_t)process_id() * 7919u + (uint64_t)clock()) % 1000000000u;
+/* Makes up a seed for a task that has none; `salt` differs between tasks of one run. */
+static void take_seed(Task *task, uint64_t salt) {
+    const uint64_t now = (uint64_t)time(NULL) * 1000003u + (uint64_t)clock();
+    if (!task->has_seed)
+        task->draw.seed = task->ask.seed = (now + 7919u * ((uint64_t)process_id() + salt)) % 1000000000u;
 }
 
 /* Takes the first free name of janus-1.png, janus-2.png, ... by making an empty file, so that no other run takes it
@@ -10406,25 +10440,6 @@ static int draw_pictures(Program *program, const char *prompt, const char *outpu
     return result;
 }
 
-static JanusGenerateOptions generate_options(const CommandLine *line) {
-    JanusGenerateOptions options = janus_generate_defaults();
-    options.count = line->count;
-    options.seed = line->has_seed ? line->seed : make_up_seed();
-    options.cfg_weight = (float)line->cfg_weight;
-    if (line->temperature >= 0) options.temperature = (float)line->temperature;
-    return options;
-}
-
-static JanusAskOptions ask_options(const CommandLine *line) {
-    JanusAskOptions options = janus_ask_defaults();
-    options.max_tokens = line->max_tokens;
-    if (line->temperature >= 0) options.temperature = (float)line->temperature;
-    options.top_p = line->top_p;
-    options.top_k = line->top_k;
-    options.seed = line->has_seed ? line->seed : make_up_seed();
-    return options;
-}
-
 /* Whether `count` pictures can be written under this name; checked before hours of work, not after. */
 static JanusStatus output_usable(const Program *program, const char *output, int count, JanusError *error) {
     char name[PATH_BYTES];
@@ -10447,16 +10462,17 @@ static JanusStatus output_usable(const Program *program, const char *output, int
 }
 
 static int command_generate(Program *program) {
-    const JanusGenerateOptions options = generate_options(&program->line);
-    const char *output = program->line.output;
+    Task *task = &program->line.task;
+    const char *output = task->output;
     const bool to_stdout = output != NULL && strcmp(output, "-") == 0;
-    if (to_stdout && options.count > 1) {
+    if (to_stdout && task->draw.count > 1) {
         complain("only one picture can be written to stdout");
         return EXIT_USAGE;
     }
-    if (!to_stdout && output_usable(program, output, options.count, &program->error) != JANUS_OK)
+    if (!to_stdout && output_usable(program, output, task->draw.count, &program->error) != JANUS_OK)
         return program_failed(program);
-    return draw_pictures(program, program->line.text, output, &options, NULL);
+    take_seed(task, 0);
+    return draw_pictures(program, task->text, output, &task->draw, NULL);
 }
 
 /* "seed 7 · seen 0.6 s · read 1.2 s · first token 0.1 s · 12 tokens (8.1/s)": the seed where there is chance,
@@ -10476,7 +10492,8 @@ static void print_answer_times(const Program *program, const JanusAskOptions *op
 
 /* Asks one question about the images and streams the answer to stdout. */
 static int ask_question(Program *program, const char *question, const JanusImage *images, int count) {
-    const JanusAskOptions options = ask_options(&program->line);
+    take_seed(&program->line.task, 0);
+    const JanusAskOptions options = program->line.task.ask;
     int result = EXIT_DONE;
     if (options.temperature > 0 && program->line.quiet)
         fprintf(stderr, "seed %llu\n", (unsigned long long)options.seed);
@@ -10527,14 +10544,14 @@ static bool load_image(Program *program, const char *path, JanusImage *image) {
 }
 
 static int command_ask(Program *program) {
-    JanusImage images[CLI_IMAGES] = {{0, 0, NULL}};
-    const int count = program->line.image_count;
+    JanusImage images[IMAGES_LIMIT] = {{0, 0, NULL}};
+    const int count = program->line.task.image_count;
     int loaded = 0, result = EXIT_DONE;
     while (loaded < count && result == EXIT_DONE) {
-        if (!load_image(program, program->line.images[loaded], &images[loaded])) result = EXIT_FAILED;
+        if (!load_image(program, program->line.task.images[loaded], &images[loaded])) result = EXIT_FAILED;
         else loaded++;
     }
-    if (result == EXIT_DONE) result = ask_question(program, program->line.text, images, count);
+    if (result == EXIT_DONE) result = ask_question(program, program->line.task.text, images, count);
     for (int i = 0; i < loaded; i++) janus_image_free(&images[i]);
     return result;
 }
@@ -10547,7 +10564,7 @@ static int command_encode(Program *program) {
         fail_memory(&program->error);
         return program_failed(program);
     }
-    if (!load_image(program, program->line.images[0], &image)) {
+    if (!load_image(program, program->line.task.images[0], &image)) {
         free(ids);
         return EXIT_FAILED;
     }
@@ -10586,12 +10603,12 @@ static int32_t *parse_ids(const char *text, size_t *count) {
 
 static int command_decode(Program *program) {
     const size_t expected = (size_t)janus_info(program->model).image_tokens;
-    const char *output = program->line.output;
+    const char *output = program->line.task.output;
     const bool to_stdout = output != NULL && strcmp(output, "-") == 0;
     size_t count = 0;
     FileImage text = {0};
     if (!to_stdout && output_usable(program, output, 1, &program->error) != JANUS_OK) return program_failed(program);
-    if (!read_input(program->line.text != NULL ? program->line.text : "-", TEXT_FILE_LIMIT, true, &text))
+    if (!read_input(program->line.task.text != NULL ? program->line.task.text : "-", TEXT_FILE_LIMIT, true, &text))
         return EXIT_FAILED;
     int32_t *ids = parse_ids((const char *)text.bytes, &count);
     int result = EXIT_FAILED;
@@ -10626,7 +10643,7 @@ static int tokenize_decode(Program *program, const char *given) {
 }
 
 static int command_tokenize(Program *program) {
-    const char *text = program->line.text;
+    const char *text = program->line.task.text;
     int32_t *ids = NULL;
     size_t count = 0;
     if (program->line.decode) return tokenize_decode(program, text);
@@ -10643,13 +10660,13 @@ static int command_quantize(Program *program) {
     const CommandLine *line = &program->line;
     Progress progress = {hear_progress, &program->screen, 0, 0, 0};
     const char *type = line->type != NULL ? line->type : "q8_0";
-    if (quantize_file(line->text, line->output, type, &progress, &program->error) != JANUS_OK)
+    if (quantize_file(line->task.text, line->task.output, type, &progress, &program->error) != JANUS_OK)
         return program_failed(program);
     clear_progress(&program->screen);
     if (progress.as_q8_0 > 0 && !line->quiet)
         complain("remark: %ld matrices of the transformer are q8_0: their rows are not a multiple of the block of %s",
                  (long)progress.as_q8_0, type);
-    printf("%s\n", line->output);
+    printf("%s\n", line->task.output);
     return EXIT_DONE;
 }
 
@@ -10662,8 +10679,8 @@ static void print_kernels(void) {
 /* IMAGE is the text argument. */
 static int info_of_picture(Program *program) {
     char *text;
-    if (janus_image_text(program->line.text, &text, &program->error) != JANUS_OK) return program_failed(program);
-    if (text == NULL) complain("%s does not say what it was drawn from", program->line.text);
+    if (janus_image_text(program->line.task.text, &text, &program->error) != JANUS_OK) return program_failed(program);
+    if (text == NULL) complain("%s does not say what it was drawn from", program->line.task.text);
     else puts(clean_controls(text));
     const int result = text != NULL ? EXIT_DONE : EXIT_FAILED;
     free(text);
@@ -10706,7 +10723,7 @@ static const char CHAT_HELP[] = "/image FILE   adds an image to the next questio
 
 /* The images that go with the next question. */
 typedef struct {
-    JanusImage images[CLI_IMAGES];
+    JanusImage images[IMAGES_LIMIT];
     int count;
 } Chat;
 
@@ -10716,8 +10733,8 @@ static void forget_images(Chat *chat) {
 
 static bool chat_image(Program *program, Chat *chat, const char *name) {
     JanusImage *image = &chat->images[chat->count];
-    if (chat->count == CLI_IMAGES) {
-        complain("a question takes at most %d images", CLI_IMAGES);
+    if (chat->count == IMAGES_LIMIT) {
+        complain("a question takes at most %d images", IMAGES_LIMIT);
         return false;
     }
     if (!load_image(program, name, image)) return false;
@@ -10728,12 +10745,11 @@ static bool chat_image(Program *program, Chat *chat, const char *name) {
 
 /* The picture is saved as the next free janus-K.png. */
 static void chat_draw(Program *program, Chat *chat, const char *prompt) {
-    JanusGenerateOptions options = generate_options(&program->line);
     JanusImage drawn = {0, 0, NULL};
-    options.count = 1;
+    take_seed(&program->line.task, 0);
     program->screen.text_written = false;
-    if (draw_pictures(program, prompt, NULL, &options, &drawn) != EXIT_DONE) return;
-    if (chat->count < CLI_IMAGES) chat->images[chat->count++] = drawn;
+    if (draw_pictures(program, prompt, NULL, &program->line.task.draw, &drawn) != EXIT_DONE) return;
+    if (chat->count < IMAGES_LIMIT) chat->images[chat->count++] = drawn;
     else janus_image_free(&drawn);
 }
 
@@ -10801,8 +10817,8 @@ static int command_chat(Program *program) {
     char *line = malloc(CHAT_LINE);
     int result = EXIT_DONE, length;
     if (chat == NULL || line == NULL) fail_memory(&program->error), result = program_failed(program);
-    for (int i = 0; i < program->line.image_count && result == EXIT_DONE; i++)
-        if (!chat_image(program, chat, program->line.images[i])) result = EXIT_FAILED;
+    for (int i = 0; i < program->line.task.image_count && result == EXIT_DONE; i++)
+        if (!chat_image(program, chat, program->line.task.images[i])) result = EXIT_FAILED;
     if (prompts && result == EXIT_DONE)
         fputs("/help lists the commands; Ctrl-C stops an answer or a drawing\n", stderr);
     for (bool more = true; more && result == EXIT_DONE;) {
@@ -10832,7 +10848,7 @@ enum { JOB_BYTES = 1 << 20 };
 
 typedef struct BatchJob {
     struct BatchJob *next;
-    CommandLine line;   /* the options that its keys set; `text` is its prompt or question */
+    Task task;
     unsigned command;   /* FOR_GENERATE or FOR_ASK; 0: not known yet */
     long number;        /* of its line */
     char *bytes;        /* its line, to which its texts point */
@@ -10974,11 +10990,12 @@ static void claim_picture(Batch *batch, BatchJob *job, const char *path, bool wr
 /* Claims all pictures of a job, or none. */
 static void claim_pictures(Batch *batch, BatchJob *job) {
     const size_t before = batch->claim_count;
-    const CommandLine *line = &job->line;
+    const Task *task = &job->task;
+    const int count = task->output != NULL ? task->draw.count : 0;
     char name[PATH_BYTES];
-    for (int i = 0; i < line->image_count; i++) claim_picture(batch, job, line->images[i], false);
-    for (int i = 0; i < line->count && line->output != NULL; i++)
-        if (numbered_name(name, PATH_BYTES, line->output, i, line->count)) claim_picture(batch, job, name, true);
+    for (int i = 0; i < task->image_count; i++) claim_picture(batch, job, task->images[i], false);
+    for (int i = 0; i < count; i++)
+        if (numbered_name(name, PATH_BYTES, task->output, i, count)) claim_picture(batch, job, name, true);
     if (has_failed(&job->cx)) batch->claim_count = before;
 }
 
@@ -10998,37 +11015,21 @@ static const struct {
 };
 enum { KEY_COUNT = sizeof KEYS / sizeof *KEYS };
 
-/* Says which values a key takes. */
-static void refuse_value_of(BatchJob *job, const char *key, const Option *option, const char *value) {
-    Context *cx = &job->cx;
-    if (option->kind == AS_SEED)
-        context_fail(cx, JANUS_BAD_ARGUMENT, "\"%s\" takes a whole number from 0 to %llu, or -1: a random one, not "
-                     "%.60s", key, ULLONG_MAX, value);
-    else if (option->kind == AS_WHOLE)
-        context_fail(cx, JANUS_BAD_ARGUMENT, "\"%s\" takes a whole number from %.0f to %.0f, not %.60s", key,
-                     option->low, option->high, value);
-    else if (option->kind == AS_NUMBER)
-        context_fail(cx, JANUS_BAD_ARGUMENT, "\"%s\" takes a number from %g to %g, not %.60s", key, option->low,
-                     option->high, value);
-    else if (job->line.image_count == CLI_IMAGES)
-        context_fail(cx, JANUS_BAD_ARGUMENT, "at most %d images go with a question", CLI_IMAGES);
-    else context_fail(cx, JANUS_BAD_ARGUMENT, "\"%s\" is empty or holds a zero character", key);
-}
-
 /* Sets the option of a key to the value of the token. */
 static void take_option(BatchJob *job, int key, JsonToken token, StringView text) {
     const Option *option = find_option(KEYS[key].option);
-    const bool whole = option->kind == AS_WHOLE || option->kind == AS_SEED, number = whole || option->kind == AS_NUMBER;
-    char digits[24], *end = (char *)text.text + text.length;
+    const bool number = option->kind == AS_RANGE || option->kind == AS_SEED;
+    char digits[24], values[200], *end = (char *)text.text + text.length;
     if (token != (number ? JSON_NUMBER : JSON_STRING)) {
         context_fail(&job->cx, JANUS_BAD_ARGUMENT, "\"%s\" takes a %s", KEYS[key].key, number ? "number" : "string");
         return;
     }
     const char next = *end;
     *end = 0; /* after a number another token may begin there */
-    if (strlen(text.text) < text.length || (whole && !whole_number(text, digits)) ||
-        !set_option(&job->line, option, whole ? digits : text.text))
-        refuse_value_of(job, KEYS[key].key, option, text.text);
+    describe_values(option, values, sizeof values);
+    if (strlen(text.text) < text.length || (option->kind == AS_SEED && !whole_number(text, digits)) ||
+        !set_task_option(&job->task, option, option->kind == AS_SEED ? digits : text.text))
+        context_fail(&job->cx, JANUS_BAD_ARGUMENT, "\"%s\" takes %s, not %.60s", KEYS[key].key, values, text.text);
     *end = next;
 }
 
@@ -11048,7 +11049,7 @@ static void take_value(BatchJob *job, int key, Json *j, JsonToken token) {
     } else {
         if (!is_text || strlen(j->text.text) < j->text.length)
             context_fail(&job->cx, JANUS_BAD_ARGUMENT, "\"%s\" takes a string without zero characters", KEYS[key].key);
-        job->line.text = j->text.text;
+        job->task.text = j->text.text;
     }
 }
 
@@ -11064,11 +11065,11 @@ static void check_job(BatchJob *job, unsigned given) {
         if ((given >> key & 1) != 0 && (KEYS[key].commands & job->command) == 0)
             context_fail(cx, JANUS_BAD_ARGUMENT, "\"%s\" does not go with \"%s\"", KEYS[key].key,
                          draws ? "prompt" : "question");
-    if (draws && job->line.output == NULL)
+    if (draws && job->task.output == NULL)
         context_fail(cx, JANUS_BAD_ARGUMENT, "\"output\" is missing: the name of the picture");
 }
 
-/* Reads a line into a job, whose `line` holds the defaults. A key whose value is null is not given. */
+/* Reads a line into a job, whose `task` holds the defaults. A key whose value is null is not given. */
 static void parse_job(BatchJob *job, char *text, size_t length) {
     Context *cx = &job->cx;
     Json j = json_begin(cx, text, length);
@@ -11140,8 +11141,8 @@ static void print_replies(Batch *batch) {
 
 static void list_outputs(BatchJob *job) {
     char name[PATH_BYTES];
-    for (int i = 0; i < job->line.count; i++) {
-        numbered_name(name, PATH_BYTES, job->line.output, i, job->line.count);
+    for (int i = 0; i < job->task.draw.count; i++) {
+        numbered_name(name, PATH_BYTES, job->task.output, i, job->task.draw.count);
         text_print(&job->reply, i > 0 ? ", " : ", \"output\": [");
         json_write(&job->reply, name, strlen(name));
     }
@@ -11151,12 +11152,11 @@ static void list_outputs(BatchJob *job) {
 /* Decodes and writes the pictures of a drawing. */
 static void write_pictures(Batch *batch, BatchJob *job, const int32_t *ids) {
     const Program *program = batch->program;
-    const JanusGenerateOptions options = generate_options(&job->line);
-    const bool says = !job->line.no_metadata;
-    for (int i = 0; i < job->line.count && job->cx.error.status == JANUS_OK; i++) {
-        char name[PATH_BYTES], *text = says ? drawing_text(program, job->line.text, &options, i) : NULL;
+    const bool says = !program->line.no_metadata;
+    for (int i = 0; i < job->task.draw.count && job->cx.error.status == JANUS_OK; i++) {
+        char name[PATH_BYTES], *text = says ? drawing_text(program, job->task.text, &job->task.draw, i) : NULL;
         JanusImage image = {0, 0, NULL};
-        numbered_name(name, PATH_BYTES, job->line.output, i, job->line.count);
+        numbered_name(name, PATH_BYTES, job->task.output, i, job->task.draw.count);
         if (says && text == NULL) fail_memory(&job->cx.error);
         else if (janus_decode_image(program->session, ids + i * image_tokens(&program->model->config), &image,
                                     &job->cx.error) == JANUS_OK)
@@ -11171,15 +11171,14 @@ static void write_pictures(Batch *batch, BatchJob *job, const int32_t *ids) {
 static bool is_drawn(const Program *program, BatchJob *job, int i) {
     JanusImage image = {0, 0, NULL};
     char name[PATH_BYTES], seed[256], *says = NULL, *settings;
-    if (!numbered_name(name, PATH_BYTES, job->line.output, i, job->line.count) || !file_is_there(name) ||
+    if (!numbered_name(name, PATH_BYTES, job->task.output, i, job->task.draw.count) || !file_is_there(name) ||
         janus_image_text(name, &says, NULL) != JANUS_OK || says == NULL)
         return false;
-    if (!job->line.has_seed && (settings = strstr(says, "\nSteps: ")) != NULL) { /* any seed is the job's then */
+    if (!job->task.has_seed && (settings = strstr(says, "\nSteps: ")) != NULL) { /* any seed is the job's then */
         find_setting(settings + 1, "Seed", seed);
-        parse_seed(seed, &job->line);
+        set_seed(&job->task, seed);
     }
-    const JanusGenerateOptions options = generate_options(&job->line);
-    char *should_say = drawing_text(program, job->line.text, &options, i);
+    char *should_say = drawing_text(program, job->task.text, &job->task.draw, i);
     const bool drawn = should_say != NULL && strcmp(says, should_say) == 0 &&
                        janus_image_load(name, &image, NULL) == JANUS_OK &&
                        image.width == drawn_side(&program->model->config) && image.height == image.width;
@@ -11191,42 +11190,39 @@ static bool is_drawn(const Program *program, BatchJob *job, int i) {
 
 /* Whether an earlier run has done all of a drawing. What it did a part of goes on with its seed. */
 static bool was_done(const Program *program, BatchJob *job) {
-    const CommandLine before = job->line;
+    const Task before = job->task;
     int i = 0;
-    if (!job->line.resume || job->command != FOR_GENERATE) return false;
-    while (i < job->line.count && is_drawn(program, job, i)) i++;
-    if (i == 0) job->line = before;
-    return i == job->line.count;
+    if (!program->line.resume || job->command != FOR_GENERATE) return false;
+    while (i < job->task.draw.count && is_drawn(program, job, i)) i++;
+    if (i == 0) job->task = before;
+    return i == job->task.draw.count;
 }
 
 static void submit_question(Batch *batch, BatchJob *job) {
-    JanusImage images[CLI_IMAGES] = {{0, 0, NULL}};
-    const JanusAskOptions options = ask_options(&job->line);
-    const int count = job->line.image_count;
+    JanusImage images[IMAGES_LIMIT] = {{0, 0, NULL}};
+    const int count = job->task.image_count;
     for (int i = 0; i < count && job->cx.error.status == JANUS_OK; i++)
-        image_from_path(job->line.images[i], !job->line.no_exif, &images[i], &job->cx.error);
+        image_from_path(job->task.images[i], !batch->program->line.no_exif, &images[i], &job->cx.error);
     if (job->cx.error.status == JANUS_OK)
-        janus_queue_ask(batch->queue, job->line.text, images, count, &options, &job->queued, &job->cx.error);
+        janus_queue_ask(batch->queue, job->task.text, images, count, &job->task.ask, &job->queued, &job->cx.error);
     for (int i = 0; i < count; i++) janus_image_free(&images[i]);
 }
 
 /* Hands the job to the queue, unless an earlier run has done it. */
 static void begin_job(Batch *batch, BatchJob *job) {
-    CommandLine *line = &job->line;
+    Task *task = &job->task;
     job->start = clock_seconds();
     begin_reply(job);
     if (was_done(batch->program, job)) {
         list_outputs(job);
-        text_print(&job->reply, ", \"seed\": %llu, \"resumed\": true", (unsigned long long)line->seed);
+        text_print(&job->reply, ", \"seed\": %llu, \"resumed\": true", (unsigned long long)task->draw.seed);
         end_reply(batch, job);
         return;
     }
-    if (!line->has_seed) line->seed = (make_up_seed() + 7919u * (uint64_t)job->number) % 1000000000u;
-    line->has_seed = true;
-    const JanusGenerateOptions options = generate_options(line);
-    if (line->output != NULL) output_usable(batch->program, line->output, line->count, &job->cx.error);
+    take_seed(task, (uint64_t)job->number);
+    if (task->output != NULL) output_usable(batch->program, task->output, task->draw.count, &job->cx.error);
     if (job->cx.error.status == JANUS_OK && job->command == FOR_GENERATE)
-        janus_queue_generate(batch->queue, line->text, &options, &job->queued, &job->cx.error);
+        janus_queue_generate(batch->queue, task->text, &task->draw, &job->queued, &job->cx.error);
     else if (job->cx.error.status == JANUS_OK) submit_question(batch, job);
     if (job->queued == 0) end_reply(batch, job);
 }
@@ -11245,8 +11241,8 @@ static void take_results(Batch *batch) {
             json_write(&job->reply, result.answer, strlen(result.answer));
             text_print(&job->reply, ", \"tokens\": %ld", (long)result.id_count);
         }
-        if (job->command == FOR_GENERATE || job->line.temperature > 0)
-            text_print(&job->reply, ", \"seed\": %llu", (unsigned long long)job->line.seed);
+        if (job->command == FOR_GENERATE || job->task.ask.temperature > 0)
+            text_print(&job->reply, ", \"seed\": %llu", (unsigned long long)job->task.draw.seed);
         end_reply(batch, job);
         janus_result_free(&result);
     }
@@ -11266,8 +11262,7 @@ static BatchJob *new_job(Batch *batch, StringView line) {
         batch->failed = true;
         return NULL;
     }
-    job->line = batch->program->line;
-    job->line.text = NULL;
+    job->task = task_defaults();
     job->number = batch->line;
     job->bytes = bytes;
     if (line.text == NULL) context_fail(&job->cx, JANUS_BAD_ARGUMENT, "the line is longer than 1 MiB");
@@ -11332,7 +11327,7 @@ static int command_batch(Program *program) {
     }
     batch->program = program;
     program->screen.shows_progress = false; /* the results are the progress */
-    bool good = open_jobs(batch, program->line.text);
+    bool good = open_jobs(batch, program->line.task.text);
     if (good && janus_queue_new(program->session, program->line.batch, &batch->queue, &program->error) != JANUS_OK)
         good = program_failed(program) == EXIT_DONE;
     begin_work(program);
@@ -11340,7 +11335,7 @@ static int command_batch(Program *program) {
     end_work(program);
     const bool stopped = stop_wished;
     if (batch->read_error != 0)
-        complain("cannot read %s: %s", batch->stream == stdin ? "stdin" : program->line.text,
+        complain("cannot read %s: %s", batch->stream == stdin ? "stdin" : program->line.task.text,
                  strerror(batch->read_error));
     if (batch->write_error != 0) complain("cannot write to stdout: %s", strerror(batch->write_error));
     if (batch->read_error != 0 || batch->write_error != 0 || batch->failed) good = false;
@@ -11618,16 +11613,16 @@ static bool is_image_file(const char *path) {
    that ends like an image is one that is missing. False: said what is wrong. */
 static bool take_argument(CommandLine *line, const Command *command, const char *argument) {
     const Option *image = find_option("--image");
-    const bool one_more = line->text != NULL;
+    const bool one_more = line->task.text != NULL;
     const char *path = (command->bit & image->commands) == 0 ? NULL : argument;
     if (path != NULL && command->bit != FOR_ENCODE && !is_image_file(path) && !(one_more && has_image_ending(path))) {
-        path = one_more && has_image_ending(line->text) ? line->text : NULL;
-        if (path != NULL) line->text = argument;
+        path = one_more && has_image_ending(line->task.text) ? line->task.text : NULL;
+        if (path != NULL) line->task.text = argument;
     }
     if (path != NULL && set_option(line, image, path)) return true;
     if (path != NULL) refuse_value(image, "-i", path);
     else if (one_more) complain("too many arguments at \"%.60s\": put the prompt in quotes", argument);
-    else line->text = argument;
+    else line->task.text = argument;
     return path == NULL && !one_more;
 }
 
@@ -11662,20 +11657,20 @@ static bool options_fit(const CommandLine *line, const Command *command) {
 
 /* Whether the command has one text if it needs it, and the files that it needs; says what is wrong. */
 static bool command_fits(const Command *command, CommandLine *line) {
-    const char *name = command->name, *plain = line->text;
+    const char *name = command->name, *plain = line->task.text;
     const bool given = line->prompt != NULL || line->file != NULL;
     if (command->text == NO_TEXT && plain != NULL)
         complain("%s takes no text (\"%.60s\"): it %s", name, plain, command->does);
     else if ((plain != NULL && given) || (line->prompt != NULL && line->file != NULL))
         complain("%s takes one text: \"%.60s\" and -p or -f are two", name, plain != NULL ? plain : line->prompt);
-    else if (!given && plain == NULL && command->bit == FOR_ASK && line->image_count > 0)
+    else if (!given && plain == NULL && command->bit == FOR_ASK && line->task.image_count > 0)
         complain("ask was given %.60s and no question; a question that is a file's name too comes with -p",
-                 line->images[line->image_count - 1]);
+                 line->task.images[line->task.image_count - 1]);
     else if (!given && plain == NULL && command->text != NO_TEXT && !ends_with(command->arguments, "]"))
         complain("%s was given nothing to work on: janus %s %s", name, name, command->arguments);
-    else if (command->bit == FOR_ENCODE && line->image_count != 1)
+    else if (command->bit == FOR_ENCODE && line->task.image_count != 1)
         complain("encode takes one image: janus encode IMAGE");
-    else if (command->bit == FOR_QUANTIZE && line->output == NULL)
+    else if (command->bit == FOR_QUANTIZE && line->task.output == NULL)
         complain("quantize needs a name for what it writes: -o OUT.gguf");
     else if (command->bit == FOR_INFO && plain != NULL && line->model != NULL)
         complain("info shows one model: %.60s or %.60s", line->model, plain);
@@ -11685,13 +11680,13 @@ static bool command_fits(const Command *command, CommandLine *line) {
 
 /* Whether no more than one thing comes from stdin, and no model comes from or goes to a stream; says what is wrong. */
 static bool streams_fit(const Command *command, const CommandLine *line) {
-    const char *text = line->text != NULL ? line->text : line->prompt != NULL ? line->prompt : line->file;
+    const char *text = line->task.text != NULL ? line->task.text : line->prompt != NULL ? line->prompt : line->file;
     const bool dash = text != NULL && strcmp(text, "-") == 0, model = command->text == MODEL_FILE;
     int readers = (dash && !model) + (command->bit == FOR_CHAT) + (command->bit == FOR_DECODE && text == NULL);
-    for (int i = 0; i < line->image_count; i++) readers += strcmp(line->images[i], "-") == 0;
+    for (int i = 0; i < line->task.image_count; i++) readers += strcmp(line->task.images[i], "-") == 0;
     if ((dash && model) || (line->model != NULL && strcmp(line->model, "-") == 0))
         complain("a model cannot come from stdin: name its file");
-    else if (command->bit == FOR_QUANTIZE && strcmp(line->output, "-") == 0)
+    else if (command->bit == FOR_QUANTIZE && strcmp(line->task.output, "-") == 0)
         complain("a model cannot go to stdout: name its file with -o");
     else if (readers > 1 && command->bit == FOR_CHAT)
         complain("chat reads its questions from stdin: -i - cannot come from there too");
@@ -11750,8 +11745,8 @@ static void print_help(FILE *to, const Command *only) {
 }
 
 static int command_help(Program *program) {
-    const Command *about = program->line.text != NULL ? find_command(program->line.text) : NULL;
-    if (program->line.text != NULL && about == NULL) return EXIT_USAGE;
+    const Command *about = program->line.task.text != NULL ? find_command(program->line.task.text) : NULL;
+    if (program->line.task.text != NULL && about == NULL) return EXIT_USAGE;
     print_help(stdout, about);
     return EXIT_DONE;
 }
@@ -11775,13 +11770,13 @@ static bool take_text(Program *program, const Command *command) {
     FileImage *text = &program->text;
     CommandLine *line = &program->line;
     if (command->text != PLAIN_TEXT && command->text != PROMPT) return true;
-    if (line->prompt != NULL) line->text = line->prompt;
-    if (line->file == NULL && (line->text == NULL || strcmp(line->text, "-") != 0)) return true;
+    if (line->prompt != NULL) line->task.text = line->prompt;
+    if (line->file == NULL && (line->task.text == NULL || strcmp(line->task.text, "-") != 0)) return true;
     if (!read_input(line->file != NULL ? line->file : "-", TEXT_FILE_LIMIT, true, text)) return false;
     for (uint8_t *end = text->bytes + text->size; command->text == PROMPT && text->size > 0; text->size--)
         if (*--end == '\n' || *end == '\r') *end = 0;
         else break;
-    line->text = (const char *)text->bytes;
+    line->task.text = (const char *)text->bytes;
     return true;
 }
 
@@ -11810,8 +11805,9 @@ static int run_program(Program *program, const Command *command, const char *pro
     program->screen.line = &program->line;
     program->screen.shows_progress = !program->line.quiet && terminal(stderr);
     if (!choose_show(program, command->bit)) return EXIT_FAILED;
-    if (command->bit == FOR_INFO && program->line.text != NULL) program->line.model = program->line.text;
-    const bool of_picture = command->bit == FOR_INFO && program->line.text != NULL && is_image_file(program->line.text);
+    if (command->bit == FOR_INFO && program->line.task.text != NULL) program->line.model = program->line.task.text;
+    const char *text = program->line.task.text;
+    const bool of_picture = command->bit == FOR_INFO && text != NULL && is_image_file(text);
     if ((command->bit & FOR_MODEL) != 0 && !of_picture && open_model(program, command->bit, program_path) != JANUS_OK)
         return program_failed(program);
     int result = command->run(program);
@@ -11832,7 +11828,7 @@ static int janus_main(int argc, char **argv) {
         complain("out of memory");
         return EXIT_FAILED;
     }
-    program->line = LINE_DEFAULTS;
+    program->line.task = task_defaults();
     const Command *command;
     int result = parse_command_line(&program->line, &command, argc, argv);
     if (result == EXIT_DONE && (program->line.help || program->line.version)) {

@@ -124,10 +124,10 @@ def test_lines_have_a_limit(tmp_path: Path) -> None:
     ('{"prompt": "a", "output": null}', '"output" is missing'),
     ('{"prompt": "a", "output": "a.png", "promt": null}', 'unknown key "promt"'),
     ('{"question": "a", "images": ["a.png", null]}', '"images" takes a list'),
-    *(('{"prompt": "a", "output": "a.png", "seed": %s}' % seed, f'"seed" takes a whole number from 0 to 18446744073709551615, or -1: a random one, not {seed}')
+    *(('{"prompt": "a", "output": "a.png", "seed": %s}' % seed, f'"seed" takes a whole number from 0 to 18446744073709551615, or -1 for a random one, not {seed}')
       for seed in ("18446744073709551616", "1.8446744073709552e19", "7.5", "-2", "1e-1", "1e20", "1e99999999999999999999")),
     ('{"prompt": "a", "output": "a.png", "max_tokens": 3}', '"max_tokens" does not go with "prompt"'),
-    ('{"prompt": "a", "output": ""}', '"output" is empty'),
+    ('{"prompt": "a", "output": ""}', '"output" takes a name or a text, not'),
     ('{"prompt": "a\\u0000b", "output": "a.png"}', "zero character"),
     ('{"prompt": 3, "output": "a.png"}', '"prompt" takes a string'),
     ('{"prompt": "  ", "output": "a.png"}', "prompt is empty"),

@@ -146,7 +146,7 @@ def test_refusals_say_why(tmp_path: Path) -> None:
         ("chat", "-i", "-"): "chat reads its questions from stdin", ("info", "-"): "a model cannot come from stdin",
         ("tokenize", "-m", "-", "x"): "a model cannot come from stdin", ("quantize", "-o", "-", MODEL): "a model cannot go to stdout",
         ("quantize", "-o", "x", "-"): "a model cannot come from stdin", ("generate", "-m", "", "x"): "-m takes a name",
-        ("ask", *["-i", "x.png"] * 65, "What?"): "-i is taken 64 times at most", ("encode", *["x.png"] * 65): "-i is taken 64 times",
+        ("ask", *["-i", "x.png"] * 65, "What?"): "-i takes at most 64 images", ("encode", *["x.png"] * 65): "-i takes at most 64 images",
         ("ask", "-p", "", "What?"): "-p takes a name or a text", ("ask", "-f", "x.txt", "What?"): "ask takes one text",
         ("ask", "-f", "x.txt", "-p", "What?"): "ask takes one text", ("ask", "-i", "x.png"): "ask was given x.png and no question",
         ("ask", "-f", "-", "-i", "-"): "only one thing can come from stdin", ("generate", "--fast=1", "x"): "--fast takes no value",
@@ -185,7 +185,7 @@ def test_usage_errors(arguments: list[str]) -> None:
 @pytest.mark.parametrize(
     "option, values",
     [
-        ("--seed", ["0 to 18446744073709551615, or -1: a random one", "x", "", "-2", "1.5", "99999999999999999999999", "1x"]),
+        ("--seed", ["0 to 18446744073709551615, or -1 for a random one", "x", "", "-2", "1.5", "99999999999999999999999", "1x"]),
         ("-n", ["1 to 64", "0", "65", "-3", "x", "1.5", ""]),
         ("--cfg", ["0 to 100", "x", "-1", "nan", "inf", "1e999", "1e3", "5 "]),
         ("--temperature", ["0 to 100", "x", "-0.1", "nan", "inf", "1e999"]),
@@ -352,9 +352,9 @@ def test_long_names(tmp_path: Path) -> None:
     assert Image.open(folder / "fox-2.png").size == (SIDE, SIDE) and (folder / "dump" / "generation.ids.npy").is_file()
     for name in ("./" * 3000 + "fox.png", "f" * 5000 + ".png"):
         fails("generate", "--seed", 3, "-o", name, "a red fox", cwd=tmp_path)
-    done = janus("generate", "--seed", 3, "--dump", "./" * 2040, "-o", "fox.png", "a red fox", cwd=tmp_path)
+    done = janus("generate", "--seed", 3, "--dump", "./" * 2040 + "new", "-o", "fox.png", "a red fox", cwd=tmp_path)
     assert done.returncode == 1 and b"File name too long" in done.stderr
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["f" * 200, "fox.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["f" * 200, "fox.png", "new"]
 
 
 def test_made_up_seed_is_printed(tmp_path: Path) -> None:
