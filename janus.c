@@ -9298,7 +9298,7 @@ enum { EXIT_DONE = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_STOPPED = 130 };
 enum { PATH_BYTES = 4096, TEXT_FILE_LIMIT = 1 << 26, OPTION_LIMIT = 64 };
 
 /* What one drawing or question asks for. The command line fills it with its options. `batch` fills one for each job: a
-   key of a line of JSON names an option, and set_task_option sets the same field within the same limits. */
+   key of a line of JSON names an option, and set_request_option sets the same field within the same limits. */
 typedef struct {
     JanusGenerateOptions draw;
     JanusAskOptions ask;
@@ -9306,10 +9306,10 @@ typedef struct {
     const char *text, *output;         /* the prompt or question; the picture's name, NULL: a free one */
     const char *images[IMAGES_LIMIT];
     int image_count;
-} Task;
+} Request;
 
 typedef struct {
-    Task task;
+    Request request;
     const char *model, *dump, *trace, *isa, *type;
     const char *prompt, *file;         /* of -p, -f */
     int threads, cache, batch, show;
@@ -9318,12 +9318,12 @@ typedef struct {
     const char *given[OPTION_LIMIT];   /* for each row of OPTIONS the argument that named it; NULL: none */
 } CommandLine;
 
-static Task task_defaults(void) {
-    Task task;
-    memset(&task, 0, sizeof task);
-    task.draw = janus_generate_defaults();
-    task.ask = janus_ask_defaults();
-    return task;
+static Request request_defaults(void) {
+    Request request;
+    memset(&request, 0, sizeof request);
+    request.draw = janus_generate_defaults();
+    request.ask = janus_ask_defaults();
+    return request;
 }
 
 /* One line on stderr that begins with the program's name. */
@@ -9359,8 +9359,8 @@ enum {
 typedef enum { SHOW_AUTO, SHOW_NO, SHOW_BLOCKS, SHOW_256 } ShowKind;
 static const char SHOW_WORDS[] = "auto|no|blocks|256";
 
-/* The value of an option. Kinds that set a field of the Task: a number of RANGES, a seed, an image's name, an output's.
-   Kinds that set a field of the CommandLine: none; a name; a whole number from low to high; one of the words of
+/* The value of an option. Kinds that set a field of the Request: a number of RANGES, a seed, an image's name, an
+   output's. Kinds that set a field of the CommandLine: none; a name; a whole number from low to high; one of the words of
    `argument`, counted from `low`; one of the machine's kernels; a quantised type; and two that are optional and come
    after a = only: a word of SHOW_WORDS, a part of a stage's name. */
 typedef enum {
@@ -9445,8 +9445,8 @@ static int word_index(const char *words, char between, const char *word, bool an
 }
 
 /* Sets a number of the drawing and of the question, as far as they have it. False: it is not in the range. */
-static bool set_range(Task *task, const Range *range, const char *text) {
-    char *end, *const options[] = {(char *)&task->draw, (char *)&task->ask};
+static bool set_range(Request *request, const Range *range, const char *text) {
+    char *end, *const options[] = {(char *)&request->draw, (char *)&request->ask};
     const int offsets[] = {range->in_drawing, range->in_question};
     errno = 0;
     double value = strtod(text, &end);
@@ -9473,13 +9473,13 @@ static bool parse_integer(const char *text, long low, long high, int *number) {
 }
 
 /* -1 asks for a seed that is made up. */
-static bool set_seed(Task *task, const char *text) {
+static bool set_seed(Request *request, const char *text) {
     char *end;
     errno = 0;
     const unsigned long long value = strtoull(text, &end, 10);
-    task->has_seed = strcmp(text, "-1") != 0;
-    if (task->has_seed && (text[0] < '0' || text[0] > '9' || *end != 0 || errno == ERANGE)) return false;
-    task->draw.seed = task->ask.seed = value;
+    request->has_seed = strcmp(text, "-1") != 0;
+    if (request->has_seed && (text[0] < '0' || text[0] > '9' || *end != 0 || errno == ERANGE)) return false;
+    request->draw.seed = request->ask.seed = value;
     return true;
 }
 
@@ -9496,15 +9496,15 @@ static bool parse_format(const char *text, const char **name) {
     return *name != NULL;
 }
 
-/* Sets a field of a task; false for a value that the option does not take. */
-static bool set_task_option(Task *task, const Option *option, const char *value) {
+/* Sets a field of a request; false for a value that the option does not take. */
+static bool set_request_option(Request *request, const Option *option, const char *value) {
     switch (option->kind) {
-    case AS_RANGE: return set_range(task, &RANGES[option->field], value);
-    case AS_SEED: return set_seed(task, value);
-    case AS_OUTPUT: task->output = value; return value[0] != 0;
+    case AS_RANGE: return set_range(request, &RANGES[option->field], value);
+    case AS_SEED: return set_seed(request, value);
+    case AS_OUTPUT: request->output = value; return value[0] != 0;
     case AS_IMAGE:
-        if (task->image_count == IMAGES_LIMIT || value[0] == 0) return false;
-        task->images[task->image_count++] = value;
+        if (request->image_count == IMAGES_LIMIT || value[0] == 0) return false;
+        request->images[request->image_count++] = value;
         return true;
     default: return false;
     }
@@ -9526,7 +9526,7 @@ static bool set_option(CommandLine *line, const Option *option, const char *valu
     case AS_CHOICE:
         *(int *)field = (int)option->low + word_index(option->argument, '|', value, true);
         return *(int *)field >= (int)option->low;
-    default: return set_task_option(&line->task, option, value);
+    default: return set_request_option(&line->request, option, value);
     }
 }
 
@@ -10244,11 +10244,11 @@ static JanusStatus open_model(Program *program, unsigned command, const char *pr
     return janus_session_new(program->model, &options, &program->session, &program->error);
 }
 
-/* Makes up a seed for a task that has none; `salt` differs between tasks of one run. */
-static void take_seed(Task *task, uint64_t salt) {
+/* Makes up a seed for a request that has none; `salt` differs between requests of one run. */
+static void take_seed(Request *request, uint64_t salt) {
     const uint64_t now = (uint64_t)time(NULL) * 1000003u + (uint64_t)clock();
-    if (!task->has_seed)
-        task->draw.seed = task->ask.seed = (now + 7919u * ((uint64_t)process_id() + salt)) % 1000000000u;
+    if (!request->has_seed)
+        request->draw.seed = request->ask.seed = (now + 7919u * ((uint64_t)process_id() + salt)) % 1000000000u;
 }
 
 /* Takes the first free name of janus-1.png, janus-2.png, ... by making an empty file, so that no other run takes it
@@ -10462,17 +10462,17 @@ static JanusStatus output_usable(const Program *program, const char *output, int
 }
 
 static int command_generate(Program *program) {
-    Task *task = &program->line.task;
-    const char *output = task->output;
+    Request *request = &program->line.request;
+    const char *output = request->output;
     const bool to_stdout = output != NULL && strcmp(output, "-") == 0;
-    if (to_stdout && task->draw.count > 1) {
+    if (to_stdout && request->draw.count > 1) {
         complain("only one picture can be written to stdout");
         return EXIT_USAGE;
     }
-    if (!to_stdout && output_usable(program, output, task->draw.count, &program->error) != JANUS_OK)
+    if (!to_stdout && output_usable(program, output, request->draw.count, &program->error) != JANUS_OK)
         return program_failed(program);
-    take_seed(task, 0);
-    return draw_pictures(program, task->text, output, &task->draw, NULL);
+    take_seed(request, 0);
+    return draw_pictures(program, request->text, output, &request->draw, NULL);
 }
 
 /* "seed 7 · seen 0.6 s · read 1.2 s · first token 0.1 s · 12 tokens (8.1/s)": the seed where there is chance,
@@ -10492,8 +10492,8 @@ static void print_answer_times(const Program *program, const JanusAskOptions *op
 
 /* Asks one question about the images and streams the answer to stdout. */
 static int ask_question(Program *program, const char *question, const JanusImage *images, int count) {
-    take_seed(&program->line.task, 0);
-    const JanusAskOptions options = program->line.task.ask;
+    take_seed(&program->line.request, 0);
+    const JanusAskOptions options = program->line.request.ask;
     int result = EXIT_DONE;
     if (options.temperature > 0 && program->line.quiet)
         fprintf(stderr, "seed %llu\n", (unsigned long long)options.seed);
@@ -10545,13 +10545,13 @@ static bool load_image(Program *program, const char *path, JanusImage *image) {
 
 static int command_ask(Program *program) {
     JanusImage images[IMAGES_LIMIT] = {{0, 0, NULL}};
-    const int count = program->line.task.image_count;
+    const int count = program->line.request.image_count;
     int loaded = 0, result = EXIT_DONE;
     while (loaded < count && result == EXIT_DONE) {
-        if (!load_image(program, program->line.task.images[loaded], &images[loaded])) result = EXIT_FAILED;
+        if (!load_image(program, program->line.request.images[loaded], &images[loaded])) result = EXIT_FAILED;
         else loaded++;
     }
-    if (result == EXIT_DONE) result = ask_question(program, program->line.task.text, images, count);
+    if (result == EXIT_DONE) result = ask_question(program, program->line.request.text, images, count);
     for (int i = 0; i < loaded; i++) janus_image_free(&images[i]);
     return result;
 }
@@ -10564,7 +10564,7 @@ static int command_encode(Program *program) {
         fail_memory(&program->error);
         return program_failed(program);
     }
-    if (!load_image(program, program->line.task.images[0], &image)) {
+    if (!load_image(program, program->line.request.images[0], &image)) {
         free(ids);
         return EXIT_FAILED;
     }
@@ -10603,13 +10603,13 @@ static int32_t *parse_ids(const char *text, size_t *count) {
 
 static int command_decode(Program *program) {
     const size_t expected = (size_t)janus_info(program->model).image_tokens;
-    const char *output = program->line.task.output;
+    const char *output = program->line.request.output;
     const bool to_stdout = output != NULL && strcmp(output, "-") == 0;
     size_t count = 0;
     FileImage text = {0};
     if (!to_stdout && output_usable(program, output, 1, &program->error) != JANUS_OK) return program_failed(program);
-    if (!read_input(program->line.task.text != NULL ? program->line.task.text : "-", TEXT_FILE_LIMIT, true, &text))
-        return EXIT_FAILED;
+    const char *input = program->line.request.text != NULL ? program->line.request.text : "-";
+    if (!read_input(input, TEXT_FILE_LIMIT, true, &text)) return EXIT_FAILED;
     int32_t *ids = parse_ids((const char *)text.bytes, &count);
     int result = EXIT_FAILED;
     file_image_free(&text);
@@ -10643,7 +10643,7 @@ static int tokenize_decode(Program *program, const char *given) {
 }
 
 static int command_tokenize(Program *program) {
-    const char *text = program->line.task.text;
+    const char *text = program->line.request.text;
     int32_t *ids = NULL;
     size_t count = 0;
     if (program->line.decode) return tokenize_decode(program, text);
@@ -10660,13 +10660,13 @@ static int command_quantize(Program *program) {
     const CommandLine *line = &program->line;
     Progress progress = {hear_progress, &program->screen, 0, 0, 0};
     const char *type = line->type != NULL ? line->type : "q8_0";
-    if (quantize_file(line->task.text, line->task.output, type, &progress, &program->error) != JANUS_OK)
+    if (quantize_file(line->request.text, line->request.output, type, &progress, &program->error) != JANUS_OK)
         return program_failed(program);
     clear_progress(&program->screen);
     if (progress.as_q8_0 > 0 && !line->quiet)
         complain("remark: %ld matrices of the transformer are q8_0: their rows are not a multiple of the block of %s",
                  (long)progress.as_q8_0, type);
-    printf("%s\n", line->task.output);
+    printf("%s\n", line->request.output);
     return EXIT_DONE;
 }
 
@@ -10678,9 +10678,10 @@ static void print_kernels(void) {
 
 /* IMAGE is the text argument. */
 static int info_of_picture(Program *program) {
+    const char *path = program->line.request.text;
     char *text;
-    if (janus_image_text(program->line.task.text, &text, &program->error) != JANUS_OK) return program_failed(program);
-    if (text == NULL) complain("%s does not say what it was drawn from", program->line.task.text);
+    if (janus_image_text(path, &text, &program->error) != JANUS_OK) return program_failed(program);
+    if (text == NULL) complain("%s does not say what it was drawn from", path);
     else puts(clean_controls(text));
     const int result = text != NULL ? EXIT_DONE : EXIT_FAILED;
     free(text);
@@ -10746,9 +10747,9 @@ static bool chat_image(Program *program, Chat *chat, const char *name) {
 /* The picture is saved as the next free janus-K.png. */
 static void chat_draw(Program *program, Chat *chat, const char *prompt) {
     JanusImage drawn = {0, 0, NULL};
-    take_seed(&program->line.task, 0);
+    take_seed(&program->line.request, 0);
     program->screen.text_written = false;
-    if (draw_pictures(program, prompt, NULL, &program->line.task.draw, &drawn) != EXIT_DONE) return;
+    if (draw_pictures(program, prompt, NULL, &program->line.request.draw, &drawn) != EXIT_DONE) return;
     if (chat->count < IMAGES_LIMIT) chat->images[chat->count++] = drawn;
     else janus_image_free(&drawn);
 }
@@ -10817,8 +10818,8 @@ static int command_chat(Program *program) {
     char *line = malloc(CHAT_LINE);
     int result = EXIT_DONE, length;
     if (chat == NULL || line == NULL) fail_memory(&program->error), result = program_failed(program);
-    for (int i = 0; i < program->line.task.image_count && result == EXIT_DONE; i++)
-        if (!chat_image(program, chat, program->line.task.images[i])) result = EXIT_FAILED;
+    for (int i = 0; i < program->line.request.image_count && result == EXIT_DONE; i++)
+        if (!chat_image(program, chat, program->line.request.images[i])) result = EXIT_FAILED;
     if (prompts && result == EXIT_DONE)
         fputs("/help lists the commands; Ctrl-C stops an answer or a drawing\n", stderr);
     for (bool more = true; more && result == EXIT_DONE;) {
@@ -10848,7 +10849,7 @@ enum { JOB_BYTES = 1 << 20 };
 
 typedef struct BatchJob {
     struct BatchJob *next;
-    Task task;
+    Request request;
     unsigned command;   /* FOR_GENERATE or FOR_ASK; 0: not known yet */
     long number;        /* of its line */
     char *bytes;        /* its line, to which its texts point */
@@ -10990,12 +10991,12 @@ static void claim_picture(Batch *batch, BatchJob *job, const char *path, bool wr
 /* Claims all pictures of a job, or none. */
 static void claim_pictures(Batch *batch, BatchJob *job) {
     const size_t before = batch->claim_count;
-    const Task *task = &job->task;
-    const int count = task->output != NULL ? task->draw.count : 0;
+    const Request *request = &job->request;
+    const int count = request->output != NULL ? request->draw.count : 0;
     char name[PATH_BYTES];
-    for (int i = 0; i < task->image_count; i++) claim_picture(batch, job, task->images[i], false);
+    for (int i = 0; i < request->image_count; i++) claim_picture(batch, job, request->images[i], false);
     for (int i = 0; i < count; i++)
-        if (numbered_name(name, PATH_BYTES, task->output, i, count)) claim_picture(batch, job, name, true);
+        if (numbered_name(name, PATH_BYTES, request->output, i, count)) claim_picture(batch, job, name, true);
     if (has_failed(&job->cx)) batch->claim_count = before;
 }
 
@@ -11028,7 +11029,7 @@ static void take_option(BatchJob *job, int key, JsonToken token, StringView text
     *end = 0; /* after a number another token may begin there */
     describe_values(option, values, sizeof values);
     if (strlen(text.text) < text.length || (option->kind == AS_SEED && !whole_number(text, digits)) ||
-        !set_task_option(&job->task, option, option->kind == AS_SEED ? digits : text.text))
+        !set_request_option(&job->request, option, option->kind == AS_SEED ? digits : text.text))
         context_fail(&job->cx, JANUS_BAD_ARGUMENT, "\"%s\" takes %s, not %.60s", KEYS[key].key, values, text.text);
     *end = next;
 }
@@ -11049,7 +11050,7 @@ static void take_value(BatchJob *job, int key, Json *j, JsonToken token) {
     } else {
         if (!is_text || strlen(j->text.text) < j->text.length)
             context_fail(&job->cx, JANUS_BAD_ARGUMENT, "\"%s\" takes a string without zero characters", KEYS[key].key);
-        job->task.text = j->text.text;
+        job->request.text = j->text.text;
     }
 }
 
@@ -11065,11 +11066,11 @@ static void check_job(BatchJob *job, unsigned given) {
         if ((given >> key & 1) != 0 && (KEYS[key].commands & job->command) == 0)
             context_fail(cx, JANUS_BAD_ARGUMENT, "\"%s\" does not go with \"%s\"", KEYS[key].key,
                          draws ? "prompt" : "question");
-    if (draws && job->task.output == NULL)
+    if (draws && job->request.output == NULL)
         context_fail(cx, JANUS_BAD_ARGUMENT, "\"output\" is missing: the name of the picture");
 }
 
-/* Reads a line into a job, whose `task` holds the defaults. A key whose value is null is not given. */
+/* Reads a line into a job, whose `request` holds the defaults. A key whose value is null is not given. */
 static void parse_job(BatchJob *job, char *text, size_t length) {
     Context *cx = &job->cx;
     Json j = json_begin(cx, text, length);
@@ -11141,8 +11142,8 @@ static void print_replies(Batch *batch) {
 
 static void list_outputs(BatchJob *job) {
     char name[PATH_BYTES];
-    for (int i = 0; i < job->task.draw.count; i++) {
-        numbered_name(name, PATH_BYTES, job->task.output, i, job->task.draw.count);
+    for (int i = 0; i < job->request.draw.count; i++) {
+        numbered_name(name, PATH_BYTES, job->request.output, i, job->request.draw.count);
         text_print(&job->reply, i > 0 ? ", " : ", \"output\": [");
         json_write(&job->reply, name, strlen(name));
     }
@@ -11153,10 +11154,10 @@ static void list_outputs(BatchJob *job) {
 static void write_pictures(Batch *batch, BatchJob *job, const int32_t *ids) {
     const Program *program = batch->program;
     const bool says = !program->line.no_metadata;
-    for (int i = 0; i < job->task.draw.count && job->cx.error.status == JANUS_OK; i++) {
-        char name[PATH_BYTES], *text = says ? drawing_text(program, job->task.text, &job->task.draw, i) : NULL;
+    for (int i = 0; i < job->request.draw.count && job->cx.error.status == JANUS_OK; i++) {
+        char name[PATH_BYTES], *text = says ? drawing_text(program, job->request.text, &job->request.draw, i) : NULL;
         JanusImage image = {0, 0, NULL};
-        numbered_name(name, PATH_BYTES, job->task.output, i, job->task.draw.count);
+        numbered_name(name, PATH_BYTES, job->request.output, i, job->request.draw.count);
         if (says && text == NULL) fail_memory(&job->cx.error);
         else if (janus_decode_image(program->session, ids + i * image_tokens(&program->model->config), &image,
                                     &job->cx.error) == JANUS_OK)
@@ -11171,14 +11172,14 @@ static void write_pictures(Batch *batch, BatchJob *job, const int32_t *ids) {
 static bool is_drawn(const Program *program, BatchJob *job, int i) {
     JanusImage image = {0, 0, NULL};
     char name[PATH_BYTES], seed[256], *says = NULL, *settings;
-    if (!numbered_name(name, PATH_BYTES, job->task.output, i, job->task.draw.count) || !file_is_there(name) ||
+    if (!numbered_name(name, PATH_BYTES, job->request.output, i, job->request.draw.count) || !file_is_there(name) ||
         janus_image_text(name, &says, NULL) != JANUS_OK || says == NULL)
         return false;
-    if (!job->task.has_seed && (settings = strstr(says, "\nSteps: ")) != NULL) { /* any seed is the job's then */
+    if (!job->request.has_seed && (settings = strstr(says, "\nSteps: ")) != NULL) { /* any seed is the job's then */
         find_setting(settings + 1, "Seed", seed);
-        set_seed(&job->task, seed);
+        set_seed(&job->request, seed);
     }
-    char *should_say = drawing_text(program, job->task.text, &job->task.draw, i);
+    char *should_say = drawing_text(program, job->request.text, &job->request.draw, i);
     const bool drawn = should_say != NULL && strcmp(says, should_say) == 0 &&
                        janus_image_load(name, &image, NULL) == JANUS_OK &&
                        image.width == drawn_side(&program->model->config) && image.height == image.width;
@@ -11190,39 +11191,40 @@ static bool is_drawn(const Program *program, BatchJob *job, int i) {
 
 /* Whether an earlier run has done all of a drawing. What it did a part of goes on with its seed. */
 static bool was_done(const Program *program, BatchJob *job) {
-    const Task before = job->task;
+    const Request before = job->request;
     int i = 0;
     if (!program->line.resume || job->command != FOR_GENERATE) return false;
-    while (i < job->task.draw.count && is_drawn(program, job, i)) i++;
-    if (i == 0) job->task = before;
-    return i == job->task.draw.count;
+    while (i < job->request.draw.count && is_drawn(program, job, i)) i++;
+    if (i == 0) job->request = before;
+    return i == job->request.draw.count;
 }
 
 static void submit_question(Batch *batch, BatchJob *job) {
     JanusImage images[IMAGES_LIMIT] = {{0, 0, NULL}};
-    const int count = job->task.image_count;
+    const int count = job->request.image_count;
     for (int i = 0; i < count && job->cx.error.status == JANUS_OK; i++)
-        image_from_path(job->task.images[i], !batch->program->line.no_exif, &images[i], &job->cx.error);
+        image_from_path(job->request.images[i], !batch->program->line.no_exif, &images[i], &job->cx.error);
     if (job->cx.error.status == JANUS_OK)
-        janus_queue_ask(batch->queue, job->task.text, images, count, &job->task.ask, &job->queued, &job->cx.error);
+        janus_queue_ask(batch->queue, job->request.text, images, count, &job->request.ask, &job->queued,
+                        &job->cx.error);
     for (int i = 0; i < count; i++) janus_image_free(&images[i]);
 }
 
 /* Hands the job to the queue, unless an earlier run has done it. */
 static void begin_job(Batch *batch, BatchJob *job) {
-    Task *task = &job->task;
+    Request *request = &job->request;
     job->start = clock_seconds();
     begin_reply(job);
     if (was_done(batch->program, job)) {
         list_outputs(job);
-        text_print(&job->reply, ", \"seed\": %llu, \"resumed\": true", (unsigned long long)task->draw.seed);
+        text_print(&job->reply, ", \"seed\": %llu, \"resumed\": true", (unsigned long long)request->draw.seed);
         end_reply(batch, job);
         return;
     }
-    take_seed(task, (uint64_t)job->number);
-    if (task->output != NULL) output_usable(batch->program, task->output, task->draw.count, &job->cx.error);
+    take_seed(request, (uint64_t)job->number);
+    if (request->output != NULL) output_usable(batch->program, request->output, request->draw.count, &job->cx.error);
     if (job->cx.error.status == JANUS_OK && job->command == FOR_GENERATE)
-        janus_queue_generate(batch->queue, task->text, &task->draw, &job->queued, &job->cx.error);
+        janus_queue_generate(batch->queue, request->text, &request->draw, &job->queued, &job->cx.error);
     else if (job->cx.error.status == JANUS_OK) submit_question(batch, job);
     if (job->queued == 0) end_reply(batch, job);
 }
@@ -11241,8 +11243,8 @@ static void take_results(Batch *batch) {
             json_write(&job->reply, result.answer, strlen(result.answer));
             text_print(&job->reply, ", \"tokens\": %ld", (long)result.id_count);
         }
-        if (job->command == FOR_GENERATE || job->task.ask.temperature > 0)
-            text_print(&job->reply, ", \"seed\": %llu", (unsigned long long)job->task.draw.seed);
+        if (job->command == FOR_GENERATE || job->request.ask.temperature > 0)
+            text_print(&job->reply, ", \"seed\": %llu", (unsigned long long)job->request.draw.seed);
         end_reply(batch, job);
         janus_result_free(&result);
     }
@@ -11262,7 +11264,7 @@ static BatchJob *new_job(Batch *batch, StringView line) {
         batch->failed = true;
         return NULL;
     }
-    job->task = task_defaults();
+    job->request = request_defaults();
     job->number = batch->line;
     job->bytes = bytes;
     if (line.text == NULL) context_fail(&job->cx, JANUS_BAD_ARGUMENT, "the line is longer than 1 MiB");
@@ -11327,7 +11329,7 @@ static int command_batch(Program *program) {
     }
     batch->program = program;
     program->screen.shows_progress = false; /* the results are the progress */
-    bool good = open_jobs(batch, program->line.task.text);
+    bool good = open_jobs(batch, program->line.request.text);
     if (good && janus_queue_new(program->session, program->line.batch, &batch->queue, &program->error) != JANUS_OK)
         good = program_failed(program) == EXIT_DONE;
     begin_work(program);
@@ -11335,7 +11337,7 @@ static int command_batch(Program *program) {
     end_work(program);
     const bool stopped = stop_wished;
     if (batch->read_error != 0)
-        complain("cannot read %s: %s", batch->stream == stdin ? "stdin" : program->line.task.text,
+        complain("cannot read %s: %s", batch->stream == stdin ? "stdin" : program->line.request.text,
                  strerror(batch->read_error));
     if (batch->write_error != 0) complain("cannot write to stdout: %s", strerror(batch->write_error));
     if (batch->read_error != 0 || batch->write_error != 0 || batch->failed) good = false;
@@ -11613,16 +11615,16 @@ static bool is_image_file(const char *path) {
    that ends like an image is one that is missing. False: said what is wrong. */
 static bool take_argument(CommandLine *line, const Command *command, const char *argument) {
     const Option *image = find_option("--image");
-    const bool one_more = line->task.text != NULL;
+    const bool one_more = line->request.text != NULL;
     const char *path = (command->bit & image->commands) == 0 ? NULL : argument;
     if (path != NULL && command->bit != FOR_ENCODE && !is_image_file(path) && !(one_more && has_image_ending(path))) {
-        path = one_more && has_image_ending(line->task.text) ? line->task.text : NULL;
-        if (path != NULL) line->task.text = argument;
+        path = one_more && has_image_ending(line->request.text) ? line->request.text : NULL;
+        if (path != NULL) line->request.text = argument;
     }
     if (path != NULL && set_option(line, image, path)) return true;
     if (path != NULL) refuse_value(image, "-i", path);
     else if (one_more) complain("too many arguments at \"%.60s\": put the prompt in quotes", argument);
-    else line->task.text = argument;
+    else line->request.text = argument;
     return path == NULL && !one_more;
 }
 
@@ -11657,20 +11659,20 @@ static bool options_fit(const CommandLine *line, const Command *command) {
 
 /* Whether the command has one text if it needs it, and the files that it needs; says what is wrong. */
 static bool command_fits(const Command *command, CommandLine *line) {
-    const char *name = command->name, *plain = line->task.text;
+    const char *name = command->name, *plain = line->request.text;
     const bool given = line->prompt != NULL || line->file != NULL;
     if (command->text == NO_TEXT && plain != NULL)
         complain("%s takes no text (\"%.60s\"): it %s", name, plain, command->does);
     else if ((plain != NULL && given) || (line->prompt != NULL && line->file != NULL))
         complain("%s takes one text: \"%.60s\" and -p or -f are two", name, plain != NULL ? plain : line->prompt);
-    else if (!given && plain == NULL && command->bit == FOR_ASK && line->task.image_count > 0)
+    else if (!given && plain == NULL && command->bit == FOR_ASK && line->request.image_count > 0)
         complain("ask was given %.60s and no question; a question that is a file's name too comes with -p",
-                 line->task.images[line->task.image_count - 1]);
+                 line->request.images[line->request.image_count - 1]);
     else if (!given && plain == NULL && command->text != NO_TEXT && !ends_with(command->arguments, "]"))
         complain("%s was given nothing to work on: janus %s %s", name, name, command->arguments);
-    else if (command->bit == FOR_ENCODE && line->task.image_count != 1)
+    else if (command->bit == FOR_ENCODE && line->request.image_count != 1)
         complain("encode takes one image: janus encode IMAGE");
-    else if (command->bit == FOR_QUANTIZE && line->task.output == NULL)
+    else if (command->bit == FOR_QUANTIZE && line->request.output == NULL)
         complain("quantize needs a name for what it writes: -o OUT.gguf");
     else if (command->bit == FOR_INFO && plain != NULL && line->model != NULL)
         complain("info shows one model: %.60s or %.60s", line->model, plain);
@@ -11680,13 +11682,14 @@ static bool command_fits(const Command *command, CommandLine *line) {
 
 /* Whether no more than one thing comes from stdin, and no model comes from or goes to a stream; says what is wrong. */
 static bool streams_fit(const Command *command, const CommandLine *line) {
-    const char *text = line->task.text != NULL ? line->task.text : line->prompt != NULL ? line->prompt : line->file;
+    const char *plain = line->request.text;
+    const char *text = plain != NULL ? plain : line->prompt != NULL ? line->prompt : line->file;
     const bool dash = text != NULL && strcmp(text, "-") == 0, model = command->text == MODEL_FILE;
     int readers = (dash && !model) + (command->bit == FOR_CHAT) + (command->bit == FOR_DECODE && text == NULL);
-    for (int i = 0; i < line->task.image_count; i++) readers += strcmp(line->task.images[i], "-") == 0;
+    for (int i = 0; i < line->request.image_count; i++) readers += strcmp(line->request.images[i], "-") == 0;
     if ((dash && model) || (line->model != NULL && strcmp(line->model, "-") == 0))
         complain("a model cannot come from stdin: name its file");
-    else if (command->bit == FOR_QUANTIZE && strcmp(line->task.output, "-") == 0)
+    else if (command->bit == FOR_QUANTIZE && strcmp(line->request.output, "-") == 0)
         complain("a model cannot go to stdout: name its file with -o");
     else if (readers > 1 && command->bit == FOR_CHAT)
         complain("chat reads its questions from stdin: -i - cannot come from there too");
@@ -11745,8 +11748,8 @@ static void print_help(FILE *to, const Command *only) {
 }
 
 static int command_help(Program *program) {
-    const Command *about = program->line.task.text != NULL ? find_command(program->line.task.text) : NULL;
-    if (program->line.task.text != NULL && about == NULL) return EXIT_USAGE;
+    const Command *about = program->line.request.text != NULL ? find_command(program->line.request.text) : NULL;
+    if (program->line.request.text != NULL && about == NULL) return EXIT_USAGE;
     print_help(stdout, about);
     return EXIT_DONE;
 }
@@ -11770,13 +11773,13 @@ static bool take_text(Program *program, const Command *command) {
     FileImage *text = &program->text;
     CommandLine *line = &program->line;
     if (command->text != PLAIN_TEXT && command->text != PROMPT) return true;
-    if (line->prompt != NULL) line->task.text = line->prompt;
-    if (line->file == NULL && (line->task.text == NULL || strcmp(line->task.text, "-") != 0)) return true;
+    if (line->prompt != NULL) line->request.text = line->prompt;
+    if (line->file == NULL && (line->request.text == NULL || strcmp(line->request.text, "-") != 0)) return true;
     if (!read_input(line->file != NULL ? line->file : "-", TEXT_FILE_LIMIT, true, text)) return false;
     for (uint8_t *end = text->bytes + text->size; command->text == PROMPT && text->size > 0; text->size--)
         if (*--end == '\n' || *end == '\r') *end = 0;
         else break;
-    line->task.text = (const char *)text->bytes;
+    line->request.text = (const char *)text->bytes;
     return true;
 }
 
@@ -11805,8 +11808,8 @@ static int run_program(Program *program, const Command *command, const char *pro
     program->screen.line = &program->line;
     program->screen.shows_progress = !program->line.quiet && terminal(stderr);
     if (!choose_show(program, command->bit)) return EXIT_FAILED;
-    if (command->bit == FOR_INFO && program->line.task.text != NULL) program->line.model = program->line.task.text;
-    const char *text = program->line.task.text;
+    const char *text = program->line.request.text;
+    if (command->bit == FOR_INFO && text != NULL) program->line.model = text;
     const bool of_picture = command->bit == FOR_INFO && text != NULL && is_image_file(text);
     if ((command->bit & FOR_MODEL) != 0 && !of_picture && open_model(program, command->bit, program_path) != JANUS_OK)
         return program_failed(program);
@@ -11828,7 +11831,7 @@ static int janus_main(int argc, char **argv) {
         complain("out of memory");
         return EXIT_FAILED;
     }
-    program->line.task = task_defaults();
+    program->line.request = request_defaults();
     const Command *command;
     int result = parse_command_line(&program->line, &command, argc, argv);
     if (result == EXIT_DONE && (program->line.help || program->line.version)) {

@@ -498,7 +498,7 @@ static void fuzz_json(const uint8_t *data, size_t size) {
     } while (token != JSON_ERROR && token != JSON_END);
     promise((token == JSON_ERROR) == has_failed(&cx) && (token == JSON_ERROR || j.depth == 0), "an error or the end");
     BatchJob *job = need(calloc(1, sizeof *job));
-    job->task = task_defaults();
+    job->request = request_defaults();
     job->bytes = text;
     if (size > 0) memcpy(text, data, size);
     parse_job(job, text, size);
