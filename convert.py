@@ -734,7 +734,7 @@ SPLIT_SET = r"(?:\\s|\[(?:\\.|[^\\\[\]])+\])"
 SPLIT_PATTERN = re.compile(rf"(?:(?P<before>{SPLIT_SET})\?)?(?P<body>{SPLIT_SET})(?P<plus>\+?)(?P<end>\$?)", re.DOTALL)
 SET_CHARACTER = r"(?:\\[rnt\\\]\-\[^]|[^\\\[\]\-])"
 SET_ATOM = re.compile(rf"\\s|(?P<low>{SET_CHARACTER})(?:-(?P<high>{SET_CHARACTER}))?", re.DOTALL)
-SPLIT_RULES, TOKEN_BYTES, ADDED_TOKEN_BYTES = 16, 1 << 16, 256   # janus.c: SPLIT_RULE_, TOKEN_, ADDED_TOKEN_LIMIT
+SPLIT_RULES = 16   # janus.c: SPLIT_RULE_LIMIT
 BYTE_LEVEL: list[int] = []   # the last step, which is no split rule
 
 
@@ -887,8 +887,6 @@ def read_added_tokens(document: Config, overrides: Config) -> dict[str, tuple[in
         content = config.get("content")
         if not isinstance(content, str) or not content or content in added:
             raise Refused(f"tokenizer.json: added_tokens: {content!r:.60} is not a string, or occurs twice")
-        if len(content.encode()) > ADDED_TOKEN_BYTES:
-            raise Refused(f"tokenizer.json: added_tokens: {content!r:.60} has more than {ADDED_TOKEN_BYTES} bytes")
         config.where += f" {content!r}"
         for key in ("lstrip", "rstrip", "single_word"):
             config.require(key, False, default=False)
@@ -942,8 +940,6 @@ def read_vocabulary(config: Config, size: int) -> dict[str, int]:
     for token, number in vocabulary.items():
         if type(number) is not int or not 0 <= number < size:
             raise Refused(f"{config.where}: the id {number!r:.60} of token {token!r:.60} is outside 0..{size - 1}")
-        if len(token.encode()) > TOKEN_BYTES:
-            raise Refused(f"{config.where}: the token {token!r:.60} has more than {TOKEN_BYTES} bytes")
     if len(set(vocabulary.values())) != len(vocabulary):
         raise Refused(f"{config.where}: two tokens have one id")
     valid_utf8 = (byte for byte in range(0xF5) if byte not in (0xC0, 0xC1))

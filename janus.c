@@ -91,6 +91,7 @@
 #include <math.h>
 #include <stdarg.h>
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -1951,13 +1952,21 @@ static bool big_endian(void) {
 #define PRINTF_LIKE(text, first)
 #endif
 
+/* Makes blanks of the control characters of an untrusted text, which could steer a terminal; `keep` may be '\n'. */
+static char *clean_controls(char *text, char keep) {
+    for (uint8_t *c = (uint8_t *)text; *c != 0; c++) {
+        const bool two_bytes = c[0] == 0xC2 && c[1] >= 0x80 && c[1] < 0xA0; /* U+0080 to U+009F */
+        if (two_bytes) *c++ = ' ';
+        if (two_bytes || (*c < ' ' && *c != (uint8_t)keep) || *c == 0x7F) *c = ' ';
+    }
+    return text;
+}
+
 PRINTF_LIKE(3, 0)
 static void fill_error(JanusError *error, JanusStatus status, const char *format, va_list arguments) {
     error->status = status;
     vsnprintf(error->message, sizeof error->message, format, arguments);
-    /* names read from files may hold control characters: replace them, so the message stays on one line */
-    for (char *c = error->message; *c != 0; c++)
-        if ((unsigned char)*c < 0x20 || *c == 0x7F) *c = '?';
+    clean_controls(error->message, 0);
 }
 
 PRINTF_LIKE(3, 4)
@@ -1988,6 +1997,15 @@ static int64_t checked_product(int64_t a, int64_t b, int64_t c) {
 
 /* a + b; -1 if either is negative or the sum overflows. */
 static int64_t checked_sum(int64_t a, int64_t b) { return a < 0 || b < 0 || a > INT64_MAX - b ? -1 : a + b; }
+
+PRINTF_LIKE(2, 3)
+static const char *name_of(Name *name, const char *format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(name->text, sizeof name->text, format, arguments);
+    va_end(arguments);
+    return name->text;
+}
 
 /* realloc for `count` items of `size` bytes; NULL if the product does not fit or memory runs out: the old block stays
    valid. */
@@ -5891,32 +5909,13 @@ static void cached_attention(Context *cx, const Config *c, Sequence *const *sequ
 
       A word that is not in the vocabulary falls apart into smaller tokens, at worst into bytes: nothing is unknown.
       Decoding puts the tokens' bytes one after the other. A character of several bytes may be cut between two tokens,
-      so a stream holds back what is not complete yet.
+      so a stream holds an incomplete character back.
 
       In: UTF-8 of any length. Out: ids, at most one a byte. Results are those of the `tokenizers` package.
       Sources: tokenizer.json; Sennrich et al., arXiv 1508.07909 (merges); the GPT-2 report (bytes as the alphabet).
    ================================================================================================================== */
 
-typedef enum { KIND_NORMAL = 1, KIND_CONTROL = 3, KIND_USER_DEFINED = 4, KIND_UNUSED = 5 } TokenKind;
-
-/* The tokenizer as the model file has it: normal tokens in the byte-level alphabet (see below), added tokens (control
-   and user-defined) as they stand in text. */
-typedef struct {
-    const StringView *tokens;   /* (vocab_size) */
-    const int32_t *token_types; /* (vocab_size) TokenKind */
-    int32_t vocab_size;
-    const uint32_t *merges;     /* (merge_count, 3) ids by rank: left, right, what they become */
-    int64_t merge_count;
-    const uint32_t *splits;     /* (split_count) the split rules, see read_rules */
-    int64_t split_count;
-} TokenizerSpec;
-
-enum {
-    TEXT_LIMIT = 1 << 27,        /* bytes */
-    TOKEN_LIMIT = 1 << 16,       /* bytes of a token's name */
-    ADDED_TOKEN_LIMIT = 256,     /* bytes; bounds the search at each position of a text */
-    SPLIT_RULE_LIMIT = 16
-};
+enum { TEXT_LIMIT = 1 << 27 /* bytes */, SPLIT_RULE_LIMIT = 16 };
 
 /* ---- UTF-8 ---- */
 
@@ -6011,7 +6010,7 @@ static size_t utf8_stream_write(Utf8Stream *stream, const char *bytes, size_t le
 /* ---- Pre-tokenizer ----
    A list of rules. The first one cuts the text before and after each of its matches, the second one every piece that
    this leaves, matches and gaps alike, and so on. A rule is the regular expression before? body, body+, body$ or body+$
-   over sets of characters, so that all matches are found by going over a piece once. convert.py compiles the rules of
+   over sets of characters, so that one pass over a piece finds all matches. convert.py compiles the rules of
    tokenizer.json to numbers: janus.tokenizer.split_rules holds for each rule
 
        flags (1: "+", 2: "$"), ranges of `before`, ranges of `body`, then first and last character of every range */
@@ -6036,17 +6035,6 @@ static bool set_contains(const CharacterSet *set, uint32_t character) {
         else high = middle;
     }
     return low < set->count && set->ends[2 * low] <= character;
-}
-
-/* Reads a set of `count` ranges from numbers[*at..total). Returns false if it ends too early or is not ascending. */
-static bool read_set(CharacterSet *set, uint32_t count, const uint32_t *numbers, int64_t *at, int64_t total) {
-    if (count > (total - *at) / 2) return false;
-    set->ends = numbers + *at;
-    set->count = count;
-    *at += 2 * (int64_t)count;
-    for (uint32_t i = 1; i < 2 * count; i++)
-        if (i % 2 == 0 ? set->ends[i] <= set->ends[i - 1] : set->ends[i] < set->ends[i - 1]) return false;
-    return true;
 }
 
 /* Where a match of the rule's body from `start` ends; `start` itself if there is none. *reached: how far it looked. */
@@ -6084,6 +6072,8 @@ static bool find_match(const SplitRule *rule, const char *text, size_t start, si
 
 /* ---- Vocabulary ---- */
 
+typedef enum { KIND_NORMAL = 1, KIND_CONTROL = 3, KIND_USER_DEFINED = 4, KIND_UNUSED = 5 } TokenKind;
+
 typedef struct {
     uint64_t pair;  /* left id << 32 | right id */
     int32_t rank;
@@ -6091,26 +6081,61 @@ typedef struct {
 } Merge;
 
 typedef struct {
-    StringView name;
-    int32_t id;
-} NamedToken;
-
-typedef struct {
-    NamedToken *tokens; /* (count) sorted by name */
-    int64_t count;
-} NamedTokens;
-
-typedef struct {
+    /* From the model file; the names lie in it. */
     int32_t vocab_size;
-    char *bytes;           /* the bytes of all tokens, one token after the other */
-    size_t *starts;        /* (vocab_size + 1) token id is bytes[starts[id]..starts[id + 1]) */
-    int32_t byte_ids[256]; /* the token that is this byte alone; -1 for bytes that UTF-8 never has */
-    Merge *merges;         /* (merge_count) sorted by pair, then by rank */
-    int64_t merge_count;
-    NamedTokens added;     /* the names lie in the model file, which must live as long */
+    StringView *tokens;     /* (vocab_size) normal ones in the byte-level alphabet, added ones as they stand in text */
+    uint32_t *types;        /* (vocab_size) TokenKind */
+    uint32_t *merge_ids;    /* (merge_count, 3) by rank: left, right, merged */
+    uint32_t *splits;       /* (split_count) the split rules */
+    int64_t merge_count, split_count;
+    /* Derived. */
     SplitRule rules[SPLIT_RULE_LIMIT];
     int rule_count;
+    char *bytes;            /* the bytes of all tokens, one token after the other */
+    size_t *starts;         /* (vocab_size + 1) token id is bytes[starts[id]..starts[id + 1]) */
+    int32_t byte_ids[256];  /* the token that is this byte alone; -1 for bytes that UTF-8 never has */
+    Merge *merges;          /* (merge_count) sorted by pair, then by rank */
+    int32_t *added;         /* (added_count) ids of the added tokens, and the bytes that one begins with */
+    int32_t added_count;
+    bool begins_added[256];
 } Tokenizer;
+
+static void tokenizer_free(Tokenizer *t) {
+    free(t->tokens);
+    free(t->types);
+    free(t->merge_ids);
+    free(t->splits);
+    free(t->bytes);
+    free(t->starts);
+    free(t->merges);
+    free(t->added);
+}
+
+/* Reads a set of `count` ranges from the rules' numbers; false: they end too early or are not ascending. */
+static bool read_set(const Tokenizer *t, CharacterSet *set, uint32_t count, int64_t *at) {
+    if (count > (t->split_count - *at) / 2) return false;
+    set->ends = t->splits + *at;
+    set->count = count;
+    *at += 2 * (int64_t)count;
+    for (uint32_t i = 1; i < 2 * count; i++)
+        if (i % 2 == 0 ? set->ends[i] <= set->ends[i - 1] : set->ends[i] < set->ends[i - 1]) return false;
+    return true;
+}
+
+static void read_rules(Context *cx, Tokenizer *t) {
+    for (int64_t at = 0; at < t->split_count && !has_failed(cx); t->rule_count++) {
+        SplitRule *rule = &t->rules[t->rule_count];
+        const uint32_t *head = t->splits + at;
+        bool good = t->rule_count < SPLIT_RULE_LIMIT && t->split_count - at >= 3 && head[0] <= 3;
+        at += 3;
+        good = good && read_set(t, &rule->before, head[1], &at) && read_set(t, &rule->body, head[2], &at);
+        if (good) {
+            rule->repeated = (head[0] & 1) != 0;
+            rule->at_line_end = (head[0] & 2) != 0;
+        } else
+            context_fail(cx, JANUS_BAD_MODEL, "rule %d of janus.tokenizer.split_rules is malformed", t->rule_count);
+    }
+}
 
 /* The byte-level alphabet writes every byte as a visible character: most of Latin-1 stands for itself, the other 68
    bytes, in order, are the characters from U+0100 on (a space is U+0120). byte_of[character]: its byte, or -1. */
@@ -6125,122 +6150,75 @@ static void fill_alphabet(int16_t byte_of[ALPHABET_SIZE]) {
     }
 }
 
-/* Writes the bytes that a token's name stands for to `out`, at most as many as the name has; returns how many. A name
-   with a character outside the alphabet is meant literally. */
-static size_t name_to_bytes(const int16_t *byte_of, StringView name, char *out) {
+/* Writes the bytes that a token's name stands for to `out`, at most as many as the name has; returns how many.
+   *literal: the name has a character outside the alphabet and stands for itself. */
+static size_t name_to_bytes(const int16_t *byte_of, StringView name, char *out, bool *literal) {
     size_t at = 0, written = 0;
-    while (at < name.length) {
+    *literal = false;
+    while (at < name.length && !*literal) {
         const uint32_t character = utf8_next(name.text, &at);
-        if (character >= ALPHABET_SIZE || byte_of[character] < 0) {
-            memcpy(out, name.text, name.length);
-            return name.length;
-        }
-        out[written++] = (char)(uint8_t)byte_of[character];
+        *literal = character >= ALPHABET_SIZE || byte_of[character] < 0;
+        if (!*literal) out[written++] = (char)(uint8_t)byte_of[character];
     }
-    return written;
+    if (!*literal) return written;
+    memcpy(out, name.text, name.length);
+    return name.length;
 }
 
-static bool is_added(int32_t type) { return type == KIND_CONTROL || type == KIND_USER_DEFINED; }
-static bool is_used(int32_t type) { return type != KIND_UNUSED; }
+static bool is_added(uint32_t type) { return type == KIND_CONTROL || type == KIND_USER_DEFINED; }
 
-/* Checks every token; *name_bytes: the bytes of all names. */
-static JanusStatus check_tokens(const TokenizerSpec *spec, int64_t *name_bytes, JanusError *error) {
-    *name_bytes = 0;
-    for (int32_t id = 0; id < spec->vocab_size; id++) {
-        const StringView name = spec->tokens[id];
-        const int32_t type = spec->token_types[id];
-        if (type != KIND_NORMAL && !is_added(type) && is_used(type))
-            return fail(error, JANUS_BAD_MODEL, "tokenizer.ggml.token_type[%ld] is %ld, not 1, 3, 4 or 5; convert "
-                        "the checkpoint again", (long)id, (long)type);
-        if (name.length > TOKEN_LIMIT || !utf8_valid(name.text, name.length))
-            return fail(error, JANUS_BAD_MODEL, "tokenizer.ggml.tokens[%ld] is not UTF-8 or longer than %d bytes; "
-                        "convert the checkpoint again", (long)id, TOKEN_LIMIT);
-        if (is_added(type) && (name.length < 1 || name.length > ADDED_TOKEN_LIMIT))
-            return fail(error, JANUS_BAD_MODEL, "tokenizer.ggml.tokens[%ld] is an added token of %ld bytes, not 1 to "
-                        "%d; convert another checkpoint", (long)id, (long)name.length, ADDED_TOKEN_LIMIT);
-        *name_bytes += (int64_t)name.length;
+/* Checks types and names and counts the bytes of all names. */
+static int64_t check_tokens(Context *cx, Tokenizer *t) {
+    int64_t total = 0;
+    for (int32_t id = 0; id < t->vocab_size; id++) {
+        const StringView name = t->tokens[id];
+        const bool added = is_added(t->types[id]);
+        if (!added && t->types[id] != KIND_NORMAL && t->types[id] != KIND_UNUSED)
+            context_fail(cx, JANUS_BAD_MODEL, "tokenizer.ggml.token_type[%ld] is %ld, not 1, 3, 4 or 5", (long)id,
+                         (long)(int32_t)t->types[id]);
+        if (!utf8_valid(name.text, name.length) || (added && name.length == 0))
+            context_fail(cx, JANUS_BAD_MODEL, "tokenizer.ggml.tokens[%ld] is not UTF-8 or is an empty added token",
+                         (long)id);
+        t->added_count += added;
+        total += (int64_t)name.length;
     }
-    return JANUS_OK;
+    return total;
 }
 
-/* Fills in bytes, starts and byte_ids. */
-static JanusStatus build_bytes(Tokenizer *tokenizer, const TokenizerSpec *spec, JanusError *error) {
+/* Fills in bytes, starts, byte_ids and the added tokens. */
+static void build_bytes(Context *cx, Tokenizer *t) {
     int16_t byte_of[ALPHABET_SIZE];
-    int64_t name_bytes;
-    const JanusStatus status = check_tokens(spec, &name_bytes, error);
-    if (status != JANUS_OK) return status;
-    tokenizer->bytes = allocate(name_bytes, 1);
-    tokenizer->starts = allocate((int64_t)spec->vocab_size + 1, sizeof *tokenizer->starts);
-    if (tokenizer->bytes == NULL || tokenizer->starts == NULL) return fail_memory(error);
+    const int64_t total = check_tokens(cx, t);
+    t->bytes = allocate(total, 1);
+    t->starts = allocate((int64_t)t->vocab_size + 1, sizeof *t->starts);
+    t->added = allocate(t->added_count, sizeof *t->added);
+    if (t->bytes == NULL || t->starts == NULL || t->added == NULL) context_fail_memory(cx);
+    if (has_failed(cx)) return;
     fill_alphabet(byte_of);
-    for (int byte = 0; byte < 256; byte++) tokenizer->byte_ids[byte] = -1;
-    tokenizer->starts[0] = 0;
-    for (int32_t id = 0; id < spec->vocab_size; id++) {
-        const StringView name = spec->tokens[id];
-        const bool used = is_used(spec->token_types[id]);
-        size_t at = 0;
-        const uint32_t first = used && name.length > 0 ? utf8_next(name.text, &at) : ALPHABET_SIZE;
-        const int byte = first < ALPHABET_SIZE && at == name.length ? byte_of[first] : -1;
-        if (byte >= 0) tokenizer->byte_ids[byte] = id;
-        tokenizer->starts[id + 1] = tokenizer->starts[id];
-        if (used) tokenizer->starts[id + 1] += name_to_bytes(byte_of, name, tokenizer->bytes + tokenizer->starts[id]);
+    for (int byte = 0; byte < 256; byte++) t->byte_ids[byte] = -1;
+    t->starts[0] = 0;
+    for (int32_t id = 0, added = 0; id < t->vocab_size; id++) {
+        const StringView name = t->tokens[id];
+        char *bytes = t->bytes + t->starts[id];
+        bool literal = false;
+        const size_t size = t->types[id] == KIND_UNUSED ? 0 : name_to_bytes(byte_of, name, bytes, &literal);
+        t->starts[id + 1] = t->starts[id] + size;
+        if (size == 1 && !literal) t->byte_ids[(uint8_t)bytes[0]] = id;
+        if (!is_added(t->types[id])) continue;
+        t->added[added++] = id;
+        t->begins_added[(uint8_t)name.text[0]] = true;
     }
-    tokenizer->vocab_size = spec->vocab_size;
     for (int byte = 0; byte < 0xF5; byte++)
-        if (tokenizer->byte_ids[byte] < 0 && byte != 0xC0 && byte != 0xC1)
-            return fail(error, JANUS_BAD_MODEL, "tokenizer.ggml.tokens has no token for the byte 0x%02X, so not every "
-                        "text could be read; use a byte-level tokenizer that has them all", (unsigned)byte);
-    return JANUS_OK;
-}
-
-static int compare_views(StringView left, StringView right) {
-    const int order = memcmp(left.text, right.text, left.length < right.length ? left.length : right.length);
-    return order != 0 ? order : (left.length > right.length) - (left.length < right.length);
-}
-
-static int compare_names(const void *left, const void *right) {
-    return compare_views(((const NamedToken *)left)->name, ((const NamedToken *)right)->name);
-}
-
-/* Collects the added tokens, sorted by name. */
-static JanusStatus collect_names(NamedTokens *names, const TokenizerSpec *spec, JanusError *error) {
-    for (int32_t id = 0; id < spec->vocab_size; id++) names->count += is_added(spec->token_types[id]);
-    names->tokens = allocate(names->count, sizeof *names->tokens);
-    if (names->tokens == NULL) return fail_memory(error);
-    NamedToken *next = names->tokens;
-    for (int32_t id = 0; id < spec->vocab_size; id++) {
-        if (!is_added(spec->token_types[id])) continue;
-        next->name = spec->tokens[id];
-        next++->id = id;
-    }
-    qsort(names->tokens, (size_t)names->count, sizeof *names->tokens, compare_names);
-    for (next = names->tokens + 1; next < names->tokens + names->count; next++)
-        if (compare_names(next - 1, next) == 0)
-            return fail(error, JANUS_BAD_MODEL, "tokenizer.ggml.tokens[%ld] and [%ld] are the same; convert the "
-                        "checkpoint again", (long)next[-1].id, (long)next->id);
-    return JANUS_OK;
+        if (t->byte_ids[byte] < 0 && byte != 0xC0 && byte != 0xC1)
+            context_fail(cx, JANUS_BAD_MODEL, "tokenizer.ggml.tokens has no token for the byte 0x%02X", (unsigned)byte);
 }
 
 /* The bytes of one token, which need not be complete characters and live as long as the tokenizer. A control token has
    its content, an unused id nothing. NULL if there is no such id. */
-static const char *token_bytes(const Tokenizer *tokenizer, int32_t id, size_t *length) {
-    if (id < 0 || id >= tokenizer->vocab_size) return NULL;
-    *length = tokenizer->starts[id + 1] - tokenizer->starts[id];
-    return tokenizer->bytes + tokenizer->starts[id];
-}
-
-/* Reads left, right and merged id. Returns false if the third one is not the bytes of the first two. */
-static bool read_merge(const Tokenizer *tokenizer, const uint32_t ids[3], Merge *merge) {
-    const char *bytes[3];
-    size_t length[3];
-    for (int i = 0; i < 3; i++) {
-        bytes[i] = ids[i] > INT32_MAX ? NULL : token_bytes(tokenizer, (int32_t)ids[i], &length[i]);
-        if (bytes[i] == NULL) return false;
-    }
-    merge->pair = (uint64_t)ids[0] << 32 | ids[1];
-    merge->merged = (int32_t)ids[2];
-    return length[0] + length[1] == length[2] && memcmp(bytes[2], bytes[0], length[0]) == 0 &&
-           memcmp(bytes[2] + length[0], bytes[1], length[1]) == 0;
+static const char *token_bytes(const Tokenizer *t, int64_t id, size_t *length) {
+    if (id < 0 || id >= t->vocab_size) return NULL;
+    *length = t->starts[id + 1] - t->starts[id];
+    return t->bytes + t->starts[id];
 }
 
 static int compare_merges(const void *left, const void *right) {
@@ -6249,70 +6227,46 @@ static int compare_merges(const void *left, const void *right) {
     return (a->rank > b->rank) - (a->rank < b->rank);
 }
 
-static JanusStatus build_merges(Tokenizer *tokenizer, const TokenizerSpec *spec, JanusError *error) {
-    tokenizer->merges = allocate(spec->merge_count, sizeof *tokenizer->merges);
-    if (tokenizer->merges == NULL) return fail_memory(error);
-    tokenizer->merge_count = spec->merge_count;
-    for (int32_t rank = 0; rank < spec->merge_count; rank++) {
-        tokenizer->merges[rank].rank = rank;
-        if (!read_merge(tokenizer, spec->merges + 3 * (size_t)rank, &tokenizer->merges[rank]))
-            return fail(error, JANUS_BAD_MODEL, "janus.tokenizer.merges: number %ld is not two tokens that make up a "
-                        "third one; convert the checkpoint again", (long)rank);
+/* Whether ids[2] is the token of the bytes of ids[0] and ids[1]. */
+static bool merge_is_sound(const Tokenizer *t, const uint32_t ids[3]) {
+    const char *bytes[3];
+    size_t length[3] = {0, 0, 0};
+    for (int i = 0; i < 3; i++) bytes[i] = token_bytes(t, ids[i], &length[i]);
+    return bytes[0] != NULL && bytes[1] != NULL && bytes[2] != NULL && length[0] + length[1] == length[2] &&
+           memcmp(bytes[2], bytes[0], length[0]) == 0 && memcmp(bytes[2] + length[0], bytes[1], length[1]) == 0;
+}
+
+static void build_merges(Context *cx, Tokenizer *t) {
+    t->merges = allocate(t->merge_count, sizeof *t->merges);
+    if (t->merges == NULL) context_fail_memory(cx);
+    for (int64_t rank = 0; rank < t->merge_count && !has_failed(cx); rank++) {
+        const uint32_t *ids = t->merge_ids + 3 * rank;
+        if (!merge_is_sound(t, ids))
+            context_fail(cx, JANUS_BAD_MODEL, "number %ld of janus.tokenizer.merges is not two tokens that make up a "
+                         "third one", (long)rank);
+        t->merges[rank] = (Merge){(uint64_t)ids[0] << 32 | ids[1], (int32_t)rank, (int32_t)ids[2]};
     }
-    qsort(tokenizer->merges, (size_t)tokenizer->merge_count, sizeof *tokenizer->merges, compare_merges);
-    return JANUS_OK;
+    if (!has_failed(cx)) qsort(t->merges, (size_t)t->merge_count, sizeof *t->merges, compare_merges);
 }
 
 /* What the tokens `left` and `right` become together, NULL if they stay two. A pair that training found twice has its
    later rank, as in `tokenizers`. */
-static const Merge *find_merge(const Tokenizer *tokenizer, int32_t left, int32_t right) {
+static const Merge *find_merge(const Tokenizer *t, int32_t left, int32_t right) {
     const uint64_t pair = (uint64_t)left << 32 | (uint32_t)right;
-    int64_t low = 0, high = tokenizer->merge_count;
+    int64_t low = 0, high = t->merge_count;
     while (low < high) { /* the first merge of a greater pair is one of low..high */
         const int64_t middle = (low + high) / 2;
-        if (tokenizer->merges[middle].pair <= pair) low = middle + 1;
+        if (t->merges[middle].pair <= pair) low = middle + 1;
         else high = middle;
     }
-    return low > 0 && tokenizer->merges[low - 1].pair == pair ? &tokenizer->merges[low - 1] : NULL;
+    return low > 0 && t->merges[low - 1].pair == pair ? &t->merges[low - 1] : NULL;
 }
 
-static JanusStatus read_rules(Tokenizer *tokenizer, const TokenizerSpec *spec, JanusError *error) {
-    const uint32_t *numbers = spec->splits;
-    for (int64_t at = 0; at < spec->split_count;) {
-        SplitRule *rule = &tokenizer->rules[tokenizer->rule_count];
-        const uint32_t *head = numbers + at;
-        bool good = tokenizer->rule_count < SPLIT_RULE_LIMIT && spec->split_count - at >= 3 && head[0] <= 3;
-        at += 3;
-        good = good && read_set(&rule->before, head[1], numbers, &at, spec->split_count) &&
-               read_set(&rule->body, head[2], numbers, &at, spec->split_count);
-        if (!good)
-            return fail(error, JANUS_BAD_MODEL, "janus.tokenizer.split_rules: rule %d is malformed; convert the "
-                        "checkpoint again", tokenizer->rule_count);
-        rule->repeated = (head[0] & 1) != 0;
-        rule->at_line_end = (head[0] & 2) != 0;
-        tokenizer->rule_count++;
-    }
-    return JANUS_OK;
-}
-
-static void tokenizer_free(Tokenizer *tokenizer) {
-    free(tokenizer->bytes);
-    free(tokenizer->starts);
-    free(tokenizer->merges);
-    free(tokenizer->added.tokens);
-    memset(tokenizer, 0, sizeof *tokenizer);
-}
-
-/* Builds a tokenizer from what the model file says, which need not be sound. The spec's splits and the names of added
-   tokens are used later on. On failure nothing is left to free. */
-static JanusStatus tokenizer_init(Tokenizer *tokenizer, const TokenizerSpec *spec, JanusError *error) {
-    memset(tokenizer, 0, sizeof *tokenizer);
-    JanusStatus status = read_rules(tokenizer, spec, error);
-    if (status == JANUS_OK) status = build_bytes(tokenizer, spec, error);
-    if (status == JANUS_OK) status = collect_names(&tokenizer->added, spec, error);
-    if (status == JANUS_OK) status = build_merges(tokenizer, spec, error);
-    if (status != JANUS_OK) tokenizer_free(tokenizer);
-    return status;
+/* Derives a tokenizer from what the model file says, which need not be sound. */
+static void tokenizer_build(Context *cx, Tokenizer *t) {
+    if (!has_failed(cx)) read_rules(cx, t);
+    if (!has_failed(cx)) build_bytes(cx, t);
+    if (!has_failed(cx)) build_merges(cx, t);
 }
 
 /* ---- Encoding ---- */
@@ -6327,8 +6281,7 @@ typedef struct {
 typedef struct {
     const Tokenizer *tokenizer;
     const char *text;
-    int32_t *ids;    /* (bytes of the text) */
-    size_t count;
+    IdList *ids;
     Symbol *symbols; /* (bytes of the text) */
     uint64_t *queue; /* (2 * bytes of the text) a binary heap of merges: rank << 32 | place of the left symbol */
     size_t queue_count;
@@ -6381,9 +6334,9 @@ static void apply_merge(Encoder *encoder, int32_t place) {
     if (left->previous >= 0) propose_merge(encoder, left->previous);
 }
 
-/* Byte-pair encoding of one piece, in n log n steps whatever the text. A queued merge whose symbols have changed since
-   is known by its rank, which is no longer the symbol's, and dropped. Every merge takes one item out of the queue and
-   puts at most two in, so that there are never twice as many as bytes. */
+/* Byte-pair encoding of one piece, in n log n steps for any text. If a symbol has changed since its merge was queued,
+   its rank differs and the merge is dropped. Every merge takes one item out of the queue and puts at most two in, so
+   that there are never twice as many as bytes. */
 static void encode_piece(Encoder *encoder, size_t start, size_t end) {
     const int32_t size = (int32_t)(end - start);
     for (int32_t place = 0; place < size; place++) {
@@ -6399,7 +6352,7 @@ static void encode_piece(Encoder *encoder, size_t start, size_t end) {
         if (encoder->symbols[place].rank == (int32_t)(item >> 32)) apply_merge(encoder, place);
     }
     for (int32_t place = 0; place >= 0; place = encoder->symbols[place].next)
-        encoder->ids[encoder->count++] = encoder->symbols[place].id;
+        id_list_add(encoder->ids, encoder->symbols[place].id, 1);
 }
 
 /* Cuts text[start..end) by the rules from number `rule` on and encodes the pieces. */
@@ -6418,117 +6371,92 @@ static void encode_by_rules(Encoder *encoder, int rule, size_t start, size_t end
     encode_by_rules(encoder, rule + 1, start, end);
 }
 
-/* The first of tokens[low..high), which agree on the bytes before number `index`, that has `byte` or more there. */
-static int64_t narrow_names(const NamedToken *tokens, int64_t low, int64_t high, size_t index, int byte) {
-    while (low < high) {
-        const int64_t middle = (low + high) / 2;
-        const StringView name = tokens[middle].name;
-        if (index >= name.length || (uint8_t)name.text[index] < byte) low = middle + 1;
-        else high = middle;
+/* The id of the longest added token that `text` begins with and its length; -1 and 0 if there is none. */
+static int32_t match_added(const Tokenizer *t, const char *text, size_t length, size_t *longest) {
+    int32_t id = -1;
+    *longest = 0;
+    for (int32_t i = 0; i < t->added_count && t->begins_added[(uint8_t)text[0]]; i++) {
+        const StringView name = t->tokens[t->added[i]];
+        if (name.length <= *longest || name.length > length || memcmp(name.text, text, name.length) != 0) continue;
+        *longest = name.length;
+        id = t->added[i];
     }
-    return low;
-}
-
-/* The longest name that `text` begins with: its length and id; 0 if there is none. Byte by byte the sorted names narrow
-   down to those that begin like the text; the shortest of them comes first. */
-static size_t match_name(const NamedTokens *names, const char *text, size_t length, int32_t *id) {
-    int64_t low = 0, high = names->count;
-    size_t longest = 0;
-    for (size_t index = 0; index < length && low < high; index++) {
-        const int byte = (uint8_t)text[index];
-        low = narrow_names(names->tokens, low, high, index, byte);
-        high = narrow_names(names->tokens, low, high, index, byte + 1);
-        if (low == high || names->tokens[low].name.length != index + 1) continue;
-        longest = index + 1;
-        *id = names->tokens[low].id;
-    }
-    return longest;
+    return id;
 }
 
 /* Cuts the added tokens out, from left to right, the longest at each place, and encodes what lies between. */
 static void encode_text(Encoder *encoder, size_t length) {
-    size_t start = 0, at = 0;
+    size_t start = 0, at = 0, name_length;
     while (at < length) {
-        int32_t id = -1;
-        const size_t name_length = match_name(&encoder->tokenizer->added, encoder->text + at, length - at, &id);
-        if (name_length == 0) {
+        const int32_t id = match_added(encoder->tokenizer, encoder->text + at, length - at, &name_length);
+        if (id < 0) {
             at++;
             continue;
         }
         encode_by_rules(encoder, 0, start, at);
-        encoder->ids[encoder->count++] = id;
+        id_list_add(encoder->ids, id, 1);
         start = at += name_length;
     }
     encode_by_rules(encoder, 0, start, length);
 }
 
-/* Text to ids, without a beginning-of-sentence token. `*ids` is owned by the caller: free(). */
-static JanusStatus tokenizer_encode(const Tokenizer *tokenizer, const char *text, size_t length, int32_t **ids,
-                                    size_t *count, JanusError *error) {
-    Encoder encoder = {tokenizer, text, NULL, 0, NULL, NULL, 0};
-    *ids = NULL;
-    *count = 0;
-    if (length > TEXT_LIMIT)
-        return fail(error, JANUS_BAD_ARGUMENT, "the text is longer than %d bytes: shorten it", TEXT_LIMIT);
-    const size_t valid = utf8_valid_prefix(text, length);
-    if (valid < length)
-        return fail(error, JANUS_BAD_ARGUMENT, "the text is not valid UTF-8 at byte %lu: save it as UTF-8",
-                    (unsigned long)valid);
-    encoder.ids = allocate((int64_t)length, sizeof *encoder.ids);
-    encoder.symbols = allocate((int64_t)length, sizeof *encoder.symbols);
-    encoder.queue = allocate((int64_t)length, 2 * sizeof *encoder.queue);
-    const bool ready = encoder.ids != NULL && encoder.symbols != NULL && encoder.queue != NULL;
-    if (ready) encode_text(&encoder, length);
-    else free(encoder.ids);
-    free(encoder.symbols);
-    free(encoder.queue);
-    if (!ready) return fail_memory(error);
-    *ids = encoder.ids;
-    *count = encoder.count;
-    return JANUS_OK;
+/* Adds the ids of a text, without a beginning-of-sentence token. */
+static void tokenizer_encode(Context *cx, const Tokenizer *t, StringView text, IdList *ids) {
+    if (has_failed(cx)) return;
+    const size_t valid = text.length > TEXT_LIMIT ? 0 : utf8_valid_prefix(text.text, text.length);
+    const ArenaBlock *mark = scratch_mark(cx);
+    if (text.length > TEXT_LIMIT)
+        context_fail(cx, JANUS_BAD_ARGUMENT, "the text is longer than %d bytes: shorten it", TEXT_LIMIT);
+    else if (valid < text.length)
+        context_fail(cx, JANUS_BAD_ARGUMENT, "the text is not valid UTF-8 at byte %lu: save it as UTF-8",
+                     (unsigned long)valid);
+    Encoder encoder = {.tokenizer = t, .text = text.text, .ids = ids};
+    encoder.symbols = scratch_bytes(cx, (int64_t)text.length, sizeof *encoder.symbols);
+    encoder.queue = scratch_bytes(cx, (int64_t)text.length, 2 * sizeof *encoder.queue);
+    if (!has_failed(cx)) encode_text(&encoder, text.length);
+    scratch_release(cx, mark);
+    if (ids->failed) context_fail_memory(cx);
 }
 
 /* ---- Decoding ---- */
 
-/* Ids to text with a zero byte after its `*length` bytes, owned by the caller: free(). Control tokens are written
-   out. */
-static JanusStatus tokenizer_decode(const Tokenizer *tokenizer, const int32_t *ids, size_t count, char **text,
-                                    size_t *length, JanusError *error) {
+/* Ids to text with a zero byte after its `*length` bytes, which the caller frees. Control tokens are written out. */
+static char *tokenizer_decode(Context *cx, const Tokenizer *t, const int32_t *ids, size_t count, size_t *length) {
     Utf8Stream stream = {{0}, 0};
-    size_t token_length = 0;
-    int64_t total = 1;
-    *text = NULL;
+    char *text = NULL;
+    size_t capacity = 0, token_length = 0;
     *length = 0;
-    for (size_t i = 0; i < count; i++) {
-        if (token_bytes(tokenizer, ids[i], &token_length) == NULL)
-            return fail(error, JANUS_BAD_ARGUMENT, "there is no token %ld: ids go from 0 to %ld", (long)ids[i],
-                        (long)tokenizer->vocab_size - 1);
-        total = checked_sum(total, (int64_t)token_length);
+    for (size_t i = 0; i <= count && !has_failed(cx); i++) {
+        const char *bytes = i < count ? token_bytes(t, ids[i], &token_length) : "";
+        char *grown = grow(text, &capacity, *length + 3 * token_length + 4, 1);
+        if (bytes == NULL)
+            context_fail(cx, JANUS_BAD_ARGUMENT, "there is no token %ld: ids go from 0 to %ld", (long)ids[i],
+                         (long)t->vocab_size - 1);
+        if (grown == NULL) context_fail_memory(cx);
+        else text = grown;
+        if (has_failed(cx)) break;
+        *length += i < count ? utf8_stream_write(&stream, bytes, token_length, text + *length)
+                             : utf8_stream_finish(&stream, text + *length);
     }
-    char *out = allocate(checked_sum(checked_product(total, 3, 1), 1), 1);
-    if (out == NULL) return fail_memory(error);
-    for (size_t i = 0; i < count; i++) {
-        const char *bytes = token_bytes(tokenizer, ids[i], &token_length);
-        *length += utf8_stream_write(&stream, bytes, token_length, out + *length);
+    if (has_failed(cx)) {
+        free(text);
+        return NULL;
     }
-    *length += utf8_stream_finish(&stream, out + *length);
-    out[*length] = 0;
-    *text = out;
-    return JANUS_OK;
+    text[*length] = 0;
+    return text;
 }
 
 /* ==================================================================================================================
    17  Model file: GGUF version 3 as convert.py writes it. A header, then key/value metadata (sizes, tokenizer,
-   constants),
-      then a table of tensors, then their data, each at a multiple of 64 bytes, used in place. The file may come from a
-      stranger: every length is checked against the file before it is used. convert.py documents keys and tensors.
+      constants), then a table of tensors, then their data, each at a multiple of 64 bytes, used in place. The file is
+      untrusted: every length is checked against the file before it is used. convert.py documents keys and tensors.
    ================================================================================================================== */
 
 enum { GGUF_U8, GGUF_I8, GGUF_U16, GGUF_I16, GGUF_U32, GGUF_I32, GGUF_F32, GGUF_BOOL, GGUF_STRING, GGUF_ARRAY, GGUF_U64,
        GGUF_I64, GGUF_F64, GGUF_TYPE_COUNT };
 
 enum { FORMAT_VERSION = 2, METADATA_LIMIT = 4096, TENSOR_LIMIT = 8192, DIMENSION_LIMIT = 1 << 26, LAYER_LIMIT = 512,
-       SIDE_LIMIT = 4096 };
+       SIDE_LIMIT = 4096, HEAD_LIMIT = 4096 };
 
 typedef struct {
     StringView key;
@@ -6555,19 +6483,40 @@ typedef struct {
     size_t table_start;     /* where the table of tensors begins */
 } ModelFile;
 
-/* A place in the file while its header is read. `bad` is set, and zeros are returned, once it would run over the
-   end. */
+/* What a model's weights point into. */
+typedef struct Storage {
+    ModelFile file;
+    char *name;
+    int64_t parameters;
+    Tokenizer tokenizer;
+} Storage;
+
+/* Reads a model file; after the first failure all calls do nothing. janus_load puts the path in front of messages. */
+typedef struct {
+    Context cx;
+    const char *path;
+    JanusModel *model;
+    ModelFile *file;
+    char prefix[NAME_LIMIT]; /* of the tensors that are read now, as in "vit.blk.3." */
+} Loader;
+
+#define bad_model(loader, ...) context_fail(&(loader)->cx, JANUS_BAD_MODEL, __VA_ARGS__)
+
+/* ---- Header and tables ---- */
+
+/* A number of `count` bytes. */
+static uint64_t load_number(const uint8_t *bytes, int count, bool from_big_endian) {
+    uint64_t value = 0;
+    for (int i = 0; i < count; i++) value = value << 8 | bytes[from_big_endian ? i : count - 1 - i];
+    return value;
+}
+
+/* A place in the file while its header is read. If it would run over the end, `bad` is set and zeros are returned. */
 typedef struct {
     const uint8_t *bytes;
     size_t size, at;
     bool bad;
 } Cursor;
-
-static uint64_t load_little_endian(const uint8_t *bytes, int count) {
-    uint64_t value = 0;
-    for (int i = 0; i < count; i++) value |= (uint64_t)bytes[i] << (8 * i);
-    return value;
-}
 
 /* The next `count` bytes, or NULL. */
 static const uint8_t *cursor_take(Cursor *cursor, uint64_t count) {
@@ -6580,21 +6529,15 @@ static const uint8_t *cursor_take(Cursor *cursor, uint64_t count) {
     return bytes;
 }
 
-static uint32_t cursor_u32(Cursor *cursor) {
-    const uint8_t *bytes = cursor_take(cursor, 4);
-    return bytes == NULL ? 0 : (uint32_t)load_little_endian(bytes, 4);
-}
-
-static uint64_t cursor_u64(Cursor *cursor) {
-    const uint8_t *bytes = cursor_take(cursor, 8);
-    return bytes == NULL ? 0 : load_little_endian(bytes, 8);
+static uint64_t cursor_number(Cursor *cursor, int count) {
+    const uint8_t *bytes = cursor_take(cursor, (uint64_t)count);
+    return bytes == NULL ? 0 : load_number(bytes, count, false);
 }
 
 static StringView cursor_string(Cursor *cursor) {
-    uint64_t length = cursor_u64(cursor);
+    const uint64_t length = cursor_number(cursor, 8);
     const uint8_t *bytes = cursor_take(cursor, length);
-    StringView view = {(const char *)bytes, bytes == NULL ? 0 : (size_t)length};
-    return view;
+    return (StringView){(const char *)bytes, bytes == NULL ? 0 : (size_t)length};
 }
 
 static bool view_is(StringView view, const char *string) {
@@ -6609,50 +6552,43 @@ static int gguf_type_bytes(uint32_t type) {
 
 static void read_metadata_entry(Cursor *cursor, Metadata *entry) {
     entry->key = cursor_string(cursor);
-    entry->type = cursor_u32(cursor);
+    entry->type = (uint32_t)cursor_number(cursor, 4);
     entry->is_array = entry->type == GGUF_ARRAY;
     entry->count = 1;
     if (entry->is_array) {
-        entry->type = cursor_u32(cursor);
-        entry->count = cursor_u64(cursor);
+        entry->type = (uint32_t)cursor_number(cursor, 4);
+        entry->count = cursor_number(cursor, 8);
     }
     entry->value = cursor->bytes + cursor->at;
     if (entry->type == GGUF_STRING) {
         for (uint64_t i = 0; i < entry->count && !cursor->bad; i++) cursor_string(cursor);
     } else {
-        int bytes = gguf_type_bytes(entry->type);
+        const int bytes = gguf_type_bytes(entry->type);
         if (bytes == 0 || entry->count > cursor->size) cursor->bad = true;
         else cursor_take(cursor, entry->count * (uint64_t)bytes);
     }
-}
-
-/* Bytes of a matrix of this type; -1 for an unknown type, a row that is not a multiple of the block, or an overflow. */
-static int64_t weight_bytes(int type, int64_t rows, int64_t cols) {
-    const int64_t row = type_row_bytes(type, cols);
-    return row <= 0 ? -1 : checked_product(rows, row, 1);
 }
 
 /* Name, shape, type and offset of one tensor. GGUF stores the innermost size first. */
 static bool read_tensor_info(Cursor *cursor, TensorInfo *tensor) {
     int64_t count = 1;
     tensor->name = cursor_string(cursor);
-    uint32_t dims = cursor_u32(cursor);
+    const uint64_t dims = cursor_number(cursor, 4);
     if (cursor->bad || tensor->name.length >= NAME_LIMIT || dims < 1 || dims > 4) return false;
     tensor->dims = (int)dims;
     for (int i = 0; i < 4; i++) tensor->shape[i] = 1;
     for (int i = tensor->dims - 1; i >= 0; i--) {
-        uint64_t size = cursor_u64(cursor);
+        const uint64_t size = cursor_number(cursor, 8);
         if (size < 1 || size > DIMENSION_LIMIT) return false;
         tensor->shape[i] = (int64_t)size;
         count = checked_product(count, tensor->shape[i], 1);
         if (count < 0 || count > INT64_MAX / 8) return false;
     }
-    tensor->type = (int)cursor_u32(cursor);
-    tensor->offset = cursor_u64(cursor);
-    int64_t bytes =
-        weight_bytes(tensor->type, count / tensor->shape[tensor->dims - 1], tensor->shape[tensor->dims - 1]);
-    tensor->bytes = (uint64_t)bytes;
-    return !cursor->bad && bytes >= 0;
+    tensor->type = (int)cursor_number(cursor, 4);
+    tensor->offset = cursor_number(cursor, 8);
+    const int64_t cols = tensor->shape[tensor->dims - 1], row = type_row_bytes(tensor->type, cols);
+    tensor->bytes = (uint64_t)checked_product(count / cols, row, 1);
+    return !cursor->bad && row > 0 && (int64_t)tensor->bytes >= 0;
 }
 
 static const Metadata *find_metadata(const ModelFile *file, const char *key) {
@@ -6661,129 +6597,139 @@ static const Metadata *find_metadata(const ModelFile *file, const char *key) {
     return NULL;
 }
 
-static void model_file_close(ModelFile *file) {
-    free(file->metadata);
-    free(file->tensors);
-    file_image_free(&file->image);
-    memset(file, 0, sizeof *file);
+static StringView string_of(const Metadata *entry) {
+    return (StringView){(const char *)entry->value + 8, (size_t)load_number(entry->value, 8, false)};
 }
 
-/* Maps or reads the bytes of the file. */
-static JanusStatus load_file_image(const char *path, FileImage *image, JanusError *error) {
-    if (path_is_folder(path))
-        return fail(error, JANUS_IO_ERROR, "%s is a folder: name the .gguf file that convert.py wrote", path);
-    if (path_is_special(path))
-        return fail(error, JANUS_IO_ERROR, "%s is a device or pipe: name the .gguf file that convert.py wrote", path);
-    int mapped = big_endian() ? 1 : file_map(path, image);
-    if (mapped == 1) mapped = file_read(path, SIZE_MAX - 1, image);
-    if (mapped != 0 && errno == ENOMEM) return fail_memory(error);
-    if (mapped != 0) return fail(error, JANUS_IO_ERROR, "cannot read the model %s: %s", path, strerror(errno));
-    return JANUS_OK;
+/* The entry `key` if it has this type; otherwise a failure, and an entry of zeros. */
+static const Metadata *need_entry(Loader *l, const char *key, uint32_t type, bool is_array) {
+    static const uint8_t zeros[8] = {0};
+    static const Metadata nothing = {.value = zeros};
+    const Metadata *entry = find_metadata(l->file, key);
+    if (entry != NULL && entry->type == type && entry->is_array == is_array) return entry;
+    bad_model(l, "the metadata %s is missing or has another type: convert the checkpoint again", key);
+    return &nothing;
 }
 
-/* A file without a GGUF header: says which other kind of file it is, as people name the files of a checkpoint here. */
-static JanusStatus fail_other_file(const uint8_t *bytes, size_t size, const char *path, JanusError *error) {
-    static const char POINTER[] = "version https://git-lfs.github.com/spec/";
-    const char *kind = NULL;
-    int folder = 0; /* so many characters of the path name its folder */
-    for (int i = 0; path[i] != 0; i++)
-        if (path[i] == '/' || path[i] == '\\') folder = i == 0 ? 1 : i;
-    if (size > sizeof POINTER && memcmp(bytes, POINTER, sizeof POINTER - 1) == 0)
-        return fail(error, JANUS_BAD_MODEL, "%s is a Git LFS pointer (%lu bytes), not the file: run git lfs pull, or "
-                    "hf download", path, (unsigned long)size);
-    if (size > 9 && bytes[8] == '{' && load_little_endian(bytes, 8) < size) kind = "a safetensors file";
-    if (size > 4 && memcmp(bytes, "PK\3\4", 4) == 0) kind = "a zip archive, as PyTorch's files are";
-    if (size > 2 && bytes[0] == 0x80 && bytes[1] >= 2 && bytes[1] <= 5) kind = "a pickle, as PyTorch's old files are";
-    if (kind == NULL)
-        return fail(error, JANUS_BAD_MODEL, "%s is not a model file (no GGUF header): make one with convert.py", path);
-    return fail(error, JANUS_BAD_MODEL, "%s is %s, not a model file: make one of its checkpoint with "
-                "python convert.py %.*s -o janus.gguf", path, kind, folder > 0 ? folder : 1, folder > 0 ? path : ".");
+static uint64_t need_number(Loader *l, const char *key, uint32_t type, int bytes) {
+    return load_number(need_entry(l, key, type, false)->value, bytes, false);
 }
 
-static JanusStatus read_header(Cursor *cursor, const char *path, int64_t *tensor_count, int64_t *metadata_count,
-                               JanusError *error) {
-    const uint8_t *magic = cursor_take(cursor, 4);
-    uint32_t version = cursor_u32(cursor);
-    uint64_t tensors = cursor_u64(cursor), entries = cursor_u64(cursor);
-    if (magic == NULL || memcmp(magic, "GGUF", 4) != 0)
-        return fail_other_file(cursor->bytes, cursor->size, path, error);
-    if (version != 3)
-        return fail(error, JANUS_BAD_MODEL, "%s is GGUF version %lu; this program reads version 3", path,
-                    (unsigned long)version);
-    if (cursor->bad || tensors > TENSOR_LIMIT || entries > METADATA_LIMIT)
-        return fail(error, JANUS_BAD_MODEL, "%s is truncated or damaged: its counts of tensors or metadata are absurd",
-                    path);
-    *tensor_count = (int64_t)tensors;
-    *metadata_count = (int64_t)entries;
-    return JANUS_OK;
+static void require(Loader *l, bool good, const char *words) {
+    if (!good) bad_model(l, "%s", words);
 }
 
-/* Turns the offsets of the table, which count from the aligned end of the header, into places in the file. */
-static JanusStatus place_tensors(ModelFile *file, const Cursor *cursor, const char *path, JanusError *error) {
-    uint64_t size = file->image.size, start = ((uint64_t)cursor->at + 63) / 64 * 64;
-    for (int64_t i = 0; i < file->tensor_count; i++) {
-        TensorInfo *tensor = &file->tensors[i];
-        if (start > size || tensor->offset % 64 != 0 || tensor->offset > size - start ||
-            tensor->bytes > size - start - tensor->offset)
-            return fail(error, JANUS_BAD_MODEL, "%s is truncated or damaged: tensor %.*s lies outside the file", path,
-                        (int)tensor->name.length, tensor->name.text);
-        tensor->offset += start;
+/* Other files that are taken for a model file, by how they begin. */
+static const struct {
+    size_t at, length;
+    const char *bytes, *what;
+    bool of_checkpoint; /* convert.py reads it */
+} FOREIGN_FILES[] = {
+    {0, 40, "version https://git-lfs.github.com/spec/", "a Git LFS pointer: run git lfs pull, or hf download", false},
+    {6, 3, "\0\0{", "a safetensors file", true},
+    {0, 4, "PK\3\4", "a zip archive, as PyTorch's files are", true},
+    {0, 2, "\x80\2", "a pickle, as PyTorch's old files are", true},
+    {0, 2, "\x80\4", "a pickle, as PyTorch's old files are", true},
+    {0, 1, "{", "a JSON file", true},
+    {0, 1, "<", "a web page: the download went wrong", false},
+    {0, 2, "\x1F\x8B", "a packed file: unpack it", false},
+    {0, 4, "lmgg", "a file of llama.cpp from before GGUF", false},
+    {0, 4, "tjgg", "a file of llama.cpp from before GGUF", false},
+};
+
+static void fail_foreign_file(Loader *l) {
+    const FileImage file = l->file->image;
+    int folder = 0; /* length of the path of the file's folder */
+    for (int i = 0; l->path[i] != 0; i++)
+        if (l->path[i] == '/' || l->path[i] == '\\') folder = i == 0 ? 1 : i;
+    for (size_t i = 0; i < sizeof FOREIGN_FILES / sizeof *FOREIGN_FILES; i++) {
+        const size_t at = FOREIGN_FILES[i].at, length = FOREIGN_FILES[i].length;
+        if (file.size < at + length || memcmp(file.bytes + at, FOREIGN_FILES[i].bytes, length) != 0) continue;
+        if (FOREIGN_FILES[i].of_checkpoint)
+            bad_model(l, "not a model file but %s: make one of its checkpoint with python convert.py %.*s -o "
+                      "janus.gguf", FOREIGN_FILES[i].what, folder > 0 ? folder : 1, folder > 0 ? l->path : ".");
+        bad_model(l, "not a model file but %s", FOREIGN_FILES[i].what);
     }
-    return JANUS_OK;
+    bad_model(l, "not a model file (no GGUF header): make one with convert.py");
+}
+
+static void read_header(Loader *l, Cursor *cursor) {
+    const uint8_t *magic = cursor_take(cursor, 4), *version = cursor_take(cursor, 4);
+    const uint64_t tensors = cursor_number(cursor, 8), entries = cursor_number(cursor, 8);
+    if (magic == NULL || memcmp(magic, "GGUF", 4) != 0) fail_foreign_file(l);
+    else if (cursor->bad) bad_model(l, "truncated: it ends inside its header");
+    else if (load_number(version, 4, true) <= UINT16_MAX)
+        bad_model(l, "a big-endian GGUF file; models are little-endian on every machine: make one with convert.py");
+    else if (load_number(version, 4, false) != 3)
+        bad_model(l, "GGUF version %lu; this program reads version 3", (unsigned long)load_number(version, 4, false));
+    else if (tensors > TENSOR_LIMIT || entries > METADATA_LIMIT)
+        bad_model(l, "damaged: its counts of tensors or metadata are absurd");
+    l->file->tensor_count = has_failed(&l->cx) ? 0 : (int64_t)tensors;
+    l->file->metadata_count = has_failed(&l->cx) ? 0 : (int64_t)entries;
 }
 
 /* Refuses a GGUF file of another program, such as llama.cpp's, by the architecture that it names. */
-static JanusStatus check_architecture(const ModelFile *file, const char *path, JanusError *error) {
-    const Metadata *entry = find_metadata(file, "general.architecture");
+static void check_architecture(Loader *l) {
+    const Metadata *entry = find_metadata(l->file, "general.architecture");
     const bool known = entry != NULL && entry->type == GGUF_STRING && !entry->is_array;
-    StringView name = {"", 0};
-    char shown[40] = "";
-    if (known) {
-        name.text = (const char *)entry->value + 8;
-        name.length = (size_t)load_little_endian(entry->value, 8);
-    }
-    if (view_is(name, "janus")) return JANUS_OK;
-    for (size_t i = 0; i < name.length && i + 1 < sizeof shown; i++)
-        shown[i] = name.text[i] >= ' ' && name.text[i] <= '~' ? name.text[i] : '?';
-    return fail(error, JANUS_BAD_MODEL, "%s is a GGUF file for \"%s\", not for \"janus\": files of llama.cpp hold a "
-                "part of the model in another form; make the file of the checkpoint with convert.py", path, shown);
+    const StringView name = known ? string_of(entry) : (StringView){"", 0};
+    if (!view_is(name, "janus"))
+        bad_model(l, "a GGUF file for \"%.*s\", not for \"janus\": files of llama.cpp hold a part of the model in "
+                  "another form; make the file of the checkpoint with convert.py", name.length > 39 ? 39 :
+                  (int)name.length, name.text);
 }
 
-static JanusStatus read_tables(ModelFile *file, Cursor *cursor, const char *path, JanusError *error) {
+/* Reads metadata and tensors. Offsets in the table count from the aligned end of the header; they become places in the
+   file. */
+static void read_tables(Loader *l, Cursor *cursor) {
+    ModelFile *file = l->file;
     for (int64_t i = 0; i < file->metadata_count; i++) read_metadata_entry(cursor, &file->metadata[i]);
-    if (cursor->bad)
-        return fail(error, JANUS_BAD_MODEL, "%s is truncated or damaged: its metadata runs over the end", path);
+    if (cursor->bad) bad_model(l, "truncated or damaged: its metadata runs over the end");
+    else check_architecture(l);
+    require(l, need_number(l, "general.alignment", GGUF_U32, 4) == 64, "general.alignment is not 64");
     file->table_start = cursor->at;
-    const JanusStatus status = check_architecture(file, path, error);
-    if (status != JANUS_OK) return status;
-    const Metadata *alignment = find_metadata(file, "general.alignment");
-    if (alignment == NULL || alignment->is_array || alignment->type != GGUF_U32 ||
-        load_little_endian(alignment->value, 4) != 64)
-        return fail(error, JANUS_BAD_MODEL, "%s: general.alignment is not 64: make the file with convert.py", path);
-    for (int64_t i = 0; i < file->tensor_count; i++) {
+    for (int64_t i = 0; i < file->tensor_count && !has_failed(&l->cx); i++)
         if (!read_tensor_info(cursor, &file->tensors[i]))
-            return fail(error, JANUS_BAD_MODEL, "%s is truncated or damaged: entry %d of its tensor table is malformed",
-                        path, (int)i);
+            bad_model(l, "truncated or damaged: entry %d of its tensor table is malformed", (int)i);
+    const uint64_t size = file->image.size, start = ((uint64_t)cursor->at + 63) / 64 * 64;
+    for (int64_t i = 0; i < file->tensor_count && !has_failed(&l->cx); i++) {
+        TensorInfo *tensor = &file->tensors[i];
+        if (start > size || tensor->offset % 64 != 0 || tensor->offset > size - start ||
+            tensor->bytes > size - start - tensor->offset)
+            bad_model(l, "truncated or damaged: tensor %.*s lies outside the file", (int)tensor->name.length,
+                      tensor->name.text);
+        tensor->offset += start;
     }
-    return place_tensors(file, cursor, path, error);
 }
 
-static JanusStatus model_file_open(ModelFile *file, const char *path, JanusError *error) {
-    Cursor cursor = {0};
-    memset(file, 0, sizeof *file);
-    JanusStatus status = load_file_image(path, &file->image, error);
-    if (status != JANUS_OK) return status;
-    cursor.bytes = file->image.bytes;
-    cursor.size = file->image.size;
-    status = read_header(&cursor, path, &file->tensor_count, &file->metadata_count, error);
-    if (status == JANUS_OK) {
-        file->metadata = calloc((size_t)file->metadata_count + 1, sizeof *file->metadata);
-        file->tensors = calloc((size_t)file->tensor_count + 1, sizeof *file->tensors);
-        status = file->metadata == NULL || file->tensors == NULL ? fail_memory(error)
-                                                                 : read_tables(file, &cursor, path, error);
-    }
-    if (status != JANUS_OK) model_file_close(file);
-    return status;
+/* Maps or reads the bytes of the file. */
+static void load_file_image(Loader *l, FileImage *image) {
+    const bool folder = path_is_folder(l->path), special = path_is_special(l->path);
+    if (folder || special)
+        context_fail(&l->cx, JANUS_IO_ERROR, "a %s: name the .gguf file that convert.py wrote",
+                     folder ? "folder" : "device or pipe");
+    if (has_failed(&l->cx)) return;
+    int mapped = big_endian() ? 1 : file_map(l->path, image);
+    if (mapped == 1) mapped = file_read(l->path, SIZE_MAX - 1, image);
+    if (mapped != 0 && errno == ENOMEM) context_fail_memory(&l->cx);
+    else if (mapped != 0) context_fail(&l->cx, JANUS_IO_ERROR, "cannot read the model: %s", strerror(errno));
+}
+
+static void open_model_file(Loader *l) {
+    ModelFile *file = l->file;
+    load_file_image(l, &file->image);
+    Cursor cursor = {.bytes = file->image.bytes, .size = file->image.size};
+    if (!has_failed(&l->cx)) read_header(l, &cursor);
+    file->metadata = calloc((size_t)file->metadata_count + 1, sizeof *file->metadata);
+    file->tensors = calloc((size_t)file->tensor_count + 1, sizeof *file->tensors);
+    if (file->metadata == NULL || file->tensors == NULL) context_fail_memory(&l->cx);
+    if (!has_failed(&l->cx)) read_tables(l, &cursor);
+}
+
+/* Bytes of a matrix of this type; -1 for an unknown type, a row that is not a multiple of the block, or an overflow. */
+static int64_t weight_bytes(int type, int64_t rows, int64_t cols) {
+    const int64_t row = type_row_bytes(type, cols);
+    return row <= 0 ? -1 : checked_product(rows, row, 1);
 }
 
 /* ---- The same file with smaller weights ---- */
@@ -6915,166 +6861,150 @@ static int write_quantized(const ModelFile *file, const char *path, const Number
 
 /* ---- What the file must hold: the sizes, then every weight with its shape ---- */
 
-/* What a model's weights point into. */
-typedef struct Storage {
-    ModelFile file;
-    char *name;
-    int64_t parameters;
-    Tokenizer tokenizer;
-    StringView *token_strings;
-    uint32_t *token_types, *merges, *splits;
-} Storage;
-
-/* Reads a model; the first thing that is wrong is kept in `status` and `error`, and all later calls do nothing. */
-typedef struct {
-    JanusModel *model;
-    const char *path;
-    JanusStatus status;
-    JanusError *error;
-} Loader;
-
-static void loader_fail(Loader *loader, const char *what, const char *name, const char *advice) {
-    if (loader->status != JANUS_OK) return;
-    loader->status = fail(loader->error, JANUS_BAD_MODEL, "%s: %s %s%s", loader->path, what, name, advice);
-}
-
-/* The entry `key`, if it has this type and number of elements (0: a scalar). */
-static const uint8_t *need_value(Loader *loader, const char *key, uint32_t type, uint64_t count) {
-    const Metadata *entry = find_metadata(&loader->model->storage->file, key);
-    if (entry != NULL && entry->type == type && entry->is_array == (count > 0) && (count == 0 || entry->count == count))
-        return entry->value;
-    loader_fail(loader, "metadata is missing or has another type:", key, " (convert the checkpoint again)");
-    return NULL;
-}
-
-/* An integer between `low` and `high`. */
-static int need_integer(Loader *loader, const char *key, int low, int high) {
-    const uint8_t *value = need_value(loader, key, GGUF_U32, 0);
-    uint64_t number = value == NULL ? (uint64_t)low : load_little_endian(value, 4);
-    if (number < (uint64_t)low || number > (uint64_t)high) {
-        loader_fail(loader, "value out of range:", key, "");
-        return low;
+/* Copies an array of `low` to `high` 32-bit numbers; returns how many. */
+static int need_numbers(Loader *l, const char *key, uint32_t type, int low, int high, void *out) {
+    const Metadata *entry = need_entry(l, key, type, true);
+    const int count = entry->count > (uint64_t)high ? high : (int)entry->count;
+    if (count < low || entry->count > (uint64_t)high) bad_model(l, "%s is not %d to %d numbers", key, low, high);
+    for (int i = 0; i < count; i++) {
+        const uint32_t bits = (uint32_t)load_number(entry->value + 4 * i, 4, false);
+        memcpy((char *)out + 4 * i, &bits, 4);
     }
-    return (int)number;
+    return count;
 }
 
-static float float_from_bytes(const uint8_t *bytes) {
-    uint32_t bits = (uint32_t)load_little_endian(bytes, 4);
-    float value;
-    memcpy(&value, &bits, sizeof value);
-    return value;
+/* A copy of an array of 32-bit numbers; NULL and a count of 0 if it is absent, as GGUF has no empty arrays. */
+static uint32_t *copy_numbers(Loader *l, const char *key, uint32_t type, int64_t *count) {
+    const Metadata *entry = find_metadata(l->file, key) == NULL ? NULL : need_entry(l, key, type, true);
+    *count = entry == NULL ? 0 : (int64_t)entry->count;
+    uint32_t *numbers = *count == 0 ? NULL : allocate(*count, sizeof *numbers);
+    if (*count > 0 && numbers == NULL) context_fail_memory(&l->cx);
+    for (int64_t i = 0; i < *count && numbers != NULL; i++)
+        numbers[i] = (uint32_t)load_number(entry->value + 4 * i, 4, false);
+    return numbers;
 }
 
-static float check_positive(Loader *loader, const char *key, float value) {
-    if (value > 0 && value <= FLT_MAX) return value;
-    loader_fail(loader, "value is not a positive number:", key, "");
-    return 1;
+static StringView need_text(Loader *l, const char *key) {
+    const Metadata *entry = need_entry(l, key, GGUF_STRING, false);
+    const StringView text = string_of(entry);
+    if (!utf8_valid(text.text, text.length)) bad_model(l, "the metadata %s is not UTF-8", key);
+    return text;
 }
 
-static float need_float(Loader *loader, const char *key) {
-    const uint8_t *value = need_value(loader, key, GGUF_F32, 0);
-    return check_positive(loader, key, value == NULL ? 1 : float_from_bytes(value));
-}
+/* Integers of the metadata with their limits. High 0: a positive float32; -1: a token id. */
+static const struct {
+    const char *key;
+    size_t field;
+    int low, high;
+} CONFIG_KEYS[] = {
+#define FIELD(name) offsetof(Config, name)
+    {"janus.embedding_length", FIELD(hidden), 1, 1 << 20},
+    {"janus.block_count", FIELD(layers), 1, LAYER_LIMIT},
+    {"janus.feed_forward_length", FIELD(mlp), 1, 1 << 22},
+    {"janus.vocab_size", FIELD(vocab), 1, 1 << 24},
+    {"janus.context_length", FIELD(context), 1, 1 << 24},
+    {"janus.attention.head_count", FIELD(heads), 1, HEAD_LIMIT},
+    {"janus.attention.head_count_kv", FIELD(kv_heads), 1, HEAD_LIMIT},
+    {"janus.attention.key_length", FIELD(head_dim), 2, HEAD_LIMIT},
+    {"janus.attention.layer_norm_rms_epsilon", FIELD(rms_epsilon), 0, 0},
+    {"janus.rope.freq_base", FIELD(rope_base), 0, 0},
+    {"janus.vision.image_size", FIELD(image_side), 1, SIDE_LIMIT},
+    {"janus.vision.patch_size", FIELD(patch), 1, SIDE_LIMIT},
+    {"janus.vision.embedding_length", FIELD(vit_width), 1, 1 << 16},
+    {"janus.vision.block_count", FIELD(vit_layers), 1, LAYER_LIMIT},
+    {"janus.vision.feed_forward_length", FIELD(vit_mlp), 1, 1 << 20},
+    {"janus.vision.attention.head_count", FIELD(vit_heads), 1, HEAD_LIMIT},
+    {"janus.vision.attention.layer_norm_epsilon", FIELD(vit_epsilon), 0, 0},
+    {"janus.aligner.depth", FIELD(aligner_depth), 1, ALIGNER_LIMIT},
+    {"janus.gen_aligner.depth", FIELD(gen_aligner_depth), 1, ALIGNER_LIMIT},
+    {"janus.gen_head.embedding_length", FIELD(gen_head_width), 1, 1 << 20},
+    {"janus.vq.codebook_size", FIELD(codebook), 2, 1 << 22},
+    {"janus.vq.codebook_dim", FIELD(code_dim), 1, 4096},
+    {"janus.vq.base_channels", FIELD(base_channels), 1, 4096},
+    {"janus.vq.res_blocks", FIELD(res_blocks), 1, RES_LIMIT},
+    {"janus.vq.z_channels", FIELD(z_channels), 1, 1 << 16},
+    {"janus.vq.group_count", FIELD(groups), 1, 4096},
+    {"janus.vq.group_norm_epsilon", FIELD(group_epsilon), 0, 0},
+    {"janus.vq.grid_size", FIELD(grid), 1, SIDE_LIMIT},
+    {"janus.image.min_size", FIELD(min_side), 1, SIDE_LIMIT},
+    {"tokenizer.ggml.bos_token_id", FIELD(bos), 0, -1},
+    {"tokenizer.ggml.eos_token_id", FIELD(eos), 0, -1},
+    {"tokenizer.ggml.padding_token_id", FIELD(pad), 0, -1},
+    {"janus.tokenizer.image_placeholder_id", FIELD(image_placeholder), 0, -1},
+    {"janus.tokenizer.begin_of_image_id", FIELD(begin_of_image), 0, -1},
+    {"janus.tokenizer.end_of_image_id", FIELD(end_of_image), 0, -1},
+#undef FIELD
+};
 
-static void need_transformer_config(Loader *loader, Config *c) {
-    c->hidden = need_integer(loader, "janus.embedding_length", 1, 1 << 20);
-    c->layers = need_integer(loader, "janus.block_count", 1, LAYER_LIMIT);
-    c->mlp = need_integer(loader, "janus.feed_forward_length", 1, 1 << 22);
-    c->vocab = need_integer(loader, "janus.vocab_size", 1, 1 << 24);
-    c->context = need_integer(loader, "janus.context_length", 1, 1 << 24);
-    c->heads = need_integer(loader, "janus.attention.head_count", 1, 4096);
-    c->kv_heads = need_integer(loader, "janus.attention.head_count_kv", 1, 4096);
-    c->head_dim = need_integer(loader, "janus.attention.key_length", 2, 4096);
-    c->rms_epsilon = need_float(loader, "janus.attention.layer_norm_rms_epsilon");
-    c->rope_base = need_float(loader, "janus.rope.freq_base");
-    if (c->heads % c->kv_heads != 0) loader_fail(loader, "not a multiple of head_count_kv:", "head_count", "");
-    if (c->head_dim % 2 != 0) loader_fail(loader, "odd:", "janus.attention.key_length", "");
-}
+static bool is_positive(float value) { return value > 0 && value <= FLT_MAX; }
 
-static void need_vision_config(Loader *loader, Config *c) {
-    c->image_side = need_integer(loader, "janus.vision.image_size", 1, SIDE_LIMIT);
-    c->patch = need_integer(loader, "janus.vision.patch_size", 1, SIDE_LIMIT);
-    c->vit_width = need_integer(loader, "janus.vision.embedding_length", 1, 1 << 16);
-    c->vit_layers = need_integer(loader, "janus.vision.block_count", 1, LAYER_LIMIT);
-    c->vit_mlp = need_integer(loader, "janus.vision.feed_forward_length", 1, 1 << 20);
-    c->vit_heads = need_integer(loader, "janus.vision.attention.head_count", 1, 4096);
-    c->vit_epsilon = need_float(loader, "janus.vision.attention.layer_norm_epsilon");
-    c->aligner_depth = need_integer(loader, "janus.aligner.depth", 1, ALIGNER_LIMIT);
-    if (c->image_side % c->patch != 0) loader_fail(loader, "not a multiple of patch_size:", "image_size", "");
-    if (c->vit_width % c->vit_heads != 0) loader_fail(loader, "not a multiple of head_count:", "vision width", "");
-}
-
-static void need_generation_config(Loader *loader, Config *c) {
-    c->gen_aligner_depth = need_integer(loader, "janus.gen_aligner.depth", 1, ALIGNER_LIMIT);
-    c->gen_head_width = need_integer(loader, "janus.gen_head.embedding_length", 1, 1 << 20);
-    c->codebook = need_integer(loader, "janus.vq.codebook_size", 2, 1 << 22);
-    c->code_dim = need_integer(loader, "janus.vq.codebook_dim", 1, 4096);
-    c->base_channels = need_integer(loader, "janus.vq.base_channels", 1, 4096);
-    c->res_blocks = need_integer(loader, "janus.vq.res_blocks", 1, RES_LIMIT);
-    c->z_channels = need_integer(loader, "janus.vq.z_channels", 1, 65536);
-    c->groups = need_integer(loader, "janus.vq.group_count", 1, 4096);
-    c->group_epsilon = need_float(loader, "janus.vq.group_norm_epsilon");
-    c->grid = need_integer(loader, "janus.vq.grid_size", 1, SIDE_LIMIT);
-    const char *key = "janus.vq.channel_multipliers";
-    const Metadata *entry = find_metadata(&loader->model->storage->file, key);
-    bool known = entry != NULL && entry->is_array && entry->type == GGUF_U32 && entry->count >= 1 &&
-                 entry->count <= LEVEL_LIMIT;
-    if (!known) loader_fail(loader, "not an array of 1 to 8 u32:", key, "");
-    c->vq_levels = known ? (int)entry->count : 1;
-    for (int i = 0; i < c->vq_levels; i++) {
-        uint64_t multiplier = known ? load_little_endian(entry->value + 4 * i, 4) : 1;
-        if (multiplier < 1 || multiplier > 64) loader_fail(loader, "value out of range:", key, "");
-        c->multipliers[i] = multiplier > 64 ? 1 : (int)multiplier;
-        if (c->base_channels * c->multipliers[i] % c->groups != 0)
-            loader_fail(loader, "widths are not multiples of janus.vq.group_count:", key, "");
+static void need_sizes(Loader *l, Config *c) {
+    for (size_t i = 0; i < sizeof CONFIG_KEYS / sizeof *CONFIG_KEYS && !has_failed(&l->cx); i++) {
+        const bool real = CONFIG_KEYS[i].high == 0;
+        const int64_t high = CONFIG_KEYS[i].high < 0 ? c->vocab - 1 : CONFIG_KEYS[i].high;
+        const uint32_t bits = (uint32_t)need_number(l, CONFIG_KEYS[i].key, real ? GGUF_F32 : GGUF_U32, 4);
+        if (real && !is_positive(bits_float(bits))) bad_model(l, "%s is not a positive number", CONFIG_KEYS[i].key);
+        if (!real && (bits < (uint32_t)CONFIG_KEYS[i].low || bits > high))
+            bad_model(l, "%s is %lu, not %d to %ld", CONFIG_KEYS[i].key, (unsigned long)bits, CONFIG_KEYS[i].low,
+                      (long)high);
+        memcpy((char *)c + CONFIG_KEYS[i].field, &bits, 4);
     }
-    if (c->base_channels % c->groups != 0) loader_fail(loader, "not a multiple of group_count:", "base_channels", "");
-    if ((int64_t)c->grid << (c->vq_levels - 1) > SIDE_LIMIT)
-        loader_fail(loader, "value out of range:", "janus.vq.grid_size", "");
 }
 
-static void need_image_config(Loader *loader, Config *c) {
-    const uint8_t *mean = need_value(loader, "janus.image.mean", GGUF_F32, 3);
-    const uint8_t *std = need_value(loader, "janus.image.std", GGUF_F32, 3);
-    const uint8_t *background = need_value(loader, "janus.image.background_color", GGUF_U32, 3);
-    const uint8_t *rescale = need_value(loader, "janus.image.rescale_factor", GGUF_F64, 0);
-    const uint8_t *normalize = need_value(loader, "janus.image.do_normalize", GGUF_BOOL, 0);
-    c->min_side = need_integer(loader, "janus.image.min_size", 1, c->image_side);
-    if (loader->status != JANUS_OK) return;
+static void need_config(Loader *l) {
+    Config *c = &l->model->config;
+    const uint64_t version = need_number(l, "janus.format_version", GGUF_U32, 4);
+    if (version < FORMAT_VERSION)
+        bad_model(l, "written by an older convert.py (format %d): convert the checkpoint again", (int)version);
+    if (version > FORMAT_VERSION)
+        bad_model(l, "written by a newer convert.py (format %lu): this program reads format %d", (unsigned long)version,
+                  FORMAT_VERSION);
+    need_sizes(l, c);
+    c->vq_levels = need_numbers(l, "janus.vq.channel_multipliers", GGUF_U32, 1, LEVEL_LIMIT, c->multipliers);
+    need_numbers(l, "janus.image.background_color", GGUF_U32, 3, 3, c->background);
+    need_numbers(l, "janus.image.mean", GGUF_F32, 3, 3, c->mean);
+    need_numbers(l, "janus.image.std", GGUF_F32, 3, 3, c->std);
+    const uint64_t rescale = need_number(l, "janus.image.rescale_factor", GGUF_F64, 8);
+    memcpy(&c->rescale, &rescale, sizeof c->rescale);
+    c->normalize = need_number(l, "janus.image.do_normalize", GGUF_BOOL, 1) != 0;
+    c->system_prompt = need_text(l, "janus.prompt.system");
+    c->user_role = need_text(l, "janus.prompt.user_role");
+    c->assistant_role = need_text(l, "janus.prompt.assistant_role");
+}
+
+/* Checks the values that depend on each other. */
+static void check_config(Loader *l) {
+    const Config *c = &l->model->config;
+    require(l, c->heads % c->kv_heads == 0, "janus.attention.head_count is not a multiple of head_count_kv");
+    require(l, c->head_dim % 2 == 0, "janus.attention.key_length is odd");
+    require(l, c->image_side % c->patch == 0, "janus.vision.image_size is not a multiple of patch_size");
+    require(l, c->vit_width % c->vit_heads == 0, "janus.vision.embedding_length is not a multiple of head_count");
+    require(l, c->min_side <= c->image_side, "janus.image.min_size is more than janus.vision.image_size");
+    require(l, c->base_channels % c->groups == 0, "janus.vq.base_channels is not a multiple of group_count");
+    for (int i = 0; i < c->vq_levels && !has_failed(&l->cx); i++) {
+        require(l, c->multipliers[i] >= 1 && c->multipliers[i] <= 64, "janus.vq.channel_multipliers are not 1 to 64");
+        require(l, has_failed(&l->cx) || c->base_channels * c->multipliers[i] % c->groups == 0,
+                "widths of janus.vq.channel_multipliers are not multiples of group_count");
+    }
+    require(l, (int64_t)c->grid << (c->vq_levels - 1) <= SIDE_LIMIT, "janus.vq.grid_size is too large");
     for (int i = 0; i < 3; i++) {
-        uint64_t level = load_little_endian(background + 4 * i, 4);
-        c->mean[i] = float_from_bytes(mean + 4 * i);
-        c->std[i] = check_positive(loader, "janus.image.std", float_from_bytes(std + 4 * i));
-        c->background[i] = level > 255 ? 255 : (int)level;
-        if (level > 255) loader_fail(loader, "value out of range:", "janus.image.background_color", "");
+        require(l, is_positive(c->std[i]), "janus.image.std is not positive");
+        require(l, c->background[i] >= 0 && c->background[i] <= 255, "janus.image.background_color is not 0 to 255");
     }
-    uint64_t bits = load_little_endian(rescale, 8);
-    memcpy(&c->rescale, &bits, sizeof c->rescale);
-    check_positive(loader, "janus.image.rescale_factor", (float)c->rescale);
-    c->normalize = *normalize != 0;
+    require(l, is_positive((float)c->rescale), "janus.image.rescale_factor is not positive");
+    require(l, c->image_placeholder != c->begin_of_image && c->image_placeholder != c->end_of_image,
+            "janus.tokenizer.image_placeholder_id also begins or ends an image");
 }
 
-static void need_config(Loader *loader) {
-    Config *c = &loader->model->config;
-    const int version = need_integer(loader, "janus.format_version", 1, INT_MAX);
-    if (version < FORMAT_VERSION && loader->status == JANUS_OK)
-        loader->status = fail(loader->error, JANUS_BAD_MODEL, "%s was written by an older convert.py (format %d): "
-                              "convert the checkpoint again", loader->path, version);
-    if (version > FORMAT_VERSION && loader->status == JANUS_OK)
-        loader->status = fail(loader->error, JANUS_BAD_MODEL, "%s was written by a newer convert.py (format %d): "
-                              "this program reads format %d", loader->path, version, FORMAT_VERSION);
-    need_transformer_config(loader, c);
-    need_vision_config(loader, c);
-    need_generation_config(loader, c);
-    need_image_config(loader, c);
-    c->bos = need_integer(loader, "tokenizer.ggml.bos_token_id", 0, c->vocab - 1);
-    c->eos = need_integer(loader, "tokenizer.ggml.eos_token_id", 0, c->vocab - 1);
-    c->pad = need_integer(loader, "tokenizer.ggml.padding_token_id", 0, c->vocab - 1);
-    c->image_placeholder = need_integer(loader, "janus.tokenizer.image_placeholder_id", 0, c->vocab - 1);
-    c->begin_of_image = need_integer(loader, "janus.tokenizer.begin_of_image_id", 0, c->vocab - 1);
-    c->end_of_image = need_integer(loader, "janus.tokenizer.end_of_image_id", 0, c->vocab - 1);
-    if (c->image_placeholder == c->begin_of_image || c->image_placeholder == c->end_of_image)
-        loader_fail(loader, "begins or ends an image, too:", "janus.tokenizer.image_placeholder_id", "");
+/* ---- tensors ---- */
+
+/* The tensors that are named from now on begin so. */
+PRINTF_LIKE(2, 3)
+static void enter(Loader *l, const char *format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(l->prefix, sizeof l->prefix, format, arguments);
+    va_end(arguments);
 }
 
 /* The file's float32 numbers are little-endian; a big-endian machine turns them round, once, in its own copy. All other
@@ -7082,324 +7012,244 @@ static void need_config(Loader *loader) {
 static void make_native(ModelFile *file, const TensorInfo *tensor) {
     uint8_t *bytes = file->image.bytes + tensor->offset;
     for (uint64_t at = 0; at < tensor->bytes && tensor->type == TYPE_F32 && big_endian(); at += 4) {
-        const float value = float_from_bytes(bytes + at);
-        memcpy(bytes + at, &value, sizeof value);
+        const uint32_t bits = (uint32_t)load_number(bytes + at, 4, false);
+        memcpy(bytes + at, &bits, sizeof bits);
     }
 }
 
-/* The tensor `name` of this shape; 1-D tensors are always float32. */
-static const void *need_tensor(Loader *loader, const char *name, int dims, const int64_t *shape, int *type) {
-    ModelFile *file = &loader->model->storage->file;
-    if (loader->status != JANUS_OK) return NULL;
-    for (int64_t i = 0; i < file->tensor_count; i++) {
-        TensorInfo *tensor = &file->tensors[i];
-        if (!view_is(tensor->name, name)) continue;
+/* The tensor of this name, after the prefix, and of this shape; 1-D tensors are always float32. */
+static const void *need_tensor(Loader *l, const char *name, const char *part, int dims, const int64_t *shape,
+                               int *type) {
+    char full[2 * NAME_LIMIT];
+    if (has_failed(&l->cx)) return NULL;
+    snprintf(full, sizeof full, "%s%s%s", l->prefix, name, part);
+    for (int64_t i = 0; i < l->file->tensor_count; i++) {
+        TensorInfo *tensor = &l->file->tensors[i];
+        if (!view_is(tensor->name, full)) continue;
         bool same = tensor->dims == dims && (dims > 1 || tensor->type == TYPE_F32);
         for (int k = 0; same && k < dims; k++) same = tensor->shape[k] == shape[k];
-        if (!same) loader_fail(loader, "wrong shape or type of tensor", name, " (convert the checkpoint again)");
-        if (!tensor->used) make_native(file, tensor);
+        if (!same) bad_model(l, "wrong shape or type of tensor %s: convert the checkpoint again", full);
+        if (!tensor->used) make_native(l->file, tensor);
         tensor->used = true;
         *type = tensor->type;
-        loader->model->storage->parameters +=
+        l->model->storage->parameters +=
             checked_product(tensor->shape[0] * tensor->shape[1], tensor->shape[2], tensor->shape[3]);
-        return file->image.bytes + tensor->offset;
+        return l->file->image.bytes + tensor->offset;
     }
-    loader_fail(loader, "missing tensor", name, " (convert the checkpoint again)");
+    bad_model(l, "missing tensor %s: convert the checkpoint again", full);
     return NULL;
 }
 
-static const float *need_vector(Loader *loader, const char *prefix, const char *suffix, int64_t size) {
-    char name[2 * NAME_LIMIT];
+static const float *need_vector(Loader *l, const char *name, const char *part, int64_t size) {
     int type;
-    snprintf(name, sizeof name, "%s%s", prefix, suffix);
-    return need_tensor(loader, name, 1, &size, &type);
+    return need_tensor(l, name, part, 1, &size, &type);
 }
 
-static Weight need_matrix(Loader *loader, const char *prefix, const char *suffix, int64_t rows, int64_t cols) {
-    char name[2 * NAME_LIMIT];
-    int64_t shape[2];
-    Weight weight = {0};
-    shape[0] = weight.rows = rows;
-    shape[1] = weight.cols = cols;
-    snprintf(name, sizeof name, "%s%s", prefix, suffix);
-    weight.data = need_tensor(loader, name, 2, shape, &weight.type);
+static Weight need_matrix(Loader *l, const char *name, const char *part, int64_t rows, int64_t cols) {
+    Weight weight = {.rows = rows, .cols = cols};
+    weight.data = need_tensor(l, name, part, 2, (int64_t[]){rows, cols}, &weight.type);
     return weight;
 }
 
 /* weight (out, in) and bias (out) */
-static Linear need_linear(Loader *loader, const char *prefix, int64_t out, int64_t in) {
-    Linear layer;
-    layer.weight = need_matrix(loader, prefix, ".weight", out, in);
-    layer.bias = need_vector(loader, prefix, ".bias", out);
-    return layer;
+static Linear need_linear(Loader *l, const char *name, int64_t out, int64_t in) {
+    const Weight weight = need_matrix(l, name, ".weight", out, in);
+    return (Linear){weight, need_vector(l, name, ".bias", out)};
 }
 
 /* A convolution kernel, stored (out, kernel, kernel, in), seen as a matrix (out, kernel*kernel*in). */
-static Linear need_conv(Loader *loader, const char *prefix, int64_t out, int64_t kernel, int64_t in) {
-    char name[2 * NAME_LIMIT];
-    int64_t shape[4];
-    Linear layer = {{0}, NULL};
-    shape[0] = out, shape[1] = shape[2] = kernel, shape[3] = in;
-    snprintf(name, sizeof name, "%s.weight", prefix);
-    layer.weight.rows = out;
-    layer.weight.cols = kernel * kernel * in;
-    layer.weight.data = need_tensor(loader, name, 4, shape, &layer.weight.type);
-    layer.bias = need_vector(loader, prefix, ".bias", out);
-    return layer;
+static Linear need_conv(Loader *l, const char *name, int64_t out, int64_t kernel, int64_t in) {
+    Weight weight = {.rows = out, .cols = kernel * kernel * in};
+    weight.data = need_tensor(l, name, ".weight", 4, (int64_t[]){out, kernel, kernel, in}, &weight.type);
+    return (Linear){weight, need_vector(l, name, ".bias", out)};
 }
 
-static Norm need_norm(Loader *loader, const char *prefix, int64_t width) {
-    Norm norm;
-    norm.weight = need_vector(loader, prefix, ".weight", width);
-    norm.bias = need_vector(loader, prefix, ".bias", width);
-    return norm;
+static Norm need_norm(Loader *l, const char *name, int64_t width) {
+    const float *weight = need_vector(l, name, ".weight", width);
+    return (Norm){weight, need_vector(l, name, ".bias", width)};
 }
 
-PRINTF_LIKE(2, 3)
-static const char *name_of(Name *name, const char *format, ...) {
-    va_list arguments;
-    va_start(arguments, format);
-    vsnprintf(name->text, sizeof name->text, format, arguments);
-    va_end(arguments);
-    return name->text;
-}
-
-static void need_vision(Loader *loader) {
-    JanusModel *m = loader->model;
+static void need_vision(Loader *l) {
+    JanusModel *m = l->model;
     const Config *c = &m->config;
-    int64_t width = c->vit_width, side = c->image_side / c->patch;
-    m->patch_embed = need_conv(loader, "vit.patch_embed", width, c->patch, 3);
-    Weight pos_embed = need_matrix(loader, "vit.pos_embed", "", side * side, width);
-    if (pos_embed.data != NULL && pos_embed.type != TYPE_F32)
-        loader_fail(loader, "not float32: tensor", "vit.pos_embed", "");
+    const int64_t width = c->vit_width, side = c->image_side / c->patch;
+    enter(l, "vit.");
+    m->patch_embed = need_conv(l, "patch_embed", width, c->patch, 3);
+    const Weight pos_embed = need_matrix(l, "pos_embed", "", side * side, width);
+    require(l, pos_embed.type == TYPE_F32, "tensor vit.pos_embed is not float32");
     m->pos_embed = pos_embed.data;
-    m->vit_norm = need_norm(loader, "vit.norm", width);
-    for (int i = 0; i < c->vit_layers && loader->status == JANUS_OK; i++) {
+    m->vit_norm = need_norm(l, "norm", width);
+    for (int i = 0; i < c->vit_layers && !has_failed(&l->cx); i++) {
         VitBlock *block = &m->vit_blocks[i];
-        block->norm1 = need_norm(loader, name_of(NEW_NAME, "vit.blk.%d.norm1", i), width);
-        block->qkv = need_linear(loader, name_of(NEW_NAME, "vit.blk.%d.qkv", i), 3 * width, width);
-        block->proj = need_linear(loader, name_of(NEW_NAME, "vit.blk.%d.proj", i), width, width);
-        block->norm2 = need_norm(loader, name_of(NEW_NAME, "vit.blk.%d.norm2", i), width);
-        block->fc1 = need_linear(loader, name_of(NEW_NAME, "vit.blk.%d.fc1", i), c->vit_mlp, width);
-        block->fc2 = need_linear(loader, name_of(NEW_NAME, "vit.blk.%d.fc2", i), width, c->vit_mlp);
+        enter(l, "vit.blk.%d.", i);
+        block->norm1 = need_norm(l, "norm1", width);
+        block->qkv = need_linear(l, "qkv", 3 * width, width);
+        block->proj = need_linear(l, "proj", width, width);
+        block->norm2 = need_norm(l, "norm2", width);
+        block->fc1 = need_linear(l, "fc1", c->vit_mlp, width);
+        block->fc2 = need_linear(l, "fc2", width, c->vit_mlp);
     }
-    for (int i = 0; i < c->aligner_depth; i++)
-        m->aligner[i] = need_linear(loader, name_of(NEW_NAME, "aligner.%d", i), c->hidden, i == 0 ? width : c->hidden);
 }
 
-static void need_transformer(Loader *loader) {
-    JanusModel *m = loader->model;
-    const Config *c = &m->config;
-    int64_t hidden = c->hidden, q_width = (int64_t)c->heads * c->head_dim,
-            kv_width = (int64_t)c->kv_heads * c->head_dim;
-    m->token_embed = need_matrix(loader, "token_embd", ".weight", c->vocab, hidden);
-    m->output_norm = need_vector(loader, "output_norm", ".weight", hidden);
-    for (int i = 0; i < c->layers && loader->status == JANUS_OK; i++) {
-        TransformerBlock *block = &m->blocks[i];
-        const char *prefix = name_of(NEW_NAME, "blk.%d", i);
-        block->attn_norm = need_vector(loader, prefix, ".attn_norm.weight", hidden);
-        block->q = need_matrix(loader, prefix, ".attn_q.weight", q_width, hidden);
-        block->k = need_matrix(loader, prefix, ".attn_k.weight", kv_width, hidden);
-        block->v = need_matrix(loader, prefix, ".attn_v.weight", kv_width, hidden);
-        block->output = need_matrix(loader, prefix, ".attn_output.weight", hidden, q_width);
-        block->ffn_norm = need_vector(loader, prefix, ".ffn_norm.weight", hidden);
-        block->gate = need_matrix(loader, prefix, ".ffn_gate.weight", c->mlp, hidden);
-        block->up = need_matrix(loader, prefix, ".ffn_up.weight", c->mlp, hidden);
-        block->down = need_matrix(loader, prefix, ".ffn_down.weight", hidden, c->mlp);
+/* Linear layers named 0, 1, ...: (D, in), then (D, D) */
+static void need_adaptor(Loader *l, const char *name, Linear *layers, int depth, int64_t in) {
+    const int64_t hidden = l->model->config.hidden;
+    for (int i = 0; i < depth; i++) {
+        enter(l, "%s.%d", name, i);
+        layers[i] = need_linear(l, "", hidden, i == 0 ? in : hidden);
     }
+}
+
+static void need_transformer(Loader *l) {
+    JanusModel *m = l->model;
+    const Config *c = &m->config;
+    const int64_t hidden = c->hidden, q_width = (int64_t)c->heads * c->head_dim,
+                  kv_width = (int64_t)c->kv_heads * c->head_dim;
+    enter(l, "%s", "");
+    m->token_embed = need_matrix(l, "token_embd", ".weight", c->vocab, hidden);
+    m->output_norm = need_vector(l, "output_norm", ".weight", hidden);
     /* a checkpoint with tied embeddings has no matrix of its own for the LM head */
     m->lm_head = m->token_embed;
-    for (int64_t i = 0; i < m->storage->file.tensor_count; i++) {
-        const StringView name = m->storage->file.tensors[i].name;
-        if (view_is(name, "output.weight"))
-            m->lm_head = need_matrix(loader, "output", ".weight", c->vocab, hidden);
+    for (int64_t i = 0; i < l->file->tensor_count; i++)
+        if (view_is(l->file->tensors[i].name, "output.weight"))
+            m->lm_head = need_matrix(l, "output", ".weight", c->vocab, hidden);
+    for (int i = 0; i < c->layers && !has_failed(&l->cx); i++) {
+        TransformerBlock *block = &m->blocks[i];
+        enter(l, "blk.%d.", i);
+        block->attn_norm = need_vector(l, "attn_norm", ".weight", hidden);
+        block->q = need_matrix(l, "attn_q", ".weight", q_width, hidden);
+        block->k = need_matrix(l, "attn_k", ".weight", kv_width, hidden);
+        block->v = need_matrix(l, "attn_v", ".weight", kv_width, hidden);
+        block->output = need_matrix(l, "attn_output", ".weight", hidden, q_width);
+        block->ffn_norm = need_vector(l, "ffn_norm", ".weight", hidden);
+        block->gate = need_matrix(l, "ffn_gate", ".weight", c->mlp, hidden);
+        block->up = need_matrix(l, "ffn_up", ".weight", c->mlp, hidden);
+        block->down = need_matrix(l, "ffn_down", ".weight", hidden, c->mlp);
     }
 }
 
-static ResBlock need_res_block(Loader *loader, const char *prefix, int in, int out) {
-    ResBlock block = {0};
-    block.in = in;
-    block.out = out;
-    block.norm1 = need_norm(loader, name_of(NEW_NAME, "%s.norm1", prefix), in);
-    block.conv1 = need_conv(loader, name_of(NEW_NAME, "%s.conv1", prefix), out, 3, in);
-    block.norm2 = need_norm(loader, name_of(NEW_NAME, "%s.norm2", prefix), out);
-    block.conv2 = need_conv(loader, name_of(NEW_NAME, "%s.conv2", prefix), out, 3, out);
-    if (in != out) block.shortcut = need_linear(loader, name_of(NEW_NAME, "%s.shortcut", prefix), out, in);
+static ResBlock need_res_block(Loader *l, int in, int out) {
+    ResBlock block = {.in = in, .out = out};
+    block.norm1 = need_norm(l, "norm1", in);
+    block.conv1 = need_conv(l, "conv1", out, 3, in);
+    block.norm2 = need_norm(l, "norm2", out);
+    block.conv2 = need_conv(l, "conv2", out, 3, out);
+    if (in != out) block.shortcut = need_linear(l, "shortcut", out, in);
     return block;
 }
 
-static AttnBlock need_attn_block(Loader *loader, const char *prefix, int width) {
-    AttnBlock block;
-    block.width = width;
-    block.norm = need_norm(loader, name_of(NEW_NAME, "%s.norm", prefix), width);
-    block.q = need_linear(loader, name_of(NEW_NAME, "%s.q", prefix), width, width);
-    block.k = need_linear(loader, name_of(NEW_NAME, "%s.k", prefix), width, width);
-    block.v = need_linear(loader, name_of(NEW_NAME, "%s.v", prefix), width, width);
-    block.proj = need_linear(loader, name_of(NEW_NAME, "%s.proj", prefix), width, width);
+static AttnBlock need_attn_block(Loader *l, int width) {
+    AttnBlock block = {.width = width};
+    block.norm = need_norm(l, "norm", width);
+    block.q = need_linear(l, "q", width, width);
+    block.k = need_linear(l, "k", width, width);
+    block.v = need_linear(l, "v", width, width);
+    block.proj = need_linear(l, "proj", width, width);
     return block;
 }
 
-/* The levels of one half; `depth[i]` is how deep level i lies. Returns the channels after the last of them. */
-static int need_levels(Loader *loader, VqHalf *half, const char *prefix, int width, bool decoder) {
-    const Config *c = &loader->model->config;
-    for (int i = 0; i < c->vq_levels && loader->status == JANUS_OK; i++) {
+/* The levels of one half; the decoder's first one is the deepest. Returns the channels after the last of them. */
+static int need_levels(Loader *l, VqHalf *half, const char *name, int width, bool decoder) {
+    const Config *c = &l->model->config;
+    for (int i = 0; i < c->vq_levels && !has_failed(&l->cx); i++) {
         VqLevel *level = &half->level[i];
-        int depth = decoder ? c->vq_levels - 1 - i : i, out = c->base_channels * c->multipliers[depth];
+        const int depth = decoder ? c->vq_levels - 1 - i : i, out = c->base_channels * c->multipliers[depth];
         for (int b = 0; b < c->res_blocks + (decoder ? 1 : 0); b++) {
-            level->res[b] = need_res_block(loader, name_of(NEW_NAME, "%s.%d.res.%d", prefix, i, b), width, out);
+            enter(l, "%s.%d.res.%d.", name, i, b);
+            level->res[b] = need_res_block(l, width, out);
             width = out;
-            if (depth == c->vq_levels - 1)
-                level->attn[b] = need_attn_block(loader, name_of(NEW_NAME, "%s.%d.attn.%d", prefix, i, b), width);
+            enter(l, "%s.%d.attn.%d.", name, i, b);
+            if (depth == c->vq_levels - 1) level->attn[b] = need_attn_block(l, width);
         }
-        if (i < c->vq_levels - 1)
-            level->resample =
-                need_conv(loader, name_of(NEW_NAME, "%s.%d.%s", prefix, i, decoder ? "up" : "down"), width, 3, width);
+        enter(l, "%s.%d.", name, i);
+        if (i < c->vq_levels - 1) level->resample = need_conv(l, decoder ? "up" : "down", width, 3, width);
     }
     return width;
 }
 
-static void need_vq_half(Loader *loader, VqHalf *half, const char *prefix, bool decoder) {
-    const Config *c = &loader->model->config;
-    int deepest = c->base_channels * c->multipliers[c->vq_levels - 1], first = decoder ? deepest : c->base_channels;
+static void need_vq_half(Loader *l, VqHalf *half, const char *name, bool decoder) {
+    const Config *c = &l->model->config;
+    const int deepest = c->base_channels * c->multipliers[c->vq_levels - 1];
+    const int first = decoder ? deepest : c->base_channels;
     half->mid_width = deepest;
-    half->conv_in = need_conv(loader, name_of(NEW_NAME, "%s.conv_in", prefix), first, 3, decoder ? c->z_channels : 3);
-    half->out_width = need_levels(loader, half, prefix, first, decoder);
-    half->mid_res[0] = need_res_block(loader, name_of(NEW_NAME, "%s.mid.0", prefix), deepest, deepest);
-    half->mid_attn = need_attn_block(loader, name_of(NEW_NAME, "%s.mid.1", prefix), deepest);
-    half->mid_res[1] = need_res_block(loader, name_of(NEW_NAME, "%s.mid.2", prefix), deepest, deepest);
-    half->norm_out = need_norm(loader, name_of(NEW_NAME, "%s.norm_out", prefix), half->out_width);
-    half->conv_out =
-        need_conv(loader, name_of(NEW_NAME, "%s.conv_out", prefix), decoder ? 3 : c->z_channels, 3, half->out_width);
+    half->out_width = need_levels(l, half, name, first, decoder);
+    enter(l, "%s.mid.0.", name);
+    half->mid_res[0] = need_res_block(l, deepest, deepest);
+    enter(l, "%s.mid.1.", name);
+    half->mid_attn = need_attn_block(l, deepest);
+    enter(l, "%s.mid.2.", name);
+    half->mid_res[1] = need_res_block(l, deepest, deepest);
+    enter(l, "%s.", name);
+    half->conv_in = need_conv(l, "conv_in", first, 3, decoder ? c->z_channels : 3);
+    half->norm_out = need_norm(l, "norm_out", half->out_width);
+    half->conv_out = need_conv(l, "conv_out", decoder ? 3 : c->z_channels, 3, half->out_width);
 }
 
-static void need_generation(Loader *loader) {
-    JanusModel *m = loader->model;
+static void need_generation(Loader *l) {
+    JanusModel *m = l->model;
     const Config *c = &m->config;
-    m->gen_embed = need_matrix(loader, "gen_embed", ".weight", c->codebook, c->code_dim);
-    for (int i = 0; i < c->gen_aligner_depth; i++)
-        m->gen_aligner[i] = need_linear(loader, name_of(NEW_NAME, "gen_aligner.%d", i), c->hidden,
-                                        i == 0 ? c->code_dim : c->hidden);
-    m->gen_head_proj = need_linear(loader, "gen_head.proj", c->gen_head_width, c->hidden);
-    m->gen_head = need_linear(loader, "gen_head.out", c->codebook, c->gen_head_width);
-    need_vq_half(loader, &m->vq_encoder, "vq.enc", false);
-    need_vq_half(loader, &m->vq_decoder, "vq.dec", true);
-    m->quant_conv = need_linear(loader, "vq.quant_conv", c->code_dim, c->z_channels);
-    m->post_quant_conv = need_linear(loader, "vq.post_quant_conv", c->z_channels, c->code_dim);
-    m->codebook = need_matrix(loader, "vq.codebook", ".weight", c->codebook, c->code_dim);
+    need_vq_half(l, &m->vq_encoder, "vq.enc", false);
+    need_vq_half(l, &m->vq_decoder, "vq.dec", true);
+    enter(l, "%s", "");
+    m->gen_embed = need_matrix(l, "gen_embed", ".weight", c->codebook, c->code_dim);
+    m->gen_head_proj = need_linear(l, "gen_head.proj", c->gen_head_width, c->hidden);
+    m->gen_head = need_linear(l, "gen_head.out", c->codebook, c->gen_head_width);
+    m->quant_conv = need_linear(l, "vq.quant_conv", c->code_dim, c->z_channels);
+    m->post_quant_conv = need_linear(l, "vq.post_quant_conv", c->z_channels, c->code_dim);
+    m->codebook = need_matrix(l, "vq.codebook", ".weight", c->codebook, c->code_dim);
 }
 
-/* The strings of the array `key`, as views into the file. */
-static StringView *need_strings(Loader *loader, const char *key, uint64_t count) {
-    const ModelFile *file = &loader->model->storage->file;
-    const uint8_t *value = need_value(loader, key, GGUF_STRING, count);
-    if (value == NULL) return NULL;
-    StringView *strings = allocate((int64_t)count, sizeof *strings);
-    if (strings == NULL) {
-        loader->status = fail_memory(loader->error);
-        return NULL;
+static void need_every_tensor_used(Loader *l) {
+    for (int64_t i = 0; i < l->file->tensor_count; i++) {
+        const StringView name = l->file->tensors[i].name;
+        if (!l->file->tensors[i].used)
+            bad_model(l, "unknown or duplicate tensor %.*s: convert the checkpoint again", (int)name.length, name.text);
     }
-    Cursor cursor = {0};
-    cursor.bytes = file->image.bytes;
-    cursor.size = file->image.size;
-    cursor.at = (size_t)(value - file->image.bytes);
-    for (uint64_t i = 0; i < count; i++) strings[i] = cursor_string(&cursor);
-    return strings;
 }
 
-/* A copy of the numbers of the array `key`; NULL and a count of 0 if it is absent: empty arrays are left out. */
-static uint32_t *copy_numbers(Loader *loader, const char *key, uint32_t type, int64_t *count) {
-    const Metadata *entry = find_metadata(&loader->model->storage->file, key);
-    *count = 0;
-    if (entry == NULL || need_value(loader, key, type, entry->count) == NULL) return NULL;
-    uint32_t *numbers = allocate((int64_t)entry->count, sizeof *numbers);
-    if (numbers == NULL) {
-        if (loader->status == JANUS_OK) loader->status = fail_memory(loader->error);
-        return NULL;
-    }
-    for (uint64_t i = 0; i < entry->count; i++) numbers[i] = (uint32_t)load_little_endian(entry->value + 4 * i, 4);
-    *count = (int64_t)entry->count;
-    return numbers;
-}
-
-static void need_tokenizer(Loader *loader) {
-    JanusModel *m = loader->model;
-    Storage *storage = m->storage;
-    TokenizerSpec spec = {0};
+static void need_tokenizer(Loader *l) {
+    Tokenizer *t = &l->model->storage->tokenizer;
     int64_t types, merge_ids;
-    spec.vocab_size = m->config.vocab;
-    spec.tokens = storage->token_strings = need_strings(loader, "tokenizer.ggml.tokens", (uint64_t)spec.vocab_size);
-    storage->token_types = copy_numbers(loader, "tokenizer.ggml.token_type", GGUF_I32, &types);
-    spec.token_types = (const int32_t *)storage->token_types;
-    spec.merges = storage->merges = copy_numbers(loader, "janus.tokenizer.merges", GGUF_U32, &merge_ids);
-    spec.merge_count = merge_ids / 3;
-    spec.splits = storage->splits = copy_numbers(loader, "janus.tokenizer.split_rules", GGUF_U32, &spec.split_count);
-    if (types != spec.vocab_size || merge_ids % 3 != 0 || spec.merge_count > INT32_MAX)
-        loader_fail(loader, "metadata is missing or has another length:", "tokenizer.ggml.token_type or "
-                    "janus.tokenizer.merges", " (convert the checkpoint again)");
-    if (loader->status == JANUS_OK) loader->status = tokenizer_init(&storage->tokenizer, &spec, loader->error);
+    const Metadata *tokens = need_entry(l, "tokenizer.ggml.tokens", GGUF_STRING, true);
+    t->vocab_size = l->model->config.vocab;
+    t->types = copy_numbers(l, "tokenizer.ggml.token_type", GGUF_I32, &types);
+    t->merge_ids = copy_numbers(l, "janus.tokenizer.merges", GGUF_U32, &merge_ids);
+    t->splits = copy_numbers(l, "janus.tokenizer.split_rules", GGUF_U32, &t->split_count);
+    t->merge_count = merge_ids / 3;
+    require(l, (int64_t)tokens->count == t->vocab_size, "tokenizer.ggml.tokens is not janus.vocab_size names");
+    require(l, types == t->vocab_size, "tokenizer.ggml.token_type is not janus.vocab_size numbers");
+    require(l, merge_ids % 3 == 0 && t->merge_count <= INT32_MAX, "janus.tokenizer.merges is not three ids a merge");
+    t->tokens = allocate(t->vocab_size, sizeof *t->tokens);
+    if (t->tokens == NULL) context_fail_memory(&l->cx);
+    if (has_failed(&l->cx)) return;
+    Cursor cursor = {l->file->image.bytes, l->file->image.size, (size_t)(tokens->value - l->file->image.bytes), false};
+    for (int32_t i = 0; i < t->vocab_size; i++) t->tokens[i] = cursor_string(&cursor);
+    tokenizer_build(&l->cx, t);
 }
 
-/* The string `key`, a view into the file; where the file has none, `otherwise`, or an error if that is NULL. */
-static StringView need_text(Loader *loader, const char *key, const char *otherwise) {
-    const Metadata *entry = find_metadata(&loader->model->storage->file, key);
-    const bool found = entry != NULL && entry->type == GGUF_STRING && !entry->is_array;
-    StringView text = {"", 0};
-    if (found) {
-        text.text = (const char *)entry->value + 8;
-        text.length = (size_t)load_little_endian(entry->value, 8);
-    } else if (entry == NULL && otherwise != NULL) {
-        text.text = otherwise;
-        text.length = strlen(otherwise);
-    } else {
-        loader_fail(loader, "metadata is missing or has another type:", key, " (convert the checkpoint again)");
-    }
-    if (!utf8_valid(text.text, text.length)) loader_fail(loader, "metadata is not UTF-8:", key, "");
-    return text;
-}
-
-/* A copy of a string of the metadata, "" when it is absent. */
-static char *copy_metadata_string(Loader *loader, const char *key) {
-    const Metadata *entry = find_metadata(&loader->model->storage->file, key);
-    bool found = entry != NULL && entry->type == GGUF_STRING && !entry->is_array;
-    size_t length = found ? (size_t)load_little_endian(entry->value, 8) : 0;
-    char *copy = allocate(checked_sum((int64_t)length, 1), 1);
-    if (copy == NULL) {
-        if (loader->status == JANUS_OK) loader->status = fail_memory(loader->error);
-        return NULL;
-    }
-    if (found) memcpy(copy, entry->value + 8, length);
-    copy[length] = 0;
-    return copy;
-}
-
-static void need_every_tensor_used(Loader *loader) {
-    const ModelFile *file = &loader->model->storage->file;
-    for (int64_t i = 0; i < file->tensor_count && loader->status == JANUS_OK; i++) {
-        if (file->tensors[i].used) continue;
-        const char *name = name_of(NEW_NAME, "%.*s", (int)file->tensors[i].name.length, file->tensors[i].name.text);
-        loader_fail(loader, "unknown or duplicate tensor", name, " (convert the checkpoint again)");
-    }
-}
-
-static void need_model(Loader *loader) {
-    JanusModel *m = loader->model;
-    need_config(loader);
-    if (loader->status != JANUS_OK) return;
-    m->config.system_prompt = need_text(loader, "janus.prompt.system", NULL);
-    m->config.user_role = need_text(loader, "janus.prompt.user_role", "<|User|>");
-    m->config.assistant_role = need_text(loader, "janus.prompt.assistant_role", "<|Assistant|>");
-    m->storage->name = copy_metadata_string(loader, "general.name");
+/* Opens l->path and fills in l->model. Where this fails, janus_free frees what there is. */
+static void read_model(Loader *l) {
+    JanusModel *m = l->model;
+    open_model_file(l);
+    if (!has_failed(&l->cx)) need_config(l);
+    if (!has_failed(&l->cx)) check_config(l);
+    if (has_failed(&l->cx)) return;
+    const StringView name = need_text(l, "general.name");
+    m->storage->name = allocate((int64_t)name.length + 1, 1);
     m->vit_blocks = calloc((size_t)m->config.vit_layers, sizeof *m->vit_blocks);
     m->blocks = calloc((size_t)m->config.layers, sizeof *m->blocks);
-    if (m->vit_blocks == NULL || m->blocks == NULL) {
-        loader->status = fail_memory(loader->error);
-        return;
-    }
-    need_vision(loader);
-    need_transformer(loader);
-    need_generation(loader);
-    need_every_tensor_used(loader);
-    need_tokenizer(loader);
+    if (m->storage->name == NULL || m->vit_blocks == NULL || m->blocks == NULL) context_fail_memory(&l->cx);
+    if (has_failed(&l->cx)) return;
+    memcpy(m->storage->name, name.text, name.length);
+    m->storage->name[name.length] = 0;
+    clean_controls(m->storage->name, 0);
+    need_vision(l);
+    need_transformer(l);
+    need_adaptor(l, "aligner", m->aligner, m->config.aligner_depth, m->config.vit_width);
+    need_adaptor(l, "gen_aligner", m->gen_aligner, m->config.gen_aligner_depth, m->config.code_dim);
+    need_generation(l);
+    need_every_tensor_used(l);
+    need_tokenizer(l);
 }
 
 /* ---- Prompts and answers ---- */
@@ -7473,13 +7323,7 @@ static StringView view_of(const char *text) {
 }
 
 static void tokenize(Context *cx, const JanusModel *m, StringView text, IdList *list) {
-    int32_t *ids = NULL;
-    size_t count = 0;
-    if (has_failed(cx)) return;
-    tokenizer_encode(&m->storage->tokenizer, text.text, text.length, &ids, &count, &cx->error);
-    for (size_t i = 0; i < count; i++) id_list_add(list, ids[i], 1);
-    free(ids);
-    if (list->failed) context_fail_memory(cx);
+    tokenizer_encode(cx, &m->storage->tokenizer, text, list);
 }
 
 struct Answer {
@@ -7530,7 +7374,7 @@ static void answer_emit(Context *cx, Answer *answer, const char *text, size_t le
 static void answer_token(Context *cx, const JanusModel *m, Answer *answer, int32_t id) {
     size_t length = 0;
     const char *bytes = token_bytes(&m->storage->tokenizer, id, &length);
-    if (id >= 0 && m->storage->token_types[id] == (uint32_t)KIND_CONTROL) return;
+    if (id >= 0 && m->storage->tokenizer.types[id] == KIND_CONTROL) return;
     const ArenaBlock *mark = scratch_mark(cx);
     char *text = scratch_bytes(cx, checked_product((int64_t)length + 1, 3, 1), 1);
     if (text == NULL) return;
@@ -8410,39 +8254,36 @@ JanusStatus janus_image_save_with_text(const char *path, const JanusImage *image
 
 void janus_free(JanusModel *model) {
     if (model == NULL) return;
-    if (model->storage == NULL) {
-        free(model);
-        return;
-    }
-    tokenizer_free(&model->storage->tokenizer);
-    free(model->storage->token_strings);
-    free(model->storage->token_types);
-    free(model->storage->merges);
-    free(model->storage->splits);
+    Storage *storage = model->storage;
+    tokenizer_free(&storage->tokenizer);
     free(model->vit_blocks);
     free(model->blocks);
-    free(model->storage->name);
-    model_file_close(&model->storage->file);
-    free(model->storage);
+    free(storage->name);
+    free(storage->file.metadata);
+    free(storage->file.tensors);
+    file_image_free(&storage->file.image);
+    free(storage);
     free(model);
 }
 
 JanusStatus janus_load(const char *path, JanusModel **model, JanusError *error) {
-    Loader loader = {0};
+    JanusModel *made = calloc(1, sizeof *made);
+    Storage *storage = calloc(1, sizeof *storage);
     *model = NULL;
-    loader.model = calloc(1, sizeof *loader.model);
-    if (loader.model != NULL) loader.model->storage = calloc(1, sizeof *loader.model->storage);
-    if (loader.model == NULL || loader.model->storage == NULL) {
-        free(loader.model);
+    if (made == NULL || storage == NULL) {
+        free(made);
+        free(storage);
         return fail_memory(error);
     }
-    loader.path = path;
-    loader.error = error;
-    loader.status = model_file_open(&loader.model->storage->file, path, error);
-    if (loader.status == JANUS_OK) need_model(&loader);
-    if (loader.status != JANUS_OK) janus_free(loader.model);
-    else *model = loader.model;
-    return loader.status;
+    made->storage = storage;
+    Loader loader = {.path = path, .model = made, .file = &storage->file};
+    read_model(&loader);
+    const JanusError failure = loader.cx.error;
+    const JanusStatus status = context_end(&loader.cx, error);
+    if (status == JANUS_OK) *model = made;
+    else janus_free(made);
+    if (status == JANUS_OK || status == JANUS_NO_MEMORY) return status;
+    return fail(error, status, "%s: %s", path, failure.message);
 }
 
 /* The types that janus_quantize writes, with `between` between them. */
@@ -8509,16 +8350,26 @@ JanusInfo janus_info(const JanusModel *model) {
 
 JanusStatus janus_tokenize(const JanusModel *model, const char *text, size_t length, int32_t **ids, size_t *count,
                            JanusError *error) {
-    return tokenizer_encode(&model->storage->tokenizer, text, length, ids, count, error);
+    Context cx = {0};
+    IdList list = {0};
+    id_list_add(&list, 0, 0); /* not NULL for an empty text */
+    tokenizer_encode(&cx, &model->storage->tokenizer, (StringView){text, length}, &list);
+    if (has_failed(&cx)) {
+        id_list_free(&list);
+        list = (IdList){0};
+    }
+    *ids = list.ids;
+    *count = list.count;
+    return context_end(&cx, error);
 }
 
 JanusStatus janus_detokenize(const JanusModel *model, const int32_t *ids, size_t count, char **text, size_t *length,
                              JanusError *error) {
+    Context cx = {0};
     size_t written = 0;
-    const JanusStatus status = tokenizer_decode(&model->storage->tokenizer, ids, count, text, &written, error);
-    if (status == JANUS_OK) (*text)[written] = 0;
-    if (status == JANUS_OK && length != NULL) *length = written;
-    return status;
+    *text = tokenizer_decode(&cx, &model->storage->tokenizer, ids, count, &written);
+    if (length != NULL) *length = written;
+    return context_end(&cx, error);
 }
 
 JanusSessionOptions janus_session_defaults(void) {
@@ -10308,16 +10159,6 @@ static char *drawing_text(const Program *program, const char *prompt, const Janu
     return text;
 }
 
-/* Makes blanks of what could steer a terminal, but for ends of lines: the text is a stranger's. */
-static char *clean_controls(char *text) {
-    for (uint8_t *c = (uint8_t *)text; *c != 0; c++) {
-        const bool wide = c[0] == 0xC2 && c[1] >= 0x80 && c[1] < 0xA0;
-        if (wide) *c++ = ' ';
-        if (wide || (*c < ' ' && *c != '\n') || *c == 127) *c = ' ';
-    }
-    return text;
-}
-
 /* The value of a setting in "Steps: 64, Seed: 7"; empty where there is none. */
 static void find_setting(const char *settings, const char *key, char value[256]) {
     const size_t length = strlen(key);
@@ -10682,7 +10523,7 @@ static int info_of_picture(Program *program) {
     char *text;
     if (janus_image_text(path, &text, &program->error) != JANUS_OK) return program_failed(program);
     if (text == NULL) complain("%s does not say what it was drawn from", path);
-    else puts(clean_controls(text));
+    else puts(clean_controls(text, '\n'));
     const int result = text != NULL ? EXIT_DONE : EXIT_FAILED;
     free(text);
     return result;

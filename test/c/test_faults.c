@@ -784,10 +784,12 @@ static void put_text(Bytes *out, const char *text) {
     out->count += strlen(text);
 }
 
-/* The beginning of a model file: header and the one entry that must come before the tensors. */
+/* The beginning of a model file: header and the two entries that come before the tensors. */
 static Bytes *model_start(uint64_t tensors, uint64_t entries) {
     Bytes *out = need(calloc(1, sizeof *out));
-    put(out, 0x46554747, 4), put(out, 3, 4), put(out, tensors, 8), put(out, entries, 8);
+    put(out, 0x46554747, 4), put(out, 3, 4), put(out, tensors, 8), put(out, entries + 1, 8);
+    put_text(out, "general.architecture");
+    put(out, GGUF_STRING, 4), put_text(out, "janus");
     put_text(out, "general.alignment");
     put(out, GGUF_U32, 4), put(out, 64, 4);
     return out;
@@ -843,8 +845,8 @@ static void test_metadata_bombs(void) {
     refuse_model(bytes, "a string of nearly 2^64 bytes");
     refuse_model(model_start(8193, 1), "8193 tensors");
     refuse_model(model_start(8192, 1), "8192 tensors that are not there");
-    refuse_model(model_start(0, 4097), "4097 metadata entries");
-    refuse_model(model_start(0, 4096), "4096 metadata entries that are not there");
+    refuse_model(model_start(0, 4096), "4097 metadata entries");
+    refuse_model(model_start(0, 4095), "4096 metadata entries that are not there");
     refuse_model(model_start(0, 1), "no tensors at all");
 }
 

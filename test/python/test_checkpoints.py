@@ -483,13 +483,11 @@ def test_roles_of_another_type_are_refused_by_janus(
 def test_limits_are_those_of_janus_c() -> None:
     source = (ROOT / "janus.c").read_text()
     constants = {name: eval(value) for name, value in re.findall(r"\b([A-Z_]+_(?:LIMIT|VERSION)) = ([0-9 <]+)", source)}
-    calls = dict(re.findall(r'need_integer\(loader, "([\w.]+)", \d, ([\w <]+)\)', source))
-    limits = {key: constants.get(value) or eval(value) for key, value in calls.items()
-              if value in constants or not value.strip("< 0123456789")}
+    rows = re.findall(r'\{"([\w.]+)", FIELD\(\w+\), \d, ([\w <]+)\}', source)
+    limits = {key: constants.get(value) or eval(value) for key, value in rows if value != "0"}
     assert len(limits) > 20 and convert.LIMITS.items() <= limits.items()
-    assert all(limit >= 1 << 20 for key, limit in limits.items() if key not in convert.LIMITS and "group" not in key)
-    assert (convert.SPLIT_RULES, convert.TOKEN_BYTES, convert.ADDED_TOKEN_BYTES, convert.FORMAT_VERSION) == tuple(
-        constants[name] for name in ("SPLIT_RULE_LIMIT", "TOKEN_LIMIT", "ADDED_TOKEN_LIMIT", "FORMAT_VERSION"))
+    assert all(limit >= 1 << 20 for key, limit in limits.items() if key not in convert.LIMITS and not key.endswith(("group_count", "min_size")))
+    assert (convert.SPLIT_RULES, convert.FORMAT_VERSION) == (constants["SPLIT_RULE_LIMIT"], constants["FORMAT_VERSION"])
     assert constants["LEVEL_LIMIT"] == 8 and constants["SIDE_LIMIT"] == 4096  # check_sizes has these two in words
 
 
@@ -509,8 +507,6 @@ def test_sizes_that_janus_does_not_read_are_refused(
 def test_tokenizers_that_janus_does_not_read_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "model"
     for path, value, word in (
-        ("added_tokens.7.content", "x" * 257, "256 bytes"),
-        ("model.vocab." + "x" * 65537, 319, "65536 bytes"),
         ("pre_tokenizer.pretokenizers", [{"type": "Digits", "individual_digits": True}] * 17
          + random_model.synthetic_tokenizer(320)["pre_tokenizer"]["pretokenizers"][-1:], "17 steps"),
     ):
@@ -538,15 +534,20 @@ def test_gguf_files_of_other_programs_are_named(architecture: str, tmp_path: Pat
     writer.write_tensors_to_file()
     writer.close()
     message = refused_by_janus(tmp_path / "other.gguf")
-    shown = architecture.replace("\n", "?")[:39]
-    assert f'is a GGUF file for "{shown}", not for "janus"' in message and "convert.py" in message
+    shown = architecture.replace("\n", " ")[:39]
+    assert f'a GGUF file for "{shown}", not for "janus"' in message and "convert.py" in message
 
 
 @pytest.mark.parametrize("name, content, words", [
-    ("model.safetensors", None, "is a safetensors file"),
-    ("pytorch_model.bin", b"PK\x03\x04" + bytes(60), "is a zip archive, as PyTorch's"),
-    ("old.bin", b"\x80\x02\x8a\x0a" + bytes(60), "is a pickle, as PyTorch's old"),
-    ("model.gguf", POINTER, f"is a Git LFS pointer ({len(POINTER)} bytes), not the file: run git lfs pull, or hf"),
+    ("model.safetensors", None, "not a model file but a safetensors file"),
+    ("pytorch_model.bin", b"PK\x03\x04" + bytes(60), "a zip archive, as PyTorch's"),
+    ("old.bin", b"\x80\x02\x8a\x0a" + bytes(60), "a pickle, as PyTorch's old"),
+    ("model.gguf", POINTER, "a Git LFS pointer: run git lfs pull, or hf"),
+    ("config.json", b'{"model_type": "janus"}', "a JSON file"), ("page.gguf", b"<!DOCTYPE html>", "a web page"),
+    ("packed.gguf", b"\x1f\x8b\x08", "a packed file"), ("old.gguf", b"tjgg" + bytes(60), "from before GGUF"),
+    ("seven.gguf", b"GGUF\3\0\0", "truncated: it ends inside its header"), ("four.gguf", b"GGUF", "truncated"),
+    ("header.gguf", b"GGUF\3" + bytes(18), "truncated"), ("big.gguf", b"GGUF\0\0\0\3" + bytes(60), "a big-endian GGUF file"),
+    ("second.gguf", b"GGUF\2" + bytes(60), "GGUF version 2; this program reads version 3"),
     ("text.gguf", b"Hello, this is no model", "no GGUF header"),
     ("empty.gguf", b"", "no GGUF header"),
 ])
@@ -564,15 +565,29 @@ def test_other_kinds_of_files_are_named(name: str, content: bytes | None, words:
 
 
 @pytest.mark.parametrize("version, words", [
-    (1, "was written by an older convert.py (format 1): convert the checkpoint again"),
-    (convert.FORMAT_VERSION + 1, "was written by a newer convert.py (format 3): this program reads format 2"),
+    (1, "written by an older convert.py (format 1): convert the checkpoint again"),
+    (convert.FORMAT_VERSION + 1, "written by a newer convert.py (format 3): this program reads format 2"),
 ])
 def test_files_of_another_version_are_named(version: int, words: str, tmp_path: Path) -> None:
     data = bytearray((ROOT / "weights" / "tiny.gguf").read_bytes())
     key = b"janus.format_version"
     data[data.index(key) + len(key) + 4] = version
     (tmp_path / "other.gguf").write_bytes(data)
-    assert refused_by_janus(tmp_path / "other.gguf") == f"janus: {tmp_path / 'other.gguf'} {words}\n"
+    assert refused_by_janus(tmp_path / "other.gguf") == f"janus: {tmp_path / 'other.gguf'}: {words}\n"
+
+
+@pytest.mark.parametrize("before, old, words", [
+    (b"general.name\x08\0\0\0\x0a\0\0\0\0\0\0\0", b"janus-tiny", b"name  "), (b"\x0d\0\0\0\0\0\0\0", b"output.weight", b"unknown"),
+    (b"general.architecture\x08\0\0\0\5\0\0\0\0\0\0\0", b"janus", b'not for "janus"')])
+def test_control_characters_of_a_model_do_not_reach_the_terminal(before: bytes, old: bytes, words: bytes, tmp_path: Path) -> None:
+    """The name, a tensor's name and the architecture may hold escape sequences; C1 controls are two bytes of UTF-8."""
+    data = (ROOT / "weights" / "tiny.gguf").read_bytes()
+    assert data.count(before + old) == 1
+    (tmp_path / "other.gguf").write_bytes(data.replace(before + old, before + b"\x1b[2J\x07\xc2\x9b\x7f......"[:len(old)]))
+    done = subprocess.run([JANUS, "info", "-m", tmp_path / "other.gguf"], capture_output=True, timeout=60)
+    said = (done.stdout + done.stderr).replace(b"\n", b"")
+    assert words in said and b" [2J" in said
+    assert not any(byte < 0x20 or byte == 0x7F for byte in said) and b"\xc2\x9b" not in said
 
 
 # ---- Writing, and the command line ----

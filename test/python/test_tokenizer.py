@@ -439,21 +439,20 @@ def replace_all(key: str, values: list[Any]) -> Callable[[dict[str, Any]], None]
 
 RULES, MERGES = "janus.tokenizer.split_rules", "janus.tokenizer.merges"
 TOKENS, TYPES = "tokenizer.ggml.tokens", "tokenizer.ggml.token_type"
-NO_RULE, NO_MERGE = f"{RULES}: rule 0 is malformed", f"{MERGES}: number 3 is not two tokens"
+NO_RULE, NO_MERGE = f"rule 0 of {RULES} is malformed", f"number 3 of {MERGES} is not two tokens"
 DAMAGES = [
     (damage(RULES, 0, 4), NO_RULE), (damage(RULES, 0, 2**32 - 1), NO_RULE),  # flags
     (damage(RULES, 1, 2**31), NO_RULE), (damage(RULES, 2, 2**32 - 1), NO_RULE), (damage(RULES, 2, 500), NO_RULE),  # counts
     (damage(RULES, 3, 11), NO_RULE), (damage(RULES, 4, 14), NO_RULE), (damage(RULES, 5, 10), NO_RULE),  # not ascending
-    (damage(RULES, -1, 0), f"{RULES}: rule 5 is"), (damage(RULES, 1, 1), "is malformed"),
+    (damage(RULES, -1, 0), f"rule 5 of {RULES} is"), (damage(RULES, 1, 1), "is malformed"),
     (replace_all(RULES, [0, 0]), NO_RULE), (replace_all(RULES, [0, 0, 1, 65]), NO_RULE),
-    (replace_all(RULES, [0, 0, 1, 65, 66, 1]), f"{RULES}: rule 1 is"), (replace_all(RULES, [0, 0, 0] * 17), f"{RULES}: rule 16 is"),
+    (replace_all(RULES, [0, 0, 1, 65, 66, 1]), f"rule 1 of {RULES} is"), (replace_all(RULES, [0, 0, 0] * 17), f"rule 16 of {RULES} is"),
     (damage(MERGES, 9, 400), NO_MERGE), (damage(MERGES, 10, 2**31), NO_MERGE), (damage(MERGES, 11, 2**32 - 1), NO_MERGE),
     (damage(MERGES, 11, 256), NO_MERGE), (damage(MERGES, 9, 66), NO_MERGE), (damage(MERGES, 10, 66), NO_MERGE),
     (lambda metadata: metadata[MERGES][1].pop(), MERGES), (lambda metadata: metadata[TYPES][1].pop(), TYPES),
-    (lambda metadata: metadata[TOKENS][1].pop(), TOKENS), (damage(TOKENS, 387, convert.BOS), "are the same"),
+    (lambda metadata: metadata[TOKENS][1].pop(), TOKENS), (damage(TOKENS, 387, ""), f"{TOKENS}[387] is"),
     (damage(TOKENS, 65, "[none]"), "no token for the byte 0x41"), (damage(TYPES, 5, 6), f"{TYPES}[5] is 6"),
-    (damage(TYPES, 5, -1), f"{TYPES}[5] is -1"), (damage(TOKENS, 5, "x" * 70_000), f"{TOKENS}[5]"),
-    (lambda metadata: [damage(TOKENS, 300, "x" * 257)(metadata), damage(TYPES, 300, 3)(metadata)], "257 bytes"),
+    (damage(TYPES, 5, -1), f"{TYPES}[5] is -1"),
 ]
 
 
