@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""README, "More than one machine": its lines for xargs and GNU parallel, as they stand there, with a worker killed amid the work."""
+"""The lines of test/machines/README.md for xargs and GNU parallel, with a worker killed amid the work."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/exe").exists(), reason="a w
 
 
 def readme_lines(word: str) -> str:
-    """The block of commands in README's section that has this word."""
-    section = (ROOT / "README.md").read_text(encoding="utf-8").split("## More than one machine", 1)[1].split("\n## ", 1)[0]
-    blocks = [block for block in re.split(r"\n\n(?=\S)", section) if word in block]
+    """The block of commands in test/machines/README.md that has this word."""
+    text = (ROOT / "test" / "machines" / "README.md").read_text(encoding="utf-8")
+    blocks = [block for block in re.split(r"\n\n(?=\S)", text) if word in block]
     assert len(blocks) == 1, word
     return "\n".join(line[4:] for line in blocks[0].split("\n") if line.startswith("    ") or not line)
 
@@ -103,6 +103,6 @@ def test_xargs(tmp_path: Path) -> None:
 
 def test_gnu_parallel(tmp_path: Path) -> None:
     if shutil.which("parallel") is None:
-        warnings.warn("GNU parallel is missing, so that README's line for it was not tested: make machines-deps installs it")
+        warnings.warn("GNU parallel is missing, so that the line for it was not tested: make machines-deps installs it")
         pytest.skip("GNU parallel is missing: make machines-deps")
     check(["sh", "-ec", readme_lines("-j 4")], tmp_path)
