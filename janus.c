@@ -2026,6 +2026,40 @@ static void *grow(void *array, size_t *capacity, size_t count, size_t size) {
     return grown;
 }
 
+#if !defined(JANUS_LIBRARY)
+typedef struct { /* a growing text, without a zero byte at its end; all zeros at first */
+    char *text;
+    size_t length, capacity;
+    bool failed; /* memory was short */
+} TextBuffer;
+
+static void text_add(TextBuffer *buffer, const void *text, size_t length) {
+    if (buffer->failed || length == 0) return;
+    char *grown = grow(buffer->text, &buffer->capacity, buffer->length + length, 1);
+    buffer->failed = grown == NULL;
+    if (buffer->failed) return;
+    buffer->text = grown;
+    memcpy(buffer->text + buffer->length, text, length);
+    buffer->length += length;
+}
+
+/* As printf; at most 255 bytes. */
+PRINTF_LIKE(2, 3)
+static void text_print(TextBuffer *buffer, const char *format, ...) {
+    char text[256];
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(text, sizeof text, format, arguments);
+    va_end(arguments);
+    text_add(buffer, text, strlen(text));
+}
+
+static void text_free(TextBuffer *buffer) {
+    free(buffer->text);
+    memset(buffer, 0, sizeof *buffer);
+}
+#endif
+
 /* Scratch memory as a stack of blocks. */
 struct ArenaBlock {
     struct ArenaBlock *below;
@@ -8906,45 +8940,37 @@ double janus_queue_progress(const JanusQueue *queue, int64_t job) {
 }
 
 /* ==================================================================================================================
-   21  JSON: the lines of `janus batch`, by RFC 8259 to the letter. json_next reads a text token by token. Strings are
-       decoded in place, since decoding never makes them longer.
+   21  JSON: the lines of `janus batch`, by RFC 8259 to the letter. json_read hands over the values of a text in order.
+       Strings are decoded in place, since decoding never makes them longer.
    ================================================================================================================== */
 
 #if !defined(JANUS_LIBRARY)
 
-typedef enum {
-    JSON_ERROR, JSON_END, JSON_OBJECT, JSON_ARRAY, JSON_CLOSE, JSON_KEY, JSON_STRING, JSON_NUMBER, JSON_WORD
-} JsonToken;
-
 enum { JSON_DEPTH = 64 };
+typedef enum { JSON_STRING, JSON_NUMBER, JSON_WORD, JSON_ARRAY, JSON_OBJECT } JsonKind;
+
+/* Receives a value, lists and objects before what they hold: how many of these it is in, its key or that of its list,
+   and the text of a string, a number, or true, false, null, with a zero byte after it. */
+typedef void JsonTake(void *user, int depth, StringView key, JsonKind kind, StringView text);
 
 typedef struct {
     char *begin, *at, *end; /* a zero byte follows the text */
+    bool failed;
     Context *cx;            /* receives the error */
-    StringView text;        /* of a key, string (a zero byte follows it), number, or of true, false, null */
-    uint64_t objects;       /* a bit for each level: an object, not an array */
-    int depth;
-    enum { VALUE_COMES, LIST_BEGAN, VALUE_ENDED, FAILED } state;
+    JsonTake *take;
+    void *user;
 } Json;
 
-/* That a text is not JSON comes before any other error in it. */
-static JsonToken json_fail(Json *j, const char *what) {
-    if (j->state == FAILED) return JSON_ERROR;
-    j->state = FAILED;
-    j->cx->error.status = JANUS_OK;
+/* Ends the reading. An error in the JSON replaces those of its values. */
+static void json_fail(Json *j, const char *what) {
+    if (!j->failed) j->cx->error.status = JANUS_OK;
     context_fail(j->cx, JANUS_BAD_ARGUMENT, "not JSON: %s, at byte %lu of the line", what,
                  (unsigned long)(j->at - j->begin) + 1);
-    return JSON_ERROR;
+    j->failed = true;
+    j->at = j->end;
 }
 
-static Json json_begin(Context *cx, char *text, size_t length) {
-    Json j = {text, text + utf8_valid_prefix(text, length), text + length, cx, {text, 0}, 0, 0, VALUE_COMES};
-    if (j.at < j.end) json_fail(&j, "this is not UTF-8");
-    j.at = text;
-    return j;
-}
-
-static bool json_take(Json *j, char c) {
+static bool json_accept(Json *j, char c) {
     const bool found = *j->at == c;
     j->at += found;
     return found;
@@ -8954,18 +8980,15 @@ static void json_space(Json *j) { j->at += strspn(j->at, " \t\r\n"); }
 
 /* The number in \uXXXX, after its backslash. */
 static uint32_t json_unit(Json *j) {
-    static const char digits[] = "0123456789abcdef0123456789ABCDEF";
-    uint32_t unit = 0;
-    if (!json_take(j, 'u')) json_fail(j, "a backslash is followed by \", \\, /, b, f, n, r, t or u");
-    for (int i = 0; i < 4 && j->state != FAILED; i++) {
-        const char *digit = *j->at != 0 ? strchr(digits, *j->at) : NULL;
-        if (digit == NULL) json_fail(j, "\\u is followed by four hexadecimal digits");
-        else unit = unit << 4 | ((uint32_t)(digit - digits) & 15), j->at++;
-    }
-    return unit;
+    char digits[5];
+    if (!json_accept(j, 'u')) json_fail(j, "a backslash is followed by \", \\, /, b, f, n, r, t or u");
+    snprintf(digits, sizeof digits, "%.4s", j->at);
+    if (strspn(digits, "0123456789abcdefABCDEF") < 4) json_fail(j, "\\u is followed by four hexadecimal digits");
+    else j->at += 4;
+    return (uint32_t)strtoul(digits, NULL, 16);
 }
 
-/* Decodes what follows a backslash; a character beyond U+FFFF is a pair of surrogates. */
+/* Decodes what follows a backslash; a character beyond U+FFFF is a pair of surrogates. Returns the end. */
 static char *json_escape(Json *j, char *out) {
     static const char letters[] = "\"\\/bfnrt", meanings[] = "\"\\/\b\f\n\r\t";
     const char *letter = *j->at != 0 ? strchr(letters, *j->at) : NULL;
@@ -8976,27 +8999,26 @@ static char *json_escape(Json *j, char *out) {
     }
     uint32_t code = json_unit(j);
     if (code >= 0xD800 && code <= 0xDFFF) {
-        const uint32_t low = code < 0xDC00 && json_take(j, '\\') ? json_unit(j) : 0;
+        const uint32_t low = code < 0xDC00 && json_accept(j, '\\') ? json_unit(j) : 0;
         if (low < 0xDC00 || low > 0xDFFF) json_fail(j, "\\uD800 to \\uDFFF come in pairs, the high one first");
         code = 0x10000 + ((code - 0xD800) << 10 | (low & 0x3FF));
     }
-    return j->state == FAILED ? out : utf8_put(out, code);
+    return j->failed ? out : utf8_put(out, code);
 }
 
-static bool json_string(Json *j) {
-    char *out = j->at;
-    if (!json_take(j, '"')) return json_fail(j, "a string in double quotes is missing") != JSON_ERROR;
-    j->text.text = out;
-    while (j->state != FAILED && !json_take(j, '"')) {
+/* Without text after an error. */
+static StringView json_string(Json *j) {
+    char *first = j->at, *out = first;
+    if (!json_accept(j, '"')) json_fail(j, "a string in double quotes is missing");
+    while (!json_accept(j, '"')) {
         if (j->at == j->end) json_fail(j, "the string does not end");
         else if ((uint8_t)*j->at < 0x20) json_fail(j, "a string holds a control character: write it as \\n or \\u");
-        else if (json_take(j, '\\')) out = json_escape(j, out);
+        if (j->failed) return (StringView){NULL, 0};
+        if (json_accept(j, '\\')) out = json_escape(j, out);
         else *out++ = *j->at++;
     }
-    if (j->state == FAILED) return false;
     *out = 0;
-    j->text.length = (size_t)(out - j->text.text);
-    return true;
+    return (StringView){first, (size_t)(out - first)};
 }
 
 static bool json_digits(Json *j) {
@@ -9005,124 +9027,78 @@ static bool json_digits(Json *j) {
     return count > 0;
 }
 
-static JsonToken json_number(Json *j) {
+static StringView json_number(Json *j) {
     const char *first = j->at;
-    json_take(j, '-');
-    bool good = json_take(j, '0') || json_digits(j);
-    if (good && json_take(j, '.')) good = json_digits(j);
-    if (good && (json_take(j, 'e') || json_take(j, 'E'))) {
-        if (!json_take(j, '+')) json_take(j, '-');
-        good = json_digits(j);
+    json_accept(j, '-');
+    bool good = json_accept(j, '0') || json_digits(j);
+    if (json_accept(j, '.')) good = json_digits(j) && good;
+    if (json_accept(j, 'e') || json_accept(j, 'E')) {
+        if (!json_accept(j, '+')) json_accept(j, '-');
+        good = json_digits(j) && good;
     }
-    j->text = (StringView){first, (size_t)(j->at - first)};
-    return good ? JSON_NUMBER : json_fail(j, "a digit is missing");
+    if (!good) json_fail(j, "a digit is missing");
+    return (StringView){first, (size_t)(j->at - first)};
 }
 
-static JsonToken json_value(Json *j) {
+static void json_value(Json *j, int depth, StringView key);
+
+static void json_list(Json *j, int depth, StringView key, bool object) {
+    const char close = object ? '}' : ']';
+    if (depth == JSON_DEPTH) json_fail(j, "lists are nested more than 64 deep");
+    json_space(j);
+    if (json_accept(j, close)) return;
+    do {
+        json_space(j);
+        if (object) key = json_string(j);
+        json_space(j);
+        if (object && !json_accept(j, ':')) json_fail(j, "a colon is missing");
+        json_value(j, depth + 1, key);
+    } while (json_accept(j, ','));
+    if (!json_accept(j, close)) json_fail(j, object ? "a comma or } is missing" : "a comma or ] is missing");
+}
+
+/* A value and the white space around it. */
+static void json_value(Json *j, int depth, StringView key) {
     static const char *const words[] = {"true", "false", "null"};
+    JsonKind kind = JSON_WORD;
+    StringView text = {NULL, 0};
+    json_space(j);
     const char c = *j->at;
-    j->state = VALUE_ENDED;
-    if (c == '"') return json_string(j) ? JSON_STRING : JSON_ERROR;
-    if (c == '-' || (c >= '0' && c <= '9')) return json_number(j);
-    if (c == '{' || c == '[') {
-        if (j->depth == JSON_DEPTH) return json_fail(j, "lists are nested more than 64 deep");
-        const uint64_t bit = (uint64_t)1 << j->depth++;
-        j->objects = c == '{' ? j->objects | bit : j->objects & ~bit;
-        j->state = LIST_BEGAN;
-        j->at++;
-        return c == '{' ? JSON_OBJECT : JSON_ARRAY;
-    }
-    for (int i = 0; i < 3; i++) {
-        j->text = (StringView){words[i], strlen(words[i])};
-        if (strncmp(j->at, words[i], j->text.length) != 0) continue;
-        j->at += j->text.length;
-        return JSON_WORD;
-    }
-    return json_fail(j, "a value is missing");
-}
-
-/* The next token; JSON_END once the one value of a text is complete, JSON_ERROR from an error on. */
-static JsonToken json_next(Json *j) {
-    if (j->state == FAILED) return JSON_ERROR;
+    if (c == '"') kind = JSON_STRING, text = json_string(j);
+    else if (c == '-' || (c >= '0' && c <= '9')) kind = JSON_NUMBER, text = json_number(j);
+    else if (json_accept(j, '[')) kind = JSON_ARRAY;
+    else if (json_accept(j, '{')) kind = JSON_OBJECT;
+    for (int i = 0; i < 3 && kind == JSON_WORD; i++)
+        if (strncmp(j->at, words[i], strlen(words[i])) == 0) text = view_of(words[i]);
+    if (kind == JSON_WORD) j->at += text.length;
+    if (kind == JSON_WORD && text.length == 0) json_fail(j, "a value is missing");
+    const char next = *j->at;
+    *j->at = 0;
+    if (!j->failed) j->take(j->user, depth, key, kind, text);
+    *j->at = next;
+    if (kind >= JSON_ARRAY) json_list(j, depth, key, kind == JSON_OBJECT);
     json_space(j);
-    if (j->state == VALUE_COMES) return json_value(j);
-    if (j->depth == 0) return j->at == j->end ? JSON_END : json_fail(j, "more follows the value");
-    const bool object = j->objects >> (j->depth - 1) & 1;
-    if (json_take(j, object ? '}' : ']')) {
-        j->depth--;
-        j->state = VALUE_ENDED;
-        return JSON_CLOSE;
-    }
-    if (j->state == VALUE_ENDED && !json_take(j, ','))
-        return json_fail(j, object ? "a comma or } is missing" : "a comma or ] is missing");
-    json_space(j);
-    if (!object) return json_value(j);
-    if (!json_string(j)) return JSON_ERROR;
-    json_space(j);
-    if (!json_take(j, ':')) return json_fail(j, "a colon is missing");
-    j->state = VALUE_COMES;
-    return JSON_KEY;
 }
 
-/* The digits of a whole number in any notation (7.0, 1e3, -0). False: it has a fraction, or more than 20 digits. */
-static bool whole_number(StringView number, char digits[24]) {
-    const char *c = number.text, *end = c + number.length;
-    const bool negative = *c == '-';
-    long zeros = 0, places = 0, exponent = 0; /* zeros at the end of the digits so far; digits after the point */
-    int length = negative;
-    bool point = false;
-    for (c += negative; c < end && *c != 'e' && *c != 'E'; places += point && *c != '.', c++) {
-        if (*c == '.') point = true;
-        else if (*c == '0') zeros += length > negative;
-        else {
-            for (; zeros > 0 && length < 22; zeros--) digits[length++] = '0';
-            if (length >= 21) return false;
-            digits[length++] = *c;
-        }
-    }
-    if (c < end) exponent = strtol(c + 1, NULL, 10);
-    if (length == negative) return strcpy(digits, "0") != NULL;
-    if (exponent > INT_MAX / 2 || exponent < -(INT_MAX / 2)) return false;
-    zeros += exponent - places;
-    if (zeros < 0 || zeros > 21 - length) return false;
-    for (; zeros > 0; zeros--) digits[length++] = '0';
-    digits[0] = negative ? '-' : digits[0];
-    digits[length] = 0;
-    return true;
+/* Reads a text after which there is a zero byte. Errors are left in the context. */
+static void json_read(Context *cx, char *text, size_t length, JsonTake *take, void *user) {
+    Json j = {text, text + utf8_valid_prefix(text, length), text + length, false, cx, take, user};
+    if (j.at < j.end) json_fail(&j, "this is not UTF-8");
+    else j.at = text;
+    json_value(&j, 0, (StringView){"", 0});
+    if (j.at < j.end) json_fail(&j, "more follows the value");
 }
 
-/* ---- Writing ---- */
-
-typedef struct { /* a growing text, without a zero byte at its end; all zeros at first */
-    char *text;
-    size_t length, capacity;
-    bool failed; /* memory was short */
-} TextBuffer;
-
-static void text_add(TextBuffer *buffer, const void *text, size_t length) {
-    if (buffer->failed || length == 0) return;
-    char *grown = grow(buffer->text, &buffer->capacity, buffer->length + length, 1);
-    buffer->failed = grown == NULL;
-    if (buffer->failed) return;
-    buffer->text = grown;
-    memcpy(buffer->text + buffer->length, text, length);
-    buffer->length += length;
-}
-
-/* As printf; at most 255 bytes. */
-PRINTF_LIKE(2, 3)
-static void text_print(TextBuffer *buffer, const char *format, ...) {
-    char text[256];
-    va_list arguments;
-    va_start(arguments, format);
-    vsnprintf(text, sizeof text, format, arguments);
-    va_end(arguments);
-    text_add(buffer, text, strlen(text));
-}
-
-static void text_free(TextBuffer *buffer) {
-    free(buffer->text);
-    memset(buffer, 0, sizeof *buffer);
+/* The digits of a whole number, exact if it is written 7 or 7.0; 7e0 is what it is as a double. */
+static bool whole_number(const char *number, char digits[24]) {
+    const double value = strtod(number, NULL);
+    const size_t length = strspn(number, "-0123456789");
+    const size_t zeros = number[length] == '.' ? 1 + strspn(number + length + 1, "0") : 0;
+    const bool exact = number[length + zeros] == 0 && value != 0;
+    if (exact) snprintf(digits, 24, "%.*s", (int)length, number);
+    else snprintf(digits, 24, "%.0f", value + 0.0); /* never -0 */
+    if (exact) return length < 24;
+    return value == floor(value) && fabs(value) < (strpbrk(number, "eE") != NULL ? 1e20 : 9007199254740992.0);
 }
 
 /* Adds a string with its quotes. Control characters are escaped, so that a terminal does not obey them; bytes that are
@@ -10159,19 +10135,6 @@ static char *drawing_text(const Program *program, const char *prompt, const Janu
     return text;
 }
 
-/* The value of a setting in "Steps: 64, Seed: 7"; empty where there is none. */
-static void find_setting(const char *settings, const char *key, char value[256]) {
-    const size_t length = strlen(key);
-    value[0] = 0;
-    for (size_t n; *settings != 0; settings += strspn(settings, ", \n")) {
-        n = strcspn(settings, ",\n");
-        if (n > length && strncmp(settings, key, length) == 0 && settings[length] == ':')
-            snprintf(value, 256, "%.*s", (int)(n - length), settings + length + 1 + (settings[length + 1] == ' '));
-        settings += n;
-    }
-    value[strcspn(value, ",\n")] = 0;
-}
-
 /* Saves picture i of n with its text (may be NULL); its name is printed later. `output` NULL: under the next free
    name. */
 static int save_picture(Program *program, const char *output, const JanusImage *image, int i, int n,
@@ -10684,27 +10647,30 @@ static int command_chat(Program *program) {
     return result;
 }
 
-/* ---- batch: one job a line in, one result a line out ---- */
+/* ---- batch: a job a line in, a result a line out ----
+
+   A line is an object of JSON whose keys fill a Request, as the options of a command do. The queue runs as many jobs
+   together as it has places. Results are printed in the order of the jobs, with --unordered as the jobs end. ---- */
 
 enum { JOB_BYTES = 1 << 20 };
 
 typedef struct BatchJob {
     struct BatchJob *next;
     Request request;
-    unsigned command;   /* FOR_GENERATE or FOR_ASK; 0: not known yet */
+    Context cx;         /* holds the job's error */
+    unsigned given;     /* its keys: a bit for each row of KEYS */
     long number;        /* of its line */
-    char *bytes;        /* its line, to which its texts point */
-    StringView id;      /* as JSON: a number, or without its quotes a string */
+    char *bytes;        /* its line, which its texts point to */
+    StringView id;      /* a number as it was written, or a string */
     bool id_is_text, done;
-    int64_t queued;     /* its number in the queue */
+    int64_t queued;     /* its number in the queue; 0: not there */
     double start;
-    Context cx;         /* of which only the error is used */
     TextBuffer reply;
 } BatchJob;
 
 /* A picture that the job of a line reads or writes. */
 typedef struct {
-    uint64_t key, folded; /* hashes of its folder and name, and of the name in small letters */
+    uint64_t key, folded; /* hashes of its folder and name, and of the name in lower case */
     long line;
     bool writes;
 } Claim;
@@ -10713,26 +10679,27 @@ typedef struct {
     Program *program;
     JanusQueue *queue;
     FILE *stream;
-    char *bytes;        /* [at, size): read and not taken */
+    char *bytes;        /* [at, size): read, but not taken */
     size_t at, size;
     long line;
-    bool ended, skips;  /* a line is too long: its end is not here yet */
+    bool ended, skips;  /* skips: a line is too long, and its end has not come yet */
     bool failed, stopped;
     int read_error, write_error;
     BatchJob *jobs;     /* whose results are not printed yet */
+    BatchJob **last;    /* where the next one is added */
     Claim *claims;
     size_t claim_count, claim_capacity;
 } Batch;
 
-/* Reads on; waits for it only if it may. False: nothing new now. */
+/* Reads on, and waits for input only if it may. False: there is nothing new. */
 static bool read_more(Batch *batch, bool may_wait) {
+    bool ready = input_ready(batch->stream, 0);
+    while (!ready && may_wait && !stop_wished) ready = input_ready(batch->stream, 100);
+    if (!ready) return false;
     memmove(batch->bytes, batch->bytes + batch->at, batch->size - batch->at);
     batch->size -= batch->at;
     batch->at = 0;
     if (batch->size > JOB_BYTES) batch->skips = true, batch->size = 0;
-    bool ready = input_ready(batch->stream, 0);
-    while (!ready && may_wait && !stop_wished) ready = input_ready(batch->stream, 100);
-    if (!ready) return false;
     const int64_t got = input_read(batch->stream, batch->bytes + batch->size, JOB_BYTES + 1 - batch->size);
     if (got < 0) batch->read_error = errno;
     if (got <= 0) batch->ended = true;
@@ -10740,7 +10707,7 @@ static bool read_more(Batch *batch, bool may_wait) {
     return true;
 }
 
-/* The next line, if there is one now; its text is NULL when it is longer than 1 MiB. */
+/* The next line, if there is one now; its text is NULL if it is longer than 1 MiB. */
 static bool next_line(Batch *batch, bool may_wait, StringView *line) {
     const char *begin, *end;
     do {
@@ -10753,9 +10720,96 @@ static bool next_line(Batch *batch, bool may_wait, StringView *line) {
     line->text = batch->skips || line->length > JOB_BYTES ? NULL : batch->bytes + batch->at;
     batch->at += line->length + (end != NULL);
     batch->skips = false;
-    if (++batch->line == 1 && line->length >= 3 && line->text != NULL && memcmp(line->text, "\xEF\xBB\xBF", 3) == 0)
+    if (++batch->line == 1 && line->text != NULL && line->length >= 3 && memcmp(line->text, "\xEF\xBB\xBF", 3) == 0)
         line->text += 3, line->length -= 3; /* a byte order mark */
     return true;
+}
+
+/* ---- What a line may say ---- */
+
+/* A key with an option's name sets that option. The help is the option's, too, unless the key has its own. */
+enum { KEY_PROMPT, KEY_QUESTION, KEY_ID, KEY_IMAGE, KEY_IMAGES };
+static const struct {
+    const char *key, *option, *help;
+    unsigned commands;
+} KEYS[] = {
+    {"prompt", NULL, "the text to draw, or", FOR_GENERATE},
+    {"question", NULL, "the question to answer", FOR_ASK},
+    {"id", NULL, "names the result; default the number of the line", FOR_ALL},
+    {"image", "--image", "the image of a question, or", FOR_ASK},
+    {"images", "--image", "a list of them", FOR_ASK},
+    {"output", "--output", "the picture to write, .png or .jpg", FOR_GENERATE},
+    {"n", "--count", NULL, FOR_GENERATE},
+    {"cfg", "--cfg", NULL, FOR_GENERATE},
+    {"seed", "--seed", "same seed, same result; default a random one", FOR_GENERATE | FOR_ASK},
+    {"temperature", "--temperature", NULL, FOR_GENERATE | FOR_ASK},
+    {"max_tokens", "--max-tokens", NULL, FOR_ASK},
+    {"top_k", "--top-k", NULL, FOR_ASK},
+    {"top_p", "--top-p", NULL, FOR_ASK},
+};
+enum { KEY_COUNT = sizeof KEYS / sizeof *KEYS };
+
+static bool is_given(const BatchJob *job, int key) { return (job->given >> key & 1) != 0; }
+
+static bool draws(const BatchJob *job) { return is_given(job, KEY_PROMPT); }
+
+static void set_key(BatchJob *job, int key, JsonKind kind, StringView text) {
+    const Option *option = KEYS[key].option != NULL ? find_option(KEYS[key].option) : NULL;
+    const bool ranged = option != NULL && option->kind == AS_RANGE, seeds = option != NULL && option->kind == AS_SEED;
+    const bool whole = seeds || (ranged && RANGES[option->field].type == AN_INT);
+    const char *quote = kind == JSON_STRING ? "\"" : "";
+    char digits[24], values[200];
+    if (kind != (ranged || seeds ? JSON_NUMBER : JSON_STRING)) {
+        context_fail(&job->cx, JANUS_BAD_ARGUMENT, "\"%s\" takes a %s", KEYS[key].key,
+                     ranged || seeds ? "number" : "string");
+    } else if (option == NULL) {
+        job->request.text = text.text;
+    } else if ((whole && !whole_number(text.text, digits)) ||
+               !set_request_option(&job->request, option, whole ? digits : text.text)) {
+        describe_values(option, values, sizeof values);
+        context_fail(&job->cx, JANUS_BAD_ARGUMENT, "\"%s\" takes %s, not %s%.60s%s", KEYS[key].key, values, quote,
+                     text.text, quote);
+    }
+}
+
+/* Takes a value of the line: the object itself (depth 0), a value of a key (1), an item of a list (2). */
+static void take_value(void *user, int depth, StringView name, JsonKind kind, StringView text) {
+    BatchJob *job = user;
+    Context *cx = &job->cx;
+    int key = 0;
+    if (depth == 0 && kind != JSON_OBJECT) context_fail(cx, JANUS_BAD_ARGUMENT, "a line is an object in { }");
+    if (depth == 0 || has_failed(cx)) return;
+    while (key < KEY_COUNT && (strcmp(name.text, KEYS[key].key) != 0 || strlen(name.text) < name.length)) key++;
+    if (key == KEY_COUNT) context_fail(cx, JANUS_BAD_ARGUMENT, "unknown key \"%.60s\"", name.text);
+    else if (depth == 1 && is_given(job, key))
+        context_fail(cx, JANUS_BAD_ARGUMENT, "\"%s\" is given twice", name.text);
+    else if (depth == 1 && kind == JSON_WORD && text.text[0] == 'n') return; /* null: not given */
+    else if (key == KEY_ID) {
+        job->id_is_text = kind == JSON_STRING;
+        if (kind == JSON_STRING || kind == JSON_NUMBER) job->id = text;
+        else context_fail(cx, JANUS_BAD_ARGUMENT, "\"id\" takes a string or a number");
+    } else if (kind == JSON_STRING && strlen(text.text) < text.length)
+        context_fail(cx, JANUS_BAD_ARGUMENT, "\"%s\" holds a zero character", name.text);
+    else if (key == KEY_IMAGES && kind != (depth == 1 ? JSON_ARRAY : JSON_STRING))
+        context_fail(cx, JANUS_BAD_ARGUMENT, "\"images\" takes a list of names");
+    else if (key != KEY_IMAGES || depth == 2) set_key(job, key, kind, text);
+    job->given |= 1u << key;
+}
+
+static void parse_job(BatchJob *job, size_t length) {
+    Context *cx = &job->cx;
+    json_read(cx, job->bytes, length, take_value, job);
+    if (has_failed(cx)) return;
+    if (draws(job) && is_given(job, KEY_QUESTION))
+        context_fail(cx, JANUS_BAD_ARGUMENT, "\"prompt\" and \"question\" are two jobs");
+    if (!draws(job) && !is_given(job, KEY_QUESTION))
+        context_fail(cx, JANUS_BAD_ARGUMENT, "a job has \"prompt\" or \"question\"");
+    for (int key = 0; key < KEY_COUNT; key++)
+        if (is_given(job, key) && (KEYS[key].commands & (draws(job) ? FOR_GENERATE : FOR_ASK)) == 0)
+            context_fail(cx, JANUS_BAD_ARGUMENT, "\"%s\" does not go with \"%s\"", KEYS[key].key,
+                         draws(job) ? "prompt" : "question");
+    if (draws(job) && job->request.output == NULL)
+        context_fail(cx, JANUS_BAD_ARGUMENT, "\"output\" is missing: the name of the picture");
 }
 
 /* ---- Two jobs of a run may not write one picture, and none may read what another writes ---- */
@@ -10765,56 +10819,52 @@ static uint64_t add_to_hash(uint64_t hash, const void *bytes, size_t length) { /
     return hash;
 }
 
-/* Where the name in a path begins, after its folders. */
-static char *base_name(char *path) {
-    char *base = path + strlen(path);
+/* The length of a path up to its name. */
+static size_t folder_length(const char *path) {
+    size_t length = strlen(path);
 #if defined(_WIN32)
-    while (base > path && strchr("/\\:", base[-1]) == NULL) base--;
+    while (length > 0 && strchr("/\\:", path[length - 1]) == NULL) length--;
 #else
-    while (base > path && base[-1] != '/') base--;
+    while (length > 0 && path[length - 1] != '/') length--;
 #endif
-    return base;
+    return length;
 }
 
-/* The file that a path leads to, however it is spelt, also one that does not exist yet: its folder and its name. */
+/* Identifies the file that a path leads to, which need not exist: by its folder and its name. False: it leads nowhere,
+   and reading or writing it will fail. */
 static bool identify(const char *path, Claim *claim) {
-    uint64_t folder[2] = {0, 0};
-    char *target = link_target(path), *base = target != NULL ? base_name(target) : NULL;
+    uint64_t identity[2] = {0, 0};
+    char *target = link_target(path);
     if (target == NULL) return false;
-    const size_t length = strlen(base);
-    const char first = base[0];
-    base[0] = 0;
-    file_identity(target[0] != 0 ? target : ".", folder);
-    base[0] = first;
-    const uint64_t hash = add_to_hash(14695981039346656037u, folder, sizeof folder);
-    claim->key = add_to_hash(hash, base, length);
-    for (size_t i = 0; i < length; i++)
-        if (base[i] >= 'A' && base[i] <= 'Z') base[i] = (char)(base[i] - 'A' + 'a');
-    claim->folded = add_to_hash(hash, base, length);
+    char *name = target + folder_length(target), first = name[0];
+    const size_t length = strlen(name);
+    name[0] = 0;
+    file_identity(name > target ? target : ".", identity);
+    name[0] = first;
+    const uint64_t folder = add_to_hash(14695981039346656037u, identity, sizeof identity);
+    claim->key = add_to_hash(folder, name, length);
+    for (char *c = name; *c != 0; c++)
+        if (*c >= 'A' && *c <= 'Z') *c = (char)(*c - 'A' + 'a');
+    claim->folded = add_to_hash(folder, name, length);
     free(target);
     return true;
 }
 
 /* Whether a.png and A.png are one file in the folder of this path. */
 static bool folder_folds_case(const char *path) {
-    char name[PATH_BYTES + 32];
-    snprintf(name, PATH_BYTES, "%s", path);
-    char *base = base_name(name);
-    snprintf(base, sizeof name - (size_t)(base - name), "janus-%d.case", process_id());
-    FILE *file = file_create(name);
-    if (file == NULL) return false;
-    fclose(file);
-    base[0] = 'J';
-    const bool folds = path_kind(name) != PATH_NONE;
-    base[0] = 'j';
-    file_remove(name);
+    char lower[PATH_BYTES + 32], upper[PATH_BYTES + 32];
+    const int folder = (int)folder_length(path);
+    snprintf(lower, sizeof lower, "%.*sjanus-%d.case", folder, path, process_id());
+    snprintf(upper, sizeof upper, "%.*sJANUS-%d.case", folder, path, process_id());
+    FILE *file = file_create(lower);
+    const bool folds = file != NULL && path_kind(upper) != PATH_NONE;
+    if (file != NULL) fclose(file), file_remove(lower);
     return folds;
 }
 
-/* Claims a picture for a job, unless that of another line has it. */
 static void claim_picture(Batch *batch, BatchJob *job, const char *path, bool writes) {
     Claim claim = {0, 0, job->number, writes};
-    if (!identify(path, &claim)) return; /* no such file; the job will say so */
+    if (!identify(path, &claim)) return;
     for (size_t i = 0; i < batch->claim_count && !has_failed(&job->cx); i++) {
         const Claim *other = &batch->claims[i];
         if (other->folded != claim.folded || other->line == job->number || !(writes || other->writes)) continue;
@@ -10833,105 +10883,11 @@ static void claim_picture(Batch *batch, BatchJob *job, const char *path, bool wr
 static void claim_pictures(Batch *batch, BatchJob *job) {
     const size_t before = batch->claim_count;
     const Request *request = &job->request;
-    const int count = request->output != NULL ? request->draw.count : 0;
     char name[PATH_BYTES];
     for (int i = 0; i < request->image_count; i++) claim_picture(batch, job, request->images[i], false);
-    for (int i = 0; i < count; i++)
-        if (numbered_name(name, PATH_BYTES, request->output, i, count)) claim_picture(batch, job, name, true);
+    for (int i = 0, n = request->draw.count; i < n && draws(job); i++)
+        if (numbered_name(name, PATH_BYTES, request->output, i, n)) claim_picture(batch, job, name, true);
     if (has_failed(&job->cx)) batch->claim_count = before;
-}
-
-/* ---- What a line may say ---- */
-
-/* Keys with an option's name set that option; the first rows are those that say what the job is. */
-enum { KEY_PROMPT, KEY_QUESTION, KEY_ID, KEY_IMAGE, KEY_IMAGES };
-static const struct {
-    const char *key, *option;
-    unsigned commands;
-} KEYS[] = {
-    {"prompt", NULL, FOR_GENERATE}, {"question", NULL, FOR_ASK}, {"id", NULL, FOR_ALL}, {"image", "--image", FOR_ASK},
-    {"images", "--image", FOR_ASK}, {"output", "--output", FOR_GENERATE}, {"n", "--count", FOR_GENERATE},
-    {"seed", "--seed", FOR_GENERATE | FOR_ASK}, {"cfg", "--cfg", FOR_GENERATE},
-    {"temperature", "--temperature", FOR_GENERATE | FOR_ASK}, {"max_tokens", "--max-tokens", FOR_ASK},
-    {"top_k", "--top-k", FOR_ASK}, {"top_p", "--top-p", FOR_ASK},
-};
-enum { KEY_COUNT = sizeof KEYS / sizeof *KEYS };
-
-/* Sets the option of a key to the value of the token. */
-static void take_option(BatchJob *job, int key, JsonToken token, StringView text) {
-    const Option *option = find_option(KEYS[key].option);
-    const bool number = option->kind == AS_RANGE || option->kind == AS_SEED;
-    char digits[24], values[200], *end = (char *)text.text + text.length;
-    if (token != (number ? JSON_NUMBER : JSON_STRING)) {
-        context_fail(&job->cx, JANUS_BAD_ARGUMENT, "\"%s\" takes a %s", KEYS[key].key, number ? "number" : "string");
-        return;
-    }
-    const char next = *end;
-    *end = 0; /* after a number another token may begin there */
-    describe_values(option, values, sizeof values);
-    if (strlen(text.text) < text.length || (option->kind == AS_SEED && !whole_number(text, digits)) ||
-        !set_request_option(&job->request, option, option->kind == AS_SEED ? digits : text.text))
-        context_fail(&job->cx, JANUS_BAD_ARGUMENT, "\"%s\" takes %s, not %.60s", KEYS[key].key, values, text.text);
-    *end = next;
-}
-
-/* Takes the value of a key, whose first token was read. */
-static void take_value(BatchJob *job, int key, Json *j, JsonToken token) {
-    const bool is_text = token == JSON_STRING;
-    if (key == KEY_ID) {
-        if (!is_text && token != JSON_NUMBER)
-            context_fail(&job->cx, JANUS_BAD_ARGUMENT, "\"id\" takes a string or a number");
-        else job->id = j->text, job->id_is_text = is_text;
-    } else if (key == KEY_IMAGES) {
-        if (token == JSON_ARRAY)
-            while ((token = json_next(j)) == JSON_STRING) take_option(job, key, token, j->text);
-        if (token != JSON_CLOSE) context_fail(&job->cx, JANUS_BAD_ARGUMENT, "\"images\" takes a list of names");
-    } else if (KEYS[key].option != NULL) {
-        take_option(job, key, token, j->text);
-    } else {
-        if (!is_text || strlen(j->text.text) < j->text.length)
-            context_fail(&job->cx, JANUS_BAD_ARGUMENT, "\"%s\" takes a string without zero characters", KEYS[key].key);
-        job->request.text = j->text.text;
-    }
-}
-
-/* Checks that the keys that were given go together. */
-static void check_job(BatchJob *job, unsigned given) {
-    Context *cx = &job->cx;
-    const bool draws = given >> KEY_PROMPT & 1, asks = given >> KEY_QUESTION & 1;
-    job->command = draws ? FOR_GENERATE : FOR_ASK;
-    if (draws == asks)
-        context_fail(cx, JANUS_BAD_ARGUMENT, draws ? "\"prompt\" and \"question\" are two jobs"
-                                                   : "a job has \"prompt\" or \"question\"");
-    for (int key = 0; key < KEY_COUNT; key++)
-        if ((given >> key & 1) != 0 && (KEYS[key].commands & job->command) == 0)
-            context_fail(cx, JANUS_BAD_ARGUMENT, "\"%s\" does not go with \"%s\"", KEYS[key].key,
-                         draws ? "prompt" : "question");
-    if (draws && job->request.output == NULL)
-        context_fail(cx, JANUS_BAD_ARGUMENT, "\"output\" is missing: the name of the picture");
-}
-
-/* Reads a line into a job, whose `request` holds the defaults. A key whose value is null is not given. */
-static void parse_job(BatchJob *job, char *text, size_t length) {
-    Context *cx = &job->cx;
-    Json j = json_begin(cx, text, length);
-    unsigned given = 0;
-    JsonToken token = json_next(&j);
-    if (token != JSON_OBJECT) context_fail(cx, JANUS_BAD_ARGUMENT, "a line is an object in { }");
-    while (!has_failed(cx) && (token = json_next(&j)) == JSON_KEY) {
-        const StringView name = j.text;
-        int key = 0;
-        while (key < KEY_COUNT && strcmp(KEYS[key].key, name.text) != 0) key++;
-        token = json_next(&j);
-        if (key == KEY_COUNT || strlen(name.text) != name.length)
-            context_fail(cx, JANUS_BAD_ARGUMENT, "unknown key \"%.60s\"", name.text);
-        else if ((given >> key & 1) != 0)
-            context_fail(cx, JANUS_BAD_ARGUMENT, "\"%s\" is given twice", KEYS[key].key);
-        else if (token == JSON_WORD && j.text.text[0] == 'n') continue;
-        else take_value(job, key, &j, token), given |= 1u << key;
-    }
-    while (token != JSON_ERROR && token != JSON_END) token = json_next(&j); /* it may still not be JSON */
-    if (!has_failed(cx)) check_job(job, given);
 }
 
 /* ---- Results ---- */
@@ -10942,32 +10898,42 @@ static void free_job(BatchJob *job) {
     free(job);
 }
 
-/* The beginning of a job's line of output. */
-static void begin_reply(BatchJob *job) {
-    job->reply.length = 0;
-    text_print(&job->reply, "{\"id\": ");
-    if (job->id_is_text) json_write(&job->reply, job->id.text, job->id.length);
-    else if (job->id.length > 0) text_add(&job->reply, job->id.text, job->id.length);
-    else text_print(&job->reply, "%ld", job->number);
-}
-
-/* Its end: what went wrong, if anything did, else the seconds that it took. */
-static void end_reply(Batch *batch, BatchJob *job) {
-    if (job->cx.error.status != JANUS_OK) {
-        begin_reply(job);
-        text_print(&job->reply, ", \"line\": %ld, \"error\": ", job->number);
-        json_write(&job->reply, job->cx.error.message, strlen(job->cx.error.message));
+/* Ends a job: with its error, with the answer in `result`, or with the names of its pictures. */
+static void end_job(Batch *batch, BatchJob *job, const JanusResult *result) {
+    const Request *request = &job->request;
+    TextBuffer *reply = &job->reply;
+    char name[PATH_BYTES];
+    text_print(reply, "{\"id\": ");
+    if (job->id_is_text) json_write(reply, job->id.text, job->id.length);
+    else if (job->id.length > 0) text_add(reply, job->id.text, job->id.length);
+    else text_print(reply, "%ld", job->number);
+    if (has_failed(&job->cx)) {
         batch->failed = true;
-    } else text_print(&job->reply, ", \"seconds\": %.3f", clock_seconds() - job->start);
-    text_print(&job->reply, "}\n");
+        text_print(reply, ", \"line\": %ld, \"error\": ", job->number);
+        json_write(reply, job->cx.error.message, strlen(job->cx.error.message));
+    } else {
+        for (int i = 0; i < request->draw.count && draws(job); i++) {
+            numbered_name(name, PATH_BYTES, request->output, i, request->draw.count);
+            text_print(reply, i > 0 ? ", " : ", \"output\": [");
+            json_write(reply, name, strlen(name));
+        }
+        text_print(reply, draws(job) ? "]" : ", \"answer\": ");
+        if (!draws(job)) json_write(reply, result->answer, strlen(result->answer));
+        if (!draws(job)) text_print(reply, ", \"tokens\": %ld", (long)result->id_count);
+        if (draws(job) || request->ask.temperature > 0)
+            text_print(reply, ", \"seed\": %llu", (unsigned long long)request->draw.seed);
+        if (result == NULL) text_print(reply, ", \"resumed\": true");
+        text_print(reply, ", \"seconds\": %.3f", clock_seconds() - job->start);
+    }
+    text_print(reply, "}\n");
     job->done = true;
 }
 
 /* Prints the results that are there, in the order of the input unless any order will do. */
 static void print_replies(Batch *batch) {
-    for (BatchJob **at = &batch->jobs; *at != NULL;) {
+    BatchJob **at = &batch->jobs;
+    while (*at != NULL && (batch->program->line.unordered || (*at)->done)) {
         BatchJob *job = *at;
-        if (!job->done && !batch->program->line.unordered) return;
         if (!job->done) {
             at = &job->next;
             continue;
@@ -10975,52 +10941,46 @@ static void print_replies(Batch *batch) {
         clear_progress(&batch->program->screen);
         if (job->reply.failed) complain("line %ld: out of memory", job->number), batch->failed = true;
         else if (fwrite(job->reply.text, 1, job->reply.length, stdout) != job->reply.length || fflush(stdout) != 0)
-            batch->write_error = errno != 0 ? errno : EIO;
+            batch->write_error = errno_or(EIO);
         *at = job->next;
         free_job(job);
     }
-}
-
-static void list_outputs(BatchJob *job) {
-    char name[PATH_BYTES];
-    for (int i = 0; i < job->request.draw.count; i++) {
-        numbered_name(name, PATH_BYTES, job->request.output, i, job->request.draw.count);
-        text_print(&job->reply, i > 0 ? ", " : ", \"output\": [");
-        json_write(&job->reply, name, strlen(name));
-    }
-    text_print(&job->reply, "]");
+    if (*at == NULL) batch->last = at;
 }
 
 /* Decodes and writes the pictures of a drawing. */
 static void write_pictures(Batch *batch, BatchJob *job, const int32_t *ids) {
     const Program *program = batch->program;
+    const Request *request = &job->request;
     const bool says = !program->line.no_metadata;
-    for (int i = 0; i < job->request.draw.count && job->cx.error.status == JANUS_OK; i++) {
-        char name[PATH_BYTES], *text = says ? drawing_text(program, job->request.text, &job->request.draw, i) : NULL;
+    for (int i = 0; i < request->draw.count && !has_failed(&job->cx); i++) {
+        char name[PATH_BYTES], *text = says ? drawing_text(program, request->text, &request->draw, i) : NULL;
         JanusImage image = {0, 0, NULL};
-        numbered_name(name, PATH_BYTES, job->request.output, i, job->request.draw.count);
-        if (says && text == NULL) fail_memory(&job->cx.error);
+        numbered_name(name, PATH_BYTES, request->output, i, request->draw.count);
+        if (says && text == NULL) context_fail_memory(&job->cx);
         else if (janus_decode_image(program->session, ids + i * image_tokens(&program->model->config), &image,
                                     &job->cx.error) == JANUS_OK)
             janus_image_save_with_text(name, &image, text, &job->cx.error);
         janus_image_free(&image);
         free(text);
     }
-    list_outputs(job);
 }
 
-/* Whether picture i of a drawing is there, complete, and says that it was drawn from what the job says. */
+/* Whether picture i of a drawing exists, is complete, and was drawn from what the job says. */
 static bool is_drawn(const Program *program, BatchJob *job, int i) {
+    Request *request = &job->request;
     JanusImage image = {0, 0, NULL};
-    char name[PATH_BYTES], seed[256], *says = NULL, *settings;
-    if (!numbered_name(name, PATH_BYTES, job->request.output, i, job->request.draw.count) || !file_is_there(name) ||
+    char name[PATH_BYTES], *says = NULL;
+    if (!numbered_name(name, PATH_BYTES, request->output, i, request->draw.count) || !file_is_there(name) ||
         janus_image_text(name, &says, NULL) != JANUS_OK || says == NULL)
         return false;
-    if (!job->request.has_seed && (settings = strstr(says, "\nSteps: ")) != NULL) { /* any seed is the job's then */
-        find_setting(settings + 1, "Seed", seed);
-        set_seed(&job->request, seed);
+    const size_t prompt = strlen(request->text);
+    const char *seed = strlen(says) > prompt ? strstr(says + prompt, ", Seed: ") : NULL;
+    if (!request->has_seed && seed != NULL) { /* then any seed is the job's */
+        request->draw.seed = strtoull(seed + 8, NULL, 10);
+        request->has_seed = true;
     }
-    char *should_say = drawing_text(program, job->request.text, &job->request.draw, i);
+    char *should_say = drawing_text(program, request->text, &request->draw, i);
     const bool drawn = should_say != NULL && strcmp(says, should_say) == 0 &&
                        janus_image_load(name, &image, NULL) == JANUS_OK &&
                        image.width == drawn_side(&program->model->config) && image.height == image.width;
@@ -11030,47 +10990,17 @@ static bool is_drawn(const Program *program, BatchJob *job, int i) {
     return drawn;
 }
 
-/* Whether an earlier run has done all of a drawing. What it did a part of goes on with its seed. */
+/* --resume: whether an earlier run has done all of a drawing. If it did a part of it, the job goes on with its seed. */
 static bool was_done(const Program *program, BatchJob *job) {
     const Request before = job->request;
     int i = 0;
-    if (!program->line.resume || job->command != FOR_GENERATE) return false;
+    if (!program->line.resume || !draws(job)) return false;
     while (i < job->request.draw.count && is_drawn(program, job, i)) i++;
     if (i == 0) job->request = before;
     return i == job->request.draw.count;
 }
 
-static void submit_question(Batch *batch, BatchJob *job) {
-    JanusImage images[IMAGES_LIMIT] = {{0, 0, NULL}};
-    const int count = job->request.image_count;
-    for (int i = 0; i < count && job->cx.error.status == JANUS_OK; i++)
-        image_from_path(job->request.images[i], !batch->program->line.no_exif, &images[i], &job->cx.error);
-    if (job->cx.error.status == JANUS_OK)
-        janus_queue_ask(batch->queue, job->request.text, images, count, &job->request.ask, &job->queued,
-                        &job->cx.error);
-    for (int i = 0; i < count; i++) janus_image_free(&images[i]);
-}
-
-/* Hands the job to the queue, unless an earlier run has done it. */
-static void begin_job(Batch *batch, BatchJob *job) {
-    Request *request = &job->request;
-    job->start = clock_seconds();
-    begin_reply(job);
-    if (was_done(batch->program, job)) {
-        list_outputs(job);
-        text_print(&job->reply, ", \"seed\": %llu, \"resumed\": true", (unsigned long long)request->draw.seed);
-        end_reply(batch, job);
-        return;
-    }
-    take_seed(request, (uint64_t)job->number);
-    if (request->output != NULL) output_usable(batch->program, request->output, request->draw.count, &job->cx.error);
-    if (job->cx.error.status == JANUS_OK && job->command == FOR_GENERATE)
-        janus_queue_generate(batch->queue, request->text, &request->draw, &job->queued, &job->cx.error);
-    else if (job->cx.error.status == JANUS_OK) submit_question(batch, job);
-    if (job->queued == 0) end_reply(batch, job);
-}
-
-/* What the queue has done. */
+/* Ends the jobs that the queue has finished. */
 static void take_results(Batch *batch) {
     JanusResult result;
     while (janus_queue_collect(batch->queue, &result)) {
@@ -11078,61 +11008,72 @@ static void take_results(Batch *batch) {
         while (job->queued != result.job) job = job->next;
         job->cx.error = result.error;
         if (result.error.status == JANUS_CANCELLED) fail(&job->cx.error, JANUS_CANCELLED, "stopped before it was done");
-        else if (result.error.status == JANUS_OK && result.answer == NULL) write_pictures(batch, job, result.ids);
-        else if (result.error.status == JANUS_OK) {
-            text_print(&job->reply, ", \"answer\": ");
-            json_write(&job->reply, result.answer, strlen(result.answer));
-            text_print(&job->reply, ", \"tokens\": %ld", (long)result.id_count);
-        }
-        if (job->command == FOR_GENERATE || job->request.ask.temperature > 0)
-            text_print(&job->reply, ", \"seed\": %llu", (unsigned long long)job->request.draw.seed);
-        end_reply(batch, job);
+        if (draws(job)) write_pictures(batch, job, result.ids);
+        end_job(batch, job, &result);
         janus_result_free(&result);
     }
 }
 
-/* A job of a line, which is added to the list; NULL: the line is empty. */
-static BatchJob *new_job(Batch *batch, StringView line) {
-    size_t blank = 0;
-    for (char c; line.text != NULL && blank < line.length; blank++)
-        if ((c = line.text[blank]) != ' ' && c != '\t' && c != '\r') break;
-    if (line.text != NULL && blank == line.length) return NULL;
-    BatchJob *job = calloc(1, sizeof *job), **last = &batch->jobs;
-    char *bytes = job != NULL ? malloc(line.length + 1) : NULL;
-    if (bytes == NULL) {
+/* ---- The run ---- */
+
+static void submit_question(Batch *batch, BatchJob *job) {
+    const Request *request = &job->request;
+    JanusImage images[IMAGES_LIMIT] = {{0, 0, NULL}};
+    const int count = request->image_count;
+    for (int i = 0; i < count && !has_failed(&job->cx); i++)
+        image_from_path(request->images[i], !batch->program->line.no_exif, &images[i], &job->cx.error);
+    if (!has_failed(&job->cx))
+        janus_queue_ask(batch->queue, request->text, images, count, &request->ask, &job->queued, &job->cx.error);
+    for (int i = 0; i < count; i++) janus_image_free(&images[i]);
+}
+
+/* Hands a job to the queue, unless it is refused or an earlier run has done it. */
+static void begin_job(Batch *batch, BatchJob *job, size_t length) {
+    Request *request = &job->request;
+    JanusError *error = &job->cx.error;
+    job->start = clock_seconds();
+    if (!has_failed(&job->cx)) parse_job(job, length);
+    if (!has_failed(&job->cx)) claim_pictures(batch, job);
+    const bool resumed = !has_failed(&job->cx) && was_done(batch->program, job);
+    take_seed(request, (uint64_t)job->number);
+    if (!has_failed(&job->cx) && !resumed && draws(job)) {
+        if (output_usable(batch->program, request->output, request->draw.count, error) == JANUS_OK)
+            janus_queue_generate(batch->queue, request->text, &request->draw, &job->queued, error);
+    } else if (!has_failed(&job->cx) && !resumed) submit_question(batch, job);
+    if (job->queued == 0) end_job(batch, job, NULL);
+}
+
+/* Begins the job of a line, unless the line is blank. Returns whether the queue has got it. */
+static bool take_line(Batch *batch, StringView line) {
+    const size_t length = line.text != NULL ? line.length : 0;
+    BatchJob *job = calloc(1, sizeof *job);
+    if (job != NULL) job->bytes = malloc(length + 1);
+    if (job == NULL || job->bytes == NULL) {
         free(job);
         complain("line %ld: out of memory", batch->line);
         batch->failed = true;
-        return NULL;
+        return false;
+    }
+    if (length > 0) memcpy(job->bytes, line.text, length);
+    job->bytes[length] = 0;
+    if (line.text != NULL && strspn(job->bytes, " \t\r") == length) {
+        free_job(job);
+        return false;
     }
     job->request = request_defaults();
     job->number = batch->line;
-    job->bytes = bytes;
+    *batch->last = job;
+    batch->last = &job->next;
     if (line.text == NULL) context_fail(&job->cx, JANUS_BAD_ARGUMENT, "the line is longer than 1 MiB");
-    else memcpy(bytes, line.text, line.length);
-    bytes[line.text != NULL ? line.length : 0] = 0;
-    while (*last != NULL) last = &(*last)->next;
-    *last = job;
-    return job;
-}
-
-/* Begins the job of a line. Returns whether the queue has it. */
-static bool take_line(Batch *batch, StringView line) {
-    BatchJob *job = new_job(batch, line);
-    if (job == NULL) return false;
-    if (!has_failed(&job->cx)) parse_job(job, job->bytes, line.length);
-    if (!has_failed(&job->cx)) claim_pictures(batch, job);
-    if (!has_failed(&job->cx)) begin_job(batch, job);
-    else end_reply(batch, job);
+    begin_job(batch, job, length);
     return job->queued != 0;
 }
 
-/* After the first SIGINT: answers that are being written and drawings that are half done are finished. */
+/* After the first SIGINT: answers that have begun and drawings that are half done are finished. */
 static void stop_jobs(Batch *batch) {
-    for (BatchJob *job = batch->jobs; job != NULL && !batch->stopped; job = job->next) {
-        const double done = janus_queue_progress(batch->queue, job->queued);
-        if (done < (job->command == FOR_ASK ? 1e-9 : 0.5)) janus_queue_cancel(batch->queue, job->queued);
-    }
+    for (BatchJob *job = batch->jobs; job != NULL && !batch->stopped; job = job->next)
+        if (janus_queue_progress(batch->queue, job->queued) < (draws(job) ? 0.5 : 1e-9))
+            janus_queue_cancel(batch->queue, job->queued);
     batch->stopped = true;
 }
 
@@ -11154,44 +11095,32 @@ static void run_batch(Batch *batch) {
     }
 }
 
-static bool open_jobs(Batch *batch, const char *path) {
-    batch->stream = strcmp(path, "-") == 0 ? stdin : file_open(path, "rb");
-    batch->bytes = malloc(JOB_BYTES + 1);
-    if (batch->stream == NULL) complain("cannot read %s: %s", path, strerror(errno));
-    else if (batch->bytes == NULL) complain("out of memory");
-    return batch->stream != NULL && batch->bytes != NULL;
-}
-
 static int command_batch(Program *program) {
-    Batch *batch = calloc(1, sizeof *batch);
-    if (batch == NULL) {
-        fail_memory(&program->error);
-        return program_failed(program);
-    }
-    batch->program = program;
+    const char *path = program->line.request.text, *name = strcmp(path, "-") == 0 ? "stdin" : path;
+    Batch batch = {.program = program, .stream = name != path ? stdin : file_open(path, "rb")};
+    if (batch.stream == NULL) batch.read_error = errno_or(EIO);
+    batch.last = &batch.jobs;
+    batch.bytes = malloc(JOB_BYTES + 1);
     program->screen.shows_progress = false; /* the results are the progress */
-    bool good = open_jobs(batch, program->line.request.text);
-    if (good && janus_queue_new(program->session, program->line.batch, &batch->queue, &program->error) != JANUS_OK)
-        good = program_failed(program) == EXIT_DONE;
+    JanusStatus status = batch.bytes == NULL ? fail_memory(&program->error) : JANUS_OK;
+    if (status == JANUS_OK && batch.stream != NULL)
+        status = janus_queue_new(program->session, program->line.batch, &batch.queue, &program->error);
     begin_work(program);
-    if (good) run_batch(batch);
+    if (batch.queue != NULL) run_batch(&batch);
     end_work(program);
     const bool stopped = stop_wished;
-    if (batch->read_error != 0)
-        complain("cannot read %s: %s", batch->stream == stdin ? "stdin" : program->line.request.text,
-                 strerror(batch->read_error));
-    if (batch->write_error != 0) complain("cannot write to stdout: %s", strerror(batch->write_error));
-    if (batch->read_error != 0 || batch->write_error != 0 || batch->failed) good = false;
-    janus_queue_free(batch->queue);
-    while (batch->jobs != NULL) {
-        BatchJob *job = batch->jobs;
-        batch->jobs = job->next;
+    if (status != JANUS_OK) program_failed(program);
+    if (batch.read_error != 0) complain("cannot read %s: %s", name, strerror(batch.read_error));
+    if (batch.write_error != 0) complain("cannot write to stdout: %s", strerror(batch.write_error));
+    const bool good = status == JANUS_OK && batch.read_error == 0 && batch.write_error == 0 && !batch.failed;
+    janus_queue_free(batch.queue);
+    for (BatchJob *job = batch.jobs, *next; job != NULL; job = next) {
+        next = job->next;
         free_job(job);
     }
-    if (batch->stream != NULL && batch->stream != stdin) fclose(batch->stream);
-    free(batch->claims);
-    free(batch->bytes);
-    free(batch);
+    if (batch.stream != NULL && batch.stream != stdin) fclose(batch.stream);
+    free(batch.claims);
+    free(batch.bytes);
     return stopped ? EXIT_STOPPED : good ? EXIT_DONE : EXIT_FAILED;
 }
 

@@ -125,9 +125,9 @@ def test_lines_have_a_limit(tmp_path: Path) -> None:
     ('{"prompt": "a", "output": "a.png", "promt": null}', 'unknown key "promt"'),
     ('{"question": "a", "images": ["a.png", null]}', '"images" takes a list'),
     *(('{"prompt": "a", "output": "a.png", "seed": %s}' % seed, f'"seed" takes a whole number from 0 to 18446744073709551615, or -1 for a random one, not {seed}')
-      for seed in ("18446744073709551616", "1.8446744073709552e19", "7.5", "-2", "1e-1", "1e20", "1e99999999999999999999")),
+      for seed in ("18446744073709551616", "1.8446744073709552e19", "7.5", "-2", "1e-1", "1e20", "9007199254740993.5", "1" * 30, "1e99999999999999999999")),
     ('{"prompt": "a", "output": "a.png", "max_tokens": 3}', '"max_tokens" does not go with "prompt"'),
-    ('{"prompt": "a", "output": ""}', '"output" takes a name or a text, not'),
+    ('{"prompt": "a", "output": ""}', '"output" takes a name or a text, not ""'),
     ('{"prompt": "a\\u0000b", "output": "a.png"}', "zero character"),
     ('{"prompt": 3, "output": "a.png"}', '"prompt" takes a string'),
     ('{"prompt": "  ", "output": "a.png"}', "prompt is empty"),
@@ -147,7 +147,7 @@ def test_numbers_and_nulls_as_other_programs_write_them(tmp_path: Path) -> None:
     """JSON has one kind of number: 7.0 is 7, and a 64-bit seed stays exact however it is written. null is a key that is not given."""
     written = {"7": "7", "7.0": "7", "7.00e0": "7", "70E-1": "7", "0.7e+1": "7", "0": "0", "-0": "0", "-0.0e5": "0", "1e3": "1000", "1e19": "1" + "0" * 19,
                "18446744073709551615": "18446744073709551615", "18446744073709551615.0": "18446744073709551615", "9007199254740993.0": "9007199254740993",
-               "922337203685477580.9e1": "9223372036854775809", "7." + "0" * 300: "7", "0." + "0" * 300 + "7e301": "7"}
+               "1.152921504606846976e+18": "1152921504606846976", "7." + "0" * 300: "7", "0." + "0" * 300 + "7e301": "7"}
     lines = [f'{{"id": "{seed}", "prompt": "a", "n": 1.0, "output": "{i}.png", "seed": {text}, "cfg": 5.{"0" * 90}, "question": null}}'
              for i, (text, seed) in enumerate(written.items())]
     lines += [f'{{"id": {value}, "prompt": "a", "seed": {value}, "n": null, "cfg": null, "output": "random{i}.png"}}' for i, value in enumerate(("null", "-1", "-1.0"))]
