@@ -1,5 +1,6 @@
 /* emulate_amx.h - the instructions of Intel's AMX that janus.c uses, for processors that lack them: the illegal
-   instruction is read, done in plain C and skipped. Linux on x86-64; for any program:
+   instruction is decoded, executed in plain C and skipped. A processor that has them runs them itself. Linux on x86-64;
+   for any program:
 
        cc -DEMULATED_AMX -D_GNU_SOURCE -include test/c/emulate_amx.h janus.c -o janus -lm -lpthread
 
@@ -7,12 +8,31 @@
 #ifndef EMULATE_AMX_H
 #define EMULATE_AMX_H
 
+#include <cpuid.h>
 #include <math.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
 #include <ucontext.h>
+#include <unistd.h>
+
+/* How the instructions run in this process. LDTILECFG and STTILECFG run on the processor as soon as the system has set
+   the two tile bits of XCR0, but an instruction on tile data then still raises SIGILL until the process has asked for
+   permission. So the two kinds must not be mixed: with the bits set, all run on the processor (native), or, where the
+   permission is refused or the processor has no products of bf16, none can be used at all (refused). */
+static enum { AMX_EMULATED, AMX_NATIVE, AMX_REFUSED } amx_mode;
+
+static int find_amx_mode(void) {
+    enum { BF16 = 1 << 22, TILES = 1 << 24, XCR0_TILES = 3 << 17, REQUEST_PERMISSION = 0x1023, TILE_DATA = 18 };
+    unsigned a, b, c, d, saved;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_OSXSAVE)) return AMX_EMULATED;
+    __asm__ volatile("xgetbv" : "=a"(saved), "=d"(d) : "c"(0));
+    if ((saved & XCR0_TILES) != XCR0_TILES) return AMX_EMULATED;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & (BF16 | TILES)) != (BF16 | TILES)) return AMX_REFUSED;
+    return syscall(SYS_arch_prctl, (long)REQUEST_PERMISSION, (long)TILE_DATA) == 0 ? AMX_NATIVE : AMX_REFUSED;
+}
 
 typedef struct {
     unsigned char config[64], tiles[8][16][64];
@@ -114,6 +134,8 @@ static void on_illegal_instruction(int number, siginfo_t *info, void *user) {
 
 __attribute__((constructor)) static void emulate_amx(void) {
     struct sigaction action;
+    amx_mode = find_amx_mode();
+    if (amx_mode != AMX_EMULATED) return;
     memset(&action, 0, sizeof action);
     action.sa_sigaction = on_illegal_instruction;
     action.sa_flags = SA_SIGINFO | SA_NODEFER;

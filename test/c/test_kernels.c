@@ -550,6 +550,7 @@ static void dispatch_case(void) {
     FILE *flags = fopen("/proc/cpuinfo", "r");
     while (flags != NULL && fscanf(flags, "%31s", flag) == 1) amx |= strcmp(flag, "amx_bf16") == 0;
     if (flags != NULL) fclose(flags);
+    amx = amx && bf16 && syscall(SYS_arch_prctl, 0x1023L, 18L) == 0; /* may a process have the tiles? */
 #endif
     report("kernels that this processor runs", fabs((double)(x86_level() - (avx2 + avx512 + bf16 + amx))), 0);
 #endif
@@ -613,6 +614,11 @@ static void tile_cases(void) {
 
 int main(void) {
 #if defined(EMULATED_AMX) && defined(HAVE_AMX_KERNELS)
+    if (amx_mode == AMX_REFUSED) {
+        printf("AMX: left out, since this system refuses the processor's tiles to programs\n");
+        format_cases();
+        return closing_line();
+    }
     tile_cases();
 #elif defined(EMULATED_AMX)
     for (int i = 0; kernel_name_at(i) != NULL; i++)
@@ -654,7 +660,8 @@ int main(void) {
         thread_case(kernel_name_at(i));
     }
 #if defined(EMULATED_AMX) && defined(HAVE_AMX_KERNELS)
-    check(amx.done > 0, 1, "%ld instructions of AMX were emulated", amx.done);
+    if (amx_mode == AMX_NATIVE) printf("AMX: native\n");
+    else check(amx.done > 0, 1, "AMX: emulated, %ld instructions", amx.done);
 #endif
     return closing_line();
 }
