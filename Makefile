@@ -16,11 +16,15 @@ STB =
 # Sets the shell variable $stb to the compiler's flags for the stb headers: finds or brings them, or says how to get them.
 FIND_STB = stb=`CC="$(CC)" CFLAGS="$(CFLAGS)" STB="$(STB)" FETCH="$(FETCH)" STB_URL="$(STB_URL)" sh test/setup.sh flags` || exit 2
 
+# Made first, so that make -j fetches the headers once.
+build/stb.found: test/setup.sh
+	@$(FIND_STB); touch $@
+
 # ---- Using it ----
 
 all: janus ## the program ./janus; what make alone does
 
-janus: janus.c janus.h
+janus: janus.c janus.h build/stb.found
 	@$(FIND_STB); set -x; $(CC) $(CFLAGS) $(WARNINGS) $$stb $(LDFLAGS) janus.c -o $@ $(LDLIBS)
 
 demo: janus ## draws a picture and answers questions about it
@@ -39,7 +43,7 @@ libjanus.so: libjanus.o ## the library for other languages
 	name=; [ "`uname -s`" = Darwin ] || name=-Wl,-soname,libjanus.so.1; \
 	    $(CC) -shared $$name $(LDFLAGS) libjanus.o -o $@ $(LDLIBS)
 
-libjanus.o: janus.c janus.h
+libjanus.o: janus.c janus.h build/stb.found
 	@$(FIND_STB); set -x; $(CC) $(CFLAGS) $(WARNINGS) $$stb -fPIC -DJANUS_LIBRARY -c janus.c -o $@
 
 # What is installed, below PREFIX; the library also under the names without its version.
@@ -71,8 +75,9 @@ build/janus.pc: janus.h Makefile
 	sed -n 's/^#define JANUS_VERSION "\(.*\)"/Version: \1/p' janus.h >>$@
 	printf 'Cflags: -I$${includedir}\nLibs: -L$${libdir} -ljanus -lm -lpthread\n' >>$@
 
-deps: ## installs what is missing: a C compiler, the stb headers, Python's venv
-	@sh test/setup.sh install
+WHAT = build
+deps: ## installs packages: WHAT=build|fuzz|check|machines|analyse|platforms
+	@sh test/setup.sh install $(WHAT)
 
 clean: ## removes what was built
 	rm -rf janus libjanus.o libjanus.a libjanus.so test/bench/bench build
@@ -95,7 +100,7 @@ eval: libjanus.so ## the small model's scores
 	@PYTHON="$(PYTHON)" sh test/run.sh eval
 
 # janus.c with some inner functions made visible.
-build/libinternals.so: test/verify/internals.c janus.c janus.h
+build/libinternals.so: test/verify/internals.c janus.c janus.h build/stb.found
 	@mkdir -p build
 	@$(FIND_STB); set -x; $(CC) $(CFLAGS) -std=c99 $$stb -I. -fPIC -shared $(LDFLAGS) test/verify/internals.c -o $@ $(LDLIBS)
 
@@ -109,16 +114,16 @@ build/test_janus: test/c/test_janus.c test/c/common.h libjanus.a
 	$(CC) $(CFLAGS) $(WARNINGS) -I. $(LDFLAGS) test/c/test_janus.c libjanus.a -o $@ $(LDLIBS)
 
 # These include janus.c, to reach what is inside.
-build/test_kernels: test/c/test_kernels.c test/c/common.h janus.c janus.h
+build/test_kernels: test/c/test_kernels.c test/c/common.h janus.c janus.h build/stb.found
 	@mkdir -p build
 	@$(FIND_STB); set -x; $(CC) $(CFLAGS) -std=c99 $$stb -I. $(LDFLAGS) test/c/test_kernels.c -o $@ $(LDLIBS)
 
 # The same with the instructions of AMX emulated, for processors without them.
-build/test_amx: test/c/test_kernels.c test/c/emulate_amx.h test/c/common.h janus.c janus.h
+build/test_amx: test/c/test_kernels.c test/c/emulate_amx.h test/c/common.h janus.c janus.h build/stb.found
 	@mkdir -p build
 	@$(FIND_STB); set -x; $(CC) $(CFLAGS) -std=c99 -DEMULATED_AMX $$stb -I. $(LDFLAGS) test/c/test_kernels.c -o $@ $(LDLIBS)
 
-build/test_faults: test/c/test_faults.c test/c/common.h janus.c janus.h
+build/test_faults: test/c/test_faults.c test/c/common.h janus.c janus.h build/stb.found
 	@mkdir -p build
 	@$(FIND_STB); set -x; $(CC) $(CFLAGS) -std=c99 $$stb -I. $(LDFLAGS) test/c/test_faults.c -o $@ $(LDLIBS)
 
@@ -161,12 +166,6 @@ coverage: ## which lines of janus.c the tests run; needs gcc
 	    PYTESTS="test/python/test_cli.py test/python/test_tokenizer.py test/python/test_preprocess.py" sh test/run.sh c python
 	@$(PYTHON) test/analyse/coverage.py build/coverage
 
-check-deps: ## installs valgrind
-	apt-get install -y valgrind
-
-machines-deps: ## installs GNU parallel
-	command -v parallel >/dev/null || { apt-get update -q && apt-get install -y parallel; }
-
 test-ray: janus ## README's program for Ray Data, over two processes of janus batch; installs ray
 	@PYTHON="$(PYTHON)" sh test/run.sh ray
 
@@ -174,7 +173,7 @@ test-ray: janus ## README's program for Ray Data, over two processes of janus ba
 
 T = 60
 CLANG = clang
-FUZZ_SOURCES = test/fuzz/fuzz.c test/fuzz/mutate_gguf.h janus.c janus.h
+FUZZ_SOURCES = test/fuzz/fuzz.c test/fuzz/mutate_gguf.h janus.c janus.h build/stb.found
 
 fuzz: build/fuzz/fuzz-model ## every target of test/fuzz for T=60 seconds
 	@for target in image text ids options json; do ln -f build/fuzz/fuzz-model build/fuzz/fuzz-$$target; done
@@ -190,19 +189,12 @@ build/fuzz/fuzz-model: $(FUZZ_SOURCES) test/fuzz/stb.ignore
 	@mkdir -p build/fuzz
 	@echo 'int LLVMFuzzerTestOneInput(const char *d, unsigned long n) { return d && n > 99; }' >build/fuzz/probe.c; \
 	if ! $(CLANG) -fsanitize=fuzzer,address build/fuzz/probe.c -o build/fuzz/probe 2>/dev/null; then \
-	    echo "Fuzzing needs clang with its runtime libraries: make fuzz-deps (Debian: apt-get install clang llvm)"; exit 1; fi
+	    echo "Fuzzing needs clang with its runtime libraries: make deps WHAT=fuzz"; exit 1; fi
 	@$(FIND_STB); set -x; $(CLANG) -std=c99 -g1 -O1 -fsanitize=fuzzer,address,undefined,float-cast-overflow \
 	    -fno-sanitize-recover=all -fsanitize-ignorelist=test/fuzz/stb.ignore $$stb -I. test/fuzz/fuzz.c -o $@ $(LDLIBS)
 
-fuzz-deps: ## installs clang and llvm
-	apt-get install -y clang llvm
-
 analyse: ## the static analysers; test/analyse/ANALYSERS.md explains what they find
 	@$(FIND_STB); sh test/analyse/analyse.sh "$$stb"
-
-analyse-deps: ## installs the analysers
-	apt-get update -q
-	DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends gcc libc6-dev libstb-dev clang clang-tidy cppcheck
 
 # ---- Platforms ----
 
@@ -214,22 +206,6 @@ platforms: janus ## builds for every platform whose tools are here, runs and com
 
 platforms-bare: janus ## make demo and make test in empty Debian systems: WORK=build/bare KEEP=1 ROWS=PATTERN
 	@WORK="$(WORK)" KEEP="$(KEEP)" ROWS="$(ROWS)" sh test/platforms/bare.sh
-
-test-stb: ## janus.c with the oldest stb and with the newest, out of two Debian releases
-	@CC="$(CC)" sh test/platforms/stb.sh
-
-# gcc-multilib would bring -m32 but excludes the cross compilers; its two pieces do not.
-CROSS = alpha-linux-gnu:alpha aarch64-linux-gnu:arm64 arm-linux-gnueabi:armel arm-linux-gnueabihf:armhf hppa-linux-gnu:hppa \
-    m68k-linux-gnu:m68k mips-linux-gnu:mips mips64-linux-gnuabi64:mips64 mips64el-linux-gnuabi64:mips64el mipsel-linux-gnu:mipsel \
-    powerpc64-linux-gnu:ppc64 powerpc64le-linux-gnu:ppc64el riscv64-linux-gnu:riscv64 \
-    s390x-linux-gnu:s390x sh4-linux-gnu:sh4 sparc64-linux-gnu:sparc64
-platforms-deps: ## installs compilers, emulators and runtimes, for Debian
-	apt-get update -q
-	DEBIAN_FRONTEND=noninteractive apt-get install -y gcc debootstrap
-	DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends g++ clang tcc libc6-dev libstb-dev bmake \
-	    musl-dev musl-tools libc6-dev-i386 lib32gcc-`gcc -dumpversion | cut -d. -f1`-dev mingw-w64-x86-64-dev gcc-mingw-w64-x86-64 \
-	    mingw-w64-i686-dev gcc-mingw-w64-i686 wine wine64 lld wasi-libc libclang-rt-dev-wasm32 nodejs debootstrap python3-venv \
-	    qemu-user `for pair in $(CROSS); do echo gcc-$${pair%:*} libc6-dev-$${pair#*:}-cross; done`
 
 # ---- Measuring ----
 
@@ -244,12 +220,12 @@ bench-peers: build/libbench.so ## beside PyTorch and llama.cpp, which it install
 quantisation: build/libbench.so ## what smaller weights cost in quality
 	@PYTHON="$(PYTHON)" BENCH_ARGS="$(BENCH_ARGS)" sh test/run.sh quantisation
 
-test/bench/bench: test/bench/bench.c janus.c janus.h
+test/bench/bench: test/bench/bench.c janus.c janus.h build/stb.found
 	@$(FIND_STB); set -x; $(CC) $(CFLAGS) -std=c99 $$stb -I. $(LDFLAGS) test/bench/bench.c -o $@ $(LDLIBS)
 
-build/libbench.so: test/bench/bench_stages.c janus.c janus.h
+build/libbench.so: test/bench/bench_stages.c janus.c janus.h build/stb.found
 	@mkdir -p build
 	@$(FIND_STB); set -x; $(CC) $(CFLAGS) -std=c99 $$stb -I. -fPIC -shared $(LDFLAGS) test/bench/bench_stages.c -o $@ $(LDLIBS)
 
 .PHONY: all demo test install uninstall deps clean help verify verify-full eval test-c test-asan test-tsan test-valgrind coverage \
-    check-deps machines-deps test-ray fuzz fuzz-deps analyse analyse-deps platforms platforms-bare test-stb platforms-deps bench bench-peers quantisation
+    test-ray fuzz analyse platforms platforms-bare bench bench-peers quantisation

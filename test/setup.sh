@@ -1,16 +1,15 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
-# What a machine may lack: the stb headers, which every build finds or brings by itself, and the packages of make deps.
-#   setup.sh flags              prints the compiler's flags for stb_image.h and stb_image_write.h
-#   setup.sh install            installs a C compiler, make, the stb headers and Python's venv
+# What a machine may lack: the stb headers, which every build finds or fetches by itself, and the packages of make deps.
+#   setup.sh flags              prints the compiler's flags for stb_image.h (2.28 or newer) and stb_image_write.h
+#   setup.sh install [WHAT]     installs packages: build (the default), fuzz, check, machines, analyse or platforms
 #   setup.sh release NAME DIR   puts the stb headers of the Debian release NAME into DIR/stb
-#   setup.sh pinned DIR         whether the headers in DIR are those of the commit below
 #   setup.sh mirror             prints the address of Debian's packages that /etc/apt names
 # The environment holds the Makefile's CC, CFLAGS, STB, FETCH and STB_URL. Exit status 2: the headers are missing.
 #
-# The headers are looked for where the system has them, then in build/stb. If they are nowhere, the distribution's
-# package is unpacked into build/stb, which needs no root; else both files are downloaded at one commit, and kept only if
-# their SHA-256 is the one below. FETCH=no forbids both.
+# The headers are searched for in the system's folders, then in build/stb. If none are new enough, build/stb gets them: on
+# Debian from the package of Debian 13, unpacked without root and checked by apt's signatures; elsewhere both files are
+# downloaded at one commit and checked by SHA-256. FETCH=no forbids both.
 cd "$(dirname "$0")/.." || exit 1
 CC=${CC:-cc}
 COMMIT=31c1ad37456438565541f4919958214b6e762fb4
@@ -21,22 +20,39 @@ SUM_IMAGE_WRITE=cbd5f0ad7a9cf4468affb36354a1d2338034f2c12473cf1a8e32053cb6914a05
 say() { echo "$@" >&2; }
 have() { command -v "$1" >/dev/null 2>&1; }
 
-# Everything unfinished lies in a folder of this run, so that make -j may run several at once.
+# Everything unfinished lies in a folder of this run, so that several may run at once.
 part=build/setup.$$
 work=$(pwd)/$part
-locked=""
-clean_up() { rm -rf "$work"; [ -z "$locked" ] || rm -rf build/stb.lock; }
-trap clean_up EXIT
+trap 'rm -rf "$work"' EXIT
 trap 'exit 1' HUP INT TERM
 mkdir -p "$work" || exit 1
 
-# ---- What make deps installs ----
+# ---- make deps ----
 
-# The one command that installs everything on this system.
+# gcc-multilib would bring -m32 but excludes the cross compilers; its two pieces do not.
+CROSS="alpha-linux-gnu:alpha aarch64-linux-gnu:arm64 arm-linux-gnueabi:armel arm-linux-gnueabihf:armhf hppa-linux-gnu:hppa
+    m68k-linux-gnu:m68k mips-linux-gnu:mips mips64-linux-gnuabi64:mips64 mips64el-linux-gnuabi64:mips64el mipsel-linux-gnu:mipsel
+    powerpc64-linux-gnu:ppc64 powerpc64le-linux-gnu:ppc64el riscv64-linux-gnu:riscv64 s390x-linux-gnu:s390x sh4-linux-gnu:sh4
+    sparc64-linux-gnu:sparc64"
+
+# The one command that installs what a build and the tests need on this system, or on Debian alone the packages of WHAT.
 deps_command() {
     msys=$MINGW_PACKAGE_PREFIX
-    if have apt-get; then
-        echo "apt-get install -y --no-install-recommends gcc make libc6-dev libstb-dev python3-venv pkg-config"
+    packages=""
+    case $1 in
+    build) packages="gcc make libc6-dev libstb-dev python3-venv pkg-config" ;;
+    fuzz) packages="clang llvm" ;;
+    check) packages="valgrind qemu-user libc6-dbg" ;;
+    machines) packages=parallel ;;
+    analyse) packages="gcc libc6-dev libstb-dev clang clang-tidy cppcheck" ;;
+    platforms)
+        packages="gcc g++ clang tcc libc6-dev libstb-dev bmake musl-dev musl-tools libc6-dev-i386
+            lib32gcc-$(gcc -dumpversion | cut -d. -f1)-dev mingw-w64-x86-64-dev gcc-mingw-w64-x86-64 mingw-w64-i686-dev
+            gcc-mingw-w64-i686 wine wine64 lld wasi-libc libclang-rt-dev-wasm32 nodejs debootstrap python3-venv qemu-user
+            $(for pair in $CROSS; do echo "gcc-${pair%:*} libc6-dev-${pair#*:}-cross"; done)" ;;
+    esac
+    if have apt-get && [ -n "$packages" ]; then echo apt-get install -y --no-install-recommends $packages
+    elif [ "$1" != build ]; then return
     elif have dnf; then echo "dnf install -y gcc make glibc-devel stb-devel python3"
     elif have apk; then echo "apk add gcc make musl-dev stb python3"
     elif have pacman && [ -n "$msys" ]; then echo "pacman -S --needed --noconfirm make $msys-gcc $msys-stb $msys-python"
@@ -46,15 +62,15 @@ deps_command() {
     fi
 }
 
-# What stands before a command that needs root: nothing for root, and where packages are the user's own.
+# The prefix of a command that needs root: nothing for root, and where packages are the user's own.
 as_root() {
     case $(id -u),$1 in 0,* | *,brew* | *mingw*) return ;; esac
     if have sudo || ! have doas; then echo "sudo "; else echo "doas "; fi
 }
 
 install() {
-    command=$(deps_command)
-    [ -n "$command" ] || { say "no known package manager: install a C compiler, make and Python 3 by hand"; exit 1; }
+    command=$(deps_command "${1:-build}")
+    [ -n "$command" ] || { say "no packages known for ${1:-build} on this system: install them by hand (README)"; exit 1; }
     sudo=$(as_root "$command")
     if [ -n "$sudo" ] && ! have $sudo; then
         say "this needs root, and there is no sudo. As root:"
@@ -68,28 +84,45 @@ install() {
 
 # Says what is missing and how it is installed.
 missing() {
-    command=$(deps_command)
+    command=$(deps_command build)
     say "$1 missing. Install them with:"
     say "    ${command:+$(as_root "$command")}${command:-(no known package manager: see README)}"
 }
 
 # ---- Finding the headers ----
 
-# Whether both headers compile with these flags, included as janus.c includes them.
-fits() { $CC $CFLAGS $1 -c "$work/probe.c" -o "$work/probe.o" >/dev/null 2>&1; }
-
+# stb_image before 2.28 lacks this function: it refuses JPEGs with bytes after the last pixel, among others.
 cat >"$work/probe.c" <<END
-#ifdef JANUS_STB_FLAT
+#ifndef ANY_VERSION
+#define STB_IMAGE_STATIC
+#define STB_IMAGE_IMPLEMENTATION
+#define STBI_ONLY_JPEG
+#define STBI_NO_SIMD
+#define STBI_NO_STDIO
+#endif
+#if defined(JANUS_STB_FLAT)
 #include <stb_image.h>
 #include <stb_image_write.h>
 #else
 #include <stb/stb_image.h>
 #include <stb/stb_image_write.h>
 #endif
-void (*probe[2])(void) = {(void (*)(void))stbi_load_from_memory, (void (*)(void))stbi_write_png_to_func};
+void (*probe[])(void) = {
+#ifndef ANY_VERSION
+    (void (*)(void))stbi__skip_jpeg_junk_at_end,
+#endif
+    (void (*)(void))stbi_load_from_memory, (void (*)(void))stbi_write_png_to_func};
 END
 
-# Sets $flags to those of the first place that has the headers. They lie there in a folder stb, or flat.
+# fits FLAGS: do both headers compile, in a version that is new enough? Sets $old where only the version is wrong.
+old=""
+compiles() { $CC $CFLAGS $1 -c "$work/probe.c" -o "$work/probe.o" >/dev/null 2>&1; }
+fits() {
+    compiles "$1 -DANY_VERSION" || return 1
+    compiles "$1" || { old=1; return 1; }
+}
+
+# Sets $flags to those of the first folder that has the headers, in a subfolder stb or flat.
 find_installed() {
     for dir in "" /usr/local/include /opt/homebrew/include /opt/local/include; do
         for layout in "" -DJANUS_STB_FLAT; do
@@ -111,50 +144,28 @@ find_named() {
     [ -n "$flags" ] && fits "$flags"
 }
 
-# ---- Bringing them: each of these fills $work/got, and fails where it has no package or no tool ----
+# ---- Fetching them: each of these fills $work/got ----
 
-apt() { apt-get -q -o APT::Sandbox::User=root -o Acquire::Retries=1 -o Acquire::http::Timeout=20 "$@"; }
+# The address of Debian's packages that /etc/apt names.
+mirror() {
+    apt-get indextargets --format '$(LABEL) $(ORIGIN) $(REPO_URI)' 2>/dev/null | sed -n 's/^Debian Debian //p' | sed 1q
+}
 
-# apt with lists of its own, which needs no root and changes nothing of the system.
-private_apt() {
+# from_debian RELEASE: its package libstb-dev. apt works with lists of its own, which needs no root and changes nothing.
+from_debian() {
+    keyring=/usr/share/keyrings/debian-archive-keyring.gpg
+    have apt-get && have dpkg-deb && [ -f "${KEYRING:-$keyring}" ] || return 1
     mkdir -p "$work/apt/state/lists/partial" "$work/apt/cache/archives/partial"
     : >"$work/apt/status"
-    apt -o "Dir::State=$work/apt/state" -o "Dir::State::status=$work/apt/status" -o "Dir::Cache=$work/apt/cache" \
-        -o Acquire::Languages=none "$@"
-}
-
-from_apt() {
-    have apt-get && have dpkg-deb || return 1
-    # The system's lists may be empty, or older than its mirror.
-    (
-        cd "$work/got" || exit 1
-        apt download libstb-dev && exit
-        private_apt update
-        private_apt download libstb-dev
-    ) || return 1
+    address=${MIRROR:-$(mirror)}
+    echo "deb [signed-by=${KEYRING:-$keyring}] ${address:-http://deb.debian.org/debian} $1 main" >"$work/apt/sources.list"
+    for command in update "download libstb-dev"; do
+        (cd "$work/got" && apt-get -q -o APT::Sandbox::User=root -o Acquire::Retries=1 -o Acquire::http::Timeout=20 \
+            -o "Dir::State=$work/apt/state" -o "Dir::State::status=$work/apt/status" -o "Dir::Cache=$work/apt/cache" \
+            -o Acquire::Languages=none -o "Dir::Etc::sourcelist=$work/apt/sources.list" -o Dir::Etc::sourceparts=/dev/null \
+            -o Dir::Etc::preferencesparts=/dev/null $command) || return 1
+    done
     dpkg-deb -x "$work"/got/*.deb "$work/got"
-}
-
-from_dnf() {
-    have dnf && have cpio && dnf -q download --destdir "$work/got" stb_image-devel stb_image_write-devel || return 1
-    for package in "$work"/got/*.rpm; do rpm2cpio "$package" | (cd "$work/got" && cpio -idm) || return 1; done
-}
-
-from_apk() { have apk && apk fetch --no-cache -o "$work/got" stb && tar -xzf "$work"/got/*.apk -C "$work/got"; }
-
-# pacman downloads for root alone (on MSYS2 for everyone); a database of its own leaves the system's as old as it is.
-from_pacman() {
-    have pacman && mkdir "$work/got/db" || return 1
-    name=${MINGW_PACKAGE_PREFIX:+$MINGW_PACKAGE_PREFIX-}stb
-    pacman -Syw --noconfirm --dbpath "$work/got/db" --cachedir "$work/got" "$name" &&
-        for package in "$work"/got/*.pkg.tar.*[!g]; do bsdtar -xf "$package" -C "$work/got"; done
-}
-
-from_brew() { have brew && HOMEBREW_NO_AUTO_UPDATE=1 brew fetch stb && tar -xzf "$(brew --cache stb)" -C "$work/got"; }
-
-from_pkg() {
-    [ "$(uname)" = FreeBSD ] && pkg -N && pkg fetch -y -o "$work/got" stb &&
-        find "$work/got" -name 'stb-*.pkg' -exec tar -xf {} -C "$work/got" \;
 }
 
 # download URL FILE. Not every busybox's wget knows -T.
@@ -171,7 +182,7 @@ sha256() {
     fi | sed 's/[^0-9a-f].*//'
 }
 
-# download_checked NAME SUM: only the file that was meant.
+# download_checked NAME SUM: keeps a file with this sum only.
 download_checked() {
     download "$STB_URL/$1" "$work/got/$1" || { say "$STB_URL/$1 cannot be downloaded"; return 1; }
     sum=$(sha256 "$work/got/$1")
@@ -182,11 +193,7 @@ download_checked() {
     return 1
 }
 
-from_commit() {
-    download_checked stb_image.h $SUM_IMAGE && download_checked stb_image_write.h $SUM_IMAGE_WRITE
-}
-
-# keep DIR: takes both headers out of what was unpacked into DIR/stb, under their names only once they compile.
+# keep DIR: moves both headers from $work/got to DIR/stb once they compile.
 keep() {
     rm -rf "$work/new"
     mkdir -p "$work/new/stb" "$1/stb"
@@ -199,29 +206,14 @@ keep() {
 }
 
 bring() {
-    say "The stb headers are brought into build/stb (FETCH=no forbids it)"
-    for source in from_apt from_dnf from_apk from_pacman from_brew from_pkg from_commit; do
-        rm -rf "$work/got"
-        mkdir "$work/got"
-        if [ $source = from_commit ]; then from_commit; else $source >"$work/log" 2>&1; fi && keep build && return
-    done
-    return 1
+    say "The stb headers are brought into build/stb${old:+, since those found are older than 2.28} (FETCH=no forbids it)"
+    mkdir -p "$work/got"
+    from_debian trixie >"$work/log" 2>&1 && keep build && return
+    rm -rf "$work/got" && mkdir "$work/got"
+    download_checked stb_image.h $SUM_IMAGE && download_checked stb_image_write.h $SUM_IMAGE_WRITE && keep build
 }
 
-# With make -j one brings and the others wait for it; a lock whose owner was killed counts for nothing.
-bring_once() {
-    until mkdir build/stb.lock 2>/dev/null; do
-        owner=$(cat build/stb.lock/owner 2>/dev/null)
-        sleep 1
-        if [ ! -d build/stb.lock ]; then fits "-isystem build"; return; fi
-        [ -n "$owner" ] && ! kill -0 "$owner" 2>/dev/null && rm -rf build/stb.lock
-    done
-    locked=1
-    echo $$ >build/stb.lock/owner
-    bring
-}
-
-# Prints what was found and notes it for the next target, with the compiler that it was found for.
+# Prints the flags and notes them for the next target, with the compiler that they were found for.
 found() {
     printf '%s\n' "$CC $CFLAGS" "$1" >"$work/flags" && mv -f "$work/flags" build/stb.flags
     echo "$1"
@@ -230,7 +222,7 @@ found() {
 
 print_flags() {
     if [ -z "$STB" ] && { IFS= read -r for_compiler && IFS= read -r flags; } 2>/dev/null <build/stb.flags &&
-        [ "$for_compiler" = "$CC $CFLAGS" ] && fits "$flags"; then
+        [ "$for_compiler" = "$CC $CFLAGS" ] && compiles "$flags"; then
         echo "$flags"
         exit 0
     fi
@@ -242,42 +234,28 @@ print_flags() {
     fi
     if [ -n "$STB" ]; then
         find_named && { echo "$flags"; exit 0; }
-        say "STB=$STB: that folder has no stb_image.h and stb_image_write.h that $CC compiles"
+        if [ -n "$old" ]; then say "STB=$STB: stb_image.h there is older than 2.28"
+        else say "STB=$STB: that folder has no stb_image.h and stb_image_write.h that $CC compiles"
+        fi
         exit 2
     fi
     find_installed && found "$flags"
-    [ "$FETCH" != no ] && bring_once && found "-isystem build"
-    missing "The stb headers are"
+    [ "$FETCH" != no ] && bring && found "-isystem build"
+    if [ -n "$old" ]; then say "The stb headers that are installed are older than 2.28: get newer ones (https://github.com/nothings/stb),"
+    else missing "The stb headers are"
+    fi
     say "or name the folder that holds stb_image.h: make STB=DIR"
     exit 2
 }
 
-# ---- The headers of another Debian release, from the mirror of this one ----
-
-# mirror: the address of Debian's packages that /etc/apt names.
-mirror() {
-    apt-get indextargets --format '$(LABEL) $(ORIGIN) $(REPO_URI)' 2>/dev/null | sed -n 's/^Debian Debian //p' | sed 1q
-}
-
-release() {
-    keyring=/usr/share/keyrings/debian-archive-keyring.gpg
-    mkdir -p "$work/got"
-    address=${MIRROR:-$(mirror)}
-    echo "deb [signed-by=$keyring] ${address:-http://deb.debian.org/debian} $1 main" >"$work/sources.list"
-    for command in update "download libstb-dev"; do
-        (cd "$work/got" && private_apt -o "Dir::Etc::sourcelist=$work/sources.list" -o Dir::Etc::sourceparts=/dev/null \
-            -o Dir::Etc::preferencesparts=/dev/null $command) >>"$work/log" 2>&1
-    done
-    dpkg-deb -x "$work"/got/*.deb "$work/got" 2>>"$work/log" && keep "$2" && return
-    cat "$work/log" >&2
-    return 1
-}
-
 case $1 in
 flags) print_flags ;;
-install) install ;;
-release) release "$2" "$3" ;;
+install) install "$2" ;;
+release)
+    mkdir -p "$work/got"
+    from_debian "$2" >"$work/log" 2>&1 && keep "$3" && exit
+    cat "$work/log" >&2
+    exit 1 ;;
 mirror) mirror ;;
-pinned) [ "$(sha256 "$2/stb_image.h")" = $SUM_IMAGE ] && [ "$(sha256 "$2/stb_image_write.h")" = $SUM_IMAGE_WRITE ] ;;
-*) say "usage: setup.sh flags|install|release NAME DIR|pinned DIR|mirror"; exit 1 ;;
+*) say "usage: setup.sh flags|install [WHAT]|release NAME DIR|mirror"; exit 1 ;;
 esac

@@ -7,7 +7,7 @@ BUILD=build/analyse
 LIST=test/analyse/ANALYSERS.md
 mkdir -p $BUILD
 for tool in clang-tidy cppcheck gcc; do
-    command -v $tool >/dev/null || { echo "$tool is missing: make analyse-deps"; exit 1; }
+    command -v $tool >/dev/null || { echo "$tool is missing: make deps WHAT=analyse"; exit 1; }
 done
 
 checked="::fopen;::fread;::malloc;::calloc;::realloc;::fseek;::ftell;::strtod;::strtol;::strtoull"

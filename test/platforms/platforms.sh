@@ -12,9 +12,8 @@
 #   make platforms ROWS=PATTERN   only the rows whose "compiler target" matches, as for grep -E: ROWS='big-endian|^zig'
 #   BUILD=build/DIR sh test/platforms/platforms.sh   works in that folder, so that parts can run side by side
 #   TESTS=no                         emulated machines draw and answer, but do not run the tests, which take minutes there
-#   STB_OLDEST=DIR, STB_NEWEST=DIR   folders with stb_image.h for the rows of stb (else Debian's packages, fetched by apt)
 #
-# What is fetched stays in build/platforms: packages of stb, zig in a Python environment, a Debian 13 made by debootstrap.
+# What is fetched stays in build/platforms: the newest stb, zig in a Python environment, a Debian 13 made by debootstrap.
 cd "$(dirname "$0")/../.." || exit 1
 MODEL=${MODEL:-weights/tiny.gguf}
 IMAGE=weights/samples.png
@@ -27,8 +26,8 @@ WARN="-std=c99 -pedantic -Wall -Wextra -Wshadow -Wvla"
 HERE="$(uname -s) $(uname -m)"
 export LC_ALL=C.UTF-8 WINEDEBUG=-all
 mkdir -p $INCLUDE/stb $BUILD/native $BUILD/got
-for dir in ${STB:-} /usr/include/stb /usr/local/include/stb build/stb; do
-    [ -f "$dir/stb_image.h" ] && cp "$dir/stb_image.h" "$dir/stb_image_write.h" $INCLUDE/stb/ && break
+for dir in ${STB:-} ${STB:+"$STB/stb"} build/stb /usr/include/stb /usr/local/include/stb; do
+    grep -qs stbi__skip_jpeg_junk_at_end "$dir/stb_image.h" && cp "$dir/stb_image.h" "$dir/stb_image_write.h" $INCLUDE/stb/ && break
 done
 good=0   # rows that ran and are as they must be
 linked=0 # rows that can only be linked
@@ -129,29 +128,6 @@ fetch_compiler() {
     install_${compiler%_*} >$BUILD/log.$compiler 2>&1 || { unfetched="$unfetched $compiler"; return 1; }
 }
 unfetched=""
-
-# own_apt_get SUITE COMMAND ...: apt-get with lists of its own, which hold that Debian release alone.
-own_apt_get() {
-    apt=$PWD/$BUILD/apt-$1
-    mkdir -p "$apt/state/lists/partial" "$apt/cache/archives/partial" && : >"$apt/status"
-    echo "deb $(mirror) $1 main" >"$apt/sources"
-    shift
-    (cd "$apt" && apt-get -q -o Dir::State="$apt/state" -o Dir::State::status="$apt/status" -o Dir::Cache="$apt/cache" \
-        -o Dir::Etc::SourceList="$apt/sources" -o Dir::Etc::SourceParts=/dev/null -o APT::Sandbox::User="$(id -un)" \
-        -o Acquire::Languages=none "$@")
-}
-
-# fetch_stb FOLDER SUITE...: unpacks libstb-dev of the first of these Debian releases that can be had; else FOLDER stays.
-fetch_stb() {
-    folder=$1
-    shift
-    for suite in "$@"; do
-        rm -f $BUILD/apt-$suite/*.deb
-        own_apt_get "$suite" update && own_apt_get "$suite" download libstb-dev && rm -rf "$folder" &&
-            dpkg-deb -x $BUILD/apt-$suite/libstb-dev_*.deb "$folder" && return
-    done
-    return 1
-} >$BUILD/log.stb 2>&1
 
 # ---- The table ----
 
@@ -276,24 +252,16 @@ link_row() {
     print_row "$(compiler_name)" "$target" - "$build" - - - -
 }
 
-# rows_stb AGE FOLDER RELEASE...: with the stb headers of FOLDER, or else of the first of these Debian releases that can be
-# had. The drawn PNG files must be the native ones to the byte.
+# The newest stb, that of Debian's unstable release. The drawn PNG files must be the native ones to the byte.
 rows_stb() {
-    age=$1 folder=$2
-    shift 2
-    { wanted gcc "x86-64, stb $age" || wanted clang "x86-64, stb $age"; } || return 0
-    if [ -z "$folder" ]; then
-        fetch_stb $BUILD/stb-$age "$@"
-        folder=$BUILD/stb-$age/usr/include/stb
-    fi
-    if [ ! -f "$folder/stb_image.h" ]; then
-        leave_out "gcc and clang" "x86-64, stb $age" "needs a Debian mirror among apt's sources, or STB_OLDEST and STB_NEWEST"
+    { wanted gcc "x86-64, newest stb" || wanted clang "x86-64, newest stb"; } || return 0
+    if ! sh test/setup.sh release sid $BUILD/include-newest >$BUILD/log.stb 2>&1; then
+        leave_out "gcc and clang" "x86-64, newest stb" "needs apt-get, dpkg-deb and a Debian mirror"
         return
     fi
-    native_include=$INCLUDE INCLUDE=$BUILD/include-$age exact=1
-    rm -rf $INCLUDE && mkdir -p $INCLUDE/stb && cp "$folder"/stb_image.h "$folder"/stb_image_write.h $INCLUDE/stb/
+    native_include=$INCLUDE INCLUDE=$BUILD/include-newest exact=1
     version=$(sed -n 's/.* stb_image - v\([0-9.]*\).*/\1/p' $INCLUDE/stb/stb_image.h)
-    for compiler in gcc clang; do row "x86-64, stb $age ($version)" $compiler "" plain $compiler -O2 -lpthread; done
+    for compiler in gcc clang; do row "x86-64, newest stb ($version)" $compiler "" plain $compiler -O2 -lpthread; done
     INCLUDE=$native_include exact=0
 }
 
@@ -321,7 +289,8 @@ row_bmake() {
     command -v bmake >/dev/null || { leave_out cc "$target" "needs bmake"; return; }
     rm -rf $BUILD/bmake && mkdir -p $BUILD/bmake/weights && cp -R Makefile janus.c janus.h test $BUILD/bmake/
     cp weights/tiny.* $BUILD/bmake/weights/
-    (cd $BUILD/bmake && bmake janus libjanus.a && bmake install DESTDIR=there && bmake uninstall DESTDIR=there) >$BUILD/log 2>&1 ||
+    (stb=$(cd $INCLUDE && pwd) && cd $BUILD/bmake && bmake STB="$stb" janus libjanus.a &&
+        bmake STB="$stb" install DESTDIR=there && bmake uninstall DESTDIR=there) >$BUILD/log 2>&1 ||
         echo "error: bmake failed" >>$BUILD/log
     rm -f $BUILD/program
     mv $BUILD/bmake/janus $BUILD/program 2>>$BUILD/log
@@ -359,8 +328,7 @@ row "x86-64, C11 without GNU C" clang "" best clang -O2 -fgnuc-version=0
 warn=$WARN
 row_bmake
 row_cpp
-rows_stb oldest "${STB_OLDEST:-}" bookworm
-rows_stb newest "${STB_NEWEST:-}" sid trixie
+rows_stb
 row "x86-64, gcc of Debian 13, static" "root, debootstrap and a Debian mirror" "" all debian13_gcc -O2 -static -lpthread
 row "x86-64, musl, static" "$zig_packages" "" all zig_cc -target x86_64-linux-musl -O2
 i386_packages="libc6-dev-i386 lib32gcc-12-dev"

@@ -103,6 +103,6 @@ def test_xargs(tmp_path: Path) -> None:
 
 def test_gnu_parallel(tmp_path: Path) -> None:
     if shutil.which("parallel") is None:
-        warnings.warn("GNU parallel is missing, so that the line for it was not tested: make machines-deps installs it")
-        pytest.skip("GNU parallel is missing: make machines-deps")
+        warnings.warn("GNU parallel is missing, so that the line for it was not tested: make deps WHAT=machines installs it")
+        pytest.skip("GNU parallel is missing: make deps WHAT=machines")
     check(["sh", "-ec", readme_lines("-j 4")], tmp_path)
