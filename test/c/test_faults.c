@@ -752,6 +752,97 @@ static void test_permissions(World *world) {
     remove(in_folder("pipe.gguf"));
 }
 
+/* What a picture written under each kind of name does to it and to what it leads to. */
+static void test_links(World *world) {
+    static const struct {
+        const char *what, *link, *leads_to, *target; /* the name; its link's text; the file that is meant */
+        bool dangling, refused;
+    } ROWS[] = {{"a link", "l.png", "t.png", "t.png", false, false},
+                {"a link to a file of another ending", "l.png", "t.txt", "t.txt", false, false},
+                {"a link from another folder", "sub/l.png", "../t.png", "t.png", false, false},
+                {"a link to another folder", "l.png", "sub/t.png", "sub/t.png", false, false},
+                {"a link with a complete path", "sub/l.png", "@t.png", "t.png", false, false},
+                {"a name in a linked folder", "way/t.png", NULL, "sub/t.png", false, false},
+                {"a link that leads nowhere yet", "sub/l.png", "new.png", "sub/new.png", true, false},
+                {"a link to a link", "l.png", "sub/chain", "t.png", false, false},
+                {"a link to a missing folder", "l.png", "no/t.png", NULL, true, true},
+                {"a link to a folder", "l.png", "sub", NULL, false, true},
+                {"a link to itself", "l.png", "l.png", NULL, true, true}};
+    char way[300], sub[300], text[300];
+    uint64_t expected = 1;
+    snprintf(sub, sizeof sub, "%s", in_folder("sub"));
+    snprintf(way, sizeof way, "%s", in_folder("way"));
+    if (mkdir(sub, 0700) != 0 || symlink("sub", way) != 0 || do_write_png(world, &expected) != JANUS_OK ||
+        symlink("../t.png", in_folder("sub/chain")) != 0)
+        need(NULL);
+    for (size_t i = 0; i < sizeof ROWS / sizeof *ROWS; i++) {
+        struct stat link, target;
+        char name[300];
+        snprintf(name, sizeof name, "%s", in_folder(ROWS[i].link));
+        const char *leads_to = ROWS[i].leads_to;
+        if (leads_to != NULL && leads_to[0] == '@') snprintf(text, sizeof text, "%s", in_folder(leads_to + 1));
+        else if (leads_to != NULL) snprintf(text, sizeof text, "%s", leads_to);
+        if (leads_to != NULL && symlink(text, name) != 0) need(NULL);
+        if (!ROWS[i].dangling && ROWS[i].target != NULL) {
+            write_file(in_folder(ROWS[i].target), "old", 3);
+            chmod(in_folder(ROWS[i].target), 0640);
+        }
+        const JanusStatus status = janus_image_save(name, &world->photo, &world->error);
+        bool good = status == (ROWS[i].refused ? JANUS_IO_ERROR : JANUS_OK);
+        if (leads_to != NULL) good = good && lstat(name, &link) == 0 && S_ISLNK(link.st_mode);
+        if (good && ROWS[i].target != NULL)
+            good = lstat(in_folder(ROWS[i].target), &target) == 0 && S_ISREG(target.st_mode) &&
+                   (ROWS[i].dangling || (target.st_mode & 07777) == 0640) &&
+                   hash_file(in_folder(ROWS[i].target)) == expected;
+        report(good, "-o %s: %s", ROWS[i].what, ROWS[i].refused ? world->error.message : "its target is written");
+        if (leads_to != NULL) remove(name);
+        if (ROWS[i].target != NULL) remove(in_folder(ROWS[i].target));
+    }
+    remove(in_folder("sub/chain"));
+    remove(way);
+    report(rmdir(sub) == 0 && folder_holds(7), "links leave no temporary file");
+}
+
+/* A file that is replaced keeps its permissions; one that must not be written is refused, also for root. */
+static void test_modes(World *world) {
+    static const mode_t MODES[] = {0600, 0640, 0666, 0755, 0444, 0400, 0};
+    uint64_t expected = 1;
+    do_write_png(world, &expected);
+    for (size_t i = 0; i < sizeof MODES / sizeof *MODES; i++) {
+        struct stat after;
+        const bool refused = (MODES[i] & 0222) == 0;
+        chmod(in_folder("out.png"), 0600);
+        write_file(in_folder("out.png"), "old", 3);
+        chmod(in_folder("out.png"), MODES[i]);
+        const JanusStatus status = janus_image_save(in_folder("out.png"), &world->photo, &world->error);
+        bool good = status == (refused ? JANUS_IO_ERROR : JANUS_OK);
+        good = good && stat(in_folder("out.png"), &after) == 0 && (after.st_mode & 07777) == MODES[i];
+        chmod(in_folder("out.png"), 0600);
+        report(good && hash_file(in_folder("out.png")) == (refused ? hash_bytes(1, "old", 3) : expected),
+               "a file with the permissions %03o is %s", (unsigned)MODES[i],
+               refused ? "refused" : "replaced and keeps them");
+    }
+    write_file(in_folder("out.png"), "old", 3);
+    if (link(in_folder("out.png"), in_folder("other.png")) != 0) need(NULL);
+    report(janus_image_save(in_folder("out.png"), &world->photo, NULL) == JANUS_OK &&
+               hash_file(in_folder("out.png")) == expected &&
+               hash_file(in_folder("other.png")) == hash_bytes(1, "old", 3),
+           "another hard link keeps the old content");
+    remove(in_folder("other.png"));
+    OutputFile first, second;
+    output_open(&first, in_folder("out.png"));
+    output_open(&second, in_folder("out.png"));
+    output_write(&first, "first", 5);
+    output_write(&second, "second", 6);
+    report(output_close(&first) == 0 && hash_file(in_folder("out.png")) == hash_bytes(1, "first", 5) &&
+               output_close(&second) == 0 && hash_file(in_folder("out.png")) == hash_bytes(1, "second", 6),
+           "two writers of one file do not meet");
+    uint64_t hash = 1;
+    arm(OPENING, 1, EEXIST, false); /* somebody has this temporary name */
+    const JanusStatus status = do_write_png(world, &hash);
+    report(disarm() && status == JANUS_OK && hash == expected, "a temporary name that is taken is left alone");
+}
+
 static void test_files(void) {
     World world;
     open_world(&world);
@@ -763,6 +854,8 @@ static void test_files(void) {
     test_changed_models(&world);
     test_overwritten_models(&world);
     test_permissions(&world);
+    test_links(&world);
+    test_modes(&world);
     close_world(&world);
 }
 
@@ -1325,6 +1418,86 @@ static void test_pool(void) {
 }
 
 /* Sessions of one model in threads of their own, each with a pool, do what each does alone. */
+static void *save_often(void *argument) {
+    const World *world = argument;
+    intptr_t failures = 0;
+    for (int i = 0; i < 60; i++) failures += janus_image_save(in_folder("out.png"), &world->photo, NULL) != JANUS_OK;
+    return (void *)failures;
+}
+
+/* Two threads write one file while it is read: every save works, and every picture that is read is complete. */
+static void test_race(const World *world) {
+    World worlds[2] = {*world, *world};
+    pthread_t savers[2];
+    void *failures[2];
+    JanusImage image;
+    char path[300];
+    int bad = 0;
+    snprintf(path, sizeof path, "%s", in_folder("out.png"));
+    worlds[1].photo.height /= 2;
+    janus_image_save(path, &world->photo, NULL);
+    for (int i = 0; i < 2; i++)
+        if (pthread_create(&savers[i], NULL, save_often, &worlds[i]) != 0) need(NULL);
+    for (int i = 0; i < 100; i++) {
+        bad += janus_image_load(path, &image, NULL) != JANUS_OK;
+        janus_image_free(&image);
+    }
+    for (int i = 0; i < 2; i++) pthread_join(savers[i], &failures[i]);
+    report(failures[0] == NULL && failures[1] == NULL && bad == 0,
+           "two threads save to one name: %ld saves failed, %d pictures were incomplete",
+           (long)((intptr_t)failures[0] + (intptr_t)failures[1]), bad);
+}
+
+#if !defined(__has_feature)
+#define __has_feature(name) 0
+#endif
+/* ThreadSanitizer starts no threads in a child of fork(). */
+#if !defined(__SANITIZE_THREAD__) && !__has_feature(thread_sanitizer)
+typedef enum { USE, FREE, NEW_SESSION, CHILD_OF_CHILD } InChild;
+
+/* What a child does with the session that its parent used; its exit status is 0 if the result is as expected. */
+static int run_in_child(World *world, InChild what, uint64_t expected) {
+    int status = 1;
+    fflush(stdout);
+    const pid_t child = fork();
+    if (child == 0) {
+        uint64_t hash = 1;
+        bool good = true;
+        alarm(60); /* a child that hangs is killed */
+        if (what == NEW_SESSION) {
+            JanusSessionOptions options = janus_session_defaults();
+            options.threads = 2;
+            good = janus_session_new(world->model, &options, &world->session, NULL) == JANUS_OK;
+        }
+        if (what != FREE) good = good && do_generate(world, &hash) == JANUS_OK && hash == expected;
+        if (what == CHILD_OF_CHILD) good = good && run_in_child(world, USE, expected) == 0;
+        janus_session_free(world->session);
+        _exit(good ? 0 : 1);
+    }
+    if (child < 0 || waitpid(child, &status, 0) != child) need(NULL);
+    return status;
+}
+
+/* A session that was used before fork() works in the child and goes on in the parent. */
+static void test_fork(World *world) {
+    static const char *const WHAT[] = {"is used", "is freed", "is left for a new one", "is used in its own child, too"};
+    for (int threads = 1; threads <= 3; threads++) {
+        JanusSessionOptions options = janus_session_defaults();
+        uint64_t expected = 1, after = 1;
+        options.threads = threads;
+        if (janus_session_new(world->model, &options, &world->session, NULL) != JANUS_OK) need(NULL);
+        do_generate(world, &expected);
+        for (int what = USE; what <= CHILD_OF_CHILD; what++)
+            report(run_in_child(world, (InChild)what, expected) == 0, "a session of %d threads %s after fork()",
+                   threads, WHAT[what]);
+        report(do_generate(world, &after) == JANUS_OK && after == expected, "the parent's session goes on");
+        close_session(world);
+    }
+}
+#else
+static void test_fork(World *world) { (void)world; }
+#endif
+
 static void test_threads(void) {
     static const Run RUNS[] = {do_ask, do_generate, do_queue, do_encode, do_texts, do_read_jpeg, do_preprocess};
     enum { COUNT = sizeof RUNS / sizeof *RUNS };
@@ -1333,6 +1506,8 @@ static void test_threads(void) {
     pthread_t threads[COUNT];
     open_world(&world);
     test_pool();
+    test_race(&world);
+    test_fork(&world);
     for (int number = 1; number <= 3; number++) {
         for (int i = 0; i < COUNT; i++) {
             const Together one = {&world, RUNS[i], 0, number == 1 ? 1 : 2, number, JANUS_OK};

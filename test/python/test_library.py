@@ -3,11 +3,16 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from janus_library import ROOT, Library, Refused, address, ffi, give, prototypes, structure, without_comments
 
@@ -54,6 +59,31 @@ def test_pictures_go_in_and_out(library: Library) -> None:
     assert (0 <= ids).all() and (ids < info.codebook_size).all()
     assert library.take_pixels(image).shape == (info.image_size, info.image_size, 3) and image.rgb == ffi.NULL
     library.c.janus_session_free(session)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux") or shutil.which("nm") is None, reason="needs ELF and nm")
+def test_hidden_visibility_exports_the_header(tmp_path: Path) -> None:
+    """Every function of janus.h, and no other name, of a build in which all that is not marked is hidden."""
+    flags = subprocess.run(["sh", "test/setup.sh", "flags"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    subprocess.run([os.environ.get("CC", "cc"), "-O0", "-DJANUS_NO_SIMD", "-DJANUS_LIBRARY", "-fvisibility=hidden", "-fPIC",
+                    "-shared", *flags.split(), "janus.c", "-o", tmp_path / "hidden.so", "-lm", "-lpthread"], cwd=ROOT, check=True)
+    shown = subprocess.run(["nm", "-D", "--defined-only", tmp_path / "hidden.so"], check=True, capture_output=True, text=True)
+    exported = {line.split()[-1] for line in shown.stdout.splitlines()}
+    header = without_comments((ROOT / "janus.h").read_text(encoding="utf-8"))
+    assert exported - {"_init", "_fini"} == set(re.findall(r"\b(janus_\w+)\(", header))
+
+
+@pytest.mark.skipif(shutil.which("unshare") is None or subprocess.run(["unshare", "-rpf", "true"], capture_output=True).returncode != 0,
+                    reason="needs namespaces of process numbers")
+def test_processes_with_equal_numbers(tmp_path: Path) -> None:
+    """Programs that are process 1 of their containers write one picture: every one succeeds, a complete picture remains."""
+    drawing = ["unshare", "-rpf", ROOT / "janus", "decode", "-q", "-t", "1", "-m", MODEL, "-o", "x.png"]
+    running = [subprocess.Popen(list(map(str, drawing)), cwd=tmp_path, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+               for _ in range(12)]
+    said = [process.communicate(b"1 2 3 4 5 6 7 8 9", timeout=120)[1] for process in running]
+    assert said == [b""] * 12 and [process.returncode for process in running] == [0] * 12
+    assert [path.name for path in tmp_path.iterdir()] == ["x.png"]
+    Image.open(tmp_path / "x.png").load()
 
 
 def test_c_files_are_read(tmp_path: Path) -> None:
