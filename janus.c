@@ -250,8 +250,6 @@ typedef struct {
     float *out; /* (T, rows of the weight) */
     const Weight *weight;
     const float *bias; /* NULL: none */
-    float *gate;       /* NULL, or `out` of the Output before this one, as wide: gate = gate sigmoid(gate) out */
-    float *sum;        /* NULL, or (T, rows of the weight): sum = sum + out */
 } Output;
 static void linears(Context *cx, const Output *outputs, int count, const float *x, int64_t T);
 
@@ -282,8 +280,9 @@ static void layer_norm(Context *cx, float *out, const float *x, const float *wei
 static void group_norm(Context *cx, float *out, const float *x, const float *weight, const float *bias, int64_t rows,
                        int64_t channels, int groups, float eps, int swish);
 
-/* n elements: x = gelu(x); out = out + x; out = x */
+/* n elements: x = gelu(x); gate = silu(gate) * up; out = out + x; out = x */
 static void gelu(Context *cx, float *x, int64_t n);
+static void silu_mul(Context *cx, float *gate, const float *up, int64_t n);
 static void add(Context *cx, float *out, const float *x, int64_t n);
 static void copy(const Context *cx, float *out, const float *x, int64_t n);
 
@@ -543,21 +542,22 @@ static TransformerScratch transformer_scratch(Context *cx, const Config *c, int6
 static void transformer_block(Context *cx, const Config *c, const TransformerBlock *block, int layer,
                               const TransformerScratch *s, Sequence *const *sequences, float *x) {
     const int64_t rows = s->R * s->T;
-    const Output qkv[] = {{.out = s->q, .weight = &block->q}, {.out = s->k, .weight = &block->k},
-                          {.out = s->v, .weight = &block->v}};
-    const Output output = {.out = s->q, .weight = &block->output, .sum = x};
-    const Output gate_up[] = {{.out = s->gate, .weight = &block->gate},
-                              {.out = s->up, .weight = &block->up, .gate = s->gate}};
-    const Output down = {.out = s->h, .weight = &block->down, .sum = x};
+    const Output qkv[] = {{s->q, &block->q, NULL}, {s->k, &block->k, NULL}, {s->v, &block->v, NULL}};
+    const Output gate_up[] = {{s->gate, &block->gate, NULL}, {s->up, &block->up, NULL}};
+    /* x += output(attention(rope(q), rope(k), v)) */
     rms_norm(cx, s->h, x, block->attn_norm, rows, c->hidden, c->rms_epsilon);
     linears(cx, qkv, 3, s->h, rows);
     rotate_and_cache(cx, c, sequences, s->R, s->T, layer, s->q, s->k, s->v, s->cosines, s->sines);
     cached_attention(cx, c, sequences, s->R, s->T, layer, s->q, s->h);
-    linears(cx, &output, 1, s->h, rows);
+    linear(cx, s->q, s->h, &block->output, NULL, rows);
+    add(cx, x, s->q, rows * c->hidden);
 
+    /* x += down(silu(gate) * up) */
     rms_norm(cx, s->h, x, block->ffn_norm, rows, c->hidden, c->rms_epsilon);
     linears(cx, gate_up, 2, s->h, rows);
-    linears(cx, &down, 1, s->gate, rows);
+    silu_mul(cx, s->gate, s->up, rows * c->mlp);
+    linear(cx, s->h, s->gate, &block->down, NULL, rows);
+    add(cx, x, s->h, rows * c->hidden);
 }
 
 /* The end of a stage of R sequences: x (R*T, D) is checked, and if `tapped` handed over as one tensor (T, D) a
@@ -5303,7 +5303,6 @@ typedef struct {
     int64_t T, I, stride;
     const int64_t *groups; /* so many rows belong together */
     int64_t step;          /* rows of a weight in a job */
-    const Kernels *kernels;
 } FewRows;
 
 /* So many rows, from the first of groups[*g] on, whose groups are alike; *g goes on to the next group. Three rows and
@@ -5327,30 +5326,20 @@ static void few_rows_output(const FewRows *f, const Output *to, int64_t first, i
         d.T = alike_rows(f->groups, &g, f->T - t);
         f->packing->dot(&d, first, end);
     }
-    for (int64_t at = first; at < f->T * O; at += O) {
-        if (to->gate != NULL) f->kernels->silu(to->gate + at, to->out + at, end - first);
-        if (to->sum != NULL) f->kernels->add(to->sum + at, to->out + at, end - first);
-    }
 }
-
-static bool is_gated(const Output *outputs, int count) { return count == 2 && outputs[1].gate != NULL; }
 
 static void few_rows_job(void *data, Chunk chunk) {
     const FewRows *f = data;
-    const bool gated = is_gated(f->outputs, f->count); /* then a job has the same columns of both */
     for (int64_t i = chunk.begin; i < chunk.end; i++) {
         const Output *to = f->outputs;
         int64_t first = i * f->step;
         for (; first >= round_up(to->weight->rows, f->step); to++) first -= round_up(to->weight->rows, f->step);
-        const int64_t last = min_i64(to->weight->rows, first + f->step);
-        few_rows_output(f, to, first, last);
-        if (gated) few_rows_output(f, to + 1, first, last);
+        few_rows_output(f, to, first, min_i64(to->weight->rows, first + f->step));
     }
 }
 
 static void few_rows(Context *cx, FewRows *f, const float *x) {
     const Weight *w = f->outputs[0].weight;
-    const int count = is_gated(f->outputs, f->count) ? 1 : f->count;
     const int64_t row_bytes = type_row_bytes(w->type, f->I);
     int64_t jobs = 0, O = 0;
     f->stride = f->packing->int8_row ? (f->I + INT8_GROUP - 1) / INT8_GROUP * f->packing->int8_group_words
@@ -5361,11 +5350,11 @@ static void few_rows(Context *cx, FewRows *f, const float *x) {
     for (int64_t t = 0; t < f->T && f->packing->int8_row; t++)
         f->packing->int8_row(rows + t * f->stride, x + t * f->I, w->type, f->I);
     f->x = rows;
-    for (int i = 0; i < count; i++) O += f->outputs[i].weight->rows;
+    for (int i = 0; i < f->count; i++) O += f->outputs[i].weight->rows;
     /* some 64 KiB a job, and less where a thread would have only a few of them */
     const int64_t job_bytes = min_i64(65536, max_i64(4096, O * row_bytes / (8 * cx->pool->threads)));
     f->step = round_up(max_i64(1, job_bytes / row_bytes), 8);
-    for (int i = 0; i < count; i++) jobs += round_up(f->outputs[i].weight->rows, f->step) / f->step;
+    for (int i = 0; i < f->count; i++) jobs += round_up(f->outputs[i].weight->rows, f->step) / f->step;
     in_parallel(cx, few_rows_job, f, jobs, 1);
 }
 
@@ -5374,7 +5363,7 @@ static void linears(Context *cx, const Output *outputs, int count, const float *
     const Product probe = {.cx = cx, .w = {first->type, NULL, 0}, .I = first->cols};
     const Packing *packing = choose_packing(&probe);
     const int64_t groups = cx->groups != NULL ? cx->group_count : 1;
-    FewRows f = {.outputs = outputs, .count = count, .packing = packing, .I = first->cols, .kernels = cx->kernels};
+    FewRows f = {.outputs = outputs, .count = count, .packing = packing, .I = first->cols};
     for (int i = 1; i < count; i++)
         if (outputs[i].weight->type != first->type) { /* x may have to be packed otherwise */
             linears(cx, outputs, i, x, T);
@@ -5394,9 +5383,6 @@ static void linears(Context *cx, const Output *outputs, int count, const float *
             p.out = outputs[i].out + t * w->rows;
             run_product(&p);
         }
-        const int64_t done = f.T * w->rows, rest = (T - f.T) * w->rows;
-        if (outputs[i].gate != NULL) silu_mul(cx, outputs[i].gate + done, outputs[i].out + done, rest);
-        if (outputs[i].sum != NULL) add(cx, outputs[i].sum + done, outputs[i].out + done, rest);
     }
 }
 
