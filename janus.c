@@ -5959,20 +5959,23 @@ static bool utf8_continues(uint8_t lead, int index, uint8_t byte) {
 
 /* How many bytes at the beginning of `text` are complete UTF-8 characters: `length` if all of it is valid. */
 static size_t utf8_valid_prefix(const char *text, size_t length) {
+    const uint8_t *bytes = (const uint8_t *)text;
     size_t at = 0;
-    while (at < length) {
-        const uint8_t *bytes = (const uint8_t *)text + at;
-        const int size = utf8_size(bytes[0]);
-        int index = 1;
+    for (int size; at < length; at += (size_t)size) {
+        size = utf8_size(bytes[at]);
         if (size == 0 || (size_t)size > length - at) break;
-        while (index < size && utf8_continues(bytes[0], index, bytes[index])) index++;
-        if (index < size) break;
-        at += (size_t)size;
+        for (int index = 1; index < size; index++)
+            if (!utf8_continues(bytes[at], index, bytes[at + (size_t)index])) return at;
     }
     return at;
 }
 
 static bool utf8_valid(const char *text, size_t length) { return utf8_valid_prefix(text, length) == length; }
+
+/* Bytes of the byte order mark that a text begins with, 3 or 0: it is not part of the text. */
+static size_t mark_size(const char *text, size_t length) {
+    return length >= 3 && memcmp(text, "\xEF\xBB\xBF", 3) == 0 ? 3 : 0;
+}
 
 /* The character at text[*at]; *at moves past it. The text must be valid. */
 static uint32_t utf8_next(const char *text, size_t *at) {
@@ -10300,7 +10303,8 @@ static int ask_question(Program *program, const char *question, const JanusImage
     return result;
 }
 
-/* Reads `path`, or stdin for "-", to the end; `text`: bytes without a zero among them. False: said what is wrong. */
+/* Reads `path`, or stdin for "-", to the end; `text`: no zero byte may be in it, and a byte order mark is left out.
+   False: said what is wrong. */
 static bool read_input(const char *path, size_t limit, bool text, FileImage *bytes) {
     const bool from_stdin = strcmp(path, "-") == 0;
     const char *name = from_stdin ? "stdin" : path;
@@ -10316,6 +10320,8 @@ static bool read_input(const char *path, size_t limit, bool text, FileImage *byt
     else if (zero != NULL)
         complain("%s is not a text in UTF-8: byte %lu is zero", name, (unsigned long)(zero - bytes->bytes) + 1);
     if (zero != NULL) file_image_free(bytes);
+    const size_t mark = failed || !text || zero != NULL ? 0 : mark_size((const char *)bytes->bytes, bytes->size);
+    if (mark > 0) memmove(bytes->bytes, bytes->bytes + mark, (bytes->size -= mark) + 1);
     return !failed && zero == NULL;
 }
 
@@ -10620,7 +10626,7 @@ static int command_chat(Program *program) {
         if (length >= CHAT_LINE) complain("the line is longer than %d bytes", CHAT_LINE - 1);
         else if (strlen(line) != (size_t)length)
             complain("the line is not a text in UTF-8: byte %lu is zero", (unsigned long)strlen(line) + 1);
-        else more = chat_line(program, chat, clean_line(line));
+        else more = chat_line(program, chat, clean_line(line + mark_size(line, (size_t)length)));
         if (fflush(stdout) != 0) {
             complain("cannot write to stdout: %s", strerror(errno));
             result = EXIT_FAILED;
@@ -10706,8 +10712,9 @@ static bool next_line(Batch *batch, bool may_wait, StringView *line) {
     line->text = batch->skips || line->length > JOB_BYTES ? NULL : batch->bytes + batch->at;
     batch->at += line->length + (end != NULL);
     batch->skips = false;
-    if (++batch->line == 1 && line->text != NULL && line->length >= 3 && memcmp(line->text, "\xEF\xBB\xBF", 3) == 0)
-        line->text += 3, line->length -= 3; /* a byte order mark */
+    if (++batch->line > 1 || line->text == NULL) return true;
+    const size_t mark = mark_size(line->text, line->length);
+    line->text += mark, line->length -= mark;
     return true;
 }
 

@@ -464,6 +464,19 @@ def test_stdin_is_a_dash(tmp_path: Path, photo: Path) -> None:
     fails("generate", "-", stdin=b"\n")
 
 
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    """Texts of Notepad and PowerShell begin with one; only at the beginning it is skipped."""
+    mark = b"\xef\xbb\xbf"
+    (tmp_path / "text").write_bytes(mark + b"a red fox")
+    for command, text in (["tokenize"], b"a text\n"), (["tokenize", "--decode"], b"5 6 7\n"), (["ask", "-t", "1"], b"What?"):
+        assert succeeds(*command, "-", stdin=mark + text).stdout == succeeds(*command, "-", stdin=text).stdout
+    assert succeeds("tokenize", "-f", tmp_path / "text").stdout == succeeds("tokenize", "a red fox").stdout
+    assert succeeds("chat", "-q", stdin=mark + b"What?\n").stdout == succeeds("chat", "-q", stdin=b"What?\n").stdout
+    assert succeeds("tokenize", "-", stdin=mark).stdout == succeeds("tokenize", "-", stdin=b"").stdout
+    assert succeeds("tokenize", "-", stdin=b"a" + mark).stdout != succeeds("tokenize", "-", stdin=b"a").stdout
+    succeeds("decode", "-o", tmp_path / "x.png", "-", stdin=mark + b"1 2 3 4")
+
+
 def test_zero_bytes(tmp_path: Path) -> None:
     """Where a zero byte would end a text early: an error that says where it is, never a text that is cut."""
     for arguments, stdin in ((["generate", "-"], b"a fox\0 and more"), (["ask", "-"], b"a fox\0 and more"), (["tokenize", "-"], b"a fox\0 and"),
