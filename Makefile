@@ -114,12 +114,12 @@ build/test_janus: test/c/test_janus.c test/c/common.h libjanus.a
 	$(CC) $(CFLAGS) $(WARNINGS) -I. $(LDFLAGS) test/c/test_janus.c libjanus.a -o $@ $(LDLIBS)
 
 # These include janus.c, to reach what is inside.
-build/test_kernels: test/c/test_kernels.c test/c/common.h janus.c janus.h build/stb.found
+build/test_kernels: test/c/test_kernels.c test/c/common.h test/c/random_rows.h janus.c janus.h build/stb.found
 	@mkdir -p build
 	@$(FIND_STB); set -x; $(CC) $(CFLAGS) -std=c99 $$stb -I. $(LDFLAGS) test/c/test_kernels.c -o $@ $(LDLIBS)
 
 # The same with the instructions of AMX emulated, for processors without them.
-build/test_amx: test/c/test_kernels.c test/c/emulate_amx.h test/c/common.h janus.c janus.h build/stb.found
+build/test_amx: test/c/test_kernels.c test/c/emulate_amx.h test/c/common.h test/c/random_rows.h janus.c janus.h build/stb.found
 	@mkdir -p build
 	@$(FIND_STB); set -x; $(CC) $(CFLAGS) -std=c99 -DEMULATED_AMX $$stb -I. $(LDFLAGS) test/c/test_kernels.c -o $@ $(LDLIBS)
 
@@ -220,7 +220,7 @@ bench-peers: build/libbench.so ## beside PyTorch and llama.cpp, which it install
 quantisation: build/libbench.so ## what smaller weights cost in quality
 	@PYTHON="$(PYTHON)" BENCH_ARGS="$(BENCH_ARGS)" sh test/run.sh quantisation
 
-test/bench/bench: test/bench/bench.c janus.c janus.h build/stb.found
+test/bench/bench: test/bench/bench.c test/c/random_rows.h janus.c janus.h build/stb.found
 	@$(FIND_STB); set -x; $(CC) $(CFLAGS) -std=c99 $$stb -I. $(LDFLAGS) test/bench/bench.c -o $@ $(LDLIBS)
 
 build/libbench.so: test/bench/bench_stages.c janus.c janus.h build/stb.found

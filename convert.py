@@ -197,7 +197,7 @@ def find_folder(given: Path) -> Path:
     if given.is_dir():
         return given
     if given.suffix == ".gguf" and given.exists():
-        raise Refused(f"{given} is a GGUF file already: janus reads it, and `janus quantize` makes it smaller")
+        raise Refused(f"{given} is a GGUF file already: janus reads it")
     if given.exists():
         raise Refused(f"{given} is not a folder: name the folder that it stands in, {given.parent}")
     if REPOSITORY_ID.fullmatch(given.as_posix()) and not Path(given.parts[0]).exists():

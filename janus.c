@@ -2469,8 +2469,8 @@ static void pool_run(Pool *p, Job *job, void *data, int64_t count, int64_t grain
               (12 bytes), 128 bytes of two nibbles                           w = (d s) q - dmin m  144 bytes
         Q6_K  blocks of 256, 16 groups of 16: 128 bytes of the low 4 bits of q, 64 of the high 2,
               an int8 s for each group, f16 d                                w = (d s) (q - 32)    210 bytes
-      A format is one row of the table NUMBER_FORMATS and two functions, from blocks to floats and back. Loading,
-      embeddings, products, quantize and info need no more; section 14 knows a faster way for some formats.
+      A format is one row of the table NUMBER_FORMATS and one function, from blocks to floats. Loading, embeddings,
+      products and info need no more; section 14 has a faster way for some formats. convert.py writes them.
    ================================================================================================================== */
 
 enum { TYPE_F32 = 0, TYPE_F16 = 1, TYPE_Q4_0 = 2, TYPE_Q8_0 = 8, TYPE_Q4_K = 12, TYPE_Q6_K = 14, TYPE_BF16 = 30 };
@@ -2501,13 +2501,6 @@ static void write_u16(void *p, uint16_t u) {
 
 static float bf16_to_f32(uint16_t h) { return bits_float((uint32_t)h << 16); }
 
-/* To the nearest, ties to even; NaN stays NaN. */
-static uint16_t f32_to_bf16(float f) {
-    uint32_t u = float_bits(f);
-    if ((u & 0x7fffffff) > 0x7f800000) return (uint16_t)(u >> 16 | 0x40);
-    return (uint16_t)((u + 0x7fff + (u >> 16 & 1)) >> 16);
-}
-
 static float f16_to_f32(uint16_t h) {
     uint32_t sign = (uint32_t)(h & 0x8000) << 16, exponent = h >> 10 & 31, fraction = h & 0x3ff;
     if (exponent == 31) return bits_float(sign | 0x7f800000 | fraction << 13);
@@ -2528,36 +2521,18 @@ static uint16_t f32_to_f16(float f) {
     return (uint16_t)(sign | (q + (rest > half || (rest == half && (q & 1)))));
 }
 
-/* x without its fraction, within low..high; low for NaN. */
-static int clamp_to_int(float x, int low, int high) { return x > (float)low ? x < (float)high ? (int)x : high : low; }
-
-/* ---- `count` blocks to floats (expand) and back (encode); a block of F32, F16 and BF16 is one number ---- */
+/* ---- `count` blocks to floats; a block of F32, F16 or BF16 is one number ---- */
 
 static void expand_f32(float *out, const unsigned char *in, int64_t count) {
     memcpy(out, in, (size_t)count * sizeof *out);
-}
-
-static void encode_f32(unsigned char *out, const float *x, int64_t count) {
-    for (int64_t i = 0; i < count; i++) {
-        write_u16(out + 4 * i, (uint16_t)float_bits(x[i]));
-        write_u16(out + 4 * i + 2, (uint16_t)(float_bits(x[i]) >> 16));
-    }
 }
 
 static void expand_f16(float *out, const unsigned char *in, int64_t count) {
     for (int64_t i = 0; i < count; i++) out[i] = f16_to_f32(read_u16(in + 2 * i));
 }
 
-static void encode_f16(unsigned char *out, const float *x, int64_t count) {
-    for (int64_t i = 0; i < count; i++) write_u16(out + 2 * i, f32_to_f16(x[i]));
-}
-
 static void expand_bf16(float *out, const unsigned char *in, int64_t count) {
     for (int64_t i = 0; i < count; i++) out[i] = bf16_to_f32(read_u16(in + 2 * i));
-}
-
-static void encode_bf16(unsigned char *out, const float *x, int64_t count) {
-    for (int64_t i = 0; i < count; i++) write_u16(out + 2 * i, f32_to_bf16(x[i]));
 }
 
 /* A byte as int8. */
@@ -2570,37 +2545,10 @@ static void expand_q8_0(float *out, const unsigned char *block, int64_t count) {
     }
 }
 
-/* The element of a block with the largest magnitude, the first of several. */
-static float largest_of_block(const float *x) {
-    float largest = x[0];
-    for (int i = 1; i < BLOCK; i++)
-        if (fabsf(x[i]) > fabsf(largest)) largest = x[i];
-    return largest;
-}
-
-static void encode_q8_0(unsigned char *out, const float *x, int64_t count) {
-    for (; count > 0; count--, out += Q8_0_BYTES, x += BLOCK) {
-        const float scale = fabsf(largest_of_block(x)) / 127, inverse = scale != 0 ? 1 / scale : 0;
-        write_u16(out, f32_to_f16(scale));
-        for (int i = 0; i < BLOCK; i++) out[2 + i] = (unsigned char)clamp_to_int(roundf(x[i] * inverse), -127, 127);
-    }
-}
-
 static void expand_q4_0(float *out, const unsigned char *block, int64_t count) {
     for (; count > 0; count--, block += Q4_0_BYTES, out += BLOCK) {
         const float scale = f16_to_f32(read_u16(block));
         for (int i = 0; i < BLOCK; i++) out[i] = scale * (float)((block[2 + i % 16] >> (i < 16 ? 0 : 4) & 15) - 8);
-    }
-}
-
-static void encode_q4_0(unsigned char *out, const float *x, int64_t count) {
-    for (; count > 0; count--, out += Q4_0_BYTES, x += BLOCK) {
-        const float scale = largest_of_block(x) / -8; /* the largest becomes -8 exactly */
-        const float inverse = scale != 0 ? 1 / scale : 0;
-        write_u16(out, f32_to_f16(scale));
-        for (int i = 0; i < BLOCK / 2; i++)
-            out[2 + i] = (unsigned char)(clamp_to_int(x[i] * inverse + 8.5f, 0, 15) |
-                                         clamp_to_int(x[i + 16] * inverse + 8.5f, 0, 15) << 4);
     }
 }
 
@@ -2609,12 +2557,6 @@ static void encode_q4_0(unsigned char *out, const float *x, int64_t count) {
 static void read_scales_q4_k(const unsigned char *bytes, int j, int *s, int *m) {
     *s = j < 4 ? bytes[j] & 63 : (bytes[j + 4] & 15) | bytes[j - 4] >> 6 << 4;
     *m = j < 4 ? bytes[j + 4] & 63 : bytes[j + 4] >> 4 | bytes[j] >> 6 << 4;
-}
-
-static void write_scales_q4_k(unsigned char *bytes, int j, int s, int m) {
-    bytes[j < 4 ? j : j - 4] |= (unsigned char)(j < 4 ? s : s >> 4 << 6);
-    bytes[j < 4 ? j + 4 : j] |= (unsigned char)(j < 4 ? m : m >> 4 << 6);
-    if (j >= 4) bytes[j + 4] = (unsigned char)((s & 15) | (m & 15) << 4);
 }
 
 /* Group j: two groups share 32 bytes, of which the even one has the low halves. */
@@ -2648,194 +2590,13 @@ static void expand_q6_k(float *out, const unsigned char *block, int64_t count) {
     }
 }
 
-/* ---- the search for the scales of Q4_K and Q6_K ----
-
-   The numbers x of a group are to become scale q - low. x is rounded to levels q on several grids, some wider than x
-   and some narrower; the scale and low of least weighted squares follow from q, and the best pair is kept. When the
-   block's d and dmin are known, scale and low become whole multiples of them: of the nearest multiples and their
-   neighbours those that err least, measured with x rounded anew. (ggml's search is of this kind, without neighbours.)
-   x and the weights of errors are first made integers, so small that the sums of a group are exact in a double. So the
-   bytes do not depend on the order of a sum, and convert.py, which has the same search, writes the same. */
-
-typedef struct {
-    int n, middle, levels; /* numbers; q + middle is from 0 to levels - 1 */
-    int exponent;          /* the numbers are x 2^exponent, |x| <= 2^15 */
-    double x[32], weight[32], sum_weight, sum_x; /* sum_x: of weight x */
-    double scale, low;     /* the best in units of x */
-    int q[32];             /* q + middle */
-} Group;
-
-typedef struct { double q, qq, qx; } LevelSums; /* of weight q, weight q^2, weight q x */
-
-/* x (n) without its weights. */
-static void group_set(Group *g, const float *x, int n, int middle, int levels) {
-    float largest = 0; /* a double here stops gcc 12 for aarch64: internal compiler error */
-    for (int i = 0; i < n; i++) largest = fmaxf(largest, fabsf(x[i]));
-    frexp(largest, &g->exponent);
-    g->exponent -= 15;
-    g->n = n;
-    g->middle = middle;
-    g->levels = levels;
-    for (int i = 0; i < n; i++) g->x[i] = floor(ldexp(x[i], -g->exponent) + 0.5);
-}
-
-/* q = (x + low) inverse, rounded. */
-static LevelSums group_round(Group *g, double low, double inverse) {
-    LevelSums sums = {0, 0, 0};
-    for (int i = 0; i < g->n; i++) {
-        const double scaled = (g->x[i] + low) * inverse;
-        const double level = scaled + (g->middle + 0.5);
-        g->q[i] = level > 0 ? level < g->levels ? (int)level : g->levels - 1 : 0;
-        const double q = g->q[i] - g->middle, weighted = g->weight[i] * q;
-        sums.q += weighted;
-        sums.qq += weighted * q;
-        sums.qx += weighted * g->x[i];
-    }
-    return sums;
-}
-
-/* Grids: from `low` below zero on, with some `levels` to a `span`. q with signs go without a low. */
-static void group_fit(Group *g, double low, double span, int levels) {
-    static const double MORE[] = {0, -1, -0.75, -0.5, -0.25, 0.25, 0.5, 0.75}; /* 0 first: that one may be exact */
-    g->scale = g->sum_weight = g->sum_x = 0;
-    for (int i = 0; i < g->n; i++) g->sum_weight += g->weight[i];
-    for (int i = 0; i < g->n; i++) g->sum_x += g->weight[i] * g->x[i];
-    g->low = g->middle == 0 && g->sum_x < 0 ? -g->sum_x / g->sum_weight : 0; /* all q 0: best for equal numbers */
-    double best = -g->low * g->sum_x;
-    for (size_t i = 0; i < sizeof MORE / sizeof *MORE; i++) {
-        const LevelSums s = group_round(g, low, (levels + MORE[i]) / span);
-        const double spread = g->sum_weight * s.qq - s.q * s.q;
-        double scale = (g->sum_weight * s.qx - g->sum_x * s.q) / spread;
-        double below = (s.q * s.qx - s.qq * g->sum_x) / spread;
-        if (g->middle > 0 || !(spread > 0 && below >= 0)) { /* no low, or it would be above zero */
-            below = 0;
-            scale = s.qx / s.qq;
-        }
-        const double by_scale = scale * s.qx, by_low = below * g->sum_x, gain = by_scale - by_low;
-        if (gain > best) {
-            best = gain;
-            g->scale = scale;
-            g->low = below;
-        }
-    }
-}
-
-/* a / b rounded, within lowest..highest; 0 where b is 0. */
-static int nearest_multiple(double a, double b, int lowest, int highest) {
-    const double multiple = b != 0 ? floor(a / b + 0.5) : 0;
-    return multiple > lowest ? multiple < highest ? (int)multiple : highest : lowest;
-}
-
-/* The squares that a group's q err by with this scale and low, less those of x itself. */
-static double group_error(const Group *g, LevelSums s, double scale, double low) {
-    const double of_scale = scale * (scale * s.qq - 2 * (s.qx + low * s.q));
-    const double of_low = low * (low * g->sum_weight + 2 * g->sum_x);
-    return of_scale + of_low;
-}
-
-/* The multiples *s of d and *m of dmin for a group, s from s_lowest to s_highest, m from 0 to m_highest; q follows. */
-static void group_choose(Group *g, double d, double dmin, int s_lowest, int s_highest, int m_highest, int *s, int *m) {
-    const double scale_unit = ldexp(d, -g->exponent), low_unit = ldexp(dmin, -g->exponent);
-    const int s_near = nearest_multiple(g->scale, scale_unit, s_lowest, s_highest);
-    const int m_near = nearest_multiple(g->low, low_unit, 0, m_highest);
-    double best = INFINITY;
-    *s = s_near;
-    *m = m_near;
-    for (int i = s_near - (s_near > s_lowest); i <= s_near + (s_near < s_highest); i++)
-        for (int j = m_near - (m_near > 0); j <= m_near + (m_near < m_highest); j++) {
-            const double scale = scale_unit * i, low = low_unit * j;
-            const double error = group_error(g, group_round(g, low, scale != 0 ? 1 / scale : 0), scale, low);
-            if (error < best) {
-                best = error;
-                *s = i;
-                *m = j;
-            }
-        }
-    const double scale = scale_unit * *s;
-    group_round(g, low_unit * *m, scale != 0 ? 1 / scale : 0);
-}
-
-/* An error counts as much as the number is large, and as the group is. */
-static void group_set_q4_k(Group *g, const float *x) {
-    double squares = 0, lowest = 0, highest = 0;
-    group_set(g, x, 32, 0, 16);
-    for (int i = 0; i < 32; i++) {
-        squares += g->x[i] * g->x[i];
-        if (i == 0 || g->x[i] > highest) highest = g->x[i];
-        if (g->x[i] < lowest) lowest = g->x[i];
-    }
-    const double mean = sqrt(squares / 32);
-    for (int i = 0; i < 32; i++) g->weight[i] = floor((mean + fabs(g->x[i])) / 128);
-    group_fit(g, -lowest, highest - lowest, 15);
-}
-
-static void encode_q4_k(unsigned char *out, const float *x, int64_t count) {
-    for (; count > 0; count--, out += Q4_K_BYTES, x += SUPER_BLOCK) {
-        Group groups[8];
-        double scale = 0, low = 0;
-        for (int j = 0; j < 8; j++) {
-            group_set_q4_k(&groups[j], x + 32 * j);
-            scale = fmax(scale, ldexp(groups[j].scale, groups[j].exponent));
-            low = fmax(low, ldexp(groups[j].low, groups[j].exponent));
-        }
-        memset(out, 0, Q4_K_BYTES);
-        write_u16(out, f32_to_f16((float)(scale / 63)));
-        write_u16(out + 2, f32_to_f16((float)(low / 63)));
-        for (int j = 0; j < 8; j++) {
-            int s, m;
-            group_choose(&groups[j], f16_to_f32(read_u16(out)), f16_to_f32(read_u16(out + 2)), 0, 63, 63, &s, &m);
-            write_scales_q4_k(out + 4, j, s, m);
-            for (int i = 0; i < 32; i++) out[16 + j / 2 * 32 + i] |= (unsigned char)(groups[j].q[i] << j % 2 * 4);
-        }
-    }
-}
-
-/* An error counts as the square of the number. */
-static void group_set_q6_k(Group *g, const float *x) {
-    double lowest = 0, highest = 0;
-    group_set(g, x, 16, 32, 64);
-    for (int i = 0; i < 16; i++) {
-        g->weight[i] = floor(g->x[i] * g->x[i] / 1024);
-        lowest = fmin(lowest, g->x[i]);
-        highest = fmax(highest, g->x[i]);
-    }
-    group_fit(g, 0, highest >= -lowest ? -highest : -lowest, 32); /* the largest becomes -32 or so */
-}
-
-static void encode_q6_k(unsigned char *out, const float *x, int64_t count) {
-    for (; count > 0; count--, out += Q6_K_BYTES, x += SUPER_BLOCK) {
-        Group groups[16];
-        double lowest = 0, highest = 0;
-        for (int j = 0; j < 16; j++) {
-            group_set_q6_k(&groups[j], x + 16 * j);
-            const double scale = ldexp(groups[j].scale, groups[j].exponent);
-            lowest = fmin(lowest, scale);
-            highest = fmax(highest, scale);
-        }
-        memset(out, 0, Q6_K_BYTES);
-        write_u16(out + 208, f32_to_f16((float)((highest >= -lowest ? highest : lowest) / -128)));
-        for (int j = 0; j < 16; j++) {
-            const int row = j / 2, half = j % 2 * 16;
-            unsigned char *low = out + row / 4 * 64 + row % 2 * 32 + half, *high = out + 128 + row / 4 * 32 + half;
-            int s, none;
-            group_choose(&groups[j], f16_to_f32(read_u16(out + 208)), 0, -128, 127, 0, &s, &none);
-            out[192 + j] = (unsigned char)s;
-            for (int i = 0; i < 16; i++) {
-                low[i] |= (unsigned char)((groups[j].q[i] & 15) << row % 4 / 2 * 4);
-                high[i] |= (unsigned char)(groups[j].q[i] >> 4 << row % 4 * 2);
-            }
-        }
-    }
-}
-
 /* ---- the table ---- */
 
 typedef struct {
     const char *name;
-    int type, file_type; /* GGUF's numbers: of the type, and of a file with such matrices (general.file_type) */
+    int type;            /* GGUF's number */
     int elements, bytes; /* of a block, at most SUPER_BLOCK elements; a row is a multiple of it */
     void (*expand)(float *out, const unsigned char *blocks, int64_t count);
-    void (*encode)(unsigned char *out, const float *x, int64_t count);
 } NumberFormat;
 
 #ifndef JANUS_EXTRA_FORMATS
@@ -2843,13 +2604,13 @@ typedef struct {
 #endif
 
 static const NumberFormat NUMBER_FORMATS[] = {
-    {"f32", TYPE_F32, 0, 1, 4, expand_f32, encode_f32},
-    {"f16", TYPE_F16, 1, 1, 2, expand_f16, encode_f16},
-    {"bf16", TYPE_BF16, 32, 1, 2, expand_bf16, encode_bf16},
-    {"q8_0", TYPE_Q8_0, 7, BLOCK, Q8_0_BYTES, expand_q8_0, encode_q8_0},
-    {"q6_k", TYPE_Q6_K, 18, SUPER_BLOCK, Q6_K_BYTES, expand_q6_k, encode_q6_k},
-    {"q4_k", TYPE_Q4_K, 14, SUPER_BLOCK, Q4_K_BYTES, expand_q4_k, encode_q4_k},
-    {"q4_0", TYPE_Q4_0, 2, BLOCK, Q4_0_BYTES, expand_q4_0, encode_q4_0},
+    {"f32", TYPE_F32, 1, 4, expand_f32},
+    {"f16", TYPE_F16, 1, 2, expand_f16},
+    {"bf16", TYPE_BF16, 1, 2, expand_bf16},
+    {"q8_0", TYPE_Q8_0, BLOCK, Q8_0_BYTES, expand_q8_0},
+    {"q6_k", TYPE_Q6_K, SUPER_BLOCK, Q6_K_BYTES, expand_q6_k},
+    {"q4_k", TYPE_Q4_K, SUPER_BLOCK, Q4_K_BYTES, expand_q4_k},
+    {"q4_0", TYPE_Q4_0, BLOCK, Q4_0_BYTES, expand_q4_0},
     JANUS_EXTRA_FORMATS
 };
 enum { NUMBER_FORMAT_COUNT = sizeof NUMBER_FORMATS / sizeof *NUMBER_FORMATS };
@@ -2858,13 +2619,6 @@ enum { NUMBER_FORMAT_COUNT = sizeof NUMBER_FORMATS / sizeof *NUMBER_FORMATS };
 static const NumberFormat *find_format(int type) {
     for (int i = 0; i < NUMBER_FORMAT_COUNT; i++)
         if (NUMBER_FORMATS[i].type == type) return &NUMBER_FORMATS[i];
-    return NULL;
-}
-
-/* The i-th of those that quantise, whose blocks are of several numbers; NULL after the last. */
-static const NumberFormat *quantised_format(int i) {
-    for (int k = 0; k < NUMBER_FORMAT_COUNT; k++)
-        if (NUMBER_FORMATS[k].elements > 1 && i-- == 0) return &NUMBER_FORMATS[k];
     return NULL;
 }
 
@@ -2898,12 +2652,6 @@ static void expand_plain(float *out, int type, const void *row, int64_t begin, i
 /* One row of a weight as floats: embeddings, biases, norms. */
 static void weight_row(float *out, const Weight *w, int64_t row) {
     expand_plain(out, w->type, (const char *)w->data + row * type_row_bytes(w->type, w->cols), 0, w->cols);
-}
-
-/* Floats (cols) to one row of the given type. */
-static void encode_row(void *out, int type, const float *x, int64_t cols) {
-    const NumberFormat *format = find_format(type);
-    format->encode(out, x, cols / format->elements);
 }
 
 /* ==================================================================================================================
@@ -4222,6 +3970,13 @@ TARGET static void KERNEL(tile)(float *out, int64_t stride, const float *a, cons
 }
 
 #if KERNEL_PASS == PASS_AVX512BF16
+/* To the nearest, ties to even; NaN stays NaN. */
+static uint16_t f32_to_bf16(float f) {
+    uint32_t u = float_bits(f);
+    if ((u & 0x7fffffff) > 0x7f800000) return (uint16_t)(u >> 16 | 0x40);
+    return (uint16_t)((u + 0x7fff + (u >> 16 & 1)) >> 16);
+}
+
 /* BLOCK floats as bf16. */
 INLINE void KERNEL(store_bf16)(float *out, const float *x) {
     _mm512_storeu_si512(out, (__m512i)_mm512_cvtne2ps_pbh(v_load(x + VL), v_load(x)));
@@ -6503,7 +6258,6 @@ typedef struct {
     int64_t metadata_count;
     TensorInfo *tensors;
     int64_t tensor_count;
-    size_t table_start;     /* where the table of tensors begins */
 } ModelFile;
 
 /* What a model's weights point into. */
@@ -6710,7 +6464,6 @@ static void read_tables(Loader *l, Cursor *cursor) {
     if (cursor->bad) bad_model(l, "truncated or damaged: its metadata runs over the end");
     else check_architecture(l);
     require(l, need_number(l, "general.alignment", GGUF_U32, 4) == 64, "general.alignment is not 64");
-    file->table_start = cursor->at;
     for (int64_t i = 0; i < file->tensor_count && !has_failed(&l->cx); i++)
         if (!read_tensor_info(cursor, &file->tensors[i]))
             bad_model(l, "truncated or damaged: entry %d of its tensor table is malformed", (int)i);
@@ -6753,133 +6506,6 @@ static void open_model_file(Loader *l) {
 static int64_t weight_bytes(int type, int64_t rows, int64_t cols) {
     const int64_t row = type_row_bytes(type, cols);
     return row <= 0 ? -1 : checked_product(rows, row, 1);
-}
-
-/* ---- The same file with smaller weights ---- */
-
-/* A matrix of a transformer block. */
-static bool in_transformer(const TensorInfo *tensor) {
-    return tensor->dims > 1 && tensor->name.length > 4 && memcmp(tensor->name.text, "blk.", 4) == 0;
-}
-
-/* The type that a tensor gets when the transformer's matrices become `wanted`: look-up tables and 1-D tensors keep
-   their type, the VQ model becomes f16, all else q8_0, and so do matrices of the transformer with rows that are not
-   multiples of the block of `wanted`. convert.py has the same rule. */
-static int quantized_type(const TensorInfo *tensor, int wanted) {
-    static const char *const KEPT[] = {"vit.pos_embed", "vq.codebook.weight", "gen_embed.weight",
-                                       "vq.quant_conv.weight", "vq.post_quant_conv.weight"};
-    const StringView name = tensor->name;
-    const int64_t cols = tensor->shape[tensor->dims - 1];
-    if (tensor->dims == 1) return tensor->type;
-    for (size_t i = 0; i < sizeof KEPT / sizeof *KEPT; i++)
-        if (view_is(name, KEPT[i])) return tensor->type;
-    if (cols % BLOCK != 0 || (name.length > 3 && memcmp(name.text, "vq.", 3) == 0)) return TYPE_F16;
-    return in_transformer(tensor) && type_row_bytes(wanted, cols) > 0 ? wanted : TYPE_Q8_0;
-}
-
-/* Rows of the innermost dimension. */
-static int64_t tensor_rows(const TensorInfo *tensor) {
-    return tensor->shape[0] * tensor->shape[1] * tensor->shape[2] * tensor->shape[3] / tensor->shape[tensor->dims - 1];
-}
-
-static void write_number(OutputFile *out, uint64_t value, int count) {
-    uint8_t bytes[8];
-    for (int i = 0; i < count; i++) bytes[i] = (uint8_t)(value >> (8 * i));
-    output_write(out, bytes, (size_t)count);
-}
-
-static uint64_t round_up_64(uint64_t size) { return (size + 63) / 64 * 64; }
-
-static void write_padding(OutputFile *out, uint64_t written) {
-    static const uint8_t zeros[64] = {0};
-    output_write(out, zeros, (size_t)(round_up_64(written) - written));
-}
-
-/* Header and metadata as they are, but for general.file_type, then the table with the new types and offsets. */
-static void write_quantized_header(OutputFile *out, const ModelFile *file, const NumberFormat *wanted) {
-    const Metadata *entry = find_metadata(file, "general.file_type");
-    const bool known = entry != NULL && entry->type == GGUF_U32 && !entry->is_array;
-    const size_t place = known ? (size_t)(entry->value - file->image.bytes) : file->table_start;
-    uint64_t offset = 0, written = file->table_start;
-    output_write(out, file->image.bytes, place);
-    if (known) write_number(out, (uint64_t)wanted->file_type, 4);
-    if (known) output_write(out, file->image.bytes + place + 4, file->table_start - place - 4);
-    for (int64_t i = 0; i < file->tensor_count; i++) {
-        const TensorInfo *tensor = &file->tensors[i];
-        const int type = quantized_type(tensor, wanted->type);
-        const int64_t cols = tensor->shape[tensor->dims - 1];
-        const int64_t rows = tensor_rows(tensor);
-        write_number(out, tensor->name.length, 8);
-        output_write(out, tensor->name.text, tensor->name.length);
-        write_number(out, (uint64_t)tensor->dims, 4);
-        for (int k = tensor->dims - 1; k >= 0; k--) write_number(out, (uint64_t)tensor->shape[k], 8);
-        write_number(out, (uint64_t)type, 4);
-        write_number(out, offset, 8);
-        offset += round_up_64((uint64_t)weight_bytes(type, rows, cols));
-        written += 8 + tensor->name.length + 4 + 8 * (uint64_t)tensor->dims + 4 + 8;
-    }
-    write_padding(out, written);
-}
-
-/* Tells how far the work is: "write", in millions of bytes that were read. May be NULL. */
-typedef struct {
-    int (*call)(void *user, const char *stage, int64_t done, int64_t total);
-    void *user;
-    int64_t done, total; /* bytes */
-    int64_t as_q8_0;     /* matrices of the transformer that became Q8_0 because of their rows */
-} Progress;
-
-static void tell_progress(Progress *progress, int64_t bytes, OutputFile *out) {
-    const int64_t unit = 1000000, before = progress->done / unit;
-    progress->done += bytes;
-    if (progress->call == NULL || (progress->done / unit == before && progress->done < progress->total)) return;
-    const int64_t total = (progress->total + unit - 1) / unit;
-    const int64_t done = progress->done == progress->total ? total : progress->done / unit;
-    if (progress->call(progress->user, "write", done, total) != 0) out->failure = ECANCELED;
-}
-
-/* The data of one tensor, row by row; floats (cols) and row are scratch. */
-static void write_quantized_tensor(OutputFile *out, const ModelFile *file, const TensorInfo *tensor, int type,
-                                   float *floats, void *row, Progress *progress) {
-    const int64_t cols = tensor->shape[tensor->dims - 1], row_bytes = type_row_bytes(type, cols);
-    Weight weight;
-    weight.type = tensor->type;
-    weight.data = file->image.bytes + tensor->offset;
-    weight.cols = cols;
-    weight.rows = tensor_rows(tensor);
-    for (int64_t r = 0; r < weight.rows; r++) {
-        weight_row(floats, &weight, r);
-        encode_row(row, type, floats, cols);
-        output_write(out, row, (size_t)row_bytes);
-        tell_progress(progress, type_row_bytes(tensor->type, cols), out);
-    }
-    write_padding(out, (uint64_t)(row_bytes * weight.rows));
-}
-
-/* Writes the model `file` to `path` with matrices of type `wanted`. Returns 0 or an errno. */
-static int write_quantized(const ModelFile *file, const char *path, const NumberFormat *wanted, Progress *progress) {
-    int64_t widest = 1, row_bytes = 1;
-    OutputFile out;
-    for (int64_t i = 0; i < file->tensor_count; i++) {
-        const TensorInfo *tensor = &file->tensors[i];
-        const int64_t cols = tensor->shape[tensor->dims - 1];
-        const int type = quantized_type(tensor, wanted->type);
-        widest = max_i64(widest, cols);
-        row_bytes = max_i64(row_bytes, type_row_bytes(type, cols));
-        progress->total += tensor_rows(tensor) * type_row_bytes(tensor->type, cols);
-        progress->as_q8_0 += in_transformer(tensor) && type == TYPE_Q8_0 && wanted->type != TYPE_Q8_0;
-    }
-    float *floats = allocate(widest, sizeof *floats);
-    void *row = allocate(row_bytes, 1);
-    output_open(&out, path);
-    if (floats == NULL || row == NULL) out.failure = ENOMEM;
-    if (out.failure == 0) write_quantized_header(&out, file, wanted);
-    for (int64_t i = 0; i < file->tensor_count && out.failure == 0; i++)
-        write_quantized_tensor(&out, file, &file->tensors[i], quantized_type(&file->tensors[i], wanted->type), floats,
-                               row, progress);
-    free(floats);
-    free(row);
-    return output_close(&out);
 }
 
 /* ---- What the file must hold: the sizes, then every weight with its shape ---- */
@@ -8309,42 +7935,6 @@ JanusStatus janus_load(const char *path, JanusModel **model, JanusError *error) 
     return fail(error, status, "%s: %s", path, failure.message);
 }
 
-/* The types that janus_quantize writes, with `between` between them. */
-static void list_quantised_types(const char *between, char *words, size_t size) {
-    size_t length = 0;
-    words[0] = 0;
-    for (int i = 0; quantised_format(i) != NULL && length < size; i++)
-        length += (size_t)snprintf(words + length, size - length, "%s%s", i > 0 ? between : "",
-                                   quantised_format(i)->name);
-}
-
-static JanusStatus quantize_file(const char *path, const char *out_path, const char *type, Progress *progress,
-                                 JanusError *error) {
-    JanusModel *model;
-    const NumberFormat *wanted = NULL;
-    char types[120];
-    for (int i = 0; wanted == NULL && quantised_format(i) != NULL; i++)
-        if (strcmp(quantised_format(i)->name, type) == 0) wanted = quantised_format(i);
-    list_quantised_types(" or ", types, sizeof types);
-    if (wanted == NULL) return fail(error, JANUS_BAD_ARGUMENT, "the type %s is unknown: %s", type, types);
-    if (same_file(path, out_path))
-        return fail(error, JANUS_BAD_ARGUMENT, "%s would be written over its source %s: give it another name", out_path,
-                    path);
-    JanusStatus status = janus_load(path, &model, error);
-    if (status != JANUS_OK) return status;
-    if (find_format(model->blocks[0].q.type)->elements > 1)
-        status = fail(error, JANUS_BAD_ARGUMENT, "%s is quantised already: start from an f32, f16 or bf16 file", path);
-    else
-        status = write_status(write_quantized(&model->storage->file, out_path, wanted, progress), out_path, error);
-    janus_free(model);
-    return status;
-}
-
-JanusStatus janus_quantize(const char *path, const char *out_path, const char *type, JanusError *error) {
-    Progress silent = {0};
-    return quantize_file(path, out_path, type, &silent, error);
-}
-
 JanusInfo janus_info(const JanusModel *model) {
     const Config *c = &model->config;
     JanusInfo info;
@@ -9126,7 +8716,7 @@ typedef struct {
 
 typedef struct {
     Request request;
-    const char *model, *dump, *trace, *isa, *type;
+    const char *model, *dump, *trace, *isa;
     const char *prompt, *file;         /* of -p, -f */
     int threads, cache, batch, show;
     bool fast, quiet, decode, no_exif, no_metadata, help, version;
@@ -9165,7 +8755,7 @@ static bool terminal(FILE *file) {
 
 enum {
     FOR_GENERATE = 1, FOR_ASK = 2, FOR_CHAT = 4, FOR_ENCODE = 8, FOR_DECODE = 16, FOR_TOKENIZE = 32, FOR_INFO = 64,
-    FOR_QUANTIZE = 128, FOR_HELP = 512, FOR_BATCH = 1024, FOR_SELFTEST = 2048, FOR_ALL = 4095,
+    FOR_HELP = 512, FOR_BATCH = 1024, FOR_SELFTEST = 2048, FOR_ALL = 4095,
     FOR_ANSWERS = FOR_ASK | FOR_CHAT, FOR_TALKS = FOR_GENERATE | FOR_ANSWERS,
     FOR_STAGES = FOR_TALKS | FOR_ENCODE | FOR_DECODE | FOR_SELFTEST, FOR_WORKS = FOR_STAGES | FOR_BATCH,
     FOR_MODEL = FOR_WORKS | FOR_TOKENIZE | FOR_INFO, FOR_TEXT = FOR_GENERATE | FOR_ASK | FOR_TOKENIZE
@@ -9177,11 +8767,10 @@ static const char SHOW_WORDS[] = "auto|no|blocks|256";
 
 /* The value of an option. Kinds that set a field of the Request: a number of RANGES, a seed, an image's name, an
    output's. Kinds that set a field of the CommandLine: none; a name; a whole number from low to high; one of the words
-   of `argument`, counted from `low`; one of the machine's kernels; a quantised type; and two that are optional and come
-   after a = only: a word of SHOW_WORDS, a part of a stage's name. */
+   of `argument`, counted from `low`; one of the machine's kernels; and two that are optional and come after a = only: a word of SHOW_WORDS, a part of a stage's name. */
 typedef enum {
     AS_RANGE, AS_SEED, AS_IMAGE, AS_OUTPUT,
-    AS_SWITCH, AS_NAME, AS_WHOLE, AS_CHOICE, AS_KERNELS, AS_FORMAT, AS_SHOW, AS_FILTER
+    AS_SWITCH, AS_NAME, AS_WHOLE, AS_CHOICE, AS_KERNELS, AS_SHOW, AS_FILTER
 } OptionKind;
 
 typedef struct {
@@ -9211,7 +8800,7 @@ static const Option OPTIONS[] = {
      "as an argument; several for ask and chat; - is stdin"},
     {"--no-exif", NULL, AS_SWITCH, 0, 0, FOR_ANSWERS | FOR_ENCODE | FOR_BATCH, FIELD(no_exif),
      "photographs as stored, not turned upright"},
-    {"-o --output", "OUT", AS_OUTPUT, 0, 0, FOR_GENERATE | FOR_DECODE | FOR_QUANTIZE, 0,
+    {"-o --output", "OUT", AS_OUTPUT, 0, 0, FOR_GENERATE | FOR_DECODE, 0,
      "- is stdout; pictures: default a free janus-1.png ..."},
     {"--no-metadata", NULL, AS_SWITCH, 0, 0, FOR_GENERATE | FOR_CHAT | FOR_BATCH, FIELD(no_metadata),
      "pictures do not say what they were drawn from"},
@@ -9222,7 +8811,6 @@ static const Option OPTIONS[] = {
     {"--show", "[=HOW]", AS_SHOW, 0, 0, FOR_GENERATE | FOR_CHAT | FOR_DECODE, FIELD(show),
      "in the terminal, too: no, blocks or 256 (colours)"},
     {"--decode", NULL, AS_SWITCH, 0, 0, FOR_TOKENIZE, FIELD(decode), "TEXT is ids, to be turned into text"},
-    {"--type", "TYPE", AS_FORMAT, 0, 0, FOR_QUANTIZE, FIELD(type), "q8_0 (default), q6_k, q4_k or q4_0 matrices"},
     {"--kv", "f32|f16", AS_CHOICE, JANUS_CACHE_F32, 0, FOR_TALKS | FOR_BATCH, FIELD(cache),
      "keys and values: f16 is half; f32 unless --fast"},
     {"--fast", NULL, AS_SWITCH, 0, 0, FOR_WORKS & ~FOR_SELFTEST, FIELD(fast),
@@ -9305,13 +8893,6 @@ static bool parse_kernels(const char *text, const char **isa) {
     return false;
 }
 
-static bool parse_format(const char *text, const char **name) {
-    *name = NULL;
-    for (int i = 0; *name == NULL && quantised_format(i) != NULL; i++)
-        if (word_index(quantised_format(i)->name, 0, text, true) == 0) *name = quantised_format(i)->name;
-    return *name != NULL;
-}
-
 /* Sets a field of a request; false for a value that the option does not take. */
 static bool set_request_option(Request *request, const Option *option, const char *value) {
     switch (option->kind) {
@@ -9338,7 +8919,6 @@ static bool set_option(CommandLine *line, const Option *option, const char *valu
     case AS_NAME: *(const char **)field = value; return value[0] != 0;
     case AS_WHOLE: return parse_integer(value, (long)option->low, (long)option->high, field);
     case AS_KERNELS: return parse_kernels(value, field);
-    case AS_FORMAT: return parse_format(value, field);
     case AS_CHOICE:
         *(int *)field = (int)option->low + word_index(option->argument, '|', value, true);
         return *(int *)field >= (int)option->low;
@@ -9360,7 +8940,6 @@ static void describe_values(const Option *option, char *text, size_t size) {
         snprintf(text, size, "a whole number from 0 to %llu, or -1 for a random one", ULLONG_MAX);
     else if (option->kind == AS_IMAGE) snprintf(text, size, "at most %d images, each by its name", IMAGES_LIMIT);
     else if (option->kind == AS_NAME || option->kind == AS_OUTPUT) snprintf(text, size, "a name or a text");
-    else if (option->kind == AS_FORMAT) list_quantised_types(" or ", text, size);
     for (const char *c = words; *c != 0; c++)
         snprintf(text + strlen(text), size - strlen(text), "%.*s", *c == '|' ? 4 : 1, *c == '|' ? " or " : c);
     for (int i = 0; option->kind == AS_KERNELS && kernel_name_at(i) != NULL; i++)
@@ -10451,21 +10030,6 @@ static int command_tokenize(Program *program) {
     return EXIT_DONE;
 }
 
-/* IN is the text argument. */
-static int command_quantize(Program *program) {
-    const CommandLine *line = &program->line;
-    Progress progress = {hear_progress, &program->screen, 0, 0, 0};
-    const char *type = line->type != NULL ? line->type : "q8_0";
-    if (quantize_file(line->request.text, line->request.output, type, &progress, &program->error) != JANUS_OK)
-        return program_failed(program);
-    clear_progress(&program->screen);
-    if (progress.as_q8_0 > 0 && !line->quiet)
-        complain("remark: %ld matrices of the transformer are q8_0: their rows are not a multiple of the block of %s",
-                 (long)progress.as_q8_0, type);
-    printf("%s\n", line->request.output);
-    return EXIT_DONE;
-}
-
 static void print_kernels(void) {
     printf("kernels         ");
     for (int k = 0; kernel_name_at(k) != NULL; k++) printf("%s%s", k > 0 ? ", " : "", kernel_name_at(k));
@@ -11333,8 +10897,6 @@ static const Command COMMANDS[] = {
     {"tokenize", "\"TEXT\"", FOR_TOKENIZE, PLAIN_TEXT, command_tokenize, "turns text into token ids, or back",
      "\"How many trees?\""},
     {"info", "[MODEL|IMAGE]", FOR_INFO, MODEL_FILE, command_info, "shows a model, or what drew an image", "circle.png"},
-    {"quantize", "-o OUT.gguf IN.gguf", FOR_QUANTIZE, MODEL_FILE, command_quantize, "writes a smaller model",
-     "--type q8_0 -o small.gguf janus-pro-1b.gguf"},
     {"batch", "JOBS.jsonl", FOR_BATCH, INPUT_FILE, command_batch, "does the jobs of JSON lines, together",
      "jobs.jsonl >results.jsonl"},
     {"selftest", "", FOR_SELFTEST, NO_TEXT, command_selftest, "compares stages with recorded ones",
@@ -11435,8 +10997,6 @@ static bool command_fits(const Command *command, CommandLine *line) {
         complain("%s was given nothing to work on: janus %s %s", name, name, command->arguments);
     else if (command->bit == FOR_ENCODE && line->request.image_count != 1)
         complain("encode takes one image: janus encode IMAGE");
-    else if (command->bit == FOR_QUANTIZE && line->request.output == NULL)
-        complain("quantize needs a name for what it writes: -o OUT.gguf");
     else if (command->bit == FOR_INFO && plain != NULL && line->model != NULL)
         complain("info shows one model: %.60s or %.60s", line->model, plain);
     else return true;
@@ -11452,8 +11012,6 @@ static bool streams_fit(const Command *command, const CommandLine *line) {
     for (int i = 0; i < line->request.image_count; i++) readers += strcmp(line->request.images[i], "-") == 0;
     if ((dash && model) || (line->model != NULL && strcmp(line->model, "-") == 0))
         complain("a model cannot come from stdin: name its file");
-    else if (command->bit == FOR_QUANTIZE && strcmp(line->request.output, "-") == 0)
-        complain("a model cannot go to stdout: name its file with -o");
     else if (readers > 1 && command->bit == FOR_CHAT)
         complain("chat reads its questions from stdin: -i - cannot come from there too");
     else if (readers > 1) complain("only one thing can come from stdin, but %d were named -", readers);

@@ -107,7 +107,7 @@ typedef struct JanusModel JanusModel;
 /* What a model file holds; all sizes are counts unless noted. */
 typedef struct {
     const char *name;            /* general.name of the file */
-    const char *weight_type;     /* of the transformer's matrices: "f32", "f16", "bf16", or a type of janus_quantize */
+    const char *weight_type;     /* of the transformer's matrices: f32, f16, bf16, q8_0, q6_k, q4_k or q4_0 */
     int64_t file_bytes, parameters;
     int hidden_size, layers, heads, kv_heads, head_dim, mlp_size, vocab_size, context_length;
     int vision_size, vision_layers, vision_width, vision_patch, vision_tokens;  /* understanding: side in pixels, ... */
@@ -124,13 +124,6 @@ typedef struct {
    Errors: JANUS_IO_ERROR, JANUS_BAD_MODEL, JANUS_NO_MEMORY. */
 JANUS_API JanusStatus janus_load(const char *path, JanusModel **model, JanusError *error);
 JANUS_API void janus_free(JanusModel *model);
-
-/* Writes the model file `path` to `out_path` with the transformer's matrices as `type`, a quantised one of GGUF:
-   "q8_0", "q6_k", "q4_k" or "q4_0", of 8.5, 6.6, 4.5 and 4.5 bits a weight. q6_k and q4_k have blocks of 256 weights;
-   matrices with rows that are not a multiple of 256 become q8_0. What else becomes of the tensors is convert.py's rule.
-   Written like an image: complete or not at all.
-   Errors: JANUS_BAD_ARGUMENT (also: both paths lead to one file), those of janus_load, JANUS_IO_ERROR. */
-JANUS_API JanusStatus janus_quantize(const char *path, const char *out_path, const char *type, JanusError *error);
 
 /* The strings are owned by the model. */
 JANUS_API JanusInfo janus_info(const JanusModel *model);

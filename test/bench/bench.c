@@ -14,6 +14,7 @@
        MODEL ... */
 #define JANUS_LIBRARY
 #include "../../janus.c"
+#include "../c/random_rows.h"
 
 #if !defined(_WIN32)
 #include <sys/resource.h>
@@ -57,15 +58,6 @@ static void *must(void *memory) {
 
 static void check(JanusStatus status, const JanusError *error) {
     if (status != JANUS_OK) stop("failed", error->message);
-}
-
-/* A fixed sequence of pseudo-random floats in [-1, 1): xorshift. */
-static float next_float(void) {
-    static uint32_t state = 2463534242u;
-    state ^= state << 13;
-    state ^= state >> 17;
-    state ^= state << 5;
-    return (float)(state >> 8) / 8388608.0f - 1.0f;
 }
 
 static void fill_floats(float *x, int64_t n) {
@@ -485,15 +477,11 @@ static void bench_product(const Stage *s) {
     reset_peak();
     const int type = type_row_bytes(s->model->blocks[0].q.type, I) > 0 ? s->model->blocks[0].q.type : TYPE_F32;
     const int64_t row_bytes = type_row_bytes(type, I);
-    float *x = must(allocate(T * I, sizeof *x)), *out = must(allocate(T * O, sizeof *out)),
-          *row = must(allocate(I, sizeof *row));
+    float *x = must(allocate(T * I, sizeof *x)), *out = must(allocate(T * O, sizeof *out));
     char *data = must(allocate(O, (size_t)row_bytes)), name[64];
     const Weight w = {type, data, O, I};
     fill_floats(x, T * I);
-    for (int64_t o = 0; o < O; o++) {
-        fill_floats(row, I);
-        encode_row(data + o * row_bytes, type, row, I);
-    }
+    for (int64_t o = 0; o < O; o++) random_row(data + o * row_bytes, type, I);
     const bool rule = cx->bf16_pays;
     double medians[2] = {0, 0};
     cx->bf16_pays = true; /* whatever the rule says */
@@ -525,7 +513,6 @@ static void bench_product(const Stage *s) {
     round_activations(s, &w, 0);
     free(x);
     free(out);
-    free(row);
     free(data);
 }
 
@@ -542,10 +529,7 @@ static Sequence made_up_sequence(const Stage *s, int64_t length) {
     check(context_end(cx, &error), &error);
     for (int i = 0; i < 2 * c->layers; i++) {
         char *rows = i < c->layers ? sequence.own.keys[i] : sequence.own.values[i - c->layers];
-        float pattern[64];
-        fill_floats(pattern, 64);
-        for (int64_t k = 0; k < count; k += 64)
-            encode_row(rows + type_row_bytes(type, k), type, pattern, min_i64(64, count - k));
+        random_row(rows, type, count);
     }
     sequence.own.length = length;
     return sequence;

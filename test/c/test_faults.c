@@ -411,12 +411,6 @@ static JanusStatus read_text(World *world, const char *name, uint64_t *hash) {
 static JanusStatus do_read_png_text(World *world, uint64_t *hash) { return read_text(world, "in.png", hash); }
 static JanusStatus do_read_jpeg_text(World *world, uint64_t *hash) { return read_text(world, "in.jpg", hash); }
 
-static JanusStatus do_quantize(World *world, uint64_t *hash) {
-    const JanusStatus status = janus_quantize(model_path, in_folder("out.gguf"), "q4_0", &world->error);
-    if (status == JANUS_OK) *hash = hash_file(in_folder("out.gguf"));
-    return status;
-}
-
 static const Operation LOAD = {"load", do_load, ALONE, NULL, false},
                        SESSION = {"a session of three threads", do_session, ALONE, NULL, false},
                        ASK = {"ask", do_ask, IN_SESSION, NULL, false},
@@ -438,8 +432,7 @@ static const Operation LOAD = {"load", do_load, ALONE, NULL, false},
                        WRITE_PNG_TEXT = {"write a PNG with a text", do_write_png_text, ALONE, "out.png", false},
                        WRITE_JPEG_TEXT = {"write a JPEG with a text", do_write_jpeg_text, ALONE, "out.jpg", false},
                        READ_PNG_TEXT = {"read a PNG's text", do_read_png_text, ALONE, NULL, false},
-                       READ_JPEG_TEXT = {"read a JPEG's text", do_read_jpeg_text, ALONE, NULL, false},
-                       QUANTIZE = {"quantize", do_quantize, ALONE, "out.gguf", false};
+                       READ_JPEG_TEXT = {"read a JPEG's text", do_read_jpeg_text, ALONE, NULL, false};
 
 static void ignore_tap(void *user, const char *name, JanusElement type, const void *data, const int64_t *shape,
                        int dims) {
@@ -584,7 +577,7 @@ static void close_world(World *world) {
 static void test_memory(void) {
     static const Operation *const ALL[] = {&LOAD,     &SESSION,   &ASK,      &TURN,        &GENERATE,
                                            &TAPS,     &ENCODE,    &DECODE,   &TEXTS,       &PREPROCESS,
-                                           &READ_PNG, &READ_JPEG, &READ_TURNED, &READ_CMYK, &WRITE_PNG, &QUANTIZE,
+                                           &READ_PNG, &READ_JPEG, &READ_TURNED, &READ_CMYK, &WRITE_PNG,
                                            &WRITE_PNG_TEXT, &WRITE_JPEG_TEXT, &READ_PNG_TEXT, &READ_JPEG_TEXT,
                                            &QUEUE, &COLOURS};
     World world;
@@ -632,30 +625,14 @@ static void test_reading(World *world) {
 }
 
 static void test_writing(World *world) {
-    static const Operation *const WRITERS[] = {&WRITE_PNG, &WRITE_JPEG, &WRITE_PNG_TEXT, &WRITE_JPEG_TEXT, &QUANTIZE};
-    for (int i = 0; i < 5; i++) {
-        const int skip = WRITERS[i] == &QUANTIZE; /* it opens its input first */
+    static const Operation *const WRITERS[] = {&WRITE_PNG, &WRITE_JPEG, &WRITE_PNG_TEXT, &WRITE_JPEG_TEXT};
+    for (int i = 0; i < 4; i++) {
         fail_each(world, WRITERS[i], OPENING, EACCES, JANUS_IO_ERROR, false);
         fail_each(world, WRITERS[i], CLOSING, ENOSPC, JANUS_IO_ERROR, false);
         fail_each(world, WRITERS[i], RENAMING, EXDEV, JANUS_IO_ERROR, false);
-        if (skip) continue;
         fail_each(world, WRITERS[i], WRITING, ENOSPC, JANUS_IO_ERROR, false);
         fail_each(world, WRITERS[i], WRITING, EINTR, JANUS_IO_ERROR, true);
     }
-    /* a file of thousands of rows: some of its writes */
-    bool good = true;
-    write_file(in_folder("out.gguf"), "old", 3);
-    const uint64_t old = hash_file(in_folder("out.gguf"));
-    for (long at = 1; at < 40000; at = at * 2 + 1) {
-        uint64_t hash = 1;
-        arm(WRITING, at, ENOSPC, false);
-        const JanusStatus status = do_quantize(world, &hash);
-        if (!disarm()) break;
-        good = good && status == JANUS_IO_ERROR && hash_file(in_folder("out.gguf")) == old && folder_holds(7);
-    }
-    report(good, "quantize: its writes may fail, and the old file stays");
-    report(janus_quantize(model_path, "/dev/full", "q8_0", &world->error) == JANUS_IO_ERROR,
-           "quantize to a full device: %s", world->error.message);
 }
 
 /* A model that is mapped may be removed or replaced; one that was read may be changed in any way. */
@@ -1196,9 +1173,6 @@ static void test_arguments(World *world) {
            "tokenizing: %s", world->error.message);
     report(janus_image_load_memory("x", (size_t)INT_MAX + 1, &world->photo, &world->error) == JANUS_BAD_IMAGE,
            "an image: %s", world->error.message);
-    report(janus_quantize(model_path, in_folder("out.gguf"), "q8_0", &world->error) == JANUS_OK &&
-               janus_quantize(in_folder("out.gguf"), in_folder("out.png"), "q4_0", &world->error) == JANUS_BAD_ARGUMENT,
-           "quantising twice: %s", world->error.message);
 }
 
 static void test_bombs(void) {
@@ -1607,7 +1581,7 @@ static void test_small(void) {
     static const Operation *const ALL[] = {&LOAD,      &SESSION,     &ASK,       &TURN,       &GENERATE, &TAPS,
                                            &ENCODE,    &DECODE,      &TEXTS,     &PREPROCESS, &READ_PNG, &READ_JPEG,
                                            &READ_TURNED, &READ_CMYK,
-                                           &WRITE_PNG, &WRITE_JPEG,  &QUANTIZE,
+                                           &WRITE_PNG, &WRITE_JPEG,
                                            &WRITE_PNG_TEXT, &WRITE_JPEG_TEXT, &READ_PNG_TEXT, &READ_JPEG_TEXT,
                                            &QUEUE, &COLOURS};
     World world;

@@ -19,41 +19,23 @@
 static void expand_backwards(float *out, const unsigned char *in, int64_t n) {
     for (int64_t i = 0; i < n; i++) memcpy(out + n - 1 - i, in + i * (int64_t)sizeof *out, sizeof *out);
 }
-static void encode_backwards(unsigned char *out, const float *x, int64_t n) {
-    for (int64_t i = 0; i < n; i++) memcpy(out + i * (int64_t)sizeof *x, x + n - 1 - i, sizeof *x);
-}
 static void expand_toy8(float *out, const unsigned char *in, int64_t count) {
     for (int64_t b = 0; b < count; b++) expand_backwards(out + 8 * b, in + 8 * 4 * b, 8);
-}
-static void encode_toy8(unsigned char *out, const float *x, int64_t count) {
-    for (int64_t b = 0; b < count; b++) encode_backwards(out + 8 * 4 * b, x + 8 * b, 8);
 }
 static void expand_toy96(float *out, const unsigned char *in, int64_t count) {
     for (int64_t b = 0; b < count; b++) expand_backwards(out + 96 * b, in + 96 * 4 * b, 96);
 }
-static void encode_toy96(unsigned char *out, const float *x, int64_t count) {
-    for (int64_t b = 0; b < count; b++) encode_backwards(out + 96 * 4 * b, x + 96 * b, 96);
-}
-#define JANUS_EXTRA_FORMATS                                                                                            \
-    {"toy8", 200, 0, 8, 8 * 4, expand_toy8, encode_toy8}, {"toy96", 201, 0, 96, 96 * 4, expand_toy96, encode_toy96},
+#define JANUS_EXTRA_FORMATS {"toy8", 200, 8, 8 * 4, expand_toy8}, {"toy96", 201, 96, 96 * 4, expand_toy96},
 #define JANUS_LIBRARY
 #include "../../janus.c"
 
 #include "common.h"
+#include "random_rows.h"
 
 static const char *type_name(int type) { return find_format(type)->name; }
 
 static void report(const char *name, double error, double tolerance) {
     check(error <= tolerance, 1, "%-72s error %.2e (at most %.0e)", name, error, tolerance); /* false for NaN */
-}
-
-/* A fixed sequence of pseudo-random floats in [-1, 1): xorshift. */
-static float next_float(void) {
-    static uint32_t state = 2463534242u;
-    state ^= state << 13;
-    state ^= state >> 17;
-    state ^= state << 5;
-    return (float)(state >> 8) / 8388608.0f - 1.0f;
 }
 
 static void *must_allocate(size_t bytes) { return need(malloc(bytes ? bytes : 1)); }
@@ -64,20 +46,14 @@ static float *random_floats(int64_t n) {
     return x;
 }
 
-/* A row as it stands in memory once loaded: float32 in the machine's byte order, the rest as in the file. */
-static void store_row(void *out, int type, const float *x, int64_t cols) {
-    if (type == TYPE_F32) memcpy(out, x, (size_t)cols * sizeof *x);
-    else encode_row(out, type, x, cols);
-}
-
 /* A random weight in the given type, and the floats it stands for. */
 static Weight random_weight(int type, int64_t rows, int64_t cols, float **values) {
     int64_t bytes = type_row_bytes(type, cols);
     char *data = must_allocate((size_t)(rows * bytes));
     Weight w = {type, data, rows, cols};
-    *values = random_floats(rows * cols);
+    *values = must_allocate((size_t)(rows * cols) * sizeof **values);
     for (int64_t r = 0; r < rows; r++) {
-        store_row(data + r * bytes, type, *values + r * cols, cols);
+        random_row(data + r * bytes, type, cols);
         weight_row(*values + r * cols, &w, r);
     }
     return w;
@@ -97,8 +73,10 @@ static void round_blocks(float *x, int levels, int64_t n) {
     }
 }
 
+/* To the nearest, ties to even. */
 static void round_to_bf16(float *x, int64_t n) {
-    for (int64_t i = 0; i < n; i++) x[i] = bf16_to_f32(f32_to_bf16(x[i]));
+    for (int64_t i = 0; i < n; i++)
+        x[i] = bf16_to_f32((uint16_t)((float_bits(x[i]) + 0x7fff + (float_bits(x[i]) >> 16 & 1)) >> 16));
 }
 
 /* What fast_activations stands for, where there are kernels for it: x, rows of length I, to bf16, or to integers with
@@ -182,9 +160,9 @@ static void conv_case(Context *cx, int type, ConvShape s, int64_t O) {
 }
 
 static float *random_cache(int type, int64_t n, void **stored) {
-    float *values = random_floats(n);
+    float *values = must_allocate((size_t)n * sizeof *values);
     *stored = must_allocate((size_t)type_row_bytes(type, n));
-    store_row(*stored, type, values, n);
+    random_row(*stored, type, n);
     expand_plain(values, type, *stored, 0, n);
     return values;
 }
@@ -479,8 +457,8 @@ static void expand_cases(const Kernels *isa) {
     }
 }
 
-/* Equal numbers everywhere, so that a block's integers are the largest: their products must not overflow. Weights in
-   Q8_0 are -128 besides, which files of others may hold. */
+/* -1 everywhere, so that a block's integers are the largest: their products must not overflow. Weights in Q8_0 are
+   -128, which other programs may write, with a scale of 1/128. */
 static void largest_products_case(Context *cx, int type, int64_t T) {
     enum { I = 256, O = 24 };
     float *x = random_floats(T * I), *out = random_floats(T * O), row[I];
@@ -488,12 +466,12 @@ static void largest_products_case(Context *cx, int type, int64_t T) {
     char *data = must_allocate((size_t)(O * bytes)), name[80];
     const Weight w = {type, data, O, I};
     double error = 0;
-    for (int j = 0; j < I; j++) row[j] = -1;
     for (int64_t j = 0; j < T * I; j++) x[j] = -1;
-    for (int o = 0; o < O; o++) store_row(data + o * bytes, type, row, I);
-    for (int64_t block = 0; block < O * I / BLOCK && type == TYPE_Q8_0; block++)
-        memset(data + block * Q8_0_BYTES + 2, -128, BLOCK);
-    weight_row(row, &w, 0); /* what -1 has become */
+    memset(data, type == TYPE_Q8_0 ? -128 : 0, (size_t)(O * bytes)); /* Q4_0: 0 is -8 */
+    for (int64_t j = 0; j < O * I && type == TYPE_BF16; j++) store_float(data + 2 * j, type, -1);
+    for (int64_t block = 0; block < O * I / BLOCK && type != TYPE_BF16; block++)
+        store_float(data + block * (bytes / (I / BLOCK)), TYPE_F16, type == TYPE_Q8_0 ? 1.0f / 128 : 1.0f / 8);
+    weight_row(row, &w, 0);
     linear(cx, out, x, &w, NULL, T);
     for (int64_t j = 0; j < T * O; j++) error = worst(error, out[j], -I * (double)row[0], I);
     snprintf(name, sizeof name, "%s linear %s of equal numbers, fast, T=%d", cx->kernels->name, type_name(type),

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
    fuzz.c - what a stranger may hand to janus.c, as fuzz targets for libFuzzer and AFL++ and as a plain program:
 
-       model    a model file; when it loads, both tasks, both encoders, the decoder and quantisation run on it
+       model    a model file; when it loads, both tasks, both encoders and the decoder run on it
        image    the bytes of an image file, decoded and prepared for both encoders
        text     text to ids and back, ids to text, text as a question and as a prompt
        ids      the input of `janus decode` and `janus tokenize --decode`
@@ -37,8 +37,6 @@ typedef struct {
 
 static struct {
     Bytes model, other;     /* what files named *.gguf hold, and all other files */
-    Bytes written;          /* the last file that was written, if it is kept */
-    int keep_written;
     FILE *nothing, *input;  /* stdout and stderr; stdin */
     int calls_left;         /* callbacks that go on before one cancels; negative: none does */
 } world;
@@ -55,9 +53,7 @@ static FILE *world_open(const char *path, const char *mode) {
     const size_t length = strlen(path);
     if (mode[0] == 'r')
         return open_bytes(length > 5 && strcmp(path + length - 5, ".gguf") == 0 ? world.model : world.other);
-    if (!world.keep_written) return fopen("/dev/null", "wb");
-    free(world.written.bytes);
-    return open_memstream(&world.written.bytes, &world.written.size);
+    return fopen("/dev/null", "wb");
 }
 
 static int world_rename(const char *from, const char *to) { return from == to; }
@@ -231,21 +227,6 @@ static void run_tasks(const JanusModel *model, int switches) {
     janus_image_free(&image);
 }
 
-/* What loads can be made smaller, and the result loads. */
-static void run_quantize(const char *type) {
-    JanusModel *model = NULL;
-    JanusError error;
-    world.keep_written = 1;
-    if (went_well(janus_quantize("seed.gguf", "smaller.gguf", type, &error), &error)) {
-        free(world.model.bytes);
-        world.model = world.written;
-        memset(&world.written, 0, sizeof world.written);
-        promise(went_well(janus_load("seed.gguf", &model, &error), &error), "a quantised model loads");
-        janus_free(model);
-    }
-    world.keep_written = 0;
-}
-
 static void fuzz_model(const uint8_t *data, size_t size) {
     JanusModel *model = NULL;
     JanusError error;
@@ -254,7 +235,6 @@ static void fuzz_model(const uint8_t *data, size_t size) {
     promise(loads == (model != NULL), "a model or an error");
     if (loads && is_small(model)) run_tasks(model, data[0]);
     janus_free(model);
-    if (loads && size % 4 < 2) run_quantize(size % 4 == 0 ? "q8_0" : "q4_0");
 }
 
 /* ---- Everything else works on a model that loads, the seed test/fuzz/corpus/model/plain ---- */

@@ -216,7 +216,7 @@ def write(folder: Path) -> None:
         "ask": "ask -i a.png --max-tokens 3 --top-p 0.9 --top-k 5 --temperature 1 --seed 1 What?", "encode": "encode -m m.gguf -i a.png",
         "picture": "generate -o - fox", "tokenize": "tokenize -- -hello", "untokenize": "tokenize --decode 1,2,3", "info": "info",
         "prompt": "generate --seed -1 -o - -", "seen": "ask -i - What?", "other": "info --kv F32 a.gguf",
-        "quantize": "quantize --type q4_0 -o b.gguf a.gguf", "help": "-h", "isa": "ask --isa plain --temperature 1 a",
+        "help": "-h", "isa": "ask --isa plain --temperature 1 a",
     }
     seeds |= {f"image/{name}": data for name, data in images().items()}
     seeds |= {f"options/{name}": "\n".join(line.split()).encode() + b"\n\n" + small for name, line in commands.items()}

@@ -129,35 +129,6 @@ def test_float64_is_rounded_to_float32(
     assert_refused(tmp_path / "model", capsys, "not finite")
 
 
-@pytest.mark.parametrize("dtype", convert.QUANTISED_TYPES)
-@pytest.mark.parametrize("stored", ["F32", "BF16"])
-@pytest.mark.parametrize("geometry", ["tiny", "tiny-odd", "tiny-tied", "micro", "blocks of 256"])
-def test_janus_quantize_has_the_same_rule(
-    geometry: str, stored: str, dtype: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Types and bytes of every tensor; 112 columns are not a number of blocks, and most have fewer than 256."""
-    wide = geometry == "blocks of 256"
-    sizes = convert.replace(GEOMETRIES["micro" if wide else geometry], feed_forward=112 if geometry == "tiny-odd" else 128)
-    if wide:
-        sizes = convert.replace(sizes, hidden=256, feed_forward=512)
-    write_checkpoint(tmp_path / "model", sizes, dtype=stored)
-    converted(tmp_path / "model")
-    command = [JANUS, "quantize", "--type", dtype, "-o", tmp_path / "c.gguf", tmp_path / "out.gguf"]
-    made = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
-    capsys.readouterr()
-    assert convert.main([str(tmp_path / "model"), "-o", str(tmp_path / "python.gguf"), "--dtype", dtype]) == 0
-    remarks = [line for line in capsys.readouterr().err.splitlines() if "a multiple of the block of" in line]
-    assert remarks == [line.replace("janus:", "convert.py:") for line in made.stderr.splitlines()]
-    assert len(remarks) == (dtype in ("q6_k", "q4_k") and not (wide and sizes.heads * sizes.head_dim % 256 == 0))
-    readers = [GGUFReader(tmp_path / name) for name in ("c.gguf", "python.gguf")]
-    assert readers[0].get_field("general.file_type").contents() == readers[1].get_field("general.file_type").contents()
-    mine, theirs = ({t.name: t for t in reader.tensors} for reader in readers)
-    assert {n: t.tensor_type for n, t in mine.items()} == {n: t.tensor_type for n, t in theirs.items()}
-    assert all(np.array_equal(mine[name].data, theirs[name].data) for name in theirs)
-    kinds = {tensor.tensor_type.name for tensor in theirs.values()}
-    assert kinds == {"F32", "F16", "Q8_0"} | ({dtype.upper()} if dtype == "q4_0" or wide else set())
-
-
 # ---- Files ----
 
 def test_an_index_may_name_what_no_shard_has_and_nothing_needs(
@@ -298,7 +269,7 @@ def test_a_file_in_the_place_of_a_folder(tmp_path: Path, capsys: pytest.CaptureF
     words = f"stands in, {tmp_path / 'model'}\n"
     assert_refused(tmp_path / "model" / "model.safetensors", capsys, "not a folder", words)
     converted(tmp_path / "model")
-    assert_refused(tmp_path / "out.gguf", capsys, "GGUF file already", "janus quantize")
+    assert_refused(tmp_path / "out.gguf", capsys, "GGUF file already")
     assert_refused(tmp_path / "nowhere", capsys, "no such folder")
 
 
@@ -559,9 +530,6 @@ def test_other_kinds_of_files_are_named(name: str, content: bytes | None, words:
     message = refused_by_janus(tmp_path / name)
     assert words in message
     assert name.endswith(".gguf") or f"python convert.py {tmp_path} -o janus.gguf" in message
-    quantize = subprocess.run([JANUS, "quantize", "--type", "q8_0", "-o", tmp_path / "o.gguf", tmp_path / name],
-                              capture_output=True, text=True, timeout=60)
-    assert quantize.returncode == 1 and words in quantize.stderr and not (tmp_path / "o.gguf").exists()
 
 
 @pytest.mark.parametrize("version, words", [

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The table of number formats: against gguf's package, convert.py, ggml's published searches, and with a row more."""
+"""The number formats: janus.c against gguf's package, convert.py's search against ggml's, and a format added."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from gguf import GGMLQuantizationType as Type
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(ROOT / "test" / "python"))
 import convert
+import random_model
 
 JANUS = ROOT / os.environ.get("JANUS", "janus")
-GOLDEN = ROOT / "test" / "golden" / "grouped.gguf"
 QUANTISED = [Type[name.upper()] for name in convert.QUANTISED_TYPES]
 SEARCHED = [Type.Q4_K, Type.Q6_K]
 
@@ -36,7 +37,7 @@ def build(output: Path, *arguments: str) -> Path:
 
 
 class Library:
-    """Rows to and from the bytes of a type, as janus.c does it."""
+    """janus.c's numbers of a row of any type."""
 
     def __init__(self, path: Path) -> None:
         self.functions = ctypes.CDLL(str(path))
@@ -46,13 +47,6 @@ class Library:
         out = np.zeros((len(packed), packed.shape[1] // size * block), np.float32)
         for row, values in zip(packed, out):
             self.functions.test_expand_row(pointer(values), int(kind), pointer(row), ctypes.c_int64(0), ctypes.c_int64(len(values)))
-        return out
-
-    def quantize(self, rows: np.ndarray, kind: Type) -> np.ndarray:
-        block, size = GGML_QUANT_SIZES[kind]
-        out = np.zeros((len(rows), rows.shape[1] // block * size), np.uint8)
-        for row, packed in zip(rows, out):
-            self.functions.test_quantize_row(pointer(packed), int(kind), pointer(row), ctypes.c_int64(len(row)))
         return out
 
 
@@ -98,20 +92,11 @@ def test_the_numbers_of_a_block_are_those_of_gguf(library: Library, kind: Type) 
     assert ((ours.view(np.uint32) == theirs.view(np.uint32)) | (np.isnan(ours) & np.isnan(theirs))).all()
 
 
-@pytest.mark.parametrize("kind", QUANTISED)
-def test_convert_writes_the_same_bytes(library: Library, kind: Type) -> None:
-    wide, unusual = np.random.default_rng(11).standard_normal((8, 5632)).astype(np.float32), unusual_rows()
-    if kind not in SEARCHED:
-        unusual[7] = 1   # for 1e-38, gguf's package divides by a number too small
-    for rows in (unusual, 0.02 * wide):
-        assert np.array_equal(library.quantize(rows, kind), convert.encode(rows, kind, "x"))
-
-
 @pytest.mark.parametrize("kind", SEARCHED)
 def test_equal_numbers_and_whole_levels_are_kept(library: Library, kind: Type) -> None:
     """What one grid holds exactly, up to the rounding of its scale, stays."""
     rows = unusual_rows()[[0, 1, 2, 3, 16]]
-    back = library.expand(library.quantize(rows, kind), kind)
+    back = library.expand(convert.encode(rows, kind, "x"), kind)
     assert np.abs(back - rows).max() <= np.abs(rows).max() * 2**-10
     assert not back[[0, 3]].any()
 
@@ -172,7 +157,7 @@ def test_the_search_errs_less_than_the_published_one(library: Library, kind: Typ
     rows = (0.02 * np.random.default_rng(width).standard_normal((128, width))).astype(np.float32)
     groups = rows.astype(np.float64).reshape(-1, *((8, 32) if kind == Type.Q4_K else (16, 16)))
     published, weight = (published_q4_k if kind == Type.Q4_K else published_q6_k)(groups)
-    ours = library.expand(library.quantize(rows, kind), kind).reshape(groups.shape)
+    ours = library.expand(convert.encode(rows, kind, "x"), kind).reshape(groups.shape)
     for weights in (weight, 1):
         mine, theirs = ((weights * (values - groups) ** 2).sum() for values in (ours, published))
         assert 0.9 * theirs < mine < theirs
@@ -184,27 +169,6 @@ def janus(program: Path, *arguments: str | Path, code: int = 0) -> tuple[str, st
     return process.stdout, process.stderr
 
 
-def test_the_types_are_named_alike() -> None:
-    """In the program, its help, and convert.py."""
-    _, line = janus(JANUS, "quantize", "--type", "q1_0", "-o", "x", "y", code=2)
-    assert f"--type takes {' or '.join(convert.QUANTISED_TYPES)}, not" in line
-    names = convert.QUANTISED_TYPES
-    assert f"{names[0]} (default), {', '.join(names[1:-1])} or {names[-1]}" in janus(JANUS, "-h")[0]
-    assert set(convert.FILE_TYPES) == {*convert.FLOAT_TYPES, *names}
-
-
-def test_rows_that_are_not_whole_blocks_are_told(tmp_path: Path) -> None:
-    """One line; the matrices are q8_0 where they can be."""
-    words = "matrices of the transformer are q8_0: their rows are not a multiple of the block of q4_k"
-    count = sum(t.name.startswith("blk.") and len(t.shape) > 1 and t.shape[0] % 32 == 0 for t in GGUFReader(GOLDEN).tensors)
-    out, err = janus(JANUS, "quantize", "--type", "q4_k", "-o", tmp_path / "x.gguf", GOLDEN)
-    assert err == f"janus: remark: {count} {words}\n" and out == f"{tmp_path / 'x.gguf'}\n"
-    assert janus(JANUS, "quantize", "-q", "--type", "q4_k", "-o", tmp_path / "x.gguf", GOLDEN)[1] == ""
-    assert janus(JANUS, "quantize", "--type", "q8_0", "-o", tmp_path / "y.gguf", GOLDEN)[1] == ""
-    mine, other = ({t.name: t.tensor_type for t in GGUFReader(tmp_path / name).tensors} for name in ("x.gguf", "y.gguf"))
-    assert mine == other
-
-
 def dumps(program: Path, model: Path, folder: Path, *options: str) -> dict[str, np.ndarray]:
     """All tensors of an answer and of a picture."""
     folder.mkdir()
@@ -214,10 +178,20 @@ def dumps(program: Path, model: Path, folder: Path, *options: str) -> dict[str, 
     return {str(path.relative_to(folder)): np.load(path) for path in sorted(folder.glob("*/*.npy"))}
 
 
+def as_toy(path: Path) -> None:
+    """Gives the Q8_0 tensors of a file the toy format: its number, and the bytes of each block in reverse."""
+    for tensor in GGUFReader(path, "r+").tensors:
+        if tensor.tensor_type == Type.Q8_0:
+            tensor.field.parts[4][0] = 250
+            tensor.data[:] = tensor.data.reshape(-1, 34)[:, ::-1].reshape(tensor.data.shape)
+
+
 def test_a_row_more_is_all_that_a_format_needs(toy: Path, tmp_path: Path) -> None:
-    """The numbers of Q8_0 under another name: quantize, info, loading, few rows and tiles know it."""
-    for name in ("toy", "q8_0"):
-        janus(toy, "quantize", "--type", name, "-o", tmp_path / f"{name}.gguf", GOLDEN)
+    """The numbers of Q8_0 under another name: info, loading, few rows and tiles know it."""
+    for name in ("q8_0", "toy"):
+        random_model.write_random("tiny", tmp_path / f"{name}.gguf", "q8_0", 3, "pro")
+    as_toy(tmp_path / "toy.gguf")
+    for name in ("q8_0", "toy"):
         assert f", {name}, " in janus(toy, "info", "-m", tmp_path / f"{name}.gguf")[0]
     assert "malformed" in janus(JANUS, "info", "-m", tmp_path / "toy.gguf", code=1)[1]
     kernels = janus(toy, "info", "-m", tmp_path / "toy.gguf")[0].split("kernels")[1].strip().split(", ")

@@ -31,4 +31,3 @@ void test_keep_top_p(float *logits, int64_t V, double top_p, RankedLogit *ranked
 void test_expand_row(float *out, int type, const void *row, int64_t begin, int64_t n) {
     expand_plain(out, type, row, begin, n);
 }
-void test_quantize_row(void *out, int type, const float *x, int64_t cols) { encode_row(out, type, x, cols); }

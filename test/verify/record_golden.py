@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""Writes test/golden: three small random models and every stage of both tasks on them, as PyTorch computes it.
+"""Writes test/golden: four small random models and every stage of both tasks on them, as PyTorch computes it.
 
     record_golden.py [FOLDER]
 
@@ -28,8 +28,11 @@ from reference import (
     Reference, Taps, Turn, load, run_conversation, run_decoder, run_drawing, run_encoder, sample_drawing)
 from verify import ROOT, convert, photograph
 
+sys.path.insert(0, str(ROOT))
+import convert as converter  # noqa: E402
+
 QUESTION, SECOND_QUESTION, PROMPT = "What is in the picture?", "How many trees?", "a red fox"
-ANSWER_TOKENS, WEIGHT, LIMIT = 3, 5.0, 3 << 20
+ANSWER_TOKENS, WEIGHT, LIMIT = 3, 5.0, 5 << 20
 SAMPLES, SEED = 3, 11
 
 SMALL = dict(vocab=416, hidden=32, mlp=56, heads=4, kv_heads=4, head_dim=8, vision_width=24, vision_heads=2,
@@ -38,7 +41,12 @@ MODELS = {
     "plain": (Geometry(**SMALL | dict(hidden=24, heads=3, kv_heads=3, vq_multipliers=(1,), patch=4)), None),
     "grouped": (Geometry(**SMALL | dict(kv_heads=2, vq_multipliers=(2, 1), grid=2, patch=12)), "f16"),
     "tied": (Geometry(**SMALL | dict(tied=True, vq_multipliers=(1, 1, 1), grid=2, patch=14, code_dim=4)), "bf16"),
+    "quantised": (Geometry(**SMALL | dict(hidden=256, layers=1, mlp=256, kv_heads=2, head_dim=64, vision_width=32,
+                                          vision_mlp=64, tied=True, vq_multipliers=(1,), patch=4, adaptor_depth=1)),
+                  "mixed"),
 }
+# All quantised formats in one file.
+MIXED_TENSORS = (("vq.", "f16"), ("blk.0.attn", "q6_k"), ("blk.", "q4_k"), ("vit.blk.0.", "q4_0"), ("", "q8_0"))
 
 
 def record(out, name: str, value: np.ndarray | str) -> None:
@@ -110,6 +118,13 @@ def record_model(out, reference: Reference) -> None:
     record_taps(out, "encode", taps)
 
 
+def convert_mixed(checkpoint: Path, file: Path) -> None:
+    """Converts to the types of MIXED_TENSORS."""
+    converter.QUANTISED_TENSORS = MIXED_TENSORS
+    if converter.main([str(checkpoint), "-o", str(file), "--dtype", "q8_0"]) != 0:
+        raise SystemExit(1)
+
+
 def main() -> int:
     """Records all models; fails when they outgrow the limit."""
     torch.set_num_threads(1)  # sums in one order, on every machine that computes alike
@@ -120,8 +135,8 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as work:
             checkpoint = Path(work) / f"golden-{name}"  # the folder's name becomes the model's
             write_checkpoint(checkpoint, geometry, 100 + number, "transformers", "safetensors", 1)
-            convert(checkpoint, file, dtype)
-            # f16 and bf16: float32 arithmetic on the rounded weights, which only the file has
+            convert_mixed(checkpoint, file) if dtype == "mixed" else convert(checkpoint, file, dtype)
+            # float32 arithmetic on rounded weights, which only the file has
             reference = load(checkpoint if dtype is None else file)
             with open(folder / f"{name}.rec", "wb") as out:
                 out.write(b"JANUSREC")

@@ -338,20 +338,6 @@ def verify_encode(case: Case, width: int, height: int) -> None:
     case.table.check("written picture", "", bool((np.asarray(Image.open(picture)) == dump.get("image.pixels")).all()))
 
 
-def verify_quantize(case: Case, folder: Path, dtype: str) -> None:
-    """`janus quantize` makes of the unquantised file what convert.py makes of the checkpoint."""
-    from gguf import GGUFReader
-    whole, mine = case.work / "whole.gguf", case.work / "quantized.gguf"
-    convert(folder, whole, None)
-    run([ROOT / "janus", "quantize", "--type", dtype, "-o", mine, whole])
-    ours, theirs = ({tensor.name: tensor for tensor in GGUFReader(path).tensors} for path in (mine, case.file))
-    case.table.title("janus quantize")
-    wrong = [name for name, tensor in theirs.items() if name not in ours or ours[name].tensor_type != tensor.tensor_type
-             or not np.array_equal(ours[name].data, tensor.data)]
-    same = not wrong and set(ours) == set(theirs)
-    case.table.row("tensors as convert.py's", str(len(theirs)), len(theirs), f"{len(wrong)} differ", same)
-
-
 def verify_model(case: Case, thorough: bool) -> None:
     """All tasks on one model; thorough adds several pictures, conversations and sampling."""
     verify_ask(case, [(97, 61)])
@@ -455,8 +441,6 @@ def verify_suite(threads: int, verbose: bool) -> Table:
             table = Table(1e-4 if dtype is None else 2e-3, quiet=not verbose)
             case = Case(file, load(folder if dtype is None else file), table, Path(work), threads=threads)
             verify_model(case, thorough=True)
-            if dtype in QUANTISED_TYPES:
-                verify_quantize(case, folder, dtype)
         files = f"{shards} .{kind}" if kind == "bin" else f"{shards} .safet."
         print(f"{name:<24} {layout:<13} {files:<14} {dtype or 'f32':<5} {table.passed + table.failed:>5} "
               f"{table.worst:>14.1e}   {'OK' if not table.failed else 'NOT OK'}", flush=True)
