@@ -1922,11 +1922,13 @@ static int64_t input_read(FILE *stream, void *bytes, size_t size) {
 #endif
 #endif
 
+#if !defined(JANUS_LIBRARY)
 /* Whether both names lead to one file, however they are spelt. */
 static bool same_file(const char *path, const char *other) {
     uint64_t a[2], b[2];
     return file_identity(path, a) && file_identity(other, b) && a[0] == b[0] && a[1] == b[1];
 }
+#endif
 
 static bool path_is_folder(const char *path) { return path_kind(path) == PATH_FOLDER; }
 static bool path_is_special(const char *path) { return path_kind(path) == PATH_DEVICE; }
