@@ -8769,7 +8769,8 @@ static const char SHOW_WORDS[] = "auto|no|blocks|256";
 
 /* The value of an option. Kinds that set a field of the Request: a number of RANGES, a seed, an image's name, an
    output's. Kinds that set a field of the CommandLine: none; a name; a whole number from low to high; one of the words
-   of `argument`, counted from `low`; one of the machine's kernels; and two that are optional and come after a = only: a word of SHOW_WORDS, a part of a stage's name. */
+   of `argument`, counted from `low`; one of the machine's kernels; and two that are optional and come after
+   a = only: a word of SHOW_WORDS, a part of a stage's name. */
 typedef enum {
     AS_RANGE, AS_SEED, AS_IMAGE, AS_OUTPUT,
     AS_SWITCH, AS_NAME, AS_WHOLE, AS_CHOICE, AS_KERNELS, AS_SHOW, AS_FILTER
