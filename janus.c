@@ -1653,6 +1653,7 @@ static HANDLE open_handle(const char *path, DWORD access) {
     return file;
 }
 
+#if !defined(JANUS_LIBRARY)
 static bool file_identity(const char *path, uint64_t identity[2]) {
     BY_HANDLE_FILE_INFORMATION status;
     HANDLE file = open_handle(path, 0);
@@ -1663,6 +1664,7 @@ static bool file_identity(const char *path, uint64_t identity[2]) {
     identity[1] = (uint64_t)status.nFileIndexHigh << 32 | status.nFileIndexLow;
     return true;
 }
+#endif
 
 static int file_map(const char *path, FileImage *image) {
     HANDLE file = open_handle(path, GENERIC_READ), mapping = NULL;
@@ -1789,6 +1791,7 @@ static PathKind path_kind(const char *path) {
     return (status.st_mode & 0222) == 0 || access(path, W_OK) != 0 ? PATH_PROTECTED : PATH_FILE; /* for root, too */
 }
 
+#if !defined(JANUS_LIBRARY)
 /* The numbers of a file or folder and of its volume, which tell it from all others; false if there is none. */
 static bool file_identity(const char *path, uint64_t identity[2]) {
     struct stat status;
@@ -1797,6 +1800,7 @@ static bool file_identity(const char *path, uint64_t identity[2]) {
     identity[1] = (uint64_t)status.st_ino;
     return true;
 }
+#endif
 
 /* Maps `path`. Returns 0; 1 if it cannot be mapped but perhaps read; -1 if it cannot be opened. */
 static int file_map(const char *path, FileImage *image) {
@@ -6502,12 +6506,6 @@ static void open_model_file(Loader *l) {
     file->tensors = calloc((size_t)file->tensor_count + 1, sizeof *file->tensors);
     if (file->metadata == NULL || file->tensors == NULL) context_fail_memory(&l->cx);
     if (!has_failed(&l->cx)) read_tables(l, &cursor);
-}
-
-/* Bytes of a matrix of this type; -1 for an unknown type, a row that is not a multiple of the block, or an overflow. */
-static int64_t weight_bytes(int type, int64_t rows, int64_t cols) {
-    const int64_t row = type_row_bytes(type, cols);
-    return row <= 0 ? -1 : checked_product(rows, row, 1);
 }
 
 /* ---- What the file must hold: the sizes, then every weight with its shape ---- */
