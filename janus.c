@@ -2032,8 +2032,7 @@ static void *grow(void *array, size_t *capacity, size_t count, size_t size) {
     return grown;
 }
 
-#if !defined(JANUS_LIBRARY)
-typedef struct { /* a growing text, without a zero byte at its end; all zeros at first */
+typedef struct { /* a growing text or file, without a zero byte at its end; all zeros at first */
     char *text;
     size_t length, capacity;
     bool failed; /* memory was short */
@@ -2049,6 +2048,12 @@ static void text_add(TextBuffer *buffer, const void *text, size_t length) {
     buffer->length += length;
 }
 
+static void text_free(TextBuffer *buffer) {
+    free(buffer->text);
+    memset(buffer, 0, sizeof *buffer);
+}
+
+#if !defined(JANUS_LIBRARY)
 /* As printf; at most 255 bytes. */
 PRINTF_LIKE(2, 3)
 static void text_print(TextBuffer *buffer, const char *format, ...) {
@@ -2058,11 +2063,6 @@ static void text_print(TextBuffer *buffer, const char *format, ...) {
     vsnprintf(text, sizeof text, format, arguments);
     va_end(arguments);
     text_add(buffer, text, strlen(text));
-}
-
-static void text_free(TextBuffer *buffer) {
-    free(buffer->text);
-    memset(buffer, 0, sizeof *buffer);
 }
 #endif
 
@@ -7034,15 +7034,16 @@ static void answer_token(Context *cx, const JanusModel *m, Answer *answer, int32
 }
 
 /* ==================================================================================================================
-   18  Image in: a file's bytes -> RGB -> the square of numbers that an encoder reads. Source: Pillow's resampling
-      (Resample.c) and the official image_processing_vlm.py, whose results are reproduced to the last bit: the
-      understanding encoder was trained on pictures that were resized exactly so.
+   18  Image in: the bytes of a PNG or JPEG -> RGB -> the square of numbers that an encoder reads. stb_image decodes a
+      copy of the file that holds its pixels and nothing else, so that odd files cannot confuse it.
+      Sources: the PNG specification; T.81 for JPEG; Pillow's resampling (Resample.c) and the official
+      image_processing_vlm.py, reproduced bit for bit: the understanding encoder was trained on pictures resized so.
    ================================================================================================================== */
 
-/* As many pixels as Pillow takes without being told to take more. */
+/* As many pixels as Pillow accepts by default. */
 enum { IMAGE_SIDE_LIMIT = 16384, IMAGE_PIXEL_LIMIT = 178956970, IMAGE_FILE_LIMIT = 1 << 29, IMAGE_SCAN_LIMIT = 20 };
 
-/* Where stb's memory comes from, below. */
+/* stb's allocators, below. */
 static void *reader_memory(void *memory, size_t size);
 static void *writer_memory(const void *memory, size_t old_size, size_t size);
 
@@ -7067,8 +7068,8 @@ static void *writer_memory(const void *memory, size_t old_size, size_t size);
 /* Up to 2.27, stb_image.h declares this function and defines it under the other name; a static function must be
    defined. */
 #define stbi__unpremultiply_on_load_thread stbi_set_unpremultiply_on_load_thread
-/* stb's function of this name blends one column wrongly. It is compiled under another name; what takes its address,
-   without parentheses after the name, finds the one below. */
+/* stb's function of this name blends one column wrongly. Its definition gets another name here; references without a
+   call (function pointers) resolve to the corrected version below. */
 typedef unsigned char Sample;
 static Sample *stbi__resample_row_h_2(Sample *out, Sample *row, Sample *other_row, int width, int factor);
 #define stbi__resample_row_h_2(out, row, other, width, factor) resample_row_of_stb(out, row, other, width, factor)
@@ -7081,29 +7082,28 @@ static Sample *stbi__resample_row_h_2(Sample *out, Sample *row, Sample *other_ro
 #endif
 #undef stbi__resample_row_h_2
 
-/* Twice as many samples, for a JPEG whose colours have half its width (4:2:2): each is a blend 3 : 1 of two neighbours.
-   stb_image, 2.30 included, blends the last but one 1 : 3. */
+/* Doubles the samples of a row, for a JPEG whose colours have half its width (4:2:2): each is a blend 3 : 1 of two
+   neighbours. stb_image, 2.30 included, blends the last but one 1 : 3. */
 static Sample *stbi__resample_row_h_2(Sample *out, Sample *row, Sample *other_row, int width, int factor) {
     resample_row_of_stb(out, row, other_row, width, factor);
     if (width > 1) out[2 * width - 2] = (Sample)((3 * row[width - 1] + row[width - 2] + 2) / 4);
     return out;
 }
 
-/* What stb works on in this thread (in all, where the compiler knows no thread-local variables), as it keeps its own
-   reason for a failure: the reader's largest request and whether memory was short, which the reason does not always
-   say; the writer's memory and longjmp's target when memory runs out. */
+/* State of stb's allocators, one per thread (one in all if the compiler has no thread-local variables). */
 #if !defined(STBI_THREAD_LOCAL)
 #define STBI_THREAD_LOCAL
 #endif
 static STBI_THREAD_LOCAL struct {
-    size_t limit;
-    bool failed;
-    Arena arena;
-    jmp_buf way_out;
+    size_t limit;    /* the reader's largest request */
+    bool failed;     /* the reader ran out of memory */
+    Arena arena;     /* the writer's memory */
+    TextBuffer file; /* what it wrote */
+    jmp_buf way_out; /* taken when memory runs out, for which it has no check */
 } image_memory;
 
-/* malloc or realloc, bounded: a few bytes of a PNG can unpack to gigabytes. New memory is zero, so that what a damaged
-   file leaves out is black. */
+/* malloc or realloc with a limit, as a few bytes of a PNG can unpack to gigabytes. New memory is zero: pixels that a
+   damaged file leaves out are the same in every run. */
 static void *reader_memory(void *memory, size_t size) {
     if (size > image_memory.limit) return NULL;
     void *grown = memory != NULL ? realloc(memory, size) : calloc(1, size);
@@ -7111,8 +7111,7 @@ static void *reader_memory(void *memory, size_t size) {
     return grown;
 }
 
-/* malloc or realloc, all of it freed at the end; does not return when there is no memory, since stb does not expect
-   that. */
+/* malloc or realloc; write_image frees all at once. */
 static void *writer_memory(const void *memory, size_t old_size, size_t size) {
     void *grown = arena_allocate(&image_memory.arena, 1, size);
     if (grown == NULL) longjmp(image_memory.way_out, 1);
@@ -7120,7 +7119,9 @@ static void *writer_memory(const void *memory, size_t old_size, size_t size) {
     return grown;
 }
 
-/* ---- What a file is, and what it says of itself ---- */
+static void writer_sink(void *file, void *bytes, int size) { text_add(file, bytes, (size_t)size); }
+
+/* ---- Bytes ---- */
 
 /* A file, or a part of one. */
 typedef struct {
@@ -7128,7 +7129,7 @@ typedef struct {
     size_t length;
 } Span;
 
-/* The number in `count` bytes at `at`, the most significant one first or last; bytes that are not there are 0. */
+/* The number in `count` bytes at `at`, the most significant one first or last; bytes beyond the end are 0. */
 static uint32_t span_number(Span span, size_t at, int count, bool big_endian) {
     uint32_t number = 0;
     for (int i = 0; i < count; i++) {
@@ -7140,7 +7141,7 @@ static uint32_t span_number(Span span, size_t at, int count, bool big_endian) {
 
 static unsigned span_byte(Span span, size_t at) { return span_number(span, at, 1, true); }
 
-/* `length` bytes from `at` on, or as many of them as there are. */
+/* `length` bytes from `at` on, or as many of them as exist. */
 static Span span_part(Span span, size_t at, size_t length) {
     const size_t begin = at < span.length ? at : span.length, rest = span.length - begin;
     const Span part = {span.bytes + begin, length < rest ? length : rest};
@@ -7151,46 +7152,87 @@ static bool span_begins(Span span, const char *with, size_t length) {
     return span.length >= length && memcmp(span.bytes, with, length) == 0;
 }
 
-typedef enum { IMAGE_UNKNOWN, IMAGE_PNG, IMAGE_JPEG } ImageKind;
+static void add_span(TextBuffer *out, Span span) { text_add(out, span.bytes, span.length); }
 
-/* What is known of an image before its pixels are. */
+/* Adds a number, the most significant byte first. */
+static void add_number(TextBuffer *out, uint32_t number, int count) {
+    for (int shift = 8 * (count - 1); shift >= 0; shift -= 8) {
+        const uint8_t byte = (uint8_t)(number >> shift);
+        text_add(out, &byte, 1);
+    }
+}
+
+/* ---- Formats ---- */
+
+enum { IMAGE_PNG, IMAGE_JPEG, IMAGE_OTHER };
+
+/* How files begin, and the tool that converts those that cannot be read. */
+static const struct {
+    size_t at, length;
+    const char *signature, *what, *tool;
+} IMAGE_FORMATS[] = {{0, 8, "\x89PNG\r\n\x1A\n", "a PNG image", NULL},
+                     {0, 2, "\xFF\xD8", "a JPEG image", NULL},
+                     {8, 4, "WEBP", "a WebP image", "dwebp IN -o OUT.png"},
+                     {4, 7, "ftypavi", "an AVIF image", "avifdec IN OUT.png"},
+                     {4, 6, "ftyphe", "a HEIC image", "heif-convert IN OUT.png"},
+                     {4, 8, "ftypmif1", "a HEIF image", "heif-convert IN OUT.png"},
+                     {4, 4, "ftyp", "a video", "ffmpeg -i IN -frames:v 1 OUT.png"},
+                     {0, 4, "GIF8", "a GIF image", "magick IN[0] OUT.png"},
+                     {0, 2, "BM", "a BMP image", "magick IN OUT.png"},
+                     {0, 4, "II*\0", "a TIFF image", "magick IN OUT.png"},
+                     {0, 4, "MM\0*", "a TIFF image", "magick IN OUT.png"},
+                     {0, 2, "P6", "a PPM image", "magick IN OUT.png"},
+                     {0, 2, "\xFF\x0A", "a JPEG XL image", "djxl IN OUT.png"},
+                     {0, 4, "%PDF", "a PDF document", "pdftoppm -png IN OUT"},
+                     {0, 4, "<svg", "an SVG drawing", "rsvg-convert IN -o OUT.png"}};
+enum { IMAGE_FORMAT_COUNT = sizeof IMAGE_FORMATS / sizeof *IMAGE_FORMATS };
+
+/* IMAGE_PNG, IMAGE_JPEG, the row of another format, or IMAGE_FORMAT_COUNT. */
+static int image_format(Span file) {
+    int i = 0;
+    while (i < IMAGE_FORMAT_COUNT && !span_begins(span_part(file, IMAGE_FORMATS[i].at, file.length),
+                                                  IMAGE_FORMATS[i].signature, IMAGE_FORMATS[i].length))
+        i++;
+    return i;
+}
+
+/* What is known of an image before its pixels are decoded. */
 typedef struct {
     Span file;
     const char *name;       /* for messages */
     int64_t width, height;  /* of the pixels as stored */
     int orientation;        /* of EXIF, 1 to 8; 0: none */
-    int64_t scans;          /* how often a JPEG goes over its pixels, and where first */
-    size_t first_scan;
-    unsigned frame, precision, channels; /* a JPEG's frame: its marker and what it says */
-    bool adobe;             /* Adobe's marker tells a JPEG's colours; transform: 0 as they are, 1 YCbCr, 2 YCCK */
-    unsigned transform;
+    TextBuffer copy, text;  /* the file with only its pixels; the text "parameters" or the comments */
+    bool packed_text;       /* there is one, compressed */
+    Span frame;             /* JPEG: precision, height, width, number of channels, three bytes for each of them */
+    int64_t scans;
+    unsigned quantisers;    /* bit i: quantisation table i is defined */
+    int64_t interval;       /* units between two restart markers; 0: there are none */
+    int adobe;              /* the colours according to Adobe's marker: 0 as they are, 1 YCbCr, 2 YCCK; -1: no marker */
 } ImageFile;
 
 static JanusStatus image_damaged(const ImageFile *image, const char *how, JanusError *error) {
     return fail(error, JANUS_BAD_IMAGE, "%s is damaged: %s", image->name, how);
 }
 
-static JanusStatus image_unread(const ImageFile *image, const char *what, const char *kind, JanusError *error) {
-    return fail(error, JANUS_BAD_IMAGE,
-                "%s is a %s of a kind that is not read (%s): save it again as a PNG or a usual %s", image->name, what,
-                kind, what);
+static JanusStatus image_unsupported(const ImageFile *image, const char *what, const char *kind, JanusError *error) {
+    return fail(error, JANUS_BAD_IMAGE, "%s is a %s of an unsupported kind (%s): save it again as a usual %s",
+                image->name, what, kind, what);
 }
 
-/* Takes the size, which may be any, or says what is wrong with it. */
-static JanusStatus image_size(ImageFile *image, int64_t width, int64_t height, JanusError *error) {
-    const bool small = width <= IMAGE_SIDE_LIMIT && height <= IMAGE_SIDE_LIMIT && width * height <= IMAGE_PIXEL_LIMIT;
-    if (width < 1 || height < 1 || !small)
-        return fail(error, JANUS_BAD_IMAGE,
-                    "%s is %ld x %ld: at most 16384 pixels a side, 178,956,970 in all, are accepted", image->name,
-                    (long)min_i64(width, INT32_MAX), (long)min_i64(height, INT32_MAX));
-    image->width = width;
-    image->height = height;
-    return JANUS_OK;
+/* Checks the size, which may be any number. */
+static JanusStatus image_size(const ImageFile *image, JanusError *error) {
+    const int64_t width = image->width, height = image->height;
+    if (width >= 1 && height >= 1 && width <= IMAGE_SIDE_LIMIT && height <= IMAGE_SIDE_LIMIT &&
+        width * height <= IMAGE_PIXEL_LIMIT)
+        return JANUS_OK;
+    return fail(error, JANUS_BAD_IMAGE, "%s is %ld x %ld pixels: the limit is 16384 a side and 178,956,970 in all",
+                image->name, (long)min_i64(width, INT32_MAX), (long)min_i64(height, INT32_MAX));
 }
 
-/* The orientation that EXIF says, 1 to 8, or 0 for none. EXIF is a TIFF file without pictures: byte order, place of a
+/* The orientation in EXIF, 1 to 8, or 0 for none. EXIF is a TIFF file without pictures: byte order, the place of a
    directory, and there entries of 12 bytes: tag, type, count, and the values or, beyond four bytes, their place.
-   The first entry whose values are not there ends the reading, as it does Pillow's. */
+   As in Pillow, the first entry whose values lie outside ends the directory. */
 static int exif_orientation(Span exif) {
     enum { ORIENTATION = 0x0112, SHORT = 3, LONG = 4, TYPES = 17, ENTRY = 12 };
     static const uint8_t SIZES[TYPES] = {0, 1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 0, 0, 8};
@@ -7212,167 +7254,297 @@ static int exif_orientation(Span exif) {
     return orientation;
 }
 
-/* A PNG is its signature and chunks: size, name, data, checksum. Takes the chunk at `at`, first 8, and goes to the
-   next; returns false where there is none. */
+/* ---- PNG: a signature, then chunks: size, name, data, checksum ---- */
+
+static const char TEXT_KEY[] = "parameters"; /* of the text that records how a picture was drawn; a zero follows */
+
+/* Takes the chunk at `at`, first 8, and advances; returns false at the end. */
 static bool png_next(Span file, size_t *at, Span *name, Span *data) {
     const uint32_t size = span_number(file, *at, 4, true);
     *name = span_part(file, *at + 4, 4);
     *data = span_part(file, *at + 8, size);
-    const bool there = *at < file.length && file.length - *at >= 8;
-    *at = data->length < size || span_begins(*name, "IEND", 4) ? file.length : *at + 12 + size;
-    return there;
+    const bool more = *at < file.length && file.length - *at >= 8 && !span_begins(*name, "IEND", 4);
+    *at = data->length < size ? file.length : *at + 12 + size;
+    return more;
 }
 
-static JanusStatus png_header(ImageFile *image, JanusError *error) {
-    int64_t width = 0, height = 0;
+/* Adds a chunk with `zeros` zeros after its data and no checksum, which stb does not read. */
+static void add_png_chunk(TextBuffer *out, const char *name, Span data, size_t zeros) {
+    static const uint8_t ZEROS[768 + 4];
+    add_number(out, (uint32_t)(data.length + zeros), 4);
+    text_add(out, name, 4);
+    add_span(out, data);
+    text_add(out, ZEROS, zeros + 4);
+}
+
+/* tEXt: the key, then Latin-1; iTXt: the key, 0 or 1 for compressed, 0, language and translated key, which end with
+   zeros, then UTF-8; zTXt: compressed. */
+static void png_text(ImageFile *image, Span name, Span data) {
+    const bool utf8 = span_begins(name, "iTXt", 4), latin1 = span_begins(name, "tEXt", 4);
+    size_t begin = sizeof TEXT_KEY;
+    if ((!utf8 && !latin1 && !span_begins(name, "zTXt", 4)) || !span_begins(data, TEXT_KEY, begin)) return;
+    if (image->text.length > 0 || image->packed_text) return;
+    image->packed_text = !latin1 && (!utf8 || span_byte(data, begin) != 0);
+    if (utf8) begin += 2;
+    for (int ends = 0; utf8 && ends < 2 && begin < data.length; begin++) ends += data.bytes[begin] == 0;
+    if (!image->packed_text) add_span(&image->text, span_part(data, begin, data.length));
+}
+
+/* The copy's palette gets 256 colours, as stb takes those beyond its end from uninitialised memory; transparency is
+   left out. */
+static JanusStatus png_parse(ImageFile *image, JanusError *error) {
+    bool palette = false;
     Span name, data;
+    add_span(&image->copy, span_part(image->file, 0, 8));
     for (size_t at = 8; png_next(image->file, &at, &name, &data);) {
-        if (span_begins(name, "CgBI", 4)) return image_unread(image, "PNG", "Apple's, for iPhones", error);
-        if (span_begins(name, "IHDR", 4)) width = span_number(data, 0, 4, true), height = span_number(data, 4, 4, true);
+        if (span_begins(name, "CgBI", 4)) return image_unsupported(image, "PNG", "Apple's, for iPhones", error);
         if (span_begins(name, "eXIf", 4)) image->orientation = exif_orientation(data);
+        else if (span_begins(name, "IDAT", 4)) add_png_chunk(&image->copy, "IDAT", data, 0);
+        else if (span_begins(name, "IHDR", 4)) {
+            image->width = span_number(data, 0, 4, true);
+            image->height = span_number(data, 4, 4, true);
+            add_png_chunk(&image->copy, "IHDR", data, 0);
+        } else if (span_begins(name, "PLTE", 4)) {
+            data = span_part(data, 0, data.length / 3 * 3);
+            if (!palette) add_png_chunk(&image->copy, "PLTE", data, data.length < 768 ? 768 - data.length : 0);
+            palette = true;
+        } else if ((span_byte(name, 0) & 0x20) == 0) return image_damaged(image, "unknown critical chunk", error);
+        else png_text(image, name, data);
     }
-    return image_size(image, width, height, error);
+    if (image->copy.length <= 8) return image_damaged(image, "it is cut off", error);
+    add_png_chunk(&image->copy, "IEND", span_part(image->file, 0, 0), 0);
+    return image_size(image, error);
 }
 
-/* A JPEG is a chain of segments: 0xFF, a marker, a size, data. After some of them compressed data follow. */
+/* ---- JPEG: segments: 0xFF, a marker, a size, data. Compressed data follow the header of a scan ---- */
+
+enum { JPEG_FRAME = 0xC0, JPEG_PROGRESSIVE = 0xC2, JPEG_LOSSLESS = 0xC3, JPEG_HUFFMAN = 0xC4, JPEG_EXTENSION = 0xC8,
+       JPEG_LAST_FRAME = 0xCF, JPEG_RESTART = 0xD0, JPEG_START = 0xD8, JPEG_END = 0xD9, JPEG_SCAN = 0xDA,
+       JPEG_QUANTISERS = 0xDB, JPEG_LINES = 0xDC, JPEG_INTERVAL = 0xDD, JPEG_APP0 = 0xE0, JPEG_EXIF = 0xE1,
+       JPEG_ADOBE = 0xEE, JPEG_APP15 = 0xEF, JPEG_LS = 0xF7, JPEG_COMMENT = 0xFE };
+
 typedef struct {
-    Span file, data;
-    size_t place, next; /* of this segment's 0xFF, and from where on to look for the next one */
-    unsigned marker;
-    bool complete;      /* the mark of the end has come */
+    Span file, all, data; /* of this segment: with and without marker and size */
+    unsigned marker;      /* after the last segment: JPEG_END, or another if the file is cut off */
+    size_t place, next;   /* where this segment begins, and the search for the next one */
 } JpegSegment;
 
-/* Goes to the next segment; returns false at the end and where the chain breaks. */
+static JpegSegment jpeg_begin(Span file) {
+    JpegSegment segment;
+    memset(&segment, 0, sizeof segment);
+    segment.file = file;
+    segment.next = 2;
+    return segment;
+}
+
+/* Advances, over bytes that belong to no segment; returns false after the last one. */
 static bool jpeg_next(JpegSegment *segment) {
-    enum { START = 0xD8, END = 0xD9, RESTART = 0xD0 };
+    segment->marker = 0;
     for (size_t at = segment->next; at + 1 < segment->file.length; at++) {
         const unsigned marker = segment->file.bytes[at + 1];
-        if (segment->file.bytes[at] != 0xFF || marker == 0xFF || marker == 0) continue;
-        if (marker >= RESTART && marker <= START) continue;
-        const size_t size = span_number(segment->file, at + 2, 2, true);
-        segment->complete = marker == END;
-        if (segment->complete || size < 2) break;
-        segment->place = at;
+        if (segment->file.bytes[at] != 0xFF || marker == 0xFF || marker <= 1) continue;
+        if (marker >= JPEG_RESTART && marker <= JPEG_START) continue;
+        const size_t size = marker == JPEG_END ? 0 : span_number(segment->file, at + 2, 2, true);
         segment->marker = marker;
-        segment->data = span_part(segment->file, at + 4, size - 2);
+        segment->place = at;
         segment->next = at + 2 + size;
-        return true;
+        segment->all = span_part(segment->file, at, 2 + size);
+        segment->data = span_part(segment->all, 4, size);
+        return size >= 2;
     }
     return false;
 }
 
-/* Whether these Huffman tables have at most 256 codes each and fill their segment. A table: its number, 16 counts of
-   codes, the codes' values. Up to its version 2.27, stb_image writes beyond its own tables for others. */
-static bool jpeg_tables_good(Span tables) {
-    size_t at = 0;
-    while (at < tables.length) {
-        size_t codes = 0;
-        for (size_t i = 1; i <= 16; i++) codes += span_byte(tables, at + i);
-        if (codes > 256) return false;
-        at += 17 + codes;
-    }
-    return at == tables.length;
-}
-
-/* Takes what a segment before the first scan says of the picture. */
-static void jpeg_note(ImageFile *image, unsigned marker, Span data) {
-    enum { TABLES = 0xC4, RESERVED = 0xC8, ARITHMETIC = 0xCC, APP1 = 0xE1, APP14 = 0xEE, FRAME_LS = 0xF7 };
-    if (marker == APP1 && span_begins(data, "Exif\0\0", 6) && image->orientation == 0)
-        image->orientation = exif_orientation(data);
-    else if (marker == APP14 && data.length >= 12 && span_begins(data, "Adobe", 5)) {
-        image->adobe = true;
-        image->transform = span_byte(data, 11);
-    } else if (image->frame == 0 && (marker == FRAME_LS || (marker >= 0xC0 && marker <= 0xCF && marker != TABLES &&
-                                                            marker != RESERVED && marker != ARITHMETIC))) {
-        image->frame = marker;
-        image->precision = span_byte(data, 0);
-        image->height = span_number(data, 1, 2, true);
-        image->width = span_number(data, 3, 2, true);
-        image->channels = span_byte(data, 5);
-    }
-}
-
-/* What it is about a JPEG that stb cannot read; NULL: nothing. */
-static const char *jpeg_unread_kind(const ImageFile *image) {
-    if (image->frame == 0xF7) return "JPEG-LS";
-    if (image->frame > 0xC8) return "arithmetic coding";
-    if (image->frame == 0xC3) return "lossless";
-    if (image->frame > 0xC3) return "hierarchical";
-    if (image->precision != 8) return "more than 8 bits a channel";
-    if (image->channels != 1 && image->channels != 3 && image->channels != 4) return "neither 1, 3 nor 4 channels";
-    return image->height == 0 ? "its height follows its pixels" : NULL;
-}
-
-/* Whether this marker may stand between scans. Up to its version 2.27, stb_image refuses a picture that holds others or
-   ends too soon; later ones leave the rest of it grey. */
-static bool jpeg_marker_good(unsigned marker) {
-    enum { TABLES = 0xC4, SCAN = 0xDA, RESTARTS = 0xDD, APP0 = 0xE0, APP15 = 0xEF, COMMENT = 0xFE };
-    if (marker == TABLES || marker == COMMENT) return true;
-    return (marker >= SCAN && marker <= RESTARTS) || (marker >= APP0 && marker <= APP15);
-}
-
-static JanusStatus jpeg_header(ImageFile *image, JanusError *error) {
-    enum { TABLES = 0xC4, SCAN = 0xDA };
-    JpegSegment segment = {image->file, {NULL, 0}, 0, 2, 0, false};
-    while (jpeg_next(&segment)) {
-        if (segment.marker == TABLES && !jpeg_tables_good(segment.data))
-            return image_damaged(image, "bad Huffman tables", error);
-        if (segment.marker == SCAN && image->scans++ == 0) image->first_scan = segment.place;
-        if (image->scans == 0) jpeg_note(image, segment.marker, segment.data);
-        else if (!jpeg_marker_good(segment.marker)) return image_damaged(image, "an unknown marker", error);
-    }
-    if (image->frame == 0) return image_damaged(image, "no picture in it", error);
-    const char *kind = jpeg_unread_kind(image);
-    if (kind != NULL) return image_unread(image, "JPEG", kind, error);
-    if (!segment.complete || image->scans == 0) return image_damaged(image, "it ends amid its pixels", error);
-    const JanusStatus status = image_size(image, image->width, image->height, error);
-    const int64_t pixels = image->width * image->height;
-    /* a block takes a bit at least, and however the channels are sampled, there is one block for 128 pixels */
-    if (status == JANUS_OK && pixels / 1024 > (int64_t)image->file.length)
-        return image_damaged(image, "it holds too little for its pixels", error);
-    if (status == JANUS_OK && image->scans > (int64_t)IMAGE_SCAN_LIMIT * IMAGE_PIXEL_LIMIT / pixels)
-        return fail(error, JANUS_BAD_IMAGE, "%s goes over its %ld x %ld pixels %ld times: save it again", image->name,
-                    (long)image->width, (long)image->height, (long)image->scans);
+/* Takes a frame's header. */
+static JanusStatus jpeg_frame(ImageFile *image, unsigned marker, Span frame, JanusError *error) {
+    const unsigned channels = span_byte(frame, 5);
+    const char *kind = NULL;
+    image->frame = frame;
+    image->height = span_number(frame, 1, 2, true);
+    image->width = span_number(frame, 3, 2, true);
+    if (image->height == 0) kind = "its height follows its pixels";
+    if (channels != 1 && channels != 3 && channels != 4) kind = "neither 1, 3 nor 4 channels";
+    if (span_byte(frame, 0) != 8) kind = "more than 8 bits a channel";
+    if (marker >= JPEG_LOSSLESS) kind = marker == JPEG_LOSSLESS ? "lossless" : "hierarchical";
+    if (marker > JPEG_EXTENSION) kind = marker == JPEG_LS ? "JPEG-LS" : "arithmetic coding";
+    if (kind != NULL) return image_unsupported(image, "JPEG", kind, error);
+    /* a block takes at least one bit, and there is at least one block for 128 pixels, whatever the sampling */
+    const JanusStatus status = image_size(image, error);
+    if (status == JANUS_OK && image->width * image->height / 1024 > (int64_t)image->file.length)
+        return image_damaged(image, "it is too short for so many pixels", error);
     return status;
 }
 
-/* ---- Pixels ---- */
-
-/* A copy of a JPEG that has Adobe's marker, with this transform, before its first scan. */
-static uint8_t *jpeg_marked(const ImageFile *image, unsigned transform, size_t *length) {
-    static const uint8_t MARKER[15] = {0xFF, 0xEE, 0, 14, 'A', 'd', 'o', 'b', 'e', 0, 100, 0, 0, 0, 0};
-    const Span rest = span_part(image->file, image->first_scan, image->file.length);
-    uint8_t *copy = allocate((int64_t)image->file.length + 16, 1);
-    if (copy == NULL) return NULL;
-    memcpy(copy, image->file.bytes, image->first_scan);
-    memcpy(copy + image->first_scan, MARKER, sizeof MARKER);
-    copy[image->first_scan + sizeof MARKER] = (uint8_t)transform;
-    memcpy(copy + image->first_scan + 16, rest.bytes, rest.length);
-    *length = image->file.length + 16;
-    return copy;
+/* Adds the Huffman tables that a file may leave out. A sequential JPEG gets the standard ones (T.81, K.3), which frames
+   of MJPEG use and stb_image_write writes; others get tables without codes, so that their use is an error. */
+static void add_huffman_tables(TextBuffer *out, bool standard) {
+    static const uint8_t NO_CODES[16];
+    TextBuffer pixel = {0};
+    for (uint32_t i = 0; i < 8; i++) {
+        add_number(out, 0xFFC40013, 4);
+        add_number(out, i < 4 ? i : 0x10 | (i - 4), 1);
+        text_add(out, NO_CODES, 16);
+    }
+    if (standard) stbi_write_jpg_to_func(writer_sink, &pixel, 1, 1, 1, NO_CODES, 90);
+    const Span written = {(const uint8_t *)pixel.text, pixel.length};
+    for (JpegSegment segment = jpeg_begin(written); jpeg_next(&segment);)
+        if (segment.marker == JPEG_HUFFMAN) add_span(out, segment.all);
+    out->failed = out->failed || pixel.failed;
+    text_free(&pixel);
 }
 
-/* Four channels of a JPEG are CMYK where Adobe's marker says so or is missing, else YCCK. That is libjpeg's rule; stb
-   takes them for YCbCr and something else unless the marker says 0 or 2. */
-static JanusStatus read_by_stb(const ImageFile *image, JanusImage *out, JanusError *error) {
-    const bool unmarked = image->channels == 4 && !(image->adobe && (image->transform == 0 || image->transform == 2));
-    const uint8_t *bytes = image->file.bytes;
-    size_t length = image->file.length;
-    uint8_t *copy = unmarked ? jpeg_marked(image, image->adobe ? 2 : 0, &length) : NULL;
-    if (unmarked && copy == NULL) return fail_memory(error);
-    if (copy != NULL) bytes = copy;
+/* The number of restart markers in a scan: one after each interval but the last. A unit is one block if the scan has
+   one channel, else as many blocks of each channel as its sampling factors say. */
+static int64_t jpeg_restarts(const ImageFile *image, Span scan) {
+    int64_t across = 1, down = 1, h = 1, v = 1; /* the largest sampling factors; those of the scan's only channel */
+    if (image->interval == 0) return 0;
+    for (unsigned c = 0; c < span_byte(image->frame, 5); c++) {
+        const unsigned factors = span_byte(image->frame, 7 + 3 * c);
+        const bool alone = span_byte(scan, 0) == 1 && span_byte(scan, 1) == span_byte(image->frame, 6 + 3 * c);
+        across = max_i64(across, factors >> 4), h = alone ? factors >> 4 : h;
+        down = max_i64(down, factors & 15), v = alone ? factors & 15 : v;
+    }
+    const int64_t columns = round_up(image->width * h, 8 * across) / (8 * across);
+    const int64_t rows = round_up(image->height * v, 8 * down) / (8 * down);
+    return (columns * rows - 1) / image->interval;
+}
+
+/* Copies a scan and its compressed data up to the first restart marker too many: what follows is no picture. Four
+   channels are CMYK if Adobe's marker says so or is missing, else YCCK, as in libjpeg; stb needs a marker for that. */
+static JanusStatus jpeg_scan(ImageFile *image, const JpegSegment *scan, size_t end, JanusError *error) {
+    static const uint8_t ADOBE[15] = {0xFF, JPEG_ADOBE, 0, 14, 'A', 'd', 'o', 'b', 'e', 0, 100};
+    const Span data = span_part(image->file, scan->next, end - scan->next);
+    int64_t restarts = jpeg_restarts(image, scan->data);
+    const unsigned channels = span_byte(image->frame, 5);
+    size_t length = 0;
+    if (channels == 0) return image_damaged(image, "a scan without a frame", error);
+    for (unsigned c = 0; c < channels; c++)
+        if ((image->quantisers >> (span_byte(image->frame, 8 + 3 * c) & 15) & 1) == 0)
+            return image_damaged(image, "a quantisation table is missing", error);
+    if (++image->scans > (int64_t)IMAGE_SCAN_LIMIT * IMAGE_PIXEL_LIMIT / (image->width * image->height))
+        return image_damaged(image, "too many scans", error);
+    if (channels == 4) {
+        text_add(&image->copy, ADOBE, sizeof ADOBE);
+        add_number(&image->copy, image->adobe > 0 ? 2 : 0, 1);
+    }
+    for (; length < data.length; length++) {
+        const bool restart = data.bytes[length] == 0xFF && (span_byte(data, length + 1) & 0xF8) == JPEG_RESTART;
+        if (restart && restarts-- == 0) break;
+    }
+    add_span(&image->copy, scan->all);
+    add_span(&image->copy, span_part(data, 0, length));
+    return JANUS_OK;
+}
+
+/* Takes tables: number and precision, 64 values of one byte or two; for Huffman codes a number, 16 counts, values.
+   Returns whether they fill their segment, which stb does not always check. */
+static bool jpeg_tables(ImageFile *image, bool huffman, Span data) {
+    size_t at = 0;
+    while (at < data.length) {
+        const unsigned number = span_byte(data, at++);
+        size_t bytes = number < 16 ? 64 : 128;
+        if (huffman) bytes = 16;
+        else image->quantisers |= 1u << (number & 15);
+        for (size_t i = 0; huffman && i < 16; i++) bytes += span_byte(data, at + i);
+        at += bytes;
+    }
+    return at == data.length;
+}
+
+/* Takes a segment before, between or after scans. The copy gets what pixels and colours depend on. */
+static JanusStatus jpeg_segment(ImageFile *image, unsigned marker, Span all, Span data, JanusError *error) {
+    JanusStatus status = JANUS_OK;
+    switch (marker) {
+    case JPEG_EXIF:
+        if (span_begins(data, "Exif\0\0", 6) && image->orientation == 0 && image->scans == 0)
+            image->orientation = exif_orientation(data);
+        return JANUS_OK;
+    case JPEG_COMMENT:
+        if (image->scans == 0) add_span(&image->text, data);
+        return JANUS_OK;
+    case JPEG_ADOBE:
+        if (span_begins(data, "Adobe", 5) && data.length >= 12) image->adobe = (int)span_byte(data, 11);
+        break;
+    case JPEG_INTERVAL: image->interval = span_number(data, 0, 2, true); break;
+    case JPEG_QUANTISERS: case JPEG_HUFFMAN:
+        if (!jpeg_tables(image, marker == JPEG_HUFFMAN, data)) return image_damaged(image, "a bad table", error);
+        break;
+    case JPEG_APP0: break;
+    default:
+        if (marker == JPEG_LINES || (marker > JPEG_APP0 && marker <= JPEG_APP15)) return JANUS_OK;
+        if (image->frame.length == 0 && ((marker >= JPEG_FRAME && marker <= JPEG_LAST_FRAME) || marker == JPEG_LS))
+            status = jpeg_frame(image, marker, data, error);
+    }
+    add_span(&image->copy, all);
+    return status;
+}
+
+/* The copy has no bytes between segments and no metadata. */
+static JanusStatus jpeg_parse(ImageFile *image, JanusError *error) {
+    JpegSegment next = jpeg_begin(image->file);
+    JanusStatus status = JANUS_OK;
+    bool sequential = true;
+    while (jpeg_next(&next) && next.marker != JPEG_SCAN) sequential = sequential && next.marker != JPEG_PROGRESSIVE;
+    add_number(&image->copy, 0xFF00 | JPEG_START, 2);
+    add_huffman_tables(&image->copy, sequential);
+    next = jpeg_begin(image->file);
+    for (bool more = jpeg_next(&next); more && status == JANUS_OK;) {
+        const JpegSegment segment = next;
+        more = jpeg_next(&next);
+        status = segment.marker == JPEG_SCAN ? jpeg_scan(image, &segment, next.place, error)
+                                             : jpeg_segment(image, segment.marker, segment.all, segment.data, error);
+    }
+    add_number(&image->copy, 0xFF00 | JPEG_END, 2);
+    if (status == JANUS_OK && (next.marker != JPEG_END || image->scans == 0))
+        return image_damaged(image, "it is cut off", error);
+    return status;
+}
+
+/* ---- Pixels and texts ---- */
+
+static ImageFile image_begin(const void *bytes, size_t length, const char *name) {
+    ImageFile image;
+    memset(&image, 0, sizeof image);
+    image.file.bytes = bytes;
+    image.file.length = length;
+    image.name = name;
+    image.adobe = -1;
+    return image;
+}
+
+/* Reads all but the pixels. */
+static JanusStatus image_parse(ImageFile *image, JanusError *error) {
+    const int format = image_format(image->file);
+    if (image->file.length == 0) return fail(error, JANUS_BAD_IMAGE, "%s is empty", image->name);
+    if (image->file.length > IMAGE_FILE_LIMIT)
+        return fail(error, JANUS_BAD_IMAGE, "%s is larger than 512 MiB", image->name);
+    if (format == IMAGE_PNG) return png_parse(image, error);
+    if (format == IMAGE_JPEG) return jpeg_parse(image, error);
+    if (format == IMAGE_FORMAT_COUNT)
+        return fail(error, JANUS_BAD_IMAGE, "%s is neither a PNG nor a JPEG image", image->name);
+    return fail(error, JANUS_BAD_IMAGE, "%s is %s, which cannot be read: convert it first, for instance with %s",
+                image->name, IMAGE_FORMATS[format].what, IMAGE_FORMATS[format].tool);
+}
+
+/* Decodes the pixels as they are stored. After some errors stb returns an unfinished picture: its reason is set. */
+static JanusStatus image_decode(ImageFile *image, JanusImage *out, JanusError *error) {
     /* four channels of 16 bits, JPEG's padding to complete blocks, and what grows by doubling */
-    const int64_t limit = 16 * (image->width + 64) * (image->height + 64) + 2 * (int64_t)length + 65536;
-    image_memory.limit = (size_t)min_i64(limit, PTRDIFF_MAX);
-    image_memory.failed = false;
+    const int64_t limit = 16 * (image->width + 64) * (image->height + 64) + 2 * (int64_t)image->copy.length + 65536;
     int channels;
-    out->rgb = stbi_load_from_memory(bytes, (int)length, &out->width, &out->height, &channels, 3);
-    free(copy);
-    if (out->rgb != NULL) return JANUS_OK;
-    return image_memory.failed ? fail_memory(error) : image_damaged(image, stbi_failure_reason(), error);
+    image_memory.limit = (size_t)min_i64(limit, PTRDIFF_MAX);
+    image_memory.failed = image->copy.failed;
+    if (image->copy.failed) return fail_memory(error);
+    stbi__g_failure_reason = NULL;
+    out->rgb = stbi_load_from_memory((const uint8_t *)image->copy.text, (int)image->copy.length, &out->width,
+                                     &out->height, &channels, 3);
+    const char *reason = stbi_failure_reason();
+    const bool tried = reason != NULL && strcmp(reason, "bad png sig") == 0; /* a JPEG is not a PNG */
+    if (image_memory.failed) return fail_memory(error);
+    if (out->rgb != NULL && (reason == NULL || tried)) return JANUS_OK;
+    return image_damaged(image, reason != NULL ? reason : "a bad header", error);
 }
 
-/* Turns and mirrors the picture as orientation 2 to 8 says: from 5 on rows become columns. */
+/* Turns and mirrors the picture for orientation 2 to 8: from 5 on rows become columns. */
 static JanusStatus image_turn(JanusImage *image, int orientation, JanusError *error) {
     const bool swapped = orientation >= 5;
     const bool from_right = orientation == 2 || orientation == 3 || orientation == 7 || orientation == 8;
@@ -7392,178 +7564,92 @@ static JanusStatus image_turn(JanusImage *image, int orientation, JanusError *er
     return JANUS_OK;
 }
 
-/* ---- All kinds ---- */
-
-/* Formats that are not read, and the tool that converts them. */
-static const struct {
-    size_t at;
-    const char *signature, *what, *tool;
-} OTHER_IMAGES[] = {
-    {8, "WEBP", "a WebP image", "dwebp IN -o OUT.png"},
-    {4, "ftypavi", "an AVIF image", "avifdec IN OUT.png"},
-    {4, "ftyphe", "a HEIC image", "heif-convert IN OUT.png"},
-    {4, "ftypmif1", "a HEIF image", "heif-convert IN OUT.png"},
-    {4, "ftyp", "a video", "ffmpeg -i IN -frames:v 1 OUT.png"},
-    {0, "GIF8", "a GIF image", "magick IN[0] OUT.png"},
-    {0, "BM", "a BMP image", "magick IN OUT.png"},
-    {0, "II*", "a TIFF image", "magick IN OUT.png"},
-    {0, "MM", "a TIFF image", "magick IN OUT.png"},
-    {0, "P5", "a PGM image", "magick IN OUT.png"},
-    {0, "P6", "a PPM image", "magick IN OUT.png"},
-    {0, "8BPS", "a Photoshop file", "magick IN[0] OUT.png"},
-    {0, "\xFF\x0A", "a JPEG XL image", "djxl IN OUT.png"},
-    {0, "%PDF", "a PDF document", "pdftoppm -png IN OUT"},
-    {0, "<svg", "an SVG drawing", "rsvg-convert IN -o OUT.png"},
-    {0, "<?xml", "an SVG drawing or another XML file", "rsvg-convert IN -o OUT.png"}};
-
-static ImageKind image_kind(Span file) {
-    if (span_begins(file, "\x89PNG\r\n\x1A\n", 8)) return IMAGE_PNG;
-    return span_begins(file, "\xFF\xD8", 2) ? IMAGE_JPEG : IMAGE_UNKNOWN;
+/* The text as UTF-8, malloc'ed; NULL if there is none. Anything that is not UTF-8 is Latin-1. */
+static JanusStatus image_text(const ImageFile *image, char **text, JanusError *error) {
+    const size_t length = image->text.length;
+    const bool latin1 = !utf8_valid(image->text.text, length);
+    if (image->packed_text)
+        return fail(error, JANUS_BAD_IMAGE, "%s has a compressed text, which cannot be read", image->name);
+    if (length == 0 && !image->text.failed) return JANUS_OK;
+    char *utf8 = image->text.failed ? NULL : allocate(2 * (int64_t)length + 1, 1), *end = utf8;
+    if (utf8 == NULL) return fail_memory(error);
+    for (size_t i = 0; i < length; i++)
+        if (latin1) end = utf8_put(end, (uint8_t)image->text.text[i]);
+        else *end++ = image->text.text[i];
+    *end = 0;
+    *text = utf8;
+    return JANUS_OK;
 }
 
-static JanusStatus image_of_no_kind(const ImageFile *image, JanusError *error) {
-    for (size_t i = 0; i < sizeof OTHER_IMAGES / sizeof *OTHER_IMAGES; i++) {
-        const char *signature = OTHER_IMAGES[i].signature;
-        if (span_begins(span_part(image->file, OTHER_IMAGES[i].at, 8), signature, strlen(signature)))
-            return fail(error, JANUS_BAD_IMAGE, "%s is %s, which is not read: convert it first, for instance with %s",
-                        image->name, OTHER_IMAGES[i].what, OTHER_IMAGES[i].tool);
-    }
-    return fail(error, JANUS_BAD_IMAGE, "%s is neither a PNG nor a JPEG image", image->name);
+/* Frees what image_parse allocated. */
+static void image_end(ImageFile *image) {
+    text_free(&image->copy);
+    text_free(&image->text);
 }
 
-/* Decodes the pixels as they are stored. */
-static JanusStatus image_decode(ImageFile *image, JanusImage *out, JanusError *error) {
-    const ImageKind kind = image_kind(image->file);
-    if (kind == IMAGE_UNKNOWN) return image_of_no_kind(image, error);
-    const JanusStatus status = kind == IMAGE_PNG ? png_header(image, error) : jpeg_header(image, error);
-    return status == JANUS_OK ? read_by_stb(image, out, error) : status;
-}
-
-/* The image that a file's bytes hold. `upright`: turned as its metadata say. `name` is for messages. */
+/* The image in a file's bytes; `upright`: turned by its orientation. `name` is for messages. */
 static JanusStatus image_from_bytes(const void *bytes, size_t length, bool upright, JanusImage *out, const char *name,
                                     JanusError *error) {
-    ImageFile image = {0};
-    image.file.bytes = bytes;
-    image.file.length = length;
-    image.name = name;
+    ImageFile image = image_begin(bytes, length, name);
     memset(out, 0, sizeof *out);
-    if (length == 0 || length > INT_MAX - 16) /* stb counts in int */
-        return fail(error, JANUS_BAD_IMAGE, "%s is %s", name, length == 0 ? "empty" : "too large for an image");
-    JanusStatus status = image_decode(&image, out, error);
+    JanusStatus status = image_parse(&image, error);
+    if (status == JANUS_OK) status = image_decode(&image, out, error);
     if (status == JANUS_OK && upright && image.orientation > 1) status = image_turn(out, image.orientation, error);
-    if (status != JANUS_OK) {
-        free(out->rgb);
-        memset(out, 0, sizeof *out);
-    }
+    if (status != JANUS_OK) janus_image_free(out);
+    image_end(&image);
     return status;
 }
 
-/* ---- What a picture says of how it was drawn: a PNG in the text "parameters", a JPEG in its comments ---- */
-
-static const char TEXT_KEY[] = "parameters"; /* with a zero after it, as in the file */
-
-/* Adds bytes of Latin-1 or UTF-8, as UTF-8, after `length` bytes of `text` if that is there; returns the new length. */
-static size_t text_bytes(char *text, size_t length, Span bytes, bool latin1) {
-    for (size_t i = 0; i < bytes.length; i++) {
-        const uint8_t byte = bytes.bytes[i];
-        const bool two = latin1 && byte >= 0x80;
-        if (text != NULL && two) text[length] = (char)(0xC0 | byte >> 6);
-        if (text != NULL) text[length + two] = (char)(two ? 0x80 | (byte & 0x3F) : byte);
-        length += 1 + (size_t)two;
-    }
-    return length;
-}
-
-/* Adds the text of a PNG. tEXt: the key, then Latin-1; iTXt: the key, 0 or 1 for packed, 0, language and translated
-   key, which end with zeros, then UTF-8. */
-static size_t png_text(Span file, char *text, bool *packed) {
-    Span name, data;
-    size_t length = 0;
-    for (size_t at = 8; length == 0 && png_next(file, &at, &name, &data);) {
-        const bool latin1 = span_begins(name, "tEXt", 4), utf8 = span_begins(name, "iTXt", 4);
-        size_t begin = sizeof TEXT_KEY;
-        if ((!latin1 && !utf8 && !span_begins(name, "zTXt", 4)) || !span_begins(data, TEXT_KEY, begin)) continue;
-        *packed = !latin1 && (!utf8 || span_byte(data, begin) != 0);
-        if (*packed) break;
-        if (utf8) begin += 2;
-        for (int ends = 0; utf8 && ends < 2 && begin < data.length; begin++) ends += data.bytes[begin] == 0;
-        length = text_bytes(text, 0, span_part(data, begin, data.length), latin1);
-    }
-    return length;
-}
-
-/* Adds the comments of a JPEG one after the other: each has at most 65533 bytes. */
-static size_t jpeg_text(Span file, char *text, bool latin1) {
-    enum { SCAN = 0xDA, COMMENT = 0xFE };
-    JpegSegment segment = {file, {NULL, 0}, 0, 2, 0, false};
-    size_t length = 0;
-    while (jpeg_next(&segment) && segment.marker != SCAN)
-        if (segment.marker == COMMENT) length = text_bytes(text, length, segment.data, latin1);
-    return length;
-}
-
-/* The text that an image's file carries, malloc'ed; NULL: it has none. A comment that is not UTF-8 is Latin-1. */
-static JanusStatus text_from_bytes(const void *bytes, size_t size, const char *name, char **text, JanusError *error) {
-    const Span file = {bytes, size};
-    const ImageKind kind = image_kind(file);
-    bool packed = false;
+/* The text in a file's bytes, malloc'ed; NULL if it has none. */
+static JanusStatus text_from_bytes(const void *bytes, size_t length, const char *name, char **text, JanusError *error) {
+    ImageFile image = image_begin(bytes, length, name);
     *text = NULL;
-    if (kind == IMAGE_UNKNOWN) return fail(error, JANUS_BAD_IMAGE, "%s is neither a PNG nor a JPEG image", name);
-    size_t length = kind == IMAGE_PNG ? png_text(file, NULL, &packed) : jpeg_text(file, NULL, true);
-    if (packed) return fail(error, JANUS_BAD_IMAGE, "%s has a packed text, which is not read", name);
-    if (length == 0) return JANUS_OK;
-    char *found = allocate((int64_t)length + 1, 1);
-    if (found == NULL) return fail_memory(error);
-    length = kind == IMAGE_PNG ? png_text(file, found, &packed) : jpeg_text(file, found, false);
-    if (kind == IMAGE_JPEG && !utf8_valid(found, length)) length = jpeg_text(file, found, true);
-    found[length] = 0;
-    if (utf8_valid(found, length)) *text = found;
-    else free(found);
-    return *text != NULL ? JANUS_OK : fail(error, JANUS_BAD_IMAGE, "%s has a text that is not UTF-8", name);
+    JanusStatus status = image_parse(&image, error);
+    if (status == JANUS_OK) status = image_text(&image, text, error);
+    image_end(&image);
+    return status;
 }
 
-static uint8_t *put_big_endian(uint8_t *to, uint32_t number, int count) {
-    for (int i = 0; i < count; i++) to[i] = (uint8_t)(number >> 8 * (count - 1 - i));
-    return to + count;
-}
-
-/* The checksum of PNG. */
-static uint32_t crc32_of(const uint8_t *bytes, size_t length) {
-    uint32_t crc = 0xFFFFFFFF;
-    for (size_t i = 0; i < length; i++) {
-        crc ^= bytes[i];
-        for (int bit = 0; bit < 8; bit++) crc = crc >> 1 ^ (crc & 1 ? 0xEDB88320 : 0);
-    }
-    return ~crc;
-}
-
-/* What a file must hold to carry the text, which is UTF-8: a PNG's chunk, tEXt if it is Latin-1, or comments of a JPEG.
-   malloc'ed; NULL: no memory. */
-static uint8_t *text_chunk(const char *text, bool jpeg, size_t *length) {
+/* Adds what a file must hold to carry the text, which is UTF-8: comments of a JPEG, or a chunk of a PNG. */
+static void add_image_text(TextBuffer *out, const char *text, bool jpeg) {
     enum { COMMENT_LIMIT = 65533 };
     const size_t size = strlen(text);
-    uint8_t *chunk = allocate((int64_t)(size + 4 * (size / COMMENT_LIMIT) + 64), 1), *to = chunk;
-    bool latin1 = true;
-    if (chunk == NULL) return NULL;
-    for (size_t i = 0; i < size; i++) latin1 = latin1 && (uint8_t)text[i] < 0xC4; /* code points to 255 */
-    for (size_t i = 0, part; jpeg && i < size; i += part, to += part) {
+    bool ascii = true;
+    for (size_t i = 0, part; jpeg && i < size; i += part) {
         part = size - i < COMMENT_LIMIT ? size - i : COMMENT_LIMIT;
-        to = put_big_endian(put_big_endian(to, 0xFFFE, 2), (uint32_t)part + 2, 2);
-        memcpy(to, text + i, part);
+        add_number(out, 0xFF00 | JPEG_COMMENT, 2);
+        add_number(out, (uint32_t)part + 2, 2);
+        text_add(out, text + i, part);
     }
-    if (!jpeg) {
-        memcpy(to + 4, latin1 ? "tEXt" : "iTXt", 4);
-        memcpy(to + 8, TEXT_KEY, sizeof TEXT_KEY);
-        to += 8 + sizeof TEXT_KEY;
-        for (int i = 0; i < 4 && !latin1; i++) *to++ = 0; /* not packed, no language, no translated key */
-        for (size_t i = 0; i < size; i++)
-            if (!latin1 || (uint8_t)text[i] < 0x80) *to++ = (uint8_t)text[i];
-            else *to++ = (uint8_t)((uint8_t)text[i] << 6 | (text[i + 1] & 0x3F)), i++;
-        put_big_endian(chunk, (uint32_t)(to - chunk - 8), 4);
-        to = put_big_endian(to, crc32_of(chunk + 4, (size_t)(to - chunk - 4)), 4);
+    if (jpeg) return;
+    for (size_t i = 0; i < size; i++) ascii = ascii && (uint8_t)text[i] < 0x80;
+    add_number(out, (uint32_t)(sizeof TEXT_KEY + (ascii ? 0 : 4) + size), 4);
+    text_add(out, ascii ? "tEXt" : "iTXt", 4);
+    text_add(out, TEXT_KEY, sizeof TEXT_KEY);
+    text_add(out, "\0\0\0", ascii ? 0 : 4); /* not compressed, no language, no translated key */
+    text_add(out, text, size);
+    if (!out->failed) add_number(out, stbiw__crc32((uint8_t *)out->text + 4, (int)out->length - 4), 4);
+}
+
+/* Writes the picture as PNG or JPEG, with a text unless it is NULL; a failure is recorded in `out`. */
+static void write_image(OutputFile *out, const JanusImage *image, bool jpeg, const char *text) {
+    const size_t place = jpeg ? 20 : 33; /* of the text: after the first segment or chunk */
+    const int width = image->width, height = image->height;
+    TextBuffer *file = &image_memory.file, inserted = {0};
+    volatile int written = 0;
+    if (setjmp(image_memory.way_out) == 0)
+        written = jpeg ? stbi_write_jpg_to_func(writer_sink, file, width, height, 3, image->rgb, 95)
+                       : stbi_write_png_to_func(writer_sink, file, width, height, 3, image->rgb, 3 * width);
+    arena_release(&image_memory.arena, NULL);
+    if (text != NULL && text[0] != 0) add_image_text(&inserted, text, jpeg);
+    if ((!written || file->failed || inserted.failed) && out->failure == 0) out->failure = ENOMEM;
+    if (out->failure == 0) {
+        output_write(out, file->text, place);
+        if (inserted.length > 0) output_write(out, inserted.text, inserted.length);
+        output_write(out, file->text + place, file->length - place);
     }
-    *length = (size_t)(to - chunk);
-    return chunk;
+    text_free(file);
+    text_free(&inserted);
 }
 
 /* ---- Resizing ---- */
@@ -7808,48 +7894,6 @@ void janus_image_free(JanusImage *image) {
     if (image == NULL) return;
     stbi_image_free(image->rgb); /* free(), as for the images that this file allocates itself */
     memset(image, 0, sizeof *image);
-}
-
-/* What stb writes, with a chunk of ours put in after `place` bytes. */
-typedef struct {
-    OutputFile *out;
-    uint8_t *chunk;
-    size_t length, place, written;
-} ImageSink;
-
-static void sink_write(void *context, void *bytes, int size) {
-    ImageSink *sink = context;
-    const size_t before = sink->place - sink->written, all = (size_t)size;
-    const bool now = sink->chunk != NULL && sink->written <= sink->place && all >= before;
-    if (now) {
-        output_write(sink->out, bytes, before);
-        output_write(sink->out, sink->chunk, sink->length);
-    }
-    output_write(sink->out, (uint8_t *)bytes + (now ? before : 0), all - (now ? before : 0));
-    sink->written += all + now; /* beyond the place, if it was just at the end */
-}
-
-/* Writes the picture as PNG or JPEG, with a text unless it is NULL; what fails is remembered in `out`. */
-static void write_image(OutputFile *out, const JanusImage *image, bool jpeg, const char *text) {
-    enum { AFTER_IHDR = 33, AFTER_JFIF = 20 };
-    ImageSink sink = {out, NULL, 0, jpeg ? AFTER_JFIF : AFTER_IHDR, 0};
-    volatile int written = 0;
-    if (text != NULL && text[0] != 0) {
-        sink.chunk = text_chunk(text, jpeg, &sink.length);
-        if (sink.chunk == NULL) {
-            out->failure = ENOMEM;
-            return;
-        }
-    }
-    if (setjmp(image_memory.way_out) == 0) {
-        if (jpeg) written = stbi_write_jpg_to_func(sink_write, &sink, image->width, image->height, 3, image->rgb, 95);
-        else
-            written =
-                stbi_write_png_to_func(sink_write, &sink, image->width, image->height, 3, image->rgb, 3 * image->width);
-    }
-    free(sink.chunk);
-    arena_release(&image_memory.arena, NULL);
-    if (!written && out->failure == 0) out->failure = ENOMEM;
 }
 
 static bool ends_with(const char *text, const char *end) {
@@ -10934,7 +10978,7 @@ static bool is_image_file(const char *path) {
     if (file == NULL) return false;
     begin.length = fread(bytes, 1, sizeof bytes, file);
     fclose(file);
-    return image_kind(begin) != IMAGE_UNKNOWN || has_image_ending(path);
+    return image_format(begin) < IMAGE_OTHER || has_image_ending(path);
 }
 
 /* Takes an argument that is not an option: an image where the command takes any, else the text. Of two texts, the one

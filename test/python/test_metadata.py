@@ -73,9 +73,9 @@ def test_what_stands_in_a_picture(tmp_path: Path) -> None:
     assert "RNG: torch, KV: f16, Fast: on, Picture" in text_of(tmp_path / "d.png")
 
 
-@pytest.mark.parametrize("prompt, kind", [("a red fox", "tEXt"), ("caf\u00e9 \u00df\u00ff", "tEXt"), ("\u65e5\u672c \U0001f98a", "iTXt"), ("\u0100", "iTXt")])
+@pytest.mark.parametrize("prompt, kind", [("a red fox", "tEXt"), ("caf\u00e9 \u00df\u00ff", "iTXt"), ("\u65e5\u672c \U0001f98a", "iTXt")])
 def test_chunks(tmp_path: Path, prompt: str, kind: str) -> None:
-    """tEXt after the header where the prompt is Latin-1, else iTXt; all else is as without it."""
+    """tEXt after the header where the prompt is ASCII, else iTXt; all else is as without it."""
     data = draw(tmp_path / "a.png", "--seed", 3, prompt=prompt)
     plain = draw(tmp_path / "b.png", "--seed", 3, "--no-metadata", prompt=prompt)
     found = chunks(data)
@@ -139,15 +139,15 @@ def test_pictures_of_others(tmp_path: Path) -> None:
         if packed.name == "g.png":
             head = packed.read_bytes()
             packed.write_bytes(head[:33] + text_chunk(b"zTXt", b"parameters\0\0" + zlib.compress(b"a cat")) + head[33:])
-        assert "has a packed text" in fails("info", packed, model=None)
+        assert "has a compressed text" in fails("info", packed, model=None)
 
 
 def test_texts_that_would_steer_a_terminal(tmp_path: Path) -> None:
-    """info prints them without control characters; a text that is cut off, or not UTF-8, is an error or none."""
+    """info prints them without control characters; a text that is cut off is none; what is not UTF-8 is Latin-1."""
     path = with_text(tmp_path / "a.png", "a\x1b[31m cat\r\x07\x7f \u009b2J\nSteps: 1\t", lang="", tkey="")
     assert succeeds("info", path, model=None).stdout.decode() == "a [31m cat      2J\nSteps: 1 \n"
     data = picture(tmp_path / "b.png").read_bytes()
-    for body in (b"parameters\0\0\0\0\0\xff", b"parameters\0\0\0en", b"parameters\0\0", b"parameters\0", b"parameters"):
+    for body in (b"parameters\0\0\0en", b"parameters\0\0", b"parameters\0", b"parameters"):
         (tmp_path / "b.png").write_bytes(data[:33] + text_chunk(b"iTXt", body) + data[33:])
         fails("info", tmp_path / "b.png", model=None)
     (tmp_path / "b.png").write_bytes(data[:33] + b"\xff\xff\xff\xfftEXtparameters\0a cat")
