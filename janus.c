@@ -1959,11 +1959,12 @@ static bool big_endian(void) {
 #endif
 
 /* Makes blanks of the control characters of an untrusted text, which could steer a terminal; `keep` may be '\n'. */
-static char *clean_controls(char *text, char keep) {
-    for (uint8_t *c = (uint8_t *)text; *c != 0; c++) {
-        const bool two_bytes = c[0] == 0xC2 && c[1] >= 0x80 && c[1] < 0xA0; /* U+0080 to U+009F */
-        if (two_bytes) *c++ = ' ';
-        if (two_bytes || (*c < ' ' && *c != (uint8_t)keep) || *c == 0x7F) *c = ' ';
+static char *clean_controls(char *text, size_t length, char keep) {
+    for (size_t i = 0; i < length; i++) {
+        const uint8_t c = (uint8_t)text[i], next = i + 1 < length ? (uint8_t)text[i + 1] : 0;
+        const bool two_bytes = c == 0xC2 && next >= 0x80 && next < 0xA0; /* U+0080 to U+009F */
+        if (two_bytes) text[i++] = ' ';
+        if (two_bytes || (c < ' ' && c != (uint8_t)keep) || c == 0x7F) text[i] = ' ';
     }
     return text;
 }
@@ -1972,7 +1973,7 @@ PRINTF_LIKE(3, 0)
 static void fill_error(JanusError *error, JanusStatus status, const char *format, va_list arguments) {
     error->status = status;
     vsnprintf(error->message, sizeof error->message, format, arguments);
-    clean_controls(error->message, 0);
+    clean_controls(error->message, strlen(error->message), 0);
 }
 
 PRINTF_LIKE(3, 4)
@@ -6891,7 +6892,7 @@ static void read_model(Loader *l) {
     if (has_failed(&l->cx)) return;
     memcpy(m->storage->name, name.text, name.length);
     m->storage->name[name.length] = 0;
-    clean_controls(m->storage->name, 0);
+    clean_controls(m->storage->name, name.length, 0);
     need_vision(l);
     need_transformer(l);
     need_adaptor(l, "aligner", m->aligner, m->config.aligner_depth, m->config.vit_width);
@@ -9367,12 +9368,21 @@ static int hear_progress(void *user, const char *stage, int64_t done, int64_t to
     return stop_wished;
 }
 
+/* Text of the model to stdout; a terminal gets no control characters of it. */
+static bool print_text(const char *text, size_t length) {
+    char *copy = terminal(stdout) ? allocate((int64_t)length, 1) : NULL;
+    if (copy != NULL) memcpy(copy, text, length);
+    const bool good = fwrite(copy != NULL ? clean_controls(copy, length, '\n') : text, 1, length, stdout) == length;
+    free(copy);
+    return good && fflush(stdout) == 0;
+}
+
 static int show_text(void *user, const char *text, size_t length) {
     Screen *screen = user;
     if (screen->task != NULL) return stop_wished; /* the answer of a test is not for reading */
     clear_progress(screen);
     screen->text_written = true;
-    if (fwrite(text, 1, length, stdout) == length && fflush(stdout) == 0) return stop_wished;
+    if (print_text(text, length)) return stop_wished;
     screen->write_error = errno;
     return 1;
 }
@@ -10056,7 +10066,7 @@ static int tokenize_decode(Program *program, const char *given) {
     const JanusStatus status = janus_detokenize(program->model, ids, count, &text, &length, &program->error);
     free(ids);
     if (status != JANUS_OK) return program_failed(program);
-    fwrite(text, 1, length, stdout);
+    print_text(text, length);
     putchar('\n');
     free(text);
     return EXIT_DONE;
@@ -10087,7 +10097,7 @@ static int info_of_picture(Program *program) {
     char *text;
     if (janus_image_text(path, &text, &program->error) != JANUS_OK) return program_failed(program);
     if (text == NULL) complain("%s does not say what it was drawn from", path);
-    else puts(clean_controls(text, '\n'));
+    else puts(clean_controls(text, strlen(text), '\n'));
     const int result = text != NULL ? EXIT_DONE : EXIT_FAILED;
     free(text);
     return result;

@@ -558,6 +558,20 @@ def test_control_characters_of_a_model_do_not_reach_the_terminal(before: bytes, 
     assert not any(byte < 0x20 or byte == 0x7F for byte in said) and b"\xc2\x9b" not in said
 
 
+@pytest.mark.skipif(os.name != "posix", reason="pseudo terminals")
+def test_text_of_a_model_steers_no_terminal() -> None:
+    """Its vocabulary holds every byte; a file or a pipe gets the text as it is."""
+    text = "a\x1b[2J\u009b\x7f\nb"
+    ids = subprocess.run([JANUS, "tokenize", text], capture_output=True, text=True, check=True, timeout=60).stdout
+    command = [JANUS, "tokenize", "--decode", ids]
+    assert subprocess.run(command, capture_output=True, check=True, timeout=60).stdout.decode() == text + "\n"
+    master, terminal = os.openpty()
+    subprocess.run(command, stdout=terminal, check=True, timeout=60)
+    os.close(terminal)
+    assert os.read(master, 100).decode() == "a [2J   \r\nb\r\n"
+    os.close(master)
+
+
 # ---- Writing, and the command line ----
 
 def test_a_full_disk_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
