@@ -9619,7 +9619,8 @@ static int program_failed(Program *program) {
         complain("stopped");
         return EXIT_STOPPED;
     }
-    if (ferror(stdout)) complain("cannot write to stdout: %s", strerror(program->screen.write_error));
+    if (program->screen.write_error != 0)
+        complain("cannot write to stdout: %s", strerror(program->screen.write_error));
     else complain("%s", program->error.message);
     return EXIT_FAILED;
 }
@@ -9739,10 +9740,11 @@ static void print_shortest(char text[32], float number) {
 }
 
 /* The text of picture i, malloc'ed; NULL: no memory. */
-static char *drawing_text(const Program *program, const char *prompt, const JanusGenerateOptions *options, int i) {
+static char *drawing_text(const Program *program, const Request *request, int i) {
     const JanusInfo info = janus_info(program->model);
     const JanusCacheType cache = (JanusCacheType)program->line.cache;
-    const size_t size = strlen(prompt) + 768;
+    const JanusGenerateOptions *options = &request->draw;
+    const size_t size = strlen(request->text) + 768;
     char model[256], cfg_weight[32], temperature[32], *text = malloc(size);
     if (text == NULL) return NULL;
     model_label(program->model, model);
@@ -9751,46 +9753,53 @@ static char *drawing_text(const Program *program, const char *prompt, const Janu
     snprintf(text, size,
              "%s\nSteps: %d, Sampler: autoregressive, CFG scale: %s, Seed: %llu, Size: %dx%d, Model: %s, "
              "Temperature: %s, RNG: torch%s%s, Picture: %d of %d, Version: janus " JANUS_VERSION,
-             prompt, info.image_tokens, cfg_weight, (unsigned long long)options->seed, info.image_size,
+             request->text, info.image_tokens, cfg_weight, (unsigned long long)options->seed, info.image_size,
              info.image_size, model, temperature,
              cache == JANUS_CACHE_AUTO ? "" : cache == JANUS_CACHE_F16 ? ", KV: f16" : ", KV: f32",
              program->line.fast ? ", Fast: on" : "", i + 1, options->count);
     return text;
 }
 
-/* Saves picture i of n with its text (may be NULL); its name is printed later. `output` NULL: under the next free
-   name. */
-static int save_picture(Program *program, const char *output, const JanusImage *image, int i, int n,
-                        const char *text) {
-    char name[PATH_BYTES];
-    if (output != NULL && strcmp(output, "-") == 0) {
+/* Writes picture i of a request as the file `name`, - for stdout, with the text of what it was drawn from, if that is
+   known. */
+static JanusStatus write_picture(const Program *program, const Request *request, int i, const char *name,
+                                 const JanusImage *image, JanusError *error) {
+    const bool says = request->text != NULL && !program->line.no_metadata;
+    char *text = says ? drawing_text(program, request, i) : NULL;
+    JanusStatus status;
+    if (says && text == NULL) status = fail_memory(error);
+    else if (strcmp(name, "-") == 0) {
+        OutputFile out = {.file = stdout};
 #if defined(_WIN32)
         _setmode(_fileno(stdout), _O_BINARY);
 #endif
-        OutputFile out = {0};
-        out.file = stdout;
         write_image(&out, image, false, text);
-        if (out.failure != 0) complain("cannot write to stdout: %s", strerror(out.failure));
-        return out.failure == 0 ? EXIT_DONE : EXIT_FAILED;
-    }
-    if (output != NULL) numbered_name(name, PATH_BYTES, output, i, n);
+        status = write_status(out.failure, "to stdout", error);
+    } else status = janus_image_save_with_text(name, image, text, error);
+    free(text);
+    return status;
+}
+
+/* Saves picture i of a request, without an output under the next free name. The names are printed later. */
+static int save_picture(Program *program, const Request *request, int i, const JanusImage *image) {
+    const char *output = request->output;
+    char name[PATH_BYTES];
+    if (output != NULL) numbered_name(name, PATH_BYTES, output, i, request->draw.count);
     else if (!take_free_name(name, PATH_BYTES)) return EXIT_FAILED;
-    const size_t length = program->names.length;
-    text_add(&program->names, name, strlen(name));
-    text_add(&program->names, "\n", 2);
-    JanusStatus status = JANUS_OK;
-    if (program->names.failed) status = fail_memory(&program->error);
-    else status = janus_image_save_with_text(name, image, text, &program->error);
+    JanusStatus status = write_picture(program, request, i, name, image, &program->error);
     if (output == NULL && status != JANUS_OK) file_remove(name);
     set_unfinished(1, NULL);
-    program->names.length = status == JANUS_OK ? program->names.length - 1 : length; /* a zero byte is after it */
-    if (program->names.text != NULL) program->names.text[program->names.length] = 0;
+    if (status == JANUS_OK && strcmp(name, "-") != 0) {
+        text_add(&program->names, name, strlen(name));
+        text_add(&program->names, "\n", 1);
+        if (program->names.failed) status = fail_memory(&program->error);
+    }
     return status == JANUS_OK ? EXIT_DONE : program_failed(program);
 }
 
 static void print_names(Program *program) {
     clear_progress(&program->screen);
-    if (program->names.length > 0) fputs(program->names.text, stdout);
+    fwrite(program->names.text, 1, program->names.length, stdout);
     text_free(&program->names);
 }
 
@@ -9805,18 +9814,17 @@ static JanusStatus prepare_pictures(Program *program, int count) {
     return janus_codebook_colours(program->session, screen->colours, &program->error);
 }
 
-/* Decodes and saves picture i of n, and shows it in its place. `last` (may be NULL) receives the last one. */
-static int finish_picture(Program *program, const char *output, const int32_t *ids, int i, int n, const char *text,
-                          JanusImage *last) {
+/* Decodes and saves picture i of a request, and shows it in its place. `last` (may be NULL) receives the last one. */
+static int finish_picture(Program *program, const Request *request, int i, const int32_t *ids, JanusImage *last) {
     Screen *screen = &program->screen;
     JanusImage image;
     screen->picture = i + 1;
-    screen->pictures = n;
+    screen->pictures = request->draw.count;
     if (janus_decode_image(program->session, ids, &image, &program->error) != JANUS_OK) return program_failed(program);
     show_place(&screen->show, i, &image);
     show_send(&screen->show, clock_seconds());
-    const int result = save_picture(program, output, &image, i, n, text);
-    if (last != NULL && i == n - 1 && result == EXIT_DONE) *last = image;
+    const int result = save_picture(program, request, i, &image);
+    if (last != NULL && i == request->draw.count - 1 && result == EXIT_DONE) *last = image;
     else janus_image_free(&image);
     return result;
 }
@@ -9836,29 +9844,20 @@ static void print_drawing_times(const Program *program, const JanusGenerateOptio
     fputc('\n', stderr);
 }
 
-/* Draws options->count pictures of the prompt and saves them one after the other. */
-static int draw_pictures(Program *program, const char *prompt, const char *output, const JanusGenerateOptions *options,
-                         JanusImage *last) {
+/* Draws the pictures of a request and saves them one after the other. */
+static int draw_pictures(Program *program, const Request *request, JanusImage *last) {
     const int64_t T = janus_info(program->model).image_tokens;
-    const int n = options->count;
-    int32_t *ids = allocate(n * T, sizeof *ids);
+    const JanusGenerateOptions *options = &request->draw;
+    int32_t *ids = allocate(options->count * T, sizeof *ids);
     int result = EXIT_DONE;
     if (program->line.quiet) fprintf(stderr, "seed %llu\n", (unsigned long long)options->seed);
     begin_work(program);
-    JanusStatus status = ids == NULL ? fail_memory(&program->error) : prepare_pictures(program, n);
+    JanusStatus status = ids == NULL ? fail_memory(&program->error) : prepare_pictures(program, options->count);
     program->screen.times.start = clock_seconds();
-    if (status == JANUS_OK) status = janus_generate_ids(program->session, prompt, options, ids, &program->error);
+    if (status == JANUS_OK) status = janus_generate_ids(program->session, request->text, options, ids, &program->error);
     if (status != JANUS_OK) result = program_failed(program);
-    for (int i = 0; i < n && result == EXIT_DONE; i++) {
-        char *text = program->line.no_metadata ? NULL : drawing_text(program, prompt, options, i);
-        if (text == NULL && !program->line.no_metadata) {
-            fail_memory(&program->error);
-            result = program_failed(program);
-        } else {
-            result = finish_picture(program, output, ids + i * T, i, n, text, last);
-        }
-        free(text);
-    }
+    for (int i = 0; i < options->count && result == EXIT_DONE; i++)
+        result = finish_picture(program, request, i, ids + i * T, last);
     end_work(program);
     show_end(&program->screen.show);
     print_names(program);
@@ -9899,7 +9898,7 @@ static int command_generate(Program *program) {
     if (!to_stdout && output_usable(program, output, request->draw.count, &program->error) != JANUS_OK)
         return program_failed(program);
     take_seed(request, 0);
-    return draw_pictures(program, request->text, output, &request->draw, NULL);
+    return draw_pictures(program, request, NULL);
 }
 
 /* "seed 7 · seen 0.6 s · read 1.2 s · first token 0.1 s · 12 tokens (8.1/s)": the seed where there is chance,
@@ -10049,7 +10048,8 @@ static int command_decode(Program *program) {
     else if (ids != NULL) {
         begin_work(program);
         show_begin(&program->screen.show, 1, janus_info(program->model).image_size);
-        result = finish_picture(program, output, ids, 0, 1, NULL, NULL);
+        const Request decoded = {.output = output, .draw.count = 1};
+        result = finish_picture(program, &decoded, 0, ids, NULL);
         end_work(program);
         show_end(&program->screen.show);
         print_names(program);
@@ -10162,9 +10162,11 @@ static bool chat_image(Program *program, Chat *chat, const char *name) {
 /* The picture is saved as the next free janus-K.png. */
 static void chat_draw(Program *program, Chat *chat, const char *prompt) {
     JanusImage drawn = {0, 0, NULL};
-    take_seed(&program->line.request, 0);
+    Request request = program->line.request;
+    take_seed(&request, 0);
+    request.text = prompt;
     program->screen.text_written = false;
-    if (draw_pictures(program, prompt, NULL, &program->line.request.draw, &drawn) != EXIT_DONE) return;
+    if (draw_pictures(program, &request, &drawn) != EXIT_DONE) return;
     if (chat->count < IMAGES_LIMIT) chat->images[chat->count++] = drawn;
     else janus_image_free(&drawn);
 }
@@ -10339,27 +10341,41 @@ static bool next_line(Batch *batch, bool may_wait, StringView *line) {
 
 /* ---- What a line may say ---- */
 
-/* A key with an option's name sets that option. The help is the option's, too, unless the key has its own. */
+/* A key with an option's name sets that option. `value` is for the help, where the option does not say it. */
 enum { KEY_PROMPT, KEY_QUESTION, KEY_ID, KEY_IMAGE, KEY_IMAGES };
 static const struct {
-    const char *key, *option, *help;
+    const char *key, *option, *value;
     unsigned commands;
 } KEYS[] = {
-    {"prompt", NULL, "the text to draw, or", FOR_GENERATE},
-    {"question", NULL, "the question to answer", FOR_ASK},
-    {"id", NULL, "names the result; default the number of the line", FOR_ALL},
-    {"image", "--image", "the image of a question, or", FOR_ASK},
-    {"images", "--image", "a list of them", FOR_ASK},
-    {"output", "--output", "the picture to write, .png or .jpg", FOR_GENERATE},
+    {"prompt", NULL, "TEXT", FOR_GENERATE},
+    {"question", NULL, "TEXT", FOR_ASK},
+    {"id", NULL, "NAME", FOR_ALL},
+    {"image", "--image", NULL, FOR_ASK},
+    {"images", "--image", "[IMAGE, ...]", FOR_ASK},
+    {"output", "--output", NULL, FOR_GENERATE},
     {"n", "--count", NULL, FOR_GENERATE},
     {"cfg", "--cfg", NULL, FOR_GENERATE},
-    {"seed", "--seed", "same seed, same result; default a random one", FOR_GENERATE | FOR_ASK},
+    {"seed", "--seed", NULL, FOR_GENERATE | FOR_ASK},
     {"temperature", "--temperature", NULL, FOR_GENERATE | FOR_ASK},
     {"max_tokens", "--max-tokens", NULL, FOR_ASK},
     {"top_k", "--top-k", NULL, FOR_ASK},
     {"top_p", "--top-p", NULL, FOR_ASK},
 };
 enum { KEY_COUNT = sizeof KEYS / sizeof *KEYS };
+
+/* The part of the help that shows the keys of both kinds of jobs. */
+static void print_keys(FILE *to) {
+    for (int asks = 0; asks < 2; asks++) {
+        int column = fprintf(to, "\n  Keys of a %s:", asks ? "question" : "drawing");
+        for (int key = 0; key < KEY_COUNT; key++) {
+            if ((KEYS[key].commands & (asks ? FOR_ASK : FOR_GENERATE)) == 0) continue;
+            const char *value = KEYS[key].value != NULL ? KEYS[key].value : find_option(KEYS[key].option)->argument;
+            if (column + strlen(KEYS[key].key) + strlen(value) > 72) column = fprintf(to, "\n   ");
+            column += fprintf(to, " \"%s\": %s", KEYS[key].key, value);
+        }
+    }
+    fputs("\n  The values are those of the options; the result repeats the id.\n", to);
+}
 
 static bool is_given(const BatchJob *job, int key) { return (job->given >> key & 1) != 0; }
 
@@ -10563,18 +10579,15 @@ static void print_replies(Batch *batch) {
 /* Decodes and writes the pictures of a drawing. */
 static void write_pictures(Batch *batch, BatchJob *job, const int32_t *ids) {
     const Program *program = batch->program;
-    const Request *request = &job->request;
-    const bool says = !program->line.no_metadata;
-    for (int i = 0; i < request->draw.count && !has_failed(&job->cx); i++) {
-        char name[PATH_BYTES], *text = says ? drawing_text(program, request->text, &request->draw, i) : NULL;
-        JanusImage image = {0, 0, NULL};
-        numbered_name(name, PATH_BYTES, request->output, i, request->draw.count);
-        if (says && text == NULL) context_fail_memory(&job->cx);
-        else if (janus_decode_image(program->session, ids + i * image_tokens(&program->model->config), &image,
-                                    &job->cx.error) == JANUS_OK)
-            janus_image_save_with_text(name, &image, text, &job->cx.error);
+    const int n = job->request.draw.count;
+    const int64_t T = image_tokens(&program->model->config);
+    for (int i = 0; i < n && !has_failed(&job->cx); i++) {
+        char name[PATH_BYTES];
+        JanusImage image;
+        numbered_name(name, PATH_BYTES, job->request.output, i, n);
+        if (janus_decode_image(program->session, ids + i * T, &image, &job->cx.error) == JANUS_OK)
+            write_picture(program, &job->request, i, name, &image, &job->cx.error);
         janus_image_free(&image);
-        free(text);
     }
 }
 
@@ -10592,7 +10605,7 @@ static bool is_drawn(const Program *program, BatchJob *job, int i) {
         request->draw.seed = strtoull(seed + 8, NULL, 10);
         request->has_seed = true;
     }
-    char *should_say = drawing_text(program, request->text, &request->draw, i);
+    char *should_say = drawing_text(program, request, i);
     const bool drawn = should_say != NULL && strcmp(says, should_say) == 0 &&
                        janus_image_load(name, &image, NULL) == JANUS_OK &&
                        image.width == drawn_side(&program->model->config) && image.height == image.width;
@@ -11119,6 +11132,7 @@ static void print_help(FILE *to, const Command *only) {
         option_label(&OPTIONS[i], words, sizeof words);
         fprintf(to, "  %-24s %s\n", words, OPTIONS[i].help);
     }
+    if (only != NULL && only->bit == FOR_BATCH) print_keys(to);
     if (only != NULL) fprintf(to, "\n  Example: janus %s %s\n", only->name, only->example);
     else fprintf(to, "\n%s", NOTES);
 }
