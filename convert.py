@@ -730,65 +730,50 @@ FF10-FF19 10107-10133 10140-10178 1018A-1018B 102E1-102FB 10320-10323 10341 1034
 1E8C7-1E8CF 1E950-1E959 1EC71-1ECAB 1ECAD-1ECAF 1ECB1-1ECB4 1ED01-1ED2D 1ED2F-1ED3D 1F100-1F10C 1FBF0-1FBF9"""
 
 # The regular expressions that a split rule can hold: [set "?"] set ["+"] ["$"], set = "\s" or characters in brackets.
-SPLIT_SET = r"(?:\\s|\[(?:\\.|[^\\\[\]])+\])"
-SPLIT_PATTERN = re.compile(rf"(?:(?P<before>{SPLIT_SET})\?)?(?P<body>{SPLIT_SET})(?P<plus>\+?)(?P<end>\$?)", re.DOTALL)
-SET_CHARACTER = r"(?:\\[rnt\\\]\-\[^]|[^\\\[\]\-])"
-SET_ATOM = re.compile(rf"\\s|(?P<low>{SET_CHARACTER})(?:-(?P<high>{SET_CHARACTER}))?", re.DOTALL)
+CHARACTER = r"(?:\\[rnt\\\]\-\[^]|(?!&&)[^\\\[\]\-])"
+SET_ATOM = re.compile(rf"\\s|(?P<low>{CHARACTER})(?:-(?P<high>{CHARACTER}))?", re.DOTALL)
+SET = rf"\\s|\[(?!\^)(?:\\s|{CHARACTER}(?:-{CHARACTER})?)+\]"
+SPLIT_PATTERN = re.compile(rf"(?:(?P<before>{SET})\?)?(?P<body>{SET})(?P<plus>\+?)(?P<end>\$?)", re.DOTALL)
 SPLIT_RULES = 16   # janus.c: SPLIT_RULE_LIMIT
 BYTE_LEVEL: list[int] = []   # the last step, which is no split rule
+Ranges: TypeAlias = "list[tuple[int, int]]"
 
 
-def code_ranges(words: str) -> list[tuple[int, int]]:
+def code_ranges(words: str) -> Ranges:
     """Ranges of code points from hexadecimal text such as "41-5A 5F"."""
     ends = [word.split("-") for word in words.split()]
     return [(int(pair[0], 16), int(pair[-1], 16)) for pair in ends]
 
 
-def split_rule(before: list[tuple[int, int]], body: list[tuple[int, int]], repeated: bool, line_end: bool) -> list[int]:
-    """A rule as the file has it; its ranges become sorted and neither overlap nor touch."""
+def set_ranges(members: str) -> Ranges:
+    """The ranges of a set of the grammar above, "" for none."""
+    letters = {"\\r": "\r", "\\n": "\n", "\\t": "\t"}
+    ranges: Ranges = []
+    for atom in SET_ATOM.finditer(members if members == "\\s" else members[1:-1]):
+        ends = atom["low"], atom["high"] or atom["low"]
+        ranges += [tuple(ord(letters.get(end, end[-1])) for end in ends)] if atom["low"] else code_ranges(WHITE_SPACE)
+    return ranges
+
+
+def split_rule(before: Ranges, body: Ranges, repeated: bool = False, line_end: bool = False) -> list[int]:
+    """A rule as the file has it: the ranges are sorted and neither overlap nor touch."""
     rule = [repeated + 2 * line_end, 0, 0]
     for place, ranges in ((1, before), (2, body)):
-        joined: list[int] = []
+        start = len(rule)
         for first, last in sorted(ranges):
-            if joined and first <= joined[-1] + 1:
-                joined[-1] = max(joined[-1], last)
+            if len(rule) > start and first <= rule[-1] + 1:
+                rule[-1] = max(rule[-1], last)
             else:
-                joined += [first, last]
-        rule[place] = len(joined) // 2
-        rule += joined
+                rule += [first, last]
+        rule[place] = (len(rule) - start) // 2
     return rule
-
-
-def code_point(written: str) -> int:
-    """The character of a set, literal or escaped."""
-    return ord({"\\r": "\r", "\\n": "\n", "\\t": "\t"}.get(written, written[-1]))
-
-
-def set_ranges(members: str | None) -> list[tuple[int, int]] | None:
-    """The ranges of a set; None if it is negated, nested, intersected, or has unknown escapes or backward ranges."""
-    members = members[1:-1] if members and members.startswith("[") else members or ""
-    ranges: list[tuple[int, int]] = []
-    position = 0
-    while position < len(members):
-        atom = SET_ATOM.match(members, position)
-        if not atom or members.startswith("^") or members.startswith("&&", position):
-            return None
-        if atom["low"]:
-            first, last = code_point(atom["low"]), code_point(atom["high"] or atom["low"])
-            if first > last or atom["high"] and members.startswith("&&", atom.start("high")):
-                return None
-            ranges.append((first, last))
-        else:
-            ranges += code_ranges(WHITE_SPACE)
-        position = atom.end()
-    return ranges
 
 
 def compile_split(pattern: str) -> list[int]:
     """The split rule of a regular expression; beyond the grammar above it is refused."""
     match = SPLIT_PATTERN.fullmatch(pattern)
-    before, body = (set_ranges(match["before"]), set_ranges(match["body"])) if match else (None, None)
-    if match is None or before is None or body is None:
+    before, body = (set_ranges(match["before"] or ""), set_ranges(match["body"])) if match else ([], [])
+    if match is None or any(first > last for first, last in before + body):
         raise Refused(f"tokenizer.json: pre_tokenizer: the split pattern {pattern!r:.60} is not supported")
     return split_rule(before, body, bool(match["plus"]), bool(match["end"]))
 
@@ -809,7 +794,7 @@ def pre_tokenizer_steps(config: Config) -> list[list[int]]:
             raise Refused(f"{config.where}: a split pattern is not a string")
         return [compile_split(pattern)]
     if kind == "Digits":
-        return [split_rule([], code_ranges(DIGITS), not config.require("individual_digits", True, False), False)]
+        return [split_rule([], code_ranges(DIGITS), repeated=not config.require("individual_digits", True, False))]
     config.require("add_prefix_space", False, default=True)
     config.require("use_regex", False, default=True)
     return [BYTE_LEVEL]

@@ -6468,8 +6468,11 @@ static void check_architecture(Loader *l) {
 static void read_tables(Loader *l, Cursor *cursor) {
     ModelFile *file = l->file;
     for (int64_t i = 0; i < file->metadata_count; i++) read_metadata_entry(cursor, &file->metadata[i]);
-    if (cursor->bad) bad_model(l, "truncated or damaged: its metadata runs over the end");
-    else check_architecture(l);
+    if (cursor->bad) {
+        bad_model(l, "truncated or damaged: its metadata runs over the end");
+        return;
+    }
+    check_architecture(l);
     require(l, need_number(l, "general.alignment", GGUF_U32, 4) == 64, "general.alignment is not 64");
     for (int64_t i = 0; i < file->tensor_count && !has_failed(&l->cx); i++)
         if (!read_tensor_info(cursor, &file->tensors[i]))
@@ -6496,17 +6499,6 @@ static void load_file_image(Loader *l, FileImage *image) {
     if (mapped == 1) mapped = file_read(l->path, SIZE_MAX - 1, image);
     if (mapped != 0 && errno == ENOMEM) context_fail_memory(&l->cx);
     else if (mapped != 0) context_fail(&l->cx, JANUS_IO_ERROR, "cannot read the model: %s", strerror(errno));
-}
-
-static void open_model_file(Loader *l) {
-    ModelFile *file = l->file;
-    load_file_image(l, &file->image);
-    Cursor cursor = {.bytes = file->image.bytes, .size = file->image.size};
-    if (!has_failed(&l->cx)) read_header(l, &cursor);
-    file->metadata = calloc((size_t)file->metadata_count + 1, sizeof *file->metadata);
-    file->tensors = calloc((size_t)file->tensor_count + 1, sizeof *file->tensors);
-    if (file->metadata == NULL || file->tensors == NULL) context_fail_memory(&l->cx);
-    if (!has_failed(&l->cx)) read_tables(l, &cursor);
 }
 
 /* ---- What the file must hold: the sizes, then every weight with its shape ---- */
@@ -6539,6 +6531,19 @@ static StringView need_text(Loader *l, const char *key) {
     const StringView text = string_of(entry);
     if (!utf8_valid(text.text, text.length)) bad_model(l, "the metadata %s is not UTF-8", key);
     return text;
+}
+
+/* The model's name, for people, with a zero byte after it. */
+static void copy_name(Loader *l) {
+    const StringView name = need_text(l, "general.name");
+    char *copy = allocate((int64_t)name.length + 1, 1);
+    l->model->storage->name = copy;
+    if (copy == NULL) context_fail_memory(&l->cx);
+    else {
+        memcpy(copy, name.text, name.length);
+        copy[name.length] = 0;
+        clean_controls(copy, name.length, 0);
+    }
 }
 
 /* Integers of the metadata with their limits. High 0: a positive float32; -1: a token id. */
@@ -6617,6 +6622,7 @@ static void need_config(Loader *l) {
     const uint64_t rescale = need_number(l, "janus.image.rescale_factor", GGUF_F64, 8);
     memcpy(&c->rescale, &rescale, sizeof c->rescale);
     c->normalize = need_number(l, "janus.image.do_normalize", GGUF_BOOL, 1) != 0;
+    copy_name(l);
     c->system_prompt = need_text(l, "janus.prompt.system");
     c->user_role = need_text(l, "janus.prompt.user_role");
     c->assistant_role = need_text(l, "janus.prompt.assistant_role");
@@ -6877,29 +6883,37 @@ static void need_tokenizer(Loader *l) {
     tokenizer_build(&l->cx, t);
 }
 
-/* Opens l->path and fills in l->model. Where this fails, janus_free frees what there is. */
-static void read_model(Loader *l) {
+/* Every weight; the layers are allocated first. */
+static void need_weights(Loader *l) {
     JanusModel *m = l->model;
-    open_model_file(l);
-    if (!has_failed(&l->cx)) need_config(l);
-    if (!has_failed(&l->cx)) check_config(l);
-    if (has_failed(&l->cx)) return;
-    const StringView name = need_text(l, "general.name");
-    m->storage->name = allocate((int64_t)name.length + 1, 1);
     m->vit_blocks = calloc((size_t)m->config.vit_layers, sizeof *m->vit_blocks);
     m->blocks = calloc((size_t)m->config.layers, sizeof *m->blocks);
-    if (m->storage->name == NULL || m->vit_blocks == NULL || m->blocks == NULL) context_fail_memory(&l->cx);
-    if (has_failed(&l->cx)) return;
-    memcpy(m->storage->name, name.text, name.length);
-    m->storage->name[name.length] = 0;
-    clean_controls(m->storage->name, name.length, 0);
+    if (m->vit_blocks == NULL || m->blocks == NULL) {
+        context_fail_memory(&l->cx);
+        return;
+    }
     need_vision(l);
-    need_transformer(l);
     need_adaptor(l, "aligner", m->aligner, m->config.aligner_depth, m->config.vit_width);
+    need_transformer(l);
     need_adaptor(l, "gen_aligner", m->gen_aligner, m->config.gen_aligner_depth, m->config.code_dim);
     need_generation(l);
     need_every_tensor_used(l);
-    need_tokenizer(l);
+}
+
+/* Fills in l->model from the file l->path. If this fails, janus_free frees what there is. */
+static void read_model(Loader *l) {
+    ModelFile *file = l->file;
+    load_file_image(l, &file->image);
+    Cursor cursor = {.bytes = file->image.bytes, .size = file->image.size};
+    if (!has_failed(&l->cx)) read_header(l, &cursor);
+    file->metadata = calloc((size_t)file->metadata_count + 1, sizeof *file->metadata);
+    file->tensors = calloc((size_t)file->tensor_count + 1, sizeof *file->tensors);
+    if (file->metadata == NULL || file->tensors == NULL) context_fail_memory(&l->cx);
+    if (!has_failed(&l->cx)) read_tables(l, &cursor);
+    if (!has_failed(&l->cx)) need_config(l);
+    if (!has_failed(&l->cx)) check_config(l);
+    if (!has_failed(&l->cx)) need_weights(l);
+    if (!has_failed(&l->cx)) need_tokenizer(l);
 }
 
 /* ---- Prompts and answers ---- */

@@ -989,7 +989,7 @@ def test_other_tokenizers_of_the_family_are_accepted(tmp_path: Path) -> None:
     edit(folder, "tokenizer.json", "model.merges.0", "Ġ Ġ")
     metadata, _ = converted(folder)
     rules = metadata["janus.tokenizer.split_rules"]
-    digits = convert.split_rule([], convert.code_ranges(convert.DIGITS), True, False)
+    digits = convert.split_rule([], convert.code_ranges(convert.DIGITS), repeated=True)
     assert digits[0] == 1 and rules[-len(digits):] == digits
     assert metadata["tokenizer.ggml.tokens"][313] == "中" and metadata["tokenizer.ggml.token_type"][313] == 4
     edit(folder, "tokenizer.json", "model.merges", [])
