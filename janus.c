@@ -2670,14 +2670,17 @@ static void weight_row(float *out, const Weight *w, int64_t row) {
         many rows  out = x W^T by tiles of (tile_rows, tile_cols) kept in registers; x and W are first packed so that
                    step k of a tile reads tile_rows floats of x and tile_cols floats of W side by side
 
-      To add an instruction set (the shortest example is WebAssembly's simd128):
+      To add an instruction set (the shortest example is WebAssembly's simd128; test/c/toy_kernels.h is one in plain C):
         1  Detection: above the pass, HAVE_..._KERNELS and the header with the intrinsics, where the compiler can make
-           such code; after the pass, if a processor may lack the instructions, a check of it, as x86_level
-        2  Primitives: PASS_... and a block of macros beside the others'; the list above them says what each means
+           such code; after the pass, if a processor may lack the instructions, a check of it, as x86_level. The size
+           of a vector must be a constant: SVE and RVV need -msve-vector-bits or -mrvv-vector-bits for the whole file
+        2  Primitives: PASS_... and a block of macros beside the others'; the list above them says what each means. A
+           macro that is not in the list needs an #undef at the end of the pass
         3  Pass: after it, two #defines and an #include of this file
         4  Table: a line in kernels_at, best first; the name in janus.h
-        5  Test: the name in test_golden of test/c/test_janus.c; test/c/test_kernels.c runs every table of kernels_at
+        5  Test: the name in KERNEL_NAMES of test/c/test_janus.c; test/c/test_kernels.c runs every table of kernels_at
         6  Platforms: a row in test/platforms/platforms.sh, which compares ids and pixels with the plain kernels
+      Nothing else changes: neither the loops of the pass nor sections after it name an instruction set.
       To add another kind of tile: a Packing with a size of its own, in the pass's table; AMX, a matrix unit for which
       each thread must prepare, is the example.
    ================================================================================================================== */
@@ -2949,6 +2952,7 @@ static const Kernels kernels_plain = {
 #define PASS_AVX2        3
 #define PASS_AVX512      4
 #define PASS_AVX512BF16  5 /* and VNNI */
+#define PASS_EXTRA       6 /* a test's: JANUS_EXTRA_KERNELS names a header with primitives */
 #define JOIN_NAMES(a, b) a##_##b
 #define JOIN(a, b)       JOIN_NAMES(a, b)
 #define KERNEL(f)        JOIN(f, KERNEL_NAME)
@@ -2980,6 +2984,7 @@ static const Kernels kernels_plain = {
 #endif
 
 #if !defined(__GNUC__) || defined(__TINYC__) || defined(JANUS_NO_SIMD)
+#undef JANUS_EXTRA_KERNELS
 #elif defined(__x86_64__)
 #define HAVE_X86_KERNELS
 #include <cpuid.h>
@@ -3023,16 +3028,18 @@ static const Kernels kernels_plain = {
      b_join(low, high)               low | high << 4, of bytes below 16 and below 4
      b_less(b, n)                    b - n
      v_widen(w, b)                   vf w[16 / VL] = the sixteen as floats
+     v_nibbles(w, b, scale)          may be left out: vf w[32 / VL] = scale times the nibbles of b less 8, as in Q4_0
    Only where there are products of small integers; without them, --fast takes the exact tiles for Q8_0 and Q4_0:
-     quant, QUANT_MAX                the type that tiles multiply, int8_t or int16_t; the largest that x is rounded to
+     quant, QUANT_MAX                the type that tiles multiply, int8_t (int16_t: AVX2); the largest x is rounded to
      vi                              VL int32
      i_bits(a) i_float(n)            a's bits as vi; n's numbers as vf
      i_dot(sums, w, x)               sums + the products of w's and x's quants, added up within each 32 bits
+     i_block(w, x)                   for few rows: of a block's weights, vb w[2], and its int8 at x, in any order
+                                     (x86 has ways of its own, as a factor must be unsigned there)
      b_offset(b)                     weights as i_dot wants them: b, or b + 128 without sign
      b_store(p, b)                   sixteen int8 as quants
-     round_block(out, x, inverse)    BLOCK floats times inverse, rounded, as quants; returns what i_dot's sums must
-                                     start at: 0, or -128 times the sum of these quants if weights are 128 too large
-     INT8_GROUP_WORDS                floats that INT8_GROUP elements take in few rows (int8_row) */
+     round_block(out, x, inverse)    BLOCK floats times inverse, rounded, as quants; returns the start of i_dot's sums:
+                                     0, or -128 times the sum of these quants if weights are 128 too large */
 #if KERNEL_PASS == PASS_NEON
 #define TARGET
 #define vf                float32x4_t
@@ -3081,10 +3088,10 @@ static const Kernels kernels_plain = {
 #define vi                int32x4_t
 #define quant             int8_t
 #define QUANT_MAX            127
-#define INT8_GROUP_WORDS     (INT8_GROUP / 4 + 2 * INT8_GROUP / BLOCK)
 #define i_bits            vreinterpretq_s32_f32
 #define i_float           vcvtq_f32_s32
 #define i_dot(sums, w, x) vdotq_s32(sums, vreinterpretq_s8_f32(w), vreinterpretq_s8_f32(x))
+#define i_block(w, x)     vdotq_s32(vdotq_s32(vdupq_n_s32(0), (w)[0], b_load(x)), (w)[1], b_load((x) + VL))
 #define b_store(p, b)     vst1q_s8((void *)(p), b)
 #define b_offset(b)       (b)
 
@@ -3165,7 +3172,7 @@ INLINE void KERNEL(store_halves)(uint16_t *out, vf a) {
     store_f16_plain(out, part, VL);
 }
 
-#else
+#elif KERNEL_PASS == PASS_AVX2 || KERNEL_PASS == PASS_AVX512 || KERNEL_PASS == PASS_AVX512BF16
 #if KERNEL_PASS == PASS_AVX2
 #define TARGET    __attribute__((target("avx2,fma,f16c")))
 #define MM(f)     JOIN(_mm256, f)
@@ -3188,7 +3195,6 @@ INLINE void KERNEL(store_halves)(uint16_t *out, vf a) {
 #define vi                __m256i
 #define quant             int16_t
 #define QUANT_MAX            32767
-#define INT8_GROUP_WORDS     (INT8_GROUP / 4 + 2 * INT8_GROUP / BLOCK)
 #define i_bits            v_words
 #define i_float           _mm256_cvtepi32_ps
 #define i_dot(sums, w, x) KERNEL(add_pairs)(sums, i_bits(w), i_bits(x))
@@ -3213,6 +3219,7 @@ INLINE void KERNEL(store_halves)(uint16_t *out, vf a) {
 #define v_from_f16(q)                                                                                                  \
     _mm512_cvtph_ps(_mm256_set_epi64x((int64_t)(q)[3], (int64_t)(q)[2], (int64_t)(q)[1], (int64_t)(q)[0]))
 #define v_gather      KERNEL(gather_lanes)
+#define v_nibbles     KERNEL(nibbles)
 #define h_load(p)     _mm256_loadu_si256((const void *)(p))
 #define h_store(p, h) _mm256_storeu_si256((void *)(p), h)
 #endif
@@ -3286,6 +3293,13 @@ INLINE int32_t KERNEL(round_block)(void *out, const float *x, float inverse) {
     return 0;
 }
 #else
+/* A look-up takes the lowest four bits of each number. */
+INLINE void KERNEL(nibbles)(vf *w, vb quants, float scale) {
+    const vf nibble = v_mul(_mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7), v_set1(scale));
+    const __m512i bytes = _mm512_cvtepu8_epi32(quants);
+    w[0] = _mm512_permutexvar_ps(bytes, nibble);
+    w[1] = _mm512_permutexvar_ps(_mm512_srli_epi32(bytes, 4), nibble);
+}
 INLINE vf KERNEL(gather_lanes)(const float *const *rows, int64_t k) {
     vf a = _mm512_castps128_ps512(_mm_loadu_ps(rows[0] + k));
     a = _mm512_mask_broadcast_f32x4(a, 0x00f0, _mm_loadu_ps(rows[4] + k));
@@ -3302,11 +3316,19 @@ INLINE int32_t KERNEL(round_block)(void *out, const float *x, float inverse) {
     return -128 * _mm512_reduce_add_epi32(_mm512_add_epi32(low, high));
 }
 #endif
+
+#elif KERNEL_PASS == PASS_EXTRA
+#include JANUS_EXTRA_KERNELS
+#else
+#error This KERNEL_PASS has no primitives.
 #endif
 
 #define TILE_COLS     (TILE_VECTORS * VL)
 #define BLOCK_VECTORS (BLOCK / VL)
 #define BLOCK_WORDS   ((int)(BLOCK * sizeof(quant) / 4))
+#ifndef INT8_GROUP_WORDS /* floats that INT8_GROUP elements take in few rows (int8_row) */
+#define INT8_GROUP_WORDS (INT8_GROUP / 4 + 2 * INT8_GROUP / BLOCK)
+#endif
 
 /* The f16 scales of sixteen blocks, 0 from `count` on. They are assembled in registers: reloading freshly written short
    stores as one vector would stall (failed store forwarding). */
@@ -3370,11 +3392,8 @@ INLINE void KERNEL(load_block)(vf *w, const int type, const char *row, int64_t k
         v_widen(w + BLOCK_VECTORS / 2, b_load(quants + 16));
     } else {
         vb quants = b_load(row + k / BLOCK * Q4_0_BYTES + 2);
-#if KERNEL_PASS >= PASS_AVX512
-        const vf nibble = v_mul(_mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7), v_set1(scale));
-        __m512i bytes = _mm512_cvtepu8_epi32(quants); /* the look-up takes the lowest four bits of each number */
-        w[0] = _mm512_permutexvar_ps(bytes, nibble);
-        w[1] = _mm512_permutexvar_ps(_mm512_srli_epi32(bytes, 4), nibble);
+#ifdef v_nibbles
+        v_nibbles(w, quants, scale);
         return;
 #else
         v_widen(w, b_less(b_bits(quants, 0, 15), 8));
@@ -3630,7 +3649,7 @@ INLINE KERNEL(Bytes) KERNEL(load_bytes)(const int type, const char *block) {
 
 INLINE vi KERNEL(dot_bytes)(const int type, KERNEL(Bytes) w, const float *x) {
     (void)type;
-    return vdotq_s32(vdotq_s32(vdupq_n_s32(0), w.parts[0], b_load(x)), w.parts[1], b_load(x + VL));
+    return i_block(w.parts, x);
 }
 #endif
 
@@ -4551,33 +4570,63 @@ static const Kernels kernels_amx = {
 #undef KERNEL_EXACT
 #undef KERNEL_INTEGER
 #undef KERNEL_LOOPS
-#undef MM
+#undef KERNEL_NAME
+#undef v_fma_pairs
+#undef TARGET
 #undef vf
+#undef vb
+#undef vi
 #undef VL
 #undef TILE_ROWS
+#undef TILE_VECTORS
 #undef DOT_ROWS
+#undef v_zero
+#undef v_set1
+#undef v_load
+#undef v_store
+#undef v_add
+#undef v_sub
+#undef v_mul
+#undef v_div
+#undef v_maximum
+#undef v_minimum
+#undef v_fma
 #undef v_sum
 #undef v_largest
+#undef v_round
+#undef v_power
+#undef v_load_f16
+#undef v_from_f16
+#undef v_load_bf16
+#undef v_store_f16
+#undef v_zip_low
+#undef v_zip_high
+#undef v_zip_low2
+#undef v_zip_high2
 #undef v_gather
+#undef v_first_bf16
+#undef v_second_bf16
+#undef v_widen
 #undef v_bits
 #undef v_words
-#undef v_widen
-#undef v_fma_pairs
-#undef h_load
-#undef v_from_f16
-#undef h_store
-#undef vi
-#undef quant
-#undef QUANT_MAX
-#undef PAIR_WORDS
-#undef INT8_GROUP_WORDS
+#undef v_nibbles
+#undef b_load
+#undef b_bits
+#undef b_join
+#undef b_less
+#undef b_store
+#undef b_offset
 #undef i_bits
 #undef i_float
 #undef i_dot
-#undef b_store
-#undef b_offset
-#undef TARGET
-#undef KERNEL_NAME
+#undef i_block
+#undef quant
+#undef QUANT_MAX
+#undef INT8_GROUP_WORDS
+#undef MM
+#undef h_load
+#undef h_store
+#undef PAIR_WORDS
 #undef KERNEL_PASS
 
 /* ------------------------------------------------------------------------------------------------ */
@@ -4604,6 +4653,12 @@ static const Kernels kernels_amx = {
 #ifdef HAVE_SIMD128_KERNELS
 #define KERNEL_PASS PASS_SIMD128
 #define KERNEL_NAME simd128
+#include KERNEL_FILE
+#endif
+
+#ifdef JANUS_EXTRA_KERNELS
+#define KERNEL_PASS PASS_EXTRA
+#define KERNEL_NAME extra
 #include KERNEL_FILE
 #endif
 
@@ -4663,7 +4718,7 @@ static bool bf16_pays(const Kernels *kernels) {
 
 /* The i-th table that this machine can run, best first; NULL after the last. */
 static const Kernels *kernels_at(int i) {
-    const Kernels *usable[6] = {NULL};
+    const Kernels *usable[16] = {NULL};
     int count = 0;
 #ifdef HAVE_X86_KERNELS
     const int level = x86_level();
@@ -4673,10 +4728,15 @@ static const Kernels *kernels_at(int i) {
     if (level >= 3) usable[count++] = &kernels_avx512bf16;
     if (level >= 2) usable[count++] = &kernels_avx512;
     if (level >= 1) usable[count++] = &kernels_avx2;
-#elif defined(HAVE_NEON_KERNELS)
+#endif
+#ifdef HAVE_NEON_KERNELS
     usable[count++] = &kernels_neon;
-#elif defined(HAVE_SIMD128_KERNELS)
+#endif
+#ifdef HAVE_SIMD128_KERNELS
     usable[count++] = &kernels_simd128;
+#endif
+#ifdef JANUS_EXTRA_KERNELS
+    usable[count++] = &kernels_extra;
 #endif
     usable[count++] = &kernels_plain;
     return i < count ? usable[i] : NULL;

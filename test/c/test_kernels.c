@@ -26,6 +26,7 @@ static void expand_toy96(float *out, const unsigned char *in, int64_t count) {
     for (int64_t b = 0; b < count; b++) expand_backwards(out + 96 * b, in + 96 * 4 * b, 96);
 }
 #define JANUS_EXTRA_FORMATS {"toy8", 200, 8, 8 * 4, expand_toy8}, {"toy96", 201, 96, 96 * 4, expand_toy96},
+#define JANUS_EXTRA_KERNELS "test/c/toy_kernels.h"
 #define JANUS_LIBRARY
 #include "../../janus.c"
 
