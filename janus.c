@@ -5761,7 +5761,7 @@ enum { TEXT_LIMIT = 1 << 27 /* bytes */, SPLIT_RULE_LIMIT = 16 };
 
 /* ---- UTF-8 ---- */
 
-/* How many bytes a character has that begins with `lead`, 0 if none does. (C0 and C1 only begin overlong forms.) */
+/* The size of a character that begins with `lead`, 0 if none does. (C0 and C1 only begin overlong forms.) */
 static int utf8_size(uint8_t lead) {
     if (lead < 0x80) return 1;
     if (lead >= 0xC2 && lead <= 0xDF) return 2;
@@ -5769,7 +5769,7 @@ static int utf8_size(uint8_t lead) {
     return lead >= 0xF0 && lead <= 0xF4 ? 4 : 0;
 }
 
-/* Whether `byte` may be byte number `index`, 1 to 3, of a character that begins with `lead`. */
+/* True if `byte` is valid as byte number `index`, 1 to 3, of a character that begins with `lead`. */
 static bool utf8_continues(uint8_t lead, int index, uint8_t byte) {
     uint8_t lowest = 0x80, highest = 0xBF;
     if (index == 1 && lead == 0xE0) lowest = 0xA0;  /* below: overlong */
@@ -5779,7 +5779,7 @@ static bool utf8_continues(uint8_t lead, int index, uint8_t byte) {
     return byte >= lowest && byte <= highest;
 }
 
-/* How many bytes at the beginning of `text` are complete UTF-8 characters: `length` if all of it is valid. */
+/* The length of the longest prefix of `text` that is valid UTF-8. */
 static size_t utf8_valid_prefix(const char *text, size_t length) {
     const uint8_t *bytes = (const uint8_t *)text;
     size_t at = 0;
@@ -5818,7 +5818,7 @@ static char *utf8_put(char *out, uint32_t character) {
     return out;
 }
 
-/* A character of which some bytes have come and others have not. All zeros at first. */
+/* A character that is still incomplete. All zeros at first. */
 typedef struct {
     uint8_t bytes[4];
     int length;
@@ -5832,9 +5832,9 @@ static size_t utf8_stream_finish(Utf8Stream *stream, char *out) {
     return written;
 }
 
-/* Sends bytes through the stream; returns how many bytes of valid UTF-8 it wrote to `out`, at most 3 * (length + 1).
-   Wrong bytes become U+FFFD, one for each longest beginning of a character that nothing completes: the practice of the
-   Unicode standard, and so of Rust's from_utf8_lossy, which `tokenizers` uses. */
+/* Sends bytes through the stream; returns the number of bytes of valid UTF-8 written to `out`, at most 3 (length + 1).
+   Every maximal prefix of a character that is not completed becomes one U+FFFD: the practice of the Unicode standard,
+   and so of Rust's from_utf8_lossy, which `tokenizers` uses. */
 static size_t utf8_stream_write(Utf8Stream *stream, const char *bytes, size_t length, char *out) {
     size_t written = 0;
     for (size_t i = 0; i < length; i++) {
@@ -5940,9 +5940,9 @@ typedef struct {
     size_t *starts;         /* (vocab_size + 1) token id is bytes[starts[id]..starts[id + 1]) */
     int32_t byte_ids[256];  /* the token that is this byte alone; -1 for bytes that UTF-8 never has */
     Merge *merges;          /* (merge_count) sorted by pair, then by rank */
-    int32_t *added;         /* (added_count) ids of the added tokens, and the bytes that one begins with */
+    int32_t *added;         /* (added_count) ids of the added tokens */
     int32_t added_count;
-    bool begins_added[256];
+    bool begins_added[256]; /* the bytes that an added token begins with */
 } Tokenizer;
 
 static void tokenizer_free(Tokenizer *t) {
@@ -6012,45 +6012,39 @@ static size_t name_to_bytes(const int16_t *byte_of, StringView name, char *out, 
 
 static bool is_added(uint32_t type) { return type == KIND_CONTROL || type == KIND_USER_DEFINED; }
 
-/* Checks types and names and counts the bytes of all names. */
-static int64_t check_tokens(Context *cx, Tokenizer *t) {
-    int64_t total = 0;
-    for (int32_t id = 0; id < t->vocab_size; id++) {
-        const StringView name = t->tokens[id];
-        const bool added = is_added(t->types[id]);
-        if (!added && t->types[id] != KIND_NORMAL && t->types[id] != KIND_UNUSED)
-            context_fail(cx, JANUS_BAD_MODEL, "tokenizer.ggml.token_type[%ld] is %ld, not 1, 3, 4 or 5", (long)id,
-                         (long)(int32_t)t->types[id]);
-        if (!utf8_valid(name.text, name.length) || (added && name.length == 0))
-            context_fail(cx, JANUS_BAD_MODEL, "tokenizer.ggml.tokens[%ld] is not UTF-8 or is an empty added token",
-                         (long)id);
-        t->added_count += added;
-        total += (int64_t)name.length;
-    }
-    return total;
+static void check_token(Context *cx, int32_t id, StringView name, uint32_t type) {
+    if (!is_added(type) && type != KIND_NORMAL && type != KIND_UNUSED)
+        context_fail(cx, JANUS_BAD_MODEL, "tokenizer.ggml.token_type[%ld] is %ld, not 1, 3, 4 or 5", (long)id,
+                     (long)(int32_t)type);
+    if (!utf8_valid(name.text, name.length) || (is_added(type) && name.length == 0))
+        context_fail(cx, JANUS_BAD_MODEL, "tokenizer.ggml.tokens[%ld] is not UTF-8 or is an empty added token",
+                     (long)id);
 }
 
 /* Fills in bytes, starts, byte_ids and the added tokens. */
 static void build_bytes(Context *cx, Tokenizer *t) {
     int16_t byte_of[ALPHABET_SIZE];
-    const int64_t total = check_tokens(cx, t);
+    int64_t total = 0;
+    for (int32_t id = 0; id < t->vocab_size; id++) total += (int64_t)t->tokens[id].length;
     t->bytes = allocate(total, 1);
     t->starts = allocate((int64_t)t->vocab_size + 1, sizeof *t->starts);
-    t->added = allocate(t->added_count, sizeof *t->added);
+    t->added = allocate(t->vocab_size, sizeof *t->added);
     if (t->bytes == NULL || t->starts == NULL || t->added == NULL) context_fail_memory(cx);
     if (has_failed(cx)) return;
     fill_alphabet(byte_of);
     for (int byte = 0; byte < 256; byte++) t->byte_ids[byte] = -1;
     t->starts[0] = 0;
-    for (int32_t id = 0, added = 0; id < t->vocab_size; id++) {
+    for (int32_t id = 0; id < t->vocab_size; id++) {
         const StringView name = t->tokens[id];
         char *bytes = t->bytes + t->starts[id];
         bool literal = false;
+        check_token(cx, id, name, t->types[id]);
+        if (has_failed(cx)) return;
         const size_t size = t->types[id] == KIND_UNUSED ? 0 : name_to_bytes(byte_of, name, bytes, &literal);
         t->starts[id + 1] = t->starts[id] + size;
         if (size == 1 && !literal) t->byte_ids[(uint8_t)bytes[0]] = id;
         if (!is_added(t->types[id])) continue;
-        t->added[added++] = id;
+        t->added[t->added_count++] = id;
         t->begins_added[(uint8_t)name.text[0]] = true;
     }
     for (int byte = 0; byte < 0xF5; byte++)
@@ -6072,7 +6066,7 @@ static int compare_merges(const void *left, const void *right) {
     return (a->rank > b->rank) - (a->rank < b->rank);
 }
 
-/* Whether ids[2] is the token of the bytes of ids[0] and ids[1]. */
+/* True if the bytes of token ids[2] are those of ids[0] and ids[1]. */
 static bool merge_is_sound(const Tokenizer *t, const uint32_t ids[3]) {
     const char *bytes[3];
     size_t length[3] = {0, 0, 0};
@@ -6094,8 +6088,8 @@ static void build_merges(Context *cx, Tokenizer *t) {
     if (!has_failed(cx)) qsort(t->merges, (size_t)t->merge_count, sizeof *t->merges, compare_merges);
 }
 
-/* What the tokens `left` and `right` become together, NULL if they stay two. A pair that training found twice has its
-   later rank, as in `tokenizers`. */
+/* The merge of the tokens `left` and `right`, or NULL. A pair that training found twice has its later rank, as in
+   `tokenizers`. */
 static const Merge *find_merge(const Tokenizer *t, int32_t left, int32_t right) {
     const uint64_t pair = (uint64_t)left << 32 | (uint32_t)right;
     int64_t low = 0, high = t->merge_count;
@@ -6107,7 +6101,7 @@ static const Merge *find_merge(const Tokenizer *t, int32_t left, int32_t right) 
     return low > 0 && t->merges[low - 1].pair == pair ? &t->merges[low - 1] : NULL;
 }
 
-/* Derives a tokenizer from what the model file says, which need not be sound. */
+/* Derives the rest of a tokenizer from the values of the file, which need not be sound. */
 static void tokenizer_build(Context *cx, Tokenizer *t) {
     if (!has_failed(cx)) read_rules(cx, t);
     if (!has_failed(cx)) build_bytes(cx, t);
@@ -6327,7 +6321,7 @@ typedef struct {
     int64_t tensor_count;
 } ModelFile;
 
-/* What a model's weights point into. */
+/* The file that a model's weights point into, and the tokenizer. */
 typedef struct Storage {
     ModelFile file;
     char *name;
@@ -6472,8 +6466,7 @@ static const struct {
     {0, 40, "version https://git-lfs.github.com/spec/", "a Git LFS pointer: run git lfs pull, or hf download", false},
     {6, 3, "\0\0{", "a safetensors file", true},
     {0, 4, "PK\3\4", "a zip archive, as PyTorch's files are", true},
-    {0, 2, "\x80\2", "a pickle, as PyTorch's old files are", true},
-    {0, 2, "\x80\4", "a pickle, as PyTorch's old files are", true},
+    {0, 1, "\x80", "a pickle, as PyTorch's old files are", true},
     {0, 1, "{", "a JSON file", true},
     {0, 1, "<", "a web page: the download went wrong", false},
     {0, 2, "\x1F\x8B", "a packed file: unpack it", false},
@@ -6979,17 +6972,12 @@ static void read_model(Loader *l) {
 /* ---- Prompts and answers ---- */
 
 static void id_list_add(IdList *list, int32_t id, size_t times) {
-    if (list->failed || times > SIZE_MAX / 8 - list->count) {
-        list->failed = true;
-        return;
-    }
-    int32_t *grown = grow(list->ids, &list->capacity, list->count + times, sizeof *grown);
-    if (grown == NULL) {
-        list->failed = true;
-        return;
-    }
-    list->ids = grown;
-    for (size_t i = 0; i < times; i++) list->ids[list->count++] = id;
+    int32_t *grown = NULL;
+    if (!list->failed && times <= SIZE_MAX / 8 - list->count)
+        grown = grow(list->ids, &list->capacity, list->count + times, sizeof *grown);
+    list->failed = grown == NULL;
+    if (!list->failed) list->ids = grown;
+    for (size_t i = 0; i < times && !list->failed; i++) list->ids[list->count++] = id;
 }
 
 static void id_list_free(IdList *list) { free(list->ids); }
@@ -7009,12 +6997,11 @@ static StringView strip(const char *text, size_t length) {
         if (start == length) start = here;
         end = at;
     }
-    StringView stripped = {text + start, end > start ? end - start : 0};
-    return stripped;
+    return (StringView){text + start, end > start ? end - start : 0};
 }
 
-/* Checks a prompt or question that a person gave and strips it; `head`: what stands before it in its message. As the
-   message is stripped as a unit, white space after a head stays. */
+/* Checks a prompt or question and strips it. `head` is the text in front of it in its message: as the message is
+   stripped as a unit, white space after a head stays. */
 static StringView checked_text(Context *cx, const char *text, const char *what, StringView head) {
     StringView stripped = {NULL, 0};
     if (text == NULL) context_fail(cx, JANUS_BAD_ARGUMENT, "the %s is missing", what);
@@ -7037,14 +7024,10 @@ static StringView join_text(Context *cx, const StringView *pieces, size_t count)
         if (pieces[i].length > 0) memcpy(text + at, pieces[i].text, pieces[i].length);
         at += pieces[i].length;
     }
-    const StringView joined = {text, total};
-    return joined;
+    return (StringView){text, total};
 }
 
-static StringView view_of(const char *text) {
-    StringView view = {text, strlen(text)};
-    return view;
-}
+static StringView view_of(const char *text) { return (StringView){text, strlen(text)}; }
 
 static void tokenize(Context *cx, const JanusModel *m, StringView text, IdList *list) {
     tokenizer_encode(cx, &m->storage->tokenizer, text, list);
