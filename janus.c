@@ -6556,13 +6556,18 @@ static void load_file_image(Loader *l, FileImage *image) {
 
 /* ---- What the file must hold: the sizes, then every weight with its shape ---- */
 
+/* Element i of an array of 32-bit numbers, its bits if they are floats. */
+static uint32_t array_item(const Metadata *entry, int64_t i) {
+    return (uint32_t)load_number(entry->value + 4 * i, 4, false);
+}
+
 /* Copies an array of `low` to `high` 32-bit numbers; returns how many. */
 static int need_numbers(Loader *l, const char *key, uint32_t type, int low, int high, void *out) {
     const Metadata *entry = need_entry(l, key, type, true);
     const int count = entry->count > (uint64_t)high ? high : (int)entry->count;
     if (count < low || entry->count > (uint64_t)high) bad_model(l, "%s is not %d to %d numbers", key, low, high);
     for (int i = 0; i < count; i++) {
-        const uint32_t bits = (uint32_t)load_number(entry->value + 4 * i, 4, false);
+        const uint32_t bits = array_item(entry, i);
         memcpy((char *)out + 4 * i, &bits, 4);
     }
     return count;
@@ -6574,8 +6579,7 @@ static uint32_t *copy_numbers(Loader *l, const char *key, uint32_t type, int64_t
     *count = entry == NULL ? 0 : (int64_t)entry->count;
     uint32_t *numbers = *count == 0 ? NULL : allocate(*count, sizeof *numbers);
     if (*count > 0 && numbers == NULL) context_fail_memory(&l->cx);
-    for (int64_t i = 0; i < *count && numbers != NULL; i++)
-        numbers[i] = (uint32_t)load_number(entry->value + 4 * i, 4, false);
+    for (int64_t i = 0; i < *count && numbers != NULL; i++) numbers[i] = array_item(entry, i);
     return numbers;
 }
 
@@ -7189,12 +7193,9 @@ typedef struct {
 
 /* The number in `count` bytes at `at`, the most significant one first or last; bytes beyond the end are 0. */
 static uint32_t span_number(Span span, size_t at, int count, bool big_endian) {
-    uint32_t number = 0;
-    for (int i = 0; i < count; i++) {
-        const size_t from = at + (size_t)(big_endian ? i : count - 1 - i);
-        number = number << 8 | (from < span.length ? span.bytes[from] : 0);
-    }
-    return number;
+    uint8_t bytes[4] = {0};
+    for (size_t i = 0; i < (size_t)count && at + i < span.length; i++) bytes[i] = span.bytes[at + i];
+    return (uint32_t)load_number(bytes, count, big_endian);
 }
 
 static unsigned span_byte(Span span, size_t at) { return span_number(span, at, 1, true); }
