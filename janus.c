@@ -8812,7 +8812,7 @@ typedef struct {
     JanusGenerateOptions draw;
     JanusAskOptions ask;
     bool has_seed;                     /* false: take_seed makes one up */
-    const char *text, *output;         /* the prompt or question; the picture's name, NULL: a free one */
+    const char *text, *output;         /* prompt or question; name of the picture, NULL: the next free one */
     const char *images[IMAGES_LIMIT];
     int image_count;
 } Request;
@@ -8835,14 +8835,26 @@ static Request request_defaults(void) {
     return request;
 }
 
-/* One line on stderr that begins with the program's name. */
+/* A line on stderr, without control characters: it may quote file names and texts of strangers. */
+static void print_message(const char *begin, const char *format, va_list arguments) {
+    char text[1200];
+    vsnprintf(text, sizeof text, format, arguments);
+    fprintf(stderr, "janus: %s%s\n", begin, clean_controls(text, strlen(text), 0));
+}
+
 PRINTF_LIKE(1, 2)
 static void complain(const char *format, ...) {
     va_list arguments;
     va_start(arguments, format);
-    fputs("janus: ", stderr);
-    vfprintf(stderr, format, arguments);
-    fputc('\n', stderr);
+    print_message("", format, arguments);
+    va_end(arguments);
+}
+
+PRINTF_LIKE(2, 3)
+static void remark(const CommandLine *line, const char *format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    if (!line->quiet) print_message("remark: ", format, arguments);
     va_end(arguments);
 }
 
@@ -8854,11 +8866,17 @@ static bool terminal(FILE *file) {
 #endif
 }
 
+static bool file_is_there(const char *path) {
+    FILE *file = file_open(path, "rb");
+    if (file != NULL) fclose(file);
+    return file != NULL;
+}
+
 /* ---- Options: one table for parsing, messages and help ---- */
 
 enum {
     FOR_GENERATE = 1, FOR_ASK = 2, FOR_CHAT = 4, FOR_ENCODE = 8, FOR_DECODE = 16, FOR_TOKENIZE = 32, FOR_INFO = 64,
-    FOR_HELP = 512, FOR_BATCH = 1024, FOR_SELFTEST = 2048, FOR_ALL = 4095,
+    FOR_BATCH = 128, FOR_SELFTEST = 256, FOR_HELP = 512, FOR_ALL = 1023,
     FOR_ANSWERS = FOR_ASK | FOR_CHAT, FOR_TALKS = FOR_GENERATE | FOR_ANSWERS,
     FOR_STAGES = FOR_TALKS | FOR_ENCODE | FOR_DECODE | FOR_SELFTEST, FOR_WORKS = FOR_STAGES | FOR_BATCH,
     FOR_MODEL = FOR_WORKS | FOR_TOKENIZE | FOR_INFO, FOR_TEXT = FOR_GENERATE | FOR_ASK | FOR_TOKENIZE
@@ -8870,8 +8888,8 @@ static const char SHOW_WORDS[] = "auto|no|blocks|256";
 
 /* The value of an option. Kinds that set a field of the Request: a number of RANGES, a seed, an image's name, an
    output's. Kinds that set a field of the CommandLine: none; a name; a whole number from low to high; one of the words
-   of `argument`, counted from `low`; one of the machine's kernels; and two that are optional and come after
-   a = only: a word of SHOW_WORDS, a part of a stage's name. */
+   of `argument`, counted from `low`; one of the machine's kernels; and two that are optional and come
+   after a = only: a word of SHOW_WORDS, a part of a stage's name. */
 typedef enum {
     AS_RANGE, AS_SEED, AS_IMAGE, AS_OUTPUT,
     AS_SWITCH, AS_NAME, AS_WHOLE, AS_CHOICE, AS_KERNELS, AS_SHOW, AS_FILTER
@@ -8886,60 +8904,54 @@ typedef struct {
     const char *help;
 } Option;
 
-/* Rows of the same commands stand together: they have one heading in the help. */
 #define FIELD(name) offsetof(CommandLine, name)
 static const Option OPTIONS[] = {
-    {"-n --count", "N", AS_RANGE, 0, 0, FOR_GENERATE, RANGE_COUNT, "pictures of one prompt, drawn together"},
-    {"-p --prompt", "TEXT", AS_NAME, 0, 0, FOR_TEXT, FIELD(prompt), "the text, in the place of the argument"},
-    {"-f --file", "FILE", AS_NAME, 0, 0, FOR_TEXT, FIELD(file), "the text is what FILE holds"},
+    {"-n --count", "N", AS_RANGE, 0, 0, FOR_GENERATE, RANGE_COUNT, "pictures of the prompt, drawn together; default 1"},
+    {"-p --prompt", "TEXT", AS_NAME, 0, 0, FOR_TEXT, FIELD(prompt), "the text, instead of an argument"},
+    {"-f --file", "FILE", AS_NAME, 0, 0, FOR_TEXT, FIELD(file), "read the text from FILE"},
     {"--cfg --cfg-scale", "W", AS_RANGE, 0, 0, FOR_GENERATE | FOR_CHAT, RANGE_CFG_WEIGHT,
-     "guidance of a drawing, default 5"},
-    {"-s --seed", "S", AS_SEED, 0, 0, FOR_TALKS, 0, "same seed, same result; -1: a random one, printed"},
+     "guidance of a drawing; default 5"},
+    {"-s --seed", "S", AS_SEED, 0, 0, FOR_TALKS, 0, "same seed, same result; default: random, printed"},
     {"--temperature --temp", "T", AS_RANGE, 0, 0, FOR_TALKS, RANGE_TEMPERATURE,
      "0: most probable; default 1 to draw, 0 to answer"},
-    {"--max-tokens", "N", AS_RANGE, 0, 0, FOR_ANSWERS, RANGE_MAX_TOKENS, "length of an answer, default 512"},
-    {"--top-k", "K", AS_RANGE, 0, 0, FOR_ANSWERS, RANGE_TOP_K, "default 50, 0: off; with --temperature above 0"},
-    {"--top-p", "P", AS_RANGE, 0, 0, FOR_ANSWERS, RANGE_TOP_P, "default 1: off; with --temperature above 0"},
-    {"-i --image", "IMAGE", AS_IMAGE, 0, 0, FOR_ANSWERS | FOR_ENCODE, 0,
-     "as an argument; several for ask and chat; - is stdin"},
+    {"--max-tokens", "N", AS_RANGE, 0, 0, FOR_ANSWERS, RANGE_MAX_TOKENS, "length of an answer; default 512"},
+    {"--top-k", "K", AS_RANGE, 0, 0, FOR_ANSWERS, RANGE_TOP_K, "with a temperature; default 50, 0: off"},
+    {"--top-p", "P", AS_RANGE, 0, 0, FOR_ANSWERS, RANGE_TOP_P, "with a temperature; default 1: off"},
+    {"-i --image", "IMAGE", AS_IMAGE, 0, 0, FOR_ANSWERS | FOR_ENCODE, 0, "as an argument; ask and chat take several"},
     {"--no-exif", NULL, AS_SWITCH, 0, 0, FOR_ANSWERS | FOR_ENCODE | FOR_BATCH, FIELD(no_exif),
-     "photographs as stored, not turned upright"},
+     "do not turn photographs upright"},
     {"-o --output", "OUT", AS_OUTPUT, 0, 0, FOR_GENERATE | FOR_DECODE, 0,
-     "- is stdout; pictures: default a free janus-1.png ..."},
+     "- is stdout; default: the next free janus-1.png ..."},
     {"--no-metadata", NULL, AS_SWITCH, 0, 0, FOR_GENERATE | FOR_CHAT | FOR_BATCH, FIELD(no_metadata),
-     "pictures do not say what they were drawn from"},
-    {"--batch", "N", AS_WHOLE, 1, PICTURES_LIMIT, FOR_BATCH, FIELD(batch),
-     "so many drawn together; info shows the default"},
-    {"--unordered", NULL, AS_SWITCH, 0, 0, FOR_BATCH, FIELD(unordered), "results as they come, not as the jobs"},
-    {"--resume", NULL, AS_SWITCH, 0, 0, FOR_BATCH, FIELD(resume), "leaves out jobs whose pictures are there"},
+     "do not record prompt and settings in pictures"},
+    {"--batch", "N", AS_WHOLE, 1, PICTURES_LIMIT, FOR_BATCH, FIELD(batch), "jobs that run together; default: see info"},
+    {"--unordered", NULL, AS_SWITCH, 0, 0, FOR_BATCH, FIELD(unordered), "print results as they finish"},
+    {"--resume", NULL, AS_SWITCH, 0, 0, FOR_BATCH, FIELD(resume), "skip jobs whose pictures exist"},
     {"--show", "[=HOW]", AS_SHOW, 0, 0, FOR_GENERATE | FOR_CHAT | FOR_DECODE, FIELD(show),
-     "in the terminal, too: no, blocks or 256 (colours)"},
-    {"--decode", NULL, AS_SWITCH, 0, 0, FOR_TOKENIZE, FIELD(decode), "TEXT is ids, to be turned into text"},
+     "pictures in the terminal: no, blocks or 256 (colours)"},
+    {"--decode", NULL, AS_SWITCH, 0, 0, FOR_TOKENIZE, FIELD(decode), "TEXT is ids, which become text"},
     {"--kv", "f32|f16", AS_CHOICE, JANUS_CACHE_F32, 0, FOR_TALKS | FOR_BATCH, FIELD(cache),
      "keys and values: f16 is half; f32 unless --fast"},
-    {"--fast", NULL, AS_SWITCH, 0, 0, FOR_WORKS & ~FOR_SELFTEST, FIELD(fast),
-     "rounds activations to bf16 or integers where faster"},
-    {"--record", NULL, AS_SWITCH, 0, 0, FOR_SELFTEST, FIELD(record),
-     "writes MODEL.selftest, the values to compare with"},
-    {"-t --threads", "K", AS_WHOLE, 1, 256, FOR_WORKS, FIELD(threads), "default: all processors that it may use"},
-    {"--isa", "NAME", AS_KERNELS, 0, 0, FOR_WORKS, FIELD(isa), "kernels that info lists; default the best"},
-    {"--dump", "DIR", AS_NAME, 0, 0, FOR_STAGES, FIELD(dump), "a new folder of all intermediate tensors as .npy"},
+    {"--fast", NULL, AS_SWITCH, 0, 0, FOR_WORKS & ~FOR_SELFTEST, FIELD(fast), "faster, with rounded activations"},
+    {"--record", NULL, AS_SWITCH, 0, 0, FOR_SELFTEST, FIELD(record), "write MODEL.selftest, the recorded values"},
+    {"-t --threads", "K", AS_WHOLE, 1, MOST_THREADS, FOR_WORKS, FIELD(threads), "default: all available processors"},
+    {"--isa", "NAME", AS_KERNELS, 0, 0, FOR_WORKS, FIELD(isa), "one of the kernels of info; default: the fastest"},
+    {"--dump", "DIR", AS_NAME, 0, 0, FOR_STAGES, FIELD(dump), "write all intermediate tensors as .npy to a new DIR"},
     {"--trace", "[=STAGE]", AS_FILTER, 0, 0, FOR_STAGES, FIELD(trace),
-     "a row for each stage, or those with STAGE in them"},
-    {"-m --model", "MODEL", AS_NAME, 0, 0, FOR_MODEL, FIELD(model), "a .gguf file; default the small one, tiny.gguf"},
+     "print all stages, or those with STAGE in the name"},
+    {"-m --model", "MODEL", AS_NAME, 0, 0, FOR_MODEL, FIELD(model), "a .gguf file; default: the small tiny.gguf"},
     {"-q --quiet", NULL, AS_SWITCH, 0, 0, FOR_ALL, FIELD(quiet), "no progress, no remarks"},
-    {"-h --help", NULL, AS_SWITCH, 0, 0, FOR_ALL, FIELD(help), "this text; after a command, what it takes"},
-    {"--version", NULL, AS_SWITCH, 0, 0, FOR_ALL, FIELD(version), "version, kernels, format of model files"},
+    {"-h --help", NULL, AS_SWITCH, 0, 0, FOR_ALL, FIELD(help), "print this text"},
+    {"--version", NULL, AS_SWITCH, 0, 0, FOR_ALL, FIELD(version), "print version, kernels and format of model files"},
 };
 enum { OPTION_COUNT = sizeof OPTIONS / sizeof OPTIONS[0] };
 
-/* Variables of the environment that stand for an option that was not given. */
+/* Environment variables that replace an option that was not given. */
 static const struct {
     const char *name, *option;
 } ENVIRONMENT[] = {{"JANUS_MODEL", "--model"}, {"JANUS_THREADS", "--threads"}, {"JANUS_ISA", "--isa"}};
-enum { ENVIRONMENT_COUNT = sizeof ENVIRONMENT / sizeof ENVIRONMENT[0] };
 
-/* Which of `words`, with `between` between them, this is, in small letters or capitals; -1: none. */
+/* The index of `word` among `words`, which `between` separates; -1: none. `any_case`: capitals count as small. */
 static int word_index(const char *words, char between, const char *word, bool any_case) {
     for (int index = 0;; index++) {
         size_t i = 0;
@@ -8950,6 +8962,16 @@ static int word_index(const char *words, char between, const char *word, bool an
         if (words[i] == 0) return -1;
         words += i + 1;
     }
+}
+
+static const Option *find_option(const char *name) {
+    for (int i = 0; i < OPTION_COUNT; i++)
+        if (word_index(OPTIONS[i].names, ' ', name, false) >= 0) return &OPTIONS[i];
+    return NULL;
+}
+
+static bool was_given(const CommandLine *line, const char *name) {
+    return line->given[find_option(name) - OPTIONS] != NULL;
 }
 
 /* Sets a number of the drawing and of the question, as far as they have it. False: it is not in the range. */
@@ -8991,7 +9013,14 @@ static bool set_seed(Request *request, const char *text) {
     return true;
 }
 
-static bool parse_kernels(const char *text, const char **isa) {
+/* Makes up a seed for a request that has none; `salt` differs between requests of one run. */
+static void take_seed(Request *request, uint64_t salt) {
+    const uint64_t now = (uint64_t)time(NULL) * 1000003u + (uint64_t)clock();
+    if (!request->has_seed)
+        request->draw.seed = request->ask.seed = (now + 7919u * ((uint64_t)process_id() + salt)) % 1000000000u;
+}
+
+static bool set_kernels(const char *text, const char **isa) {
     for (int i = 0; (*isa = kernel_name_at(i)) != NULL; i++)
         if (word_index(*isa, '|', text, true) == 0) return true;
     return false;
@@ -9022,7 +9051,7 @@ static bool set_option(CommandLine *line, const Option *option, const char *valu
     case AS_FILTER: *(const char **)field = value != NULL ? value : ""; return true;
     case AS_NAME: *(const char **)field = value; return value[0] != 0;
     case AS_WHOLE: return parse_integer(value, (long)option->low, (long)option->high, field);
-    case AS_KERNELS: return parse_kernels(value, field);
+    case AS_KERNELS: return set_kernels(value, field);
     case AS_CHOICE:
         *(int *)field = (int)option->low + word_index(option->argument, '|', value, true);
         return *(int *)field >= (int)option->low;
@@ -9057,62 +9086,70 @@ static void refuse_value(const Option *option, const char *name, const char *val
     complain("%s takes %s, not \"%.60s\"", name, values, value);
 }
 
-/* How many letters must be put in, left out or exchanged to make one word of the other. */
-static int edit_distance(const char *a, size_t a_length, const char *b, size_t b_length) {
-    int row[32]; /* from the letters of `a` so far to each beginning of `b` */
-    if (b_length >= 32) return INT_MAX;
-    for (size_t j = 0; j <= b_length; j++) row[j] = (int)j;
-    for (size_t i = 0; i < a_length; i++) {
+/* Levenshtein distance; 0 if `typed` is the beginning of `word`. */
+static int word_distance(const char *word, size_t word_length, const char *typed, size_t length) {
+    int row[32]; /* from the letters of `typed` so far to each beginning of `word` */
+    if (length <= word_length && memcmp(word, typed, length) == 0) return 0;
+    for (size_t j = 0; j <= word_length && j < 32; j++) row[j] = (int)j;
+    for (size_t i = 0; i < length; i++) {
         int diagonal = row[0]++;
-        for (size_t j = 0; j < b_length; j++) {
-            const int exchanged = diagonal + (a[i] != b[j]), fewer = row[j + 1] < row[j] ? row[j + 1] : row[j];
+        for (size_t j = 0; j < word_length && j < 31; j++) {
+            const int replaced = diagonal + (typed[i] != word[j]), fewer = row[j + 1] < row[j] ? row[j + 1] : row[j];
             diagonal = row[j + 1];
-            row[j + 1] = exchanged < fewer + 1 ? exchanged : fewer + 1;
+            row[j + 1] = replaced < fewer + 1 ? replaced : fewer + 1;
         }
     }
-    return row[b_length];
+    return row[word_length < 31 ? word_length : 31];
 }
 
-/* Keeps the one of `words`, with blanks between them, that `word` is nearest to and at most 2 letters away from; words
-   of less than 4 letters are like too many others. */
-static void nearest_word(const char *words, const char *word, char nearest[32]) {
-    const size_t length = strcspn(word, "=");
+/* The best match for a typing error so far: a word of which it is the beginning, else one in which at most every third
+   letter is wrong, and no more than 2. */
+typedef struct {
+    char word[32];
+    int distance;
+} Nearest;
+
+static void try_words(Nearest *nearest, const char *words, const char *typed) {
+    typed += strspn(typed, "-");
+    const size_t length = strcspn(typed, "=");
     for (size_t i = 0, n; n = strcspn(words + i, " "), n > 0; i += n + (words[i + n] == ' ')) {
-        const int before = nearest[0] != 0 ? edit_distance(nearest, strlen(nearest), word, length) : 3;
-        if (n > 3 && length > 3 && edit_distance(words + i, n, word, length) < before)
-            snprintf(nearest, 32, "%.*s", (int)n, words + i);
+        const size_t dashes = strspn(words + i, "-");
+        const int distance = word_distance(words + i + dashes, n - dashes, typed, length);
+        if (n - dashes < 3 || length < 3 || distance > (length < 6 ? 1 : 2)) continue;
+        if (nearest->word[0] != 0 && distance >= nearest->distance) continue;
+        nearest->distance = distance;
+        snprintf(nearest->word, sizeof nearest->word, "%.*s", (int)n, words + i);
     }
-}
-
-static const Option *find_option(const char *name) {
-    for (int i = 0; i < OPTION_COUNT; i++)
-        if (word_index(OPTIONS[i].names, ' ', name, false) >= 0) return &OPTIONS[i];
-    return NULL;
 }
 
 static void unknown_option(const char *argument) {
-    char nearest[32] = "";
-    for (int i = 0; i < OPTION_COUNT; i++) nearest_word(OPTIONS[i].names, argument, nearest);
-    if (nearest[0] != 0) complain("unknown option %.60s: is %s meant?", argument, nearest);
-    else complain("unknown option %.60s (janus -h lists them)", argument);
+    Nearest nearest = {"", 0};
+    for (int i = 0; i < OPTION_COUNT; i++) try_words(&nearest, OPTIONS[i].names, argument);
+    if (nearest.word[0] != 0) complain("unknown option %.60s: is %s meant?", argument, nearest.word);
+    else complain("unknown option %.60s (janus help COMMAND lists the options)", argument);
 }
 
-/* Takes the option that an argument names, with its value: in the argument, --seed=7 or -s7, else the next one.
-   Returns how many arguments it took after its own; -1: said what is wrong. */
+/* Takes the option that an argument names, with its value: --seed=7, -s7, or the next argument. Returns how many
+   arguments it took after its own; -1 after a complaint. */
 static int parse_option(CommandLine *line, const char *argument, const char *next) {
     const bool is_long = argument[1] == '-';
     const size_t length = is_long ? strcspn(argument, "=") : 2;
     const char *inside = argument[length] == 0 ? NULL : argument + length + is_long;
     const char *value = inside != NULL ? inside : next;
     char name[32];
-    snprintf(name, sizeof name, "-%.30s", argument);
-    const bool lacks_dash = !is_long && inside != NULL && find_option(name) != NULL; /* -seed */
     snprintf(name, sizeof name, "%.*s", (int)(length < 31 ? length : 31), argument);
-    const Option *option = lacks_dash ? NULL : find_option(name);
+    const Option *option = find_option(name);
     const bool optional = option != NULL && (option->kind == AS_SHOW || option->kind == AS_FILTER);
     const bool alone = optional || (option != NULL && option->kind == AS_SWITCH);
+    bool known = option != NULL;
+    if (known && !is_long && inside != NULL) { /* -seed is not -s eed, -ngl not -n gl, -qx not -q */
+        char longer[32];
+        const bool number = option->kind <= AS_SEED || option->kind == AS_WHOLE;
+        snprintf(longer, sizeof longer, "-%.30s", argument);
+        known = !alone && find_option(longer) == NULL && (!number || strchr("-+.0123456789", inside[0]) != NULL);
+    }
     if (optional) value = inside;
-    if (option == NULL || (alone && inside != NULL && !is_long)) unknown_option(argument);
+    if (!known) unknown_option(argument);
     else if (alone && !optional && inside != NULL) complain("%s takes no value, but \"%.60s\" was given", name, inside);
     else if (!alone && value == NULL) complain("%s needs a value: %s %s", name, name, option->argument);
     else if (!set_option(line, option, value)) refuse_value(option, name, value);
@@ -9123,12 +9160,12 @@ static int parse_option(CommandLine *line, const char *argument, const char *nex
     return -1;
 }
 
-/* Takes what the environment says for options of the command that were not given. False: said what is wrong. */
+/* Takes options of the command that were not given from the environment. False after a complaint. */
 static bool take_environment(CommandLine *line, unsigned command) {
-    for (int i = 0; i < ENVIRONMENT_COUNT; i++) {
+    for (size_t i = 0; i < sizeof ENVIRONMENT / sizeof *ENVIRONMENT; i++) {
         const Option *option = find_option(ENVIRONMENT[i].option);
         const char *value = getenv(ENVIRONMENT[i].name);
-        if (value == NULL || value[0] == 0 || line->given[option - OPTIONS] != NULL) continue;
+        if (value == NULL || value[0] == 0 || was_given(line, ENVIRONMENT[i].option)) continue;
         if ((option->commands & command) == 0 || set_option(line, option, value)) continue;
         refuse_value(option, ENVIRONMENT[i].name, value);
         return false;
@@ -9309,9 +9346,9 @@ static void show_send(Show *show, double now) {
     text_free(&out);
 }
 
-/* ---- Callbacks: progress bar, streamed text, growing picture, tensor dump; and the wish to stop ---- */
+/* ---- Progress: a bar, and the times of one call of the library ---- */
 
-/* The first SIGINT while `can_stop` is a wish, which the callbacks pass on; the next one ends the program. */
+/* The first SIGINT while `can_stop` is a cancel request, which the callbacks pass on; the next one ends the program. */
 static volatile int can_stop, stop_wished;
 static volatile int at_prompt; /* chat waits for a line: the first SIGINT only prints a hint */
 
@@ -9329,53 +9366,18 @@ static double clock_seconds(void) {
 #endif
 }
 
-typedef struct DumpCount {
-    struct DumpCount *next;
-    int count;
-    char name[NAME_LIMIT];
-} DumpCount;
-
-/* When what happened in a piece of work; 0: not at all. */
 typedef struct {
-    double start, seen, read, first, last; /* first, last: of the tokens */
-    long tokens;                           /* steps of a drawing, tokens of an answer */
-} Times;
-
-/* All tensors of one name, one after the other. */
-typedef struct {
-    char name[NAME_LIMIT], shape[48];         /* the shape of the first */
-    long times;
-    double count, min, max, sum, signed_sum;  /* signed_sum: each with the sign that its number in the row has */
-    int32_t *ids;                             /* of ids all, (count) */
-} Stage;
-
-typedef struct {
-    Stage *stages;
-    size_t count;
-    bool failed; /* memory was short */
-} StageList;
-
-typedef struct {
-    const CommandLine *line;
-    bool shows_progress, progress_shown, text_written;
-    int write_error;        /* errno of a failed write to stdout */
-    const char *stage;      /* of the progress bar */
+    bool wanted, shown;                    /* shown: the bar is on the screen */
+    const char *stage;                     /* of the bar */
     double stage_start;
-    int picture, pictures;  /* the one of so many that is decoded */
-    Times times;
-    Show show;
-    uint8_t *colours;       /* (codebook, 3); NULL: not needed yet */
-    double traced;          /* when the last stage ended */
-    bool trace_begun;
-    const char *task;       /* of selftest, and what it has met; NULL: another command */
-    StageList *stages;
-    DumpCount *dumped;
-    char failure[300];      /* of a callback that could not do its work */
-} Screen;
+    int picture, pictures;                 /* number of the picture that is decoded, of how many */
+    double start, seen, read, first, last; /* timestamps; 0: did not happen. first, last: of the tokens */
+    long tokens, limit;                    /* steps of a drawing or tokens of an answer; the most there can be */
+} Progress;
 
-static void clear_progress(Screen *screen) {
-    if (screen->progress_shown) fputs("\r\033[K", stderr);
-    screen->progress_shown = false;
+static void clear_progress(Progress *progress) {
+    if (progress->shown) fputs("\r\033[K", stderr);
+    progress->shown = false;
 }
 
 /* "draw    [####......] 12/576  20.1/s  0:28 left" in at most `width` columns: with a shorter bar, else without the
@@ -9395,100 +9397,104 @@ static void progress_line(char *line, size_t size, int width, const char *stage,
     if ((size_t)width < size) line[width] = 0;
 }
 
-/* A stage that takes 0.3 seconds gets a bar, which stays until the next one's comes or something else is written. */
-static void show_bar(Screen *screen, const char *stage, int64_t done, int64_t total, double now) {
+/* A stage of more than 0.3 seconds gets a bar, which the next one replaces. */
+static void show_bar(Progress *progress, const char *stage, int64_t done, int64_t total, double now) {
     char line[200], picture[40];
-    if (screen->stage == NULL || strcmp(screen->stage, stage) != 0) {
-        screen->stage = stage;
-        screen->stage_start = now;
+    if (progress->stage == NULL || strcmp(progress->stage, stage) != 0) {
+        progress->stage = stage;
+        progress->stage_start = now;
     }
-    const double seconds = now - screen->stage_start, rate = seconds > 0 ? (double)(done - 1) / seconds : 0;
+    const double seconds = now - progress->stage_start, rate = seconds > 0 ? (double)(done - 1) / seconds : 0;
     if (seconds < 0.3) return;
-    snprintf(picture, sizeof picture, "picture %d/%d", screen->picture, screen->pictures);
-    const bool of_several = screen->pictures > 1 && strcmp(stage, "decode") == 0;
+    snprintf(picture, sizeof picture, "picture %d/%d", progress->picture, progress->pictures);
+    const bool of_several = progress->pictures > 1 && strcmp(stage, "decode") == 0;
     progress_line(line, sizeof line, terminal_size().columns - 1, of_several ? picture : stage, done, total, rate);
     fprintf(stderr, "\r%s\033[K", line);
-    screen->progress_shown = true;
+    progress->shown = true;
 }
 
-static int hear_progress(void *user, const char *stage, int64_t done, int64_t total) {
-    Screen *screen = user;
-    Times *times = &screen->times;
+static void note_progress(Progress *progress, const char *stage, int64_t done, int64_t total) {
     const double now = clock_seconds();
-    if (strcmp(stage, "see") == 0) times->seen = now;
-    if (strcmp(stage, "read") == 0) times->read = now;
+    if (strcmp(stage, "see") == 0) progress->seen = now;
+    if (strcmp(stage, "read") == 0) progress->read = now;
     if (strcmp(stage, "draw") == 0 || strcmp(stage, "answer") == 0) {
-        if (done == 1) times->first = now;
-        times->last = now;
-        times->tokens = (long)done;
+        if (done == 1) progress->first = now;
+        progress->last = now;
+        progress->tokens = (long)done;
+        progress->limit = (long)total;
     }
-    if (screen->shows_progress && !screen->text_written) show_bar(screen, stage, done, total, now);
-    return stop_wished;
+    if (progress->wanted) show_bar(progress, stage, done, total, now);
 }
 
-/* Text of the model to stdout; a terminal gets no control characters of it. */
-static bool print_text(const char *text, size_t length) {
-    char *copy = terminal(stdout) ? allocate((int64_t)length, 1) : NULL;
-    if (copy != NULL) memcpy(copy, text, length);
-    const bool good = fwrite(copy != NULL ? clean_controls(copy, length, '\n') : text, 1, length, stdout) == length;
-    free(copy);
-    return good && fflush(stdout) == 0;
+/* ---- Tap: tensors are dumped, printed by --trace, or summed up for selftest ---- */
+
+/* All tensors of one name. */
+typedef struct {
+    char name[NAME_LIMIT], shape[48];        /* the shape of the first */
+    long times;
+    double count, min, max, sum, signed_sum; /* signed_sum: each with a sign that depends on its place in the tensor */
+    int32_t *ids;                            /* (count), of stages that are ids */
+} Stage;
+
+typedef struct {
+    Stage *stages;
+    size_t count;
+    bool failed; /* out of memory */
+} StageList;
+
+typedef struct {
+    const char *folder, *filter; /* of --dump and --trace; NULL: off */
+    const char *task;            /* of selftest: begins the names of its stages; NULL: off */
+    StageList dumped, met;       /* for --dump, for selftest */
+    double last;                 /* when the last stage ended */
+    bool titled;                 /* the trace has its heading */
+    char failure[300];           /* the first one of --dump */
+} Tap;
+
+static void stages_free(StageList *list) {
+    for (size_t i = 0; i < list->count; i++) free(list->stages[i].ids);
+    free(list->stages);
+    memset(list, 0, sizeof *list);
 }
 
-static int show_text(void *user, const char *text, size_t length) {
-    Screen *screen = user;
-    if (screen->task != NULL) return stop_wished; /* the answer of a test is not for reading */
-    clear_progress(screen);
-    screen->text_written = true;
-    if (print_text(text, length)) return stop_wished;
-    screen->write_error = errno;
-    return 1;
+static Stage *find_stage(const StageList *list, const char *name) {
+    for (size_t i = 0; i < list->count; i++)
+        if (strcmp(list->stages[i].name, name) == 0) return &list->stages[i];
+    return NULL;
 }
 
-/* The name of picture i of n: fox.png, or fox-1.png, fox-2.png, ... False: longer than `size`. */
-static bool numbered_name(char *name, int size, const char *output, int i, int n) {
-    const char *dot = strrchr(output, '.');
-    const int stem = dot == NULL ? (int)strlen(output) : (int)(dot - output);
-    const int length = n == 1 ? snprintf(name, (size_t)size, "%s", output)
-                              : snprintf(name, (size_t)size, "%.*s-%d%s", stem, output, i + 1, dot == NULL ? "" : dot);
-    return length >= 0 && length < size;
-}
-
-/* Shows the colours of the first `done` of `total` ids of each of `count` pictures. */
-static void show_ids(Screen *screen, const int32_t *ids, int count, int64_t done, int64_t total) {
-    JanusImage tokens = {0, 0, malloc(3 * (size_t)total)};
-    while ((int64_t)tokens.width * tokens.width < total) tokens.width++;
-    tokens.height = tokens.width;
-    for (int n = 0; n < count && tokens.rgb != NULL; n++) {
-        memset(tokens.rgb, SHOW_GREY, 3 * (size_t)total);
-        for (int64_t t = 0; t < done; t++)
-            memcpy(tokens.rgb + 3 * t, screen->colours + 3 * (int64_t)ids[n * total + t], 3);
-        show_place(&screen->show, n, &tokens);
+/* The stage of this name, or a new one; NULL: no memory. */
+static Stage *stage_of(StageList *list, const char *name) {
+    Stage *stage = find_stage(list, name);
+    if (stage != NULL) return stage;
+    Stage *grown = reallocate(list->stages, (int64_t)list->count + 1, sizeof *grown);
+    if (grown == NULL) {
+        list->failed = true;
+        return NULL;
     }
-    free(tokens.rgb);
+    list->stages = grown;
+    stage = &grown[list->count++];
+    memset(stage, 0, sizeof *stage);
+    snprintf(stage->name, NAME_LIMIT, "%s", name);
+    return stage;
 }
 
-static int hear_drawn(void *user, const int32_t *ids, int count, int64_t done, int64_t total) {
-    Screen *screen = user;
-    const double now = clock_seconds();
-    if (screen->show.canvas.rgb != NULL && (done == total || now - screen->show.when > 0.05)) {
-        show_ids(screen, ids, count, done, total);
-        show_send(&screen->show, now);
+/* Adds a tensor of `count` numbers to the stage. */
+static void stage_add(Stage *stage, JanusElement type, const void *data, const int64_t *shape, int dims,
+                      int64_t count) {
+    size_t used = 0;
+    for (int i = 0; i < dims && stage->times == 0; i++, used = strlen(stage->shape))
+        snprintf(stage->shape + used, sizeof stage->shape - used, "%s%ld", i > 0 ? "x" : "", (long)shape[i]);
+    for (int64_t i = 0; i < count; i++) {
+        const double value = type == JANUS_INT32 ? ((const int32_t *)data)[i] : (double)((const float *)data)[i];
+        const uint32_t mixed = ((uint32_t)i + 1) * 2654435761u;
+        if (stage->count + (double)i == 0 || value < stage->min) stage->min = value;
+        if (stage->count + (double)i == 0 || value > stage->max) stage->max = value;
+        stage->sum += value;
+        stage->signed_sum += mixed >> 16 & 1 ? value : -value;
     }
-    return stop_wished;
-}
-
-/* How often `name` was dumped before. -1: no memory. */
-static int dump_count(Screen *screen, const char *name) {
-    DumpCount *entry = screen->dumped;
-    while (entry != NULL && strcmp(entry->name, name) != 0) entry = entry->next;
-    if (entry != NULL) return ++entry->count;
-    entry = calloc(1, sizeof *entry);
-    if (entry == NULL) return -1;
-    snprintf(entry->name, sizeof entry->name, "%s", name);
-    entry->next = screen->dumped;
-    screen->dumped = entry;
-    return 0;
+    stage->count += (double)count;
+    stage->times++;
 }
 
 /* A .npy header, version 1.0: magic, length, a Python dict padded so that the data begins at a multiple of 64. */
@@ -9514,179 +9520,162 @@ static bool write_numbers(FILE *file, const void *data, size_t count) {
     return true;
 }
 
-/* DIR/NAME.npy; a name that comes again gets .1, .2, ... */
-static void dump_tensor(void *user, const char *name, JanusElement type, const void *data, const int64_t *shape,
-                        int dims) {
-    Screen *screen = user;
-    char path[PATH_BYTES], header[128];
-    int length;
-    size_t count = 1;
-    const int before = dump_count(screen, name);
-    if (before < 0) snprintf(screen->failure, sizeof screen->failure, "cannot dump %.100s: out of memory", name);
-    if (screen->failure[0] != 0) return;
-    if (before > 0) length = snprintf(path, sizeof path, "%s/%s.%d.npy", screen->line->dump, name, before);
-    else length = snprintf(path, sizeof path, "%s/%s.npy", screen->line->dump, name);
-    for (int i = 0; i < dims; i++) count *= (size_t)shape[i];
+/* FOLDER/NAME.npy; further tensors of the same name get .1, .2, ... After a failure nothing more is written. */
+static void dump_tensor(Tap *tap, const char *name, JanusElement type, const void *data, const int64_t *shape,
+                        int dims, int64_t count) {
+    char path[PATH_BYTES], header[128], number[24] = "";
+    Stage *stage = tap->failure[0] == 0 ? stage_of(&tap->dumped, name) : NULL;
+    if (tap->dumped.failed) snprintf(tap->failure, sizeof tap->failure, "cannot dump %.100s: out of memory", name);
+    if (stage == NULL) return;
+    if (stage->times++ > 0) snprintf(number, sizeof number, ".%ld", stage->times - 1);
+    const int length = snprintf(path, sizeof path, "%s/%s%s.npy", tap->folder, name, number);
     npy_header(header, type, shape, dims);
     errno = ENAMETOOLONG;
     FILE *file = length >= 0 && length < PATH_BYTES ? file_open(path, "wb") : NULL;
-    bool good =
-        file != NULL && fwrite(header, 1, sizeof header, file) == sizeof header && write_numbers(file, data, count);
+    bool good = file != NULL && fwrite(header, 1, sizeof header, file) == sizeof header &&
+                write_numbers(file, data, (size_t)count);
     if (file != NULL && fclose(file) != 0) good = false;
-    if (!good)
-        snprintf(screen->failure, sizeof screen->failure, "cannot write %.200s: %.60s", path, strerror(errno));
+    if (!good) snprintf(tap->failure, sizeof tap->failure, "cannot write %.200s: %.60s", path, strerror(errno));
 }
 
-/* ---- Stages: --trace prints them as they run, selftest compares them with recorded ones ---- */
-
-static void stages_free(StageList *list) {
-    for (size_t i = 0; i < list->count; i++) free(list->stages[i].ids);
-    free(list->stages);
-    memset(list, 0, sizeof *list);
-}
-
-/* The stage of this name, or a new one; NULL: no memory. */
-static Stage *stage_of(StageList *list, const char *name) {
-    for (size_t i = 0; i < list->count; i++)
-        if (strcmp(list->stages[i].name, name) == 0) return &list->stages[i];
-    Stage *grown = reallocate(list->stages, (int64_t)list->count + 1, sizeof *grown);
-    if (grown == NULL) {
-        list->failed = true;
-        return NULL;
-    }
-    list->stages = grown;
-    memset(&grown[list->count], 0, sizeof *grown);
-    snprintf(grown[list->count].name, NAME_LIMIT, "%s", name);
-    return &grown[list->count++];
-}
-
-/* Adds a tensor's numbers to the stage. A sign for each number makes a sum that also sees when two change places. */
-static void stage_add(Stage *stage, JanusElement type, const void *data, const int64_t *shape, int dims) {
-    int64_t count = 1;
-    int used = 0;
-    for (int i = 0; i < dims; i++) {
-        if (stage->times == 0)
-            used += snprintf(stage->shape + used, sizeof stage->shape - (size_t)used, "%s%ld", i > 0 ? "x" : "",
-                             (long)shape[i]);
-        count *= shape[i];
-    }
-    for (int64_t i = 0; i < count; i++) {
-        const double value = type == JANUS_INT32 ? ((const int32_t *)data)[i] : (double)((const float *)data)[i];
-        const uint32_t mixed = ((uint32_t)i + 1) * 2654435761u;
-        if (stage->count + (double)i == 0 || value < stage->min) stage->min = value;
-        if (stage->count + (double)i == 0 || value > stage->max) stage->max = value;
-        stage->sum += value;
-        stage->signed_sum += mixed >> 16 & 1 ? value : -value;
-    }
-    stage->count += (double)count;
-    stage->times++;
-}
-
-/* Pixels are integers and no ids: they may differ by one. */
-static bool is_ids(JanusElement type, const char *name) { return type == JANUS_INT32 && !ends_with(name, "pixels"); }
-
-static bool stage_add_ids(Stage *stage, const int32_t *ids, int64_t count) {
-    const int64_t before = (int64_t)stage->count - count;
-    int32_t *grown = reallocate(stage->ids, before + count, sizeof *grown);
-    if (grown == NULL) return false;
-    memcpy(grown + before, ids, (size_t)count * sizeof *ids);
-    stage->ids = grown;
-    return true;
-}
-
-/* A row for a tensor whose name has the filter in it; the time is that since the stage before it, shown or not. */
-static void trace_stage(Screen *screen, const char *name, JanusElement type, const void *data, const int64_t *shape,
-                        int dims) {
-    const double now = clock_seconds(), before = screen->traced > 0 ? screen->traced : screen->times.start;
-    if (strstr(name, screen->line->trace) != NULL) {
+/* A row for a tensor whose name contains the filter, with the time since the stage before it, shown or not. */
+static void trace_tensor(Tap *tap, Progress *progress, const char *name, JanusElement type, const void *data,
+                         const int64_t *shape, int dims, int64_t count) {
+    const double now = clock_seconds(), before = tap->last > progress->start ? tap->last : progress->start;
+    if (strstr(name, tap->filter) != NULL) {
         Stage stage = {0};
-        stage_add(&stage, type, data, shape, dims);
-        clear_progress(screen);
-        if (!screen->trace_begun)
+        stage_add(&stage, type, data, shape, dims, count);
+        clear_progress(progress);
+        if (!tap->titled)
             fprintf(stderr, "%-23s %-9s %9s %9s %9s %10s %5s\n", "stage", "shape", "min", "mean", "max", "sum", "ms");
-        screen->trace_begun = true;
+        tap->titled = true;
         fprintf(stderr, "%-23s %-9s %9.3g %9.3g %9.3g %10.4g %5.1f\n", name, stage.shape, stage.min,
                 stage.sum / (stage.count > 0 ? stage.count : 1), stage.max, stage.sum, 1e3 * (now - before));
     }
-    screen->traced = clock_seconds();
+    tap->last = clock_seconds();
 }
 
-static void hear_tap(void *user, const char *name, JanusElement type, const void *data, const int64_t *shape,
-                     int dims) {
-    Screen *screen = user;
+/* Adds a tensor to the stages of selftest; ids are kept, and pixels are no ids: they may differ by one. */
+static void record_tensor(Tap *tap, const char *name, JanusElement type, const void *data, const int64_t *shape,
+                          int dims, int64_t count) {
     char full[NAME_LIMIT];
-    if (screen->line->dump != NULL) dump_tensor(screen, name, type, data, shape, dims);
-    if (screen->line->trace != NULL) trace_stage(screen, name, type, data, shape, dims);
-    if (screen->task == NULL) return;
-    snprintf(full, sizeof full, "%s/%.100s", screen->task, name);
-    Stage *stage = stage_of(screen->stages, full);
+    snprintf(full, sizeof full, "%s/%.100s", tap->task, name);
+    Stage *stage = stage_of(&tap->met, full);
     if (stage == NULL) return;
-    int64_t count = 1;
-    for (int i = 0; i < dims; i++) count *= shape[i];
-    stage_add(stage, type, data, shape, dims);
-    if (is_ids(type, name) && !stage_add_ids(stage, data, count)) screen->stages->failed = true;
+    const int64_t before = (int64_t)stage->count;
+    stage_add(stage, type, data, shape, dims, count);
+    if (type != JANUS_INT32 || ends_with(name, "pixels")) return;
+    int32_t *grown = reallocate(stage->ids, before + count, sizeof *grown);
+    tap->met.failed |= grown == NULL;
+    if (grown == NULL) return;
+    memcpy(grown + before, data, (size_t)count * sizeof *grown);
+    stage->ids = grown;
 }
 
-/* ---- Commands ---- */
+/* ---- The program: its state, and the callbacks of its session ---- */
 
 typedef struct {
     CommandLine line;
-    Screen screen;
+    Progress progress;
+    Show show;
+    Tap tap;
     const char *model_path;
-    char beside[PATH_BYTES]; /* the model that came with the program */
-    FileImage text;          /* what came from stdin in the place of the text */
+    char beside[PATH_BYTES]; /* path of the model that came with the program */
+    FileImage text;          /* a text that was read from stdin or a file */
     JanusModel *model;
     JanusSession *session;
     JanusError error;
-    TextBuffer names; /* of pictures that were saved, each in a line: printed when the pictures stand still */
+    uint8_t *colours;        /* (codebook, 3), for --show; NULL: not needed yet */
+    bool text_written;       /* an answer is being written: no bar, and a line to end */
+    int write_error;         /* errno of a failed write to stdout */
+    TextBuffer names;        /* of saved pictures, each in a line: printed when the pictures stand still */
 } Program;
 
-/* A call of the library begins, which SIGINT may stop. */
+static int on_progress(void *user, const char *stage, int64_t done, int64_t total) {
+    Program *program = user;
+    Progress *progress = &program->progress;
+    const bool wanted = progress->wanted;
+    progress->wanted = wanted && !program->text_written;
+    note_progress(progress, stage, done, total);
+    progress->wanted = wanted;
+    return stop_wished;
+}
+
+/* Text of the model to stdout; a terminal gets no control characters of it. */
+static bool print_text(const char *text, size_t length) {
+    char *copy = terminal(stdout) ? allocate((int64_t)length, 1) : NULL;
+    if (copy != NULL) memcpy(copy, text, length);
+    const bool good = fwrite(copy != NULL ? clean_controls(copy, length, '\n') : text, 1, length, stdout) == length;
+    free(copy);
+    return good && fflush(stdout) == 0;
+}
+
+static int on_text(void *user, const char *text, size_t length) {
+    Program *program = user;
+    clear_progress(&program->progress);
+    program->text_written = true;
+    if (print_text(text, length)) return stop_wished;
+    program->write_error = errno;
+    return 1;
+}
+
+/* Shows the colours of the first `done` of `total` ids of each of `count` pictures. */
+static int on_drawn(void *user, const int32_t *ids, int count, int64_t done, int64_t total) {
+    Program *program = user;
+    const double now = clock_seconds();
+    JanusImage tokens = {0, 0, NULL};
+    if (program->show.canvas.rgb == NULL || (done < total && now - program->show.when < 0.05)) return stop_wished;
+    if ((tokens.rgb = malloc(3 * (size_t)total)) == NULL) return stop_wished;
+    while ((int64_t)tokens.width * tokens.width < total) tokens.width++;
+    tokens.height = tokens.width;
+    for (int n = 0; n < count; n++) {
+        memset(tokens.rgb, SHOW_GREY, 3 * (size_t)total);
+        for (int64_t t = 0; t < done; t++)
+            memcpy(tokens.rgb + 3 * t, program->colours + 3 * (int64_t)ids[n * total + t], 3);
+        show_place(&program->show, n, &tokens);
+    }
+    free(tokens.rgb);
+    show_send(&program->show, now);
+    return stop_wished;
+}
+
+static void on_tap(void *user, const char *name, JanusElement type, const void *data, const int64_t *shape, int dims) {
+    Program *program = user;
+    Tap *tap = &program->tap;
+    int64_t count = 1;
+    for (int i = 0; i < dims; i++) count *= shape[i];
+    if (tap->folder != NULL) dump_tensor(tap, name, type, data, shape, dims, count);
+    if (tap->filter != NULL) trace_tensor(tap, &program->progress, name, type, data, shape, dims, count);
+    if (tap->task != NULL) record_tensor(tap, name, type, data, shape, dims, count);
+}
+
+/* A call of the library begins, which SIGINT may cancel. */
 static void begin_work(Program *program) {
-    memset(&program->screen.times, 0, sizeof program->screen.times);
-    program->screen.times.start = clock_seconds();
-    program->screen.stage = NULL;
-    program->screen.text_written = false;
-    program->screen.pictures = 0;
+    const bool wanted = program->progress.wanted;
+    memset(&program->progress, 0, sizeof program->progress);
+    program->progress.wanted = wanted;
+    program->progress.start = clock_seconds();
+    program->text_written = false;
     stop_wished = 0;
     can_stop = 1;
 }
 
 static void end_work(Program *program) {
     can_stop = 0;
-    clear_progress(&program->screen);
-}
-
-/* A line on stderr that --quiet leaves out. */
-PRINTF_LIKE(2, 3)
-static void remark(const Program *program, const char *format, ...) {
-    va_list arguments;
-    if (program->line.quiet) return;
-    va_start(arguments, format);
-    fputs("janus: remark: ", stderr);
-    vfprintf(stderr, format, arguments);
-    fputc('\n', stderr);
-    va_end(arguments);
+    clear_progress(&program->progress);
 }
 
 static int program_failed(Program *program) {
     end_work(program);
-    if (program->screen.text_written) fputc('\n', stdout);
-    program->screen.text_written = false;
+    if (program->text_written) fputc('\n', stdout);
+    program->text_written = false;
     if (program->error.status == JANUS_CANCELLED && !ferror(stdout)) {
         complain("stopped");
         return EXIT_STOPPED;
     }
-    if (program->screen.write_error != 0)
-        complain("cannot write to stdout: %s", strerror(program->screen.write_error));
+    if (program->write_error != 0) complain("cannot write to stdout: %s", strerror(program->write_error));
     else complain("%s", program->error.message);
     return EXIT_FAILED;
-}
-
-static bool file_is_there(const char *path) {
-    FILE *file = file_open(path, "rb");
-    if (file != NULL) fclose(file);
-    return file != NULL;
 }
 
 /* The folder of the program's file, links followed, with a slash at its end; empty: not known. `called` is argv[0]. */
@@ -9739,263 +9728,23 @@ static JanusStatus open_model(Program *program, unsigned command, const char *pr
                     "no model: name a .gguf file with -m or in JANUS_MODEL; convert.py makes it from the weights of "
                     "Janus-Pro (README, \"The real weights\"), weights/tiny.gguf comes with the source");
     JanusStatus status = janus_load(program->model_path, &program->model, &program->error);
-    if (status != JANUS_OK) return status;
-    if ((command & FOR_WORKS) == 0) return JANUS_OK;
+    if (status != JANUS_OK || (command & FOR_WORKS) == 0) return status;
     options.threads = line->threads;
     options.isa = line->isa;
     options.cache = (JanusCacheType)line->cache;
     options.fast = line->fast;
-    options.user = &program->screen;
-    options.progress = hear_progress;
-    options.text = show_text;
-    options.drawn = hear_drawn;
-    options.tap = line->dump != NULL || line->trace != NULL || command == FOR_SELFTEST ? hear_tap : NULL;
+    options.user = program;
+    options.progress = on_progress;
+    options.text = command != FOR_SELFTEST ? on_text : NULL;
+    options.drawn = on_drawn;
+    program->tap.folder = line->dump;
+    program->tap.filter = line->trace;
+    options.tap = line->dump != NULL || line->trace != NULL || command == FOR_SELFTEST ? on_tap : NULL;
     return janus_session_new(program->model, &options, &program->session, &program->error);
 }
 
-/* Makes up a seed for a request that has none; `salt` differs between requests of one run. */
-static void take_seed(Request *request, uint64_t salt) {
-    const uint64_t now = (uint64_t)time(NULL) * 1000003u + (uint64_t)clock();
-    if (!request->has_seed)
-        request->draw.seed = request->ask.seed = (now + 7919u * ((uint64_t)process_id() + salt)) % 1000000000u;
-}
-
-/* Takes the first free name of janus-1.png, janus-2.png, ... by making an empty file, so that no other run takes it
-   too. False: said what is wrong. */
-static bool take_free_name(char *name, int size) {
-    for (int k = 1; k < 1000000; k++) {
-        snprintf(name, (size_t)size, "janus-%d.png", k);
-        FILE *file = file_create(name);
-        if (file != NULL) {
-            set_unfinished(1, name);
-            fclose(file);
-            return true;
-        }
-        if (errno != EEXIST) break;
-    }
-    complain("cannot write %s: %s", name, strerror(errno));
-    return false;
-}
-
-/* ---- What a picture was drawn from: the prompt, then a line of settings, as other programs that draw write it ---- */
-
-/* A model's name and type, without what would end a setting. */
-static void model_label(const JanusModel *model, char label[256]) {
-    const JanusInfo info = janus_info(model);
-    const size_t length = strlen(info.name);
-    snprintf(label, 256, "%.*s (%s)", (int)utf8_valid_prefix(info.name, length < 200 ? length : 200), info.name,
-             info.weight_type);
-    for (char *c = label; *c != 0; c++)
-        if (*c == ',' || *c == '\n') *c = ' ';
-}
-
-/* The shortest text that is read as this number again. */
-static void print_shortest(char text[32], float number) {
-    for (int digits = 6; digits <= 9; digits++) {
-        snprintf(text, 32, "%.*g", digits, (double)number);
-        if ((float)strtod(text, NULL) == number) break;
-    }
-}
-
-/* The text of picture i, malloc'ed; NULL: no memory. */
-static char *drawing_text(const Program *program, const Request *request, int i) {
-    const JanusInfo info = janus_info(program->model);
-    const JanusCacheType cache = (JanusCacheType)program->line.cache;
-    const JanusGenerateOptions *options = &request->draw;
-    const size_t size = strlen(request->text) + 768;
-    char model[256], cfg_weight[32], temperature[32], *text = malloc(size);
-    if (text == NULL) return NULL;
-    model_label(program->model, model);
-    print_shortest(cfg_weight, options->cfg_weight);
-    print_shortest(temperature, options->temperature);
-    snprintf(text, size,
-             "%s\nSteps: %d, Sampler: autoregressive, CFG scale: %s, Seed: %llu, Size: %dx%d, Model: %s, "
-             "Temperature: %s, RNG: torch%s%s, Picture: %d of %d, Version: janus " JANUS_VERSION,
-             request->text, info.image_tokens, cfg_weight, (unsigned long long)options->seed, info.image_size,
-             info.image_size, model, temperature,
-             cache == JANUS_CACHE_AUTO ? "" : cache == JANUS_CACHE_F16 ? ", KV: f16" : ", KV: f32",
-             program->line.fast ? ", Fast: on" : "", i + 1, options->count);
-    return text;
-}
-
-/* Writes picture i of a request as the file `name`, - for stdout, with the text of what it was drawn from, if that is
-   known. */
-static JanusStatus write_picture(const Program *program, const Request *request, int i, const char *name,
-                                 const JanusImage *image, JanusError *error) {
-    const bool says = request->text != NULL && !program->line.no_metadata;
-    char *text = says ? drawing_text(program, request, i) : NULL;
-    JanusStatus status;
-    if (says && text == NULL) status = fail_memory(error);
-    else if (strcmp(name, "-") == 0) {
-        OutputFile out = {.file = stdout};
-#if defined(_WIN32)
-        _setmode(_fileno(stdout), _O_BINARY);
-#endif
-        write_image(&out, image, false, text);
-        status = write_status(out.failure, "to stdout", error);
-    } else status = janus_image_save_with_text(name, image, text, error);
-    free(text);
-    return status;
-}
-
-/* Saves picture i of a request, without an output under the next free name. The names are printed later. */
-static int save_picture(Program *program, const Request *request, int i, const JanusImage *image) {
-    const char *output = request->output;
-    char name[PATH_BYTES];
-    if (output != NULL) numbered_name(name, PATH_BYTES, output, i, request->draw.count);
-    else if (!take_free_name(name, PATH_BYTES)) return EXIT_FAILED;
-    JanusStatus status = write_picture(program, request, i, name, image, &program->error);
-    if (output == NULL && status != JANUS_OK) file_remove(name);
-    set_unfinished(1, NULL);
-    if (status == JANUS_OK && strcmp(name, "-") != 0) {
-        text_add(&program->names, name, strlen(name));
-        text_add(&program->names, "\n", 1);
-        if (program->names.failed) status = fail_memory(&program->error);
-    }
-    return status == JANUS_OK ? EXIT_DONE : program_failed(program);
-}
-
-static void print_names(Program *program) {
-    clear_progress(&program->screen);
-    fwrite(program->names.text, 1, program->names.length, stdout);
-    text_free(&program->names);
-}
-
-/* What the growing picture needs before a drawing. */
-static JanusStatus prepare_pictures(Program *program, int count) {
-    Screen *screen = &program->screen;
-    const JanusInfo info = janus_info(program->model);
-    show_begin(&screen->show, count, info.image_size);
-    if (screen->show.canvas.rgb == NULL || screen->colours != NULL) return JANUS_OK;
-    screen->colours = allocate(info.codebook_size, 3);
-    if (screen->colours == NULL) return fail_memory(&program->error);
-    return janus_codebook_colours(program->session, screen->colours, &program->error);
-}
-
-/* Decodes and saves picture i of a request, and shows it in its place. `last` (may be NULL) receives the last one. */
-static int finish_picture(Program *program, const Request *request, int i, const int32_t *ids, JanusImage *last) {
-    Screen *screen = &program->screen;
-    JanusImage image;
-    screen->picture = i + 1;
-    screen->pictures = request->draw.count;
-    if (janus_decode_image(program->session, ids, &image, &program->error) != JANUS_OK) return program_failed(program);
-    show_place(&screen->show, i, &image);
-    show_send(&screen->show, clock_seconds());
-    const int result = save_picture(program, request, i, &image);
-    if (last != NULL && i == request->draw.count - 1 && result == EXIT_DONE) *last = image;
-    else janus_image_free(&image);
-    return result;
-}
-
-/* "seed 7 · 576 tokens 28.1 s (20.5/s) · decode 1.3 s"; of a drawing that was stopped: "200 of 576 tokens". */
-static void print_drawing_times(const Program *program, const JanusGenerateOptions *options) {
-    const Times *times = &program->screen.times;
-    const double seconds = times->last - times->start, decoded = clock_seconds() - times->last;
-    const long tokens = times->tokens * options->count;
-    const int total = janus_info(program->model).image_tokens;
-    if (program->line.quiet || times->tokens == 0) return;
-    fprintf(stderr, "seed %llu \xC2\xB7 ", (unsigned long long)options->seed);
-    if (times->tokens < total) fprintf(stderr, "%ld of %ld", tokens, (long)total * options->count);
-    else fprintf(stderr, "%ld", tokens);
-    fprintf(stderr, " tokens %.1f s (%.1f/s)", seconds, seconds > 0 ? (double)tokens / seconds : 0.0);
-    if (times->tokens == total) fprintf(stderr, " \xC2\xB7 decode %.1f s", decoded);
-    fputc('\n', stderr);
-}
-
-/* Draws the pictures of a request and saves them one after the other. */
-static int draw_pictures(Program *program, const Request *request, JanusImage *last) {
-    const int64_t T = janus_info(program->model).image_tokens;
-    const JanusGenerateOptions *options = &request->draw;
-    int32_t *ids = allocate(options->count * T, sizeof *ids);
-    int result = EXIT_DONE;
-    if (program->line.quiet) fprintf(stderr, "seed %llu\n", (unsigned long long)options->seed);
-    begin_work(program);
-    JanusStatus status = ids == NULL ? fail_memory(&program->error) : prepare_pictures(program, options->count);
-    program->screen.times.start = clock_seconds();
-    if (status == JANUS_OK) status = janus_generate_ids(program->session, request->text, options, ids, &program->error);
-    if (status != JANUS_OK) result = program_failed(program);
-    for (int i = 0; i < options->count && result == EXIT_DONE; i++)
-        result = finish_picture(program, request, i, ids + i * T, last);
-    end_work(program);
-    show_end(&program->screen.show);
-    print_names(program);
-    print_drawing_times(program, options);
-    free(ids);
-    return result;
-}
-
-/* Whether `count` pictures can be written under this name; checked before hours of work, not after. */
-static JanusStatus output_usable(const Program *program, const char *output, int count, JanusError *error) {
-    char name[PATH_BYTES];
-    OutputFile out;
-    if (output == NULL) output = "janus-1.png", count = 0; /* the name will be a free one: this tries its folder */
-    if (!is_picture_name(output))
-        return fail(error, JANUS_BAD_ARGUMENT, "cannot write %s: the name must end in .png, .jpg or .jpeg", output);
-    for (int i = 0; i < count; i++) {
-        if (!numbered_name(name, PATH_BYTES, output, i, count))
-            return fail(error, JANUS_BAD_ARGUMENT, "cannot write %.100s...: the name has more than %d bytes", output,
-                        PATH_BYTES);
-        if (same_file(name, program->model_path))
-            return fail(error, JANUS_BAD_ARGUMENT, "%s would be written over the model: give it another name", name);
-    }
-    output_open(&out, output);
-    const int failure = out.failure;
-    out.failure = ECANCELED; /* it was only a try */
-    output_close(&out);
-    return write_status(failure, output, error);
-}
-
-static int command_generate(Program *program) {
-    Request *request = &program->line.request;
-    const char *output = request->output;
-    const bool to_stdout = output != NULL && strcmp(output, "-") == 0;
-    if (to_stdout && request->draw.count > 1) {
-        complain("only one picture can be written to stdout");
-        return EXIT_USAGE;
-    }
-    if (!to_stdout && output_usable(program, output, request->draw.count, &program->error) != JANUS_OK)
-        return program_failed(program);
-    take_seed(request, 0);
-    return draw_pictures(program, request, NULL);
-}
-
-/* "seed 7 · seen 0.6 s · read 1.2 s · first token 0.1 s · 12 tokens (8.1/s)": the seed where there is chance,
-   the rest as far as it happened. */
-static void print_answer_times(const Program *program, const JanusAskOptions *options) {
-    const Times *t = &program->screen.times;
-    const double read_from = t->seen > 0 ? t->seen : t->start;
-    if (program->line.quiet || t->tokens == 0) return;
-    if (options->temperature > 0) fprintf(stderr, "seed %llu \xC2\xB7 ", (unsigned long long)options->seed);
-    if (t->seen > 0) fprintf(stderr, "seen %.1f s \xC2\xB7 ", t->seen - t->start);
-    if (t->read > 0) fprintf(stderr, "read %.1f s \xC2\xB7 ", t->read - read_from);
-    fprintf(stderr, "first token %.1f s", t->first - (t->read > 0 ? t->read : read_from));
-    if (t->last > t->first)
-        fprintf(stderr, " \xC2\xB7 %ld tokens (%.1f/s)", t->tokens, (double)(t->tokens - 1) / (t->last - t->first));
-    fputc('\n', stderr);
-}
-
-/* Asks one question about the images and streams the answer to stdout. */
-static int ask_question(Program *program, const char *question, const JanusImage *images, int count) {
-    take_seed(&program->line.request, 0);
-    const JanusAskOptions options = program->line.request.ask;
-    int result = EXIT_DONE;
-    if (options.temperature > 0 && program->line.quiet)
-        fprintf(stderr, "seed %llu\n", (unsigned long long)options.seed);
-    begin_work(program);
-    if (janus_ask(program->session, question, images, count, &options, NULL, &program->error) != JANUS_OK)
-        result = program_failed(program);
-    end_work(program);
-    if (result == EXIT_DONE) {
-        putchar('\n');
-        fflush(stdout);
-        program->screen.text_written = false;
-    }
-    print_answer_times(program, &options);
-    return result;
-}
-
-/* Reads `path`, or stdin for "-", to the end; `text`: no zero byte may be in it, and a byte order mark is left out.
-   False: said what is wrong. */
+/* Reads `path`, or stdin for "-", to the end. Of a text (no zero bytes), a byte order mark is left out. False after a
+   complaint. */
 static bool read_input(const char *path, size_t limit, bool text, FileImage *bytes) {
     const bool from_stdin = strcmp(path, "-") == 0;
     const char *name = from_stdin ? "stdin" : path;
@@ -10016,7 +9765,7 @@ static bool read_input(const char *path, size_t limit, bool text, FileImage *byt
     return !failed && zero == NULL;
 }
 
-/* The image of a file, or of stdin for "-". False: said what is wrong. */
+/* The image of a file, or of stdin for "-". False after a complaint. */
 static bool load_image(Program *program, const char *path, JanusImage *image) {
     FileImage bytes = {0};
     JanusStatus status;
@@ -10030,117 +9779,347 @@ static bool load_image(Program *program, const char *path, JanusImage *image) {
     return status == JANUS_OK;
 }
 
-static int command_ask(Program *program) {
-    JanusImage images[IMAGES_LIMIT] = {{0, 0, NULL}};
-    const int count = program->line.request.image_count;
-    int loaded = 0, result = EXIT_DONE;
-    while (loaded < count && result == EXIT_DONE) {
-        if (!load_image(program, program->line.request.images[loaded], &images[loaded])) result = EXIT_FAILED;
-        else loaded++;
+/* ---- Pictures that are written, with what they were drawn from: the prompt, then a line of settings, in the form of
+   other programs that draw ---- */
+
+/* A model's name and type, without the characters that end a setting. */
+static void model_label(const JanusModel *model, char label[256]) {
+    const JanusInfo info = janus_info(model);
+    const size_t length = strlen(info.name);
+    snprintf(label, 256, "%.*s (%s)", (int)utf8_valid_prefix(info.name, length < 200 ? length : 200), info.name,
+             info.weight_type);
+    for (char *c = label; *c != 0; c++)
+        if (*c == ',' || *c == '\n') *c = ' ';
+}
+
+/* The shortest text that is read as this number again. */
+static void print_shortest(char text[32], float number) {
+    for (int digits = 6; digits <= 9; digits++) {
+        snprintf(text, 32, "%.*g", digits, (double)number);
+        if ((float)strtod(text, NULL) == number) break;
     }
-    if (result == EXIT_DONE) result = ask_question(program, program->line.request.text, images, count);
+}
+
+/* The text of picture i of a drawing, malloc'ed; NULL: no memory. */
+static char *drawing_text(const Program *program, const Request *request, int i) {
+    const JanusInfo info = janus_info(program->model);
+    const JanusGenerateOptions *options = &request->draw;
+    const JanusCacheType cache = (JanusCacheType)program->line.cache;
+    const size_t size = strlen(request->text) + 768;
+    char model[256], cfg_weight[32], temperature[32], *text = malloc(size);
+    if (text == NULL) return NULL;
+    model_label(program->model, model);
+    print_shortest(cfg_weight, options->cfg_weight);
+    print_shortest(temperature, options->temperature);
+    snprintf(text, size,
+             "%s\nSteps: %d, Sampler: autoregressive, CFG scale: %s, Seed: %llu, Size: %dx%d, Model: %s, "
+             "Temperature: %s, RNG: torch%s%s, Picture: %d of %d, Version: janus " JANUS_VERSION,
+             request->text, info.image_tokens, cfg_weight, (unsigned long long)options->seed, info.image_size,
+             info.image_size, model, temperature,
+             cache == JANUS_CACHE_AUTO ? "" : cache == JANUS_CACHE_F16 ? ", KV: f16" : ", KV: f32",
+             program->line.fast ? ", Fast: on" : "", i + 1, options->count);
+    return text;
+}
+
+/* The name of picture i of n: fox.png, or fox-1.png, fox-2.png, ... False: longer than `size`. */
+static bool numbered_name(char *name, int size, const char *output, int i, int n) {
+    const char *dot = strrchr(output, '.');
+    const int stem = dot == NULL ? (int)strlen(output) : (int)(dot - output);
+    const int length = n == 1 ? snprintf(name, (size_t)size, "%s", output)
+                              : snprintf(name, (size_t)size, "%.*s-%d%s", stem, output, i + 1, dot == NULL ? "" : dot);
+    return length >= 0 && length < size;
+}
+
+/* Reserves the first free name of janus-1.png, janus-2.png, ... by creating an empty file, so that no other run takes
+   it. */
+static JanusStatus reserve_name(char name[PATH_BYTES], JanusError *error) {
+    for (int k = 1; k < 1000000; k++) {
+        snprintf(name, PATH_BYTES, "janus-%d.png", k);
+        FILE *file = file_create(name);
+        if (file != NULL) {
+            fclose(file);
+            set_unfinished(1, name);
+            return JANUS_OK;
+        }
+        if (errno != EEXIST) break;
+    }
+    return write_status(errno_or(EIO), name, error);
+}
+
+/* Checks, before hours of work, that the pictures of a request can be written. */
+static JanusStatus output_usable(const Program *program, const Request *request, JanusError *error) {
+    const char *output = request->output != NULL ? request->output : "janus-1.png"; /* tries the folder */
+    const int count = request->output != NULL ? request->draw.count : 0;
+    char name[PATH_BYTES];
+    OutputFile out;
+    if (strcmp(output, "-") == 0) return JANUS_OK;
+    if (!is_picture_name(output))
+        return fail(error, JANUS_BAD_ARGUMENT, "cannot write %s: the name must end in .png, .jpg or .jpeg", output);
+    for (int i = 0; i < count; i++) {
+        if (!numbered_name(name, PATH_BYTES, output, i, count))
+            return fail(error, JANUS_BAD_ARGUMENT, "cannot write %.100s...: the name has more than %d bytes", output,
+                        PATH_BYTES);
+        if (same_file(name, program->model_path))
+            return fail(error, JANUS_BAD_ARGUMENT, "%s would be written over the model: give it another name", name);
+    }
+    output_open(&out, output);
+    const int failure = out.failure;
+    out.failure = ECANCELED; /* only a try */
+    output_close(&out);
+    return write_status(failure, output, error);
+}
+
+/* Decodes picture i of a request and writes it: to stdout as PNG, under its name, or under the next free one; with
+   prompt and settings, if the request has a text. `name` receives the name (empty: stdout), `image` the picture. */
+static JanusStatus write_picture(const Program *program, const Request *request, const int32_t *ids, int i,
+                                 char name[PATH_BYTES], JanusImage *image, JanusError *error) {
+    const bool says = request->text != NULL && !program->line.no_metadata;
+    char *text = NULL;
+    name[0] = 0;
+    JanusStatus status = janus_decode_image(program->session, ids, image, error);
+    if (status == JANUS_OK && says && (text = drawing_text(program, request, i)) == NULL) status = fail_memory(error);
+    if (status == JANUS_OK && request->output != NULL && strcmp(request->output, "-") == 0) {
+#if defined(_WIN32)
+        _setmode(_fileno(stdout), _O_BINARY);
+#endif
+        OutputFile out = {0};
+        out.file = stdout;
+        write_image(&out, image, false, text);
+        status = write_status(out.failure, "to stdout", error);
+    } else if (status == JANUS_OK) {
+        if (request->output == NULL) status = reserve_name(name, error);
+        else numbered_name(name, PATH_BYTES, request->output, i, request->draw.count);
+        if (status == JANUS_OK) {
+            status = janus_image_save_with_text(name, image, text, error);
+            if (status != JANUS_OK && request->output == NULL) file_remove(name);
+            set_unfinished(1, NULL);
+        }
+    }
+    free(text);
+    return status;
+}
+
+/* Writes picture i as above and shows it. `last` (may be NULL) receives the last picture of the request. */
+static int finish_picture(Program *program, const Request *request, const int32_t *ids, int i, JanusImage *last) {
+    JanusImage image = {0, 0, NULL};
+    char name[PATH_BYTES];
+    program->progress.picture = i + 1;
+    program->progress.pictures = request->draw.count;
+    const JanusStatus status = write_picture(program, request, ids, i, name, &image, &program->error);
+    if (status == JANUS_OK) {
+        show_place(&program->show, i, &image);
+        show_send(&program->show, clock_seconds());
+        text_add(&program->names, name, strlen(name));
+        text_add(&program->names, "\n", name[0] != 0);
+    }
+    if (last != NULL && status == JANUS_OK && i + 1 == request->draw.count) *last = image;
+    else janus_image_free(&image);
+    return status == JANUS_OK ? EXIT_DONE : program_failed(program);
+}
+
+static void print_names(Program *program) {
+    show_end(&program->show);
+    clear_progress(&program->progress);
+    fwrite(program->names.text, 1, program->names.length, stdout);
+    text_free(&program->names);
+}
+
+/* ---- Commands ---- */
+
+/* "seed 7 · 576 tokens 28.1 s (20.5/s) · decode 1.3 s"; of a drawing that was stopped: "200 of 576 tokens". */
+static void print_drawing_times(const Program *program, const JanusGenerateOptions *options) {
+    const Progress *t = &program->progress;
+    const double seconds = t->last - t->start, decoded = clock_seconds() - t->last;
+    const long tokens = t->tokens * options->count;
+    if (program->line.quiet || t->tokens == 0) return;
+    fprintf(stderr, "seed %llu \xC2\xB7 ", (unsigned long long)options->seed);
+    if (t->tokens < t->limit) fprintf(stderr, "%ld of %ld", tokens, t->limit * options->count);
+    else fprintf(stderr, "%ld", tokens);
+    fprintf(stderr, " tokens %.1f s (%.1f/s)", seconds, seconds > 0 ? (double)tokens / seconds : 0.0);
+    if (t->tokens == t->limit) fprintf(stderr, " \xC2\xB7 decode %.1f s", decoded);
+    fputc('\n', stderr);
+}
+
+/* Draws the pictures of a request and writes them one after the other. `last` (may be NULL) receives the last one. */
+static int draw_pictures(Program *program, const Request *request, JanusImage *last) {
+    const JanusInfo info = janus_info(program->model);
+    const JanusGenerateOptions *options = &request->draw;
+    int32_t *ids = allocate((int64_t)options->count * info.image_tokens, sizeof *ids);
+    JanusStatus status = ids == NULL ? fail_memory(&program->error) : JANUS_OK;
+    int result = EXIT_DONE;
+    if (program->line.quiet) fprintf(stderr, "seed %llu\n", (unsigned long long)options->seed);
+    begin_work(program);
+    show_begin(&program->show, options->count, info.image_size);
+    if (status == JANUS_OK && program->show.canvas.rgb != NULL && program->colours == NULL) {
+        program->colours = allocate(info.codebook_size, 3);
+        status = program->colours == NULL ? fail_memory(&program->error)
+                                          : janus_codebook_colours(program->session, program->colours, &program->error);
+    }
+    program->progress.start = clock_seconds();
+    if (status == JANUS_OK)
+        status = janus_generate_ids(program->session, request->text, options, ids, &program->error);
+    if (status != JANUS_OK) result = program_failed(program);
+    for (int i = 0; i < options->count && result == EXIT_DONE; i++)
+        result = finish_picture(program, request, ids + (int64_t)i * info.image_tokens, i, last);
+    end_work(program);
+    print_names(program);
+    print_drawing_times(program, options);
+    free(ids);
+    return result;
+}
+
+/* A picture on a terminal would be garbage. False after a complaint. */
+static bool stdout_usable(const Request *request) {
+    if (request->output == NULL || strcmp(request->output, "-") != 0) return true;
+    if (request->draw.count > 1) complain("only one picture can be written to stdout");
+    else if (terminal(stdout)) complain("a picture cannot be written to a terminal: -o FILE, or redirect stdout");
+    else return true;
+    return false;
+}
+
+static int command_generate(Program *program) {
+    Request *request = &program->line.request;
+    if (!stdout_usable(request)) return EXIT_USAGE;
+    if (output_usable(program, request, &program->error) != JANUS_OK) return program_failed(program);
+    take_seed(request, 0);
+    return draw_pictures(program, request, NULL);
+}
+
+/* "seed 7 · seen 0.6 s · read 1.2 s · first token 0.1 s · 12 tokens (8.1/s) · cut by --max-tokens": the seed
+   where there is chance, the rest as far as it happened. */
+static void print_answer_times(const Program *program, const JanusAskOptions *options) {
+    const Progress *t = &program->progress;
+    const double read_from = t->seen > 0 ? t->seen : t->start;
+    if (program->line.quiet || t->tokens == 0) return;
+    if (options->temperature > 0) fprintf(stderr, "seed %llu \xC2\xB7 ", (unsigned long long)options->seed);
+    if (t->seen > 0) fprintf(stderr, "seen %.1f s \xC2\xB7 ", t->seen - t->start);
+    if (t->read > 0) fprintf(stderr, "read %.1f s \xC2\xB7 ", t->read - read_from);
+    fprintf(stderr, "first token %.1f s", t->first - (t->read > 0 ? t->read : read_from));
+    if (t->last > t->first)
+        fprintf(stderr, " \xC2\xB7 %ld tokens (%.1f/s)", t->tokens, (double)(t->tokens - 1) / (t->last - t->first));
+    if (janus_conversation_length(program->session) >= janus_info(program->model).context_length)
+        fputs(" \xC2\xB7 cut: the context is full", stderr);
+    else if (t->tokens == t->limit) fputs(" \xC2\xB7 cut by --max-tokens", stderr);
+    fputc('\n', stderr);
+}
+
+/* Asks one question about the images and streams the answer to stdout. */
+static int ask_question(Program *program, const char *question, const JanusImage *images, int count) {
+    Request *request = &program->line.request;
+    int result = EXIT_DONE;
+    take_seed(request, 0);
+    if (request->ask.temperature > 0 && program->line.quiet)
+        fprintf(stderr, "seed %llu\n", (unsigned long long)request->ask.seed);
+    begin_work(program);
+    if (janus_ask(program->session, question, images, count, &request->ask, NULL, &program->error) != JANUS_OK)
+        result = program_failed(program);
+    end_work(program);
+    if (result == EXIT_DONE) {
+        putchar('\n');
+        fflush(stdout);
+        program->text_written = false;
+    }
+    print_answer_times(program, &request->ask);
+    return result;
+}
+
+static int command_ask(Program *program) {
+    const Request *request = &program->line.request;
+    JanusImage images[IMAGES_LIMIT] = {{0, 0, NULL}};
+    int loaded = 0, result = EXIT_DONE;
+    while (loaded < request->image_count && load_image(program, request->images[loaded], &images[loaded])) loaded++;
+    if (loaded < request->image_count) result = EXIT_FAILED;
+    else result = ask_question(program, request->text, images, loaded);
     for (int i = 0; i < loaded; i++) janus_image_free(&images[i]);
     return result;
 }
 
-static int command_encode(Program *program) {
-    JanusImage image;
-    const int count = janus_info(program->model).image_tokens;
-    int32_t *ids = allocate(count, sizeof *ids);
-    if (ids == NULL) {
-        fail_memory(&program->error);
-        return program_failed(program);
-    }
-    if (!load_image(program, program->line.request.images[0], &image)) {
-        free(ids);
-        return EXIT_FAILED;
-    }
-    begin_work(program);
-    const JanusStatus status = janus_encode_image(program->session, &image, ids, &program->error);
-    janus_image_free(&image);
-    end_work(program);
-    for (int i = 0; i < count && status == JANUS_OK; i++) printf("%ld%c", (long)ids[i], i + 1 < count ? ' ' : '\n');
-    free(ids);
-    return status == JANUS_OK ? EXIT_DONE : program_failed(program);
+static void print_ids(const int32_t *ids, size_t count) {
+    for (size_t i = 0; i < count; i++) printf("%s%ld", i > 0 ? " " : "", (long)ids[i]);
+    putchar('\n');
 }
 
-/* Numbers separated by white space or commas; malloc'ed. NULL: said what is wrong. */
+static int command_encode(Program *program) {
+    JanusImage image = {0, 0, NULL};
+    const int count = janus_info(program->model).image_tokens;
+    int32_t *ids = allocate(count, sizeof *ids);
+    int result = EXIT_FAILED;
+    if (ids == NULL) fail_memory(&program->error), program_failed(program);
+    else if (load_image(program, program->line.request.images[0], &image)) {
+        begin_work(program);
+        if (janus_encode_image(program->session, &image, ids, &program->error) == JANUS_OK) result = EXIT_DONE;
+        else result = program_failed(program);
+        end_work(program);
+        if (result == EXIT_DONE) print_ids(ids, (size_t)count);
+    }
+    janus_image_free(&image);
+    free(ids);
+    return result;
+}
+
+/* Numbers separated by white space or commas; malloc'ed. NULL after a complaint. */
 static int32_t *parse_ids(const char *text, size_t *count) {
+    static const char BETWEEN[] = " ,\t\n\v\f\r";
     int32_t *ids = allocate((int64_t)strlen(text) / 2 + 1, sizeof *ids);
     *count = 0;
-    while (ids != NULL) {
-        char *end;
-        while (*text == ' ' || *text == ',' || (*text >= '\t' && *text <= '\r')) text++;
-        if (*text == 0) return ids;
+    if (ids == NULL) complain("out of memory");
+    for (char *end; ids != NULL && *(text += strspn(text, BETWEEN)) != 0; text = end) {
         errno = 0;
         const long id = strtol(text, &end, 10);
-        if (end == text || errno == ERANGE || id < INT32_MIN || id > INT32_MAX ||
-            (*end != 0 && *end != ' ' && *end != ',' && !(*end >= '\t' && *end <= '\r'))) {
-            complain("\"%.20s\" (number %lu) is not an id: give whole numbers with spaces between them", text,
-                     (unsigned long)*count + 1);
-            free(ids);
-            return NULL;
+        if (end != text && errno == 0 && id >= INT32_MIN && id <= INT32_MAX && strchr(BETWEEN, *end) != NULL) {
+            ids[(*count)++] = (int32_t)id;
+            continue;
         }
-        ids[(*count)++] = (int32_t)id;
-        text = end;
+        complain("\"%.20s\" (number %lu) is not an id: give whole numbers with spaces between them", text,
+                 (unsigned long)*count + 1);
+        free(ids);
+        return NULL;
     }
-    complain("out of memory");
-    return NULL;
+    return ids;
 }
 
 static int command_decode(Program *program) {
-    const size_t expected = (size_t)janus_info(program->model).image_tokens;
-    const char *output = program->line.request.output;
-    const bool to_stdout = output != NULL && strcmp(output, "-") == 0;
+    const JanusInfo info = janus_info(program->model);
+    Request *request = &program->line.request;
     size_t count = 0;
     FileImage text = {0};
-    if (!to_stdout && output_usable(program, output, 1, &program->error) != JANUS_OK) return program_failed(program);
-    const char *input = program->line.request.text != NULL ? program->line.request.text : "-";
-    if (!read_input(input, TEXT_FILE_LIMIT, true, &text)) return EXIT_FAILED;
+    if (!stdout_usable(request)) return EXIT_USAGE;
+    if (output_usable(program, request, &program->error) != JANUS_OK) return program_failed(program);
+    if (!read_input(request->text != NULL ? request->text : "-", TEXT_FILE_LIMIT, true, &text)) return EXIT_FAILED;
     int32_t *ids = parse_ids((const char *)text.bytes, &count);
     int result = EXIT_FAILED;
+    request->text = NULL; /* it is not what the picture was drawn from */
     file_image_free(&text);
-    if (ids != NULL && count != expected)
-        complain("a picture of this model has %lu ids, but %lu were given", (unsigned long)expected,
-                 (unsigned long)count);
+    if (ids != NULL && count != (size_t)info.image_tokens)
+        complain("a picture of this model has %d ids, but %lu were given", info.image_tokens, (unsigned long)count);
     else if (ids != NULL) {
         begin_work(program);
-        show_begin(&program->screen.show, 1, janus_info(program->model).image_size);
-        const Request decoded = {.output = output, .draw.count = 1};
-        result = finish_picture(program, &decoded, 0, ids, NULL);
+        show_begin(&program->show, 1, info.image_size);
+        result = finish_picture(program, request, ids, 0, NULL);
         end_work(program);
-        show_end(&program->screen.show);
         print_names(program);
     }
     free(ids);
     return result;
 }
 
-static int tokenize_decode(Program *program, const char *given) {
-    size_t count, length;
-    char *text = NULL;
-    int32_t *ids = parse_ids(given, &count);
-    if (ids == NULL) return EXIT_FAILED;
-    const JanusStatus status = janus_detokenize(program->model, ids, count, &text, &length, &program->error);
-    free(ids);
-    if (status != JANUS_OK) return program_failed(program);
-    print_text(text, length);
-    putchar('\n');
-    free(text);
-    return EXIT_DONE;
-}
-
 static int command_tokenize(Program *program) {
-    const char *text = program->line.request.text;
+    const char *given = program->line.request.text;
     int32_t *ids = NULL;
-    size_t count = 0;
-    if (program->line.decode) return tokenize_decode(program, text);
-    if (janus_tokenize(program->model, text, strlen(text), &ids, &count, &program->error) != JANUS_OK)
-        return program_failed(program);
-    for (size_t i = 0; i < count; i++) printf("%s%ld", i > 0 ? " " : "", (long)ids[i]);
-    putchar('\n');
+    size_t count = 0, length = 0;
+    char *text = NULL;
+    JanusStatus status = JANUS_OK;
+    if (program->line.decode) {
+        if ((ids = parse_ids(given, &count)) == NULL) return EXIT_FAILED;
+        status = janus_detokenize(program->model, ids, count, &text, &length, &program->error);
+        if (status == JANUS_OK) print_text(text, length), putchar('\n');
+    } else {
+        status = janus_tokenize(program->model, given, strlen(given), &ids, &count, &program->error);
+        if (status == JANUS_OK) print_ids(ids, count);
+    }
+    free(text);
     free(ids);
-    return EXIT_DONE;
+    return status == JANUS_OK ? EXIT_DONE : program_failed(program);
 }
 
 static void print_kernels(void) {
@@ -10149,12 +10128,16 @@ static void print_kernels(void) {
     putchar('\n');
 }
 
-/* IMAGE is the text argument. */
+/* Prints what a picture says that it was drawn from; the picture is the text argument, "-": stdin. */
 static int info_of_picture(Program *program) {
-    const char *path = program->line.request.text;
-    char *text;
-    if (janus_image_text(path, &text, &program->error) != JANUS_OK) return program_failed(program);
-    if (text == NULL) complain("%s does not say what it was drawn from", path);
+    const char *path = program->line.request.text, *name = strcmp(path, "-") == 0 ? "stdin" : path;
+    FileImage file = {0};
+    char *text = NULL;
+    if (!read_input(path, IMAGE_FILE_LIMIT, false, &file)) return EXIT_FAILED;
+    const JanusStatus status = text_from_bytes(file.bytes, file.size, name, &text, &program->error);
+    file_image_free(&file);
+    if (status != JANUS_OK) return program_failed(program);
+    if (text == NULL) complain("%s does not say what it was drawn from", name);
     else puts(clean_controls(text, strlen(text), '\n'));
     const int result = text != NULL ? EXIT_DONE : EXIT_FAILED;
     free(text);
@@ -10190,7 +10173,7 @@ static int command_info(Program *program) {
 enum { CHAT_LINE = 1 << 16 };
 
 static const char CHAT_HELP[] = "/image FILE   adds an image to the next question\n"
-                                "/draw PROMPT  draws a picture, which is added to the next question\n"
+                                "/draw PROMPT  draws a picture and adds it to the next question\n"
                                 "/clear        begins a new conversation\n"
                                 "/help         prints this list\n"
                                 "/exit         ends the chat, as the end of the input does\n";
@@ -10207,25 +10190,21 @@ static void forget_images(Chat *chat) {
 
 static bool chat_image(Program *program, Chat *chat, const char *name) {
     JanusImage *image = &chat->images[chat->count];
-    if (chat->count == IMAGES_LIMIT) {
-        complain("a question takes at most %d images", IMAGES_LIMIT);
-        return false;
-    }
-    if (!load_image(program, name, image)) return false;
+    if (chat->count == IMAGES_LIMIT) complain("a question takes at most %d images", IMAGES_LIMIT);
+    if (chat->count == IMAGES_LIMIT || !load_image(program, name, image)) return false;
     chat->count++;
     if (!program->line.quiet && terminal(stdin)) fprintf(stderr, "%s: %d x %d\n", name, image->width, image->height);
     return true;
 }
 
-/* The picture is saved as the next free janus-K.png. */
+/* The picture is saved under the next free name. */
 static void chat_draw(Program *program, Chat *chat, const char *prompt) {
+    Request *request = &program->line.request;
     JanusImage drawn = {0, 0, NULL};
-    Request request = program->line.request;
-    take_seed(&request, 0);
-    request.text = prompt;
-    program->screen.text_written = false;
-    if (draw_pictures(program, &request, &drawn) != EXIT_DONE) return;
-    if (chat->count < IMAGES_LIMIT) chat->images[chat->count++] = drawn;
+    request->text = prompt;
+    take_seed(request, 0);
+    if (draw_pictures(program, request, &drawn) == EXIT_DONE && chat->count < IMAGES_LIMIT)
+        chat->images[chat->count++] = drawn;
     else janus_image_free(&drawn);
 }
 
@@ -10236,8 +10215,8 @@ static void chat_ask(Program *program, Chat *chat, const char *question) {
     fprintf(stderr, "[%d/%d]%s\n", length, room, length < room - room / 8 ? "" : " nearly full: /clear begins anew");
 }
 
-/* Drops control characters and escape sequences of keys such as arrows: ESC [ ... LETTER and ESC O LETTER; then
-   white space at both ends. Returns the text. */
+/* Removes control characters, escape sequences of keys such as arrows (ESC [ ... LETTER and ESC O LETTER), and blanks
+   at both ends. Returns the text. */
 static char *clean_line(char *line) {
     char *out = line;
     for (const char *c = line; *c != 0; c++) {
@@ -10271,7 +10250,7 @@ static bool chat_line(Program *program, Chat *chat, const char *line) {
     } else if (line[0] == '/') complain("unknown command %.60s: /help lists them", line);
     else if (line[0] != 0) {
         if (word_index("draw|paint", '|', word, true) >= 0 && rest[0] != 0)
-            remark(program, "to draw a picture, type /draw %.60s", rest);
+            remark(&program->line, "to draw a picture, type /draw %.60s", rest);
         chat_ask(program, chat, line);
     }
     return true;
@@ -10281,7 +10260,7 @@ static bool chat_line(Program *program, Chat *chat, const char *line) {
 static int read_line(char *line, int size) {
     int length = 0, c = getchar();
     if (c == EOF) return -1;
-    for (; c != EOF && c != '\n'; c = getchar(), length++)
+    for (; c != EOF && c != '\n'; c = getchar(), length += length < size)
         if (length + 1 < size) line[length] = (char)c;
     line[length < size ? length : size - 1] = 0;
     return length;
@@ -10289,19 +10268,21 @@ static int read_line(char *line, int size) {
 
 static int command_chat(Program *program) {
     const bool prompts = terminal(stdin) && !program->line.quiet;
+    const Request *request = &program->line.request;
     Chat *chat = calloc(1, sizeof *chat);
     char *line = malloc(CHAT_LINE);
     int result = EXIT_DONE, length;
     if (chat == NULL || line == NULL) fail_memory(&program->error), result = program_failed(program);
-    for (int i = 0; i < program->line.request.image_count && result == EXIT_DONE; i++)
-        if (!chat_image(program, chat, program->line.request.images[i])) result = EXIT_FAILED;
+    for (int i = 0; i < request->image_count && result == EXIT_DONE; i++)
+        if (!chat_image(program, chat, request->images[i])) result = EXIT_FAILED;
     if (prompts && result == EXIT_DONE)
         fputs("/help lists the commands; Ctrl-C stops an answer or a drawing\n", stderr);
     for (bool more = true; more && result == EXIT_DONE;) {
         if (prompts) fputs("> ", stderr);
         at_prompt = terminal(stdin);
-        if ((length = read_line(line, CHAT_LINE)) < 0) break;
+        length = read_line(line, CHAT_LINE);
         at_prompt = 0;
+        if (length < 0) break;
         if (length >= CHAT_LINE) complain("the line is longer than %d bytes", CHAT_LINE - 1);
         else if (strlen(line) != (size_t)length)
             complain("the line is not a text in UTF-8: byte %lu is zero", (unsigned long)strlen(line) + 1);
@@ -10311,7 +10292,6 @@ static int command_chat(Program *program) {
             result = EXIT_FAILED;
         }
     }
-    at_prompt = 0;
     if (chat != NULL) forget_images(chat);
     free(chat);
     free(line);
@@ -10624,7 +10604,7 @@ static void print_replies(Batch *batch) {
             at = &job->next;
             continue;
         }
-        clear_progress(&batch->program->screen);
+        clear_progress(&batch->program->progress);
         if (job->reply.failed) complain("line %ld: out of memory", job->number), batch->failed = true;
         else if (fwrite(job->reply.text, 1, job->reply.length, stdout) != job->reply.length || fflush(stdout) != 0)
             batch->write_error = errno_or(EIO);
@@ -10634,17 +10614,13 @@ static void print_replies(Batch *batch) {
     if (*at == NULL) batch->last = at;
 }
 
-/* Decodes and writes the pictures of a drawing. */
 static void write_pictures(Batch *batch, BatchJob *job, const int32_t *ids) {
     const Program *program = batch->program;
-    const int n = job->request.draw.count;
-    const int64_t T = image_tokens(&program->model->config);
-    for (int i = 0; i < n && !has_failed(&job->cx); i++) {
-        char name[PATH_BYTES];
-        JanusImage image;
-        numbered_name(name, PATH_BYTES, job->request.output, i, n);
-        if (janus_decode_image(program->session, ids + i * T, &image, &job->cx.error) == JANUS_OK)
-            write_picture(program, &job->request, i, name, &image, &job->cx.error);
+    const int64_t tokens = image_tokens(&program->model->config);
+    char name[PATH_BYTES];
+    for (int i = 0; i < job->request.draw.count && !has_failed(&job->cx); i++) {
+        JanusImage image = {0, 0, NULL};
+        write_picture(program, &job->request, ids + i * tokens, i, name, &image, &job->cx.error);
         janus_image_free(&image);
     }
 }
@@ -10720,7 +10696,7 @@ static void begin_job(Batch *batch, BatchJob *job, size_t length) {
     const bool resumed = !has_failed(&job->cx) && was_done(batch->program, job);
     take_seed(request, (uint64_t)job->number);
     if (!has_failed(&job->cx) && !resumed && draws(job)) {
-        if (output_usable(batch->program, request->output, request->draw.count, error) == JANUS_OK)
+        if (output_usable(batch->program, request, error) == JANUS_OK)
             janus_queue_generate(batch->queue, request->text, &request->draw, &job->queued, error);
     } else if (!has_failed(&job->cx) && !resumed) submit_question(batch, job);
     if (job->queued == 0) end_job(batch, job, NULL);
@@ -10784,7 +10760,7 @@ static int command_batch(Program *program) {
     if (batch.stream == NULL) batch.read_error = errno_or(EIO);
     batch.last = &batch.jobs;
     batch.bytes = malloc(JOB_BYTES + 1);
-    program->screen.shows_progress = false; /* the results are the progress */
+    program->progress.wanted = false; /* the results are the progress */
     JanusStatus status = batch.bytes == NULL ? fail_memory(&program->error) : JANUS_OK;
     if (status == JANUS_OK && batch.stream != NULL)
         status = janus_queue_new(program->session, program->line.batch, &batch.queue, &program->error);
@@ -10822,31 +10798,30 @@ static uint8_t *test_picture(int width, int height) {
     return rgb;
 }
 
-/* Runs everything once, without chance; what the stages are goes into `stages`. */
-static JanusStatus run_stages(Program *program, StageList *stages) {
+/* Runs everything once, without chance; tap->met receives the stages. */
+static JanusStatus run_stages(Program *program) {
     JanusImage seen = {90, 60, test_picture(90, 60)}, drawn;
     JanusAskOptions ask = janus_ask_defaults();
     JanusGenerateOptions drawing = janus_generate_defaults();
     int32_t *ids = allocate(janus_info(program->model).image_tokens, sizeof *ids);
     JanusSession *session = program->session;
     JanusError *error = &program->error;
-    Screen *screen = &program->screen;
+    Tap *tap = &program->tap;
     JanusStatus status = seen.rgb == NULL || ids == NULL ? fail_memory(error) : JANUS_OK;
     ask.max_tokens = 8;
     drawing.temperature = 0;
-    screen->stages = stages;
-    screen->task = "ask";
+    tap->task = "ask";
     if (status == JANUS_OK) status = janus_ask(session, "What is in the picture?", &seen, 1, &ask, NULL, error);
-    screen->task = "encode";
+    tap->task = "encode";
     if (status == JANUS_OK) status = janus_encode_image(session, &seen, ids, error);
-    screen->task = "draw";
+    tap->task = "draw";
     if (status == JANUS_OK) status = janus_generate_ids(session, "a red circle", &drawing, ids, error);
     if (status == JANUS_OK) status = janus_decode_image(session, ids, &drawn, error);
     if (status == JANUS_OK) janus_image_free(&drawn);
-    screen->task = NULL;
+    tap->task = NULL;
     free(seen.rgb);
     free(ids);
-    return status == JANUS_OK && stages->failed ? fail_memory(error) : status;
+    return status == JANUS_OK && tap->met.failed ? fail_memory(error) : status;
 }
 
 /* A line for each stage: NAME SHAPE TIMES COUNT, then MIN MAX SUM SIGNED-SUM or the ids after a #. */
@@ -10968,40 +10943,38 @@ static bool record_name(char path[PATH_BYTES], const char *model) {
 
 static int command_selftest(Program *program) {
     const JanusInfo info = janus_info(program->model);
-    StageList recorded = {0}, mine = {0};
+    const StageList *mine = &program->tap.met;
+    StageList recorded = {0};
     char path[PATH_BYTES];
     OutputFile out;
     int bad = 0;
     if (!record_name(path, program->model_path)) return EXIT_FAILED;
     int result = program->line.record || read_stages(path, &info, &recorded) ? EXIT_DONE : EXIT_FAILED;
     begin_work(program);
-    if (result == EXIT_DONE && run_stages(program, &mine) != JANUS_OK) result = program_failed(program);
+    if (result == EXIT_DONE && run_stages(program) != JANUS_OK) result = program_failed(program);
     end_work(program);
     if (result == EXIT_DONE && program->line.record) {
         output_open(&out, path);
-        write_stages(&out, &info, &mine);
+        write_stages(&out, &info, mine);
         if (write_status(output_close(&out), path, &program->error) != JANUS_OK) result = program_failed(program);
         else printf("%s\n", path);
     } else if (result == EXIT_DONE) {
-        for (size_t i = 0; i < recorded.count; i++) {
-            const Stage *met = NULL;
-            for (size_t k = 0; k < mine.count && met == NULL; k++)
-                if (strcmp(mine.stages[k].name, recorded.stages[i].name) == 0) met = &mine.stages[k];
-            bad += !compare_stage(met, &recorded.stages[i]);
-        }
+        for (size_t i = 0; i < recorded.count; i++)
+            bad += !compare_stage(find_stage(mine, recorded.stages[i].name), &recorded.stages[i]);
         printf("%ld OK, %d NOT OK\n", (long)recorded.count - bad, bad);
         if (bad > 0) result = EXIT_FAILED;
     }
     stages_free(&recorded);
-    stages_free(&mine);
     return result;
 }
 
-/* What a command takes beside options; from stdin or a file, a PROMPT goes without the end of its last line. */
+/* ---- Commands and their arguments ---- */
+
+/* What a command takes beside options; a PROMPT from stdin or a file loses the end of its last line. */
 typedef enum { NO_TEXT, PLAIN_TEXT, PROMPT, INPUT_FILE, MODEL_FILE, ONE_WORD } TextKind;
 
 typedef struct {
-    const char *name, *arguments; /* as the help shows them; what may be left out stands in brackets */
+    const char *name, *arguments; /* as the help shows them; what may be left out is in brackets */
     unsigned bit;
     TextKind text;
     int (*run)(Program *program);
@@ -11012,7 +10985,7 @@ typedef struct {
 static int command_help(Program *program);
 
 static const Command COMMANDS[] = {
-    {"generate", "\"PROMPT\"", FOR_GENERATE, PROMPT, command_generate, "draws from text only",
+    {"generate", "\"PROMPT\"", FOR_GENERATE, PROMPT, command_generate, "draws pictures from a text",
      "-s 7 -o circle.png \"a red circle\""},
     {"ask", "[IMAGE ...] \"QUESTION\"", FOR_ASK, PROMPT, command_ask, "answers a question in words",
      "circle.png \"What colour is the circle?\""},
@@ -11022,36 +10995,35 @@ static const Command COMMANDS[] = {
      "-o again.png ids.txt"},
     {"tokenize", "\"TEXT\"", FOR_TOKENIZE, PLAIN_TEXT, command_tokenize, "turns text into token ids, or back",
      "\"How many trees?\""},
-    {"info", "[MODEL|IMAGE]", FOR_INFO, MODEL_FILE, command_info, "shows a model, or what drew an image", "circle.png"},
+    {"info", "[MODEL|IMAGE]", FOR_INFO, MODEL_FILE, command_info, "shows a model, or what a picture says",
+     "circle.png"},
     {"batch", "JOBS.jsonl", FOR_BATCH, INPUT_FILE, command_batch, "does the jobs of JSON lines, together",
      "jobs.jsonl >results.jsonl"},
     {"selftest", "", FOR_SELFTEST, NO_TEXT, command_selftest, "compares stages with recorded ones",
      "-m weights/tiny.gguf"},
-    {"help", "[COMMAND]", FOR_HELP, ONE_WORD, command_help, "shows what a command takes", "generate"},
+    {"help", "[COMMAND]", FOR_HELP, ONE_WORD, command_help, "shows the options of a command", "generate"},
 };
 enum { COMMAND_COUNT = sizeof COMMANDS / sizeof COMMANDS[0] };
 
-/* NULL: said that there is none. */
+/* NULL after a complaint. */
 static const Command *find_command(const char *name) {
-    char nearest[32] = "";
+    Nearest nearest = {"", 0};
     for (int i = 0; i < COMMAND_COUNT; i++) {
         if (strcmp(COMMANDS[i].name, name) == 0) return &COMMANDS[i];
-        nearest_word(COMMANDS[i].name, name, nearest);
+        try_words(&nearest, COMMANDS[i].name, name);
     }
-    if (nearest[0] != 0) complain("unknown command %.60s: is %s meant?", name, nearest);
-    else complain("unknown command %.60s (janus -h lists them)", name);
+    if (nearest.word[0] != 0) complain("unknown command %.60s: is %s meant?", name, nearest.word);
+    else complain("unknown command %.60s (janus help lists them)", name);
     return NULL;
 }
 
 static bool has_image_ending(const char *path) {
-    static const char *const ENDINGS[] = {".png", ".jpg",  ".jpeg", ".bmp",  ".gif", ".ppm", ".pgm",
-                                          ".tga", ".webp", ".heic", ".avif", ".tif", ".tiff"};
-    for (size_t i = 0; i < sizeof ENDINGS / sizeof *ENDINGS; i++)
-        if (ends_with(path, ENDINGS[i])) return true;
-    return false;
+    const char *dot = strrchr(path, '.');
+    return dot != NULL && word_index("png|jpg|jpeg|gif|bmp|webp|heic|avif|tif|tiff|svg|ppm|pgm|tga", '|', dot + 1,
+                                     true) >= 0;
 }
 
-/* Whether there is a file of this name that is an image, by its ending or by how it begins. */
+/* An existing file that is an image, by its ending or by its first bytes. */
 static bool is_image_file(const char *path) {
     uint8_t bytes[32];
     Span begin = {bytes, 0};
@@ -11062,24 +11034,43 @@ static bool is_image_file(const char *path) {
     return image_format(begin) < IMAGE_OTHER || has_image_ending(path);
 }
 
-/* Takes an argument that is not an option: an image where the command takes any, else the text. Of two texts, the one
-   that ends like an image is one that is missing. False: said what is wrong. */
-static bool take_argument(CommandLine *line, const Command *command, const char *argument) {
-    const Option *image = find_option("--image");
-    const bool one_more = line->request.text != NULL;
-    const char *path = (command->bit & image->commands) == 0 ? NULL : argument;
-    if (path != NULL && command->bit != FOR_ENCODE && !is_image_file(path) && !(one_more && has_image_ending(path))) {
-        path = one_more && has_image_ending(line->request.text) ? line->request.text : NULL;
-        if (path != NULL) line->request.text = argument;
-    }
-    if (path != NULL && set_option(line, image, path)) return true;
-    if (path != NULL) refuse_value(image, "-i", path);
-    else if (one_more) complain("too many arguments at \"%.60s\": put the prompt in quotes", argument);
-    else line->request.text = argument;
-    return path == NULL && !one_more;
+/* An argument that is more likely a file than a text: stdin, something that exists, or a name with an ending. */
+static bool names_a_file(const char *argument) {
+    const char *dot = strrchr(argument, '.');
+    if (strcmp(argument, "-") == 0 || path_kind(argument) != PATH_NONE || has_image_ending(argument)) return true;
+    return strpbrk(argument, " \t\n") == NULL && dot != NULL && dot > argument && dot[1] != 0;
 }
 
-/* Reads the command line. Says what is wrong with it and returns EXIT_USAGE. */
+static bool add_image(CommandLine *line, const char *path) {
+    const Option *image = find_option("--image");
+    if (set_option(line, image, path)) return true;
+    refuse_value(image, "-i", path);
+    return false;
+}
+
+/* Takes an argument that is not an option: an image where the command takes any, else the text. Of two texts one is an
+   image that does not look like one. False after a complaint. */
+static bool take_argument(CommandLine *line, const Command *command, const char *argument) {
+    Request *request = &line->request;
+    const char *before = request->text;
+    const bool images = (command->bit & find_option("--image")->commands) != 0;
+    if (command->bit == FOR_ENCODE || (images && is_image_file(argument))) return add_image(line, argument);
+    if (command->bit == FOR_CHAT && names_a_file(argument)) return add_image(line, argument);
+    if (before == NULL) {
+        request->text = argument;
+        return true;
+    }
+    const bool quoted = strpbrk(argument, " \t\n") != NULL && strpbrk(before, " \t\n") == NULL;
+    if (images && (names_a_file(before) || (quoted && !names_a_file(argument)))) {
+        request->text = argument;
+        return add_image(line, before);
+    }
+    if (images && names_a_file(argument)) return add_image(line, argument);
+    complain("too many arguments at \"%.60s\": put the %s in quotes", argument, images ? "question" : "text");
+    return false;
+}
+
+/* Reads the command line. Complains about the first error and returns EXIT_USAGE. */
 static int parse_command_line(CommandLine *line, const Command **command, int argc, char **argv) {
     bool options = true;
     *command = NULL;
@@ -11108,59 +11099,86 @@ static bool options_fit(const CommandLine *line, const Command *command) {
     return true;
 }
 
-/* Whether the command has one text if it needs it, and the files that it needs; says what is wrong. */
-static bool command_fits(const Command *command, CommandLine *line) {
-    const char *name = command->name, *plain = line->request.text;
-    const bool given = line->prompt != NULL || line->file != NULL;
+/* Whether there are as many texts, images and models as the command takes. False after a complaint. */
+static bool arguments_fit(const Command *command, CommandLine *line) {
+    Request *request = &line->request;
+    const bool given = line->prompt != NULL || line->file != NULL, asks = command->bit == FOR_ASK;
+    if (asks && given && request->text != NULL && names_a_file(request->text)) { /* ask - -p "What?" */
+        if (!add_image(line, request->text)) return false;
+        request->text = NULL;
+    }
+    const char *name = command->name, *plain = request->text;
     if (command->text == NO_TEXT && plain != NULL)
         complain("%s takes no text (\"%.60s\"): it %s", name, plain, command->does);
     else if ((plain != NULL && given) || (line->prompt != NULL && line->file != NULL))
         complain("%s takes one text: \"%.60s\" and -p or -f are two", name, plain != NULL ? plain : line->prompt);
-    else if (!given && plain == NULL && command->bit == FOR_ASK && line->request.image_count > 0)
-        complain("ask was given %.60s and no question; a question that is a file's name too comes with -p",
-                 line->request.images[line->request.image_count - 1]);
+    else if (asks && !given && plain == NULL && request->image_count > 0)
+        complain("ask: no question (%.60s is an image; a question that is also a file name comes with -p)",
+                 request->images[request->image_count - 1]);
+    else if (asks && plain != NULL && request->image_count == 0 && has_image_ending(plain))
+        complain("%.60s: no such file, and no question (a question that ends like this comes with -p)", plain);
+    else if (asks && plain != NULL && request->image_count == 0 && path_is_special(plain))
+        complain("ask: no question (%.60s is an image)", plain);
     else if (!given && plain == NULL && command->text != NO_TEXT && !ends_with(command->arguments, "]"))
-        complain("%s was given nothing to work on: janus %s %s", name, name, command->arguments);
-    else if (command->bit == FOR_ENCODE && line->request.image_count != 1)
+        complain("missing argument: janus %s %s", name, command->arguments);
+    else if (command->bit == FOR_ENCODE && request->image_count != 1)
         complain("encode takes one image: janus encode IMAGE");
     else if (command->bit == FOR_INFO && plain != NULL && line->model != NULL)
-        complain("info shows one model: %.60s or %.60s", line->model, plain);
+        complain("info shows one file: %.60s or %.60s", line->model, plain);
     else return true;
     return false;
 }
 
-/* Whether no more than one thing comes from stdin, and no model comes from or goes to a stream; says what is wrong. */
+/* Whether no more than one input is stdin, and no model is a stream. False after a complaint. */
 static bool streams_fit(const Command *command, const CommandLine *line) {
-    const char *plain = line->request.text;
-    const char *text = plain != NULL ? plain : line->prompt != NULL ? line->prompt : line->file;
-    const bool dash = text != NULL && strcmp(text, "-") == 0, model = command->text == MODEL_FILE;
-    int readers = (dash && !model) + (command->bit == FOR_CHAT) + (command->bit == FOR_DECODE && text == NULL);
-    for (int i = 0; i < line->request.image_count; i++) readers += strcmp(line->request.images[i], "-") == 0;
-    if ((dash && model) || (line->model != NULL && strcmp(line->model, "-") == 0))
+    const Request *request = &line->request;
+    const char *text = request->text != NULL ? request->text : line->prompt != NULL ? line->prompt : line->file;
+    const bool dash = text != NULL && strcmp(text, "-") == 0;
+    int readers = dash + (command->bit == FOR_CHAT) + (command->bit == FOR_DECODE && text == NULL);
+    for (int i = 0; i < request->image_count; i++) readers += strcmp(request->images[i], "-") == 0;
+    if (line->model != NULL && strcmp(line->model, "-") == 0)
         complain("a model cannot come from stdin: name its file");
     else if (readers > 1 && command->bit == FOR_CHAT)
-        complain("chat reads its questions from stdin: -i - cannot come from there too");
-    else if (readers > 1) complain("only one thing can come from stdin, but %d were named -", readers);
+        complain("chat reads its questions from stdin: an image cannot come from there, too");
+    else if (readers > 1) complain("only one input can be stdin, but %d are -", readers);
     else return true;
     return false;
+}
+
+/* A text that is "-" comes from stdin, that of -f from a file; a prompt then loses the end of its last line. */
+static bool take_text(Program *program, const Command *command) {
+    FileImage *text = &program->text;
+    CommandLine *line = &program->line;
+    Request *request = &line->request;
+    if (command->text != PLAIN_TEXT && command->text != PROMPT) return true;
+    if (line->prompt != NULL) request->text = line->prompt;
+    if (line->file == NULL && strcmp(request->text, "-") != 0) return true;
+    if (!read_input(line->file != NULL ? line->file : "-", TEXT_FILE_LIMIT, true, text)) return false;
+    for (uint8_t *end = text->bytes + text->size; command->text == PROMPT && text->size > 0; text->size--)
+        if (*--end == '\n' || *end == '\r') *end = 0;
+        else break;
+    request->text = (const char *)text->bytes;
+    return true;
+}
+
+/* Options that the command takes but that have no effect. */
+static void remark_idle_options(const CommandLine *line, unsigned command) {
+    static const char *const SAMPLING[] = {"--seed", "--top-k", "--top-p"};
+    const Request *request = &line->request;
+    const float temperature = command == FOR_GENERATE ? request->draw.temperature : request->ask.temperature;
+    for (int i = 0; i < 3 && (command & FOR_TALKS) != 0 && temperature <= 0; i++)
+        if (was_given(line, SAMPLING[i]) && (i > 0 || command != FOR_CHAT)) /* the seed of a chat is for /draw, too */
+            remark(line, "%s has no effect without a --temperature above 0", SAMPLING[i]);
 }
 
 /* ---- Help, from the two tables ---- */
 
-static const char SUMMARY[] = "Janus-Pro on the CPU: see images, draw images";
-static const char NOTES[] =
-    "$JANUS_MODEL, $JANUS_THREADS and $JANUS_ISA stand for -m, -t and --isa.\n"
+static const char OVERVIEW[] =
+    "\njanus help COMMAND lists the options of a command, with an example.\n"
     "Options may stand before or after the text, as --seed 7, --seed=7, -s 7 or -s7.\n"
-    "A - for a text, an image or a list of ids is stdin. /help lists a chat's words.\n"
+    "A - for a text, an image or a list of ids is stdin.\n"
+    "$JANUS_MODEL, $JANUS_THREADS and $JANUS_ISA replace -m, -t and --isa.\n"
     "Exit status: 0 done, 1 failed, 2 usage error, 128 + N ended by signal N.\n";
-
-/* "generate, ask"; "all commands". */
-static void list_commands(unsigned commands, char *names, size_t size) {
-    snprintf(names, size, "%s", commands == FOR_ALL ? "all commands" : "");
-    for (int i = 0; i < COMMAND_COUNT && commands != FOR_ALL; i++)
-        if ((commands & COMMANDS[i].bit) != 0)
-            snprintf(names + strlen(names), size - strlen(names), "%s%s", names[0] != 0 ? ", " : "", COMMANDS[i].name);
-}
 
 /* "-s, --seed S" */
 static void option_label(const Option *option, char *label, size_t size) {
@@ -11172,32 +11190,30 @@ static void option_label(const Option *option, char *label, size_t size) {
                  option->argument);
 }
 
-/* The help for all commands, or for one. */
+/* The commands, or the options of one. */
 static void print_help(FILE *to, const Command *only) {
-    unsigned heading = 0;
-    char words[120];
-    if (only == NULL) fprintf(to, "janus " JANUS_VERSION " - %s\n\n", SUMMARY);
+    char label[80];
+    if (only == NULL) fputs("janus " JANUS_VERSION " - Janus-Pro on the CPU: see images, draw images\n\n", to);
     for (int i = 0; i < COMMAND_COUNT; i++)
         if (only == NULL || only == &COMMANDS[i])
-            fprintf(to, "  janus %-10s %-24s%s\n", COMMANDS[i].name, COMMANDS[i].arguments, COMMANDS[i].does);
-    if (only != NULL) fputc('\n', to);
+            fprintf(to, "  janus %-9s %-23s %s\n", COMMANDS[i].name, COMMANDS[i].arguments, COMMANDS[i].does);
+    if (only == NULL) fputs(OVERVIEW, to);
+    if (only == NULL) return;
+    fputc('\n', to);
     for (int i = 0; i < OPTION_COUNT; i++) {
-        const unsigned commands = OPTIONS[i].commands;
-        if (only != NULL && (commands & only->bit) == 0) continue;
-        list_commands(commands, words, sizeof words);
-        if (only == NULL && commands != heading) fprintf(to, "\n%s:\n", words);
-        heading = commands;
-        option_label(&OPTIONS[i], words, sizeof words);
-        fprintf(to, "  %-24s %s\n", words, OPTIONS[i].help);
+        if ((OPTIONS[i].commands & only->bit) == 0) continue;
+        option_label(&OPTIONS[i], label, sizeof label);
+        fprintf(to, "  %-24s %s\n", label, OPTIONS[i].help);
     }
-    if (only != NULL && only->bit == FOR_BATCH) print_keys(to);
-    if (only != NULL) fprintf(to, "\n  Example: janus %s %s\n", only->name, only->example);
-    else fprintf(to, "\n%s", NOTES);
+    if (only->bit == FOR_CHAT) fprintf(to, "\n%s", CHAT_HELP);
+    if (only->bit == FOR_BATCH) print_keys(to);
+    fprintf(to, "\n  Example: janus %s %s\n", only->name, only->example);
 }
 
 static int command_help(Program *program) {
-    const Command *about = program->line.request.text != NULL ? find_command(program->line.request.text) : NULL;
-    if (program->line.request.text != NULL && about == NULL) return EXIT_USAGE;
+    const char *name = program->line.request.text;
+    const Command *about = name != NULL ? find_command(name) : NULL;
+    if (name != NULL && about == NULL) return EXIT_USAGE;
     print_help(stdout, about);
     return EXIT_DONE;
 }
@@ -11208,38 +11224,16 @@ static void print_version(void) {
     printf("model files     GGUF 3, janus.format_version %d\n", FORMAT_VERSION);
 }
 
-/* The folder is for the tensors of one run. */
-static bool make_dump_folder(const char *path) {
-    if (folder_make(path) == 0) return true;
-    if (errno == EEXIST) complain("%s exists and is not an empty folder: name a new one", path);
-    else complain("cannot make the folder %s: %s", path, strerror(errno));
-    return false;
-}
+/* ---- main ---- */
 
-/* A text that is "-" comes from stdin, that of -f from a file; a prompt then goes without the end of its last line. */
-static bool take_text(Program *program, const Command *command) {
-    FileImage *text = &program->text;
-    CommandLine *line = &program->line;
-    if (command->text != PLAIN_TEXT && command->text != PROMPT) return true;
-    if (line->prompt != NULL) line->request.text = line->prompt;
-    if (line->file == NULL && (line->request.text == NULL || strcmp(line->request.text, "-") != 0)) return true;
-    if (!read_input(line->file != NULL ? line->file : "-", TEXT_FILE_LIMIT, true, text)) return false;
-    for (uint8_t *end = text->bytes + text->size; command->text == PROMPT && text->size > 0; text->size--)
-        if (*--end == '\n' || *end == '\r') *end = 0;
-        else break;
-    line->request.text = (const char *)text->bytes;
-    return true;
-}
-
-/* Whether pictures are shown, and how. False: said why what was asked for cannot be. */
+/* Decides whether and how pictures are shown. False after a complaint that they cannot be. */
 static bool choose_show(Program *program, unsigned command) {
     const int asked = program->line.show, columns = terminal_size().columns;
-    const Option *option = find_option("--show");
-    const bool wanted = program->line.given[option - OPTIONS] != NULL && asked != SHOW_NO;
+    const bool wanted = was_given(&program->line, "--show") && asked != SHOW_NO;
     const bool fits = terminal(stderr) && columns >= SHOW_COLUMNS;
     const ShowKind kind = asked != SHOW_AUTO ? (ShowKind)asked : terminal(stderr) ? terminal_shows() : SHOW_NO;
     const bool unasked = command == FOR_CHAT && !program->line.quiet && terminal(stdin);
-    program->screen.show.kind = fits && (wanted || unasked) ? kind : SHOW_NO;
+    program->show.kind = fits && (wanted || unasked) ? kind : SHOW_NO;
     if (!wanted) return true;
     if (!terminal(stderr)) complain("--show: stderr is not a terminal");
     else if (!fits) complain("--show needs %d columns, but the terminal has %d", SHOW_COLUMNS, columns);
@@ -11249,21 +11243,32 @@ static bool choose_show(Program *program, unsigned command) {
     return false;
 }
 
-static int run_program(Program *program, const Command *command, const char *program_path) {
-    if (!take_environment(&program->line, command->bit)) return EXIT_USAGE;
+static bool make_dump_folder(const char *path) {
+    if (folder_make(path) == 0) return true;
+    if (errno == EEXIST) complain("%s exists and is not an empty folder: name a new one", path);
+    else complain("cannot make the folder %s: %s", path, strerror(errno));
+    return false;
+}
+
+static int run_command(Program *program, const Command *command, const char *program_path) {
+    CommandLine *line = &program->line;
+    const char *text = line->request.text;
+    if (!take_environment(line, command->bit)) return EXIT_USAGE;
     if (!take_text(program, command)) return EXIT_FAILED;
-    if (program->line.dump != NULL && !make_dump_folder(program->line.dump)) return EXIT_FAILED;
-    program->screen.line = &program->line;
-    program->screen.shows_progress = !program->line.quiet && terminal(stderr);
+    if (line->dump != NULL && !make_dump_folder(line->dump)) return EXIT_FAILED;
+    program->progress.wanted = !line->quiet && terminal(stderr);
     if (!choose_show(program, command->bit)) return EXIT_FAILED;
-    const char *text = program->line.request.text;
-    if (command->bit == FOR_INFO && text != NULL) program->line.model = text;
-    const bool of_picture = command->bit == FOR_INFO && text != NULL && is_image_file(text);
+    if (command->bit == FOR_INFO && text != NULL) line->model = text;
+    const bool of_picture = command->bit == FOR_INFO && text != NULL &&
+                            (strcmp(text, "-") == 0 || path_is_special(text) || is_image_file(text));
     if ((command->bit & FOR_MODEL) != 0 && !of_picture && open_model(program, command->bit, program_path) != JANUS_OK)
         return program_failed(program);
+    remark_idle_options(line, command->bit);
     int result = command->run(program);
-    if (program->screen.failure[0] != 0) {
-        complain("%s", program->screen.failure);
+    if (line->trace != NULL && !program->tap.titled && result == EXIT_DONE)
+        remark(line, "no stage has \"%.60s\" in its name (--trace)", line->trace);
+    if (program->tap.failure[0] != 0) {
+        complain("%s", program->tap.failure);
         result = EXIT_FAILED;
     }
     if ((fflush(stdout) != 0 || ferror(stdout)) && result == EXIT_DONE) {
@@ -11279,24 +11284,22 @@ static int janus_main(int argc, char **argv) {
         complain("out of memory");
         return EXIT_FAILED;
     }
-    program->line.request = request_defaults();
+    CommandLine *line = &program->line;
+    line->request = request_defaults();
     const Command *command;
-    int result = parse_command_line(&program->line, &command, argc, argv);
-    if (result == EXIT_DONE && (program->line.help || program->line.version)) {
-        if (program->line.help) print_help(stdout, command);
+    int result = parse_command_line(line, &command, argc, argv);
+    if (result == EXIT_DONE && (line->help || line->version)) {
+        if (line->help) print_help(stdout, command);
         else print_version();
         result = fflush(stdout) != 0 || ferror(stdout) ? EXIT_FAILED : EXIT_DONE;
     } else if (result == EXIT_DONE && command == NULL) print_help(stderr, NULL), result = EXIT_USAGE;
-    else if (result != EXIT_DONE || !options_fit(&program->line, command) ||
-             !command_fits(command, &program->line) || !streams_fit(command, &program->line))
+    else if (result != EXIT_DONE || !options_fit(line, command) || !arguments_fit(command, line) ||
+             !streams_fit(command, line))
         result = EXIT_USAGE;
-    else result = run_program(program, command, argv[0]);
-    while (program->screen.dumped != NULL) {
-        DumpCount *entry = program->screen.dumped;
-        program->screen.dumped = entry->next;
-        free(entry);
-    }
-    free(program->screen.colours);
+    else result = run_command(program, command, argv[0]);
+    stages_free(&program->tap.dumped);
+    stages_free(&program->tap.met);
+    free(program->colours);
     text_free(&program->names);
     janus_session_free(program->session);
     janus_free(program->model);

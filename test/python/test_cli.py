@@ -99,35 +99,37 @@ GOOD_VALUES = {"N": 1, "W": 5, "S": 1, "T": 1, "K": 1, "P": 1, "NAME": "plain",
 
 
 def options_of_the_help() -> list[tuple[str, list[str], list[str]]]:
-    """Every option with the commands that take it and what it is given, as the help says."""
-    found, takers = [], []
-    for line in HELP.split("\n"):
-        if heading := re.fullmatch(r"([a-z][a-z, ]*):", line):
-            takers = COMMANDS if heading[1] == "all commands" else heading[1].split(", ")
-        if option := re.match(r"  (-[-a-z]+(?:, --?[-a-z]+)*)(?:\[=[A-Z]+\]| ([^ ]+))?  ", line):
-            value = [] if option[2] is None else [str(GOOD_VALUES.get(option[2], option[2].split("|")[0]))]
-            found += [(name, takers, value) for name in option[1].split(", ")]
-    return found
+    """Every option with the commands that take it and what it is given, as the help of the commands says."""
+    found: dict[str, tuple[list[str], list[str]]] = {}
+    for command in COMMANDS:
+        told = subprocess.run([JANUS, "help", command], capture_output=True, text=True, timeout=60).stdout
+        for names, argument in re.findall(r"^  (-[-a-z]+(?:, --?[-a-z]+)*)(?:\[=[A-Z]+\]| ([^ ]+))?  ", told, re.MULTILINE):
+            value = [str(GOOD_VALUES.get(argument, argument.split("|")[0]))] if argument else []
+            for name in names.split(", "):
+                found.setdefault(name, ([], value))[0].append(command)
+    return [(name, *entry) for name, entry in found.items()]
+
+
+OPTIONS = options_of_the_help()
 
 
 def test_help_fits_a_terminal() -> None:
-    """80 columns; a command's help has its options and no others; every option is under the commands that take it."""
-    assert list(USES) == COMMANDS and len(options_of_the_help()) >= 32
+    """24 lines of 80 columns for the commands; the options of one, with an example, the words of chat and the keys of batch."""
+    assert list(USES) == COMMANDS and len(OPTIONS) >= 32 and HELP.count("\n") <= 24 and "janus help COMMAND" in HELP
     for command in COMMANDS:
-        told = succeeds(command, "-h", model=None).stdout.decode()
+        told = succeeds("help", command, model=None).stdout.decode()
         assert f"janus {command} " in told and f"\n  Example: janus {command} " in told
-        assert told.count("\n") <= 26
-        shown = re.findall(r"^  (-[-a-z]+(?:, --?[-a-z]+)*)", told, re.MULTILINE)
-        assert sorted(", ".join(shown).split(", ")) == sorted(
-            name for name, takers, _ in options_of_the_help() if command in takers)
-        assert max(map(len, (HELP + told).split("\n"))) <= 80
+        assert told.count("\n") <= 33 and max(map(len, (HELP + told).split("\n"))) <= 80
+        assert succeeds(command, "-h", model=None).stdout.decode() == told
+    for word in ("/image FILE", "/draw PROMPT", "/clear", "/help", "/exit"):
+        assert word in succeeds("help", "chat", model=None).stdout.decode()
 
 
 @pytest.mark.parametrize("command", USES)
 def test_options_that_a_command_does_not_use(tmp_path: Path, command: str) -> None:
     """Each is refused with a sentence and exit 2 before anything is done."""
     refused = 0
-    for name, takers, value in options_of_the_help():
+    for name, takers, value in OPTIONS:
         if command in takers:
             continue
         line = fails(command, name, *value, *USES[command], model=None, cwd=tmp_path, code=2)
@@ -139,17 +141,18 @@ def test_options_that_a_command_does_not_use(tmp_path: Path, command: str) -> No
 def test_refusals_say_why(tmp_path: Path) -> None:
     """Among them an image for a drawing, texts where none is taken, and two models."""
     refusals = {
-        ("generate", "-i", "photo.png", "make it blue"): "generate takes no -i: it draws from text only",
+        ("generate", "-i", "photo.png", "make it blue"): "generate takes no -i: it draws pictures from a text",
         ("chat", "Hello"): 'chat takes no text ("Hello")', ("encode", "x.png", "y.png"): "encode takes one image",
-        ("info", "a.gguf", "-m", "b.gguf"): "info shows one model",
-        ("ask", "-i", "-", "-"): "only one thing can come from stdin", ("ask", "-i", "-", "-i", "-", "What?"): "only one thing",
-        ("chat", "-i", "-"): "chat reads its questions from stdin", ("info", "-"): "a model cannot come from stdin",
+        ("info", "a.gguf", "-m", "b.gguf"): "info shows one file: b.gguf or a.gguf", ("generate",): 'missing argument: janus generate "PROMPT"',
+        ("ask", "-i", "-", "-"): "only one input can be stdin", ("ask", "-i", "-", "-i", "-", "What?"): "only one input can be stdin",
+        ("chat", "-i", "-"): "chat reads its questions from stdin", ("chat", "-"): "chat reads its questions from stdin",
         ("tokenize", "-m", "-", "x"): "a model cannot come from stdin", ("generate", "-m", "", "x"): "-m takes a name",
         ("ask", *["-i", "x.png"] * 65, "What?"): "-i takes at most 64 images", ("encode", *["x.png"] * 65): "-i takes at most 64 images",
         ("ask", "-p", "", "What?"): "-p takes a name or a text", ("ask", "-f", "x.txt", "What?"): "ask takes one text",
-        ("ask", "-f", "x.txt", "-p", "What?"): "ask takes one text", ("ask", "-i", "x.png"): "ask was given x.png and no question",
-        ("ask", "-f", "-", "-i", "-"): "only one thing can come from stdin", ("generate", "--fast=1", "x"): "--fast takes no value",
+        ("ask", "-f", "x.txt", "-p", "What?"): "ask takes one text", ("ask", "-i", "x.png"): "ask: no question (x.png is an image",
+        ("ask", "-f", "-", "-i", "-"): "only one input can be stdin", ("generate", "--fast=1", "x"): "--fast takes no value",
         ("chat", "-f", "x.txt"): "chat takes no -f: it", ("chat", "--file=x.txt"): "chat takes no --file: it",
+        ("generate", "a", "cat"): 'too many arguments at "cat": put the text in quotes', ("ask", "What", "is", "it?"): 'too many arguments at "is": put the question in',
     }
     for arguments, said in refusals.items():
         assert said in fails(*arguments, model=None, cwd=tmp_path, code=2), arguments
@@ -239,25 +242,27 @@ def test_names_of_options(tmp_path: Path) -> None:
         assert succeeds("generate", *arguments, cwd=tmp_path, stdin=b"a red fox\n").stdout == expected, line
     told = succeeds("info", f"--model={MODEL}", model=None).stdout
     assert told == succeeds("info", f"-m{MODEL}", model=None).stdout == succeeds("info").stdout
-    assert "-t takes a whole number from 1 to 256, not \"x\"" in fails("generate", "-tx", "a", code=2)
+    assert "-t takes a whole number from 1 to 256, not \"0x\"" in fails("generate", "-t0x", "a", code=2)
     assert "--threads takes a whole number from 1 to 256, not \"\"" in fails("generate", "--threads=", "a", code=2)
     assert "cannot read no.txt" in fails("generate", "-f", "no.txt", cwd=tmp_path)
 
 
 @pytest.mark.parametrize("typed, meant", [
-    ("--sead", "--seed"), ("--treads=4", "--threads"), ("--temprature", "--temperature"), ("-seed", "--seed"), ("-help", "--help"),
-    ("--max_tokens", "--max-tokens"), ("--colour", None), ("-x", None), ("-qx", None), ("--" + "x" * 500, None)])
+    ("--sead", "--seed"), ("--treads=4", "--threads"), ("--temprature", "--temperature"), ("-seed", "--seed"), ("-help", "--help"), ("-steed", "--seed"),
+    ("--max_tokens", "--max-tokens"), ("--out", "--output"), ("--thr=4", "--threads"), ("--qui", "--quiet"), ("--size", None), ("--colour", None), ("--steps", None),
+    ("--ou", None), ("-x", None), ("-qx", None), ("-ngl", None), ("-tx", None), ("-nx", None), ("-s\x1b[31m", None), ("--" + "x" * 500, None)])
 def test_typing_errors(typed: str, meant: str | None) -> None:
-    """An unknown option is answered with the nearest name, if there is one that is near."""
+    """An unknown option is answered with the name that it begins, or the nearest, if one is near; never taken for a value of a shorter one."""
     said = fails("generate", typed, "5", "a cat", code=2)
-    assert said == f"janus: unknown option {typed[:60]}" + (f": is {meant} meant?" if meant else " (janus -h lists them)")
+    shown = typed[:60].replace("\x1b", " ")
+    assert said == f"janus: unknown option {shown}" + (f": is {meant} meant?" if meant else " (janus help COMMAND lists the options)")
 
 
 def test_unknown_commands() -> None:
     """So is an unknown command, in the place of a command and after help."""
-    for arguments in (["genrate", "a cat"], ["help", "genrate"]):
-        assert fails(*arguments, model=None, code=2) == "janus: unknown command genrate: is generate meant?"
-    assert fails("paint", model=None, code=2) == "janus: unknown command paint (janus -h lists them)"
+    for arguments in (["genrate", "a cat"], ["help", "genrate"], ["gen", "a cat"]):
+        assert fails(*arguments, model=None, code=2) == f"janus: unknown command {arguments[-1 if arguments[0] == 'help' else 0]}: is generate meant?"
+    assert fails("paint", model=None, code=2) == "janus: unknown command paint (janus help lists them)"
 
 
 def test_version() -> None:
@@ -307,7 +312,7 @@ def test_images_as_arguments(tmp_path: Path, photo: Path) -> None:
 
 def test_arguments_that_could_be_images(tmp_path: Path, photo: Path) -> None:
     """An image alone is no question, unless -p says so; an image that is missing is missed as one; texts stay texts."""
-    assert f"ask was given {photo.name} and no question" in fails("ask", photo.name, cwd=tmp_path, code=2)
+    assert f"ask: no question ({photo.name} is an image" in fails("ask", photo.name, cwd=tmp_path, code=2)
     for arguments in (["no.png", "What is it?"], ["What is it?", "no.png"]):
         assert "cannot read the image no.png" in fails("ask", *arguments, cwd=tmp_path)
     assert "cannot read the image no" in fails("encode", "no", cwd=tmp_path)
@@ -316,7 +321,7 @@ def test_arguments_that_could_be_images(tmp_path: Path, photo: Path) -> None:
     for arguments in ([photo.name], ["-p", photo.name]):
         succeeds("generate", "-o", "x.png", *arguments, cwd=tmp_path)
     assert succeeds("tokenize", photo.name, cwd=tmp_path).stdout == succeeds("tokenize", photo.name).stdout
-    assert succeeds("ask", "--max-tokens", 2, "-p", photo.name, cwd=tmp_path).stdout == succeeds("ask", "--max-tokens", 2, photo.name).stdout
+    assert succeeds("ask", "--max-tokens", 2, "-p", photo.name, cwd=tmp_path).stdout == succeeds("ask", "--max-tokens", 2, "-p", photo.name).stdout
     (tmp_path / "What?").mkdir()
     (tmp_path / "How?").write_text("How?")
     for question in ("What?", "How?"):
@@ -492,7 +497,7 @@ def test_ask(photo: Path) -> None:
     done = succeeds("ask", "-i", photo, "--max-tokens", 5, "What is it?")
     seconds = r"\d+\.\d s"
     assert done.stdout.endswith(b"\n") and re.fullmatch(
-        rf"seen {seconds} \u00b7 read {seconds} \u00b7 first token {seconds} \u00b7 \d tokens \(\d+\.\d/s\)\n", done.stderr.decode())
+        rf"seen {seconds} \u00b7 read {seconds} \u00b7 first token {seconds} \u00b7 5 tokens \(\d+\.\d/s\) \u00b7 cut by --max-tokens\n", done.stderr.decode())
     assert not succeeds("ask", "-q", "-i", photo, "--max-tokens", 5, "What is it?").stderr
     assert succeeds("ask", "-i", photo, "--max-tokens", 5, "--threads", 1, "What is it?").stdout == done.stdout
     assert succeeds("ask", "-i", photo, "-i", photo, "--max-tokens", 5, "Same?").stdout.endswith(b"\n")
@@ -984,7 +989,8 @@ def test_trace(tmp_path: Path, photo: Path) -> None:
         assert np.allclose([float(n) for n in numbers[:4]], expected, rtol=6e-3, atol=1e-5 * abs(values).max()) and float(numbers[4]) >= 0
     names = [line.split()[0] for line in succeeds("generate", "-q", "--trace=decoder.level", "-o", tmp_path / "x.png", "x").stderr.decode().split("\n")[2:-1]]
     assert names == ["vq.decoder.level.0", "vq.decoder.level.1"]
-    assert succeeds("decode", "--trace=nothing", "-o", tmp_path / "x.png", stdin=b"1 2 3 4").stderr == b""
+    assert succeeds("decode", "--trace=nothing", "-o", tmp_path / "x.png", stdin=b"1 2 3 4").stderr.decode() == 'janus: remark: no stage has "nothing" in its name (--trace)\n'
+    assert not succeeds("decode", "-q", "--trace=nothing", "-o", tmp_path / "x.png", stdin=b"1 2 3 4").stderr
 
 
 def test_selftest(tmp_path: Path) -> None:
