@@ -230,7 +230,6 @@ typedef struct Context Context; /* threads, kernels, scratch memory, the caller'
 
 static bool has_failed(const Context *cx);
 static void context_fail(Context *cx, int status, const char *format, ...);
-static void context_fail_memory(Context *cx);
 static void context_take_error(Context *cx, JanusError *error); /* the context then goes on without */
 
 /* Scratch memory: contents undefined, NULL after a failure. A stage marks, takes and releases. */
@@ -321,8 +320,19 @@ static bool is_tapped(const Context *cx);
 static void check_finite(Context *cx, const char *name, const float *x, int64_t count);
 static void tap(Context *cx, const char *name, const float *data, int64_t a, int64_t b, int64_t c);
 static void tap_ids(Context *cx, const char *name, const int32_t *ids, int64_t a, int64_t b);
+static void tap_pixels(Context *cx, const uint8_t *rgb, int64_t side);
 static void hand_over(Context *cx, const char *name, JanusElement type, const void *data, int64_t a, int64_t b,
                       int64_t c);
+static void tap_pixels(Context *cx, const uint8_t *rgb, int64_t side) {
+    const int64_t count = side * side * 3;
+    const ArenaBlock *mark = scratch_mark(cx);
+    if (!is_tapped(cx)) return;
+    int32_t *bytes = scratch_ids(cx, count);
+    for (int64_t i = 0; i < count && !has_failed(cx); i++) bytes[i] = rgb[i];
+    hand_over(cx, "image.pixels", JANUS_INT32, bytes, side, side, 3);
+    scratch_release(cx, mark);
+}
+
 static void progress(Context *cx, const char *stage, int64_t done, int64_t total);
 static void tell_drawn(Context *cx, const int32_t *ids, int64_t N, int64_t done, int64_t T); /* ids (N, T) */
 
@@ -334,21 +344,21 @@ typedef struct {
 #define NEW_NAME (&(Name){""})
 static const char *name_of(Name *name, const char *format, ...);
 
-/* Text. A growing list of ids; `failed` after an allocation failed. */
+/* Text. A growing list of ids. */
 typedef struct {
     int32_t *ids;
     size_t count, capacity;
-    bool failed;
 } IdList;
-
-static void id_list_add(IdList *list, int32_t id, size_t times);
+static void id_list_add(Context *cx, IdList *list, int32_t id, int64_t times);
 static void id_list_free(IdList *list);
 static void tokenize(Context *cx, const JanusModel *m, StringView text, IdList *list); /* adds the text's ids */
 static StringView view_of(const char *text);
-static StringView join_text(Context *cx, const StringView *pieces, size_t count); /* one after the other, as scratch */
-/* A prompt or question without the white space around it; if `head`, its message's beginning, is not empty, leading
-   white space is kept. `what` names it in messages. */
-static StringView checked_text(Context *cx, const char *text, const char *what, StringView head);
+/* Text as scratch memory, as printf writes it; VIEW hands a StringView to %.*s. */
+#define VIEW(view) (int)(view).length, (view).text
+static StringView print_text(Context *cx, const char *format, ...);
+/* A prompt or question without the white space around it; `after_images`: what is before it stays, as the message is
+   stripped as a unit. `what` names it in messages. */
+static StringView checked_text(Context *cx, const char *text, const char *what, bool after_images);
 
 typedef struct Answer Answer; /* an answer's text so far, in whole UTF-8 characters */
 static void answer_token(Context *cx, const JanusModel *m, Answer *answer, int32_t id); /* id < 0: the end */
@@ -380,7 +390,8 @@ typedef struct {
 } Chunk;
 typedef void Job(void *data, Chunk chunk);
 static void in_parallel(Context *cx, Job *job, void *data, int64_t count, int64_t grain);
-/* job(own, data, i) for each i < count by all threads, each with a context of its own, whose error it must collect. */
+/* job(own, data, i) for each i < count, side by side, each with a context of its own, whose error it must collect; a
+   single one works in the caller's context, with all threads. */
 typedef void LoneJob(Context *own, void *data, int64_t i);
 static void each_alone(Context *cx, LoneJob *job, void *data, int64_t count);
 
@@ -413,20 +424,18 @@ static void adaptor(Context *cx, float *out, const float *x, const Linear *layer
       official: siglip_vit.py, clip_encoder.py, projector.py
    ================================================================================================================== */
 
-/* Self-attention without a mask: out (T, W) from the joined q, k, v rows (T, 3W). */
-static void vit_attention(Context *cx, const Config *c, float *out, const float *qkv, int64_t T) {
-    const int64_t width = c->vit_width, d = width / c->vit_heads;
-    if (!has_failed(cx)) full_attention(cx, out, qkv, qkv + width, qkv + 2 * width, T, c->vit_heads, d, 3 * width);
-}
-
 /* x (T, W) -> x (T, W); h (T, W) and wide (T, max(3W, mlp)) are scratch. */
 static void vit_block(Context *cx, const Config *c, const VitBlock *block, float *x, int64_t T, float *h, float *wide) {
-    const int64_t width = c->vit_width;
+    const int64_t width = c->vit_width, d = width / c->vit_heads;
+    const float *q = wide, *k = wide + width, *v = wide + 2 * width; /* of the first row; the next is 3W further */
+    /* x += proj(attention(norm1(x))), without a mask */
     layer_norm(cx, h, x, block->norm1.weight, block->norm1.bias, T, width, c->vit_epsilon);
     apply(cx, wide, h, &block->qkv, T);
-    vit_attention(cx, c, h, wide, T);
+    full_attention(cx, h, q, k, v, T, c->vit_heads, d, 3 * width);
     apply(cx, wide, h, &block->proj, T);
     add(cx, x, wide, T * width);
+
+    /* x += fc2(gelu(fc1(norm2(x)))) */
     layer_norm(cx, h, x, block->norm2.weight, block->norm2.bias, T, width, c->vit_epsilon);
     apply(cx, wide, h, &block->fc1, T);
     gelu(cx, wide, T * c->vit_mlp);
@@ -521,21 +530,12 @@ typedef struct {
 } TransformerScratch;
 
 static TransformerScratch transformer_scratch(Context *cx, const Config *c, int64_t R, int64_t T) {
-    const int64_t rows = R * T, q_width = (int64_t)c->heads * c->head_dim,
-                  kv_width = (int64_t)c->kv_heads * c->head_dim;
-    const int64_t widest = max_i64(q_width, c->hidden);
-    TransformerScratch s;
-    s.R = R;
-    s.T = T;
-    s.h = scratch(cx, rows, widest);
-    s.q = scratch(cx, rows, widest);
-    s.k = scratch(cx, rows, kv_width);
-    s.v = scratch(cx, rows, kv_width);
-    s.gate = scratch(cx, rows, c->mlp);
-    s.up = scratch(cx, rows, c->mlp);
-    s.cosines = scratch(cx, rows, c->head_dim / 2);
-    s.sines = scratch(cx, rows, c->head_dim / 2);
-    return s;
+    const int64_t rows = R * T, d = c->head_dim, widest = max_i64(c->heads * d, c->hidden);
+    return (TransformerScratch){
+        .R = R, .T = T, .h = scratch(cx, rows, widest), .q = scratch(cx, rows, widest),
+        .k = scratch(cx, rows, c->kv_heads * d), .v = scratch(cx, rows, c->kv_heads * d),
+        .gate = scratch(cx, rows, c->mlp), .up = scratch(cx, rows, c->mlp),
+        .cosines = scratch(cx, rows, d / 2), .sines = scratch(cx, rows, d / 2)};
 }
 
 /* x (R*T, D) -> x (R*T, D) */
@@ -985,16 +985,6 @@ static void to_pixels(uint8_t *rgb, const float *y, int64_t count) {
     }
 }
 
-static void tap_pixels(Context *cx, const uint8_t *rgb, int64_t side) {
-    const int64_t count = side * side * 3;
-    const ArenaBlock *mark = scratch_mark(cx);
-    if (!is_tapped(cx)) return;
-    int32_t *bytes = scratch_ids(cx, count);
-    for (int64_t i = 0; i < count && !has_failed(cx); i++) bytes[i] = rgb[i];
-    hand_over(cx, "image.pixels", JANUS_INT32, bytes, side, side, 3);
-    scratch_release(cx, mark);
-}
-
 /* ids (grid*grid) -> rgb (side, side, 3) */
 static void vq_decode(Context *cx, const JanusModel *m, const int32_t *ids, uint8_t *rgb) {
     const Config *c = &m->config;
@@ -1052,39 +1042,32 @@ static void vq_decode(Context *cx, const JanusModel *m, const int32_t *ids, uint
 
 enum { PICTURES_LIMIT = 64, ROWS_LIMIT = 2 * PICTURES_LIMIT }; /* of all tasks in a step */
 
-/* A drawing of N pictures: two sequences a picture, conditional, unconditional, conditional, ..., each of which
-   continues one of the two prompts. */
-typedef struct {
-    JanusGenerateOptions options;
-    Sequence prompts[2], rows[ROWS_LIMIT];
-    int32_t *ids;  /* (N, image_tokens) */
-    int64_t drawn; /* ids that each picture has */
-} Drawing;
-
-/* A conversation. Invariant between calls: `sequence` holds the keys and values of all of it but the last ids, which
-   the transformer has not read yet. */
+/* Invariant between calls: `sequence` holds the keys and values of all of the conversation but the last ids, which the
+   transformer has not read yet. */
 typedef struct {
     Sequence sequence;
     int32_t unread[2]; /* an answer's last id, and EOS */
     int unread_count;
 } Conversation;
 
-/* An answer that is being written. */
+/* A drawing or an answer that is being worked on. */
 typedef struct {
-    JanusAskOptions options;
+    bool answers, done;
+    int64_t R;        /* sequences: 1, or two a picture: conditional, unconditional, conditional, ... */
+    Sequence *rows;   /* (R) */
+    TorchRng rng;
+    JanusError error; /* its own, in a step with other tasks */
+    /* a drawing */
+    JanusGenerateOptions drawing;
+    Sequence prompts[2], pictures[ROWS_LIMIT]; /* each of `pictures` continues one of the prompts */
+    int32_t *ids;     /* (N, image_tokens) */
+    int64_t drawn;    /* ids that each picture has */
+    /* an answer */
+    JanusAskOptions question;
     Conversation *conversation;
     int64_t turn_end; /* length of the sequence after the question */
-    IdList ids;
-    Answer *text;
-} Answering;
-
-typedef struct {
-    bool answers; /* an Answering; else a Drawing */
-    bool done;
-    TorchRng rng;
-    Drawing drawing;
-    Answering answering;
-    JanusError error; /* its own, of a step that others share */
+    IdList said;
+    Answer *answer;
 } Task;
 
 /* Ends a task with the context's error, which does not concern other tasks. */
@@ -1093,60 +1076,42 @@ static void task_fail(Context *cx, Task *task) {
     task->done = true;
 }
 
-static int64_t task_rows(const Task *task) { return task->answers ? 1 : 2 * (int64_t)task->drawing.options.count; }
-
-/* Lists the task's sequences and returns their number. */
-static int64_t list_rows(Task *task, Sequence **rows) {
-    if (task->answers) rows[0] = &task->answering.conversation->sequence;
-    for (int64_t r = 0; !task->answers && r < task_rows(task); r++) rows[r] = &task->drawing.rows[r];
-    return task_rows(task);
-}
-
 static void task_free(Task *task) {
-    for (int i = 0; i < 2; i++) kv_cache_free(&task->drawing.prompts[i].own);
-    for (int r = 0; r < ROWS_LIMIT; r++) kv_cache_free(&task->drawing.rows[r].own);
-    id_list_free(&task->answering.ids);
+    for (int i = 0; i < 2; i++) kv_cache_free(&task->prompts[i].own);
+    for (int r = 0; r < ROWS_LIMIT; r++) kv_cache_free(&task->pictures[r].own);
+    id_list_free(&task->said);
 }
 
 /* ---- Prompts ---- */
 
 /* Adds the ids of `text`; every image placeholder becomes begin, as many placeholders as an image has tokens, end.
-   Returns the number of placeholders. */
-static int add_text(Context *cx, IdList *list, const JanusModel *m, StringView text) {
+   Returns the number of images. */
+static int add_text(Context *cx, const JanusModel *m, IdList *list, StringView text) {
     const Config *c = &m->config;
     IdList ids = {0};
     int images = 0;
     tokenize(cx, m, text, &ids);
     for (size_t i = 0; i < ids.count; i++) {
-        if (ids.ids[i] != c->image_placeholder) {
-            id_list_add(list, ids.ids[i], 1);
-            continue;
-        }
-        id_list_add(list, c->begin_of_image, 1);
-        id_list_add(list, c->image_placeholder, (size_t)vision_tokens(c));
-        id_list_add(list, c->end_of_image, 1);
-        images++;
+        const bool image = ids.ids[i] == c->image_placeholder;
+        if (image) id_list_add(cx, list, c->begin_of_image, 1);
+        id_list_add(cx, list, ids.ids[i], image ? vision_tokens(c) : 1);
+        if (image) id_list_add(cx, list, c->end_of_image, 1);
+        images += image;
     }
     id_list_free(&ids);
-    if (list->failed) context_fail_memory(cx);
     return images;
 }
 
 /* The ids of a drawing's prompt. */
 static void drawing_prompt(Context *cx, const JanusModel *m, const char *prompt, IdList *list) {
     const Config *c = &m->config;
-    StringView pieces[6]; /* tcc rejects function calls in an initialiser of these */
-    pieces[0] = c->user_role;
-    pieces[1] = view_of(": ");
-    pieces[2] = checked_text(cx, prompt, "prompt", view_of(""));
-    pieces[3] = view_of("\n\n");
-    pieces[4] = c->assistant_role;
-    pieces[5] = view_of(":");
-    id_list_add(list, c->bos, 1);
-    const int images = add_text(cx, list, m, join_text(cx, pieces, sizeof pieces / sizeof *pieces));
-    id_list_add(list, c->begin_of_image, 1);
-    if (list->failed) context_fail_memory(cx);
-    if (images > 0) context_fail(cx, JANUS_BAD_ARGUMENT, "a drawing prompt cannot hold <image_placeholder>");
+    const StringView words = checked_text(cx, prompt, "prompt", false);
+    const StringView text = print_text(cx, "%.*s: %.*s\n\n%.*s:", VIEW(c->user_role), VIEW(words),
+                                       VIEW(c->assistant_role));
+    id_list_add(cx, list, c->bos, 1);
+    if (add_text(cx, m, list, text) > 0)
+        context_fail(cx, JANUS_BAD_ARGUMENT, "a drawing prompt cannot hold <image_placeholder>");
+    id_list_add(cx, list, c->begin_of_image, 1);
     if ((int64_t)list->count + image_tokens(c) > c->context)
         context_fail(cx, JANUS_BAD_ARGUMENT,
                      "the prompt is %lu tokens long; with the picture's %d it exceeds the context of %d",
@@ -1157,61 +1122,50 @@ static void drawing_prompt(Context *cx, const JanusModel *m, const char *prompt,
 static void turn_prompt(Context *cx, const JanusModel *m, const Conversation *conversation, const char *question,
                         int image_count, IdList *list) {
     const Config *c = &m->config;
-    const bool first = conversation->sequence.own.length == 0;
-    const StringView mark = view_of("<image_placeholder>\n");
-    StringView system = first ? c->system_prompt : view_of(""), images = {NULL, 0};
+    const int64_t before = conversation->sequence.own.length;
+    const StringView system = before == 0 ? c->system_prompt : view_of("");
+    StringView images = view_of("");
     /* images come before the question unless the question itself places them */
-    char *repeated = scratch_bytes(cx, image_count * (int64_t)mark.length, 1);
-    if (has_failed(cx)) return;
-    for (int i = 0; i < image_count; i++) memcpy(repeated + (size_t)i * mark.length, mark.text, mark.length);
-    if (question != NULL && strstr(question, "<image_placeholder>") == NULL)
-        images = (StringView){repeated, (size_t)image_count * mark.length};
-    StringView pieces[9];
-    pieces[0] = system;
-    pieces[1] = view_of(system.length > 0 ? "\n\n" : "");
-    pieces[2] = c->user_role;
-    pieces[3] = view_of(": ");
-    pieces[4] = images;
-    pieces[5] = checked_text(cx, question, "question", images);
-    pieces[6] = view_of("\n\n");
-    pieces[7] = c->assistant_role;
-    pieces[8] = view_of(":");
-    if (first) id_list_add(list, c->bos, 1);
-    for (int i = 0; i < conversation->unread_count; i++) id_list_add(list, conversation->unread[i], 1);
-    const int places = add_text(cx, list, m, join_text(cx, pieces, sizeof pieces / sizeof *pieces));
+    for (int i = 0; i < image_count && question != NULL && strstr(question, "<image_placeholder>") == NULL; i++)
+        images = print_text(cx, "%.*s<image_placeholder>\n", VIEW(images));
+    const StringView words = checked_text(cx, question, "question", images.length > 0);
+    const StringView text = print_text(cx, "%.*s%s%.*s: %.*s%.*s\n\n%.*s:", VIEW(system),
+                                       system.length > 0 ? "\n\n" : "", VIEW(c->user_role), VIEW(images), VIEW(words),
+                                       VIEW(c->assistant_role));
+    if (before == 0) id_list_add(cx, list, c->bos, 1);
+    for (int i = 0; i < conversation->unread_count; i++) id_list_add(cx, list, conversation->unread[i], 1);
+    const int places = add_text(cx, m, list, text);
     if (places != image_count)
         context_fail(cx, JANUS_BAD_ARGUMENT, "the question has %d <image_placeholder>, but %d images were given",
                      places, image_count);
-    const int64_t length = conversation->sequence.own.length + (int64_t)list->count;
-    if (length + 2 > c->context) /* an id of the answer, EOS */
+    if (before + (int64_t)list->count + 2 > c->context) /* an id of the answer, EOS */
         context_fail(cx, JANUS_BAD_ARGUMENT,
-                     "the conversation would be %ld tokens long; the context holds %d: start a new one", (long)length,
-                     c->context);
+                     "the conversation would be %ld tokens long; the context holds %d: start a new one",
+                     (long)(before + (int64_t)list->count), c->context);
 }
 
 /* Embeddings of a prompt: x (T, D). Rows of image placeholders from `first` on are those of `seen`, in order. */
 static void embed_prompt(const JanusModel *m, const int32_t *ids, int64_t T, int64_t first, const float *seen,
                          float *x) {
     const int64_t width = m->config.hidden;
-    for (int64_t t = 0; t < T; t++) {
-        if (t >= first && ids[t] == m->config.image_placeholder) {
-            memcpy(x + t * width, seen, (size_t)width * sizeof *x);
-            seen += width;
+    for (int64_t t = 0; t < T; t++, x += width) {
+        if (t < first || ids[t] != m->config.image_placeholder) {
+            weight_row(x, &m->token_embed, ids[t]);
         } else {
-            weight_row(x + t * width, &m->token_embed, ids[t]);
+            memcpy(x, seen, (size_t)width * sizeof *x);
+            seen += width;
         }
     }
 }
 
 /* Reads a drawing's prompt, with the words and without, side by side; hidden (2N, D) receives both last states, once
    for each picture. */
-static void read_drawing_prompt(Context *cx, const JanusModel *m, Drawing *drawing, const IdList *prompt,
-                                float *hidden) {
-    const int64_t T = (int64_t)prompt->count, R = 2 * drawing->options.count, width = m->config.hidden;
+static void read_drawing_prompt(Context *cx, const JanusModel *m, Task *task, const IdList *prompt, float *hidden) {
+    const int64_t T = (int64_t)prompt->count, width = m->config.hidden;
     const ArenaBlock *mark = scratch_mark(cx);
     float *x = scratch(cx, 2 * T, width);
     int32_t *uncond = scratch_ids(cx, T);
-    Sequence *sequences[] = {&drawing->prompts[0], &drawing->prompts[1]};
+    Sequence *sequences[] = {&task->prompts[0], &task->prompts[1]};
     if (has_failed(cx)) return;
     for (int64_t t = 0; t < T; t++) uncond[t] = t == 0 || t == T - 1 ? prompt->ids[t] : m->config.pad;
     tap_ids(cx, "text.token_ids", prompt->ids, T, 0);
@@ -1219,7 +1173,7 @@ static void read_drawing_prompt(Context *cx, const JanusModel *m, Drawing *drawi
     embed_prompt(m, uncond, T, T, NULL, x + T * width);
     tap_sequences(cx, "text.embeddings", x, 2, T, width, true);
     transformer_forward(cx, m, x, T, sequences, 2, true);
-    for (int64_t r = 0; r < R; r++) copy(cx, hidden + r * width, x + ((r % 2 + 1) * T - 1) * width, width);
+    for (int64_t r = 0; r < task->R; r++) copy(cx, hidden + r * width, x + ((r % 2 + 1) * T - 1) * width, width);
     scratch_release(cx, mark);
 }
 
@@ -1247,131 +1201,112 @@ static void read_turn(Context *cx, const JanusModel *m, Conversation *conversati
 
 /* ---- A step: every sequence reads the id that was picked last, and the next ids are picked ---- */
 
-/* A drawing's next ids, one a picture, from its rows of logits (N, 2, K). */
-static void take_image_ids(Context *cx, const JanusModel *m, Task *task, const float *logits) {
-    Drawing *d = &task->drawing;
-    const int64_t N = d->options.count, T = image_tokens(&m->config);
-    int32_t ids[PICTURES_LIMIT];
-    pick_image_ids(cx, &d->options, &task->rng, logits, m->config.codebook, ids);
-    progress(cx, "draw", d->drawn + 1, T);
+/* x (R, D): the embeddings of the task's last ids, the same for both rows of a picture */
+static void embed_last_ids(Context *cx, const JanusModel *m, const Task *task, float *x) {
+    const int64_t N = task->R / 2, T = image_tokens(&m->config), D = m->config.hidden;
+    const ArenaBlock *mark = scratch_mark(cx);
+    float *embedded = scratch(cx, N, D);
+    int32_t *ids = scratch_ids(cx, N);
     if (has_failed(cx)) return;
-    for (int64_t n = 0; n < N; n++) d->ids[n * T + d->drawn] = ids[n];
-    tell_drawn(cx, d->ids, N, ++d->drawn, T);
-    task->done = d->drawn == T;
-    if (task->done) tap_ids(cx, "generation.ids", d->ids, N, T);
+    if (task->answers) weight_row(x, &m->token_embed, task->said.ids[task->said.count - 1]);
+    for (int64_t n = 0; n < N; n++) ids[n] = task->ids[n * T + task->drawn - 1];
+    if (N > 0) embed_image_ids(cx, m, ids, N, embedded);
+    for (int64_t r = 0; r < 2 * N; r++) copy(cx, x + r * D, embedded + r / 2 * D, D);
+    scratch_release(cx, mark);
 }
 
-/* Nothing more is said. An empty answer leaves the next turn to follow the question, without EOS. */
-static void end_answer(Context *cx, const JanusModel *m, Answering *a) {
-    answer_token(cx, m, a->text, -1);
-    if (answer_is_empty(a->text)) {
-        a->conversation->sequence.own.length = a->turn_end;
-        a->conversation->unread_count = 0;
-    }
-    tap_ids(cx, "lm.answer_ids", a->ids.ids, (int64_t)a->ids.count, 0);
+/* A drawing's next ids, one a picture, from the logits of its rows (N, 2, K). */
+static void take_image_ids(Context *cx, const JanusModel *m, Task *task, const float *logits) {
+    const int64_t N = task->drawing.count, T = image_tokens(&m->config);
+    int32_t ids[PICTURES_LIMIT];
+    pick_image_ids(cx, &task->drawing, &task->rng, logits, m->config.codebook, ids);
+    progress(cx, "draw", task->drawn + 1, T);
+    if (has_failed(cx)) return;
+    for (int64_t n = 0; n < N; n++) task->ids[n * T + task->drawn] = ids[n];
+    tell_drawn(cx, task->ids, N, ++task->drawn, T);
+    task->done = task->drawn == T;
+    if (task->done) tap_ids(cx, "generation.ids", task->ids, N, T);
 }
 
 /* An answer's next id from logits (V), which are overwritten. */
 static void take_text_id(Context *cx, const JanusModel *m, Task *task, float *logits) {
     const Config *c = &m->config;
-    Answering *a = &task->answering;
-    Conversation *conversation = a->conversation;
+    Conversation *conversation = task->conversation;
     tap(cx, "lm.logits", logits, c->vocab, 0, 0);
-    const int32_t id = pick_text_id(cx, &a->options, &task->rng, logits, c->vocab);
+    const int32_t id = pick_text_id(cx, &task->question, &task->rng, logits, c->vocab);
     conversation->unread[0] = id;
     conversation->unread_count = 1;
     if (!has_failed(cx) && id != c->eos) {
-        id_list_add(&a->ids, id, 1);
-        if (a->ids.failed) context_fail_memory(cx);
-        answer_token(cx, m, a->text, id);
-        progress(cx, "answer", (int64_t)a->ids.count, a->options.max_tokens);
+        id_list_add(cx, &task->said, id, 1);
+        answer_token(cx, m, task->answer, id);
+        progress(cx, "answer", (int64_t)task->said.count, task->question.max_tokens);
     }
     const bool full = conversation->sequence.own.length + 3 > c->context; /* this id, one more and EOS */
-    task->done = id == c->eos || full || a->ids.count == (size_t)a->options.max_tokens;
-    if (task->done && id != c->eos) conversation->unread[conversation->unread_count++] = c->eos;
-    if (task->done && !has_failed(cx)) end_answer(cx, m, a);
+    task->done = id == c->eos || full || task->said.count == (size_t)task->question.max_tokens;
+    if (!task->done || has_failed(cx)) return;
+    if (id != c->eos) conversation->unread[conversation->unread_count++] = c->eos;
+    answer_token(cx, m, task->answer, -1);
+    if (answer_is_empty(task->answer)) { /* the next turn follows the question, without EOS */
+        conversation->sequence.own.length = task->turn_end;
+        conversation->unread_count = 0;
+    }
+    tap_ids(cx, "lm.answer_ids", task->said.ids, (int64_t)task->said.count, 0);
 }
 
 typedef struct {
     const JanusModel *m;
     Task *const *tasks;
+    int count;
     float *logits[PICTURES_LIMIT]; /* of each task's rows */
 } TakeIds;
 
-static void take_task_ids(Context *cx, void *data, int64_t i) {
+static void take_ids(Context *cx, void *data, int64_t i) {
     const TakeIds *take = data;
-    if (take->tasks[i]->answers) take_text_id(cx, take->m, take->tasks[i], take->logits[i]);
-    else take_image_ids(cx, take->m, take->tasks[i], take->logits[i]);
+    Task *task = take->tasks[i];
+    if (task->answers) take_text_id(cx, take->m, task, take->logits[i]);
+    else take_image_ids(cx, take->m, task, take->logits[i]);
+    if (has_failed(cx) && take->count > 1) task_fail(cx, task);
 }
 
-/* One of several tasks: its error does not concern the others. */
-static void take_task_ids_alone(Context *own, void *data, int64_t i) {
-    Task *task = ((const TakeIds *)data)->tasks[i];
-    take_task_ids(own, data, i);
-    if (has_failed(own)) task_fail(own, task);
-}
-
-/* The last hidden states (R, D) of all tasks -> the next ids of each */
+/* The next ids of all tasks, answers first, from their last hidden states (R, D). */
 static void take_next_ids(Context *cx, const JanusModel *m, Task *const *tasks, int count, const float *hidden) {
     const int64_t D = m->config.hidden, V = m->config.vocab, K = m->config.codebook;
     const ArenaBlock *mark = scratch_mark(cx);
-    int64_t groups[PICTURES_LIMIT], answers = 0, R = 0; /* R: rows of drawings */
-    TakeIds take = {.m = m, .tasks = tasks};
+    TakeIds take = {.m = m, .tasks = tasks, .count = count};
+    int64_t groups[PICTURES_LIMIT], answers = 0, drawn = 0; /* rows of all answers, of all drawings */
     for (int i = 0; i < count; i++) {
-        groups[i] = task_rows(tasks[i]);
+        groups[i] = tasks[i]->R;
         if (tasks[i]->answers) answers++;
-        else R += groups[i];
+        else drawn += groups[i];
     }
-    float *words = scratch(cx, answers, V), *colours = scratch(cx, R, K);
+    float *words = scratch(cx, answers, V), *colours = scratch(cx, drawn, K);
     set_groups(cx, groups, answers);
     linear(cx, words, hidden, &m->lm_head, NULL, answers);
     set_groups(cx, groups + answers, count - answers);
-    image_head(cx, m, colours, hidden + answers * D, R);
+    image_head(cx, m, colours, hidden + answers * D, drawn);
     set_groups(cx, NULL, 0);
     if (has_failed(cx)) return;
     for (int i = 0; i < count; i++) {
-        take.logits[i] = i < answers ? words : colours;
-        if (i < answers) words += V;
-        else colours += groups[i] * K;
+        take.logits[i] = i < answers ? words + i * V : colours;
+        if (i >= answers) colours += groups[i] * K;
     }
-    if (count == 1) take_task_ids(cx, &take, 0); /* its pictures have all threads */
-    else each_alone(cx, take_task_ids_alone, &take, count);
+    each_alone(cx, take_ids, &take, count);
     scratch_release(cx, mark);
 }
 
-/* The inputs of all tasks' rows, x (R, D): the embeddings of their last ids, in both rows of a picture. */
-static void embed_last_ids(Context *cx, const JanusModel *m, Task *const *tasks, int count, float *x) {
-    const int64_t D = m->config.hidden, T = image_tokens(&m->config);
-    int64_t groups[PICTURES_LIMIT], N = 0;
-    int32_t ids[PICTURES_LIMIT];
-    int answers = 0;
-    if (has_failed(cx)) return;
-    for (; answers < count && tasks[answers]->answers; answers++, x += D) {
-        const IdList *said = &tasks[answers]->answering.ids;
-        weight_row(x, &m->token_embed, said->ids[said->count - 1]);
-    }
-    for (int i = answers; i < count; i++) {
-        const Drawing *d = &tasks[i]->drawing;
-        groups[i - answers] = d->options.count;
-        for (int64_t n = 0; n < d->options.count; n++) ids[N++] = d->ids[n * T + d->drawn - 1];
-    }
-    if (N == 0) return;
-    float *embedded = scratch(cx, N, D);
-    set_groups(cx, groups, count - answers);
-    embed_image_ids(cx, m, ids, N, embedded);
-    set_groups(cx, NULL, 0);
-    for (int64_t r = 0; r < 2 * N; r++) copy(cx, x + r * D, embedded + r / 2 * D, D);
-}
-
 /* The next ids of all tasks, answers first, in one pass over the weights: reading these is what a step costs. Each
-   task's ids are those that it gives alone (set_groups). */
+   task's ids are those that it gets alone (set_groups). */
 static void step(Context *cx, const JanusModel *m, Task *const *tasks, int count) {
+    const int64_t D = m->config.hidden;
     const ArenaBlock *mark = scratch_mark(cx);
     Sequence *rows[ROWS_LIMIT];
     int64_t groups[PICTURES_LIMIT], R = 0;
-    for (int i = 0; i < count; R += groups[i++]) groups[i] = list_rows(tasks[i], rows + R);
-    float *x = scratch(cx, R, m->config.hidden);
-    embed_last_ids(cx, m, tasks, count, x);
+    for (int i = 0; i < count; i++) {
+        groups[i] = tasks[i]->R;
+        for (int64_t r = 0; r < groups[i]; r++) rows[R++] = &tasks[i]->rows[r];
+    }
+    float *x = scratch(cx, R, D), *last = x;
+    for (int i = 0; i < count; last += groups[i++] * D) embed_last_ids(cx, m, tasks[i], last);
     set_groups(cx, groups, count);
     transformer_forward(cx, m, x, 1, rows, R, false);
     set_groups(cx, NULL, 0);
@@ -1383,18 +1318,18 @@ static void step(Context *cx, const JanusModel *m, Task *const *tasks, int count
 
 /* Reads the prompt and takes the first id of each picture. */
 static void start_drawing(Context *cx, const JanusModel *m, Task *task, const char *prompt) {
-    Drawing *drawing = &task->drawing;
-    const int64_t R = 2 * drawing->options.count;
     const ArenaBlock *mark = scratch_mark(cx);
     IdList ids = {0};
-    float *hidden = scratch(cx, R, m->config.hidden);
+    task->R = 2 * task->drawing.count;
+    task->rows = task->pictures;
+    torch_rng_seed(&task->rng, task->drawing.seed);
+    float *hidden = scratch(cx, task->R, m->config.hidden);
     drawing_prompt(cx, m, prompt, &ids);
-    for (int64_t r = 0; r < R; r++) {
-        drawing->rows[r].shared = &drawing->prompts[r % 2].own;
-        kv_cache_reserve(cx, &drawing->rows[r].own, &m->config, image_tokens(&m->config) - 1);
+    for (int64_t r = 0; r < task->R; r++) {
+        task->rows[r].shared = &task->prompts[r % 2].own;
+        kv_cache_reserve(cx, &task->rows[r].own, &m->config, image_tokens(&m->config) - 1);
     }
-    torch_rng_seed(&task->rng, drawing->options.seed);
-    if (!has_failed(cx)) read_drawing_prompt(cx, m, drawing, &ids, hidden);
+    if (!has_failed(cx)) read_drawing_prompt(cx, m, task, &ids, hidden);
     take_next_ids(cx, m, &task, 1, hidden);
     id_list_free(&ids);
     scratch_release(cx, mark);
@@ -1403,7 +1338,7 @@ static void start_drawing(Context *cx, const JanusModel *m, Task *task, const ch
 /* Draws N pictures of one prompt: ids (N, image_tokens). */
 static void draw(Context *cx, const JanusModel *m, const char *prompt, const JanusGenerateOptions *options,
                  int32_t *ids) {
-    Task task = {.drawing = {.options = *options, .ids = ids}}, *one = &task;
+    Task task = {.drawing = *options, .ids = ids}, *one = &task;
     start_drawing(cx, m, &task, prompt);
     while (!task.done && !has_failed(cx)) step(cx, m, &one, 1);
     task_free(&task);
@@ -1412,14 +1347,15 @@ static void draw(Context *cx, const JanusModel *m, const char *prompt, const Jan
 /* Reads the user's turn and takes the answer's first id. */
 static void start_answer(Context *cx, const JanusModel *m, Task *task, const char *question, const JanusImage *images,
                          int image_count) {
-    Conversation *conversation = task->answering.conversation;
     const ArenaBlock *mark = scratch_mark(cx);
     IdList turn = {0};
-    float *hidden = scratch(cx, m->config.hidden, 1);
-    turn_prompt(cx, m, conversation, question, image_count, &turn);
-    torch_rng_seed(&task->rng, task->answering.options.seed);
-    if (!has_failed(cx)) read_turn(cx, m, conversation, &turn, images, image_count, hidden);
-    task->answering.turn_end = conversation->sequence.own.length;
+    task->R = 1;
+    task->rows = &task->conversation->sequence;
+    torch_rng_seed(&task->rng, task->question.seed);
+    float *hidden = scratch(cx, 1, m->config.hidden);
+    turn_prompt(cx, m, task->conversation, question, image_count, &turn);
+    if (!has_failed(cx)) read_turn(cx, m, task->conversation, &turn, images, image_count, hidden);
+    task->turn_end = task->rows->own.length;
     take_next_ids(cx, m, &task, 1, hidden);
     id_list_free(&turn);
     scratch_release(cx, mark);
@@ -1429,8 +1365,7 @@ static void start_answer(Context *cx, const JanusModel *m, Task *task, const cha
 static void converse(Context *cx, const JanusModel *m, Conversation *conversation, const char *question,
                      const JanusImage *images, int image_count, const JanusAskOptions *options, Answer *answer) {
     const Conversation before = *conversation;
-    Task task = {.answers = true, .answering = {.options = *options, .conversation = conversation, .text = answer}};
-    Task *one = &task;
+    Task task = {.answers = true, .question = *options, .conversation = conversation, .answer = answer}, *one = &task;
     start_answer(cx, m, &task, question, images, image_count);
     while (!task.done && !has_failed(cx)) step(cx, m, &one, 1);
     if (has_failed(cx)) { /* the cache may have grown: only its length goes back */
@@ -4879,7 +4814,8 @@ static void alone_job(void *data, Chunk chunk) {
 
 static void each_alone(Context *cx, LoneJob *job, void *data, int64_t count) {
     Alone alone = {cx, job, data};
-    in_parallel(cx, alone_job, &alone, count, 1);
+    if (count == 1) job(cx, data, 0);
+    else in_parallel(cx, alone_job, &alone, count, 1);
 }
 
 /* ---- element by element ---- */
@@ -6118,6 +6054,7 @@ typedef struct {
 } Symbol;
 
 typedef struct {
+    Context *cx;
     const Tokenizer *tokenizer;
     const char *text;
     IdList *ids;
@@ -6191,7 +6128,7 @@ static void encode_piece(Encoder *encoder, size_t start, size_t end) {
         if (encoder->symbols[place].rank == (int32_t)(item >> 32)) apply_merge(encoder, place);
     }
     for (int32_t place = 0; place >= 0; place = encoder->symbols[place].next)
-        id_list_add(encoder->ids, encoder->symbols[place].id, 1);
+        id_list_add(encoder->cx, encoder->ids, encoder->symbols[place].id, 1);
 }
 
 /* Cuts text[start..end) by the rules from number `rule` on and encodes the pieces. */
@@ -6233,7 +6170,7 @@ static void encode_text(Encoder *encoder, size_t length) {
             continue;
         }
         encode_by_rules(encoder, 0, start, at);
-        id_list_add(encoder->ids, id, 1);
+        id_list_add(encoder->cx, encoder->ids, id, 1);
         start = at += name_length;
     }
     encode_by_rules(encoder, 0, start, length);
@@ -6249,12 +6186,11 @@ static void tokenizer_encode(Context *cx, const Tokenizer *t, StringView text, I
     else if (valid < text.length)
         context_fail(cx, JANUS_BAD_ARGUMENT, "the text is not valid UTF-8 at byte %lu: save it as UTF-8",
                      (unsigned long)valid);
-    Encoder encoder = {.tokenizer = t, .text = text.text, .ids = ids};
+    Encoder encoder = {.cx = cx, .tokenizer = t, .text = text.text, .ids = ids};
     encoder.symbols = scratch_bytes(cx, (int64_t)text.length, sizeof *encoder.symbols);
     encoder.queue = scratch_bytes(cx, (int64_t)text.length, 2 * sizeof *encoder.queue);
     if (!has_failed(cx)) encode_text(&encoder, text.length);
     scratch_release(cx, mark);
-    if (ids->failed) context_fail_memory(cx);
 }
 
 /* ---- Decoding ---- */
@@ -6975,13 +6911,14 @@ static void read_model(Loader *l) {
 
 /* ---- Prompts and answers ---- */
 
-static void id_list_add(IdList *list, int32_t id, size_t times) {
-    int32_t *grown = NULL;
-    if (!list->failed && times <= SIZE_MAX / 8 - list->count)
-        grown = grow(list->ids, &list->capacity, list->count + times, sizeof *grown);
-    list->failed = grown == NULL;
-    if (!list->failed) list->ids = grown;
-    for (size_t i = 0; i < times && !list->failed; i++) list->ids[list->count++] = id;
+static void id_list_add(Context *cx, IdList *list, int32_t id, int64_t times) {
+    int32_t *grown = has_failed(cx) ? NULL : grow(list->ids, &list->capacity, list->count + (size_t)times, sizeof *grown);
+    if (grown == NULL) {
+        context_fail_memory(cx);
+        return;
+    }
+    list->ids = grown;
+    for (int64_t i = 0; i < times; i++) list->ids[list->count++] = id;
 }
 
 static void id_list_free(IdList *list) { free(list->ids); }
@@ -7004,31 +6941,33 @@ static StringView strip(const char *text, size_t length) {
     return (StringView){text + start, end > start ? end - start : 0};
 }
 
-/* Checks a prompt or question and strips it. `head` is the text in front of it in its message: as the message is
-   stripped as a unit, white space after a head stays. */
-static StringView checked_text(Context *cx, const char *text, const char *what, StringView head) {
+static StringView checked_text(Context *cx, const char *text, const char *what, bool after_images) {
     StringView stripped = {NULL, 0};
     if (text == NULL) context_fail(cx, JANUS_BAD_ARGUMENT, "the %s is missing", what);
     else if (!utf8_valid(text, strlen(text))) context_fail(cx, JANUS_BAD_ARGUMENT, "the %s is not valid UTF-8", what);
+    else if (strlen(text) > TEXT_LIMIT)
+        context_fail(cx, JANUS_BAD_ARGUMENT, "the %s is longer than %d bytes: shorten it", what, TEXT_LIMIT);
     else stripped = strip(text, strlen(text));
-    if (stripped.length == 0) context_fail(cx, JANUS_BAD_ARGUMENT, "the %s is empty: say something", what);
-    else if (head.length > 0) {
+    if (stripped.length == 0) context_fail(cx, JANUS_BAD_ARGUMENT, "the %s is empty", what);
+    else if (after_images) {
         stripped.length += (size_t)(stripped.text - text);
         stripped.text = text;
     }
     return stripped;
 }
 
-/* The pieces one after the other, as scratch. */
-static StringView join_text(Context *cx, const StringView *pieces, size_t count) {
-    size_t total = 0, at = 0;
-    for (size_t i = 0; i < count; i++) total += pieces[i].length;
-    char *text = scratch_bytes(cx, checked_sum((int64_t)total, 0), 1);
-    for (size_t i = 0; i < count && text != NULL; i++) {
-        if (pieces[i].length > 0) memcpy(text + at, pieces[i].text, pieces[i].length);
-        at += pieces[i].length;
-    }
-    return (StringView){text, total};
+static StringView print_text(Context *cx, const char *format, ...) {
+    va_list arguments, again;
+    StringView printed = {NULL, 0};
+    if (has_failed(cx)) return printed;
+    va_start(arguments, format);
+    va_copy(again, arguments);
+    const int length = vsnprintf(NULL, 0, format, arguments);
+    char *text = scratch_bytes(cx, (int64_t)length + 1, 1);
+    if (text != NULL) printed = (StringView){text, (size_t)vsnprintf(text, (size_t)length + 1, format, again)};
+    va_end(again);
+    va_end(arguments);
+    return printed;
 }
 
 static StringView view_of(const char *text) { return (StringView){text, strlen(text)}; }
@@ -8068,7 +8007,7 @@ JanusStatus janus_tokenize(const JanusModel *model, const char *text, size_t len
                            JanusError *error) {
     Context cx = {0};
     IdList list = {0};
-    id_list_add(&list, 0, 0); /* not NULL for an empty text */
+    id_list_add(&cx, &list, 0, 0); /* not NULL for an empty text */
     tokenizer_encode(&cx, &model->storage->tokenizer, (StringView){text, length}, &list);
     if (has_failed(&cx)) {
         id_list_free(&list);
@@ -8361,7 +8300,7 @@ static void append_job(QueuedJob **list, QueuedJob *job) {
 /* Takes over the task's results and frees all that a job needs only while it waits or runs. */
 static void job_stop(QueuedJob *job) {
     if (job->task != NULL) {
-        IdList *said = &job->task->answering.ids;
+        IdList *said = &job->task->said;
         if (job->error.status == JANUS_OK) job->error = job->task->error;
         if (job->asks) job->ids = said->ids, job->id_count = (int64_t)said->count, said->ids = NULL;
         task_free(job->task);
@@ -8390,11 +8329,11 @@ static void job_start(Context *cx, const JanusModel *m, QueuedJob *job) {
         return;
     }
     job->task->answers = job->asks;
-    job->task->drawing.options = job->drawing;
-    job->task->drawing.ids = job->ids;
-    job->task->answering.options = job->question;
-    job->task->answering.conversation = &job->conversation;
-    job->task->answering.text = &job->answer;
+    job->task->drawing = job->drawing;
+    job->task->ids = job->ids;
+    job->task->question = job->question;
+    job->task->conversation = &job->conversation;
+    job->task->answer = &job->answer;
     if (job->asks) start_answer(cx, m, job->task, job->text, job->images, job->image_count);
     else start_drawing(cx, m, job->task, job->text);
     if (has_failed(cx)) task_fail(cx, job->task);
@@ -8405,7 +8344,8 @@ static void run_step(Context *cx, const JanusModel *m, Task *const *tasks, int c
     const ArenaBlock *mark = scratch_mark(cx);
     Sequence *rows[ROWS_LIMIT];
     int64_t lengths[ROWS_LIMIT], R = 0;
-    for (int i = 0; i < count; i++) R += list_rows(tasks[i], rows + R);
+    for (int i = 0; i < count; i++)
+        for (int64_t r = 0; r < tasks[i]->R; r++) rows[R++] = &tasks[i]->rows[r];
     for (int64_t r = 0; r < R; r++) lengths[r] = rows[r]->own.length;
     step(cx, m, tasks, count);
     if (has_failed(cx) && count == 1) task_fail(cx, tasks[0]);
@@ -8615,8 +8555,8 @@ double janus_queue_progress(const JanusQueue *queue, int64_t job) {
         const QueuedJob *found = queue->running[i];
         if (found->number != job) continue;
         const double tokens = (double)image_tokens(&queue->session->model->config);
-        return found->asks ? (double)found->task->answering.ids.count / found->question.max_tokens
-                           : (double)found->task->drawing.drawn / tokens;
+        return found->asks ? (double)found->task->said.count / found->question.max_tokens
+                           : (double)found->task->drawn / tokens;
     }
     return 0;
 }
