@@ -274,10 +274,9 @@ static void full_attention(Context *cx, float *out, const float *q, const float 
 /* Norms over rows of D: rms_norm x / rms(x) * weight; layer_norm (x - mean) / deviation * weight + bias. group_norm is
    over all rows and a group of channels, then x sigmoid(x) if `swish`. out may be x. */
 static void rms_norm(Context *cx, float *out, const float *x, const float *weight, int64_t T, int64_t D, float eps);
-static void layer_norm(Context *cx, float *out, const float *x, const float *weight, const float *bias, int64_t T,
-                       int64_t D, float eps);
-static void group_norm(Context *cx, float *out, const float *x, const float *weight, const float *bias, int64_t rows,
-                       int64_t channels, int groups, float eps, int swish);
+static void layer_norm(Context *cx, float *out, const float *x, const Norm *norm, int64_t T, int64_t D, float eps);
+static void group_norm(Context *cx, float *out, const float *x, const Norm *norm, int64_t rows, int64_t channels,
+                       int groups, float eps, int swish);
 
 /* n elements: x = gelu(x); gate = silu(gate) * up; out = out + x; out = x */
 static void gelu(Context *cx, float *x, int64_t n);
@@ -315,34 +314,21 @@ static void cached_attention(Context *cx, const Config *c, Sequence *const *sequ
                              const float *q, float *out);
 
 /* The caller's callbacks. tap ends a stage: it checks that the result, of shape (a), (a, b) or (a, b, c) with unused
-   sizes 0, is finite, and reports it by name if the tap callback is set; hand_over reports without a check. */
+   sizes 0, is finite, and reports it by name if the tap callback is set; hand_over reports without a check. tap_block
+   is tap for block i of a stage, name.i; tap_sequences for x (R*T, width) of R sequences: if `tapped` the first is
+   reported under its name, the second with "uncond." before it; i < 0: no blocks. */
 static bool is_tapped(const Context *cx);
 static void check_finite(Context *cx, const char *name, const float *x, int64_t count);
 static void tap(Context *cx, const char *name, const float *data, int64_t a, int64_t b, int64_t c);
+static void tap_block(Context *cx, const char *name, int i, const float *data, int64_t a, int64_t b);
+static void tap_sequences(Context *cx, const char *name, int i, const float *x, int64_t R, int64_t T, int64_t width,
+                          bool tapped);
 static void tap_ids(Context *cx, const char *name, const int32_t *ids, int64_t a, int64_t b);
 static void tap_pixels(Context *cx, const uint8_t *rgb, int64_t side);
 static void hand_over(Context *cx, const char *name, JanusElement type, const void *data, int64_t a, int64_t b,
                       int64_t c);
-static void tap_pixels(Context *cx, const uint8_t *rgb, int64_t side) {
-    const int64_t count = side * side * 3;
-    const ArenaBlock *mark = scratch_mark(cx);
-    if (!is_tapped(cx)) return;
-    int32_t *bytes = scratch_ids(cx, count);
-    for (int64_t i = 0; i < count && !has_failed(cx); i++) bytes[i] = rgb[i];
-    hand_over(cx, "image.pixels", JANUS_INT32, bytes, side, side, 3);
-    scratch_release(cx, mark);
-}
-
 static void progress(Context *cx, const char *stage, int64_t done, int64_t total);
 static void tell_drawn(Context *cx, const int32_t *ids, int64_t N, int64_t done, int64_t T); /* ids (N, T) */
-
-/* A name such as vision.block.3, put together where it is needed: name_of(NEW_NAME, "vision.block.%d", 3). */
-enum { NAME_LIMIT = 128 };
-typedef struct {
-    char text[NAME_LIMIT];
-} Name;
-#define NEW_NAME (&(Name){""})
-static const char *name_of(Name *name, const char *format, ...);
 
 /* Text. A growing list of ids. */
 typedef struct {
@@ -355,7 +341,7 @@ static void tokenize(Context *cx, const JanusModel *m, StringView text, IdList *
 static StringView view_of(const char *text);
 /* Text as scratch memory, as printf writes it; VIEW hands a StringView to %.*s. */
 #define VIEW(view) (int)(view).length, (view).text
-static StringView print_text(Context *cx, const char *format, ...);
+static StringView format_text(Context *cx, const char *format, ...);
 /* A prompt or question without the white space around it; `after_images`: what is before it stays, as the message is
    stripped as a unit. `what` names it in messages. */
 static StringView checked_text(Context *cx, const char *text, const char *what, bool after_images);
@@ -429,14 +415,14 @@ static void vit_block(Context *cx, const Config *c, const VitBlock *block, float
     const int64_t width = c->vit_width, d = width / c->vit_heads;
     const float *q = wide, *k = wide + width, *v = wide + 2 * width; /* of the first row; the next is 3W further */
     /* x += proj(attention(norm1(x))), without a mask */
-    layer_norm(cx, h, x, block->norm1.weight, block->norm1.bias, T, width, c->vit_epsilon);
+    layer_norm(cx, h, x, &block->norm1, T, width, c->vit_epsilon);
     apply(cx, wide, h, &block->qkv, T);
     full_attention(cx, h, q, k, v, T, c->vit_heads, d, 3 * width);
     apply(cx, wide, h, &block->proj, T);
     add(cx, x, wide, T * width);
 
     /* x += fc2(gelu(fc1(norm2(x)))) */
-    layer_norm(cx, h, x, block->norm2.weight, block->norm2.bias, T, width, c->vit_epsilon);
+    layer_norm(cx, h, x, &block->norm2, T, width, c->vit_epsilon);
     apply(cx, wide, h, &block->fc1, T);
     gelu(cx, wide, T * c->vit_mlp);
     apply(cx, h, wide, &block->fc2, T);
@@ -456,10 +442,10 @@ static void vit_forward(Context *cx, const JanusModel *m, const float *pixels, f
     add(cx, x, m->pos_embed, T * width);
     for (int i = 0; i < c->vit_layers; i++) {
         vit_block(cx, c, &m->vit_blocks[i], x, T, h, wide);
-        tap(cx, name_of(NEW_NAME, "vision.block.%d", i), x, T, width, 0);
+        tap_block(cx, "vision.block", i, x, T, width);
         progress(cx, "see", i + 1, c->vit_layers);
     }
-    layer_norm(cx, x, x, m->vit_norm.weight, m->vit_norm.bias, T, width, c->vit_epsilon);
+    layer_norm(cx, x, x, &m->vit_norm, T, width, c->vit_epsilon);
     tap(cx, "vision.output", x, T, width, 0);
     scratch_release(cx, mark);
 }
@@ -560,16 +546,6 @@ static void transformer_block(Context *cx, const Config *c, const TransformerBlo
     add(cx, x, s->h, rows * c->hidden);
 }
 
-/* The end of a stage of R sequences: x (R*T, D) is checked, and if `tapped` handed over as one tensor (T, D) a
-   sequence: the first under its own name, the second after "uncond.". */
-static void tap_sequences(Context *cx, const char *name, const float *x, int64_t R, int64_t T, int64_t width,
-                          bool tapped) {
-    check_finite(cx, name, x, R * T * width);
-    for (int64_t r = 0; tapped && r < R && r < 2; r++)
-        hand_over(cx, name_of(NEW_NAME, "%s%s", r == 0 ? "" : "uncond.", name), JANUS_FLOAT32, x + r * T * width, T,
-                  width, 0);
-}
-
 /* Reads T embeddings a sequence: x (R*T, D) in, the hidden states after the final norm out, and all keys and values are
    kept. After a failure every sequence is as long as before. */
 static void transformer_forward(Context *cx, const JanusModel *m, float *x, int64_t T, Sequence *const *sequences,
@@ -585,11 +561,11 @@ static void transformer_forward(Context *cx, const JanusModel *m, float *x, int6
     }
     for (int i = 0; i < c->layers; i++) {
         transformer_block(cx, c, &m->blocks[i], i, &s, sequences, x);
-        tap_sequences(cx, name_of(NEW_NAME, "transformer.block.%d", i), x, R, T, c->hidden, tapped);
+        tap_sequences(cx, "transformer.block", i, x, R, T, c->hidden, tapped);
         if (T > 1) progress(cx, "read", i + 1, c->layers);
     }
     rms_norm(cx, x, x, m->output_norm, R * T, c->hidden, c->rms_epsilon);
-    tap_sequences(cx, "transformer.hidden", x, R, T, c->hidden, tapped);
+    tap_sequences(cx, "transformer.hidden", -1, x, R, T, c->hidden, tapped);
     for (int64_t r = 0; r < R && !has_failed(cx); r++) sequences[r]->own.length += T;
     scratch_release(cx, mark);
 }
@@ -769,16 +745,20 @@ static int32_t pick_text_id(Context *cx, const JanusAskOptions *options, TorchRn
        official: vq_model.py
    ================================================================================================================== */
 
-/* 3x3 convolution of x (side*side, in) that keeps the side: zeros around the border. */
-static void conv3x3(Context *cx, float *out, const float *x, const Linear *layer, int64_t side) {
+/* 3x3 convolution of x (side*side, in). KEEP pads with zeros all around, HALVE to the right and below only; DOUBLE
+   first makes four pixels of each. */
+typedef enum { KEEP, HALVE, DOUBLE } Resampling;
+static void conv3x3(Context *cx, float *out, const float *x, const Linear *layer, int64_t side, Resampling to) {
+    const int64_t out_side = to == HALVE ? side / 2 : to == DOUBLE ? 2 * side : side;
     const ConvShape shape = {.height = side, .width = side, .channels = layer->weight.cols / 9, .kernel = 3,
-                             .stride = 1, .pad = 1, .out_height = side, .out_width = side};
+                             .stride = to == HALVE ? 2 : 1, .pad = to == HALVE ? 0 : 1, .upsample = to == DOUBLE,
+                             .out_height = out_side, .out_width = out_side};
     conv2d(cx, out, x, &layer->weight, layer->bias, &shape);
 }
 
 static void normalize_groups(Context *cx, const Config *c, float *out, const float *x, const Norm *norm, int64_t rows,
                              int64_t width, int swish) {
-    group_norm(cx, out, x, norm->weight, norm->bias, rows, width, c->groups, c->group_epsilon, swish);
+    group_norm(cx, out, x, norm, rows, width, c->groups, c->group_epsilon, swish);
 }
 
 /* x (side*side, in) -> x (side*side, out), in place: x has room for the wider of the two. */
@@ -787,9 +767,9 @@ static void res_block(Context *cx, const Config *c, const ResBlock *block, float
     const ArenaBlock *mark = scratch_mark(cx);
     float *h = scratch(cx, rows, max_i64(block->in, block->out)), *y = scratch(cx, rows, block->out);
     normalize_groups(cx, c, h, x, &block->norm1, rows, block->in, 1);
-    conv3x3(cx, y, h, &block->conv1, side);
+    conv3x3(cx, y, h, &block->conv1, side, KEEP);
     normalize_groups(cx, c, y, y, &block->norm2, rows, block->out, 1);
-    conv3x3(cx, h, y, &block->conv2, side);
+    conv3x3(cx, h, y, &block->conv2, side, KEEP);
     if (block->in != block->out) {
         apply(cx, y, x, &block->shortcut, rows);
         copy(cx, x, y, rows * block->out);
@@ -820,49 +800,43 @@ static void mid_block(Context *cx, const Config *c, const VqHalf *half, float *x
     res_block(cx, c, &half->mid_res[1], x, side);
 }
 
-/* Floats that the widest stage of encoder and decoder holds; -1: too many to count. */
+/* Size in floats of the largest activation of encoder and decoder; -1 on overflow. On either way a level starts with the
+   width of the level before it. */
 static int64_t vq_room(const Config *c) {
     int64_t room = image_tokens(c) * c->z_channels;
     for (int i = 0; i < c->vq_levels; i++) {
         const int64_t side = (int64_t)c->grid << (c->vq_levels - 1 - i);
-        /* a level is entered with the width of the level before it, on either way */
-        for (int beside = i - 1; beside <= i + 1; beside++) {
-            const int multiplier = beside < 0 ? 1 : beside >= c->vq_levels ? c->multipliers[i] : c->multipliers[beside];
-            const int64_t floats = checked_product(side, side, (int64_t)c->base_channels * multiplier);
+        for (int j = i > 0 ? i - 1 : 0; j <= i + 1 && j < c->vq_levels; j++) {
+            const int64_t floats = checked_product(side, side, (int64_t)c->base_channels * c->multipliers[j]);
             if (floats < 0) return -1;
-            if (floats > room) room = floats;
+            room = max_i64(room, floats);
         }
     }
     return room;
 }
 
-/* Halves the side: x (side*side, C) -> out (side/2 * side/2, C). Zeros to the right and below only. */
-static void downsample(Context *cx, float *out, const float *x, const Linear *layer, int64_t side) {
-    const ConvShape shape = {.height = side, .width = side, .channels = layer->weight.rows, .kernel = 3, .stride = 2,
-                             .out_height = side / 2, .out_width = side / 2};
-    conv2d(cx, out, x, &layer->weight, layer->bias, &shape);
-}
-
-/* The levels of the encoder, shallow to deep, then its mid block; x (side*side, base) -> x (grid*grid, deepest). */
-static void vq_encoder_levels(Context *cx, const JanusModel *m, float *x, float *y) {
-    const Config *c = &m->config;
-    int64_t side = drawn_side(c);
+/* All levels of one half: *x (side*side, C) in and out. The encoder goes from shallow to deep, halving the side, the
+   decoder back, doubling it. After each resampling x and y change places. */
+static void vq_levels(Context *cx, const Config *c, const VqHalf *half, bool decodes, float **x, float **y) {
+    int64_t side = decodes ? c->grid : drawn_side(c);
     for (int i = 0; i < c->vq_levels; i++) {
-        const VqLevel *level = &m->vq_encoder.level[i];
-        const int64_t width = (int64_t)c->base_channels * c->multipliers[i];
-        for (int b = 0; b < c->res_blocks; b++) {
-            res_block(cx, c, &level->res[b], x, side);
-            if (i == c->vq_levels - 1) attn_block(cx, c, &level->attn[b], x, side * side);
+        const VqLevel *level = &half->level[i];
+        const int depth = decodes ? c->vq_levels - 1 - i : i;
+        for (int b = 0; b < c->res_blocks + decodes; b++) {
+            res_block(cx, c, &level->res[b], *x, side);
+            if (depth == c->vq_levels - 1) attn_block(cx, c, &level->attn[b], *x, side * side);
         }
         if (i < c->vq_levels - 1) {
-            downsample(cx, y, x, &level->resample, side);
-            side /= 2;
-            copy(cx, x, y, side * side * width);
+            float *resampled = *y;
+            conv3x3(cx, resampled, *x, &level->resample, side, decodes ? DOUBLE : HALVE);
+            *y = *x;
+            *x = resampled;
+            side = decodes ? 2 * side : side / 2;
         }
-        tap(cx, name_of(NEW_NAME, "vq.encoder.level.%d", i), x, side * side, width, 0);
-        progress(cx, "encode", i + 1, c->vq_levels);
+        tap_block(cx, decodes ? "vq.decoder.level" : "vq.encoder.level", i, *x, side * side,
+                  (int64_t)c->base_channels * c->multipliers[depth]);
+        progress(cx, decodes ? "decode" : "encode", i + 1, c->vq_levels);
     }
-    mid_block(cx, c, &m->vq_encoder, x, side);
 }
 
 /* x (rows, dim) -> rows of length 1, as F.normalize */
@@ -914,12 +888,13 @@ static void vq_encode(Context *cx, const JanusModel *m, const float *pixels, int
     const ArenaBlock *mark = scratch_mark(cx);
     float *x = scratch(cx, vq_room(c), 1), *y = scratch(cx, vq_room(c), 1), *z = scratch(cx, T, c->code_dim);
     tap(cx, "vq.encoder.input", pixels, side, side, 3);
-    conv3x3(cx, x, pixels, &encoder->conv_in, side);
+    conv3x3(cx, x, pixels, &encoder->conv_in, side, KEEP);
     tap(cx, "vq.encoder.conv_in", x, side * side, c->base_channels, 0);
-    vq_encoder_levels(cx, m, x, y);
+    vq_levels(cx, c, encoder, false, &x, &y);
+    mid_block(cx, c, encoder, x, c->grid);
     tap(cx, "vq.encoder.mid", x, T, encoder->mid_width, 0);
     normalize_groups(cx, c, x, x, &encoder->norm_out, T, encoder->out_width, 1);
-    conv3x3(cx, y, x, &encoder->conv_out, c->grid);
+    conv3x3(cx, y, x, &encoder->conv_out, c->grid, KEEP);
     tap(cx, "vq.encoder.output", y, T, c->z_channels, 0);
     apply(cx, z, y, &m->quant_conv, T);
     tap(cx, "vq.quant_conv", z, T, c->code_dim, 0);
@@ -947,36 +922,6 @@ static void embed_image_ids(Context *cx, const JanusModel *m, const int32_t *ids
        official: vq_model.py (decode_code), generation_inference.py (pixels)
    ================================================================================================================== */
 
-/* Doubles the side: every pixel four times, then a 3x3 convolution; x (side*side, C) -> out (4*side*side, C). */
-static void upsample(Context *cx, float *out, const float *x, const Linear *layer, int64_t side) {
-    const ConvShape shape = {.height = side, .width = side, .channels = layer->weight.rows, .kernel = 3, .stride = 1,
-                             .pad = 1, .out_height = 2 * side, .out_width = 2 * side, .upsample = 1};
-    conv2d(cx, out, x, &layer->weight, layer->bias, &shape);
-}
-
-/* The levels of the decoder; *x holds (grid*grid, deepest) and then (side*side, C); x and y change places. */
-static void vq_decoder_levels(Context *cx, const JanusModel *m, float **x, float **y) {
-    const Config *c = &m->config;
-    int64_t side = c->grid;
-    for (int i = 0; i < c->vq_levels; i++) {
-        const VqLevel *level = &m->vq_decoder.level[i];
-        for (int b = 0; b <= c->res_blocks; b++) {
-            res_block(cx, c, &level->res[b], *x, side);
-            if (i == 0) attn_block(cx, c, &level->attn[b], *x, side * side);
-        }
-        if (i < c->vq_levels - 1) {
-            float *filled = *y;
-            upsample(cx, filled, *x, &level->resample, side);
-            *y = *x;
-            *x = filled;
-            side *= 2;
-        }
-        tap(cx, name_of(NEW_NAME, "vq.decoder.level.%d", i), *x, side * side,
-            (int64_t)c->base_channels * c->multipliers[c->vq_levels - 1 - i], 0);
-        progress(cx, "decode", i + 1, c->vq_levels);
-    }
-}
-
 /* y (count) in about -1..1 -> bytes, cut off and not rounded, as the official code does */
 static void to_pixels(uint8_t *rgb, const float *y, int64_t count) {
     for (int64_t i = 0; i < count; i++) {
@@ -999,13 +944,13 @@ static void vq_decode(Context *cx, const JanusModel *m, const int32_t *ids, uint
     tap(cx, "vq.codes", codes, T, c->code_dim, 0);
     apply(cx, y, codes, &m->post_quant_conv, T);
     tap(cx, "vq.post_quant", y, T, c->z_channels, 0);
-    conv3x3(cx, x, y, &decoder->conv_in, c->grid);
+    conv3x3(cx, x, y, &decoder->conv_in, c->grid, KEEP);
     tap(cx, "vq.decoder.conv_in", x, T, decoder->mid_width, 0);
     mid_block(cx, c, decoder, x, c->grid);
     tap(cx, "vq.decoder.mid", x, T, decoder->mid_width, 0);
-    vq_decoder_levels(cx, m, &x, &y);
+    vq_levels(cx, c, decoder, true, &x, &y);
     normalize_groups(cx, c, x, x, &decoder->norm_out, side * side, decoder->out_width, 1);
-    conv3x3(cx, drawn, x, &decoder->conv_out, side);
+    conv3x3(cx, drawn, x, &decoder->conv_out, side, KEEP);
     tap(cx, "vq.decoder.output", drawn, side, side, 3);
     if (!has_failed(cx)) to_pixels(rgb, drawn, side * side * 3);
     tap_pixels(cx, rgb, side);
@@ -1106,8 +1051,8 @@ static int add_text(Context *cx, const JanusModel *m, IdList *list, StringView t
 static void drawing_prompt(Context *cx, const JanusModel *m, const char *prompt, IdList *list) {
     const Config *c = &m->config;
     const StringView words = checked_text(cx, prompt, "prompt", false);
-    const StringView text = print_text(cx, "%.*s: %.*s\n\n%.*s:", VIEW(c->user_role), VIEW(words),
-                                       VIEW(c->assistant_role));
+    const StringView text = format_text(cx, "%.*s: %.*s\n\n%.*s:", VIEW(c->user_role), VIEW(words),
+                                        VIEW(c->assistant_role));
     id_list_add(cx, list, c->bos, 1);
     if (add_text(cx, m, list, text) > 0)
         context_fail(cx, JANUS_BAD_ARGUMENT, "a drawing prompt cannot hold <image_placeholder>");
@@ -1127,11 +1072,11 @@ static void turn_prompt(Context *cx, const JanusModel *m, const Conversation *co
     StringView images = view_of("");
     /* images come before the question unless the question itself places them */
     for (int i = 0; i < image_count && question != NULL && strstr(question, "<image_placeholder>") == NULL; i++)
-        images = print_text(cx, "%.*s<image_placeholder>\n", VIEW(images));
+        images = format_text(cx, "%.*s<image_placeholder>\n", VIEW(images));
     const StringView words = checked_text(cx, question, "question", images.length > 0);
-    const StringView text = print_text(cx, "%.*s%s%.*s: %.*s%.*s\n\n%.*s:", VIEW(system),
-                                       system.length > 0 ? "\n\n" : "", VIEW(c->user_role), VIEW(images), VIEW(words),
-                                       VIEW(c->assistant_role));
+    const StringView text = format_text(cx, "%.*s%s%.*s: %.*s%.*s\n\n%.*s:", VIEW(system),
+                                        system.length > 0 ? "\n\n" : "", VIEW(c->user_role), VIEW(images), VIEW(words),
+                                        VIEW(c->assistant_role));
     if (before == 0) id_list_add(cx, list, c->bos, 1);
     for (int i = 0; i < conversation->unread_count; i++) id_list_add(cx, list, conversation->unread[i], 1);
     const int places = add_text(cx, m, list, text);
@@ -1145,58 +1090,14 @@ static void turn_prompt(Context *cx, const JanusModel *m, const Conversation *co
 }
 
 /* Embeddings of a prompt: x (T, D). Rows of image placeholders from `first` on are those of `seen`, in order. */
-static void embed_prompt(const JanusModel *m, const int32_t *ids, int64_t T, int64_t first, const float *seen,
-                         float *x) {
-    const int64_t width = m->config.hidden;
-    for (int64_t t = 0; t < T; t++, x += width) {
-        if (t < first || ids[t] != m->config.image_placeholder) {
-            weight_row(x, &m->token_embed, ids[t]);
-        } else {
-            memcpy(x, seen, (size_t)width * sizeof *x);
-            seen += width;
-        }
+static void embed_prompt(Context *cx, const JanusModel *m, const int32_t *ids, int64_t T, int64_t first,
+                         const float *seen, float *x) {
+    const int64_t D = m->config.hidden;
+    for (int64_t t = 0; t < T && !has_failed(cx); t++, x += D) {
+        const bool image = t >= first && ids[t] == m->config.image_placeholder;
+        if (image) copy(cx, x, seen, D), seen += D;
+        else weight_row(x, &m->token_embed, ids[t]);
     }
-}
-
-/* Reads a drawing's prompt, with the words and without, side by side; hidden (2N, D) receives both last states, once
-   for each picture. */
-static void read_drawing_prompt(Context *cx, const JanusModel *m, Task *task, const IdList *prompt, float *hidden) {
-    const int64_t T = (int64_t)prompt->count, width = m->config.hidden;
-    const ArenaBlock *mark = scratch_mark(cx);
-    float *x = scratch(cx, 2 * T, width);
-    int32_t *uncond = scratch_ids(cx, T);
-    Sequence *sequences[] = {&task->prompts[0], &task->prompts[1]};
-    if (has_failed(cx)) return;
-    for (int64_t t = 0; t < T; t++) uncond[t] = t == 0 || t == T - 1 ? prompt->ids[t] : m->config.pad;
-    tap_ids(cx, "text.token_ids", prompt->ids, T, 0);
-    embed_prompt(m, prompt->ids, T, T, NULL, x);
-    embed_prompt(m, uncond, T, T, NULL, x + T * width);
-    tap_sequences(cx, "text.embeddings", x, 2, T, width, true);
-    transformer_forward(cx, m, x, T, sequences, 2, true);
-    for (int64_t r = 0; r < task->R; r++) copy(cx, hidden + r * width, x + ((r % 2 + 1) * T - 1) * width, width);
-    scratch_release(cx, mark);
-}
-
-/* Reads a turn: its images are seen, then all its tokens are read. hidden (D) is the state after the last one. */
-static void read_turn(Context *cx, const JanusModel *m, Conversation *conversation, const IdList *list,
-                      const JanusImage *images, int image_count, float *hidden) {
-    enum { CHUNK = 1024 }; /* tokens read at once: bounds the scratch memory of a long turn */
-    Sequence *sequence = &conversation->sequence;
-    const int64_t T = (int64_t)list->count, width = m->config.hidden, seen_rows = vision_tokens(&m->config);
-    const ArenaBlock *mark = scratch_mark(cx);
-    float *x = scratch(cx, T, width), *seen = scratch(cx, image_count * seen_rows, width);
-    for (int i = 0; i < image_count && !has_failed(cx); i++) see_image(cx, m, &images[i], seen + i * seen_rows * width);
-    if (has_failed(cx)) return;
-    /* BOS and ids left over from the last answer are literal, even if one equals the placeholder */
-    const int64_t literal = conversation->unread_count + (sequence->own.length == 0);
-    embed_prompt(m, list->ids, T, literal, seen, x);
-    tap_ids(cx, "text.token_ids", list->ids, T, 0);
-    tap(cx, "text.embeddings", x, T, width, 0);
-    const int64_t chunk = is_tapped(cx) ? T : CHUNK;
-    for (int64_t t = 0; t < T && !has_failed(cx); t += chunk)
-        transformer_forward(cx, m, x + t * width, min_i64(chunk, T - t), &sequence, 1, is_tapped(cx));
-    copy(cx, hidden, x + (T - 1) * width, width);
-    scratch_release(cx, mark);
 }
 
 /* ---- A step: every sequence reads the id that was picked last, and the next ids are picked ---- */
@@ -1316,20 +1217,30 @@ static void step(Context *cx, const JanusModel *m, Task *const *tasks, int count
 
 /* ---- The two loops ---- */
 
-/* Reads the prompt and takes the first id of each picture. */
+/* Reads the prompt, with its words and without, side by side, and takes the first id of each picture. */
 static void start_drawing(Context *cx, const JanusModel *m, Task *task, const char *prompt) {
+    const Config *c = &m->config;
+    const int64_t N = task->drawing.count, D = c->hidden;
     const ArenaBlock *mark = scratch_mark(cx);
+    Sequence *prompts[] = {&task->prompts[0], &task->prompts[1]};
     IdList ids = {0};
-    task->R = 2 * task->drawing.count;
+    task->R = 2 * N;
     task->rows = task->pictures;
     torch_rng_seed(&task->rng, task->drawing.seed);
-    float *hidden = scratch(cx, task->R, m->config.hidden);
-    drawing_prompt(cx, m, prompt, &ids);
     for (int64_t r = 0; r < task->R; r++) {
-        task->rows[r].shared = &task->prompts[r % 2].own;
-        kv_cache_reserve(cx, &task->rows[r].own, &m->config, image_tokens(&m->config) - 1);
+        task->rows[r].shared = &prompts[r % 2]->own;
+        kv_cache_reserve(cx, &task->rows[r].own, c, image_tokens(c) - 1);
     }
-    if (!has_failed(cx)) read_drawing_prompt(cx, m, task, &ids, hidden);
+    drawing_prompt(cx, m, prompt, &ids);
+    const int64_t T = (int64_t)ids.count;
+    for (int64_t t = 0; t < T; t++) id_list_add(cx, &ids, t == 0 || t == T - 1 ? ids.ids[t] : c->pad, 1);
+    float *x = scratch(cx, 2 * T, D), *hidden = scratch(cx, 2 * N, D);
+    tap_ids(cx, "text.token_ids", ids.ids, T, 0);
+    embed_prompt(cx, m, ids.ids, 2 * T, 2 * T, NULL, x);
+    tap_sequences(cx, "text.embeddings", -1, x, 2, T, D, true);
+    transformer_forward(cx, m, x, T, prompts, 2, true);
+    for (int64_t r = 0; r < 2 * N && !has_failed(cx); r++)
+        copy(cx, hidden + r * D, x + ((r % 2 + 1) * T - 1) * D, D); /* the last position */
     take_next_ids(cx, m, &task, 1, hidden);
     id_list_free(&ids);
     scratch_release(cx, mark);
@@ -1344,20 +1255,32 @@ static void draw(Context *cx, const JanusModel *m, const char *prompt, const Jan
     task_free(&task);
 }
 
-/* Reads the user's turn and takes the answer's first id. */
+/* Reads the user's turn, after its images are seen, and takes the answer's first id. */
 static void start_answer(Context *cx, const JanusModel *m, Task *task, const char *question, const JanusImage *images,
                          int image_count) {
+    enum { CHUNK = 1024 }; /* tokens read at once: bounds the scratch memory of a long turn */
+    Conversation *conversation = task->conversation;
+    Sequence *sequence = &conversation->sequence;
+    const int64_t D = m->config.hidden, image_rows = vision_tokens(&m->config);
+    /* BOS and ids left over from the last answer are literal, even if one equals the placeholder */
+    const int64_t literal = conversation->unread_count + (sequence->own.length == 0);
     const ArenaBlock *mark = scratch_mark(cx);
-    IdList turn = {0};
+    IdList ids = {0};
     task->R = 1;
-    task->rows = &task->conversation->sequence;
+    task->rows = sequence;
     torch_rng_seed(&task->rng, task->question.seed);
-    float *hidden = scratch(cx, 1, m->config.hidden);
-    turn_prompt(cx, m, task->conversation, question, image_count, &turn);
-    if (!has_failed(cx)) read_turn(cx, m, task->conversation, &turn, images, image_count, hidden);
-    task->turn_end = task->rows->own.length;
-    take_next_ids(cx, m, &task, 1, hidden);
-    id_list_free(&turn);
+    turn_prompt(cx, m, conversation, question, image_count, &ids);
+    const int64_t T = (int64_t)ids.count, chunk = is_tapped(cx) ? T : CHUNK;
+    float *x = scratch(cx, T, D), *seen = scratch(cx, image_count * image_rows, D);
+    for (int i = 0; i < image_count && !has_failed(cx); i++) see_image(cx, m, &images[i], seen + i * image_rows * D);
+    tap_ids(cx, "text.token_ids", ids.ids, T, 0);
+    embed_prompt(cx, m, ids.ids, T, literal, seen, x);
+    tap(cx, "text.embeddings", x, T, D, 0);
+    for (int64_t t = 0; t < T && !has_failed(cx); t += chunk)
+        transformer_forward(cx, m, x + t * D, min_i64(chunk, T - t), &sequence, 1, is_tapped(cx));
+    task->turn_end = sequence->own.length;
+    take_next_ids(cx, m, &task, 1, has_failed(cx) ? NULL : x + (T - 1) * D);
+    id_list_free(&ids);
     scratch_release(cx, mark);
 }
 
@@ -1940,14 +1863,7 @@ static int64_t checked_product(int64_t a, int64_t b, int64_t c) {
 /* a + b; -1 if either is negative or the sum overflows. */
 static int64_t checked_sum(int64_t a, int64_t b) { return a < 0 || b < 0 || a > INT64_MAX - b ? -1 : a + b; }
 
-PRINTF_LIKE(2, 3)
-static const char *name_of(Name *name, const char *format, ...) {
-    va_list arguments;
-    va_start(arguments, format);
-    vsnprintf(name->text, sizeof name->text, format, arguments);
-    va_end(arguments);
-    return name->text;
-}
+enum { NAME_LIMIT = 128 }; /* bytes of a tensor's or a stage's name */
 
 /* realloc for `count` items of `size` bytes; NULL if the product does not fit or memory runs out: the old block stays
    valid. */
@@ -5427,9 +5343,8 @@ static void rms_norm(Context *cx, float *out, const float *x, const float *weigh
     in_parallel(cx, norm_job, &n, T, max_i64(1, ELEMENT_STEP / D));
 }
 
-static void layer_norm(Context *cx, float *out, const float *x, const float *weight, const float *bias, int64_t T,
-                       int64_t D, float eps) {
-    RowNorm n = {cx->kernels, out, x, weight, bias, D, eps, 1};
+static void layer_norm(Context *cx, float *out, const float *x, const Norm *norm, int64_t T, int64_t D, float eps) {
+    RowNorm n = {cx->kernels, out, x, norm->weight, norm->bias, D, eps, 1};
     in_parallel(cx, norm_job, &n, T, max_i64(1, ELEMENT_STEP / D));
 }
 
@@ -5477,11 +5392,11 @@ static void group_affine(const GroupNorm *g, int64_t begin, int64_t end) {
 }
 
 /* Mean and variance are over all rows of a group of channels. */
-static void group_norm(Context *cx, float *out, const float *x, const float *weight, const float *bias, int64_t rows,
-                       int64_t channels, int groups, float eps, int swish) {
+static void group_norm(Context *cx, float *out, const float *x, const Norm *norm, int64_t rows, int64_t channels,
+                       int groups, float eps, int swish) {
     const int64_t chunks = (rows + MOMENT_ROWS - 1) / MOMENT_ROWS, width = channels / groups;
     if (!reserve_scratch(cx, (2 * chunks + 2) * channels, 0)) return;
-    GroupNorm g = {cx->kernels, out, x, weight, bias, rows, channels, eps, swish, NULL, NULL, NULL, NULL};
+    GroupNorm g = {cx->kernels, out, x, norm->weight, norm->bias, rows, channels, eps, swish, NULL, NULL, NULL, NULL};
     g.means = shared_scratch(cx);
     g.squares = g.means + chunks * channels;
     g.factor = g.squares + chunks * channels;
@@ -5517,8 +5432,38 @@ static void hand_over(Context *cx, const char *name, JanusElement type, const vo
         cx->options.tap(cx->options.user, name, type, data, shape, c > 0 ? 3 : b > 0 ? 2 : 1);
 }
 
+/* name.i, or name if i < 0 */
+static const char *block_name(char out[NAME_LIMIT], const char *name, int i) {
+    if (i < 0) snprintf(out, NAME_LIMIT, "%s", name);
+    else snprintf(out, NAME_LIMIT, "%s.%d", name, i);
+    return out;
+}
+
+static void tap_block(Context *cx, const char *name, int i, const float *data, int64_t a, int64_t b) {
+    char full[NAME_LIMIT];
+    tap(cx, block_name(full, name, i), data, a, b, 0);
+}
+
+static void tap_sequences(Context *cx, const char *name, int i, const float *x, int64_t R, int64_t T, int64_t width,
+                          bool tapped) {
+    char full[NAME_LIMIT + 8] = "uncond.", *own = full + strlen(full);
+    check_finite(cx, block_name(own, name, i), x, R * T * width);
+    for (int64_t r = 0; tapped && r < R && r < 2; r++)
+        hand_over(cx, r == 0 ? own : full, JANUS_FLOAT32, x + r * T * width, T, width, 0);
+}
+
 static void tap_ids(Context *cx, const char *name, const int32_t *ids, int64_t a, int64_t b) {
     hand_over(cx, name, JANUS_INT32, ids, a, b, 0);
+}
+
+static void tap_pixels(Context *cx, const uint8_t *rgb, int64_t side) {
+    const int64_t count = side * side * 3;
+    const ArenaBlock *mark = scratch_mark(cx);
+    if (!is_tapped(cx)) return;
+    int32_t *bytes = scratch_ids(cx, count);
+    for (int64_t i = 0; i < count && !has_failed(cx); i++) bytes[i] = rgb[i];
+    hand_over(cx, "image.pixels", JANUS_INT32, bytes, side, side, 3);
+    scratch_release(cx, mark);
 }
 
 /* Fails where the result x (count) of the stage `name` is not finite. */
@@ -5628,8 +5573,10 @@ static void rotate_and_cache_job(void *data, Chunk chunk) {
 static void check_keys(Context *cx, int layer, const float *k, const float *v, int64_t n) {
     const float limit = kv_type(cx) == TYPE_F16 ? 65520.0f : INFINITY; /* from 65520 on, float16 rounds to infinity */
     if (all_below(cx, k, n, limit) && all_below(cx, v, n, limit)) return;
-    check_finite(cx, name_of(NEW_NAME, "transformer.block.%d", layer), k, n);
-    check_finite(cx, name_of(NEW_NAME, "transformer.block.%d", layer), v, n);
+    char name[NAME_LIMIT];
+    block_name(name, "transformer.block", layer);
+    check_finite(cx, name, k, n);
+    check_finite(cx, name, v, n);
     context_fail(cx, JANUS_BAD_MODEL, "keys or values of transformer.block.%d are too large for float16: keep them in "
                  "float32 (--kv f32, JANUS_CACHE_F32)", layer);
 }
@@ -6912,7 +6859,8 @@ static void read_model(Loader *l) {
 /* ---- Prompts and answers ---- */
 
 static void id_list_add(Context *cx, IdList *list, int32_t id, int64_t times) {
-    int32_t *grown = has_failed(cx) ? NULL : grow(list->ids, &list->capacity, list->count + (size_t)times, sizeof *grown);
+    if (has_failed(cx)) return;
+    int32_t *grown = grow(list->ids, &list->capacity, list->count + (size_t)times, sizeof *grown);
     if (grown == NULL) {
         context_fail_memory(cx);
         return;
@@ -6956,7 +6904,7 @@ static StringView checked_text(Context *cx, const char *text, const char *what, 
     return stripped;
 }
 
-static StringView print_text(Context *cx, const char *format, ...) {
+static StringView format_text(Context *cx, const char *format, ...) {
     va_list arguments, again;
     StringView printed = {NULL, 0};
     if (has_failed(cx)) return printed;

@@ -230,7 +230,7 @@ static void norm_cases(Context *cx, int64_t T, int64_t D) {
     for (int centred = 0; centred < 2; centred++) {
         double error = 0;
         if (centred)
-            layer_norm(cx, out, x, weight, bias, T, D, 1e-6f);
+            layer_norm(cx, out, x, &(Norm){weight, bias}, T, D, 1e-6f);
         else
             rms_norm(cx, out, x, weight, T, D, 1e-6f);
         for (int64_t t = 0; t < T; t++) {
@@ -260,7 +260,7 @@ static void group_norm_case(Context *cx, int64_t rows, int64_t channels, int gro
     double error = 0;
     char name[96];
     for (int64_t i = 0; i < rows * channels; i++) x[i] = 2 * x[i] + 0.1f * (float)(i % channels) + 1;
-    group_norm(cx, out, x, weight, bias, rows, channels, groups, 1e-6f, swish);
+    group_norm(cx, out, x, &(Norm){weight, bias}, rows, channels, groups, 1e-6f, swish);
     for (int g = 0; g < groups; g++) {
         double mean = 0, square = 0, n = (double)(rows * width);
         for (int64_t r = 0; r < rows; r++)
@@ -354,7 +354,7 @@ static void thread_case(const char *isa) {
         linear(&cx, p, x, &w, NULL, T);
         linear(&cx, p += T * O, x, &few, NULL, 3);
         conv2d(&cx, p += 3 * O, x, &c, NULL, &shape);
-        group_norm(&cx, p += SIDE * SIDE * 20, x, x, x, SIDE * SIDE, CHANNELS, 32, 1e-6f, 1);
+        group_norm(&cx, p += SIDE * SIDE * 20, x, &(Norm){x, x}, SIDE * SIDE, CHANNELS, 32, 1e-6f, 1);
         p += SIDE * SIDE * CHANNELS;
         AttentionSequence two[2] = {{p, x, {{x, x + 5, TYPE_F32, 200, 64, 32}}, 1},
                                     {p + T * CHANNELS, x + 7, {{x, x + 9, TYPE_F32, 80, 64, 32}}, 1}};
