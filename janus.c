@@ -800,8 +800,8 @@ static void mid_block(Context *cx, const Config *c, const VqHalf *half, float *x
     res_block(cx, c, &half->mid_res[1], x, side);
 }
 
-/* Size in floats of the largest activation of encoder and decoder; -1 on overflow. On either way a level starts with the
-   width of the level before it. */
+/* Size in floats of the largest activation of encoder and decoder; -1 on overflow. A level starts with the width of the
+   one before it, on either way. */
 static int64_t vq_room(const Config *c) {
     int64_t room = image_tokens(c) * c->z_channels;
     for (int i = 0; i < c->vq_levels; i++) {
