@@ -558,6 +558,12 @@ def test_control_characters_of_a_model_do_not_reach_the_terminal(before: bytes, 
     assert not any(byte < 0x20 or byte == 0x7F for byte in said) and b"\xc2\x9b" not in said
 
 
+@pytest.mark.parametrize("command", [("info", "-m"), ("encode", "-i"), ("tokenize", "-f"), ("info",)])
+def test_names_of_files_steer_no_terminal(command: tuple[str, ...]) -> None:
+    done = subprocess.run([JANUS, *command, "no\x1b[2J\u009bfile"], capture_output=True, timeout=60)
+    assert done.returncode and b"no [2J  file" in done.stderr and b"\x1b" not in done.stderr
+
+
 @pytest.mark.skipif(os.name != "posix", reason="pseudo terminals")
 def test_text_of_a_model_steers_no_terminal() -> None:
     """Its vocabulary holds every byte; a file or a pipe gets the text as it is."""
