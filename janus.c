@@ -6340,7 +6340,7 @@ static void require(Loader *l, bool good, const char *words) {
     if (!good) bad_model(l, "%s", words);
 }
 
-/* Other files that are taken for a model file, by how they begin. */
+/* Files that users pass in place of a model file, often a part of the checkpoint, by their first bytes. */
 static const struct {
     size_t at, length;
     const char *bytes, *what;
@@ -6437,7 +6437,7 @@ static void load_file_image(Loader *l, FileImage *image) {
     else if (mapped != 0) context_fail(&l->cx, JANUS_IO_ERROR, "cannot read the model: %s", strerror(errno));
 }
 
-/* ---- What the file must hold: the sizes, then every weight with its shape ---- */
+/* ---- Required contents: the sizes, then every weight with its shape ---- */
 
 /* Element i of an array of 32-bit numbers, its bits if they are floats. */
 static uint32_t array_item(const Metadata *entry, int64_t i) {
@@ -6940,7 +6940,7 @@ static bool answer_begin(Answer *answer) {
 
 static bool answer_is_empty(const Answer *answer) { return answer->length == 0; }
 
-/* The text without white space at its end; it changes hands. */
+/* The text without white space at its end, which the caller frees. */
 static char *answer_take(Answer *answer) {
     char *text = answer->text;
     text[strip(text, answer->length).length] = 0;
