@@ -380,14 +380,14 @@ static JanusStatus do_read_jpeg(World *world, uint64_t *hash) { return read_pict
 static JanusStatus do_read_turned(World *world, uint64_t *hash) { return read_picture(world, "turned.png", hash); }
 static JanusStatus do_read_cmyk(World *world, uint64_t *hash) { return read_picture(world, "cmyk.jpg", hash); }
 
-static JanusStatus write_picture(World *world, const char *name, uint64_t *hash) {
+static JanusStatus save_to(World *world, const char *name, uint64_t *hash) {
     const JanusStatus status = janus_image_save(in_folder(name), &world->photo, &world->error);
     if (status == JANUS_OK) *hash = hash_file(in_folder(name));
     return status;
 }
 
-static JanusStatus do_write_png(World *world, uint64_t *hash) { return write_picture(world, "out.png", hash); }
-static JanusStatus do_write_jpeg(World *world, uint64_t *hash) { return write_picture(world, "out.jpg", hash); }
+static JanusStatus do_write_png(World *world, uint64_t *hash) { return save_to(world, "out.png", hash); }
+static JanusStatus do_write_jpeg(World *world, uint64_t *hash) { return save_to(world, "out.jpg", hash); }
 
 static JanusStatus write_with_text(World *world, const char *name, uint64_t *hash) {
     const JanusStatus status =
@@ -1198,7 +1198,7 @@ static void test_bombs(void) {
 /* Runs the command line (words with spaces between them) in a child with the k-th call of a kind failing. Returns its
    exit code; 90: memory is left, 91: there was nothing to fail any more, 92: it was killed. stdin is a text, or a file
    of the temporary folder for "<NAME"; stdout and stderr go to files. */
-static int run_command(const char *command, const char *input, Kind kind, int at, int error) {
+static int run_words(const char *command, const char *input, Kind kind, int at, int error) {
     char words[2048], *arguments[32] = {NULL};
     int count = 0, status = 0;
     fflush(stdout);
@@ -1261,7 +1261,7 @@ static void fail_command(const char *command, const char *input, Kind kind, int 
     static const char *const CALLS[KINDS] = {"allocation", "opening", "read", "write", "close"};
     int at = 0, wrong = 0;
     for (bool more = true; more && wrong < 3 && at < 2000;) {
-        const int code = run_command(command, input, kind, ++at, error);
+        const int code = run_words(command, input, kind, ++at, error);
         more = code != 91;
         const bool good = !more || ((code == EXIT_FAILED || (talks_on && code == EXIT_DONE)) && complained() &&
                                     (talks_on || hash_file(in_folder("janus-1.png")) == 0));
@@ -1285,7 +1285,7 @@ static void fail_batch(const char *model, Kind kind, int error) {
     snprintf(command, sizeof command, "batch -m %s --threads 1 -", model);
     for (bool more = true; more && wrong < 3 && at < 5000;) {
         FileImage results = {0};
-        const int code = run_command(command, jobs, kind, ++at, error);
+        const int code = run_words(command, jobs, kind, ++at, error);
         more = code != 91;
         const bool told = file_read(in_folder("stdout"), 1 << 20, &results) == 0 &&
                           strstr((const char *)results.bytes, "\"error\": ") != NULL;

@@ -136,12 +136,12 @@ static void set_model(const uint8_t *data, size_t size) {
 
 static int go_on(void) { return world.calls_left < 0 || world.calls_left-- > 0; }
 
-static int on_progress(void *user, const char *stage, int64_t done, int64_t total) {
+static int check_progress(void *user, const char *stage, int64_t done, int64_t total) {
     promise(user == &world && stage[0] != 0 && done >= 0 && done <= total, "progress that makes sense");
     return !go_on();
 }
 
-static int on_text(void *user, const char *text, size_t length) {
+static int check_text(void *user, const char *text, size_t length) {
     promise(user == &world && length > 0 && utf8_valid(text, length), "answers in UTF-8");
     return !go_on();
 }
@@ -216,8 +216,8 @@ static void run_tasks(const JanusModel *model, int switches) {
     options.isa = switches & PLAIN_KERNELS ? "plain" : NULL;
     options.cache = switches & HALF_CACHE ? JANUS_CACHE_F16 : JANUS_CACHE_F32;
     options.user = &world;
-    options.progress = on_progress;
-    options.text = on_text;
+    options.progress = check_progress;
+    options.text = check_text;
     world.calls_left = (switches & CANCEL) / 16 - 1;
     if (went_well(janus_session_new(model, &options, &session, &error), &error)) {
         run_question(session, &image, &error);
