@@ -10922,6 +10922,8 @@ static bool is_image_file(const char *path) {
     return image_format(begin) < IMAGE_OTHER || has_image_ending(path);
 }
 
+static bool names_a_stream(const char *path) { return strcmp(path, "-") == 0 || path_is_special(path); }
+
 /* An argument that is more likely a file than a text: stdin, something that exists, or a name with an ending. */
 static bool names_a_file(const char *argument) {
     const char *dot = strrchr(argument, '.');
@@ -11148,7 +11150,7 @@ static int run_command(Program *program, const Command *command, const char *pro
     if (!choose_show(program, command->bit)) return EXIT_FAILED;
     if (command->bit == FOR_INFO && text != NULL) line->model = text;
     const bool of_picture = command->bit == FOR_INFO && text != NULL &&
-                            (strcmp(text, "-") == 0 || path_is_special(text) || is_image_file(text));
+                            (names_a_stream(text) || has_image_ending(text) || is_image_file(text));
     if ((command->bit & FOR_MODEL) != 0 && !of_picture && open_model(program, command->bit, program_path) != JANUS_OK)
         return program_failed(program);
     remark_idle_options(line, command->bit);

@@ -161,7 +161,7 @@ def test_refusals_say_why(tmp_path: Path) -> None:
 def test_no_command_is_usage() -> None:
     """Without a command the usage goes to stderr."""
     done = janus(model=None)
-    assert done.returncode == 2 and b"janus generate" in done.stderr and not done.stdout
+    assert done.returncode == 2 and done.stderr.decode() == HELP and not done.stdout
 
 
 @pytest.mark.parametrize(
@@ -328,6 +328,68 @@ def test_arguments_that_could_be_images(tmp_path: Path, photo: Path) -> None:
         assert succeeds("ask", "--max-tokens", 2, photo, question, cwd=tmp_path).stdout == succeeds("ask", "--max-tokens", 2, photo, question).stdout
 
 
+@pytest.mark.parametrize("question", ["circel.png", "circel.PNG", "photo of me.jpeg", "what is in x.webp", "drawing.svg"])
+def test_a_mistyped_image_is_no_question(tmp_path: Path, question: str) -> None:
+    """An argument that ends like a picture, alone: exit 2 with the reason; with -p, or beside an image, it is a question."""
+    assert fails("ask", question, cwd=tmp_path, code=2).startswith(f"janus: {question}: no such file, and no question")
+    succeeds("ask", "--max-tokens", 1, "-p", question, cwd=tmp_path)
+    succeeds("ask", "--max-tokens", 1, "-i", picture(tmp_path / "photo.png"), question, cwd=tmp_path)
+    succeeds("generate", "-o", "x.png", question, cwd=tmp_path)
+
+
+@pytest.mark.parametrize("arguments, said", [
+    (["ask", "photo.svg", "What is it?"], "cannot read the image photo.svg: No such"), (["ask", "./no/photo", "What is it?"], "cannot read the image ./no/photo: No such"),
+    (["ask", ".", "What"], ". is a folder: name an image file"), (["ask", "no.dat", "What"], "cannot read the image no.dat: No such"),
+    (["chat", "nofile.png"], "cannot read the image nofile.png: No such"), (["chat", "nofile.dat"], "cannot read the image nofile.dat: No such"),
+    (["ask", "nofile.png", "-p", "What?"], "cannot read the image nofile.png: No such"), (["info", "nofile.png"], "cannot read nofile.png: No such")])
+def test_the_argument_that_is_meant(tmp_path: Path, arguments: list[str], said: str) -> None:
+    """Of a text and a file that is missing, or is no image, the message names the file."""
+    assert said in fails(*arguments, model=None if arguments[0] == "info" else MODEL, cwd=tmp_path)
+
+
+@posix
+def test_streams_as_images(tmp_path: Path, photo: Path) -> None:
+    """- and pipes are images where an image may stand: beside a question, for encode and for info; alone they are no question."""
+    expected = succeeds("ask", "--max-tokens", 3, photo, "What is it?").stdout
+    script = '"$0" "$@" <(cat "$PHOTO")'
+    for arguments in (["-", "What is it?"], ["What is it?", "-"], ["-", "-p", "What is it?"], ["-i", "-", "What is it?"]):
+        assert succeeds("ask", "--max-tokens", 3, *arguments, stdin=photo.read_bytes()).stdout == expected, arguments
+    drawn = tmp_path / "drawn.png"
+    told = succeeds("generate", "-o", drawn, "a red fox") and succeeds("info", drawn, model=None).stdout
+    assert succeeds("info", "-", model=None, stdin=drawn.read_bytes()).stdout == told
+    assert "stdin is neither a PNG nor a JPEG" in fails("info", "-", model=None, stdin=b"GGUF")
+    if not shutil.which("bash"):
+        return
+
+    def piped(*arguments: object, path: Path = photo) -> subprocess.CompletedProcess:
+        return subprocess.run(["bash", "-c", script, JANUS, *map(str, arguments)], capture_output=True, timeout=60, env=os.environ | {"PHOTO": str(path)})
+
+    assert piped("encode", "-m", MODEL).stdout == succeeds("encode", photo).stdout and piped("info", path=drawn).stdout == told
+    for question in (["What is it?"], ["-p", "What is it?"]):
+        assert piped("ask", "-m", MODEL, "--max-tokens", 3, *question).stdout == expected
+    done = piped("ask", "-m", MODEL)
+    assert done.returncode == 2 and b"ask: no question" in done.stderr
+    assert b"no image fits" not in piped("chat", "-m", MODEL).stderr and piped("chat", "-m", MODEL).returncode == 0
+
+
+@pytest.mark.parametrize("arguments, idle", [
+    (["ask", "--seed", 3, "What?"], ["--seed"]), (["ask", "--top-k", 5, "--top-p", 0.5, "What?"], ["--top-k", "--top-p"]), (["ask", "--temp", 0, "-s7", "What?"], ["--seed"]),
+    (["ask", "--temp", 1, "--top-k", 5, "-s", 1, "What?"], []), (["chat", "--seed", 3, "--top-p", 1], ["--top-p"]), (["generate", "-o", "x.png", "-s", 1, "x"], []),
+    (["generate", "-o", "x.png", "-s", 1, "--temperature", 0, "x"], ["--seed"])])
+def test_idle_options(tmp_path: Path, arguments: list, idle: list[str]) -> None:
+    """An option without an effect gets a remark, which -q leaves out."""
+    words = [*arguments, *(["--max-tokens", 1] if arguments[0] != "generate" else [])]
+    said = [line for line in succeeds(*words, cwd=tmp_path).stderr.decode().splitlines() if line.startswith("janus:")]
+    assert said == [f"janus: remark: {option} has no effect without a --temperature above 0" for option in idle]
+    assert b"remark" not in succeeds(*words, "-q", cwd=tmp_path).stderr
+
+
+def test_control_characters_in_names(tmp_path: Path) -> None:
+    """What a message quotes cannot steer the terminal."""
+    for arguments in (["info", "-m", "a\x1b]0;x\x07.gguf"], ["ask", "a\x1b[31m.png", "What?"], ["decode", "-o", "\x1b[2J.gif"], ["decode", "a\u009b2J"]):
+        assert not re.search("[\x00-\x1f\x7f-\x9f]", fails(*arguments, model=None, cwd=tmp_path, code=1)), arguments
+
+
 # ---- generate ----
 
 def test_generate(tmp_path: Path) -> None:
@@ -400,6 +462,8 @@ def test_caches_and_stdout(tmp_path: Path) -> None:
     succeeds("generate", "--kv", "f16", "--seed", 1, "-o", tmp_path / "x.png", "--temperature", 100, "a cat")
     assert succeeds("generate", "--kv", "f32", "--seed", 1, "-o", "-", "a cat").stdout.startswith(b"\x89PNG")
     fails("generate", "-n", 2, "-o", "-", "a cat", code=2)
+    told = succeeds("generate", "--cfg", "-0", "--temperature", "-0.0", "-o", tmp_path / "x.png", "a cat") and succeeds("info", tmp_path / "x.png", model=None).stdout.decode()
+    assert "CFG scale: 0," in told and "Temperature: 0," in told
 
 
 def test_names_that_are_free(tmp_path: Path) -> None:
@@ -501,6 +565,15 @@ def test_ask(photo: Path) -> None:
     assert not succeeds("ask", "-q", "-i", photo, "--max-tokens", 5, "What is it?").stderr
     assert succeeds("ask", "-i", photo, "--max-tokens", 5, "--threads", 1, "What is it?").stdout == done.stdout
     assert succeeds("ask", "-i", photo, "-i", photo, "--max-tokens", 5, "Same?").stdout.endswith(b"\n")
+
+
+def test_a_cut_answer_is_marked() -> None:
+    """By --max-tokens or by the end of the context; one that ends by itself is not."""
+    tiny = ROOT / "weights" / "tiny.gguf"
+    assert succeeds("ask", "--max-tokens", 2, "What are you?", "-m", tiny).stderr.decode().endswith("\u00b7 cut by --max-tokens\n")
+    assert b"cut" not in succeeds("ask", "What are you?", "-m", tiny).stderr
+    done = succeeds("ask", "a b c " * 108, "--max-tokens", 500)
+    assert done.stderr.decode().endswith("\u00b7 cut: the context is full\n"), done.stderr
 
 
 def test_ask_samples_with_a_seed(photo: Path) -> None:

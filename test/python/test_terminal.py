@@ -10,6 +10,7 @@ import signal
 import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -313,6 +314,36 @@ def test_an_answer_stops(tmp_path: Path) -> None:
     """What was said stands in a line of its own; exit 130."""
     text = interrupted("ask", "-m", GROUPED, "--max-tokens", 400, "--threads", 1, "Hello", after=rb"[^\r\n]")
     assert re.search(r"\r\njanus: stopped\r\n(read \d.*\r\n)?$", text)
+
+
+@pytest.mark.parametrize("arguments", [["generate", "-"], ["ask", "-"], ["ask", "-", "What?"], ["tokenize", "-"], ["decode"], ["encode", "-"], ["info", "-"],
+                                       ["generate", "-f", "-"], ["ask", "-i", "-", "What?"], ["batch", "-"]])
+def test_one_ctrl_c_ends_a_wait_for_input(tmp_path: Path, arguments: list[str]) -> None:
+    """Wherever the program waits for stdin; exit 130, nothing is written."""
+    model = [] if arguments[0] == "info" else ["-m", GROUPED]
+    terminal = Terminal(*arguments, *model, cwd=tmp_path)
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and not waits(terminal.process.pid):
+        time.sleep(0.01)
+    os.write(terminal.parent, b"\x03")
+    terminal.end(130)
+    assert not list(tmp_path.iterdir())
+
+
+def waits(pid: int) -> bool:
+    """Whether the process has loaded and sleeps; where that cannot be told, after a second."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return state == "S" and "janus" in Path(f"/proc/{pid}/comm").read_text()
+    except OSError:
+        time.sleep(1)
+        return True
+
+
+def test_no_picture_on_a_terminal(tmp_path: Path) -> None:
+    """-o - is refused there, before the work."""
+    for arguments in (["generate", "a cat"], ["decode"]):
+        assert "a picture cannot be written to a terminal: -o FILE, or redirect stdout" in Terminal(*arguments, "-o", "-", "-m", GROUPED, cwd=tmp_path).end(2)
 
 
 # ---- Chat ----
