@@ -2328,7 +2328,9 @@ static void pool_run(Pool *p, Job *job, void *data, int64_t count, int64_t grain
         Q6_K  blocks of 256, 16 groups of 16: 128 bytes of the low 4 bits of q, 64 of the high 2,
               an int8 s for each group, f16 d                                w = (d s) (q - 32)    210 bytes
       A format is one row of the table NUMBER_FORMATS and one function, from blocks to floats. Loading, embeddings,
-      products and info need no more; section 14 has a faster way for some formats. convert.py writes them.
+      products and info need no more. Section 14 has faster ways for these formats, chosen by BY_TYPE, expand and dot:
+      load_block and, for blocks of 256, load_steps and load_levels, with the size of a block in quant_bytes; with
+      --fast by choose_packing and dot_int8: load_quants (load_pair, load_bytes). convert.py writes the files.
    ================================================================================================================== */
 
 enum { TYPE_F32 = 0, TYPE_F16 = 1, TYPE_Q4_0 = 2, TYPE_Q8_0 = 8, TYPE_Q4_K = 12, TYPE_Q6_K = 14, TYPE_BF16 = 30 };
@@ -2535,6 +2537,15 @@ static void weight_row(float *out, const Weight *w, int64_t row) {
       To add another kind of tile: a Packing with a size of its own, in the pass's table; AMX, a matrix unit for which
       each thread must prepare, is the example.
    ================================================================================================================== */
+
+/* Bytes of a block of a quantised format that has fast ways; 0: the others. A constant where the type is one. */
+static inline int quant_bytes(int type) {
+    return type == TYPE_Q8_0   ? Q8_0_BYTES
+           : type == TYPE_Q4_0 ? Q4_0_BYTES
+           : type == TYPE_Q4_K ? Q4_K_BYTES
+           : type == TYPE_Q6_K ? Q6_K_BYTES
+                               : 0;
+}
 
 typedef struct { /* rows of numbers of one type, `stride` bytes from one to the next */
     int type;
@@ -3194,7 +3205,7 @@ INLINE void KERNEL(load_f16_scales)(uint64_t *four, const char *block, const int
 
 /* scales[i] of the blocks from column k on, sixteen at most, until column `end`; those after it are 0. */
 INLINE void KERNEL(load_scales)(float *scales, const int type, const char *row, int64_t k, int64_t end) {
-    const int64_t bytes = type == TYPE_Q8_0 ? Q8_0_BYTES : Q4_0_BYTES;
+    const int64_t bytes = quant_bytes(type);
     const int64_t count = (end - k) / BLOCK;
     const char *block = row + k / BLOCK * bytes;
     uint64_t four[4];
@@ -3220,7 +3231,7 @@ INLINE void KERNEL(load_quants)(vb *quants, int type, const char *block) {
     quants[0] = b_load(block + 2);
     if (type == TYPE_Q8_0) {
         quants[1] = b_load(block + 18);
-    } else {
+    } else { /* Q4_0 */
         quants[1] = b_less(b_bits(quants[0], 4, 15), 8);
         quants[0] = b_less(b_bits(quants[0], 0, 15), 8);
     }
@@ -3241,7 +3252,7 @@ INLINE void KERNEL(load_block)(vf *w, const int type, const char *row, int64_t k
         const char *quants = row + k / BLOCK * Q8_0_BYTES + 2;
         v_widen(w, b_load(quants));
         v_widen(w + BLOCK_VECTORS / 2, b_load(quants + 16));
-    } else {
+    } else { /* Q4_0 */
         vb quants = b_load(row + k / BLOCK * Q4_0_BYTES + 2);
 #ifdef v_nibbles
         v_nibbles(w, quants, scale);
@@ -3261,7 +3272,7 @@ INLINE void KERNEL(load_steps)(float *steps, float *lows, const int type, const 
         vf s[16 / VL];
         v_widen(s, b_load(block + 192));
         UNROLLED_FOR (int i = 0; i < 16 / VL; i++) v_store(steps + i * VL, v_mul(d, s[i]));
-    } else {
+    } else if (type == TYPE_Q4_K) {
         const float d = KERNEL(load_scale)(block), dmin = KERNEL(load_scale)(block + 2);
         for (int j = 0; j < 8; j++) {
             int s, m;
@@ -3292,20 +3303,11 @@ INLINE void KERNEL(load_levels)(vf *w, const int type, const char *block, int j,
     }
 }
 
-/* Bytes of BLOCK elements, of Q6_K rounded down. */
-INLINE int KERNEL(block_bytes)(const int type) {
-    return type == TYPE_F32    ? 128
-           : type == TYPE_Q8_0 ? Q8_0_BYTES
-           : type == TYPE_Q4_0 ? Q4_0_BYTES
-           : type == TYPE_Q4_K ? Q4_K_BYTES / 8
-           : type == TYPE_Q6_K ? Q6_K_BYTES / 8
-                               : 64;
-}
-
 INLINE void KERNEL(prefetch_block)(const int type, const char *row, int64_t k) {
-    const int bytes = KERNEL(block_bytes)(type);
+    const int levels = type == TYPE_Q4_K || type == TYPE_Q6_K, floats = type == TYPE_F32, block = quant_bytes(type);
+    const int bytes = floats ? 128 : block == 0 ? 64 : levels ? block * BLOCK / SUPER_BLOCK : block;
     prefetch(row + k / BLOCK * bytes);
-    if (type == TYPE_F32) prefetch(row + k / BLOCK * bytes + 64);
+    if (floats) prefetch(row + k / BLOCK * bytes + 64);
 }
 
 /* The same as load_block for the last n < BLOCK elements of a row without blocks: zeros follow. */
@@ -3322,8 +3324,7 @@ INLINE void KERNEL(expand_type)(const int type, float *out, const void *row, int
     for (; k + BLOCK <= n; k += BLOCK) {
         float scale = 1;
         if (type == TYPE_Q8_0 || type == TYPE_Q4_0)
-            scale = KERNEL(load_scale)((const char *)row +
-                                       (begin + k) / BLOCK * (type == TYPE_Q8_0 ? Q8_0_BYTES : Q4_0_BYTES));
+            scale = KERNEL(load_scale)((const char *)row + (begin + k) / BLOCK * quant_bytes(type));
         KERNEL(load_block)(w, type, row, begin + k, scale);
         UNROLLED_FOR (int i = 0; i < BLOCK_VECTORS; i++) v_store(out + k + i * VL, w[i]);
     }
@@ -3352,7 +3353,7 @@ INLINE void KERNEL(expand_type)(const int type, float *out, const void *row, int
 INLINE void KERNEL(expand_blocks)(const int type, float *out, const char *block, int64_t n) {
     float steps[16], lows[8];
     vf w[BLOCK_VECTORS];
-    for (int64_t k = 0; k < n; k += SUPER_BLOCK, block += type == TYPE_Q4_K ? Q4_K_BYTES : Q6_K_BYTES) {
+    for (int64_t k = 0; k < n; k += SUPER_BLOCK, block += quant_bytes(type)) {
         KERNEL(load_steps)(steps, lows, type, block);
         for (int j = 0; j < SUPER_BLOCK / BLOCK; j++, out += BLOCK) {
             KERNEL(load_levels)(w, type, block, j, steps, lows);
@@ -3384,7 +3385,7 @@ INLINE void KERNEL(dot_rows)(float (*sums)[4], const int type, const int R, cons
         UNROLLED_FOR (int t = 0; t < T; t++) sum[r][t][0] = sum[r][t][1] = v_zero();
     while (k < whole) {
         const int64_t begin = k, end = quantised ? min_i64(whole, k + 16 * BLOCK) : levels ? k + SUPER_BLOCK : whole;
-        const char *block = w + k / SUPER_BLOCK * (type == TYPE_Q4_K ? Q4_K_BYTES : Q6_K_BYTES);
+        const char *block = w + k / SUPER_BLOCK * quant_bytes(type);
         for (int r = 0; r < R && quantised; r++) KERNEL(load_scales)(scales[r], type, w + r * w_stride, k, end);
         for (int r = 0; r < R && levels; r++) KERNEL(load_steps)(scales[r], lows[r], type, block + r * w_stride);
         for (; k < end; k += BLOCK)
@@ -3436,7 +3437,7 @@ INLINE __m512i KERNEL(load_pair)(const int type, const char *block, const int bo
 /* As dot_rows, of rounded rows of x. */
 INLINE void KERNEL(dot_blocks)(float (*sums)[4], const int type, const int R, const int T, const float *x,
                                int64_t x_stride, const char *w, int64_t w_stride, int64_t n) {
-    const int64_t bytes = type == TYPE_Q8_0 ? Q8_0_BYTES : Q4_0_BYTES;
+    const int64_t bytes = quant_bytes(type);
     int64_t blocks = n / BLOCK;
     vf sum[DOT_ROWS][4];
     UNROLLED_FOR (int r = 0; r < R; r++)
@@ -3507,7 +3508,7 @@ INLINE vi KERNEL(dot_bytes)(const int type, KERNEL(Bytes) w, const float *x) {
 /* As dot_rows, of rounded rows of x: sixteen blocks at a time, whose scales are those of W's row times those of x's. */
 INLINE void KERNEL(dot_blocks)(float (*sums)[4], const int type, const int R, const int T, const float *x,
                                int64_t x_stride, const char *w, int64_t w_stride, int64_t n) {
-    const int64_t bytes = type == TYPE_Q8_0 ? Q8_0_BYTES : Q4_0_BYTES;
+    const int64_t bytes = quant_bytes(type);
     const int64_t blocks = n / BLOCK;
     vf sum[DOT_ROWS][4];
     UNROLLED_FOR (int r = 0; r < R; r++)
@@ -3570,7 +3571,7 @@ INLINE void KERNEL(widen_quants)(KERNEL(WideRow) *out, const int type, const cha
 
 TARGET static void KERNEL(widen_row)(KERNEL(WideRow) *out, int type, bool late, const char *row, int64_t k, int64_t n) {
     if (late && type == TYPE_Q8_0) KERNEL(widen_quants)(out, TYPE_Q8_0, row, k, n);
-    else if (late) KERNEL(widen_quants)(out, TYPE_Q4_0, row, k, n);
+    else if (late && type == TYPE_Q4_0) KERNEL(widen_quants)(out, TYPE_Q4_0, row, k, n);
     else {
         KERNEL(expand)(out->w, type, row, k, n);
         memset(out->w + n, 0, (size_t)(round_up(n, BLOCK) - n) * sizeof *out->w);
@@ -3717,7 +3718,7 @@ TARGET static void KERNEL(dot)(const Dots *d, int64_t first, int64_t last) {
 #ifdef quant
 TARGET static void KERNEL(dot_int8)(const Dots *d, int64_t first, int64_t last) {
     if (d->w.type == TYPE_Q8_0) KERNEL(dot_type)(TYPE_Q8_0, 1, d, first, last);
-    else KERNEL(dot_type)(TYPE_Q4_0, 1, d, first, last);
+    else if (d->w.type == TYPE_Q4_0) KERNEL(dot_type)(TYPE_Q4_0, 1, d, first, last);
 }
 #endif
 
@@ -4091,7 +4092,7 @@ TARGET static void KERNEL(pack_rows_integer)(float *out, const float *const *row
 
 /* Of each block: its words, column by column side by side, then the scales of the columns. */
 TARGET static void KERNEL(pack_weights_integer)(float *out, Rows w, int64_t count, int64_t begin, int64_t n) {
-    int64_t bytes = w.type == TYPE_Q8_0 ? Q8_0_BYTES : Q4_0_BYTES;
+    const int64_t bytes = quant_bytes(w.type);
     float words[TILE_COLS][BLOCK_WORDS] = {{0}};
     uint16_t halves[TILE_COLS] = {0};
     float scales[TILE_COLS];
@@ -4291,10 +4292,8 @@ INLINE void KERNEL(weighted_type)(float *out, const float *p, Rows rows, const i
 }
 
 TARGET static void KERNEL(weighted_rows)(float *out, const float *p, Rows rows, int64_t count, int64_t d) {
-    if (rows.type == TYPE_F32)
-        KERNEL(weighted_type)(out, p, rows, TYPE_F32, count, d);
-    else
-        KERNEL(weighted_type)(out, p, rows, TYPE_F16, count, d);
+    if (rows.type == TYPE_F32) KERNEL(weighted_type)(out, p, rows, TYPE_F32, count, d);
+    else if (rows.type == TYPE_F16) KERNEL(weighted_type)(out, p, rows, TYPE_F16, count, d);
 }
 
 TARGET static void KERNEL(scale)(float *out, float factor, int64_t n) {
