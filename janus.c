@@ -7304,6 +7304,7 @@ static bool jpeg_next(JpegSegment *segment) {
 static JanusStatus jpeg_frame(ImageFile *image, unsigned marker, Span frame, JanusError *error) {
     const unsigned channels = span_byte(frame, 5);
     const char *kind = NULL;
+    if (frame.length < 6 + 3 * channels) return image_damaged(image, "a bad header", error);
     image->frame = frame;
     image->height = span_number(frame, 1, 2, true);
     image->width = span_number(frame, 3, 2, true);
