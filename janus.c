@@ -7077,15 +7077,6 @@ typedef struct {
     size_t length;
 } Span;
 
-/* The number in `count` bytes at `at`, the most significant one first or last; bytes beyond the end are 0. */
-static uint32_t span_number(Span span, size_t at, int count, bool big_endian) {
-    uint8_t bytes[4] = {0};
-    for (size_t i = 0; i < (size_t)count && at + i < span.length; i++) bytes[i] = span.bytes[at + i];
-    return (uint32_t)load_number(bytes, count, big_endian);
-}
-
-static unsigned span_byte(Span span, size_t at) { return span_number(span, at, 1, true); }
-
 /* `length` bytes from `at` on, or as many of them as exist. */
 static Span span_part(Span span, size_t at, size_t length) {
     const size_t begin = at < span.length ? at : span.length, rest = span.length - begin;
@@ -7096,6 +7087,15 @@ static Span span_part(Span span, size_t at, size_t length) {
 static bool span_begins(Span span, const char *with, size_t length) {
     return span.length >= length && memcmp(span.bytes, with, length) == 0;
 }
+
+/* The number in `count` bytes at `at`; those beyond the end are 0. */
+static uint32_t span_number(Span span, size_t at, int count, bool big_endian) {
+    uint8_t bytes[4] = {0};
+    for (size_t i = 0; i < (size_t)count && at + i < span.length; i++) bytes[i] = span.bytes[at + i];
+    return (uint32_t)load_number(bytes, count, big_endian);
+}
+
+static unsigned span_byte(Span span, size_t at) { return at < span.length ? span.bytes[at] : 0; }
 
 static void add_span(TextBuffer *out, Span span) { text_add(out, span.bytes, span.length); }
 
@@ -7143,6 +7143,7 @@ static int image_format(Span file) {
 
 /* What is known of an image before its pixels are decoded. */
 typedef struct {
+    Context cx;             /* records the first error */
     Span file;
     const char *name;       /* for messages */
     int64_t width, height;  /* of the pixels as stored */
@@ -7156,23 +7157,23 @@ typedef struct {
     int adobe;              /* the colours according to Adobe's marker: 0 as they are, 1 YCbCr, 2 YCCK; -1: no marker */
 } ImageFile;
 
-static JanusStatus image_damaged(const ImageFile *image, const char *how, JanusError *error) {
-    return fail(error, JANUS_BAD_IMAGE, "%s is damaged: %s", image->name, how);
+static void image_damaged(ImageFile *image, const char *how) {
+    context_fail(&image->cx, JANUS_BAD_IMAGE, "%s is damaged: %s", image->name, how);
 }
 
-static JanusStatus image_unsupported(const ImageFile *image, const char *what, const char *kind, JanusError *error) {
-    return fail(error, JANUS_BAD_IMAGE, "%s is a %s of an unsupported kind (%s): save it again as a usual %s",
-                image->name, what, kind, what);
+static void image_unsupported(ImageFile *image, const char *what, const char *kind) {
+    context_fail(&image->cx, JANUS_BAD_IMAGE, "%s is a %s of an unsupported kind (%s): save it again as a usual %s",
+                 image->name, what, kind, what);
 }
 
-/* Checks the size, which may be any number. */
-static JanusStatus image_size(const ImageFile *image, JanusError *error) {
-    const int64_t width = image->width, height = image->height;
-    if (width >= 1 && height >= 1 && width <= IMAGE_SIDE_LIMIT && height <= IMAGE_SIDE_LIMIT &&
-        width * height <= IMAGE_PIXEL_LIMIT)
-        return JANUS_OK;
-    return fail(error, JANUS_BAD_IMAGE, "%s is %ld x %ld pixels: the limit is 16384 a side and 178,956,970 in all",
-                image->name, (long)min_i64(width, INT32_MAX), (long)min_i64(height, INT32_MAX));
+/* Takes the size, which may be any number. */
+static void image_size(ImageFile *image, int64_t width, int64_t height) {
+    image->width = width;
+    image->height = height;
+    if (width < 1 || height < 1 || max_i64(width, height) > IMAGE_SIDE_LIMIT || width * height > IMAGE_PIXEL_LIMIT)
+        context_fail(&image->cx, JANUS_BAD_IMAGE,
+                     "%s is %ld x %ld pixels: the limit is 16384 a side and 178,956,970 in all", image->name,
+                     (long)min_i64(width, INT32_MAX), (long)min_i64(height, INT32_MAX));
 }
 
 /* The orientation in EXIF, 1 to 8, or 0 for none. EXIF is a TIFF file without pictures: byte order, the place of a
@@ -7237,28 +7238,26 @@ static void png_text(ImageFile *image, Span name, Span data) {
 
 /* The copy's palette gets 256 colours, as stb takes those beyond its end from uninitialised memory; transparency is
    left out. */
-static JanusStatus png_parse(ImageFile *image, JanusError *error) {
+static void png_parse(ImageFile *image) {
     bool palette = false;
     Span name, data;
     add_span(&image->copy, span_part(image->file, 0, 8));
-    for (size_t at = 8; png_next(image->file, &at, &name, &data);) {
-        if (span_begins(name, "CgBI", 4)) return image_unsupported(image, "PNG", "Apple's, for iPhones", error);
-        if (span_begins(name, "eXIf", 4)) image->orientation = exif_orientation(data);
-        else if (span_begins(name, "IDAT", 4)) add_png_chunk(&image->copy, "IDAT", data, 0);
-        else if (span_begins(name, "IHDR", 4)) {
-            image->width = span_number(data, 0, 4, true);
-            image->height = span_number(data, 4, 4, true);
+    for (size_t at = 8; png_next(image->file, &at, &name, &data) && !has_failed(&image->cx);) {
+        if (span_begins(name, "IHDR", 4)) {
+            image_size(image, span_number(data, 0, 4, true), span_number(data, 4, 4, true));
             add_png_chunk(&image->copy, "IHDR", data, 0);
         } else if (span_begins(name, "PLTE", 4)) {
             data = span_part(data, 0, data.length / 3 * 3);
             if (!palette) add_png_chunk(&image->copy, "PLTE", data, data.length < 768 ? 768 - data.length : 0);
             palette = true;
-        } else if ((span_byte(name, 0) & 0x20) == 0) return image_damaged(image, "unknown critical chunk", error);
+        } else if (span_begins(name, "IDAT", 4)) add_png_chunk(&image->copy, "IDAT", data, 0);
+        else if (span_begins(name, "eXIf", 4)) image->orientation = exif_orientation(data);
+        else if (span_begins(name, "CgBI", 4)) image_unsupported(image, "PNG", "Apple's, for iPhones");
+        else if ((span_byte(name, 0) & 0x20) == 0) image_damaged(image, "unknown critical chunk");
         else png_text(image, name, data);
     }
-    if (image->copy.length <= 8) return image_damaged(image, "it is cut off", error);
     add_png_chunk(&image->copy, "IEND", span_part(image->file, 0, 0), 0);
-    return image_size(image, error);
+    if (image->width == 0) image_damaged(image, "it is cut off");
 }
 
 /* ---- JPEG: segments: 0xFF, a marker, a size, data. Compressed data follow the header of a scan ---- */
@@ -7273,14 +7272,6 @@ typedef struct {
     unsigned marker;      /* after the last segment: JPEG_END, or another if the file is cut off */
     size_t place, next;   /* where this segment begins, and the search for the next one */
 } JpegSegment;
-
-static JpegSegment jpeg_begin(Span file) {
-    JpegSegment segment;
-    memset(&segment, 0, sizeof segment);
-    segment.file = file;
-    segment.next = 2;
-    return segment;
-}
 
 /* Advances, over bytes that belong to no segment; returns false after the last one. */
 static bool jpeg_next(JpegSegment *segment) {
@@ -7300,25 +7291,21 @@ static bool jpeg_next(JpegSegment *segment) {
     return false;
 }
 
-/* Takes a frame's header. */
-static JanusStatus jpeg_frame(ImageFile *image, unsigned marker, Span frame, JanusError *error) {
+static void jpeg_frame(ImageFile *image, unsigned marker, Span frame) {
     const unsigned channels = span_byte(frame, 5);
     const char *kind = NULL;
-    if (frame.length < 6 + 3 * channels) return image_damaged(image, "a bad header", error);
-    image->frame = frame;
-    image->height = span_number(frame, 1, 2, true);
-    image->width = span_number(frame, 3, 2, true);
-    if (image->height == 0) kind = "its height follows its pixels";
+    if (frame.length < 6 + 3 * channels) image_damaged(image, "a bad frame");
+    if (span_number(frame, 1, 2, true) == 0) kind = "its height follows its pixels";
     if (channels != 1 && channels != 3 && channels != 4) kind = "neither 1, 3 nor 4 channels";
     if (span_byte(frame, 0) != 8) kind = "more than 8 bits a channel";
     if (marker >= JPEG_LOSSLESS) kind = marker == JPEG_LOSSLESS ? "lossless" : "hierarchical";
     if (marker > JPEG_EXTENSION) kind = marker == JPEG_LS ? "JPEG-LS" : "arithmetic coding";
-    if (kind != NULL) return image_unsupported(image, "JPEG", kind, error);
+    if (kind != NULL) image_unsupported(image, "JPEG", kind);
+    image_size(image, span_number(frame, 3, 2, true), span_number(frame, 1, 2, true));
     /* a block takes at least one bit, and there is at least one block for 128 pixels, whatever the sampling */
-    const JanusStatus status = image_size(image, error);
-    if (status == JANUS_OK && image->width * image->height / 1024 > (int64_t)image->file.length)
-        return image_damaged(image, "it is too short for so many pixels", error);
-    return status;
+    if (image->width * image->height / 1024 > (int64_t)image->file.length)
+        image_damaged(image, "it is too short for so many pixels");
+    image->frame = frame;
 }
 
 /* Adds the Huffman tables that a file may leave out. A sequential JPEG gets the standard ones (T.81, K.3), which frames
@@ -7333,7 +7320,7 @@ static void add_huffman_tables(TextBuffer *out, bool standard) {
     }
     if (standard) stbi_write_jpg_to_func(writer_sink, &pixel, 1, 1, 1, NO_CODES, 90);
     const Span written = {(const uint8_t *)pixel.text, pixel.length};
-    for (JpegSegment segment = jpeg_begin(written); jpeg_next(&segment);)
+    for (JpegSegment segment = {.file = written, .next = 2}; jpeg_next(&segment);)
         if (segment.marker == JPEG_HUFFMAN) add_span(out, segment.all);
     out->failed = out->failed || pixel.failed;
     text_free(&pixel);
@@ -7357,18 +7344,18 @@ static int64_t jpeg_restarts(const ImageFile *image, Span scan) {
 
 /* Copies a scan and its compressed data up to the first restart marker too many: what follows is no picture. Four
    channels are CMYK if Adobe's marker says so or is missing, else YCCK, as in libjpeg; stb needs a marker for that. */
-static JanusStatus jpeg_scan(ImageFile *image, const JpegSegment *scan, size_t end, JanusError *error) {
+static void jpeg_scan(ImageFile *image, const JpegSegment *scan, size_t end) {
     static const uint8_t ADOBE[15] = {0xFF, JPEG_ADOBE, 0, 14, 'A', 'd', 'o', 'b', 'e', 0, 100};
     const Span data = span_part(image->file, scan->next, end - scan->next);
-    int64_t restarts = jpeg_restarts(image, scan->data);
     const unsigned channels = span_byte(image->frame, 5);
+    int64_t restarts = jpeg_restarts(image, scan->data);
     size_t length = 0;
-    if (channels == 0) return image_damaged(image, "a scan without a frame", error);
+    if (channels == 0) image_damaged(image, "a scan without a frame");
     for (unsigned c = 0; c < channels; c++)
         if ((image->quantisers >> (span_byte(image->frame, 8 + 3 * c) & 15) & 1) == 0)
-            return image_damaged(image, "a quantisation table is missing", error);
-    if (++image->scans > (int64_t)IMAGE_SCAN_LIMIT * IMAGE_PIXEL_LIMIT / (image->width * image->height))
-        return image_damaged(image, "too many scans", error);
+            image_damaged(image, "a quantisation table is missing");
+    if (++image->scans * image->width * image->height > (int64_t)IMAGE_SCAN_LIMIT * IMAGE_PIXEL_LIMIT)
+        image_damaged(image, "too many scans");
     if (channels == 4) {
         text_add(&image->copy, ADOBE, sizeof ADOBE);
         add_number(&image->copy, image->adobe > 0 ? 2 : 0, 1);
@@ -7379,181 +7366,148 @@ static JanusStatus jpeg_scan(ImageFile *image, const JpegSegment *scan, size_t e
     }
     add_span(&image->copy, scan->all);
     add_span(&image->copy, span_part(data, 0, length));
-    return JANUS_OK;
 }
 
-/* Takes tables: number and precision, 64 values of one byte or two; for Huffman codes a number, 16 counts, values.
-   Returns whether they fill their segment, which stb does not always check. */
-static bool jpeg_tables(ImageFile *image, bool huffman, Span data) {
+/* Takes tables: number and precision, 64 values of one byte or two; of Huffman codes a number, 16 counts, values. They
+   must fill their segment, which stb does not always check. */
+static void jpeg_tables(ImageFile *image, bool huffman, Span data) {
     size_t at = 0;
     while (at < data.length) {
-        const unsigned number = span_byte(data, at++);
-        size_t bytes = number < 16 ? 64 : 128;
-        if (huffman) bytes = 16;
-        else image->quantisers |= 1u << (number & 15);
-        for (size_t i = 0; huffman && i < 16; i++) bytes += span_byte(data, at + i);
+        const unsigned number = span_byte(data, at);
+        size_t bytes = huffman ? 17 : number < 16 ? 65 : 129;
+        for (size_t i = 1; huffman && i <= 16; i++) bytes += span_byte(data, at + i);
+        if (!huffman) image->quantisers |= 1u << (number & 15);
         at += bytes;
     }
-    return at == data.length;
+    if (at != data.length) image_damaged(image, "a bad table");
 }
 
-/* Takes a segment before, between or after scans. The copy gets what pixels and colours depend on. */
-static JanusStatus jpeg_segment(ImageFile *image, unsigned marker, Span all, Span data, JanusError *error) {
-    JanusStatus status = JANUS_OK;
-    switch (marker) {
-    case JPEG_EXIF:
-        if (span_begins(data, "Exif\0\0", 6) && image->orientation == 0 && image->scans == 0)
-            image->orientation = exif_orientation(data);
-        return JANUS_OK;
-    case JPEG_COMMENT:
-        if (image->scans == 0) add_span(&image->text, data);
-        return JANUS_OK;
-    case JPEG_ADOBE:
-        if (span_begins(data, "Adobe", 5) && data.length >= 12) image->adobe = (int)span_byte(data, 11);
-        break;
-    case JPEG_INTERVAL: image->interval = span_number(data, 0, 2, true); break;
-    case JPEG_QUANTISERS: case JPEG_HUFFMAN:
-        if (!jpeg_tables(image, marker == JPEG_HUFFMAN, data)) return image_damaged(image, "a bad table", error);
-        break;
-    case JPEG_APP0: break;
-    default:
-        if (marker == JPEG_LINES || (marker > JPEG_APP0 && marker <= JPEG_APP15)) return JANUS_OK;
-        if (image->frame.length == 0 && ((marker >= JPEG_FRAME && marker <= JPEG_LAST_FRAME) || marker == JPEG_LS))
-            status = jpeg_frame(image, marker, data, error);
-    }
-    add_span(&image->copy, all);
-    return status;
+/* Takes a segment that is no scan. The copy gets what pixels and colours depend on. */
+static void jpeg_segment(ImageFile *image, unsigned marker, Span all, Span data) {
+    const bool early = image->scans == 0;
+    const bool frame = (marker >= JPEG_FRAME && marker <= JPEG_LAST_FRAME) || marker == JPEG_LS;
+    if (marker == JPEG_QUANTISERS || marker == JPEG_HUFFMAN) jpeg_tables(image, marker == JPEG_HUFFMAN, data);
+    else if (marker == JPEG_INTERVAL) image->interval = span_number(data, 0, 2, true);
+    else if (marker == JPEG_ADOBE && span_begins(data, "Adobe", 5) && data.length >= 12)
+        image->adobe = (int)span_byte(data, 11);
+    else if (marker == JPEG_EXIF && span_begins(data, "Exif\0\0", 6) && early && image->orientation == 0)
+        image->orientation = exif_orientation(data);
+    else if (marker == JPEG_COMMENT && early) add_span(&image->text, data);
+    else if (frame && image->frame.length == 0) jpeg_frame(image, marker, data);
+    const bool note = marker == JPEG_COMMENT || marker == JPEG_LINES || (marker > JPEG_APP0 && marker <= JPEG_APP15);
+    if (!note || marker == JPEG_ADOBE) add_span(&image->copy, all);
 }
 
 /* The copy has no bytes between segments and no metadata. */
-static JanusStatus jpeg_parse(ImageFile *image, JanusError *error) {
-    JpegSegment next = jpeg_begin(image->file);
-    JanusStatus status = JANUS_OK;
+static void jpeg_parse(ImageFile *image) {
+    JpegSegment next = {.file = image->file, .next = 2}, segment = next;
     bool sequential = true;
-    while (jpeg_next(&next) && next.marker != JPEG_SCAN) sequential = sequential && next.marker != JPEG_PROGRESSIVE;
+    while (jpeg_next(&segment) && segment.marker != JPEG_SCAN)
+        sequential = sequential && segment.marker != JPEG_PROGRESSIVE;
     add_number(&image->copy, 0xFF00 | JPEG_START, 2);
     add_huffman_tables(&image->copy, sequential);
-    next = jpeg_begin(image->file);
-    for (bool more = jpeg_next(&next); more && status == JANUS_OK;) {
-        const JpegSegment segment = next;
+    for (bool more = jpeg_next(&next); more && !has_failed(&image->cx);) {
+        segment = next;
         more = jpeg_next(&next);
-        status = segment.marker == JPEG_SCAN ? jpeg_scan(image, &segment, next.place, error)
-                                             : jpeg_segment(image, segment.marker, segment.all, segment.data, error);
+        if (segment.marker == JPEG_SCAN) jpeg_scan(image, &segment, next.place);
+        else jpeg_segment(image, segment.marker, segment.all, segment.data);
     }
     add_number(&image->copy, 0xFF00 | JPEG_END, 2);
-    if (status == JANUS_OK && (next.marker != JPEG_END || image->scans == 0))
-        return image_damaged(image, "it is cut off", error);
-    return status;
+    if (next.marker != JPEG_END || image->scans == 0) image_damaged(image, "it is cut off");
 }
 
 /* ---- Pixels and texts ---- */
 
-static ImageFile image_begin(const void *bytes, size_t length, const char *name) {
-    ImageFile image;
-    memset(&image, 0, sizeof image);
-    image.file.bytes = bytes;
-    image.file.length = length;
-    image.name = name;
-    image.adobe = -1;
+/* Reads all but the pixels; image_end frees it. `name` is for messages. */
+static ImageFile image_parse(const void *bytes, size_t length, const char *name) {
+    ImageFile image = {.file = {bytes, length}, .name = name, .adobe = -1};
+    Context *cx = &image.cx;
+    const int format = image_format(image.file);
+    if (length == 0) context_fail(cx, JANUS_BAD_IMAGE, "%s is empty", name);
+    else if (length > IMAGE_FILE_LIMIT) context_fail(cx, JANUS_BAD_IMAGE, "%s is larger than 512 MiB", name);
+    else if (format == IMAGE_PNG) png_parse(&image);
+    else if (format == IMAGE_JPEG) jpeg_parse(&image);
+    else if (format == IMAGE_FORMAT_COUNT)
+        context_fail(cx, JANUS_BAD_IMAGE, "%s is neither a PNG nor a JPEG image", name);
+    else
+        context_fail(cx, JANUS_BAD_IMAGE, "%s is %s, which cannot be read: convert it first, for instance with %s",
+                     name, IMAGE_FORMATS[format].what, IMAGE_FORMATS[format].tool);
+    if (image.copy.failed || image.text.failed) context_fail_memory(cx);
     return image;
 }
 
-/* Reads all but the pixels. */
-static JanusStatus image_parse(ImageFile *image, JanusError *error) {
-    const int format = image_format(image->file);
-    if (image->file.length == 0) return fail(error, JANUS_BAD_IMAGE, "%s is empty", image->name);
-    if (image->file.length > IMAGE_FILE_LIMIT)
-        return fail(error, JANUS_BAD_IMAGE, "%s is larger than 512 MiB", image->name);
-    if (format == IMAGE_PNG) return png_parse(image, error);
-    if (format == IMAGE_JPEG) return jpeg_parse(image, error);
-    if (format == IMAGE_FORMAT_COUNT)
-        return fail(error, JANUS_BAD_IMAGE, "%s is neither a PNG nor a JPEG image", image->name);
-    return fail(error, JANUS_BAD_IMAGE, "%s is %s, which cannot be read: convert it first, for instance with %s",
-                image->name, IMAGE_FORMATS[format].what, IMAGE_FORMATS[format].tool);
+static JanusStatus image_end(ImageFile *image, JanusError *error) {
+    text_free(&image->copy);
+    text_free(&image->text);
+    return context_end(&image->cx, error);
 }
 
 /* Decodes the pixels as they are stored. After some errors stb returns an unfinished picture: its reason is set. */
-static JanusStatus image_decode(ImageFile *image, JanusImage *out, JanusError *error) {
+static void image_decode(ImageFile *image, JanusImage *out) {
     /* four channels of 16 bits, JPEG's padding to complete blocks, and what grows by doubling */
     const int64_t limit = 16 * (image->width + 64) * (image->height + 64) + 2 * (int64_t)image->copy.length + 65536;
     int channels;
+    if (has_failed(&image->cx)) return;
     image_memory.limit = (size_t)min_i64(limit, PTRDIFF_MAX);
-    image_memory.failed = image->copy.failed;
-    if (image->copy.failed) return fail_memory(error);
+    image_memory.failed = false;
     stbi__g_failure_reason = NULL;
     out->rgb = stbi_load_from_memory((const uint8_t *)image->copy.text, (int)image->copy.length, &out->width,
                                      &out->height, &channels, 3);
     const char *reason = stbi_failure_reason();
-    const bool tried = reason != NULL && strcmp(reason, "bad png sig") == 0; /* a JPEG is not a PNG */
-    if (image_memory.failed) return fail_memory(error);
-    if (out->rgb != NULL && (reason == NULL || tried)) return JANUS_OK;
-    return image_damaged(image, reason != NULL ? reason : "a bad header", error);
+    if (image_memory.failed) context_fail_memory(&image->cx);
+    else if (out->rgb == NULL || (reason != NULL && strcmp(reason, "bad png sig") != 0)) /* a JPEG is no PNG */
+        image_damaged(image, reason != NULL ? reason : "a bad header");
 }
 
 /* Turns and mirrors the picture for orientation 2 to 8: from 5 on rows become columns. */
-static JanusStatus image_turn(JanusImage *image, int orientation, JanusError *error) {
+static void image_turn(ImageFile *image, JanusImage *out) {
+    const int orientation = image->orientation;
     const bool swapped = orientation >= 5;
     const bool from_right = orientation == 2 || orientation == 3 || orientation == 7 || orientation == 8;
     const bool from_bottom = orientation == 3 || orientation == 4 || orientation == 6 || orientation == 7;
-    const int64_t width = image->width, height = image->height;
+    const int64_t width = out->width, height = out->height;
     const int64_t across = from_right ? -3 : 3, down = from_bottom ? -3 * width : 3 * width; /* to the next pixel */
     const int64_t corner = (from_right ? 3 * (width - 1) : 0) + (from_bottom ? 3 * width * (height - 1) : 0);
     uint8_t *turned = allocate(width * height, 3), *to = turned;
-    if (turned == NULL) return fail_memory(error);
+    if (turned == NULL) {
+        context_fail_memory(&image->cx);
+        return;
+    }
     for (int64_t y = 0; y < (swapped ? width : height); y++)
         for (int64_t x = 0; x < (swapped ? height : width); x++, to += 3)
-            memcpy(to, image->rgb + corner + x * (swapped ? down : across) + y * (swapped ? across : down), 3);
-    free(image->rgb);
-    image->rgb = turned;
-    image->width = (int)(swapped ? height : width);
-    image->height = (int)(swapped ? width : height);
-    return JANUS_OK;
+            memcpy(to, out->rgb + corner + x * (swapped ? down : across) + y * (swapped ? across : down), 3);
+    free(out->rgb);
+    out->rgb = turned;
+    out->width = (int)(swapped ? height : width);
+    out->height = (int)(swapped ? width : height);
 }
 
-/* The text as UTF-8, malloc'ed; NULL if there is none. Anything that is not UTF-8 is Latin-1. */
-static JanusStatus image_text(const ImageFile *image, char **text, JanusError *error) {
-    const size_t length = image->text.length;
-    const bool latin1 = !utf8_valid(image->text.text, length);
-    if (image->packed_text)
-        return fail(error, JANUS_BAD_IMAGE, "%s has a compressed text, which cannot be read", image->name);
-    if (length == 0 && !image->text.failed) return JANUS_OK;
-    char *utf8 = image->text.failed ? NULL : allocate(2 * (int64_t)length + 1, 1), *end = utf8;
-    if (utf8 == NULL) return fail_memory(error);
-    for (size_t i = 0; i < length; i++)
-        if (latin1) end = utf8_put(end, (uint8_t)image->text.text[i]);
-        else *end++ = image->text.text[i];
-    *end = 0;
-    *text = utf8;
-    return JANUS_OK;
-}
-
-/* Frees what image_parse allocated. */
-static void image_end(ImageFile *image) {
-    text_free(&image->copy);
-    text_free(&image->text);
-}
-
-/* The image in a file's bytes; `upright`: turned by its orientation. `name` is for messages. */
+/* The image in a file's bytes; `upright`: turned by its orientation. */
 static JanusStatus image_from_bytes(const void *bytes, size_t length, bool upright, JanusImage *out, const char *name,
                                     JanusError *error) {
-    ImageFile image = image_begin(bytes, length, name);
+    ImageFile image = image_parse(bytes, length, name);
     memset(out, 0, sizeof *out);
-    JanusStatus status = image_parse(&image, error);
-    if (status == JANUS_OK) status = image_decode(&image, out, error);
-    if (status == JANUS_OK && upright && image.orientation > 1) status = image_turn(out, image.orientation, error);
-    if (status != JANUS_OK) janus_image_free(out);
-    image_end(&image);
-    return status;
+    image_decode(&image, out);
+    if (upright && image.orientation > 1 && !has_failed(&image.cx)) image_turn(&image, out);
+    if (has_failed(&image.cx)) janus_image_free(out);
+    return image_end(&image, error);
 }
 
-/* The text in a file's bytes, malloc'ed; NULL if it has none. */
+/* The text in a file's bytes as UTF-8, malloc'ed; NULL if it has none. Anything that is not UTF-8 is Latin-1. */
 static JanusStatus text_from_bytes(const void *bytes, size_t length, const char *name, char **text, JanusError *error) {
-    ImageFile image = image_begin(bytes, length, name);
-    *text = NULL;
-    JanusStatus status = image_parse(&image, error);
-    if (status == JANUS_OK) status = image_text(&image, text, error);
-    image_end(&image);
-    return status;
+    ImageFile image = image_parse(bytes, length, name);
+    const size_t count = image.text.length;
+    const bool latin1 = !utf8_valid(image.text.text, count), found = count > 0 && !has_failed(&image.cx);
+    char *utf8 = found ? allocate(2 * (int64_t)count + 1, 1) : NULL, *end = utf8;
+    if (image.packed_text)
+        context_fail(&image.cx, JANUS_BAD_IMAGE, "%s has a compressed text, which cannot be read", name);
+    if (found && utf8 == NULL) context_fail_memory(&image.cx);
+    for (size_t i = 0; i < count && utf8 != NULL; i++)
+        if (latin1) end = utf8_put(end, (uint8_t)image.text.text[i]);
+        else *end++ = image.text.text[i];
+    if (utf8 != NULL) *end = 0;
+    *text = utf8;
+    return image_end(&image, error);
 }
 
 /* Adds what a file must hold to carry the text, which is UTF-8: comments of a JPEG, or a chunk of a PNG. */
@@ -7650,16 +7604,12 @@ static uint8_t resample_byte(const uint8_t *in, int64_t step, const int32_t *wei
 
 /* Resizes along one direction: `in` holds `lines` lines of in_count pixels, `out` as many of out_count; neighbours
    along the direction are `step` pixels apart in both, lines are in_pitch and out_pitch pixels apart. */
-static JanusStatus resize_direction(uint8_t *out, const uint8_t *in, int in_count, int out_count, int lines,
-                                    int64_t step, int64_t in_pitch, int64_t out_pitch, JanusError *error) {
+static void resize_direction(Context *cx, uint8_t *out, const uint8_t *in, int in_count, int out_count, int lines,
+                             int64_t step, int64_t in_pitch, int64_t out_pitch) {
     const int stride = resample_weights(in_count, out_count, NULL, NULL);
-    ResampleSpan *spans = allocate(out_count, sizeof *spans);
-    int32_t *weights = allocate(checked_product(out_count, stride, 1), sizeof *weights);
-    if (spans == NULL || weights == NULL) {
-        free(spans);
-        free(weights);
-        return fail_memory(error);
-    }
+    ResampleSpan *spans = scratch_bytes(cx, out_count, sizeof *spans);
+    int32_t *weights = scratch_bytes(cx, checked_product(out_count, stride, 1), sizeof *weights);
+    if (has_failed(cx)) return;
     resample_weights(in_count, out_count, spans, weights);
     for (int line = 0; line < lines; line++) {
         for (int o = 0; o < out_count; o++) {
@@ -7669,37 +7619,28 @@ static JanusStatus resize_direction(uint8_t *out, const uint8_t *in, int in_coun
                 to[c] = resample_byte(from + c, 3 * step, weights + (int64_t)o * stride, spans[o].count);
         }
     }
-    free(spans);
-    free(weights);
-    return JANUS_OK;
 }
 
-/* Pillow's Image.resize(..., BICUBIC) on RGB: horizontally, then vertically, each rounded to 8 bits. `out` is
-   (out_height, out_width, 3), provided by the caller. */
-static JanusStatus resize_bicubic(uint8_t *out, int out_width, int out_height, const JanusImage *image,
-                                  JanusError *error) {
-    uint8_t *narrowed = allocate(checked_product(image->height, out_width, 3), 1);
-    if (narrowed == NULL) return fail_memory(error);
-    JanusStatus status = resize_direction(narrowed, image->rgb, image->width, out_width, image->height, 1, image->width,
-                                          out_width, error);
-    if (status == JANUS_OK)
-        status = resize_direction(out, narrowed, image->height, out_height, out_width, out_width, 1, 1, error);
-    free(narrowed);
-    return status;
+/* Pillow's Image.resize(..., BICUBIC) on RGB: horizontally, then vertically, each rounded to 8 bits. Returns scratch
+   memory, (height, width, 3), or NULL. */
+static uint8_t *resize_bicubic(Context *cx, const JanusImage *image, int width, int height) {
+    uint8_t *narrowed = scratch_bytes(cx, checked_product(image->height, width, 3), 1);
+    uint8_t *out = scratch_bytes(cx, checked_product(height, width, 3), 1);
+    resize_direction(cx, narrowed, image->rgb, image->width, width, image->height, 1, image->width, width);
+    resize_direction(cx, out, narrowed, image->height, height, width, width, 1, 1);
+    return has_failed(cx) ? NULL : out;
 }
 
-/* Understanding: the long side becomes `side`, the rest is background. pixels is (side, side, 3), normalised.
-   official: VLMImageProcessor */
-static JanusStatus preprocess_for_vit(const Config *c, const JanusImage *image, float *pixels, JanusError *error) {
+/* official: VLMImageProcessor */
+static void vit_pixels(Context *cx, const Config *c, const JanusImage *image, float *pixels) {
+    const ArenaBlock *mark = scratch_mark(cx);
     const int side = c->image_side, longest = image->width > image->height ? image->width : image->height;
     int width = (int)((double)image->width / longest * side), height = (int)((double)image->height / longest * side);
     if (width < c->min_side) width = c->min_side;
     if (height < c->min_side) height = c->min_side;
     const int left = (side - width) / 2, top = (side - height) / 2;
-    uint8_t *resized = allocate(checked_product(height, width, 3), 1);
-    if (resized == NULL) return fail_memory(error);
-    JanusStatus status = resize_bicubic(resized, width, height, image, error);
-    for (int y = 0; y < side && status == JANUS_OK; y++) {
+    const uint8_t *resized = resize_bicubic(cx, image, width, height);
+    for (int y = 0; y < side && resized != NULL; y++) {
         for (int x = 0; x < side; x++) {
             const bool inside = y >= top && y < top + height && x >= left && x < left + width;
             const uint8_t *rgb = resized + 3 * ((int64_t)(y - top) * width + (x - left));
@@ -7709,36 +7650,24 @@ static JanusStatus preprocess_for_vit(const Config *c, const JanusImage *image, 
             }
         }
     }
-    free(resized);
-    return status;
+    scratch_release(cx, mark);
 }
 
-/* Generation: the short side becomes `side`, the middle is cut out. pixels is (side, side, 3) in -1..1.
-   report, section 3.1 */
-static JanusStatus preprocess_for_vq(const Config *c, const JanusImage *image, float *pixels, JanusError *error) {
+/* report, section 3.1 */
+static void vq_pixels(Context *cx, const Config *c, const JanusImage *image, float *pixels) {
+    const ArenaBlock *mark = scratch_mark(cx);
     const int side = drawn_side(c), shortest = image->width < image->height ? image->width : image->height;
     const int64_t width = (int64_t)side * image->width / shortest, height = (int64_t)side * image->height / shortest;
     const int64_t left = (width - side) / 2, top = (height - side) / 2;
     if (width > IMAGE_SIDE_LIMIT * 4 || height > IMAGE_SIDE_LIMIT * 4)
-        return fail(error, JANUS_BAD_ARGUMENT, "an image of %d x %d is too long and thin to encode: crop it first",
-                    image->width, image->height);
-    uint8_t *resized = allocate(checked_product(height, width, 3), 1);
-    if (resized == NULL) return fail_memory(error);
-    JanusStatus status = resize_bicubic(resized, (int)width, (int)height, image, error);
-    for (int y = 0; y < side && status == JANUS_OK; y++) {
+        context_fail(cx, JANUS_BAD_ARGUMENT, "an image of %d x %d is too long and thin to encode: crop it first",
+                     image->width, image->height);
+    const uint8_t *resized = has_failed(cx) ? NULL : resize_bicubic(cx, image, (int)width, (int)height);
+    for (int y = 0; y < side && resized != NULL; y++) {
         const uint8_t *row = resized + 3 * ((top + y) * width + left);
         for (int i = 0; i < 3 * side; i++) pixels[(int64_t)y * side * 3 + i] = (float)row[i] / 127.5f - 1.0f;
     }
-    free(resized);
-    return status;
-}
-
-static void vit_pixels(Context *cx, const Config *c, const JanusImage *image, float *pixels) {
-    if (!has_failed(cx)) preprocess_for_vit(c, image, pixels, &cx->error);
-}
-
-static void vq_pixels(Context *cx, const Config *c, const JanusImage *image, float *pixels) {
-    if (!has_failed(cx)) preprocess_for_vq(c, image, pixels, &cx->error);
+    scratch_release(cx, mark);
 }
 
 /* ******************************************************************************************************************
@@ -8191,7 +8120,10 @@ JanusStatus janus_ask(JanusSession *session, const char *question, const JanusIm
 
 JanusStatus janus_preprocess(const JanusModel *model, const JanusImage *image, float *pixels, JanusError *error) {
     const JanusStatus status = check_image(image, error);
-    return status != JANUS_OK ? status : preprocess_for_vit(&model->config, image, pixels, error);
+    Context cx = {0};
+    if (status != JANUS_OK) return status;
+    vit_pixels(&cx, &model->config, image, pixels);
+    return context_end(&cx, error);
 }
 
 JanusStatus janus_encode_image(JanusSession *session, const JanusImage *image, int32_t *ids, JanusError *error) {

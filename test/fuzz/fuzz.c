@@ -302,9 +302,11 @@ static void fuzz_image(const uint8_t *data, size_t size) {
         return;
     }
     float *pixels = need(malloc((size_t)max_i64(see, drawn) * sizeof *pixels));
+    Context cx = {0};
     if (went_well(janus_preprocess(seed_model, &image, pixels, &error), &error))
         for (int64_t i = 0; i < see; i++) promise(pixels[i] >= -1 && pixels[i] <= 1, "pixels of -1 to 1");
-    if (went_well(preprocess_for_vq(c, &image, pixels, &error), &error))
+    vq_pixels(&cx, c, &image, pixels);
+    if (went_well(context_end(&cx, &error), &error))
         for (int64_t i = 0; i < drawn; i++) promise(pixels[i] >= -1 && pixels[i] <= 1, "pixels of -1 to 1");
     free(pixels);
     janus_image_free(&image);
@@ -344,21 +346,20 @@ static void check_ids(const uint8_t *data, size_t size, JanusError *error) {
 
 /* A text in UTF-8 comes back from a PNG and from a JPEG that carry it. */
 static void check_carrying(const char *text) {
+    JanusImage image = small_image();
     for (int jpeg = 0; jpeg < 2; jpeg++) {
-        TextBuffer file = {0};
-        JanusError error;
-        char *back = NULL;
-        text_add(&file, jpeg ? "\xFF\xD8" :
-                 "\x89PNG\r\n\x1A\n\0\0\0\x0DIHDR\0\0\0\1\0\0\0\1\x08\2\0\0\0crc_", jpeg ? 2 : 33);
-        add_image_text(&file, text, jpeg != 0);
-        ImageFile image = image_begin(file.text, file.length, "x");
-        image_parse(&image, &error); /* it lacks pixels */
-        promise(image_text(&image, &back, &error) == JANUS_OK, "a text is read as it was written");
+        char *bytes = NULL, *back = NULL;
+        size_t size = 0;
+        OutputFile out = {0};
+        out.file = need(open_memstream(&bytes, &size));
+        write_image(&out, &image, jpeg != 0, text);
+        promise(fclose(out.file) == 0 && out.failure == 0, "a picture is written");
+        promise(text_from_bytes(bytes, size, "x", &back, NULL) == JANUS_OK, "what was written is read");
         promise(strcmp(back != NULL ? back : "", text) == 0, "the text comes back from a picture");
-        image_end(&image);
-        text_free(&file);
         free(back);
+        free(bytes);
     }
+    janus_image_free(&image);
 }
 
 static void fuzz_text(const uint8_t *data, size_t size) {
