@@ -1785,7 +1785,7 @@ static int64_t input_read(FILE *stream, void *bytes, size_t size) {
 #endif
 
 #if !defined(JANUS_LIBRARY)
-/* Whether both names lead to one file, however they are spelt. */
+/* True if both names lead to one file, however they are spelt. */
 static bool same_file(const char *path, const char *other) {
     uint64_t a[2], b[2];
     return file_identity(path, a) && file_identity(other, b) && a[0] == b[0] && a[1] == b[1];
@@ -2567,8 +2567,9 @@ enum { WIDE_COLUMNS = 512, WIDE_X = 32, WIDE_W = 8 }; /* a piece of W that is wi
 enum { L1_FLOATS = 6144 };                 /* floats of x that still fit a 32 KiB L1 while weights stream through */
 
 /* out[t * out_stride + o] = x[t] . w[o] + bias[o] for t < T, first <= o < last; rows of length n. The rows of x are
-   padded with zeros to a multiple of BLOCK, or rounded (Packing); best aligned to 64 bytes. They may be those of
-   several jobs of `group` rows each: each job's results are then to the bit those that it has alone, with T = group. */
+   padded with zeros to a multiple of BLOCK, or rounded (Packing); best aligned to 64 bytes. The T rows may belong to
+   several jobs of `group` rows: each job's results are bit-identical to running alone, as the order of a row's sum
+   depends on the group, the type and o alone. dot_rows and dot_wide have the same order. */
 typedef struct {
     float *out;
     const float *x;
@@ -2578,23 +2579,23 @@ typedef struct {
 } Dots;
 typedef void DotProducts(const Dots *d, int64_t first, int64_t last);
 
-typedef struct { /* what a thread's matrix unit was set up for */
+typedef struct { /* a configuration of a thread's matrix unit */
     unsigned char bytes[64];
 } UnitState;
 
-/* One way to pack both operands of a tile. Packed, BLOCK elements of a row take so many 32-bit words:
+/* How both operands of a tile are packed. 32-bit words for BLOCK elements of rows and of weights:
      exact    32 and 32: floats        bf16  16 and 16: pairs of bf16
      pieces   48 and 16, or 48: pairs of bf16 too, three whose sum each float is, of x or of both operands
      integer  10 and  9: eight words of four int8, the block's scale, and for rows of x a correction
               18 and 17 on AVX2: sixteen words of two int16, as it multiplies no int8 of both signs, and the same */
 typedef struct {
     int tile_rows, tile_cols; /* tile_rows is at most MAX_TILE_ROWS */
-    int few_rows_limit;             /* up to so many rows of x, dot products are faster than these tiles */
+    int few_rows_limit;             /* up to this number of rows of x, dot products are faster than tiles */
     int row_words, weight_words;
-    int columns;   /* pack_rows takes a multiple of so many columns */
-    int k_step;    /* columns that are packed at a time, so that what is packed stays in the caches; 0: K_STEP */
-    bool any_type; /* pack_weights takes weights of any type, else only those for which this packing is */
-    int max_int; /* integers: what the largest element of a block of x becomes; else 0 */
+    int columns;   /* pack_rows takes a multiple of this number of columns */
+    int k_step;    /* columns packed at a time, to fit the caches; 0: K_STEP */
+    bool any_type; /* pack_weights takes weights of any type, not only the packing's own */
+    int max_int;   /* integers: the value of the largest element of a block of x; else 0 */
     /* out (n, tile_rows): element k of row r at out[k * tile_rows + r] */
     void (*pack_rows)(float *out, const float *const *rows, int64_t n);
     /* out (n, tile_cols): element begin + k of row c at out[k * tile_cols + c], zero where c >= count */
@@ -2603,9 +2604,9 @@ typedef struct {
        out[s * tile_cols + c], zero where c >= n; zeros up to a multiple of `columns` rows. NULL: not for attention */
     void (*pack_values)(float *out, Rows v, int64_t count, int64_t begin, int64_t n);
     /* out[r * stride + c] = (add ? out[r * stride + c] : 0) + sum over k < n of a[k][r] b[k][c] for the first `rows`
-       rows of the tile, all columns; what lies after those rows is undefined */
+       rows of the tile, all columns; the rows after them are undefined */
     void (*tile)(float *out, int64_t stride, const float *a, const float *b, int64_t rows, int64_t n, int add);
-    /* A thread calls them before its first tile and after its last one, to put back what was; NULL: no need */
+    /* Called by a thread before its first tile and after its last one, to restore its state; may be NULL */
     void (*first)(UnitState *before), (*last)(const UnitState *before);
     /* For few rows: x (n) as int8, int8_group_words floats for every INT8_GROUP elements; 0, NULL: x as it is */
     int int8_group_words;
@@ -2616,8 +2617,8 @@ typedef struct {
 typedef struct {
     const char *name;
     Packing exact;
-    /* Where there are none, tile is NULL. As good as exact: `pieces` for BF16 weights, `all_pieces` for others. With
-       operands rounded: `bf16` for BF16 weights, `integer` for Q8_0 and Q4_0. */
+    /* Optional: tile is NULL if there is none. As accurate as `exact`: `pieces` for BF16 weights, `all_pieces` for the
+       others. With operands rounded: `bf16` for BF16 weights, `integer` for Q8_0 and Q4_0. */
     Packing pieces, all_pieces, bf16, integer;
     /* out[i] = element begin + i of a row */
     void (*expand)(float *out, int type, const void *row, int64_t begin, int64_t n);
@@ -2646,7 +2647,7 @@ enum { PLAIN_ROWS = 4, PLAIN_COLS = 8, PLAIN_LANES = 16 };
 
 /* Sixteen partial sums: no chain of dependent additions, less rounding, and compilers turn them into vectors. */
 static float dot_piece(float sums[PLAIN_LANES], const float *a, const float *b, int64_t n) {
-    float lanes[PLAIN_LANES]; /* stay in registers, as no pointer can reach them */
+    float lanes[PLAIN_LANES]; /* a copy that stays in registers */
     int64_t i = 0;
     memcpy(lanes, sums, sizeof lanes);
     for (; i + PLAIN_LANES <= n; i += PLAIN_LANES)
@@ -3370,9 +3371,9 @@ TARGET static void KERNEL(expand)(float *out, int type, const void *row, int64_t
     else BY_TYPE(type, expand_plain(out, type, row, begin, n), KERNEL(expand_type), out, row, begin, n);
 }
 
-/* sums[r][t] = w[r] . x[t] for R rows of W and T <= 4 of x. One row of W at a time streams best from memory, with
-   prefetches reaching past the page where the hardware prefetcher stops; when compute-bound, or when x does not fit L1,
-   several rows of W share the loads of x. */
+/* sums[r][t] = w[r] . x[t] for R rows of W and T <= 4 of x, each in `chains` accumulators. One row of W at a time
+   streams best from memory, with prefetches beyond the page where the hardware prefetcher stops; when compute-bound, or
+   when x does not fit L1, several rows of W share the loads of x. */
 INLINE void KERNEL(dot_rows)(float (*sums)[4], const int type, const int R, const int T, const int chains,
                              const float *x, int64_t x_stride, const char *w, int64_t w_stride, int64_t n) {
     const int quantised = type == TYPE_Q8_0 || type == TYPE_Q4_0;
@@ -3421,7 +3422,7 @@ INLINE void KERNEL(dot_rows)(float (*sums)[4], const int type, const int R, cons
 }
 
 #if KERNEL_PASS == PASS_AVX512BF16
-/* The int8 of two blocks, or of one and zeros, without sign. */
+/* The int8 of two blocks, or of one and zeros, made unsigned. */
 INLINE __m512i KERNEL(load_pair)(const int type, const char *block, const int both) {
     if (type == TYPE_Q8_0) {
         __m512i pair = _mm512_castsi256_si512(_mm256_loadu_si256((const void *)(block + 2)));
@@ -3434,7 +3435,7 @@ INLINE __m512i KERNEL(load_pair)(const int type, const char *block, const int bo
     return _mm512_and_si512(_mm512_srlv_epi64(pair, shifts), _mm512_set1_epi8(15));
 }
 
-/* As dot_rows, of rounded rows of x. */
+/* The same as dot_rows for rounded rows of x. */
 INLINE void KERNEL(dot_blocks)(float (*sums)[4], const int type, const int R, const int T, const float *x,
                                int64_t x_stride, const char *w, int64_t w_stride, int64_t n) {
     const int64_t bytes = quant_bytes(type);
@@ -3470,7 +3471,7 @@ INLINE void KERNEL(dot_blocks)(float (*sums)[4], const int type, const int R, co
 }
 #elif defined(quant)
 #if KERNEL_PASS == PASS_AVX2
-/* Of products of int8 one operand has no sign: a Q8_0 weight gives its own to x; a Q4_0 weight is taken 8 too large. */
+/* One operand of an int8 product is unsigned: a Q8_0 weight moves its sign to x; a Q4_0 weight is taken 8 too large. */
 typedef struct { __m256i sizes, signs; } KERNEL(Bytes);
 
 INLINE KERNEL(Bytes) KERNEL(load_bytes)(const int type, const char *block) {
@@ -3505,7 +3506,7 @@ INLINE vi KERNEL(dot_bytes)(const int type, KERNEL(Bytes) w, const float *x) {
 }
 #endif
 
-/* As dot_rows, of rounded rows of x: sixteen blocks at a time, whose scales are those of W's row times those of x's. */
+/* The same as dot_rows for rounded rows of x: sixteen blocks at a time, each with the product of both scales. */
 INLINE void KERNEL(dot_blocks)(float (*sums)[4], const int type, const int R, const int T, const float *x,
                                int64_t x_stride, const char *w, int64_t w_stride, int64_t n) {
     const int64_t bytes = quant_bytes(type);
@@ -3542,7 +3543,7 @@ INLINE void KERNEL(dot_blocks)(float (*sums)[4], const int type, const int R, co
 }
 #endif
 
-/* What dot_rows gives, for rows of x as they are or rounded. */
+/* dot_rows or, for rounded rows of x, dot_blocks. */
 INLINE void KERNEL(dot_group)(float (*sums)[4], const int type, const int rounded, const int R, const int T,
                               const int chains, const float *x, int64_t x_stride, const char *w, int64_t w_stride,
                               int64_t n) {
@@ -3552,8 +3553,8 @@ INLINE void KERNEL(dot_group)(float (*sums)[4], const int type, const int rounde
 #endif
 }
 
-/* A piece of a row of W as floats, with zeros up to a multiple of BLOCK; scales: of blocks whose scale is applied late,
-   to a sum (dot_rows). */
+/* A piece of a row of W as floats, padded with zeros to a multiple of BLOCK; scales: of blocks whose scale multiplies
+   the sum, not each weight (dot_rows, `late`). */
 typedef struct {
     float w[WIDE_COLUMNS], scales[WIDE_COLUMNS / BLOCK];
 } KERNEL(WideRow);
@@ -3578,8 +3579,8 @@ TARGET static void KERNEL(widen_row)(KERNEL(WideRow) *out, int type, bool late, 
     }
 }
 
-/* sums[DOT_ROWS][4] += the products of n columns of DOT_ROWS rows of W and four of x: of all their vectors, or of every
-   second one from `chain` on, as dot_rows has `chains` sums of each. */
+/* sums[DOT_ROWS][4] += the products of n columns of DOT_ROWS rows of W and four of x: over all vectors, or, with two
+   accumulators as in dot_rows, over every second one from `chain` on. */
 INLINE void KERNEL(add_columns)(vf (*sums)[4], const int late, const int chains, int chain, const float *x,
                                 int64_t x_stride, const KERNEL(WideRow) *w, int64_t n) {
     vf s[DOT_ROWS][4], a[BLOCK_VECTORS], b[DOT_ROWS];
@@ -3620,9 +3621,8 @@ TARGET static void KERNEL(add_wide)(vf (*sums)[4], bool late, int chains, int ch
     else KERNEL(add_columns)(sums, 0, 2, chain, x, x_stride, w, n);
 }
 
-/* Rows of x of many jobs, T of them, a multiple of four, and `rows` of W from row o on, a multiple of DOT_ROWS: W is
-   widened once for all of them, a piece at a time that stays in the first cache, and their sums wait in memory for the
-   next piece. */
+/* T rows of x of many jobs (a multiple of four) and `rows` of W from row o on (a multiple of DOT_ROWS): W is widened
+   once for all of them, a piece at a time that stays in L1; the sums wait in memory for the next piece. */
 TARGET static void KERNEL(dot_wide)(const Dots *d, int chains, int64_t o, int64_t rows, int64_t T) {
     const bool late = (d->w.type == TYPE_Q8_0 || d->w.type == TYPE_Q4_0) && BLOCK_VECTORS > 2;
     const char *row = d->w.data + o * d->w.stride;
@@ -3653,7 +3653,7 @@ TARGET static void KERNEL(dot_wide)(const Dots *d, int chains, int64_t o, int64_
     }
 }
 
-/* How a row's products are summed depends on its group and on the place of W's row, never on T. */
+/* The order of a row's sum depends on its group and on the place of W's row, never on T. */
 INLINE void KERNEL(dot_type)(const int type, const int rounded, const Dots *d, int64_t first, int64_t last) {
     const int plain = type == TYPE_F32 || type == TYPE_F16 || type == TYPE_BF16;
     const int several = d->group > 2 || d->group * d->n > L1_FLOATS || !plain;
@@ -3685,7 +3685,7 @@ INLINE void KERNEL(dot_type)(const int type, const int rounded, const Dots *d, i
 
 TARGET static DotProducts KERNEL(dot);
 
-/* Formats that dot_type does not know: pieces of W's rows as floats. */
+/* Other formats: W's rows are expanded in pieces. */
 TARGET static void KERNEL(dot_expanded)(const Dots *d, int64_t first, int64_t last) {
     float pieces[DOT_ROWS][K_STEP], sums[MAX_TILE_ROWS][DOT_ROWS];
     Dots piece = {.out = sums[0], .out_stride = DOT_ROWS, .x_stride = d->x_stride, .group = d->group,
@@ -3740,7 +3740,7 @@ INLINE void KERNEL(pack_fours)(float *out, const float *const *rows, int64_t n) 
     for (int first = 0; first < TILE_ROWS; first += VL) {
         const float *group[VL];
         for (int i = 0; i < VL; i++) group[i] = rows[first + i < TILE_ROWS ? first + i : 0];
-        for (int64_t k = 0; k + 4 <= n; k += 4) /* what a vector holds beyond TILE_ROWS, the next one overwrites */
+        for (int64_t k = 0; k + 4 <= n; k += 4) /* elements beyond TILE_ROWS are overwritten by the next vector */
             KERNEL(transpose)(out + k * TILE_ROWS + first, TILE_ROWS, 0, group, k);
     }
 }
@@ -3778,7 +3778,7 @@ INLINE void KERNEL(pack_type)(const int type, float *out, Rows w, int64_t count,
     }
 }
 
-/* The same for formats that pack_type does not know. */
+/* The same for other formats. */
 TARGET static void KERNEL(pack_expanded)(float *out, Rows w, int64_t count, int64_t begin, int64_t n) {
     float pieces[VL][K_STEP];
     const Rows piece = {TYPE_F32, (const char *)pieces, sizeof *pieces};
@@ -4066,7 +4066,7 @@ static void tile_all_pieces_amx(float *out, int64_t stride, const float *a, cons
 #endif
 
 #ifdef quant
-/* What 1 stands for when the largest of BLOCK elements becomes `max_int`. */
+/* The step of a block of which the largest element becomes `max_int`. */
 INLINE float KERNEL(block_scale)(const float *x, int max_int) {
     vf top = v_zero();
     UNROLLED_FOR (int i = 0; i < BLOCK; i += VL)
@@ -4232,9 +4232,8 @@ INLINE vf KERNEL(gelu_value)(vf x) {
 
 INLINE vf KERNEL(silu_value)(vf x) { return v_div(x, v_add(v_set1(1.0f), KERNEL(exp)(v_sub(v_zero(), x)))); }
 
-/* For a loop over n floats by vectors: fewer than VL of them, padded with `fill`, and back. These loops are not left to
-   the compiler: gcc 12 makes no vectors of them in plain C at -O2, of e^x not at -O3 either, and none may reorder
-   sums. */
+/* The end of a loop over n floats: fewer than VL of them, padded with `fill`, and back. These loops are vectorised by
+   hand: gcc 12 does not at -O2 (nor expf at -O3), and no compiler may reorder sums. */
 INLINE vf KERNEL(load_part)(const float *x, int64_t n, float fill) {
     float part[VL];
     for (int64_t i = 0; i < VL; i++) part[i] = i < n ? x[i] : fill;
@@ -4551,12 +4550,12 @@ static int x86_level(void) {
 }
 #endif
 
-/* Whether --fast takes tiles of rounded operands for bf16 weights: a rule by instructions and maker, so that the same
-   machine gives the same ids in every run. 576 x 1024 x 4096, one thread, exact time by that of rounded operands:
+/* True if --fast uses tiles of rounded operands for bf16 weights. A rule by instructions and maker, not by measurement,
+   so that a machine gives the same ids in every run. Speed-up over exact (576 x 1024 x 4096, one thread):
      AMX                                       5 to 7          yes
      pairs of bf16 (VDPBF16PS), AMD Zen 4, 5   1.77 to 1.93    yes
      the same, Intel Xeon, models 143 to 207   0.62            no: they run at half the rate of f32
-   make bench measures both, and says where the rule is wrong. */
+   make bench measures both and reports where the rule is wrong. */
 static bool bf16_pays(const Kernels *kernels) {
     bool pays = kernels->bf16.first != NULL;
 #ifdef HAVE_X86_KERNELS
@@ -4600,12 +4599,12 @@ static const char *kernel_name_at(int i) {
 /* ==================================================================================================================
    15  Layers
 
-      What the model is made of, over the kernels and the pool. Activations are float rows, (T, I) with T tokens or
+      The model's building blocks, over the kernels and the pool. Activations are float rows, (T, I) with T tokens or
       pixels (an image is (H*W, channels)); weights are (O, I) rows of any type.
    ================================================================================================================== */
 
-/* What all layers and stages work with. The first thing that goes wrong is kept in `error`; from then on every layer
-   and every stage returns at once, and whoever began the work asks once, at the end. */
+/* The state of a call, shared by all layers and stages. The first error is recorded in `error`; from then on every
+   layer and stage returns at once, and the caller checks once, at the end. */
 struct Context {
     Pool *pool;
     const Kernels *kernels;
@@ -4613,8 +4612,8 @@ struct Context {
     JanusSessionOptions options; /* the caller's: callbacks, cache, fast */
     JanusError error;            /* status JANUS_OK: all is well */
     Arena arena;                 /* the stages' scratch memory */
-    /* The rows of linear layers are those of separate jobs: (group_count) numbers of rows, in rising order. Each job's
-       results are to the bit those that it has alone. NULL: all rows are one job's. */
+    /* The rows of linear layers belong to separate jobs: (group_count) numbers of rows, ascending. Each job's results
+       are bit-identical to running alone. NULL: all rows are one job's. */
     const int64_t *groups;
     int64_t group_count;
     void *memory;                /* the layers' scratch memory, */
@@ -4659,7 +4658,7 @@ static ArenaBlock *scratch_mark(const Context *cx) { return cx->arena.top; }
 /* Frees all that was allocated since `mark`. */
 static void scratch_release(Context *cx, const ArenaBlock *mark) { arena_release(&cx->arena, mark); }
 
-/* Ends a call of the public API: hands its failure to the caller, and the next call starts afresh. */
+/* Ends a call of the public API: reports its error and resets the context for the next call. */
 static JanusStatus context_end(Context *cx, JanusError *error) {
     const JanusStatus status = cx->error.status;
     if (status != JANUS_OK && error != NULL) *error = cx->error;
@@ -4690,7 +4689,7 @@ static void set_groups(Context *cx, const int64_t *groups, int64_t count) {
     cx->group_count = count;
 }
 
-/* Scratch of so many floats for all and for each thread. Returns whether work can go on. */
+/* Scratch memory in floats: shared by all threads, and for each thread. False: no memory, or an earlier error. */
 static bool reserve_scratch(Context *cx, int64_t shared, int64_t per_thread) {
     cx->shared_bytes = checked_product(round_up(shared, 16), sizeof(float), 1);
     cx->thread_bytes = checked_product(round_up(per_thread, 16) + 16, sizeof(float), 1);
@@ -4919,7 +4918,7 @@ static void share_job(void *data, Chunk chunk) {
         }
 }
 
-/* The first that there is for such weights and such a width: with --fast those that round, then the exact ones. */
+/* The first available packing for the weights' type and width: with --fast the rounded ones, then the exact ones. */
 static const Packing *choose_packing(const Product *p) {
     const Kernels *k = p->cx->kernels;
     const int64_t width = p->conv ? p->conv->channels : p->I; /* what pack_rows gets is a part of this */
@@ -4974,12 +4973,11 @@ typedef struct {
     const Packing *packing;
     const float *x; /* (T), `stride` apart, as the packing wants them */
     int64_t T, I, stride;
-    const int64_t *groups; /* so many rows belong together */
+    const int64_t *groups; /* rows of each job */
     int64_t step;          /* rows of a weight in a job */
 } FewRows;
 
-/* So many rows, from the first of groups[*g] on, whose groups are alike; *g goes on to the next group. Three rows and
-   more are summed alike. */
+/* Number of rows in the next run of groups with one order of sums (1, 2, or 3 and more rows); advances *g. */
 static int64_t alike_rows(const int64_t *groups, int64_t *g, int64_t most) {
     const int64_t kind = min_i64(groups[*g], 3);
     int64_t rows = 0;
@@ -5264,7 +5262,7 @@ static void attention_job(void *data, Chunk chunk) {
     if (a->packing->last != NULL) a->packing->last(&before);
 }
 
-/* Few queries take no tiles: the exact ones stand for none. */
+/* With few queries tiles are not used: `exact` is a placeholder then. */
 static const Packing *attention_packing(const Context *cx, const AttentionShape *shape) {
     const Kernels *k = cx->kernels;
     const Packing *better = cx->options.fast && k->bf16.pack_values ? &k->bf16 : &k->all_pieces;
@@ -5302,8 +5300,8 @@ typedef struct {
 
 static void magnitude_job(void *data, Chunk chunk) {
     Magnitude *m = data;
-    /* Without its sign, a float's bits grow with its magnitude; infinity and NaN are the largest. What exceeds the
-       limit sets a difference's top bit. Compilers make vectors of the sixteen. */
+    /* Without its sign, a float's bits grow with its magnitude; infinity and NaN are the largest. A number beyond the
+       limit sets the top bit of the difference. Sixteen accumulators, so that the loop vectorises. */
     uint32_t over[16] = {0}, any = 0;
     int64_t i = chunk.begin;
     for (; i + 16 <= chunk.end; i += 16)
@@ -5313,7 +5311,7 @@ static void magnitude_job(void *data, Chunk chunk) {
     if (any >> 31) m->exceeded[chunk.thread] = true;
 }
 
-/* Whether all of x (n) are smaller in magnitude than `limit`, which may be INFINITY: whether all are finite. */
+/* True if all of x (n) are smaller in magnitude than `limit`; with INFINITY: if all are finite. */
 static bool all_below(Context *cx, const float *x, int64_t n, float limit) {
     Magnitude m = {.x = x, .limit = float_bits(limit)};
     bool below = true;
@@ -5405,18 +5403,18 @@ static void group_norm(Context *cx, float *out, const float *x, const Norm *norm
     in_parallel(cx, affine_job, &g, rows, max_i64(1, ELEMENT_STEP / channels));
 }
 
-/* ---- what the caller hears, and the checks of results ---- */
+/* ---- callbacks, and the checks of results ---- */
 
 static bool is_tapped(const Context *cx) { return cx->options.tap != NULL; }
 
-/* Tells the caller how far a task is; the caller may cancel it. */
+/* Reports the progress of a task; the callback may cancel. */
 static void progress(Context *cx, const char *task, int64_t done, int64_t total) {
     if (has_failed(cx) || cx->options.progress == NULL) return;
     if (cx->options.progress(cx->options.user, task, done, total) != 0)
         context_fail(cx, JANUS_CANCELLED, "stopped on request while working on: %s", task);
 }
 
-/* Shows the caller what is drawn so far; the caller may cancel it. */
+/* Reports the ids drawn so far; the callback may cancel. */
 static void tell_drawn(Context *cx, const int32_t *ids, int64_t N, int64_t done, int64_t T) {
     if (has_failed(cx) || cx->options.drawn == NULL) return;
     if (cx->options.drawn(cx->options.user, ids, (int)N, done, T) != 0)
@@ -5465,14 +5463,14 @@ static void tap_pixels(Context *cx, const uint8_t *rgb, int64_t side) {
     scratch_release(cx, mark);
 }
 
-/* Fails where the result x (count) of the stage `name` is not finite. */
+/* Fails if the result x (count) of the stage `name` is not finite. */
 static void check_finite(Context *cx, const char *name, const float *x, int64_t count) {
     if (!has_failed(cx) && !all_below(cx, x, count, INFINITY))
         context_fail(cx, JANUS_BAD_MODEL,
                      "the numbers of %s are not finite: the model's weights are damaged or too large", name);
 }
 
-/* The end of a stage: its result (a, b, c) is checked, and handed to a caller who listens. */
+/* The end of a stage: its result (a, b, c) is checked, and reported to the tap callback if there is one. */
 static void tap(Context *cx, const char *name, const float *data, int64_t a, int64_t b, int64_t c) {
     check_finite(cx, name, data, a * (b > 0 ? b : 1) * (c > 0 ? c : 1));
     hand_over(cx, name, JANUS_FLOAT32, data, a, b, c);
@@ -5493,7 +5491,7 @@ static void kv_cache_free(KvCache *cache) {
     memset(cache, 0, sizeof *cache);
 }
 
-/* Makes room for `length` positions. The content stays, also when it fails. */
+/* Makes room for `length` positions. The content is kept, even on failure. */
 static void kv_cache_reserve(Context *cx, KvCache *cache, const Config *c, int64_t length) {
     if (has_failed(cx) || length <= cache->capacity) return;
     if (cache->keys == NULL) {
@@ -5567,8 +5565,8 @@ static void rotate_and_cache_job(void *data, Chunk chunk) {
     }
 }
 
-/* Fails where keys or values (n) of a block are not finite, or too large for a cache of float16: an infinite key may
-   hide under a weight of zero, so that it has to be caught here. */
+/* Fails if keys or values (n) of a block are not finite, or too large for a cache of float16: a weight of zero may hide
+   an infinite key later, so it must be caught here. */
 static void check_keys(Context *cx, int layer, const float *k, const float *v, int64_t n) {
     const float limit = kv_type(cx) == TYPE_F16 ? 65520.0f : INFINITY; /* from 65520 on, float16 rounds to infinity */
     if (all_below(cx, k, n, limit) && all_below(cx, v, n, limit)) return;
