@@ -9496,6 +9496,17 @@ static int program_failed(Program *program) {
     return EXIT_FAILED;
 }
 
+/* The length of a path up to its name. */
+static size_t folder_length(const char *path) {
+    size_t length = strlen(path);
+#if defined(_WIN32)
+    while (length > 0 && strchr("/\\:", path[length - 1]) == NULL) length--;
+#else
+    while (length > 0 && path[length - 1] != '/') length--;
+#endif
+    return length;
+}
+
 /* The folder of the program's file, links followed, with a slash at its end; empty: not known. `called` is argv[0]. */
 static void program_folder(const char *called, char folder[PATH_BYTES]) {
 #if defined(_WIN32)
@@ -9516,9 +9527,7 @@ static void program_folder(const char *called, char folder[PATH_BYTES]) {
         name[length] = 0;
     }
 #endif
-    size_t end = strlen(folder);
-    while (end > 0 && folder[end - 1] != '/' && folder[end - 1] != '\\') end--;
-    folder[end] = 0;
+    folder[folder_length(folder)] = 0;
 }
 
 /* The model of -m, else the small one: weights/tiny.gguf here or beside the program, or where make install puts it.
@@ -9988,8 +9997,6 @@ static int command_info(Program *program) {
 
 /* ---- chat: one conversation; a line that begins with / is a command, any other a question ---- */
 
-enum { CHAT_LINE = 1 << 16 };
-
 static const char CHAT_HELP[] = "/image FILE   adds an image to the next question\n"
                                 "/draw PROMPT  draws a picture and adds it to the next question\n"
                                 "/clear        begins a new conversation\n"
@@ -10074,23 +10081,62 @@ static bool chat_line(Program *program, Chat *chat, const char *line) {
     return true;
 }
 
-/* Reads a line of stdin without its end. Returns its length, -1 at the end of the input; longer lines are cut. */
-static int read_line(char *line, int size) {
-    int length = 0, c = getchar();
-    if (c == EOF) return -1;
-    for (; c != EOF && c != '\n'; c = getchar(), length += length < size)
-        if (length + 1 < size) line[length] = (char)c;
-    line[length < size ? length : size - 1] = 0;
-    return length;
+/* ---- Lines of stdin or a file, for chat and batch ---- */
+
+enum { LINE_BYTES = 1 << 20 };
+
+typedef struct {
+    FILE *stream;
+    char *bytes;        /* (LINE_BYTES + 2): [at, size) is read, but not taken */
+    size_t at, size;
+    long number;        /* of the last line */
+    bool ended, skips;  /* skips: the line is too long, and its end has not come yet */
+    int failure;        /* errno of a read */
+} LineReader;
+
+/* Reads on, and waits for input only if it may, up to a cancel request. False: there is nothing new. */
+static bool read_more(LineReader *reader, bool may_wait) {
+    bool ready = input_ready(reader->stream, 0);
+    while (!ready && may_wait && !stop_wished) ready = input_ready(reader->stream, 100);
+    if (!ready) return false;
+    memmove(reader->bytes, reader->bytes + reader->at, reader->size - reader->at);
+    reader->size -= reader->at;
+    reader->at = 0;
+    if (reader->size > LINE_BYTES) reader->skips = true, reader->size = 0;
+    const int64_t got = input_read(reader->stream, reader->bytes + reader->size, LINE_BYTES + 1 - reader->size);
+    if (got < 0) reader->failure = errno_or(EIO);
+    if (got <= 0) reader->ended = true;
+    else reader->size += (size_t)got;
+    return true;
+}
+
+/* The next line, if there is one now, with a zero byte after it; without text if it is longer than 1 MiB. A byte order
+   mark before the first is skipped. */
+static bool next_line(LineReader *reader, bool may_wait, StringView *line) {
+    char *begin, *end;
+    do {
+        begin = reader->bytes + reader->at;
+        end = reader->size > reader->at ? memchr(begin, '\n', reader->size - reader->at) : NULL;
+    } while (end == NULL && !reader->ended && read_more(reader, may_wait));
+    if (end == NULL && (!reader->ended || (reader->size == reader->at && !reader->skips))) return false;
+    if (end == NULL) end = reader->bytes + reader->size++;
+    *end = 0;
+    const size_t length = (size_t)(end - begin), mark = ++reader->number == 1 ? mark_size(begin, length) : 0;
+    line->text = reader->skips || length > LINE_BYTES ? NULL : begin + mark;
+    line->length = length - mark;
+    reader->at += length + 1;
+    reader->skips = false;
+    return true;
 }
 
 static int command_chat(Program *program) {
     const bool prompts = terminal(stdin) && !program->line.quiet;
     const Request *request = &program->line.request;
     Chat *chat = calloc(1, sizeof *chat);
-    char *line = malloc(CHAT_LINE);
-    int result = EXIT_DONE, length;
-    if (chat == NULL || line == NULL) fail_memory(&program->error), result = program_failed(program);
+    LineReader reader = {.stream = stdin, .bytes = malloc(LINE_BYTES + 2)};
+    StringView line;
+    int result = EXIT_DONE;
+    if (chat == NULL || reader.bytes == NULL) fail_memory(&program->error), result = program_failed(program);
     for (int i = 0; i < request->image_count && result == EXIT_DONE; i++)
         if (!chat_image(program, chat, request->images[i])) result = EXIT_FAILED;
     if (prompts && result == EXIT_DONE)
@@ -10098,13 +10144,14 @@ static int command_chat(Program *program) {
     for (bool more = true; more && result == EXIT_DONE;) {
         if (prompts) fputs("> ", stderr);
         at_prompt = terminal(stdin);
-        length = read_line(line, CHAT_LINE);
+        stop_wished = 0; /* of the last answer */
+        const bool got = next_line(&reader, true, &line);
         at_prompt = 0;
-        if (length < 0) break;
-        if (length >= CHAT_LINE) complain("the line is longer than %d bytes", CHAT_LINE - 1);
-        else if (strlen(line) != (size_t)length)
-            complain("the line is not a text in UTF-8: byte %lu is zero", (unsigned long)strlen(line) + 1);
-        else more = chat_line(program, chat, clean_line(line + mark_size(line, (size_t)length)));
+        if (!got) break;
+        if (line.text == NULL) complain("the line is longer than 1 MiB");
+        else if (strlen(line.text) != line.length)
+            complain("the line is not a text in UTF-8: byte %lu is zero", (unsigned long)strlen(line.text) + 1);
+        else more = chat_line(program, chat, clean_line((char *)line.text));
         if (fflush(stdout) != 0) {
             complain("cannot write to stdout: %s", strerror(errno));
             result = EXIT_FAILED;
@@ -10112,7 +10159,7 @@ static int command_chat(Program *program) {
     }
     if (chat != NULL) forget_images(chat);
     free(chat);
-    free(line);
+    free(reader.bytes);
     return result;
 }
 
@@ -10121,8 +10168,6 @@ static int command_chat(Program *program) {
    A line is an object of JSON whose keys fill a Request, as the options of a command do. The queue runs as many jobs
    together as it has places. Results are printed in the order of the jobs, with --unordered as the jobs end. ---- */
 
-enum { JOB_BYTES = 1 << 20 };
-
 typedef struct BatchJob {
     struct BatchJob *next;
     Request request;
@@ -10130,11 +10175,10 @@ typedef struct BatchJob {
     unsigned given;     /* its keys: a bit for each row of KEYS */
     long number;        /* of its line */
     char *bytes;        /* its line, which its texts point to */
-    StringView id;      /* a number as it was written, or a string */
-    bool id_is_text, done;
     int64_t queued;     /* its number in the queue; 0: not there */
+    bool done;
     double start;
-    TextBuffer reply;
+    TextBuffer reply;   /* from its id on */
 } BatchJob;
 
 /* A picture that the job of a line reads or writes. */
@@ -10147,53 +10191,14 @@ typedef struct {
 typedef struct {
     Program *program;
     JanusQueue *queue;
-    FILE *stream;
-    char *bytes;        /* [at, size): read, but not taken */
-    size_t at, size;
-    long line;
-    bool ended, skips;  /* skips: a line is too long, and its end has not come yet */
-    bool failed, stopped;
-    int read_error, write_error;
+    LineReader reader;
+    bool failed;
+    int write_error;
     BatchJob *jobs;     /* whose results are not printed yet */
     BatchJob **last;    /* where the next one is added */
     Claim *claims;
     size_t claim_count, claim_capacity;
 } Batch;
-
-/* Reads on, and waits for input only if it may. False: there is nothing new. */
-static bool read_more(Batch *batch, bool may_wait) {
-    bool ready = input_ready(batch->stream, 0);
-    while (!ready && may_wait && !stop_wished) ready = input_ready(batch->stream, 100);
-    if (!ready) return false;
-    memmove(batch->bytes, batch->bytes + batch->at, batch->size - batch->at);
-    batch->size -= batch->at;
-    batch->at = 0;
-    if (batch->size > JOB_BYTES) batch->skips = true, batch->size = 0;
-    const int64_t got = input_read(batch->stream, batch->bytes + batch->size, JOB_BYTES + 1 - batch->size);
-    if (got < 0) batch->read_error = errno;
-    if (got <= 0) batch->ended = true;
-    else batch->size += (size_t)got;
-    return true;
-}
-
-/* The next line, if there is one now; its text is NULL if it is longer than 1 MiB. */
-static bool next_line(Batch *batch, bool may_wait, StringView *line) {
-    const char *begin, *end;
-    do {
-        begin = batch->bytes + batch->at;
-        end = batch->size > batch->at ? memchr(begin, '\n', batch->size - batch->at) : NULL;
-    } while (end == NULL && !batch->ended && read_more(batch, may_wait));
-    const size_t left = batch->size - batch->at;
-    if (end == NULL && (!batch->ended || (left == 0 && !batch->skips))) return false;
-    line->length = end != NULL ? (size_t)(end - begin) : left;
-    line->text = batch->skips || line->length > JOB_BYTES ? NULL : batch->bytes + batch->at;
-    batch->at += line->length + (end != NULL);
-    batch->skips = false;
-    if (++batch->line > 1 || line->text == NULL) return true;
-    const size_t mark = mark_size(line->text, line->length);
-    line->text += mark, line->length -= mark;
-    return true;
-}
 
 /* ---- What a line may say ---- */
 
@@ -10268,10 +10273,12 @@ static void take_value(void *user, int depth, StringView name, JsonKind kind, St
     else if (depth == 1 && is_given(job, key))
         context_fail(cx, JANUS_BAD_ARGUMENT, "\"%s\" is given twice", name.text);
     else if (depth == 1 && kind == JSON_WORD && text.text[0] == 'n') return; /* null: not given */
+    else if (key == KEY_ID && kind > JSON_NUMBER)
+        context_fail(cx, JANUS_BAD_ARGUMENT, "\"id\" takes a string or a number");
     else if (key == KEY_ID) {
-        job->id_is_text = kind == JSON_STRING;
-        if (kind == JSON_STRING || kind == JSON_NUMBER) job->id = text;
-        else context_fail(cx, JANUS_BAD_ARGUMENT, "\"id\" takes a string or a number");
+        text_print(&job->reply, "{\"id\": ");
+        if (kind == JSON_STRING) json_write(&job->reply, text.text, text.length);
+        else text_add(&job->reply, text.text, text.length);
     } else if (kind == JSON_STRING && strlen(text.text) < text.length)
         context_fail(cx, JANUS_BAD_ARGUMENT, "\"%s\" holds a zero character", name.text);
     else if (key == KEY_IMAGES && kind != (depth == 1 ? JSON_ARRAY : JSON_STRING))
@@ -10282,7 +10289,7 @@ static void take_value(void *user, int depth, StringView name, JsonKind kind, St
 
 static void parse_job(BatchJob *job, size_t length) {
     Context *cx = &job->cx;
-    json_read(cx, job->bytes, length, take_value, job);
+    if (!has_failed(cx)) json_read(cx, job->bytes, length, take_value, job);
     if (has_failed(cx)) return;
     if (draws(job) && is_given(job, KEY_QUESTION))
         context_fail(cx, JANUS_BAD_ARGUMENT, "\"prompt\" and \"question\" are two jobs");
@@ -10298,38 +10305,22 @@ static void parse_job(BatchJob *job, size_t length) {
 
 /* ---- Two jobs of a run may not write one picture, and none may read what another writes ---- */
 
-static uint64_t add_to_hash(uint64_t hash, const void *bytes, size_t length) { /* FNV-1a */
-    for (size_t i = 0; i < length; i++) hash = (hash ^ ((const uint8_t *)bytes)[i]) * 1099511628211u;
-    return hash;
-}
-
-/* The length of a path up to its name. */
-static size_t folder_length(const char *path) {
-    size_t length = strlen(path);
-#if defined(_WIN32)
-    while (length > 0 && strchr("/\\:", path[length - 1]) == NULL) length--;
-#else
-    while (length > 0 && path[length - 1] != '/') length--;
-#endif
-    return length;
-}
-
 /* Identifies the file that a path leads to, which need not exist: by its folder and its name. False: it leads nowhere,
    and reading or writing it will fail. */
 static bool identify(const char *path, Claim *claim) {
-    uint64_t identity[2] = {0, 0};
+    uint64_t folder[2] = {0, 0};
     char *target = link_target(path);
     if (target == NULL) return false;
     char *name = target + folder_length(target), first = name[0];
-    const size_t length = strlen(name);
     name[0] = 0;
-    file_identity(name > target ? target : ".", identity);
+    file_identity(name > target ? target : ".", folder);
     name[0] = first;
-    const uint64_t folder = add_to_hash(14695981039346656037u, identity, sizeof identity);
-    claim->key = add_to_hash(folder, name, length);
-    for (char *c = name; *c != 0; c++)
-        if (*c >= 'A' && *c <= 'Z') *c = (char)(*c - 'A' + 'a');
-    claim->folded = add_to_hash(folder, name, length);
+    claim->key = claim->folded = (folder[0] * 1099511628211u ^ folder[1]) * 1099511628211u; /* FNV-1a */
+    for (const char *c = name; *c != 0; c++) {
+        const char lower = (char)(*c >= 'A' && *c <= 'Z' ? *c - 'A' + 'a' : *c);
+        claim->key = (claim->key ^ (uint8_t)*c) * 1099511628211u;
+        claim->folded = (claim->folded ^ (uint8_t)lower) * 1099511628211u;
+    }
     free(target);
     return true;
 }
@@ -10348,7 +10339,7 @@ static bool folder_folds_case(const char *path) {
 
 static void claim_picture(Batch *batch, BatchJob *job, const char *path, bool writes) {
     Claim claim = {0, 0, job->number, writes};
-    if (!identify(path, &claim)) return;
+    if (has_failed(&job->cx) || !identify(path, &claim)) return;
     for (size_t i = 0; i < batch->claim_count && !has_failed(&job->cx); i++) {
         const Claim *other = &batch->claims[i];
         if (other->folded != claim.folded || other->line == job->number || !(writes || other->writes)) continue;
@@ -10363,14 +10354,14 @@ static void claim_picture(Batch *batch, BatchJob *job, const char *path, bool wr
     batch->claims[batch->claim_count++] = claim;
 }
 
-/* Claims all pictures of a job, or none. */
-static void claim_pictures(Batch *batch, BatchJob *job) {
+/* Claims all pictures of a job, or none. Those of an earlier run are only read. */
+static void claim_pictures(Batch *batch, BatchJob *job, bool resumed) {
     const size_t before = batch->claim_count;
     const Request *request = &job->request;
     char name[PATH_BYTES];
     for (int i = 0; i < request->image_count; i++) claim_picture(batch, job, request->images[i], false);
-    for (int i = 0, n = request->draw.count; i < n && draws(job); i++)
-        if (numbered_name(name, PATH_BYTES, request->output, i, n)) claim_picture(batch, job, name, true);
+    for (int i = 0, n = request->draw.count; i < n && request->output != NULL; i++)
+        if (numbered_name(name, PATH_BYTES, request->output, i, n)) claim_picture(batch, job, name, !resumed);
     if (has_failed(&job->cx)) batch->claim_count = before;
 }
 
@@ -10387,10 +10378,7 @@ static void end_job(Batch *batch, BatchJob *job, const JanusResult *result) {
     const Request *request = &job->request;
     TextBuffer *reply = &job->reply;
     char name[PATH_BYTES];
-    text_print(reply, "{\"id\": ");
-    if (job->id_is_text) json_write(reply, job->id.text, job->id.length);
-    else if (job->id.length > 0) text_add(reply, job->id.text, job->id.length);
-    else text_print(reply, "%ld", job->number);
+    if (reply->length == 0) text_print(reply, "{\"id\": %ld", job->number);
     if (has_failed(&job->cx)) {
         batch->failed = true;
         text_print(reply, ", \"line\": %ld, \"error\": ", job->number);
@@ -10448,7 +10436,7 @@ static bool is_drawn(const Program *program, BatchJob *job, int i) {
     Request *request = &job->request;
     JanusImage image = {0, 0, NULL};
     char name[PATH_BYTES], *says = NULL;
-    if (!numbered_name(name, PATH_BYTES, request->output, i, request->draw.count) || !file_is_there(name) ||
+    if (!numbered_name(name, PATH_BYTES, request->output, i, request->draw.count) ||
         janus_image_text(name, &says, NULL) != JANUS_OK || says == NULL)
         return false;
     const size_t prompt = strlen(request->text);
@@ -10471,7 +10459,7 @@ static bool is_drawn(const Program *program, BatchJob *job, int i) {
 static bool was_done(const Program *program, BatchJob *job) {
     const Request before = job->request;
     int i = 0;
-    if (!program->line.resume || !draws(job)) return false;
+    if (!program->line.resume || !draws(job) || has_failed(&job->cx)) return false;
     while (i < job->request.draw.count && is_drawn(program, job, i)) i++;
     if (i == 0) job->request = before;
     return i == job->request.draw.count;
@@ -10504,54 +10492,50 @@ static void submit_question(Batch *batch, BatchJob *job) {
     for (int i = 0; i < count; i++) janus_image_free(&images[i]);
 }
 
-/* Hands a job to the queue, unless it is refused or an earlier run has done it. */
-static void begin_job(Batch *batch, BatchJob *job, size_t length) {
-    Request *request = &job->request;
+static void submit_drawing(Batch *batch, BatchJob *job) {
+    const Request *request = &job->request;
     JanusError *error = &job->cx.error;
-    job->start = clock_seconds();
-    if (!has_failed(&job->cx)) parse_job(job, length);
-    if (!has_failed(&job->cx)) claim_pictures(batch, job);
-    const bool resumed = !has_failed(&job->cx) && was_done(batch->program, job);
-    take_seed(request, (uint64_t)job->number);
-    if (!has_failed(&job->cx) && !resumed && draws(job)) {
-        if (output_usable(batch->program, request, error) == JANUS_OK)
-            janus_queue_generate(batch->queue, request->text, &request->draw, &job->queued, error);
-    } else if (!has_failed(&job->cx) && !resumed) submit_question(batch, job);
-    if (job->queued == 0) end_job(batch, job, NULL);
+    if (!has_failed(&job->cx)) output_usable(batch->program, request, error);
+    if (!has_failed(&job->cx))
+        janus_queue_generate(batch->queue, request->text, &request->draw, &job->queued, error);
 }
 
-/* Begins the job of a line, unless the line is blank. Returns whether the queue has got it. */
-static bool take_line(Batch *batch, StringView line) {
+/* Begins the job of a line, unless the line is blank: hands it to the queue if it is not refused and no earlier run
+   has done it. Returns whether the queue has got it. */
+static bool begin_job(Batch *batch, StringView line) {
+    const long number = batch->reader.number;
     const size_t length = line.text != NULL ? line.length : 0;
+    if (line.text != NULL && strspn(line.text, " \t\r") == length) return false;
     BatchJob *job = calloc(1, sizeof *job);
-    if (job != NULL) job->bytes = malloc(length + 1);
+    if (job != NULL) job->bytes = calloc(length + 1, 1);
     if (job == NULL || job->bytes == NULL) {
         free(job);
-        complain("line %ld: out of memory", batch->line);
+        complain("line %ld: out of memory", number);
         batch->failed = true;
         return false;
     }
     if (length > 0) memcpy(job->bytes, line.text, length);
-    job->bytes[length] = 0;
-    if (line.text != NULL && strspn(job->bytes, " \t\r") == length) {
-        free_job(job);
-        return false;
-    }
-    job->request = request_defaults();
-    job->number = batch->line;
     *batch->last = job;
     batch->last = &job->next;
+    job->request = request_defaults();
+    job->number = number;
+    job->start = clock_seconds();
     if (line.text == NULL) context_fail(&job->cx, JANUS_BAD_ARGUMENT, "the line is longer than 1 MiB");
-    begin_job(batch, job, length);
+    parse_job(job, length);
+    const bool resumed = was_done(batch->program, job);
+    claim_pictures(batch, job, resumed);
+    take_seed(&job->request, (uint64_t)number);
+    if (!resumed && draws(job)) submit_drawing(batch, job);
+    else if (!resumed) submit_question(batch, job);
+    if (job->queued == 0) end_job(batch, job, NULL);
     return job->queued != 0;
 }
 
 /* After the first SIGINT: answers that have begun and drawings that are half done are finished. */
 static void stop_jobs(Batch *batch) {
-    for (BatchJob *job = batch->jobs; job != NULL && !batch->stopped; job = job->next)
+    for (BatchJob *job = batch->jobs; job != NULL; job = job->next)
         if (janus_queue_progress(batch->queue, job->queued) < (draws(job) ? 0.5 : 1e-9))
             janus_queue_cancel(batch->queue, job->queued);
-    batch->stopped = true;
 }
 
 static void run_batch(Batch *batch) {
@@ -10559,46 +10543,47 @@ static void run_batch(Batch *batch) {
     StringView line;
     while (batch->write_error == 0) {
         while (!stop_wished && batch->write_error == 0 && janus_queue_waiting(batch->queue) == 0 &&
-               next_line(batch, !busy, &line)) {
-            busy = take_line(batch, line) || busy;
+               next_line(&batch->reader, !busy, &line)) {
+            busy = begin_job(batch, line) || busy;
             print_replies(batch);
         }
         if (stop_wished) stop_jobs(batch);
         busy = janus_queue_step(batch->queue) != 0;
         take_results(batch);
         print_replies(batch);
-        const bool all = batch->ended && batch->at == batch->size && !batch->skips;
-        if (!busy && (all || batch->stopped)) break;
+        const LineReader *reader = &batch->reader;
+        if (!busy && (stop_wished || (reader->ended && reader->at >= reader->size && !reader->skips))) break;
     }
 }
 
 static int command_batch(Program *program) {
     const char *path = program->line.request.text, *name = strcmp(path, "-") == 0 ? "stdin" : path;
-    Batch batch = {.program = program, .stream = name != path ? stdin : file_open(path, "rb")};
-    if (batch.stream == NULL) batch.read_error = errno_or(EIO);
+    Batch batch = {.program = program, .reader.stream = name != path ? stdin : file_open(path, "rb")};
+    LineReader *reader = &batch.reader;
+    if (reader->stream == NULL) reader->failure = errno_or(EIO);
+    reader->bytes = malloc(LINE_BYTES + 2);
     batch.last = &batch.jobs;
-    batch.bytes = malloc(JOB_BYTES + 1);
     program->progress.wanted = false; /* the results are the progress */
-    JanusStatus status = batch.bytes == NULL ? fail_memory(&program->error) : JANUS_OK;
-    if (status == JANUS_OK && batch.stream != NULL)
-        status = janus_queue_new(program->session, program->line.batch, &batch.queue, &program->error);
+    if (reader->bytes == NULL) fail_memory(&program->error);
+    else if (reader->failure == 0)
+        janus_queue_new(program->session, program->line.batch, &batch.queue, &program->error);
     begin_work(program);
     if (batch.queue != NULL) run_batch(&batch);
     end_work(program);
-    const bool stopped = stop_wished;
-    if (status != JANUS_OK) program_failed(program);
-    if (batch.read_error != 0) complain("cannot read %s: %s", name, strerror(batch.read_error));
+    const bool stopped = stop_wished, good = batch.queue != NULL && !batch.failed;
+    if (program->error.status != JANUS_OK) program_failed(program);
+    if (reader->failure != 0) complain("cannot read %s: %s", name, strerror(reader->failure));
     if (batch.write_error != 0) complain("cannot write to stdout: %s", strerror(batch.write_error));
-    const bool good = status == JANUS_OK && batch.read_error == 0 && batch.write_error == 0 && !batch.failed;
     janus_queue_free(batch.queue);
     for (BatchJob *job = batch.jobs, *next; job != NULL; job = next) {
         next = job->next;
         free_job(job);
     }
-    if (batch.stream != NULL && batch.stream != stdin) fclose(batch.stream);
+    if (reader->stream != NULL && reader->stream != stdin) fclose(reader->stream);
+    free(reader->bytes);
     free(batch.claims);
-    free(batch.bytes);
-    return stopped ? EXIT_STOPPED : good ? EXIT_DONE : EXIT_FAILED;
+    if (stopped) return EXIT_STOPPED;
+    return good && reader->failure == 0 && batch.write_error == 0 ? EXIT_DONE : EXIT_FAILED;
 }
 
 /* ---- selftest ---- */

@@ -608,10 +608,10 @@ def test_chat_survives_mistakes(photo: Path) -> None:
 
 def test_chat_goes_on(tmp_path: Path) -> None:
     """Drawings take the next free name; a line that is too long is refused as a whole."""
-    done = succeeds("chat", "--max-tokens", 2, stdin=b"/draw a\n/draw b\n" + b" " * 70000 + b"/draw c\n/draw d\n", cwd=tmp_path)
+    done = succeeds("chat", "--max-tokens", 2, stdin=b"/draw a\n/draw b\n" + b" " * 1100000 + b"/draw c\n/draw d\n", cwd=tmp_path)
     assert [line for line in done.stdout.decode().split("\n") if line] == ["janus-1.png", "janus-2.png", "janus-3.png"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["janus-1.png", "janus-2.png", "janus-3.png"]
-    assert b"janus: the line is longer than 65535 bytes\n" in done.stderr
+    assert b"janus: the line is longer than 1 MiB\n" in done.stderr
 
 
 # ---- encode and decode, tokenize, info ----
