@@ -1843,6 +1843,12 @@ static JanusStatus fail(JanusError *error, JanusStatus status, const char *forma
     return status;
 }
 
+/* Checks two pointers that a call needs. */
+static JanusStatus check_given(const void *one, const void *other, JanusError *error) {
+    if (one != NULL && other != NULL) return JANUS_OK;
+    return fail(error, JANUS_BAD_ARGUMENT, "an argument is NULL that must not be");
+}
+
 static JanusStatus fail_memory(JanusError *error) {
     return fail(error, JANUS_NO_MEMORY,
                 "out of memory: close other programs, draw fewer pictures at once or use a smaller model");
@@ -7011,9 +7017,9 @@ static void *writer_memory(const void *memory, size_t old_size, size_t size);
 #endif
 #define STB_IMAGE_WRITE_IMPLEMENTATION
 #define STB_IMAGE_WRITE_STATIC
-/* Up to 2.27, stb_image.h declares this function and defines it under the other name; a static function must be
-   defined. */
-#define stbi__unpremultiply_on_load_thread stbi_set_unpremultiply_on_load_thread
+/* This function came with 2.28. For older headers, which have errors that are not guarded against here, the compiler
+   says that this name is undeclared. */
+#define stbi__skip_jpeg_junk_at_end STB_IMAGE_H_2_28_OR_NEWER_IS_NEEDED
 /* stb's function of this name blends one column wrongly. Its definition gets another name here; references without a
    call (function pointers) resolve to the corrected version below. */
 typedef unsigned char Sample;
@@ -7027,6 +7033,7 @@ static Sample *stbi__resample_row_h_2(Sample *out, Sample *row, Sample *other_ro
 #include <stb/stb_image_write.h>
 #endif
 #undef stbi__resample_row_h_2
+enum { STB_IMAGE_IS_NEW_ENOUGH = sizeof(&STB_IMAGE_H_2_28_OR_NEWER_IS_NEEDED) };
 
 /* Doubles the samples of a row, for a JPEG whose colours have half its width (4:2:2): each is a blend 3 : 1 of two
    neighbours. stb_image, 2.30 included, blends the last but one 1 : 3. */
@@ -7483,6 +7490,7 @@ static void image_turn(ImageFile *image, JanusImage *out) {
 /* The image in a file's bytes; `upright`: turned by its orientation. */
 static JanusStatus image_from_bytes(const void *bytes, size_t length, bool upright, JanusImage *out, const char *name,
                                     JanusError *error) {
+    if (check_given(bytes, out, error) != JANUS_OK) return JANUS_BAD_ARGUMENT;
     ImageFile image = image_parse(bytes, length, name);
     memset(out, 0, sizeof *out);
     image_decode(&image, out);
@@ -7730,6 +7738,13 @@ static JanusStatus check_ranges(const JanusGenerateOptions *drawing, const Janus
     return status;
 }
 
+static JanusStatus check_image(const JanusImage *image, JanusError *error) {
+    if (image->rgb != NULL && image->width >= 1 && image->height >= 1 && image->width <= IMAGE_SIDE_LIMIT &&
+        image->height <= IMAGE_SIDE_LIMIT)
+        return JANUS_OK;
+    return fail(error, JANUS_BAD_ARGUMENT, "an image is empty or larger than 16384 pixels a side");
+}
+
 JanusStatus janus_image_load_memory(const void *bytes, size_t length, JanusImage *image, JanusError *error) {
     return image_from_bytes(bytes, length, true, image, "the image", error);
 }
@@ -7748,8 +7763,10 @@ static JanusStatus image_file_read(const char *path, FileImage *file, JanusError
 
 static JanusStatus image_from_path(const char *path, bool upright, JanusImage *image, JanusError *error) {
     FileImage file = {0};
+    JanusStatus status = check_given(path, image, error);
+    if (status != JANUS_OK) return status;
     memset(image, 0, sizeof *image);
-    JanusStatus status = image_file_read(path, &file, error);
+    status = image_file_read(path, &file, error);
     if (status == JANUS_OK) status = image_from_bytes(file.bytes, file.size, upright, image, path, error);
     file_image_free(&file);
     return status;
@@ -7796,8 +7813,10 @@ JanusStatus janus_image_save(const char *path, const JanusImage *image, JanusErr
 
 JanusStatus janus_image_text(const char *path, char **text, JanusError *error) {
     FileImage file = {0};
+    JanusStatus status = check_given(path, text, error);
+    if (status != JANUS_OK) return status;
     *text = NULL;
-    JanusStatus status = image_file_read(path, &file, error);
+    status = image_file_read(path, &file, error);
     if (status == JANUS_OK) status = text_from_bytes(file.bytes, file.size, path, text, error);
     file_image_free(&file);
     return status;
@@ -7805,13 +7824,13 @@ JanusStatus janus_image_text(const char *path, char **text, JanusError *error) {
 
 JanusStatus janus_image_save_with_text(const char *path, const JanusImage *image, const char *text,
                                        JanusError *error) {
-    if (text != NULL && !utf8_valid(text, strlen(text)))
-        return fail(error, JANUS_BAD_ARGUMENT, "cannot write %s: the text is not UTF-8", path);
+    JanusStatus status = check_given(path, image, error);
+    if (status == JANUS_OK) status = check_image(image, error);
+    if (status != JANUS_OK) return status;
+    if (text != NULL && (!utf8_valid(text, strlen(text)) || strlen(text) > IMAGE_FILE_LIMIT / 2))
+        return fail(error, JANUS_BAD_ARGUMENT, "cannot write %s: the text is not UTF-8 or too long", path);
     if (!is_picture_name(path))
         return fail(error, JANUS_BAD_ARGUMENT, "cannot write %s: the name must end in .png, .jpg or .jpeg", path);
-    if (image->rgb == NULL || image->width < 1 || image->height < 1 || image->width > IMAGE_SIDE_LIMIT ||
-        image->height > IMAGE_SIDE_LIMIT)
-        return fail(error, JANUS_BAD_ARGUMENT, "cannot write %s: the image is empty or too large", path);
     OutputFile out;
     output_open(&out, path);
     if (out.failure == 0) write_image(&out, image, is_jpeg_name(path), text);
@@ -8084,13 +8103,6 @@ JanusStatus janus_generate(JanusSession *session, const char *prompt, const Janu
     for (int i = 0; i < count && drawn && status != JANUS_OK; i++) janus_image_free(&images[i]);
     free(ids);
     return status;
-}
-
-static JanusStatus check_image(const JanusImage *image, JanusError *error) {
-    if (image->rgb != NULL && image->width >= 1 && image->height >= 1 && image->width <= IMAGE_SIDE_LIMIT &&
-        image->height <= IMAGE_SIDE_LIMIT)
-        return JANUS_OK;
-    return fail(error, JANUS_BAD_ARGUMENT, "an image is empty or larger than 16384 pixels a side");
 }
 
 static JanusStatus check_question(const JanusAskOptions *options, const JanusImage *images, int image_count,

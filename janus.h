@@ -65,16 +65,15 @@ typedef struct {
     uint8_t *rgb; /* (height, width, 3), 8 bits a channel, rows from the top, no padding; owned by the image */
 } JanusImage;
 
-/* Reads a PNG or JPEG of at most 16384 pixels a side and 178,956,970 in all, Pillow's limit. The content decides, not
-   the name. An alpha channel is dropped, not blended. The picture comes upright, turned and mirrored by its EXIF
-   orientation: the pixels are those of Pillow's ImageOps.exif_transpose. The load_image of transformers does so too,
-   the official Janus loader does not: its pixels are those of janus_image_load_stored. Damaged metadata are ignored.
-   `image` is owned by the caller: janus_image_free.
-   Errors: JANUS_IO_ERROR, JANUS_BAD_IMAGE, JANUS_NO_MEMORY. */
+/* Reads a PNG or JPEG of at most 16384 pixels a side and 178,956,970 in all (Pillow's limit), whatever its name.
+   Transparency is dropped, not blended. The picture is turned and mirrored by the orientation in its EXIF data, as by
+   Pillow's ImageOps.exif_transpose and the load_image of transformers; the official Janus loader ignores it, as
+   janus_image_load_stored does. Damaged metadata are ignored. `image` is owned by the caller: janus_image_free.
+   Errors: JANUS_BAD_ARGUMENT (NULL), JANUS_IO_ERROR, JANUS_BAD_IMAGE, JANUS_NO_MEMORY. */
 JANUS_API JanusStatus janus_image_load(const char *path, JanusImage *image, JanusError *error);
 JANUS_API JanusStatus janus_image_load_memory(const void *bytes, size_t length, JanusImage *image, JanusError *error);
 
-/* The same with the pixels as they are stored, whatever the orientation. */
+/* Same without turning: the pixels as they are stored. */
 JANUS_API JanusStatus janus_image_load_stored(const char *path, JanusImage *image, JanusError *error);
 JANUS_API JanusStatus janus_image_load_memory_stored(const void *bytes, size_t length, JanusImage *image,
                                                      JanusError *error);
@@ -86,15 +85,14 @@ JANUS_API JanusStatus janus_image_load_memory_stored(const void *bytes, size_t l
    write-protected), JANUS_NO_MEMORY. */
 JANUS_API JanusStatus janus_image_save(const char *path, const JanusImage *image, JanusError *error);
 
-/* The same with a text, in UTF-8, that the file carries along: a PNG as its text "parameters", a JPEG as comments.
-   NULL: none. Equal pixels and texts give equal files.
-   Errors: those of janus_image_save, JANUS_BAD_ARGUMENT (text that is not UTF-8). */
+/* Same with a text in UTF-8: in a PNG the text "parameters", in a JPEG comments. NULL: none. The file depends on
+   pixels and text alone. Errors: those of janus_image_save, JANUS_BAD_ARGUMENT (text that is not UTF-8). */
 JANUS_API JanusStatus janus_image_save_with_text(const char *path, const JanusImage *image, const char *text,
                                                  JanusError *error);
 
-/* The text that an image file carries so, whoever wrote it: any characters may be in it. `*text` is owned by the
-   caller: free(). NULL: it has none. Pixels are not looked at.
-   Errors: JANUS_IO_ERROR, JANUS_BAD_IMAGE (also: a packed text), JANUS_NO_MEMORY. */
+/* Reads that text back, whoever wrote it; treat it as untrusted. `*text` is owned by the caller: free(); NULL if there
+   is none. Errors: JANUS_BAD_ARGUMENT (NULL), JANUS_IO_ERROR, JANUS_BAD_IMAGE (also: a compressed text),
+   JANUS_NO_MEMORY. */
 JANUS_API JanusStatus janus_image_text(const char *path, char **text, JanusError *error);
 
 /* Releases the pixels and zeroes the struct. NULL and zeroed images are allowed. */

@@ -160,7 +160,7 @@ def test_texts_that_would_steer_a_terminal(tmp_path: Path) -> None:
 # ---- The library ----
 
 def test_library(tmp_path: Path) -> None:
-    """A text goes into a file and comes back, also where a JPEG needs several comments; NULL is none; bad ones are refused."""
+    """A text goes into a file and comes back, also where a JPEG needs several comments; NULL is none; bad ones are refused, NULL where something is needed, too."""
     library = Library()
     image, found = ffi.new("JanusImage *"), ffi.new("char **")
     library.call("janus_image_load", str(picture(tmp_path / "in.png")).encode(), image)
@@ -184,4 +184,12 @@ def test_library(tmp_path: Path) -> None:
         with pytest.raises(Refused):
             library.call("janus_image_text", str(path).encode(), found)
         assert found[0] == ffi.NULL
+    path = str(tmp_path / "out.png").encode()
+    for name, *arguments in (("janus_image_load", ffi.NULL, image), ("janus_image_load", path, ffi.NULL), ("janus_image_load_stored", ffi.NULL, image),
+                             ("janus_image_load_memory", ffi.NULL, 9, image), ("janus_image_load_memory", b"x", 1, ffi.NULL),
+                             ("janus_image_load_memory_stored", ffi.NULL, 0, image), ("janus_image_save", ffi.NULL, image),
+                             ("janus_image_save", path, ffi.NULL), ("janus_image_text", ffi.NULL, found), ("janus_image_text", path, ffi.NULL)):
+        with pytest.raises(Refused, match="NULL") as refused:
+            library.call(name, *arguments)
+        assert refused.value.status == library.c.JANUS_BAD_ARGUMENT
     library.c.janus_image_free(image)
