@@ -13,12 +13,8 @@
 
    No diffusion: a picture is 576 discrete tokens, sampled one after the other in raster order, then decoded at once.
 
-   Three ways to read this file:
-     the model    Part I alone, from top to bottom: what Janus-Pro computes. "What the model stands on" lists what it
-                  uses of the other parts, with shapes.
-     the engine   Part II: how it is computed well on a CPU. Each section uses those above it, what
-                  section 2 declares, and small functions of Part I.
-     the files    Part III: what a model file, a text and a picture are, and how each is checked.
+   Part I alone, from top to bottom, is what Janus-Pro computes. Of the other parts it uses what section 2 declares, with
+   shapes; they use what stands above them, what section 2 declares, and small functions of Part I.
 
    Part I    THE MODEL
        1  The checkpoint ............ sizes and weights as data
@@ -58,7 +54,7 @@
      1  gelu is the exact one, x/2 (1 + erf(x / sqrt 2)), everywhere.
      2  Rotary embedding rotates the pairs (i, i + d/2), halves, not neighbours.
      3  Image ids are embedded by a table of their own (gen_embed), not by the VQ codebook.
-     4  Codebook rows, and what is looked up in them, are normalised to length 1.
+     4  Codebook rows and the vectors matched against them have unit length.
      5  The unconditional row of a drawing is the prompt with all ids but the first and the last replaced by the pad id;
         these pads are attended to like any other token, and positions count them.
      6  Downsampling pads with zeros to the right and below only.
@@ -68,6 +64,9 @@
     10  <begin_of_image> is part of a drawing's prompt; BOS comes once, in front.
 
    What this file is not: it has no GPU code, does not train, and draws the one size of picture that a checkpoint has.
+   Where that would change: the side of a picture is Config.grid alone (drawn_side, image_tokens, vq_room), and square
+   (conv3x3, vq_levels); a model that draws without ids, as JanusFlow does, replaces image_head, pick_image_ids and
+   embed_image_ids in `step`, sections 6 and 7, and the sizes that section 17 reads.
 
    Sources: the Janus-Pro report (arXiv 2501.17811) and the official code, github.com/deepseek-ai/Janus, cited by file.
 
@@ -85,17 +84,12 @@
 
 #include "janus.h"
 
-#include <errno.h>
 #include <float.h>
-#include <limits.h>
 #include <math.h>
-#include <stdarg.h>
 #include <stdbool.h>
 #include <stddef.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 /* ******************************************************************************************************************
    PART I    THE MODEL
@@ -116,7 +110,7 @@ typedef struct { /* a text in UTF-8, not zero-terminated, not owned */
 typedef struct {
     /* transformer: D [2048], [24], F [5632], H [16], G [16], d [128], V [102400], [16384] */
     int hidden, layers, mlp, heads, kv_heads, head_dim, vocab, context;
-    float rms_epsilon, rope_base;
+    float rms_epsilon, rope_base; /* rope_theta of config.json [10000] */
     /* understanding encoder: [384], [16], W [1024], [24], [4096], [16] */
     int image_side, patch, vit_width, vit_layers, vit_mlp, vit_heads;
     float vit_epsilon;
@@ -124,9 +118,9 @@ typedef struct {
     /* VQ: K [16384], [8], [256], [24], [128], [5], [1 1 2 2 4], [2], [32] */
     int codebook, code_dim, z_channels, grid, base_channels, vq_levels, multipliers[LEVEL_LIMIT], res_blocks, groups;
     float group_epsilon;
-    int min_side, background[3]; /* preprocessing */
-    float mean[3], std[3];
-    double rescale;
+    int min_side, background[3]; /* how an image that is seen is prepared: vit_pixels [14], [127 127 127] */
+    float mean[3], std[3];       /* [0.5 0.5 0.5], both */
+    double rescale;              /* [1/255] */
     bool normalize;
     int bos, eos, pad, image_placeholder, begin_of_image, end_of_image; /* token ids */
     StringView system_prompt, user_role, assistant_role;
@@ -211,12 +205,10 @@ struct JanusModel {
     struct Storage *storage;        /* what all this points into, and the tokenizer: Part III */
 };
 
-/* Sizes that follow from others. */
-
-/* The number of tokens that an image is for the transformer when it is seen. */
+/* Sizes that follow from others: the tokens of an image that is seen, */
 static int vision_tokens(const Config *c) { return (c->image_side / c->patch) * (c->image_side / c->patch); }
 
-/* The side of the pictures that are drawn, and how many tokens one is. */
+/* the side of pictures that are drawn, and the tokens of one. */
 static int drawn_side(const Config *c) { return c->grid << (c->vq_levels - 1); }
 static int64_t image_tokens(const Config *c) { return (int64_t)c->grid * c->grid; }
 
@@ -313,10 +305,10 @@ static void rotate_and_cache(Context *cx, const Config *c, Sequence *const *sequ
 static void cached_attention(Context *cx, const Config *c, Sequence *const *sequences, int64_t R, int64_t T, int layer,
                              const float *q, float *out);
 
-/* The caller's callbacks. tap ends a stage: it checks that the result, of shape (a), (a, b) or (a, b, c) with unused
-   sizes 0, is finite, and reports it by name if the tap callback is set; hand_over reports without a check. tap_block
-   is tap for block i of a stage, name.i; tap_sequences for x (R*T, width) of R sequences: if `tapped` the first is
-   reported under its name, the second with "uncond." before it; i < 0: no blocks. */
+/* The caller's callbacks. tap ends a stage: it checks that the result, (a), (a, b) or (a, b, c) with unused sizes 0, is
+   finite, and reports it by name if the tap callback is set; hand_over only reports. tap_block: as name.i.
+   tap_sequences: x (R*T, width), if `tapped` one (T, width) for each of the first two sequences, as name and as
+   "uncond." and name; i < 0: no blocks. */
 static bool is_tapped(const Context *cx);
 static void check_finite(Context *cx, const char *name, const float *x, int64_t count);
 static void tap(Context *cx, const char *name, const float *data, int64_t a, int64_t b, int64_t c);
@@ -359,13 +351,11 @@ typedef struct {
 static void torch_rng_seed(TorchRng *rng, uint64_t seed);
 static void multinomial(Context *cx, TorchRng *rng, int32_t *ids, const float *probs, int64_t N, int64_t V);
 
-/* An image as the two encoders take it. They were trained on images prepared in these two ways (report, section 3.1).
-   vit_pixels: (image_side, image_side, 3), the image scaled until its long side fits, in the middle of a square of the
-   mean colour. To answer questions the model must see all of it, so nothing is cropped; and normalising subtracts the
-   mean, so the padding becomes about 0 and carries no signal.
-   vq_pixels: (drawn_side, drawn_side, 3), the image scaled until its short side fits, then its middle square. The model
-   draws pictures without borders, so the encoder pads nothing; -1..1 is the range that the decoder is trained to
-   return. */
+/* An image as the two encoders were trained on it (report, section 3.1).
+   vit_pixels: (image_side, image_side, 3). A question may be about any part of the image, so nothing is cropped: its
+   long side is scaled to fit and the square padded with the mean colour, which normalising turns into about 0: no signal.
+   vq_pixels: (drawn_side, drawn_side, 3). What is drawn fills its square, so nothing is padded: the short side is scaled
+   to fit and the middle square kept, in -1..1, the range that the decoder returns. */
 static void vit_pixels(Context *cx, const Config *c, const JanusImage *image, float *pixels);
 static void vq_pixels(Context *cx, const Config *c, const JanusImage *image, float *pixels);
 
@@ -429,15 +419,19 @@ static void vit_block(Context *cx, const Config *c, const VitBlock *block, float
     add(cx, x, h, T * width);
 }
 
-/* pixels (side, side, 3) -> x (T, W) */
-static void vit_forward(Context *cx, const JanusModel *m, const float *pixels, float *x) {
+/* An image becomes T embeddings for the transformer: out (T, D). */
+static void see_image(Context *cx, const JanusModel *m, const JanusImage *image, float *out) {
     const Config *c = &m->config;
-    const int64_t T = vision_tokens(c), width = c->vit_width, grid = c->image_side / c->patch;
+    const int64_t T = vision_tokens(c), width = c->vit_width, side = c->image_side, grid = side / c->patch;
     const ArenaBlock *mark = scratch_mark(cx);
-    float *h = scratch(cx, T, width), *wide = scratch(cx, T, max_i64(3 * width, c->vit_mlp));
-    const ConvShape shape = {.height = c->image_side, .width = c->image_side, .channels = 3, .kernel = c->patch,
-                             .stride = c->patch, .out_height = grid, .out_width = grid};
-    conv2d(cx, x, pixels, &m->patch_embed.weight, m->patch_embed.bias, &shape);
+    float *pixels = scratch(cx, side, 3 * side), *x = scratch(cx, T, width), *h = scratch(cx, T, width);
+    float *wide = scratch(cx, T, max_i64(3 * width, c->vit_mlp)), *hidden = scratch(cx, T, c->hidden);
+    const ConvShape patches = {.height = side, .width = side, .channels = 3, .kernel = c->patch, .stride = c->patch,
+                               .out_height = grid, .out_width = grid};
+    vit_pixels(cx, c, image, pixels);
+    tap(cx, "vision.pixel_values", pixels, side, side, 3);
+    /* a patch becomes a token; its position is added */
+    conv2d(cx, x, pixels, &m->patch_embed.weight, m->patch_embed.bias, &patches);
     tap(cx, "vision.patch_embed", x, T, width, 0);
     add(cx, x, m->pos_embed, T * width);
     for (int i = 0; i < c->vit_layers; i++) {
@@ -447,18 +441,7 @@ static void vit_forward(Context *cx, const JanusModel *m, const float *pixels, f
     }
     layer_norm(cx, x, x, &m->vit_norm, T, width, c->vit_epsilon);
     tap(cx, "vision.output", x, T, width, 0);
-    scratch_release(cx, mark);
-}
-
-/* A picture becomes T embeddings for the transformer: out (T, D). */
-static void see_image(Context *cx, const JanusModel *m, const JanusImage *image, float *out) {
-    const Config *c = &m->config;
-    const int64_t T = vision_tokens(c), side = c->image_side;
-    const ArenaBlock *mark = scratch_mark(cx);
-    float *pixels = scratch(cx, side, 3 * side), *x = scratch(cx, T, c->vit_width), *hidden = scratch(cx, T, c->hidden);
-    vit_pixels(cx, c, image, pixels);
-    tap(cx, "vision.pixel_values", pixels, side, side, 3);
-    vit_forward(cx, m, pixels, x);
+    /* to the width of the transformer */
     adaptor(cx, out, x, m->aligner, c->aligner_depth, T, hidden);
     tap(cx, "aligner.output", out, T, c->hidden, 0);
     scratch_release(cx, mark);
@@ -472,10 +455,6 @@ static void see_image(Context *cx, const JanusModel *m, const JanusImage *image,
        that the weights are read once for all of them.
        official: LlamaForCausalLM as language_model in modeling_vlm.py
    ================================================================================================================== */
-
-static int64_t sequence_length(const Sequence *sequence) {
-    return (sequence->shared != NULL ? sequence->shared->length : 0) + sequence->own.length;
-}
 
 /* Rotary embedding tables for T positions from `first` on: cosines and sines (T, d/2). The angle of pair i is
    position / base^(2i/d), rounded to float32 at each step as PyTorch does. */
@@ -555,9 +534,10 @@ static void transformer_forward(Context *cx, const JanusModel *m, float *x, int6
     const TransformerScratch s = transformer_scratch(cx, c, R, T);
     for (int64_t r = 0; r < R; r++) kv_cache_reserve(cx, &sequences[r]->own, c, sequences[r]->own.length + T);
     if (has_failed(cx)) return;
-    for (int64_t r = 0; r < R; r++) {
-        const int64_t offset = r * T * (c->head_dim / 2);
-        rope_table(c, sequence_length(sequences[r]), T, s.cosines + offset, s.sines + offset);
+    for (int64_t r = 0; r < R; r++) { /* positions count the shared prefix, too */
+        const KvCache *shared = sequences[r]->shared, *own = &sequences[r]->own;
+        const int64_t offset = r * T * (c->head_dim / 2), first = (shared != NULL ? shared->length : 0) + own->length;
+        rope_table(c, first, T, s.cosines + offset, s.sines + offset);
     }
     for (int i = 0; i < c->layers; i++) {
         transformer_block(cx, c, &m->blocks[i], i, &s, sequences, x);
@@ -606,17 +586,16 @@ static int32_t argmax(const float *logits, int64_t count) {
 
 /* ---- From logits to probabilities ----
 
-   An id of a picture is drawn from softmax(logits / temperature), nothing more. An id of an answer is drawn as
-   transformers' generate(do_sample=True, temperature, top_p) does (generation/utils.py, _get_logits_processor):
+   An id of a picture is drawn from softmax(logits / temperature). An id of an answer is drawn as transformers'
+   generate(do_sample=True, temperature, top_p) does (generation/utils.py, _get_logits_processor):
 
        logits / temperature  ->  top-k  ->  top-p  ->  softmax
 
-   top-k is there although nobody asks for it: GenerationConfig's top_k is 50 unless the checkpoint or the caller sets
-   another, and neither the official code nor its checkpoints do. It keeps all ids whose logit is >= the 50th largest.
+   top-k keeps all ids whose logit is >= the k-th largest; nobody asks for it, but GenerationConfig's default is 50.
    top-p sorts the rest upwards and drops ids while the running sum of softmax is <= 1 - top_p, never the last one.
    Temperature and top_p are doubles as in Python: 1 - top_p is a double, then everything is float but torch's running
-   sum (double). Probabilities agree with torch's to a few units in the last place, not to the bit: its exp is
-   vectorised. Of equal logits at the edge of top-p the lower id is dropped first; torch's sort promises no order. */
+   sum (double). Probabilities agree with torch's to a few units in the last place: its exp is vectorised. Of equal
+   logits at the edge of top-p the lower id is dropped first; torch's sort promises no order. */
 
 /* logits (V) -> logits / temperature */
 static void scale_temperature(float *logits, int64_t V, double temperature) {
@@ -756,19 +735,14 @@ static void conv3x3(Context *cx, float *out, const float *x, const Linear *layer
     conv2d(cx, out, x, &layer->weight, layer->bias, &shape);
 }
 
-static void normalize_groups(Context *cx, const Config *c, float *out, const float *x, const Norm *norm, int64_t rows,
-                             int64_t width, int swish) {
-    group_norm(cx, out, x, norm, rows, width, c->groups, c->group_epsilon, swish);
-}
-
 /* x (side*side, in) -> x (side*side, out), in place: x has room for the wider of the two. */
 static void res_block(Context *cx, const Config *c, const ResBlock *block, float *x, int64_t side) {
     const int64_t rows = side * side;
     const ArenaBlock *mark = scratch_mark(cx);
     float *h = scratch(cx, rows, max_i64(block->in, block->out)), *y = scratch(cx, rows, block->out);
-    normalize_groups(cx, c, h, x, &block->norm1, rows, block->in, 1);
+    group_norm(cx, h, x, &block->norm1, rows, block->in, c->groups, c->group_epsilon, 1);
     conv3x3(cx, y, h, &block->conv1, side, KEEP);
-    normalize_groups(cx, c, y, y, &block->norm2, rows, block->out, 1);
+    group_norm(cx, y, y, &block->norm2, rows, block->out, c->groups, c->group_epsilon, 1);
     conv3x3(cx, h, y, &block->conv2, side, KEEP);
     if (block->in != block->out) {
         apply(cx, y, x, &block->shortcut, rows);
@@ -784,7 +758,7 @@ static void attn_block(Context *cx, const Config *c, const AttnBlock *block, flo
     const ArenaBlock *mark = scratch_mark(cx);
     float *h = scratch(cx, T, width), *q = scratch(cx, T, width), *k = scratch(cx, T, width),
           *v = scratch(cx, T, width);
-    normalize_groups(cx, c, h, x, &block->norm, T, width, 0);
+    group_norm(cx, h, x, &block->norm, T, width, c->groups, c->group_epsilon, 0);
     apply(cx, q, h, &block->q, T);
     apply(cx, k, h, &block->k, T);
     apply(cx, v, h, &block->v, T);
@@ -893,7 +867,7 @@ static void vq_encode(Context *cx, const JanusModel *m, const float *pixels, int
     vq_levels(cx, c, encoder, false, &x, &y);
     mid_block(cx, c, encoder, x, c->grid);
     tap(cx, "vq.encoder.mid", x, T, encoder->mid_width, 0);
-    normalize_groups(cx, c, x, x, &encoder->norm_out, T, encoder->out_width, 1);
+    group_norm(cx, x, x, &encoder->norm_out, T, encoder->out_width, c->groups, c->group_epsilon, 1);
     conv3x3(cx, y, x, &encoder->conv_out, c->grid, KEEP);
     tap(cx, "vq.encoder.output", y, T, c->z_channels, 0);
     apply(cx, z, y, &m->quant_conv, T);
@@ -949,7 +923,7 @@ static void vq_decode(Context *cx, const JanusModel *m, const int32_t *ids, uint
     mid_block(cx, c, decoder, x, c->grid);
     tap(cx, "vq.decoder.mid", x, T, decoder->mid_width, 0);
     vq_levels(cx, c, decoder, true, &x, &y);
-    normalize_groups(cx, c, x, x, &decoder->norm_out, side * side, decoder->out_width, 1);
+    group_norm(cx, x, x, &decoder->norm_out, side * side, decoder->out_width, c->groups, c->group_epsilon, 1);
     conv3x3(cx, drawn, x, &decoder->conv_out, side, KEEP);
     tap(cx, "vq.decoder.output", drawn, side, side, 3);
     if (!has_failed(cx)) to_pixels(rgb, drawn, side * side * 3);
@@ -1170,16 +1144,13 @@ static void take_ids(Context *cx, void *data, int64_t i) {
 }
 
 /* The next ids of all tasks, answers first, from their last hidden states (R, D). */
-static void take_next_ids(Context *cx, const JanusModel *m, Task *const *tasks, int count, const float *hidden) {
+static void take_next_ids(Context *cx, const JanusModel *m, Task *const *tasks, const int64_t *groups, int count,
+                          const float *hidden) {
     const int64_t D = m->config.hidden, V = m->config.vocab, K = m->config.codebook;
     const ArenaBlock *mark = scratch_mark(cx);
     TakeIds take = {.m = m, .tasks = tasks, .count = count};
-    int64_t groups[PICTURES_LIMIT], answers = 0, drawn = 0; /* rows of all answers, of all drawings */
-    for (int i = 0; i < count; i++) {
-        groups[i] = tasks[i]->R;
-        if (tasks[i]->answers) answers++;
-        else drawn += groups[i];
-    }
+    int64_t answers = 0, drawn = 0; /* rows of all answers, of all drawings */
+    for (int i = 0; i < count; i++) *(tasks[i]->answers ? &answers : &drawn) += groups[i];
     float *words = scratch(cx, answers, V), *colours = scratch(cx, drawn, K);
     set_groups(cx, groups, answers);
     linear(cx, words, hidden, &m->lm_head, NULL, answers);
@@ -1211,7 +1182,7 @@ static void step(Context *cx, const JanusModel *m, Task *const *tasks, int count
     set_groups(cx, groups, count);
     transformer_forward(cx, m, x, 1, rows, R, false);
     set_groups(cx, NULL, 0);
-    take_next_ids(cx, m, tasks, count, x);
+    take_next_ids(cx, m, tasks, groups, count, x);
     scratch_release(cx, mark);
 }
 
@@ -1241,7 +1212,7 @@ static void start_drawing(Context *cx, const JanusModel *m, Task *task, const ch
     transformer_forward(cx, m, x, T, prompts, 2, true);
     for (int64_t r = 0; r < 2 * N && !has_failed(cx); r++)
         copy(cx, hidden + r * D, x + ((r % 2 + 1) * T - 1) * D, D); /* the last position */
-    take_next_ids(cx, m, &task, 1, hidden);
+    take_next_ids(cx, m, &task, &task->R, 1, hidden);
     id_list_free(&ids);
     scratch_release(cx, mark);
 }
@@ -1279,7 +1250,7 @@ static void start_answer(Context *cx, const JanusModel *m, Task *task, const cha
     for (int64_t t = 0; t < T && !has_failed(cx); t += chunk)
         transformer_forward(cx, m, x + t * D, min_i64(chunk, T - t), &sequence, 1, is_tapped(cx));
     task->turn_end = sequence->own.length;
-    take_next_ids(cx, m, &task, 1, has_failed(cx) ? NULL : x + (T - 1) * D);
+    take_next_ids(cx, m, &task, &task->R, 1, has_failed(cx) ? NULL : x + (T - 1) * D);
     id_list_free(&ids);
     scratch_release(cx, mark);
 }
@@ -1439,6 +1410,12 @@ static void multinomial(Context *cx, TorchRng *rng, int32_t *ids, const float *p
       All that differs between systems, as two blocks with the same functions. Paths are UTF-8 everywhere. A function
       that fails returns -1, NULL or false and sets errno.
    ================================================================================================================== */
+
+#include <errno.h>
+#include <limits.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <time.h>
 
 #if defined(__wasi__) /* WASI has no setjmp: running out of memory while writing a picture ends the program */
 typedef int jmp_buf;
