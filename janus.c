@@ -13,8 +13,8 @@
 
    No diffusion: a picture is 576 discrete tokens, sampled one after the other in raster order, then decoded at once.
 
-   Part I alone, from top to bottom, is what Janus-Pro computes. Of the other parts it uses what section 2 declares, with
-   shapes; they use what stands above them, what section 2 declares, and small functions of Part I.
+   Part I alone, from top to bottom, is what Janus-Pro computes. Of the other parts it uses what section 2 declares,
+   with shapes. A section of these uses the sections above it, what section 2 declares, and functions of Part I.
 
    Part I    THE MODEL
        1  The checkpoint ............ sizes and weights as data
@@ -228,7 +228,6 @@ static void context_take_error(Context *cx, JanusError *error); /* the context t
 typedef struct ArenaBlock ArenaBlock;
 static ArenaBlock *scratch_mark(const Context *cx);
 static float *scratch(Context *cx, int64_t rows, int64_t cols);
-static int32_t *scratch_ids(Context *cx, int64_t count);
 static void *scratch_bytes(Context *cx, int64_t count, size_t size);
 static void scratch_release(Context *cx, const ArenaBlock *mark);
 
@@ -274,6 +273,7 @@ static void group_norm(Context *cx, float *out, const float *x, const Norm *norm
 static void gelu(Context *cx, float *x, int64_t n);
 static void silu_mul(Context *cx, float *gate, const float *up, int64_t n);
 static void add(Context *cx, float *out, const float *x, int64_t n);
+static void softmax_rows(Context *cx, float *x, int64_t rows, int64_t V, double temperature); /* by all threads */
 static void copy(const Context *cx, float *out, const float *x, int64_t n);
 
 /* out (cols) = one row of a table */
@@ -306,7 +306,7 @@ static void cached_attention(Context *cx, const Config *c, Sequence *const *sequ
                              const float *q, float *out);
 
 /* The caller's callbacks. tap ends a stage: it checks that the result, (a), (a, b) or (a, b, c) with unused sizes 0, is
-   finite, and reports it by name if the tap callback is set; hand_over only reports. tap_block: as name.i.
+   finite, and reports it by name if the tap callback is set. tap_block: as name.i.
    tap_sequences: x (R*T, width), if `tapped` one (T, width) for each of the first two sequences, as name and as
    "uncond." and name; i < 0: no blocks. */
 static bool is_tapped(const Context *cx);
@@ -317,8 +317,6 @@ static void tap_sequences(Context *cx, const char *name, int i, const float *x, 
                           bool tapped);
 static void tap_ids(Context *cx, const char *name, const int32_t *ids, int64_t a, int64_t b);
 static void tap_pixels(Context *cx, const uint8_t *rgb, int64_t side);
-static void hand_over(Context *cx, const char *name, JanusElement type, const void *data, int64_t a, int64_t b,
-                      int64_t c);
 static void progress(Context *cx, const char *stage, int64_t done, int64_t total);
 static void tell_drawn(Context *cx, const int32_t *ids, int64_t N, int64_t done, int64_t T); /* ids (N, T) */
 
@@ -353,19 +351,12 @@ static void multinomial(Context *cx, TorchRng *rng, int32_t *ids, const float *p
 
 /* An image as the two encoders were trained on it (report, section 3.1).
    vit_pixels: (image_side, image_side, 3). A question may be about any part of the image, so nothing is cropped: its
-   long side is scaled to fit and the square padded with the mean colour, which normalising turns into about 0: no signal.
-   vq_pixels: (drawn_side, drawn_side, 3). What is drawn fills its square, so nothing is padded: the short side is scaled
-   to fit and the middle square kept, in -1..1, the range that the decoder returns. */
+   long side is scaled to fit, and the square padded with the mean colour, which normalising turns into about 0.
+   vq_pixels: (drawn_side, drawn_side, 3). What is drawn fills its square, so nothing is padded: the short side is
+   scaled to fit, and the middle square kept, in -1..1, the range that the decoder returns. */
 static void vit_pixels(Context *cx, const Config *c, const JanusImage *image, float *pixels);
 static void vq_pixels(Context *cx, const Config *c, const JanusImage *image, float *pixels);
 
-/* job(data, chunk) over [0, count) in chunks of `grain`, by all threads. */
-typedef struct {
-    int64_t begin, end;
-    int thread; /* that runs it */
-} Chunk;
-typedef void Job(void *data, Chunk chunk);
-static void in_parallel(Context *cx, Job *job, void *data, int64_t count, int64_t grain);
 /* job(own, data, i) for each i < count, side by side, each with a context of its own, whose error it must collect; a
    single one works in the caller's context, with all threads. */
 typedef void LoneJob(Context *own, void *data, int64_t i);
@@ -494,15 +485,6 @@ typedef struct {
     float *cosines, *sines;  /* (R, T, d/2) */
 } TransformerScratch;
 
-static TransformerScratch transformer_scratch(Context *cx, const Config *c, int64_t R, int64_t T) {
-    const int64_t rows = R * T, d = c->head_dim, widest = max_i64(c->heads * d, c->hidden);
-    return (TransformerScratch){
-        .R = R, .T = T, .h = scratch(cx, rows, widest), .q = scratch(cx, rows, widest),
-        .k = scratch(cx, rows, c->kv_heads * d), .v = scratch(cx, rows, c->kv_heads * d),
-        .gate = scratch(cx, rows, c->mlp), .up = scratch(cx, rows, c->mlp),
-        .cosines = scratch(cx, rows, d / 2), .sines = scratch(cx, rows, d / 2)};
-}
-
 /* x (R*T, D) -> x (R*T, D) */
 static void transformer_block(Context *cx, const Config *c, const TransformerBlock *block, int layer,
                               const TransformerScratch *s, Sequence *const *sequences, float *x) {
@@ -530,13 +512,18 @@ static void transformer_block(Context *cx, const Config *c, const TransformerBlo
 static void transformer_forward(Context *cx, const JanusModel *m, float *x, int64_t T, Sequence *const *sequences,
                                 int64_t R, bool tapped) {
     const Config *c = &m->config;
+    const int64_t rows = R * T, d = c->head_dim, widest = max_i64(c->heads * d, c->hidden);
     const ArenaBlock *mark = scratch_mark(cx);
-    const TransformerScratch s = transformer_scratch(cx, c, R, T);
+    const TransformerScratch s = {
+        .R = R, .T = T, .h = scratch(cx, rows, widest), .q = scratch(cx, rows, widest),
+        .k = scratch(cx, rows, c->kv_heads * d), .v = scratch(cx, rows, c->kv_heads * d),
+        .gate = scratch(cx, rows, c->mlp), .up = scratch(cx, rows, c->mlp),
+        .cosines = scratch(cx, rows, d / 2), .sines = scratch(cx, rows, d / 2)};
     for (int64_t r = 0; r < R; r++) kv_cache_reserve(cx, &sequences[r]->own, c, sequences[r]->own.length + T);
     if (has_failed(cx)) return;
     for (int64_t r = 0; r < R; r++) { /* positions count the shared prefix, too */
         const KvCache *shared = sequences[r]->shared, *own = &sequences[r]->own;
-        const int64_t offset = r * T * (c->head_dim / 2), first = (shared != NULL ? shared->length : 0) + own->length;
+        const int64_t offset = r * T * (d / 2), first = (shared != NULL ? shared->length : 0) + own->length;
         rope_table(c, first, T, s.cosines + offset, s.sines + offset);
     }
     for (int i = 0; i < c->layers; i++) {
@@ -544,7 +531,7 @@ static void transformer_forward(Context *cx, const JanusModel *m, float *x, int6
         tap_sequences(cx, "transformer.block", i, x, R, T, c->hidden, tapped);
         if (T > 1) progress(cx, "read", i + 1, c->layers);
     }
-    rms_norm(cx, x, x, m->output_norm, R * T, c->hidden, c->rms_epsilon);
+    rms_norm(cx, x, x, m->output_norm, rows, c->hidden, c->rms_epsilon);
     tap_sequences(cx, "transformer.hidden", -1, x, R, T, c->hidden, tapped);
     for (int64_t r = 0; r < R && !has_failed(cx); r++) sequences[r]->own.length += T;
     scratch_release(cx, mark);
@@ -661,40 +648,24 @@ static void keep_top_p(float *logits, int64_t V, double top_p, RankedLogit *rank
 
 /* ---- From logits to ids ---- */
 
-typedef struct {
-    const JanusGenerateOptions *options;
-    const float *rows;      /* (N, 2, K) */
-    float *guided, *probs;  /* (N, K) */
-    int64_t K;
-} ImageProbs;
-
-/* Pictures [begin, end): their guided logits, and the probabilities of their next ids */
-static void image_probs_job(void *data, Chunk chunk) {
-    const ImageProbs *p = data;
-    const int64_t K = p->K;
-    for (int64_t n = chunk.begin; n < chunk.end; n++) {
-        guide(p->guided + n * K, p->rows + 2 * n * K, p->rows + (2 * n + 1) * K, K, p->options->cfg_weight);
-        if (p->options->temperature <= 0) continue;
-        memcpy(p->probs + n * K, p->guided + n * K, (size_t)K * sizeof(float));
-        scale_temperature(p->probs + n * K, K, p->options->temperature);
-        softmax(p->probs + n * K, K);
-    }
-}
-
 /* One id for each of N pictures: rows (N, 2, K) are the logits with and without the prompt -> ids (N) */
 static void pick_image_ids(Context *cx, const JanusGenerateOptions *options, TorchRng *rng, const float *rows,
                            int64_t K, int32_t *ids) {
     const int64_t N = options->count;
     const ArenaBlock *mark = scratch_mark(cx);
-    ImageProbs p = {options, rows, scratch(cx, N, K), scratch(cx, N, K), K};
+    float *guided = scratch(cx, N, K);
     check_finite(cx, "generation.logits", rows, 2 * N * K);
-    in_parallel(cx, image_probs_job, &p, N, 1);
-    hand_over(cx, "generation.logits.cond", JANUS_FLOAT32, rows, K, 0, 0); /* the first picture's */
-    hand_over(cx, "generation.logits.uncond", JANUS_FLOAT32, rows + K, K, 0, 0);
-    tap(cx, "generation.logits", p.guided, K, 0, 0);
-    if (options->temperature > 0) multinomial(cx, rng, ids, p.probs, N, K);
-    else
-        for (int64_t n = 0; n < N && !has_failed(cx); n++) ids[n] = argmax(p.guided + n * K, K);
+    for (int64_t n = 0; n < N && !has_failed(cx); n++)
+        guide(guided + n * K, rows + 2 * n * K, rows + (2 * n + 1) * K, K, options->cfg_weight);
+    tap(cx, "generation.logits.cond", rows, K, 0, 0); /* the first picture's */
+    tap(cx, "generation.logits.uncond", rows + K, K, 0, 0);
+    tap(cx, "generation.logits", guided, K, 0, 0);
+    if (options->temperature > 0) {
+        softmax_rows(cx, guided, N, K, options->temperature);
+        multinomial(cx, rng, ids, guided, N, K);
+    } else {
+        for (int64_t n = 0; n < N && !has_failed(cx); n++) ids[n] = argmax(guided + n * K, K);
+    }
     scratch_release(cx, mark);
 }
 
@@ -886,7 +857,7 @@ static void embed_image_ids(Context *cx, const JanusModel *m, const int32_t *ids
     for (int64_t i = 0; i < N && !has_failed(cx); i++) weight_row(rows + i * c->code_dim, &m->gen_embed, ids[i]);
     adaptor(cx, out, rows, m->gen_aligner, c->gen_aligner_depth, N, hidden);
     check_finite(cx, "generation.embedding", out, N * c->hidden);
-    hand_over(cx, "generation.embedding", JANUS_FLOAT32, out, c->hidden, 0, 0); /* the first picture's */
+    tap(cx, "generation.embedding", out, c->hidden, 0, 0); /* the first picture's */
     scratch_release(cx, mark);
 }
 
@@ -1081,7 +1052,7 @@ static void embed_last_ids(Context *cx, const JanusModel *m, const Task *task, f
     const int64_t N = task->R / 2, T = image_tokens(&m->config), D = m->config.hidden;
     const ArenaBlock *mark = scratch_mark(cx);
     float *embedded = scratch(cx, N, D);
-    int32_t *ids = scratch_ids(cx, N);
+    int32_t ids[PICTURES_LIMIT];
     if (has_failed(cx)) return;
     if (task->answers) weight_row(x, &m->token_embed, task->said.ids[task->said.count - 1]);
     for (int64_t n = 0; n < N; n++) ids[n] = task->ids[n * T + task->drawn - 1];
@@ -1149,13 +1120,13 @@ static void take_next_ids(Context *cx, const JanusModel *m, Task *const *tasks, 
     const int64_t D = m->config.hidden, V = m->config.vocab, K = m->config.codebook;
     const ArenaBlock *mark = scratch_mark(cx);
     TakeIds take = {.m = m, .tasks = tasks, .count = count};
-    int64_t answers = 0, drawn = 0; /* rows of all answers, of all drawings */
-    for (int i = 0; i < count; i++) *(tasks[i]->answers ? &answers : &drawn) += groups[i];
-    float *words = scratch(cx, answers, V), *colours = scratch(cx, drawn, K);
+    int64_t answers = 0, R = 0;
+    for (int i = 0; i < count; R += groups[i++]) answers += tasks[i]->answers;
+    float *words = scratch(cx, answers, V), *colours = scratch(cx, R - answers, K);
     set_groups(cx, groups, answers);
     linear(cx, words, hidden, &m->lm_head, NULL, answers);
     set_groups(cx, groups + answers, count - answers);
-    image_head(cx, m, colours, hidden + answers * D, drawn);
+    image_head(cx, m, colours, hidden + answers * D, R - answers);
     set_groups(cx, NULL, 0);
     if (has_failed(cx)) return;
     for (int i = 0; i < count; i++) {
@@ -1379,24 +1350,23 @@ typedef struct {
     int64_t V;
 } Races;
 
-static void race_job(void *data, Chunk chunk) {
+static void race_row(Context *own, void *data, int64_t n) {
     const Races *r = data;
-    for (int64_t n = chunk.begin; n < chunk.end; n++) {
-        const float *p = r->probs + n * r->V;
-        r->ids[n] = is_distribution(p, r->V) ? race(&r->starts[n], p, r->V) : -1;
-    }
+    const float *p = r->probs + n * r->V;
+    r->ids[n] = is_distribution(p, r->V) ? race(&r->starts[n], p, r->V) : -1;
+    (void)own;
 }
 
 /* Rows run side by side: each takes 2 V words, so the next one's first word is known. */
 static void multinomial(Context *cx, TorchRng *rng, int32_t *ids, const float *probs, int64_t N, int64_t V) {
     const ArenaBlock *mark = scratch_mark(cx);
-    const Races races = {scratch_bytes(cx, N, sizeof *races.starts), probs, ids, V};
+    Races races = {scratch_bytes(cx, N, sizeof *races.starts), probs, ids, V};
     if (has_failed(cx)) return;
     for (int64_t n = 0; n < N; n++) {
         races.starts[n] = n == 0 ? *rng : races.starts[n - 1];
         if (n > 0) skip_words(&races.starts[n], 2 * V);
     }
-    in_parallel(cx, race_job, (void *)&races, N, 1);
+    each_alone(cx, race_row, &races, N);
     *rng = races.starts[N - 1];
     for (int64_t n = 0; n < N; n++)
         if (ids[n] < 0)
@@ -2066,6 +2036,13 @@ static int output_close(OutputFile *out) {
       for a while, then sleeps: it is awake for all the small jobs of a decoding step, and for the next step after one
       thread has picked an id.
    ================================================================================================================== */
+
+/* job(data, chunk) over [0, count) in chunks, by all threads. */
+typedef struct {
+    int64_t begin, end;
+    int thread; /* that runs it */
+} Chunk;
+typedef void Job(void *data, Chunk chunk);
 
 enum { MOST_THREADS = 256 };
 
@@ -4750,6 +4727,24 @@ static void silu_mul(Context *cx, float *gate, const float *up, int64_t n) {
     run_elements(cx, silu_mul_job, gate, up, n);
 }
 static void add(Context *cx, float *out, const float *x, int64_t n) { run_elements(cx, add_job, out, x, n); }
+typedef struct {
+    float *x;
+    int64_t V;
+    double temperature;
+} SoftmaxRows;
+
+static void softmax_row(Context *own, void *data, int64_t row) {
+    const SoftmaxRows *s = data;
+    scale_temperature(s->x + row * s->V, s->V, s->temperature);
+    softmax(s->x + row * s->V, s->V);
+    (void)own;
+}
+
+static void softmax_rows(Context *cx, float *x, int64_t rows, int64_t V, double temperature) {
+    SoftmaxRows s = {x, V, temperature};
+    each_alone(cx, softmax_row, &s, rows);
+}
+
 static void copy(const Context *cx, float *out, const float *x, int64_t n) {
     if (!has_failed(cx)) memcpy(out, x, (size_t)n * sizeof *x);
 }

@@ -94,8 +94,8 @@ int stages_read(Stages *s, const int32_t *ids, const float *seen, int T, int R, 
     int shown = 0, end = 0; /* the placeholders of the one picture; an answer may say that id once more */
     while (seen != NULL && end < T && shown < vision_tokens(&s->model->config))
         shown += ids[end++] == s->model->config.image_placeholder;
-    embed_prompt(s->model, ids, end, 0, seen, x);
-    embed_prompt(s->model, ids + end, T - end, T - end, NULL, x + end * width);
+    embed_prompt(&s->session->context, s->model, ids, end, 0, seen, x);
+    embed_prompt(&s->session->context, s->model, ids + end, T - end, T - end, NULL, x + end * width);
     const int status = read_embeddings(s, x, T, R, 0, all, logits);
     free(x);
     return status;
@@ -107,7 +107,7 @@ int stages_read_picture(Stages *s, const int32_t *prompt, int P, const int32_t *
     float *x = allocate((P + T) * width, sizeof *x),
           *all = allocate((P + T) * (int64_t)s->model->config.codebook, sizeof *all);
     int status = x == NULL || all == NULL ? JANUS_NO_MEMORY : JANUS_OK;
-    if (status == JANUS_OK) embed_prompt(s->model, prompt, P, P, NULL, x);
+    if (status == JANUS_OK) embed_prompt(&s->session->context, s->model, prompt, P, P, NULL, x);
     if (status == JANUS_OK) {
         embed_image_ids(&s->session->context, s->model, ids, T, x + P * width);
         status = context_end(&s->session->context, &s->error);
