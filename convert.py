@@ -95,6 +95,7 @@ attention block norm, q, k, v keep theirs and proj_out becomes proj.  Level 0 of
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import os
@@ -893,12 +894,10 @@ def check_tokenizer_config(config: Config) -> None:
 
 def check_overlaps(first: set[str], second: set[str]) -> None:
     """Refuse two kinds of added tokens that could claim the same text: one kind is searched for before the other."""
-    for one, other in ((first, second), (second, first)):
-        starts = {token[:end] for token in other for end in range(1, len(token))}
-        for token in one:
-            parts = {token[a:b] for a in range(len(token)) for b in range(a + 1, len(token) + 1)}
-            if parts & other or {token[start:] for start in range(len(token))} & starts:
-                raise Refused(f"tokenizer.json: added_tokens: {token!r} overlaps one whose flag `normalized` differs")
+    for one, other in itertools.product(first, second):
+        ends = ((one, other), (other, one))
+        if any(a in b or any(a.endswith(b[:size]) for size in range(1, len(b))) for a, b in ends):
+            raise Refused(f"tokenizer.json: added_tokens: {one!r} overlaps {other!r}, whose flag `normalized` differs")
 
 
 def read_merges(config: Config, vocabulary: dict[str, int]) -> list[int]:
