@@ -7711,8 +7711,8 @@ static JanusStatus check_ranges(const JanusGenerateOptions *drawing, const Janus
 }
 
 static JanusStatus check_image(const JanusImage *image, JanusError *error) {
-    if (image->rgb != NULL && image->width >= 1 && image->height >= 1 && image->width <= IMAGE_SIDE_LIMIT &&
-        image->height <= IMAGE_SIDE_LIMIT)
+    if (image != NULL && image->rgb != NULL && image->width >= 1 && image->height >= 1 &&
+        image->width <= IMAGE_SIDE_LIMIT && image->height <= IMAGE_SIDE_LIMIT)
         return JANUS_OK;
     return fail(error, JANUS_BAD_ARGUMENT, "an image is empty or larger than 16384 pixels a side");
 }
@@ -7824,6 +7824,7 @@ void janus_free(JanusModel *model) {
 }
 
 JanusStatus janus_load(const char *path, JanusModel **model, JanusError *error) {
+    if (check_given(path, model, error) != JANUS_OK) return JANUS_BAD_ARGUMENT;
     JanusModel *made = calloc(1, sizeof *made);
     Storage *storage = calloc(1, sizeof *storage);
     *model = NULL;
@@ -7845,34 +7846,22 @@ JanusStatus janus_load(const char *path, JanusModel **model, JanusError *error) 
 
 JanusInfo janus_info(const JanusModel *model) {
     const Config *c = &model->config;
-    JanusInfo info;
-    info.name = model->storage->name;
-    info.weight_type = find_format(model->blocks[0].q.type)->name;
-    info.file_bytes = (int64_t)model->storage->file.image.size;
-    info.parameters = model->storage->parameters;
-    info.hidden_size = c->hidden;
-    info.layers = c->layers;
-    info.heads = c->heads;
-    info.kv_heads = c->kv_heads;
-    info.head_dim = c->head_dim;
-    info.mlp_size = c->mlp;
-    info.vocab_size = c->vocab;
-    info.context_length = c->context;
-    info.vision_size = c->image_side;
-    info.vision_layers = c->vit_layers;
-    info.vision_width = c->vit_width;
-    info.vision_patch = c->patch;
-    info.vision_tokens = vision_tokens(c);
-    info.image_size = drawn_side(c);
-    info.image_tokens = (int)image_tokens(c);
-    info.codebook_size = c->codebook;
-    return info;
+    return (JanusInfo){
+        .name = model->storage->name, .weight_type = find_format(model->blocks[0].q.type)->name,
+        .file_bytes = (int64_t)model->storage->file.image.size, .parameters = model->storage->parameters,
+        .hidden_size = c->hidden, .layers = c->layers, .heads = c->heads, .kv_heads = c->kv_heads,
+        .head_dim = c->head_dim, .mlp_size = c->mlp, .vocab_size = c->vocab, .context_length = c->context,
+        .vision_size = c->image_side, .vision_layers = c->vit_layers, .vision_width = c->vit_width,
+        .vision_patch = c->patch, .vision_tokens = vision_tokens(c), .image_size = drawn_side(c),
+        .image_tokens = (int)image_tokens(c), .codebook_size = c->codebook};
 }
 
 JanusStatus janus_tokenize(const JanusModel *model, const char *text, size_t length, int32_t **ids, size_t *count,
                            JanusError *error) {
     Context cx = {0};
     IdList list = {0};
+    if (check_given(model, length > 0 ? text : "", error) != JANUS_OK || check_given(ids, count, error) != JANUS_OK)
+        return JANUS_BAD_ARGUMENT;
     id_list_add(&cx, &list, 0, 0); /* not NULL for an empty text */
     tokenizer_encode(&cx, &model->storage->tokenizer, (StringView){text, length}, &list);
     if (has_failed(&cx)) {
@@ -7888,15 +7877,15 @@ JanusStatus janus_detokenize(const JanusModel *model, const int32_t *ids, size_t
                              JanusError *error) {
     Context cx = {0};
     size_t written = 0;
+    if (check_given(model, text, error) != JANUS_OK || (count > 0 && check_given(ids, ids, error) != JANUS_OK))
+        return JANUS_BAD_ARGUMENT;
     *text = tokenizer_decode(&cx, &model->storage->tokenizer, ids, count, &written);
     if (length != NULL) *length = written;
     return context_end(&cx, error);
 }
 
 JanusSessionOptions janus_session_defaults(void) {
-    JanusSessionOptions options;
-    memset(&options, 0, sizeof options);
-    return options;
+    return (JanusSessionOptions){.threads = 0};
 }
 
 /* float16 keys and values change ids after some 150 steps of a drawing: only what is fast, and not exact, uses them
@@ -7909,12 +7898,13 @@ static JanusCacheType cache_type(const JanusSessionOptions *options) {
 JanusStatus janus_session_new(const JanusModel *model, const JanusSessionOptions *options, JanusSession **session,
                               JanusError *error) {
     JanusSessionOptions hooks = options != NULL ? *options : janus_session_defaults();
+    if (check_given(model, session, error) != JANUS_OK) return JANUS_BAD_ARGUMENT;
     *session = NULL;
     hooks.cache = cache_type(&hooks);
     if (hooks.cache != JANUS_CACHE_F32 && hooks.cache != JANUS_CACHE_F16)
         return fail(error, JANUS_BAD_ARGUMENT, "the keys and values are float32 or float16");
-    if (hooks.threads < 0 || hooks.threads > MOST_THREADS)
-        return fail(error, JANUS_BAD_ARGUMENT, "the number of threads must be 1 to 256, or 0 for all");
+    const JanusStatus status = check_range("the number of threads", true, hooks.threads, 0, MOST_THREADS, error);
+    if (status != JANUS_OK) return status;
     bool known = hooks.isa == NULL;
     for (int i = 0; !known && kernel_name_at(i) != NULL; i++) known = strcmp(kernel_name_at(i), hooks.isa) == 0;
     if (!known)
@@ -7958,13 +7948,16 @@ JanusAskOptions janus_ask_defaults(void) {
 JanusStatus janus_generate_ids(JanusSession *session, const char *prompt, const JanusGenerateOptions *options,
                                int32_t *ids, JanusError *error) {
     const JanusGenerateOptions chosen = options != NULL ? *options : janus_generate_defaults();
-    const JanusStatus status = check_ranges(&chosen, NULL, error);
+    JanusStatus status = check_given(session, ids, error);
+    if (status == JANUS_OK) status = check_ranges(&chosen, NULL, error);
     if (status != JANUS_OK) return status;
     draw(&session->context, session->model, prompt, &chosen, ids);
     return context_end(&session->context, error);
 }
 
 JanusStatus janus_decode_image(JanusSession *session, const int32_t *ids, JanusImage *image, JanusError *error) {
+    if (check_given(session, ids, error) != JANUS_OK || check_given(image, image, error) != JANUS_OK)
+        return JANUS_BAD_ARGUMENT;
     const Config *c = &session->model->config;
     memset(image, 0, sizeof *image);
     for (int64_t i = 0; i < image_tokens(c); i++)
@@ -8040,6 +8033,7 @@ static void fit_colours(Context *cx, const JanusModel *m, float *code, double *n
 }
 
 JanusStatus janus_codebook_colours(JanusSession *session, uint8_t *rgb, JanusError *error) {
+    if (check_given(session, rgb, error) != JANUS_OK) return JANUS_BAD_ARGUMENT;
     Context *cx = &session->context;
     const JanusModel *m = session->model;
     const JanusSessionOptions heard = cx->options;
@@ -8063,11 +8057,15 @@ JanusStatus janus_codebook_colours(JanusSession *session, uint8_t *rgb, JanusErr
 
 JanusStatus janus_generate(JanusSession *session, const char *prompt, const JanusGenerateOptions *options,
                            JanusImage *images, JanusError *error) {
-    const int count = options != NULL ? options->count : 1;
+    const JanusGenerateOptions chosen = options != NULL ? *options : janus_generate_defaults();
+    const int count = chosen.count;
+    JanusStatus status = check_given(session, images, error);
+    if (status == JANUS_OK) status = check_ranges(&chosen, NULL, error);
+    if (status != JANUS_OK) return status;
     const int64_t tokens = image_tokens(&session->model->config);
-    int32_t *ids = count < 1 || count > PICTURES_LIMIT ? NULL : allocate(count * tokens, sizeof *ids);
-    if (ids == NULL && count >= 1 && count <= PICTURES_LIMIT) return fail_memory(error);
-    JanusStatus status = janus_generate_ids(session, prompt, options, ids, error);
+    int32_t *ids = allocate(count * tokens, sizeof *ids);
+    if (ids == NULL) return fail_memory(error);
+    status = janus_generate_ids(session, prompt, &chosen, ids, error);
     const bool drawn = status == JANUS_OK;
     if (drawn) memset(images, 0, (size_t)count * sizeof *images);
     for (int i = 0; i < count && status == JANUS_OK; i++)
@@ -8081,6 +8079,7 @@ static JanusStatus check_question(const JanusAskOptions *options, const JanusIma
                                   JanusError *error) {
     JanusStatus status = check_ranges(NULL, options, error);
     if (status == JANUS_OK) status = check_range("the number of images", true, image_count, 0, IMAGES_LIMIT, error);
+    if (status == JANUS_OK && image_count > 0) status = check_given(images, images, error);
     for (int i = 0; i < image_count && status == JANUS_OK; i++) status = check_image(&images[i], error);
     return status;
 }
@@ -8090,7 +8089,8 @@ JanusStatus janus_ask(JanusSession *session, const char *question, const JanusIm
     const JanusAskOptions chosen = options != NULL ? *options : janus_ask_defaults();
     Answer said;
     if (answer != NULL) *answer = NULL;
-    JanusStatus status = check_question(&chosen, images, image_count, error);
+    JanusStatus status = check_given(session, session, error);
+    if (status == JANUS_OK) status = check_question(&chosen, images, image_count, error);
     if (status != JANUS_OK) return status;
     if (!answer_begin(&said)) return fail_memory(error);
     converse(&session->context, session->model, &session->conversation, question, images, image_count, &chosen, &said);
@@ -8101,18 +8101,20 @@ JanusStatus janus_ask(JanusSession *session, const char *question, const JanusIm
 }
 
 JanusStatus janus_preprocess(const JanusModel *model, const JanusImage *image, float *pixels, JanusError *error) {
-    const JanusStatus status = check_image(image, error);
     Context cx = {0};
+    JanusStatus status = check_given(model, pixels, error);
+    if (status == JANUS_OK) status = check_image(image, error);
     if (status != JANUS_OK) return status;
     vit_pixels(&cx, &model->config, image, pixels);
     return context_end(&cx, error);
 }
 
 JanusStatus janus_encode_image(JanusSession *session, const JanusImage *image, int32_t *ids, JanusError *error) {
+    JanusStatus status = check_given(session, ids, error);
+    if (status == JANUS_OK) status = check_image(image, error);
+    if (status != JANUS_OK) return status;
     const Config *c = &session->model->config;
     Context *cx = &session->context;
-    const JanusStatus status = check_image(image, error);
-    if (status != JANUS_OK) return status;
     float *pixels = scratch(cx, drawn_side(c), 3 * (int64_t)drawn_side(c));
     vq_pixels(cx, c, image, pixels);
     if (!has_failed(cx)) vq_encode(cx, session->model, pixels, ids);
@@ -8280,6 +8282,7 @@ int janus_queue_places(const JanusModel *model, const JanusSessionOptions *optio
 }
 
 JanusStatus janus_queue_new(JanusSession *session, int places, JanusQueue **queue, JanusError *error) {
+    if (check_given(session, queue, error) != JANUS_OK) return JANUS_BAD_ARGUMENT;
     *queue = NULL;
     const JanusStatus status = check_range("the number of places", true, places, 0, PICTURES_LIMIT, error);
     if (status != JANUS_OK) return status;
@@ -8328,7 +8331,8 @@ static JanusStatus submit(JanusQueue *queue, QueuedJob *job, int64_t *number) {
 JanusStatus janus_queue_generate(JanusQueue *queue, const char *prompt, const JanusGenerateOptions *options,
                                  int64_t *job, JanusError *error) {
     const JanusGenerateOptions chosen = options != NULL ? *options : janus_generate_defaults();
-    const JanusStatus status = check_ranges(&chosen, NULL, error);
+    JanusStatus status = check_given(queue, queue, error);
+    if (status == JANUS_OK) status = check_ranges(&chosen, NULL, error);
     if (status != JANUS_OK) return status;
     QueuedJob *made = job_new(prompt != NULL ? prompt : "");
     if (made == NULL) return fail_memory(error);
@@ -8351,7 +8355,8 @@ static bool copy_image(JanusImage *to, const JanusImage *from) {
 JanusStatus janus_queue_ask(JanusQueue *queue, const char *question, const JanusImage *images, int image_count,
                             const JanusAskOptions *options, int64_t *job, JanusError *error) {
     const JanusAskOptions chosen = options != NULL ? *options : janus_ask_defaults();
-    const JanusStatus status = check_question(&chosen, images, image_count, error);
+    JanusStatus status = check_given(queue, queue, error);
+    if (status == JANUS_OK) status = check_question(&chosen, images, image_count, error);
     if (status != JANUS_OK) return status;
     QueuedJob *made = job_new(question != NULL ? question : "");
     if (made == NULL) return fail_memory(error);

@@ -887,6 +887,72 @@ static void test_bad_options(void) {
     close_golden(&golden);
 }
 
+/* NULL where something is needed is an error, not a crash. */
+static void test_null(void) {
+    Golden golden = open_golden("plain");
+    const JanusModel *m = golden.model;
+    JanusSession *session = open_session(m, NULL), *none = NULL;
+    JanusModel *model = NULL;
+    JanusQueue *queue = NULL;
+    JanusImage picture = {0, 0, NULL};
+    JanusError error = {JANUS_OK, ""};
+    const JanusAskOptions ask = greedy_answer(1);
+    int32_t *ids = need(calloc((size_t)janus_info(m).image_tokens, sizeof *ids)), *tokens = NULL;
+    float *pixels = need(malloc(3 * (size_t)janus_info(m).vision_size * (size_t)janus_info(m).vision_size * 4));
+    uint8_t *rgb = need(malloc(3 * (size_t)janus_info(m).codebook_size));
+    char *text = NULL;
+    size_t count = 0;
+    check(janus_queue_new(session, 1, &queue, NULL) == JANUS_OK, 0, "a queue");
+    for (int i = 0; i < 31; i++) {
+        JanusStatus status = JANUS_OK;
+        memset(&error, 0, sizeof error);
+        if (i == 0) status = janus_load(NULL, &model, &error);
+        if (i == 1) status = janus_load(golden.path, NULL, &error);
+        if (i == 2) status = janus_session_new(NULL, NULL, &none, &error);
+        if (i == 3) status = janus_session_new(m, NULL, NULL, &error);
+        if (i == 4) status = janus_generate(NULL, "a", NULL, &picture, &error);
+        if (i == 5) status = janus_generate(session, NULL, NULL, &picture, &error);
+        if (i == 6) status = janus_generate(session, "a", NULL, NULL, &error);
+        if (i == 7) status = janus_generate_ids(NULL, "a", NULL, ids, &error);
+        if (i == 8) status = janus_generate_ids(session, NULL, NULL, ids, &error);
+        if (i == 9) status = janus_generate_ids(session, "a", NULL, NULL, &error);
+        if (i == 10) status = janus_ask(NULL, "a", NULL, 0, NULL, NULL, &error);
+        if (i == 11) status = janus_ask(session, NULL, NULL, 0, NULL, NULL, &error);
+        if (i == 12) status = janus_ask(session, "a", NULL, 1, NULL, NULL, &error);
+        if (i == 13) status = janus_encode_image(NULL, &golden.image, ids, &error);
+        if (i == 14) status = janus_encode_image(session, NULL, ids, &error);
+        if (i == 15) status = janus_encode_image(session, &golden.image, NULL, &error);
+        if (i == 16) status = janus_decode_image(NULL, ids, &picture, &error);
+        if (i == 17) status = janus_decode_image(session, NULL, &picture, &error);
+        if (i == 18) status = janus_decode_image(session, ids, NULL, &error);
+        if (i == 19) status = janus_preprocess(NULL, &golden.image, pixels, &error);
+        if (i == 20) status = janus_preprocess(m, NULL, pixels, &error);
+        if (i == 21) status = janus_preprocess(m, &golden.image, NULL, &error);
+        if (i == 22) status = janus_codebook_colours(NULL, rgb, &error);
+        if (i == 23) status = janus_codebook_colours(session, NULL, &error);
+        if (i == 24) status = janus_tokenize(m, NULL, 1, &tokens, &count, &error);
+        if (i == 25) status = janus_tokenize(m, "a", 1, NULL, NULL, &error);
+        if (i == 26) status = janus_detokenize(m, NULL, 1, &text, NULL, &error);
+        if (i == 27) status = janus_detokenize(NULL, ids, 1, &text, NULL, &error);
+        if (i == 28) status = janus_queue_new(NULL, 1, &queue, &error);
+        if (i == 29) status = janus_queue_generate(NULL, "a", NULL, NULL, &error);
+        if (i == 30) status = janus_queue_ask(queue, "a", NULL, 1, NULL, NULL, &error);
+        expect(status, JANUS_BAD_ARGUMENT, &error, "NULL");
+    }
+    check(1, 1, "NULL where something is needed is refused");
+    check(janus_generate_ids(session, "a", NULL, ids, NULL) == JANUS_OK &&
+              janus_ask(session, "a", NULL, 0, &ask, NULL, NULL) == JANUS_OK &&
+              janus_tokenize(m, NULL, 0, &tokens, &count, NULL) == JANUS_OK && count == 0,
+          1, "NULL for options, images of none, an answer, an error and an empty text is taken");
+    janus_queue_free(queue);
+    janus_session_free(session);
+    free(tokens);
+    free(ids);
+    free(pixels);
+    free(rgb);
+    close_golden(&golden);
+}
+
 static void test_bad_ids(void) {
     Golden golden = open_golden("plain");
     JanusSession *session = open_session(golden.model, NULL);
@@ -1392,6 +1458,7 @@ int main(int count, char **arguments) {
     test_cancel_text();
     test_bad_texts();
     test_bad_options();
+    test_null();
     test_bad_ids();
     test_model_files();
     test_fast();
