@@ -9239,8 +9239,8 @@ static void note_progress(Progress *progress, const char *stage, int64_t done, i
 typedef struct {
     char name[NAME_LIMIT], shape[48];        /* the shape of the first */
     long times;
+    int exact;                               /* ids, which must be the recorded ones; pixels may differ by one */
     double count, min, max, sum, signed_sum; /* signed_sum: each with a sign that depends on its place in the tensor */
-    int32_t *ids;                            /* (count), of stages that are ids */
 } Stage;
 
 typedef struct {
@@ -9257,12 +9257,6 @@ typedef struct {
     bool titled;                 /* the trace has its heading */
     char failure[300];           /* the first one of --dump */
 } Tap;
-
-static void stages_free(StageList *list) {
-    for (size_t i = 0; i < list->count; i++) free(list->stages[i].ids);
-    free(list->stages);
-    memset(list, 0, sizeof *list);
-}
 
 static Stage *find_stage(const StageList *list, const char *name) {
     for (size_t i = 0; i < list->count; i++)
@@ -9362,21 +9356,15 @@ static void trace_tensor(Tap *tap, Progress *progress, const char *name, JanusEl
     tap->last = clock_seconds();
 }
 
-/* Adds a tensor to the stages of selftest; ids are kept, and pixels are no ids: they may differ by one. */
+/* Adds a tensor to the stages of selftest. */
 static void record_tensor(Tap *tap, const char *name, JanusElement type, const void *data, const int64_t *shape,
                           int dims, int64_t count) {
     char full[NAME_LIMIT];
     snprintf(full, sizeof full, "%s/%.100s", tap->task, name);
     Stage *stage = stage_of(&tap->met, full);
     if (stage == NULL) return;
-    const int64_t before = (int64_t)stage->count;
+    stage->exact = type == JANUS_INT32 && !ends_with(name, "pixels");
     stage_add(stage, type, data, shape, dims, count);
-    if (type != JANUS_INT32 || ends_with(name, "pixels")) return;
-    int32_t *grown = reallocate(stage->ids, before + count, sizeof *grown);
-    tap->met.failed |= grown == NULL;
-    if (grown == NULL) return;
-    memcpy(grown + before, data, (size_t)count * sizeof *grown);
-    stage->ids = grown;
 }
 
 /* ---- The program: its state, and the callbacks of its session ---- */
@@ -10616,54 +10604,35 @@ static JanusStatus run_stages(Program *program) {
     return status == JANUS_OK && tap->met.failed ? fail_memory(error) : status;
 }
 
-/* A line for each stage: NAME SHAPE TIMES COUNT, then MIN MAX SUM SIGNED-SUM or the ids after a #. */
+enum { SELFTEST_FORMAT = 2 };
+
+/* A line that names the model, then one for each stage: name, shape, times, exact, count, min, max, sum, signed sum. */
 static void write_stages(OutputFile *out, const JanusInfo *info, const StageList *list) {
     char text[400];
-    int n = snprintf(text, sizeof text, "janus-selftest 1 %.0f %.0f\n", (double)info->file_bytes,
-                     (double)info->parameters);
-    output_write(out, text, (size_t)n);
-    for (size_t i = 0; i < list->count; i++) {
-        const Stage *stage = &list->stages[i];
-        n = snprintf(text, sizeof text, "%s %s %ld %.0f", stage->name, stage->shape, stage->times, stage->count);
-        output_write(out, text, (size_t)n);
-        if (stage->ids != NULL) output_write(out, " #", 2);
-        for (int64_t k = 0; stage->ids != NULL && k < (int64_t)stage->count; k++)
-            output_write(out, text, (size_t)snprintf(text, sizeof text, " %ld", (long)stage->ids[k]));
-        n = snprintf(text, sizeof text, " %.9g %.9g %.9g %.9g\n", stage->min, stage->max, stage->sum,
-                     stage->signed_sum);
-        output_write(out, stage->ids != NULL ? "\n" : text, stage->ids != NULL ? 1 : (size_t)n);
-    }
+    output_write(out, text, (size_t)snprintf(text, sizeof text, "janus-selftest %d %.0f %.0f\n", SELFTEST_FORMAT,
+                                             (double)info->file_bytes, (double)info->parameters));
+    for (const Stage *s = list->stages; s < list->stages + list->count; s++)
+        output_write(out, text, (size_t)snprintf(text, sizeof text, "%s %s %ld %d %.0f %.17g %.17g %.17g %.17g\n",
+                                                 s->name, s->shape, s->times, s->exact, s->count, s->min, s->max,
+                                                 s->sum, s->signed_sum));
 }
 
-/* One line of recorded stages. False: it is not one, or memory is short. */
-static bool read_stage(StageList *list, char *line) {
-    char name[NAME_LIMIT], shape[48];
+static bool read_stage(StageList *list, const char *line) {
+    Stage read = {0}, *stage;
     int used = 0;
-    long times = 0;
-    double count = 0;
-    if (sscanf(line, "%127s %47s %ld %lf%n", name, shape, &times, &count, &used) != 4 || !(count >= 0 && count < 1e15))
-        return false;
-    Stage *stage = stage_of(list, name);
-    if (stage == NULL) return false;
-    snprintf(stage->shape, sizeof stage->shape, "%s", shape);
-    stage->times = times;
-    stage->count = count;
-    if (line[used] == ' ' && line[used + 1] == '#') {
-        stage->ids = count <= (double)strlen(line) ? allocate((int64_t)count, sizeof *stage->ids) : NULL;
-        if (stage->ids == NULL) return false;
-        char *at = line + used + 2, *end = at;
-        int64_t k = 0;
-        for (; k < (int64_t)count && (stage->ids[k] = (int32_t)strtol(at, &end, 10), end != at); k++) at = end;
-        return k == (int64_t)count && *at == 0;
-    }
-    return sscanf(line + used, "%lf %lf %lf %lf", &stage->min, &stage->max, &stage->sum, &stage->signed_sum) == 4;
+    const int fields = sscanf(line, "%127s %47s %ld %d %lf %lf %lf %lf %lf%n", read.name, read.shape, &read.times,
+                              &read.exact, &read.count, &read.min, &read.max, &read.sum, &read.signed_sum, &used);
+    if (fields != 9 || line[used] != 0 || (stage = stage_of(list, read.name)) == NULL) return false;
+    *stage = read;
+    return true;
 }
 
-/* Reads the recorded values of the model. False: said what is wrong. */
+/* Reads the recorded stages of the model. False after a complaint. */
 static bool read_stages(const char *path, const JanusInfo *info, StageList *list) {
     FileImage file = {0};
     char first[100];
-    snprintf(first, sizeof first, "janus-selftest 1 %.0f %.0f", (double)info->file_bytes, (double)info->parameters);
+    snprintf(first, sizeof first, "janus-selftest %d %.0f %.0f", SELFTEST_FORMAT, (double)info->file_bytes,
+             (double)info->parameters);
     if (file_read(path, TEXT_FILE_LIMIT, &file) != 0) {
         complain("cannot read %s, the recorded values of this model: %s; selftest --record writes them, on a machine "
                  "that is known to be right", path, strerror(errno));
@@ -10697,31 +10666,19 @@ static double stage_distance(const Stage *mine, const Stage *recorded) {
     return distance / largest;
 }
 
-/* Prints the row of a stage. Whether it is the recorded one: the same ids; pixels within 1 of 255; else numbers within
-   1e-4 of the largest. */
+/* Prints the row of a stage. Whether it is the recorded one: equal ids; pixels within 1 of 255; else numbers within 1e-4
+   of the largest. */
 static bool compare_stage(const Stage *mine, const Stage *recorded) {
-    char value[100];
-    bool good = false;
-    if (mine == NULL) snprintf(value, sizeof value, "missing");
-    else if (strcmp(mine->shape, recorded->shape) != 0 || mine->times != recorded->times ||
-             mine->count != recorded->count || (mine->ids == NULL) != (recorded->ids == NULL))
-        snprintf(value, sizeof value, "is %s, %ld times", mine->shape, mine->times);
-    else if (mine->ids != NULL) {
-        int64_t at = 0;
-        while (at < (int64_t)mine->count && mine->ids[at] == recorded->ids[at]) at++;
-        good = at == (int64_t)mine->count;
-        snprintf(value, sizeof value, "equal");
-        if (!good)
-            snprintf(value, sizeof value, "at %ld: %ld, not %ld", (long)at, (long)mine->ids[at],
-                     (long)recorded->ids[at]);
-    } else {
-        const double distance = stage_distance(mine, recorded);
-        good = distance <= (ends_with(mine->name, "image.pixels") ? 1.0 / 255 : 1e-4);
-        snprintf(value, sizeof value, "%.1e", distance);
-    }
+    const double limit = recorded->exact ? 0 : ends_with(recorded->name, "image.pixels") ? 1.0 / 255 : 1e-4;
+    char value[100] = "missing";
+    const bool comparable = mine != NULL && strcmp(mine->shape, recorded->shape) == 0 &&
+                            mine->times == recorded->times && mine->count == recorded->count;
+    const double distance = comparable ? stage_distance(mine, recorded) : INFINITY;
+    if (comparable) snprintf(value, sizeof value, "%.1e", distance);
+    else if (mine != NULL) snprintf(value, sizeof value, "is %s, %ld times", mine->shape, mine->times);
     printf("%-32s %-10s %5ld %12s   %s\n", recorded->name, recorded->shape, recorded->times, value,
-           good ? "OK" : "NOT OK");
-    return good;
+           distance <= limit ? "OK" : "NOT OK");
+    return distance <= limit;
 }
 
 /* MODEL.selftest for MODEL.gguf. */
@@ -10756,7 +10713,7 @@ static int command_selftest(Program *program) {
         printf("%ld OK, %d NOT OK\n", (long)recorded.count - bad, bad);
         if (bad > 0) result = EXIT_FAILED;
     }
-    stages_free(&recorded);
+    free(recorded.stages);
     return result;
 }
 
@@ -11091,8 +11048,8 @@ static int janus_main(int argc, char **argv) {
              !streams_fit(command, line))
         result = EXIT_USAGE;
     else result = run_command(program, command, argv[0]);
-    stages_free(&program->tap.dumped);
-    stages_free(&program->tap.met);
+    free(program->tap.dumped.stages);
+    free(program->tap.met.stages);
     free(program->colours);
     text_free(&program->names);
     janus_session_free(program->session);

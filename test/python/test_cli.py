@@ -1085,8 +1085,8 @@ def test_selftest(tmp_path: Path) -> None:
         wrong = [line.split()[0] for line in done.stdout.decode().split("\n") if line.endswith("   NOT OK")]
         assert done.returncode == 1 and wrong and wrong[0] == first, done.stdout.decode()
         shutil.copy(MODEL, model)
-    for text in (record[:-20], record.replace("janus-selftest 1", "janus-selftest 2"), "", record + "x", record.replace(" # ", " # x ", 1),
-                 record.replace("janus-selftest 1 ", "janus-selftest 1 1")):
+    for text in (record[:-20], record.replace("janus-selftest 2", "janus-selftest 1"), "", record + "x", record.replace(" 1 ", " x ", 3),
+                 record.replace("janus-selftest 2 ", "janus-selftest 2 1")):
         (tmp_path / "m.selftest").write_text(text)
         line = fails("selftest", "-m", model)
         assert "m.selftest is " in line, line
