@@ -8614,7 +8614,7 @@ enum { EXIT_DONE = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_STOPPED = 130 };
 enum { PATH_BYTES = 4096, TEXT_FILE_LIMIT = 1 << 26, OPTION_LIMIT = 64 };
 
 /* What one drawing or question asks for. The command line fills it with its options. `batch` fills one for each job: a
-   key of a line of JSON names an option, and set_request_option sets the same field within the same limits. */
+   key of a line of JSON names an option, and set_option sets the same field within the same limits. */
 typedef struct {
     JanusGenerateOptions draw;
     JanusAskOptions ask;
@@ -8625,7 +8625,7 @@ typedef struct {
 } Request;
 
 typedef struct {
-    Request request;
+    Request request;                   /* first, so that options of both have one kind of offset */
     const char *model, *dump, *trace, *isa;
     const char *prompt, *file;         /* of -p, -f */
     int threads, cache, batch, show;
@@ -8673,10 +8673,15 @@ static bool terminal(FILE *file) {
 #endif
 }
 
-static bool file_is_there(const char *path) {
-    FILE *file = file_open(path, "rb");
-    if (file != NULL) fclose(file);
-    return file != NULL;
+/* The length of a path up to its name. */
+static size_t folder_length(const char *path) {
+    size_t length = strlen(path);
+#if defined(_WIN32)
+    while (length > 0 && strchr("/\\:", path[length - 1]) == NULL) length--;
+#else
+    while (length > 0 && path[length - 1] != '/') length--;
+#endif
+    return length;
 }
 
 /* ---- Options: one table for parsing, messages and help ---- */
@@ -8693,13 +8698,11 @@ enum {
 typedef enum { SHOW_AUTO, SHOW_NO, SHOW_BLOCKS, SHOW_256 } ShowKind;
 static const char SHOW_WORDS[] = "auto|no|blocks|256";
 
-/* The value of an option. Kinds that set a field of the Request: a number of RANGES, a seed, an image's name, an
-   output's. Kinds that set a field of the CommandLine: none; a name; a whole number from low to high; one of the words
-   of `argument`, counted from `low`; one of the machine's kernels; and two that are optional and come
+/* The value of an option: none; a number of RANGES; a whole number from low to high; a seed; an image's name; a name;
+   one of the words of `argument`, counted from `low`; one of the machine's kernels; and two that are optional and come
    after a = only: a word of SHOW_WORDS, a part of a stage's name. */
 typedef enum {
-    AS_RANGE, AS_SEED, AS_IMAGE, AS_OUTPUT,
-    AS_SWITCH, AS_NAME, AS_WHOLE, AS_CHOICE, AS_KERNELS, AS_SHOW, AS_FILTER
+    AS_SWITCH, AS_RANGE, AS_WHOLE, AS_SEED, AS_IMAGE, AS_NAME, AS_CHOICE, AS_KERNELS, AS_SHOW, AS_FILTER
 } OptionKind;
 
 typedef struct {
@@ -8707,7 +8710,7 @@ typedef struct {
     OptionKind kind;
     double low, high;
     unsigned commands; /* those that take it */
-    size_t field;      /* offset in CommandLine; AS_RANGE: row of RANGES */
+    size_t field;      /* offset in CommandLine, for a Request in Request; AS_RANGE: row of RANGES */
     const char *help;
 } Option;
 
@@ -8727,7 +8730,7 @@ static const Option OPTIONS[] = {
     {"-i --image", "IMAGE", AS_IMAGE, 0, 0, FOR_ANSWERS | FOR_ENCODE, 0, "as an argument; ask and chat take several"},
     {"--no-exif", NULL, AS_SWITCH, 0, 0, FOR_ANSWERS | FOR_ENCODE | FOR_BATCH, FIELD(no_exif),
      "do not turn photographs upright"},
-    {"-o --output", "OUT", AS_OUTPUT, 0, 0, FOR_GENERATE | FOR_DECODE, 0,
+    {"-o --output", "OUT", AS_NAME, 0, 0, FOR_GENERATE | FOR_DECODE, FIELD(request.output),
      "- is stdout; default: the next free janus-1.png ..."},
     {"--no-metadata", NULL, AS_SWITCH, 0, 0, FOR_GENERATE | FOR_CHAT | FOR_BATCH, FIELD(no_metadata),
      "do not record prompt and settings in pictures"},
@@ -8833,37 +8836,30 @@ static bool set_kernels(const char *text, const char **isa) {
     return false;
 }
 
-/* Sets a field of a request; false for a value that the option does not take. */
-static bool set_request_option(Request *request, const Option *option, const char *value) {
+/* Sets an option of a Request, or of the CommandLine that begins with it. False: the option does not take the value. */
+static bool set_option(void *target, const Option *option, const char *value) {
+    Request *request = target;
+    void *field = (char *)target + option->field;
     switch (option->kind) {
+    case AS_SWITCH: return *(bool *)field = true;
     case AS_RANGE: return set_range(request, &RANGES[option->field], value);
+    case AS_WHOLE: return parse_integer(value, (long)option->low, (long)option->high, field);
     case AS_SEED: return set_seed(request, value);
-    case AS_OUTPUT: request->output = value; return value[0] != 0;
     case AS_IMAGE:
         if (request->image_count == IMAGES_LIMIT || value[0] == 0) return false;
         request->images[request->image_count++] = value;
         return true;
-    default: return false;
-    }
-}
-
-/* The same for every option. */
-static bool set_option(CommandLine *line, const Option *option, const char *value) {
-    void *field = (char *)line + option->field;
-    switch (option->kind) {
-    case AS_SWITCH: return *(bool *)field = true;
-    case AS_SHOW:
-        *(int *)field = value != NULL ? word_index(SHOW_WORDS, '|', value, true) : SHOW_AUTO;
-        return *(int *)field >= 0;
-    case AS_FILTER: *(const char **)field = value != NULL ? value : ""; return true;
     case AS_NAME: *(const char **)field = value; return value[0] != 0;
-    case AS_WHOLE: return parse_integer(value, (long)option->low, (long)option->high, field);
-    case AS_KERNELS: return set_kernels(value, field);
     case AS_CHOICE:
         *(int *)field = (int)option->low + word_index(option->argument, '|', value, true);
         return *(int *)field >= (int)option->low;
-    default: return set_request_option(&line->request, option, value);
+    case AS_KERNELS: return set_kernels(value, field);
+    case AS_SHOW:
+        *(int *)field = value != NULL ? word_index(SHOW_WORDS, '|', value, true) : SHOW_AUTO;
+        return *(int *)field >= 0;
+    case AS_FILTER: *(const char **)field = value != NULL ? value : "";
     }
+    return true;
 }
 
 /* The values that an option takes, for a message: "a whole number from 1 to 64", "f32 or f16". */
@@ -8879,7 +8875,7 @@ static void describe_values(const Option *option, char *text, size_t size) {
     else if (option->kind == AS_SEED)
         snprintf(text, size, "a whole number from 0 to %llu, or -1 for a random one", ULLONG_MAX);
     else if (option->kind == AS_IMAGE) snprintf(text, size, "at most %d images, each by its name", IMAGES_LIMIT);
-    else if (option->kind == AS_NAME || option->kind == AS_OUTPUT) snprintf(text, size, "a name or a text");
+    else if (option->kind == AS_NAME) snprintf(text, size, "a name or a text");
     for (const char *c = words; *c != 0; c++)
         snprintf(text + strlen(text), size - strlen(text), "%.*s", *c == '|' ? 4 : 1, *c == '|' ? " or " : c);
     for (int i = 0; option->kind == AS_KERNELS && kernel_name_at(i) != NULL; i++)
@@ -8893,24 +8889,23 @@ static void refuse_value(const Option *option, const char *name, const char *val
     complain("%s takes %s, not \"%.60s\"", name, values, value);
 }
 
-/* Levenshtein distance; 0 if `typed` is the beginning of `word`. */
-static int word_distance(const char *word, size_t word_length, const char *typed, size_t length) {
+/* Levenshtein distance of two words of at most 31 letters; 0 if `typed` is the beginning of `word`. */
+static int word_distance(const char *word, int length, const char *typed, int typed_length) {
     int row[32]; /* from the letters of `typed` so far to each beginning of `word` */
-    if (length <= word_length && memcmp(word, typed, length) == 0) return 0;
-    for (size_t j = 0; j <= word_length && j < 32; j++) row[j] = (int)j;
-    for (size_t i = 0; i < length; i++) {
+    if (typed_length <= length && memcmp(word, typed, (size_t)typed_length) == 0) return 0;
+    for (int j = 0; j <= length; j++) row[j] = j;
+    for (int i = 0; i < typed_length; i++) {
         int diagonal = row[0]++;
-        for (size_t j = 0; j < word_length && j < 31; j++) {
+        for (int j = 0; j < length; j++) {
             const int replaced = diagonal + (typed[i] != word[j]), fewer = row[j + 1] < row[j] ? row[j + 1] : row[j];
             diagonal = row[j + 1];
             row[j + 1] = replaced < fewer + 1 ? replaced : fewer + 1;
         }
     }
-    return row[word_length < 31 ? word_length : 31];
+    return row[length];
 }
 
-/* The best match for a typing error so far: a word of which it is the beginning, else one in which at most every third
-   letter is wrong, and no more than 2. */
+/* What may have been meant: a word whose beginning was typed, else the one with the fewest errors, 2 at most. */
 typedef struct {
     char word[32];
     int distance;
@@ -8918,14 +8913,14 @@ typedef struct {
 
 static void try_words(Nearest *nearest, const char *words, const char *typed) {
     typed += strspn(typed, "-");
-    const size_t length = strcspn(typed, "=");
-    for (size_t i = 0, n; n = strcspn(words + i, " "), n > 0; i += n + (words[i + n] == ' ')) {
-        const size_t dashes = strspn(words + i, "-");
-        const int distance = word_distance(words + i + dashes, n - dashes, typed, length);
-        if (n - dashes < 3 || length < 3 || distance > (length < 6 ? 1 : 2)) continue;
+    const int typed_length = (int)strcspn(typed, "=");
+    for (int n; n = (int)strcspn(words, " "), n > 0; words += n + (words[n] == ' ')) {
+        const int dashes = (int)strspn(words, "-");
+        const int distance = word_distance(words + dashes, n - dashes, typed, typed_length);
+        if (n - dashes < 3 || typed_length < 3 || distance > (typed_length < 6 ? 1 : 2)) continue;
         if (nearest->word[0] != 0 && distance >= nearest->distance) continue;
         nearest->distance = distance;
-        snprintf(nearest->word, sizeof nearest->word, "%.*s", (int)n, words + i);
+        snprintf(nearest->word, sizeof nearest->word, "%.*s", n, words);
     }
 }
 
@@ -8951,7 +8946,7 @@ static int parse_option(CommandLine *line, const char *argument, const char *nex
     bool known = option != NULL;
     if (known && !is_long && inside != NULL) { /* -seed is not -s eed, -ngl not -n gl, -qx not -q */
         char longer[32];
-        const bool number = option->kind <= AS_SEED || option->kind == AS_WHOLE;
+        const bool number = option->kind >= AS_RANGE && option->kind <= AS_SEED;
         snprintf(longer, sizeof longer, "-%.30s", argument);
         known = !alone && find_option(longer) == NULL && (!number || strchr("-+.0123456789", inside[0]) != NULL);
     }
@@ -9473,54 +9468,37 @@ static int program_failed(Program *program) {
     return EXIT_FAILED;
 }
 
-/* The length of a path up to its name. */
-static size_t folder_length(const char *path) {
-    size_t length = strlen(path);
-#if defined(_WIN32)
-    while (length > 0 && strchr("/\\:", path[length - 1]) == NULL) length--;
-#else
-    while (length > 0 && path[length - 1] != '/') length--;
-#endif
-    return length;
-}
-
-/* The folder of the program's file, links followed, with a slash at its end; empty: not known. `called` is argv[0]. */
-static void program_folder(const char *called, char folder[PATH_BYTES]) {
+/* The path of the program's file, links followed, malloc'ed; NULL: not known. `called` is argv[0]. */
+static char *program_file(const char *called) {
 #if defined(_WIN32)
     wchar_t wide[PATH_BYTES / 4];
+    char *path = malloc(PATH_BYTES);
     (void)called;
-    const DWORD got = GetModuleFileNameW(NULL, wide, PATH_BYTES / 4);
-    if (got == PATH_BYTES / 4 || !WideCharToMultiByte(CP_UTF8, 0, wide, -1, folder, PATH_BYTES, NULL, NULL))
-        folder[0] = 0;
+    if (path != NULL && (GetModuleFileNameW(NULL, wide, PATH_BYTES / 4) == PATH_BYTES / 4 ||
+                         !WideCharToMultiByte(CP_UTF8, 0, wide, -1, path, PATH_BYTES, NULL, NULL)))
+        path[0] = 0;
 #else
-    char target[PATH_BYTES];
-    int64_t length = readlink("/proc/self/exe", folder, PATH_BYTES - 1); /* on Linux, complete */
-    if (length > 0) folder[length] = 0;
-    else if (snprintf(folder, PATH_BYTES, "%s", strchr(called, '/') != NULL ? called : "") >= PATH_BYTES) folder[0] = 0;
-    for (int i = 0; i < 8 && (length = readlink(folder, target, PATH_BYTES - 1)) > 0; i++) {
-        char *name = target[0] == '/' ? folder : strrchr(folder, '/') + 1; /* what the link's text replaces */
-        if (length >= folder + PATH_BYTES - name) break;
-        memcpy(name, target, (size_t)length);
-        name[length] = 0;
-    }
+    char *path = link_target("/proc/self/exe"); /* of Linux; elsewhere a name alone, without a folder, is not enough */
+    if (path != NULL && path_kind(path) != PATH_NONE) return path;
+    free(path);
+    path = strchr(called, '/') != NULL ? link_target(called) : NULL;
 #endif
-    folder[folder_length(folder)] = 0;
+    return path;
 }
 
 /* The model of -m, else the small one: weights/tiny.gguf here or beside the program, or where make install puts it.
    NULL: there is none. */
 static const char *choose_model(Program *program, const char *called) {
     static const char *const PLACES[] = {"weights/tiny.gguf", "../share/janus/tiny.gguf"};
-    char *path = program->beside;
+    bool found = false;
     if (program->line.model != NULL) return program->line.model;
-    if (file_is_there(PLACES[0])) return PLACES[0];
-    program_folder(called, path);
-    const size_t length = strlen(path);
-    for (int i = 0; i < 2 && length > 0 && length + 32 < PATH_BYTES; i++) {
-        snprintf(path + length, 32, "%s", PLACES[i]);
-        if (file_is_there(path)) return path;
-    }
-    return NULL;
+    if (path_kind(PLACES[0]) != PATH_NONE) return PLACES[0];
+    char *file = program_file(called);
+    for (int i = 0; i < 2 && file != NULL && !found; i++)
+        found = snprintf(program->beside, PATH_BYTES, "%.*s%s", (int)folder_length(file), file, PLACES[i]) <
+                    PATH_BYTES && path_kind(program->beside) != PATH_NONE;
+    free(file);
+    return found ? program->beside : NULL;
 }
 
 static JanusStatus open_model(Program *program, unsigned command, const char *program_path) {
@@ -10231,7 +10209,7 @@ static void set_key(BatchJob *job, int key, JsonKind kind, StringView text) {
     } else if (option == NULL) {
         job->request.text = text.text;
     } else if ((whole && !whole_number(text.text, digits)) ||
-               !set_request_option(&job->request, option, whole ? digits : text.text)) {
+               !set_option(&job->request, option, whole ? digits : text.text)) {
         describe_values(option, values, sizeof values);
         context_fail(&job->cx, JANUS_BAD_ARGUMENT, "\"%s\" takes %s, not %s%.60s%s", KEYS[key].key, values, quote,
                      text.text, quote);
@@ -10666,8 +10644,8 @@ static double stage_distance(const Stage *mine, const Stage *recorded) {
     return distance / largest;
 }
 
-/* Prints the row of a stage. Whether it is the recorded one: equal ids; pixels within 1 of 255; else numbers within 1e-4
-   of the largest. */
+/* Prints the row of a stage. Whether it is the recorded one: equal ids; pixels within 1 of 255; else numbers within
+   1e-4 of the largest. */
 static bool compare_stage(const Stage *mine, const Stage *recorded) {
     const double limit = recorded->exact ? 0 : ends_with(recorded->name, "image.pixels") ? 1.0 / 255 : 1e-4;
     char value[100] = "missing";
