@@ -2,16 +2,17 @@
 # SPDX-License-Identifier: MIT
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["gguf>=0.17", "huggingface_hub>=0.23", "numpy>=1.26", "safetensors>=0.5", "torch>=2.4", "tqdm>=4.66"]
+# dependencies = ["gguf>=0.17", "numpy>=1.26", "safetensors>=0.5", "tqdm>=4.66"]
 # ///
 """Convert a Janus or Janus-Pro checkpoint into the one flat file that janus reads.
 
     uv run convert.py CHECKPOINT -o janus.gguf [--dtype f32|f16|bf16|q8_0|q6_k|q4_k|q4_0] [--roles pro|1.3b]
+    uv run convert.py janus.gguf -o small.gguf --dtype q8_0|q6_k|q4_k|q4_0|f16|bf16|f32
 
 CHECKPOINT is a folder as published: config.json, tokenizer.json, preprocessor_config.json (or a
 processor_config.json that holds it) and the weights, .safetensors or .bin, in one file or in shards, in the official
-layout (model_type multi_modality) or in that of transformers (model_type janus).  torch is imported for .bin only.
-It may also be a folder of the hub's cache (models--ORG--NAME), or the id of a repository there (ORG/NAME).
+layout (model_type multi_modality) or in that of transformers (model_type janus).  A janus.gguf with floating-point
+weights may be quantised later: both ways give the same file.
 
 The file
 ========
@@ -95,17 +96,23 @@ attention block norm, q, k, v keep theirs and proj_out becomes proj.  Level 0 of
 from __future__ import annotations
 
 import argparse
+import io
 import itertools
 import json
 import math
 import os
+import pickle
 import re
 import signal
 import sys
+import zipfile
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from itertools import repeat
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 try:
     import numpy as np
@@ -115,10 +122,9 @@ try:
 except ImportError as error:   # main() tells; -h works without any package
     MISSING_PACKAGE = error
 
-FORMAT_VERSION = 2
+FORMAT_VERSION, VERSION_KEY = 2, "janus.format_version"
 ALIGNMENT = 64
 CHUNK_ELEMENTS = 1 << 24   # rows are read, checked and written in pieces of about this many numbers
-REOPEN_BYTES = 1 << 29     # a mapped .bin is closed and opened anew after this much, to give its pages back
 MAX_JSON_BYTES = 1 << 27
 
 # Small tables that cost nothing and whose every bit counts; one-dimensional tensors are f32 as well.
@@ -134,15 +140,6 @@ STORED_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}   # nu
 
 # Names that published checkpoints carry and that the model never reads; other extra names get a remark.
 IGNORED_TENSORS = re.compile(r".*\.attn_pool\..+|.*\.quantize\.codebook_used|.*\.rotary_emb\.inv_freq")
-
-# What training programs put around or into names; the parts of a model's names from which one can tell them.
-WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-PARTS = {"official": {"vision_model", "aligner", "gen_aligner", "gen_embed", "gen_head", "gen_vision_model",
-                      "language_model"},
-         "transformers": {"vision_model", "aligner", "generation_aligner", "generation_embeddings", "generation_head",
-                          "language_model", "vqmodel", "lm_head"}}
-MERGE_FIRST = "merge it first (peft: merge_and_unload(), then save_pretrained()), and convert what that saves"
-LORA_TENSORS = re.compile(r".*\.(?:lora_[A-Za-z_]+|base_layer|modules_to_save)\..*")
 
 # The output matrix and the embedding that it may share, by layout.
 HEADS = {"official": ("language_model.lm_head.weight", "language_model.model.embed_tokens.weight"),
@@ -162,9 +159,8 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 SYSTEM_PROMPT = ("You are a helpful language and vision assistant. You are able to understand the visual content that "
                  "the user provides, and assist the user with a variety of tasks using natural language.")
 
-# Who speaks: in the scripts of Janus-Pro and in those of Janus-1.3B; and how a text names the one or the other.
+# Who speaks in the scripts of Janus-Pro and in those of Janus-1.3B.
 ROLES = {"pro": ("<|User|>", "<|Assistant|>"), "1.3b": ("User", "Assistant")}
-MODEL_NAMES = re.compile(r"Janus[-_ ]?(Pro)|(?:Janus|DeepSeek-LLM)[-_ ]?(1\.3b)", re.IGNORECASE)
 
 BOS, EOS, PAD = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"
 IMAGE_PLACEHOLDER, BEGIN_OF_IMAGE, END_OF_IMAGE = "<image_placeholder>", "<begin_of_image>", "<end_of_image>"
@@ -186,59 +182,26 @@ def remark(words: str) -> None:
 
 # ------------------------------------------------------------------------------------------------ finding a checkpoint
 
-REPOSITORY_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-HUB_FILES = ["*.json", "*.safetensors", "*.bin", "README.md"]
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 def find_folder(given: Path) -> Path:
-    """The folder of a checkpoint: the one given, the snapshot in one of the hub's cache, or a repository's files."""
-    if (given / "snapshots").is_dir() and not (given / "config.json").exists():
-        return cached_snapshot(given)
+    """The folder of a checkpoint: the one given, or the only snapshot in a folder of the hub's cache."""
+    snapshots = list(given.glob("snapshots/*/config.json"))
     if given.is_dir():
-        return given
-    if given.suffix == ".gguf" and given.exists():
-        raise Refused(f"{given} is a GGUF file already: janus reads it")
+        return snapshots[0].parent if len(snapshots) == 1 else given
     if given.exists():
-        raise Refused(f"{given} is not a folder: name the folder that it stands in, {given.parent}")
-    if REPOSITORY_ID.fullmatch(given.as_posix()) and not Path(given.parts[0]).exists():
-        return fetch_repository(given.as_posix())
-    raise Refused(f"no such folder: {given}")
-
-
-def cached_snapshot(folder: Path) -> Path:
-    """What refs/main of a models--ORG--NAME folder names, or its only snapshot."""
-    snapshots = {path.name: path for path in (folder / "snapshots").iterdir() if path.is_dir()}
-    main = folder / "refs" / "main"
-    name = main.read_text("utf-8", "replace").strip() if main.is_file() else ""
-    if name in snapshots or len(snapshots) == 1:
-        return snapshots.get(name) or next(iter(snapshots.values()))
-    raise Refused(f"{folder / 'snapshots'} holds {len(snapshots)} folders and refs/main names none of them: "
-                  f"name the one to convert")
-
-
-def fetch_repository(repository: str) -> Path:
-    """The files of a repository of the hub, from its cache or from the net."""
-    command = f"hf download {repository} --local-dir {repository.partition('/')[2]}"
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError:
-        raise Refused(f"no such folder: {repository}; a repository of that id is fetched by: "
-                      f"pip install huggingface_hub && {command}") from None
-    remark(f"no such folder: {repository}; the repository of that id is fetched")
-    try:
-        return Path(snapshot_download(repository, allow_patterns=HUB_FILES))
-    except Exception as error:   # those of the hub and of the net have no class in common
-        reason = (str(error).strip() or repr(error)).splitlines()[0]
-        raise Refused(f"cannot fetch {repository}: {reason:.200}; {command} may say more") from None
+        raise Refused(f"{given} is not a folder: name the folder that it is in, {given.parent}")
+    fetch = re.fullmatch(r"[\w.-]+/[\w.-]+", given.as_posix())
+    raise Refused(f"no such folder: {given}" + (f"; hf download {given.as_posix()} --local-dir {given.name} fetches a "
+                                                f"repository of that name" if fetch else ""))
 
 
 def model_name(folder: Path) -> str:
-    """What the folder is called; one of the hub's cache is called by a number, two levels above it stands the name."""
-    folder = folder.resolve()
-    if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--"):
-        folder = Path(folder.parent.parent.name.rpartition("--")[2])
-    return os.fsencode(folder.name).decode("utf-8", "replace")
+    """The folder's name; a snapshot in the hub's cache has a number, and two levels above it is the name."""
+    path = folder.resolve()
+    hub = path.parent.name == "snapshots" and path.parents[1].name.startswith("models--")
+    return os.fsencode(path.parents[1].name.rpartition("--")[2] if hub else path.name).decode("utf-8", "replace")
 
 
 def check_not_pointer(path: Path) -> None:
@@ -378,13 +341,6 @@ def check_relative(config: Config, folder: Path) -> None:
                       f"Janus-Pro-1B, Janus-Pro-7B and what is made from them")
     if config.has("quantization_config"):
         raise Refused("config.json: quantization_config is not supported: take the checkpoint that is not quantised")
-
-
-def check_no_adapter(folder: Path) -> None:
-    """Refuse a folder of peft: transformers would load its base and add the adapter."""
-    found = sorted(path.name for kind in ("config", "model") for path in folder.glob(f"adapter_{kind}.*"))
-    if found:
-        raise Refused(f"{folder} holds a LoRA adapter ({found[0]}), not a model: {MERGE_FIRST}")
 
 
 def read_llama(config: Config) -> dict[str, Any]:
@@ -602,7 +558,7 @@ def text(value: str | list[str]) -> tuple[GGUFValueType, Any]:
 def size_metadata(sizes: Sizes) -> Metadata:
     """Every size and constant under its GGUF key."""
     return {
-        "janus.format_version": u32(FORMAT_VERSION),
+        VERSION_KEY: u32(FORMAT_VERSION),
         "janus.embedding_length": u32(sizes.hidden),
         "janus.block_count": u32(sizes.layers),
         "janus.feed_forward_length": u32(sizes.feed_forward),
@@ -642,23 +598,12 @@ def prompt_metadata(roles: str) -> Metadata:
 
 
 def choose_roles(folder: Path, config: Config, added: set[str], remarks: list[str]) -> str:
-    """Which of ROLES a checkpoint was trained with: its name says so, or else the tokens that it has for them."""
-    readme = folder / "README.md"
-    texts = {"the folder's name": model_name(folder),
-             "config.json": f"{config.values.get('_name_or_path')} "
-                            f"{config.block('language_config').values.get('_name_or_path')}",
-             "README.md": readme.read_bytes()[:1 << 16].decode("utf-8", "replace") if readme.is_file() else ""}
-    named = {where: match for where, words in texts.items() if (match := MODEL_NAMES.search(words))}
-    if named:
-        where, match = next(iter(named.items()))
-        roles, why = (match[1] or match[2]).lower(), f"{where} says {match[0]}"
-    else:
-        roles = "pro" if set(ROLES["pro"]) <= added else "1.3b"
-        why = f"its tokenizer has no {' and '.join(ROLES['pro'])}"
-    if roles == "1.3b":
-        remarks.append(f"prompts will say {' and '.join(ROLES[roles])} as those of Janus-1.3B, because {why}; "
-                       f"--roles pro changes that")
-    return roles
+    """Which of ROLES a checkpoint was trained with, by its name, or else by the tokens that its tokenizer has."""
+    names = f"{model_name(folder)} {config.values.get('_name_or_path')}"
+    if not re.search(r"Janus-1\.3B", names, re.IGNORECASE) and set(ROLES["pro"]) <= added:
+        return "pro"
+    remarks.append(f"prompts will say {' and '.join(ROLES['1.3b'])}, as those of Janus-1.3B; --roles pro changes that")
+    return "1.3b"
 
 
 def check_roles(roles: str, added: set[str], remarks: list[str]) -> None:
@@ -997,10 +942,10 @@ class Tensor:
     """One tensor of the file: its name and shape there, and where each layout has it."""
     name: str
     shape: tuple[int, ...]
-    official: str
-    transformers: tuple[str, ...]   # several are joined along the first axis
-    stored: tuple[int, ...]         # shape in a checkpoint, before joining is undone
-    init: str                       # in a new official model: "normal S", "uniform S", "ones", "zeros", "unit rows"
+    official: str = ""
+    transformers: tuple[str, ...] = ()   # several are joined along the first axis
+    stored: tuple[int, ...] = ()         # shape in a checkpoint, before joining is undone
+    init: str = ""                       # in a new official model: "normal S", "uniform S", "ones", "zeros", "unit rows"
 
     @property
     def size(self) -> int:
@@ -1147,101 +1092,170 @@ def tensor_table(sizes: Sizes) -> list[Tensor]:
 
 # -------------------------------------------------------------------------------------------------------- checkpoint
 
-class SafetensorsShard:
-    """A .safetensors file; rows are read from it, never mapped, so that memory holds one piece at a time."""
+@dataclass(frozen=True)
+class Stored:
+    """A tensor in a file: its numbers begin at byte `start`; strides are counted in numbers, as torch does."""
+    path: Path
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    strides: tuple[int, ...] = ()
+    start: int = 0
+    array: np.ndarray | None = None   # the tensor itself, where it is in memory
 
-    def __init__(self, path: Path) -> None:
-        from safetensors import SafetensorError, safe_open
-        self.path = path
-        check_not_pointer(path)
-        try:
-            with safe_open(path, framework="numpy"):   # checks the header, the offsets and the length of the file
-                pass
-        except (SafetensorError, OSError) as error:
-            raise Refused(f"{path.name} is not a complete safetensors file: {error}") from None
-        with path.open("rb") as file:
-            header_length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(header_length))
-        header.pop("__metadata__", None)
-        self.start = 8 + header_length
-        self.entries = {name: (entry["dtype"], tuple(entry["shape"])) for name, entry in header.items()}
-        self.offsets = {name: entry["data_offsets"][0] for name, entry in header.items()}
+    def read(self, first: int, last: int) -> np.ndarray:
+        """Rows first..last-1, bf16 as its bits.  They are read, never mapped, so that memory holds one piece at a time."""
+        if self.array is not None:
+            return self.array[first:last]
+        dtype, shape = np.dtype(STORED_DTYPES[self.dtype]), (last - first, *self.shape[1:])
+        span = 1 + sum((n - 1) * stride for n, stride in zip(shape, self.strides))
+        numbers = np.fromfile(self.path, dtype, span, offset=self.start + first * self.strides[0] * dtype.itemsize)
+        if numbers.size != span:
+            raise Refused(f"{self.path.name} ends within the tensor {self.name}")
+        return np.lib.stride_tricks.as_strided(numbers, shape, [stride * dtype.itemsize for stride in self.strides])
 
-    def read(self, name: str, first: int, last: int) -> np.ndarray:
-        """Rows first..last-1, bf16 as its bits."""
-        dtype, shape = self.entries[name]
-        row = math.prod(shape[1:])
-        stored = np.dtype(STORED_DTYPES[dtype])
-        offset = self.start + self.offsets[name] + first * row * stored.itemsize
-        rows = np.fromfile(self.path, stored, (last - first) * row, offset=offset)
-        if rows.size != (last - first) * row:
-            raise Refused(f"{self.path.name} ends within the tensor {name}")
-        return rows.reshape(last - first, *shape[1:])
-
-    def release(self) -> None:
-        """Nothing is held between two reads."""
+    def rows(self) -> Iterator[np.ndarray]:
+        """The tensor as float32, some rows at a time."""
+        step = max(1, CHUNK_ELEMENTS // max(1, math.prod(self.shape[1:])))
+        for first in range(0, self.shape[0], step):
+            try:
+                block = widen(self.read(first, min(first + step, self.shape[0])))
+            except OSError as error:
+                raise Refused(f"cannot read {self.path}: {error.strerror or error}") from None
+            if not np.isfinite(block).all():
+                raise Refused(f"tensor {self.name} holds a number that is not finite")
+            yield block
 
 
-class TorchShard:
-    """A file of torch.save.  torch maps it; it is closed now and then, to give back the pages that were read.  A file
-    of torch before 1.6 is not an archive and cannot be mapped: it is in memory until another shard is read."""
+def widen(block: np.ndarray) -> np.ndarray:
+    """float64, float32, float16 or the bits of bfloat16 as float32; too large numbers become infinite."""
+    if block.dtype == np.uint16:
+        return (block.astype(np.uint32) << 16).view(np.float32)
+    with np.errstate(over="ignore"):
+        return block.astype(np.float32, copy=False)
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.tensors: dict[str, Any] = {}
-        check_not_pointer(path)
-        with path.open("rb") as file:
-            self.mapped = file.read(4) == b"PK\x03\x04"
-        self.open()
-        self.entries = {name: self.describe(name, tensor) for name, tensor in self.tensors.items()}
-        self.release()
 
-    def open(self) -> None:
-        try:
-            import torch
-        except ImportError:
-            raise Refused(f"{self.path.name} needs torch to be read: install it, or use `uv run convert.py`") from None
-        try:
-            content = torch.load(self.path, map_location="cpu", weights_only=True, mmap=self.mapped)
-        except Exception as error:   # whatever a hostile file brings about in torch's restricted unpickler
-            reason = (str(error).strip() or repr(error)).splitlines()[0]
-            raise Refused(f"{self.path.name} is not a state dict that can be loaded safely: {reason:.200}") from None
-        self.tensors = state_dict(content)
-        if not isinstance(self.tensors, dict):
-            raise Refused(f"{self.path.name} holds no state dict")
-        self.torch, self.bytes_read = torch, 0
+def row_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The strides of a tensor whose rows follow each other."""
+    return tuple(math.prod(shape[i + 1:]) for i in range(len(shape)))
 
-    def release(self) -> None:
-        self.tensors = {}
 
-    def describe(self, name: Any, tensor: Any) -> tuple[str, tuple[int, ...]]:
-        """Type and shape of an entry; anything else, or a tensor that does not own all its elements, gets a type that nobody reads."""
-        torch = self.torch
-        if not isinstance(name, str):
-            raise Refused(f"{self.path.name}: the key {name!r:.100} is not a name")
-        plain = type(tensor) in (torch.Tensor, torch.nn.Parameter)
-        plain = plain and tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
-        if not plain or tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size():
-            return f"{type(tensor).__name__} (not a plain tensor)", ()
-        names = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
-        return names.get(tensor.dtype, str(tensor.dtype)), tuple(tensor.shape)
+def read_safetensors(path: Path) -> list[Stored]:
+    """The tensors of a .safetensors file."""
+    from safetensors import SafetensorError, safe_open
+    try:
+        with safe_open(path, framework="numpy"):   # checks the header, the offsets and the length of the file
+            pass
+    except (SafetensorError, OSError) as error:
+        raise Refused(f"{path.name} is not a complete safetensors file: {error}") from None
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    return [Stored(path, name, entry["dtype"], tuple(entry["shape"]), row_strides(entry["shape"]),
+                   8 + length + entry["data_offsets"][0]) for name, entry in header.items()]
 
-    def read(self, name: str, first: int, last: int) -> np.ndarray:
-        """Rows first..last-1, bf16 as its bits."""
-        if not self.tensors or (self.mapped and self.bytes_read > REOPEN_BYTES):
-            self.release()
-            self.open()
-        rows = self.tensors[name].detach()[first:last].contiguous()
-        self.bytes_read += rows.numel() * rows.element_size()
-        if rows.dtype == self.torch.bfloat16:
-            return rows.view(self.torch.int16).numpy().view(np.uint16)
-        return rows.numpy()
+
+# The files of torch.save: a zip archive of data.pkl, which describes the tensors, and data/KEY, their storages.  The
+# unpickler makes nothing but dictionaries and these descriptions.
+
+STORAGE_DTYPES = {"DoubleStorage": "F64", "FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16",
+                  "LongStorage": "I64", "IntStorage": "I32", "ShortStorage": "I16", "CharStorage": "I8",
+                  "ByteStorage": "U8", "BoolStorage": "BOOL"}
+
+
+class Pickled(NamedTuple):
+    """A tensor as data.pkl describes it; storage is ("storage", dtype, KEY, device, count)."""
+    storage: Any
+    offset: Any
+    shape: Any
+    strides: Any
+
+
+class StateDictUnpickler(pickle.Unpickler):
+    """Reads a state dict; every global that one does not need is refused."""
+    GLOBALS = {("collections", "OrderedDict"): OrderedDict,
+               ("torch._utils", "_rebuild_tensor_v2"): lambda *values: Pickled(*values[:4]),
+               ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor}
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module == "torch" and name in STORAGE_DTYPES:
+            return STORAGE_DTYPES[name]
+        if (module, name) not in self.GLOBALS:
+            raise pickle.UnpicklingError(f"it names {module}.{name}, which a state dict does not need")
+        return self.GLOBALS[module, name]
+
+    def persistent_load(self, pid: Any) -> Any:
+        return pid
+
+
+def read_torch(path: Path) -> list[Stored]:
+    """The tensors of a file of torch.save."""
+    if not zipfile.is_zipfile(path):
+        return read_legacy_torch(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = {info.filename: info for info in archive.infolist()}
+            root = next(name for name in members if name.rpartition("/")[2] == "data.pkl").removesuffix("data.pkl")
+            if root + "byteorder" in members and archive.read(root + "byteorder").strip() != b"little":
+                raise ValueError("it is from a big-endian machine: save it as safetensors there")
+            content = StateDictUnpickler(io.BytesIO(archive.read(root + "data.pkl"))).load()
+        if not isinstance(content, dict):
+            raise ValueError("it holds no dictionary")
+        return [locate(path, name, value, members, root + "data/") for name, value in content.items()]
+    except Exception as error:   # whatever a hostile file brings about
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        raise Refused(f"{path.name} is not a state dict that can be loaded safely: {reason:.200}") from None
+
+
+def locate(path: Path, name: Any, value: Any, members: dict[str, zipfile.ZipInfo], folder: str) -> Stored:
+    """Where an entry of a state dict is.  What is not a tensor gets a type that nobody reads."""
+    if not isinstance(name, str):
+        raise ValueError(f"the key {name!r:.100} is not a name")
+    if not isinstance(value, Pickled):
+        return Stored(path, name, f"{type(value).__name__} (not a tensor)", ())
+    _, dtype, key, _, _ = value.storage
+    shape, strides, info = tuple(value.shape), tuple(value.strides), members[folder + key]
+    numbers = (value.offset, *shape, *strides)
+    if len(shape) != len(strides) or not all(type(n) is int and 0 <= n < 1 << 48 for n in numbers):
+        raise ValueError(f"the tensor {name} has the shape {shape} and the strides {strides}")
+    size = np.dtype(STORED_DTYPES.get(dtype, "u1")).itemsize
+    end = value.offset + 1 + sum((n - 1) * stride for n, stride in zip(shape, strides))
+    if info.compress_type != zipfile.ZIP_STORED or (all(shape) and end * size > info.file_size):
+        raise ValueError(f"the tensor {name} is compressed or reaches beyond its storage")
+    with path.open("rb") as file:   # the name and the extra field of the local header have lengths of their own
+        file.seek(info.header_offset)
+        header = file.read(30)
+    start = info.header_offset + 30 + int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
+    return Stored(path, name, dtype, shape, strides, start + value.offset * size)
+
+
+def read_legacy_torch(path: Path) -> list[Stored]:
+    """The tensors of a file of torch before 1.6, which is not an archive; they are in memory."""
+    try:
+        import torch
+    except ImportError:
+        raise Refused(f"{path.name} is not a zip archive; if torch before 1.6 wrote it, install torch") from None
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        arrays = {name: tensor.detach().contiguous() for name, tensor in content.items()}
+        half = {name: tensor.dtype == torch.bfloat16 for name, tensor in arrays.items()}
+        arrays = {name: (a.view(torch.int16) if half[name] else a).numpy() for name, a in arrays.items()}
+    except Exception as error:   # whatever a hostile file brings about in torch's restricted unpickler
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        raise Refused(f"{path.name} is not a state dict that can be loaded safely: {reason:.200}") from None
+    kinds = {"float64": "F64", "float32": "F32", "float16": "F16"}
+    return [Stored(path, name, "BF16" if half[name] else kinds.get(a.dtype.name, a.dtype.name), a.shape,
+                   array=a.view(np.uint16) if half[name] else a) for name, a in arrays.items()]
 
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
-SHARD_NAME = re.compile(r".+-\d+-of-\d+\.\w+")
-TRAINING_FILES = re.compile(r"(?:training_args|optimizer|scheduler|scaler|rng_state|random_states)\b.*")
-READERS = {".safetensors": SafetensorsShard, ".bin": TorchShard, ".pth": TorchShard, ".pt": TorchShard}
+READERS = {".safetensors": read_safetensors, ".bin": read_torch, ".pth": read_torch, ".pt": read_torch}
+
+
+def read_weights(path: Path) -> list[Stored]:
+    check_not_pointer(path)
+    return READERS[path.suffix](path)
 
 
 def find_weights(folder: Path, remarks: list[str]) -> Path:
@@ -1254,53 +1268,13 @@ def find_weights(folder: Path, remarks: list[str]) -> Path:
             return single
         if index.is_file():
             return index
-    files = [path for path in sorted(folder.iterdir()) if path.is_file() and not TRAINING_FILES.fullmatch(path.name)]
-    shards = [path.name for path in files if SHARD_NAME.fullmatch(path.name) and path.suffix in READERS]
-    for pattern in (r"model\.(safetensors\.index\.\w+\.json|\w+\.safetensors)",
-                    r"pytorch_model\.(bin\.index\.\w+\.json|\w+\.bin)", r".+\.safetensors", r".+\.(bin|pth|pt)"):
-        found = [path for path in files if re.fullmatch(pattern, path.name) and path.name not in shards]
-        if len(found) > 1:
-            names = ", ".join(path.name for path in found)
-            raise Refused(f"{folder} holds several files of weights, {names}: keep one of them")
-        if found:
-            return found[0]
-    indices = [f"{name}.index.json" for name in WEIGHT_FILES]
-    if shards:
-        raise Refused(f"{folder} has {shards[0]} but no index of the shards: fetch {' or '.join(indices)}, too")
-    raise Refused(f"no weights in {folder}: none of {', '.join([*WEIGHT_FILES, *indices])}")
-
-
-def state_dict(content: Any) -> Any:
-    """The names and tensors in what torch.save wrote; training programs put them under one of a few keys."""
-    for _ in range(4):
-        inner = [content[key] for key in ("state_dict", "model_state_dict", "module", "model")
-                 if isinstance(content, dict) and isinstance(content.get(key), dict)]
-        content = inner[0] if inner else content
-    return content
-
-
-def canonical_name(name: str, layout: str) -> str:
-    """The name that a layout has for a tensor, without what was put around it; unknown names stay as they are."""
-    body = re.sub(r"^(?:base_model\.model\.|model\.)+", "", WRAPPERS.sub("", name))
-    part = body.partition(".")[0]
-    if part not in PARTS[layout]:
-        return name
-    return body if layout == "official" or part == "lm_head" else f"model.{body}"
-
-
-@dataclass(frozen=True)
-class Stored:
-    """Where a tensor stands: the shard, and its name there."""
-    shard: SafetensorsShard | TorchShard
-    name: str
-
-    @property
-    def dtype(self) -> str:
-        return self.shard.entries[self.name][0]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.shard.entries[self.name][1]
+    found = [path for path in sorted(folder.iterdir()) if path.suffix in READERS and path.is_file()]
+    found = [path for path in found if path.suffix == ".safetensors"] or found
+    if len(found) == 1:
+        return found[0]
+    names = [*WEIGHT_FILES, *(f"{name}.index.json" for name in WEIGHT_FILES)]
+    files = f"several files of weights, {', '.join(path.name for path in found[:3])}, but" if found else ""
+    raise Refused(f"{folder} holds {files} none of {', '.join(names)}")
 
 
 class Checkpoint:
@@ -1309,91 +1283,70 @@ class Checkpoint:
     def __init__(self, folder: Path, layout: str, remarks: list[str]) -> None:
         self.tensors: dict[str, Stored] = {}
         self.layout = layout
-        self.latest: SafetensorsShard | TorchShard | None = None
         weights = find_weights(folder, remarks)
         if weights.suffix == ".json":
             self.add_indexed(Config(load_json(weights), weights.name), folder)
         else:
-            self.add(READERS[weights.suffix](weights))
+            self.add(weights)
 
-    def add(self, shard: SafetensorsShard | TorchShard) -> None:
-        for stored in shard.entries:
-            if LORA_TENSORS.fullmatch(stored):
-                raise Refused(f"{shard.path.name}: tensor {stored} belongs to a LoRA adapter: {MERGE_FIRST}")
-            name = canonical_name(stored, self.layout)
+    def add(self, path: Path) -> None:
+        for stored in read_weights(path):
+            name = self.full_name(stored.name)
             if name in self.tensors:
-                other = self.tensors[name]
-                raise Refused(f"tensor {name} stands in {other.shard.path.name} and in {shard.path.name}, "
-                              f"as {other.name} and {stored}")
-            self.tensors[name] = Stored(shard, stored)
+                raise Refused(f"tensor {name} is in {self.tensors[name].path.name} and in {path.name}")
+            self.tensors[name] = stored
+
+    def full_name(self, name: str) -> str:
+        """transformers also loads names without "model."."""
+        bare = self.layout == "transformers" and re.match(r"(vision_|language_|vq)model\.|aligner\.|generation_", name)
+        return f"model.{name}" if bare else name
 
     def add_indexed(self, index: Config, folder: Path) -> None:
         places = index.block("weight_map").values
         for file in sorted(set(map(str, places.values()))):
-            if file in ("", ".", "..") or re.search(r"[/\\:\0]", file):
-                raise Refused(f"{index.where}: {file!r:.100} is not a plain file name")
+            if re.search(r"[/\\:\0]", file) or Path(file).suffix not in READERS:
+                raise Refused(f"{index.where}: {file!r:.100} is not the name of a file of weights")
             if not (folder / file).is_file():
                 raise Refused(f"{index.where}: the shard {file} is missing in {folder}")
-            if Path(file).suffix not in READERS:
-                raise Refused(f"{index.where}: {file!r:.100} is not a file of weights")
-            self.add(READERS[Path(file).suffix](folder / file))
+            self.add(folder / file)
         for name, file in places.items():   # a name that no shard has is an error only if the model needs it
-            stored = self.tensors.get(canonical_name(name, self.layout))
-            if stored and stored.shard.path.name != file:
-                raise Refused(f"{index.where}: tensor {name} is not in {file} but in {stored.shard.path.name}")
+            stored = self.tensors.get(self.full_name(name))
+            if stored and stored.path.name != file:
+                raise Refused(f"{index.where}: tensor {name} is not in {file} but in {stored.path.name}")
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: stored.shape for name, stored in self.tensors.items()}
 
-    def dtype(self, name: str) -> str:
-        return self.tensors[name].dtype
-
-    def rows(self, name: str) -> Iterator[np.ndarray]:
-        """A tensor as float32, some rows at a time."""
-        stored = self.tensors[name]
-        if self.latest not in (None, stored.shard):
-            self.latest.release()
-        self.latest = stored.shard
-        shape = stored.shape
-        step = max(1, CHUNK_ELEMENTS // max(1, math.prod(shape[1:])))
-        for first in range(0, shape[0], step):
-            try:
-                block = widen(stored.shard.read(stored.name, first, min(first + step, shape[0])))
-            except OSError as error:
-                raise Refused(f"cannot read {stored.shard.path}: {error.strerror or error}") from None
-            if not np.isfinite(block).all():
-                raise Refused(f"tensor {name} holds a number that is not finite")
-            yield block
-
     def same(self, one: str, other: str) -> bool:
-        """Whether two tensors are of one kind and hold the same numbers."""
-        kind = self.dtype(one), self.tensors[one].shape
-        if kind != (self.dtype(other), self.tensors[other].shape) or kind[0] not in STORED_DTYPES or not kind[1]:
+        """Whether two tensors have the same type, shape and numbers."""
+        a, b = self.tensors[one], self.tensors[other]
+        if (a.dtype, a.shape) != (b.dtype, b.shape) or a.dtype not in STORED_DTYPES or not a.shape:
             return False
-        return all(np.array_equal(a, b) for a, b in zip(self.rows(one), self.rows(other)))
+        return all(np.array_equal(*rows) for rows in zip(a.rows(), b.rows()))
 
 
 def check_tensors(table: list[Tensor], checkpoint: Checkpoint, remarks: list[str]) -> None:
-    """Refuse a checkpoint that lacks a tensor or has one of another shape or type; remark on those nothing uses."""
+    """Refuse a checkpoint that lacks a tensor or has one of another shape or type; remark on unused ones."""
     shapes = checkpoint.shapes
     expected = {name: shape for tensor in table for name, shape in tensor.sources(checkpoint.layout).items()}
     for name, shape in expected.items():
         if name not in shapes:
             raise missing_tensor(name, shapes)
-        if checkpoint.dtype(name) not in STORED_DTYPES:
-            raise Refused(f"tensor {name} has type {checkpoint.dtype(name)}, expected {', '.join(STORED_DTYPES)}")
+        if checkpoint.tensors[name].dtype not in STORED_DTYPES:
+            raise Refused(f"tensor {name} has type {checkpoint.tensors[name].dtype}, "
+                          f"expected {', '.join(STORED_DTYPES)}")
         if shapes[name] != shape:
             raise Refused(f"tensor {name} has shape {list(shapes[name])}, expected {list(shape)}")
     unused = [stored.name for name, stored in checkpoint.tensors.items()
               if name not in expected and not IGNORED_TENSORS.fullmatch(name)]
     if unused:
         more = f" and {len(unused) - 3} more" if len(unused) > 3 else ""
-        remarks.append(f"what nothing in the model uses is left out: {', '.join(unused[:3])}{more}")
+        remarks.append(f"tensors that the model does not use are left out: {', '.join(unused[:3])}{more}")
 
 
 def settle_tied(tied: bool, checkpoint: Checkpoint) -> bool:
-    """Whether the output matrix is the embedding; a copy that the checkpoint holds nevertheless is dropped from it.
+    """Whether the output matrix is the embedding; an equal copy in the checkpoint is dropped.
 
     transformers lets a stored lm_head win over tie_word_embeddings.  The official layout does not say: that is refused.
     """
@@ -1409,88 +1362,19 @@ def settle_tied(tied: bool, checkpoint: Checkpoint) -> bool:
 
 # ---------------------------------------------------------------------------------------------------- number formats
 
-def widen(block: np.ndarray) -> np.ndarray:
-    """float32 of float64, float32, float16, or the bits of bfloat16; what is too large becomes infinite."""
-    if block.dtype == np.uint16:
-        return (block.astype(np.uint32) << 16).view(np.float32)
-    with np.errstate(over="ignore"):
-        return block.astype(np.float32, copy=False)
+# Q4_K and Q6_K: a group of numbers x becomes scale q - low, whole numbers q from `lowest` to `highest`; low is 0 unless
+# lowest is 0.  x is rounded on several grids; for each, the scale and low of least weighted squares follow from q, and
+# the best pair is kept.  A block stores d and dmin, its groups whole multiples of them: of the nearest multiples and
+# their neighbours those that err least, with x rounded anew.  (ggml's search is similar, without neighbours.)
+
+PIECE = 1 << 16   # numbers that a thread encodes at once; they stay in a processor's cache
+GRIDS = (0, -1, -0.75, -0.5, -0.25, 0.25, 0.5, 0.75)   # levels more than there are; 0 first, which may be exact
+NEIGHBOURS = [(0, 0), *((i, j) for i in (-1, 0, 1) for j in (-1, 0, 1) if (i, j) != (0, 0))]
 
 
-# The search for the scales of Q4_K and Q6_K, as janus.c describes it: a group of numbers x becomes scale q - low.
-# Shapes are (blocks, groups, n), and (blocks, groups, 1) for what a group has once; all sums are exact.
-
-PIECE_BLOCKS = 64   # so many blocks at a time stay in a processor's cache
-
-
-@dataclass
-class Groups:
-    """x times 2**exponent are the numbers; q runs from -middle to levels - 1 - middle; a middle goes without low."""
-    x: np.ndarray
-    exponent: np.ndarray
-    weight: np.ndarray
-    middle: int
-    levels: int
-
-    def __post_init__(self) -> None:
-        self.sum_weight, self.sum_x = self.weight.sum(-1, keepdims=True), self.sum(self.x)
-
-    def sum(self, *factors: np.ndarray) -> np.ndarray:
-        return np.einsum(",".join(["...i"] * (1 + len(factors))) + "->...", self.weight, *factors)[..., None]
-
-    def round(self, low: np.ndarray, inverse: np.ndarray) -> tuple[np.ndarray, ...]:
-        """q = (x + low) inverse, and the sums of weight q, weight q**2, weight q x."""
-        q = np.floor((self.x + low) * inverse + (self.middle + 0.5)).clip(0, self.levels - 1) - self.middle
-        return q, self.sum(q), self.sum(q, q), self.sum(q, self.x)
-
-    def fit(self, low: np.ndarray, span: np.ndarray, levels: int) -> tuple[np.ndarray, np.ndarray]:
-        """The scale and low of least weighted squares, over grids with some `levels` to a span."""
-        best_scale, best_low = np.zeros_like(span), np.zeros_like(span)
-        if self.middle == 0:
-            best_low = np.where(self.sum_x < 0, -self.sum_x / self.sum_weight, 0)
-        best = -best_low * self.sum_x
-        for more in (0, -1, -0.75, -0.5, -0.25, 0.25, 0.5, 0.75):
-            _, q, qq, qx = self.round(low, (levels + more) / span)
-            spread = self.sum_weight * qq - q * q
-            scale, below = (self.sum_weight * qx - self.sum_x * q) / spread, (q * qx - qq * self.sum_x) / spread
-            with_low = (spread > 0) & (below >= 0) & (self.middle == 0)
-            scale, below = np.where(with_low, scale, qx / qq), np.where(with_low, below, 0)
-            gain = scale * qx - below * self.sum_x
-            better = gain > best
-            for kept, value in ((best_scale, scale), (best_low, below), (best, gain)):
-                np.copyto(kept, value, where=better)
-        return best_scale, best_low
-
-    def choose(self, fitted: tuple[np.ndarray, np.ndarray], units: tuple[np.ndarray, np.ndarray],
-               limits: tuple[tuple[int, int], tuple[int, int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The multiples of both units, near the fitted scale and low, that err least; and q + middle."""
-        near = [np.where(unit != 0, np.floor(value / unit + 0.5), 0).clip(*limit)
-                for value, unit, limit in zip(fitted, units, limits)]
-        kept, best = [near[0].copy(), near[1].copy(), np.zeros_like(self.x)], np.full_like(near[0], np.inf)
-        for i in (-1, 0, 1):
-            for j in (-1, 0, 1) if limits[1][1] else (0,):
-                s, m = (near[0] + i).clip(*limits[0]), (near[1] + j).clip(*limits[1])
-                scale, low = units[0] * s, units[1] * m
-                levels, q, qq, qx = self.round(low, np.where(scale != 0, 1 / scale, 0))
-                error = scale * (scale * qq - 2 * (qx + low * q)) + low * (low * self.sum_weight + 2 * self.sum_x)
-                better = error < best
-                for old, value in ((best, error), *zip(kept, (s, m, levels))):
-                    np.copyto(old, value, where=better)
-        return kept[0], kept[1], (kept[2] + self.middle).astype(np.uint8)
-
-
-def whole_numbers(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Groups of float32 as whole numbers of at most 2**15, and the exponents of two that take them back."""
-    exponent = np.frexp(np.abs(x).max(-1, keepdims=True))[1] - 15
-    return np.floor(np.ldexp(x.astype(np.float64), -exponent) + 0.5), exponent
-
-
-def half(x: np.ndarray) -> np.ndarray:
-    return x.astype(np.float32).astype("<f2")
-
-
-def in_units(halves: np.ndarray, exponent: np.ndarray) -> np.ndarray:
-    return np.ldexp(halves.astype(np.float64), -exponent)
+def inverse(x: np.ndarray) -> np.ndarray:
+    """1 / x, 0 for 0."""
+    return np.divide(1, x, out=np.zeros_like(x), where=x != 0)
 
 
 def farther(high: np.ndarray, low: np.ndarray) -> np.ndarray:
@@ -1498,75 +1382,152 @@ def farther(high: np.ndarray, low: np.ndarray) -> np.ndarray:
     return np.where(high >= -low, high, low)
 
 
-def encode_q4_k(rows: np.ndarray) -> np.ndarray:
-    """float32 (..., 256) -> (..., 144) bytes."""
-    x, exponent = whole_numbers(rows.reshape(-1, 8, 32))
-    mean = np.sqrt((x * x).sum(-1, keepdims=True) / 32)
-    groups = Groups(x, exponent, np.floor((mean + np.abs(x)) / 128), 0, 16)
-    lowest = x.min(-1, keepdims=True).clip(None, 0)
-    fitted = groups.fit(-lowest, x.max(-1, keepdims=True) - lowest, 15)
-    d, dmin = (half(np.ldexp(value, exponent).max(1, keepdims=True) / 63) for value in fitted)
-    s, m, q = groups.choose(fitted, (in_units(d, exponent), in_units(dmin, exponent)), ((0, 63), (0, 63)))
-    s, m = s[..., 0].astype(np.uint8), m[..., 0].astype(np.uint8)
+def keep(better: np.ndarray, kept: Iterable[np.ndarray], values: Iterable[np.ndarray]) -> None:
+    for old, value in zip(kept, values):
+        np.copyto(old, value, where=better)
+
+
+class Groups:
+    """x (n, groups): numbers divided by the largest magnitude of their group, and the weights of their errors.
+
+    The first axis is that of the sums, so that all arithmetic runs over many groups at once."""
+
+    def __init__(self, blocks: np.ndarray, n: int, lowest: int, highest: int) -> None:
+        x = np.ascontiguousarray(blocks.reshape(-1, n).T)
+        self.lowest, self.highest, self.largest = lowest, highest, np.abs(x).max(0)
+        self.largest[self.largest < 1e-30] = 0   # far below what d can hold
+        self.x = x * inverse(self.largest)
+
+    def weigh(self, weight: np.ndarray) -> None:
+        self.weight, self.weighted = weight, weight * self.x
+        self.sum_weight, self.sum_x = weight.sum(0), self.weighted.sum(0)
+
+    def round(self, low: np.ndarray, factor: np.ndarray) -> tuple[np.ndarray, ...]:
+        """q = (x + low) factor, and the sums of weight q, weight q**2, weight q x."""
+        q = (self.x + low) * factor
+        np.rint(q, out=q)
+        np.maximum(q, self.lowest, out=q)
+        np.minimum(q, self.highest, out=q)
+        weighted = q * self.weight
+        return q, weighted.sum(0), (weighted * q).sum(0), (q * self.weighted).sum(0)
+
+    def fit(self, low: np.ndarray, span: np.ndarray, levels: int) -> list[np.ndarray]:
+        """The scale and low of least weighted squares, over grids from -low on with about `levels` steps per span."""
+        gain, best_scale, best_low = best = [np.zeros_like(span) for _ in range(3)]
+        if self.lowest == 0:   # all q 0 is best for equal negative numbers
+            best_low += np.where(self.sum_x < 0, -self.sum_x * inverse(self.sum_weight), 0)
+            gain -= best_low * self.sum_x
+        for more in GRIDS:
+            _, q, qq, qx = self.round(low, np.float32(levels + more) * inverse(span))
+            scale, below = qx * inverse(qq), np.zeros_like(qx)
+            if self.lowest == 0:
+                divisor = inverse(self.sum_weight * qq - q * q)
+                lower = (q * qx - qq * self.sum_x) * divisor
+                keep((divisor > 0) & (lower >= 0), (scale, below),
+                     ((self.sum_weight * qx - self.sum_x * q) * divisor, lower))
+            new = scale * qx - below * self.sum_x
+            keep(new > gain, best, (new, scale, below))
+        return [best_scale, best_low]
+
+    def choose(self, fitted: list[np.ndarray], units: list[np.ndarray],
+               limits: tuple[tuple[int, int], tuple[int, int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The multiples of both units, near the fitted scale and low, that err least; and q - lowest."""
+        near = [np.rint(value * inverse(unit)).clip(*limit) for value, unit, limit in zip(fitted, units, limits)]
+        best = [np.full_like(near[0], np.inf), near[0].copy(), near[1].copy()]
+        for i, j in NEIGHBOURS:
+            if j and limits[1][1] == 0:
+                continue
+            s, m = (near[0] + i).clip(*limits[0]), (near[1] + j).clip(*limits[1])
+            scale, low = units[0] * s, units[1] * m
+            _, q, qq, qx = self.round(low, inverse(scale))
+            error = scale * (scale * qq - 2 * (qx + low * q)) + low * (low * self.sum_weight + 2 * self.sum_x)
+            keep(error < best[0], best, (error, s, m))
+        q = self.round(units[1] * best[2], inverse(units[0] * best[1]))[0]
+        return best[1], best[2], (q - self.lowest).astype(np.uint8)
+
+
+def halves(values: np.ndarray, groups: Groups, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """One value a block as float16 bytes (blocks, 2), and for each of its `count` groups in the units of its x."""
+    if np.abs(values).max(initial=0) >= 65520:
+        raise OverflowError   # float16 has no such number
+    rounded = values.astype("<f2")
+    return rounded[:, None].view(np.uint8), np.repeat(rounded.astype(np.float32), count) * inverse(groups.largest)
+
+
+def encode_q4_k(blocks: np.ndarray) -> np.ndarray:
+    """float32 (blocks, 256) -> (blocks, 144) bytes."""
+    groups = Groups(blocks, 32, 0, 15)
+    x = groups.x
+    groups.weigh(np.sqrt((x * x).mean(0)) + np.abs(x))
+    low = -np.minimum(x.min(0), 0)
+    fitted = groups.fit(low, x.max(0) + low, 15)
+    (d, scale), (dmin, below) = (halves((v * groups.largest).reshape(-1, 8).max(1) / 63, groups, 8) for v in fitted)
+    s, m, q = groups.choose(fitted, [scale, below], ((0, 63), (0, 63)))
+    s, m = (multiples.reshape(-1, 8).astype(np.uint8) for multiples in (s, m))
     six_bits = [s[:, :4] | s[:, 4:] >> 4 << 6, m[:, :4] | m[:, 4:] >> 4 << 6, s[:, 4:] & 15 | (m[:, 4:] & 15) << 4]
-    q = q.reshape(-1, 4, 2, 32)
-    q = (q[:, :, 0] | q[:, :, 1] << 4).reshape(-1, 128)
-    return np.concatenate([d[:, 0].view(np.uint8), dmin[:, 0].view(np.uint8), *six_bits, q], axis=1)
+    q = q.T.reshape(-1, 4, 2, 32)
+    return np.concatenate([d, dmin, *six_bits, (q[:, :, 0] | q[:, :, 1] << 4).reshape(-1, 128)], axis=1)
 
 
-def encode_q6_k(rows: np.ndarray) -> np.ndarray:
-    """float32 (..., 256) -> (..., 210) bytes."""
-    x, exponent = whole_numbers(rows.reshape(-1, 16, 16))
-    groups = Groups(x, exponent, np.floor(x * x / 1024), 32, 64)
-    span = -farther(x.max(-1, keepdims=True), x.min(-1, keepdims=True))
-    fitted = groups.fit(np.zeros_like(span), span, 32)
-    scale = np.ldexp(fitted[0], exponent)
-    d = half(farther(scale.max(1, keepdims=True), scale.min(1, keepdims=True)) / -128)
-    s, _, q = groups.choose(fitted, (in_units(d, exponent), np.zeros_like(span)), ((-128, 127), (0, 0)))
-    q = q.reshape(-1, 2, 4, 32)
+def encode_q6_k(blocks: np.ndarray) -> np.ndarray:
+    """float32 (blocks, 256) -> (blocks, 210) bytes."""
+    groups = Groups(blocks, 16, -32, 31)
+    groups.weigh(groups.x * groups.x)
+    none = np.zeros_like(groups.largest)
+    fitted = groups.fit(none, -farther(groups.x.max(0), groups.x.min(0)), 32)
+    scales = (fitted[0] * groups.largest).reshape(-1, 16)
+    d, scale = halves(farther(scales.max(1), scales.min(1)) / -128, groups, 16)
+    s, _, q = groups.choose(fitted, [scale, none], ((-128, 127), (0, 0)))
+    q = q.T.reshape(-1, 2, 4, 32)
     low = np.stack([q[:, :, 0] & 15 | q[:, :, 2] << 4, q[:, :, 1] & 15 | q[:, :, 3] << 4], axis=2)
     high = np.bitwise_or.reduce(q >> 4 << np.array([0, 2, 4, 6], np.uint8)[:, None], axis=2)
-    return np.concatenate([low.reshape(-1, 128), high.reshape(-1, 64), s[..., 0].astype(np.int8).view(np.uint8),
-                           d[:, 0].view(np.uint8)], axis=1)
-
-
-def by_pieces(encode_blocks: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
-    """An encoder of rows, from one of blocks of 256."""
-    def encode_rows(rows: np.ndarray) -> np.ndarray:
-        blocks = rows.reshape(-1, 256)
-        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            pieces = [encode_blocks(blocks[i : i + PIECE_BLOCKS]) for i in range(0, len(blocks), PIECE_BLOCKS)]
-        return np.concatenate(pieces).reshape(*rows.shape[:-1], -1)
-    return encode_rows
+    return np.concatenate([low.reshape(-1, 128), high.reshape(-1, 64), s.reshape(-1, 16).astype(np.int8).view(np.uint8),
+                           d], axis=1)
 
 
 # gguf encodes the other types.
-ENCODERS = {} if MISSING_PACKAGE else {Type.Q4_K: by_pieces(encode_q4_k), Type.Q6_K: by_pieces(encode_q6_k)}
+ENCODERS = {} if MISSING_PACKAGE else {Type.Q4_K: encode_q4_k, Type.Q6_K: encode_q6_k}
+
+
+def encode_piece(blocks: np.ndarray, kind: Type) -> np.ndarray:
+    """Whole blocks of float32 to the bytes of a quantised type."""
+    if kind in ENCODERS:
+        return ENCODERS[kind](blocks)
+    with np.errstate(over="ignore", invalid="ignore"):   # gguf divides by scales that are nearly 0
+        packed = quants.quantize(blocks, kind)
+    if not np.isfinite(np.ascontiguousarray(packed[:, :2]).view("<f2")).all():
+        raise OverflowError
+    return packed
+
+
+def quantise(rows: np.ndarray, kind: Type) -> np.ndarray:
+    """float32 (..., columns) -> (..., bytes), on all processors: numpy works outside Python's lock."""
+    blocks = rows.reshape(-1, GGML_QUANT_SIZES[kind][0])
+    step = PIECE // blocks.shape[1]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        pieces = pool.map(encode_piece, (blocks[i:i + step] for i in range(0, len(blocks), step)), repeat(kind))
+        return np.concatenate(list(pieces)).reshape(*rows.shape[:-1], -1)
 
 
 def encode(block: np.ndarray, kind: Type, name: str) -> np.ndarray:
     """Finite float32 rows in a format of the file, to nearest even; refuses what is not finite there."""
+    block = np.ascontiguousarray(block)
     if kind == Type.F32:
-        return np.ascontiguousarray(block, "<f4")
-    if kind == Type.BF16:
-        bits = np.ascontiguousarray(block).view(np.uint32)
-        packed = ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype("<u2")
-        finite = not ((packed & 0x7F80) == 0x7F80).any()
-    else:
-        with np.errstate(over="ignore", invalid="ignore"):
-            packed = ENCODERS.get(kind, lambda rows: quants.quantize(rows, kind))(np.ascontiguousarray(block))
-        scales = packed if kind == Type.F16 else scales_of(packed, kind)
-        finite = np.isfinite(scales).all()
-    if not finite:
-        raise Refused(f"tensor {name} holds a number too large for {kind.name}")
+        return block.astype("<f4", copy=False)
+    try:
+        if kind == Type.BF16:
+            bits = block.view(np.uint32)
+            packed, infinity = ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype("<u2"), 0x7F80
+        elif kind == Type.F16:
+            with np.errstate(over="ignore"):
+                packed, infinity = block.astype("<f2").view("<u2"), 0x7C00
+        else:
+            return quantise(block, kind)
+        if ((packed & infinity) == infinity).any():
+            raise OverflowError
+    except OverflowError:
+        raise Refused(f"tensor {name} holds a number too large for {kind.name}") from None
     return packed
-
-
-def scales_of(packed: np.ndarray, kind: Type) -> np.ndarray:
-    """The float16 numbers of all blocks of a quantised type: at the block's end (Q6_K) or at its beginning."""
-    blocks = packed.reshape(-1, GGML_QUANT_SIZES[kind][1])
-    halves = {Type.Q6_K: blocks[:, -2:], Type.Q4_K: blocks[:, :4]}.get(kind, blocks[:, :2])
-    return np.ascontiguousarray(halves).view("<f2")
 
 
 def storage_type(tensor: Tensor, dtype: str) -> Type:
@@ -1600,7 +1561,7 @@ Blocks: TypeAlias = "Callable[[Tensor], Iterator[np.ndarray]]"   # a tensor's fl
 def write_file(path: Path, metadata: Metadata, plan: Plan, blocks: Blocks) -> None:
     """Write the file under a temporary name and rename it when it is complete; on any failure nothing is left.
 
-    Reading has errors of its own (Checkpoint.rows), so that those of the system are met in writing only."""
+    Reading reports its own errors (Stored.rows), so that an OSError here is one of writing."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         write_header(part, metadata, plan)
@@ -1658,8 +1619,9 @@ def pad(file: Any) -> None:
 
 def convert(given: Path, path: Path, dtype: str | None, roles: str | None = None) -> None:
     """Convert a checkpoint.  Everything that can be checked without reading the weights is checked first."""
+    if given.suffix == ".gguf" and given.is_file():
+        return requantise(given, path, dtype, roles)
     folder, remarks = find_folder(given), []
-    check_no_adapter(folder)
     config = Config(load_json(folder / "config.json"), "config.json")
     check_relative(config, folder)
     official = config.require("model_type", "multi_modality", "janus") == "multi_modality"
@@ -1678,7 +1640,7 @@ def convert(given: Path, path: Path, dtype: str | None, roles: str | None = None
 
     def blocks(tensor: Tensor) -> Iterator[np.ndarray]:
         for name in tensor.sources(checkpoint.layout):
-            for block in checkpoint.rows(name):
+            for block in checkpoint.tensors[name].rows():
                 yield to_file_shape(block, tensor)
 
     for words in remarks:
@@ -1698,7 +1660,8 @@ def make_plan(table: list[Tensor], checkpoint: Checkpoint, dtype: str | None) ->
     """Tensors with their storage types, and the type of the whole; without `dtype` each keeps what it has."""
     if dtype:
         return [(tensor, storage_type(tensor, dtype)) for tensor in table], dtype
-    stored = {tensor: as_stored(map(checkpoint.dtype, tensor.sources(checkpoint.layout))) for tensor in table}
+    stored = {tensor: as_stored(checkpoint.tensors[name].dtype for name in tensor.sources(checkpoint.layout))
+              for tensor in table}
     most = max(FLOAT_TYPES, key=lambda kind: sum(tensor.size for tensor in table if stored[tensor] == kind))
     return [(tensor, storage_type(tensor, stored[tensor])) for tensor in table], most
 
@@ -1721,25 +1684,65 @@ def general_metadata(name: str, dtype: str) -> Metadata:
     return {"general.name": text(name), "general.file_type": u32(FILE_TYPES[dtype])}
 
 
+# --------------------------------------------------------------------------------------------- a model file as input
+
+def read_model_file(path: Path) -> tuple[Metadata, list[Stored]]:
+    """The metadata and the tensors of a file that this program wrote with floating-point weights."""
+    from gguf import GGUFReader
+    try:
+        reader = GGUFReader(path)
+        metadata = {key: (entry.types[-1], entry.contents()) for key, entry in reader.fields.items()
+                    if not key.startswith("GGUF.")}
+        tensors = [Stored(path, tensor.name, tensor.tensor_type.name, shape := tuple(map(int, tensor.shape[::-1])),
+                          row_strides(shape), tensor.data_offset) for tensor in reader.tensors]
+    except Exception as error:   # the reader checks little and fails in many ways
+        raise Refused(f"{path} is not a complete GGUF file: {str(error) or repr(error):.200}") from None
+    architecture, _ = (metadata.pop(key, (0, "none"))[1] for key in ("general.architecture", "general.alignment"))
+    version = metadata.get(VERSION_KEY, (0, "none"))[1]
+    if architecture != "janus" or version != FORMAT_VERSION:
+        raise Refused(f"{path} is a file for {architecture!s:.60}, format {version!s:.60}; expected janus, format "
+                      f"{FORMAT_VERSION}: convert the checkpoint again")
+    quantised = [tensor for tensor in tensors if tensor.dtype not in STORED_DTYPES]
+    if quantised:
+        raise Refused(f"{path} is quantised already ({quantised[0].name} is {quantised[0].dtype.lower()}): start from "
+                      f"an f32, f16 or bf16 file, or from the checkpoint")
+    return metadata, tensors
+
+
+def requantise(source: Path, path: Path, dtype: str | None, roles: str | None) -> None:
+    """Write a model file again with weights of another type."""
+    if path.exists() and path.samefile(source):
+        raise Refused(f"{path} would be written over its source: choose another name")
+    if dtype is None:
+        raise Refused(f"{source} is a model file already: name the type of its weights with --dtype")
+    metadata, stored = read_model_file(source)
+    plan = [(tensor, storage_type(tensor, dtype)) for tensor in (Tensor(s.name, s.shape) for s in stored)]
+    rows = {tensor.name: tensor.rows for tensor in stored}
+    metadata |= {"general.file_type": u32(FILE_TYPES[dtype])} | (prompt_metadata(roles) if roles else {})
+    remark_on_rows(plan, dtype)
+    write_file(path, metadata, plan, lambda tensor: rows[tensor.name]())
+
+
 # ------------------------------------------------------------------------------------------------------ command line
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Convert a Janus or Janus-Pro checkpoint into one GGUF file.",
+    parser = argparse.ArgumentParser(description="Convert a Janus or Janus-Pro checkpoint into one GGUF file, or a "
+                                     "GGUF file of this program into one with smaller weights.",
                                      epilog="Exit status: 0 done, 1 refused or failed, 2 wrong usage.")
-    parser.add_argument("checkpoint", nargs="?", type=Path, help="folder with config.json, tokenizer.json, "
-                        "preprocessor_config.json and the weights (.safetensors or .bin, in one file or in shards), or the "
-                        "id of a repository such as deepseek-ai/Janus-Pro-1B, which huggingface_hub fetches")
+    parser.add_argument("source", nargs="?", type=Path, help="folder with config.json, tokenizer.json, "
+                        "preprocessor_config.json and the weights (.safetensors or .bin, in one file or in shards), or "
+                        "a .gguf file with f32, f16 or bf16 weights")
     parser.add_argument("-o", "--output", type=Path, metavar="OUT.gguf", help="file to write")
     parser.add_argument("--dtype", type=str.lower, choices=FILE_TYPES,
                         help="type of the large weights (default: as stored)")
     parser.add_argument("--roles", type=str.lower, choices=ROLES,
                         help="who speaks in prompts: <|User|> and <|Assistant|> as in Janus-Pro, or User and "
-                        "Assistant as in Janus-1.3B (default: what the checkpoint's name or tokenizer tells)")
+                        "Assistant as in Janus-1.3B (default: by the checkpoint's name and tokenizer)")
     options = parser.parse_args(arguments)
-    if options.checkpoint is None:
-        parser.error("give a checkpoint's folder")
+    if options.source is None:
+        parser.error("name a checkpoint's folder or a .gguf file")
     if options.output is None:
-        parser.error("say which file to write: -o OUT.gguf")
+        parser.error("name the file to write: -o OUT.gguf")
     return options
 
 
@@ -1753,13 +1756,13 @@ def check_output(path: Path) -> None:
 
 def missing_package(error: ImportError) -> str:
     return (f"the Python package {error.name or error} is missing: use `uv run convert.py`, which brings all packages, "
-            f"or pip install gguf numpy safetensors tqdm (and torch for .bin files)")
+            f"or pip install gguf numpy safetensors tqdm")
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse_arguments(arguments)
     return write("convert.py", options.output,
-                 lambda: convert(options.checkpoint, options.output, options.dtype, options.roles))
+                 lambda: convert(options.source, options.output, options.dtype, options.roles))
 
 
 def write(program: str, path: Path, work: Callable[[], None]) -> int:

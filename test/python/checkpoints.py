@@ -2,14 +2,19 @@
 """Small random checkpoints in both published layouts, .safetensors and .bin, whole and in shards.
 
 The tensor names and shapes stand here a second time, written from the published checkpoints and independently of
-convert.py's own table, so that one can be tested against the other.  Only .bin needs torch.
+convert.py's own table, so that one can be tested against the other.
 """
 
 from __future__ import annotations
 
+import io
 import json
+import math
+import pickle
 import re
 import sys
+import zipfile
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -292,19 +297,69 @@ def save_safetensors(path: Path, state: State, dtypes: dict[str, str]) -> None:
     path.write_bytes(len(text).to_bytes(8, "little") + text + b"".join(data))
 
 
+TORCH_TYPES = {"F64": "DoubleStorage", "F32": "FloatStorage", "F16": "HalfStorage", "BF16": "BFloat16Storage"}
+
+
+class TorchGlobal:
+    """Pickled as the global torch.NAME or torch._utils.NAME, which need not exist."""
+
+    def __init__(self, module: str, name: str) -> None:
+        self.module, self.name = module, name
+
+
+class TorchCall:
+    """Pickled as a call of a function of torch._utils."""
+
+    def __init__(self, name: str, *arguments: Any) -> None:
+        self.name, self.arguments = name, arguments
+
+
+class TorchPickler(pickle._Pickler):  # the one in Python, whose opcodes can be written by hand
+    """Writes what torch.save writes: globals of torch, and persistent ids for tuples that begin with "storage"."""
+    dispatch = dict(pickle._Pickler.dispatch)
+
+    def persistent_id(self, value: Any) -> Any:
+        return value if isinstance(value, tuple) and value[:1] == ("storage",) else None
+
+    def save_global_name(self, value: TorchGlobal) -> None:
+        self.write(pickle.GLOBAL + f"{value.module}\n{value.name}\n".encode())
+
+    def save_call(self, value: TorchCall) -> None:
+        self.save(TorchGlobal("torch._utils", value.name))
+        self.save(value.arguments)
+        self.write(pickle.REDUCE)
+
+
+TorchPickler.dispatch[TorchGlobal] = TorchPickler.save_global_name
+TorchPickler.dispatch[TorchCall] = TorchPickler.save_call
+
+
+def torch_tensor(key: str, dtype: str, shape: tuple[int, ...], strides: tuple[int, ...], offset: int = 0) -> TorchCall:
+    """A tensor that views the storage data/KEY."""
+    storage = ("storage", TorchGlobal("torch", TORCH_TYPES[dtype]), key, "cpu", math.prod(shape))
+    return TorchCall("_rebuild_tensor_v2", storage, offset, shape, strides, False, OrderedDict())
+
+
+def save_archive(path: Path, content: Any, storages: dict[str, bytes], byteorder: bytes = b"little") -> None:
+    """The zip archive of torch.save, written by hand."""
+    data = io.BytesIO()
+    TorchPickler(data, 2).dump(content)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", data.getvalue())
+        archive.writestr("archive/byteorder", byteorder)
+        archive.writestr("archive/version", b"3\n")
+        for key, values in storages.items():
+            archive.writestr(f"archive/data/{key}", values)
+
+
 def save_bin(path: Path, state: State, dtypes: dict[str, str]) -> None:
     """A .bin file as torch.save writes it."""
-    import torch
-
-    def tensor(name: str, value: np.ndarray) -> Any:
-        values = encode_values(value, dtypes[name])
-        return (
-            torch.from_numpy(values.view(np.int16)).view(torch.bfloat16)
-            if dtypes[name] == "BF16"
-            else torch.from_numpy(values)
-        )
-
-    torch.save({name: tensor(name, value) for name, value in state.items()}, path)
+    tensors, storages = OrderedDict(), {}
+    for i, (name, value) in enumerate(state.items()):
+        storages[str(i)] = encode_values(value, dtypes[name]).tobytes()
+        strides = tuple(math.prod(value.shape[k + 1:]) for k in range(value.ndim))
+        tensors[name] = torch_tensor(str(i), dtypes[name], value.shape, strides)
+    save_archive(path, tensors, storages)
 
 
 def save_weights(folder: Path, state: State, file_format: str, shards: int, dtypes: dict[str, str]) -> None:

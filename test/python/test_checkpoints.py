@@ -8,11 +8,11 @@ import errno
 import importlib.metadata
 import json
 import os
+import pickle
 import re
 import resource
 import subprocess
 import sys
-import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -66,32 +66,14 @@ def rewrite(folder: Path, layout: str, change: Callable[[str], str], dtype: str 
 
 # ---- Names ----
 
-RENAMINGS: dict[str, Callable[[str], str]] = {
-    "model twice": lambda name: "model." + name,
-    "no model": lambda name: name.removeprefix("model."),
-    "DataParallel": lambda name: "module." + name,
-    "torch.compile": lambda name: "_orig_mod." + name,
-    "both": lambda name: "module._orig_mod." + name,
-    "a compiled part": lambda name: name.replace("language_model.", "language_model._orig_mod."),
-    "fully sharded parts": lambda name: name.replace("layers.0.", "layers.0._fsdp_wrapped_module."),
-    "peft without an adapter": lambda name: "base_model.model." + name,
-}
-
-
-@pytest.mark.parametrize("layout", ["official", "transformers"])
-@pytest.mark.parametrize("renaming", RENAMINGS)
-def test_what_training_programs_put_around_names_is_taken_off(
-    renaming: str, layout: str, tmp_path: Path, expected: dict[str, bytes], capsys: pytest.CaptureFixture[str]
+def test_names_without_model_are_those_of_transformers(
+    tmp_path: Path, expected: dict[str, bytes], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rewrite(tmp_path / "model", layout, RENAMINGS[renaming])
-    assert_same(tmp_path / "model", expected[layout], capsys)
-
-
-def test_two_names_for_one_tensor_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    state = write_checkpoint(tmp_path / "model", MICRO)
-    state["module.gen_embed.weight"] = state["gen_embed.weight"]
+    state = rewrite(tmp_path / "model", "transformers", lambda name: name.removeprefix("model."))
+    assert_same(tmp_path / "model", expected["transformers"], capsys)
+    state["model.generation_embeddings.weight"] = state["generation_embeddings.weight"]
     save_safetensors(tmp_path / "model" / "model.safetensors", state, dict.fromkeys(state, "F32"))
-    assert_refused(tmp_path / "model", capsys, "tensor gen_embed.weight stands in", "module.gen_embed.weight")
+    assert_refused(tmp_path / "model", capsys, "tensor model.generation_embeddings.weight is in model.safetensors and in")
 
 
 def test_tensors_that_nothing_uses_are_one_remark(
@@ -162,25 +144,15 @@ def test_weights_of_another_name_are_found(
     write_checkpoint(folder, MICRO)
     (folder / "model.safetensors").rename(folder / name)
     (folder / "training_args.bin").write_bytes(b"no weights")
-    (folder / "optimizer.pt").write_bytes(b"no weights")
     assert_same(folder, expected["official"], capsys)
-    (folder / name).with_name("model.bf16.safetensors").write_bytes((folder / name).read_bytes())
     (folder / "other.safetensors").write_bytes((folder / name).read_bytes())
-    if name.startswith("model"):
-        assert_refused(folder, capsys, "several", "model.bf16.safetensors, model.fp16.safetensors")
-    else:
-        assert_same(folder, expected["official"], capsys)  # the variant's name is a usual one
+    assert_refused(folder, capsys, "several files of weights", "other.safetensors, but none of model.safetensors")
 
 
-def test_shards_of_a_variant_are_found(
-    tmp_path: Path, expected: dict[str, bytes], capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = tmp_path / "model"
-    write_checkpoint(folder, MICRO, shards=2)
-    (folder / "model.safetensors.index.json").rename(folder / "model.safetensors.index.fp16.json")
-    assert_same(folder, expected["official"], capsys)
-    (folder / "model.safetensors.index.fp16.json").unlink()
-    assert_refused(folder, capsys, "model-00001-of-00002.safetensors", "index", "model.safetensors.index.json")
+def test_shards_need_their_index(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_checkpoint(tmp_path / "model", MICRO, shards=2)
+    (tmp_path / "model" / "model.safetensors.index.json").unlink()
+    assert_refused(tmp_path / "model", capsys, "model-00001-of-00002.safetensors", "model.safetensors.index.json")
 
 
 @pytest.mark.parametrize("layout, shards, file", [
@@ -209,68 +181,185 @@ def test_a_folder_of_the_hubs_cache(
     write_checkpoint(cache / "snapshots" / "0123abc", MICRO)
     assert_same(cache, expected["official"], capsys)  # general.name is that of the repository
     write_checkpoint(cache / "snapshots" / "4567def", MICRO, state=checkpoints.random_state(MICRO, 9))
-    assert_refused(cache, capsys, "snapshots", "2 folders")
-    (cache / "refs").mkdir()
-    (cache / "refs" / "main").write_text("0123abc\n")
-    assert_same(cache, expected["official"], capsys)
+    assert_refused(cache, capsys, "config.json is missing")
     assert_same(cache / "snapshots" / "0123abc", expected["official"], capsys)
-    (cache / "refs" / "main").write_text("../..")
-    assert_refused(cache, capsys, "refs/main")
     write_checkpoint(tmp_path / "model", MICRO)
     (tmp_path / "model" / "snapshots").mkdir()  # of a training program
     assert_same(tmp_path / "model", expected["official"], capsys)
 
 
-def hub(fetch: Callable[..., str]) -> types.ModuleType:
-    module = types.ModuleType("huggingface_hub")
-    module.snapshot_download = fetch  # type: ignore[attr-defined]
-    return module
-
-
-def test_a_repository_is_fetched(tmp_path: Path, expected: dict[str, bytes], capsys: pytest.CaptureFixture[str],
-                                 monkeypatch: pytest.MonkeyPatch) -> None:
-    snapshot, out, asked = tmp_path / "models--org--model" / "snapshots" / "0123abc", tmp_path / "out.gguf", []
-
-    def fetch(repository: str, allow_patterns: list[str]) -> str:
-        asked.append((repository, allow_patterns))
-        write_checkpoint(snapshot, MICRO)
-        return str(snapshot)
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(sys.modules, "huggingface_hub", hub(fetch))
-    assert convert.main(["org/model", "-o", str(out)]) == 0
-    assert out.read_bytes() == expected["official"]
-    assert asked == [("org/model", ["*.json", "*.safetensors", "*.bin", "README.md"])]
-    assert "remark: no such folder: org/model; the repository of that id is fetched" in capsys.readouterr().err
-    (tmp_path / "org").mkdir()  # now it is a path that was mistyped
-    assert_refused(Path("org/model"), capsys, "no such folder: org/model")
-    assert len(asked) == 1
-
-
-def test_a_repository_that_cannot_be_fetched(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fetch(repository: str, **options: Any) -> str:
-        raise RuntimeError("no such repository\nin two lines")
-
-    monkeypatch.chdir(tmp_path)
-    command = "hf download org/name --local-dir name"
-    for module, words in ((hub(fetch), "cannot fetch org/name: no such repository;"),
-                          (None, "pip install huggingface_hub && ")):
-        monkeypatch.setitem(sys.modules, "huggingface_hub", module)
-        assert convert.main(["org/name", "-o", "out.gguf"]) == 1
-        message = capsys.readouterr().err.splitlines()[-1]
-        assert words in message and command in message
-    assert not list(tmp_path.iterdir())
+def test_a_repository_is_not_fetched(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert convert.main(["org/model", "-o", str(tmp_path / "o.gguf")]) == 1
+    words = "no such folder: org/model; hf download org/model --local-dir model fetches a repository of that name"
+    assert capsys.readouterr().err == f"convert.py: {words}\n"
 
 
 def test_a_file_in_the_place_of_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_checkpoint(tmp_path / "model", MICRO)
-    words = f"stands in, {tmp_path / 'model'}\n"
+    words = f"is in, {tmp_path / 'model'}\n"
     assert_refused(tmp_path / "model" / "model.safetensors", capsys, "not a folder", words)
     converted(tmp_path / "model")
-    assert_refused(tmp_path / "out.gguf", capsys, "GGUF file already")
+    assert_refused(tmp_path / "out.gguf", capsys, "model file already: name the type of its weights with --dtype")
     assert_refused(tmp_path / "nowhere", capsys, "no such folder")
+
+
+# ---- A model file as input ----
+
+def tensors_of(path: Path) -> dict[str, tuple[Any, bytes]]:
+    return {tensor.name: (tensor.tensor_type, tensor.data.tobytes()) for tensor in GGUFReader(path).tensors}
+
+
+@pytest.mark.parametrize("dtype", convert.FILE_TYPES)
+@pytest.mark.parametrize("geometry, stored", [("tiny-odd", "F32"), ("micro", "BF16"), ("blocks of 256", "BF16"),
+                                              ("blocks of 256", "F32")])
+def test_a_model_file_becomes_what_its_checkpoint_becomes(
+    geometry: str, stored: str, dtype: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same file, byte for byte, with the same remark; 112 columns are not a number of blocks."""
+    wide = geometry == "blocks of 256"
+    sizes = convert.replace(GEOMETRIES["micro" if wide else geometry], feed_forward=112 if geometry == "tiny-odd" else 128)
+    if wide:
+        sizes = convert.replace(sizes, hidden=256, feed_forward=512)
+    write_checkpoint(tmp_path / "model", sizes, dtype=stored)
+    converted(tmp_path / "model")
+    capsys.readouterr()
+    for source, name in ((tmp_path / "model", "direct"), (tmp_path / "out.gguf", "later")):
+        assert convert.main([str(source), "-o", str(tmp_path / name), "--dtype", dtype]) == 0
+    direct, later = capsys.readouterr().err.splitlines(), []
+    remarked = dtype in ("q6_k", "q4_k") and not (wide and sizes.heads * sizes.head_dim % 256 == 0)
+    assert len(direct) == 2 * remarked and len(set(direct)) == remarked
+    assert (tmp_path / "direct").read_bytes() == (tmp_path / "later").read_bytes()
+    kinds = {kind.name for kind, _ in tensors_of(tmp_path / "later").values()}
+    if dtype in convert.QUANTISED_TYPES:
+        assert kinds == {"F32", "F16", "Q8_0"} | ({dtype.upper()} if dtype == "q4_0" or wide else set())
+    else:
+        assert kinds == {"F32", dtype.upper()}
+
+
+def test_model_files_that_cannot_be_quantised(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_checkpoint(tmp_path / "model", MICRO)
+    converted(tmp_path / "model")
+    whole, out = tmp_path / "out.gguf", tmp_path / "o.gguf"
+
+    def refused(source: Path, *words: str, target: Path = out) -> None:
+        assert convert.main([str(source), "-o", str(target), "--dtype", "q8_0"]) == 1
+        message = capsys.readouterr().err
+        assert all(text in message for text in words) and message.count("\n") == 1, message
+
+    refused(whole, "over its source", target=tmp_path / "model" / ".." / "out.gguf")
+    (tmp_path / "link.gguf").symlink_to(whole)
+    refused(whole, "over its source", target=tmp_path / "link.gguf")
+    assert convert.main([str(whole), "-o", str(tmp_path / "small.gguf"), "--dtype", "q4_0"]) == 0
+    refused(tmp_path / "small.gguf", "is quantised already", "start from an f32, f16 or bf16 file")
+    data = whole.read_bytes()
+    for kept in (0, 3, 30, 3000, len(data) - 1000):
+        (tmp_path / "part.gguf").write_bytes(data[:kept])
+        refused(tmp_path / "part.gguf", "")
+    (tmp_path / "old.gguf").write_bytes(data.replace(b"janus.format_version\4\0\0\0\2", b"janus.format_version\4\0\0\0\1"))
+    refused(tmp_path / "old.gguf", "format 1; expected janus, format 2: convert the checkpoint again")
+    (tmp_path / "llama.gguf").write_bytes(data.replace(b"\5\0\0\0\0\0\0\0janus", b"\5\0\0\0\0\0\0\0llama", 1))
+    refused(tmp_path / "llama.gguf", "is a file for llama")
+    assert not out.exists() and whole.read_bytes() == data
+
+
+# ---- Files of torch.save ----
+
+@pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
+@pytest.mark.parametrize("shards", [1, 3])
+def test_bin_gives_the_same_file_as_safetensors(shards: int, dtype: str, tmp_path: Path) -> None:
+    files = set()
+    for kind in ("safetensors", "bin"):
+        write_checkpoint(tmp_path / kind / "model", MICRO, "official", kind, shards, dtype)
+        converted(tmp_path / kind / "model")
+        files.add((tmp_path / kind / "out.gguf").read_bytes())
+    assert len(files) == 1
+
+
+def bin_state(folder: Path, change: Callable[[dict[str, Any], dict[str, bytes]], Any], **options: Any) -> None:
+    """A checkpoint whose .bin is changed: `change` gets its tensors and storages and may return other contents."""
+    state = write_checkpoint(folder, MICRO, file_format="bin")
+    storages = {name: np.ascontiguousarray(value).tobytes() for name, value in state.items()}
+    tensors = {name: checkpoints.torch_tensor(name, "F32", value.shape, convert.row_strides(value.shape))
+               for name, value in state.items()}
+    content = change(tensors, storages)
+    checkpoints.save_archive(folder / "pytorch_model.bin", tensors if content is None else content, storages, **options)
+
+
+def test_tensors_of_any_strides_and_parameters_are_read(
+    tmp_path: Path, expected: dict[str, bytes], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A transposed matrix, two tensors in one storage, a Parameter, an entry that nothing uses."""
+    def change(tensors: dict[str, Any], storages: dict[str, bytes]) -> None:
+        name = "gen_head.vision_head.weight"
+        shape = tensors[name].arguments[2]
+        values = np.frombuffer(storages[name], np.float32).reshape(shape)
+        storages[name] = np.ascontiguousarray(values.T).tobytes()
+        tensors[name] = checkpoints.torch_tensor(name, "F32", shape, (1, shape[0]))
+        first, second = "gen_head.vision_head.bias", "gen_embed.weight"
+        shape = tensors[second].arguments[2]
+        offset = len(storages[first]) // 4
+        tensors[second] = checkpoints.torch_tensor(first, "F32", shape, convert.row_strides(shape), offset)
+        storages[first] += storages.pop(second)
+        tensors[first] = checkpoints.TorchCall("_rebuild_parameter", tensors[first], True, {})
+        tensors["step"] = 7
+
+    bin_state(tmp_path / "model", change)
+    assert_same(tmp_path / "model", expected["official"], capsys, "left out: step")
+    monkeypatch.setattr(convert, "CHUNK_ELEMENTS", 100)
+    assert_same(tmp_path / "model", expected["official"], capsys, "left out: step")
+
+
+class Harm:
+    """Unpickled without care, it makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.path),)
+
+
+def set_view(tensors: dict[str, Any], *view: Any) -> None:
+    tensors["gen_embed.weight"] = checkpoints.TorchCall("_rebuild_tensor_v2", *view)
+
+
+STORAGE = ("storage", checkpoints.TorchGlobal("torch", "FloatStorage"), "gen_embed.weight", "cpu", 512)
+BAD_ARCHIVES: dict[str, tuple[Callable[..., Any], str]] = {
+    "code": (lambda t, s: t.update(x=Harm(Path("harm"))), "posix.mkdir, which a state dict does not need"),
+    "another function of torch": (lambda t, s: t.update(x=checkpoints.TorchCall("_rebuild_sparse_tensor", 1)), "torch._utils._rebuild_sparse"),
+    "another class": (lambda t, s: t.update(x=checkpoints.TorchGlobal("torch", "load")), "torch.load"),
+    "builtins": (lambda t, s: t.update(x=checkpoints.TorchGlobal("builtins", "eval")), "builtins.eval"),
+    "a list": (lambda t, s: [1, 2], "no dictionary"),
+    "a key that is no name": (lambda t, s: t.update({3: 4}), "the key 3"),
+    "a storage that is missing": (lambda t, s: s.pop("gen_embed.weight") and None, "gen_embed.weight"),
+    "beyond its storage": (lambda t, s: set_view(t, STORAGE, 1, (64, 8), (8, 1), False, {}), "beyond its storage"),
+    "huge strides": (lambda t, s: set_view(t, STORAGE, 0, (64, 8), (1 << 40, 1), False, {}), "beyond its storage"),
+    "negative": (lambda t, s: set_view(t, STORAGE, 0, (64, 8), (-8, 1), False, {}), "strides"),
+    "no numbers": (lambda t, s: set_view(t, STORAGE, 0, ("64", 8), (8, 1), False, {}), "shape"),
+    "no arguments": (lambda t, s: set_view(t), "safely"),
+    "no storage": (lambda t, s: set_view(t, "x", 0, (64, 8), (8, 1), False, {}), "safely"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_ARCHIVES)
+def test_archives_that_are_refused(
+    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    change, words = BAD_ARCHIVES[case]
+    bin_state(tmp_path / "model", change)
+    assert_refused(tmp_path / "model", capsys, "pytorch_model.bin is not a state dict that can be loaded safely", words)
+    assert not (tmp_path / "harm").exists()
+
+
+def test_archives_of_other_machines_and_times(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bin_state(tmp_path / "model", lambda tensors, storages: None, byteorder=b"big")
+    assert_refused(tmp_path / "model", capsys, "from a big-endian machine")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    (tmp_path / "model" / "pytorch_model.bin").write_bytes(pickle.dumps(0x1950a86a20f9469cfc6c, 2))
+    assert_refused(tmp_path / "model", capsys, "not a zip archive; if torch before 1.6 wrote it, install torch")
 
 
 # ---- Other models ----
@@ -288,20 +377,6 @@ def test_relatives_and_parts_of_a_model_are_named(tmp_path: Path, capsys: pytest
         write_checkpoint(tmp_path / "model", MICRO)
         write_json(tmp_path / "model" / "config.json", config)
         assert_refused(tmp_path / "model", capsys, f"holds {name}", "another model", "Janus-Pro-7B")
-
-
-def test_adapters_are_to_be_merged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = tmp_path / "model"
-    state = write_checkpoint(folder, MICRO)
-    name = "base_model.model.language_model.model.layers.0.self_attn.q_proj.lora_A.default.weight"
-    save_safetensors(folder / "model.safetensors", state | {name: np.zeros((2, 2), np.float32)},
-                     dict.fromkeys([*state, name], "F32"))
-    assert_refused(folder, capsys, name, "LoRA adapter: merge it first")
-    save_safetensors(folder / "model.safetensors", state, dict.fromkeys(state, "F32"))
-    write_json(folder / "adapter_config.json", {"peft_type": "LORA"})
-    assert_refused(folder, capsys, "LoRA adapter (adapter_config.json)", "merge it first")
-    (folder / "config.json").unlink()
-    assert_refused(folder, capsys, "LoRA adapter (adapter_config.json)", "merge it first")
 
 
 # ---- Prompts and tokenizer ----
@@ -381,20 +456,12 @@ def without_role_tokens(folder: Path) -> None:
 
 ROLE_CASES = [  # what is done to the folder, options, roles, remark
     (lambda folder: None, [], "pro", ""),
-    (without_role_tokens, [], "1.3b", "because its tokenizer has no <|User|> and <|Assistant|>"),
+    (without_role_tokens, [], "1.3b", "User and Assistant, as those of Janus-1.3B; --roles pro changes that"),
     (without_role_tokens, ["--roles", "pro"], "pro", "<|User|> and <|Assistant|> of the prompts will be several"),
     (without_role_tokens, ["--roles", "1.3B"], "1.3b", ""),
     (lambda folder: None, ["--roles", "1.3b"], "1.3b", ""),
-    (lambda folder: edit(folder, "config.json", "_name_or_path", "deepseek-ai/Janus-1.3B"), [], "1.3b",
-     "because config.json says Janus-1.3B; --roles pro"),
-    (lambda folder: edit(folder, "config.json", "language_config._name_or_path", "x/janus-1.3b"), [], "1.3b",
-     "config.json says janus-1.3b"),
+    (lambda folder: edit(folder, "config.json", "_name_or_path", "deepseek-ai/Janus-1.3B"), [], "1.3b", "--roles pro"),
     (lambda folder: edit(folder, "config.json", "_name_or_path", ["Janus-Pro-1B"]), [], "pro", ""),
-    (lambda folder: (folder / "README.md").write_text("# Janus\non DeepSeek-LLM-1.3b-base, before Janus-Pro"), [],
-     "1.3b", "README.md says DeepSeek-LLM-1.3b"),
-    (lambda folder: (folder / "README.md").write_bytes(b"\xff Janus-Pro after Janus-1.3B"), [], "pro", ""),
-    (lambda folder: (without_role_tokens(folder), (folder / "README.md").write_text("Janus-Pro")), [], "pro",
-     "several tokens each"),
 ]
 
 
@@ -614,7 +681,7 @@ def test_a_checkpoint_is_not_overwritten(tmp_path: Path, capsys: pytest.CaptureF
 def test_usage(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "model", MICRO)
     for arguments, words in (
-        (["model"], "say which file to write: -o OUT.gguf"),
+        (["model"], "name the file to write: -o OUT.gguf"),
         (["model", "-o", "o.gguf", "--dtype", "q5_1"], "invalid choice: 'q5_1'"),
         (["model", "-o", "o.gguf", "--roles", "base"], "invalid choice: 'base'"),
     ):

@@ -1121,19 +1121,6 @@ def test_quiet_on_success_and_one_line_on_failure(tmp_path: Path) -> None:
     assert result.returncode == 1 and result.stderr.count("\n") == 1 and "nowhere" in result.stderr
 
 
-def test_torch_is_imported_for_bin_alone(tmp_path: Path) -> None:
-    write_checkpoint(tmp_path / "model", MICRO)
-    without = "import sys; sys.modules['torch'] = None; import convert; sys.exit(convert.main(sys.argv[1:]))"
-    command = [sys.executable, "-c", without, tmp_path / "model", "-o", tmp_path / "o.gguf"]
-    environment = os.environ | {"PYTHONPATH": str(SCRIPT.parent)}
-    assert subprocess.run(command, env=environment, timeout=60).returncode == 0
-    (tmp_path / "model" / "model.safetensors").rename(tmp_path / "model" / "pytorch_model.bin")
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
-    assert (
-        result.returncode == 1 and "pytorch_model.bin needs torch" in result.stderr and result.stderr.count("\n") == 1
-    )
-
-
 def test_a_terminal_shows_progress(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "model", random_model.TINY)
     master, slave = pty.openpty()

@@ -8,6 +8,7 @@ import math
 import pickle
 import shutil
 import sys
+from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,22 +28,6 @@ import convert  # noqa: E402
 import random_model  # noqa: E402
 from checkpoints import write_checkpoint  # noqa: E402
 from test_convert import GEOMETRIES, MICRO, assert_refused, converted, edit, survives  # noqa: E402
-
-
-@pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
-@pytest.mark.parametrize("layout", ["official", "transformers"])
-def test_bin_gives_the_same_file_as_safetensors(
-    layout: str, dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    files = set()
-    for reopen in (1 << 29, 1000):  # the second opens the file anew all the time
-        monkeypatch.setattr(convert, "REOPEN_BYTES", reopen)
-        for kind, shards in (("safetensors", 1), ("bin", 1), ("bin", 3)):
-            folder = tmp_path / f"{kind}{shards}{reopen}" / "model"
-            write_checkpoint(folder, MICRO, layout, kind, shards, dtype)
-            converted(folder)
-            files.add((folder.parent / "out.gguf").read_bytes())
-    assert len(files) == 1
 
 
 @pytest.mark.parametrize("dtype, kind", [(torch.float16, "F16"), (torch.bfloat16, "BF16")])
@@ -229,10 +214,6 @@ class Bomb:
         return (Path.touch, (self.path,))
 
 
-def overlapping() -> torch.Tensor:
-    return torch.zeros(1).expand(64, 8)
-
-
 @pytest.mark.parametrize("protocol", ["zip", "legacy", "pickle"])
 def test_a_pickle_with_code_is_refused_without_running_it(
     protocol: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -261,14 +242,13 @@ def test_a_pickle_with_code_is_refused_without_running_it(
         lambda: {"gen_embed.weight": 3},
         lambda: {"gen_embed.weight": [torch.zeros(64, 8)]},
         lambda: {3: torch.zeros(64, 8)},
-        lambda: {"gen_embed.weight": overlapping()},
         lambda: {"gen_embed.weight": torch.zeros(64, 8).to_sparse()},
         lambda: {"gen_embed.weight": torch.zeros(64, 8, device="meta")},
         lambda: {"gen_embed.weight": torch.zeros(64, 8, dtype=torch.int32)},
         lambda: {"gen_embed.weight": torch.tensor(1.0)},
         lambda: {"gen_embed.weight": torch.zeros(64, 8, dtype=torch.complex64)},
     ],
-    ids=range(14),
+    ids=range(13),
 )
 def test_entries_that_are_no_plain_tensors_are_refused(
     make: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -284,19 +264,16 @@ def test_entries_that_are_no_plain_tensors_are_refused(
 @pytest.mark.parametrize(
     "wrap",
     [
-        lambda state: {"state_dict": state, "epoch": 3},
-        lambda state: {"module": state, "optimizer": {"step": 1}},
-        lambda state: {"model": {"state_dict": state}},
-        lambda state: {"model_state_dict": {f"module.{name}": value for name, value in state.items()}},
+        lambda state: OrderedDict(state),
         lambda state: {name: value.double() for name, value in state.items()},
     ],
-    ids=["state_dict", "module", "model", "model_state_dict", "float64"],
+    ids=["as it is", "float64"],
 )
 @pytest.mark.parametrize("zip_file", [True, False], ids=["zip", "legacy"])
 def test_what_training_programs_save_is_read(
     zip_file: bool, wrap: Any, layout: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Nested state dicts, torch.save of before 1.6, float64: the file of the plain checkpoint, without a remark."""
+    """As torch before 1.6 saves, too, and float64: the file of the plain checkpoint, without a remark."""
     write_checkpoint(tmp_path / "model", MICRO, layout, "bin")
     path = tmp_path / "model" / "pytorch_model.bin"
     converted(tmp_path / "model")
@@ -310,14 +287,12 @@ def test_what_training_programs_save_is_read(
     assert (tmp_path / "out.gguf").read_bytes() == expected
 
 
-@pytest.mark.parametrize("reopen", [1 << 29, 1000])
-def test_legacy_shards_are_read_right(reopen: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_legacy_shards_are_read_right(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "model", MICRO, "transformers", "bin", shards=3)
     converted(tmp_path / "model")
     expected = (tmp_path / "out.gguf").read_bytes()
     for path in (tmp_path / "model").glob("*.bin"):
         torch.save(torch.load(path), path, _use_new_zipfile_serialization=False)
-    monkeypatch.setattr(convert, "REOPEN_BYTES", reopen)
     converted(tmp_path / "model")
     assert (tmp_path / "out.gguf").read_bytes() == expected
 
@@ -325,10 +300,10 @@ def test_legacy_shards_are_read_right(reopen: int, tmp_path: Path, monkeypatch: 
 def test_entries_that_nothing_uses_are_a_remark(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_checkpoint(tmp_path / "model", MICRO, file_format="bin")
     path = tmp_path / "model" / "pytorch_model.bin"
-    extras = {"epoch": 3, "loss.weight": torch.zeros(2, dtype=torch.complex64), "wide": torch.zeros(1).expand(9, 9)}
+    extras = {"epoch": 3, "loss.weight": torch.zeros(2, dtype=torch.int64), "wide": torch.zeros(1).expand(9, 9)}
     torch.save(torch.load(path) | extras, path)
     converted(tmp_path / "model")
-    assert capsys.readouterr().err.endswith("is left out: epoch, loss.weight, wide\n")
+    assert capsys.readouterr().err.endswith("left out: epoch, loss.weight, wide\n")
 
 
 def test_transformers_loads_what_is_stripped_or_left_out_alike(
@@ -404,6 +379,22 @@ def test_views_and_shared_storage_are_read_right(tmp_path: Path) -> None:
     _, tensors = converted(tmp_path / "model")
     assert tensors.keys() == expected.keys()
     assert all(np.array_equal(tensors[name][1], expected[name][1]) for name in tensors)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("shards", [1, 3])
+def test_files_of_torch_are_read(shards: int, dtype: torch.dtype, tmp_path: Path) -> None:
+    """What torch writes gives the file that the same archive written by hand gives."""
+    kind = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}[dtype]
+    write_checkpoint(tmp_path / "model", MICRO, "transformers", "bin", shards, kind)
+    converted(tmp_path / "model")
+    expected = (tmp_path / "out.gguf").read_bytes()
+    for path in (tmp_path / "model").glob("*.bin"):
+        state = torch.load(path)
+        assert all(value.dtype == dtype for value in state.values())
+        torch.save(state, path)
+    converted(tmp_path / "model")
+    assert (tmp_path / "out.gguf").read_bytes() == expected
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
