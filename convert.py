@@ -1426,7 +1426,8 @@ class Groups:
                 keep((divisor > 0) & (lower >= 0), (scale, below),
                      ((self.sum_weight * qx - self.sum_x * q) * divisor, lower))
             new = scale * qx - below * self.sum_x
-            keep(new > gain, best, (new, scale, below))
+            better = new > gain * np.float32(1.000001)   # two exact grids differ by rounding alone: the first stays
+            keep(better, best, (new, scale, below))
         return [best_scale, best_low]
 
     def choose(self, fitted: list[np.ndarray], units: list[np.ndarray],
