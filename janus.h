@@ -11,12 +11,12 @@
        free(answer);  janus_image_free(&picture);  janus_session_free(session);  janus_free(model);
 
    Build: compile janus.c with -DJANUS_LIBRARY (no main) and link with -lm -lpthread.
-   A model is read-only once loaded: any number of sessions, also in several threads, may share it and it must outlive
-   them. A session belongs to one thread at a time. After fork() the child may go on with models and sessions that no
-   call was using: a session then starts its threads anew. The library keeps no global state, never prints and never
-   exits.
-   Text is UTF-8 and ends with a zero byte. Memory that a call hands over ("owned by the caller") is released with
-   free() or with the function named there. */
+   Threads: a loaded model is read-only; any number of sessions in any threads may share it, and it must outlive them. A
+   session or queue belongs to one thread at a time. After fork() the child may use models and sessions that no call was
+   using: a session then restarts its threads. The library has no global state, never prints and never exits.
+   Text is zero-terminated UTF-8. Memory "owned by the caller" is released with free() or the function named there.
+   NULL for a pointer that is needed gives JANUS_BAD_ARGUMENT; functions that return no status need valid pointers,
+   except those that free. */
 
 #ifndef JANUS_H
 #define JANUS_H
@@ -39,23 +39,23 @@ extern "C" {
 
 #define JANUS_VERSION "1.1.0"
 
-/* ---- Errors. Every call that can fail returns a status. A call that fails leaves its outputs untouched or zeroed, and
-   the session as it was before the call (after JANUS_CANCELLED too). ---- */
+/* ---- Errors. Every call that can fail returns a status. After a failure (JANUS_CANCELLED, too) outputs are unchanged
+   or zeroed and the session is as before the call. Any call may return JANUS_NO_MEMORY. ---- */
 
 typedef enum {
     JANUS_OK = 0,
-    JANUS_BAD_ARGUMENT, /* a value outside its range, text that is not UTF-8, a prompt that is empty or too long */
-    JANUS_BAD_MODEL,    /* the model file is not one, is damaged, or asks for what this program does not know */
-    JANUS_BAD_IMAGE,    /* the image file is not one, is damaged, or has a size outside the limits */
+    JANUS_BAD_ARGUMENT, /* a value out of range, NULL, text that is not UTF-8, an empty or too long prompt */
+    JANUS_BAD_MODEL,    /* not a model file, damaged, or it needs features this version lacks; results not finite */
+    JANUS_BAD_IMAGE,    /* not an image file, damaged, or its size is out of range */
     JANUS_IO_ERROR,     /* a file cannot be opened, read or written */
     JANUS_NO_MEMORY,    /* an allocation failed */
-    JANUS_CANCELLED     /* a callback asked to stop */
+    JANUS_CANCELLED     /* a callback requested it, or janus_queue_cancel */
 } JanusStatus;
 
-/* Filled in by a failing call when the caller passes one; NULL is allowed everywhere. */
+/* Filled by a call that fails. NULL is allowed everywhere. */
 typedef struct {
     JanusStatus status;
-    char message[400]; /* one line: what is wrong, where, and what to do about it */
+    char message[400]; /* one line: the problem, the place, the remedy */
 } JanusError;
 
 /* ---- Images ---- */
@@ -69,7 +69,7 @@ typedef struct {
    Transparency is dropped, not blended. The picture is turned and mirrored by the orientation in its EXIF data, as by
    Pillow's ImageOps.exif_transpose and the load_image of transformers; the official Janus loader ignores it, as
    janus_image_load_stored does. Damaged metadata are ignored. `image` is owned by the caller: janus_image_free.
-   Errors: JANUS_BAD_ARGUMENT (NULL), JANUS_IO_ERROR, JANUS_BAD_IMAGE, JANUS_NO_MEMORY. */
+   Errors: JANUS_IO_ERROR, JANUS_BAD_IMAGE. */
 JANUS_API JanusStatus janus_image_load(const char *path, JanusImage *image, JanusError *error);
 JANUS_API JanusStatus janus_image_load_memory(const void *bytes, size_t length, JanusImage *image, JanusError *error);
 
@@ -82,7 +82,7 @@ JANUS_API JanusStatus janus_image_load_memory_stored(const void *bytes, size_t l
    then renamed, so that `path` always leads to a complete file, the old one or the new one. A symbolic link stays one:
    the file it leads to is replaced. A file that is replaced keeps its permissions; other hard links to it keep the old
    content. Errors: JANUS_BAD_ARGUMENT (another ending, an empty image), JANUS_IO_ERROR (also: the file is
-   write-protected), JANUS_NO_MEMORY. */
+   write-protected). */
 JANUS_API JanusStatus janus_image_save(const char *path, const JanusImage *image, JanusError *error);
 
 /* Same with a text in UTF-8: in a PNG the text "parameters", in a JPEG comments. NULL: none. The file depends on
@@ -91,8 +91,7 @@ JANUS_API JanusStatus janus_image_save_with_text(const char *path, const JanusIm
                                                  JanusError *error);
 
 /* Reads that text back, whoever wrote it; treat it as untrusted. `*text` is owned by the caller: free(); NULL if there
-   is none. Errors: JANUS_BAD_ARGUMENT (NULL), JANUS_IO_ERROR, JANUS_BAD_IMAGE (also: a compressed text),
-   JANUS_NO_MEMORY. */
+   is none. Errors: JANUS_IO_ERROR, JANUS_BAD_IMAGE (also: a compressed text). */
 JANUS_API JanusStatus janus_image_text(const char *path, char **text, JanusError *error);
 
 /* Releases the pixels and zeroes the struct. NULL and zeroed images are allowed. */
@@ -102,40 +101,40 @@ JANUS_API void janus_image_free(JanusImage *image);
 
 typedef struct JanusModel JanusModel;
 
-/* What a model file holds; all sizes are counts unless noted. */
 typedef struct {
-    const char *name;            /* general.name of the file */
+    const char *name;            /* general.name of the file; owned by the model */
     const char *weight_type;     /* of the transformer's matrices: f32, f16, bf16, q8_0, q6_k, q4_k or q4_0 */
     int64_t file_bytes, parameters;
+    /* transformer */
     int hidden_size, layers, heads, kv_heads, head_dim, mlp_size, vocab_size, context_length;
-    int vision_size, vision_layers, vision_width, vision_patch, vision_tokens;  /* understanding: side in pixels, ... */
-    int image_size, image_tokens, codebook_size;                                /* generation: side in pixels, ... */
+    /* images that are seen: side and patch in pixels, layers, width and tokens of the encoder */
+    int vision_size, vision_layers, vision_width, vision_patch, vision_tokens;
+    /* images that are drawn: side in pixels, ids of one, number of different ids */
+    int image_size, image_tokens, codebook_size;
 } JanusInfo;
 
-/* Maps the GGUF file that convert.py wrote and checks every size in it; weights are read from the mapping when they are
-   needed and never copied. The file must not change while this call runs. While the model lives, the file may be
-     removed, or replaced by renaming another over it (POSIX; Windows refuses both): the model stays what it was;
-     changed in place: results change with its weights, and no memory is touched that should not be;
-     cut off: POSIX ends the process with SIGBUS at the next use of what is missing (Windows refuses it).
-   Compiled with -DJANUS_NO_MMAP, and on big-endian machines, the complete file is read, at the cost of that much
-   memory, and nothing that happens to it later matters.
-   Errors: JANUS_IO_ERROR, JANUS_BAD_MODEL, JANUS_NO_MEMORY. */
+/* Maps a GGUF file written by convert.py and checks every size in it. Weights are read from the mapping when they are
+   needed, never copied. The file must not change during this call. While the model lives, the file may be
+     removed, or replaced by renaming another over it (POSIX; Windows refuses both): the model is unaffected;
+     changed in place: results change with its weights, but no other memory is touched;
+     truncated: POSIX ends the process with SIGBUS at the next use of the missing part (Windows refuses it).
+   With -DJANUS_NO_MMAP, and on big-endian machines, the whole file is read into memory and may then change.
+   `*model` is owned by the caller: janus_free. Errors: JANUS_IO_ERROR, JANUS_BAD_MODEL. */
 JANUS_API JanusStatus janus_load(const char *path, JanusModel **model, JanusError *error);
 JANUS_API void janus_free(JanusModel *model);
 
-/* The strings are owned by the model. */
 JANUS_API JanusInfo janus_info(const JanusModel *model);
 
 /* ---- Text ---- */
 
-/* Text to token ids, without a beginning-of-sentence id. `*ids` is owned by the caller: free().
-   Errors: JANUS_BAD_ARGUMENT (text is not UTF-8), JANUS_NO_MEMORY. */
+/* Text of `length` bytes to `*count` token ids, without BOS. `*ids` is owned by the caller: free().
+   Errors: JANUS_BAD_ARGUMENT (the text is not UTF-8, or longer than 128 MiB). */
 JANUS_API JanusStatus janus_tokenize(const JanusModel *model, const char *text, size_t length, int32_t **ids,
                                      size_t *count, JanusError *error);
 
-/* Token ids to text, special tokens included as their content; bytes that form no UTF-8 become U+FFFD. `*text` has a
-   zero byte after its `*length` bytes and is owned by the caller: free(). `length` may be NULL.
-   Errors: JANUS_BAD_ARGUMENT (an id outside 0..vocab_size-1), JANUS_NO_MEMORY. */
+/* Token ids to text. Special tokens are written out; bytes that are not UTF-8 become U+FFFD. `*text` has a zero byte
+   after its `*length` bytes and is owned by the caller: free(). `length` may be NULL.
+   Errors: JANUS_BAD_ARGUMENT (an id outside 0..vocab_size-1). */
 JANUS_API JanusStatus janus_detokenize(const JanusModel *model, const int32_t *ids, size_t count, char **text,
                                        size_t *length, JanusError *error);
 
@@ -145,42 +144,35 @@ typedef struct JanusSession JanusSession;
 
 typedef enum { JANUS_FLOAT32 = 0, JANUS_INT32 = 1 } JanusElement;
 
-/* The elements of the keys and values that a session keeps. float16 takes half the memory and half the time of reading
-   it; ids then leave those of float32 after some 150 steps of a drawing, and keys or values beyond 65504 are an
-   error. */
+/* Type of the keys and values that a session keeps. float16 halves their memory and the time to read them; the ids of a
+   drawing then diverge from float32's after about 150 steps, and keys or values beyond 65504 are an error. */
 typedef enum {
     JANUS_CACHE_AUTO = 0, /* float32, as PyTorch's; float16 with `fast` */
     JANUS_CACHE_F32 = 1,
     JANUS_CACHE_F16 = 2
 } JanusCacheType;
 
+/* A callback that returns an int returns 0 to continue, anything else to cancel the call. Pointers that a callback
+   receives are valid during the callback only. */
 typedef struct {
-    int threads;     /* 1..256; 0: as many as the process may use processors. Results do not depend on it. */
-    /* kernels: "plain", "avx2", "avx512", "avx512bf16", "amx", "neon", "simd128"; NULL: the best that this machine
-       has */
-    const char *isa;
+    int threads;     /* 1..256; 0: one for each processor available to the process. Results do not depend on it. */
+    const char *isa; /* kernels: "plain", "avx2", "avx512", "avx512bf16", "amx", "neon", "simd128"; NULL: the best */
     JanusCacheType cache;
-    /* 1: products round activations to int8 or int16 (quantised weights) or, of many rows, to bf16 (bf16 weights; with
-       AMX quantised ones and attention, too), where the machine multiplies these faster; 0: float32, as exact as
-       PyTorch's */
-    int fast;
-    void *user;      /* handed to the callbacks */
-    /* Called as work goes on: `stage` is a word ("see", "read", "draw", "decode", "answer", "encode"), `done` of
-       `total` units are finished. Returns 0 to go on, anything else to cancel. */
+    int fast;        /* 1: activations are rounded to integers or bf16 where that is faster; 0: float32, as PyTorch */
+    void *user;      /* passed to the callbacks */
+    /* `done` of `total` units of a stage are finished: "see", "read", "draw", "decode", "answer" or "encode" */
     int (*progress)(void *user, const char *stage, int64_t done, int64_t total);
-    /* Receives an answer as it is written: complete UTF-8 characters, not zero-terminated. Returns 0 to go on. */
+    /* the next part of an answer: whole UTF-8 characters, not zero-terminated */
     int (*text)(void *user, const char *text, size_t length);
-    /* Receives every named intermediate tensor, C order, `shape` of `dims` numbers; the data is only valid in the
-       call. */
+    /* every named intermediate tensor: row-major, `dims` sizes in `shape` */
     void (*tap)(void *user, const char *name, JanusElement type, const void *data, const int64_t *shape, int dims);
-    /* Called after each step of a drawing: of every row of ids (count, total) the first `done` are drawn. They are only
-       valid in the call. Returns 0 to go on, anything else to cancel. */
+    /* after each step of a drawing: ids is (count, total), of which the first `done` of each row are drawn */
     int (*drawn)(void *user, const int32_t *ids, int count, int64_t done, int64_t total);
 } JanusSessionOptions;
 
 JANUS_API JanusSessionOptions janus_session_defaults(void);
 
-/* `options` NULL: defaults. Errors: JANUS_BAD_ARGUMENT, JANUS_NO_MEMORY. */
+/* `options` NULL: defaults. `*session` is owned by the caller: janus_session_free. Errors: JANUS_BAD_ARGUMENT. */
 JANUS_API JanusStatus janus_session_new(const JanusModel *model, const JanusSessionOptions *options,
                                         JanusSession **session, JanusError *error);
 JANUS_API void janus_session_free(JanusSession *session);
@@ -188,7 +180,7 @@ JANUS_API void janus_session_free(JanusSession *session);
 /* ---- Task 1: text -> picture (report, section 2; official generation_inference.py) ---- */
 
 typedef struct {
-    int count;          /* pictures of the one prompt, as one batch, 1..64; default 1 */
+    int count;          /* pictures of the prompt, drawn together, 1..64; default 1 */
     uint64_t seed;      /* as torch.manual_seed(seed) on the CPU, PyTorch 2.7 and later; default 0 */
     float cfg_weight;   /* guidance: uncond + w (cond - uncond), 0..100; default 5 */
     float temperature;  /* 0..100; 0: always the most probable id; default 1 */
@@ -196,18 +188,19 @@ typedef struct {
 
 JANUS_API JanusGenerateOptions janus_generate_defaults(void);
 
-/* Draws options->count pictures of image_size x image_size into images[0..count-1], each owned by the caller. The
-   session's conversation is untouched. Errors: JANUS_BAD_ARGUMENT, JANUS_NO_MEMORY, JANUS_CANCELLED. */
+/* Draws options->count pictures of image_size x image_size pixels into images[0..count-1], each owned by the caller:
+   janus_image_free. `options` NULL: defaults. The conversation is unaffected.
+   Errors: JANUS_BAD_ARGUMENT, JANUS_BAD_MODEL, JANUS_CANCELLED. */
 JANUS_API JanusStatus janus_generate(JanusSession *session, const char *prompt, const JanusGenerateOptions *options,
                                      JanusImage *images, JanusError *error);
 
-/* The same up to the ids: ids is (count, image_tokens) int32, raster order, provided by the caller. */
+/* Same up to the ids: (count, image_tokens), rows of a picture from the top, memory provided by the caller. */
 JANUS_API JanusStatus janus_generate_ids(JanusSession *session, const char *prompt, const JanusGenerateOptions *options,
                                          int32_t *ids, JanusError *error);
 
-/* What each id of the codebook looks like, roughly: rgb is (codebook_size, 3), provided by the caller. It is a linear
-   map from the numbers of a code to a colour, fitted to the middles of 64 pictures of 3 x 3 equal ids, which cost about
-   as much as decoding one picture of 24 x 24. Errors: JANUS_NO_MEMORY, JANUS_BAD_MODEL (they are not finite). */
+/* The approximate colour of every id: rgb is (codebook_size, 3), provided by the caller. A linear map from code vector
+   to colour, fitted on the centres of 64 decoded 3 x 3 pictures; costs as much as decoding about one 24 x 24 picture.
+   Errors: JANUS_BAD_MODEL. */
 JANUS_API JanusStatus janus_codebook_colours(JanusSession *session, uint8_t *rgb, JanusError *error);
 
 /* ---- Task 2: picture(s) + question -> answer (report, section 2; official inference.py) ---- */
@@ -215,31 +208,31 @@ JANUS_API JanusStatus janus_codebook_colours(JanusSession *session, uint8_t *rgb
 typedef struct {
     int max_tokens;     /* of the answer, 1..16777216; default 512 */
     float temperature;  /* 0..100; 0: greedy; default 0 */
-    double top_p;       /* 1e-6..1; 1: off; default 1. Only used with temperature > 0. A double, as Python's floats */
-    int top_k;          /* 0..16777216; 0: off; default 50, as transformers' generate. Only used with temperature > 0 */
+    double top_p;       /* 1e-6..1; 1: off; default 1. Used if temperature > 0. A double, as Python's floats */
+    int top_k;          /* 0..16777216; 0: off; default 50, as in transformers' generate. Used if temperature > 0 */
     uint64_t seed;      /* default 0 */
 } JanusAskOptions;
 
 JANUS_API JanusAskOptions janus_ask_defaults(void);
 
-/* Adds a user turn to the session's conversation (the images, then the question) and writes the assistant's answer.
-   Earlier turns are not computed again. `answer` (may be NULL when the text callback is enough) is owned by the caller:
-   free(). Errors: JANUS_BAD_ARGUMENT (also: the conversation would exceed the context), JANUS_NO_MEMORY,
-   JANUS_CANCELLED (what was said up to then is dropped from the conversation). */
+/* Adds a user turn (image_count images, 0..64, then the question) to the session's conversation and writes the answer.
+   Where the question contains <image_placeholder>, once for each image, the images go there. Earlier turns are not
+   computed again. `*answer` is owned by the caller: free(); `answer` may be NULL. A failed turn leaves no trace.
+   Errors: JANUS_BAD_ARGUMENT (also: the conversation would exceed the context), JANUS_BAD_MODEL, JANUS_CANCELLED. */
 JANUS_API JanusStatus janus_ask(JanusSession *session, const char *question, const JanusImage *images, int image_count,
                                 const JanusAskOptions *options, char **answer, JanusError *error);
 
-/* Forgets the conversation; the system prompt comes with the next question. */
+/* Forgets the conversation. The next question begins a new one, with the system prompt. */
 JANUS_API void janus_reset(JanusSession *session);
 
-/* The number of tokens in the conversation, images included. */
+/* Number of tokens in the conversation, images included. */
 JANUS_API int janus_conversation_length(const JanusSession *session);
 
 /* ---- Many jobs: drawings and questions side by side ----
 
-   A queue runs drawings and questions of any prompts, lengths, seeds and options together: the weights, whose reading
-   is what a step costs on a CPU, are read once for all of them. A job's ids are to the bit those that the same call
-   alone gives, whatever runs beside it. A job that fails does not touch the others.
+   A queue runs jobs with any prompts, lengths, seeds and options together, so that the weights, whose reading is the
+   cost of a step on a CPU, are read once for all of them. Results are bit-identical to running each job alone. A job
+   that fails does not affect the others.
 
        janus_queue_new(session, 0, &queue, NULL);
        janus_queue_generate(queue, "a red fox", NULL, &fox, NULL);      any number of jobs, at any time
@@ -250,12 +243,11 @@ JANUS_API int janus_conversation_length(const JanusSession *session);
        } while (more);
        janus_queue_free(queue);
 
-   The queue uses the session's threads and kernels, not its callbacks nor its conversation. The session must outlive it
-   and may be used for other calls between two steps; both belong to one thread at a time. ---- */
+   The queue uses the session's threads and kernels, but neither its callbacks nor its conversation. The session must
+   outlive the queue and may make other calls between two steps. ---- */
 
 typedef struct JanusQueue JanusQueue;
 
-/* What has become of a job. */
 typedef struct {
     int64_t job;        /* its number */
     JanusError error;   /* status JANUS_OK, or why there is no result */
@@ -264,54 +256,54 @@ typedef struct {
     char *answer;       /* NULL for a drawing */
 } JanusResult;
 
-/* The places that a queue has by default: pictures that are drawn together, as memory and processors suggest, 1..64.
-   Half of the memory beside the model holds their keys and values. `options` NULL: defaults. */
+/* Default number of concurrent pictures and questions, 1..64, from processor count and memory: half of what the model
+   leaves is for keys and values. `options` NULL: defaults. */
 JANUS_API int janus_queue_places(const JanusModel *model, const JanusSessionOptions *options);
 
-/* `places` are the pictures and questions that run together, 1..64; 0: janus_queue_places. A drawing of more pictures
-   runs alone. Errors: JANUS_BAD_ARGUMENT, JANUS_NO_MEMORY. */
+/* `places`: the most pictures and questions that run together, 1..64; 0: janus_queue_places. A drawing of more pictures
+   runs alone. `*queue` is owned by the caller: janus_queue_free, which drops all jobs. Errors: JANUS_BAD_ARGUMENT. */
 JANUS_API JanusStatus janus_queue_new(JanusSession *session, int places, JanusQueue **queue, JanusError *error);
-
-/* Drops what waits, runs or was not collected. */
 JANUS_API void janus_queue_free(JanusQueue *queue);
 
-/* Adds a job: a drawing of options->count pictures of the prompt; a question in a conversation of its own. Text and
-   images are copied. `*job` (`job` may be NULL) is its number: 1, 2, ... Errors, with nothing added:
-   JANUS_BAD_ARGUMENT (options, images), JANUS_NO_MEMORY. What is wrong with the text is the job's own error. */
+/* Adds a job: a drawing, or a question in a conversation of its own. Text and images are copied. `*job` (`job` may be
+   NULL) is its number: 1, 2, ... Errors, with nothing added: JANUS_BAD_ARGUMENT (options, images). A bad text is an
+   error of the job's result. */
 JANUS_API JanusStatus janus_queue_generate(JanusQueue *queue, const char *prompt, const JanusGenerateOptions *options,
                                            int64_t *job, JanusError *error);
 JANUS_API JanusStatus janus_queue_ask(JanusQueue *queue, const char *question, const JanusImage *images,
                                       int image_count, const JanusAskOptions *options, int64_t *job, JanusError *error);
 
-/* Does the next piece of work: where a place is free for the job that has waited longest, its prompt is read and its
-   first ids are drawn; else every running job gets its next id. Returns 1 while there is more to do, else 0. */
+/* Starts the job that has waited longest, if a place is free: reads its prompt and picks its first ids. Otherwise picks
+   the next id of every running job. Returns 1 while jobs wait or run, else 0. */
 JANUS_API int janus_queue_step(JanusQueue *queue);
 
-/* Hands over the next job that is done or has failed, in the order in which they ended. Returns 1, or 0: there is none.
-   `result` is owned by the caller: janus_result_free, which also takes zeroed ones. */
+/* Hands over the result of a finished or failed job, in the order in which they ended. Returns 1, or 0 if there is
+   none. `result` is owned by the caller: janus_result_free, which also accepts zeroed results. */
 JANUS_API int janus_queue_collect(JanusQueue *queue, JanusResult *result);
 JANUS_API void janus_result_free(JanusResult *result);
 
-/* Ends a job that waits or runs: its result is JANUS_CANCELLED. Returns 1, or 0: there is no such job any more. */
+/* Ends a waiting or running job with JANUS_CANCELLED. Returns 1, or 0 if there is no such job any more. */
 JANUS_API int janus_queue_cancel(JanusQueue *queue, int64_t job);
 
-/* The number of jobs that wait for a place, and how far a running one is, 0..1 (an answer: of max_tokens; else 0). */
+/* Number of waiting jobs; progress of a running job, 0..1 (of an answer: tokens / max_tokens), 0 for any other. */
 JANUS_API int janus_queue_waiting(const JanusQueue *queue);
 JANUS_API double janus_queue_progress(const JanusQueue *queue, int64_t job);
 
 /* ---- The encoders and the decoder on their own ---- */
 
-/* What the understanding encoder sees: pixels is (vision_size, vision_size, 3) float, provided by the caller.
-   Equal to the official VLMImageProcessor, byte for byte before normalisation. */
+/* The input of the understanding encoder: pixels is (vision_size, vision_size, 3), provided by the caller. Equal to the
+   official VLMImageProcessor, byte for byte before normalisation. Errors: JANUS_BAD_ARGUMENT. */
 JANUS_API JanusStatus janus_preprocess(const JanusModel *model, const JanusImage *image, float *pixels,
                                        JanusError *error);
 
-/* Picture -> ids of the VQ codebook; ids is (image_tokens) int32, provided by the caller. The picture is resized so
-   that its short side is image_size and cropped around its centre. */
+/* Image -> ids (image_tokens), provided by the caller. The image is resized so that its short side is image_size, then
+   cropped to the middle square.
+   Errors: JANUS_BAD_ARGUMENT (also: the image is too long and thin), JANUS_BAD_MODEL, JANUS_CANCELLED. */
 JANUS_API JanusStatus janus_encode_image(JanusSession *session, const JanusImage *image, int32_t *ids,
                                          JanusError *error);
 
-/* Ids (image_tokens of them, each 0..codebook_size-1) -> picture of image_size x image_size, owned by the caller. */
+/* Ids (image_tokens), each 0..codebook_size-1, -> picture of image_size x image_size pixels, owned by the caller:
+   janus_image_free. Errors: JANUS_BAD_ARGUMENT, JANUS_BAD_MODEL, JANUS_CANCELLED. */
 JANUS_API JanusStatus janus_decode_image(JanusSession *session, const int32_t *ids, JanusImage *image,
                                          JanusError *error);
 
