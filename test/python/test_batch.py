@@ -38,12 +38,6 @@ def run(lines: Iterable[object] | bytes, *options: object, model: Path = SMALL, 
     return [json.loads(line) for line in done.stdout.decode("utf-8").splitlines()]
 
 
-def error_of(line: bytes, cwd: Path) -> str:
-    """What one line is refused with."""
-    (result,) = run(line + b"\n", cwd=cwd, code=1)
-    return result["error"]
-
-
 # ---- JSON: what is one and what is none ----
 
 ACCEPTED = [
@@ -68,19 +62,13 @@ REFUSED = [
 ]
 
 
-def test_json_that_is_accepted(tmp_path: Path) -> None:
-    """It is JSON, though it is no job."""
-    results = run(b"\n".join(ACCEPTED), cwd=tmp_path, code=1)
-    assert len(results) == len(ACCEPTED)
-    for text, result in zip(ACCEPTED, results):
-        assert result["error"].startswith(("a line is an object", "unknown key", "a job has")), (text, result)
-
-
-def test_json_that_is_refused(tmp_path: Path) -> None:
-    results = run(b"\n".join(REFUSED), cwd=tmp_path, code=1)
-    assert len(results) == len(REFUSED)
-    for text, result in zip(REFUSED, results):
-        assert result["error"].startswith("not JSON: ") and " at byte " in result["error"], (text, result)
+def test_json(tmp_path: Path) -> None:
+    """What is JSON, though no job, and what is not."""
+    results = run(b"\n".join(ACCEPTED + REFUSED), cwd=tmp_path, code=1)
+    assert len(results) == len(ACCEPTED) + len(REFUSED)
+    for i, (text, result) in enumerate(zip(ACCEPTED + REFUSED, results)):
+        expected = ("a line is an object", "unknown key", "a job has") if i < len(ACCEPTED) else "not JSON: "
+        assert result["error"].startswith(expected) and (i < len(ACCEPTED) or " at byte " in result["error"]), (text, result)
 
 
 @pytest.mark.parametrize("value", ['"\\u00e4\\ud83d\\ude00 \\"\\\\\\/\\b\\f\\n\\r\\t\\u0001\\u007f"', '"漢字 😀"', '""', "-1.50e+3", "0", '"\\u0000"'])
@@ -103,7 +91,7 @@ def test_lines_have_a_limit(tmp_path: Path) -> None:
 
 # ---- What a job may say ----
 
-@pytest.mark.parametrize("job, message", [
+BAD_JOBS = [
     ('{}', 'a job has "prompt" or "question"'),
     ('{"prompt": "a", "question": "b", "output": "a.png"}', "are two jobs"),
     ('{"prompt": "a"}', '"output" is missing'),
@@ -137,10 +125,14 @@ def test_lines_have_a_limit(tmp_path: Path) -> None:
     ('{"question": "a", "image": "missing.png"}', "missing.png"),
     ('{"encode": "a.png"}', 'unknown key "encode"'),
     ('{"id": [1], "prompt": "a", "output": "a.png"}', '"id" takes a string or a number'),
-])
-def test_bad_jobs(tmp_path: Path, job: str, message: str) -> None:
-    assert message in error_of(job.encode(), tmp_path)
-    assert [path for path in tmp_path.iterdir()] == []
+]
+
+
+def test_bad_jobs(tmp_path: Path) -> None:
+    """Each is refused for its own reason, and nothing is written."""
+    results = run("\n".join(job for job, _ in BAD_JOBS).encode(), cwd=tmp_path, code=1)
+    assert [(job, result["error"]) for (job, message), result in zip(BAD_JOBS, results) if message not in result["error"]] == []
+    assert len(results) == len(BAD_JOBS) and list(tmp_path.iterdir()) == []
 
 
 def test_numbers_and_nulls_as_other_programs_write_them(tmp_path: Path) -> None:
@@ -237,6 +229,10 @@ def test_no_job_reads_what_another_writes(tmp_path: Path, as_file: bool) -> None
                      write("c.png"), write("b.jpg")], tmp_path, as_file)
     assert sorted(found) == [2, 5, 7] and found[2] == "./d.png is written by line 1: ask about it in another run"
     assert found[5] == "a.png is read by line 3: give each job an output of its own"
+    jobs = [write("f.png") | {"prompt": "f", "seed": 1}, ask("f.png"), write("f.png")]  # a picture of an earlier run may be asked about
+    for options, errors in (((), [False, True, True]), (("--resume",), [False, False, True])):
+        results = run([{"prompt": "a"} | job if "output" in job else job for job in jobs], *options, cwd=tmp_path, code=1, as_file=as_file)
+        assert ["error" in result for result in results] == errors
 
 
 def test_50000_lines(tmp_path: Path) -> None:
