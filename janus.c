@@ -8642,7 +8642,7 @@ static Request request_defaults(void) {
     return request;
 }
 
-/* A line on stderr, without control characters: it may quote file names and texts of strangers. */
+/* A line on stderr, without control characters: it may quote file names and untrusted texts. */
 static void print_message(const char *begin, const char *format, va_list arguments) {
     char text[1200];
     vsnprintf(text, sizeof text, format, arguments);
@@ -8997,20 +8997,19 @@ static void place_picture(JanusImage *canvas, int left, int top, int side, const
         }
 }
 
-/* The nearest of the 256 colours: the cube of 6 x 6 x 6 or the 24 greys. */
+/* The nearest of the 256 colours: 16 to 231 are a cube of 6 x 6 x 6, the others greys. */
 static int colour_of_256(const uint8_t *rgb) {
-    static const int LEVELS[] = {0, 95, 135, 175, 215, 255};
-    int cube = 0, distance = 0;
-    for (int c = 0; c < 3; c++) {
-        int nearest = 0;
-        for (int i = 1; i < 6; i++)
-            if (abs(LEVELS[i] - rgb[c]) < abs(LEVELS[nearest] - rgb[c])) nearest = i;
-        cube = 6 * cube + nearest;
-        distance += (LEVELS[nearest] - rgb[c]) * (LEVELS[nearest] - rgb[c]);
+    static const int LEVELS[] = {0, 95, 135, 175, 215, 255}, STEPS[] = {36, 6, 1};
+    int nearest = 16, least = INT_MAX;
+    for (int n = 16; n < 256; n++) {
+        int distance = 0;
+        for (int c = 0; c < 3; c++) {
+            const int off = (n < 232 ? LEVELS[(n - 16) / STEPS[c] % 6] : 8 + 10 * (n - 232)) - rgb[c];
+            distance += off * off;
+        }
+        if (distance < least) least = distance, nearest = n;
     }
-    const int mean = (rgb[0] + rgb[1] + rgb[2]) / 3, step = mean < 8 ? 0 : mean > 238 ? 23 : (mean - 3) / 10;
-    for (int c = 0; c < 3; c++) distance -= (8 + 10 * step - rgb[c]) * (8 + 10 * step - rgb[c]);
-    return distance > 0 ? 232 + step : 16 + cube;
+    return nearest;
 }
 
 /* One line of half blocks: rows 2 line and 2 line + 1 of the canvas, the upper one as the letter, the lower one behind
@@ -9078,7 +9077,9 @@ static TerminalSize terminal_size(void) {
 /* The pictures of one drawing, side by side in a box of columns x lines cells. */
 typedef struct {
     ShowKind kind;
-    JanusImage canvas, before; /* before: what the terminal shows now; rgb NULL: nothing yet */
+    JanusImage canvas;
+    uint8_t *before;           /* pixels that the terminal shows now, after those of the canvas */
+    bool sent;                 /* it shows some */
     int across, side;          /* pictures in a row; pixels of a picture's side */
     double when;               /* time of the last update */
 } Show;
@@ -9087,9 +9088,7 @@ enum { SHOW_COLUMNS = 24, SHOW_GREY = 40 }; /* the least; what is not drawn yet 
 
 static void show_end(Show *show) {
     free(show->canvas.rgb);
-    free(show->before.rgb);
     memset(&show->canvas, 0, sizeof show->canvas);
-    memset(&show->before, 0, sizeof show->before);
 }
 
 /* Makes room for `count` pictures of side x side pixels: as large as the terminal leaves room, but not larger than they
@@ -9107,9 +9106,9 @@ static void show_begin(Show *show, int count, int side) {
     show->side = show->side < 2 ? 2 : show->side - show->side % 2; /* complete lines */
     show->canvas.width = show->across * show->side;
     show->canvas.height = down * show->side;
-    show->canvas.rgb = calloc(3 * (size_t)show->canvas.width, (size_t)show->canvas.height);
-    show->before = show->canvas;
-    show->before.rgb = NULL;
+    show->canvas.rgb = calloc(6 * (size_t)show->canvas.width, (size_t)show->canvas.height);
+    show->before = show->canvas.rgb + 3 * show->canvas.width * show->canvas.height;
+    show->sent = false;
 }
 
 static void show_place(Show *show, int n, const JanusImage *picture) {
@@ -9117,41 +9116,33 @@ static void show_place(Show *show, int n, const JanusImage *picture) {
         place_picture(&show->canvas, n % show->across * show->side, n / show->across * show->side, show->side, picture);
 }
 
-/* The lines of blocks that changed. */
-static void add_blocks(TextBuffer *out, const Show *show) {
-    const size_t row = 6 * (size_t)show->canvas.width;
-    for (int line = 0; line < show->canvas.height / 2; line++) {
-        const size_t at = (size_t)line * row;
-        if (show->before.rgb == NULL || memcmp(show->canvas.rgb + at, show->before.rgb + at, row) != 0)
-            block_line(out, &show->canvas, line, show->kind == SHOW_BLOCKS);
-        text_print(out, "\r\n");
-    }
-}
-
-/* Sends the canvas to the terminal in one piece, over what was sent before. */
+/* Sends the lines that changed to the terminal in one piece. */
 static void show_send(Show *show, double now) {
-    const size_t size = 3 * (size_t)show->canvas.width * (size_t)show->canvas.height;
     const int lines = show->canvas.height / 2;
+    const size_t row = 6 * (size_t)show->canvas.width;
     TextBuffer out = {0};
     if (show->canvas.rgb == NULL) return;
-    if (show->before.rgb == NULL) text_print(&out, "\r\033[K"); /* removes the progress bar */
-    for (int i = 0; show->before.rgb == NULL && i < lines; i++) text_print(&out, "\n");
+    if (!show->sent) text_print(&out, "\r\033[K"); /* removes the progress bar */
+    for (int i = 0; i < lines && !show->sent; i++) text_print(&out, "\n");
     text_print(&out, "\r\033[?25l\033[%dA", lines);
-    add_blocks(&out, show);
-    text_print(&out, "\033[?25h");
-    if (!out.failed && fwrite(out.text, 1, out.length, stderr) == out.length) {
-        if (show->before.rgb == NULL) show->before.rgb = malloc(size);
-        if (show->before.rgb != NULL) memcpy(show->before.rgb, show->canvas.rgb, size);
-        else show_end(show);
+    for (int i = 0; i < lines; i++) {
+        uint8_t *now_there = show->canvas.rgb + (size_t)i * row, *before = show->before + (size_t)i * row;
+        if (!show->sent || memcmp(now_there, before, row) != 0)
+            block_line(&out, &show->canvas, i, show->kind == SHOW_BLOCKS);
+        memcpy(before, now_there, row);
+        text_print(&out, "\r\n");
     }
+    text_print(&out, "\033[?25h");
+    if (!out.failed) fwrite(out.text, 1, out.length, stderr);
+    show->sent = true;
     show->when = now;
     text_free(&out);
 }
 
 /* ---- Progress: a bar, and the times of one call of the library ---- */
 
-/* The first SIGINT while `can_stop` is a cancel request, which the callbacks pass on; the next one ends the program. */
-static volatile int can_stop, stop_wished;
+/* While `can_cancel`, the first SIGINT is a cancel request, passed on by callbacks; the next one ends the program. */
+static volatile int can_cancel, cancel_requested;
 static volatile int at_prompt; /* chat waits for a line: the first SIGINT only prints a hint */
 
 /* Seconds on a clock that only runs forward. */
@@ -9170,6 +9161,7 @@ static double clock_seconds(void) {
 
 typedef struct {
     bool wanted, shown;                    /* shown: the bar is on the screen */
+    bool text_written;                     /* an answer is being written: no bar, and a line to end */
     const char *stage;                     /* of the bar */
     double stage_start;
     int picture, pictures;                 /* number of the picture that is decoded, of how many */
@@ -9213,19 +9205,6 @@ static void show_bar(Progress *progress, const char *stage, int64_t done, int64_
     progress_line(line, sizeof line, terminal_size().columns - 1, of_several ? picture : stage, done, total, rate);
     fprintf(stderr, "\r%s\033[K", line);
     progress->shown = true;
-}
-
-static void note_progress(Progress *progress, const char *stage, int64_t done, int64_t total) {
-    const double now = clock_seconds();
-    if (strcmp(stage, "see") == 0) progress->seen = now;
-    if (strcmp(stage, "read") == 0) progress->read = now;
-    if (strcmp(stage, "draw") == 0 || strcmp(stage, "answer") == 0) {
-        if (done == 1) progress->first = now;
-        progress->last = now;
-        progress->tokens = (long)done;
-        progress->limit = (long)total;
-    }
-    if (progress->wanted) show_bar(progress, stage, done, total, now);
 }
 
 /* ---- Tap: tensors are dumped, printed by --trace, or summed up for selftest ---- */
@@ -9376,19 +9355,23 @@ typedef struct {
     JanusSession *session;
     JanusError error;
     uint8_t *colours;        /* (codebook, 3), for --show; NULL: not needed yet */
-    bool text_written;       /* an answer is being written: no bar, and a line to end */
     int write_error;         /* errno of a failed write to stdout */
     TextBuffer names;        /* of saved pictures, each in a line: printed when the pictures stand still */
 } Program;
 
 static int on_progress(void *user, const char *stage, int64_t done, int64_t total) {
-    Program *program = user;
-    Progress *progress = &program->progress;
-    const bool wanted = progress->wanted;
-    progress->wanted = wanted && !program->text_written;
-    note_progress(progress, stage, done, total);
-    progress->wanted = wanted;
-    return stop_wished;
+    Progress *progress = &((Program *)user)->progress;
+    const double now = clock_seconds();
+    if (strcmp(stage, "see") == 0) progress->seen = now;
+    if (strcmp(stage, "read") == 0) progress->read = now;
+    if (strcmp(stage, "draw") == 0 || strcmp(stage, "answer") == 0) {
+        if (done == 1) progress->first = now;
+        progress->last = now;
+        progress->tokens = (long)done;
+        progress->limit = (long)total;
+    }
+    if (progress->wanted && !progress->text_written) show_bar(progress, stage, done, total, now);
+    return cancel_requested;
 }
 
 /* Text of the model to stdout; a terminal gets no control characters of it. */
@@ -9403,8 +9386,8 @@ static bool print_text(const char *text, size_t length) {
 static int on_text(void *user, const char *text, size_t length) {
     Program *program = user;
     clear_progress(&program->progress);
-    program->text_written = true;
-    if (print_text(text, length)) return stop_wished;
+    program->progress.text_written = true;
+    if (print_text(text, length)) return cancel_requested;
     program->write_error = errno;
     return 1;
 }
@@ -9414,8 +9397,8 @@ static int on_drawn(void *user, const int32_t *ids, int count, int64_t done, int
     Program *program = user;
     const double now = clock_seconds();
     JanusImage tokens = {0, 0, NULL};
-    if (program->show.canvas.rgb == NULL || (done < total && now - program->show.when < 0.05)) return stop_wished;
-    if ((tokens.rgb = malloc(3 * (size_t)total)) == NULL) return stop_wished;
+    if (program->show.canvas.rgb == NULL || (done < total && now - program->show.when < 0.05)) return cancel_requested;
+    if ((tokens.rgb = malloc(3 * (size_t)total)) == NULL) return cancel_requested;
     while ((int64_t)tokens.width * tokens.width < total) tokens.width++;
     tokens.height = tokens.width;
     for (int n = 0; n < count; n++) {
@@ -9426,7 +9409,7 @@ static int on_drawn(void *user, const int32_t *ids, int count, int64_t done, int
     }
     free(tokens.rgb);
     show_send(&program->show, now);
-    return stop_wished;
+    return cancel_requested;
 }
 
 static void on_tap(void *user, const char *name, JanusElement type, const void *data, const int64_t *shape, int dims) {
@@ -9445,20 +9428,19 @@ static void begin_work(Program *program) {
     memset(&program->progress, 0, sizeof program->progress);
     program->progress.wanted = wanted;
     program->progress.start = clock_seconds();
-    program->text_written = false;
-    stop_wished = 0;
-    can_stop = 1;
+    cancel_requested = 0;
+    can_cancel = 1;
 }
 
 static void end_work(Program *program) {
-    can_stop = 0;
+    can_cancel = 0;
     clear_progress(&program->progress);
 }
 
 static int program_failed(Program *program) {
     end_work(program);
-    if (program->text_written) fputc('\n', stdout);
-    program->text_written = false;
+    if (program->progress.text_written) fputc('\n', stdout);
+    program->progress.text_written = false;
     if (program->error.status == JANUS_CANCELLED && !ferror(stdout)) {
         complain("stopped");
         return EXIT_STOPPED;
@@ -9799,7 +9781,7 @@ static int ask_question(Program *program, const char *question, const JanusImage
     if (result == EXIT_DONE) {
         putchar('\n');
         fflush(stdout);
-        program->text_written = false;
+        program->progress.text_written = false;
     }
     print_answer_times(program, &request->ask);
     return result;
@@ -10052,7 +10034,7 @@ typedef struct {
 /* Reads on, and waits for input only if it may, up to a cancel request. False: there is nothing new. */
 static bool read_more(LineReader *reader, bool may_wait) {
     bool ready = input_ready(reader->stream, 0);
-    while (!ready && may_wait && !stop_wished) ready = input_ready(reader->stream, 100);
+    while (!ready && may_wait && !cancel_requested) ready = input_ready(reader->stream, 100);
     if (!ready) return false;
     memmove(reader->bytes, reader->bytes + reader->at, reader->size - reader->at);
     reader->size -= reader->at;
@@ -10099,7 +10081,7 @@ static int command_chat(Program *program) {
     for (bool more = true; more && result == EXIT_DONE;) {
         if (prompts) fputs("> ", stderr);
         at_prompt = terminal(stdin);
-        stop_wished = 0; /* of the last answer */
+        cancel_requested = 0; /* of the last answer */
         const bool got = next_line(&reader, true, &line);
         at_prompt = 0;
         if (!got) break;
@@ -10497,17 +10479,17 @@ static void run_batch(Batch *batch) {
     bool busy = false;
     StringView line;
     while (batch->write_error == 0) {
-        while (!stop_wished && batch->write_error == 0 && janus_queue_waiting(batch->queue) == 0 &&
+        while (!cancel_requested && batch->write_error == 0 && janus_queue_waiting(batch->queue) == 0 &&
                next_line(&batch->reader, !busy, &line)) {
             busy = begin_job(batch, line) || busy;
             print_replies(batch);
         }
-        if (stop_wished) stop_jobs(batch);
+        if (cancel_requested) stop_jobs(batch);
         busy = janus_queue_step(batch->queue) != 0;
         take_results(batch);
         print_replies(batch);
         const LineReader *reader = &batch->reader;
-        if (!busy && (stop_wished || (reader->ended && reader->at >= reader->size && !reader->skips))) break;
+        if (!busy && (cancel_requested || (reader->ended && reader->at >= reader->size && !reader->skips))) break;
     }
 }
 
@@ -10525,7 +10507,7 @@ static int command_batch(Program *program) {
     begin_work(program);
     if (batch.queue != NULL) run_batch(&batch);
     end_work(program);
-    const bool stopped = stop_wished, good = batch.queue != NULL && !batch.failed;
+    const bool stopped = cancel_requested, good = batch.queue != NULL && !batch.failed;
     if (program->error.status != JANUS_OK) program_failed(program);
     if (reader->failure != 0) complain("cannot read %s: %s", name, strerror(reader->failure));
     if (batch.write_error != 0) complain("cannot write to stdout: %s", strerror(batch.write_error));
@@ -10644,7 +10626,7 @@ static double stage_distance(const Stage *mine, const Stage *recorded) {
     return distance / largest;
 }
 
-/* Prints the row of a stage. Whether it is the recorded one: equal ids; pixels within 1 of 255; else numbers within
+/* Prints the row of a stage. True if it equals the recorded one: ids exactly, pixels within 1 of 255, numbers within
    1e-4 of the largest. */
 static bool compare_stage(const Stage *mine, const Stage *recorded) {
     const double limit = recorded->exact ? 0 : ends_with(recorded->name, "image.pixels") ? 1.0 / 255 : 1e-4;
@@ -10817,7 +10799,7 @@ static int parse_command_line(CommandLine *line, const Command **command, int ar
     return EXIT_DONE;
 }
 
-/* Whether the command takes every option that was given; complains about the first that it does not. */
+/* Checks that the command takes every option that was given. False after a complaint. */
 static bool options_fit(const CommandLine *line, const Command *command) {
     for (int i = 0; i < OPTION_COUNT; i++) {
         const char *given = line->given[i];
@@ -10828,7 +10810,7 @@ static bool options_fit(const CommandLine *line, const Command *command) {
     return true;
 }
 
-/* Whether there are as many texts, images and models as the command takes. False after a complaint. */
+/* Checks the number of texts, images and models. False after a complaint. */
 static bool arguments_fit(const Command *command, CommandLine *line) {
     Request *request = &line->request;
     const bool given = line->prompt != NULL || line->file != NULL, asks = command->bit == FOR_ASK;
@@ -10858,7 +10840,7 @@ static bool arguments_fit(const Command *command, CommandLine *line) {
     return false;
 }
 
-/* Whether no more than one input is stdin, and no model is a stream. False after a complaint. */
+/* Checks that at most one input is stdin, and no model. False after a complaint. */
 static bool streams_fit(const Command *command, const CommandLine *line) {
     const Request *request = &line->request;
     const char *text = request->text != NULL ? request->text : line->prompt != NULL ? line->prompt : line->file;
@@ -10955,7 +10937,7 @@ static void print_version(void) {
 
 /* ---- main ---- */
 
-/* Decides whether and how pictures are shown. False after a complaint that they cannot be. */
+/* Chooses how pictures are shown. False after a complaint that the terminal cannot show them. */
 static bool choose_show(Program *program, unsigned command) {
     const int asked = program->line.show, columns = terminal_size().columns;
     const bool wanted = was_given(&program->line, "--show") && asked != SHOW_NO;
@@ -11037,13 +11019,13 @@ static int janus_main(int argc, char **argv) {
     return result;
 }
 
-/* ---- Signals: one that ends the program takes away what is half written; the exit status is 128 + its number. The
-   first SIGINT in a piece of work that can stop is a wish only ---- */
+/* ---- Signals: one that ends the program deletes partial files; the exit status is 128 + its number. The first SIGINT
+   during a call of the library is a cancel request ---- */
 
 #if defined(_WIN32)
 /* Runs in a thread of its own. A file that is open cannot be removed here: the writer, who sees `interrupted`, does. */
 static BOOL WINAPI on_console_event(DWORD event) {
-    if (event == CTRL_C_EVENT && can_stop && !stop_wished) return stop_wished = 1;
+    if (event == CTRL_C_EVENT && can_cancel && !cancel_requested) return cancel_requested = 1;
     interrupted = 1;
     for (int i = 0; i < 500 && unfinished[0] != NULL; i++) Sleep(10);
     if (unfinished[1] != NULL) file_remove(unfinished[1]);
@@ -11054,8 +11036,8 @@ static BOOL WINAPI on_console_event(DWORD event) {
 static void handle_signals(void) { SetConsoleCtrlHandler(on_console_event, TRUE); }
 #elif !defined(__wasi__)
 static void on_signal(int number) {
-    if (number == SIGINT && can_stop && !stop_wished) {
-        stop_wished = 1;
+    if (number == SIGINT && can_cancel && !cancel_requested) {
+        cancel_requested = 1;
         return;
     }
     if (number == SIGINT && at_prompt) {
@@ -11074,7 +11056,7 @@ static void handle_signals(void) {
     struct sigaction ours, before;
     memset(&ours, 0, sizeof ours);
     ours.sa_handler = on_signal;
-    ours.sa_flags = SA_RESTART; /* what is read and written goes on after a wish to stop */
+    ours.sa_flags = SA_RESTART; /* reads and writes continue after a cancel request */
     sigfillset(&ours.sa_mask);
     for (size_t i = 0; i < sizeof ENDING / sizeof ENDING[0]; i++)
         if (sigaction(ENDING[i], NULL, &before) == 0 && before.sa_handler == SIG_DFL) sigaction(ENDING[i], &ours, NULL);

@@ -164,41 +164,24 @@ def test_no_command_is_usage() -> None:
     assert done.returncode == 2 and done.stderr.decode() == HELP and not done.stdout
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["paint", "a cat"],
-        ["generate"],
-        ["ask"],
-        ["encode"],
-        ["tokenize"],
-        ["generate", "a", "cat"],
-        ["generate", "--colour", "red", "x"],
-        ["generate", "x", "-o"],
-        ["info", "--threads"],
-        ["tokenize", "-x", "text"],
-    ],
-)
+@pytest.mark.parametrize("arguments", [["paint", "a cat"], ["generate"], ["ask"], ["encode"], ["tokenize"], ["generate", "a", "cat"],
+                                       ["generate", "--colour", "red", "x"], ["generate", "x", "-o"], ["info", "--threads"], ["tokenize", "-x", "text"]])
 def test_usage_errors(arguments: list[str]) -> None:
     """What cannot be understood: exit 2."""
     fails(*arguments, code=2)
 
 
-@pytest.mark.parametrize(
-    "option, values",
-    [
-        ("--seed", ["0 to 18446744073709551615, or -1 for a random one", "x", "", "-2", "1.5", "99999999999999999999999", "1x"]),
-        ("-n", ["1 to 64", "0", "65", "-3", "x", "1.5", ""]),
-        ("--cfg", ["0 to 100", "x", "-1", "nan", "inf", "1e999", "1e3", "5 "]),
-        ("--temperature", ["0 to 100", "x", "-0.1", "nan", "inf", "1e999"]),
-        ("--threads", ["1 to 256", "0", "-1", "257", "x", "1e3"]),
-        ("--max-tokens", ["1 to 16777216", "0", "-1", "x"]),
-        ("--top-k", ["0 to 16777216", "-1", "x"]),
-        ("--top-p", ["1e-06 to 1", "0", "-1", "1.1", "nan", "x"]),
-        ("--isa", ["plain", "mmx", ""]),
-        ("--kv", ["f32 or f16", "f64", "", "f16|f32"]),
-    ],
-)
+@pytest.mark.parametrize("option, values", [
+    ("--seed", ["0 to 18446744073709551615, or -1 for a random one", "x", "", "-2", "1.5", "99999999999999999999999", "1x"]),
+    ("-n", ["1 to 64", "0", "65", "-3", "x", "1.5", ""]),
+    ("--cfg", ["0 to 100", "x", "-1", "nan", "inf", "1e999", "1e3", "5 "]),
+    ("--temperature", ["0 to 100", "x", "-0.1", "nan", "inf", "1e999"]),
+    ("--threads", ["1 to 256", "0", "-1", "257", "x", "1e3"]),
+    ("--max-tokens", ["1 to 16777216", "0", "-1", "x"]),
+    ("--top-k", ["0 to 16777216", "-1", "x"]),
+    ("--top-p", ["1e-06 to 1", "0", "-1", "1.1", "nan", "x"]),
+    ("--isa", ["plain", "mmx", ""]),
+    ("--kv", ["f32 or f16", "f64", "", "f16|f32"])])
 def test_values_outside_the_range(tmp_path: Path, option: str, values: list[str]) -> None:
     """Exit 2 and the range, which stands first in the list, whatever the command is."""
     for command in ("generate", "ask"):
@@ -449,9 +432,7 @@ def test_generate_formats(tmp_path: Path) -> None:
         fails("generate", "-o", name, "x", cwd=tmp_path, code=(1, 2))
 
 
-@pytest.mark.parametrize(
-    "option", [["--temperature", 0], ["--cfg", 0], ["--cfg", 1.5, "--temperature", 0.5], ["--threads", 1]]
-)
+@pytest.mark.parametrize("option", [["--temperature", 0], ["--cfg", 0], ["--cfg", 1.5, "--temperature", 0.5], ["--threads", 1]])
 def test_generate_options(tmp_path: Path, option: list) -> None:
     """Options that are in their ranges."""
     succeeds("generate", *option, "-o", tmp_path / "x.png", "a red fox")
@@ -631,22 +612,8 @@ def test_encode_and_decode(tmp_path: Path, photo: Path) -> None:
     assert pictures[0] == pictures[1] == pictures[2] and Image.open(tmp_path / "a.png").size == (SIDE, SIDE)
 
 
-@pytest.mark.parametrize(
-    "ids",
-    [
-        b"",
-        b"1 2 3",
-        b"1 2 3 4 5",
-        b"1 2 3 x",
-        b"1 2 3 4.5",
-        b"1 2 3 -1",
-        b"1 2 3 128",
-        b"1 2 3 99999999999999999999",
-        b"\xff\xfe 1 2 3",
-        b"1 2 3 4x",
-        b"0x1 2 3 4",
-    ],
-)
+@pytest.mark.parametrize("ids", [b"", b"1 2 3", b"1 2 3 4 5", b"1 2 3 x", b"1 2 3 4.5", b"1 2 3 -1", b"1 2 3 128", b"1 2 3 99999999999999999999",
+    b"\xff\xfe 1 2 3", b"1 2 3 4x", b"0x1 2 3 4"])
 def test_decode_refuses_bad_ids(tmp_path: Path, ids: bytes) -> None:
     """Too few, too many, out of range, no numbers: no picture."""
     fails("decode", "-o", "x.png", stdin=ids, cwd=tmp_path)
@@ -659,9 +626,7 @@ def test_decode_refuses_bad_files(tmp_path: Path) -> None:
     fails("decode", tmp_path)
 
 
-@pytest.mark.parametrize(
-    "text", ["Hello, world!", "  two  spaces ", "你好 🦊", "<|User|>: x<image_placeholder>", "tab\there\n"]
-)
+@pytest.mark.parametrize("text", ["Hello, world!", "  two  spaces ", "你好 🦊", "<|User|>: x<image_placeholder>", "tab\there\n"])
 def test_tokenize_round_trip(text: str) -> None:
     """Ids on one line, and the text back from them."""
     done = succeeds("tokenize", text)
@@ -757,26 +722,8 @@ def damaged(how: str) -> bytes:
     return bytes(data)
 
 
-@pytest.mark.parametrize(
-    "how",
-    [
-        "empty",
-        "text",
-        "truncated 0.001",
-        "truncated 0.01",
-        "truncated 0.5",
-        "truncated 0.99",
-        "magic",
-        "version",
-        "architecture",
-        "tensor count",
-        "metadata count",
-        "offset",
-        "missing tensor",
-        "misshapen tensor",
-        "format version",
-    ],
-)
+@pytest.mark.parametrize("how", ["empty", "text", "truncated 0.001", "truncated 0.01", "truncated 0.5", "truncated 0.99", "magic", "version", "architecture",
+    "tensor count", "metadata count", "offset", "missing tensor", "misshapen tensor", "format version"])
 def test_damaged_models(tmp_path: Path, how: str) -> None:
     """Refused by every command with one line that names the file."""
     path = tmp_path / "bad.gguf"
@@ -850,9 +797,7 @@ def bad_image(path: Path, how: str) -> None:
         path.write_bytes(data[:300])
 
 
-@pytest.mark.parametrize(
-    "how", ["empty", "text", "truncated", "corrupt", "unknown chunk", "enormous", "no pixels", "tiff", "half a jpeg"]
-)
+@pytest.mark.parametrize("how", ["empty", "text", "truncated", "corrupt", "unknown chunk", "enormous", "no pixels", "tiff", "half a jpeg"])
 def test_bad_images(tmp_path: Path, how: str) -> None:
     """Refused by every command that reads one, by name."""
     path = tmp_path / "bad.png"
@@ -920,15 +865,7 @@ def test_full_disk_keeps_the_old_picture(tmp_path: Path) -> None:
     for name in ("x.png", "new.png", "new.jpg"):
         fails("decode", "-o", name, stdin=b"1 2 3 4", cwd=tmp_path, preexec_fn=small_files)
     assert [path.name for path in tmp_path.iterdir()] == ["x.png"] and (tmp_path / "x.png").read_bytes() == b"old"
-    fails(
-        "encode",
-        "-i",
-        picture(tmp_path / "photo.png"),
-        "--dump",
-        tmp_path / "dump",
-        preexec_fn=small_files,
-        stdout=subprocess.DEVNULL,
-    )
+    fails("encode", "-i", picture(tmp_path / "photo.png"), "--dump", tmp_path / "dump", preexec_fn=small_files, stdout=subprocess.DEVNULL)
 
 
 @posix
