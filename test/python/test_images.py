@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import shutil
 import struct
 import subprocess
 import zlib
@@ -449,3 +450,14 @@ def test_cut_off(kind: str) -> None:
             assert np.array_equal(load(data[:length]), whole) and length > len(data) // 2
         except Refused as refused:
             assert length < 33 or "is damaged" in str(refused)
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a compiler")
+def test_old_headers_are_refused(tmp_path: Path) -> None:
+    """stb_image.h before 2.28 does not compile, and the message says what is needed."""
+    flags = subprocess.run(["sh", "test/setup.sh", "flags"], cwd=ROOT, check=True, capture_output=True, text=True).stdout.split()
+    found = subprocess.run(["cc", *flags, "-M", "-DJANUS_NO_SIMD", "janus.c"], cwd=ROOT, check=True, capture_output=True, text=True).stdout.split()
+    for header in (ROOT / path for path in found if "stb_image" in path):
+        (tmp_path / header.name).write_text(header.read_text().replace("stbi__skip_jpeg_junk_at_end", "stbi__another_name"))
+    done = subprocess.run(["cc", "-I", tmp_path, "-DJANUS_STB_FLAT", "-DJANUS_NO_SIMD", "-fsyntax-only", "janus.c"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode != 0 and "STB_IMAGE_H_2_28_OR_NEWER_IS_NEEDED" in done.stderr
