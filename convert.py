@@ -109,7 +109,7 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import repeat
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -125,7 +125,6 @@ except ImportError as error:   # main() tells; -h works without any package
 FORMAT_VERSION, VERSION_KEY = 2, "janus.format_version"
 ALIGNMENT = 64
 CHUNK_ELEMENTS = 1 << 24   # rows are read, checked and written in pieces of about this many numbers
-MAX_JSON_BYTES = 1 << 27
 
 # Small tables that cost nothing and whose every bit counts; one-dimensional tensors are f32 as well.
 ALWAYS_F32 = {"vit.pos_embed", "gen_embed.weight", "vq.codebook.weight", "vq.quant_conv.weight",
@@ -215,20 +214,12 @@ def check_not_pointer(path: Path) -> None:
 # ---------------------------------------------------------------------------------------------------- configuration
 
 def load_json(path: Path) -> Any:
-    """The contents of a JSON file; refuses what is not JSON, repeats a key, or is absurdly large."""
-    def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        result = dict(pairs)
-        if len(result) != len(pairs):
-            raise Refused(f"{path.name}: a key stands twice in one object")
-        return result
-
+    """The contents of a JSON file."""
     if not path.is_file():
         raise Refused(f"{path.name} is missing in {path.parent}")
     check_not_pointer(path)
-    if path.stat().st_size > MAX_JSON_BYTES:
-        raise Refused(f"{path.name} has {path.stat().st_size} bytes, more than {MAX_JSON_BYTES}")
     try:
-        values = json.loads(path.read_bytes(), object_pairs_hook=without_repeats)
+        values = json.loads(path.read_bytes())   # a byte order mark in front is skipped
         json.dumps(values, ensure_ascii=False).encode()   # fails on half a surrogate pair
         return values
     except (ValueError, RecursionError) as error:
@@ -289,41 +280,49 @@ class Config:
         return value
 
 
+def size(key: str, default: Any, limit: int = 0) -> Any:
+    """A field of Sizes: its GGUF key, and the largest value that janus.c reads where Config's bounds are wider."""
+    return field(default=default, metadata={"key": f"janus.{key}", "limit": limit})
+
+
 @dataclass(frozen=True)
 class Sizes:
     """Every size and constant of a model.  The defaults are those of Janus-Pro-1B."""
-    hidden: int = 2048
-    layers: int = 24
-    feed_forward: int = 5632
-    context: int = 16384
-    vocabulary: int = 102400
-    heads: int = 16
-    kv_heads: int = 16
-    head_dim: int = 128
-    rms_eps: float = 1e-6
-    rope_theta: float = 10000.0
+    hidden: int = size("embedding_length", 2048)
+    layers: int = size("block_count", 24, 512)
+    feed_forward: int = size("feed_forward_length", 5632)
+    context: int = size("context_length", 16384)
+    vocabulary: int = size("vocab_size", 102400)
+    heads: int = size("attention.head_count", 16, 4096)
+    kv_heads: int = size("attention.head_count_kv", 16, 4096)
+    head_dim: int = size("attention.key_length", 128, 4096)
+    rms_eps: float = size("attention.layer_norm_rms_epsilon", 1e-6)
+    rope_theta: float = size("rope.freq_base", 10000.0)
+    image_size: int = size("vision.image_size", 384, 4096)
+    patch_size: int = size("vision.patch_size", 16, 4096)
+    vit_width: int = size("vision.embedding_length", 1024, 1 << 16)
+    vit_layers: int = size("vision.block_count", 24, 512)
+    vit_feed_forward: int = size("vision.feed_forward_length", 4096, 1 << 20)
+    vit_heads: int = size("vision.attention.head_count", 16, 4096)
+    vit_eps: float = size("vision.attention.layer_norm_epsilon", 1e-6)
+    aligner_depth: int = size("aligner.depth", 2, 8)
+    gen_aligner_depth: int = size("gen_aligner.depth", 2, 8)
+    gen_head_width: int = size("gen_head.embedding_length", 2048)
+    codebook_size: int = size("vq.codebook_size", 16384, 1 << 22)
+    codebook_dim: int = size("vq.codebook_dim", 8, 4096)
+    vq_channels: int = size("vq.base_channels", 128, 4096)
+    vq_multipliers: tuple[int, ...] = size("vq.channel_multipliers", (1, 1, 2, 2, 4))
+    vq_res_blocks: int = size("vq.res_blocks", 2, 8)
+    vq_z: int = size("vq.z_channels", 256, 65536)
     tied: bool = False
-    image_size: int = 384
-    patch_size: int = 16
-    vit_width: int = 1024
-    vit_layers: int = 24
-    vit_feed_forward: int = 4096
-    vit_heads: int = 16
-    vit_eps: float = 1e-6
-    aligner_depth: int = 2
-    gen_aligner_depth: int = 2
-    gen_head_width: int = 2048
-    codebook_size: int = 16384
-    codebook_dim: int = 8
-    vq_channels: int = 128
-    vq_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
-    vq_res_blocks: int = 2
-    vq_z: int = 256
 
     @property
     def grid(self) -> int:
         """Patches, and generated tokens, a side."""
         return self.image_size // self.patch_size
+
+
+SIZE_FIELDS = [entry for entry in fields(Sizes) if entry.metadata]
 
 
 def check_relative(config: Config, folder: Path) -> None:
@@ -495,35 +494,11 @@ def read_transformers_config(config: Config) -> Sizes:
                  vq_z=vq.integer("latent_channels", 256))
 
 
-# The largest values that janus.c reads, where Config's own bounds are wider.
-LIMITS = {
-    "janus.block_count": 512,
-    "janus.attention.head_count": 4096,
-    "janus.attention.head_count_kv": 4096,
-    "janus.attention.key_length": 4096,
-    "janus.vision.image_size": 4096,
-    "janus.vision.patch_size": 4096,
-    "janus.vision.embedding_length": 1 << 16,
-    "janus.vision.block_count": 512,
-    "janus.vision.feed_forward_length": 1 << 20,
-    "janus.vision.attention.head_count": 4096,
-    "janus.aligner.depth": 8,
-    "janus.gen_aligner.depth": 8,
-    "janus.vq.codebook_size": 1 << 22,
-    "janus.vq.codebook_dim": 4096,
-    "janus.vq.base_channels": 4096,
-    "janus.vq.res_blocks": 8,
-    "janus.vq.z_channels": 65536,
-    "janus.vq.grid_size": 4096,
-}
-
-
 def check_sizes(sizes: Sizes) -> None:
     """Refuse sizes that no layer could have, whatever the tensors say, and those that janus.c does not read."""
-    values = size_metadata(sizes)
-    for key, limit in LIMITS.items():
-        if values[key][1] > limit:
-            raise Refused(f"config.json: {key.removeprefix('janus.')} is {values[key][1]}, supported are up to {limit}")
+    for key, limit, value in ((*entry.metadata.values(), getattr(sizes, entry.name)) for entry in SIZE_FIELDS):
+        if limit and value > limit:
+            raise Refused(f"config.json: {key.removeprefix('janus.')} is {value}, supported are up to {limit}")
     if len(sizes.vq_multipliers) > 8 or sizes.grid << (len(sizes.vq_multipliers) - 1) > 4096:
         raise Refused(f"config.json: {len(sizes.vq_multipliers)} levels of the VQ model and a grid of {sizes.grid} "
                       f"are more than 8, or draw more than 4096 pixels a side")
@@ -559,32 +534,8 @@ def size_metadata(sizes: Sizes) -> Metadata:
     """Every size and constant under its GGUF key."""
     return {
         VERSION_KEY: u32(FORMAT_VERSION),
-        "janus.embedding_length": u32(sizes.hidden),
-        "janus.block_count": u32(sizes.layers),
-        "janus.feed_forward_length": u32(sizes.feed_forward),
-        "janus.context_length": u32(sizes.context),
-        "janus.vocab_size": u32(sizes.vocabulary),
-        "janus.attention.head_count": u32(sizes.heads),
-        "janus.attention.head_count_kv": u32(sizes.kv_heads),
-        "janus.attention.key_length": u32(sizes.head_dim),
-        "janus.attention.layer_norm_rms_epsilon": f32(sizes.rms_eps),
-        "janus.rope.freq_base": f32(sizes.rope_theta),
-        "janus.vision.image_size": u32(sizes.image_size),
-        "janus.vision.patch_size": u32(sizes.patch_size),
-        "janus.vision.embedding_length": u32(sizes.vit_width),
-        "janus.vision.block_count": u32(sizes.vit_layers),
-        "janus.vision.feed_forward_length": u32(sizes.vit_feed_forward),
-        "janus.vision.attention.head_count": u32(sizes.vit_heads),
-        "janus.vision.attention.layer_norm_epsilon": f32(sizes.vit_eps),
-        "janus.aligner.depth": u32(sizes.aligner_depth),
-        "janus.gen_aligner.depth": u32(sizes.gen_aligner_depth),
-        "janus.gen_head.embedding_length": u32(sizes.gen_head_width),
-        "janus.vq.codebook_size": u32(sizes.codebook_size),
-        "janus.vq.codebook_dim": u32(sizes.codebook_dim),
-        "janus.vq.base_channels": u32(sizes.vq_channels),
-        "janus.vq.channel_multipliers": u32(sizes.vq_multipliers),
-        "janus.vq.res_blocks": u32(sizes.vq_res_blocks),
-        "janus.vq.z_channels": u32(sizes.vq_z),
+        **{entry.metadata["key"]: (f32 if entry.type == "float" else u32)(getattr(sizes, entry.name))
+           for entry in SIZE_FIELDS},
         "janus.vq.group_count": u32(GROUP_COUNT),
         "janus.vq.group_norm_epsilon": f32(GROUP_NORM_EPS),
         "janus.vq.grid_size": u32(sizes.grid),
@@ -1204,8 +1155,12 @@ def read_torch(path: Path) -> list[Stored]:
             raise ValueError("it holds no dictionary")
         return [locate(path, name, value, members, root + "data/") for name, value in content.items()]
     except Exception as error:   # whatever a hostile file brings about
-        reason = (str(error).strip() or repr(error)).splitlines()[0]
-        raise Refused(f"{path.name} is not a state dict that can be loaded safely: {reason:.200}") from None
+        raise unsafe(path, error) from None
+
+
+def unsafe(path: Path, error: Exception) -> Refused:
+    reason = (str(error).strip() or repr(error)).splitlines()[0]
+    return Refused(f"{path.name} is not a state dict that can be loaded safely: {reason:.200}")
 
 
 def locate(path: Path, name: Any, value: Any, members: dict[str, zipfile.ZipInfo], folder: str) -> Stored:
@@ -1236,17 +1191,18 @@ def read_legacy_torch(path: Path) -> list[Stored]:
         import torch
     except ImportError:
         raise Refused(f"{path.name} is not a zip archive; if torch before 1.6 wrote it, install torch") from None
+
+    def array(tensor: Any) -> np.ndarray:
+        tensor = tensor.detach().contiguous()
+        return tensor.view(torch.int16).numpy().view(np.uint16) if tensor.dtype == torch.bfloat16 else tensor.numpy()
+
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        arrays = {name: tensor.detach().contiguous() for name, tensor in content.items()}
-        half = {name: tensor.dtype == torch.bfloat16 for name, tensor in arrays.items()}
-        arrays = {name: (a.view(torch.int16) if half[name] else a).numpy() for name, a in arrays.items()}
+        arrays = {name: array(tensor) for name, tensor in torch.load(path, "cpu", weights_only=True).items()}
     except Exception as error:   # whatever a hostile file brings about in torch's restricted unpickler
-        reason = (str(error).strip() or repr(error)).splitlines()[0]
-        raise Refused(f"{path.name} is not a state dict that can be loaded safely: {reason:.200}") from None
-    kinds = {"float64": "F64", "float32": "F32", "float16": "F16"}
-    return [Stored(path, name, "BF16" if half[name] else kinds.get(a.dtype.name, a.dtype.name), a.shape,
-                   array=a.view(np.uint16) if half[name] else a) for name, a in arrays.items()]
+        raise unsafe(path, error) from None
+    dtypes = {np.dtype(stored): dtype for dtype, stored in STORED_DTYPES.items()}
+    return [Stored(path, name, dtypes.get(value.dtype, value.dtype.name), value.shape, array=value)
+            for name, value in arrays.items()]
 
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")

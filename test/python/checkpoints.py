@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Small random checkpoints in both published layouts, .safetensors and .bin, whole and in shards.
 
-The tensor names and shapes stand here a second time, written from the published checkpoints and independently of
-convert.py's own table, so that one can be tested against the other.
+Names and shapes are those of convert.py's table, which test_convert.py compares with the documented one, janus.c checks
+when it loads a file, and verify_convert.py compares with what transformers saves.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import io
 import json
 import math
 import pickle
-import re
 import sys
 import zipfile
 from collections import OrderedDict
@@ -22,141 +21,13 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import random_model  # noqa: E402
-from convert import Sizes  # noqa: E402
+from convert import Sizes, tensor_table  # noqa: E402
 
 State = dict[str, np.ndarray]  # name -> float32 values
 
-# From official names to those of transformers, applied in turn.
-RENAMES = (
-    (r"^vision_model\.vision_tower\.patch_embed\.proj", "model.vision_model.embeddings.patch_embedding"),
-    (r"^vision_model\.vision_tower\.pos_embed", "model.vision_model.embeddings.position_embedding.weight"),
-    (r"^vision_model\.vision_tower\.norm", "model.vision_model.post_layernorm"),
-    (r"^vision_model\.vision_tower\.blocks\.(\d+)\.norm", r"model.vision_model.encoder.layers.\1.layer_norm"),
-    (
-        r"^vision_model\.vision_tower\.blocks\.(\d+)\.attn\.proj",
-        r"model.vision_model.encoder.layers.\1.self_attn.projection_layer",
-    ),
-    (
-        r"^vision_model\.vision_tower\.blocks\.(\d+)\.attn\.qkv",
-        r"model.vision_model.encoder.layers.\1.self_attn.qkv_proj",
-    ),
-    (r"^vision_model\.vision_tower\.blocks\.(\d+)\.mlp", r"model.vision_model.encoder.layers.\1.mlp"),
-    (r"^(gen_)?aligner\.layers\.0", r"model.\1aligner.fc1"),
-    (r"^(gen_)?aligner\.layers\.2", r"model.\1aligner.hidden_layers.0"),
-    (r"^(gen_)?aligner\.layers\.4", r"model.\1aligner.hidden_layers.1"),
-    (r"^model\.gen_aligner", "model.generation_aligner"),
-    (r"^gen_embed", "model.generation_embeddings"),
-    (r"^gen_head\.output_mlp_projector", "model.generation_head.proj_out"),
-    (r"^gen_head\.vision_head", "model.generation_head.vision_head"),
-    (r"^language_model\.lm_head", "lm_head"),
-    (r"^language_model\.model", "model.language_model"),
-    (r"^gen_vision_model", "model.vqmodel"),
-    (r"\.encoder\.conv_blocks\.(\d+)", r".encoder.down.\1"),
-    (r"\.decoder\.conv_blocks\.(\d+)", r".decoder.up.\1"),
-    (r"\.res\.(\d+)", r".block.\1"),
-    (r"\.mid\.0", ".mid.block_1"),
-    (r"\.mid\.1", ".mid.attn_1"),
-    (r"\.mid\.2", ".mid.block_2"),
-)
-
-
 def official_shapes(s: Sizes) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every tensor of the official layout."""
-    shapes: dict[str, tuple[int, ...]] = {}
-
-    def layer(name: str, *shape: int) -> None:
-        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = shape, shape[:1]
-
-    def res(name: str, outer: int, inner: int) -> None:
-        layer(f"{name}.norm1", inner)
-        layer(f"{name}.conv1", outer, inner, 3, 3)
-        layer(f"{name}.norm2", outer)
-        layer(f"{name}.conv2", outer, outer, 3, 3)
-        if outer != inner:
-            layer(f"{name}.nin_shortcut", outer, inner, 1, 1)
-
-    def attention(name: str, width: int) -> None:
-        layer(f"{name}.norm", width)
-        for part in ("q", "k", "v", "proj_out"):
-            layer(f"{name}.{part}", width, width, 1, 1)
-
-    tower = "vision_model.vision_tower"
-    layer(f"{tower}.patch_embed.proj", s.vit_width, 3, s.patch_size, s.patch_size)
-    shapes[f"{tower}.pos_embed"] = (1, s.grid**2, s.vit_width)
-    layer(f"{tower}.norm", s.vit_width)
-    for n in range(s.vit_layers):
-        for part, shape in (
-            ("norm1", [s.vit_width]),
-            ("norm2", [s.vit_width]),
-            ("attn.qkv", [3 * s.vit_width, s.vit_width]),
-            ("attn.proj", [s.vit_width] * 2),
-            ("mlp.fc1", [s.vit_feed_forward, s.vit_width]),
-            ("mlp.fc2", [s.vit_width, s.vit_feed_forward]),
-        ):
-            layer(f"{tower}.blocks.{n}.{part}", *shape)
-    for name, inner, depth in (
-        ("aligner", s.vit_width, s.aligner_depth),
-        ("gen_aligner", s.codebook_dim, s.gen_aligner_depth),
-    ):
-        for i in range(depth):
-            layer(f"{name}.layers.{2 * i}", s.hidden, s.hidden if i else inner)
-    layer("gen_head.output_mlp_projector", s.gen_head_width, s.hidden)
-    layer("gen_head.vision_head", s.codebook_size, s.gen_head_width)
-    shapes["gen_embed.weight"] = (s.codebook_size, s.codebook_dim)
-
-    vq, deepest = "gen_vision_model", s.vq_channels * s.vq_multipliers[-1]
-    layer(f"{vq}.quant_conv", s.codebook_dim, s.vq_z, 1, 1)
-    layer(f"{vq}.post_quant_conv", s.vq_z, s.codebook_dim, 1, 1)
-    shapes[f"{vq}.quantize.embedding.weight"] = (s.codebook_size, s.codebook_dim)
-    last = len(s.vq_multipliers) - 1
-    inner = s.vq_channels
-    layer(f"{vq}.encoder.conv_in", inner, 3, 3, 3)
-    for level, multiplier in enumerate(s.vq_multipliers):
-        for b in range(s.vq_res_blocks):
-            res(f"{vq}.encoder.conv_blocks.{level}.res.{b}", s.vq_channels * multiplier, inner)
-            inner = s.vq_channels * multiplier
-            if level == last:
-                attention(f"{vq}.encoder.conv_blocks.{level}.attn.{b}", inner)
-        if level < last:
-            layer(f"{vq}.encoder.conv_blocks.{level}.downsample.conv", inner, inner, 3, 3)
-    layer(f"{vq}.encoder.norm_out", deepest)
-    layer(f"{vq}.encoder.conv_out", s.vq_z, deepest, 3, 3)
-    layer(f"{vq}.decoder.conv_in", deepest, s.vq_z, 3, 3)
-    for level, multiplier in enumerate(reversed(s.vq_multipliers)):
-        for b in range(s.vq_res_blocks + 1):
-            res(f"{vq}.decoder.conv_blocks.{level}.res.{b}", s.vq_channels * multiplier, inner)
-            inner = s.vq_channels * multiplier
-            if level == 0:
-                attention(f"{vq}.decoder.conv_blocks.{level}.attn.{b}", inner)
-        if level < last:
-            layer(f"{vq}.decoder.conv_blocks.{level}.upsample.conv", inner, inner, 3, 3)
-    layer(f"{vq}.decoder.norm_out", inner)
-    layer(f"{vq}.decoder.conv_out", 3, inner, 3, 3)
-    for half in ("encoder", "decoder"):
-        res(f"{vq}.{half}.mid.0", deepest, deepest)
-        attention(f"{vq}.{half}.mid.1", deepest)
-        res(f"{vq}.{half}.mid.2", deepest, deepest)
-
-    model = "language_model.model"
-    q, kv = s.heads * s.head_dim, s.kv_heads * s.head_dim
-    shapes[f"{model}.embed_tokens.weight"] = (s.vocabulary, s.hidden)
-    shapes[f"{model}.norm.weight"] = (s.hidden,)
-    for n in range(s.layers):
-        for part, shape in (
-            ("input_layernorm", (s.hidden,)),
-            ("post_attention_layernorm", (s.hidden,)),
-            ("self_attn.q_proj", (q, s.hidden)),
-            ("self_attn.k_proj", (kv, s.hidden)),
-            ("self_attn.v_proj", (kv, s.hidden)),
-            ("self_attn.o_proj", (s.hidden, q)),
-            ("mlp.gate_proj", (s.feed_forward, s.hidden)),
-            ("mlp.up_proj", (s.feed_forward, s.hidden)),
-            ("mlp.down_proj", (s.hidden, s.feed_forward)),
-        ):
-            shapes[f"{model}.layers.{n}.{part}.weight"] = shape
-    if not s.tied:
-        shapes["language_model.lm_head.weight"] = (s.vocabulary, s.hidden)
-    return shapes
+    return {name: shape for tensor in tensor_table(s) for name, shape in tensor.sources("official").items()}
 
 
 def random_state(sizes: Sizes, seed: int = 0) -> State:
@@ -167,17 +38,14 @@ def random_state(sizes: Sizes, seed: int = 0) -> State:
     }
 
 
-def to_transformers(state: State) -> State:
+def to_transformers(state: State, sizes: Sizes) -> State:
     """The same weights under the names and in the shapes of transformers."""
     result: State = {}
-    for name, value in state.items():
-        for pattern, replacement in RENAMES:
-            name = re.sub(pattern, replacement, name)
-        if "qkv_proj" in name:
-            for letter, part in zip("qkv", np.split(value, 3)):
-                result[name.replace("qkv_proj", f"{letter}_proj")] = part
-        else:
-            result[name] = value[0] if name.endswith("position_embedding.weight") else value
+    for tensor in tensor_table(sizes):
+        if tensor.official in state:
+            names = tensor.sources("transformers")
+            parts = np.split(state[tensor.official], len(names)) if len(names) > 1 else [state[tensor.official]]
+            result |= {name: part.reshape(shape) for (name, shape), part in zip(names.items(), parts)}
     return result
 
 
@@ -396,7 +264,7 @@ def write_checkpoint(
     folder.mkdir(parents=True, exist_ok=True)
     state = random_state(sizes) if state is None else state
     if layout == "transformers":
-        state = to_transformers(state)
+        state = to_transformers(state, sizes)
     config = official_config(sizes) if layout == "official" else transformers_config(sizes)
     write_json(folder / "config.json", config)
     image = {

@@ -123,6 +123,15 @@ def test_an_index_may_name_what_no_shard_has_and_nothing_needs(
     assert_same(tmp_path / "model", expected["official"], capsys)
 
 
+def test_a_byte_order_mark_is_no_text(
+    tmp_path: Path, expected: dict[str, bytes], capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_checkpoint(tmp_path / "model", MICRO, shards=2)
+    for path in (tmp_path / "model").glob("*.json"):
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert_same(tmp_path / "model", expected["official"], capsys)
+
+
 def test_one_file_wins_over_shards_as_in_transformers(
     tmp_path: Path, expected: dict[str, bytes], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -523,8 +532,10 @@ def test_limits_are_those_of_janus_c() -> None:
     constants = {name: eval(value) for name, value in re.findall(r"\b([A-Z_]+_(?:LIMIT|VERSION)) = ([0-9 <]+)", source)}
     rows = re.findall(r'\{"([\w.]+)", FIELD\(\w+\), \d, ([\w <]+)\}', source)
     limits = {key: constants.get(value) or eval(value) for key, value in rows if value != "0"}
-    assert len(limits) > 20 and convert.LIMITS.items() <= limits.items()
-    assert all(limit >= 1 << 20 for key, limit in limits.items() if key not in convert.LIMITS and not key.endswith(("group_count", "min_size")))
+    mine = {entry.metadata["key"]: entry.metadata["limit"] for entry in convert.SIZE_FIELDS if entry.metadata["limit"]}
+    assert len(limits) > 20 and mine.items() <= limits.items()
+    others = {key: limit for key, limit in limits.items() if key not in mine}
+    assert all(limit >= 1 << 20 for key, limit in others.items() if not key.endswith(("group_count", "min_size", "grid_size")))
     assert (convert.SPLIT_RULES, convert.FORMAT_VERSION) == (constants["SPLIT_RULE_LIMIT"], constants["FORMAT_VERSION"])
     assert constants["LEVEL_LIMIT"] == 8 and constants["SIDE_LIMIT"] == 4096  # check_sizes has these two in words
 

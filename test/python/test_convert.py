@@ -111,48 +111,13 @@ def test_every_number_arrives_where_it_belongs(geometry: str, tmp_path: Path) ->
     state = write_checkpoint(tmp_path / "model", GEOMETRIES[geometry])
     _, tensors = converted(tmp_path / "model")
 
-    def expect(name: str, old: str) -> None:
-        value = state[old]
+    for tensor in convert.tensor_table(GEOMETRIES[geometry]):
+        value = state.pop(tensor.official)
         if value.ndim == 4:
             value = value[:, :, 0, 0] if value.shape[2] == 1 else np.moveaxis(value, 1, 3)
-        if name == "vit.pos_embed":
-            value = value[0]
-        np.testing.assert_array_equal(tensors.pop(name)[1], value, err_msg=name)
-
-    rules = (  # from official names to those of the file, written from the documentation of the format
-        (r"^vision_model\.vision_tower\.blocks\.", "vit.blk."),
-        (r"^vision_model\.vision_tower\.", "vit."),
-        (r"^vit\.patch_embed\.proj", "vit.patch_embed"),
-        (r"^(vit\.blk\.\d+\.)(attn|mlp)\.", r"\1"),
-        (r"aligner\.layers\.0", "aligner.0"),
-        (r"aligner\.layers\.2", "aligner.1"),
-        (r"aligner\.layers\.4", "aligner.2"),
-        (r"^gen_head\.output_mlp_projector", "gen_head.proj"),
-        (r"^gen_head\.vision_head", "gen_head.out"),
-        (r"^language_model\.lm_head", "output"),
-        (r"^language_model\.model\.embed_tokens", "token_embd"),
-        (r"^language_model\.model\.norm", "output_norm"),
-        (r"^language_model\.model\.layers", "blk"),
-        (r"input_layernorm", "attn_norm"),
-        (r"post_attention_layernorm", "ffn_norm"),
-        (r"self_attn\.o_proj", "attn_output"),
-        (r"self_attn\.([qkv])_proj", r"attn_\1"),
-        (r"mlp\.(gate|up|down)_proj", r"ffn_\1"),
-        (r"^gen_vision_model\.encoder", "vq.enc"),
-        (r"^gen_vision_model\.decoder", "vq.dec"),
-        (r"^gen_vision_model", "vq"),
-        (r"\.conv_blocks", ""),
-        (r"\.(down|up)sample\.conv", r".\1"),
-        (r"proj_out", "proj"),
-        (r"nin_shortcut", "shortcut"),
-        (r"quantize\.embedding", "codebook"),
-    )
-    for old in state:
-        name = old
-        for pattern, replacement in rules:
-            name = re.sub(pattern, replacement, name)
-        expect(name, old)
-    assert not tensors
+        value = value[0] if tensor.name == "vit.pos_embed" else value
+        np.testing.assert_array_equal(tensors.pop(tensor.name)[1], value, err_msg=tensor.name)
+    assert not tensors and not state
 
 
 def alternatives(template: str) -> list[str]:
