@@ -685,7 +685,7 @@ def test_a_tensor_that_nothing_uses_is_remarked_on_and_left_out(
     change_state(lambda state: state.__setitem__(name, np.zeros(3, np.float32)), tmp_path / "model")
     assert converted(tmp_path / "model")[1].keys() == expected
     shown = name.replace("\n\x1b", "  ")  # control characters do not reach the terminal
-    message = f"convert.py: remark: what nothing in the model uses is left out: {shown}\n"
+    message = f"convert.py: remark: tensors that the model does not use are left out: {shown}\n"
     assert capsys.readouterr().err == message
 
 
@@ -739,7 +739,7 @@ def test_a_tensor_in_two_shards_is_refused(tmp_path: Path, capsys: pytest.Captur
     other = next(file for file in places.values() if file != places[name])
     state = {n: checkpoints.random_state(MICRO)[n] for n, file in places.items() if file == other} | {name: value}
     checkpoints.save_safetensors(tmp_path / "model" / other, state, dict.fromkeys(state, "F32"))
-    assert_refused(tmp_path / "model", capsys, name, "stands in", other)
+    assert_refused(tmp_path / "model", capsys, f"{name} is in", other)
 
 
 @pytest.mark.parametrize(
@@ -749,7 +749,7 @@ def test_an_index_cannot_lead_out_of_the_folder(file: str, tmp_path: Path, capsy
     index, places = sharded(tmp_path / "model")
     shutil.copy(tmp_path / "model" / places["gen_embed.weight"], tmp_path / "model.safetensors")
     write_json(index, {"weight_map": places | {"gen_embed.weight": file}})
-    assert_refused(tmp_path / "model", capsys, index.name, "plain file name")
+    assert_refused(tmp_path / "model", capsys, index.name, "is not the name of a file of weights")
 
 
 def test_an_index_must_agree_with_its_shards(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
