@@ -26,7 +26,6 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterator
 
 import numpy as np
 
@@ -68,29 +67,11 @@ def recipe_type(tensor: convert.Tensor, recipe: str, layers: int) -> convert.Typ
 
 def write_recipe(source: Path, target: Path, recipe: str) -> None:
     """The model file `source` with the types of a recipe."""
-    from gguf import GGUFReader
-    from gguf.quants import dequantize
-    reader = GGUFReader(source)
-    metadata: convert.Metadata = {key: (field.types[-1], field.contents()) for key, field in reader.fields.items()
-                                  if not key.startswith("GGUF.") and key not in ("general.architecture", "general.alignment")}
-    layers = metadata["janus.block_count"][1]
-    tensors = {tensor.name: tensor for tensor in reader.tensors}
-    plan = []
-    for tensor in reader.tensors:
-        shape = tuple(int(n) for n in reversed(tensor.shape))
-        entry = convert.Tensor(tensor.name, shape, "", (), shape, "")
-        plan.append((entry, recipe_type(entry, recipe, layers)))
-
-    def blocks(entry: convert.Tensor) -> Iterator[np.ndarray]:
-        """The tensor's rows as float32, some at a time."""
-        tensor = tensors[entry.name]
-        data = tensor.data.reshape(entry.shape[0], -1)
-        step = max(1, convert.CHUNK_ELEMENTS // data.shape[1])
-        for first in range(0, len(data), step):
-            rows = dequantize(data[first:first + step], tensor.tensor_type)
-            yield rows.astype(np.float32, copy=False).reshape(-1, *entry.shape[1:])
-
-    convert.write_file(target, metadata, plan, blocks)
+    metadata, stored = convert.read_model_file(source)
+    layers, rows = metadata["janus.block_count"][1], {tensor.name: tensor.rows for tensor in stored}
+    entries = [convert.Tensor(tensor.name, tensor.shape) for tensor in stored]
+    plan = [(entry, recipe_type(entry, recipe, layers)) for entry in entries]
+    convert.write_file(target, metadata, plan, lambda entry: rows[entry.name]())
 
 
 # ---- What float32 says, and what a recipe says to the same ----
