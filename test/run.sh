@@ -1,15 +1,33 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
-# Runs parts of the tests, one after the other, and adds up their counts: run.sh c|python|ray|verify|verify-full|eval ...,
-# or measures: run.sh bench|bench-peers|quantisation.
-# Python parts make an environment of their own in .venv, .venv-verify or .venv-ray and only do so when its requirements changed.
+# Runs parts of the tests, one after the other, and adds up their counts: run.sh c|threads|valgrind|python|ray|verify|verify-full ...,
+# or measures: run.sh eval|bench|bench-peers|quantisation.
+#
+# BUILT names the folder of the C tests; RUNNER is a command put before them, such as "qemu-x86_64 -cpu Nehalem"; PYTESTS are
+# pytest's arguments. A part that has not ended after LIMIT seconds is killed and counts as failed. Python parts have an
+# environment of their own in .venv, .venv-verify, .venv-bench or .venv-ray, made anew when its requirements change.
 cd "$(dirname "$0")/.." || exit 1
 PYTHON=${PYTHON:-python3}
+BUILT=${BUILT:-build}
 passed=0
 failed=0
+failures=""
 left_out=""
 log=$(mktemp) || exit 1
-trap 'rm -f "$log"' EXIT
+trap 'rm -f "$log" "$log.status"' EXIT
+
+# limited SECONDS COMMAND...: with a limit where the system has a command for it.
+limited() {
+    seconds=$1
+    shift
+    if timeout -k 1 1 sh -c : 2>/dev/null; then timeout -k 10 "$seconds" "$@"
+    elif command -v perl >/dev/null; then
+        perl -e '$limit = shift; if (!($p = fork)) { setpgrp; exec @ARGV or exit 127 }
+            $SIG{ALRM} = sub { kill KILL => -$p; exit 124 }; alarm $limit; waitpid $p, 0;
+            exit($? & 127 ? 128 + ($? & 127) : $? >> 8)' "$seconds" "$@"
+    else "$@"
+    fi
+}
 
 # Adds the counts of the closing line of what just ran, "N passed, N failed" or pytest's "N failed, N passed in ...".
 # A part that failed, or that ran nothing, counts as one failure at least.
@@ -19,17 +37,40 @@ count() {
                   END { print good + 0, bad + 0 }' "$log")
     good=${counts% *}
     bad=${counts#* }
-    if [ "$bad" = 0 ] && { [ "$1" != 0 ] || [ "$good" = 0 ]; }; then bad=1; fi
+    if [ "$bad" = 0 ] && { [ "$2" != 0 ] || [ "$good" = 0 ]; }; then bad=1; fi
     passed=$((passed + good))
     failed=$((failed + bad))
+    [ "$bad" = 0 ] && return
+    case $2 in
+    0) why="" ;;
+    124 | 137) why=", killed after $3 s" ;;
+    *) why=", exit $2" ;;
+    esac
+    failures="$failures${failures:+; }$1$why"
 }
 
-# Runs a part with its output on the screen and in the log.
+# part NAME LIMIT COMMAND...: runs a part with its output on the screen and in the log.
 part() {
+    name=$1 limit=${LIMIT:-$2} start=$(date +%s)
+    shift 2
     echo "== $*"
-    { "$@" 2>&1; echo "exit $?" >"$log.status"; } | tee "$log"
-    count "$(sed -n 's/exit //p' "$log.status")"
-    rm -f "$log.status"
+    { limited "$limit" "$@" 2>&1 </dev/null; echo "exit $?" >"$log.status"; } | tee "$log"
+    took=$(($(date +%s) - start))
+    echo "-- $name: $took s"
+    count "$name" "$(sed -n 's/exit //p' "$log.status")" "$took"
+}
+
+# c_part PROGRAM [ARGUMENTS]: one of the C tests, through $RUNNER.
+c_part() {
+    program=$1
+    shift
+    part "$BUILT/$program${*:+ $*}" 1200 $RUNNER "$BUILT/$program" "$@"
+}
+
+pytest() {
+    name=$1 limit=$2
+    shift 2
+    part "$name" "$limit" "$python" -m pytest -q "$@"
 }
 
 has_venv() { "$PYTHON" -c 'import venv, ensurepip' 2>/dev/null; }
@@ -52,24 +93,28 @@ environment() {
 # As environment, but without it there is nothing to do.
 need_environment() { environment "$@" || { echo "cannot make $1: $why"; exit 1; }; }
 
-for name in "$@"; do
-    case $name in
+for kind in "$@"; do
+    case $kind in
     c)
-        part "${BUILT:-build}/test_janus"
-        part "${BUILT:-build}/test_kernels"
-        part "${BUILT:-build}/test_amx"
-        part "${BUILT:-build}/test_faults"
-        part "${BUILT:-build}/fuzz/replay" test/fuzz/corpus test/fuzz/regressions ;;
+        c_part test_janus
+        c_part test_kernels
+        c_part test_kernels amx
+        c_part test_faults
+        c_part fuzz/replay test/fuzz/corpus test/fuzz/regressions ;;
+    threads) c_part test_faults threads ;;
+    valgrind)
+        RUNNER="valgrind -q --leak-check=full --show-leak-kinds=all --error-exitcode=9"
+        c_part test_faults small bombs ;;
     python)
         if environment .venv test/requirements.txt; then
-            part "$python" -m pytest -q -p no:cacheprovider ${PYTESTS:-test/python}
+            pytest test/python 3600 -n auto --maxprocesses 8 --dist worksteal ${PYTESTS:-test/python}
         else
             left_out="the Python tests ($why)"
-            [ -n "$CI" ] && failed=$((failed + 1))
+            [ -n "$CI" ] && failed=$((failed + 1)) failures="$failures${failures:+; }$left_out"
         fi ;;
     ray)
         need_environment .venv-ray test/machines/requirements-ray.txt
-        part "$python" -m pytest -q -p no:cacheprovider test/machines ;;
+        pytest test/machines 1200 test/machines ;;
     eval)
         need_environment .venv test/requirements.txt
         exec "$python" weights/eval.py ;;
@@ -79,29 +124,30 @@ for name in "$@"; do
         *) need_environment .venv test/requirements.txt ;;
         esac
         PYTHON=${python:-$PYTHON} exec sh test/bench/bench.sh $BENCH_ARGS ;;
-    bench-peers|quantisation)
-        folder=.venv list=test/requirements.txt program=quantisation.py
-        [ "$name" = bench-peers ] &&
-            folder=.venv-bench list=test/bench/requirements-bench.txt program=bench_peers.py
-        # gcc 12 compiles AMX's set-up wrongly, and llama.cpp then dies of an illegal instruction.
+    bench-peers)
+        # gcc 12 and older compile AMX's set-up wrongly, and llama.cpp then dies of an illegal instruction.
         if grep -qs amx_tile /proc/cpuinfo; then
-            export CMAKE_ARGS="-DCMAKE_C_FLAGS=-mno-amx-tile -DCMAKE_CXX_FLAGS=-mno-amx-tile"
-            command -v clang++ >/dev/null && export CMAKE_ARGS="-DCMAKE_C_COMPILER=clang -DCMAKE_CXX_COMPILER=clang++"
+            command -v clang++ >/dev/null || sh test/setup.sh install fuzz || exit 1
+            export CMAKE_ARGS="-DCMAKE_C_COMPILER=clang -DCMAKE_CXX_COMPILER=clang++"
         fi
-        need_environment $folder $list
-        exec "$python" test/bench/$program $BENCH_ARGS ;;
+        need_environment .venv-bench test/bench/requirements-bench.txt
+        exec "$python" test/bench/bench_peers.py $BENCH_ARGS ;;
+    quantisation)
+        need_environment .venv test/requirements.txt
+        exec "$python" test/bench/quantisation.py $BENCH_ARGS ;;
     verify|verify-full)
         if ! environment .venv-verify test/verify/requirements-verify.txt; then
             echo "cannot make .venv-verify: $why"
-            failed=$((failed + 1))
-        elif [ "$name" = verify ]; then
-            part "$python" -m pytest -q -p no:cacheprovider test/verify/verify_*.py
-            part "$python" test/verify/verify.py --suite
+            failed=$((failed + 1)) failures="$failures${failures:+; }.venv-verify"
+        elif [ "$kind" = verify ]; then
+            pytest test/verify 3600 test/verify/verify_*.py
+            part test/verify/verify.py 3600 "$python" test/verify/verify.py --suite
         else
-            part "$python" test/verify/verify.py --full --work "${WORK:-/tmp}"
+            part test/verify/verify.py 86400 "$python" test/verify/verify.py --full --work "${WORK:-/tmp}"
         fi ;;
     esac
 done
 [ -n "$left_out" ] && echo "left out: $left_out"
+[ -n "$failures" ] && echo "failed: $failures"
 echo "$passed passed, $failed failed"
 [ "$failed" = 0 ]

@@ -28,8 +28,8 @@ OLD = {"stb_image.h": b"typedef unsigned char stbi_uc;\nstbi_uc *stbi_load_from_
        "stb_image_write.h": b"int stbi_write_png_to_func(void);\n"}
 HEADERS = OLD | {"stb_image.h": OLD["stb_image.h"] + b"int stbi__skip_jpeg_junk_at_end(void);\n"}  # as from 2.28 on
 MISSING = "The stb headers are missing. Install them with:\n    "
-TOOLS = ["ar", "as", "awk", "cat", "cmp", "cp", "cut", "dirname", "env", "find", "grep", "head", "ld", "mkdir", "mktemp", "mv", "rm", "sed", "sh", "sleep",
-         "tail", "tar", "tee", "uname"]
+TOOLS = ["ar", "as", "awk", "cat", "cmp", "cp", "cut", "date", "dirname", "env", "find", "grep", "head", "ld", "mkdir", "mktemp", "mv", "rm", "sed", "sh", "sleep",
+         "tail", "tar", "tee", "touch", "uname"]
 CHECKERS = [tool for tool in ("sha256sum", "shasum", "openssl") if shutil.which(tool)]
 MAKES = [tool for tool in ("make", "bmake") if shutil.which(tool)]
 COMPILER = shutil.which("cc") or shutil.which("gcc")
@@ -386,19 +386,40 @@ def tested(machine: Machine) -> Machine:
     shutil.copy(ROOT / "test/run.sh", machine.project / "test")
     (machine.project / "test/requirements.txt").write_text("")
     (machine.project / "built/fuzz").mkdir(parents=True)
-    for name in ("test_janus", "test_kernels", "test_amx", "test_faults", "fuzz/replay"):
-        (machine.project / "built" / name).write_text("#!/bin/sh\necho 2 passed, 0 failed\n")
-        (machine.project / "built" / name).chmod(0o755)
+    for name in ("test_janus", "test_kernels", "test_faults", "fuzz/replay"):
+        c_test(machine, name, "echo 2 passed, 0 failed")
     return machine
+
+
+def c_test(machine: Machine, name: str, script: str) -> None:
+    """A program that stands for one of the C tests."""
+    (machine.project / "built" / name).write_text(f"#!/bin/sh\n{script}\n")
+    (machine.project / "built" / name).chmod(0o755)
 
 
 def test_the_c_tests_run_without_python(tested: Machine) -> None:
     """What is left out is named; where $CI is set that is a failure."""
+    left_out = "left out: the Python tests (no Python 3 with venv and pip; make deps installs it)\n"
     command = ("sh", "test/run.sh", "c", "python")
     code, out, _ = tested.run(*command, BUILT="built")
-    assert code == 0 and out.endswith("left out: the Python tests (no Python 3 with venv and pip; make deps installs it)\n10 passed, 0 failed\n")
+    assert code == 0 and out.endswith(f"{left_out}10 passed, 0 failed\n")
     code, out, _ = tested.run(*command, BUILT="built", CI="true")
-    assert code == 1 and out.endswith("\n10 passed, 1 failed\n")
+    assert code == 1 and f"{left_out}failed: the Python tests" in out and out.endswith("\n10 passed, 1 failed\n")
+
+
+@pytest.mark.parametrize("limiter", [name for name in ("timeout", "perl") if shutil.which(name)])
+def test_parts_that_fail_are_named(tested: Machine, limiter: str) -> None:
+    """One that counts a failure, one that dies of a signal, one that ends without a count and one that hangs."""
+    tested.tool(limiter)
+    c_test(tested, "test_janus", "echo 3 passed, 2 failed; exit 1")
+    c_test(tested, "test_kernels", "kill -ABRT $$")
+    c_test(tested, "test_faults", "echo no count")
+    c_test(tested, "fuzz/replay", "sleep 100")
+    code, out, _ = tested.run("sh", "test/run.sh", "c", BUILT="built", LIMIT="2")
+    failed, total = out.splitlines()[-2:]
+    assert code == 1 and total == "3 passed, 6 failed"
+    assert re.fullmatch("failed: built/test_janus, exit 1; built/test_kernels, exit 134; built/test_kernels amx, exit 134; built/test_faults; "
+                        "built/fuzz/replay test/fuzz/corpus test/fuzz/regressions, killed after [234] s", failed), failed
 
 
 @pytest.mark.parametrize("fetch", ["yes", "no"])
