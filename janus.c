@@ -4477,18 +4477,17 @@ static bool has_bits(unsigned word, unsigned bits) { return (word & bits) == bit
 /* The system gives a process the tiles only if it asks; what cpuid(7) and XCR0 say decides before. A test that emulates
    AMX defines EMULATED_AMX. */
 static bool has_amx(unsigned features, unsigned saved) {
-#if defined(HAVE_AMX_KERNELS) && !defined(EMULATED_AMX)
+#if defined(EMULATED_AMX)
+    if (EMULATED_AMX) return true;
+#endif
+#if defined(HAVE_AMX_KERNELS)
     enum { HAS_BF16 = 1 << 22, HAS_TILES = 1 << 24, SAVES_TILES = 3 << 17, REQUEST = 0x1023, TILE_DATA = 18 };
     return has_bits(features, HAS_BF16 | HAS_TILES) && has_bits(saved, SAVES_TILES) &&
            syscall(SYS_arch_prctl, (long)REQUEST, (long)TILE_DATA) == 0;
 #else
     (void)features;
     (void)saved;
-#if defined(EMULATED_AMX)
-    return true;
-#else
     return false;
-#endif
 #endif
 }
 

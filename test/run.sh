@@ -1,10 +1,10 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
-# Runs parts of the tests, one after the other, and adds up their counts: run.sh c|threads|valgrind|python|ray|verify|verify-full ...,
+# Runs parts of the tests, one after the other, and adds up their counts: run.sh build|c|python|ray|verify|verify-full ...,
 # or measures: run.sh eval|bench|bench-peers|quantisation.
 #
-# BUILT names the folder of the C tests; RUNNER is a command put before them, such as "qemu-x86_64 -cpu Nehalem"; PYTESTS are
-# pytest's arguments. A part that has not ended after LIMIT seconds is killed and counts as failed. Python parts have an
+# BUILT names the folder of the C tests; RUNNER is a command put before them, such as "qemu-x86_64 -cpu Nehalem"; SAN is
+# address, thread or valgrind; PYTESTS are pytest's arguments. A part that has not ended after LIMIT seconds is killed and counts as failed. Python parts have an
 # environment of their own in .venv, .venv-verify, .venv-bench or .venv-ray, made anew when its requirements change.
 cd "$(dirname "$0")/.." || exit 1
 PYTHON=${PYTHON:-python3}
@@ -93,49 +93,70 @@ environment() {
 # As environment, but without it there is nothing to do.
 need_environment() { environment "$@" || { echo "cannot make $1: $why"; exit 1; }; }
 
+# With a sanitizer the C tests alone are built and run, from a folder of their own.
+san() {
+    BUILT=build/$SAN
+    LIMIT=${LIMIT:-3600}
+    case $SAN in
+    # stb's JPEG writer shifts a sign bit out.
+    address) flags="-fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-sanitize=shift-base" ;;
+    thread) flags=-fsanitize=thread ;;
+    valgrind) flags="" ;;
+    *) echo "SAN=address, thread or valgrind"; exit 2 ;;
+    esac
+    export ASAN_OPTIONS=allocator_may_return_null=1
+    targets=$BUILT/test_faults
+    [ $SAN = address ] && targets=c-tests
+    ${MAKE:-make} -j "$jobs" $targets BUILT="$BUILT" CFLAGS="-g -O1 $flags"
+}
+
+jobs=$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 for kind in "$@"; do
-    case $kind in
-    c)
+    case $SAN,$kind in
+    ?*,build) san || exit ;;
+    ,build) ${MAKE:-make} -j "$jobs" janus libjanus.so c-tests || exit ;;
+    thread,c) c_part test_faults threads ;;
+    valgrind,c)
+        RUNNER="valgrind -q --leak-check=full --show-leak-kinds=all --error-exitcode=9"
+        c_part test_faults small bombs ;;
+    ?*,python) ;;
+    *,c)
         c_part test_janus
         c_part test_kernels
         c_part test_kernels amx
         c_part test_faults
         c_part fuzz/replay test/fuzz/corpus test/fuzz/regressions ;;
-    threads) c_part test_faults threads ;;
-    valgrind)
-        RUNNER="valgrind -q --leak-check=full --show-leak-kinds=all --error-exitcode=9"
-        c_part test_faults small bombs ;;
-    python)
+    *,python)
         if environment .venv test/requirements.txt; then
             pytest test/python 3600 -n auto --maxprocesses 8 --dist worksteal ${PYTESTS:-test/python}
         else
             left_out="the Python tests ($why)"
             [ -n "$CI" ] && failed=$((failed + 1)) failures="$failures${failures:+; }$left_out"
         fi ;;
-    ray)
+    *,ray)
         need_environment .venv-ray test/machines/requirements-ray.txt
         pytest test/machines 1200 test/machines ;;
-    eval)
+    *,eval)
         need_environment .venv test/requirements.txt
         exec "$python" weights/eval.py ;;
-    bench)
+    *,bench)
         case " $BENCH_ARGS " in
         *" --tiny "*) ;;
         *) need_environment .venv test/requirements.txt ;;
         esac
         PYTHON=${python:-$PYTHON} exec sh test/bench/bench.sh $BENCH_ARGS ;;
-    bench-peers)
+    *,bench-peers)
         # gcc 12 and older compile AMX's set-up wrongly, and llama.cpp then dies of an illegal instruction.
         if grep -qs amx_tile /proc/cpuinfo; then
             command -v clang++ >/dev/null || sh test/setup.sh install fuzz || exit 1
             export CMAKE_ARGS="-DCMAKE_C_COMPILER=clang -DCMAKE_CXX_COMPILER=clang++"
         fi
         need_environment .venv-bench test/bench/requirements-bench.txt
-        exec "$python" test/bench/bench_peers.py $BENCH_ARGS ;;
-    quantisation)
+        exec "$python" test/bench/bench_peers.py ${QUICK:+--quick} $BENCH_ARGS ;;
+    *,quantisation)
         need_environment .venv test/requirements.txt
         exec "$python" test/bench/quantisation.py $BENCH_ARGS ;;
-    verify|verify-full)
+    *,verify | *,verify-full)
         if ! environment .venv-verify test/verify/requirements-verify.txt; then
             echo "cannot make .venv-verify: $why"
             failed=$((failed + 1)) failures="$failures${failures:+; }.venv-verify"

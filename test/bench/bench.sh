@@ -14,7 +14,7 @@ for argument in "$@"; do
 done
 date -u '+%Y-%m-%d %H:%M UTC'
 sed -n 's/^model name[^:]*: *//p' /proc/cpuinfo 2>/dev/null | sort | uniq -c
-if [ -n "$tiny" ]; then exec test/bench/bench --short "$@" weights/tiny.gguf; fi
+if [ -n "$tiny" ]; then exec build/benchmark --short "$@" weights/tiny.gguf; fi
 mkdir -p "$WORK" || exit 1
 failed=0
 for type in $TYPES; do
@@ -25,7 +25,7 @@ for type in $TYPES; do
         made=1
         "$PYTHON" test/python/random_model.py janus-pro-1b --dtype "$type" -o "$file" || exit 1
     fi
-    test/bench/bench "$@" "$file" || failed=1
+    build/benchmark "$@" "$file" || failed=1
     if [ -n "$made" ] && [ -z "$KEEP" ]; then rm -f "$file"; fi
 done
 exit $failed

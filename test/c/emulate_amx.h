@@ -9,7 +9,7 @@
 #define EMULATE_AMX_H
 
 #include <cpuid.h>
-#include <math.h>
+#include <float.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -40,31 +40,36 @@ typedef struct {
 } EmulatedAmx;
 static __thread EmulatedAmx amx; /* each thread has its own tiles */
 
-static float flushed(float x) { return fpclassify(x) == FP_SUBNORMAL ? copysignf(0, x) : x; }
-
-static float amx_bf16(const unsigned char *p) {
-    const uint32_t bits = (uint32_t)(p[0] | p[1] << 8) << 16;
-    float value;
-    memcpy(&value, &bits, sizeof value);
-    return flushed(value);
-}
-
 static int amx_rows(int t) { return amx.config[48 + t]; }
 static int amx_bytes(int t) { return amx.config[16 + 2 * t]; }
 
-/* TDPBF16PS: sums over the first and over the second of each pair apart, then both, as the manual has it. */
+typedef float AmxFloats __attribute__((vector_size(16))); /* a quarter of a tile's row, which every x86-64 can add */
+typedef int32_t AmxWords __attribute__((vector_size(16)));
+
+/* Subnormal numbers become zeros of their sign. */
+static inline AmxFloats flushed(AmxFloats x) {
+    const AmxWords tiny = (x < FLT_MIN) & (x > -FLT_MIN);
+    return (AmxFloats)((AmxWords)x & (~tiny | INT32_MIN));
+}
+
+/* TDPBF16PS: sums over the first and over the second of each pair apart, then both, as the manual has it. A product of
+   two bf16 is exact in float (above 2^-126), so that multiplying and adding rounds as one fused operation does. */
 static void amx_multiply(int sums, int a, int b) {
     for (int m = 0; m < amx_rows(sums); m++)
-        for (int n = 0; n < amx_bytes(sums) / 4; n++) {
-            float first = 0, second = 0, old;
+        for (int n = 0; n < amx_bytes(sums); n += 16) {
+            AmxFloats first = {0}, second = {0}, old;
             for (int k = 0; k < amx_bytes(a) / 4; k++) {
-                const unsigned char *x = amx.tiles[a][m] + 4 * k, *w = amx.tiles[b][k] + 4 * n;
-                first = flushed(fmaf(amx_bf16(x), amx_bf16(w), first));
-                second = flushed(fmaf(amx_bf16(x + 2), amx_bf16(w + 2), second));
+                uint32_t pair;
+                AmxWords pairs;
+                memcpy(&pair, amx.tiles[a][m] + 4 * k, sizeof pair);
+                memcpy(&pairs, amx.tiles[b][k] + n, sizeof pairs);
+                const AmxWords x = (AmxWords){0} + (int32_t)(pair << 16), y = (AmxWords){0} + (int32_t)(pair & 0xFFFF0000u);
+                first = flushed(first + flushed((AmxFloats)x) * flushed((AmxFloats)(pairs << 16)));
+                second = flushed(second + flushed((AmxFloats)y) * flushed((AmxFloats)(pairs & (int32_t)0xFFFF0000)));
             }
-            memcpy(&old, amx.tiles[sums][m] + 4 * n, sizeof old);
+            memcpy(&old, amx.tiles[sums][m] + n, sizeof old);
             old = flushed(flushed(old) + flushed(first + second));
-            memcpy(amx.tiles[sums][m] + 4 * n, &old, sizeof old);
+            memcpy(amx.tiles[sums][m] + n, &old, sizeof old);
         }
 }
 

@@ -2,11 +2,15 @@
    Holds the kernels of every instruction set this machine can run to plain sums in double precision, on every class
    of shape, and the results of 1, 2 and 3 threads to each other, bit by bit. Errors are relative to the largest
    magnitude that was summed up for an element, so that cancellation does not hide or fake an error. */
-#if defined(EMULATED_AMX) && defined(__linux__) && defined(__x86_64__) && !defined(__TINYC__) /* only AMX is tested */
+#if defined(__linux__) && defined(__x86_64__) && !defined(__TINYC__)
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
 #include "emulate_amx.h"
+static int only_amx; /* the argument "amx": the kernels for AMX alone, emulated where the processor lacks it */
+#ifndef EMULATED_AMX
+#define EMULATED_AMX only_amx
+#endif
 #endif
 #if !defined(_GNU_SOURCE) && !defined(_POSIX_C_SOURCE)
 #define _POSIX_C_SOURCE 200809L
@@ -511,7 +515,6 @@ static void attention_cases(Context *cx) {
     }
 }
 
-#ifndef EMULATED_AMX
 /* What the processor was asked, and what gcc's library knows of it. (Some libraries of clang know nothing: zig cc.) */
 static void dispatch_case(void) {
 #if defined(HAVE_X86_KERNELS) && !defined(__clang__)
@@ -529,7 +532,6 @@ static void dispatch_case(void) {
     report("kernels that this processor runs", fabs((double)(x86_level() - (avx2 + avx512 + bf16 + amx))), 0);
 #endif
 }
-#endif
 
 #if defined(EMULATED_AMX) && defined(HAVE_AMX_KERNELS)
 /* Tiles that are packed by hand, with everything that adds to sums that are there, and what a thread had set up. */
@@ -586,56 +588,66 @@ static void tile_cases(void) {
 }
 #endif
 
-int main(void) {
+/* All cases of one table of kernels. */
+static int kernel_cases(const char *name) {
+    Context cx;
+    if (context_init(&cx, 2, name) != 0) return 1;
+    cx.bf16_pays = true; /* also where the processor has faster ones */
+    expand_cases(cx.kernels);
+    linear_cases(&cx);
+    cx.options.fast = 1;
+    linear_cases(&cx);
+    for (int64_t T = 2; T <= 32; T += 30) {
+        largest_products_case(&cx, TYPE_BF16, T);
+        largest_products_case(&cx, TYPE_Q8_0, T);
+        largest_products_case(&cx, TYPE_Q4_0, T);
+    }
+    conv_cases(&cx);
+    attention_cases(&cx);
+    cx.options.fast = 0;
+    conv_cases(&cx);
+    attention_cases(&cx);
+    norm_cases(&cx, 3, 64);
+    norm_cases(&cx, 70, 1024);
+    norm_cases(&cx, 2, 77);
+    group_norm_case(&cx, 9, 32, 32, 0);
+    group_norm_case(&cx, 577, 64, 32, 1);
+    group_norm_case(&cx, 130, 96, 32, 1);
+    element_cases(&cx);
+    report("no allocation failed", has_failed(&cx), 0);
+    context_free(&cx);
+    thread_case(name);
+    return 0;
+}
+
+/* The kernels for AMX; "left out" where the system refuses the tiles of a processor that has them. */
+static int amx_cases(void) {
 #if defined(EMULATED_AMX) && defined(HAVE_AMX_KERNELS)
+    only_amx = 1;
+    format_cases();
     if (amx_mode == AMX_REFUSED) {
         printf("AMX: left out, since this system refuses the processor's tiles to programs\n");
-        format_cases();
-        return closing_line();
+        return 0;
     }
     tile_cases();
-#elif defined(EMULATED_AMX)
-    for (int i = 0; kernel_name_at(i) != NULL; i++)
-        check(strcmp(kernel_name_at(i), "amx") != 0, 1, "%s: this build has no kernels for AMX", kernel_name_at(i));
+    if (strcmp(kernel_name_at(0), "amx") == 0 && kernel_cases("amx") != 0) return 1;
+    if (amx_mode == AMX_NATIVE) printf("AMX: native\n");
+    else check(amx.done > 0, 1, "AMX: emulated, %ld instructions", amx.done);
+#else
+    check(strcmp(kernel_name_at(0), "amx") != 0, 1, "AMX: this build has no kernels for it");
+#endif
+    return 0;
+}
+
+int main(int count, char **arguments) {
+    if (count > 1 && strcmp(arguments[1], "amx") == 0) return amx_cases() != 0 ? 1 : closing_line();
+#ifdef EMULATED_AMX
+    if (!EMULATED_AMX) dispatch_case();
 #else
     dispatch_case();
 #endif
     format_cases();
-    for (int i = 0; kernel_name_at(i) != NULL; i++) {
-#ifdef EMULATED_AMX
-        if (strcmp(kernel_name_at(i), "amx") != 0) continue;
-#endif
-        Context cx;
-        if (context_init(&cx, 2, kernel_name_at(i)) != 0) return 1;
-        cx.bf16_pays = true; /* also where the processor has faster ones */
-        expand_cases(cx.kernels);
-        linear_cases(&cx);
-        cx.options.fast = 1;
-        linear_cases(&cx);
-        for (int64_t T = 2; T <= 32; T += 30) {
-            largest_products_case(&cx, TYPE_BF16, T);
-            largest_products_case(&cx, TYPE_Q8_0, T);
-            largest_products_case(&cx, TYPE_Q4_0, T);
-        }
-        conv_cases(&cx);
-        attention_cases(&cx);
-        cx.options.fast = 0;
-        conv_cases(&cx);
-        attention_cases(&cx);
-        norm_cases(&cx, 3, 64);
-        norm_cases(&cx, 70, 1024);
-        norm_cases(&cx, 2, 77);
-        group_norm_case(&cx, 9, 32, 32, 0);
-        group_norm_case(&cx, 577, 64, 32, 1);
-        group_norm_case(&cx, 130, 96, 32, 1);
-        element_cases(&cx);
-        report("no allocation failed", has_failed(&cx), 0);
-        context_free(&cx);
-        thread_case(kernel_name_at(i));
-    }
-#if defined(EMULATED_AMX) && defined(HAVE_AMX_KERNELS)
-    if (amx_mode == AMX_NATIVE) printf("AMX: native\n");
-    else check(amx.done > 0, 1, "AMX: emulated, %ld instructions", amx.done);
-#endif
+    for (int i = 0; kernel_name_at(i) != NULL; i++)
+        if (kernel_cases(kernel_name_at(i)) != 0) return 1;
     return closing_line();
 }

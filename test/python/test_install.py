@@ -111,12 +111,20 @@ def test_a_program_against_the_installed_library(tmp_path: Path) -> None:
     assert files(prefix) == []
 
 
-def test_the_prefix_of_the_pkg_config_file(tmp_path: Path) -> None:
-    """Each installation names its own prefix."""
-    for prefix in ("/usr", "/opt/other"):
-        make("install", tmp_path, prefix)
-        assert f"prefix={prefix}\n" in (tmp_path / prefix[1:] / "lib/pkgconfig/janus.pc").read_text()
-        make("uninstall", tmp_path, prefix)
+def test_an_installation_under_a_strict_umask(tmp_path: Path) -> None:
+    """Everyone may read it; nothing is compiled that is built; each installation names its own prefix and library folder."""
+    library = "opt/my janus/lib64"
+    for prefix, folder in (("/usr", "usr/lib"), ("/opt/my janus", library)):
+        said = run("sh", "-c", 'umask 077; exec make install "$@"', "sh", f"DESTDIR={tmp_path}", f"PREFIX={prefix}", f"LIBDIR=/{folder}")
+        assert "janus.c" not in said
+        assert f"prefix={prefix}\nlibdir=/{folder}\n" in (tmp_path / folder / "pkgconfig/janus.pc").read_text()
+    for path in (tmp_path / "usr", *tmp_path.glob("usr/**/*"), *tmp_path.glob("opt/**/*")):
+        assert path.is_symlink() or path.stat().st_mode & 0o555 >= (0o555 if path.is_dir() else 0o444), path
+    if shutil.which("pkg-config"):
+        flags = run("pkg-config", "--cflags", "--libs", "janus", PKG_CONFIG_LIBDIR=str(tmp_path / library / "pkgconfig"))
+        assert shlex.split(flags)[:2] == ["-I/opt/my janus/include", "-L/opt/my janus/lib64"]
+    for prefix, folder in (("/usr", "usr/lib"), ("/opt/my janus", library)):
+        run("make", "uninstall", f"DESTDIR={tmp_path}", f"PREFIX={prefix}", f"LIBDIR=/{folder}")
     assert files(tmp_path) == []
 
 
