@@ -77,7 +77,7 @@ BUILT = build
 PARTS = c python
 C_TESTS = $(BUILT)/test_janus $(BUILT)/test_kernels $(BUILT)/test_faults $(BUILT)/fuzz/replay
 
-test: ## all that needs no torch: PARTS="c python"; the C part under a sanitizer: SAN=address|thread|valgrind
+test: ## all that needs no torch: PARTS="c python"; the C part alone: SAN=address|thread|valgrind
 	@MAKE="$(MAKE)" SAN="$(SAN)" RUNNER="$(RUNNER)" PYTHON="$(PYTHON)" FETCH="$(FETCH)" sh test/run.sh build $(PARTS)
 
 c-tests: $(C_TESTS)
@@ -130,7 +130,7 @@ build/libinternals.so: test/verify/internals.c $(SOURCES)
 
 # ---- Measuring ----
 
-bench: build/benchmark ## the time of every stage beside the machine's limits: BENCH_ARGS=--tiny TYPES="bf16 q8_0" WORK=DIR
+bench: build/benchmark ## the time of every stage beside the machine's limits: BENCH_ARGS=--tiny TYPES="bf16 q8_0"
 	$(RUN) bench
 
 bench-peers: build/libbench.so ## beside PyTorch and llama.cpp, which it installs: QUICK=1 takes about 15 minutes

@@ -63,7 +63,8 @@ static void amx_multiply(int sums, int a, int b) {
                 AmxWords pairs;
                 memcpy(&pair, amx.tiles[a][m] + 4 * k, sizeof pair);
                 memcpy(&pairs, amx.tiles[b][k] + n, sizeof pairs);
-                const AmxWords x = (AmxWords){0} + (int32_t)(pair << 16), y = (AmxWords){0} + (int32_t)(pair & 0xFFFF0000u);
+                const AmxWords x = (AmxWords){0} + (int32_t)(pair << 16);
+                const AmxWords y = (AmxWords){0} + (int32_t)(pair & 0xFFFF0000u);
                 first = flushed(first + flushed((AmxFloats)x) * flushed((AmxFloats)(pairs << 16)));
                 second = flushed(second + flushed((AmxFloats)y) * flushed((AmxFloats)(pairs & (int32_t)0xFFFF0000)));
             }
