@@ -4687,7 +4687,7 @@ static void alone_job(void *data, Chunk chunk) {
 
 static void each_alone(Context *cx, LoneJob *job, void *data, int64_t count) {
     Alone alone = {cx, job, data};
-    if (count == 1) job(cx, data, 0);
+    if (count == 1 && !has_failed(cx)) job(cx, data, 0);
     else in_parallel(cx, alone_job, &alone, count, 1);
 }
 
@@ -9668,12 +9668,17 @@ static int finish_picture(Program *program, const Request *request, const int32_
     char name[PATH_BYTES];
     program->progress.picture = i + 1;
     program->progress.pictures = request->draw.count;
+    TextBuffer *names = &program->names; /* has room for the name before the picture is written */
+    char *room = grow(names->text, &names->capacity, names->length + PATH_BYTES, 1);
+    if (room == NULL) fail_memory(&program->error);
+    if (room == NULL) return program_failed(program);
+    names->text = room;
     const JanusStatus status = write_picture(program, request, ids, i, name, &image, &program->error);
     if (status == JANUS_OK) {
         show_place(&program->show, i, &image);
         show_send(&program->show, clock_seconds());
-        text_add(&program->names, name, strlen(name));
-        text_add(&program->names, "\n", name[0] != 0);
+        text_add(names, name, strlen(name));
+        text_add(names, "\n", name[0] != 0);
     }
     if (last != NULL && status == JANUS_OK && i + 1 == request->draw.count) *last = image;
     else janus_image_free(&image);
@@ -9683,7 +9688,7 @@ static int finish_picture(Program *program, const Request *request, const int32_
 static void print_names(Program *program) {
     show_end(&program->show);
     clear_progress(&program->progress);
-    fwrite(program->names.text, 1, program->names.length, stdout);
+    printf("%.*s", (int)program->names.length, program->names.length > 0 ? program->names.text : "");
     text_free(&program->names);
 }
 
