@@ -19,6 +19,8 @@ COMPILE = @mkdir -p $(@D); $(FIND_STB); set -x; $(CC) $(CFLAGS) -std=c99 $$stb -
 LINK = $(LDFLAGS) $(LDLIBS)
 RUN = @PYTHON="$(PYTHON)" FETCH="$(FETCH)" BENCH_ARGS="$(BENCH_ARGS)" TYPES="$(TYPES)" WORK="$(WORK)" KEEP="$(KEEP)" sh test/run.sh
 SOURCES = janus.c janus.h build/stb.found
+# Not $(MAKE) itself in a recipe: make -n would run that line.
+SUBMAKE = $(MAKE)
 
 # ---- Using it ----
 
@@ -78,7 +80,7 @@ PARTS = c python
 C_TESTS = $(BUILT)/test_janus $(BUILT)/test_kernels $(BUILT)/test_faults $(BUILT)/fuzz/replay
 
 test: ## all that needs no torch: PARTS="c python"; the C part alone: SAN=address|thread|valgrind
-	@MAKE="$(MAKE)" SAN="$(SAN)" RUNNER="$(RUNNER)" PYTHON="$(PYTHON)" FETCH="$(FETCH)" sh test/run.sh build $(PARTS)
+	@MAKE="$(SUBMAKE)" SAN="$(SAN)" RUNNER="$(RUNNER)" PYTHON="$(PYTHON)" FETCH="$(FETCH)" sh test/run.sh build $(PARTS)
 
 c-tests: $(C_TESTS)
 
