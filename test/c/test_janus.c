@@ -338,6 +338,7 @@ static int is_usable(const JanusModel *model, const char *isa) {
 }
 
 /* Every stage of the golden models, with each kind of kernel that this machine has. */
+/* Every stage of the three models, with each kind of kernel that this machine has. */
 static void test_golden(void) {
     static const struct {
         const char *name;
@@ -787,10 +788,12 @@ static void test_cancel_text(void) {
 
 /* ---- Errors: arguments ---- */
 
-static void expect(JanusStatus status, JanusStatus wanted, const JanusError *error, const char *what) {
+/* A call failed with this status and one line of words; `error` is empty again. */
+static void expect(JanusStatus status, JanusStatus wanted, JanusError *error, const char *what) {
     const int said = error->status == wanted && error->message[0] != 0 && strchr(error->message, '\n') == NULL;
     check(status == wanted && said, 0, "%s: status %d, expected %d; message: %s", what, (int)status, (int)wanted,
           error->message);
+    memset(error, 0, sizeof *error);
 }
 
 static void test_bad_texts(void) {
@@ -804,26 +807,20 @@ static void test_bad_texts(void) {
     size_t count = 0, long_length = 12 * (size_t)info.context_length;
     char *text = need(malloc(long_length + 1));
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
-        memset(&error, 0, sizeof error);
         expect(janus_generate_ids(session, bad[i], NULL, ids, &error), JANUS_BAD_ARGUMENT, &error,
                "drawing a bad prompt");
-        memset(&error, 0, sizeof error);
         expect(janus_ask(session, bad[i], NULL, 0, NULL, NULL, &error), JANUS_BAD_ARGUMENT, &error,
                "asking a bad question");
         if (i < 2) continue;
-        memset(&error, 0, sizeof error);
         expect(janus_tokenize(golden.model, bad[i], strlen(bad[i]), &tokens, &count, &error), JANUS_BAD_ARGUMENT,
                &error, "tokenizing bad UTF-8");
     }
     for (size_t i = 0; i < long_length; i++) text[i] = "a b c9 "[i % 7];
     text[long_length] = 0;
-    memset(&error, 0, sizeof error);
     expect(janus_generate_ids(session, text, NULL, ids, &error), JANUS_BAD_ARGUMENT, &error,
            "drawing a prompt that is too long");
-    memset(&error, 0, sizeof error);
     expect(janus_ask(session, text, NULL, 0, NULL, NULL, &error), JANUS_BAD_ARGUMENT, &error,
            "asking too long a question");
-    memset(&error, 0, sizeof error);
     expect(janus_ask(session, "<image_placeholder> and <image_placeholder>", &golden.image, 1, NULL, NULL, &error),
            JANUS_BAD_ARGUMENT, &error, "two placeholders for one image");
     check(janus_tokenize(golden.model, "", 0, &tokens, &count, NULL) == JANUS_OK && count == 0, 1,
@@ -850,7 +847,6 @@ static void test_bad_options(void) {
         if (i == 4) options.temperature = -0.5f;
         if (i == 5) options.temperature = 101;
         if (i == 6) options.temperature = (float)(HUGE_VAL - HUGE_VAL);
-        memset(&error, 0, sizeof error);
         expect(janus_generate_ids(session, "a cat", &options, ids, &error), JANUS_BAD_ARGUMENT, &error,
                "bad drawing options");
     }
@@ -862,7 +858,6 @@ static void test_bad_options(void) {
         if (i == 3) options.top_p = 0;
         if (i == 4) options.top_p = 1.5;
         if (i == 5) options.top_k = -1;
-        memset(&error, 0, sizeof error);
         expect(janus_ask(session, "what?", NULL, 0, &options, NULL, &error), JANUS_BAD_ARGUMENT, &error,
                "bad asking options");
     }
@@ -872,7 +867,6 @@ static void test_bad_options(void) {
         if (i == 1) options.threads = 257;
         if (i == 2) options.isa = "mmx";
         if (i == 3) options.cache = (JanusCacheType)3;
-        memset(&error, 0, sizeof error);
         expect(janus_session_new(golden.model, &options, &none, &error), JANUS_BAD_ARGUMENT, &error,
                "bad session options");
         check(none == NULL, 0, "a refused session is NULL");
@@ -905,7 +899,6 @@ static void test_null(void) {
     check(janus_queue_new(session, 1, &queue, NULL) == JANUS_OK, 0, "a queue");
     for (int i = 0; i < 31; i++) {
         JanusStatus status = JANUS_OK;
-        memset(&error, 0, sizeof error);
         if (i == 0) status = janus_load(NULL, &model, &error);
         if (i == 1) status = janus_load(golden.path, NULL, &error);
         if (i == 2) status = janus_session_new(NULL, NULL, &none, &error);
@@ -964,12 +957,10 @@ static void test_bad_ids(void) {
     char *text = NULL;
     for (int i = 0; i < 4; i++) {
         ids[info.image_tokens - 1] = bad[i];
-        memset(&error, 0, sizeof error);
         expect(janus_decode_image(session, ids, &picture, &error), JANUS_BAD_ARGUMENT, &error,
                "decoding an id out of range");
         check(picture.rgb == NULL, 0, "no picture after a failed call");
         const int32_t token = i == 1 ? info.vocab_size : bad[i];
-        memset(&error, 0, sizeof error);
         expect(janus_detokenize(golden.model, &token, 1, &text, NULL, &error), JANUS_BAD_ARGUMENT, &error,
                "detokenizing an id out of range");
         check(text == NULL, 0, "no text after a failed call");
@@ -1114,7 +1105,6 @@ static void test_model_files(void) {
     snprintf(path, sizeof path, "%s/tied.gguf", golden_folder);
     unsigned char *bytes = need(read_file(path, &length));
     expect(janus_load("no/such/model.gguf", &model, &error), JANUS_IO_ERROR, &error, "a missing model");
-    memset(&error, 0, sizeof error);
     expect(janus_load(golden_folder, &model, &error), JANUS_IO_ERROR, &error, "a folder as model");
     expect_bad_model("GGUF", 4, "four bytes");
     expect_bad_model("Not a model at all, but long enough to be looked at.", 52, "a text as model");
@@ -1276,7 +1266,6 @@ static void test_queue_ends(void) {
     check(janus_queue_new(session, 1, &queue, NULL) == JANUS_OK, 0, "a queue of one place");
     check(janus_queue_step(queue) == 0 && janus_queue_collect(queue, &result) == 0, 1, "an empty queue is done");
     many.count = 65;
-    memset(&error, 0, sizeof error);
     expect(janus_queue_generate(queue, "a", &many, NULL, &error), JANUS_BAD_ARGUMENT, &error, "65 pictures");
     for (int i = 0; i < 3; i++)
         check(janus_queue_generate(queue, "a", NULL, &numbers[i], NULL) == JANUS_OK, 0, "a job");
@@ -1321,33 +1310,25 @@ static void test_image_files(void) {
     janus_image_free(&back);
     unsigned char *bytes = need(read_file(path, &length));
     for (size_t cut = 0; cut < length; cut++) {
-        memset(&error, 0, sizeof error);
         const JanusStatus status = janus_image_load_memory(bytes, cut, &back, &error);
         if (status == JANUS_OK && cut >= length - 20) janus_image_free(&back); /* all pixels are there, as for Pillow */
         else expect(status, JANUS_BAD_IMAGE, &error, "a truncated PNG");
     }
     remove(path);
     memcpy(bytes + 16, "\x7F\xFF\xFF\xFF\x7F\xFF\xFF\xFF", 8);
-    memset(&error, 0, sizeof error);
     expect(janus_image_load_memory(bytes, length, &back, &error), JANUS_BAD_IMAGE, &error,
            "a PNG of 2^31 pixels a side");
     memcpy(bytes + 16, "\0\0\x40\0\0\0\x40\0", 8);
-    memset(&error, 0, sizeof error);
     expect(janus_image_load_memory(bytes, length, &back, &error), JANUS_BAD_IMAGE, &error,
            "a PNG of 268 million pixels");
-    memset(&error, 0, sizeof error);
     expect(janus_image_load_memory("hello", 5, &back, &error), JANUS_BAD_IMAGE, &error, "five bytes as image");
-    memset(&error, 0, sizeof error);
     expect(janus_image_load("no/such.png", &back, &error), JANUS_IO_ERROR, &error, "a missing image");
     free(bytes);
     snprintf(path, sizeof path, "%s.gif", temporary);
-    memset(&error, 0, sizeof error);
     expect(janus_image_save(path, &image, &error), JANUS_BAD_ARGUMENT, &error, "an ending that is not known");
-    memset(&error, 0, sizeof error);
     expect(janus_image_save("no/such/folder/x.png", &image, &error), JANUS_IO_ERROR, &error, "a missing folder");
     image.width = 0;
     snprintf(path, sizeof path, "%s.png", temporary);
-    memset(&error, 0, sizeof error);
     expect(janus_image_save(path, &image, &error), JANUS_BAD_ARGUMENT, &error, "an empty image");
     snprintf(path, sizeof path, "%s.jpg", temporary);
     image.width = 5;
