@@ -417,6 +417,9 @@ static void print_heading(void) {
            "MB", "Gop/s", "GB/s", "limit", "peak MiB");
 }
 
+/* What a row's name ends with: 3 and 4 are exact products of pieces on AMX. */
+static const char *rounded_label(int peak) { return peak == 1 || peak == 2 ? ", --fast" : ""; }
+
 /* One row: times, cost, rates, percent of the limit. `peak` names the limit of its operations: 0 f32, 1 bf16, 2
    integers, 3 and 4 bf16 with three or six products of pieces; 0 stands for that of exact products. */
 static void report(const Bench *bench, const char *stage, Times *times, const Cost *cost, int peak) {
@@ -559,7 +562,7 @@ static void bench_step(const Stage *s, int64_t R, int64_t past, const char *what
         for (int64_t r = 0; r < R; r++) sequences[r].own.length = past;
     }
     cost_transformer(&cost, s->session, (double)R, 1, (double)past);
-    snprintf(name, sizeof name, "%s, after %d tokens%s", what, (int)past, peak != 0 ? ", --fast" : "");
+    snprintf(name, sizeof name, "%s, after %d tokens%s", what, (int)past, rounded_label(peak));
     note_peak(bench);
     report(bench, name, &times, &cost, peak);
     for (int64_t r = 0; r < R; r++) kv_cache_free(&sequences[r].own);
@@ -588,7 +591,7 @@ static void bench_prefill(const Stage *s, int peak) {
         kv_cache_free(&sequence.own);
     }
     cost_transformer(&cost, s->session, 1, (double)T, 0);
-    snprintf(name, sizeof name, "prefill of %d tokens%s", (int)T, peak != 0 ? ", --fast" : "");
+    snprintf(name, sizeof name, "prefill of %d tokens%s", (int)T, rounded_label(peak));
     note_peak(bench);
     report(bench, name, &times, &cost, peak);
     free(x);

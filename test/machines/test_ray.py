@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The program of test/machines/README.md for Ray Data, with a worker killed amid the work: make test-ray."""
+"""The program of test/machines/README.md for Ray Data, with a worker killed amid the work: make test PARTS=ray."""
 
 from __future__ import annotations
 

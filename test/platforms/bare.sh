@@ -1,6 +1,6 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
-# make platforms-bare: make demo and make test in empty systems of Debian, made by debootstrap with nothing in them but
+# make platforms ROWS=bare: make demo and make test in empty systems of Debian, made by debootstrap with nothing in them but
 # gcc, libc6-dev and make, for a user without root and then as root. A row has the columns of make platforms:
 #   build    whether the compiler was without a warning in all that was built
 #   tests    what make test counts; without root the C part alone, since Python is missing there
