@@ -4741,7 +4741,7 @@ static void softmax_row(Context *own, void *data, int64_t row) {
 
 static void softmax_rows(Context *cx, float *x, int64_t rows, int64_t V, double temperature) {
     SoftmaxRows s = {x, V, temperature};
-    each_alone(cx, softmax_row, &s, rows);
+    if (!has_failed(cx)) each_alone(cx, softmax_row, &s, rows);
 }
 
 static void copy(const Context *cx, float *out, const float *x, int64_t n) {
