@@ -7226,8 +7226,9 @@ static void png_parse(ImageFile *image) {
             data = span_part(data, 0, data.length / 3 * 3);
             if (!palette) add_png_chunk(&image->copy, "PLTE", data, data.length < 768 ? 768 - data.length : 0);
             palette = true;
-        } else if (span_begins(name, "IDAT", 4)) add_png_chunk(&image->copy, "IDAT", data, 0);
-        else if (span_begins(name, "eXIf", 4)) image->orientation = exif_orientation(data);
+        } else if (span_begins(name, "IDAT", 4)) {
+            if (data.length > 0) add_png_chunk(&image->copy, "IDAT", data, 0); /* stb copies an empty one to NULL */
+        } else if (span_begins(name, "eXIf", 4)) image->orientation = exif_orientation(data);
         else if (span_begins(name, "CgBI", 4)) image_unsupported(image, "PNG", "Apple's, for iPhones");
         else if ((span_byte(name, 0) & 0x20) == 0) image_damaged(image, "unknown critical chunk");
         else png_text(image, name, data);
