@@ -243,10 +243,6 @@ typedef struct {
 } Output;
 static void linears(Context *cx, const Output *outputs, int count, const float *x, int64_t T);
 
-/* The rows of the next linear layers belong to `count` tasks, groups[i] rows to task i, in rising order: the results
-   of each are bit-identical to those it has alone. NULL: to one task. */
-static void set_groups(Context *cx, const int64_t *groups, int64_t count);
-
 typedef struct {
     int64_t height, width, channels; /* of the image, before upsampling */
     int kernel, stride;
@@ -281,6 +277,7 @@ static void weight_row(float *out, const Weight *w, int64_t row);
 
 /* Keys and values of one sequence. Invariant: position p of head g of a layer lies at (g * capacity + p) * d, and
    positions from `length` on are undefined; all layers are equally long. */
+enum { KEY_BLOCK = 32 };
 typedef struct {
     int64_t length, capacity; /* positions */
     int layers, type;         /* TYPE_F32, or TYPE_F16 for half the memory */
@@ -1115,45 +1112,37 @@ static void take_ids(Context *cx, void *data, int64_t i) {
 }
 
 /* The next ids of all tasks, answers first, from their last hidden states (R, D). */
-static void take_next_ids(Context *cx, const JanusModel *m, Task *const *tasks, const int64_t *groups, int count,
-                          const float *hidden) {
+static void take_next_ids(Context *cx, const JanusModel *m, Task *const *tasks, int count, const float *hidden) {
     const int64_t D = m->config.hidden, V = m->config.vocab, K = m->config.codebook;
     const ArenaBlock *mark = scratch_mark(cx);
     TakeIds take = {.m = m, .tasks = tasks, .count = count};
     int64_t answers = 0, R = 0;
-    for (int i = 0; i < count; R += groups[i++]) answers += tasks[i]->answers;
+    for (int i = 0; i < count; R += tasks[i++]->R) answers += tasks[i]->answers;
     float *words = scratch(cx, answers, V), *colours = scratch(cx, R - answers, K);
-    set_groups(cx, groups, answers);
     linear(cx, words, hidden, &m->lm_head, NULL, answers);
-    set_groups(cx, groups + answers, count - answers);
     image_head(cx, m, colours, hidden + answers * D, R - answers);
-    set_groups(cx, NULL, 0);
     if (has_failed(cx)) return;
     for (int i = 0; i < count; i++) {
         take.logits[i] = i < answers ? words + i * V : colours;
-        if (i >= answers) colours += groups[i] * K;
+        if (i >= answers) colours += tasks[i]->R * K;
     }
     each_alone(cx, take_ids, &take, count);
     scratch_release(cx, mark);
 }
 
 /* The next ids of all tasks, answers first, in one pass over the weights: reading these is what a step costs. Each
-   task's ids are those that it gets alone (set_groups). */
+   task's ids are those that it gets alone, as the sums of a row do not depend on the rows beside it (section 14). */
 static void step(Context *cx, const JanusModel *m, Task *const *tasks, int count) {
     const int64_t D = m->config.hidden;
     const ArenaBlock *mark = scratch_mark(cx);
     Sequence *rows[ROWS_LIMIT];
-    int64_t groups[PICTURES_LIMIT], R = 0;
-    for (int i = 0; i < count; i++) {
-        groups[i] = tasks[i]->R;
-        for (int64_t r = 0; r < groups[i]; r++) rows[R++] = &tasks[i]->rows[r];
-    }
+    int64_t R = 0;
+    for (int i = 0; i < count; i++)
+        for (int64_t r = 0; r < tasks[i]->R; r++) rows[R++] = &tasks[i]->rows[r];
     float *x = scratch(cx, R, D), *last = x;
-    for (int i = 0; i < count; last += groups[i++] * D) embed_last_ids(cx, m, tasks[i], last);
-    set_groups(cx, groups, count);
+    for (int i = 0; i < count; last += tasks[i++]->R * D) embed_last_ids(cx, m, tasks[i], last);
     transformer_forward(cx, m, x, 1, rows, R, false);
-    set_groups(cx, NULL, 0);
-    take_next_ids(cx, m, tasks, groups, count, x);
+    take_next_ids(cx, m, tasks, count, x);
     scratch_release(cx, mark);
 }
 
@@ -1183,7 +1172,7 @@ static void start_drawing(Context *cx, const JanusModel *m, Task *task, const ch
     transformer_forward(cx, m, x, T, prompts, 2, true);
     for (int64_t r = 0; r < 2 * N && !has_failed(cx); r++)
         copy(cx, hidden + r * D, x + ((r % 2 + 1) * T - 1) * D, D); /* the last position */
-    take_next_ids(cx, m, &task, &task->R, 1, hidden);
+    take_next_ids(cx, m, &task, 1, hidden);
     id_list_free(&ids);
     scratch_release(cx, mark);
 }
@@ -1221,7 +1210,7 @@ static void start_answer(Context *cx, const JanusModel *m, Task *task, const cha
     for (int64_t t = 0; t < T && !has_failed(cx); t += chunk)
         transformer_forward(cx, m, x + t * D, min_i64(chunk, T - t), &sequence, 1, is_tapped(cx));
     task->turn_end = sequence->own.length;
-    take_next_ids(cx, m, &task, &task->R, 1, has_failed(cx) ? NULL : x + (T - 1) * D);
+    take_next_ids(cx, m, &task, 1, has_failed(cx) ? NULL : x + (T - 1) * D);
     id_list_free(&ids);
     scratch_release(cx, mark);
 }
@@ -2479,9 +2468,12 @@ static void weight_row(float *out, const Weight *w, int64_t row) {
 
       Every heavy loop of the model is one of the functions of this table. There is one table per instruction set; the
       plain one, which follows, defines what each function computes, and the test holds all others to it.
-        few rows   out = x W^T by dot products along W's rows: W is read once, at the speed of memory
-        many rows  out = x W^T by tiles of (tile_rows, tile_cols) kept in registers; x and W are first packed so that
-                   step k of a tile reads tile_rows floats of x and tile_cols floats of W side by side
+
+      The product out = x W^T + bias is the heaviest. An output is the sum of a row of x times a row of W, and its bits
+      depend on the type of W, the instruction set and the length of the rows alone, never on how many rows there are
+      or which stand beside it: columns come in panels of PANEL; a panel's products are added up in one fixed order,
+      and its sum is added to the sum of the panels before it, the first panel's to the bias. So a picture's ids are the
+      same whatever is drawn beside it.
 
       To add an instruction set (the shortest example is WebAssembly's simd128; test/c/toy_kernels.h is one in plain C):
         1  Detection: above the pass, HAVE_..._KERNELS and the header with the intrinsics, where the compiler can make
@@ -2494,9 +2486,13 @@ static void weight_row(float *out, const Weight *w, int64_t row) {
         5  Test: the name in KERNEL_NAMES of test/c/test_janus.c; test/c/test_kernels.c runs every table of kernels_at
         6  Platforms: a row in test/platforms/platforms.sh, which compares ids and pixels with the plain kernels
       Nothing else changes: neither the loops of the pass nor sections after it name an instruction set.
-      To add another kind of tile: a Packing with a size of its own, in the pass's table; AMX, a matrix unit for which
-      each thread must prepare, is the example.
    ================================================================================================================== */
+
+typedef struct { /* rows of numbers of one type, `stride` bytes from one to the next */
+    int type;
+    const char *data;
+    int64_t stride;
+} Rows;
 
 /* Bytes of a block of a quantised format that has fast ways; 0: the others. A constant where the type is one. */
 static inline int quant_bytes(int type) {
@@ -2507,12 +2503,6 @@ static inline int quant_bytes(int type) {
                                : 0;
 }
 
-typedef struct { /* rows of numbers of one type, `stride` bytes from one to the next */
-    int type;
-    const char *data;
-    int64_t stride;
-} Rows;
-
 /* Prefetches the cache line at p, which is read soon and once; a no-op where the compiler has no builtin for it. */
 #if defined(__GNUC__) && !defined(__TINYC__)
 #define prefetch(p) __builtin_prefetch((p), 0, 2)
@@ -2520,73 +2510,52 @@ typedef struct { /* rows of numbers of one type, `stride` bytes from one to the 
 #define prefetch(p) ((void)(p))
 #endif
 
-enum { MAX_TILE_ROWS = 32, K_STEP = 256 }; /* columns are packed at most K_STEP at a time */
-enum { INT8_GROUP = 16 * BLOCK };          /* elements a group when a few rows of x are packed as int8 */
-enum { INT8_MAX_X = 127 };                 /* the largest magnitude of a block is scaled to this */
-enum { WIDE_COLUMNS = 512, WIDE_X = 32, WIDE_W = 8 }; /* a piece of W that is widened once, and rows of x for it */
-enum { L1_FLOATS = 6144 };                 /* floats of x that still fit a 32 KiB L1 while weights stream through */
+/* Columns that are added up before the sum goes to the output: the panels of a row are as few as PANEL allows, and
+   equally long but for the last, of complete SUPER_BLOCKs. */
+enum { PANEL = 1280 };
+static int64_t panel_columns(int64_t n) {
+    const int64_t panels = (n + PANEL - 1) / PANEL;
+    return round_up((n + panels - 1) / panels, SUPER_BLOCK);
+}
 
-/* out[t * out_stride + o] = x[t] . w[o] + bias[o] for t < T, first <= o < last; rows of length n. The rows of x are
-   padded with zeros to a multiple of BLOCK, or rounded (Packing); best aligned to 64 bytes. The T rows may belong to
-   several jobs of `group` rows: each job's results are bit-identical to running alone, as the order of a row's sum
-   depends on the group, the type and o alone. dot_rows and dot_wide have the same order. */
+enum { GROUP_LIMIT = 32 };
+
+/* A part of a product: out[t * out_stride + o] for t < T and first <= o < last, of the columns begin <= k < end, which
+   are complete panels of the n. x: T prepared rows, of each panel all rows, then of the next panel. */
 typedef struct {
     float *out;
-    const float *x;
-    int64_t out_stride, x_stride, T, group, n;
+    const float *x, *bias; /* bias NULL: none */
     Rows w;
-    const float *bias; /* NULL: none */
-} Dots;
-typedef void DotProducts(const Dots *d, int64_t first, int64_t last);
+    int64_t T, out_stride, n, first, last, begin, end;
+} Block;
 
-typedef struct { /* a configuration of a thread's matrix unit */
-    unsigned char bytes[64];
-} UnitState;
-
-/* How both operands of a tile are packed. 32-bit words for BLOCK elements of rows and of weights:
-     exact    32 and 32: floats        bf16  16 and 16: pairs of bf16
-     pieces   48 and 16, or 48: pairs of bf16 too, three whose sum each float is, of x or of both operands
-     integer  10 and  9: eight words of four int8, the block's scale, and for rows of x a correction
-              18 and 17 on AVX2: sixteen words of two int16, as it multiplies no int8 of both signs, and the same */
+/* One way to multiply. Rows of x are prepared in groups of `group`, at most GROUP_LIMIT, and a panel at a time: the
+   floats, padded with zeros to a multiple of BLOCK; or what `prepare` makes of them for `multiply`. */
 typedef struct {
-    int tile_rows, tile_cols; /* tile_rows is at most MAX_TILE_ROWS */
-    int few_rows_limit;             /* up to this number of rows of x, dot products are faster than tiles */
-    int row_words, weight_words;
-    int columns;   /* pack_rows takes a multiple of this number of columns */
-    int k_step;    /* columns packed at a time, to fit the caches; 0: K_STEP */
-    bool any_type; /* pack_weights takes weights of any type, not only the packing's own */
-    int max_int;   /* integers: the value of the largest element of a block of x; else 0 */
-    /* out (n, tile_rows): element k of row r at out[k * tile_rows + r] */
-    void (*pack_rows)(float *out, const float *const *rows, int64_t n);
-    /* out (n, tile_cols): element begin + k of row c at out[k * tile_cols + c], zero where c >= count */
-    void (*pack_weights)(float *out, Rows w, int64_t count, int64_t begin, int64_t n);
-    /* The same of a matrix whose rows are summed over: out (count, tile_cols): element begin + c of row s at
-       out[s * tile_cols + c], zero where c >= n; zeros up to a multiple of `columns` rows. NULL: not for attention */
-    void (*pack_values)(float *out, Rows v, int64_t count, int64_t begin, int64_t n);
-    /* out[r * stride + c] = (add ? out[r * stride + c] : 0) + sum over k < n of a[k][r] b[k][c] for the first `rows`
-       rows of the tile, all columns; the rows after them are undefined */
-    void (*tile)(float *out, int64_t stride, const float *a, const float *b, int64_t rows, int64_t n, int add);
-    /* Called by a thread before its first tile and after its last one, to restore its state; may be NULL */
-    void (*first)(UnitState *before), (*last)(const UnitState *before);
-    /* For few rows: x (n) as int8, int8_group_words floats for every INT8_GROUP elements; 0, NULL: x as it is */
-    int int8_group_words;
-    void (*int8_row)(float *out, const float *x, int type, int64_t n);
-    DotProducts *dot;
-} Packing;
+    int group, words; /* words of 32 bits that BLOCK columns of a row take when they are prepared */
+    bool complete;    /* only for rows of a multiple of BLOCK columns */
+    void (*prepare)(float *out, const float *const *rows, int64_t n); /* NULL: rows stay floats, group is 1 */
+    void (*multiply)(const Block *b);
+} Method;
+
+/* Weights for which an instruction set may have a method of its own: BF16; Q8_0 and Q4_0; all others. */
+enum { OTHER_WEIGHTS, BF16_WEIGHTS, BLOCK_WEIGHTS, WEIGHT_CLASSES };
 
 typedef struct {
     const char *name;
-    Packing exact;
-    /* Optional: tile is NULL if there is none. As accurate as `exact`: `pieces` for BF16 weights, `all_pieces` for the
-       others. With operands rounded: `bf16` for BF16 weights, `integer` for Q8_0 and Q4_0. */
-    Packing pieces, all_pieces, bf16, integer;
-    /* out[i] = element begin + i of a row */
+    Method exact[WEIGHT_CLASSES]; /* multiply NULL: that of OTHER_WEIGHTS */
+    Method fast[WEIGHT_CLASSES];  /* x, and W if need be, rounded; multiply NULL: the exact one */
+    /* out[i] = element begin + i of a row; begin is the start of a block */
     void (*expand)(float *out, int type, const void *row, int64_t begin, int64_t n);
     /* One block of an online softmax: *max is raised to the largest scale * x, x = exp(scale * x - *max);
        returns f = exp(old max - new max), *sum = f * *sum + the sum of x */
     float (*softmax_block)(float *x, int64_t n, float scale, float *max, float *sum);
-    /* out (d) += sum over s of p[s] * row s */
-    void (*weighted_rows)(float *out, const float *p, Rows rows, int64_t count, int64_t d);
+    /* out (T, n) = p (T, count) rows (count, n), added row after row, to out if `add`: the two products of attention.
+       Rows are F32 or F16; those of out are padded to BLOCK floats. */
+    void (*add_rows)(float *out, int64_t out_stride, const float *p, int64_t p_stride, int64_t T, Rows rows,
+                     int64_t count, int64_t n, bool add);
+    /* out (n, T) = x (T, n) with its rows as columns */
+    void (*transpose)(float *out, int64_t out_stride, const float *x, int64_t stride, int64_t T, int64_t n);
     void (*scale)(float *out, float factor, int64_t n);
     void (*add)(float *out, const float *x, int64_t n);
     void (*gelu)(float *x, int64_t n);
@@ -2603,76 +2572,32 @@ typedef struct {
 
 /* ---- plain ---- */
 
-enum { PLAIN_ROWS = 4, PLAIN_COLS = 8, PLAIN_LANES = 16 };
-
 /* Sixteen partial sums: no chain of dependent additions, less rounding, and compilers turn them into vectors. */
-static float dot_piece(float sums[PLAIN_LANES], const float *a, const float *b, int64_t n) {
-    float lanes[PLAIN_LANES]; /* a copy that stays in registers */
+static float dot_plain(const float *a, const float *b, int64_t n) {
+    enum { LANES = 16 };
+    float sums[LANES] = {0}, total = 0;
     int64_t i = 0;
-    memcpy(lanes, sums, sizeof lanes);
-    for (; i + PLAIN_LANES <= n; i += PLAIN_LANES)
-        for (int j = 0; j < PLAIN_LANES; j++) lanes[j] += a[i + j] * b[i + j];
-    memcpy(sums, lanes, sizeof lanes);
-    float rest = 0;
-    for (; i < n; i++) rest += a[i] * b[i];
-    return rest;
-}
-
-static float sum_lanes(const float sums[PLAIN_LANES]) {
-    float total = 0;
-    for (int j = 0; j < PLAIN_LANES; j++) total += sums[j];
+    for (; i + LANES <= n; i += LANES)
+        for (int j = 0; j < LANES; j++) sums[j] += a[i + j] * b[i + j];
+    for (int j = 0; j < LANES; j++) total += sums[j];
+    for (; i < n; i++) total += a[i] * b[i];
     return total;
 }
 
-static void dot_plain(const Dots *d, int64_t first, int64_t last) {
-    enum { PIECE = 256, GROUP = 8 }; /* a piece of a weight row, expanded once for a group of rows of x */
-    float piece[PIECE];
-    for (int64_t o = first; o < last; o++)
-        for (int64_t t0 = 0; t0 < d->T; t0 += GROUP) {
-            int64_t group = min_i64(GROUP, d->T - t0);
-            float sums[GROUP][PLAIN_LANES] = {{0}}, rest[GROUP] = {0};
-            for (int64_t k = 0; k < d->n; k += PIECE) {
-                int64_t m = min_i64(PIECE, d->n - k);
-                const char *row = d->w.data + o * d->w.stride;
-                const float *a = d->w.type == TYPE_F32 ? (const float *)(const void *)row + k : piece;
-                if (d->w.type != TYPE_F32) expand_plain(piece, d->w.type, row, k, m);
-                for (int64_t t = 0; t < group; t++)
-                    rest[t] += dot_piece(sums[t], a, d->x + (t0 + t) * d->x_stride + k, m);
+static void multiply_plain(const Block *b) {
+    const int64_t panel = panel_columns(b->n);
+    float w[PANEL];
+    for (int64_t o = b->first; o < b->last; o++) {
+        const float *x = b->x;
+        for (int64_t k = b->begin; k < b->end; k += panel) {
+            const int64_t n = min_i64(panel, b->n - k), stride = round_up(n, BLOCK);
+            expand_plain(w, b->w.type, b->w.data + o * b->w.stride, k, n);
+            for (int64_t t = 0; t < b->T; t++, x += stride) {
+                float *to = b->out + t * b->out_stride + o;
+                *to = dot_plain(w, x, n) + (k > 0 ? *to : b->bias != NULL ? b->bias[o] : 0);
             }
-            for (int64_t t = 0; t < group; t++)
-                d->out[(t0 + t) * d->out_stride + o] = sum_lanes(sums[t]) + rest[t] + (d->bias ? d->bias[o] : 0);
         }
-}
-
-static void pack_rows_plain(float *out, const float *const *rows, int64_t n) {
-    for (int64_t k = 0; k < n; k++)
-        for (int r = 0; r < PLAIN_ROWS; r++) out[k * PLAIN_ROWS + r] = rows[r][k];
-}
-
-static void pack_weights_plain(float *out, Rows w, int64_t count, int64_t begin, int64_t n) {
-    float piece[K_STEP];
-    for (int64_t c = 0; c < PLAIN_COLS; c++)
-        for (int64_t k = 0; k < n; k += K_STEP) {
-            int64_t m = min_i64(K_STEP, n - k);
-            if (c < count) expand_plain(piece, w.type, w.data + c * w.stride, begin + k, m);
-            for (int64_t i = 0; i < m; i++) out[(k + i) * PLAIN_COLS + c] = c < count ? piece[i] : 0;
-        }
-}
-
-static void pack_values_plain(float *out, Rows v, int64_t count, int64_t begin, int64_t n) {
-    for (int64_t s = 0; s < count; s++, out += PLAIN_COLS) {
-        memset(out, 0, PLAIN_COLS * sizeof *out);
-        expand_plain(out, v.type, v.data + s * v.stride, begin, min_i64(n, PLAIN_COLS));
     }
-}
-
-static void tile_plain(float *out, int64_t stride, const float *a, const float *b, int64_t rows, int64_t n, int add) {
-    float sums[PLAIN_ROWS][PLAIN_COLS] = {{0}};
-    for (int64_t k = 0; k < n; k++)
-        for (int r = 0; r < PLAIN_ROWS; r++)
-            for (int c = 0; c < PLAIN_COLS; c++) sums[r][c] += a[k * PLAIN_ROWS + r] * b[k * PLAIN_COLS + c];
-    for (int64_t r = 0; r < rows; r++)
-        for (int c = 0; c < PLAIN_COLS; c++) out[r * stride + c] = (add ? out[r * stride + c] : 0) + sums[r][c];
 }
 
 static float softmax_block_plain(float *x, int64_t n, float scale, float *max, float *sum) {
@@ -2684,14 +2609,23 @@ static float softmax_block_plain(float *x, int64_t n, float scale, float *max, f
     return factor;
 }
 
-static void weighted_rows_plain(float *out, const float *p, Rows rows, int64_t count, int64_t d) {
-    float piece[BLOCK];
-    for (int64_t s = 0; s < count; s++)
-        for (int64_t i = 0; i < d; i += BLOCK) {
-            int64_t m = min_i64(BLOCK, d - i);
-            expand_plain(piece, rows.type, rows.data + s * rows.stride, i, m);
-            for (int64_t j = 0; j < m; j++) out[i + j] += p[s] * piece[j];
+static void add_rows_plain(float *out, int64_t out_stride, const float *p, int64_t p_stride, int64_t T, Rows rows,
+                           int64_t count, int64_t n, bool add) {
+    float row[BLOCK];
+    for (int64_t t = 0; t < T && !add; t++) memset(out + t * out_stride, 0, (size_t)n * sizeof *out);
+    for (int64_t c = 0; c < n; c += BLOCK) {
+        const int64_t width = min_i64(BLOCK, n - c);
+        for (int64_t s = 0; s < count; s++) {
+            expand_plain(row, rows.type, rows.data + s * rows.stride, c, width);
+            for (int64_t t = 0; t < T; t++)
+                for (int64_t i = 0; i < width; i++) out[t * out_stride + c + i] += p[t * p_stride + s] * row[i];
         }
+    }
+}
+
+static void transpose_plain(float *out, int64_t out_stride, const float *x, int64_t stride, int64_t T, int64_t n) {
+    for (int64_t t = 0; t < T; t++)
+        for (int64_t i = 0; i < n; i++) out[i * out_stride + t] = x[t * stride + i];
 }
 
 static void scale_plain(float *out, float factor, int64_t n) {
@@ -2748,12 +2682,11 @@ static void store_f16_plain(uint16_t *out, const float *x, int64_t n) {
 
 static const Kernels kernels_plain = {
     .name = "plain",
-    .exact = {.tile_rows = PLAIN_ROWS, .tile_cols = PLAIN_COLS, .few_rows_limit = 4, .row_words = BLOCK,
-              .weight_words = BLOCK, .columns = 1, .pack_rows = pack_rows_plain, .pack_weights = pack_weights_plain,
-              .pack_values = pack_values_plain, .tile = tile_plain, .dot = dot_plain},
+    .exact = {[OTHER_WEIGHTS] = {.group = 1, .words = BLOCK, .multiply = multiply_plain}},
     .expand = expand_plain,
     .softmax_block = softmax_block_plain,
-    .weighted_rows = weighted_rows_plain,
+    .add_rows = add_rows_plain,
+    .transpose = transpose_plain,
     .scale = scale_plain,
     .add = add_plain,
     .gelu = gelu_plain,
@@ -2826,16 +2759,17 @@ static const Kernels kernels_plain = {
 #endif
 #ifdef KERNEL_PASS
 
-/* The primitives of an instruction set. TILE_ROWS x TILE_VECTORS vectors of sums fit its registers, with one of x and
-   TILE_VECTORS of W beside them; DOT_ROWS rows of W share the loads of four rows of x.
+/* The primitives of an instruction set. The sums of X_ROWS rows of x and W_ROWS of W fit its registers, with the
+   vectors of x beside them; so do VALUE_ROWS times VALUE_VECTORS sums, and twice INT8_ROWS.
 
-   vf, VL floats, a constant (of SVE and RVV: with vectors of a fixed length):
+vf, VL floats, a constant (of SVE and RVV: with vectors of a fixed length):
      v_zero() v_set1(s)              all 0; all s
      v_load(p) v_store(p, a)         from and to any address
      v_add v_sub v_mul v_div         (a, b), element by element
      v_maximum v_minimum             the same; where one of the two is NaN, the second (NEON: NaN)
      v_fma(a, b, c)                  a b + c, rounded once where there is such an instruction
      v_sum(a) v_largest(a)           of all elements, a float
+     v_add4(p, q, a)                 p[i] = q[i] + the sum of elements i, i + 4, i + 8 ... of a, for i < 4
      v_round(a)                      to whole numbers, ties to even
      v_power(n)                      2^n for whole n from -126 to 127; 0 for -127, infinity for 128
      v_load_f16 v_load_bf16 (p)      VL numbers of 16 bits from any address
@@ -2844,7 +2778,7 @@ static const Kernels kernels_plain = {
      v_zip_low v_zip_high (a, b)     of each 16 bytes a0 a1 a2 a3 and b0 b1 b2 b3: a0 b0 a1 b1; a2 b2 a3 b3
      v_zip_low2 v_zip_high2 (a, b)   a0 a1 b0 b1; a2 a3 b2 b3
      v_gather(rows, k)               16 bytes each of rows[0] + k, rows[4] + k, ...
-     v_first_bf16 v_second_bf16 (a)  of each 32 bits, the lower or the upper 16 as a bf16
+     v_fma_pairs(a, b, c)            a b + c of pairs of bf16, both products added to one float; if there is such
    vb, sixteen int8:
      b_load(p)                       from any address
      b_bits(b, n, mask)              each byte's bits from bit n on that are in `mask`
@@ -2852,29 +2786,27 @@ static const Kernels kernels_plain = {
      b_less(b, n)                    b - n
      v_widen(w, b)                   vf w[16 / VL] = the sixteen as floats
      v_nibbles(w, b, scale)          may be left out: vf w[32 / VL] = scale times the nibbles of b less 8, as in Q4_0
-   Only where there are products of small integers; without them, --fast takes the exact tiles for Q8_0 and Q4_0:
-     quant, QUANT_MAX                the type that tiles multiply, int8_t (int16_t: AVX2); the largest x is rounded to
+   Only where there are products of int8; without them, --fast takes floats for Q8_0 and Q4_0:
      vi                              VL int32
      i_bits(a) i_float(n)            a's bits as vi; n's numbers as vf
-     i_dot(sums, w, x)               sums + the products of w's and x's quants, added up within each 32 bits
-     i_block(w, x)                   for few rows: of a block's weights, vb w[2], and its int8 at x, in any order
-                                     (x86 has ways of its own, as a factor must be unsigned there)
-     b_offset(b)                     weights as i_dot wants them: b, or b + 128 without sign
-     b_store(p, b)                   sixteen int8 as quants
-     round_block(out, x, inverse)    BLOCK floats times inverse, rounded, as quants; returns the start of i_dot's sums:
-                                     0, or -128 times the sum of these quants if weights are 128 too large */
+     i_dot(sums, w, x)               sums + the products of w's and x's int8, added up within each 32 bits
+     i_bytes(a)                      a's int8 as i_dot wants weights: as they are, or 128 larger without sign
+     i_low(a) i_high(a)              the same of the lower, the upper halves of a's bytes less 8
+     round_block(out, x, inverse)    BLOCK floats times inverse, rounded to int8; returns what i_dot's sums must start
+                                     at: 0, or -128 times the sum of these int8 if weights are 128 too large */
 #if KERNEL_PASS == PASS_NEON
 #define TARGET
 #define vf                float32x4_t
 #define vb                int8x16_t
 #define VL                4
-#define TILE_ROWS         8
-#define TILE_VECTORS      2
-#define DOT_ROWS          4
+#define X_ROWS            6
+#define VALUE_VECTORS     4
+#define INT8_ROWS         12
 #define v_zero()          vdupq_n_f32(0)
 #define v_set1            vdupq_n_f32
 #define v_load            vld1q_f32
 #define v_store           vst1q_f32
+#define v_add4(p, q, a)   vst1q_f32(p, vaddq_f32(vld1q_f32(q), a))
 #define v_add             vaddq_f32
 #define v_sub             vsubq_f32
 #define v_mul             vmulq_f32
@@ -2895,8 +2827,6 @@ static const Kernels kernels_plain = {
 #define v_zip_low2(a, b)  vreinterpretq_f32_f64(vzip1q_f64(vreinterpretq_f64_f32(a), vreinterpretq_f64_f32(b)))
 #define v_zip_high2(a, b) vreinterpretq_f32_f64(vzip2q_f64(vreinterpretq_f64_f32(a), vreinterpretq_f64_f32(b)))
 #define v_gather(rows, k) v_load((rows)[0] + (k))
-#define v_first_bf16(a)   vreinterpretq_f32_u32(vshlq_n_u32(vreinterpretq_u32_f32(a), 16))
-#define v_second_bf16(a)  vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(a), vdupq_n_u32(0xffff0000)))
 #define v_widen(w, b)                                                                                                  \
     ((w)[0] = vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vget_low_s8(b))))),                                        \
      (w)[1] = vcvtq_f32_s32(vmovl_high_s16(vmovl_s8(vget_low_s8(b)))),                                                 \
@@ -2914,9 +2844,10 @@ static const Kernels kernels_plain = {
 #define i_bits            vreinterpretq_s32_f32
 #define i_float           vcvtq_f32_s32
 #define i_dot(sums, w, x) vdotq_s32(sums, vreinterpretq_s8_f32(w), vreinterpretq_s8_f32(x))
+#define i_bytes(a)        (a)
+#define i_low(a)          vreinterpretq_f32_s8(b_less(vandq_s8(vreinterpretq_s8_f32(a), vdupq_n_s8(15)), 8))
+#define i_high(a)         vreinterpretq_f32_s8(b_less(b_bits(vreinterpretq_s8_f32(a), 4, 15), 8))
 #define i_block(w, x)     vdotq_s32(vdotq_s32(vdupq_n_s32(0), (w)[0], b_load(x)), (w)[1], b_load((x) + VL))
-#define b_store(p, b)     vst1q_s8((void *)(p), b)
-#define b_offset(b)       (b)
 
 INLINE int32_t KERNEL(round_block)(void *out, const float *x, float inverse) {
     for (int i = 0; i < BLOCK; i += 8) {
@@ -2933,13 +2864,13 @@ INLINE int32_t KERNEL(round_block)(void *out, const float *x, float inverse) {
 #define vf                v128_t
 #define vb                v128_t
 #define VL                4
-#define TILE_ROWS         4
-#define TILE_VECTORS      2
-#define DOT_ROWS          2
+#define X_ROWS            3
+#define VALUE_VECTORS     2
 #define v_zero()          wasm_f32x4_splat(0)
 #define v_set1            wasm_f32x4_splat
 #define v_load            wasm_v128_load
 #define v_store           wasm_v128_store
+#define v_add4(p, q, a)   wasm_v128_store(p, wasm_f32x4_add(wasm_v128_load(q), a))
 #define v_add             wasm_f32x4_add
 #define v_sub             wasm_f32x4_sub
 #define v_mul             wasm_f32x4_mul
@@ -2960,8 +2891,6 @@ INLINE int32_t KERNEL(round_block)(void *out, const float *x, float inverse) {
 #define v_zip_low2(a, b)  wasm_i64x2_shuffle(a, b, 0, 2)
 #define v_zip_high2(a, b) wasm_i64x2_shuffle(a, b, 1, 3)
 #define v_gather(rows, k) v_load((rows)[0] + (k))
-#define v_first_bf16(a)   wasm_i32x4_shl(a, 16)
-#define v_second_bf16(a)  wasm_v128_and(a, wasm_i32x4_splat(-0x10000))
 #define v_widen(w, b)                                                                                                  \
     ((w)[0] = wasm_f32x4_convert_i32x4(wasm_i32x4_extend_low_i16x8(wasm_i16x8_extend_low_i8x16(b))),                   \
      (w)[1] = wasm_f32x4_convert_i32x4(wasm_i32x4_extend_high_i16x8(wasm_i16x8_extend_low_i8x16(b))),                  \
@@ -3001,8 +2930,8 @@ INLINE void KERNEL(store_halves)(uint16_t *out, vf a) {
 #define MM(f)     JOIN(_mm256, f)
 #define vf        __m256
 #define VL        8
-#define TILE_ROWS 6
-#define DOT_ROWS  2
+#define X_ROWS    3
+#define VALUE_VECTORS 2
 #define v_sum     KERNEL(sum)
 #define v_largest KERNEL(largest)
 #define v_bits    _mm256_castsi256_ps
@@ -3013,16 +2942,6 @@ INLINE void KERNEL(store_halves)(uint16_t *out, vf a) {
 #define v_gather      KERNEL(gather_lanes)
 #define h_load(p)     _mm_loadu_si128((const void *)(p))
 #define h_store(p, h) _mm_storeu_si128((void *)(p), h)
-/* Tiles in int16: AVX2's products of int8 take one operand unsigned and saturate, those of int16 do neither. Few rows,
-   which wait for memory, take int8 all the same (load_bytes). */
-#define vi                __m256i
-#define quant             int16_t
-#define QUANT_MAX            32767
-#define i_bits            v_words
-#define i_float           _mm256_cvtepi32_ps
-#define i_dot(sums, w, x) KERNEL(add_pairs)(sums, i_bits(w), i_bits(x))
-#define b_store(p, b)     _mm256_storeu_si256((void *)(p), _mm256_cvtepi8_epi16(b))
-#define b_offset(b)       (b)
 #else
 #if KERNEL_PASS == PASS_AVX512
 #define TARGET        __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")))
@@ -3032,8 +2951,9 @@ INLINE void KERNEL(store_halves)(uint16_t *out, vf a) {
 #define MM(f)         JOIN(_mm512, f)
 #define vf            __m512
 #define VL            16
-#define TILE_ROWS     12
-#define DOT_ROWS      4
+#define X_ROWS        6
+#define VALUE_VECTORS 2
+#define INT8_ROWS     12
 #define v_sum         _mm512_reduce_add_ps
 #define v_largest     _mm512_reduce_max_ps
 #define v_bits        _mm512_castsi512_ps
@@ -3046,14 +2966,12 @@ INLINE void KERNEL(store_halves)(uint16_t *out, vf a) {
 #define h_load(p)     _mm256_loadu_si256((const void *)(p))
 #define h_store(p, h) _mm256_storeu_si256((void *)(p), h)
 #endif
-#define TILE_VECTORS      2
 #define vb                __m128i
 #define v_zero            MM(setzero_ps)
 #define v_set1            MM(set1_ps)
-#define v_first_bf16(a)   v_bits(MM(slli_epi32)(v_words(a), 16))
-#define v_second_bf16(a)  MM(and_ps)(a, v_bits(MM(set1_epi32)(-0x10000)))
 #define v_load            MM(loadu_ps)
 #define v_store           MM(storeu_ps)
+#define v_add4            KERNEL(add4)
 #define v_add             MM(add_ps)
 #define v_sub             MM(sub_ps)
 #define v_mul             MM(mul_ps)
@@ -3076,15 +2994,13 @@ INLINE void KERNEL(store_halves)(uint16_t *out, vf a) {
 #define b_less(b, n)      _mm_sub_epi8(b, _mm_set1_epi8(n))
 #if KERNEL_PASS == PASS_AVX512BF16
 #define vi                __m512i
-#define quant             int8_t
-#define QUANT_MAX            127
-#define PAIR_WORDS        48 /* floats that two blocks of x take */
-#define INT8_GROUP_WORDS     (INT8_GROUP / BLOCK / 2 * PAIR_WORDS)
 #define i_bits            v_words
 #define i_float           _mm512_cvtepi32_ps
 #define i_dot(sums, w, x) _mm512_dpbusd_epi32(sums, i_bits(w), i_bits(x))
-#define b_store(p, b)     _mm_storeu_si128((void *)(p), b)
-#define b_offset(b)       _mm_xor_si128(b, _mm_set1_epi8(-128))
+#define i_bytes(a)        v_bits(_mm512_xor_si512(i_bits(a), _mm512_set1_epi8(-128)))
+#define i_low(a)          v_bits(_mm512_add_epi8(_mm512_and_si512(i_bits(a), _mm512_set1_epi8(15)), _mm512_set1_epi8(120)))
+#define i_high(a)         i_low(v_bits(_mm512_srli_epi16(i_bits(a), 4)))
+#define v_fma_pairs(a, b, c) _mm512_dpbf16_ps(c, (__m512bh)(a), (__m512bh)(b))
 #endif
 
 #if KERNEL_PASS == PASS_AVX2
@@ -3101,19 +3017,9 @@ INLINE float KERNEL(largest)(vf a) {
 INLINE vf KERNEL(gather_lanes)(const float *const *rows, int64_t k) {
     return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(rows[0] + k)), _mm_loadu_ps(rows[4] + k), 1);
 }
-INLINE vi KERNEL(add_pairs)(vi sums, vi w, vi x) {
-    sums = _mm256_add_epi32(sums, _mm256_madd_epi16(w, x));
-    __asm__("" : "+x"(sums)); /* else GCC puts off all additions, and there are more products than registers */
-    return sums;
-}
-INLINE int32_t KERNEL(round_block)(void *out, const float *x, float inverse) {
-    for (int i = 0; i < BLOCK; i += 16) {
-        __m256i low = _mm256_cvtps_epi32(v_mul(v_load(x + i), v_set1(inverse)));
-        __m256i high = _mm256_cvtps_epi32(v_mul(v_load(x + i + VL), v_set1(inverse)));
-        __m256i lanes = _mm256_packs_epi32(low, high); /* their quarters in turn */
-        _mm256_storeu_si256((void *)((quant *)out + i), _mm256_permute4x64_epi64(lanes, 0xd8));
-    }
-    return 0;
+INLINE void KERNEL(add4)(float *out, const float *start, vf a) {
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    _mm_storeu_ps(out, _mm_add_ps(_mm_loadu_ps(start), four));
 }
 #else
 /* A look-up takes the lowest four bits of each number. */
@@ -3122,6 +3028,11 @@ INLINE void KERNEL(nibbles)(vf *w, vb quants, float scale) {
     const __m512i bytes = _mm512_cvtepu8_epi32(quants);
     w[0] = _mm512_permutexvar_ps(bytes, nibble);
     w[1] = _mm512_permutexvar_ps(_mm512_srli_epi32(bytes, 4), nibble);
+}
+INLINE void KERNEL(add4)(float *out, const float *start, vf a) {
+    const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+    _mm_storeu_ps(out, _mm_add_ps(_mm_loadu_ps(start), four));
 }
 INLINE vf KERNEL(gather_lanes)(const float *const *rows, int64_t k) {
     vf a = _mm512_castps128_ps512(_mm_loadu_ps(rows[0] + k));
@@ -3134,8 +3045,8 @@ INLINE vf KERNEL(gather_lanes)(const float *const *rows, int64_t k) {
 INLINE int32_t KERNEL(round_block)(void *out, const float *x, float inverse) {
     __m512i low = _mm512_cvtps_epi32(v_mul(v_load(x), v_set1(inverse)));
     __m512i high = _mm512_cvtps_epi32(v_mul(v_load(x + VL), v_set1(inverse)));
-    b_store(out, _mm512_cvtepi32_epi8(low));
-    b_store((int8_t *)out + VL, _mm512_cvtepi32_epi8(high));
+    _mm_storeu_si128((void *)out, _mm512_cvtepi32_epi8(low));
+    _mm_storeu_si128((void *)((int8_t *)out + VL), _mm512_cvtepi32_epi8(high));
     return -128 * _mm512_reduce_add_epi32(_mm512_add_epi32(low, high));
 }
 #endif
@@ -3146,159 +3057,131 @@ INLINE int32_t KERNEL(round_block)(void *out, const float *x, float inverse) {
 #error This KERNEL_PASS has no primitives.
 #endif
 
-#define TILE_COLS     (TILE_VECTORS * VL)
 #define BLOCK_VECTORS (BLOCK / VL)
-#define BLOCK_WORDS   ((int)(BLOCK * sizeof(quant) / 4))
-#ifndef INT8_GROUP_WORDS /* floats that INT8_GROUP elements take in few rows (int8_row) */
-#define INT8_GROUP_WORDS (INT8_GROUP / 4 + 2 * INT8_GROUP / BLOCK)
-#endif
+#define VALUE_ROWS    6 /* rows of p in registers, for VALUE_VECTORS of rows */
+#define W_ROWS        4 /* rows of W whose sums are in registers, for X_ROWS rows of x each */
 
-/* The f16 scales of sixteen blocks, 0 from `count` on. They are assembled in registers: reloading freshly written short
-   stores as one vector would stall (failed store forwarding). */
-INLINE void KERNEL(load_f16_scales)(uint64_t *four, const char *block, const int64_t bytes, int64_t count) {
-    memset(four, 0, 4 * sizeof *four);
+/* ---- weights as floats ---- */
+
+/* What a step of q is, for sixteen blocks of 32 (Q8_0, Q4_0) or for each 16 elements of a block of 256 (K-quants); what
+   is subtracted from each 32 (Q4_K). */
+typedef struct {
+    float steps[16], lows[8];
+} KERNEL(Scales);
+#define SCALED_COLUMNS(type) ((type) == TYPE_Q8_0 || (type) == TYPE_Q4_0 ? 16 * BLOCK : SUPER_BLOCK)
+
+/* The f16 at `half`. Not by f16_to_f32: its old SSE instructions can take 100 ns each while the upper halves of AVX
+   registers are in use. */
+INLINE float KERNEL(load_scale)(const char *half) {
+    float scale[VL];
+    uint16_t bits;
+    memcpy(&bits, half, sizeof bits);
+    const uint64_t four[4] = {bits};
+    v_store(scale, v_from_f16(four));
+    return scale[0];
+}
+
+/* The f16 scales of sixteen blocks of so many bytes, 0 from `count` on. They are assembled in registers: reloading
+   freshly written short stores as one vector would stall (failed store forwarding). */
+INLINE void KERNEL(load_f16_scales)(float *scales, const char *block, const int64_t bytes, int64_t count) {
+    uint64_t four[4] = {0};
     UNROLLED_FOR (int i = 0; i < 16; i++) {
         uint16_t half = 0;
         if (i < count) memcpy(&half, block + i * bytes, sizeof half);
         four[i / 4] |= (uint64_t)half << 16 * (i % 4);
     }
-}
-
-/* scales[i] of the blocks from column k on, sixteen at most, until column `end`; those after it are 0. */
-INLINE void KERNEL(load_scales)(float *scales, const int type, const char *row, int64_t k, int64_t end) {
-    const int64_t bytes = quant_bytes(type);
-    const int64_t count = (end - k) / BLOCK;
-    const char *block = row + k / BLOCK * bytes;
-    uint64_t four[4];
-    if (count >= 16) KERNEL(load_f16_scales)(four, block, bytes, 16); /* skips sixteen bounds checks */
-    else KERNEL(load_f16_scales)(four, block, bytes, count);
     UNROLLED_FOR (int i = 0; i < 16; i += VL) v_store(scales + i, v_from_f16(four + i / 4));
 }
 
-/* One scale. Not by f16_to_f32: its old SSE instructions can take 100 ns each while the upper halves of AVX registers
-   are in use. */
-INLINE float KERNEL(load_scale)(const char *block) {
-    float scales[VL];
-    uint16_t half;
-    memcpy(&half, block, sizeof half);
-    const uint64_t four[4] = {half};
-    v_store(scales, v_from_f16(four));
-    return scales[0];
-}
-
-#ifdef quant
-/* The int8 of a block of Q8_0 or Q4_0: elements 0 to 15, 16 to 31. */
-INLINE void KERNEL(load_quants)(vb *quants, int type, const char *block) {
-    quants[0] = b_load(block + 2);
-    if (type == TYPE_Q8_0) {
-        quants[1] = b_load(block + 18);
-    } else { /* Q4_0 */
-        quants[1] = b_less(b_bits(quants[0], 4, 15), 8);
-        quants[0] = b_less(b_bits(quants[0], 0, 15), 8);
+/* The scales of columns [k, k + n) of a row, at most SCALED_COLUMNS of them. */
+INLINE void KERNEL(load_scales)(KERNEL(Scales) *s, const int type, const char *row, int64_t k, int64_t n) {
+    if (type == TYPE_Q8_0 || type == TYPE_Q4_0) {
+        const int64_t bytes = quant_bytes(type);
+        const char *block = row + k / BLOCK * bytes;
+        if (n >= 16 * BLOCK) KERNEL(load_f16_scales)(s->steps, block, bytes, 16); /* skips the bounds checks */
+        else KERNEL(load_f16_scales)(s->steps, block, bytes, n / BLOCK);
+    } else if (type == TYPE_Q6_K) {
+        const char *block = row + k / SUPER_BLOCK * Q6_K_BYTES;
+        const vf d = v_set1(KERNEL(load_scale)(block + 208));
+        vf q[16 / VL];
+        v_widen(q, b_load(block + 192));
+        UNROLLED_FOR (int i = 0; i < 16 / VL; i++) v_store(s->steps + i * VL, v_mul(d, q[i]));
+    } else if (type == TYPE_Q4_K) {
+        const char *block = row + k / SUPER_BLOCK * Q4_K_BYTES;
+        const float d = KERNEL(load_scale)(block), dmin = KERNEL(load_scale)(block + 2);
+        for (int j = 0; j < 8; j++) {
+            int step, low;
+            read_scales_q4_k((const unsigned char *)block + 4, j, &step, &low);
+            s->steps[2 * j] = s->steps[2 * j + 1] = d * (float)step;
+            s->lows[j] = dmin * (float)low;
+        }
     }
 }
-#endif
 
-/* w (BLOCK floats) = elements [k, k + BLOCK) of a row; k is a multiple of BLOCK. `scale` is that of the block, if
-   any. */
-INLINE void KERNEL(load_block)(vf *w, const int type, const char *row, int64_t k, float scale) {
-    if (type == TYPE_F32 || type == TYPE_F16 || type == TYPE_BF16) {
+/* The q of 32 elements from column k on: elements 0 to 15, 16 to 31. */
+INLINE void KERNEL(load_quants)(vb *q, const int type, const char *row, int64_t k) {
+    const int j = (int)(k % SUPER_BLOCK) / BLOCK;
+    UNROLLED_FOR (int half = 0; half < 2; half++) {
+        if (type == TYPE_Q8_0) {
+            q[half] = b_load(row + k / BLOCK * Q8_0_BYTES + 2 + 16 * half);
+        } else if (type == TYPE_Q4_0) {
+            q[half] = b_less(b_bits(b_load(row + k / BLOCK * Q4_0_BYTES + 2), 4 * half, 15), 8);
+        } else if (type == TYPE_Q4_K) {
+            const char *block = row + k / SUPER_BLOCK * Q4_K_BYTES;
+            q[half] = b_bits(b_load(block + 16 + j / 2 * 32 + 16 * half), j % 2 * 4, 15);
+        } else { /* Q6_K */
+            const char *block = row + k / SUPER_BLOCK * Q6_K_BYTES;
+            const vb low = b_bits(b_load(block + j / 4 * 64 + j % 2 * 32 + 16 * half), j % 4 / 2 * 4, 15);
+            const vb high = b_bits(b_load(block + 128 + j / 4 * 32 + 16 * half), j % 4 * 2, 3);
+            q[half] = b_less(b_join(low, high), 32);
+        }
+    }
+}
+
+/* w (BLOCK floats) = elements [k, k + BLOCK) of a row of any format, the j-th of those that s is for; k is a multiple
+   of BLOCK. Formats that are not named here take their plain function. */
+INLINE void KERNEL(load32)(vf *w, const int type, const char *row, int64_t k, const KERNEL(Scales) *s, int j) {
+    const bool blocks = type == TYPE_Q8_0 || type == TYPE_Q4_0;
+#ifdef v_nibbles
+    if (type == TYPE_Q4_0) {
+        v_nibbles(w, b_load(row + k / BLOCK * Q4_0_BYTES + 2), s->steps[j]);
+        return;
+    }
+#endif
+    if (blocks || type == TYPE_Q4_K || type == TYPE_Q6_K) {
+        vb q[2];
+        KERNEL(load_quants)(q, type, row, k);
+        v_widen(w, q[0]);
+        v_widen(w + BLOCK_VECTORS / 2, q[1]);
+        UNROLLED_FOR (int i = 0; i < BLOCK_VECTORS; i++) {
+            w[i] = v_mul(w[i], v_set1(s->steps[blocks ? j : 2 * j + i * 2 / BLOCK_VECTORS]));
+            if (type == TYPE_Q4_K) w[i] = v_sub(w[i], v_set1(s->lows[j]));
+        }
+    } else if (type == TYPE_F32 || type == TYPE_F16 || type == TYPE_BF16) {
         UNROLLED_FOR (int i = 0; i < BLOCK_VECTORS; i++)
             w[i] = type == TYPE_F32   ? v_load((const float *)(const void *)row + k + i * VL)
                    : type == TYPE_F16 ? v_load_f16(row + 2 * (k + i * VL))
                                       : v_load_bf16(row + 2 * (k + i * VL));
-        return;
-    }
-    if (type == TYPE_Q8_0) {
-        const char *quants = row + k / BLOCK * Q8_0_BYTES + 2;
-        v_widen(w, b_load(quants));
-        v_widen(w + BLOCK_VECTORS / 2, b_load(quants + 16));
-    } else { /* Q4_0 */
-        vb quants = b_load(row + k / BLOCK * Q4_0_BYTES + 2);
-#ifdef v_nibbles
-        v_nibbles(w, quants, scale);
-        return;
-#else
-        v_widen(w, b_less(b_bits(quants, 0, 15), 8));
-        v_widen(w + BLOCK_VECTORS / 2, b_less(b_bits(quants, 4, 15), 8));
-#endif
-    }
-    UNROLLED_FOR (int i = 0; i < BLOCK_VECTORS; i++) w[i] = v_mul(w[i], v_set1(scale));
-}
-
-/* Of a block of Q4_K or Q6_K: what a step of q is for each 16 elements, and what is subtracted from each 32 (Q4_K). */
-INLINE void KERNEL(load_steps)(float *steps, float *lows, const int type, const char *block) {
-    if (type == TYPE_Q6_K) {
-        const vf d = v_set1(KERNEL(load_scale)(block + 208));
-        vf s[16 / VL];
-        v_widen(s, b_load(block + 192));
-        UNROLLED_FOR (int i = 0; i < 16 / VL; i++) v_store(steps + i * VL, v_mul(d, s[i]));
-    } else if (type == TYPE_Q4_K) {
-        const float d = KERNEL(load_scale)(block), dmin = KERNEL(load_scale)(block + 2);
-        for (int j = 0; j < 8; j++) {
-            int s, m;
-            read_scales_q4_k((const unsigned char *)block + 4, j, &s, &m);
-            steps[2 * j] = steps[2 * j + 1] = d * (float)s;
-            lows[j] = dmin * (float)m;
-        }
+    } else {
+        float part[BLOCK];
+        expand_plain(part, type, row, k, BLOCK);
+        UNROLLED_FOR (int i = 0; i < BLOCK_VECTORS; i++) w[i] = v_load(part + i * VL);
     }
 }
 
-/* w (BLOCK floats) = elements 32 j to 32 j + 31 of such a block. */
-INLINE void KERNEL(load_levels)(vf *w, const int type, const char *block, int j, const float *steps,
-                                const float *lows) {
-    UNROLLED_FOR (int half = 0; half < 2; half++) {
-        vb q, high;
-        if (type == TYPE_Q4_K) {
-            q = b_bits(b_load(block + 16 + j / 2 * 32 + 16 * half), j % 2 * 4, 15);
-        } else {
-            q = b_bits(b_load(block + j / 4 * 64 + j % 2 * 32 + 16 * half), j % 4 / 2 * 4, 15);
-            high = b_bits(b_load(block + 128 + j / 4 * 32 + 16 * half), j % 4 * 2, 3);
-            q = b_less(b_join(q, high), 32);
-        }
-        v_widen(w + half * BLOCK_VECTORS / 2, q);
-    }
-    UNROLLED_FOR (int i = 0; i < BLOCK_VECTORS; i++) {
-        w[i] = v_mul(v_set1(steps[2 * j + i * 2 / BLOCK_VECTORS]), w[i]);
-        if (type == TYPE_Q4_K) w[i] = v_sub(w[i], v_set1(lows[j]));
-    }
+/* The byte of a row at which column k begins, or nearly; 0 where it does not matter. */
+INLINE int64_t KERNEL(byte_of)(const int type, int64_t k) {
+    return type == TYPE_F32                        ? 4 * k
+           : type == TYPE_F16 || type == TYPE_BF16 ? 2 * k
+           : type == TYPE_Q8_0                     ? k / BLOCK * Q8_0_BYTES
+           : type == TYPE_Q4_0                     ? k / BLOCK * Q4_0_BYTES
+           : type == TYPE_Q4_K                     ? k * Q4_K_BYTES / SUPER_BLOCK
+           : type == TYPE_Q6_K                     ? k * Q6_K_BYTES / SUPER_BLOCK
+                                                   : 0;
 }
 
-INLINE void KERNEL(prefetch_block)(const int type, const char *row, int64_t k) {
-    const int levels = type == TYPE_Q4_K || type == TYPE_Q6_K, floats = type == TYPE_F32, block = quant_bytes(type);
-    const int bytes = floats ? 128 : block == 0 ? 64 : levels ? block * BLOCK / SUPER_BLOCK : block;
-    prefetch(row + k / BLOCK * bytes);
-    if (floats) prefetch(row + k / BLOCK * bytes + 64);
-}
-
-/* The same as load_block for the last n < BLOCK elements of a row without blocks: zeros follow. */
-INLINE void KERNEL(load_rest)(vf *w, const int type, const char *row, int64_t k, int64_t n) {
-    char rest[4 * BLOCK] = {0};
-    size_t bytes = type == TYPE_F32 ? 4 : 2;
-    memcpy(rest, row + (size_t)k * bytes, (size_t)n * bytes);
-    KERNEL(load_block)(w, type, rest, 0, 1);
-}
-
-INLINE void KERNEL(expand_type)(const int type, float *out, const void *row, int64_t begin, int64_t n) {
-    vf w[BLOCK_VECTORS];
-    int64_t k = 0;
-    for (; k + BLOCK <= n; k += BLOCK) {
-        float scale = 1;
-        if (type == TYPE_Q8_0 || type == TYPE_Q4_0)
-            scale = KERNEL(load_scale)((const char *)row + (begin + k) / BLOCK * quant_bytes(type));
-        KERNEL(load_block)(w, type, row, begin + k, scale);
-        UNROLLED_FOR (int i = 0; i < BLOCK_VECTORS; i++) v_store(out + k + i * VL, w[i]);
-    }
-    if (k < n) {
-        float rest[BLOCK];
-        KERNEL(load_rest)(w, type, row, begin + k, n - k);
-        UNROLLED_FOR (int i = 0; i < BLOCK_VECTORS; i++) v_store(rest + i * VL, w[i]);
-        memcpy(out + k, rest, (size_t)(n - k) * sizeof *out);
-    }
-}
-
-/* f(type, ...) with the type a constant, so that each gets its own loop; `other` for the formats that have none. */
-#define BY_TYPE(type, other, f, ...)                                                                                   \
+/* f(type, ...) with the type a constant, so that each format of a fast load32 gets its own loop. */
+#define BY_TYPE(type, f, ...)                                                                                          \
     do {                                                                                                               \
         switch (type) {                                                                                                \
         case TYPE_F32: f(TYPE_F32, __VA_ARGS__); break;                                                                \
@@ -3306,862 +3189,548 @@ INLINE void KERNEL(expand_type)(const int type, float *out, const void *row, int
         case TYPE_BF16: f(TYPE_BF16, __VA_ARGS__); break;                                                              \
         case TYPE_Q8_0: f(TYPE_Q8_0, __VA_ARGS__); break;                                                              \
         case TYPE_Q4_0: f(TYPE_Q4_0, __VA_ARGS__); break;                                                              \
-        default: other;                                                                                                \
+        case TYPE_Q4_K: f(TYPE_Q4_K, __VA_ARGS__); break;                                                              \
+        case TYPE_Q6_K: f(TYPE_Q6_K, __VA_ARGS__); break;                                                              \
+        default: f(type, __VA_ARGS__);                                                                                 \
         }                                                                                                              \
     } while (0)
 
-/* Blocks of Q4_K or Q6_K: n elements from the one at `block` on. */
-INLINE void KERNEL(expand_blocks)(const int type, float *out, const char *block, int64_t n) {
-    float steps[16], lows[8];
+INLINE void KERNEL(expand_type)(const int type, float *out, const char *row, int64_t begin, int64_t n) {
+    KERNEL(Scales) scales;
     vf w[BLOCK_VECTORS];
-    for (int64_t k = 0; k < n; k += SUPER_BLOCK, block += quant_bytes(type)) {
-        KERNEL(load_steps)(steps, lows, type, block);
-        for (int j = 0; j < SUPER_BLOCK / BLOCK; j++, out += BLOCK) {
-            KERNEL(load_levels)(w, type, block, j, steps, lows);
-            UNROLLED_FOR (int i = 0; i < BLOCK_VECTORS; i++) v_store(out + i * VL, w[i]);
-        }
+    int64_t k = 0;
+    for (; k + BLOCK <= n; k += BLOCK) {
+        const int j = (int)(k % SCALED_COLUMNS(type)) / BLOCK;
+        if (j == 0) KERNEL(load_scales)(&scales, type, row, begin + k, n - k);
+        KERNEL(load32)(w, type, row, begin + k, &scales, j);
+        UNROLLED_FOR (int i = 0; i < BLOCK_VECTORS; i++) v_store(out + k + i * VL, w[i]);
     }
+    if (k < n) expand_plain(out + k, type, row, begin + k, n - k);
 }
 
 TARGET static void KERNEL(expand)(float *out, int type, const void *row, int64_t begin, int64_t n) {
-    const bool whole = begin % SUPER_BLOCK == 0 && n % SUPER_BLOCK == 0;
-    const char *first = (const char *)row + type_row_bytes(type, begin);
-    if (type == TYPE_Q4_K && whole) KERNEL(expand_blocks)(TYPE_Q4_K, out, first, n);
-    else if (type == TYPE_Q6_K && whole) KERNEL(expand_blocks)(TYPE_Q6_K, out, first, n);
-    else BY_TYPE(type, expand_plain(out, type, row, begin, n), KERNEL(expand_type), out, row, begin, n);
+    if (begin % SUPER_BLOCK != 0) expand_plain(out, type, row, begin, n);
+    else BY_TYPE(type, KERNEL(expand_type), out, row, begin, n);
 }
 
-/* sums[r][t] = w[r] . x[t] for R rows of W and T <= 4 of x, each in `chains` accumulators. One row of W at a time
-   streams best from memory, with prefetches beyond the page where the hardware prefetcher stops; when compute-bound, or
-   when x does not fit L1, several rows of W share the loads of x. */
-INLINE void KERNEL(dot_rows)(float (*sums)[4], const int type, const int R, const int T, const int chains,
-                             const float *x, int64_t x_stride, const char *w, int64_t w_stride, int64_t n) {
-    const int quantised = type == TYPE_Q8_0 || type == TYPE_Q4_0;
-    /* apply a block's scale to its sum, not to each weight */
-    const int late = quantised && BLOCK_VECTORS > 2, levels = type == TYPE_Q4_K || type == TYPE_Q6_K;
-    vf sum[DOT_ROWS][4][2], a[BLOCK_VECTORS];
-    float scales[DOT_ROWS][16], lows[DOT_ROWS][8]; /* scales: of 16 blocks, or steps (load_steps) */
-    int64_t k = 0, whole = n / BLOCK * BLOCK;
-    UNROLLED_FOR (int r = 0; r < R; r++)
-        UNROLLED_FOR (int t = 0; t < T; t++) sum[r][t][0] = sum[r][t][1] = v_zero();
-    while (k < whole) {
-        const int64_t begin = k, end = quantised ? min_i64(whole, k + 16 * BLOCK) : levels ? k + SUPER_BLOCK : whole;
-        const char *block = w + k / SUPER_BLOCK * quant_bytes(type);
-        for (int r = 0; r < R && quantised; r++) KERNEL(load_scales)(scales[r], type, w + r * w_stride, k, end);
-        for (int r = 0; r < R && levels; r++) KERNEL(load_steps)(scales[r], lows[r], type, block + r * w_stride);
-        for (; k < end; k += BLOCK)
-            UNROLLED_FOR (int r = 0; r < R; r++) {
-                const int j = (int)(k - begin) / BLOCK;
-                const float scale = quantised ? scales[r][j] : 1;
-                if (levels) KERNEL(load_levels)(a, type, block + r * w_stride, j, scales[r], lows[r]);
-                else KERNEL(load_block)(a, type, w + r * w_stride, k, late ? 1 : scale);
-                if (R > 1) /* the same place of the next rows */
-                    KERNEL(prefetch_block)(type, w + (r + R) * w_stride, k);
-                else
-                    KERNEL(prefetch_block)(type, w + 4096, k);
-                UNROLLED_FOR (int t = 0; t < T; t++) {
-                    const float *from = x + t * x_stride + k;
-                    vf part = v_zero();
-                    UNROLLED_FOR (int i = 0; i < BLOCK_VECTORS; i++) {
-                        vf *to = late ? &part : &sum[r][t][i % chains];
-                        *to = v_fma(a[i], v_load(from + i * VL), *to);
-                    }
-                    if (late) sum[r][t][0] = v_fma(part, v_set1(scale), sum[r][t][0]);
-                }
-            }
-    }
-    if (k < n)
-        UNROLLED_FOR (int r = 0; r < R; r++) {
-            KERNEL(load_rest)(a, type, w + r * w_stride, k, n - k);
-            UNROLLED_FOR (int t = 0; t < T; t++)
-                UNROLLED_FOR (int i = 0; i < BLOCK_VECTORS; i++)
-                    sum[r][t][0] = v_fma(a[i], v_load(x + t * x_stride + k + i * VL), sum[r][t][0]);
-        }
-    UNROLLED_FOR (int r = 0; r < R; r++)
-        UNROLLED_FOR (int t = 0; t < T; t++) sums[r][t] = v_sum(v_add(sum[r][t][0], sum[r][t][1]));
-}
+/* ---- products: dot products along rows of W ---- */
 
-#if KERNEL_PASS == PASS_AVX512BF16
-/* The int8 of two blocks, or of one and zeros, made unsigned. */
-INLINE __m512i KERNEL(load_pair)(const int type, const char *block, const int both) {
-    if (type == TYPE_Q8_0) {
-        __m512i pair = _mm512_castsi256_si512(_mm256_loadu_si256((const void *)(block + 2)));
-        if (both) pair = _mm512_inserti64x4(pair, _mm256_loadu_si256((const void *)(block + Q8_0_BYTES + 2)), 1);
-        return _mm512_xor_si512(pair, _mm512_set1_epi8(-128));
-    }
-    __m512i pair = _mm512_broadcast_i32x4(b_load(block + 2)); /* low halves of bytes, then high ones */
-    if (both) pair = _mm512_mask_broadcast_i32x4(pair, 0xff00, b_load(block + Q4_0_BYTES + 2));
-    const __m512i shifts = _mm512_set_epi64(4, 4, 0, 0, 4, 4, 0, 0);
-    return _mm512_and_si512(_mm512_srlv_epi64(pair, shifts), _mm512_set1_epi8(15));
-}
+/* f(rows, ...) with the number of rows a constant: `most`, or what is left of them, 1, 2 or 4 at a time. */
+#define ROWS_OF(most, left) ((left) >= (most) ? (most) : (left) >= 4 ? 4 : (left) >= 2 ? 2 : 1)
+#define BY_ROWS(most, rows, f, ...)                                                                                    \
+    do {                                                                                                               \
+        if ((rows) == (most)) f(most, __VA_ARGS__);                                                                    \
+        else if ((rows) == 4) f(4 % (most), __VA_ARGS__);                                                              \
+        else if ((rows) == 2) f(2, __VA_ARGS__);                                                                       \
+        else f(1, __VA_ARGS__);                                                                                        \
+    } while (0)
 
-/* The same as dot_rows for rounded rows of x. */
-INLINE void KERNEL(dot_blocks)(float (*sums)[4], const int type, const int R, const int T, const float *x,
-                               int64_t x_stride, const char *w, int64_t w_stride, int64_t n) {
-    const int64_t bytes = quant_bytes(type);
-    int64_t blocks = n / BLOCK;
-    vf sum[DOT_ROWS][4];
-    UNROLLED_FOR (int r = 0; r < R; r++)
-        UNROLLED_FOR (int t = 0; t < T; t++) sum[r][t] = v_zero();
-    for (int64_t begin = 0; begin < blocks; begin += 16) {
-        vf scales[DOT_ROWS];
-        int64_t end = min_i64(blocks, begin + 16);
-        __m512i place = /* of the scales of a pair */ _mm512_set_epi32(1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0);
-        UNROLLED_FOR (int r = 0; r < R; r++)
-            KERNEL(load_scales)((float *)&scales[r], type, w + r * w_stride, begin * BLOCK, end * BLOCK);
-        for (int64_t b = begin; b < end; b += 2, x += PAIR_WORDS) {
-            const int both = b + 1 < end;
-            UNROLLED_FOR (int r = 0; r < R; r++) {
-                const char *block = w + r * w_stride + b * bytes;
-                __m512i pair = KERNEL(load_pair)(type, block, both);
-                vf scale = _mm512_permutexvar_ps(place, scales[r]);
-                prefetch(block + R * w_stride);
-                UNROLLED_FOR (int t = 0; t < T; t++) {
-                    const float *from = x + t * x_stride;
-                    __m512i dots = _mm512_loadu_si512(from + 2 * VL);
-                    dots = _mm512_dpbusd_epi32(dots, pair, _mm512_loadu_si512(from));
-                    sum[r][t] = v_fma(i_float(dots), v_mul(scale, v_load(from + VL)), sum[r][t]);
-                }
-            }
-            place = _mm512_add_epi32(place, _mm512_set1_epi32(2));
-        }
-    }
-    UNROLLED_FOR (int r = 0; r < R; r++)
-        UNROLLED_FOR (int t = 0; t < T; t++) sums[r][t] = v_sum(sum[r][t]);
-}
-#elif defined(quant)
-#if KERNEL_PASS == PASS_AVX2
-/* One operand of an int8 product is unsigned: a Q8_0 weight moves its sign to x; a Q4_0 weight is taken 8 too large. */
-typedef struct { __m256i sizes, signs; } KERNEL(Bytes);
-
-INLINE KERNEL(Bytes) KERNEL(load_bytes)(const int type, const char *block) {
-    KERNEL(Bytes) w;
-    if (type == TYPE_Q8_0) {
-        w.signs = _mm256_loadu_si256((const void *)(block + 2));
-        w.sizes = _mm256_abs_epi8(w.signs);
-    } else { /* low halves of bytes, then high ones */
-        w.sizes = _mm256_srlv_epi64(_mm256_broadcastsi128_si256(b_load(block + 2)), _mm256_setr_epi64x(0, 0, 4, 4));
-        w.signs = w.sizes = _mm256_and_si256(w.sizes, _mm256_set1_epi8(15));
-    }
-    return w;
-}
-
-INLINE vi KERNEL(dot_bytes)(const int type, KERNEL(Bytes) w, const float *x) {
-    vi bytes = i_bits(v_load(x));
-    if (type == TYPE_Q8_0) bytes = _mm256_sign_epi8(bytes, w.signs);
-    return _mm256_madd_epi16(_mm256_maddubs_epi16(w.sizes, bytes), _mm256_set1_epi16(1));
-}
+#ifdef v_fma_pairs
+#define HAVE_PAIRS 1
 #else
-typedef struct { vb parts[2]; } KERNEL(Bytes);
-
-INLINE KERNEL(Bytes) KERNEL(load_bytes)(const int type, const char *block) {
-    KERNEL(Bytes) w;
-    KERNEL(load_quants)(w.parts, type, block);
-    return w;
-}
-
-INLINE vi KERNEL(dot_bytes)(const int type, KERNEL(Bytes) w, const float *x) {
-    (void)type;
-    return i_block(w.parts, x);
-}
-#endif
-
-/* The same as dot_rows for rounded rows of x: sixteen blocks at a time, each with the product of both scales. */
-INLINE void KERNEL(dot_blocks)(float (*sums)[4], const int type, const int R, const int T, const float *x,
-                               int64_t x_stride, const char *w, int64_t w_stride, int64_t n) {
-    const int64_t bytes = quant_bytes(type);
-    const int64_t blocks = n / BLOCK;
-    vf sum[DOT_ROWS][4];
-    UNROLLED_FOR (int r = 0; r < R; r++)
-        UNROLLED_FOR (int t = 0; t < T; t++) sum[r][t] = v_zero();
-    for (int64_t begin = 0; begin < blocks; begin += 16, x += INT8_GROUP_WORDS) {
-        float scales[DOT_ROWS][4][16], own[16];
-        const int64_t end = min_i64(blocks, begin + 16);
-        UNROLLED_FOR (int r = 0; r < R; r++) {
-            KERNEL(load_scales)(own, type, w + r * w_stride, begin * BLOCK, end * BLOCK);
-            UNROLLED_FOR (int t = 0; t < T; t++)
-                UNROLLED_FOR (int i = 0; i < 16; i += VL) {
-                    const float *x_scales = x + t * x_stride + INT8_GROUP / 4 + i;
-                    const float *corrections = x_scales + INT8_GROUP / BLOCK;
-                    v_store(scales[r][t] + i, v_mul(v_load(own + i), v_load(x_scales)));
-                    if (KERNEL_PASS == PASS_AVX2 && type == TYPE_Q4_0)
-                        sum[r][t] = v_fma(v_load(own + i), v_load(corrections), sum[r][t]);
-                }
-        }
-        for (int64_t b = 0; b < end - begin; b++)
-            UNROLLED_FOR (int r = 0; r < R; r++) {
-                const char *block = w + r * w_stride + (begin + b) * bytes;
-                const KERNEL(Bytes) quants = KERNEL(load_bytes)(type, block);
-                prefetch(block + R * w_stride);
-                UNROLLED_FOR (int t = 0; t < T; t++)
-                    sum[r][t] = v_fma(i_float(KERNEL(dot_bytes)(type, quants, x + t * x_stride + b * BLOCK / 4)),
-                                      v_set1(scales[r][t][b]), sum[r][t]);
-            }
-    }
-    UNROLLED_FOR (int r = 0; r < R; r++)
-        UNROLLED_FOR (int t = 0; t < T; t++) sums[r][t] = v_sum(sum[r][t]);
-}
-#endif
-
-/* dot_rows or, for rounded rows of x, dot_blocks. */
-INLINE void KERNEL(dot_group)(float (*sums)[4], const int type, const int rounded, const int R, const int T,
-                              const int chains, const float *x, int64_t x_stride, const char *w, int64_t w_stride,
-                              int64_t n) {
-    if (!rounded) KERNEL(dot_rows)(sums, type, R, T, chains, x, x_stride, w, w_stride, n);
-#ifdef quant
-    if (rounded) KERNEL(dot_blocks)(sums, type, R, T, x, x_stride, w, w_stride, n);
-#endif
-}
-
-/* A piece of a row of W as floats, padded with zeros to a multiple of BLOCK; scales: of blocks whose scale multiplies
-   the sum, not each weight (dot_rows, `late`). */
-typedef struct {
-    float w[WIDE_COLUMNS], scales[WIDE_COLUMNS / BLOCK];
-} KERNEL(WideRow);
-
-/* Columns [k, k + n) of a row of Q8_0 or Q4_0, without their scales. */
-INLINE void KERNEL(widen_quants)(KERNEL(WideRow) *out, const int type, const char *row, int64_t k, int64_t n) {
-    vf a[BLOCK_VECTORS];
-    for (int64_t i = 0; i < n; i += BLOCK) {
-        if (i % (16 * BLOCK) == 0)
-            KERNEL(load_scales)(out->scales + i / BLOCK, type, row, k + i, k + min_i64(n, i + 16 * BLOCK));
-        KERNEL(load_block)(a, type, row, k + i, 1);
-        UNROLLED_FOR (int v = 0; v < BLOCK_VECTORS; v++) v_store(out->w + i + v * VL, a[v]);
-    }
-}
-
-TARGET static void KERNEL(widen_row)(KERNEL(WideRow) *out, int type, bool late, const char *row, int64_t k, int64_t n) {
-    if (late && type == TYPE_Q8_0) KERNEL(widen_quants)(out, TYPE_Q8_0, row, k, n);
-    else if (late && type == TYPE_Q4_0) KERNEL(widen_quants)(out, TYPE_Q4_0, row, k, n);
-    else {
-        KERNEL(expand)(out->w, type, row, k, n);
-        memset(out->w + n, 0, (size_t)(round_up(n, BLOCK) - n) * sizeof *out->w);
-    }
-}
-
-/* sums[DOT_ROWS][4] += the products of n columns of DOT_ROWS rows of W and four of x: over all vectors, or, with two
-   accumulators as in dot_rows, over every second one from `chain` on. */
-INLINE void KERNEL(add_columns)(vf (*sums)[4], const int late, const int chains, int chain, const float *x,
-                                int64_t x_stride, const KERNEL(WideRow) *w, int64_t n) {
-    vf s[DOT_ROWS][4], a[BLOCK_VECTORS], b[DOT_ROWS];
-    const int64_t whole = n / BLOCK * BLOCK;
-    UNROLLED_FOR (int i = 0; i < DOT_ROWS * 4; i++) s[i / 4][i % 4] = sums[i / 4][i % 4];
-    for (int64_t k = 0; k < whole && late; k += BLOCK)
-        UNROLLED_FOR (int r = 0; r < DOT_ROWS; r++) {
-            UNROLLED_FOR (int i = 0; i < BLOCK_VECTORS; i++) a[i] = v_load(w[r].w + k + i * VL);
-            UNROLLED_FOR (int t = 0; t < 4; t++) {
-                vf part = v_zero();
-                UNROLLED_FOR (int i = 0; i < BLOCK_VECTORS; i++)
-                    part = v_fma(a[i], v_load(x + t * x_stride + k + i * VL), part);
-                s[r][t] = v_fma(part, v_set1(w[r].scales[k / BLOCK]), s[r][t]);
-            }
-        }
-    for (int64_t k = chain * VL; k < whole && !late; k += BLOCK)
-        UNROLLED_FOR (int i = 0; i < BLOCK_VECTORS; i += chains) {
-            UNROLLED_FOR (int r = 0; r < DOT_ROWS; r++) b[r] = v_load(w[r].w + k + i * VL);
-            UNROLLED_FOR (int t = 0; t < 4; t++) {
-                const vf c = v_load(x + t * x_stride + k + i * VL);
-                UNROLLED_FOR (int r = 0; r < DOT_ROWS; r++) s[r][t] = v_fma(b[r], c, s[r][t]);
-            }
-        }
-    if (whole < n && chain == 0)
-        UNROLLED_FOR (int i = 0; i < BLOCK_VECTORS; i++)
-            UNROLLED_FOR (int t = 0; t < 4; t++) {
-                const vf c = v_load(x + t * x_stride + whole + i * VL);
-                UNROLLED_FOR (int r = 0; r < DOT_ROWS; r++)
-                    s[r][t] = v_fma(v_load(w[r].w + whole + i * VL), c, s[r][t]);
-            }
-    UNROLLED_FOR (int i = 0; i < DOT_ROWS * 4; i++) sums[i / 4][i % 4] = s[i / 4][i % 4];
-}
-
-TARGET static void KERNEL(add_wide)(vf (*sums)[4], bool late, int chains, int chain, const float *x, int64_t x_stride,
-                                    const KERNEL(WideRow) *w, int64_t n) {
-    if (late) KERNEL(add_columns)(sums, 1, 1, 0, x, x_stride, w, n);
-    else if (chains == 1) KERNEL(add_columns)(sums, 0, 1, 0, x, x_stride, w, n);
-    else KERNEL(add_columns)(sums, 0, 2, chain, x, x_stride, w, n);
-}
-
-/* T rows of x of many jobs (a multiple of four) and `rows` of W from row o on (a multiple of DOT_ROWS): W is widened
-   once for all of them, a piece at a time that stays in L1; the sums wait in memory for the next piece. */
-TARGET static void KERNEL(dot_wide)(const Dots *d, int chains, int64_t o, int64_t rows, int64_t T) {
-    const bool late = (d->w.type == TYPE_Q8_0 || d->w.type == TYPE_Q4_0) && BLOCK_VECTORS > 2;
-    const char *row = d->w.data + o * d->w.stride;
-    const int64_t piece = type_row_bytes(d->w.type, WIDE_COLUMNS);
-    KERNEL(WideRow) w[WIDE_W];
-    vf sums[WIDE_X / 4][2][WIDE_W][4];
-    for (int64_t t0 = 0, count; t0 < T; t0 += count) {
-        count = min_i64(WIDE_X, T - t0);
-        for (int64_t i = 0; i < count / 4 * 2 * WIDE_W * 4; i++) (&sums[0][0][0][0])[i] = v_zero();
-        for (int64_t k = 0; k < d->n; k += WIDE_COLUMNS) {
-            const int64_t n = min_i64(WIDE_COLUMNS, d->n - k), share = round_up(4 * piece / count, 64);
-            const char *next = row + (k + n < d->n ? type_row_bytes(d->w.type, k + n) : rows * d->w.stride);
-            for (int64_t r = 0; r < rows; r++) KERNEL(widen_row)(&w[r], d->w.type, late, row + r * d->w.stride, k, n);
-            for (int64_t t = 0; t < count; t += 4)
-                for (int64_t r = 0; r < rows; r += DOT_ROWS) {
-                    for (int i = 0; i < DOT_ROWS; i++) /* each time a part of the next piece */
-                        for (int64_t byte = t / 4 * share; byte < min_i64(piece, (t / 4 + 1) * share); byte += 64)
-                            prefetch(next + (r + i) * d->w.stride + byte);
-                    for (int c = 0; c < chains; c++)
-                        KERNEL(add_wide)(&sums[t / 4][c][r], late, chains, c, d->x + (t0 + t) * d->x_stride + k,
-                                         d->x_stride, &w[r], n);
-                }
-        }
-        for (int64_t t = 0; t < count; t++)
-            for (int64_t r = 0; r < rows; r++)
-                d->out[(t0 + t) * d->out_stride + o + r] =
-                    v_sum(v_add(sums[t / 4][0][r][t % 4], sums[t / 4][1][r][t % 4])) + (d->bias ? d->bias[o + r] : 0);
-    }
-}
-
-/* The order of a row's sum depends on its group and on the place of W's row, never on T. */
-INLINE void KERNEL(dot_type)(const int type, const int rounded, const Dots *d, int64_t first, int64_t last) {
-    const int plain = type == TYPE_F32 || type == TYPE_F16 || type == TYPE_BF16;
-    const int several = d->group > 2 || d->group * d->n > L1_FLOATS || !plain;
-    const int64_t x_stride = d->x_stride, w_stride = d->w.stride, n = d->n;
-    const int64_t wide = !rounded && d->T >= 8 ? d->T / 4 * 4 : 0, wide_last = last - (last - first) % DOT_ROWS;
-    for (int64_t o = first; o < wide_last && wide > 0; o += WIDE_W)
-        KERNEL(dot_wide)(d, several ? 1 : 2, o, min_i64(WIDE_W, wide_last - o), wide);
-    for (int64_t o = first, rows; o < last; o += rows) {
-        const char *row = d->w.data + o * w_stride;
-        rows = several && last - o >= DOT_ROWS ? DOT_ROWS : 1;
-        for (int64_t t = o < wide_last ? wide : 0, count; t < d->T; t += count) {
-            float sums[DOT_ROWS][4];
-            const float *x = d->x + t * x_stride;
-            count = d->T - t >= 4 ? 4 : d->T - t >= 2 ? 2 : 1;
-            switch ((rows > 1 ? 8 : 0) + count) {
-            case 1: KERNEL(dot_group)(sums, type, rounded, 1, 1, 2, x, x_stride, row, w_stride, n); break;
-            case 2: KERNEL(dot_group)(sums, type, rounded, 1, 2, 2, x, x_stride, row, w_stride, n); break;
-            case 4: KERNEL(dot_group)(sums, type, rounded, 1, 4, 2, x, x_stride, row, w_stride, n); break;
-            case 9: KERNEL(dot_group)(sums, type, rounded, DOT_ROWS, 1, 1, x, x_stride, row, w_stride, n); break;
-            case 10: KERNEL(dot_group)(sums, type, rounded, DOT_ROWS, 2, 1, x, x_stride, row, w_stride, n); break;
-            default: KERNEL(dot_group)(sums, type, rounded, DOT_ROWS, 4, 1, x, x_stride, row, w_stride, n);
-            }
-            for (int64_t r = 0; r < rows; r++)
-                for (int64_t i = 0; i < count; i++)
-                    d->out[(t + i) * d->out_stride + o + r] = sums[r][i] + (d->bias ? d->bias[o + r] : 0);
-        }
-    }
-}
-
-TARGET static DotProducts KERNEL(dot);
-
-/* Other formats: W's rows are expanded in pieces. */
-TARGET static void KERNEL(dot_expanded)(const Dots *d, int64_t first, int64_t last) {
-    float pieces[DOT_ROWS][K_STEP], sums[MAX_TILE_ROWS][DOT_ROWS];
-    Dots piece = {.out = sums[0], .out_stride = DOT_ROWS, .x_stride = d->x_stride, .group = d->group,
-                  .w = {TYPE_F32, (const char *)pieces, sizeof *pieces}};
-    for (int64_t o = first; o < last; o += DOT_ROWS)
-        for (int64_t k = 0; k < d->n; k += K_STEP) {
-            const int64_t rows = min_i64(DOT_ROWS, last - o);
-            piece.n = min_i64(K_STEP, d->n - k);
-            for (int64_t r = 0; r < rows; r++)
-                KERNEL(expand)(pieces[r], d->w.type, d->w.data + (o + r) * d->w.stride, k, piece.n);
-            for (int64_t t = 0; t < d->T; t++) {
-                const int64_t in_group = t % MAX_TILE_ROWS;
-                piece.x = d->x + t * d->x_stride + k;
-                piece.T = min_i64(MAX_TILE_ROWS, d->T - t);
-                if (in_group == 0) KERNEL(dot)(&piece, 0, rows);
-                for (int64_t r = 0; r < rows; r++) {
-                    float *to = d->out + t * d->out_stride + o + r;
-                    *to = sums[in_group][r] + (k > 0 ? *to : d->bias ? d->bias[o + r] : 0);
-                }
-            }
-        }
-}
-
-TARGET static void KERNEL(dot)(const Dots *d, int64_t first, int64_t last) {
-    if (d->w.type == TYPE_Q4_K) KERNEL(dot_type)(TYPE_Q4_K, 0, d, first, last);
-    else if (d->w.type == TYPE_Q6_K) KERNEL(dot_type)(TYPE_Q6_K, 0, d, first, last);
-    else BY_TYPE(d->w.type, KERNEL(dot_expanded)(d, first, last), KERNEL(dot_type), 0, d, first, last);
-}
-
-#ifdef quant
-TARGET static void KERNEL(dot_int8)(const Dots *d, int64_t first, int64_t last) {
-    if (d->w.type == TYPE_Q8_0) KERNEL(dot_type)(TYPE_Q8_0, 1, d, first, last);
-    else if (d->w.type == TYPE_Q4_0) KERNEL(dot_type)(TYPE_Q4_0, 1, d, first, last);
-}
-#endif
-
-/* Columns k .. k + 3 of VL rows, as four vectors `stride` apart; of pairs of bf16, eight vectors of floats. */
-INLINE void KERNEL(transpose)(float *out, int64_t stride, const int pairs, const float *const *rows, int64_t k) {
-    vf a = v_gather(rows, k), b = v_gather(rows + 1, k), c = v_gather(rows + 2, k), d = v_gather(rows + 3, k);
-    const vf low = v_zip_low(a, b), low2 = v_zip_low(c, d), high = v_zip_high(a, b), high2 = v_zip_high(c, d);
-    const vf columns[4] = {v_zip_low2(low, low2), v_zip_high2(low, low2), v_zip_low2(high, high2),
-                           v_zip_high2(high, high2)};
-    UNROLLED_FOR (int i = 0; i < 4; i++) {
-        if (!pairs) v_store(out + i * stride, columns[i]);
-        if (pairs) v_store(out + 2 * i * stride, v_first_bf16(columns[i]));
-        if (pairs) v_store(out + (2 * i + 1) * stride, v_second_bf16(columns[i]));
-    }
-}
-
-/* Four columns at a time; writes up to VL - 1 floats past the end. */
-INLINE void KERNEL(pack_fours)(float *out, const float *const *rows, int64_t n) {
-    for (int first = 0; first < TILE_ROWS; first += VL) {
-        const float *group[VL];
-        for (int i = 0; i < VL; i++) group[i] = rows[first + i < TILE_ROWS ? first + i : 0];
-        for (int64_t k = 0; k + 4 <= n; k += 4) /* elements beyond TILE_ROWS are overwritten by the next vector */
-            KERNEL(transpose)(out + k * TILE_ROWS + first, TILE_ROWS, 0, group, k);
-    }
-}
-
-TARGET static void KERNEL(pack_rows)(float *out, const float *const *rows, int64_t n) {
-    KERNEL(pack_fours)(out, rows, n - 1);
-    for (int64_t k = (n - 1) / 4 * 4; k < n; k++)
-        for (int r = 0; r < TILE_ROWS; r++) out[k * TILE_ROWS + r] = rows[r][k];
-}
-
-INLINE void KERNEL(pack_type)(const int type, float *out, Rows w, int64_t count, int64_t begin, int64_t n) {
-    float expanded[VL][BLOCK] = {{0}};
-    const float *rows[VL];
-    for (int64_t k = 0; k < n; k += BLOCK) {
-        int64_t m = min_i64(BLOCK, n - k);
-        if (type == TYPE_BF16 && m == BLOCK) { /* half as many words to transpose */
-            for (int64_t c = 0; c < VL; c++)
-                rows[c] = c < count ? (const float *)(const void *)(w.data + c * w.stride + 2 * (begin + k))
-                                    : expanded[VL - 1];
-            for (int64_t i = 0; i < BLOCK / 2; i += 4)
-                KERNEL(transpose)(out + (k + 2 * i) * TILE_COLS, TILE_COLS, 1, rows, i);
-            continue;
-        }
-        for (int64_t c = 0; c < VL; c++) {
-            const char *row = w.data + c * w.stride;
-            rows[c] = expanded[c];
-            if (c < count && type == TYPE_F32)
-                rows[c] = (const float *)(const void *)row + begin + k;
-            else if (c < count)
-                KERNEL(expand_type)(type, expanded[c], row, begin + k, m);
-        }
-        for (int64_t i = 0; i + 4 <= m; i += 4) KERNEL(transpose)(out + (k + i) * TILE_COLS, TILE_COLS, 0, rows, i);
-        for (int64_t i = m / 4 * 4; i < m; i++)
-            for (int64_t c = 0; c < VL; c++) out[(k + i) * TILE_COLS + c] = rows[c][i];
-    }
-}
-
-/* The same for other formats. */
-TARGET static void KERNEL(pack_expanded)(float *out, Rows w, int64_t count, int64_t begin, int64_t n) {
-    float pieces[VL][K_STEP];
-    const Rows piece = {TYPE_F32, (const char *)pieces, sizeof *pieces};
-    for (int64_t k = 0; k < n; k += K_STEP) {
-        const int64_t m = min_i64(K_STEP, n - k);
-        for (int64_t c = 0; c < min_i64(VL, count); c++)
-            KERNEL(expand)(pieces[c], w.type, w.data + c * w.stride, begin + k, m);
-        KERNEL(pack_type)(TYPE_F32, out + k * TILE_COLS, piece, count, 0, m);
-    }
-}
-
-TARGET static void KERNEL(pack_weights)(float *out, Rows w, int64_t count, int64_t begin, int64_t n) {
-    for (int first = 0; first < TILE_COLS; first += VL, out += VL, count -= VL, w.data += VL * w.stride)
-        BY_TYPE(w.type, KERNEL(pack_expanded)(out, w, count, begin, n), KERNEL(pack_type), out, w, count, begin, n);
-}
-
-TARGET static void KERNEL(pack_values)(float *out, Rows v, int64_t count, int64_t begin, int64_t n) {
-    int whole = n >= TILE_COLS;
-    for (int64_t s = 0; s < count; s++, out += TILE_COLS, v.data += v.stride) {
-        if (!whole) memset(out, 0, TILE_COLS * sizeof *out);
-        UNROLLED_FOR (int i = 0; i < TILE_COLS && whole; i += VL)
-            v_store(out + i, v.type == TYPE_F32 ? v_load((const float *)(const void *)v.data + begin + i)
-                                                : v_load_f16(v.data + 2 * (begin + i)));
-        if (!whole) KERNEL(expand)(out, v.type, v.data, begin, n);
-    }
-}
-
-#if KERNEL_PASS == PASS_AVX512BF16
-#define v_fma_pairs(a, b, c) _mm512_dpbf16_ps(c, (__m512bh)(a), (__m512bh)(b))
-#else
+#define HAVE_PAIRS 0
 #define v_fma_pairs v_fma /* not called */
 #endif
 
-/* The first R rows of a tile; words of one float, or of a pair of bf16. */
-INLINE void KERNEL(tile_words)(const int R, const int pairs, float *out, int64_t stride, const float *a, const float *b,
-                               int64_t n, int add) {
-    vf sum[TILE_ROWS][TILE_VECTORS];
-    UNROLLED_FOR (int r = 0; r < R; r++)
-        UNROLLED_FOR (int v = 0; v < TILE_VECTORS; v++) sum[r][v] = v_zero();
-    for (int64_t k = 0; k < n; k++) {
-        vf w[TILE_VECTORS];
-        UNROLLED_FOR (int v = 0; v < TILE_VECTORS; v++) w[v] = v_load(b + k * TILE_COLS + v * VL);
-        UNROLLED_FOR (int r = 0; r < R; r++) {
-            vf x = v_set1(a[k * TILE_ROWS + r]);
-            UNROLLED_FOR (int v = 0; v < TILE_VECTORS; v++)
-                sum[r][v] = pairs ? v_fma_pairs(x, w[v], sum[r][v]) : v_fma(x, w[v], sum[r][v]);
+/* sums[t][r] = x[t] . w[r], element i of the n words in lane i % VL: floats, or pairs of bf16. */
+INLINE void KERNEL(dot_words)(const int T, const int pairs, vf (*sums)[W_ROWS], const float *x, int64_t x_stride,
+                              const char *const *w, int64_t n) {
+    vf s[X_ROWS][W_ROWS];
+    UNROLLED_FOR (int t = 0; t < T; t++)
+        UNROLLED_FOR (int r = 0; r < W_ROWS; r++) s[t][r] = v_zero();
+    for (int64_t i = 0; i < n; i += VL) {
+        vf a[X_ROWS];
+        UNROLLED_FOR (int t = 0; t < T; t++) a[t] = v_load(x + t * x_stride + i);
+        UNROLLED_FOR (int r = 0; r < W_ROWS; r++) {
+            const vf b = v_load((const float *)(const void *)w[r] + i);
+            UNROLLED_FOR (int t = 0; t < T; t++)
+                s[t][r] = pairs ? v_fma_pairs(a[t], b, s[t][r]) : v_fma(a[t], b, s[t][r]);
         }
     }
-    UNROLLED_FOR (int r = 0; r < R; r++)
-        UNROLLED_FOR (int v = 0; v < TILE_VECTORS; v++) {
-            float *p = out + r * stride + v * VL;
-            v_store(p, add ? v_add(v_load(p), sum[r][v]) : sum[r][v]);
-        }
+    UNROLLED_FOR (int t = 0; t < T; t++)
+        UNROLLED_FOR (int r = 0; r < W_ROWS; r++) sums[t][r] = s[t][r];
 }
 
-/* The last tile is often partly filled: compute it in thirds. */
-#define BY_THIRDS(rows, f, ...)                                                                                        \
-    do {                                                                                                               \
-        if ((rows) <= TILE_ROWS / 3) f(TILE_ROWS / 3, __VA_ARGS__);                                                    \
-        else if ((rows) <= 2 * TILE_ROWS / 3) f(2 * TILE_ROWS / 3, __VA_ARGS__);                                       \
-        else f(TILE_ROWS, __VA_ARGS__);                                                                                \
-    } while (0)
-
-TARGET static void KERNEL(tile)(float *out, int64_t stride, const float *a, const float *b, int64_t rows, int64_t n,
-                                int add) {
-    BY_THIRDS(rows, KERNEL(tile_words), 0, out, stride, a, b, n, add);
+/* The same of columns [k, k + n) of rows of any format, each element widened where it is used. Few rows of x wait for
+   memory, and it runs ahead best in several rows of W at once; the next rows' same place is asked for. */
+INLINE void KERNEL(dot_type)(const int T, const int type, vf (*sums)[W_ROWS], const float *x, int64_t x_stride,
+                             const char *const *w, int64_t ahead, int64_t k, int64_t n) {
+    vf s[X_ROWS][W_ROWS], a[BLOCK_VECTORS];
+    KERNEL(Scales) scales[W_ROWS];
+    UNROLLED_FOR (int t = 0; t < T; t++)
+        UNROLLED_FOR (int r = 0; r < W_ROWS; r++) s[t][r] = v_zero();
+    for (int64_t i = 0; i < n; i += BLOCK) {
+        const int64_t byte = KERNEL(byte_of)(type, k + i);
+        const int j = (int)(i % SCALED_COLUMNS(type)) / BLOCK;
+        if (j == 0)
+            for (int r = 0; r < W_ROWS; r++) KERNEL(load_scales)(&scales[r], type, w[r], k + i, n - i);
+        UNROLLED_FOR (int r = 0; r < W_ROWS; r++) {
+            KERNEL(load32)(a, type, w[r], k + i, &scales[r], j);
+            prefetch(w[r] + ahead + byte);
+            if (type == TYPE_F32) prefetch(w[r] + ahead + byte + 64);
+            UNROLLED_FOR (int t = 0; t < T; t++)
+                UNROLLED_FOR (int v = 0; v < BLOCK_VECTORS; v++)
+                    s[t][r] = v_fma(a[v], v_load(x + t * x_stride + i + v * VL), s[t][r]);
+        }
+    }
+    UNROLLED_FOR (int t = 0; t < T; t++)
+        UNROLLED_FOR (int r = 0; r < W_ROWS; r++) sums[t][r] = s[t][r];
 }
 
 #if KERNEL_PASS == PASS_AVX512BF16
-/* To the nearest, ties to even; NaN stays NaN. */
-static uint16_t f32_to_bf16(float f) {
-    uint32_t u = float_bits(f);
-    if ((u & 0x7fffffff) > 0x7f800000) return (uint16_t)(u >> 16 | 0x40);
-    return (uint16_t)((u + 0x7fff + (u >> 16 & 1)) >> 16);
-}
-
 /* BLOCK floats as bf16. */
 INLINE void KERNEL(store_bf16)(float *out, const float *x) {
     _mm512_storeu_si512(out, (__m512i)_mm512_cvtne2ps_pbh(v_load(x + VL), v_load(x)));
 }
+#endif
 
-/* bf16: two neighbours of a row make one word, so that the words are packed like floats. */
-TARGET static void KERNEL(pack_rows_bf16)(float *out, const float *const *rows, int64_t n) {
-    float words[TILE_ROWS][K_STEP / 2];
-    const float *from[TILE_ROWS];
-    for (int r = 0; r < TILE_ROWS; r++) {
-        int64_t k = 0;
-        for (; k + BLOCK <= n; k += BLOCK)
-            KERNEL(store_bf16)(&words[r][k / 2], rows[r] + k);
-        for (; k < n; k += 2) {
-            const uint16_t pair[2] = {f32_to_bf16(rows[r][k]), f32_to_bf16(rows[r][k + 1])};
-            memcpy(&words[r][k / 2], pair, sizeof pair);
+/* out[r] = start[r] + the sum of all lanes of sums[r], for four rows of W: added up in a tree of halves. */
+INLINE void KERNEL(add_lanes)(float *out, const float *start, const vf *sums) {
+    const vf ab = v_add(v_zip_low(sums[0], sums[1]), v_zip_high(sums[0], sums[1]));
+    const vf cd = v_add(v_zip_low(sums[2], sums[3]), v_zip_high(sums[2], sums[3]));
+    v_add4(out, start, v_add(v_zip_low2(ab, cd), v_zip_high2(ab, cd)));
+}
+
+/* Many rows of x find W widened once, a panel of four rows that stays in the first cache; up to `direct` rows of x
+   widen it as they go. Pairs: x and W are bf16 as they lie in memory. */
+INLINE void KERNEL(multiply_type)(const int type, const int pairs, int64_t direct, const Block *b) {
+    const float zeros[W_ROWS] = {0};
+    vf wide[W_ROWS][PANEL / VL];
+    const int64_t stride = b->w.stride, panel = panel_columns(b->n);
+    for (int64_t o = b->first; o < b->last; o += W_ROWS) {
+        const int64_t rows = min_i64(W_ROWS, b->last - o);
+        const float *x = b->x;
+        for (int64_t k = b->begin; k < b->end; k += panel) {
+            const int64_t n = min_i64(panel, b->n - k), words = round_up(n, BLOCK) / (pairs ? 2 : 1);
+            const bool as_is = pairs || (type == TYPE_F32 && n % BLOCK == 0);
+            const bool widened = !as_is && (b->T > direct || n % BLOCK != 0);
+            const char *w[W_ROWS], *from[W_ROWS];
+            UNROLLED_FOR (int r = 0; r < W_ROWS; r++) w[r] = b->w.data + (o + min_i64(r, rows - 1)) * stride;
+            UNROLLED_FOR (int r = 0; r < W_ROWS; r++) {
+                from[r] = widened ? (const char *)wide[r] : w[r] + KERNEL(byte_of)(type, k);
+                if (!widened) continue;
+                KERNEL(expand_type)(type, (float *)wide[r], w[r], k, n);
+                memset((float *)wide[r] + n, 0, (size_t)(words - n) * sizeof(float));
+            }
+            /* what is widened next: these rows' next panel, or the next rows' first one */
+            const int64_t ahead = k + n < b->end ? KERNEL(byte_of)(type, k + n) : W_ROWS * stride;
+            const int64_t bytes = KERNEL(byte_of)(type, n), share = round_up(bytes * X_ROWS / b->T + 1, 64);
+            for (int64_t t = 0, count, at = 0; t < b->T; t += count, x += count * words) {
+                vf sums[X_ROWS][W_ROWS];
+                count = ROWS_OF(X_ROWS, b->T - t);
+                for (const int64_t end = min_i64(bytes, at + share); (widened || as_is) && at < end; at += 64)
+                    UNROLLED_FOR (int r = 0; r < W_ROWS; r++) prefetch(w[r] + ahead + at);
+                if (widened || as_is) BY_ROWS(X_ROWS, count, KERNEL(dot_words), pairs, sums, x, words, from, words);
+                else BY_ROWS(X_ROWS, count, KERNEL(dot_type), type, sums, x, words, w, W_ROWS * stride, k, n);
+                for (int64_t i = 0; i < count; i++) {
+                    float *to = b->out + (t + i) * b->out_stride + o, part[W_ROWS] = {0};
+                    const float *start = k > 0 ? to : b->bias != NULL ? b->bias + o : zeros;
+                    if (rows == W_ROWS) {
+                        KERNEL(add_lanes)(to, start, sums[i]);
+                    } else {
+                        for (int64_t r = 0; r < rows; r++) part[r] = start[r];
+                        KERNEL(add_lanes)(part, part, sums[i]);
+                        memcpy(to, part, (size_t)rows * sizeof *to);
+                    }
+                }
+            }
         }
-        from[r] = words[r];
     }
-    KERNEL(pack_rows)(out, from, n / 2);
 }
 
-TARGET static void KERNEL(pack_weights_bf16)(float *out, Rows w, int64_t count, int64_t begin, int64_t n) {
-    w.type = TYPE_F32;
-    KERNEL(pack_weights)(out, w, count, begin / 2, n / 2);
+TARGET static void KERNEL(multiply)(const Block *b) {
+    const bool halves = b->w.type == TYPE_F16 || b->w.type == TYPE_BF16; /* cheap to widen more than once */
+    BY_TYPE(b->w.type, KERNEL(multiply_type), 0, halves ? 12 : 6, b);
 }
 
-TARGET static void KERNEL(tile_bf16)(float *out, int64_t stride, const float *a, const float *b, int64_t rows,
-                                     int64_t n, int add) {
-    BY_THIRDS(rows, KERNEL(tile_words), 1, out, stride, a, b, n / 2, add);
+#if HAVE_PAIRS
+TARGET static void KERNEL(prepare_bf16)(float *out, const float *const *rows, int64_t n) {
+    for (int64_t k = 0; k < n; k += BLOCK) KERNEL(store_bf16)(out + k / 2, rows[0] + k);
 }
 
-#ifdef HAVE_AMX_KERNELS
+TARGET static void KERNEL(multiply_bf16)(const Block *b) { KERNEL(multiply_type)(TYPE_BF16, 1, 0, b); }
+#endif
+
+/* Columns [0, VALUE_VECTORS * VL) of add_rows. */
+INLINE void KERNEL(add_rows_type)(const int T, const int type, float *out, int64_t out_stride, const float *p,
+                                  int64_t p_stride, const char *row, int64_t stride, int64_t count, bool add) {
+    vf sum[VALUE_ROWS][VALUE_VECTORS];
+    UNROLLED_FOR (int t = 0; t < T; t++)
+        UNROLLED_FOR (int i = 0; i < VALUE_VECTORS; i++)
+            sum[t][i] = add ? v_load(out + t * out_stride + i * VL) : v_zero();
+    for (int64_t s = 0; s < count; s++, row += stride) {
+        vf a[VALUE_VECTORS];
+        UNROLLED_FOR (int i = 0; i < VALUE_VECTORS; i++)
+            a[i] = type == TYPE_F32 ? v_load((const float *)(const void *)row + i * VL) : v_load_f16(row + 2 * i * VL);
+        UNROLLED_FOR (int t = 0; t < T; t++) {
+            const vf weight = v_set1(p[t * p_stride + s]);
+            UNROLLED_FOR (int i = 0; i < VALUE_VECTORS; i++) sum[t][i] = v_fma(a[i], weight, sum[t][i]);
+        }
+    }
+    UNROLLED_FOR (int t = 0; t < T; t++)
+        UNROLLED_FOR (int i = 0; i < VALUE_VECTORS; i++) v_store(out + t * out_stride + i * VL, sum[t][i]);
+}
+
+TARGET static void KERNEL(add_rows)(float *out, int64_t out_stride, const float *p, int64_t p_stride, int64_t T,
+                                    Rows rows, int64_t count, int64_t n, bool add) {
+    enum { STEP = VALUE_VECTORS * VL };
+    const int64_t whole = n / STEP * STEP;
+    for (int64_t t = 0, some; t < T; t += some, out += some * out_stride, p += some * p_stride) {
+        some = ROWS_OF(VALUE_ROWS, T - t);
+        for (int64_t c = 0; c < whole; c += STEP) {
+            const char *from = rows.data + c * (rows.type == TYPE_F32 ? 4 : 2);
+            if (rows.type == TYPE_F32)
+                BY_ROWS(VALUE_ROWS, some, KERNEL(add_rows_type), TYPE_F32, out + c, out_stride, p, p_stride, from,
+                        rows.stride, count, add);
+            else
+                BY_ROWS(VALUE_ROWS, some, KERNEL(add_rows_type), TYPE_F16, out + c, out_stride, p, p_stride, from,
+                        rows.stride, count, add);
+        }
+        if (whole < n) {
+            const Rows rest = {rows.type, rows.data + whole * (rows.type == TYPE_F32 ? 4 : 2), rows.stride};
+            add_rows_plain(out + whole, out_stride, p, p_stride, some, rest, count, n - whole, add);
+        }
+    }
+}
+
+/* Columns k .. k + 3 of VL rows, as four vectors. */
+INLINE void KERNEL(transpose4)(vf *out, const float *const *rows, int64_t k) {
+    const vf a = v_gather(rows, k), b = v_gather(rows + 1, k), c = v_gather(rows + 2, k), d = v_gather(rows + 3, k);
+    const vf low = v_zip_low(a, b), low2 = v_zip_low(c, d), high = v_zip_high(a, b), high2 = v_zip_high(c, d);
+    out[0] = v_zip_low2(low, low2);
+    out[1] = v_zip_high2(low, low2);
+    out[2] = v_zip_low2(high, high2);
+    out[3] = v_zip_high2(high, high2);
+}
+
+TARGET static void KERNEL(transpose)(float *out, int64_t out_stride, const float *x, int64_t stride, int64_t T,
+                                     int64_t n) {
+    const int64_t whole = n / 4 * 4;
+    for (; T >= VL; T -= VL, out += VL, x += VL * stride) {
+        const float *rows[VL];
+        for (int r = 0; r < VL; r++) rows[r] = x + r * stride;
+        for (int64_t k = 0; k < whole; k += 4) {
+            vf columns[4];
+            KERNEL(transpose4)(columns, rows, k);
+            UNROLLED_FOR (int i = 0; i < 4; i++) v_store(out + (k + i) * out_stride, columns[i]);
+        }
+        transpose_plain(out + whole * out_stride, out_stride, x + whole, stride, VL, n - whole);
+    }
+    transpose_plain(out, out_stride, x, stride, T, n);
+}
+
+/* The end of a loop over n floats: fewer than VL of them, padded with `fill`, and back. These loops are vectorised by
+   hand: gcc 12 does not at -O2 (nor expf at -O3), and no compiler may reorder sums. */
+INLINE vf KERNEL(load_part)(const float *x, int64_t n, float fill) {
+    float part[VL];
+    for (int64_t i = 0; i < VL; i++) part[i] = i < n ? x[i] : fill;
+    return v_load(part);
+}
+INLINE void KERNEL(store_part)(float *out, vf a, int64_t n) {
+    float part[VL];
+    v_store(part, a);
+    memcpy(out, part, (size_t)n * sizeof *out);
+}
+#define LOAD_OR(p, fill) (n - i >= VL ? v_load((p) + i) : KERNEL(load_part)((p) + i, n - i, fill))
+#define LOAD(p)          LOAD_OR(p, 0)
+#define STORE(p, a)                                                                                                    \
+    do {                                                                                                               \
+        if (n - i >= VL)                                                                                               \
+            v_store((p) + i, a);                                                                                       \
+        else                                                                                                           \
+            KERNEL(store_part)((p) + i, a, n - i);                                                                     \
+    } while (0)
+
+#ifdef vi
+/* ---- products of int8: a block's products are integers, their sum is scaled by both operands' scales. Each lane is an
+   output: W's rows lie side by side, four columns to a word of 32 bits. ---- */
+
+/* Of each block: eight words of INT8_ROWS rows side by side, their scales, and what the sums start at. */
+TARGET static void KERNEL(prepare_int8)(float *out, const float *const *rows, int64_t n) {
+    for (int64_t k = 0; k < n; k += BLOCK, out += 10 * INT8_ROWS)
+        for (int r = 0; r < INT8_ROWS; r++) {
+            const float *x = rows[r] + k;
+            float words[8];
+            vf top = v_zero();
+            UNROLLED_FOR (int i = 0; i < BLOCK; i += VL)
+                top = v_maximum(top, v_maximum(v_load(x + i), v_sub(v_zero(), v_load(x + i))));
+            const float scale = v_largest(top) / 127;
+            const int32_t start = KERNEL(round_block)(words, x, scale > 0 ? 1 / scale : 0);
+            for (int i = 0; i < 8; i++) out[i * INT8_ROWS + r] = words[i];
+            out[8 * INT8_ROWS + r] = scale;
+            memcpy(&out[9 * INT8_ROWS + r], &start, sizeof start);
+        }
+}
+
+/* n columns of VL rows of W: of each block eight vectors of words and one of scales. */
+INLINE void KERNEL(pack_int8)(vf *out, const int type, const char *const *w, int64_t k, int64_t n) {
+    const int64_t bytes = quant_bytes(type);
+    for (const int64_t end = k + n; k < end; k += BLOCK, out += 9) {
+        const float *words[VL];
+        uint64_t scales[4] = {0};
+        UNROLLED_FOR (int r = 0; r < VL; r++) {
+            const char *block = w[r] + k / BLOCK * bytes;
+            uint16_t half;
+            memcpy(&half, block, sizeof half);
+            scales[r / 4] |= (uint64_t)half << 16 * (r % 4);
+            words[r] = (const float *)(const void *)(block + 2);
+            prefetch(block + 16 * bytes);
+        }
+        KERNEL(transpose4)(out, words, 0);
+        if (type == TYPE_Q8_0) KERNEL(transpose4)(out + 4, words, 4);
+        UNROLLED_FOR (int i = 0; i < 4; i++) {
+            out[4 + i] = type == TYPE_Q8_0 ? i_bytes(out[4 + i]) : i_high(out[i]);
+            out[i] = type == TYPE_Q8_0 ? i_bytes(out[i]) : i_low(out[i]);
+        }
+        out[8] = v_from_f16(scales);
+    }
+}
+
+/* sums (R, VL) of `blocks` blocks. */
+INLINE void KERNEL(dot_int8)(const int R, vf *sums, const float *x, const vf *w, int64_t blocks) {
+    vf sum[INT8_ROWS];
+    UNROLLED_FOR (int r = 0; r < R; r++) sum[r] = v_zero();
+    for (int64_t k = 0; k < blocks; k++, x += 10 * INT8_ROWS, w += 9) {
+        vi dots[INT8_ROWS];
+        UNROLLED_FOR (int r = 0; r < R; r++) dots[r] = i_bits(v_set1(x[9 * INT8_ROWS + r]));
+        UNROLLED_FOR (int i = 0; i < 8; i++)
+            UNROLLED_FOR (int r = 0; r < R; r++) dots[r] = i_dot(dots[r], w[i], v_set1(x[i * INT8_ROWS + r]));
+        UNROLLED_FOR (int r = 0; r < R; r++)
+            sum[r] = v_fma(i_float(dots[r]), v_mul(v_set1(x[8 * INT8_ROWS + r]), w[8]), sum[r]);
+    }
+    UNROLLED_FOR (int r = 0; r < R; r++) sums[r] = sum[r];
+}
+
+INLINE void KERNEL(multiply_int8_type)(const int type, const Block *b) {
+    const int64_t panel = panel_columns(b->n);
+    vf packed[PANEL / BLOCK * 9];
+    for (int64_t o = b->first; o < b->last; o += VL) {
+        const int64_t columns = min_i64(VL, b->last - o);
+        const float *x = b->x;
+        const char *w[VL];
+        for (int r = 0; r < VL; r++) w[r] = b->w.data + (o + min_i64(r, columns - 1)) * b->w.stride;
+        for (int64_t k = b->begin; k < b->end; k += panel) {
+            const int64_t n = min_i64(panel, b->n - k), blocks = n / BLOCK;
+            KERNEL(pack_int8)(packed, type, w, k, n);
+            for (int64_t t = 0; t < b->T; t += INT8_ROWS, x += blocks * 10 * INT8_ROWS) {
+                const int64_t rows = min_i64(INT8_ROWS, b->T - t);
+                vf sums[INT8_ROWS];
+                if (rows <= 2) KERNEL(dot_int8)(2, sums, x, packed, blocks);
+                else if (rows <= INT8_ROWS / 2) KERNEL(dot_int8)(INT8_ROWS / 2, sums, x, packed, blocks);
+                else KERNEL(dot_int8)(INT8_ROWS, sums, x, packed, blocks);
+                for (int64_t r = 0; r < rows; r++) {
+                    float *to = b->out + (t + r) * b->out_stride + o;
+                    const float *start = k > 0 ? to : b->bias != NULL ? b->bias + o : NULL;
+                    vf sum = sums[r];
+                    if (start != NULL)
+                        sum = v_add(columns == VL ? v_load(start) : KERNEL(load_part)(start, columns, 0), sum);
+                    if (columns == VL) v_store(to, sum);
+                    else KERNEL(store_part)(to, sum, columns);
+                }
+            }
+        }
+    }
+}
+
+TARGET static void KERNEL(multiply_int8)(const Block *b) {
+    if (b->w.type == TYPE_Q8_0) KERNEL(multiply_int8_type)(TYPE_Q8_0, b);
+    else KERNEL(multiply_int8_type)(TYPE_Q4_0, b);
+}
+#endif
+
+#if KERNEL_PASS == PASS_AVX512BF16 && defined(HAVE_AMX_KERNELS)
 /* ---- AMX: eight registers ("tiles") of 16 rows of 64 bytes, and an instruction that multiplies two of them: it adds
    to sums (16, 16) the product of a, 16 rows of 16 pairs of bf16, and b, 16 pairs of rows of 16 columns. Products of
    bf16 are exact in float, and sums are floats, so that this is as good as products of floats if x is cut into three
-   bf16 of eight bits each (Henry, Tang and Heinecke 2019): x is their sum, and a bf16 weight is one anyway. Weights of
-   other types are cut, too; six of the nine products are made, the others are below 2^-23 of the first. ---- */
+   bf16 of eight bits each (Henry, Tang and Heinecke 2019): x is their sum, and a bf16 weight, or the q of Q8_0 and
+   Q4_0, is one anyway.
 
-enum { AMX_ROWS = 32, AMX_WORDS = 16, AMX_TILE = 16 * AMX_WORDS }; /* 16 words of 32 bits in a row of a tile */
-enum { AMX_COLUMNS = 512 };
+   a are rows of W as they lie in memory, so that nothing is packed and few rows of x cost what 32 do: reading W. b are
+   the pieces of 16 rows of x, transposed once for all of W. Sums come as (rows of W, rows of x). ---- */
+
+enum { AMX_ROWS = 16, AMX_TILE = 16 * 16, AMX_GROUP = 2 * AMX_ROWS }; /* floats of a tile; rows of x together */
 
 /* By hand, as compilers take the set-up for one of 8 bytes (gcc 12), and some know none of them. */
 #define AMX_ZERO(t)                 __asm__ volatile("tilezero %%tmm" #t ::)
-#define AMX_LOAD(t, from, stride)                                                                                      \
-    __asm__ volatile("tileloadd (%0,%1,1), %%tmm" #t ::"r"(from), "r"((stride) * sizeof(float)) : "memory")
-#define AMX_STORE(t, to, stride)                                                                                       \
-    __asm__ volatile("tilestored %%tmm" #t ", (%0,%1,1)" ::"r"(to), "r"((stride) * sizeof(float)) : "memory")
+#define AMX_LOAD(t, from, bytes)                                                                                       \
+    __asm__ volatile("tileloadd (%0,%1,1), %%tmm" #t ::"r"(from), "r"((int64_t)(bytes)) : "memory")
+#define AMX_STORE(t, to)                                                                                               \
+    __asm__ volatile("tilestored %%tmm" #t ", (%0,%1,1)" ::"r"(to), "r"((int64_t)64) : "memory")
 #define AMX_MULTIPLY(sums, a, b) __asm__ volatile("tdpbf16ps %%tmm" #b ", %%tmm" #a ", %%tmm" #sums ::)
 
-static void first_amx(UnitState *before) {
-    UnitState own = {{1}}; /* palette 1: the eight tiles; bytes of a row from byte 16 on, rows from byte 48 on */
+/* Eight tiles of full size; returns what was set up before. */
+typedef struct { unsigned char bytes[64]; } TileSetup;
+static TileSetup set_up_amx(void) {
+    TileSetup before, own = {{1}}; /* palette 1; bytes of a row from byte 16 on, rows from byte 48 on */
     for (int i = 0; i < 8; i++) {
-        own.bytes[16 + 2 * i] = 4 * AMX_WORDS;
+        own.bytes[16 + 2 * i] = 64;
         own.bytes[48 + i] = 16;
     }
-    __asm__ volatile("sttilecfg %0" : "=m"(*before));
+    __asm__ volatile("sttilecfg %0" : "=m"(before));
     __asm__ volatile("ldtilecfg %0" ::"m"(own));
+    return before;
 }
+static void restore_amx(const TileSetup *before) { __asm__ volatile("ldtilecfg %0" ::"m"(*before)); }
 
-static void last_amx(const UnitState *before) { __asm__ volatile("ldtilecfg %0" ::"m"(*before)); }
-
-/* Of each BLOCK columns: the rows' bf16, a row in AMX_WORDS words. */
-TARGET static void pack_rows_amx(float *out, const float *const *rows, int64_t n) {
-    for (int64_t k = 0; k < n; k += BLOCK)
-        for (int r = 0; r < AMX_ROWS; r++, out += AMX_WORDS) KERNEL(store_bf16)(out, rows[r] + k);
-}
-
-/* Weights of any type, rounded. */
-TARGET static void pack_weights_amx(float *out, Rows w, int64_t count, int64_t begin, int64_t n) {
-    float words[TILE_COLS][K_STEP / 2], row[K_STEP];
-    if (w.type == TYPE_BF16) {
-        KERNEL(pack_weights_bf16)(out, w, count, begin, n);
-        return;
-    }
-    for (int64_t r = 0; r < count; r++) {
-        KERNEL(expand)(row, w.type, w.data + r * w.stride, begin, n);
-        for (int64_t k = 0; k < n; k += BLOCK) KERNEL(store_bf16)(&words[r][k / 2], row + k);
-    }
-    const Rows rounded = {TYPE_F32, (const char *)words, sizeof *words};
-    KERNEL(pack_weights)(out, rounded, count, 0, n / 2);
-}
-
-/* The next piece of each float: its upper half. */
-INLINE vf piece_amx(vf x) { return v_bits(_mm512_and_si512((__m512i)x, _mm512_set1_epi32(INT32_C(-0x10000)))); }
-
-/* BLOCK floats as three pieces, 2 AMX_TILE words from one to the next; nothing is left after three. */
-INLINE void cut_amx(float *out, const float *x) {
-    const __m512i order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
+/* BLOCK floats as pieces, 8 bits each from the highest on, AMX_TILE words from one to the next: nothing is left after
+   three. One piece: rounded. */
+INLINE void cut_amx(const int pieces, float *out, const float *x) {
+    const __m512i order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7), upper = _mm512_set1_epi32(INT32_C(-0x10000));
     vf low = v_load(x), high = v_load(x + VL);
-    for (int piece = 0; piece < 3; piece++, out += 2 * AMX_TILE) {
+    if (pieces == 1) KERNEL(store_bf16)(out, x);
+    for (int piece = 0; piece < pieces && pieces > 1; piece++, out += AMX_TILE) {
         const __m512i words =
             _mm512_packus_epi32(_mm512_srli_epi32((__m512i)low, 16), _mm512_srli_epi32((__m512i)high, 16));
         _mm512_storeu_si512(out, _mm512_permutexvar_epi64(order, words));
-        low = v_sub(low, piece_amx(low));
-        high = v_sub(high, piece_amx(high));
+        low = v_sub(low, v_bits(_mm512_and_si512((__m512i)low, upper)));
+        high = v_sub(high, v_bits(_mm512_and_si512((__m512i)high, upper)));
     }
 }
 
-/* Of each BLOCK columns: the first pieces of all rows, then the second ones and the third. */
-TARGET static void pack_pieces_amx(float *out, const float *const *rows, int64_t n) {
-    for (int64_t k = 0; k < n; k += BLOCK, out += 3 * 2 * AMX_TILE)
-        for (int r = 0; r < AMX_ROWS; r++) cut_amx(out + r * AMX_WORDS, rows[r] + k);
+/* out[c * stride] = column c of 16 rows of 16 words, `row` words apart. */
+INLINE void transpose_amx(vf *out, const float *rows, int64_t row) {
+    const float *from[AMX_ROWS];
+    for (int r = 0; r < AMX_ROWS; r++) from[r] = rows + r * row;
+    UNROLLED_FOR (int c = 0; c < 16; c += 4) KERNEL(transpose4)(out + c, from, c);
 }
 
-/* Rounded to a piece. */
-INLINE vf round_amx(vf x) {
-    return v_bits(_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(x)), 16));
+/* Of each BLOCK columns: a tile of pairs of columns for each piece of the first 16 rows, then those of the others. */
+INLINE void prepare_amx(const int pieces, float *out, const float *const *rows, int64_t n) {
+    float words[3][AMX_TILE];
+    for (int64_t k = 0; k < n; k += BLOCK)
+        for (int half = 0; half < 2; half++) {
+            for (int r = 0; r < AMX_ROWS; r++) cut_amx(pieces, words[0] + r * 16, rows[half * AMX_ROWS + r] + k);
+            for (int piece = 0; piece < pieces; piece++, out += AMX_TILE)
+                transpose_amx((vf *)(void *)out, words[piece], 16);
+        }
+}
+TARGET static void prepare_amx_pieces(float *out, const float *const *rows, int64_t n) { prepare_amx(3, out, rows, n); }
+TARGET static void prepare_amx_rounded(float *out, const float *const *rows, int64_t n) { prepare_amx(1, out, rows, n); }
+
+/* Two times 16 rows of W, `stride` bytes apart, by the first 16 rows of a group of x, or by all 32: sums (2, 2). */
+INLINE void dot_amx(const int pieces, const bool both, float (*sums)[AMX_TILE], const float *x, const char *w,
+                    int64_t stride, int64_t n) {
+    AMX_ZERO(0);
+    AMX_ZERO(1);
+    AMX_ZERO(2);
+    AMX_ZERO(3);
+    for (int64_t k = 0; k < n; k += BLOCK, x += 2 * pieces * AMX_TILE, w += 2 * BLOCK) {
+        AMX_LOAD(6, w, stride);
+        AMX_LOAD(7, w + AMX_ROWS * stride, stride);
+        for (int piece = 0; piece < pieces; piece++) {
+            AMX_LOAD(4, x + piece * AMX_TILE, 64);
+            AMX_MULTIPLY(0, 6, 4);
+            AMX_MULTIPLY(1, 7, 4);
+            if (!both) continue;
+            AMX_LOAD(5, x + (pieces + piece) * AMX_TILE, 64);
+            AMX_MULTIPLY(2, 6, 5);
+            AMX_MULTIPLY(3, 7, 5);
+        }
+    }
+    AMX_STORE(0, sums[0]);
+    AMX_STORE(1, sums[1]);
+    AMX_STORE(2, sums[2]);
+    AMX_STORE(3, sums[3]);
 }
 
-/* Rows of TILE_COLS floats, a multiple of BLOCK: of each BLOCK rows their pieces, in pairs of rows, the first of two in
-   the lower halves. One piece: rounded. */
-INLINE void pair_rows_amx(const int pieces, float *out, const float *rows, int64_t count) {
-    for (int64_t s = 0; s < count; s += BLOCK, rows += BLOCK * TILE_COLS, out += pieces * 2 * AMX_TILE)
-        for (int i = 0; i < 2 * AMX_TILE; i += VL) {
-            const float *from = rows + i / TILE_COLS * 2 * TILE_COLS + i % TILE_COLS;
-            vf first = v_load(from), second = v_load(from + TILE_COLS);
-            if (pieces == 1) first = round_amx(first), second = round_amx(second);
-            for (int piece = 0; piece < pieces; piece++) {
-                const __m512i upper = (__m512i)piece_amx(second);
-                _mm512_storeu_si512(out + piece * 2 * AMX_TILE + i,
-                                    _mm512_or_si512(_mm512_srli_epi32((__m512i)first, 16), upper));
-                first = v_sub(first, piece_amx(first));
-                second = v_sub(second, piece_amx(second));
+/* out (rows of x, columns) += or = bias + the transposed sums (16 rows of W, 16 rows of x). */
+INLINE void add_amx(const Block *b, const float *sums, int64_t t, int64_t rows, int64_t o, int64_t columns, bool add) {
+    vf by_row[AMX_ROWS];
+    if (rows <= 0 || columns <= 0) return;
+    const __mmask16 mask = (__mmask16)((1u << min_i64(columns, VL)) - 1);
+    transpose_amx(by_row, sums, 16);
+    for (int64_t r = 0; r < min_i64(rows, AMX_ROWS); r++) {
+        float *to = b->out + (t + r) * b->out_stride + o;
+        const float *start = add ? to : b->bias != NULL ? b->bias + o : NULL;
+        vf sum = by_row[r];
+        if (start != NULL) sum = v_add(_mm512_maskz_loadu_ps(mask, start), sum);
+        _mm512_mask_storeu_ps(to, mask, sum);
+    }
+}
+
+/* A panel of AMX_GROUP rows of W as bf16: of another type rounded; rows of zeros after the last. */
+INLINE void widen_amx(float *out, const Block *b, int64_t o, int64_t k, int64_t n) {
+    float row[PANEL];
+    for (int64_t r = 0; r < AMX_GROUP; r++, out += PANEL / 2) {
+        memset(row, 0, sizeof row);
+        if (o + r < b->last) KERNEL(expand)(row, b->w.type, b->w.data + (o + r) * b->w.stride, k, n);
+        for (int64_t i = 0; i < n; i += BLOCK) KERNEL(store_bf16)(out + i / 2, row + i);
+    }
+}
+
+INLINE void multiply_amx(const int pieces, const Block *b) {
+    float wide[AMX_GROUP][PANEL / 2], sums[4][AMX_TILE];
+    const int64_t panel = panel_columns(b->n);
+    const TileSetup before = set_up_amx();
+    for (int64_t o = b->first; o < b->last; o += AMX_GROUP) {
+        const bool as_is = b->w.type == TYPE_BF16 && b->last - o >= AMX_GROUP;
+        const float *x = b->x;
+        for (int64_t k = b->begin; k < b->end; k += panel) {
+            const int64_t n = min_i64(panel, b->n - k), stride = as_is ? b->w.stride : (int64_t)sizeof *wide;
+            if (!as_is) widen_amx(wide[0], b, o, k, n);
+            const char *w = as_is ? b->w.data + o * b->w.stride + 2 * k : (const char *)wide;
+            for (int64_t t = 0; t < b->T; t += AMX_GROUP, x += n / BLOCK * 2 * pieces * AMX_TILE) {
+                if (b->T - t > AMX_ROWS) dot_amx(pieces, true, sums, x, w, stride, n);
+                else dot_amx(pieces, false, sums, x, w, stride, n);
+                for (int i = 0; i < 4; i++) {
+                    const int64_t row = t + i / 2 * AMX_ROWS, column = o + i % 2 * AMX_ROWS;
+                    add_amx(b, sums[i], row, b->T - row, column, b->last - column, k > 0);
+                }
             }
         }
-}
-
-TARGET static void pack_weight_pieces_amx(float *out, Rows w, int64_t count, int64_t begin, int64_t n) {
-    /* so many columns that they stay in the first cache, but complete blocks */
-    const int64_t most = w.type == TYPE_Q4_K || w.type == TYPE_Q6_K ? K_STEP : K_STEP / 2;
-    float rows[K_STEP][TILE_COLS];
-    for (int64_t k = 0, m; k < n; k += m, out += m / BLOCK * 3 * 2 * AMX_TILE) {
-        m = min_i64(most, n - k);
-        KERNEL(pack_weights)(rows[0], w, count, begin + k, m);
-        pair_rows_amx(3, out, rows[0], m);
     }
+    restore_amx(&before);
 }
+TARGET static void multiply_amx_pieces(const Block *b) { multiply_amx(3, b); }
+TARGET static void multiply_amx_rounded(const Block *b) { multiply_amx(1, b); }
 
-/* Values, and rows of zeros up to a multiple of BLOCK. */
-INLINE void pack_value_rows_amx(const int pieces, float *out, Rows v, int64_t count, int64_t begin, int64_t n) {
-    float rows[K_STEP][TILE_COLS];
-    const int64_t padded = round_up(count, BLOCK);
-    KERNEL(pack_values)(rows[0], v, count, begin, n);
-    memset(rows[count], 0, (size_t)(padded - count) * sizeof *rows);
-    pair_rows_amx(pieces, out, rows[0], padded);
-}
-
-TARGET static void pack_values_amx(float *out, Rows v, int64_t count, int64_t begin, int64_t n) {
-    pack_value_rows_amx(1, out, v, count, begin, n);
-}
-
-TARGET static void pack_value_pieces_amx(float *out, Rows v, int64_t count, int64_t begin, int64_t n) {
-    pack_value_rows_amx(3, out, v, count, begin, n);
-}
-
-/* Four sums of a tile each: 32 rows, or their first 16, by 32 columns; of pieces of x and of W those products whose
-   numbers add up to less than x_pieces. */
-static inline __attribute__((always_inline)) void multiply_amx(const int x_pieces, const int w_pieces, float *out,
-                                                              int64_t stride, const float *a, const float *b,
-                                                              int64_t rows, int64_t n, int add) {
-    const bool both = rows > 16;
-    if (add) {
-        AMX_LOAD(0, out, stride);
-        AMX_LOAD(1, out + 16, stride);
-        if (both) AMX_LOAD(2, out + 16 * stride, stride);
-        if (both) AMX_LOAD(3, out + 16 * stride + 16, stride);
-    } else {
-        AMX_ZERO(0);
-        AMX_ZERO(1);
-        AMX_ZERO(2);
-        AMX_ZERO(3);
-    }
-    for (int64_t k = 0; k < n; k += BLOCK, a += x_pieces * 2 * AMX_TILE)
-        for (int j = 0; j < w_pieces; j++, b += 2 * AMX_TILE) {
-            AMX_LOAD(6, b, 2 * AMX_WORDS);
-            AMX_LOAD(7, b + AMX_WORDS, 2 * AMX_WORDS);
-            for (int i = 0; i < x_pieces - j; i++) {
-                AMX_LOAD(4, a + i * 2 * AMX_TILE, AMX_WORDS);
-                AMX_MULTIPLY(0, 4, 6);
-                AMX_MULTIPLY(1, 4, 7);
-                if (!both) continue;
-                AMX_LOAD(5, a + (2 * i + 1) * AMX_TILE, AMX_WORDS);
-                AMX_MULTIPLY(2, 5, 6);
-                AMX_MULTIPLY(3, 5, 7);
+/* Q8_0 and Q4_0, exact: the products of a block's q, then times the scale of each row of W. */
+TARGET static void multiply_amx_blocks(const Block *b) {
+    float q[PANEL / BLOCK][AMX_TILE], scales[PANEL / BLOCK][AMX_ROWS], part[AMX_TILE];
+    const int64_t bytes = quant_bytes(b->w.type);
+    const int64_t panel = panel_columns(b->n);
+    const TileSetup before = set_up_amx();
+    for (int64_t o = b->first; o < b->last; o += AMX_ROWS) {
+        const float *x = b->x;
+        for (int64_t k = b->begin; k < b->end; k += panel) {
+            const int64_t n = min_i64(panel, b->n - k), blocks = n / BLOCK;
+            for (int64_t i = 0; i < blocks * AMX_ROWS; i++) {
+                const int64_t r = i % AMX_ROWS, j = i / AMX_ROWS;
+                const char *row = b->w.data + min_i64(o + r, b->last - 1) * b->w.stride;
+                vf w[BLOCK_VECTORS];
+                vb quants[2];
+                if (b->w.type == TYPE_Q8_0) KERNEL(load_quants)(quants, TYPE_Q8_0, row, k + j * BLOCK);
+                else KERNEL(load_quants)(quants, TYPE_Q4_0, row, k + j * BLOCK);
+                v_widen(w, quants[0]);
+                v_widen(w + 1, quants[1]);
+                _mm512_storeu_si512(q[j] + r * 16, (__m512i)_mm512_cvtne2ps_pbh(w[1], w[0]));
+                scales[j][r] = KERNEL(load_scale)(row + (k / BLOCK + j) * bytes);
             }
-        }
-    AMX_STORE(0, out, stride);
-    AMX_STORE(1, out + 16, stride);
-    if (both) AMX_STORE(2, out + 16 * stride, stride);
-    if (both) AMX_STORE(3, out + 16 * stride + 16, stride);
-}
-
-static void tile_amx(float *out, int64_t stride, const float *a, const float *b, int64_t rows, int64_t n, int add) {
-    multiply_amx(1, 1, out, stride, a, b, rows, n, add);
-}
-
-static void tile_pieces_amx(float *out, int64_t stride, const float *a, const float *b, int64_t rows, int64_t n,
-                            int add) {
-    multiply_amx(3, 1, out, stride, a, b, rows, n, add);
-}
-
-static void tile_all_pieces_amx(float *out, int64_t stride, const float *a, const float *b, int64_t rows, int64_t n,
-                                int add) {
-    multiply_amx(3, 3, out, stride, a, b, rows, n, add);
-}
-#endif
-
-#endif
-
-#ifdef quant
-/* The step of a block of which the largest element becomes `max_int`. */
-INLINE float KERNEL(block_scale)(const float *x, int max_int) {
-    vf top = v_zero();
-    UNROLLED_FOR (int i = 0; i < BLOCK; i += VL)
-        top = v_maximum(top, v_maximum(v_load(x + i), v_sub(v_zero(), v_load(x + i))));
-    return v_largest(top) / (float)max_int;
-}
-
-TARGET static void KERNEL(pack_rows_integer)(float *out, const float *const *rows, int64_t n) {
-    for (int64_t k = 0; k < n; k += BLOCK, out += (BLOCK_WORDS + 2) * TILE_ROWS) {
-        float words[TILE_ROWS][BLOCK_WORDS], scales[TILE_ROWS], corrections[TILE_ROWS];
-        const float *from[TILE_ROWS];
-        for (int r = 0; r < TILE_ROWS; r++) {
-            scales[r] = KERNEL(block_scale)(rows[r] + k, QUANT_MAX);
-            const int32_t start = KERNEL(round_block)(words[r], rows[r] + k, scales[r] > 0 ? 1 / scales[r] : 0);
-            memcpy(&corrections[r], &start, sizeof start);
-            from[r] = words[r];
-        }
-        KERNEL(pack_fours)(out, from, BLOCK_WORDS);
-        memcpy(out + BLOCK_WORDS * TILE_ROWS, scales, sizeof scales);
-        memcpy(out + (BLOCK_WORDS + 1) * TILE_ROWS, corrections, sizeof corrections);
-    }
-}
-
-/* Of each block: its words, column by column side by side, then the scales of the columns. */
-TARGET static void KERNEL(pack_weights_integer)(float *out, Rows w, int64_t count, int64_t begin, int64_t n) {
-    const int64_t bytes = quant_bytes(w.type);
-    float words[TILE_COLS][BLOCK_WORDS] = {{0}};
-    uint16_t halves[TILE_COLS] = {0};
-    float scales[TILE_COLS];
-    for (int64_t k = 0; k < n; k += BLOCK, out += (BLOCK_WORDS + 1) * TILE_COLS) {
-        for (int64_t c = 0; c < min_i64(count, TILE_COLS); c++) {
-            const char *block = w.data + c * w.stride + (begin + k) / BLOCK * bytes;
-            vb parts[2];
-            memcpy(&halves[c], block, sizeof *halves);
-            KERNEL(load_quants)(parts, w.type, block);
-            b_store(words[c], b_offset(parts[0]));
-            b_store(words[c] + BLOCK_WORDS / 2, b_offset(parts[1]));
-        }
-        for (int c = 0; c < TILE_COLS; c += VL) v_store(scales + c, v_load_f16(halves + c));
-        for (int c = 0; c < TILE_COLS; c += VL) {
-            const Rows columns = {TYPE_F32, (const char *)words[c], sizeof *words};
-            KERNEL(pack_type)(TYPE_F32, out + c, columns, VL, 0, BLOCK_WORDS);
-        }
-        memcpy(out + BLOCK_WORDS * TILE_COLS, scales, sizeof scales);
-    }
-}
-
-/* R rows of a tile, from row `first` on. */
-INLINE void KERNEL(tile_blocks)(const int R, int64_t first, float *out, int64_t stride, const float *a, const float *b,
-                                int64_t n, int add) {
-    vf sum[TILE_ROWS / 2][TILE_VECTORS];
-    out += first * stride;
-    UNROLLED_FOR (int r = 0; r < R; r++)
-        UNROLLED_FOR (int v = 0; v < TILE_VECTORS; v++) sum[r][v] = add ? v_load(out + r * stride + v * VL) : v_zero();
-    for (int64_t k = 0; k < n / BLOCK; k++) {
-        const float *x = a + k * (BLOCK_WORDS + 2) * TILE_ROWS + first, *w = b + k * (BLOCK_WORDS + 1) * TILE_COLS;
-        vi dots[TILE_ROWS / 2][TILE_VECTORS];
-        UNROLLED_FOR (int r = 0; r < R; r++)
-            UNROLLED_FOR (int v = 0; v < TILE_VECTORS; v++)
-                dots[r][v] = i_bits(v_set1(x[(BLOCK_WORDS + 1) * TILE_ROWS + r]));
-        UNROLLED_FOR (int i = 0; i < BLOCK_WORDS; i++)
-            UNROLLED_FOR (int r = 0; r < R; r++)
-                UNROLLED_FOR (int v = 0; v < TILE_VECTORS; v++)
-                    dots[r][v] = i_dot(dots[r][v], v_load(w + i * TILE_COLS + v * VL), v_set1(x[i * TILE_ROWS + r]));
-        UNROLLED_FOR (int r = 0; r < R; r++)
-            UNROLLED_FOR (int v = 0; v < TILE_VECTORS; v++) {
-                const vf dot = i_float(dots[r][v]), x_scale = v_set1(x[BLOCK_WORDS * TILE_ROWS + r]);
-                sum[r][v] = v_fma(dot, v_mul(x_scale, v_load(w + BLOCK_WORDS * TILE_COLS + v * VL)), sum[r][v]);
+            for (int64_t t = 0; t < b->T; t += AMX_ROWS) {
+                const float *from = x + t / AMX_GROUP * blocks * 6 * AMX_TILE + t / AMX_ROWS % 2 * 3 * AMX_TILE;
+                vf sums[AMX_ROWS];
+                for (int r = 0; r < AMX_ROWS; r++) sums[r] = v_zero();
+                for (int64_t j = 0; j < blocks; j++, from += 6 * AMX_TILE) {
+                    AMX_ZERO(0);
+                    AMX_LOAD(6, q[j], 64);
+                    for (int piece = 0; piece < 3; piece++) {
+                        AMX_LOAD(4, from + piece * AMX_TILE, 64);
+                        AMX_MULTIPLY(0, 6, 4);
+                    }
+                    AMX_STORE(0, part);
+                    UNROLLED_FOR (int r = 0; r < AMX_ROWS; r++)
+                        sums[r] = v_fma(v_load(part + r * 16), v_set1(scales[j][r]), sums[r]);
+                }
+                add_amx(b, (const float *)sums, t, b->T - t, o, b->last - o, k > 0);
             }
-    }
-    UNROLLED_FOR (int r = 0; r < R; r++)
-        UNROLLED_FOR (int v = 0; v < TILE_VECTORS; v++) v_store(out + r * stride + v * VL, sum[r][v]);
-}
-
-/* In two halves: integer and float sums together exceed the registers. */
-TARGET static void KERNEL(tile_integer)(float *out, int64_t stride, const float *a, const float *b, int64_t rows,
-                                        int64_t n, int add) {
-    for (int64_t first = 0; first < rows; first += TILE_ROWS / 2) {
-        if (rows - first <= TILE_ROWS / 6) KERNEL(tile_blocks)(TILE_ROWS / 6, first, out, stride, a, b, n, add);
-        else KERNEL(tile_blocks)(TILE_ROWS / 2, first, out, stride, a, b, n, add);
-    }
-}
-#endif
-
-#if KERNEL_PASS == PASS_AVX512BF16
-/* Few rows in int8, two blocks to a vector: 64 int8 of x, their scales (sixteen floats, eight of each block), and what
-   the sixteen sums start at, as weights are unsigned here too: less 128 (Q8_0) or less 8 (Q4_0) times x. */
-TARGET static void KERNEL(int8_row)(float *out, const float *x, int type, int64_t n) {
-    const __m512i offset = _mm512_set1_epi8(type == TYPE_Q8_0 ? -128 : 8); /* as a byte without sign: 128 */
-    for (int64_t k = 0; k < n; k += 2 * BLOCK, out += PAIR_WORDS) {
-        int8_t quants[2 * BLOCK] = {0};
-        vf scales[2] = {v_zero(), v_zero()};
-        for (int b = 0; b < 2 && k + b * BLOCK < n; b++) {
-            float scale = KERNEL(block_scale)(x + k + b * BLOCK, INT8_MAX_X);
-            KERNEL(round_block)(quants + b * BLOCK, x + k + b * BLOCK, scale > 0 ? 1 / scale : 0);
-            scales[b] = v_set1(scale);
-        }
-        __m512i bytes = _mm512_loadu_si512(quants), zero = _mm512_setzero_si512();
-        _mm512_storeu_si512(out, bytes);
-        v_store(out + VL, _mm512_mask_mov_ps(scales[0], 0xff00, scales[1]));
-        _mm512_storeu_si512(out + 2 * VL, _mm512_sub_epi32(zero, _mm512_dpbusd_epi32(zero, offset, bytes)));
-    }
-}
-#elif defined(quant)
-/* As round_block, to int8 whatever tiles take; returns their sum, if it is needed. */
-INLINE int32_t KERNEL(round_block_int8)(float *out, const float *x, float inverse) {
-#if KERNEL_PASS == PASS_AVX2
-    __m256i part[4];
-    UNROLLED_FOR (int i = 0; i < 4; i++) part[i] = _mm256_cvtps_epi32(v_mul(v_load(x + i * VL), v_set1(inverse)));
-    const __m256i sums = _mm256_add_epi32(_mm256_add_epi32(part[0], part[1]), _mm256_add_epi32(part[2], part[3]));
-    const __m256i lanes =
-        _mm256_packs_epi16(_mm256_packs_epi32(part[0], part[1]), _mm256_packs_epi32(part[2], part[3]));
-    v_store(out, v_bits(_mm256_permutevar8x32_epi32(lanes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7))));
-    return (int32_t)v_sum(i_float(sums));
-#else
-    return KERNEL(round_block)(out, x, inverse);
-#endif
-}
-
-/* Few rows in int8, sixteen blocks at a time: their int8, their scales, and -8 times each block's sum of x: the
-   correction for Q4_0 weights taken 8 too large. */
-TARGET static void KERNEL(int8_row)(float *out, const float *x, int type, int64_t n) {
-    (void)type;
-    for (int64_t k = 0; k < n; k += INT8_GROUP, out += INT8_GROUP_WORDS) {
-        float *scales = out + INT8_GROUP / 4, *corrections = scales + INT8_GROUP / BLOCK;
-        memset(out, 0, INT8_GROUP_WORDS * sizeof *out);
-        for (int b = 0; b < INT8_GROUP / BLOCK && k + b * BLOCK < n; b++) {
-            const float *from = x + k + b * BLOCK;
-            scales[b] = KERNEL(block_scale)(from, INT8_MAX_X);
-            const int32_t sum = KERNEL(round_block_int8)(out + b * BLOCK / 4, from, scales[b] > 0 ? 1 / scales[b] : 0);
-            corrections[b] = -8 * scales[b] * (float)sum;
+            x += round_up(b->T, AMX_GROUP) / AMX_GROUP * blocks * 6 * AMX_TILE;
         }
     }
+    restore_amx(&before);
 }
 #endif
+
+/* ---- element by element ---- */
 
 /* e^x = 2^n e^r, n = round(x / ln 2), |r| <= ln 2 / 2: 1 + r + r^2 q(r). Within 1.5 ulp of the exact value between
    -87.3 and 88.3; 0 below -87.7 (the subnormal results are left out), infinity above 88.4. */
@@ -4192,28 +3761,6 @@ INLINE vf KERNEL(gelu_value)(vf x) {
 
 INLINE vf KERNEL(silu_value)(vf x) { return v_div(x, v_add(v_set1(1.0f), KERNEL(exp)(v_sub(v_zero(), x)))); }
 
-/* The end of a loop over n floats: fewer than VL of them, padded with `fill`, and back. These loops are vectorised by
-   hand: gcc 12 does not at -O2 (nor expf at -O3), and no compiler may reorder sums. */
-INLINE vf KERNEL(load_part)(const float *x, int64_t n, float fill) {
-    float part[VL];
-    for (int64_t i = 0; i < VL; i++) part[i] = i < n ? x[i] : fill;
-    return v_load(part);
-}
-INLINE void KERNEL(store_part)(float *out, vf a, int64_t n) {
-    float part[VL];
-    v_store(part, a);
-    memcpy(out, part, (size_t)n * sizeof *out);
-}
-#define LOAD_OR(p, fill) (n - i >= VL ? v_load((p) + i) : KERNEL(load_part)((p) + i, n - i, fill))
-#define LOAD(p)          LOAD_OR(p, 0)
-#define STORE(p, a)                                                                                                    \
-    do {                                                                                                               \
-        if (n - i >= VL)                                                                                               \
-            v_store((p) + i, a);                                                                                       \
-        else                                                                                                           \
-            KERNEL(store_part)((p) + i, a, n - i);                                                                     \
-    } while (0)
-
 TARGET static float KERNEL(softmax_block)(float *x, int64_t n, float scale, float *max, float *sum) {
     vf top = v_set1(-INFINITY), total = v_zero(), factor = v_set1(scale);
     for (int64_t i = 0; i < n; i += VL)
@@ -4229,30 +3776,6 @@ TARGET static float KERNEL(softmax_block)(float *x, int64_t n, float scale, floa
     float correction = *max > old ? expf(old - *max) : 1;
     *sum = correction * *sum + v_sum(total);
     return correction;
-}
-
-INLINE void KERNEL(weighted_type)(float *out, const float *p, Rows rows, const int type, int64_t count, int64_t d) {
-    int64_t k = 0;
-    vf w[BLOCK_VECTORS], sum[BLOCK_VECTORS];
-    for (; k + BLOCK <= d; k += BLOCK) {
-        UNROLLED_FOR (int i = 0; i < BLOCK_VECTORS; i++) sum[i] = v_load(out + k + i * VL);
-        for (int64_t s = 0; s < count; s++) {
-            vf weight = v_set1(p[s]);
-            KERNEL(load_block)(w, type, rows.data + s * rows.stride, k, 1);
-            UNROLLED_FOR (int i = 0; i < BLOCK_VECTORS; i++) sum[i] = v_fma(w[i], weight, sum[i]);
-        }
-        UNROLLED_FOR (int i = 0; i < BLOCK_VECTORS; i++) v_store(out + k + i * VL, sum[i]);
-    }
-    for (int64_t s = 0; k < d && s < count; s++) {
-        float rest[BLOCK];
-        KERNEL(expand_type)(type, rest, rows.data + s * rows.stride, k, d - k);
-        for (int64_t i = 0; i < d - k; i++) out[k + i] += p[s] * rest[i];
-    }
-}
-
-TARGET static void KERNEL(weighted_rows)(float *out, const float *p, Rows rows, int64_t count, int64_t d) {
-    if (rows.type == TYPE_F32) KERNEL(weighted_type)(out, p, rows, TYPE_F32, count, d);
-    else if (rows.type == TYPE_F16) KERNEL(weighted_type)(out, p, rows, TYPE_F16, count, d);
 }
 
 TARGET static void KERNEL(scale)(float *out, float factor, int64_t n) {
@@ -4320,75 +3843,57 @@ TARGET static void KERNEL(store_f16)(uint16_t *out, const float *x, int64_t n) {
     store_f16_plain(out + i, x + i, n - i);
 }
 
-#define KERNEL_EXACT                                                                                                   \
-    .exact = {.tile_rows = TILE_ROWS, .tile_cols = TILE_COLS, .few_rows_limit = 24, .row_words = BLOCK,                \
-              .weight_words = BLOCK, .columns = 1, .pack_rows = KERNEL(pack_rows),                                     \
-              .pack_weights = KERNEL(pack_weights), .pack_values = KERNEL(pack_values), .tile = KERNEL(tile),          \
-              .dot = KERNEL(dot)}
-#ifdef quant
-#define KERNEL_INTEGER                                                                                                 \
-    .integer = {.tile_rows = TILE_ROWS, .tile_cols = TILE_COLS, .few_rows_limit = KERNEL_PASS == PASS_AVX2 ? 16 : 12,  \
-                .row_words = BLOCK_WORDS + 2, .weight_words = BLOCK_WORDS + 1, .columns = BLOCK, .max_int = QUANT_MAX, \
-                .pack_rows = KERNEL(pack_rows_integer), .pack_weights = KERNEL(pack_weights_integer),                  \
-                .tile = KERNEL(tile_integer), .int8_group_words = INT8_GROUP_WORDS, .int8_row = KERNEL(int8_row),      \
-                .dot = KERNEL(dot_int8)}
+#define KERNEL_EXACT {.group = 1, .words = BLOCK, .multiply = KERNEL(multiply)}
+#ifdef vi
+#define KERNEL_INT8                                                                                                    \
+    {.group = INT8_ROWS, .words = 10, .complete = true, .prepare = KERNEL(prepare_int8), .multiply = KERNEL(multiply_int8)}
 #else
-#define KERNEL_INTEGER .integer = {.tile = NULL}
+#define KERNEL_INT8 {.multiply = NULL}
 #endif
 #define KERNEL_LOOPS                                                                                                   \
-    .expand = KERNEL(expand), .softmax_block = KERNEL(softmax_block), .weighted_rows = KERNEL(weighted_rows),          \
-    .scale = KERNEL(scale), .add = KERNEL(add), .gelu = KERNEL(gelu), .silu = KERNEL(silu), .norm = KERNEL(norm),      \
+    .expand = KERNEL(expand), .softmax_block = KERNEL(softmax_block), .add_rows = KERNEL(add_rows),                       \
+    .transpose = KERNEL(transpose), .scale = KERNEL(scale), .add = KERNEL(add), .gelu = KERNEL(gelu), .silu = KERNEL(silu), .norm = KERNEL(norm),      \
     .moments = KERNEL(moments), .affine = KERNEL(affine), .store_f16 = KERNEL(store_f16)
 
 static const Kernels KERNEL(kernels) = {
     .name = KERNEL_TEXT(KERNEL_NAME),
-    KERNEL_EXACT,
-#if KERNEL_PASS == PASS_AVX512BF16
-    .bf16 = {.tile_rows = TILE_ROWS, .tile_cols = TILE_COLS, .few_rows_limit = 12, .row_words = BLOCK / 2,
-             .weight_words = BLOCK / 2, .columns = 2, .pack_rows = KERNEL(pack_rows_bf16),
-             .pack_weights = KERNEL(pack_weights_bf16), .tile = KERNEL(tile_bf16), .dot = KERNEL(dot)},
+    .exact = {[OTHER_WEIGHTS] = KERNEL_EXACT},
+    .fast = {[BLOCK_WEIGHTS] = KERNEL_INT8,
+#if HAVE_PAIRS
+             [BF16_WEIGHTS] = {.group = 1, .words = BLOCK / 2, .complete = true, .prepare = KERNEL(prepare_bf16),
+                               .multiply = KERNEL(multiply_bf16)},
 #endif
-    KERNEL_INTEGER,
+    },
     KERNEL_LOOPS,
 };
 
 #if KERNEL_PASS == PASS_AVX512BF16 && defined(HAVE_AMX_KERNELS)
-#define AMX_ROUNDED                                                                                                    \
-    .tile_rows = AMX_ROWS, .tile_cols = TILE_COLS, .few_rows_limit = 12, .row_words = BLOCK / 2,                       \
-    .weight_words = BLOCK / 2, .columns = BLOCK, .k_step = AMX_COLUMNS, .any_type = true, .pack_rows = pack_rows_amx,  \
-    .pack_weights = pack_weights_amx, .pack_values = pack_values_amx, .tile = tile_amx, .first = first_amx,            \
-    .last = last_amx
+#define AMX_METHOD(pieces, prepared, multiplied)                                                                       \
+    {.group = AMX_GROUP, .words = (pieces) * BLOCK / 2, .complete = true, .prepare = prepared, .multiply = multiplied}
 static const Kernels kernels_amx = {
     .name = "amx",
-    KERNEL_EXACT,
-    .pieces = {.tile_rows = AMX_ROWS, .tile_cols = TILE_COLS, .few_rows_limit = 12, .row_words = 3 * BLOCK / 2,
-               .weight_words = BLOCK / 2, .columns = BLOCK, .pack_rows = pack_pieces_amx,
-               .pack_weights = KERNEL(pack_weights_bf16), .tile = tile_pieces_amx, .first = first_amx,
-               .last = last_amx, .dot = KERNEL(dot)},
-    .all_pieces = {.tile_rows = AMX_ROWS, .tile_cols = TILE_COLS, .few_rows_limit = 24, .row_words = 3 * BLOCK / 2,
-                   .weight_words = 3 * BLOCK / 2, .columns = BLOCK, .pack_rows = pack_pieces_amx,
-                   .pack_weights = pack_weight_pieces_amx, .pack_values = pack_value_pieces_amx,
-                   .tile = tile_all_pieces_amx, .first = first_amx, .last = last_amx, .dot = KERNEL(dot)},
-    .bf16 = {AMX_ROUNDED, .dot = KERNEL(dot)},
-    .integer = {AMX_ROUNDED, .int8_group_words = INT8_GROUP_WORDS, .int8_row = KERNEL(int8_row),
-                .dot = KERNEL(dot_int8)},
+    .exact = {[OTHER_WEIGHTS] = KERNEL_EXACT,
+              [BF16_WEIGHTS] = AMX_METHOD(3, prepare_amx_pieces, multiply_amx_pieces),
+              [BLOCK_WEIGHTS] = AMX_METHOD(3, prepare_amx_pieces, multiply_amx_blocks)},
+    .fast = {[OTHER_WEIGHTS] = AMX_METHOD(1, prepare_amx_rounded, multiply_amx_rounded),
+             [BF16_WEIGHTS] = AMX_METHOD(1, prepare_amx_rounded, multiply_amx_rounded),
+             [BLOCK_WEIGHTS] = AMX_METHOD(1, prepare_amx_rounded, multiply_amx_rounded)},
     KERNEL_LOOPS,
 };
 #endif
 
 #undef KERNEL_EXACT
-#undef KERNEL_INTEGER
+#undef KERNEL_INT8
 #undef KERNEL_LOOPS
 #undef KERNEL_NAME
-#undef v_fma_pairs
 #undef TARGET
 #undef vf
 #undef vb
 #undef vi
 #undef VL
-#undef TILE_ROWS
-#undef TILE_VECTORS
-#undef DOT_ROWS
+#undef X_ROWS
+#undef VALUE_VECTORS
+#undef INT8_ROWS
 #undef v_zero
 #undef v_set1
 #undef v_load
@@ -4400,8 +3905,10 @@ static const Kernels kernels_amx = {
 #undef v_maximum
 #undef v_minimum
 #undef v_fma
+#undef v_fma_pairs
 #undef v_sum
 #undef v_largest
+#undef v_add4
 #undef v_round
 #undef v_power
 #undef v_load_f16
@@ -4413,8 +3920,6 @@ static const Kernels kernels_amx = {
 #undef v_zip_low2
 #undef v_zip_high2
 #undef v_gather
-#undef v_first_bf16
-#undef v_second_bf16
 #undef v_widen
 #undef v_bits
 #undef v_words
@@ -4423,19 +3928,16 @@ static const Kernels kernels_amx = {
 #undef b_bits
 #undef b_join
 #undef b_less
-#undef b_store
-#undef b_offset
+#undef HAVE_PAIRS
 #undef i_bits
 #undef i_float
 #undef i_dot
-#undef i_block
-#undef quant
-#undef QUANT_MAX
-#undef INT8_GROUP_WORDS
+#undef i_bytes
+#undef i_low
+#undef i_high
 #undef MM
 #undef h_load
 #undef h_store
-#undef PAIR_WORDS
 #undef KERNEL_PASS
 
 /* ------------------------------------------------------------------------------------------------ */
@@ -4516,7 +4018,7 @@ static int x86_level(void) {
      the same, Intel Xeon, models 143 to 207   0.62            no: they run at half the rate of f32
    make bench measures both and reports where the rule is wrong. */
 static bool bf16_pays(const Kernels *kernels) {
-    bool pays = kernels->bf16.first != NULL;
+    bool pays = strcmp(kernels->name, "amx") == 0;
 #ifdef HAVE_X86_KERNELS
     unsigned a, b, c, d;
     pays = pays || (__get_cpuid(0, &a, &b, &c, &d) && b == signature_AMD_ebx);
@@ -4571,10 +4073,6 @@ struct Context {
     JanusSessionOptions options; /* the caller's: callbacks, cache, fast */
     JanusError error;            /* status JANUS_OK: all is well */
     Arena arena;                 /* the stages' scratch memory */
-    /* The rows of linear layers belong to separate jobs: (group_count) numbers of rows, ascending. Each job's results
-       are bit-identical to running alone. NULL: all rows are one job's. */
-    const int64_t *groups;
-    int64_t group_count;
     void *memory;                /* the layers' scratch memory, */
     char *layer_scratch;         /* in it, 64-byte aligned: shared_bytes for all, then (threads, thread_bytes) */
     int64_t shared_bytes, thread_bytes, reserved;
@@ -4641,11 +4139,6 @@ static int context_init(Context *cx, int threads, const char *isa) {
     cx->bf16_pays = bf16_pays(cx->kernels);
     cx->pool = pool_create(threads);
     return cx->pool != NULL ? 0 : -1;
-}
-
-static void set_groups(Context *cx, const int64_t *groups, int64_t count) {
-    cx->groups = groups;
-    cx->group_count = count;
 }
 
 /* Scratch memory in floats: shared by all threads, and for each thread. False: no memory, or an earlier error. */
@@ -4751,286 +4244,158 @@ static void copy(const Context *cx, float *out, const float *x, int64_t n) {
 /* ---- products: linear layers and convolutions ----
 
    A convolution is a linear layer over gathered rows: row (oy, ox) of its input is the kernel x kernel x I window of
-   the image around that pixel, which is never stored as one: tiles are gathered as they are packed. */
+   the image around that pixel, which is never stored as one: it is gathered a panel at a time.
+
+   Rows of x are prepared once for all of W, in chunks that stay in the second cache. A job is a chunk of rows by some
+   columns of the output; of a convolution, all columns, and it prepares its own rows. */
+
+enum { CHUNK_ROWS = 96, CHUNK_FLOATS = 98304 }; /* floats of x that stay in the cache while W streams through */
 
 typedef struct {
     Context *cx;
-    float *out;     /* (T, O) */
+    const Output *outputs; /* `count` of them, of weights of one type */
+    int count;
     const float *x; /* (T, I), or the image if conv */
-    Rows w;         /* (O, I) */
-    const float *bias;
-    int64_t T, O, I;
+    int64_t T, I;
     const ConvShape *conv; /* NULL: a linear layer */
-    /* The smaller of x and W is packed once, shared by all threads; a job packs its part of the other: */
-    int share_weights;  /* 1: a job is row_step rows, all columns; 0: all rows, one tile's width of columns */
-    int64_t rows, cols; /* T and O rounded up to complete tiles */
-    const Packing *packing;
-    int64_t row_step, k_step; /* I is cut so that what is packed stays in the caches */
+    const Method *method;
+    int64_t rows, columns; /* of a job: rows of x, a multiple of the method's group, and columns of the output */
+    int64_t chunks;        /* of all rows */
+    int64_t panel;         /* panel_columns(I) */
 } Product;
 
-enum { ROW_STEP = 96, MAX_ROWS = 1024 };
+/* Words that prepared rows of n columns take. */
+static int64_t prepared_words(const Product *p, int64_t rows, int64_t n) {
+    return round_up(rows, p->method->group) * (round_up(n, BLOCK) / BLOCK) * p->method->words;
+}
 
-/* from[r] points at channel `begin` of the input pixel under this position of the window of output pixel row + r; at
-   zeros outside. */
-static void window_pixels(const Product *p, const float **from, int64_t row, int64_t rows, int64_t window_index,
-                          int64_t begin, const float *zeros) {
+/* out (n) = columns [k, k + n) of one row of the input, gathered from the pixels of its window; zeros outside. */
+static void gather_window(const Product *p, float *out, int64_t row, int64_t k, int64_t n) {
     const ConvShape *s = p->conv;
-    const int64_t down = window_index / s->kernel - s->pad, right = window_index % s->kernel - s->pad;
-    int64_t oy = row / s->out_width, ox = row % s->out_width;
-    for (int64_t r = 0; r < rows; r++) {
-        int64_t y = oy * s->stride + down, x = ox * s->stride + right;
-        int outside = y < 0 || x < 0 || y >= s->height << s->upsample || x >= s->width << s->upsample;
-        from[r] = outside ? zeros : p->x + ((y >> s->upsample) * s->width + (x >> s->upsample)) * s->channels + begin;
-        if (++ox == s->out_width) {
-            ox = 0;
-            oy++;
+    const int64_t top = row / s->out_width * s->stride - s->pad, left = row % s->out_width * s->stride - s->pad;
+    for (int64_t count; n > 0; k += count, n -= count, out += count) {
+        const int64_t place = k / s->channels, channel = k % s->channels;
+        const int64_t y = top + place / s->kernel, x = left + place % s->kernel;
+        const bool inside = y >= 0 && x >= 0 && y < s->height << s->upsample && x < s->width << s->upsample;
+        const float *pixel = p->x + ((y >> s->upsample) * s->width + (x >> s->upsample)) * s->channels;
+        count = min_i64(n, s->channels - channel);
+        if (inside) memcpy(out, pixel + channel, (size_t)count * sizeof *out);
+        else memset(out, 0, (size_t)count * sizeof *out);
+    }
+}
+
+/* Prepares columns [k, k + n) of `count` rows from `row` on, complete groups but for the last rows of all; `room` for
+   (group, PANEL) floats if the method does not take floats as they are. */
+static void prepare_rows(const Product *p, float *out, int64_t row, int64_t count, int64_t k, int64_t n, float *room) {
+    const Method *m = p->method;
+    const int64_t padded = round_up(n, BLOCK);
+    for (int64_t r = 0; r < count; r += m->group, out += padded / BLOCK * m->group * m->words) {
+        const float *rows[GROUP_LIMIT];
+        for (int64_t i = 0; i < m->group; i++) {
+            float *to = (m->prepare == NULL ? out : room) + i * padded;
+            const int64_t filled = r + i < count ? n : 0; /* rows of zeros complete a group */
+            if (filled > 0 && p->conv != NULL) gather_window(p, to, row + r + i, k, n);
+            else memcpy(to, p->x + (row + r + i) * p->I + k, (size_t)filled * sizeof *to);
+            memset(to + filled, 0, (size_t)(padded - filled) * sizeof *to);
+            rows[i] = to;
+        }
+        if (m->prepare != NULL) m->prepare(out, rows, padded);
+    }
+}
+
+/* Prepares all rows of a linear layer, a group of each chunk's panels at a time. */
+static void prepare_job(void *data, Chunk chunk) {
+    const Product *p = data;
+    const int64_t group = p->method->group;
+    for (int64_t row = chunk.begin * group; row < chunk.end * group; row += group) {
+        const int64_t first = row / p->rows * p->rows, rows = min_i64(p->rows, p->T - first);
+        float *prepared = shared_scratch(p->cx) + prepared_words(p, first, p->I);
+        for (int64_t k = 0; k < p->I; k += p->panel) {
+            const int64_t n = min_i64(p->panel, p->I - k);
+            float *out = prepared + prepared_words(p, rows, k) + prepared_words(p, row - first, n);
+            prepare_rows(p, out, row, min_i64(group, p->T - row), k, n, thread_scratch(p->cx, chunk.thread));
         }
     }
 }
 
-static int64_t packed_floats(int words, int64_t n) { return (n * words + BLOCK - 1) / BLOCK; }
-
-/* out (n, tile_rows) = columns [k, k + n) of one tile of rows of the input; zeros (k_step) stand in for missing
-   ones. */
-static void pack_input(const Product *p, float *out, int64_t row, int64_t k, int64_t n, const float *zeros) {
-    const int64_t tile_rows = p->packing->tile_rows, rows = min_i64(tile_rows, p->T - row);
-    const int64_t width = p->conv ? p->conv->channels : p->I;
-    const float *from[MAX_TILE_ROWS];
-    for (int64_t count; n > 0; k += count, n -= count) {
-        count = min_i64(n, width - k % width);
-        if (p->conv) window_pixels(p, from, row, rows, k / width, k % width, zeros);
-        for (int64_t r = 0; r < tile_rows; r++)
-            from[r] = r >= rows ? zeros : p->conv ? from[r] : p->x + (row + r) * p->I + k;
-        p->packing->pack_rows(out, from, count);
-        out += packed_floats(p->packing->row_words, count) * tile_rows;
+/* A chunk of rows by columns [first, last) of one output. Where x is small, W's rows are read from end to end; else a
+   panel of all of them at a time, so that the chunk's panel stays in the cache. */
+static void product_block(const Product *p, int thread, const Output *to, int64_t row, int64_t first, int64_t last) {
+    const Weight *w = to->weight;
+    const int64_t rows = min_i64(p->rows, p->T - row);
+    const int64_t step = p->conv == NULL && rows * p->I <= CHUNK_FLOATS ? p->I : p->panel;
+    Block b = {.out = to->out + row * w->rows, .bias = to->bias, .T = rows, .out_stride = w->rows, .n = p->I,
+               .first = first, .last = last, .w = {w->type, w->data, type_row_bytes(w->type, p->I)}};
+    for (b.begin = 0; b.begin < p->I; b.begin = b.end) {
+        b.end = min_i64(p->I, b.begin + step);
+        float *own = thread_scratch(p->cx, thread);
+        if (p->conv != NULL)
+            prepare_rows(p, own, row, rows, b.begin, b.end - b.begin, own + prepared_words(p, rows, PANEL));
+        b.x = p->conv != NULL ? own : shared_scratch(p->cx) + prepared_words(p, row, p->I) + prepared_words(p, rows, b.begin);
+        p->method->multiply(&b);
     }
-}
-
-/* out (n, tile_cols) = columns [k, k + n) of one tile's width of rows of W. */
-static void pack_columns(const Product *p, float *out, int64_t col, int64_t k, int64_t n) {
-    const int64_t cols = p->packing->tile_cols;
-    Rows w = p->w;
-    w.data += col * w.stride;
-    for (int64_t count; n > 0; k += count, n -= count) {
-        count = min_i64(n, K_STEP);
-        p->packing->pack_weights(out, w, min_i64(cols, p->O - col), k, count);
-        out += packed_floats(p->packing->weight_words, count) * cols;
-    }
-}
-
-/* Prefetches what pack_columns reads next: the same rows' following columns, or the next rows' first ones. */
-static void prefetch_columns(const Product *p, int64_t col, int64_t k) {
-    const int64_t cols = p->packing->tile_cols;
-    if (k >= p->I) {
-        col += cols;
-        k = 0;
-    }
-    const int64_t begin = type_row_bytes(p->w.type, k), end = type_row_bytes(p->w.type, min_i64(k + p->k_step, p->I));
-    for (int64_t o = col; o < min_i64(col + cols, p->O); o++)
-        for (int64_t byte = begin; byte < end; byte += 64) prefetch(p->w.data + o * p->w.stride + byte);
-}
-
-/* Rows [row, row_end) x columns [col, col_end) of the output; sums holds them by tile columns, (rows, tile_cols)
-   each. */
-static void product_block(const Product *p, int thread, int64_t row, int64_t row_end, int64_t col, int64_t col_end) {
-    const int64_t tile_rows = p->packing->tile_rows, tile_cols = p->packing->tile_cols;
-    const int64_t height = round_up(row_end - row, tile_rows), width = round_up(col_end - col, tile_cols);
-    float *sums = thread_scratch(p->cx, thread), *zeros = sums + height * width, *own = zeros + p->k_step;
-    memset(zeros, 0, (size_t)p->k_step * sizeof *zeros);
-    int share = p->share_weights, row_words = p->packing->row_words, weight_words = p->packing->weight_words;
-    for (int64_t k = 0; k < p->I; k += p->k_step) {
-        int64_t n = min_i64(p->k_step, p->I - k);
-        int64_t a_size = packed_floats(row_words, n), b_size = packed_floats(weight_words, n);
-        const float *shared = shared_scratch(p->cx) + (share ? packed_floats(weight_words, k) * p->cols
-                                                             : packed_floats(row_words, k) * p->rows);
-        const float *a = share ? own : shared + row * a_size, *b = share ? shared + col * b_size : own;
-        for (int64_t r = 0; r < height && share; r += tile_rows) pack_input(p, own + r * a_size, row + r, k, n, zeros);
-        for (int64_t c = 0; c < width; c += tile_cols) {
-            if (!share) {
-                pack_columns(p, own + c * b_size, col + c, k, n);
-                prefetch_columns(p, col + c, k + n);
-            }
-            for (int64_t r = 0; r < height; r += tile_rows)
-                p->packing->tile(sums + c * height + r * tile_cols, tile_cols, a + r * a_size, b + c * b_size,
-                                 min_i64(tile_rows, row_end - row - r), n, k > 0);
-        }
-    }
-    for (int64_t r = row; r < row_end; r++)
-        for (int64_t c = col; c < col_end; c += tile_cols) {
-            const float *from = sums + (c - col) * height + (r - row) * tile_cols;
-            float *to = p->out + r * p->O + c;
-            const int64_t count = min_i64(tile_cols, col_end - c);
-            if (p->bias == NULL) memcpy(to, from, (size_t)count * sizeof *to);
-            for (int64_t i = 0; i < count && p->bias != NULL; i++) to[i] = from[i] + p->bias[c + i];
-        }
 }
 
 static void product_job(void *data, Chunk chunk) {
     const Product *p = data;
-    UnitState before;
-    if (p->packing->first != NULL) p->packing->first(&before);
-    if (p->share_weights)
-        product_block(p, chunk.thread, chunk.begin, chunk.end, 0, p->O);
-    else
-        product_block(p, chunk.thread, 0, p->T, chunk.begin, chunk.end);
-    if (p->packing->last != NULL) p->packing->last(&before);
-}
-
-/* Packs the shared operand, all of I for tiles [begin, end) of it. */
-static void share_job(void *data, Chunk chunk) {
-    const Product *p = data;
-    const int64_t size = p->share_weights ? p->packing->tile_cols : p->packing->tile_rows;
-    const int64_t total = p->share_weights ? p->cols : p->rows;
-    float *zeros = thread_scratch(p->cx, chunk.thread);
-    memset(zeros, 0, (size_t)p->k_step * sizeof *zeros);
-    int words = p->share_weights ? p->packing->weight_words : p->packing->row_words;
-    for (int64_t k = 0; k < p->I; k += p->k_step)
-        for (int64_t i = chunk.begin * size; i < chunk.end * size; i += size) {
-            int64_t n = min_i64(p->k_step, p->I - k);
-            float *out = shared_scratch(p->cx) + packed_floats(words, k) * total + i * packed_floats(words, n);
-            if (p->share_weights)
-                pack_columns(p, out, i, k, n);
-            else
-                pack_input(p, out, i, k, n, zeros);
-        }
-}
-
-/* The first available packing for the weights' type and width: with --fast the rounded ones, then the exact ones. */
-static const Packing *choose_packing(const Product *p) {
-    const Kernels *k = p->cx->kernels;
-    const int64_t width = p->conv ? p->conv->channels : p->I; /* what pack_rows gets is a part of this */
-    const bool fast = p->cx->options.fast, bf16 = p->w.type == TYPE_BF16;
-    const bool blocks = p->w.type == TYPE_Q8_0 || p->w.type == TYPE_Q4_0;
-    const bool super_blocks = p->w.type == TYPE_Q4_K || p->w.type == TYPE_Q6_K;
-    const struct {
-        bool wanted;
-        const Packing *packing;
-    } choices[] = {{fast && blocks, &k->integer},
-                   {fast && p->cx->bf16_pays && (bf16 || (super_blocks && k->bf16.any_type)), &k->bf16},
-                   {bf16, &k->pieces},
-                   {!bf16, &k->all_pieces},
-                   {true, &k->exact}};
-    int i = 0;
-    while (!choices[i].wanted || !choices[i].packing->tile || width % choices[i].packing->columns != 0) i++;
-    return choices[i].packing;
+    for (int64_t i = chunk.begin; i < chunk.end; i++) {
+        const Output *to = p->outputs;
+        int64_t first = i / p->chunks * p->columns;
+        for (; first >= round_up(to->weight->rows, p->columns); to++) first -= round_up(to->weight->rows, p->columns);
+        const int64_t last = min_i64(to->weight->rows, first + p->columns), row = i % p->chunks * p->rows;
+        product_block(p, chunk.thread, to, row, first, last);
+    }
 }
 
 static void run_product(Product *p) {
-    const int64_t tile_rows = p->packing->tile_rows, tile_cols = p->packing->tile_cols;
-    const int64_t longest = p->packing->k_step > 0 ? p->packing->k_step : K_STEP;
-    int64_t k_steps = (p->I + longest - 1) / longest;
-    p->k_step = round_up((p->I + k_steps - 1) / k_steps, BLOCK);
-    p->rows = round_up(p->T, tile_rows);
-    p->cols = round_up(p->O, tile_cols);
-    p->share_weights = p->O < p->T;
-    p->row_step = round_up(ROW_STEP, tile_rows);
-    int64_t shared = p->share_weights ? p->cols : p->rows, own = p->share_weights ? p->row_step : tile_cols;
-    const int words = (int)max_i64(BLOCK, max_i64(p->packing->row_words, p->packing->weight_words)); /* of a BLOCK */
-    const int64_t own_floats = own * (shared + packed_floats(words, p->k_step)) + p->k_step;
-    if (!reserve_scratch(p->cx, shared * packed_floats(words, p->I), own_floats)) return;
-    in_parallel(p->cx, share_job, p, shared / (p->share_weights ? tile_cols : tile_rows), 1);
-    if (p->share_weights)
-        in_parallel(p->cx, product_job, p, p->T, p->row_step);
-    else
-        in_parallel(p->cx, product_job, p, p->O, tile_cols);
+    enum { JOB_BYTES = 65536 };
+    const int64_t group = p->method->group, threads = p->cx->pool->threads, room = group * PANEL;
+    int64_t O = 0, jobs = 0;
+    p->panel = panel_columns(p->I);
+    for (int i = 0; i < p->count; i++) O += p->outputs[i].weight->rows;
+    p->rows = min_i64(round_up(CHUNK_ROWS, group), round_up(p->T, group));
+    p->chunks = (p->T + p->rows - 1) / p->rows;
+    /* some 64 KiB of weights a job, and less where a thread would have only a few of them */
+    const int64_t row_bytes = type_row_bytes(p->outputs[0].weight->type, p->I);
+    const int64_t bytes = min_i64(JOB_BYTES, max_i64(4096, O * row_bytes / (8 * threads)));
+    const int64_t columns = p->T > GROUP_LIMIT ? max_i64(32, min_i64(128, O * p->chunks / (8 * threads))) : bytes / row_bytes;
+    p->columns = p->conv != NULL ? O : round_up(max_i64(1, columns), GROUP_LIMIT);
+    for (int i = 0; i < p->count; i++) jobs += p->chunks * (round_up(p->outputs[i].weight->rows, p->columns) / p->columns);
+    const int64_t shared = p->conv != NULL ? 0 : prepared_words(p, p->T, p->I);
+    if (!reserve_scratch(p->cx, shared, room + (p->conv != NULL ? prepared_words(p, p->rows, PANEL) : 0))) return;
+    if (p->conv == NULL)
+        in_parallel(p->cx, prepare_job, p, (p->T + group - 1) / group, max_i64(1, ELEMENT_STEP / (group * p->I)));
+    in_parallel(p->cx, product_job, p, jobs, 1);
 }
 
-/* Copies rows of length n and pads them with zeros to `padded`. */
-static void pad_rows(float *out, int64_t padded, const float *x, int64_t stride, int64_t T, int64_t n) {
-    for (int64_t t = 0; t < T; t++, out += padded) {
-        memcpy(out, x + t * stride, (size_t)n * sizeof *x);
-        memset(out + n, 0, (size_t)(padded - n) * sizeof *x);
-    }
-}
-
-/* Few rows of x: dot products along W's rows, of all the weights that x goes through. */
-typedef struct {
-    const Output *outputs;
-    int count;
-    const Packing *packing;
-    const float *x; /* (T), `stride` apart, as the packing wants them */
-    int64_t T, I, stride;
-    const int64_t *groups; /* rows of each job */
-    int64_t step;          /* rows of a weight in a job */
-} FewRows;
-
-/* Number of rows in the next run of groups with one order of sums (1, 2, or 3 and more rows); advances *g. */
-static int64_t alike_rows(const int64_t *groups, int64_t *g, int64_t most) {
-    const int64_t kind = min_i64(groups[*g], 3);
-    int64_t rows = 0;
-    while (rows < most && min_i64(groups[*g], 3) == kind) rows += groups[(*g)++];
-    return rows;
-}
-
-/* Columns [first, end) of one output. */
-static void few_rows_output(const FewRows *f, const Output *to, int64_t first, int64_t end) {
-    const int64_t O = to->weight->rows;
-    Dots d = {.out_stride = O, .x_stride = f->stride, .n = f->I, .bias = to->bias};
-    d.w = (Rows){to->weight->type, to->weight->data, type_row_bytes(to->weight->type, f->I)};
-    for (int64_t t = 0, g = 0; t < f->T; t += d.T) {
-        d.out = to->out + t * O;
-        d.x = f->x + t * f->stride;
-        d.group = f->groups[g];
-        d.T = alike_rows(f->groups, &g, f->T - t);
-        f->packing->dot(&d, first, end);
-    }
-}
-
-static void few_rows_job(void *data, Chunk chunk) {
-    const FewRows *f = data;
-    for (int64_t i = chunk.begin; i < chunk.end; i++) {
-        const Output *to = f->outputs;
-        int64_t first = i * f->step;
-        for (; first >= round_up(to->weight->rows, f->step); to++) first -= round_up(to->weight->rows, f->step);
-        few_rows_output(f, to, first, min_i64(to->weight->rows, first + f->step));
-    }
-}
-
-static void few_rows(Context *cx, FewRows *f, const float *x) {
-    const Weight *w = f->outputs[0].weight;
-    const int64_t row_bytes = type_row_bytes(w->type, f->I);
-    int64_t jobs = 0, O = 0;
-    f->stride = f->packing->int8_row ? (f->I + INT8_GROUP - 1) / INT8_GROUP * f->packing->int8_group_words
-                                     : round_up(f->I, BLOCK) + BLOCK; /* not 2^n: such rows share a cache's lines */
-    if (!reserve_scratch(cx, f->T * f->stride, 0)) return;
-    float *rows = shared_scratch(cx);
-    if (!f->packing->int8_row) pad_rows(rows, f->stride, x, f->I, f->T, f->I);
-    for (int64_t t = 0; t < f->T && f->packing->int8_row; t++)
-        f->packing->int8_row(rows + t * f->stride, x + t * f->I, w->type, f->I);
-    f->x = rows;
-    for (int i = 0; i < f->count; i++) O += f->outputs[i].weight->rows;
-    /* some 64 KiB a job, and less where a thread would have only a few of them */
-    const int64_t job_bytes = min_i64(65536, max_i64(4096, O * row_bytes / (8 * cx->pool->threads)));
-    f->step = round_up(max_i64(1, job_bytes / row_bytes), 8);
-    for (int i = 0; i < f->count; i++) jobs += round_up(f->outputs[i].weight->rows, f->step) / f->step;
-    in_parallel(cx, few_rows_job, f, jobs, 1);
+static const Method *choose_method(const Context *cx, int type, int64_t I) {
+    const Kernels *k = cx->kernels;
+    const int class = type == TYPE_BF16 ? BF16_WEIGHTS : type == TYPE_Q8_0 || type == TYPE_Q4_0 ? BLOCK_WEIGHTS : OTHER_WEIGHTS;
+    const bool fast = cx->options.fast && (class != BF16_WEIGHTS || cx->bf16_pays);
+    const Method *choices[] = {fast ? &k->fast[class] : &k->exact[class], &k->exact[class]};
+    for (int i = 0; i < 2; i++)
+        if (choices[i]->multiply != NULL && !(choices[i]->complete && I % BLOCK != 0)) return choices[i];
+    return &k->exact[OTHER_WEIGHTS];
 }
 
 static void linears(Context *cx, const Output *outputs, int count, const float *x, int64_t T) {
+    enum { MOST_ROWS = 1024 }; /* bounds the scratch */
     const Weight *first = outputs[0].weight;
-    const Product probe = {.cx = cx, .w = {first->type, NULL, 0}, .I = first->cols};
-    const Packing *packing = choose_packing(&probe);
-    const int64_t groups = cx->groups != NULL ? cx->group_count : 1;
-    FewRows f = {.outputs = outputs, .count = count, .packing = packing, .I = first->cols};
     for (int i = 1; i < count; i++)
-        if (outputs[i].weight->type != first->type) { /* x may have to be packed otherwise */
+        if (outputs[i].weight->type != first->type) { /* x may have to be prepared otherwise */
             linears(cx, outputs, i, x, T);
             linears(cx, outputs + i, count - i, x, T);
             return;
         }
-    f.groups = cx->groups != NULL ? cx->groups : &T; /* those of few rows stand first */
-    for (int64_t g = 0; g < groups && f.groups[g] <= packing->few_rows_limit; g++) f.T += f.groups[g];
-    if (f.T > 0) few_rows(cx, &f, x);
-    for (int i = 0; i < count; i++) {
-        const Weight *w = outputs[i].weight;
-        Product p = {.cx = cx, .w = {w->type, w->data, type_row_bytes(w->type, w->cols)}, .bias = outputs[i].bias,
-                     .O = w->rows, .I = w->cols, .packing = packing};
-        for (int64_t t = f.T; t < T && !has_failed(cx); t += MAX_ROWS) { /* bounds the scratch */
-            p.T = min_i64(MAX_ROWS, T - t);
-            p.x = x + t * w->cols;
-            p.out = outputs[i].out + t * w->rows;
-            run_product(&p);
+    for (int64_t t = 0; t < T && !has_failed(cx); t += MOST_ROWS) {
+        Output part[4];
+        for (int i = 0; i < count; i++) {
+            part[i] = outputs[i];
+            part[i].out += t * outputs[i].weight->rows;
         }
+        Product p = {.cx = cx, .outputs = part, .count = count, .x = x + t * first->cols, .T = min_i64(MOST_ROWS, T - t),
+                     .I = first->cols, .method = choose_method(cx, first->type, first->cols)};
+        run_product(&p);
     }
 }
 
@@ -5041,9 +4406,9 @@ static void linear(Context *cx, float *out, const float *x, const Weight *w, con
 
 static void conv2d(Context *cx, float *out, const float *x, const Weight *w, const float *bias,
                    const ConvShape *shape) {
-    Product p = {.cx = cx, .out = out, .x = x, .w = {w->type, w->data, type_row_bytes(w->type, w->cols)}, .bias = bias,
-                 .T = shape->out_height * shape->out_width, .O = w->rows, .I = w->cols, .conv = shape};
-    p.packing = choose_packing(&p);
+    const Output one = {.out = out, .weight = w, .bias = bias};
+    Product p = {.cx = cx, .outputs = &one, .count = 1, .x = x, .T = shape->out_height * shape->out_width, .I = w->cols,
+                 .conv = shape, .method = choose_method(cx, w->type, w->cols)};
     if (!has_failed(cx)) run_product(&p);
 }
 
@@ -5059,6 +4424,7 @@ static void apply(Context *cx, float *out, const float *x, const Linear *layer, 
 
 typedef struct { /* keys and values of consecutive positions, (count, d) for each of G heads */
     const void *k, *v;
+    bool in_blocks;                     /* keys lie as in KvCache */
     int type;                           /* TYPE_F32 or TYPE_F16 */
     int64_t count, stride, head_stride; /* elements from one position to the next, from one head to the next */
 } KeyValue;
@@ -5081,55 +4447,31 @@ typedef struct {
     Context *cx;
     const AttentionSequence *sequences;
     AttentionShape shape;
-    const Packing *packing; /* of queries and keys, and of probabilities and values */
     int64_t query_step;
 } Attention;
 
-enum { KEY_STEP = 128, QUERY_STEP = 96, FEW_QUERIES = 4 };
+enum { KEY_STEP = 128, QUERY_STEP = 96 };
 
 typedef struct { /* one head's block of queries and the scratch for it */
     const Kernels *kernels;
-    const Packing *packing;
-    int64_t T, d, width; /* queries in the block; width of a head, and rounded up to complete tiles */
+    int64_t T, d, width; /* queries in the block; width of a head, and rounded up to complete BLOCKs */
     const float *q;      /* (T, d), q_stride */
     int64_t q_stride;
     float scale;
-    float *packed_q;                /* q in tiles, or padded if T <= FEW_QUERIES */
-    float *scores, *packed, *panel; /* (T, KEY_STEP), and in tiles; keys or values */
-    float *out, *max, *sum;         /* (T, width), (T), (T) */
+    float *keys, *scores;   /* KEY_STEP keys in blocks, (T, KEY_STEP) */
+    float *out, *max, *sum; /* (T, width), (T), (T) */
 } QueryBlock;
 
-/* A query in tiles, or padded. */
-static int64_t query_floats(const Packing *packing, int64_t d) {
-    return max_i64(round_up(d, BLOCK), packed_floats(packing->row_words, d));
-}
-
-static int64_t query_block_floats(const Packing *packing, int64_t T, int64_t d) {
-    const int64_t rows = round_up(T, packing->tile_rows), width = round_up(d, packing->tile_cols);
-    const int64_t scores = KEY_STEP + packed_floats(packing->row_words, KEY_STEP);
-    return rows * (query_floats(packing, d) + scores + width + 2) +
-           packing->tile_cols * packed_floats(packing->weight_words, max_i64(KEY_STEP, d));
-}
+static int64_t query_block_floats(int64_t T, int64_t d) { return KEY_STEP * d + T * (round_up(d, BLOCK) + KEY_STEP + 2); }
 
 static QueryBlock query_block(const Attention *a, int thread, const float *q, int64_t T) {
-    const Packing *packing = a->packing;
-    const int64_t rows = round_up(T, packing->tile_rows), d = a->shape.d;
-    QueryBlock b = {.kernels = a->cx->kernels,
-                    .packing = packing,
-                    .T = T,
-                    .d = d,
-                    .width = round_up(d, packing->tile_cols),
-                    .q = q,
-                    .q_stride = a->shape.q_stride,
-                    .scale = a->shape.scale,
-                    .packed_q = thread_scratch(a->cx, thread)};
-    b.scores = b.packed_q + rows * query_floats(packing, d);
-    b.packed = b.scores + rows * KEY_STEP;
-    b.out = b.packed + rows * packed_floats(packing->row_words, KEY_STEP);
-    b.max = b.out + rows * b.width;
-    b.sum = b.max + rows;
-    b.panel = b.sum + rows;
-    memset(b.out, 0, (size_t)(rows * b.width) * sizeof *b.out);
+    QueryBlock b = {.kernels = a->cx->kernels, .T = T, .d = a->shape.d, .width = round_up(a->shape.d, BLOCK), .q = q,
+                    .q_stride = a->shape.q_stride, .scale = a->shape.scale, .keys = thread_scratch(a->cx, thread)};
+    b.scores = b.keys + KEY_STEP * b.d;
+    b.out = b.scores + T * KEY_STEP;
+    b.max = b.out + T * b.width;
+    b.sum = b.max + T;
+    memset(b.out, 0, (size_t)(T * b.width) * sizeof *b.out);
     for (int64_t t = 0; t < T; t++) {
         b.max[t] = -INFINITY;
         b.sum[t] = 0;
@@ -5137,84 +4479,45 @@ static QueryBlock query_block(const Attention *a, int thread, const float *q, in
     return b;
 }
 
-/* out (n, tile_rows) tiles of rows `x` (T, n), `stride` apart. */
-static void pack_tiles(const QueryBlock *b, float *out, const float *x, int64_t stride, int64_t n) {
-    const Packing *p = b->packing;
-    for (int64_t t = 0; t < b->T; t += p->tile_rows) {
-        const float *rows[MAX_TILE_ROWS];
-        for (int64_t r = 0; r < p->tile_rows; r++) rows[r] = x + min_i64(t + r, b->T - 1) * stride;
-        p->pack_rows(out + t * packed_floats(p->row_words, n), rows, n);
-    }
+/* Brings n keys (n, d), `stride` apart, into blocks. */
+static void block_keys(const QueryBlock *b, const float *k, int64_t stride, int64_t n) {
+    for (int64_t s = 0; s < n; s += KEY_BLOCK)
+        b->kernels->transpose(b->keys + s * b->d, KEY_BLOCK, k + s * stride, stride, min_i64(KEY_BLOCK, n - s), b->d);
 }
 
-/* out (T, tile_cols), stride: (+)= a (T, n) times the panel (n, tile_cols), both packed. */
-static void multiply_panel(const QueryBlock *b, float *out, int64_t stride, const float *a, int64_t n, int add) {
-    const Packing *p = b->packing;
-    for (int64_t t = 0; t < b->T; t += p->tile_rows)
-        p->tile(out + t * stride, stride, a + t * packed_floats(p->row_words, n), b->panel,
-                min_i64(p->tile_rows, b->T - t), n, add);
-}
-
-/* scores (T, n) = q k^T for n keys. */
-static void block_scores(const QueryBlock *b, Rows k, int64_t n) {
-    const Dots few = {b->scores, b->packed_q, KEY_STEP, round_up(b->d, BLOCK), b->T, b->T, b->d, k, NULL};
-    const Product keys = {.w = k, .O = n, .packing = b->packing};
-    if (b->T <= FEW_QUERIES) b->kernels->exact.dot(&few, 0, n);
-    for (int64_t c = 0; c < n && b->T > FEW_QUERIES; c += b->packing->tile_cols) {
-        pack_columns(&keys, b->panel, c, 0, b->d);
-        multiply_panel(b, b->scores + c, KEY_STEP, b->packed_q, b->d, 0);
-    }
-}
-
-/* out (T, d) += scores (T, n) v (n, d). */
-static void block_values(const QueryBlock *b, Rows v, int64_t n) {
-    const int64_t padded = round_up(n, b->packing->columns);
-    if (b->T <= FEW_QUERIES) {
-        for (int64_t t = 0; t < b->T; t++)
-            b->kernels->weighted_rows(b->out + t * b->width, b->scores + t * KEY_STEP, v, n, b->d);
-        return;
-    }
-    for (int64_t t = 0; t < b->T; t++)
-        memset(b->scores + t * KEY_STEP + n, 0, (size_t)(padded - n) * sizeof *b->scores);
-    pack_tiles(b, b->packed, b->scores, KEY_STEP, padded);
-    for (int64_t c = 0; c < b->width; c += b->packing->tile_cols) {
-        b->packing->pack_values(b->panel, v, n, c, b->d - c);
-        multiply_panel(b, b->out + c, b->width, b->packed, padded, 1);
-    }
-}
-
-/* Adds n keys to the block's running softmax; query t sees visible + t of them. */
+/* Adds n keys, in blocks, to the running softmax of the queries; query t sees visible + t of them. */
 static void attend_block(const QueryBlock *b, Rows k, Rows v, int64_t n, int64_t visible) {
-    block_scores(b, k, n);
+    for (int64_t s = 0; s < n; s += KEY_BLOCK, k.data += b->d * k.stride)
+        b->kernels->add_rows(b->scores + s, KEY_STEP, b->q, b->q_stride, b->T, k, b->d, KEY_BLOCK, false);
     for (int64_t t = 0; t < b->T; t++) {
         float *row = b->scores + t * KEY_STEP;
         for (int64_t s = max_i64(0, visible + t); s < n; s++) row[s] = -INFINITY;
         float correction = b->kernels->softmax_block(row, n, b->scale, &b->max[t], &b->sum[t]);
         if (correction != 1) b->kernels->scale(b->out + t * b->width, correction, b->d);
     }
-    block_values(b, v, n);
+    b->kernels->add_rows(b->out, b->width, b->scores, KEY_STEP, b->T, v, n, b->d, true);
 }
 
 static void attend(const Attention *a, int thread, const AttentionSequence *sequence, int64_t head, int64_t first,
                    int64_t T) {
     const AttentionShape *s = &a->shape;
-    QueryBlock b = query_block(a, thread, sequence->q + first * s->q_stride + head * s->d, T);
-    if (T > FEW_QUERIES)
-        pack_tiles(&b, b.packed_q, b.q, s->q_stride, s->d);
-    else
-        pad_rows(b.packed_q, round_up(s->d, BLOCK), b.q, s->q_stride, T, s->d);
+    const QueryBlock b = query_block(a, thread, sequence->q + first * s->q_stride + head * s->d, T);
     int64_t position = 0, S = 0;
     for (int i = 0; i < sequence->span_count; i++) S += sequence->spans[i].count;
     /* positions before the first query; positions seen by the last one */
     const int64_t before = S - s->T + first, last = s->causal ? before + T : S;
     for (int i = 0; i < sequence->span_count; i++) {
         const KeyValue *span = &sequence->spans[i];
-        int64_t bytes = span->type == TYPE_F32 ? 4 : 2, offset = head / (s->H / s->G) * span->head_stride * bytes;
-        int64_t count = min_i64(span->count, last - position);
+        const int64_t bytes = span->type == TYPE_F32 ? 4 : 2, offset = head / (s->H / s->G) * span->head_stride;
+        const int64_t count = min_i64(span->count, last - position);
         for (int64_t key = 0; key < count; key += KEY_STEP) {
-            int64_t n = min_i64(KEY_STEP, count - key), skip = key * span->stride * bytes + offset;
-            Rows k = {span->type, (const char *)span->k + skip, span->stride * bytes}, v = k;
-            v.data = (const char *)span->v + skip;
+            const int64_t n = min_i64(KEY_STEP, count - key), skip = (key * span->stride + offset) * bytes;
+            const Rows v = {span->type, (const char *)span->v + skip, span->stride * bytes};
+            Rows k = {span->type, (const char *)span->k + skip, KEY_BLOCK * bytes};
+            if (!span->in_blocks) {
+                block_keys(&b, (const float *)(const void *)k.data, span->stride, n);
+                k.data = (const char *)b.keys;
+            }
             attend_block(&b, k, v, n, s->causal ? before + 1 - position - key : n);
         }
         position += span->count;
@@ -5229,37 +4532,26 @@ static void attend(const Attention *a, int thread, const AttentionSequence *sequ
 static void attention_job(void *data, Chunk chunk) {
     const Attention *a = data;
     int64_t blocks = (a->shape.T + a->query_step - 1) / a->query_step, jobs = a->shape.H * blocks; /* of a sequence */
-    UnitState before;
-    if (a->packing->first != NULL) a->packing->first(&before);
     for (int64_t i = chunk.begin; i < chunk.end; i++) {
         int64_t first = i % blocks * a->query_step;
         attend(a, chunk.thread, &a->sequences[i / jobs], i % jobs / blocks, first,
                min_i64(a->query_step, a->shape.T - first));
     }
-    if (a->packing->last != NULL) a->packing->last(&before);
-}
-
-/* With few queries tiles are not used: `exact` is a placeholder then. */
-static const Packing *attention_packing(const Context *cx, const AttentionShape *shape) {
-    const Kernels *k = cx->kernels;
-    const Packing *better = cx->options.fast && k->bf16.pack_values ? &k->bf16 : &k->all_pieces;
-    const bool fits = better->pack_values != NULL && shape->d % better->columns == 0 && shape->T > FEW_QUERIES;
-    return fits ? better : &k->exact;
 }
 
 /* Attention of R sequences of one shape, each to its own keys and values. */
 static void attention(Context *cx, const AttentionSequence *sequences, int64_t R, const AttentionShape *shape) {
-    Attention a = {cx, sequences, *shape, attention_packing(cx, shape), 0};
+    Attention a = {cx, sequences, *shape, 0};
     int64_t blocks = (shape->T + QUERY_STEP - 1) / QUERY_STEP;
-    a.query_step = round_up((shape->T + blocks - 1) / blocks, a.packing->tile_rows);
+    a.query_step = (shape->T + blocks - 1) / blocks;
     blocks = (shape->T + a.query_step - 1) / a.query_step;
-    if (reserve_scratch(cx, 0, query_block_floats(a.packing, a.query_step, shape->d)))
+    if (reserve_scratch(cx, 0, query_block_floats(a.query_step, shape->d)))
         in_parallel(cx, attention_job, &a, R * shape->H * blocks, 1);
 }
 
 static void full_attention(Context *cx, float *out, const float *q, const float *k, const float *v, int64_t T,
                            int64_t heads, int64_t d, int64_t stride) {
-    const AttentionSequence all = {out, q, {{k, v, TYPE_F32, T, stride, d}}, 1};
+    const AttentionSequence all = {out, q, {{k, v, false, TYPE_F32, T, stride, d}}, 1};
     const AttentionShape shape = {.T = T, .H = heads, .G = heads, .d = d, .q_stride = stride, .out_stride = heads * d,
                                   .scale = 1.0f / sqrtf((float)d)};
     attention(cx, &all, 1, &shape);
@@ -5482,7 +4774,7 @@ static void kv_cache_reserve(Context *cx, KvCache *cache, const Config *c, int64
             return;
         }
     }
-    const int64_t capacity = length > 2 * cache->capacity ? length : 2 * cache->capacity;
+    const int64_t capacity = round_up(length > 2 * cache->capacity ? length : 2 * cache->capacity, KEY_BLOCK);
     const int64_t row_bytes = type_row_bytes(cache->type, c->head_dim),
                   bytes = checked_product(capacity, c->kv_heads, row_bytes);
     for (int i = 0; i < 2 * c->layers; i++) {
@@ -5498,7 +4790,7 @@ static void kv_cache_reserve(Context *cx, KvCache *cache, const Config *c, int64
         char *rows = i < c->layers ? cache->keys[i] : cache->values[i - c->layers];
         for (int64_t head = c->kv_heads - 1; head > 0; head--)
             memmove(rows + head * capacity * row_bytes, rows + head * cache->capacity * row_bytes,
-                    (size_t)(cache->length * row_bytes));
+                    (size_t)(round_up(cache->length, KEY_BLOCK) * row_bytes));
     }
     cache->capacity = capacity;
 }
@@ -5515,13 +4807,29 @@ typedef struct {
     const float *v, *cosines, *sines;
 } RotateAndCache;
 
-/* Writes a head's T rows of keys or values, `stride` apart, after those that the cache has. */
-static void cache_rows(const RotateAndCache *job, const KvCache *cache, void *rows, int64_t head, const float *x,
-                       int64_t stride) {
+/* Writes a head's T keys, `stride` apart, after those that the cache has: into blocks of KEY_BLOCK positions. */
+static void cache_keys(const RotateAndCache *job, const KvCache *cache, int64_t head, const float *x, int64_t stride) {
+    const int64_t d = job->config->head_dim, first = head * cache->capacity * d, end = cache->length + job->T;
+    for (int64_t p = cache->length, count; p < end; p += count, x += count * stride) {
+        const int64_t in_block = p % KEY_BLOCK, at = first + (p - in_block) * d + in_block;
+        count = min_i64(KEY_BLOCK - in_block, end - p);
+        if (cache->type == TYPE_F32) {
+            job->kernels->transpose((float *)cache->keys[job->layer] + at, KEY_BLOCK, x, stride, count, d);
+            continue;
+        }
+        for (int64_t t = 0; t < count; t++)
+            for (int64_t i = 0; i < d; i++)
+                write_u16((uint16_t *)cache->keys[job->layer] + at + i * KEY_BLOCK + t, f32_to_f16(x[t * stride + i]));
+    }
+}
+
+static void cache_values(const RotateAndCache *job, const KvCache *cache, int64_t head, const float *x,
+                         int64_t stride) {
     const int64_t d = job->config->head_dim, first = (head * cache->capacity + cache->length) * d;
     for (int64_t t = 0; t < job->T; t++) {
-        if (cache->type == TYPE_F16) job->kernels->store_f16((uint16_t *)rows + first + t * d, x + t * stride, d);
-        else memcpy((float *)rows + first + t * d, x + t * stride, (size_t)d * sizeof *x);
+        if (cache->type == TYPE_F16)
+            job->kernels->store_f16((uint16_t *)cache->values[job->layer] + first + t * d, x + t * stride, d);
+        else memcpy((float *)cache->values[job->layer] + first + t * d, x + t * stride, (size_t)d * sizeof *x);
     }
 }
 
@@ -5537,8 +4845,8 @@ static void rotate_and_cache_job(void *data, Chunk chunk) {
         float *q = job->q + r * T * q_width + head * group * d, *k = job->k + r * T * kv_width + head * d;
         for (int g = 0; g < group; g++) rope(q + g * d, q_width, T, d, cosines, sines);
         rope(k, kv_width, T, d, cosines, sines);
-        cache_rows(job, cache, cache->keys[job->layer], head, k, kv_width);
-        cache_rows(job, cache, cache->values[job->layer], head, job->v + r * T * kv_width + head * d, kv_width);
+        cache_keys(job, cache, head, k, kv_width);
+        cache_values(job, cache, head, job->v + r * T * kv_width + head * d, kv_width);
     }
 }
 
@@ -5564,8 +4872,8 @@ static void rotate_and_cache(Context *cx, const Config *c, Sequence *const *sequ
 }
 
 static KeyValue cached(const KvCache *cache, const Config *c, int layer, int64_t count) {
-    const KeyValue span = {cache->keys[layer], cache->values[layer],         cache->type, count,
-                           c->head_dim,        cache->capacity * c->head_dim};
+    const KeyValue span = {cache->keys[layer], cache->values[layer], true, cache->type, count, c->head_dim,
+                           cache->capacity * c->head_dim};
     return span;
 }
 

@@ -153,7 +153,8 @@ enum { CHAINS = 12 };
 #define UNROLL
 #endif
 
-/* The plain kernels' own arrays of PLAIN_LANES floats: as fast as the compiler makes them. */
+/* Arrays of floats, as the plain kernels': as fast as the compiler makes them. */
+enum { PLAIN_LANES = 16 };
 static double peak_plain(int64_t n) {
     float s[CHAINS / 3][PLAIN_LANES], x = 0.999f, y = 1e-3f, total = 0;
     for (int j = 0; j < CHAINS / 3; j++)
@@ -161,7 +162,7 @@ static double peak_plain(int64_t n) {
     for (int64_t k = 0; k < n; k++)
         for (int j = 0; j < CHAINS / 3; j++)
             for (int i = 0; i < PLAIN_LANES; i++) s[j][i] = s[j][i] * x + y;
-    for (int j = 0; j < CHAINS / 3; j++) total += sum_lanes(s[j]);
+    for (int i = 0; i < CHAINS / 3 * PLAIN_LANES; i++) total += s[i / PLAIN_LANES][i % PLAIN_LANES];
     return total;
 }
 
@@ -180,9 +181,8 @@ static double read_plain(const char *p, int64_t n) {
 #ifdef HAVE_AMX_KERNELS
 /* As the kernel's four sums, from registers alone. */
 static double peak_amx(int64_t n) {
-    UnitState before;
     float sum[AMX_TILE];
-    first_amx(&before);
+    const TileSetup before = set_up_amx();
     AMX_ZERO(0);
     AMX_ZERO(1);
     AMX_ZERO(2);
@@ -197,29 +197,21 @@ static double peak_amx(int64_t n) {
         AMX_MULTIPLY(2, 5, 6);
         AMX_MULTIPLY(3, 5, 7);
     }
-    AMX_STORE(0, sum, AMX_WORDS);
-    last_amx(&before);
+    AMX_STORE(0, sum);
+    restore_amx(&before);
     return sum[n % AMX_TILE];
 }
 #endif
 #define START_256(v)       _mm256_set1_ps((float)(v) / 16)
 #define START_512(v)       _mm512_set1_ps((float)(v) / 16)
 #define START_INTEGER(v)   _mm512_set1_epi32(v)
-#define START_INTEGER_256(v) _mm256_set1_epi32(v)
 #define FMA_256(s, x, y)   _mm256_fmadd_ps(s, x, y)
 #define FMA_512(s, x, y)   _mm512_fmadd_ps(s, x, y)
 #define PAIRS_512(s, x, y) _mm512_dpbf16_ps(s, (__m512bh)(x), (__m512bh)(y))
-#define INT16_256(s, x, y) add_products(s, x, y)
 #define INT8_512(s, x, y)  _mm512_dpbusd_epi32(s, x, y)
 #define LOAD_256(p)        _mm256_load_si256((const void *)(p))
 #define LOAD_512(p)        _mm512_load_si512((const void *)(p))
-FOR_AVX2 static inline __m256i add_products(__m256i s, __m256i x, __m256i y) {
-    s = _mm256_add_epi32(_mm256_madd_epi16(s, x), y);
-    __asm__("" : "+x"(s)); /* in its register */
-    return s;
-}
 PEAK_PROBE(peak_avx2, FOR_AVX2, __m256, START_256, FMA_256)
-PEAK_PROBE(peak_int16, FOR_AVX2, __m256i, START_INTEGER_256, INT16_256)
 PEAK_PROBE(peak_avx512, FOR_AVX512, __m512, START_512, FMA_512)
 PEAK_PROBE(peak_pairs, FOR_AVX512BF16, __m512, START_512, PAIRS_512)
 PEAK_PROBE(peak_int8, FOR_AVX512BF16, __m512i, START_INTEGER, INT8_512)
@@ -282,15 +274,14 @@ static Limits measure_limits(const Bench *bench, const Kernels *isa, int threads
     if (isa != &kernels_avx2 && isa != &kernels_plain)
         peak.peak = peak_avx512, peak.round_operations = CHAINS * 32, read.read = read_avx512;
     if (isa == &kernels_avx512bf16) pairs.peak = peak_pairs;
-    if (isa->integer.tile != NULL) integers.peak = isa == &kernels_avx2 ? peak_int16 : peak_int8;
+    if (isa->fast[BLOCK_WEIGHTS].words == 10) integers.peak = peak_int8;
 #ifdef HAVE_AMX_KERNELS
     if (isa == &kernels_amx) pairs.peak = peak_amx, pairs.round_operations = 4 * 16 * 16 * BLOCK * 2;
 #endif
-    if (isa == &kernels_avx2) integers.round_operations = CHAINS * 32;
 #elif defined(HAVE_NEON_KERNELS)
     if (isa == &kernels_neon) peak.peak = peak_neon, peak.round_operations = CHAINS * 8, read.read = read_neon;
 #ifdef __ARM_FEATURE_DOTPROD
-    if (isa->integer.tile != NULL) integers.peak = peak_int8, integers.round_operations = CHAINS * 32;
+    if (isa->fast[BLOCK_WEIGHTS].words == 10) integers.peak = peak_int8, integers.round_operations = CHAINS * 32;
 #endif
 #endif
     char *memory = must(malloc((size_t)bytes + 64));
@@ -304,14 +295,11 @@ static Limits measure_limits(const Bench *bench, const Kernels *isa, int threads
     return limits;
 }
 
-/* What Q8_0 and Q4_0, with AVX2 bf16 as well, are multiplied as under --fast. */
-static const char *integers_name(const Kernels *isa) { return isa->integer.max_int > 127 ? "int16" : "int8"; }
-
 static void print_limits(const Bench *bench, const Kernels *isa, const Limits *limits, int threads) {
     printf("%2d thread%s  read %5.1f GB/s   f32 %6.1f", threads, threads == 1 ? " " : "s", limits->read / 1e9,
            limits->f32 / 1e9);
     if (limits->bf16 > 0) printf("   bf16 %6.1f", limits->bf16 / 1e9);
-    if (limits->integers > 0) printf("   %s %6.1f", integers_name(isa), limits->integers / 1e9);
+    if (limits->integers > 0) printf("   int8 %6.1f", limits->integers / 1e9);
     printf(" Gop/s\n");
     if (bench->json != NULL)
         fprintf(bench->json,
@@ -417,16 +405,16 @@ static void print_heading(void) {
            "MB", "Gop/s", "GB/s", "limit", "peak MiB");
 }
 
-/* What a row's name ends with: 3 and 4 are exact products of pieces on AMX. */
+/* What a row's name ends with: 3 are exact products of pieces on AMX. */
 static const char *rounded_label(int peak) { return peak == 1 || peak == 2 ? ", --fast" : ""; }
 
 /* One row: times, cost, rates, percent of the limit. `peak` names the limit of its operations: 0 f32, 1 bf16, 2
-   integers, 3 and 4 bf16 with three or six products of pieces; 0 stands for that of exact products. */
+   integers, 3 bf16 with three products of pieces; 0 stands for that of exact products. */
 static void report(const Bench *bench, const char *stage, Times *times, const Cost *cost, int peak) {
-    static const char *const PEAKS[] = {"f32", "bf16", "int", "3 bf16", "6 bf16"};
+    static const char *const PEAKS[] = {"f32", "bf16", "int", "3 bf16"};
     const Limits *l = &bench->limits;
     if (peak == 0) peak = bench->exact_peak;
-    const double rates[] = {l->f32, l->bf16, l->integers, l->bf16 / 3, l->bf16 / 6}, rate = rates[peak];
+    const double rates[] = {l->f32, l->bf16, l->integers, l->bf16 / 3}, rate = rates[peak];
     const double memory = bench->peak_mib;
     if (times->count == 0) return;
     qsort(times->times, (size_t)times->count, sizeof *times->times, by_value);
@@ -462,13 +450,10 @@ typedef struct {
    rows with such weights, as for report. */
 static int round_activations(const Stage *s, const Weight *w, int fast) {
     Context *cx = &s->session->context;
-    const Product probe = {
-        .cx = cx, .w = {w->type, w->data, type_row_bytes(w->type, w->cols)}, .T = MAX_ROWS, .O = w->rows, .I = w->cols};
     cx->options.fast = fast;
-    const Packing *packing = choose_packing(&probe);
-    const Kernels *k = cx->kernels;
-    const int exact = packing == &k->exact ? 0 : packing == &k->pieces ? 3 : packing == &k->all_pieces ? 4 : -1;
-    return exact >= 0 ? exact : packing->max_int > 0 ? 2 : 1;
+    const Method *m = choose_method(cx, w->type, w->cols);
+    if (m == &cx->kernels->exact[OTHER_WEIGHTS]) return 0;
+    return m->words == 10 ? 2 : m->words == BLOCK / 2 ? 1 : 3;
 }
 
 /* x (T, W) through a matrix of the size of the ViT's fc1, of the transformer's type: the first of many rows, then with
@@ -500,11 +485,8 @@ static void bench_product(const Stage *s) {
             linear(cx, out, x, &w, NULL, T);
             keep_time(&times, seconds(s->bench) - start);
         }
-        snprintf(name, sizeof name, "product %d x %d x %d, %s tiles", (int)T, (int)I, (int)O,
-                 peak == 1   ? "bf16"
-                 : peak >= 3 ? "pieces of bf16"
-                 : peak == 2 ? integers_name(cx->kernels)
-                             : "f32");
+        snprintf(name, sizeof name, "product %d x %d x %d, %s", (int)T, (int)I, (int)O,
+                 peak == 1 ? "bf16" : peak == 3 ? "pieces of bf16" : peak == 2 ? "int8" : "f32");
         note_peak(s->bench);
         report(s->bench, name, &times, &cost, peak);
         medians[fast] = times.times[times.count / 2]; /* report sorted them */

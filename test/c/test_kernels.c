@@ -84,19 +84,17 @@ static void round_to_bf16(float *x, int64_t n) {
         x[i] = bf16_to_f32((uint16_t)((float_bits(x[i]) + 0x7fff + (float_bits(x[i]) >> 16 & 1)) >> 16));
 }
 
-/* What fast_activations stands for, where there are kernels for it: x, rows of length I, to bf16, or to integers with
-   one scale a block. T rows are multiplied at once. */
-static void round_operands(const Kernels *isa, int type, int64_t T, int64_t I, float *x, int64_t x_size, float *w,
-                           int64_t w_size) {
-    const Packing *p = type == TYPE_Q8_0 || type == TYPE_Q4_0 ? &isa->integer : &isa->bf16;
-    const int few = T <= p->few_rows_limit, k_quant = type == TYPE_Q4_K || type == TYPE_Q6_K;
-    const int wanted = p == &isa->integer || type == TYPE_BF16 || (k_quant && p->any_type);
-    if (p->tile == NULL || !wanted || I % p->columns != 0 || (few && p->int8_row == NULL)) return;
-    if (few || p->max_int > 0) round_blocks(x, few ? INT8_MAX_X : p->max_int, x_size);
-    if (!few && p->max_int == 0) {
-        round_to_bf16(x, x_size);
-        round_to_bf16(w, w_size);
+/* What `fast` stands for, where there are kernels for it: x, in rows of I, to int8 with one scale a block, or x and W to
+   bf16. */
+static void round_operands(const Context *cx, int type, int64_t I, float *x, int64_t x_size, float *w, int64_t w_size) {
+    const Method *m = choose_method(cx, type, I), *fast = cx->kernels->fast;
+    if (m < fast || m >= fast + WEIGHT_CLASSES) return;
+    if (m->words == 10) {
+        round_blocks(x, 127, x_size);
+        return;
     }
+    round_to_bf16(x, x_size);
+    round_to_bf16(w, w_size);
 }
 
 static void linear_case(Context *cx, int type, int64_t T, int64_t I, int64_t O, int with_bias, double tolerance) {
@@ -105,7 +103,7 @@ static void linear_case(Context *cx, int type, int64_t T, int64_t I, int64_t O, 
     double error = 0;
     char name[128];
     linear(cx, out, x, &w, with_bias ? bias : NULL, T);
-    if (cx->options.fast) round_operands(cx->kernels, type, T, I, x, T * I, values, O * I);
+    if (cx->options.fast) round_operands(cx, type, I, x, T * I, values, O * I);
     for (int64_t t = 0; t < T; t++)
         for (int64_t o = 0; o < O; o++) {
             double want = with_bias ? bias[o] : 0, magnitude = fabs(want);
@@ -135,7 +133,7 @@ static void conv_case(Context *cx, int type, ConvShape s, int64_t O) {
     double error = 0;
     char name[160];
     conv2d(cx, out, x, &w, bias, &s);
-    if (cx->options.fast) round_operands(cx->kernels, type, INT64_MAX, s.channels, x, size, values, O * K);
+    if (cx->options.fast) round_operands(cx, type, K, x, size, values, O * K);
     for (int64_t oy = 0; oy < s.out_height; oy++)
         for (int64_t ox = 0; ox < s.out_width; ox++)
             for (int64_t o = 0; o < O; o++) {
@@ -164,34 +162,47 @@ static void conv_case(Context *cx, int type, ConvShape s, int64_t O) {
     free((void *)(uintptr_t)w.data);
 }
 
-static float *random_cache(int type, int64_t n, void **stored) {
-    float *values = must_allocate((size_t)n * sizeof *values);
-    *stored = must_allocate((size_t)type_row_bytes(type, n));
-    random_row(*stored, type, n);
-    expand_plain(values, type, *stored, 0, n);
-    return values;
+/* Random keys or values of `count` positions, G heads of d, as a cache holds them: (G, capacity, d), or of keys blocks of
+   KEY_BLOCK positions; values (count, G, d) are the numbers that it holds. */
+static void *random_cache(int type, int64_t count, int64_t G, int64_t d, bool keys, float *values) {
+    const int64_t capacity = round_up(count, KEY_BLOCK);
+    char *stored = must_allocate((size_t)type_row_bytes(type, G * capacity * d));
+    random_row(stored, type, G * capacity * d);
+    for (int64_t p = 0; p < count; p++)
+        for (int64_t i = 0; i < G * d; i++) {
+            const int64_t head = i / d * capacity * d, in_block = p % KEY_BLOCK;
+            const int64_t at = keys ? head + (p - in_block) * d + i % d * KEY_BLOCK + in_block : head + p * d + i % d;
+            expand_plain(&values[p * G * d + i], type, stored, at, 1);
+        }
+    return stored;
 }
 
 static void attention_case(Context *cx, int type, int64_t T, int64_t S1, int64_t S2, int64_t H, int64_t KV, int64_t d,
                            int causal) {
     int64_t S = S1 + S2, row = KV * d;
-    void *k, *v;
-    float *q = random_floats(T * H * d), *out = random_floats(T * H * d);
-    float *keys = random_cache(type, S * row, &k), *values = random_cache(type, S * row, &v);
-    int64_t split = S1 * row * type_row_bytes(type, 1);
-    AttentionSequence sequence = {out,
-                                  q,
-                                  {{k, v, type, S1, row, d}, {(char *)k + split, (char *)v + split, type, S2, row, d}},
-                                  S2 > 0 ? 2 : 1};
+    float *q = random_floats(T * H * d), *out = random_floats(T * H * d), *alone = random_floats(T * H * d);
+    float *keys = random_floats(S * row), *values = random_floats(S * row);
+    AttentionSequence sequence = {.out = out, .q = q, .span_count = S2 > 0 ? 2 : 1};
+    for (int i = 0; i < sequence.span_count; i++) {
+        const int64_t count = i == 0 ? S1 : S2, skip = i * S1 * row;
+        void *k = random_cache(type, count, KV, d, true, keys + skip);
+        void *v = random_cache(type, count, KV, d, false, values + skip);
+        sequence.spans[i] = (KeyValue){k, v, true, type, count, d, round_up(count, KEY_BLOCK) * d};
+    }
     AttentionShape shape = {T, H, KV, d, H * d, H * d, causal, 1 / (float)sqrt((double)d)};
     double *p = must_allocate((size_t)S * sizeof *p), error = 0;
     char name[160];
-    const bool rounded = cx->options.fast && attention_packing(cx, &shape) == &cx->kernels->bf16;
     for (int64_t i = 0; i < T * H * d; i++) q[i] *= 8; /* sharper softmax */
     attention(cx, &sequence, 1, &shape);
-    if (rounded) {
-        round_to_bf16(q, T * H * d);
-        round_to_bf16(keys, S * row);
+    for (int64_t t = 0; t < T; t++) { /* each query by itself */
+        const int last = sequence.span_count - 1;
+        AttentionSequence one = sequence;
+        AttentionShape single = shape;
+        single.T = 1;
+        one.out = alone + t * H * d;
+        one.q = q + t * H * d;
+        if (causal) one.spans[last].count -= T - 1 - t;
+        attention(cx, &one, 1, &single);
     }
     for (int64_t t = 0; t < T; t++)
         for (int64_t h = 0; h < H; h++) {
@@ -214,16 +225,19 @@ static void attention_case(Context *cx, int type, int64_t T, int64_t S1, int64_t
             }
         }
     snprintf(name, sizeof name, "%s attention %s T=%d S=%d+%d H=%d KV=%d d=%d%s%s", cx->kernels->name, type_name(type),
-             (int)T, (int)S1, (int)S2, (int)H, (int)KV, (int)d, causal ? " causal" : "", rounded ? " rounded" : "");
-    /* Scores of some 40 sums of 512 terms: their rounding passes through exp. Rounded: a probability and a value, each
-       to the nearest of eight bits. */
-    report(name, error, rounded ? 2 * 0x1p-8 + 1e-5 : 1e-5);
+             (int)T, (int)S1, (int)S2, (int)H, (int)KV, (int)d, causal ? " causal" : "", cx->options.fast ? " fast" : "");
+    /* Scores of some 40 sums of 512 terms: their rounding passes through exp. */
+    report(name, error, 1e-5);
+    report("its queries one by one: numbers that differ", memcmp(out, alone, (size_t)(T * H * d) * sizeof *out) != 0, 0);
+    for (int i = 0; i < sequence.span_count; i++) {
+        free((void *)(uintptr_t)sequence.spans[i].k);
+        free((void *)(uintptr_t)sequence.spans[i].v);
+    }
     free(q);
     free(out);
+    free(alone);
     free(keys);
     free(values);
-    free(k);
-    free(v);
     free(p);
 }
 
@@ -324,7 +338,7 @@ static void format_cases(void) {
     for (uint32_t h = 0; h < 65536; h++) {
         float f = f16_to_f32((uint16_t)h), b = bf16_to_f32((uint16_t)h);
         f16_error += f != f ? f32_to_f16(f) == f32_to_f16(f) && !(f32_to_f16(f) & 0x3ff) : f32_to_f16(f) != h;
-        bf16_error += b != b ? bf16_to_f32(f32_to_bf16(b)) == bf16_to_f32(f32_to_bf16(b)) : f32_to_bf16(b) != h;
+        bf16_error += float_bits(b) != h << 16;
         if ((h & 0x7fff) < 0x7bff) { /* half way to the next number: ties go to the even one, a hair more goes up */
             float next = f16_to_f32((uint16_t)(h + 1)), middle = (f + next) / 2;
             uint32_t even = h & 1 ? h + 1 : h;
@@ -336,7 +350,7 @@ static void format_cases(void) {
     f16_error += f32_to_f16(65519.996f) != 0x7bff || f32_to_f16(65520.0f) != 0x7c00 || f32_to_f16(-1e30f) != 0xfc00;
     f16_error += f32_to_f16(2.9802322e-8f) != 0 || f32_to_f16(2.9802326e-8f) != 1 || f32_to_f16(-1e-30f) != 0x8000;
     report("f16 <-> f32, numbers that differ", f16_error, 0);
-    report("bf16 <-> f32, numbers that differ", bf16_error, 0);
+    report("bf16 -> f32, numbers that differ", bf16_error, 0);
 }
 
 /* The same work on 1, 2 and 3 threads: how many bytes differ. */
@@ -360,8 +374,8 @@ static void thread_case(const char *isa) {
         conv2d(&cx, p += 3 * O, x, &c, NULL, &shape);
         group_norm(&cx, p += SIDE * SIDE * 20, x, &(Norm){x, x}, SIDE * SIDE, CHANNELS, 32, 1e-6f, 1);
         p += SIDE * SIDE * CHANNELS;
-        AttentionSequence two[2] = {{p, x, {{x, x + 5, TYPE_F32, 200, 64, 32}}, 1},
-                                    {p + T * CHANNELS, x + 7, {{x, x + 9, TYPE_F32, 80, 64, 32}}, 1}};
+        AttentionSequence two[2] = {{p, x, {{x, x + 5, false, TYPE_F32, 200, 64, 32}}, 1},
+                                    {p + T * CHANNELS, x + 7, {{x, x + 9, false, TYPE_F32, 80, 64, 32}}, 1}};
         attention(&cx, two, 2, &heads);
         if (threads == 1)
             first = out;
@@ -379,28 +393,25 @@ static void thread_case(const char *isa) {
     free((void *)(uintptr_t)w.data);
 }
 
-/* Rows of several jobs in one product, and several weights at once, give to the bit what each job and weight gives
-   alone. Widths below and above what stays in the first cache, whose rows are summed in another order. */
-static void jobs_case(Context *cx, int type, int64_t I) {
-    enum { T = 102, O = 21 };
-    static const int64_t GROUPS[] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 3, 4, 6, 8, 10, 12, 40};
-    const int count = sizeof GROUPS / sizeof *GROUPS;
+/* The bits of a row's results do not depend on the rows beside it: T rows at once, and in calls of 1, 2, ... rows; two
+   weights at once, and each alone. */
+static void order_case(Context *cx, int type, int64_t T, int64_t I) {
+    enum { O = 37 };
     float *values, *more, *x = random_floats(T * I), *bias = random_floats(O);
     float *out = random_floats(2 * T * O), *alone = random_floats(2 * T * O);
     const Weight w = random_weight(type, O, I, &values), v = random_weight(type, O, I, &more);
     const Output outputs[] = {{out, &w, bias}, {out + T * O, &v, NULL}};
-    char name[96];
-    cx->groups = GROUPS;
-    cx->group_count = count;
+    char name[112];
     linears(cx, outputs, 2, x, T);
-    cx->groups = NULL;
-    for (int64_t i = 0, t = 0; i < count; t += GROUPS[i++]) {
-        linear(cx, alone + t * O, x + t * I, &w, bias, GROUPS[i]);
-        linear(cx, alone + (T + t) * O, x + t * I, &v, NULL, GROUPS[i]);
+    for (int64_t t = 0, rows; t < T; t += rows) {
+        rows = 1 + (int64_t)(fabsf(next_float()) * (float)min_i64(T - t, 19));
+        rows = min_i64(rows, T - t);
+        linear(cx, alone + t * O, x + t * I, &w, bias, rows);
+        linear(cx, alone + (T + t) * O, x + t * I, &v, NULL, rows);
     }
-    snprintf(name, sizeof name, "%s linears %s I=%d of %d jobs%s", cx->kernels->name, type_name(type), (int)I,
-             count, cx->options.fast ? " fast" : "");
-    report(name, memcmp(out, alone, 2 * T * O * sizeof *out) != 0, 0);
+    snprintf(name, sizeof name, "%s linears %s T=%d I=%d in other calls: numbers that differ%s", cx->kernels->name,
+             type_name(type), (int)T, (int)I, cx->options.fast ? ", fast" : "");
+    report(name, memcmp(out, alone, (size_t)(2 * T * O) * sizeof *out) != 0, 0);
     free(values);
     free(more);
     free(x);
@@ -426,9 +437,9 @@ static void linear_cases(Context *cx) {
         linear_case(cx, type, 301, round_up(603, block), 131, 1, 1e-6);
         linear_case(cx, type, 1, block, 1, 1, 1e-6);
         linear_case(cx, type, 65, round_up(8, block), 3, 1, 1e-6);
-        jobs_case(cx, type, round_up(512, block));
-        jobs_case(cx, type, round_up(3328, block));
-        jobs_case(cx, type, round_up(605, block));
+        for (int64_t T = 1; T <= 70; T++) order_case(cx, type, T, round_up(T % 3 == 0 ? 605 : 96 * (1 + T % 4), block));
+        order_case(cx, type, 50, round_up(3328, block));
+        order_case(cx, type, 230, round_up(1500, block));
     }
 }
 
@@ -534,57 +545,24 @@ static void dispatch_case(void) {
 }
 
 #if defined(EMULATED_AMX) && defined(HAVE_AMX_KERNELS)
-/* Tiles that are packed by hand, with everything that adds to sums that are there, and what a thread had set up. */
-static void tile_case(const Packing *packing, int64_t rows, int64_t n, int add) {
-    enum { STRIDE = 37 };
-    const int pieces = packing->row_words / AMX_WORDS, w_pieces = packing->weight_words / AMX_WORDS;
-    const int64_t a_floats = n / BLOCK * pieces * AMX_ROWS * AMX_WORDS, b_floats = n / BLOCK * w_pieces * 2 * AMX_TILE;
-    uint16_t *a = must_allocate((size_t)a_floats * 4), *b = must_allocate((size_t)b_floats * 4);
-    float *out = random_floats(AMX_ROWS * STRIDE), *want = must_allocate(AMX_ROWS * STRIDE * sizeof *want);
-    UnitState mine = {{1}}, before, after;
-    double error = 0;
-    char name[96];
-    for (int64_t i = 0; i < 2 * a_floats; i++) a[i] = f32_to_bf16(next_float());
-    for (int64_t i = 0; i < 2 * b_floats; i++) b[i] = f32_to_bf16(next_float());
-    memcpy(want, out, AMX_ROWS * STRIDE * sizeof *want);
+/* A thread's own set-up of the tiles is there again after a product. */
+static void set_up_case(void) {
+    enum { T = 3, O = 40, I = 64 };
+    Context cx;
+    TileSetup mine = {{1}}, after;
+    float *values, *x = random_floats(T * I), *out = random_floats(T * O);
+    const Weight w = random_weight(TYPE_BF16, O, I, &values);
+    if (context_init(&cx, 1, "amx") != 0) exit(1);
     mine.bytes[16] = 8, mine.bytes[48] = 3;
     __asm__ volatile("ldtilecfg %0" ::"m"(mine));
-    first_amx(&before);
-    packing->tile(out, STRIDE, (const float *)(const void *)a, (const float *)(const void *)b, rows, n, add);
-    last_amx(&before);
+    linear(&cx, out, x, &w, NULL, T);
     __asm__ volatile("sttilecfg %0" : "=m"(after));
-    for (int64_t r = 0; r < rows; r++)
-        for (int64_t c = 0; c < 32; c++) {
-            double sum = add ? want[r * STRIDE + c] : 0, magnitude = fabs(sum);
-            for (int64_t k = 0; k < n * pieces * w_pieces; k++) { /* blocks, pieces of x, of W; columns */
-                const int64_t block = k / (BLOCK * pieces * w_pieces), i = k / (BLOCK * w_pieces) % pieces;
-                const int64_t j = k / BLOCK % w_pieces, column = k % BLOCK;
-                const double term =
-                    (double)bf16_to_f32(a[((block * pieces + i) * AMX_ROWS + r) * BLOCK + column]) *
-                    bf16_to_f32(b[(((block * w_pieces + j) * BLOCK + column) / 2 * 32 + c) * 2 + column % 2]);
-                sum += i + j < pieces ? term : 0;
-                magnitude += fabs(term);
-            }
-            error = worst(error, out[r * STRIDE + c], sum, magnitude);
-        }
-    snprintf(name, sizeof name, "amx tile of %d and %d pieces, %d rows, %d columns%s", pieces, w_pieces, (int)rows,
-             (int)n, add ? ", added" : "");
-    report(name, error, 1e-6);
     report("amx: the thread's set-up comes back", memcmp(&mine, &after, sizeof mine) != 0, 0);
-    free(a);
-    free(b);
+    context_free(&cx);
+    free(values);
+    free(x);
     free(out);
-    free(want);
-}
-
-static void tile_cases(void) {
-    for (int64_t rows = 1; rows <= AMX_ROWS; rows += 1 + rows / 2)
-        for (int64_t n = BLOCK; n <= K_STEP; n *= 2)
-            for (int add = 0; add < 2; add++) {
-                tile_case(&kernels_amx.bf16, rows, n, add);
-                tile_case(&kernels_amx.pieces, rows, n, add);
-                tile_case(&kernels_amx.all_pieces, rows, n, add);
-            }
+    free((void *)(uintptr_t)w.data);
 }
 #endif
 
@@ -629,7 +607,7 @@ static int amx_cases(void) {
         printf("AMX: left out, since this system refuses the processor's tiles to programs\n");
         return 0;
     }
-    tile_cases();
+    set_up_case();
     if (strcmp(kernel_name_at(0), "amx") == 0 && kernel_cases("amx") != 0) return 1;
     if (amx_mode == AMX_NATIVE) printf("AMX: native\n");
     else check(amx.done > 0, 1, "AMX: emulated, %ld instructions", amx.done);

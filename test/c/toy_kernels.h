@@ -6,9 +6,9 @@
 #define vi           Toy4i
 #define vb           Toy16b
 #define VL           4
-#define TILE_ROWS    3
-#define TILE_VECTORS 1
-#define DOT_ROWS     2
+#define X_ROWS        3
+#define VALUE_VECTORS 1
+#define INT8_ROWS     6
 
 typedef struct { float at[VL]; } Toy4f;
 typedef struct { int32_t at[VL]; } Toy4i;
@@ -44,10 +44,11 @@ EACH(vf, v_zip_high, (vf a, vf b), i % 2 == 0 ? a.at[2 + i / 2] : b.at[2 + i / 2
 EACH(vf, v_zip_low2, (vf a, vf b), i < 2 ? a.at[i] : b.at[i - 2])
 EACH(vf, v_zip_high2, (vf a, vf b), i < 2 ? a.at[2 + i] : b.at[i])
 EACH(vf, v_gather, (const float *const *rows, int64_t k), rows[0][k + i])
-EACH(vf, v_first_bf16, (vf a), bits_float(float_bits(a.at[i]) << 16))
-EACH(vf, v_second_bf16, (vf a), bits_float(float_bits(a.at[i]) & 0xffff0000u))
 static inline void v_store(float *p, vf a) { memcpy(p, a.at, sizeof a.at); }
 static inline void v_store_f16(uint16_t *p, vf a) { store_f16_plain(p, a.at, VL); }
+static inline void v_add4(float *p, const float *q, vf a) {
+    for (int i = 0; i < VL; i++) p[i] = q[i] + a.at[i];
+}
 static inline float v_sum(vf a) { return (a.at[0] + a.at[1]) + (a.at[2] + a.at[3]); }
 static inline float v_largest(vf a) { return fmaxf(fmaxf(a.at[0], a.at[1]), fmaxf(a.at[2], a.at[3])); }
 
@@ -60,9 +61,6 @@ static inline void v_widen(vf *w, vb b) {
 }
 
 /* Products of int8, added up by fours. */
-#define quant     int8_t
-#define QUANT_MAX 127
-#define b_offset(b) (b)
 static inline vi i_bits(vf a) {
     vi n;
     memcpy(&n, &a, sizeof n);
@@ -74,8 +72,16 @@ static inline int32_t toy_dot(const void *w, const void *x, int i) {
 }
 EACH(vf, i_float, (vi n), (float)n.at[i])
 EACH(vi, i_dot, (vi sums, vf w, vf x), sums.at[i] + toy_dot(&w, &x, i))
-EACH(vi, i_block, (const vb *w, const float *x), toy_dot(&w[0], x, i) + toy_dot(&w[1], x + VL, i))
-static inline void b_store(float *p, vb b) { memcpy(p, b.at, sizeof b.at); }
+static inline vf i_bytes(vf a) { return a; }
+static inline vf toy_halves(vf a, int shift) {
+    uint8_t bytes[sizeof a];
+    memcpy(bytes, &a, sizeof a);
+    for (int i = 0; i < (int)sizeof a; i++) bytes[i] = (uint8_t)((bytes[i] >> shift & 15) - 8);
+    memcpy(&a, bytes, sizeof a);
+    return a;
+}
+static inline vf i_low(vf a) { return toy_halves(a, 0); }
+static inline vf i_high(vf a) { return toy_halves(a, 4); }
 static inline int32_t KERNEL(round_block)(void *out, const float *x, float inverse) {
     for (int i = 0; i < BLOCK; i++) ((int8_t *)out)[i] = (int8_t)rintf(x[i] * inverse);
     return 0;
