@@ -2998,7 +2998,8 @@ INLINE void KERNEL(store_halves)(uint16_t *out, vf a) {
 #define i_float           _mm512_cvtepi32_ps
 #define i_dot(sums, w, x) _mm512_dpbusd_epi32(sums, i_bits(w), i_bits(x))
 #define i_bytes(a)        v_bits(_mm512_xor_si512(i_bits(a), _mm512_set1_epi8(-128)))
-#define i_low(a)          v_bits(_mm512_add_epi8(_mm512_and_si512(i_bits(a), _mm512_set1_epi8(15)), _mm512_set1_epi8(120)))
+#define i_low(a)                                                                                                       \
+    v_bits(_mm512_add_epi8(_mm512_and_si512(i_bits(a), _mm512_set1_epi8(15)), _mm512_set1_epi8(120)))
 #define i_high(a)         i_low(v_bits(_mm512_srli_epi16(i_bits(a), 4)))
 #define v_fma_pairs(a, b, c) _mm512_dpbf16_ps(c, (__m512bh)(a), (__m512bh)(b))
 #endif
@@ -3605,7 +3606,9 @@ INLINE void prepare_amx(const int pieces, float *out, const float *const *rows, 
         }
 }
 TARGET static void prepare_amx_pieces(float *out, const float *const *rows, int64_t n) { prepare_amx(3, out, rows, n); }
-TARGET static void prepare_amx_rounded(float *out, const float *const *rows, int64_t n) { prepare_amx(1, out, rows, n); }
+TARGET static void prepare_amx_rounded(float *out, const float *const *rows, int64_t n) {
+    prepare_amx(1, out, rows, n);
+}
 
 /* Two times 16 rows of W, `stride` bytes apart, by the first 16 rows of a group of x, or by all 32: sums (2, 2). */
 INLINE void dot_amx(const int pieces, const bool both, float (*sums)[AMX_TILE], const float *x, const char *w,
@@ -3846,14 +3849,16 @@ TARGET static void KERNEL(store_f16)(uint16_t *out, const float *x, int64_t n) {
 #define KERNEL_EXACT {.group = 1, .words = BLOCK, .multiply = KERNEL(multiply)}
 #ifdef vi
 #define KERNEL_INT8                                                                                                    \
-    {.group = INT8_ROWS, .words = 10, .complete = true, .prepare = KERNEL(prepare_int8), .multiply = KERNEL(multiply_int8)}
+    {.group = INT8_ROWS, .words = 10, .complete = true, .prepare = KERNEL(prepare_int8),                               \
+     .multiply = KERNEL(multiply_int8)}
 #else
 #define KERNEL_INT8 {.multiply = NULL}
 #endif
 #define KERNEL_LOOPS                                                                                                   \
-    .expand = KERNEL(expand), .softmax_block = KERNEL(softmax_block), .add_rows = KERNEL(add_rows),                       \
-    .transpose = KERNEL(transpose), .scale = KERNEL(scale), .add = KERNEL(add), .gelu = KERNEL(gelu), .silu = KERNEL(silu), .norm = KERNEL(norm),      \
-    .moments = KERNEL(moments), .affine = KERNEL(affine), .store_f16 = KERNEL(store_f16)
+    .expand = KERNEL(expand), .softmax_block = KERNEL(softmax_block), .add_rows = KERNEL(add_rows),                    \
+    .transpose = KERNEL(transpose), .scale = KERNEL(scale), .add = KERNEL(add), .gelu = KERNEL(gelu),                  \
+    .silu = KERNEL(silu), .norm = KERNEL(norm), .moments = KERNEL(moments), .affine = KERNEL(affine),                  \
+    .store_f16 = KERNEL(store_f16)
 
 static const Kernels KERNEL(kernels) = {
     .name = KERNEL_TEXT(KERNEL_NAME),
@@ -4331,7 +4336,8 @@ static void product_block(const Product *p, int thread, const Output *to, int64_
         float *own = thread_scratch(p->cx, thread);
         if (p->conv != NULL)
             prepare_rows(p, own, row, rows, b.begin, b.end - b.begin, own + prepared_words(p, rows, PANEL));
-        b.x = p->conv != NULL ? own : shared_scratch(p->cx) + prepared_words(p, row, p->I) + prepared_words(p, rows, b.begin);
+        const int64_t at = prepared_words(p, row, p->I) + prepared_words(p, rows, b.begin);
+        b.x = p->conv != NULL ? own : shared_scratch(p->cx) + at;
         p->method->multiply(&b);
     }
 }
@@ -4355,12 +4361,14 @@ static void run_product(Product *p) {
     for (int i = 0; i < p->count; i++) O += p->outputs[i].weight->rows;
     p->rows = min_i64(round_up(CHUNK_ROWS, group), round_up(p->T, group));
     p->chunks = (p->T + p->rows - 1) / p->rows;
-    /* some 64 KiB of weights a job, and less where a thread would have only a few of them */
+    /* some 64 KiB of weights a job, of many rows 128 columns; less where a thread would have only a few jobs */
     const int64_t row_bytes = type_row_bytes(p->outputs[0].weight->type, p->I);
     const int64_t bytes = min_i64(JOB_BYTES, max_i64(4096, O * row_bytes / (8 * threads)));
-    const int64_t columns = p->T > GROUP_LIMIT ? max_i64(32, min_i64(128, O * p->chunks / (8 * threads))) : bytes / row_bytes;
+    const int64_t fair = max_i64(32, O * p->chunks / (8 * threads));
+    const int64_t columns = p->T > GROUP_LIMIT ? min_i64(128, fair) : bytes / row_bytes;
     p->columns = p->conv != NULL ? O : round_up(max_i64(1, columns), GROUP_LIMIT);
-    for (int i = 0; i < p->count; i++) jobs += p->chunks * (round_up(p->outputs[i].weight->rows, p->columns) / p->columns);
+    for (int i = 0; i < p->count; i++)
+        jobs += round_up(p->outputs[i].weight->rows, p->columns) / p->columns * p->chunks;
     const int64_t shared = p->conv != NULL ? 0 : prepared_words(p, p->T, p->I);
     if (!reserve_scratch(p->cx, shared, room + (p->conv != NULL ? prepared_words(p, p->rows, PANEL) : 0))) return;
     if (p->conv == NULL)
@@ -4370,7 +4378,8 @@ static void run_product(Product *p) {
 
 static const Method *choose_method(const Context *cx, int type, int64_t I) {
     const Kernels *k = cx->kernels;
-    const int class = type == TYPE_BF16 ? BF16_WEIGHTS : type == TYPE_Q8_0 || type == TYPE_Q4_0 ? BLOCK_WEIGHTS : OTHER_WEIGHTS;
+    const bool blocks = type == TYPE_Q8_0 || type == TYPE_Q4_0;
+    const int class = type == TYPE_BF16 ? BF16_WEIGHTS : blocks ? BLOCK_WEIGHTS : OTHER_WEIGHTS;
     const bool fast = cx->options.fast && (class != BF16_WEIGHTS || cx->bf16_pays);
     const Method *choices[] = {fast ? &k->fast[class] : &k->exact[class], &k->exact[class]};
     for (int i = 0; i < 2; i++)
@@ -4393,8 +4402,8 @@ static void linears(Context *cx, const Output *outputs, int count, const float *
             part[i] = outputs[i];
             part[i].out += t * outputs[i].weight->rows;
         }
-        Product p = {.cx = cx, .outputs = part, .count = count, .x = x + t * first->cols, .T = min_i64(MOST_ROWS, T - t),
-                     .I = first->cols, .method = choose_method(cx, first->type, first->cols)};
+        Product p = {.cx = cx, .outputs = part, .count = count, .x = x + t * first->cols, .I = first->cols,
+                     .T = min_i64(MOST_ROWS, T - t), .method = choose_method(cx, first->type, first->cols)};
         run_product(&p);
     }
 }
@@ -4462,7 +4471,9 @@ typedef struct { /* one head's block of queries and the scratch for it */
     float *out, *max, *sum; /* (T, width), (T), (T) */
 } QueryBlock;
 
-static int64_t query_block_floats(int64_t T, int64_t d) { return KEY_STEP * d + T * (round_up(d, BLOCK) + KEY_STEP + 2); }
+static int64_t query_block_floats(int64_t T, int64_t d) {
+    return KEY_STEP * d + T * (round_up(d, BLOCK) + KEY_STEP + 2);
+}
 
 static QueryBlock query_block(const Attention *a, int thread, const float *q, int64_t T) {
     QueryBlock b = {.kernels = a->cx->kernels, .T = T, .d = a->shape.d, .width = round_up(a->shape.d, BLOCK), .q = q,

@@ -84,8 +84,8 @@ static void round_to_bf16(float *x, int64_t n) {
         x[i] = bf16_to_f32((uint16_t)((float_bits(x[i]) + 0x7fff + (float_bits(x[i]) >> 16 & 1)) >> 16));
 }
 
-/* What `fast` stands for, where there are kernels for it: x, in rows of I, to int8 with one scale a block, or x and W to
-   bf16. */
+/* What `fast` stands for, where there are kernels for it: x, in rows of I, to int8 with one scale a block, or x and W
+   to bf16. */
 static void round_operands(const Context *cx, int type, int64_t I, float *x, int64_t x_size, float *w, int64_t w_size) {
     const Method *m = choose_method(cx, type, I), *fast = cx->kernels->fast;
     if (m < fast || m >= fast + WEIGHT_CLASSES) return;
@@ -162,8 +162,8 @@ static void conv_case(Context *cx, int type, ConvShape s, int64_t O) {
     free((void *)(uintptr_t)w.data);
 }
 
-/* Random keys or values of `count` positions, G heads of d, as a cache holds them: (G, capacity, d), or of keys blocks of
-   KEY_BLOCK positions; values (count, G, d) are the numbers that it holds. */
+/* Random keys or values of `count` positions, G heads of d, as a cache holds them: (G, capacity, d), or of keys blocks
+   of KEY_BLOCK positions; values (count, G, d) are the numbers that it holds. */
 static void *random_cache(int type, int64_t count, int64_t G, int64_t d, bool keys, float *values) {
     const int64_t capacity = round_up(count, KEY_BLOCK);
     char *stored = must_allocate((size_t)type_row_bytes(type, G * capacity * d));
@@ -225,10 +225,12 @@ static void attention_case(Context *cx, int type, int64_t T, int64_t S1, int64_t
             }
         }
     snprintf(name, sizeof name, "%s attention %s T=%d S=%d+%d H=%d KV=%d d=%d%s%s", cx->kernels->name, type_name(type),
-             (int)T, (int)S1, (int)S2, (int)H, (int)KV, (int)d, causal ? " causal" : "", cx->options.fast ? " fast" : "");
+             (int)T, (int)S1, (int)S2, (int)H, (int)KV, (int)d, causal ? " causal" : "",
+             cx->options.fast ? " fast" : "");
     /* Scores of some 40 sums of 512 terms: their rounding passes through exp. */
     report(name, error, 1e-5);
-    report("its queries one by one: numbers that differ", memcmp(out, alone, (size_t)(T * H * d) * sizeof *out) != 0, 0);
+    const size_t bytes = (size_t)(T * H * d) * sizeof *out;
+    report("its queries one by one: numbers that differ", memcmp(out, alone, bytes) != 0, 0);
     for (int i = 0; i < sequence.span_count; i++) {
         free((void *)(uintptr_t)sequence.spans[i].k);
         free((void *)(uintptr_t)sequence.spans[i].v);
