@@ -6740,10 +6740,10 @@ static JanusStatus image_end(ImageFile *image, JanusError *error) {
 
 /* Decodes the pixels as they are stored. After some errors stb returns an unfinished picture: its reason is set. */
 static void image_decode(ImageFile *image, JanusImage *out) {
-    /* four channels of 16 bits, JPEG's padding to complete blocks, and what grows by doubling */
-    const int64_t limit = 16 * (image->width + 64) * (image->height + 64) + 2 * (int64_t)image->copy.length + 65536;
     int channels;
     if (has_failed(&image->cx)) return;
+    /* four channels of 16 bits, JPEG's padding to complete blocks, and what grows by doubling */
+    const int64_t limit = 16 * (image->width + 64) * (image->height + 64) + 2 * (int64_t)image->copy.length + 65536;
     image_memory.limit = (size_t)min_i64(limit, PTRDIFF_MAX);
     image_memory.failed = false;
     stbi__g_failure_reason = NULL;

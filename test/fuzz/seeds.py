@@ -192,6 +192,7 @@ def images() -> dict[str, bytes]:
         "half.jpg": picture("RGB", (18, 9), "JPEG", subsampling="4:2:2"), "arithmetic.jpg": jpeg.replace(b"\xff\xc0", b"\xff\xc9"),
         "grey.jpg": picture("L", (9, 9), "JPEG", restart_marker_blocks=1), "cmyk.jpg": cmyk,
         "unmarked.jpg": cmyk[:adobe] + cmyk[adobe + 16:], "ycck.jpg": cmyk[:adobe + 15] + b"\2" + cmyk[adobe + 16:],
+        "mjpeg.jpg": jpeg[:jpeg.index(b"\xff\xc4")] + jpeg[jpeg.index(b"\xff\xda"):], "after.jpg": jpeg[:-2] + b"\xff\xd0more\xff\0" + jpeg[-2:],
         "other.tiff": picture("L", (2, 2), "TIFF"), "other.gif": picture("P", (2, 2), "GIF"), "other.bmp": picture("RGB", (3, 2), "BMP"),
     }
     key, settings = b"parameters\0", b"a fox\nSteps: 4, CFG scale: 5, Seed: 7, Temperature: 1, RNG: torch, Picture: 1 of 2, Version: janus 1"
