@@ -1,6 +1,6 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
-# Runs parts of the tests, one after the other, and adds up their counts: run.sh build|c|python|ray|verify|verify-full ...,
+# Runs parts of the tests, one after the other, and adds up their counts: run.sh build|c|kernels|python|ray|verify|verify-full ...,
 # or measures: run.sh eval|bench|bench-peers|quantisation.
 #
 # BUILT names the folder of the C tests; RUNNER is a command put before them, such as "qemu-x86_64 -cpu Nehalem"; SAN is
@@ -120,6 +120,10 @@ for kind in "$@"; do
         RUNNER="valgrind -q --leak-check=full --show-leak-kinds=all --error-exitcode=9"
         c_part test_faults small bombs ;;
     ?*,python) ;;
+    *,kernels)
+        c_part test_janus
+        c_part test_kernels
+        c_part test_kernels amx ;;
     *,c)
         c_part test_janus
         c_part test_kernels
