@@ -7511,12 +7511,8 @@ static void job_start(Context *cx, const JanusModel *m, QueuedJob *job) {
         fail_memory(&job->error);
         return;
     }
-    job->task->answers = job->asks;
-    job->task->drawing = job->drawing;
-    job->task->ids = job->ids;
-    job->task->question = job->question;
-    job->task->conversation = &job->conversation;
-    job->task->answer = &job->answer;
+    *job->task = (Task){.answers = job->asks, .drawing = job->drawing, .ids = job->ids, .question = job->question,
+                        .conversation = &job->conversation, .answer = &job->answer};
     if (job->asks) start_answer(cx, m, job->task, job->text, job->images, job->image_count);
     else start_drawing(cx, m, job->task, job->text);
     if (has_failed(cx)) task_fail(cx, job->task);
@@ -7525,17 +7521,16 @@ static void job_start(Context *cx, const JanusModel *m, QueuedJob *job) {
 /* A step of all tasks. If it fails, each task is retried alone, so that only the faulty ones fail. */
 static void run_step(Context *cx, const JanusModel *m, Task *const *tasks, int count) {
     const ArenaBlock *mark = scratch_mark(cx);
-    Sequence *rows[ROWS_LIMIT];
-    int64_t lengths[ROWS_LIMIT], R = 0;
-    for (int i = 0; i < count; i++)
-        for (int64_t r = 0; r < tasks[i]->R; r++) rows[R++] = &tasks[i]->rows[r];
-    for (int64_t r = 0; r < R; r++) lengths[r] = rows[r]->own.length;
+    int64_t lengths[PICTURES_LIMIT]; /* equal in all rows of a task */
+    for (int i = 0; i < count; i++) lengths[i] = tasks[i]->rows[0].own.length;
     step(cx, m, tasks, count);
     if (has_failed(cx) && count == 1) task_fail(cx, tasks[0]);
     else if (has_failed(cx)) {
         cx->error.status = JANUS_OK;
-        for (int64_t r = 0; r < R; r++) rows[r]->own.length = lengths[r];
-        for (int i = 0; i < count; i++) run_step(cx, m, tasks + i, 1);
+        for (int i = 0; i < count; i++) {
+            for (int64_t r = 0; r < tasks[i]->R; r++) tasks[i]->rows[r].own.length = lengths[i];
+            run_step(cx, m, tasks + i, 1);
+        }
     }
     scratch_release(cx, mark);
 }
@@ -7632,10 +7627,7 @@ void janus_queue_free(JanusQueue *queue) {
 static QueuedJob *job_new(const char *text) {
     QueuedJob *job = calloc(1, sizeof *job);
     if (job != NULL) job->text = calloc(strlen(text) + 1, 1);
-    if (job != NULL && job->text != NULL) {
-        memcpy(job->text, text, strlen(text));
-        return job;
-    }
+    if (job != NULL && job->text != NULL) return memcpy(job->text, text, strlen(text)), job;
     free(job);
     return NULL;
 }
