@@ -36,7 +36,7 @@ libjanus.a: build/library.o ## the library for C programs (janus.h)
 	ar rcs $@ build/library.o
 
 libjanus.so: build/library.o ## the library for other languages
-	name=; [ "`uname -s`" = Darwin ] || name=-Wl,-soname,libjanus.so.1; $(CC) -shared $$name build/library.o -o $@ $(LINK)
+	name=; [ "`uname -s`" = Darwin ] || name=-Wl,-soname,libjanus.so.2; $(CC) -shared $$name build/library.o -o $@ $(LINK)
 
 # A file, so that make -j fetches the headers once.
 build/stb.found: test/setup.sh
@@ -44,7 +44,7 @@ build/stb.found: test/setup.sh
 
 # What is installed: below PREFIX, and below LIBDIR.
 FILES = bin/janus include/janus.h share/janus/tiny.gguf share/janus/tiny.selftest share/doc/janus/LICENSE
-LIBRARIES = libjanus.a libjanus.so libjanus.so.1 libjanus.so.1.* pkgconfig/janus.pc
+LIBRARIES = libjanus.a libjanus.so libjanus.so.2 libjanus.so.2.* pkgconfig/janus.pc
 PLACES = @umask 022; root="$(DESTDIR)$(PREFIX)"; lib="$(DESTDIR)$(LIBDIR)"; \
     version=`sed -n 's/^.define JANUS_VERSION "\(.*\)"/\1/p' janus.h`; set -ex
 
@@ -55,8 +55,8 @@ install: janus libjanus.a libjanus.so ## program, small model, library: PREFIX=/
 	    cp libjanus.a "$$lib/"; cp libjanus.so "$$lib/libjanus.so.$$version"; printf '%s\n' 'prefix=$(PREFIX)' \
 	        'libdir=$(LIBDIR)' 'includedir=$${prefix}/include' '' 'Name: janus' 'Description: Janus-Pro in portable C' \
 	        "Version: $$version" 'Cflags: -I"$${includedir}"' 'Libs: -L"$${libdir}" -ljanus -lm -lpthread' >"$$lib/pkgconfig/janus.pc"; \
-	    (cd "$$root"; chmod 644 $(FILES); chmod 755 bin/janus); cd "$$lib"; ln -sf libjanus.so.$$version libjanus.so.1; \
-	    ln -sf libjanus.so.1 libjanus.so; chmod 644 libjanus.a pkgconfig/janus.pc; chmod 755 libjanus.so.$$version
+	    (cd "$$root"; chmod 644 $(FILES); chmod 755 bin/janus); cd "$$lib"; ln -sf libjanus.so.$$version libjanus.so.2; \
+	    ln -sf libjanus.so.2 libjanus.so; chmod 644 libjanus.a pkgconfig/janus.pc; chmod 755 libjanus.so.$$version
 
 uninstall: ## removes what install put there
 	$(PLACES); (cd "$$root"; rm -f $(FILES); rmdir share/janus share/doc/janus || :); cd "$$lib"; rm -f $(LIBRARIES)

@@ -37,7 +37,7 @@
 extern "C" {
 #endif
 
-#define JANUS_VERSION "1.1.0"
+#define JANUS_VERSION "2.0.0"
 
 /* ---- Errors. Every call that can fail returns a status. After a failure (JANUS_CANCELLED, too) outputs are unchanged
    or zeroed and the session is as before the call. Any call may return JANUS_NO_MEMORY. ---- */

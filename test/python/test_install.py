@@ -16,7 +16,7 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
 VERSION = re.search(r'#define JANUS_VERSION "(.*)"', (ROOT / "janus.h").read_text())[1]
-FILES = ["bin/janus", "include/janus.h", "lib/libjanus.a", "lib/libjanus.so", "lib/libjanus.so.1", f"lib/libjanus.so.{VERSION}",
+FILES = ["bin/janus", "include/janus.h", "lib/libjanus.a", "lib/libjanus.so", "lib/libjanus.so.2", f"lib/libjanus.so.{VERSION}",
          "lib/pkgconfig/janus.pc", "share/janus/tiny.gguf", "share/janus/tiny.selftest", "share/doc/janus/LICENSE"]
 ENVIRONMENT = {key: value for key, value in os.environ.items() if key not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")}
 
@@ -79,9 +79,9 @@ def test_the_installed_texts(stage: Path) -> None:
     licence = (place / "share/doc/janus/LICENSE").read_text()
     assert licence.startswith("MIT License\n\nCopyright (c)") and licence.endswith("DEALINGS IN THE SOFTWARE.\n") and "\n   " not in licence
     assert set(licence.split()) <= set((ROOT / "janus.h").read_text().split())
-    assert os.readlink(place / "lib/libjanus.so") == "libjanus.so.1" and os.readlink(place / "lib/libjanus.so.1") == f"libjanus.so.{VERSION}"
+    assert os.readlink(place / "lib/libjanus.so") == "libjanus.so.2" and os.readlink(place / "lib/libjanus.so.2") == f"libjanus.so.{VERSION}"
     if os.uname().sysname == "Linux":
-        assert b"\0libjanus.so.1\0" in (place / "lib/libjanus.so").read_bytes()
+        assert b"\0libjanus.so.2\0" in (place / "lib/libjanus.so").read_bytes()
 
 
 @pytest.mark.skipif(not shutil.which("pkg-config"), reason="needs pkg-config")
