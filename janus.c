@@ -4970,11 +4970,6 @@ static size_t utf8_valid_prefix(const char *text, size_t length) {
 
 static bool utf8_valid(const char *text, size_t length) { return utf8_valid_prefix(text, length) == length; }
 
-/* Bytes of the byte order mark that a text begins with, 3 or 0: it is not part of the text. */
-static size_t mark_size(const char *text, size_t length) {
-    return length >= 3 && memcmp(text, "\xEF\xBB\xBF", 3) == 0 ? 3 : 0;
-}
-
 /* The character at text[*at]; *at moves past it. The text must be valid. */
 static uint32_t utf8_next(const char *text, size_t *at) {
     const uint8_t *bytes = (const uint8_t *)text + *at;
@@ -8816,6 +8811,11 @@ static JanusStatus open_model(Program *program, unsigned command, const char *pr
     program->tap.filter = line->trace;
     options.tap = line->dump != NULL || line->trace != NULL || command == FOR_SELFTEST ? on_tap : NULL;
     return janus_session_new(program->model, &options, &program->session, &program->error);
+}
+
+/* Bytes of the byte order mark that a text begins with, 3 or 0: it is not part of the text. */
+static size_t mark_size(const char *text, size_t length) {
+    return length >= 3 && memcmp(text, "\xEF\xBB\xBF", 3) == 0 ? 3 : 0;
 }
 
 /* Reads `path`, or stdin for "-", to the end. Of a text (no zero bytes), a byte order mark is left out. False after a
