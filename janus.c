@@ -275,13 +275,14 @@ static void copy(const Context *cx, float *out, const float *x, int64_t n);
 /* out (cols) = one row of a table */
 static void weight_row(float *out, const Weight *w, int64_t row);
 
-/* Keys and values of one sequence. Invariant: position p of head g of a layer lies at (g * capacity + p) * d, and
-   positions from `length` on are undefined; all layers are equally long. */
+/* Keys and values of one sequence. Invariant: the value of position p of head g of a layer lies at (g * capacity + p) *
+   d; KEY_BLOCK keys lie side by side, (G, capacity / KEY_BLOCK, d, KEY_BLOCK), so that a vector holds one element of
+   many keys. Positions from `length` on are undefined; all layers are equally long. */
 enum { KEY_BLOCK = 32 };
 typedef struct {
-    int64_t length, capacity; /* positions */
+    int64_t length, capacity; /* positions; capacity is a multiple of KEY_BLOCK */
     int layers, type;         /* TYPE_F32, or TYPE_F16 for half the memory */
-    void **keys, **values;    /* (layers)(G, capacity, d) */
+    void **keys, **values;    /* (layers), each all heads */
 } KvCache;
 
 /* A sequence may continue a shared prefix: all pictures of a drawing share its prompt. */
@@ -2474,6 +2475,8 @@ static void weight_row(float *out, const Weight *w, int64_t row) {
       or which stand beside it: columns come in panels of PANEL; a panel's products are added up in one fixed order,
       and its sum is added to the sum of the panels before it, the first panel's to the bias. So a picture's ids are the
       same whatever is drawn beside it.
+
+      Refuse a gain under 10 % of a stage that makes this code harder to read.
 
       To add an instruction set (the shortest example is WebAssembly's simd128; test/c/toy_kernels.h is one in plain C):
         1  Detection: above the pass, HAVE_..._KERNELS and the header with the intrinsics, where the compiler can make
