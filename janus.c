@@ -1461,21 +1461,21 @@ static bool file_identity(const char *path, uint64_t identity[2]) {
 }
 #endif
 
-static int file_map(const char *path, FileImage *image) {
+static bool file_map(const char *path, FileImage *image) {
     HANDLE file = open_handle(path, GENERIC_READ), mapping = NULL;
     LARGE_INTEGER size;
-    if (file == INVALID_HANDLE_VALUE) return -1;
+    if (file == INVALID_HANDLE_VALUE) return false;
 #if !defined(JANUS_NO_MMAP)
     if (GetFileSizeEx(file, &size) && size.QuadPart > 0 && (uint64_t)size.QuadPart <= SIZE_MAX)
         mapping = CreateFileMappingW(file, NULL, PAGE_READONLY, 0, 0, NULL);
 #endif
     CloseHandle(file);
-    if (mapping == NULL) return 1;
+    if (mapping == NULL) return false;
     image->bytes = MapViewOfFile(mapping, FILE_MAP_READ, 0, 0, 0);
     CloseHandle(mapping);
     image->size = (size_t)size.QuadPart;
     image->mapped = image->bytes != NULL;
-    return image->mapped ? 0 : 1;
+    return image->mapped;
 }
 
 static void file_unmap(FileImage *image) { UnmapViewOfFile(image->bytes); }
@@ -1597,26 +1597,22 @@ static bool file_identity(const char *path, uint64_t identity[2]) {
 }
 #endif
 
-/* Maps `path`. Returns 0; 1 if it cannot be mapped but perhaps read; -1 if it cannot be opened. */
-static int file_map(const char *path, FileImage *image) {
+/* Maps `path`. False if it cannot be mapped: perhaps it can be read. */
+static bool file_map(const char *path, FileImage *image) {
 #if !defined(JANUS_NO_MMAP)
     struct stat status;
     void *view = MAP_FAILED;
     const int file = open(path, O_RDONLY);
-    if (file < 0) return -1;
+    if (file < 0) return false;
     if (fstat(file, &status) == 0 && S_ISREG(status.st_mode) && status.st_size > 0 &&
         (uintmax_t)status.st_size <= SIZE_MAX)
         view = mmap(NULL, (size_t)status.st_size, PROT_READ, MAP_PRIVATE, file, 0);
     close(file);
-    if (view == MAP_FAILED) return 1;
-    image->bytes = view;
-    image->size = (size_t)status.st_size;
-    image->mapped = true;
-    return 0;
+    if (view != MAP_FAILED) *image = (FileImage){view, (size_t)status.st_size, true};
 #else
-    (void)path, (void)image;
-    return 1;
+    (void)path;
 #endif
+    return image->mapped;
 }
 
 static void file_unmap(FileImage *image) {
@@ -1827,20 +1823,21 @@ static void *grow(void *array, size_t *capacity, size_t count, size_t size) {
     return grown;
 }
 
-typedef struct { /* a growing text or file, without a zero byte at its end; all zeros at first */
+typedef struct { /* a growing text or file, with a zero byte behind it once something was added; all zeros at first */
     char *text;
     size_t length, capacity;
     bool failed; /* memory was short */
 } TextBuffer;
 
 static void text_add(TextBuffer *buffer, const void *text, size_t length) {
-    if (buffer->failed || length == 0) return;
-    char *grown = grow(buffer->text, &buffer->capacity, buffer->length + length, 1);
+    if (buffer->failed) return;
+    char *grown = grow(buffer->text, &buffer->capacity, buffer->length + length + 1, 1);
     buffer->failed = grown == NULL;
     if (buffer->failed) return;
     buffer->text = grown;
-    memcpy(buffer->text + buffer->length, text, length);
+    if (length > 0) memcpy(buffer->text + buffer->length, text, length);
     buffer->length += length;
+    buffer->text[buffer->length] = 0;
 }
 
 static void text_free(TextBuffer *buffer) {
@@ -1861,10 +1858,10 @@ static void text_print(TextBuffer *buffer, const char *format, ...) {
 }
 #endif
 
-/* Scratch memory as a stack of blocks. */
+/* Scratch memory as a stack of blocks, each behind a header. */
 struct ArenaBlock {
-    struct ArenaBlock *below;
-    void *memory;
+    ArenaBlock *below;
+    void *padding; /* keeps the memory behind it aligned */
 };
 
 typedef struct {
@@ -1872,17 +1869,12 @@ typedef struct {
 } Arena;
 
 static void *arena_allocate(Arena *arena, int64_t count, size_t size) {
-    ArenaBlock *block = malloc(sizeof *block);
-    void *memory = allocate(count, size);
-    if (block == NULL || memory == NULL) {
-        free(block);
-        free(memory);
-        return NULL;
-    }
+    const int64_t bytes = checked_sum(checked_product(count, (int64_t)size, 1), sizeof(ArenaBlock));
+    ArenaBlock *block = allocate(bytes, 1);
+    if (block == NULL) return NULL;
     block->below = arena->top;
-    block->memory = memory;
     arena->top = block;
-    return memory;
+    return block + 1;
 }
 
 /* Frees all that was allocated since `mark`. */
@@ -1890,7 +1882,6 @@ static void arena_release(Arena *arena, const ArenaBlock *mark) {
     while (arena->top != mark) {
         ArenaBlock *block = arena->top;
         arena->top = block->below;
-        free(block->memory);
         free(block);
     }
 }
@@ -1908,34 +1899,24 @@ static void file_image_free(FileImage *image) {
 /* Reads `file` to the end, at most `limit` bytes, and puts a zero byte after them. Returns 0 or -1 (EFBIG: longer than
    `limit`). */
 static int stream_read(FILE *file, size_t limit, FileImage *image) {
-    size_t size = 0, capacity = 0;
-    uint8_t *bytes = NULL;
+    TextBuffer read = {0};
+    char part[16384];
     int failure = 0;
-    while (failure == 0) {
-        uint8_t *grown = grow(bytes, &capacity, size + 32768, 1);
-        if (grown == NULL) {
-            failure = ENOMEM;
-            break;
-        }
-        bytes = grown;
+    for (bool ended = false; failure == 0 && !ended;) {
         errno = 0;
-        const size_t got = fread(bytes + size, 1, capacity - size - 1, file);
-        size += got;
-        if (size > limit) failure = EFBIG;
+        const size_t got = fread(part, 1, sizeof part, file);
+        text_add(&read, part, got);
+        if (read.failed) failure = ENOMEM;
+        else if (read.length > limit) failure = EFBIG;
         else if (ferror(file) && errno == EINTR) clearerr(file); /* a signal came: what was read counts, go on */
         else if (ferror(file)) failure = errno_or(EIO);
-        else if (got == 0) break;
+        else ended = got == 0;
     }
-    if (failure != 0) {
-        free(bytes);
-        errno = failure;
-        return -1;
-    }
-    bytes[size] = 0;
-    image->bytes = bytes;
-    image->size = size;
-    image->mapped = false;
-    return 0;
+    *image = (FileImage){(uint8_t *)read.text, read.length, false};
+    if (failure == 0) return 0;
+    file_image_free(image);
+    errno = failure;
+    return -1;
 }
 
 /* The same for the file `path`. */
@@ -2027,7 +2008,6 @@ static int output_close(OutputFile *out) {
       thread has picked an id.
    ================================================================================================================== */
 
-/* job(data, chunk) over [0, count) in chunks, by all threads. */
 typedef struct {
     int64_t begin, end;
     int thread; /* that runs it */
@@ -2040,19 +2020,31 @@ enum { MOST_THREADS = 256 };
 #define JANUS_NO_THREADS /* no atomic counters */
 #endif
 
-#if defined(JANUS_NO_THREADS) /* a pool of one thread: the caller's */
-typedef int Thread, Mutex, Condition;
-#define mutex_init(m)        ((void)(m))
-#define mutex_lock(m)        ((void)(m))
-#define mutex_unlock(m)      ((void)(m))
-#define mutex_free(m)        ((void)(m))
-#define condition_init(c)    ((void)(c))
-#define condition_wait(c, m) ((void)(c))
-#define condition_wake_all(c) ((void)(c))
-#define condition_free(c)    ((void)(c))
-#define cpu_relax()          ((void)0)
-#define thread_yield()       ((void)0)
-#elif defined(_WIN32)
+/* Runs the job by the calling thread alone. */
+static void run_alone(Job *job, void *data, int64_t count, int64_t grain) {
+    for (int64_t i = 0; i < count; i += grain) job(data, (Chunk){i, min_i64(count, i + grain), 0});
+}
+
+#if defined(JANUS_NO_THREADS)
+typedef struct {
+    int threads; /* 1 */
+} Pool;
+
+static Pool *pool_create(int threads) {
+    Pool *p = calloc(1, sizeof *p);
+    if (p != NULL) p->threads = 1;
+    return (void)threads, p;
+}
+
+static void pool_free(Pool *p) { free(p); }
+
+static void pool_run(Pool *p, Job *job, void *data, int64_t count, int64_t grain) {
+    (void)p;
+    run_alone(job, data, count, grain);
+}
+
+#else
+#if defined(_WIN32)
 typedef HANDLE Thread;
 typedef SRWLOCK Mutex;
 typedef CONDITION_VARIABLE Condition;
@@ -2096,10 +2088,7 @@ typedef struct {
 } Counter;
 
 /* Sequentially consistent; counter_add returns the old value. */
-#if defined(JANUS_NO_THREADS)
-static long counter_add(Counter *c, long n) { return (c->value += n) - n; }
-static long counter_get(Counter *c) { return c->value; }
-#elif defined(__GNUC__) && !defined(__TINYC__)
+#if defined(__GNUC__) && !defined(__TINYC__)
 static long counter_add(Counter *c, long n) { return __atomic_fetch_add(&c->value, n, __ATOMIC_SEQ_CST); }
 static long counter_get(Counter *c) { return __atomic_load_n(&c->value, __ATOMIC_SEQ_CST); }
 #else
@@ -2112,6 +2101,7 @@ enum { SPINS = 5000, YIELDS = 10000 }; /* about 100 microseconds; a few millisec
 typedef struct Pool Pool;
 
 typedef struct {
+    Counter next; /* chunk of this thread's range */
     Pool *pool;
     int index;
     Thread thread;
@@ -2125,10 +2115,9 @@ struct Pool {
     Job *job;
     void *data;
     int64_t count, grain;
-    Counter *next; /* (threads): the next chunk of each thread's range */
     Mutex mutex;
     Condition changed;
-    Worker *workers; /* (threads - 1) */
+    Worker workers[]; /* (threads) */
 };
 
 static void wait_until(Pool *p, Counter *counter, long value, int yields) {
@@ -2167,7 +2156,7 @@ static void run_chunks(Pool *p, int thread) {
     for (int n = 0; n < p->threads; n++) {
         int owner = (thread + n) % p->threads; /* first oneself */
         int64_t end = range_start(p, owner + 1);
-        Counter *next = &p->next[owner];
+        Counter *next = &p->workers[owner].next;
         for (int64_t i; counter_get(next) < end && (i = counter_add(next, 1)) < end;)
             p->job(p->data, (Chunk){i * p->grain, min_i64(p->count, (i + 1) * p->grain), thread});
     }
@@ -2184,10 +2173,7 @@ static void worker_loop(const Worker *worker) {
     }
 }
 
-#if defined(JANUS_NO_THREADS)
-static bool thread_start(Worker *w) { return (void)w, (void)worker_loop, false; }
-static void thread_join(Worker *w) { (void)w; }
-#elif defined(_WIN32)
+#if defined(_WIN32)
 static DWORD WINAPI worker_main(void *worker) { return worker_loop(worker), 0; }
 static bool thread_start(Worker *w) { return (w->thread = CreateThread(NULL, 0, worker_main, w, 0, NULL)) != NULL; }
 static void thread_join(Worker *w) {
@@ -2208,7 +2194,7 @@ static void start_workers(Pool *p, int threads) {
     mutex_init(&p->mutex);
     condition_init(&p->changed);
     for (p->threads = 1; p->threads < threads; p->threads++) {
-        Worker *w = &p->workers[p->threads - 1];
+        Worker *w = &p->workers[p->threads];
         w->pool = p;
         w->index = p->threads;
         if (!thread_start(w)) break;
@@ -2217,18 +2203,8 @@ static void start_workers(Pool *p, int threads) {
 
 /* NULL: no memory. */
 static Pool *pool_create(int threads) {
-    Pool *p = calloc(1, sizeof *p);
-    Worker *workers = calloc((size_t)threads, sizeof *workers);
-    Counter *next = calloc((size_t)threads, sizeof *next);
-    if (p == NULL || workers == NULL || next == NULL) {
-        free(next);
-        free(workers);
-        free(p);
-        return NULL;
-    }
-    p->workers = workers;
-    p->next = next;
-    start_workers(p, threads);
+    Pool *p = calloc(1, sizeof *p + (size_t)threads * sizeof *p->workers);
+    if (p != NULL) start_workers(p, threads);
     return p;
 }
 
@@ -2237,12 +2213,10 @@ static void pool_free(Pool *p) {
     if (p->process == process_id()) {
         counter_add(&p->quit, 1);
         start_round(p);
-        for (int i = 1; i < p->threads; i++) thread_join(&p->workers[i - 1]);
+        for (int i = 1; i < p->threads; i++) thread_join(&p->workers[i]);
         condition_free(&p->changed);
         mutex_free(&p->mutex);
     }
-    free(p->next);
-    free(p->workers);
     free(p);
 }
 
@@ -2250,7 +2224,7 @@ static void pool_free(Pool *p) {
 static void pool_run(Pool *p, Job *job, void *data, int64_t count, int64_t grain) {
     grain = max_i64(grain, count / (1 << 30) + 1); /* chunk numbers fit a long */
     if (p->threads == 1 || count <= grain) {
-        for (int64_t i = 0; i < count; i += grain) job(data, (Chunk){i, min_i64(count, i + grain), 0});
+        run_alone(job, data, count, grain);
         return;
     }
     if (p->process != process_id()) start_workers(p, p->threads);
@@ -2258,12 +2232,13 @@ static void pool_run(Pool *p, Job *job, void *data, int64_t count, int64_t grain
     p->data = data;
     p->count = count;
     p->grain = grain;
-    for (int i = 0; i < p->threads; i++) p->next[i].value = (long)range_start(p, i);
+    for (int i = 0; i < p->threads; i++) p->workers[i].next.value = (long)range_start(p, i);
     p->busy.value = p->threads - 1;
     start_round(p);
     run_chunks(p, 0);
     wait_until(p, &p->busy, 0, 0);
 }
+#endif
 
 /* ==================================================================================================================
    13  Number formats
@@ -4998,32 +4973,27 @@ typedef struct {
     int length;
 } Utf8Stream;
 
-/* Ends the stream: an incomplete character becomes one U+FFFD. Returns the bytes written to `out`, 0 or 3. */
-static size_t utf8_stream_finish(Utf8Stream *stream, char *out) {
-    const size_t written = stream->length > 0 ? 3 : 0;
-    memcpy(out, "\xEF\xBF\xBD", written);
+/* Ends the stream: an incomplete character becomes one U+FFFD. */
+static void utf8_stream_finish(Utf8Stream *stream, TextBuffer *out) {
+    if (stream->length > 0) text_add(out, "\xEF\xBF\xBD", 3);
     stream->length = 0;
-    return written;
 }
 
-/* Sends bytes through the stream; returns the number of bytes of valid UTF-8 written to `out`, at most 3 (length + 1).
-   Every maximal prefix of a character that is not completed becomes one U+FFFD: the practice of the Unicode standard,
-   and so of Rust's from_utf8_lossy, which `tokenizers` uses. */
-static size_t utf8_stream_write(Utf8Stream *stream, const char *bytes, size_t length, char *out) {
-    size_t written = 0;
-    for (size_t i = 0; i < length; i++) {
-        const uint8_t byte = (uint8_t)bytes[i];
+/* Adds the bytes to `out` as valid UTF-8, but for an incomplete character at their end. Every maximal prefix of a
+   character that is not completed becomes one U+FFFD: the practice of the Unicode standard, and so of Rust's
+   from_utf8_lossy, which `tokenizers` uses. */
+static void utf8_stream_write(Utf8Stream *stream, StringView bytes, TextBuffer *out) {
+    for (size_t i = 0; i < bytes.length; i++) {
+        const uint8_t byte = (uint8_t)bytes.text[i];
         if (stream->length > 0 && !utf8_continues(stream->bytes[0], stream->length, byte))
-            written += utf8_stream_finish(stream, out + written);
+            utf8_stream_finish(stream, out);
         stream->bytes[stream->length++] = byte;
         const int size = utf8_size(stream->bytes[0]);
-        if (size == 0) written += utf8_stream_finish(stream, out + written);
+        if (size == 0) utf8_stream_finish(stream, out);
         if (stream->length == 0 || stream->length < size) continue;
-        memcpy(out + written, stream->bytes, (size_t)size);
-        written += (size_t)size;
+        text_add(out, stream->bytes, (size_t)size);
         stream->length = 0;
     }
-    return written;
 }
 
 /* ---- Pre-tokenizer ----
@@ -5119,17 +5089,6 @@ typedef struct {
     bool begins_added[256]; /* the bytes that an added token begins with */
 } Tokenizer;
 
-static void tokenizer_free(Tokenizer *t) {
-    free(t->tokens);
-    free(t->types);
-    free(t->merge_ids);
-    free(t->splits);
-    free(t->bytes);
-    free(t->starts);
-    free(t->merges);
-    free(t->added);
-}
-
 /* Reads a set of `count` ranges from the rules' numbers; false: they end too early or are not ascending. */
 static bool read_set(const Tokenizer *t, CharacterSet *set, uint32_t count, int64_t *at) {
     if (count > (t->split_count - *at) / 2) return false;
@@ -5200,10 +5159,9 @@ static void build_bytes(Context *cx, Tokenizer *t) {
     int16_t byte_of[ALPHABET_SIZE];
     int64_t total = 0;
     for (int32_t id = 0; id < t->vocab_size; id++) total += (int64_t)t->tokens[id].length;
-    t->bytes = allocate(total, 1);
-    t->starts = allocate((int64_t)t->vocab_size + 1, sizeof *t->starts);
-    t->added = allocate(t->vocab_size, sizeof *t->added);
-    if (t->bytes == NULL || t->starts == NULL || t->added == NULL) context_fail_memory(cx);
+    t->bytes = scratch_bytes(cx, total, 1);
+    t->starts = scratch_bytes(cx, (int64_t)t->vocab_size + 1, sizeof *t->starts);
+    t->added = scratch_bytes(cx, t->vocab_size, sizeof *t->added);
     if (has_failed(cx)) return;
     fill_alphabet(byte_of);
     for (int byte = 0; byte < 256; byte++) t->byte_ids[byte] = -1;
@@ -5228,10 +5186,9 @@ static void build_bytes(Context *cx, Tokenizer *t) {
 
 /* The bytes of one token, which need not be complete characters and live as long as the tokenizer. A control token has
    its content, an unused id nothing. NULL if there is no such id. */
-static const char *token_bytes(const Tokenizer *t, int64_t id, size_t *length) {
-    if (id < 0 || id >= t->vocab_size) return NULL;
-    *length = t->starts[id + 1] - t->starts[id];
-    return t->bytes + t->starts[id];
+static StringView token_bytes(const Tokenizer *t, int64_t id) {
+    if (id < 0 || id >= t->vocab_size) return (StringView){NULL, 0};
+    return (StringView){t->bytes + t->starts[id], t->starts[id + 1] - t->starts[id]};
 }
 
 static int compare_merges(const void *left, const void *right) {
@@ -5242,16 +5199,14 @@ static int compare_merges(const void *left, const void *right) {
 
 /* True if the bytes of token ids[2] are those of ids[0] and ids[1]. */
 static bool merge_is_sound(const Tokenizer *t, const uint32_t ids[3]) {
-    const char *bytes[3];
-    size_t length[3] = {0, 0, 0};
-    for (int i = 0; i < 3; i++) bytes[i] = token_bytes(t, ids[i], &length[i]);
-    return bytes[0] != NULL && bytes[1] != NULL && bytes[2] != NULL && length[0] + length[1] == length[2] &&
-           memcmp(bytes[2], bytes[0], length[0]) == 0 && memcmp(bytes[2] + length[0], bytes[1], length[1]) == 0;
+    const StringView left = token_bytes(t, ids[0]), right = token_bytes(t, ids[1]), both = token_bytes(t, ids[2]);
+    return left.text != NULL && right.text != NULL && both.text != NULL && left.length + right.length == both.length &&
+           memcmp(both.text, left.text, left.length) == 0 &&
+           memcmp(both.text + left.length, right.text, right.length) == 0;
 }
 
 static void build_merges(Context *cx, Tokenizer *t) {
-    t->merges = allocate(t->merge_count, sizeof *t->merges);
-    if (t->merges == NULL) context_fail_memory(cx);
+    t->merges = scratch_bytes(cx, t->merge_count, sizeof *t->merges);
     for (int64_t rank = 0; rank < t->merge_count && !has_failed(cx); rank++) {
         const uint32_t *ids = t->merge_ids + 3 * rank;
         if (!merge_is_sound(t, ids))
@@ -5436,27 +5391,20 @@ static void tokenizer_encode(Context *cx, const Tokenizer *t, StringView text, I
 /* Ids to text with a zero byte after its `*length` bytes, which the caller frees. Control tokens are written out. */
 static char *tokenizer_decode(Context *cx, const Tokenizer *t, const int32_t *ids, size_t count, size_t *length) {
     Utf8Stream stream = {{0}, 0};
-    char *text = NULL;
-    size_t capacity = 0, token_length = 0;
-    *length = 0;
-    for (size_t i = 0; i <= count && !has_failed(cx); i++) {
-        const char *bytes = i < count ? token_bytes(t, ids[i], &token_length) : "";
-        char *grown = grow(text, &capacity, *length + 3 * token_length + 4, 1);
-        if (bytes == NULL)
+    TextBuffer text = {0};
+    for (size_t i = 0; i < count && !has_failed(cx); i++) {
+        const StringView bytes = token_bytes(t, ids[i]);
+        if (bytes.text == NULL)
             context_fail(cx, JANUS_BAD_ARGUMENT, "there is no token %ld: ids go from 0 to %ld", (long)ids[i],
                          (long)t->vocab_size - 1);
-        if (grown == NULL) context_fail_memory(cx);
-        else text = grown;
-        if (has_failed(cx)) break;
-        *length += i < count ? utf8_stream_write(&stream, bytes, token_length, text + *length)
-                             : utf8_stream_finish(&stream, text + *length);
+        utf8_stream_write(&stream, bytes, &text);
     }
-    if (has_failed(cx)) {
-        free(text);
-        return NULL;
-    }
-    text[*length] = 0;
-    return text;
+    utf8_stream_finish(&stream, &text);
+    text_add(&text, "", 0); /* not NULL without ids */
+    if (text.failed) context_fail_memory(cx);
+    if (has_failed(cx)) text_free(&text);
+    *length = text.length;
+    return text.text;
 }
 
 /* ==================================================================================================================
@@ -5487,28 +5435,25 @@ typedef struct {
     bool used;
 } TensorInfo;
 
-typedef struct {
-    FileImage image;
-    Metadata *metadata;
-    int64_t metadata_count;
-    TensorInfo *tensors;
-    int64_t tensor_count;
-} ModelFile;
-
-/* The file that a model's weights point into, and the tokenizer. */
+/* The file that a model's weights point into, the tokenizer, and the memory of all that was made of the file. */
 typedef struct Storage {
-    ModelFile file;
+    FileImage file;
+    Arena memory;
     char *name;
     int64_t parameters;
     Tokenizer tokenizer;
 } Storage;
 
-/* Reads a model file; after the first failure all calls do nothing. janus_load puts the path in front of messages. */
+/* Reads a model file; after the first failure all calls do nothing. The context's scratch memory becomes the model's.
+   janus_load puts the path in front of messages. */
 typedef struct {
     Context cx;
     const char *path;
     JanusModel *model;
-    ModelFile *file;
+    FileImage *file;
+    Metadata *metadata;
+    TensorInfo *tensors;
+    int64_t metadata_count, tensor_count;
     char prefix[NAME_LIMIT]; /* of the tensors that are read now, as in "vit.blk.3." */
 } Loader;
 
@@ -5600,12 +5545,13 @@ static bool read_tensor_info(Cursor *cursor, TensorInfo *tensor) {
     tensor->offset = cursor_number(cursor, 8);
     const int64_t cols = tensor->shape[tensor->dims - 1], row = type_row_bytes(tensor->type, cols);
     tensor->bytes = (uint64_t)checked_product(count / cols, row, 1);
+    tensor->used = false;
     return !cursor->bad && row > 0 && (int64_t)tensor->bytes >= 0;
 }
 
-static const Metadata *find_metadata(const ModelFile *file, const char *key) {
-    for (int64_t i = 0; i < file->metadata_count; i++)
-        if (view_is(file->metadata[i].key, key)) return &file->metadata[i];
+static const Metadata *find_metadata(const Loader *l, const char *key) {
+    for (int64_t i = 0; i < l->metadata_count; i++)
+        if (view_is(l->metadata[i].key, key)) return &l->metadata[i];
     return NULL;
 }
 
@@ -5617,7 +5563,7 @@ static StringView string_of(const Metadata *entry) {
 static const Metadata *need_entry(Loader *l, const char *key, uint32_t type, bool is_array) {
     static const uint8_t zeros[8] = {0};
     static const Metadata nothing = {.value = zeros};
-    const Metadata *entry = find_metadata(l->file, key);
+    const Metadata *entry = find_metadata(l, key);
     if (entry != NULL && entry->type == type && entry->is_array == is_array) return entry;
     bad_model(l, "the metadata %s is missing or has another type: convert the checkpoint again", key);
     return &nothing;
@@ -5631,37 +5577,44 @@ static void require(Loader *l, bool good, const char *words) {
     if (!good) bad_model(l, "%s", words);
 }
 
-/* Files that users pass in place of a model file, often a part of the checkpoint, by their first bytes. */
-static const struct {
+/* A kind of file by its first bytes. */
+typedef struct {
     size_t at, length;
-    const char *bytes, *what;
-    bool of_checkpoint; /* convert.py reads it */
-} FOREIGN_FILES[] = {
-    {0, 40, "version https://git-lfs.github.com/spec/", "a Git LFS pointer: run git lfs pull, or hf download", false},
-    {6, 3, "\0\0{", "a safetensors file", true},
-    {0, 4, "PK\3\4", "a zip archive, as PyTorch's files are", true},
-    {0, 1, "\x80", "a pickle, as PyTorch's old files are", true},
-    {0, 1, "{", "a JSON file", true},
-    {0, 1, "<", "a web page: the download went wrong", false},
-    {0, 2, "\x1F\x8B", "a packed file: unpack it", false},
-    {0, 4, "lmgg", "a file of llama.cpp from before GGUF", false},
-    {0, 4, "tjgg", "a file of llama.cpp from before GGUF", false},
+    const char *bytes, *what, *remedy;
+} Signature;
+
+/* The row that the file begins with, NULL if there is none. The last row has no bytes. */
+static const Signature *find_signature(const Signature *row, const uint8_t *file, size_t size) {
+    for (; row->bytes != NULL; row++)
+        if (size >= row->at + row->length && memcmp(file + row->at, row->bytes, row->length) == 0) return row;
+    return NULL;
+}
+
+/* Files that users pass in place of a model file, often a part of the checkpoint; without a remedy: convert.py reads
+   it. */
+static const Signature FOREIGN_FILES[] = {
+    {0, 40, "version https://git-lfs.github.com/spec/", "a Git LFS pointer", "run git lfs pull, or hf download"},
+    {6, 3, "\0\0{", "a safetensors file", NULL},
+    {0, 4, "PK\3\4", "a zip archive, as PyTorch's files are", NULL},
+    {0, 1, "\x80", "a pickle, as PyTorch's old files are", NULL},
+    {0, 1, "{", "a JSON file", NULL},
+    {0, 1, "<", "a web page", "the download went wrong"},
+    {0, 2, "\x1F\x8B", "a packed file", "unpack it"},
+    {0, 4, "lmgg", "a file of llama.cpp from before GGUF", "make one with convert.py"},
+    {0, 4, "tjgg", "a file of llama.cpp from before GGUF", "make one with convert.py"},
+    {0, 0, NULL, NULL, NULL},
 };
 
 static void fail_foreign_file(Loader *l) {
-    const FileImage file = l->file->image;
+    const Signature *found = find_signature(FOREIGN_FILES, l->file->bytes, l->file->size);
     int folder = 0; /* length of the path of the file's folder */
     for (int i = 0; l->path[i] != 0; i++)
         if (l->path[i] == '/' || l->path[i] == '\\') folder = i == 0 ? 1 : i;
-    for (size_t i = 0; i < sizeof FOREIGN_FILES / sizeof *FOREIGN_FILES; i++) {
-        const size_t at = FOREIGN_FILES[i].at, length = FOREIGN_FILES[i].length;
-        if (file.size < at + length || memcmp(file.bytes + at, FOREIGN_FILES[i].bytes, length) != 0) continue;
-        if (FOREIGN_FILES[i].of_checkpoint)
-            bad_model(l, "not a model file but %s: make one of its checkpoint with python convert.py %.*s -o "
-                      "janus.gguf", FOREIGN_FILES[i].what, folder > 0 ? folder : 1, folder > 0 ? l->path : ".");
-        bad_model(l, "not a model file but %s", FOREIGN_FILES[i].what);
-    }
-    bad_model(l, "not a model file (no GGUF header): make one with convert.py");
+    if (found == NULL) bad_model(l, "not a model file (no GGUF header): make one with convert.py");
+    else if (found->remedy != NULL) bad_model(l, "not a model file but %s: %s", found->what, found->remedy);
+    else
+        bad_model(l, "not a model file but %s: make one of its checkpoint with python convert.py %.*s -o janus.gguf",
+                  found->what, folder > 0 ? folder : 1, folder > 0 ? l->path : ".");
 }
 
 static void read_header(Loader *l, Cursor *cursor) {
@@ -5675,13 +5628,15 @@ static void read_header(Loader *l, Cursor *cursor) {
         bad_model(l, "GGUF version %lu; this program reads version 3", (unsigned long)load_number(version, 4, false));
     else if (tensors > TENSOR_LIMIT || entries > METADATA_LIMIT)
         bad_model(l, "damaged: its counts of tensors or metadata are absurd");
-    l->file->tensor_count = has_failed(&l->cx) ? 0 : (int64_t)tensors;
-    l->file->metadata_count = has_failed(&l->cx) ? 0 : (int64_t)entries;
+    l->tensor_count = (int64_t)tensors;
+    l->metadata_count = (int64_t)entries;
+    l->metadata = scratch_bytes(&l->cx, l->metadata_count, sizeof *l->metadata);
+    l->tensors = scratch_bytes(&l->cx, l->tensor_count, sizeof *l->tensors);
 }
 
 /* Refuses a GGUF file of another program, such as llama.cpp's, by the architecture that it names. */
 static void check_architecture(Loader *l) {
-    const Metadata *entry = find_metadata(l->file, "general.architecture");
+    const Metadata *entry = find_metadata(l, "general.architecture");
     const bool known = entry != NULL && entry->type == GGUF_STRING && !entry->is_array;
     const StringView name = known ? string_of(entry) : (StringView){"", 0};
     if (!view_is(name, "janus"))
@@ -5693,20 +5648,19 @@ static void check_architecture(Loader *l) {
 /* Reads metadata and tensors. Offsets in the table count from the aligned end of the header; they become places in the
    file. */
 static void read_tables(Loader *l, Cursor *cursor) {
-    ModelFile *file = l->file;
-    for (int64_t i = 0; i < file->metadata_count; i++) read_metadata_entry(cursor, &file->metadata[i]);
+    for (int64_t i = 0; i < l->metadata_count; i++) read_metadata_entry(cursor, &l->metadata[i]);
     if (cursor->bad) {
         bad_model(l, "truncated or damaged: its metadata runs over the end");
         return;
     }
     check_architecture(l);
     require(l, need_number(l, "general.alignment", GGUF_U32, 4) == 64, "general.alignment is not 64");
-    for (int64_t i = 0; i < file->tensor_count && !has_failed(&l->cx); i++)
-        if (!read_tensor_info(cursor, &file->tensors[i]))
+    for (int64_t i = 0; i < l->tensor_count && !has_failed(&l->cx); i++)
+        if (!read_tensor_info(cursor, &l->tensors[i]))
             bad_model(l, "truncated or damaged: entry %d of its tensor table is malformed", (int)i);
-    const uint64_t size = file->image.size, start = ((uint64_t)cursor->at + 63) / 64 * 64;
-    for (int64_t i = 0; i < file->tensor_count && !has_failed(&l->cx); i++) {
-        TensorInfo *tensor = &file->tensors[i];
+    const uint64_t size = l->file->size, start = ((uint64_t)cursor->at + 63) / 64 * 64;
+    for (int64_t i = 0; i < l->tensor_count && !has_failed(&l->cx); i++) {
+        TensorInfo *tensor = &l->tensors[i];
         if (start > size || tensor->offset % 64 != 0 || tensor->offset > size - start ||
             tensor->bytes > size - start - tensor->offset)
             bad_model(l, "truncated or damaged: tensor %.*s lies outside the file", (int)tensor->name.length,
@@ -5716,16 +5670,15 @@ static void read_tables(Loader *l, Cursor *cursor) {
 }
 
 /* Maps or reads the bytes of the file. */
-static void load_file_image(Loader *l, FileImage *image) {
+static void load_file(Loader *l) {
     const bool folder = path_is_folder(l->path), special = path_is_special(l->path);
     if (folder || special)
         context_fail(&l->cx, JANUS_IO_ERROR, "a %s: name the .gguf file that convert.py wrote",
                      folder ? "folder" : "device or pipe");
     if (has_failed(&l->cx)) return;
-    int mapped = big_endian() ? 1 : file_map(l->path, image);
-    if (mapped == 1) mapped = file_read(l->path, SIZE_MAX - 1, image);
-    if (mapped != 0 && errno == ENOMEM) context_fail_memory(&l->cx);
-    else if (mapped != 0) context_fail(&l->cx, JANUS_IO_ERROR, "cannot read the model: %s", strerror(errno));
+    if ((!big_endian() && file_map(l->path, l->file)) || file_read(l->path, SIZE_MAX - 1, l->file) == 0) return;
+    if (errno == ENOMEM) context_fail_memory(&l->cx);
+    context_fail(&l->cx, JANUS_IO_ERROR, "cannot read the model: %s", strerror(errno));
 }
 
 /* ---- Required contents: the sizes, then every weight with its shape ---- */
@@ -5747,12 +5700,11 @@ static int need_numbers(Loader *l, const char *key, uint32_t type, int low, int 
     return count;
 }
 
-/* A copy of an array of 32-bit numbers; NULL and a count of 0 if it is absent, as GGUF has no empty arrays. */
+/* A copy of an array of 32-bit numbers; a count of 0 if it is absent, as GGUF has no empty arrays. */
 static uint32_t *copy_numbers(Loader *l, const char *key, uint32_t type, int64_t *count) {
-    const Metadata *entry = find_metadata(l->file, key) == NULL ? NULL : need_entry(l, key, type, true);
+    const Metadata *entry = find_metadata(l, key) == NULL ? NULL : need_entry(l, key, type, true);
     *count = entry == NULL ? 0 : (int64_t)entry->count;
-    uint32_t *numbers = *count == 0 ? NULL : allocate(*count, sizeof *numbers);
-    if (*count > 0 && numbers == NULL) context_fail_memory(&l->cx);
+    uint32_t *numbers = scratch_bytes(&l->cx, *count, sizeof *numbers);
     for (int64_t i = 0; i < *count && numbers != NULL; i++) numbers[i] = array_item(entry, i);
     return numbers;
 }
@@ -5767,14 +5719,12 @@ static StringView need_text(Loader *l, const char *key) {
 /* The model's name, for people, with a zero byte after it. */
 static void copy_name(Loader *l) {
     const StringView name = need_text(l, "general.name");
-    char *copy = allocate((int64_t)name.length + 1, 1);
+    char *copy = scratch_bytes(&l->cx, (int64_t)name.length + 1, 1);
     l->model->storage->name = copy;
-    if (copy == NULL) context_fail_memory(&l->cx);
-    else {
-        memcpy(copy, name.text, name.length);
-        copy[name.length] = 0;
-        clean_controls(copy, name.length, 0);
-    }
+    if (copy == NULL) return;
+    memcpy(copy, name.text, name.length);
+    copy[name.length] = 0;
+    clean_controls(copy, name.length, 0);
 }
 
 /* Integers of the metadata with their limits. High 0: a positive float32; -1: a token id. */
@@ -5896,8 +5846,8 @@ static void enter(Loader *l, const char *format, ...) {
 
 /* The file's float32 numbers are little-endian; a big-endian machine turns them round, once, in its own copy. All other
    types are read byte by byte. */
-static void make_native(ModelFile *file, const TensorInfo *tensor) {
-    uint8_t *bytes = file->image.bytes + tensor->offset;
+static void make_native(FileImage *file, const TensorInfo *tensor) {
+    uint8_t *bytes = file->bytes + tensor->offset;
     for (uint64_t at = 0; at < tensor->bytes && tensor->type == TYPE_F32 && big_endian(); at += 4) {
         const uint32_t bits = (uint32_t)load_number(bytes + at, 4, false);
         memcpy(bytes + at, &bits, sizeof bits);
@@ -5910,8 +5860,8 @@ static const void *need_tensor(Loader *l, const char *name, const char *part, in
     char full[2 * NAME_LIMIT];
     if (has_failed(&l->cx)) return NULL;
     snprintf(full, sizeof full, "%s%s%s", l->prefix, name, part);
-    for (int64_t i = 0; i < l->file->tensor_count; i++) {
-        TensorInfo *tensor = &l->file->tensors[i];
+    for (int64_t i = 0; i < l->tensor_count; i++) {
+        TensorInfo *tensor = &l->tensors[i];
         if (!view_is(tensor->name, full)) continue;
         bool same = tensor->dims == dims && (dims > 1 || tensor->type == TYPE_F32);
         for (int k = 0; same && k < dims; k++) same = tensor->shape[k] == shape[k];
@@ -5921,7 +5871,7 @@ static const void *need_tensor(Loader *l, const char *name, const char *part, in
         *type = tensor->type;
         l->model->storage->parameters +=
             checked_product(tensor->shape[0] * tensor->shape[1], tensor->shape[2], tensor->shape[3]);
-        return l->file->image.bytes + tensor->offset;
+        return l->file->bytes + tensor->offset;
     }
     bad_model(l, "missing tensor %s: convert the checkpoint again", full);
     return NULL;
@@ -5997,8 +5947,8 @@ static void need_transformer(Loader *l) {
     m->output_norm = need_vector(l, "output_norm", ".weight", hidden);
     /* a checkpoint with tied embeddings has no matrix of its own for the LM head */
     m->lm_head = m->token_embed;
-    for (int64_t i = 0; i < l->file->tensor_count; i++)
-        if (view_is(l->file->tensors[i].name, "output.weight"))
+    for (int64_t i = 0; i < l->tensor_count; i++)
+        if (view_is(l->tensors[i].name, "output.weight"))
             m->lm_head = need_matrix(l, "output", ".weight", c->vocab, hidden);
     for (int i = 0; i < c->layers && !has_failed(&l->cx); i++) {
         TransformerBlock *block = &m->blocks[i];
@@ -6087,9 +6037,9 @@ static void need_generation(Loader *l) {
 }
 
 static void need_every_tensor_used(Loader *l) {
-    for (int64_t i = 0; i < l->file->tensor_count; i++) {
-        const StringView name = l->file->tensors[i].name;
-        if (!l->file->tensors[i].used)
+    for (int64_t i = 0; i < l->tensor_count; i++) {
+        const StringView name = l->tensors[i].name;
+        if (!l->tensors[i].used)
             bad_model(l, "unknown or duplicate tensor %.*s: convert the checkpoint again", (int)name.length, name.text);
     }
 }
@@ -6106,10 +6056,9 @@ static void need_tokenizer(Loader *l) {
     require(l, (int64_t)tokens->count == t->vocab_size, "tokenizer.ggml.tokens is not janus.vocab_size names");
     require(l, types == t->vocab_size, "tokenizer.ggml.token_type is not janus.vocab_size numbers");
     require(l, merge_ids % 3 == 0 && t->merge_count <= INT32_MAX, "janus.tokenizer.merges is not three ids a merge");
-    t->tokens = allocate(t->vocab_size, sizeof *t->tokens);
-    if (t->tokens == NULL) context_fail_memory(&l->cx);
+    t->tokens = scratch_bytes(&l->cx, t->vocab_size, sizeof *t->tokens);
     if (has_failed(&l->cx)) return;
-    Cursor cursor = {l->file->image.bytes, l->file->image.size, (size_t)(tokens->value - l->file->image.bytes), false};
+    Cursor cursor = {l->file->bytes, l->file->size, (size_t)(tokens->value - l->file->bytes), false};
     for (int32_t i = 0; i < t->vocab_size; i++) t->tokens[i] = cursor_string(&cursor);
     tokenizer_build(&l->cx, t);
 }
@@ -6117,12 +6066,8 @@ static void need_tokenizer(Loader *l) {
 /* Every weight; the layers are allocated first. */
 static void need_weights(Loader *l) {
     JanusModel *m = l->model;
-    m->vit_blocks = calloc((size_t)m->config.vit_layers, sizeof *m->vit_blocks);
-    m->blocks = calloc((size_t)m->config.layers, sizeof *m->blocks);
-    if (m->vit_blocks == NULL || m->blocks == NULL) {
-        context_fail_memory(&l->cx);
-        return;
-    }
+    m->vit_blocks = scratch_bytes(&l->cx, m->config.vit_layers, sizeof *m->vit_blocks);
+    m->blocks = scratch_bytes(&l->cx, m->config.layers, sizeof *m->blocks);
     need_vision(l);
     need_adaptor(l, "aligner", m->aligner, m->config.aligner_depth, m->config.vit_width);
     need_transformer(l);
@@ -6133,13 +6078,9 @@ static void need_weights(Loader *l) {
 
 /* Fills in l->model from the file l->path. If this fails, janus_free frees what there is. */
 static void read_model(Loader *l) {
-    ModelFile *file = l->file;
-    load_file_image(l, &file->image);
-    Cursor cursor = {.bytes = file->image.bytes, .size = file->image.size};
+    load_file(l);
+    Cursor cursor = {.bytes = l->file->bytes, .size = l->file->size};
     if (!has_failed(&l->cx)) read_header(l, &cursor);
-    file->metadata = calloc((size_t)file->metadata_count + 1, sizeof *file->metadata);
-    file->tensors = calloc((size_t)file->tensor_count + 1, sizeof *file->tensors);
-    if (file->metadata == NULL || file->tensors == NULL) context_fail_memory(&l->cx);
     if (!has_failed(&l->cx)) read_tables(l, &cursor);
     if (!has_failed(&l->cx)) need_config(l);
     if (!has_failed(&l->cx)) check_config(l);
@@ -6216,61 +6157,45 @@ static void tokenize(Context *cx, const JanusModel *m, StringView text, IdList *
 }
 
 struct Answer {
-    char *text;
-    size_t length, capacity;
+    TextBuffer text;
     Utf8Stream stream;
 };
 
 /* An empty answer is allocated before anything changes, so that it cannot fail at the end. */
 static bool answer_begin(Answer *answer) {
     memset(answer, 0, sizeof *answer);
-    answer->text = calloc(1, 1);
-    answer->capacity = 1;
-    return answer->text != NULL;
+    text_add(&answer->text, "", 0);
+    return !answer->text.failed;
 }
 
-static bool answer_is_empty(const Answer *answer) { return answer->length == 0; }
+static bool answer_is_empty(const Answer *answer) { return answer->text.length == 0; }
 
 /* The text without white space at its end, which the caller frees. */
 static char *answer_take(Answer *answer) {
-    char *text = answer->text;
-    text[strip(text, answer->length).length] = 0;
-    answer->text = NULL;
+    char *text = answer->text.text;
+    text[strip(text, answer->text.length).length] = 0;
+    answer->text.text = NULL;
     return text;
 }
 
-/* Adds valid UTF-8 to the answer and hands it to the caller; white space before the first word is left out. */
-static void answer_emit(Context *cx, Answer *answer, const char *text, size_t length) {
-    if (answer->length == 0) {
-        const StringView stripped = strip(text, length);
-        length = stripped.length == 0 ? 0 : length - (size_t)(stripped.text - text);
-        text = stripped.text;
-    }
-    if (length == 0) return;
-    char *grown = grow(answer->text, &answer->capacity, answer->length + length + 1, 1);
-    if (grown == NULL) {
-        context_fail_memory(cx);
-        return;
-    }
-    answer->text = grown;
-    memcpy(answer->text + answer->length, text, length);
-    answer->length += length;
-    if (cx->options.text != NULL && cx->options.text(cx->options.user, text, length) != 0)
-        context_fail(cx, JANUS_CANCELLED, "stopped on request while answering");
-}
-
-/* Adds one token to the answer; `id` < 0 ends it. Special tokens say nothing. */
+/* Adds one token to the answer and hands the new text to the caller; `id` < 0 ends the answer. Special tokens say
+   nothing, and white space before the first word is left out. */
 static void answer_token(Context *cx, const JanusModel *m, Answer *answer, int32_t id) {
-    size_t length = 0;
-    const char *bytes = token_bytes(&m->storage->tokenizer, id, &length);
-    if (id >= 0 && m->storage->tokenizer.types[id] == KIND_CONTROL) return;
-    const ArenaBlock *mark = scratch_mark(cx);
-    char *text = scratch_bytes(cx, checked_product((int64_t)length + 1, 3, 1), 1);
-    if (text == NULL) return;
-    length = id < 0 ? utf8_stream_finish(&answer->stream, text)
-                    : utf8_stream_write(&answer->stream, bytes, length, text);
-    answer_emit(cx, answer, text, length);
-    scratch_release(cx, mark);
+    TextBuffer *text = &answer->text;
+    const Tokenizer *t = &m->storage->tokenizer;
+    const size_t before = text->length;
+    if (id < 0) utf8_stream_finish(&answer->stream, text);
+    else if (t->types[id] != KIND_CONTROL) utf8_stream_write(&answer->stream, token_bytes(t, id), text);
+    if (text->failed) context_fail_memory(cx);
+    if (has_failed(cx) || text->length == before) return;
+    if (before == 0) {
+        const StringView words = strip(text->text, text->length);
+        text->length = words.length == 0 ? 0 : text->length - (size_t)(words.text - text->text);
+        memmove(text->text, words.text, text->length + 1);
+    }
+    if (text->length > before && cx->options.text != NULL &&
+        cx->options.text(cx->options.user, text->text + before, text->length - before) != 0)
+        context_fail(cx, JANUS_CANCELLED, "stopped on request while answering");
 }
 
 /* ==================================================================================================================
@@ -6402,37 +6327,26 @@ static void add_number(TextBuffer *out, uint32_t number, int count) {
 
 /* ---- Formats ---- */
 
-enum { IMAGE_PNG, IMAGE_JPEG, IMAGE_OTHER };
-
 /* How files begin, and the tool that converts those that cannot be read. */
-static const struct {
-    size_t at, length;
-    const char *signature, *what, *tool;
-} IMAGE_FORMATS[] = {{0, 8, "\x89PNG\r\n\x1A\n", "a PNG image", NULL},
-                     {0, 2, "\xFF\xD8", "a JPEG image", NULL},
-                     {8, 4, "WEBP", "a WebP image", "dwebp IN -o OUT.png"},
-                     {4, 7, "ftypavi", "an AVIF image", "avifdec IN OUT.png"},
-                     {4, 6, "ftyphe", "a HEIC image", "heif-convert IN OUT.png"},
-                     {4, 8, "ftypmif1", "a HEIF image", "heif-convert IN OUT.png"},
-                     {4, 4, "ftyp", "a video", "ffmpeg -i IN -frames:v 1 OUT.png"},
-                     {0, 4, "GIF8", "a GIF image", "magick IN[0] OUT.png"},
-                     {0, 2, "BM", "a BMP image", "magick IN OUT.png"},
-                     {0, 4, "II*\0", "a TIFF image", "magick IN OUT.png"},
-                     {0, 4, "MM\0*", "a TIFF image", "magick IN OUT.png"},
-                     {0, 2, "P6", "a PPM image", "magick IN OUT.png"},
-                     {0, 2, "\xFF\x0A", "a JPEG XL image", "djxl IN OUT.png"},
-                     {0, 4, "%PDF", "a PDF document", "pdftoppm -png IN OUT"},
-                     {0, 4, "<svg", "an SVG drawing", "rsvg-convert IN -o OUT.png"}};
-enum { IMAGE_FORMAT_COUNT = sizeof IMAGE_FORMATS / sizeof *IMAGE_FORMATS };
-
-/* IMAGE_PNG, IMAGE_JPEG, the row of another format, or IMAGE_FORMAT_COUNT. */
-static int image_format(Span file) {
-    int i = 0;
-    while (i < IMAGE_FORMAT_COUNT && !span_begins(span_part(file, IMAGE_FORMATS[i].at, file.length),
-                                                  IMAGE_FORMATS[i].signature, IMAGE_FORMATS[i].length))
-        i++;
-    return i;
-}
+static const Signature IMAGE_FORMATS[] = {
+    {0, 8, "\x89PNG\r\n\x1A\n", "a PNG image", NULL},
+    {0, 2, "\xFF\xD8", "a JPEG image", NULL},
+    {8, 4, "WEBP", "a WebP image", "dwebp IN -o OUT.png"},
+    {4, 7, "ftypavi", "an AVIF image", "avifdec IN OUT.png"},
+    {4, 6, "ftyphe", "a HEIC image", "heif-convert IN OUT.png"},
+    {4, 8, "ftypmif1", "a HEIF image", "heif-convert IN OUT.png"},
+    {4, 4, "ftyp", "a video", "ffmpeg -i IN -frames:v 1 OUT.png"},
+    {0, 4, "GIF8", "a GIF image", "magick IN[0] OUT.png"},
+    {0, 2, "BM", "a BMP image", "magick IN OUT.png"},
+    {0, 4, "II*\0", "a TIFF image", "magick IN OUT.png"},
+    {0, 4, "MM\0*", "a TIFF image", "magick IN OUT.png"},
+    {0, 2, "P6", "a PPM image", "magick IN OUT.png"},
+    {0, 2, "\xFF\x0A", "a JPEG XL image", "djxl IN OUT.png"},
+    {0, 4, "%PDF", "a PDF document", "pdftoppm -png IN OUT"},
+    {0, 4, "<svg", "an SVG drawing", "rsvg-convert IN -o OUT.png"},
+    {0, 0, NULL, NULL, NULL},
+};
+static const Signature *const PNG = &IMAGE_FORMATS[0], *const JPEG = &IMAGE_FORMATS[1];
 
 /* What is known of an image before its pixels are decoded. */
 typedef struct {
@@ -6716,16 +6630,16 @@ static void jpeg_parse(ImageFile *image) {
 static ImageFile image_parse(const void *bytes, size_t length, const char *name) {
     ImageFile image = {.file = {bytes, length}, .name = name, .adobe = -1};
     Context *cx = &image.cx;
-    const int format = image_format(image.file);
+    const Signature *format = find_signature(IMAGE_FORMATS, bytes, length);
     if (length == 0) context_fail(cx, JANUS_BAD_IMAGE, "%s is empty", name);
     else if (length > IMAGE_FILE_LIMIT) context_fail(cx, JANUS_BAD_IMAGE, "%s is larger than 512 MiB", name);
-    else if (format == IMAGE_PNG) png_parse(&image);
-    else if (format == IMAGE_JPEG) jpeg_parse(&image);
-    else if (format == IMAGE_FORMAT_COUNT)
+    else if (format == PNG) png_parse(&image);
+    else if (format == JPEG) jpeg_parse(&image);
+    else if (format == NULL)
         context_fail(cx, JANUS_BAD_IMAGE, "%s is neither a PNG nor a JPEG image", name);
     else
         context_fail(cx, JANUS_BAD_IMAGE, "%s is %s, which cannot be read: convert it first, for instance with %s",
-                     name, IMAGE_FORMATS[format].what, IMAGE_FORMATS[format].tool);
+                     name, format->what, format->remedy);
     if (image.copy.failed || image.text.failed) context_fail_memory(cx);
     return image;
 }
@@ -6791,17 +6705,18 @@ static JanusStatus image_from_bytes(const void *bytes, size_t length, bool uprig
 /* The text in a file's bytes as UTF-8, malloc'ed; NULL if it has none. Anything that is not UTF-8 is Latin-1. */
 static JanusStatus text_from_bytes(const void *bytes, size_t length, const char *name, char **text, JanusError *error) {
     ImageFile image = image_parse(bytes, length, name);
-    const size_t count = image.text.length;
-    const bool latin1 = !utf8_valid(image.text.text, count), found = count > 0 && !has_failed(&image.cx);
-    char *utf8 = found ? allocate(2 * (int64_t)count + 1, 1) : NULL, *end = utf8;
+    const TextBuffer found = image.text;
+    const bool latin1 = !utf8_valid(found.text, found.length);
+    TextBuffer utf8 = {0};
+    char character[4];
     if (image.packed_text)
         context_fail(&image.cx, JANUS_BAD_IMAGE, "%s has a compressed text, which cannot be read", name);
-    if (found && utf8 == NULL) context_fail_memory(&image.cx);
-    for (size_t i = 0; i < count && utf8 != NULL; i++)
-        if (latin1) end = utf8_put(end, (uint8_t)image.text.text[i]);
-        else *end++ = image.text.text[i];
-    if (utf8 != NULL) *end = 0;
-    *text = utf8;
+    for (size_t i = 0; i < found.length && !has_failed(&image.cx); i++)
+        if (latin1) text_add(&utf8, character, (size_t)(utf8_put(character, (uint8_t)found.text[i]) - character));
+        else text_add(&utf8, &found.text[i], 1);
+    if (utf8.failed) context_fail_memory(&image.cx);
+    if (has_failed(&image.cx)) text_free(&utf8);
+    *text = utf8.text;
     return image_end(&image, error);
 }
 
@@ -7129,13 +7044,8 @@ JanusStatus janus_image_save_with_text(const char *path, const JanusImage *image
 void janus_free(JanusModel *model) {
     if (model == NULL) return;
     Storage *storage = model->storage;
-    tokenizer_free(&storage->tokenizer);
-    free(model->vit_blocks);
-    free(model->blocks);
-    free(storage->name);
-    free(storage->file.metadata);
-    free(storage->file.tensors);
-    file_image_free(&storage->file.image);
+    arena_release(&storage->memory, NULL);
+    file_image_free(&storage->file);
     free(storage);
     free(model);
 }
@@ -7154,18 +7064,19 @@ JanusStatus janus_load(const char *path, JanusModel **model, JanusError *error) 
     Loader loader = {.path = path, .model = made, .file = &storage->file};
     read_model(&loader);
     const JanusError failure = loader.cx.error;
-    const JanusStatus status = context_end(&loader.cx, error);
+    storage->memory = loader.cx.arena;
+    const JanusStatus status = failure.status;
     if (status == JANUS_OK) *model = made;
     else janus_free(made);
-    if (status == JANUS_OK || status == JANUS_NO_MEMORY) return status;
-    return fail(error, status, "%s: %s", path, failure.message);
+    if (status == JANUS_OK) return status;
+    return status == JANUS_NO_MEMORY ? fail_memory(error) : fail(error, status, "%s: %s", path, failure.message);
 }
 
 JanusInfo janus_info(const JanusModel *model) {
     const Config *c = &model->config;
     return (JanusInfo){
         .name = model->storage->name, .weight_type = find_format(model->blocks[0].q.type)->name,
-        .file_bytes = (int64_t)model->storage->file.image.size, .parameters = model->storage->parameters,
+        .file_bytes = (int64_t)model->storage->file.size, .parameters = model->storage->parameters,
         .hidden_size = c->hidden, .layers = c->layers, .heads = c->heads, .kv_heads = c->kv_heads,
         .head_dim = c->head_dim, .mlp_size = c->mlp, .vocab_size = c->vocab, .context_length = c->context,
         .vision_size = c->image_side, .vision_layers = c->vit_layers, .vision_width = c->vit_width,
@@ -7413,7 +7324,7 @@ JanusStatus janus_ask(JanusSession *session, const char *question, const JanusIm
     converse(&session->context, session->model, &session->conversation, question, images, image_count, &chosen, &said);
     status = context_end(&session->context, error);
     if (status == JANUS_OK && answer != NULL) *answer = answer_take(&said);
-    else free(said.text);
+    else text_free(&said.text);
     return status;
 }
 
@@ -7496,7 +7407,7 @@ static void job_stop(QueuedJob *job) {
 static void job_free(QueuedJob *job) {
     job_stop(job);
     free(job->images);
-    free(job->answer.text);
+    text_free(&job->answer.text);
     free(job->ids);
     free(job->text);
     free(job);
@@ -7587,7 +7498,7 @@ int janus_queue_places(const JanusModel *model, const JanusSessionOptions *optio
     const JanusSessionOptions chosen = options != NULL ? *options : janus_session_defaults();
     const double element = cache_type(&chosen) == JANUS_CACHE_F16 ? 2 : 4;
     const double picture = 4 * element * c->layers * c->kv_heads * c->head_dim * (double)(image_tokens(c) + PROMPT);
-    const double room = ((double)memory_size() - (double)model->storage->file.image.size) / 2 / picture;
+    const double room = ((double)memory_size() - (double)model->storage->file.size) / 2 / picture;
     const int most = 8 * (chosen.threads > 0 ? chosen.threads : processor_count());
     const int places = most > PICTURES_LIMIT ? PICTURES_LIMIT : most;
     return room < 1 ? 1 : room < places ? (int)room : places;
@@ -10054,12 +9965,12 @@ static bool has_image_ending(const char *path) {
 /* An existing file that is an image, by its ending or by its first bytes. */
 static bool is_image_file(const char *path) {
     uint8_t bytes[32];
-    Span begin = {bytes, 0};
     FILE *file = path_is_folder(path) || path_is_special(path) ? NULL : file_open(path, "rb");
     if (file == NULL) return false;
-    begin.length = fread(bytes, 1, sizeof bytes, file);
+    const size_t length = fread(bytes, 1, sizeof bytes, file);
     fclose(file);
-    return image_format(begin) < IMAGE_OTHER || has_image_ending(path);
+    const Signature *format = find_signature(IMAGE_FORMATS, bytes, length);
+    return format == PNG || format == JPEG || has_image_ending(path);
 }
 
 static bool names_a_stream(const char *path) { return strcmp(path, "-") == 0 || path_is_special(path); }

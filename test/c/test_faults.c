@@ -109,7 +109,6 @@ static FILE *faulty_fopen(const char *path, const char *mode) {
     pthread_mutex_unlock(&fault.mutex);
     return file;
 }
-static int faulty_open(const char *path, int flags) { return faulty(OPENING) ? -1 : open(path, flags); }
 static void *faulty_mmap(void *at, size_t size, int protection, int flags, int file, off_t offset) {
     return fault.no_mapping ? MAP_FAILED : mmap(at, size, protection, flags, file, offset);
 }
@@ -163,7 +162,6 @@ static int faulty_thread(pthread_t *thread, void *(*run)(void *), void *argument
 #define realloc(memory, size) faulty_realloc(memory, size)
 #define free counted_free
 #define fopen(path, mode) faulty_fopen(path, mode)
-#define open(path, flags) faulty_open(path, flags)
 #define mmap faulty_mmap
 #define fread(to, size, count, file) faulty_fread(to, size, count, file)
 #define fwrite(from, size, count, file) faulty_fwrite(from, size, count, file)

@@ -315,16 +315,17 @@ static void fuzz_image(const uint8_t *data, size_t size) {
 /* Any bytes as a stream of text, in two parts, give what they give in one. */
 static void check_stream(const char *bytes, size_t size) {
     Utf8Stream stream = {{0}, 0};
-    char *whole = need(malloc(3 * size + 3)), *parts = need(malloc(3 * size + 3));
-    size_t length = utf8_stream_write(&stream, bytes, size, whole), other;
-    length += utf8_stream_finish(&stream, whole + length);
-    other = utf8_stream_write(&stream, bytes, size / 3, parts);
-    other += utf8_stream_write(&stream, bytes + size / 3, size - size / 3, parts + other);
-    other += utf8_stream_finish(&stream, parts + other);
-    promise(length <= 3 * size && length == other && memcmp(whole, parts, length) == 0, "streams have no seams");
-    promise(utf8_valid(whole, length), "streams are UTF-8");
-    free(whole);
-    free(parts);
+    TextBuffer whole = {0}, parts = {0};
+    utf8_stream_write(&stream, (StringView){bytes, size}, &whole);
+    utf8_stream_finish(&stream, &whole);
+    utf8_stream_write(&stream, (StringView){bytes, size / 3}, &parts);
+    utf8_stream_write(&stream, (StringView){bytes + size / 3, size - size / 3}, &parts);
+    utf8_stream_finish(&stream, &parts);
+    promise(whole.length <= 3 * size && whole.length == parts.length &&
+            (whole.length == 0 || memcmp(whole.text, parts.text, whole.length) == 0), "streams have no seams");
+    promise(utf8_valid(whole.text, whole.length), "streams are UTF-8");
+    text_free(&whole);
+    text_free(&parts);
 }
 
 /* The bytes as numbers around the vocabulary. */
@@ -463,7 +464,7 @@ static void take_again(void *user, int depth, StringView key, JsonKind kind, Str
 
 /* Any bytes as a string: written, it is JSON without control characters; UTF-8 comes back. */
 static void check_json_string(StringView text) {
-    TextBuffer written = {NULL, 0, 0, false};
+    TextBuffer written = {0};
     Context cx = {0};
     json_write(&written, text.text, text.length);
     const size_t length = written.length;
