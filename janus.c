@@ -1367,8 +1367,8 @@ static void multinomial(Context *cx, TorchRng *rng, int32_t *ids, const float *p
 /* ==================================================================================================================
    10  Platform
 
-      All that differs between systems, as two blocks with the same functions. Paths are UTF-8 everywhere. A function
-      that fails returns -1, NULL or false and sets errno.
+      What differs between systems, except threads (section 12), as two blocks with the same functions. Paths are UTF-8
+      everywhere. A function that fails returns -1, NULL or false and sets errno.
    ================================================================================================================== */
 
 #include <errno.h>
@@ -1389,8 +1389,8 @@ typedef int jmp_buf;
 
 typedef enum { PATH_NONE, PATH_FILE, PATH_PROTECTED, PATH_FOLDER, PATH_DEVICE } PathKind; /* of the link's target */
 
-/* A complete file in memory: mapped where the system can, else read. The bytes are only written to on big-endian
-   machines, where the file is always read. */
+/* A complete file in memory, mapped or read. Mapped bytes are not written to: a big-endian machine, which turns a
+   model's numbers round in place, reads the file. */
 typedef struct {
     uint8_t *bytes;
     size_t size;
@@ -5369,16 +5369,19 @@ static void encode_text(Encoder *encoder, size_t length) {
     encode_by_rules(encoder, 0, start, length);
 }
 
-/* Adds the ids of a text, without a beginning-of-sentence token. */
-static void tokenizer_encode(Context *cx, const Tokenizer *t, StringView text, IdList *ids) {
-    if (has_failed(cx)) return;
+/* Refuses a text of a user that is too long or not UTF-8. */
+static void check_text(Context *cx, StringView text, const char *what) {
     const size_t valid = text.length > TEXT_LIMIT ? 0 : utf8_valid_prefix(text.text, text.length);
-    const ArenaBlock *mark = scratch_mark(cx);
     if (text.length > TEXT_LIMIT)
-        context_fail(cx, JANUS_BAD_ARGUMENT, "the text is longer than %d bytes: shorten it", TEXT_LIMIT);
+        context_fail(cx, JANUS_BAD_ARGUMENT, "the %s is longer than %d bytes: shorten it", what, TEXT_LIMIT);
     else if (valid < text.length)
-        context_fail(cx, JANUS_BAD_ARGUMENT, "the text is not valid UTF-8 at byte %lu: save it as UTF-8",
+        context_fail(cx, JANUS_BAD_ARGUMENT, "the %s is not valid UTF-8 at byte %lu: save it as UTF-8", what,
                      (unsigned long)valid);
+}
+
+/* Adds the ids of a text that was checked, without a beginning-of-sentence token. */
+static void tokenizer_encode(Context *cx, const Tokenizer *t, StringView text, IdList *ids) {
+    const ArenaBlock *mark = scratch_mark(cx);
     Encoder encoder = {.cx = cx, .tokenizer = t, .text = text.text, .ids = ids};
     encoder.symbols = scratch_bytes(cx, (int64_t)text.length, sizeof *encoder.symbols);
     encoder.queue = scratch_bytes(cx, (int64_t)text.length, 2 * sizeof *encoder.queue);
@@ -5539,7 +5542,7 @@ static bool read_tensor_info(Cursor *cursor, TensorInfo *tensor) {
         if (size < 1 || size > DIMENSION_LIMIT) return false;
         tensor->shape[i] = (int64_t)size;
         count = checked_product(count, tensor->shape[i], 1);
-        if (count < 0 || count > INT64_MAX / 8) return false;
+        if (count < 0) return false;
     }
     tensor->type = (int)cursor_number(cursor, 4);
     tensor->offset = cursor_number(cursor, 8);
@@ -5671,11 +5674,12 @@ static void read_tables(Loader *l, Cursor *cursor) {
 
 /* Maps or reads the bytes of the file. */
 static void load_file(Loader *l) {
-    const bool folder = path_is_folder(l->path), special = path_is_special(l->path);
-    if (folder || special)
+    const PathKind kind = path_kind(l->path);
+    if (kind == PATH_FOLDER || kind == PATH_DEVICE) {
         context_fail(&l->cx, JANUS_IO_ERROR, "a %s: name the .gguf file that convert.py wrote",
-                     folder ? "folder" : "device or pipe");
-    if (has_failed(&l->cx)) return;
+                     kind == PATH_FOLDER ? "folder" : "device or pipe");
+        return;
+    }
     if ((!big_endian() && file_map(l->path, l->file)) || file_read(l->path, SIZE_MAX - 1, l->file) == 0) return;
     if (errno == ENOMEM) context_fail_memory(&l->cx);
     context_fail(&l->cx, JANUS_IO_ERROR, "cannot read the model: %s", strerror(errno));
@@ -6063,9 +6067,16 @@ static void need_tokenizer(Loader *l) {
     tokenizer_build(&l->cx, t);
 }
 
-/* Every weight; the layers are allocated first. */
-static void need_weights(Loader *l) {
+/* Fills in l->model from the file l->path. If this fails, janus_free frees what there is. */
+static void read_model(Loader *l) {
     JanusModel *m = l->model;
+    load_file(l);
+    Cursor cursor = {.bytes = l->file->bytes, .size = l->file->size};
+    if (!has_failed(&l->cx)) read_header(l, &cursor);
+    if (!has_failed(&l->cx)) read_tables(l, &cursor);
+    if (!has_failed(&l->cx)) need_config(l);
+    if (!has_failed(&l->cx)) check_config(l);
+    if (has_failed(&l->cx)) return;
     m->vit_blocks = scratch_bytes(&l->cx, m->config.vit_layers, sizeof *m->vit_blocks);
     m->blocks = scratch_bytes(&l->cx, m->config.layers, sizeof *m->blocks);
     need_vision(l);
@@ -6074,17 +6085,6 @@ static void need_weights(Loader *l) {
     need_adaptor(l, "gen_aligner", m->gen_aligner, m->config.gen_aligner_depth, m->config.code_dim);
     need_generation(l);
     need_every_tensor_used(l);
-}
-
-/* Fills in l->model from the file l->path. If this fails, janus_free frees what there is. */
-static void read_model(Loader *l) {
-    load_file(l);
-    Cursor cursor = {.bytes = l->file->bytes, .size = l->file->size};
-    if (!has_failed(&l->cx)) read_header(l, &cursor);
-    if (!has_failed(&l->cx)) read_tables(l, &cursor);
-    if (!has_failed(&l->cx)) need_config(l);
-    if (!has_failed(&l->cx)) check_config(l);
-    if (!has_failed(&l->cx)) need_weights(l);
     if (!has_failed(&l->cx)) need_tokenizer(l);
 }
 
@@ -6121,19 +6121,16 @@ static StringView strip(const char *text, size_t length) {
     return (StringView){text + start, end > start ? end - start : 0};
 }
 
+static StringView view_of(const char *text) { return (StringView){text, strlen(text)}; }
+
 static StringView checked_text(Context *cx, const char *text, const char *what, bool after_images) {
-    StringView stripped = {NULL, 0};
     if (text == NULL) context_fail(cx, JANUS_BAD_ARGUMENT, "the %s is missing", what);
-    else if (!utf8_valid(text, strlen(text))) context_fail(cx, JANUS_BAD_ARGUMENT, "the %s is not valid UTF-8", what);
-    else if (strlen(text) > TEXT_LIMIT)
-        context_fail(cx, JANUS_BAD_ARGUMENT, "the %s is longer than %d bytes: shorten it", what, TEXT_LIMIT);
-    else stripped = strip(text, strlen(text));
-    if (stripped.length == 0) context_fail(cx, JANUS_BAD_ARGUMENT, "the %s is empty", what);
-    else if (after_images) {
-        stripped.length += (size_t)(stripped.text - text);
-        stripped.text = text;
-    }
-    return stripped;
+    else check_text(cx, view_of(text), what);
+    if (has_failed(cx)) return view_of("");
+    StringView words = strip(text, strlen(text));
+    if (words.length == 0) context_fail(cx, JANUS_BAD_ARGUMENT, "the %s is empty", what);
+    if (after_images) words = (StringView){text, words.length + (size_t)(words.text - text)};
+    return words;
 }
 
 static StringView format_text(Context *cx, const char *format, ...) {
@@ -6149,8 +6146,6 @@ static StringView format_text(Context *cx, const char *format, ...) {
     va_end(arguments);
     return printed;
 }
-
-static StringView view_of(const char *text) { return (StringView){text, strlen(text)}; }
 
 static void tokenize(Context *cx, const JanusModel *m, StringView text, IdList *list) {
     tokenizer_encode(cx, &m->storage->tokenizer, text, list);
@@ -6780,12 +6775,11 @@ typedef struct {
     int first, count; /* input positions first .. first + count - 1 */
 } ResampleSpan;
 
-/* Fills in spans (out) and weights (out, stride) for one direction; returns the stride. When shrinking, the filter is
-   widened by the ratio, so that every input pixel counts. */
-static int resample_weights(int in, int out, ResampleSpan *spans, int32_t *weights) {
+/* Fills in spans (out) and weights (out, stride) for one direction. When shrinking, the filter is widened by the ratio,
+   so that every input pixel counts. */
+static void resample_weights(int in, int out, int stride, ResampleSpan *spans, int32_t *weights) {
     const double scale = (double)in / out, widening = scale < 1 ? 1 : scale, support = 2 * widening;
-    const int stride = (int)ceil(support) * 2 + 1;
-    for (int o = 0; o < out && weights != NULL; o++) {
+    for (int o = 0; o < out; o++) {
         const double center = (o + 0.5) * scale;
         int first = (int)(center - support + 0.5), last = (int)(center + support + 0.5);
         double sum = 0;
@@ -6801,7 +6795,6 @@ static int resample_weights(int in, int out, ResampleSpan *spans, int32_t *weigh
                 (int32_t)(weight * (1 << RESAMPLE_BITS) + (weight < 0 ? -0.5 : 0.5));
         }
     }
-    return stride;
 }
 
 /* One output byte: the weighted sum of `count` input bytes that lie `step` apart, rounded and clipped. */
@@ -6816,11 +6809,11 @@ static uint8_t resample_byte(const uint8_t *in, int64_t step, const int32_t *wei
    along the direction are `step` pixels apart in both, lines are in_pitch and out_pitch pixels apart. */
 static void resize_direction(Context *cx, uint8_t *out, const uint8_t *in, int in_count, int out_count, int lines,
                              int64_t step, int64_t in_pitch, int64_t out_pitch) {
-    const int stride = resample_weights(in_count, out_count, NULL, NULL);
+    const int stride = 2 * (int)ceil(2 * fmax((double)in_count / out_count, 1)) + 1;
     ResampleSpan *spans = scratch_bytes(cx, out_count, sizeof *spans);
     int32_t *weights = scratch_bytes(cx, checked_product(out_count, stride, 1), sizeof *weights);
     if (has_failed(cx)) return;
-    resample_weights(in_count, out_count, spans, weights);
+    resample_weights(in_count, out_count, stride, spans, weights);
     for (int line = 0; line < lines; line++) {
         for (int o = 0; o < out_count; o++) {
             const uint8_t *from = in + 3 * (line * in_pitch + spans[o].first * step);
@@ -7091,6 +7084,7 @@ JanusStatus janus_tokenize(const JanusModel *model, const char *text, size_t len
     if (check_given(model, length > 0 ? text : "", error) != JANUS_OK || check_given(ids, count, error) != JANUS_OK)
         return JANUS_BAD_ARGUMENT;
     id_list_add(&cx, &list, 0, 0); /* not NULL for an empty text */
+    check_text(&cx, (StringView){text, length}, "text");
     tokenizer_encode(&cx, &model->storage->tokenizer, (StringView){text, length}, &list);
     if (has_failed(&cx)) {
         id_list_free(&list);
