@@ -97,7 +97,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import itertools
 import json
 import math
 import os
@@ -109,6 +108,7 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from itertools import repeat
 from pathlib import Path
@@ -144,12 +144,6 @@ IGNORED_TENSORS = re.compile(r".*\.attn_pool\..+|.*\.quantize\.codebook_used|.*\
 HEADS = {"official": ("language_model.lm_head.weight", "language_model.model.embed_tokens.weight"),
          "transformers": ("lm_head.weight", "model.language_model.embed_tokens.weight")}
 
-# The sizes that a model_name stands for, janus/models/siglip_vit.py
-SIGLIP_MODELS = {
-    "siglip_large_patch16_384": {"width": 1024, "layers": 24, "heads": 16, "patch_size": 16, "mlp_ratio": 4},
-    "siglip_so400m_patch14_384": {"width": 1152, "layers": 27, "heads": 16, "patch_size": 14, "mlp_ratio": 3.7362},
-    "siglip_so400m_patch14_224": {"width": 1152, "layers": 27, "heads": 16, "patch_size": 14, "mlp_ratio": 3.7362},
-}
 GROUP_COUNT = 32        # of every GroupNorm of the VQ model
 GROUP_NORM_EPS = 1e-6
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)   # what both image processors take when the file has no mean
@@ -191,9 +185,8 @@ def find_folder(given: Path) -> Path:
         return snapshots[0].parent if len(snapshots) == 1 else given
     if given.exists():
         raise Refused(f"{given} is not a folder: name the folder that it is in, {given.parent}")
-    fetch = re.fullmatch(r"[\w.-]+/[\w.-]+", given.as_posix())
-    raise Refused(f"no such folder: {given}" + (f"; hf download {given.as_posix()} --local-dir {given.name} fetches a "
-                                                f"repository of that name" if fetch else ""))
+    raise Refused(f"no such folder: {given}; hf download {given.as_posix()} --local-dir {given.name} fetches a "
+                  f"repository of that name")
 
 
 def model_name(folder: Path) -> str:
@@ -226,6 +219,15 @@ def load_json(path: Path) -> Any:
         raise Refused(f"{path.name} is not valid JSON: {error}") from None
 
 
+@contextmanager
+def reading(file: str) -> Iterator[None]:
+    """Whatever else fails while the values of a file are read means that it is malformed."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        raise Refused(f"{file} is malformed: {error!r:.200}") from None
+
+
 class Config:
     """A JSON object with typed access; errors name the file and the key.  A null counts as an absent key."""
 
@@ -253,24 +255,18 @@ class Config:
             raise Refused(f"{self.where}: {key} is {value!r:.60}, expected an integer from {low} to {high}")
         return value
 
-    def number(self, key: str, default: float | None = None, low: float = 0.0, high: float = 1e9) -> float:
+    def number(self, key: str, default: float | None = None, high: float = 1e9) -> float:
         value = self.get(key, default)
-        if type(value) not in (int, float) or not low < value < high:
-            raise Refused(f"{self.where}: {key} is {value!r:.60}, expected a number between {low:g} and {high:g}")
+        if type(value) not in (int, float) or not 0 < value < high:
+            raise Refused(f"{self.where}: {key} is {value!r:.60}, expected a number between 0 and {high:g}")
         return float(value)
 
     def colour(self, key: str, default: tuple[float, ...], low: float) -> list[float]:
         """Three numbers from `low` to 1."""
-        value = self.items(key, default)
+        value = self.get(key, list(default))
         if len(value) != 3 or any(type(x) not in (int, float) or not low <= x <= 1 for x in value):
             raise Refused(f"{self.where}: {key} is {value!r:.60}, expected three numbers from {low:g} to 1")
         return [float(x) for x in value]
-
-    def items(self, key: str, default: tuple[Any, ...] | None = None) -> list[Any]:
-        value = self.get(key, None if default is None else list(default))
-        if not isinstance(value, list):
-            raise Refused(f"{self.where}: {key} is {value!r:.60}, expected a list")
-        return value
 
     def require(self, key: str, *allowed: Any, default: Any = None) -> Any:
         """The value, which must be one of those that this program understands."""
@@ -280,40 +276,40 @@ class Config:
         return value
 
 
-def size(key: str, default: Any, limit: int = 0) -> Any:
-    """A field of Sizes: its GGUF key, and the largest value that janus.c reads where Config's bounds are wider."""
-    return field(default=default, metadata={"key": f"janus.{key}", "limit": limit})
+def size(key: str, default: Any) -> Any:
+    """A field of Sizes and its GGUF key."""
+    return field(default=default, metadata={"key": f"janus.{key}"})
 
 
 @dataclass(frozen=True)
 class Sizes:
     """Every size and constant of a model.  The defaults are those of Janus-Pro-1B."""
     hidden: int = size("embedding_length", 2048)
-    layers: int = size("block_count", 24, 512)
+    layers: int = size("block_count", 24)
     feed_forward: int = size("feed_forward_length", 5632)
     context: int = size("context_length", 16384)
     vocabulary: int = size("vocab_size", 102400)
-    heads: int = size("attention.head_count", 16, 4096)
-    kv_heads: int = size("attention.head_count_kv", 16, 4096)
-    head_dim: int = size("attention.key_length", 128, 4096)
+    heads: int = size("attention.head_count", 16)
+    kv_heads: int = size("attention.head_count_kv", 16)
+    head_dim: int = size("attention.key_length", 128)
     rms_eps: float = size("attention.layer_norm_rms_epsilon", 1e-6)
     rope_theta: float = size("rope.freq_base", 10000.0)
-    image_size: int = size("vision.image_size", 384, 4096)
-    patch_size: int = size("vision.patch_size", 16, 4096)
-    vit_width: int = size("vision.embedding_length", 1024, 1 << 16)
-    vit_layers: int = size("vision.block_count", 24, 512)
-    vit_feed_forward: int = size("vision.feed_forward_length", 4096, 1 << 20)
-    vit_heads: int = size("vision.attention.head_count", 16, 4096)
+    image_size: int = size("vision.image_size", 384)
+    patch_size: int = size("vision.patch_size", 16)
+    vit_width: int = size("vision.embedding_length", 1024)
+    vit_layers: int = size("vision.block_count", 24)
+    vit_feed_forward: int = size("vision.feed_forward_length", 4096)
+    vit_heads: int = size("vision.attention.head_count", 16)
     vit_eps: float = size("vision.attention.layer_norm_epsilon", 1e-6)
-    aligner_depth: int = size("aligner.depth", 2, 8)
-    gen_aligner_depth: int = size("gen_aligner.depth", 2, 8)
+    aligner_depth: int = size("aligner.depth", 2)
+    gen_aligner_depth: int = size("gen_aligner.depth", 2)
     gen_head_width: int = size("gen_head.embedding_length", 2048)
-    codebook_size: int = size("vq.codebook_size", 16384, 1 << 22)
-    codebook_dim: int = size("vq.codebook_dim", 8, 4096)
-    vq_channels: int = size("vq.base_channels", 128, 4096)
+    codebook_size: int = size("vq.codebook_size", 16384)
+    codebook_dim: int = size("vq.codebook_dim", 8)
+    vq_channels: int = size("vq.base_channels", 128)
     vq_multipliers: tuple[int, ...] = size("vq.channel_multipliers", (1, 1, 2, 2, 4))
-    vq_res_blocks: int = size("vq.res_blocks", 2, 8)
-    vq_z: int = size("vq.z_channels", 256, 65536)
+    vq_res_blocks: int = size("vq.res_blocks", 2)
+    vq_z: int = size("vq.z_channels", 256)
     tied: bool = False
 
     @property
@@ -326,14 +322,11 @@ SIZE_FIELDS = [entry for entry in fields(Sizes) if entry.metadata]
 
 
 def check_relative(config: Config, folder: Path) -> None:
-    """Refuse by name the models that are easily taken for Janus, and what is only a part of one."""
-    keys, kind = config.values.keys(), config.values.get("model_type")
-    relative = ""
-    if {"vision_und_enc_config", "vision_gen_enc_config", "vision_gen_dec_config"} & keys:
+    """Refuse by name the models that are easily taken for Janus."""
+    kind, relative = str(config.values.get("model_type")), ""
+    if "vision_gen_enc_config" in config.values:
         relative = "JanusFlow"
-    elif kind == "multi_modality" and not {"gen_vision_config", "gen_head_config", "gen_aligner_config"} & keys:
-        relative = "DeepSeek-VL"
-    elif isinstance(kind, str) and kind.startswith("deepseek_vl"):
+    elif kind.startswith("deepseek_vl") or kind == "multi_modality" and "gen_vision_config" not in config.values:
         relative = "DeepSeek-VL2" if "v2" in kind else "DeepSeek-VL"
     if relative:
         raise Refused(f"{folder} holds {relative}, which is another model: this program converts Janus-1.3B, "
@@ -344,15 +337,11 @@ def check_relative(config: Config, folder: Path) -> None:
 
 def read_llama(config: Config) -> dict[str, Any]:
     """The sizes of the transformer from a LlamaConfig, with its defaults."""
-    config.require("model_type", "llama", default="llama")
-    config.require("hidden_act", "silu", default="silu")
-    config.require("attention_bias", False, default=False)
-    config.require("mlp_bias", False, default=False)
+    for key, value in (("model_type", "llama"), ("hidden_act", "silu"), ("attention_bias", False), ("mlp_bias", False)):
+        config.require(key, value, default=value)
     heads, hidden = config.integer("num_attention_heads", 32), config.integer("hidden_size", 4096)
     kv_heads = config.integer("num_key_value_heads", heads)
     head_dim = config.integer("head_dim", max(1, hidden // heads))
-    if hidden % heads or heads % kv_heads or head_dim % 2:
-        raise Refused(f"{config.where}: {heads} heads of {head_dim}, {kv_heads} key heads, width {hidden} do not fit")
     return dict(hidden=hidden, heads=heads, kv_heads=kv_heads, head_dim=head_dim,
                 layers=config.integer("num_hidden_layers", 32, high=1024),
                 feed_forward=config.integer("intermediate_size", 11008),
@@ -363,70 +352,42 @@ def read_llama(config: Config) -> dict[str, Any]:
 
 def read_rope_theta(config: Config) -> float:
     """rope_theta, which stands beside the other keys or, since transformers 5, inside rope_parameters."""
-    theta = config.number("rope_theta", 10000.0)
     for key in ("rope_scaling", "rope_parameters"):
-        rope = config.block(key)
-        for unknown in set(rope.values) - {"rope_type", "type", "rope_theta", "partial_rotary_factor"}:
-            raise Refused(f"{rope.where}: {unknown} is not supported")
-        rope.require("rope_type", "default", default="default")
-        rope.require("type", "default", default="default")
-        rope.require("partial_rotary_factor", 1, 1.0, default=1.0)
-        inner = rope.number("rope_theta", theta)
-        if config.has("rope_theta") and inner != theta:
-            raise Refused(f"{rope.where}: rope_theta is {inner:g}, but {theta:g} beside it")
-        theta = inner
-    return theta
+        for name in ("rope_type", "type"):
+            config.block(key).require(name, "default", default="default")
+    rope = config.block("rope_parameters")
+    rope.require("partial_rotary_factor", 1, 1.0, default=1.0)
+    return rope.number("rope_theta", config.number("rope_theta", 10000.0))
 
 
-def read_projector(config: Config, inner: int, outer: int) -> int:
-    """The depth of an MlpProjector that must lead from `inner` to `outer` channels."""
-    config.require("cls", "MlpProjector")
-    params = config.block("params")
-    params.require("projector_type", "mlp_gelu")
-    params.require("input_dim", inner)
-    params.require("n_embed", outer)
-    return params.integer("depth", 1, high=64)
+def read_projector(config: Config) -> int:
+    """The depth of an MlpProjector."""
+    config.block("params").require("projector_type", "mlp_gelu")
+    return config.block("params").integer("depth", 1, high=64)
 
 
-def read_official_config(config: Config, shapes: dict[str, tuple[int, ...]]) -> Sizes:
+def read_official_config(config: Config, checkpoint: Checkpoint) -> Sizes:
     """Sizes from a multi_modality config.
 
-    Its vision tower comes by name and its VQ model has no sizes in the config at all.  Smaller relatives give the
-    tower's width, layers, heads, patch_size, mlp_ratio beside the name; the sizes of the VQ model are its tensors'.
+    Its vision tower comes by name (janus/models/siglip_vit.py has the sizes), its VQ model without any in the config.
+    Smaller relatives give the tower's sizes beside the name; those of the VQ model are its tensors'.
     """
     language = config.block("language_config")
     llama = read_llama(language)
-    hidden = llama["hidden"]
-    vision = config.block("vision_config")
-    vision.require("cls", "CLIPVisionTower")
-    params = vision.block("params")
-    name = params.require("model_name", *SIGLIP_MODELS, default="siglip_large_patch16_384")
+    params = config.block("vision_config").block("params")
+    params.require("model_name", "siglip_large_patch16_384", default="siglip_large_patch16_384")
     params.require("select_layer", -1, default=-2)
-    if params.has("pixel_mean") and params.has("pixel_std"):
-        raise Refused(f"{params.where}: pixel_mean and pixel_std are not supported")
-    known = SIGLIP_MODELS[name]
-    width = params.integer("width", known["width"])
-
-    gen_vision = config.block("gen_vision_config")
-    gen_vision.require("cls", "VQ-16")
-    vq = read_vq_shapes(shapes)
-    gen_vision.block("params").require("image_token_size", vq["codebook_size"])
-    gen_vision.block("params").require("n_embed", vq["codebook_dim"])
-    head = config.block("gen_head_config")
-    head.require("cls", "vision_head")
-    head.block("params").require("n_embed", hidden)
-    head.block("params").require("image_token_size", vq["codebook_size"])
-
+    width, vq = params.integer("width", 1024), read_vq_shapes(checkpoint)
     return Sizes(**llama, **vq, tied=language.require("tie_word_embeddings", True, False, default=False),
                  image_size=params.integer("image_size", 336),
-                 patch_size=params.integer("patch_size", known["patch_size"]),
+                 patch_size=params.integer("patch_size", 16),
                  vit_width=width,
-                 vit_layers=params.integer("layers", known["layers"], high=1024),
-                 vit_heads=params.integer("heads", known["heads"]),
-                 vit_feed_forward=int(width * params.number("mlp_ratio", known["mlp_ratio"], high=1000)),
-                 aligner_depth=read_projector(config.block("aligner_config"), width, hidden),
-                 gen_aligner_depth=read_projector(config.block("gen_aligner_config"), vq["codebook_dim"], hidden),
-                 gen_head_width=head.block("params").integer("image_token_embed"))
+                 vit_layers=params.integer("layers", 24, high=1024),
+                 vit_heads=params.integer("heads", 16),
+                 vit_feed_forward=int(width * params.number("mlp_ratio", 4, high=1000)),
+                 aligner_depth=read_projector(config.block("aligner_config")),
+                 gen_aligner_depth=read_projector(config.block("gen_aligner_config")),
+                 gen_head_width=config.block("gen_head_config").block("params").integer("image_token_embed"))
 
 
 def missing_tensor(name: str, names: Iterable[str]) -> Refused:
@@ -438,42 +399,33 @@ def missing_tensor(name: str, names: Iterable[str]) -> Refused:
     return Refused(f"tensor {name} is missing{words:.300}")
 
 
-def read_vq_shapes(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
+def read_vq_shapes(checkpoint: Checkpoint) -> dict[str, Any]:
     """Sizes of an official VQ model from a few of its tensors; check_tensors sees whether all the others agree."""
-    def shape(name: str, rank: int) -> tuple[int, ...]:
+    def shape(name: str) -> tuple[int, ...]:
         name = f"gen_vision_model.{name}.weight"
-        if name not in shapes:
-            raise missing_tensor(name, shapes)
-        if len(shapes[name]) != rank or not all(shapes[name]):
-            raise Refused(f"tensor {name} has shape {list(shapes[name])}, expected {rank} dimensions")
-        return shapes[name]
+        if name not in checkpoint:
+            raise missing_tensor(name, checkpoint)
+        return checkpoint[name].shape
 
     def count(pattern: str) -> int:
-        found = (re.match(rf"gen_vision_model\.encoder\.conv_blocks\.{pattern}\.", name) for name in shapes)
+        found = (re.match(rf"gen_vision_model\.encoder\.conv_blocks\.{pattern}\.", name) for name in checkpoint)
         return max((int(match[1]) + 1 for match in found if match), default=1)
 
-    channels = shape("encoder.conv_in", 4)[0]
-    widths = [shape(f"encoder.conv_blocks.{level}.res.0.conv2", 4)[0] for level in range(min(count(r"(\d{1,3})"), 16))]
-    codebook_size, codebook_dim = shape("quantize.embedding", 2)
+    channels = shape("encoder.conv_in")[0]
+    widths = [shape(f"encoder.conv_blocks.{level}.res.0.conv2")[0] for level in range(count(r"(\d{1,3})"))]
+    codebook_size, codebook_dim = shape("quantize.embedding")
     return dict(codebook_size=codebook_size, codebook_dim=codebook_dim, vq_channels=channels,
                 vq_multipliers=tuple(max(1, width // channels) for width in widths),
-                vq_res_blocks=min(count(r"0\.res\.(\d{1,3})"), 64), vq_z=shape("encoder.conv_out", 4)[0])
+                vq_res_blocks=count(r"0\.res\.(\d{1,3})"), vq_z=shape("encoder.conv_out")[0])
 
 
 def read_transformers_config(config: Config) -> Sizes:
     """Sizes from a JanusConfig, with the defaults of its parts."""
     llama = read_llama(config.block("text_config"))
     vision, vq = config.block("vision_config"), config.block("vq_config")
-    for key, value in (("hidden_act", "gelu"), ("num_channels", 3), ("attention_bias", True), ("use_qk_norm", False)):
-        vision.require(key, value, default=value)
-    for key, value in (("hidden_act", "gelu"), ("in_channels", 3), ("out_channels", 3), ("double_latent", False)):
-        vq.require(key, value, default=value)
-    vision.require("projection_dim", llama["hidden"], default=2048)
-    vq.require("projection_dim", llama["hidden"], default=2048)
-    vq.require("image_token_embed_dim", llama["hidden"], default=2048)
-    multipliers = vq.items("channel_multiplier", (1, 1, 2, 2, 4))
-    if not 1 <= len(multipliers) <= 16 or any(type(m) is not int or not 1 <= m <= 64 for m in multipliers):
-        raise Refused(f"{vq.where}: channel_multiplier is {multipliers!r:.60}, expected 1 to 16 small integers")
+    vision.require("hidden_act", "gelu", default="gelu")
+    vision.require("use_qk_norm", False, default=False)
+    vq.require("hidden_act", "gelu", default="gelu")
     width = vision.integer("hidden_size", 1024)
     return Sizes(**llama, tied=config.require("tie_word_embeddings", True, False, default=True),
                  image_size=vision.integer("image_size", 384),
@@ -489,27 +441,9 @@ def read_transformers_config(config: Config) -> Sizes:
                  codebook_size=vq.integer("num_embeddings", 16384, high=1 << 24),
                  codebook_dim=vq.integer("embed_dim", 8),
                  vq_channels=vq.integer("base_channels", 128),
-                 vq_multipliers=tuple(multipliers),
+                 vq_multipliers=tuple(map(int, vq.get("channel_multiplier", (1, 1, 2, 2, 4)))),
                  vq_res_blocks=vq.integer("num_res_blocks", 2, high=64),
                  vq_z=vq.integer("latent_channels", 256))
-
-
-def check_sizes(sizes: Sizes) -> None:
-    """Refuse sizes that no layer could have, whatever the tensors say, and those that janus.c does not read."""
-    for key, limit, value in ((*entry.metadata.values(), getattr(sizes, entry.name)) for entry in SIZE_FIELDS):
-        if limit and value > limit:
-            raise Refused(f"config.json: {key.removeprefix('janus.')} is {value}, supported are up to {limit}")
-    if len(sizes.vq_multipliers) > 8 or sizes.grid << (len(sizes.vq_multipliers) - 1) > 4096:
-        raise Refused(f"config.json: {len(sizes.vq_multipliers)} levels of the VQ model and a grid of {sizes.grid} "
-                      f"are more than 8, or draw more than 4096 pixels a side")
-    if sizes.image_size % sizes.patch_size:
-        raise Refused(f"config.json: image_size {sizes.image_size} is not a multiple of patch_size {sizes.patch_size}")
-    if sizes.vit_width % sizes.vit_heads or not sizes.vit_feed_forward:
-        raise Refused(f"config.json: {sizes.vit_heads} heads and an MLP of {sizes.vit_feed_forward} do not fit "
-                      f"a vision width of {sizes.vit_width}")
-    for width in (sizes.vq_channels * multiplier for multiplier in (1, *sizes.vq_multipliers)):
-        if width % GROUP_COUNT:
-            raise Refused(f"config.json: {width} channels of the VQ model are not a multiple of its {GROUP_COUNT} groups")
 
 
 # ------------------------------------------------------------------------------------------ preprocessing, tokenizer
@@ -548,21 +482,17 @@ def prompt_metadata(roles: str) -> Metadata:
             "janus.prompt.assistant_role": text(assistant)}
 
 
-def choose_roles(folder: Path, config: Config, added: set[str], remarks: list[str]) -> str:
-    """Which of ROLES a checkpoint was trained with, by its name, or else by the tokens that its tokenizer has."""
+def choose_roles(given: str | None, folder: Path, config: Config, tokens: set[str], remarks: list[str]) -> str:
+    """Which of ROLES a checkpoint was trained with: as given, or by its name, or else by the tokens that it has."""
     names = f"{model_name(folder)} {config.values.get('_name_or_path')}"
-    if not re.search(r"Janus-1\.3B", names, re.IGNORECASE) and set(ROLES["pro"]) <= added:
-        return "pro"
-    remarks.append(f"prompts will say {' and '.join(ROLES['1.3b'])}, as those of Janus-1.3B; --roles pro changes that")
-    return "1.3b"
-
-
-def check_roles(roles: str, added: set[str], remarks: list[str]) -> None:
-    """Remark on roles that this tokenizer cuts into pieces."""
-    cut = [role for role in ROLES[roles] if role.startswith("<") and role not in added]
-    if cut:
-        remarks.append(f"{' and '.join(cut)} of the prompts will be several tokens each, for this tokenizer has none "
-                       f"of that name; --roles 1.3b is right for Janus-1.3B and what is made from it")
+    has_tokens = set(ROLES["pro"]) <= tokens
+    if given is None and (re.search(r"Janus-1\.3B", names, re.IGNORECASE) or not has_tokens):
+        remarks.append("prompts will say User and Assistant, as those of Janus-1.3B; --roles pro changes that")
+        return "1.3b"
+    if given == "pro" and not has_tokens:
+        remarks.append("<|User|> and <|Assistant|> of the prompts will be several tokens each, for this tokenizer has "
+                       "none of that name; --roles 1.3b is right for Janus-1.3B and what is made from it")
+    return given or "pro"
 
 
 def image_metadata(config: Config, sizes: Sizes) -> Metadata:
@@ -588,25 +518,14 @@ def image_metadata(config: Config, sizes: Sizes) -> Metadata:
 
 def read_image_metadata(folder: Path, sizes: Sizes) -> Metadata:
     """Preprocessing from preprocessor_config.json or, since transformers 5, from inside processor_config.json."""
-    processor = Config({}, "processor_config.json")
-    if (folder / "processor_config.json").exists():
-        processor = Config(load_json(folder / "processor_config.json"), "processor_config.json")
-        processor.require("num_image_tokens", sizes.grid**2, default=sizes.grid**2)
-        processor.require("sft_format", "deepseek", default="deepseek")
-        processor.require("add_special_token", False, default=False)   # true: the placeholder stays before the image
-        for key, tag in (("image_tag", IMAGE_PLACEHOLDER), ("image_start_tag", BEGIN_OF_IMAGE),
-                         ("image_end_tag", END_OF_IMAGE), ("pad_tag", PAD)):
-            processor.require(key, tag, default=tag)
-    if processor.has("image_processor") and not (folder / "preprocessor_config.json").exists():
+    own, outer = folder / "preprocessor_config.json", folder / "processor_config.json"
+    processor = Config(load_json(outer) if outer.exists() else {}, outer.name)
+    # With add_special_token the placeholder would stay before the image.
+    for key, value in (("num_image_tokens", sizes.grid**2), ("sft_format", "deepseek"), ("add_special_token", False)):
+        processor.require(key, value, default=value)
+    if processor.has("image_processor") and not own.exists():
         return image_metadata(processor.block("image_processor"), sizes)
-    return image_metadata(Config(load_json(folder / "preprocessor_config.json"), "preprocessor_config.json"), sizes)
-
-
-def byte_alphabet() -> list[str]:
-    """What stands for each byte in a byte-level vocabulary: its character if printable, else one from U+0100 on."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [b for b in range(256) if b not in printable]
-    return [chr(b) if b in printable else chr(0x100 + others.index(b)) for b in range(256)]
+    return image_metadata(Config(load_json(own), own.name), sizes)
 
 
 # What \s and Digits mean in `tokenizers`: the Unicode property White_Space; the general categories Nd, Nl and No.
@@ -631,7 +550,6 @@ CHARACTER = r"(?:\\[rnt\\\]\-\[^]|(?!&&)[^\\\[\]\-])"
 SET_ATOM = re.compile(rf"\\s|(?P<low>{CHARACTER})(?:-(?P<high>{CHARACTER}))?", re.DOTALL)
 SET = rf"\\s|\[(?!\^)(?:\\s|{CHARACTER}(?:-{CHARACTER})?)+\]"
 SPLIT_PATTERN = re.compile(rf"(?:(?P<before>{SET})\?)?(?P<body>{SET})(?P<plus>\+?)(?P<end>\$?)", re.DOTALL)
-SPLIT_RULES = 16   # janus.c: SPLIT_RULE_LIMIT
 BYTE_LEVEL: list[int] = []   # the last step, which is no split rule
 Ranges: TypeAlias = "list[tuple[int, int]]"
 
@@ -679,17 +597,12 @@ def pre_tokenizer_steps(config: Config) -> list[list[int]]:
     """The steps of a pre-tokenizer as split rules and BYTE_LEVEL."""
     kind = config.require("type", "Sequence", "Split", "Digits", "ByteLevel")
     if kind == "Sequence":
-        nested = [Config(part, config.where) for part in config.items("pretokenizers")]
-        if any(part.values.get("type") == "Sequence" for part in nested):
-            raise Refused(f"{config.where}: a sequence inside a sequence is not supported")
-        return [step for part in nested for step in pre_tokenizer_steps(part)]
+        parts = [Config(part, config.where) for part in config.get("pretokenizers")]
+        return [step for part in parts for step in pre_tokenizer_steps(part)]
     if kind == "Split":
         config.require("behavior", "Isolated")
         config.require("invert", False, default=False)
-        pattern = config.block("pattern").get("Regex")
-        if not isinstance(pattern, str):
-            raise Refused(f"{config.where}: a split pattern is not a string")
-        return [compile_split(pattern)]
+        return [compile_split(config.block("pattern").get("Regex"))]
     if kind == "Digits":
         return [split_rule([], code_ranges(DIGITS), repeated=not config.require("individual_digits", True, False))]
     config.require("add_prefix_space", False, default=True)
@@ -697,84 +610,32 @@ def pre_tokenizer_steps(config: Config) -> list[list[int]]:
     return [BYTE_LEVEL]
 
 
-def check_steps(steps: list[list[int]]) -> list[int]:
-    """The split rules in one list, if the only byte-level step is the last, and if "$" can mean the end of a piece."""
-    if steps.count(BYTE_LEVEL) != 1 or steps[-1] != BYTE_LEVEL:
-        raise Refused("tokenizer.json: pre_tokenizer: ByteLevel must be its last step and stand there once")
-    if len(steps) - 1 > SPLIT_RULES:
-        raise Refused(f"tokenizer.json: pre_tokenizer: {len(steps) - 1} steps before ByteLevel, at most {SPLIT_RULES}")
-    for number, step in enumerate(steps[:-1]):
+def read_split_rules(config: Config) -> list[int]:
+    """The split rules in one list; ByteLevel must come last, and "$" must be able to mean the end of a piece."""
+    *steps, last = pre_tokenizer_steps(config)
+    if last != BYTE_LEVEL or BYTE_LEVEL in steps:
+        raise Refused(f"{config.where}: ByteLevel must be its last step and stand there once")
+    for number, step in enumerate(steps):
         # "$" is the end of a line there; only once newlines are pieces of their own is that the end of the piece.
         if step[0] & 2 and compile_split("[\\r\\n]") not in steps[:number]:
-            raise Refused('tokenizer.json: pre_tokenizer: a split that ends in "$" needs a split at [\\r\\n] before it')
+            raise Refused(f'{config.where}: a split that ends in "$" needs a split at [\\r\\n] before it')
     return [number for step in steps for number in step]
 
 
-def check_post_processor(values: Any) -> None:
-    """Refuse a post-processor that adds anything but BOS in front."""
-    if values is None:
-        return
-    config = Config(values, "tokenizer.json: post_processor")
-    kind = config.require("type", "ByteLevel", "TemplateProcessing", "Sequence")
-    if kind == "Sequence":
-        for part in config.items("processors"):
-            Config(part, config.where).require("type", "ByteLevel", "TemplateProcessing")
-            check_post_processor(part)
-    if kind == "TemplateProcessing":
-        sequence = {"Sequence": {"id": "A", "type_id": 0}}
-        config.require("single", [sequence], [{"SpecialToken": {"id": BOS, "type_id": 0}}, sequence])
-
-
-def check_bpe(config: Config) -> None:
-    """Refuse what is not plain byte-pair encoding."""
-    config.require("type", "BPE")
-    plain = {"dropout": (0, 0.0), "continuing_subword_prefix": ("",), "end_of_word_suffix": ("",),
-             "byte_fallback": (False,), "ignore_merges": (False,), "fuse_unk": (True, False)}
-    for key, allowed in plain.items():
-        config.require(key, *allowed, default=allowed[0])
-    for unknown in set(config.values) - {"type", "vocab", "merges", "unk_token", *plain}:
-        raise Refused(f"{config.where}: {unknown} is not supported")
-    if config.has("unk_token"):
-        raise Refused(f"{config.where}: unk_token is not supported")
-
-
-def added_token_entries(document: Config, overrides: Config) -> list[Config]:
-    """The entries of added_tokens, with the flags that tokenizer_config.json gives them and the tokens that it adds."""
-    entries = [Config(entry, "tokenizer.json: added_tokens") for entry in document.items("added_tokens")]
-    known = {str(entry.values.get("content")): entry for entry in entries}
-    ids = document.block("model").get("vocab")
-    decoder = overrides.block("added_tokens_decoder")
-    for number, values in sorted(decoder.values.items(), key=lambda item: item[0].zfill(20)):
-        config = Config(values, f"{decoder.where}: {number:.20}")
-        content = config.get("content")
-        old = known.get(str(content))
-        # A token that is new to the tokenizer gets the id of its name or the next free one.
-        expected = old.values.get("id") if old else ids.get(str(content), len(ids | known))
-        if str(expected) != number:
-            raise Refused(f"{config.where}: in tokenizer.json the token {content!r:.60} has the id {expected}")
-        values = {"normalized": False, "special": False} | config.values | {"id": expected}
-        if old:
-            old.values, old.where = old.values | values, config.where
-        else:
-            known[str(content)] = Config(values, config.where)
-            entries.append(known[str(content)])
-    return entries
-
-
-def read_added_tokens(document: Config, overrides: Config) -> dict[str, tuple[int, bool]]:
-    """Content -> (id, special) of the added tokens."""
+def read_added_tokens(document: Config, settings: Config) -> dict[str, tuple[int, bool]]:
+    """Content -> (id, special) of the added tokens; tokenizer_config.json may not name others."""
     added: dict[str, tuple[int, bool]] = {}
-    normalized: dict[bool, set[str]] = {True: set(), False: set()}
-    for config in added_token_entries(document, overrides):
-        content = config.get("content")
-        if not isinstance(content, str) or not content or content in added:
-            raise Refused(f"tokenizer.json: added_tokens: {content!r:.60} is not a string, or occurs twice")
+    for entry in document.get("added_tokens"):
+        config = Config(entry, "tokenizer.json: added_tokens")
+        content = str(config.get("content"))
         config.where += f" {content!r}"
         for key in ("lstrip", "rstrip", "single_word"):
             config.require(key, False, default=False)
-        normalized[config.require("normalized", True, False)].add(content)
         added[content] = config.integer("id", low=0, high=1 << 24), config.require("special", True, False)
-    check_overlaps(normalized[False], normalized[True])
+    for number, entry in settings.block("added_tokens_decoder").values.items():
+        content = Config(entry, f"{settings.where}: {number:.20}").get("content")
+        if content not in added or str(added[content][0]) != number:
+            raise Refused(f"{settings.where}: tokenizer.json has no added token {content!r:.60} of id {number:.20}")
     return added
 
 
@@ -788,81 +649,52 @@ def check_tokenizer_config(config: Config) -> None:
             raise Refused(f"{config.where}: {key} is {value!r:.60}, supported is only {token!r}")
 
 
-def check_overlaps(first: set[str], second: set[str]) -> None:
-    """Refuse two kinds of added tokens that could claim the same text: one kind is searched for before the other."""
-    for one, other in itertools.product(first, second):
-        ends = ((one, other), (other, one))
-        if any(a in b or any(a.endswith(b[:size]) for size in range(1, len(b))) for a, b in ends):
-            raise Refused(f"tokenizer.json: added_tokens: {one!r} overlaps {other!r}, whose flag `normalized` differs")
-
-
-def read_merges(config: Config, vocabulary: dict[str, int]) -> list[int]:
+def read_merges(model: Config, ids: dict[str, int]) -> list[int]:
     """The merges by rank, three ids each: left, right, and what they become; the file may have either of two forms."""
     result: list[int] = []
-    alphabet = set(byte_alphabet())
-    for merge in config.items("merges"):
-        pair = merge.split(" ") if isinstance(merge, str) else merge
-        plain = isinstance(pair, list) and len(pair) == 2 and all(isinstance(p, str) for p in pair)
-        if not plain or not all(pair) or " " in "".join(pair):
-            raise Refused(f"{config.where}: the merge {merge!r:.60} is not a pair of tokens")
-        for token in (*pair, "".join(pair)):
-            if token not in vocabulary or not alphabet.issuperset(token):
-                raise Refused(f"{config.where}: the merge {merge!r:.60} names a token outside the vocabulary")
-            result.append(vocabulary[token])
+    for merge in model.get("merges"):
+        left, right = merge.split(" ") if isinstance(merge, str) else merge
+        result += [ids[token] for token in (left, right, left + right)]
     return result
 
 
-def read_vocabulary(config: Config, size: int) -> dict[str, int]:
-    """Token -> id; refuses ids that are none, that stand twice or that the embedding has no row for."""
-    vocabulary = config.get("vocab")
-    if not isinstance(vocabulary, dict):
-        raise Refused(f"{config.where}: vocab is not an object")
-    for token, number in vocabulary.items():
-        if type(number) is not int or not 0 <= number < size:
-            raise Refused(f"{config.where}: the id {number!r:.60} of token {token!r:.60} is outside 0..{size - 1}")
-    if len(set(vocabulary.values())) != len(vocabulary):
-        raise Refused(f"{config.where}: two tokens have one id")
-    valid_utf8 = (byte for byte in range(0xF5) if byte not in (0xC0, 0xC1))
-    for byte, character in ((byte, byte_alphabet()[byte]) for byte in valid_utf8):
-        if character not in vocabulary:
-            raise Refused(f"{config.where}: no token for the byte 0x{byte:02X}")
-    return vocabulary
-
-
-def check_not_resaved(document: Config) -> None:
-    """Refuse what transformers 5 saves after it loaded a byte-level tokenizer as a LlamaTokenizer: a vocabulary of the
-    one kind with the rules of the other."""
-    step = document.block("pre_tokenizer").values.get("type")
-    if step == "Metaspace" and "\u0120" in str(document.block("model").values.get("vocab", "")):
-        raise Refused("tokenizer.json: pre_tokenizer: Metaspace does not fit a byte-level vocabulary; transformers 5 "
-                      "saves that when it took the tokenizer for a LlamaTokenizer: take the original tokenizer.json")
-
-
-def tokenizer_metadata(values: Any, vocabulary_size: int, overrides: Config | None = None) -> Metadata:
-    """The tokenizer from what tokenizer.json and tokenizer_config.json hold; anything not understood is refused."""
-    document, overrides = Config(values, "tokenizer.json"), overrides or Config({}, "tokenizer_config.json")
-    check_not_resaved(document)
-    check_tokenizer_config(overrides)
-    if document.has("normalizer") and document.get("normalizer") != {"type": "Sequence", "normalizers": []}:
+def check_tokenizer(document: Config) -> None:
+    """Refuse what is not plain byte-level encoding of pairs."""
+    if document.block("pre_tokenizer").values.get("type") == "Metaspace":
+        raise Refused("tokenizer.json: pre_tokenizer: Metaspace is not supported; transformers 5 saves it where it "
+                      "takes the tokenizer for a LlamaTokenizer: take the original tokenizer.json")
+    if document.get("normalizer", {"normalizers": []}).get("normalizers") != []:
         raise Refused("tokenizer.json: a normalizer is not supported")
     document.block("decoder").require("type", "ByteLevel")
-    check_post_processor(document.values.get("post_processor"))
-    model = document.block("model")
-    check_bpe(model)
-    vocabulary, added = read_vocabulary(model, vocabulary_size), read_added_tokens(document, overrides)
+    plain = {"type": "BPE", "dropout": 0.0, "continuing_subword_prefix": "", "end_of_word_suffix": "",
+             "byte_fallback": False, "ignore_merges": False}
+    for key, value in plain.items():
+        document.block("model").require(key, value, default=value)
 
+
+def tokenizer_metadata(values: Any, vocabulary_size: int, overrides: Any = None) -> Metadata:
+    """The tokenizer from what tokenizer.json and tokenizer_config.json hold; anything not understood is refused."""
+    document = Config(values, "tokenizer.json")
+    settings = Config({} if overrides is None else overrides, "tokenizer_config.json")
+    check_tokenizer_config(settings)
+    check_tokenizer(document)
+    model, added = document.block("model"), read_added_tokens(document, settings)
     tokens = [f"[PAD{number}]" for number in range(vocabulary_size)]
     kinds = [5] * vocabulary_size
-    for token, number in vocabulary.items():
-        tokens[number], kinds[number] = token, 1
+    ids: dict[str, int] = {}
+
+    def place(token: str, number: Any, kind: int) -> None:
+        if type(number) is not int or not 0 <= number < vocabulary_size:
+            raise Refused(f"tokenizer.json: the id {number!r:.60} of token {token!r:.60} is outside "
+                          f"0..{vocabulary_size - 1}")
+        if ids.setdefault(token, number) != number or kinds[number] != 5 and tokens[number] != token:
+            raise Refused(f"tokenizer.json: the token {token!r:.60} has two ids, or shares the id {number}")
+        tokens[number], kinds[number] = token, kind
+
+    for token, number in model.block("vocab").values.items():
+        place(token, number, 1)
     for token, (number, special) in added.items():
-        if number >= vocabulary_size:
-            raise Refused(f"tokenizer.json: the id {number} of token {token!r} is outside 0..{vocabulary_size - 1}")
-        if (token in vocabulary or kinds[number] != 5) and vocabulary.get(token) != number:
-            raise Refused(f"tokenizer.json: added token {token!r} and the vocabulary disagree on the id {number}")
-        tokens[number], kinds[number] = token, 3 if special else 4
-    if len(set(tokens)) != vocabulary_size:
-        raise Refused("tokenizer.json: a token has the name of an unused one")
+        place(token, number, 3 if special else 4)
 
     def id_of(token: str) -> tuple[GGUFValueType, int]:
         if token not in added:
@@ -881,8 +713,8 @@ def tokenizer_metadata(values: Any, vocabulary_size: int, overrides: Config | No
         "janus.tokenizer.image_placeholder_id": id_of(IMAGE_PLACEHOLDER),
         "janus.tokenizer.begin_of_image_id": id_of(BEGIN_OF_IMAGE),
         "janus.tokenizer.end_of_image_id": id_of(END_OF_IMAGE),
-        "janus.tokenizer.merges": u32(read_merges(model, vocabulary)),
-        "janus.tokenizer.split_rules": u32(check_steps(pre_tokenizer_steps(document.block("pre_tokenizer")))),
+        "janus.tokenizer.merges": u32(read_merges(model, ids)),
+        "janus.tokenizer.split_rules": u32(read_split_rules(document.block("pre_tokenizer"))),
     }
 
 
@@ -920,21 +752,24 @@ class Table:
         names = tuple(n if n.startswith("lm_head") else "model." + n for n in names)
         self.tensors.append(Tensor(name, shape, official, names, stored or shape, init))
 
-    def linear(self, name: str, official: str, transformers: str | tuple[str, ...], outer: int, inner: int) -> None:
+    def pair(self, name: str, official: str, transformers: str | tuple[str, ...], shape: tuple[int, ...],
+             inits: tuple[str, str], stored: tuple[int, ...] | None = None) -> None:
+        """A weight and its bias."""
         names = (transformers,) if isinstance(transformers, str) else transformers
-        init = f"uniform {inner ** -0.5}"
-        self.add(f"{name}.weight", f"{official}.weight", tuple(f"{n}.weight" for n in names), (outer, inner), init)
-        self.add(f"{name}.bias", f"{official}.bias", tuple(f"{n}.bias" for n in names), (outer,), init)
+        weights, biases = (tuple(f"{n}.{part}" for n in names) for part in ("weight", "bias"))
+        self.add(f"{name}.weight", f"{official}.weight", weights, shape, inits[0], stored)
+        self.add(f"{name}.bias", f"{official}.bias", biases, shape[:1], inits[1])
+
+    def linear(self, name: str, official: str, transformers: str | tuple[str, ...], outer: int, inner: int) -> None:
+        self.pair(name, official, transformers, (outer, inner), (f"uniform {inner ** -0.5}",) * 2)
 
     def norm(self, name: str, official: str, transformers: str, width: int) -> None:
-        self.add(f"{name}.weight", f"{official}.weight", f"{transformers}.weight", (width,), "ones")
-        self.add(f"{name}.bias", f"{official}.bias", f"{transformers}.bias", (width,), "zeros")
+        self.pair(name, official, transformers, (width,), ("ones", "zeros"))
 
     def conv(self, name: str, official: str, transformers: str, outer: int, inner: int, side: int) -> None:
-        init, stored = f"uniform {(inner * side * side) ** -0.5}", (outer, inner, side, side)
         shape = (outer, inner) if side == 1 else (outer, side, side, inner)
-        self.add(f"{name}.weight", f"{official}.weight", f"{transformers}.weight", shape, init, stored)
-        self.add(f"{name}.bias", f"{official}.bias", f"{transformers}.bias", (outer,), init)
+        inits = (f"uniform {(inner * side * side) ** -0.5}",) * 2
+        self.pair(name, official, transformers, shape, inits, (outer, inner, side, side))
 
     def res_block(self, name: str, official: str, transformers: str, outer: int, inner: int) -> None:
         for part, width in (("norm1", inner), ("norm2", outer)):
@@ -1052,12 +887,9 @@ class Stored:
     shape: tuple[int, ...]
     strides: tuple[int, ...] = ()
     start: int = 0
-    array: np.ndarray | None = None   # the tensor itself, where it is in memory
 
     def read(self, first: int, last: int) -> np.ndarray:
         """Rows first..last-1, bf16 as its bits.  They are read, never mapped, so that memory holds one piece at a time."""
-        if self.array is not None:
-            return self.array[first:last]
         dtype, shape = np.dtype(STORED_DTYPES[self.dtype]), (last - first, *self.shape[1:])
         span = 1 + sum((n - 1) * stride for n, stride in zip(shape, self.strides))
         numbers = np.fromfile(self.path, dtype, span, offset=self.start + first * self.strides[0] * dtype.itemsize)
@@ -1110,9 +942,7 @@ def read_safetensors(path: Path) -> list[Stored]:
 # The files of torch.save: a zip archive of data.pkl, which describes the tensors, and data/KEY, their storages.  The
 # unpickler makes nothing but dictionaries and these descriptions.
 
-STORAGE_DTYPES = {"DoubleStorage": "F64", "FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16",
-                  "LongStorage": "I64", "IntStorage": "I32", "ShortStorage": "I16", "CharStorage": "I8",
-                  "ByteStorage": "U8", "BoolStorage": "BOOL"}
+STORAGE_DTYPES = {"DoubleStorage": "F64", "FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16"}
 
 
 class Pickled(NamedTuple):
@@ -1130,8 +960,8 @@ class StateDictUnpickler(pickle.Unpickler):
                ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor}
 
     def find_class(self, module: str, name: str) -> Any:
-        if module == "torch" and name in STORAGE_DTYPES:
-            return STORAGE_DTYPES[name]
+        if module == "torch" and name.endswith("Storage"):
+            return STORAGE_DTYPES.get(name, name)
         if (module, name) not in self.GLOBALS:
             raise pickle.UnpicklingError(f"it names {module}.{name}, which a state dict does not need")
         return self.GLOBALS[module, name]
@@ -1143,7 +973,7 @@ class StateDictUnpickler(pickle.Unpickler):
 def read_torch(path: Path) -> list[Stored]:
     """The tensors of a file of torch.save."""
     if not zipfile.is_zipfile(path):
-        return read_legacy_torch(path)
+        raise Refused(f"{path.name} is not a zip archive: save it again with torch 1.6 or later, or as safetensors")
     try:
         with zipfile.ZipFile(path) as archive:
             members = {info.filename: info for info in archive.infolist()}
@@ -1151,16 +981,10 @@ def read_torch(path: Path) -> list[Stored]:
             if root + "byteorder" in members and archive.read(root + "byteorder").strip() != b"little":
                 raise ValueError("it is from a big-endian machine: save it as safetensors there")
             content = StateDictUnpickler(io.BytesIO(archive.read(root + "data.pkl"))).load()
-        if not isinstance(content, dict):
-            raise ValueError("it holds no dictionary")
         return [locate(path, name, value, members, root + "data/") for name, value in content.items()]
     except Exception as error:   # whatever a hostile file brings about
-        raise unsafe(path, error) from None
-
-
-def unsafe(path: Path, error: Exception) -> Refused:
-    reason = (str(error).strip() or repr(error)).splitlines()[0]
-    return Refused(f"{path.name} is not a state dict that can be loaded safely: {reason:.200}")
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        raise Refused(f"{path.name} is not a state dict that can be loaded safely: {reason:.200}") from None
 
 
 def locate(path: Path, name: Any, value: Any, members: dict[str, zipfile.ZipInfo], folder: str) -> Stored:
@@ -1185,135 +1009,87 @@ def locate(path: Path, name: Any, value: Any, members: dict[str, zipfile.ZipInfo
     return Stored(path, name, dtype, shape, strides, start + value.offset * size)
 
 
-def read_legacy_torch(path: Path) -> list[Stored]:
-    """The tensors of a file of torch before 1.6, which is not an archive; they are in memory."""
-    try:
-        import torch
-    except ImportError:
-        raise Refused(f"{path.name} is not a zip archive; if torch before 1.6 wrote it, install torch") from None
-
-    def array(tensor: Any) -> np.ndarray:
-        tensor = tensor.detach().contiguous()
-        return tensor.view(torch.int16).numpy().view(np.uint16) if tensor.dtype == torch.bfloat16 else tensor.numpy()
-
-    try:
-        arrays = {name: array(tensor) for name, tensor in torch.load(path, "cpu", weights_only=True).items()}
-    except Exception as error:   # whatever a hostile file brings about in torch's restricted unpickler
-        raise unsafe(path, error) from None
-    dtypes = {np.dtype(stored): dtype for dtype, stored in STORED_DTYPES.items()}
-    return [Stored(path, name, dtypes.get(value.dtype, value.dtype.name), value.shape, array=value)
-            for name, value in arrays.items()]
-
-
+Checkpoint: TypeAlias = dict[str, Stored]   # by the names of its layout, whichever the file format
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 READERS = {".safetensors": read_safetensors, ".bin": read_torch, ".pth": read_torch, ".pt": read_torch}
 
 
-def read_weights(path: Path) -> list[Stored]:
-    check_not_pointer(path)
-    return READERS[path.suffix](path)
-
-
-def find_weights(folder: Path, remarks: list[str]) -> Path:
-    """The file of weights, or the index of its shards; among the usual names in the order of transformers."""
+def find_weights(folder: Path, remarks: list[str]) -> list[Path]:
+    """The file of weights, or the shards of an index; among the usual names in the order of transformers."""
     for name in WEIGHT_FILES:
         single, index = folder / name, folder / f"{name}.index.json"
+        if single.is_file() and index.is_file():
+            remarks.append(f"{name} is read, as transformers does, and not the shards of {index.name} beside it")
         if single.is_file():
-            if index.is_file():
-                remarks.append(f"{name} is read, as transformers does, and not the shards of {index.name} beside it")
-            return single
+            return [single]
         if index.is_file():
-            return index
+            return find_shards(folder, Config(load_json(index), index.name))
     found = [path for path in sorted(folder.iterdir()) if path.suffix in READERS and path.is_file()]
     found = [path for path in found if path.suffix == ".safetensors"] or found
     if len(found) == 1:
-        return found[0]
+        return found
     names = [*WEIGHT_FILES, *(f"{name}.index.json" for name in WEIGHT_FILES)]
     files = f"several files of weights, {', '.join(path.name for path in found[:3])}, but" if found else ""
     raise Refused(f"{folder} holds {files} none of {', '.join(names)}")
 
 
-class Checkpoint:
-    """All tensors of a folder under the names of its layout, whichever the file format and however many the shards."""
-
-    def __init__(self, folder: Path, layout: str, remarks: list[str]) -> None:
-        self.tensors: dict[str, Stored] = {}
-        self.layout = layout
-        weights = find_weights(folder, remarks)
-        if weights.suffix == ".json":
-            self.add_indexed(Config(load_json(weights), weights.name), folder)
-        else:
-            self.add(weights)
-
-    def add(self, path: Path) -> None:
-        for stored in read_weights(path):
-            name = self.full_name(stored.name)
-            if name in self.tensors:
-                raise Refused(f"tensor {name} is in {self.tensors[name].path.name} and in {path.name}")
-            self.tensors[name] = stored
-
-    def full_name(self, name: str) -> str:
-        """transformers also loads names without "model."."""
-        bare = self.layout == "transformers" and re.match(r"(vision_|language_|vq)model\.|aligner\.|generation_", name)
-        return f"model.{name}" if bare else name
-
-    def add_indexed(self, index: Config, folder: Path) -> None:
-        places = index.block("weight_map").values
-        for file in sorted(set(map(str, places.values()))):
-            if re.search(r"[/\\:\0]", file) or Path(file).suffix not in READERS:
-                raise Refused(f"{index.where}: {file!r:.100} is not the name of a file of weights")
-            if not (folder / file).is_file():
-                raise Refused(f"{index.where}: the shard {file} is missing in {folder}")
-            self.add(folder / file)
-        for name, file in places.items():   # a name that no shard has is an error only if the model needs it
-            stored = self.tensors.get(self.full_name(name))
-            if stored and stored.path.name != file:
-                raise Refused(f"{index.where}: tensor {name} is not in {file} but in {stored.path.name}")
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        return {name: stored.shape for name, stored in self.tensors.items()}
-
-    def same(self, one: str, other: str) -> bool:
-        """Whether two tensors have the same type, shape and numbers."""
-        a, b = self.tensors[one], self.tensors[other]
-        if (a.dtype, a.shape) != (b.dtype, b.shape) or a.dtype not in STORED_DTYPES or not a.shape:
-            return False
-        return all(np.array_equal(*rows) for rows in zip(a.rows(), b.rows()))
+def find_shards(folder: Path, index: Config) -> list[Path]:
+    """The files that an index names.  A tensor that it names and no shard has is missing only if the model needs it."""
+    files = sorted(set(map(str, index.block("weight_map").values.values())))
+    for file in files:
+        if re.search(r"[/\\:\0]", file) or Path(file).suffix not in READERS:
+            raise Refused(f"{index.where}: {file!r:.100} is not the name of a file of weights")
+        if not (folder / file).is_file():
+            raise Refused(f"{index.where}: the shard {file} is missing in {folder}")
+    return [folder / file for file in files]
 
 
-def check_tensors(table: list[Tensor], checkpoint: Checkpoint, remarks: list[str]) -> None:
+def read_checkpoint(folder: Path, layout: str, remarks: list[str]) -> Checkpoint:
+    """All tensors of a folder under the names of its layout; transformers also loads names without "model."."""
+    checkpoint: Checkpoint = {}
+    for path in find_weights(folder, remarks):
+        check_not_pointer(path)
+        for stored in READERS[path.suffix](path):
+            bare = re.match(r"(vision_|language_|vq)model\.|aligner\.|generation_", stored.name)
+            name = f"model.{stored.name}" if bare and layout == "transformers" else stored.name
+            if name in checkpoint:
+                raise Refused(f"tensor {name} is in {checkpoint[name].path.name} and in {path.name}")
+            checkpoint[name] = stored
+    return checkpoint
+
+
+def check_tensors(table: list[Tensor], checkpoint: Checkpoint, layout: str, remarks: list[str]) -> None:
     """Refuse a checkpoint that lacks a tensor or has one of another shape or type; remark on unused ones."""
-    shapes = checkpoint.shapes
-    expected = {name: shape for tensor in table for name, shape in tensor.sources(checkpoint.layout).items()}
+    expected = {name: shape for tensor in table for name, shape in tensor.sources(layout).items()}
     for name, shape in expected.items():
-        if name not in shapes:
-            raise missing_tensor(name, shapes)
-        if checkpoint.tensors[name].dtype not in STORED_DTYPES:
-            raise Refused(f"tensor {name} has type {checkpoint.tensors[name].dtype}, "
-                          f"expected {', '.join(STORED_DTYPES)}")
-        if shapes[name] != shape:
-            raise Refused(f"tensor {name} has shape {list(shapes[name])}, expected {list(shape)}")
-    unused = [stored.name for name, stored in checkpoint.tensors.items()
+        if name not in checkpoint:
+            raise missing_tensor(name, checkpoint)
+        if checkpoint[name].dtype not in STORED_DTYPES:
+            raise Refused(f"tensor {name} has type {checkpoint[name].dtype}, expected {', '.join(STORED_DTYPES)}")
+        if checkpoint[name].shape != shape:
+            raise Refused(f"tensor {name} has shape {list(checkpoint[name].shape)}, expected {list(shape)}")
+    unused = [stored.name for name, stored in checkpoint.items()
               if name not in expected and not IGNORED_TENSORS.fullmatch(name)]
     if unused:
         more = f" and {len(unused) - 3} more" if len(unused) > 3 else ""
         remarks.append(f"tensors that the model does not use are left out: {', '.join(unused[:3])}{more}")
 
 
-def settle_tied(tied: bool, checkpoint: Checkpoint) -> bool:
+def settle_tied(tied: bool, checkpoint: Checkpoint, layout: str) -> bool:
     """Whether the output matrix is the embedding; an equal copy in the checkpoint is dropped.
 
     transformers lets a stored lm_head win over tie_word_embeddings.  The official layout does not say: that is refused.
     """
-    head, embedding = HEADS[checkpoint.layout]
-    if not tied or not {head, embedding} <= checkpoint.tensors.keys():
+    head, embedding = (checkpoint.get(name) for name in HEADS[layout])
+    if not tied or head is None or embedding is None:
         return tied
-    if checkpoint.same(head, embedding):
-        del checkpoint.tensors[head]
-    elif checkpoint.layout == "official":
-        raise Refused(f"tensor {head} differs from {embedding}, but config.json says tie_word_embeddings")
-    return head not in checkpoint.tensors
+    if (head.dtype, head.shape) == (embedding.dtype, embedding.shape) and head.dtype in STORED_DTYPES and head.shape:
+        if all(np.array_equal(*rows) for rows in zip(head.rows(), embedding.rows())):
+            del checkpoint[HEADS[layout][0]]
+            return True
+    if layout == "official":
+        raise Refused(f"tensor {head.name} differs from {embedding.name}, but config.json says tie_word_embeddings")
+    return False
 
 
 # ---------------------------------------------------------------------------------------------------- number formats
@@ -1543,11 +1319,8 @@ def write_header(path: Path, metadata: Metadata, plan: Plan) -> None:
         elif value:   # the format has no empty arrays
             writer.add_key_value(key, value, GGUFValueType.ARRAY, sub_type=kind)
     for tensor, kind in plan:
-        if kind.name.lower() in FLOAT_TYPES:
-            shape, item = tensor.shape, np.dtype("f4") if kind == Type.F32 else np.dtype("f2")
-        else:
-            shape, item = quants.quant_shape_to_byte_shape(tensor.shape, kind), np.dtype("u1")
-        writer.add_tensor_info(tensor.name, shape, item, math.prod(shape) * item.itemsize, raw_dtype=kind)
+        shape = quants.quant_shape_to_byte_shape(tensor.shape, kind)
+        writer.add_tensor_info(tensor.name, shape, np.dtype("u1"), math.prod(shape), raw_dtype=kind)
     try:
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
@@ -1582,59 +1355,46 @@ def convert(given: Path, path: Path, dtype: str | None, roles: str | None = None
     config = Config(load_json(folder / "config.json"), "config.json")
     check_relative(config, folder)
     official = config.require("model_type", "multi_modality", "janus") == "multi_modality"
-    checkpoint = Checkpoint(folder, "official" if official else "transformers", remarks)
-    sizes = read_official_config(config, checkpoint.shapes) if official else read_transformers_config(config)
-    check_sizes(sizes)
-    sizes = replace(sizes, tied=settle_tied(sizes.tied, checkpoint))
-    table = tensor_table(sizes)
-    check_tensors(table, checkpoint, remarks)
-    metadata = size_metadata(sizes) | read_image_metadata(folder, sizes) | read_tokenizer(folder, sizes.vocabulary)
-    tokens = zip(metadata["tokenizer.ggml.tokens"][1], metadata["tokenizer.ggml.token_type"][1])
-    added = {token for token, kind in tokens if kind in (3, 4)}
-    roles = roles or choose_roles(folder, config, added, remarks)
-    check_roles(roles, added, remarks)
-    plan, dtype = make_plan(table, checkpoint, dtype)
+    layout = "official" if official else "transformers"
+    checkpoint = read_checkpoint(folder, layout, remarks)
+    with reading("config.json"):
+        sizes = read_official_config(config, checkpoint) if official else read_transformers_config(config)
+        sizes = replace(sizes, tied=settle_tied(sizes.tied, checkpoint, layout))
+        table = tensor_table(sizes)
+    check_tensors(table, checkpoint, layout, remarks)
+    with reading("preprocessor_config.json"):
+        metadata = size_metadata(sizes) | read_image_metadata(folder, sizes)
+    settings = folder / "tokenizer_config.json"
+    with reading("tokenizer.json"):
+        metadata |= tokenizer_metadata(load_json(folder / "tokenizer.json"), sizes.vocabulary,
+                                       load_json(settings) if settings.exists() else None)
+    metadata |= prompt_metadata(choose_roles(roles, folder, config, set(metadata["tokenizer.ggml.tokens"][1]), remarks))
+    plan, dtype = make_plan(table, checkpoint, layout, dtype)
 
     def blocks(tensor: Tensor) -> Iterator[np.ndarray]:
-        for name in tensor.sources(checkpoint.layout):
-            for block in checkpoint.tensors[name].rows():
-                yield to_file_shape(block, tensor)
+        for name in tensor.sources(layout):
+            for block in checkpoint[name].rows():   # kernels channel-last, 1x1 kernels as matrices
+                kernel = len(tensor.shape) == 4
+                yield block.transpose(0, 2, 3, 1) if kernel else block.reshape(-1, *tensor.shape[1:])
 
     for words in remarks:
         remark(words)
     remark_on_rows(plan, dtype)
-    write_file(path, general_metadata(model_name(folder), dtype) | metadata | prompt_metadata(roles), plan, blocks)
+    write_file(path, general_metadata(model_name(folder), dtype) | metadata, plan, blocks)
 
 
-def read_tokenizer(folder: Path, vocabulary_size: int) -> Metadata:
-    """The tokenizer of a folder; tokenizer_config.json may be absent."""
-    settings = folder / "tokenizer_config.json"
-    overrides = Config(load_json(settings) if settings.exists() else {}, settings.name)
-    return tokenizer_metadata(load_json(folder / "tokenizer.json"), vocabulary_size, overrides)
-
-
-def make_plan(table: list[Tensor], checkpoint: Checkpoint, dtype: str | None) -> tuple[Plan, str]:
-    """Tensors with their storage types, and the type of the whole; without `dtype` each keeps what it has."""
+def make_plan(table: list[Tensor], checkpoint: Checkpoint, layout: str, dtype: str | None) -> tuple[Plan, str]:
+    """Tensors with their storage types, and the type of the whole.  Without `dtype` each keeps the type that it has;
+    parts of two types, and float64, become float32, as the model computes."""
     if dtype:
         return [(tensor, storage_type(tensor, dtype)) for tensor in table], dtype
-    stored = {tensor: as_stored(checkpoint.tensors[name].dtype for name in tensor.sources(checkpoint.layout))
-              for tensor in table}
-    most = max(FLOAT_TYPES, key=lambda kind: sum(tensor.size for tensor in table if stored[tensor] == kind))
-    return [(tensor, storage_type(tensor, stored[tensor])) for tensor in table], most
-
-
-def as_stored(dtypes: Iterator[str]) -> str:
-    """The type that holds tensors of these types exactly; float64 becomes float32, as the model computes."""
-    kinds = {dtype.lower() for dtype in dtypes}
-    kind = kinds.pop() if len(kinds) == 1 else "f32"
-    return kind if kind in FLOAT_TYPES else "f32"
-
-
-def to_file_shape(block: np.ndarray, tensor: Tensor) -> np.ndarray:
-    """Rows of a checkpoint's tensor in the shape of the file: kernels channel-last, 1x1 kernels as matrices."""
-    if len(tensor.shape) == 4:
-        return block.transpose(0, 2, 3, 1)
-    return block.reshape(-1, *tensor.shape[1:])
+    sizes, plan = dict.fromkeys(FLOAT_TYPES, 0), []
+    for tensor in table:
+        kinds = {checkpoint[name].dtype.lower() for name in tensor.sources(layout)}
+        kind = kinds.pop() if len(kinds) == 1 and kinds <= set(FLOAT_TYPES) else "f32"
+        sizes[kind] += tensor.size
+        plan.append((tensor, storage_type(tensor, kind)))
+    return plan, max(sizes, key=lambda kind: sizes[kind])
 
 
 def general_metadata(name: str, dtype: str) -> Metadata:
@@ -1683,24 +1443,17 @@ def requantise(source: Path, path: Path, dtype: str | None, roles: str | None) -
 # ------------------------------------------------------------------------------------------------------ command line
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Convert a Janus or Janus-Pro checkpoint into one GGUF file, or a "
-                                     "GGUF file of this program into one with smaller weights.",
+    parser = argparse.ArgumentParser(description="Convert a Janus or Janus-Pro checkpoint into one GGUF file.",
                                      epilog="Exit status: 0 done, 1 refused or failed, 2 wrong usage.")
-    parser.add_argument("source", nargs="?", type=Path, help="folder with config.json, tokenizer.json, "
-                        "preprocessor_config.json and the weights (.safetensors or .bin, in one file or in shards), or "
-                        "a .gguf file with f32, f16 or bf16 weights")
-    parser.add_argument("-o", "--output", type=Path, metavar="OUT.gguf", help="file to write")
+    parser.add_argument("source", type=Path, help="folder as published, or a .gguf file of this program with f32, f16 "
+                        "or bf16 weights")
+    parser.add_argument("-o", "--output", type=Path, metavar="OUT.gguf", required=True, help="file to write")
     parser.add_argument("--dtype", type=str.lower, choices=FILE_TYPES,
                         help="type of the large weights (default: as stored)")
     parser.add_argument("--roles", type=str.lower, choices=ROLES,
                         help="who speaks in prompts: <|User|> and <|Assistant|> as in Janus-Pro, or User and "
                         "Assistant as in Janus-1.3B (default: by the checkpoint's name and tokenizer)")
-    options = parser.parse_args(arguments)
-    if options.source is None:
-        parser.error("name a checkpoint's folder or a .gguf file")
-    if options.output is None:
-        parser.error("name the file to write: -o OUT.gguf")
-    return options
+    return parser.parse_args(arguments)
 
 
 def check_output(path: Path) -> None:
@@ -1709,11 +1462,6 @@ def check_output(path: Path) -> None:
         raise Refused(f"cannot write {path}: its folder does not exist, or it is not a regular file")
     if path.suffix in (".json", *READERS):
         raise Refused(f"cannot write {path}: that is the name of a checkpoint's file; the result is a .gguf file")
-
-
-def missing_package(error: ImportError) -> str:
-    return (f"the Python package {error.name or error} is missing: use `uv run convert.py`, which brings all packages, "
-            f"or pip install gguf numpy safetensors tqdm")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -1732,7 +1480,8 @@ def write(program: str, path: Path, work: Callable[[], None]) -> int:
         check_output(path)
         work()
     except ImportError as error:
-        print(f"{program}:", printable(missing_package(error)), file=sys.stderr)
+        print(f"{program}: the Python package {error.name} is missing: use `uv run convert.py`, which brings all "
+              f"packages, or pip install gguf numpy safetensors tqdm", file=sys.stderr)
         return 1
     except (Refused, OSError, UnicodeError, MemoryError) as error:
         print(f"{program}:", printable(str(error) or "out of memory"), file=sys.stderr)

@@ -23,7 +23,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import convert  # noqa: E402
 from convert import BEGIN_OF_IMAGE, BOS, END_OF_IMAGE, EOS, IMAGE_PLACEHOLDER, PAD  # noqa: E402
-from convert import Sizes, Tensor, byte_alphabet  # noqa: E402
+from convert import Sizes, Tensor  # noqa: E402
 
 # The letters of DeepSeek's second split, as code points: three of the range ends are characters that normalisation
 # would replace, so they are not written out.
@@ -50,6 +50,13 @@ GEOMETRIES = {
                         aligner_depth=1, gen_aligner_depth=3, gen_head_width=96, vq_multipliers=(1, 2, 3),
                         vq_res_blocks=2, vq_z=24),
 }
+
+
+def byte_alphabet() -> list[str]:
+    """What stands for each byte in a byte-level vocabulary: its character if printable, else one from U+0100 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [b for b in range(256) if b not in printable]
+    return [chr(b) if b in printable else chr(0x100 + others.index(b)) for b in range(256)]
 
 
 def synthetic_tokenizer(size: int) -> dict[str, Any]:

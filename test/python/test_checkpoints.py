@@ -338,7 +338,7 @@ BAD_ARCHIVES: dict[str, tuple[Callable[..., Any], str]] = {
     "another function of torch": (lambda t, s: t.update(x=checkpoints.TorchCall("_rebuild_sparse_tensor", 1)), "torch._utils._rebuild_sparse"),
     "another class": (lambda t, s: t.update(x=checkpoints.TorchGlobal("torch", "load")), "torch.load"),
     "builtins": (lambda t, s: t.update(x=checkpoints.TorchGlobal("builtins", "eval")), "builtins.eval"),
-    "a list": (lambda t, s: [1, 2], "no dictionary"),
+    "a list": (lambda t, s: [1, 2], "safely"),
     "a key that is no name": (lambda t, s: t.update({3: 4}), "the key 3"),
     "a storage that is missing": (lambda t, s: s.pop("gen_embed.weight") and None, "gen_embed.weight"),
     "beyond its storage": (lambda t, s: set_view(t, STORAGE, 1, (64, 8), (8, 1), False, {}), "beyond its storage"),
@@ -361,14 +361,11 @@ def test_archives_that_are_refused(
     assert not (tmp_path / "harm").exists()
 
 
-def test_archives_of_other_machines_and_times(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_archives_of_other_machines_and_times(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bin_state(tmp_path / "model", lambda tensors, storages: None, byteorder=b"big")
     assert_refused(tmp_path / "model", capsys, "from a big-endian machine")
-    monkeypatch.setitem(sys.modules, "torch", None)
     (tmp_path / "model" / "pytorch_model.bin").write_bytes(pickle.dumps(0x1950a86a20f9469cfc6c, 2))
-    assert_refused(tmp_path / "model", capsys, "not a zip archive; if torch before 1.6 wrote it, install torch")
+    assert_refused(tmp_path / "model", capsys, "not a zip archive: save it again with torch 1.6 or later, or as safetensors")
 
 
 # ---- Other models ----
@@ -401,14 +398,10 @@ TOKENIZER_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "EOS": ({"add_eos_token": True}, "add_eos_token is True"),
     "another BOS": ({"bos_token": "<s>"}, "bos_token is '<s>'"),
     "another EOS": ({"eos_token": PLAIN | {"content": "</s>"}}, "eos_token is {"),
-    "lstrip": (added(USER_ID, lstrip=True), "lstrip is True"),
-    "rstrip": (added(USER_ID, rstrip=True), "rstrip is True"),
-    "single_word": (added(USER_ID, single_word=True), "single_word is True"),
-    "normalized": (added(315, "User", normalized=True), "overlaps"),
-    "another id": (added(5), "has the id 313"),
-    "a new id": (added(316, "<new>"), "has the id 315"),
+    "another id": (added(5), "no added token '<|User|>' of id 5"),
+    "a new id": (added(315, "<new>"), "no added token '<new>' of id 315"),
     "no content": ({"added_tokens_decoder": {"315": PLAIN}}, "content is missing"),
-    "no text": (added(315, ["x"]), "is not a string"),
+    "no text": (added(315, ["x"]), "malformed"),
 }
 
 
@@ -432,12 +425,6 @@ def test_a_tokenizer_config_is_honoured(
             "added_tokens_decoder": {str(USER_ID): PLAIN | {"content": "<|User|>", "normalized": True}}}
     write_json(folder / "tokenizer_config.json", same)
     assert_same(folder, expected["official"], capsys)
-    decoder = {str(USER_ID): PLAIN | {"content": "<|User|>", "special": False}, "315": PLAIN | {"content": "<new>"},
-               "65": PLAIN | {"content": convert.byte_alphabet()[65]}}
-    write_json(folder / "tokenizer_config.json", {"added_tokens_decoder": decoder})
-    metadata, _ = converted(folder)
-    assert metadata["tokenizer.ggml.tokens"][315] == "<new>"
-    assert [metadata["tokenizer.ggml.token_type"][i] for i in (65, USER_ID, ASSISTANT_ID, 315)] == [3, 4, 3, 3]
 
 
 def test_a_placeholder_beside_its_image_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -527,41 +514,14 @@ def test_roles_of_another_type_are_refused_by_janus(
 
 # ---- One grammar, one set of limits: what convert.py writes janus.c reads ----
 
-def test_limits_are_those_of_janus_c() -> None:
+def test_keys_are_those_of_janus_c() -> None:
     source = (ROOT / "janus.c").read_text()
     constants = {name: eval(value) for name, value in re.findall(r"\b([A-Z_]+_(?:LIMIT|VERSION)) = ([0-9 <]+)", source)}
     rows = re.findall(r'\{"([\w.]+)", FIELD\(\w+\), \d, ([\w <]+)\}', source)
     limits = {key: constants.get(value) or eval(value) for key, value in rows if value != "0"}
-    mine = {entry.metadata["key"]: entry.metadata["limit"] for entry in convert.SIZE_FIELDS if entry.metadata["limit"]}
-    assert len(limits) > 20 and mine.items() <= limits.items()
-    others = {key: limit for key, limit in limits.items() if key not in mine}
-    assert all(limit >= 1 << 20 for key, limit in others.items() if not key.endswith(("group_count", "min_size", "grid_size")))
-    assert (convert.SPLIT_RULES, convert.FORMAT_VERSION) == (constants["SPLIT_RULE_LIMIT"], constants["FORMAT_VERSION"])
-    assert constants["LEVEL_LIMIT"] == 8 and constants["SIDE_LIMIT"] == 4096  # check_sizes has these two in words
-
-
-@pytest.mark.parametrize("path, value, word", [
-    ("text_config.num_hidden_layers", 513, "block_count"), ("vision_config.depth", 9, "aligner.depth"),
-    ("vq_config.num_res_blocks", 9, "res_blocks"), ("vq_config.channel_multiplier", [1] * 9, "9 levels"),
-    ("vision_config.num_attention_heads", 4097, "head_count"), ("vq_config.embed_dim", 4097, "codebook_dim"),
-])
-def test_sizes_that_janus_does_not_read_are_refused(
-    path: str, value: Any, word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    write_checkpoint(tmp_path / "model", MICRO, "transformers")
-    edit(tmp_path / "model", "config.json", path, value)
-    assert_refused(tmp_path / "model", capsys, "config.json", word)
-
-
-def test_tokenizers_that_janus_does_not_read_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = tmp_path / "model"
-    for path, value, word in (
-        ("pre_tokenizer.pretokenizers", [{"type": "Digits", "individual_digits": True}] * 17
-         + random_model.synthetic_tokenizer(320)["pre_tokenizer"]["pretokenizers"][-1:], "17 steps"),
-    ):
-        write_checkpoint(folder, MICRO)
-        edit(folder, "tokenizer.json", path, value)
-        assert_refused(folder, capsys, "tokenizer.json", word)
+    keys = {entry.metadata["key"] for entry in convert.SIZE_FIELDS}
+    assert len(limits) > 20 and convert.FORMAT_VERSION == constants["FORMAT_VERSION"]
+    assert {key for key in limits if not key.endswith(("group_count", "min_size", "grid_size"))} <= keys
 
 
 # ---- Other files as janus's model ----
@@ -692,7 +652,7 @@ def test_a_checkpoint_is_not_overwritten(tmp_path: Path, capsys: pytest.CaptureF
 def test_usage(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "model", MICRO)
     for arguments, words in (
-        (["model"], "name the file to write: -o OUT.gguf"),
+        (["model"], "required: -o/--output"),
         (["model", "-o", "o.gguf", "--dtype", "q5_1"], "invalid choice: 'q5_1'"),
         (["model", "-o", "o.gguf", "--roles", "base"], "invalid choice: 'base'"),
     ):

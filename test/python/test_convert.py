@@ -384,7 +384,9 @@ def test_the_published_7b_config_leaves_most_out() -> None:
         },
     }
     expected = random_model.GEOMETRIES["janus-pro-7b"]
-    assert convert.read_official_config(convert.Config(config, "c"), checkpoints.official_shapes(expected)) == expected
+    checkpoint = {name: convert.Stored(Path(), name, "F32", shape)
+                  for name, shape in checkpoints.official_shapes(expected).items()}
+    assert convert.read_official_config(convert.Config(config, "c"), checkpoint) == expected
 
 
 @pytest.mark.parametrize(
@@ -424,18 +426,11 @@ CONFIG_EDITS = [  # layout, key, value, a word that the message must hold
     ("transformers", "text_config.attention_bias", True, "attention_bias"),
     ("transformers", "text_config.mlp_bias", True, "mlp_bias"),
     ("transformers", "text_config.model_type", "mistral", "model_type"),
-    (
-        "transformers",
-        "text_config.rope_parameters",
-        {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0},
-        "rope_parameters",
-    ),
+    ("transformers", "text_config.rope_parameters", {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}, "rope_type"),
     ("transformers", "text_config.rope_parameters.rope_type", "linear", "rope_type"),
     ("transformers", "text_config.rope_parameters.partial_rotary_factor", 0.5, "partial_rotary_factor"),
-    ("official", "language_config.rope_scaling", {"type": "linear", "factor": 2.0}, "factor"),
-    ("official", "language_config.rope_parameters", {"rope_theta": 2e4}, "rope_theta"),
-    ("transformers", "text_config.num_key_value_heads", 3, "heads"),
-    ("transformers", "text_config.head_dim", 15, "heads"),
+    ("official", "language_config.rope_scaling", {"type": "linear", "factor": 2.0}, "type"),
+    ("transformers", "text_config.num_key_value_heads", 3, "shape"),
     ("transformers", "text_config.hidden_size", "64", "hidden_size"),
     ("transformers", "text_config.hidden_size", 64.0, "hidden_size"),
     ("transformers", "text_config.num_hidden_layers", 0, "num_hidden_layers"),
@@ -443,33 +438,23 @@ CONFIG_EDITS = [  # layout, key, value, a word that the message must hold
     ("transformers", "text_config.rms_norm_eps", -1, "rms_norm_eps"),
     ("transformers", "text_config", [], "text_config"),
     ("transformers", "vision_config.hidden_act", "gelu_pytorch_tanh", "hidden_act"),
-    ("transformers", "vision_config.attention_bias", False, "attention_bias"),
     ("transformers", "vision_config.use_qk_norm", True, "use_qk_norm"),
     ("transformers", "vision_config.image_size", [32, 32], "image_size"),
-    ("transformers", "vision_config.image_size", 36, "patch_size"),
-    ("transformers", "vision_config.num_attention_heads", 3, "heads"),
-    ("transformers", "vision_config.mlp_ratio", 1e-9, "MLP"),
-    ("transformers", "vision_config.projection_dim", 128, "projection_dim"),
-    ("transformers", "vq_config.double_latent", True, "double_latent"),
+    ("transformers", "vision_config.mlp_ratio", 1e-9, "config.json"),
+    ("transformers", "vision_config.depth", 9, "aligner"),
+    ("transformers", "vq_config.latent_channels", 16, "shape"),
     ("transformers", "vq_config.hidden_act", "relu", "hidden_act"),
-    ("transformers", "vq_config.out_channels", 4, "out_channels"),
-    ("transformers", "vq_config.channel_multiplier", [], "channel_multiplier"),
-    ("transformers", "vq_config.base_channels", 33, "33"),
+    ("transformers", "vq_config.projection_dim", 128, "generation_head.proj_out"),
+    ("transformers", "vq_config.channel_multiplier", [], "config.json"),
+    ("transformers", "vq_config.base_channels", 33, "shape"),
     ("transformers", "tie_word_embeddings", "yes", "tie_word_embeddings"),
-    ("official", "vision_config.cls", "SAM", "cls"),
     ("official", "vision_config.params.model_name", "sam_b", "model_name"),
     ("official", "vision_config.params.select_layer", -2, "select_layer"),
     ("official", "vision_config.params.select_layer", ..., "select_layer"),
-    ("official", "vision_config.params.pixel_mean", [0.5] * 3, "pixel_mean"),
     ("official", "aligner_config.params.projector_type", "linear", "projector_type"),
     ("official", "aligner_config.params.projector_type", ..., "projector_type"),
-    ("official", "aligner_config.params.n_embed", 65, "n_embed"),
-    ("official", "gen_aligner_config.cls", "vision_head", "cls"),
-    ("official", "gen_vision_config.cls", "VQ-8", "cls"),
-    ("official", "gen_vision_config.params.n_embed", 16, "n_embed"),
-    ("official", "gen_head_config.params.image_token_size", 65, "image_token_size"),
     ("official", "gen_head_config.params.image_token_embed", ..., "image_token_embed"),
-    ("official", "language_config.hidden_size", ..., "n_embed"),
+    ("official", "language_config.hidden_size", ..., "shape"),
 ]
 
 
@@ -478,9 +463,6 @@ def test_unsupported_config_values_are_refused(
     layout: str, path: str, value: Any, word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_checkpoint(tmp_path / "model", MICRO, layout)
-    # pixel_mean counts together with pixel_std only
-    if path.endswith("pixel_mean"):
-        edit(tmp_path / "model", "config.json", "vision_config.params.pixel_std", [0.5] * 3)
     edit(tmp_path / "model", "config.json", path, value)
     assert_refused(tmp_path / "model", capsys, "c", word)
 
@@ -491,6 +473,7 @@ PROCESSOR_EDITS = [
     ("official", "preprocessor_config.json", "image_mean", [0.5, 0.5]),
     ("official", "preprocessor_config.json", "image_mean", [0.5, 0.5, 1e9]),
     ("official", "preprocessor_config.json", "image_mean", "half"),
+    ("official", "preprocessor_config.json", "image_mean", 3),
     ("official", "preprocessor_config.json", "image_std", [0.5, 0, 0.5]),
     ("official", "preprocessor_config.json", "background_color", [0, 0, 0]),
     ("official", "preprocessor_config.json", "do_normalize", 1),
@@ -499,7 +482,6 @@ PROCESSOR_EDITS = [
     ("official", "preprocessor_config.json", "rescale_factor", 0),
     ("official", "processor_config.json", "num_image_tokens", 576),
     ("official", "processor_config.json", "sft_format", "plain"),
-    ("official", "processor_config.json", "image_start_tag", "<img>"),
     ("transformers", "processor_config.json", "image_processor.size", {"shortest_edge": 32}),
     ("transformers", "processor_config.json", "image_processor.size.width", 64),
     ("transformers", "processor_config.json", "image_processor.resample", 2),
@@ -515,7 +497,8 @@ def test_unsupported_preprocessing_is_refused(
 ) -> None:
     write_checkpoint(tmp_path / "model", MICRO, layout)
     edit(tmp_path / "model", file, path, value)
-    assert_refused(tmp_path / "model", capsys, file, path.split(".")[1] if "." in path else path)
+    word = path.split(".")[1] if "." in path else path
+    assert_refused(tmp_path / "model", capsys, file, "malformed" if value == 3 else word)
 
 
 def test_preprocessing_defaults_are_those_of_the_classes(tmp_path: Path) -> None:
@@ -752,11 +735,8 @@ def test_an_index_cannot_lead_out_of_the_folder(file: str, tmp_path: Path, capsy
     assert_refused(tmp_path / "model", capsys, index.name, "is not the name of a file of weights")
 
 
-def test_an_index_must_agree_with_its_shards(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    index, places = sharded(tmp_path / "model")
-    other = next(file for file in places.values() if file != places["gen_embed.weight"])
-    write_json(index, {"weight_map": places | {"gen_embed.weight": other}})
-    assert_refused(tmp_path / "model", capsys, "gen_embed.weight", other)
+def test_an_index_must_name_its_shards(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    index, _ = sharded(tmp_path / "model")
     for wrong in ([], {}, {"weight_map": []}, {"weight_map": {"gen_embed.weight": 3}}):
         write_json(index, wrong)
         assert_refused(tmp_path / "model", capsys)
@@ -789,40 +769,32 @@ TOKENIZER_EDITS: list[tuple[str, Any, str]] = [
     ("model.type", "WordPiece", "type"),
     ("model.byte_fallback", True, "byte_fallback"),
     ("model.dropout", 0.1, "dropout"),
-    ("model.unk_token", "<unk>", "unk_token"),
     ("model.continuing_subword_prefix", "##", "continuing_subword_prefix"),
     ("model.end_of_word_suffix", "</w>", "end_of_word_suffix"),
     ("model.ignore_merges", True, "ignore_merges"),
-    ("model.new_option", 1, "new_option"),
     ("model.vocab", [], "vocab"),
     ("model.vocab.!", 500, "500"),
-    ("model.vocab.!", 1, "one id"),
+    ("model.vocab.!", 1, "shares the id 1"),
     ("model.vocab.!", -1, "-1"),
     ("model.vocab.!", "1", "'1'"),
-    ("model.vocab.!", ..., "0x21"),
-    ("model.merges", {}, "merges"),
-    ("model.merges.0", "a b c", "merge"),
-    ("model.merges.0", ["a"], "merge"),
-    ("model.merges.0", ["q", "x"], "outside"),
-    ("model.merges.0", ["", "q"], "merge"),
-    ("model.merges.0", 3, "merge"),
+    ("model.merges.0", "a b c", "malformed"),
+    ("model.merges.0", ["a"], "malformed"),
+    ("model.merges.0", ["q", "x"], "'qx'"),
+    ("model.merges.0", ["", "q"], "malformed"),
+    ("model.merges.0", 3, "malformed"),
     ("added_tokens.0.lstrip", True, "lstrip"),
     ("added_tokens.0.rstrip", True, "rstrip"),
     ("added_tokens.0.single_word", True, "single_word"),
     ("added_tokens.0.id", 320, "320"),
-    ("added_tokens.0.id", 5, "disagree"),
-    ("added_tokens.0.id", 308, "disagree"),
-    ("added_tokens.0.content", "!", "disagree"),
-    ("added_tokens.0.content", "", "twice"),
+    ("added_tokens.0.id", 5, "shares the id 5"),
+    ("added_tokens.0.id", 308, "shares the id 308"),
+    ("added_tokens.0.content", "!", "has two ids"),
     ("added_tokens.0.content", "other", "<｜begin"),
-    ("added_tokens.0.content", "[PAD319]", "unused"),
-    ("added_tokens.1.content", "<｜begin▁of▁sentence｜>", "twice"),
-    ("added_tokens.6", {"id": 313, "content": "of", "normalized": True, "special": False}, "overlaps"),
-    ("added_tokens.6", {"id": 313, "content": "｜><im", "normalized": True, "special": False}, "overlaps"),
+    ("added_tokens.1.content", "<｜begin▁of▁sentence｜>", "is missing"),
     ("added_tokens", {}, "added_tokens"),
     ("pre_tokenizer", None, "pre_tokenizer"),
     ("pre_tokenizer.type", "Metaspace", "pre_tokenizer"),
-    ("pre_tokenizer.pretokenizers", [], "ByteLevel"),
+    ("pre_tokenizer.pretokenizers", [], "malformed"),
     ("pre_tokenizer.pretokenizers.6.use_regex", True, "use_regex"),
     ("pre_tokenizer.pretokenizers.6.use_regex", ..., "use_regex"),
     ("pre_tokenizer.pretokenizers.6.add_prefix_space", True, "add_prefix_space"),
@@ -833,23 +805,11 @@ TOKENIZER_EDITS: list[tuple[str, Any, str]] = [
         {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False},
         "ByteLevel",
     ),
-    ("pre_tokenizer.pretokenizers.5", {"type": "Sequence", "pretokenizers": []}, "sequence"),
     (f"{SPLIT}.behavior", "Removed", "behavior"),
     (f"{SPLIT}.invert", True, "invert"),
     (f"{SPLIT}.pattern", {"String": "a"}, "Regex"),
-    (f"{SPLIT}.pattern.Regex", 3, "not a string"),
+    (f"{SPLIT}.pattern.Regex", 3, "malformed"),
     (f"{SPLIT}.pattern.Regex", "[a]", "needs a split at"),
-    ("post_processor", {"type": "BertProcessing"}, "post_processor"),
-    ("post_processor", {"type": "Sequence", "processors": 3}, "post_processor"),
-    ("post_processor", {"type": "Sequence", "processors": [{"type": "BertProcessing"}]}, "post_processor"),
-    (
-        "post_processor",
-        {
-            "type": "TemplateProcessing",
-            "single": [{"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "</s>", "type_id": 0}}],
-        },
-        "post_processor",
-    ),
 ]
 
 
@@ -929,24 +889,14 @@ def test_regular_expressions_of_the_grammar_become_rules(pattern: str, rule: lis
     assert convert.compile_split(pattern) == rule
 
 
-def test_a_merge_of_nothing_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_checkpoint(tmp_path / "model", MICRO)
-    edit(
-        tmp_path / "model",
-        "tokenizer.json",
-        "model.vocab",
-        random_model.synthetic_tokenizer(320)["model"]["vocab"] | {"": 319},
-    )
-    edit(tmp_path / "model", "tokenizer.json", "model.merges.0", ["", "q"])
-    assert_refused(tmp_path / "model", capsys, "tokenizer.json", "not a pair of tokens")
-
-
 def test_other_tokenizers_of_the_family_are_accepted(tmp_path: Path) -> None:
     """Digits in runs, merges as text, harmless options, tokens that are no special ones, no merges at all."""
     folder = tmp_path / "model"
     write_checkpoint(folder, MICRO)
     edit(folder, "tokenizer.json", "pre_tokenizer.pretokenizers.5.individual_digits", False)
     edit(folder, "tokenizer.json", "post_processor", {"type": "Sequence", "processors": POST_PROCESSORS})
+    nested = {"type": "Sequence", "pretokenizers": [random_model.synthetic_tokenizer(320)["pre_tokenizer"]["pretokenizers"][4]]}
+    edit(folder, "tokenizer.json", "pre_tokenizer.pretokenizers.4", nested)
     edit(folder, "tokenizer.json", "normalizer", {"type": "Sequence", "normalizers": []})
     edit(folder, "tokenizer.json", "added_tokens.6", {"id": 313, "content": "中", "normalized": True, "special": False})
     for option, value in (("dropout", None), ("unk_token", None), ("fuse_unk", False), ("byte_fallback", False)):

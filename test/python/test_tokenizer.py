@@ -220,7 +220,7 @@ def test_100000_texts(trained: Pair) -> None:
 def glass_tokenizer() -> dict[str, Any]:
     """A tokenizer whose ids show where every piece ends: the last byte of a character and the first one of the next
     character in the same piece always merge, before anything else, and nothing else ever does."""
-    alphabet = convert.byte_alphabet()
+    alphabet = random_model.byte_alphabet()
     first_bytes = [*range(0x80), *range(0xC2, 0xF5)]
     last_bytes = range(0xC0)
     vocabulary = {name: byte for byte, name in enumerate(alphabet)}
@@ -252,7 +252,7 @@ def test_glass_tokenizer_sees_pieces(tmp_path: Path) -> None:
 def test_ids_in_any_order_decode_alike(trained: Pair) -> None:
     """Any ids, in the middle of characters too: what is no UTF-8 becomes the same replacement characters."""
     rng = random.Random(4)
-    bytes_only = [trained.python.token_to_id(name) for name in convert.byte_alphabet()]
+    bytes_only = [trained.python.token_to_id(name) for name in random_model.byte_alphabet()]
     lists = [rng.choices(range(trained.size), k=rng.randint(0, 20)) for _ in range(10_000)]
     lists += [rng.choices(bytes_only, k=rng.randint(0, 12)) for _ in range(10_000)]
     high = bytes_only[0xC0:0xF8] + bytes_only[0x80:0xC0:9] + bytes_only[0x40:0x44]
@@ -267,7 +267,7 @@ OVERLAPPING = ["<a>", "<a>b", "<a>bc d", "a>", "b<", "é", "\n\n", "  ", "1", "�
 def test_added_tokens_that_overlap(tmp_path: Path) -> None:
     """Of added tokens that overlap the leftmost wins, then the longest; of merges of one rank the leftmost does."""
     rng = random.Random(5)
-    alphabet = {name: byte for byte, name in enumerate(convert.byte_alphabet())}
+    alphabet = {name: byte for byte, name in enumerate(random_model.byte_alphabet())}
     merges = [["a", "a"], ["a", "b"], ["b", "c"], ["aa", "b"], ["a", "aa"], ["Ġ", "a"], ["a", "b"], ["Ġ", "Ġ"],
               ["1", "1"], ["a", "ab"], ["aab", "aab"], ["ab", "ab"]]
     vocabulary = alphabet | {name: 256 + i for i, name in enumerate(dict.fromkeys("".join(merge) for merge in merges))}
@@ -340,7 +340,7 @@ def test_streams_hold_incomplete_characters_back(seed: int, tmp_path: Path) -> N
     rng = random.Random(seed)
     document = random_model.synthetic_tokenizer(400)
     tokenizer = Tokenizer.from_str(json.dumps(document))
-    colon, end, zero_byte = (tokenizer.token_to_id(token) for token in (":", convert.EOS, convert.byte_alphabet()[0]))
+    colon, end, zero_byte = (tokenizer.token_to_id(token) for token in (":", convert.EOS, random_model.byte_alphabet()[0]))
     said = [number for number in range(400) if number not in (colon, end, zero_byte)]
     rng.shuffle(said)
     order = [colon, *said, end]
