@@ -7840,9 +7840,9 @@ typedef struct {
 
 typedef struct {
     Request request;                   /* first, so that options of both have one kind of offset */
-    const char *model, *dump, *trace, *isa;
+    const char *model, *dump, *trace;
     const char *prompt, *file;         /* of -p, -f */
-    int threads, cache, batch, show;
+    int threads, isa, cache, batch, show;
     bool fast, quiet, decode, no_exif, no_metadata, help, version;
     bool unordered, resume, record;
     const char *given[OPTION_LIMIT];   /* for each row of OPTIONS the argument that named it; NULL: none */
@@ -7857,26 +7857,14 @@ static Request request_defaults(void) {
 }
 
 /* A line on stderr, without control characters: it may quote file names and untrusted texts. */
-static void print_message(const char *begin, const char *format, va_list arguments) {
-    char text[1200];
-    vsnprintf(text, sizeof text, format, arguments);
-    fprintf(stderr, "janus: %s%s\n", begin, clean_controls(text, strlen(text), 0));
-}
-
 PRINTF_LIKE(1, 2)
 static void complain(const char *format, ...) {
+    char text[1200];
     va_list arguments;
     va_start(arguments, format);
-    print_message("", format, arguments);
+    vsnprintf(text, sizeof text, format, arguments);
     va_end(arguments);
-}
-
-PRINTF_LIKE(2, 3)
-static void remark(const CommandLine *line, const char *format, ...) {
-    va_list arguments;
-    va_start(arguments, format);
-    if (!line->quiet) print_message("remark: ", format, arguments);
-    va_end(arguments);
+    fprintf(stderr, "janus: %s\n", clean_controls(text, strlen(text), 0));
 }
 
 static bool terminal(FILE *file) {
@@ -7909,20 +7897,17 @@ enum {
 };
 
 /* How pictures are shown in the terminal: as half blocks in 24-bit colour, or in 256 colours. */
-typedef enum { SHOW_AUTO, SHOW_NO, SHOW_BLOCKS, SHOW_256 } ShowKind;
+typedef enum { SHOW_UNASKED, SHOW_AUTO, SHOW_NO, SHOW_BLOCKS, SHOW_256 } ShowKind;
 static const char SHOW_WORDS[] = "auto|no|blocks|256";
 
-/* The value of an option: none; a number of RANGES; a whole number from low to high; a seed; an image's name; a name;
-   one of the words of `argument`, counted from `low`; one of the machine's kernels; and two that are optional and come
-   after a = only: a word of SHOW_WORDS, a part of a stage's name. */
-typedef enum {
-    AS_SWITCH, AS_RANGE, AS_WHOLE, AS_SEED, AS_IMAGE, AS_NAME, AS_CHOICE, AS_KERNELS, AS_SHOW, AS_FILTER
-} OptionKind;
+/* The value of an option: none; a number of RANGES; a whole number from 1 to `most`; a seed; an image's name; a name; one
+   of several words, counted from 1. */
+typedef enum { AS_SWITCH, AS_RANGE, AS_WHOLE, AS_SEED, AS_IMAGE, AS_NAME, AS_CHOICE } OptionKind;
 
 typedef struct {
-    const char *names, *argument; /* names have blanks between them, words have bars */
+    const char *names, *argument; /* names have blanks between them; [=: the argument is optional and comes after a = */
     OptionKind kind;
-    double low, high;
+    int most;
     unsigned commands; /* those that take it */
     size_t field;      /* offset in CommandLine, for a Request in Request; AS_RANGE: row of RANGES */
     const char *help;
@@ -7930,43 +7915,42 @@ typedef struct {
 
 #define FIELD(name) offsetof(CommandLine, name)
 static const Option OPTIONS[] = {
-    {"-n --count", "N", AS_RANGE, 0, 0, FOR_GENERATE, RANGE_COUNT, "pictures of the prompt, drawn together; default 1"},
-    {"-p --prompt", "TEXT", AS_NAME, 0, 0, FOR_TEXT, FIELD(prompt), "the text, instead of an argument"},
-    {"-f --file", "FILE", AS_NAME, 0, 0, FOR_TEXT, FIELD(file), "read the text from FILE"},
-    {"--cfg --cfg-scale", "W", AS_RANGE, 0, 0, FOR_GENERATE | FOR_CHAT, RANGE_CFG_WEIGHT,
+    {"-n --count", "N", AS_RANGE, 0, FOR_GENERATE, RANGE_COUNT, "pictures of the prompt, drawn together; default 1"},
+    {"-p --prompt", "TEXT", AS_NAME, 0, FOR_TEXT, FIELD(prompt), "the text, instead of an argument"},
+    {"-f --file", "FILE", AS_NAME, 0, FOR_TEXT, FIELD(file), "read the text from FILE"},
+    {"--cfg --cfg-scale", "W", AS_RANGE, 0, FOR_GENERATE | FOR_CHAT, RANGE_CFG_WEIGHT,
      "guidance of a drawing; default 5"},
-    {"-s --seed", "S", AS_SEED, 0, 0, FOR_TALKS, 0, "same seed, same result; default: random, printed"},
-    {"--temperature --temp", "T", AS_RANGE, 0, 0, FOR_TALKS, RANGE_TEMPERATURE,
+    {"-s --seed", "S", AS_SEED, 0, FOR_TALKS, 0, "same seed, same result; default: random, printed"},
+    {"--temperature --temp", "T", AS_RANGE, 0, FOR_TALKS, RANGE_TEMPERATURE,
      "0: most probable; default 1 to draw, 0 to answer"},
-    {"--max-tokens", "N", AS_RANGE, 0, 0, FOR_ANSWERS, RANGE_MAX_TOKENS, "length of an answer; default 512"},
-    {"--top-k", "K", AS_RANGE, 0, 0, FOR_ANSWERS, RANGE_TOP_K, "with a temperature; default 50, 0: off"},
-    {"--top-p", "P", AS_RANGE, 0, 0, FOR_ANSWERS, RANGE_TOP_P, "with a temperature; default 1: off"},
-    {"-i --image", "IMAGE", AS_IMAGE, 0, 0, FOR_ANSWERS | FOR_ENCODE, 0, "as an argument; ask and chat take several"},
-    {"--no-exif", NULL, AS_SWITCH, 0, 0, FOR_ANSWERS | FOR_ENCODE | FOR_BATCH, FIELD(no_exif),
+    {"--max-tokens", "N", AS_RANGE, 0, FOR_ANSWERS, RANGE_MAX_TOKENS, "length of an answer; default 512"},
+    {"--top-k", "K", AS_RANGE, 0, FOR_ANSWERS, RANGE_TOP_K, "with a temperature; default 50, 0: off"},
+    {"--top-p", "P", AS_RANGE, 0, FOR_ANSWERS, RANGE_TOP_P, "with a temperature; default 1: off"},
+    {"-i --image", "IMAGE", AS_IMAGE, 0, FOR_ANSWERS | FOR_ENCODE, 0, "as an argument; ask and chat take several"},
+    {"--no-exif", NULL, AS_SWITCH, 0, FOR_ANSWERS | FOR_ENCODE | FOR_BATCH, FIELD(no_exif),
      "do not turn photographs upright"},
-    {"-o --output", "OUT", AS_NAME, 0, 0, FOR_GENERATE | FOR_DECODE, FIELD(request.output),
+    {"-o --output", "OUT", AS_NAME, 0, FOR_GENERATE | FOR_DECODE, FIELD(request.output),
      "- is stdout; default: the next free janus-1.png ..."},
-    {"--no-metadata", NULL, AS_SWITCH, 0, 0, FOR_GENERATE | FOR_CHAT | FOR_BATCH, FIELD(no_metadata),
+    {"--no-metadata", NULL, AS_SWITCH, 0, FOR_GENERATE | FOR_CHAT | FOR_BATCH, FIELD(no_metadata),
      "do not record prompt and settings in pictures"},
-    {"--batch", "N", AS_WHOLE, 1, PICTURES_LIMIT, FOR_BATCH, FIELD(batch), "jobs that run together; default: see info"},
-    {"--unordered", NULL, AS_SWITCH, 0, 0, FOR_BATCH, FIELD(unordered), "print results as they finish"},
-    {"--resume", NULL, AS_SWITCH, 0, 0, FOR_BATCH, FIELD(resume), "skip jobs whose pictures exist"},
-    {"--show", "[=HOW]", AS_SHOW, 0, 0, FOR_GENERATE | FOR_CHAT | FOR_DECODE, FIELD(show),
+    {"--batch", "N", AS_WHOLE, PICTURES_LIMIT, FOR_BATCH, FIELD(batch), "jobs that run together; default: see info"},
+    {"--unordered", NULL, AS_SWITCH, 0, FOR_BATCH, FIELD(unordered), "print results as they finish"},
+    {"--resume", NULL, AS_SWITCH, 0, FOR_BATCH, FIELD(resume), "skip jobs whose pictures exist"},
+    {"--show", "[=HOW]", AS_CHOICE, 0, FOR_GENERATE | FOR_CHAT | FOR_DECODE, FIELD(show),
      "pictures in the terminal: no, blocks or 256 (colours)"},
-    {"--decode", NULL, AS_SWITCH, 0, 0, FOR_TOKENIZE, FIELD(decode), "TEXT is ids, which become text"},
-    {"--kv", "f32|f16", AS_CHOICE, JANUS_CACHE_F32, 0, FOR_TALKS | FOR_BATCH, FIELD(cache),
+    {"--decode", NULL, AS_SWITCH, 0, FOR_TOKENIZE, FIELD(decode), "TEXT is ids, which become text"},
+    {"--kv", "f32|f16", AS_CHOICE, 0, FOR_TALKS | FOR_BATCH, FIELD(cache),
      "keys and values: f16 is half; f32 unless --fast"},
-    {"--fast", NULL, AS_SWITCH, 0, 0, FOR_WORKS & ~FOR_SELFTEST, FIELD(fast), "faster, with rounded activations"},
-    {"--record", NULL, AS_SWITCH, 0, 0, FOR_SELFTEST, FIELD(record), "write MODEL.selftest, the recorded values"},
-    {"-t --threads", "K", AS_WHOLE, 1, MOST_THREADS, FOR_WORKS, FIELD(threads), "default: all available processors"},
-    {"--isa", "NAME", AS_KERNELS, 0, 0, FOR_WORKS, FIELD(isa), "one of the kernels of info; default: the fastest"},
-    {"--dump", "DIR", AS_NAME, 0, 0, FOR_STAGES, FIELD(dump), "write all intermediate tensors as .npy to a new DIR"},
-    {"--trace", "[=STAGE]", AS_FILTER, 0, 0, FOR_STAGES, FIELD(trace),
-     "print all stages, or those with STAGE in the name"},
-    {"-m --model", "MODEL", AS_NAME, 0, 0, FOR_MODEL, FIELD(model), "a .gguf file; default: the small tiny.gguf"},
-    {"-q --quiet", NULL, AS_SWITCH, 0, 0, FOR_ALL, FIELD(quiet), "no progress, no remarks"},
-    {"-h --help", NULL, AS_SWITCH, 0, 0, FOR_ALL, FIELD(help), "print this text"},
-    {"--version", NULL, AS_SWITCH, 0, 0, FOR_ALL, FIELD(version), "print version, kernels and format of model files"},
+    {"--fast", NULL, AS_SWITCH, 0, FOR_WORKS & ~FOR_SELFTEST, FIELD(fast), "faster, with rounded activations"},
+    {"--record", NULL, AS_SWITCH, 0, FOR_SELFTEST, FIELD(record), "write MODEL.selftest, the recorded values"},
+    {"-t --threads", "K", AS_WHOLE, MOST_THREADS, FOR_WORKS, FIELD(threads), "default: all available processors"},
+    {"--isa", "NAME", AS_CHOICE, 0, FOR_WORKS, FIELD(isa), "one of the kernels of info; default: the fastest"},
+    {"--dump", "DIR", AS_NAME, 0, FOR_STAGES, FIELD(dump), "write all intermediate tensors as .npy to a new DIR"},
+    {"--trace", "[=STAGE]", AS_NAME, 0, FOR_STAGES, FIELD(trace), "print all stages, or those with STAGE in the name"},
+    {"-m --model", "MODEL", AS_NAME, 0, FOR_MODEL, FIELD(model), "a .gguf file; default: the small tiny.gguf"},
+    {"-q --quiet", NULL, AS_SWITCH, 0, FOR_ALL, FIELD(quiet), "no progress, no remarks"},
+    {"-h --help", NULL, AS_SWITCH, 0, FOR_ALL, FIELD(help), "print this text"},
+    {"--version", NULL, AS_SWITCH, 0, FOR_ALL, FIELD(version), "print version, kernels and format of model files"},
 };
 enum { OPTION_COUNT = sizeof OPTIONS / sizeof OPTIONS[0] };
 
@@ -8044,34 +8028,34 @@ static void take_seed(Request *request, uint64_t salt) {
         request->draw.seed = request->ask.seed = (now + 7919u * ((uint64_t)process_id() + salt)) % 1000000000u;
 }
 
-static bool set_kernels(const char *text, const char **isa) {
-    for (int i = 0; (*isa = kernel_name_at(i)) != NULL; i++)
-        if (word_index(*isa, '|', text, true) == 0) return true;
-    return false;
+/* The words of an AS_CHOICE with bars between them; `kernels` has room for those of this machine. */
+static const char *choices(const Option *option, char kernels[200]) {
+    if (option->field == FIELD(show)) return SHOW_WORDS;
+    if (option->field != FIELD(isa)) return option->argument;
+    kernels[0] = 0;
+    for (int i = 0; kernel_name_at(i) != NULL; i++)
+        snprintf(kernels + strlen(kernels), 200 - strlen(kernels), "%s%s", i > 0 ? "|" : "", kernel_name_at(i));
+    return kernels;
 }
 
 /* Sets an option of a Request, or of the CommandLine that begins with it. False: the option does not take the value. */
 static bool set_option(void *target, const Option *option, const char *value) {
     Request *request = target;
     void *field = (char *)target + option->field;
+    char kernels[200];
     switch (option->kind) {
     case AS_SWITCH: return *(bool *)field = true;
     case AS_RANGE: return set_range(request, &RANGES[option->field], value);
-    case AS_WHOLE: return parse_integer(value, (long)option->low, (long)option->high, field);
+    case AS_WHOLE: return parse_integer(value, 1, option->most, field);
     case AS_SEED: return set_seed(request, value);
     case AS_IMAGE:
         if (request->image_count == IMAGES_LIMIT || value[0] == 0) return false;
         request->images[request->image_count++] = value;
         return true;
-    case AS_NAME: *(const char **)field = value; return value[0] != 0;
+    case AS_NAME: *(const char **)field = value != NULL ? value : ""; return option->argument[0] == '[' || *value != 0;
     case AS_CHOICE:
-        *(int *)field = (int)option->low + word_index(option->argument, '|', value, true);
-        return *(int *)field >= (int)option->low;
-    case AS_KERNELS: return set_kernels(value, field);
-    case AS_SHOW:
-        *(int *)field = value != NULL ? word_index(SHOW_WORDS, '|', value, true) : SHOW_AUTO;
-        return *(int *)field >= 0;
-    case AS_FILTER: *(const char **)field = value != NULL ? value : "";
+        *(int *)field = 1 + (value != NULL ? word_index(choices(option, kernels), '|', value, true) : 0);
+        return *(int *)field > 0;
     }
     return true;
 }
@@ -8079,22 +8063,19 @@ static bool set_option(void *target, const Option *option, const char *value) {
 /* The values that an option takes, for a message: "a whole number from 1 to 64", "f32 or f16". */
 static void describe_values(const Option *option, char *text, size_t size) {
     const Range *range = &RANGES[option->kind == AS_RANGE ? option->field : 0];
-    const char *words = option->kind == AS_SHOW ? SHOW_WORDS : option->kind == AS_CHOICE ? option->argument : "";
+    char kernels[200];
     text[0] = 0;
     if (option->kind == AS_RANGE)
         snprintf(text, size, "a %snumber from %.10g to %.10g", range->type == AN_INT ? "whole " : "", range->low,
                  range->high);
     else if (option->kind == AS_WHOLE)
-        snprintf(text, size, "a whole number from %.0f to %.0f", option->low, option->high);
+        snprintf(text, size, "a whole number from 1 to %d", option->most);
     else if (option->kind == AS_SEED)
         snprintf(text, size, "a whole number from 0 to %llu, or -1 for a random one", ULLONG_MAX);
     else if (option->kind == AS_IMAGE) snprintf(text, size, "at most %d images, each by its name", IMAGES_LIMIT);
     else if (option->kind == AS_NAME) snprintf(text, size, "a name or a text");
-    for (const char *c = words; *c != 0; c++)
+    for (const char *c = option->kind == AS_CHOICE ? choices(option, kernels) : ""; *c != 0; c++)
         snprintf(text + strlen(text), size - strlen(text), "%.*s", *c == '|' ? 4 : 1, *c == '|' ? " or " : c);
-    for (int i = 0; option->kind == AS_KERNELS && kernel_name_at(i) != NULL; i++)
-        snprintf(text + strlen(text), size - strlen(text), "%s%s", kernel_name_at(i),
-                 kernel_name_at(i + 1) != NULL ? " or " : " on this machine");
 }
 
 static void refuse_value(const Option *option, const char *name, const char *value) {
@@ -8103,46 +8084,40 @@ static void refuse_value(const Option *option, const char *name, const char *val
     complain("%s takes %s, not \"%.60s\"", name, values, value);
 }
 
-/* Levenshtein distance of two words of at most 31 letters; 0 if `typed` is the beginning of `word`. */
-static int word_distance(const char *word, int length, const char *typed, int typed_length) {
-    int row[32]; /* from the letters of `typed` so far to each beginning of `word` */
-    if (typed_length <= length && memcmp(word, typed, (size_t)typed_length) == 0) return 0;
-    for (int j = 0; j <= length; j++) row[j] = j;
-    for (int i = 0; i < typed_length; i++) {
-        int diagonal = row[0]++;
-        for (int j = 0; j < length; j++) {
-            const int replaced = diagonal + (typed[i] != word[j]), fewer = row[j + 1] < row[j] ? row[j + 1] : row[j];
-            diagonal = row[j + 1];
-            row[j + 1] = replaced < fewer + 1 ? replaced : fewer + 1;
-        }
-    }
-    return row[length];
+/* Whether a word becomes another one by at most `errors` letters added, dropped or replaced. */
+static bool is_near(const char *word, const char *typed, int errors) {
+    while (*word != 0 && *word == *typed) word++, typed++;
+    if (*word == *typed) return true;
+    if (errors == 0) return false;
+    return (*word != 0 && is_near(word + 1, typed, errors - 1)) || (*typed != 0 && is_near(word, typed + 1, errors - 1)) ||
+           (*word != 0 && *typed != 0 && is_near(word + 1, typed + 1, errors - 1));
 }
 
-/* What may have been meant: a word whose beginning was typed, else the one with the fewest errors, 2 at most. */
-typedef struct {
-    char word[32];
-    int distance;
-} Nearest;
-
-static void try_words(Nearest *nearest, const char *words, const char *typed) {
-    typed += strspn(typed, "-");
-    const int typed_length = (int)strcspn(typed, "=");
-    for (int n; n = (int)strcspn(words, " "), n > 0; words += n + (words[n] == ' ')) {
-        const int dashes = (int)strspn(words, "-");
-        const int distance = word_distance(words + dashes, n - dashes, typed, typed_length);
-        if (n - dashes < 3 || typed_length < 3 || distance > (typed_length < 6 ? 1 : 2)) continue;
-        if (nearest->word[0] != 0 && distance >= nearest->distance) continue;
-        nearest->distance = distance;
-        snprintf(nearest->word, sizeof nearest->word, "%.*s", n, words);
-    }
+/* Says which of the words, each with a blank after it, may have been meant: one whose beginning was typed, else the one
+   with the fewest errors, 2 at most. */
+static void unknown_word(const char *kind, const char *argument, TextBuffer *words, const char *list) {
+    char word[32], typed[32];
+    snprintf(typed, sizeof typed, "%.*s", (int)strcspn(argument, "="), argument);
+    const char *begin = typed + strspn(typed, "-");
+    const size_t length = strlen(begin);
+    for (int errors = 0; errors <= (length < 3 ? -1 : length < 6 ? 1 : 2); errors++)
+        for (size_t at = 0, n; at < words->length; at += n + 1) {
+            n = strcspn(words->text + at, " ");
+            snprintf(word, sizeof word, "%.*s", (int)n, words->text + at);
+            const char *letters = word + strspn(word, "-");
+            if (strlen(letters) < 3 || (strncmp(letters, begin, length) != 0 && !is_near(letters, begin, errors))) continue;
+            complain("unknown %s %.60s: is %s meant?", kind, argument, word);
+            text_free(words);
+            return;
+        }
+    complain("unknown %s %.60s (%s)", kind, argument, list);
+    text_free(words);
 }
 
 static void unknown_option(const char *argument) {
-    Nearest nearest = {"", 0};
-    for (int i = 0; i < OPTION_COUNT; i++) try_words(&nearest, OPTIONS[i].names, argument);
-    if (nearest.word[0] != 0) complain("unknown option %.60s: is %s meant?", argument, nearest.word);
-    else complain("unknown option %.60s (janus help COMMAND lists the options)", argument);
+    TextBuffer names = {0};
+    for (int i = 0; i < OPTION_COUNT; i++) text_print(&names, "%s ", OPTIONS[i].names);
+    unknown_word("option", argument, &names, "janus help COMMAND lists the options");
 }
 
 /* Takes the option that an argument names, with its value: --seed=7, -s7, or the next argument. Returns how many
@@ -8155,7 +8130,7 @@ static int parse_option(CommandLine *line, const char *argument, const char *nex
     char name[32];
     snprintf(name, sizeof name, "%.*s", (int)(length < 31 ? length : 31), argument);
     const Option *option = find_option(name);
-    const bool optional = option != NULL && (option->kind == AS_SHOW || option->kind == AS_FILTER);
+    const bool optional = option != NULL && option->argument != NULL && option->argument[0] == '[';
     const bool alone = optional || (option != NULL && option->kind == AS_SWITCH);
     bool known = option != NULL;
     if (known && !is_long && inside != NULL) { /* -seed is not -s eed, -ngl not -n gl, -qx not -q */
@@ -8255,37 +8230,20 @@ static ShowKind terminal_shows(void) {
 #endif
 }
 
-/* Size of the terminal in cells: its own answer or $COLUMNS and $LINES, whichever is less. */
-typedef struct {
-    int columns, lines;
-} TerminalSize;
-
-static int told_size(const char *name, int asked, int otherwise) {
-    const char *told = getenv(name);
+/* Columns or lines of the terminal: its own answer, or $COLUMNS or $LINES if that is less. */
+static int terminal_size(bool lines) {
+    const char *told = getenv(lines ? "LINES" : "COLUMNS");
     int size = 0;
-    if (told == NULL || !parse_integer(told, 1, 100000, &size)) size = 0;
-    if (size == 0 || (asked > 0 && asked < size)) size = asked;
-    return size > 0 ? size : otherwise;
-}
-
-static TerminalSize terminal_size(void) {
-    TerminalSize size = {0, 0};
 #if defined(_WIN32)
     CONSOLE_SCREEN_BUFFER_INFO info;
-    if (GetConsoleScreenBufferInfo(GetStdHandle(STD_ERROR_HANDLE), &info)) {
-        size.columns = info.srWindow.Right - info.srWindow.Left + 1;
-        size.lines = info.srWindow.Bottom - info.srWindow.Top + 1;
-    }
+    if (GetConsoleScreenBufferInfo(GetStdHandle(STD_ERROR_HANDLE), &info))
+        size = lines ? info.srWindow.Bottom - info.srWindow.Top + 1 : info.srWindow.Right - info.srWindow.Left + 1;
 #elif defined(TIOCGWINSZ)
     struct winsize asked;
-    if (ioctl(fileno(stderr), TIOCGWINSZ, &asked) == 0) {
-        size.columns = asked.ws_col;
-        size.lines = asked.ws_row;
-    }
+    if (ioctl(fileno(stderr), TIOCGWINSZ, &asked) == 0) size = lines ? asked.ws_row : asked.ws_col;
 #endif
-    size.columns = told_size("COLUMNS", size.columns, 80);
-    size.lines = told_size("LINES", size.lines, 24);
-    return size;
+    if (told != NULL) parse_integer(told, 1, size > 0 ? size : 100000, &size);
+    return size > 0 ? size : lines ? 24 : 80;
 }
 
 /* The pictures of one drawing, side by side in a box of columns x lines cells. */
@@ -8308,13 +8266,13 @@ static void show_end(Show *show) {
 /* Makes room for `count` pictures of side x side pixels: as large as the terminal leaves room, but not larger than they
    are. Without memory nothing is shown. */
 static void show_begin(Show *show, int count, int side) {
-    const TerminalSize size = terminal_size();
+    const int lines = terminal_size(true);
     if (show->kind == SHOW_NO) return;
     for (show->across = 1; show->across * show->across < count;) show->across++;
     const int down = (count + show->across - 1) / show->across;
-    const int below = 2 + (count < size.lines / 3 ? count : size.lines / 3); /* names and times */
-    const int width = (size.columns - 1) / show->across;
-    const int height = 2 * (size.lines > below + 3 ? size.lines - below : 3) / down;
+    const int below = 2 + (count < lines / 3 ? count : lines / 3); /* names and times */
+    const int width = (terminal_size(false) - 1) / show->across;
+    const int height = 2 * (lines > below + 3 ? lines - below : 3) / down;
     show->side = width < height ? width : height;
     if (show->side > side) show->side = side;
     show->side = show->side < 2 ? 2 : show->side - show->side % 2; /* complete lines */
@@ -8374,7 +8332,7 @@ static double clock_seconds(void) {
 }
 
 typedef struct {
-    bool wanted, shown;                    /* shown: the bar is on the screen */
+    bool shown;                            /* the bar is on the screen */
     bool text_written;                     /* an answer is being written: no bar, and a line to end */
     const char *stage;                     /* of the bar */
     double stage_start;
@@ -8388,20 +8346,16 @@ static void clear_progress(Progress *progress) {
     progress->shown = false;
 }
 
-/* "draw    [####......] 12/576  20.1/s  0:28 left" in at most `width` columns: with a shorter bar, else without the
-   time, else without the bar, else cut. */
+/* "draw    [####......] 12/576  20.1/s  0:28 left"; in a narrow terminal with a shorter bar and without the times, cut
+   at `width`. */
 static void progress_line(char *line, size_t size, int width, const char *stage, int64_t done, int64_t total,
                           double rate) {
     const int left = rate > 0 && (double)(total - done) / rate < 1e6 ? (int)((double)(total - done) / rate) : 0;
-    const int label = strlen(stage) > 7 ? (int)strlen(stage) + 1 : 8;
-    char bar[31] = "", count[48], times[48];
-    snprintf(count, sizeof count, "%ld/%ld", (long)done, (long)total);
-    snprintf(times, sizeof times, "  %.1f/s  %d:%02d left", rate, left / 60, left % 60);
-    if (label + 7 + (int)(strlen(count) + strlen(times)) > width) times[0] = 0;
-    const int room = width - label - 3 - (int)(strlen(count) + strlen(times)), length = room > 30 ? 30 : room;
-    for (int i = 0; i < length; i++) bar[i] = i < (int)(length * done / total) ? '#' : '.';
-    if (length < 4) snprintf(line, size, "%s %s", stage, count);
-    else snprintf(line, size, "%-7s [%s] %s%s", stage, bar, count, times);
+    const bool wide = width >= 66;
+    const int length = wide ? 24 : 6, full = (int)(length * done / total);
+    const int used = snprintf(line, size, "%-7s [%.*s%.*s] %ld/%ld", stage, full, "########################",
+                              length - full, "........................", (long)done, (long)total);
+    if (wide) snprintf(line + used, size - (size_t)used, "  %.1f/s  %d:%02d left", rate, left / 60, left % 60);
     if ((size_t)width < size) line[width] = 0;
 }
 
@@ -8416,7 +8370,7 @@ static void show_bar(Progress *progress, const char *stage, int64_t done, int64_
     if (seconds < 0.3) return;
     snprintf(picture, sizeof picture, "picture %d/%d", progress->picture, progress->pictures);
     const bool of_several = progress->pictures > 1 && strcmp(stage, "decode") == 0;
-    progress_line(line, sizeof line, terminal_size().columns - 1, of_several ? picture : stage, done, total, rate);
+    progress_line(line, sizeof line, terminal_size(false) - 1, of_several ? picture : stage, done, total, rate);
     fprintf(stderr, "\r%s\033[K", line);
     progress->shown = true;
 }
@@ -8468,31 +8422,39 @@ static Stage *stage_of(StageList *list, const char *name) {
     return stage;
 }
 
-/* Adds a tensor of `count` numbers to the stage. */
-static void stage_add(Stage *stage, JanusElement type, const void *data, const int64_t *shape, int dims,
-                      int64_t count) {
+/* A tensor that a callback receives. */
+typedef struct {
+    const char *name;
+    JanusElement type;
+    const void *data;
+    const int64_t *shape;
+    int dims;
+    int64_t count; /* of its numbers */
+} Tensor;
+
+static void stage_add(Stage *stage, const Tensor *t) {
     size_t used = 0;
-    for (int i = 0; i < dims && stage->times == 0; i++, used = strlen(stage->shape))
-        snprintf(stage->shape + used, sizeof stage->shape - used, "%s%ld", i > 0 ? "x" : "", (long)shape[i]);
-    for (int64_t i = 0; i < count; i++) {
-        const double value = type == JANUS_INT32 ? ((const int32_t *)data)[i] : (double)((const float *)data)[i];
+    for (int i = 0; i < t->dims && stage->times == 0; i++, used = strlen(stage->shape))
+        snprintf(stage->shape + used, sizeof stage->shape - used, "%s%ld", i > 0 ? "x" : "", (long)t->shape[i]);
+    for (int64_t i = 0; i < t->count; i++) {
+        const double value = t->type == JANUS_INT32 ? ((const int32_t *)t->data)[i] : ((const float *)t->data)[i];
         const uint32_t mixed = ((uint32_t)i + 1) * 2654435761u;
         if (stage->count + (double)i == 0 || value < stage->min) stage->min = value;
         if (stage->count + (double)i == 0 || value > stage->max) stage->max = value;
         stage->sum += value;
         stage->signed_sum += mixed >> 16 & 1 ? value : -value;
     }
-    stage->count += (double)count;
+    stage->count += (double)t->count;
     stage->times++;
 }
 
 /* A .npy header, version 1.0: magic, length, a Python dict padded so that the data begins at a multiple of 64. */
-static void npy_header(char header[128], JanusElement type, const int64_t *shape, int dims) {
+static void npy_header(char header[128], const Tensor *t) {
     char text[118] = "";
     int used = snprintf(text, sizeof text, "{'descr': '<%c4', 'fortran_order': False, 'shape': (",
-                        type == JANUS_FLOAT32 ? 'f' : 'i');
-    for (int i = 0; i < dims; i++)
-        used += snprintf(text + used, sizeof text - (size_t)used, "%ld,%s", (long)shape[i], i + 1 < dims ? " " : "");
+                        t->type == JANUS_FLOAT32 ? 'f' : 'i');
+    for (int i = 0; i < t->dims; i++)
+        used += snprintf(text + used, sizeof text - (size_t)used, "%ld,%s", (long)t->shape[i], i + 1 < t->dims ? " " : "");
     snprintf(text + used, sizeof text - (size_t)used, "), }");
     memset(header, ' ', 128);
     memcpy(header, "\x93NUMPY\x01\x00\x76\x00", 10);
@@ -8501,76 +8463,123 @@ static void npy_header(char header[128], JanusElement type, const int64_t *shape
 }
 
 /* Numbers of 4 bytes, little-endian on every machine. */
-static bool write_numbers(FILE *file, const void *data, size_t count) {
-    const uint8_t *bytes = data;
-    if (!big_endian()) return count == 0 || fwrite(data, 4, count, file) == count;
+static bool write_numbers(FILE *file, const uint8_t *bytes, size_t count) {
+    if (!big_endian()) return fwrite(bytes, 4, count, file) == count;
     for (size_t i = 0; i < 4 * count; i++)
-        if (putc(bytes[i / 4 * 4 + 3 - i % 4], file) == EOF) return false;
+        if (putc(bytes[i ^ 3], file) == EOF) return false;
     return true;
 }
 
 /* FOLDER/NAME.npy; further tensors of the same name get .1, .2, ... After a failure nothing more is written. */
-static void dump_tensor(Tap *tap, const char *name, JanusElement type, const void *data, const int64_t *shape,
-                        int dims, int64_t count) {
+static void dump_tensor(Tap *tap, const Tensor *t) {
     char path[PATH_BYTES], header[128], number[24] = "";
-    Stage *stage = tap->failure[0] == 0 ? stage_of(&tap->dumped, name) : NULL;
-    if (tap->dumped.failed) snprintf(tap->failure, sizeof tap->failure, "cannot dump %.100s: out of memory", name);
+    Stage *stage = tap->failure[0] == 0 ? stage_of(&tap->dumped, t->name) : NULL;
+    if (tap->dumped.failed) snprintf(tap->failure, sizeof tap->failure, "cannot dump %.100s: out of memory", t->name);
     if (stage == NULL) return;
     if (stage->times++ > 0) snprintf(number, sizeof number, ".%ld", stage->times - 1);
-    const int length = snprintf(path, sizeof path, "%s/%s%s.npy", tap->folder, name, number);
-    npy_header(header, type, shape, dims);
-    errno = ENAMETOOLONG;
-    FILE *file = length >= 0 && length < PATH_BYTES ? file_open(path, "wb") : NULL;
+    snprintf(path, sizeof path, "%s/%s%s.npy", tap->folder, t->name, number);
+    npy_header(header, t);
+    FILE *file = file_open(path, "wb");
     bool good = file != NULL && fwrite(header, 1, sizeof header, file) == sizeof header &&
-                write_numbers(file, data, (size_t)count);
+                write_numbers(file, t->data, (size_t)t->count);
     if (file != NULL && fclose(file) != 0) good = false;
     if (!good) snprintf(tap->failure, sizeof tap->failure, "cannot write %.200s: %.60s", path, strerror(errno));
 }
 
 /* A row for a tensor whose name contains the filter, with the time since the stage before it, shown or not. */
-static void trace_tensor(Tap *tap, Progress *progress, const char *name, JanusElement type, const void *data,
-                         const int64_t *shape, int dims, int64_t count) {
+static void trace_tensor(Tap *tap, Progress *progress, const Tensor *t) {
     const double now = clock_seconds(), before = tap->last > progress->start ? tap->last : progress->start;
-    if (strstr(name, tap->filter) != NULL) {
+    if (strstr(t->name, tap->filter) != NULL) {
         Stage stage = {0};
-        stage_add(&stage, type, data, shape, dims, count);
+        stage_add(&stage, t);
         clear_progress(progress);
         if (!tap->titled)
             fprintf(stderr, "%-23s %-9s %9s %9s %9s %10s %5s\n", "stage", "shape", "min", "mean", "max", "sum", "ms");
         tap->titled = true;
-        fprintf(stderr, "%-23s %-9s %9.3g %9.3g %9.3g %10.4g %5.1f\n", name, stage.shape, stage.min,
+        fprintf(stderr, "%-23s %-9s %9.3g %9.3g %9.3g %10.4g %5.1f\n", t->name, stage.shape, stage.min,
                 stage.sum / (stage.count > 0 ? stage.count : 1), stage.max, stage.sum, 1e3 * (now - before));
     }
     tap->last = clock_seconds();
 }
 
 /* Adds a tensor to the stages of selftest. */
-static void record_tensor(Tap *tap, const char *name, JanusElement type, const void *data, const int64_t *shape,
-                          int dims, int64_t count) {
+static void record_tensor(Tap *tap, const Tensor *t) {
     char full[NAME_LIMIT];
-    snprintf(full, sizeof full, "%s/%.100s", tap->task, name);
+    snprintf(full, sizeof full, "%s/%.100s", tap->task, t->name);
     Stage *stage = stage_of(&tap->met, full);
     if (stage == NULL) return;
-    stage->exact = type == JANUS_INT32 && !ends_with(name, "pixels");
-    stage_add(stage, type, data, shape, dims, count);
+    stage->exact = t->type == JANUS_INT32 && !ends_with(t->name, "pixels");
+    stage_add(stage, t);
+}
+
+/* ---- Lines of stdin or a file, for chat and batch ---- */
+
+enum { LINE_BYTES = 1 << 20 };
+
+typedef struct {
+    FILE *stream;
+    char bytes[LINE_BYTES + 2]; /* [at, size) is read, but not taken */
+    size_t at, size;
+    long number;        /* of the last line */
+    bool ended, skips;  /* skips: the line is too long, and its end has not come yet */
+    int failure;        /* errno of a read */
+} LineReader;
+
+/* Reads on, and waits for input only if it may, up to a cancel request. False: there is nothing new. */
+static bool read_more(LineReader *reader, bool may_wait) {
+    bool ready = input_ready(reader->stream, 0);
+    while (!ready && may_wait && !cancel_requested) ready = input_ready(reader->stream, 100);
+    if (!ready) return false;
+    memmove(reader->bytes, reader->bytes + reader->at, reader->size - reader->at);
+    reader->size -= reader->at;
+    reader->at = 0;
+    if (reader->size > LINE_BYTES) reader->skips = true, reader->size = 0;
+    const int64_t got = input_read(reader->stream, reader->bytes + reader->size, LINE_BYTES + 1 - reader->size);
+    if (got < 0) reader->failure = errno_or(EIO);
+    if (got <= 0) reader->ended = true;
+    else reader->size += (size_t)got;
+    return true;
+}
+
+/* The next line, if there is one now, with a zero byte after it; without text if it is longer than 1 MiB. A byte order
+   mark before the first is skipped. */
+static bool next_line(LineReader *reader, bool may_wait, StringView *line) {
+    char *begin, *end;
+    do {
+        begin = reader->bytes + reader->at;
+        end = reader->size > reader->at ? memchr(begin, '\n', reader->size - reader->at) : NULL;
+    } while (end == NULL && !reader->ended && read_more(reader, may_wait));
+    if (end == NULL && (!reader->ended || (reader->size == reader->at && !reader->skips))) return false;
+    if (end == NULL) end = reader->bytes + reader->size++;
+    *end = 0;
+    const size_t length = (size_t)(end - begin), mark = ++reader->number == 1 ? mark_size(begin, length) : 0;
+    line->text = reader->skips || length > LINE_BYTES ? NULL : begin + mark;
+    line->length = length - mark;
+    reader->at += length + 1;
+    reader->skips = false;
+    return true;
 }
 
 /* ---- The program: its state, and the callbacks of its session ---- */
 
 typedef struct {
     CommandLine line;
+    bool shows_progress;
     Progress progress;
     Show show;
     Tap tap;
     const char *model_path;
     char beside[PATH_BYTES]; /* path of the model that came with the program */
     FileImage text;          /* a text that was read from stdin or a file */
+    LineReader input;        /* of chat and batch */
+    JanusImage images[IMAGES_LIMIT]; /* for the next question */
+    int image_count;
     JanusModel *model;
     JanusSession *session;
     JanusError error;
     uint8_t *colours;        /* (codebook, 3), for --show; NULL: not needed yet */
     int write_error;         /* errno of a failed write to stdout */
-    TextBuffer names;        /* of saved pictures, each in a line: printed when the pictures stand still */
+    char names[PICTURES_LIMIT][PATH_BYTES]; /* of saved pictures: printed when the pictures stand still */
 } Program;
 
 static int on_progress(void *user, const char *stage, int64_t done, int64_t total) {
@@ -8584,7 +8593,7 @@ static int on_progress(void *user, const char *stage, int64_t done, int64_t tota
         progress->tokens = (long)done;
         progress->limit = (long)total;
     }
-    if (progress->wanted && !progress->text_written) show_bar(progress, stage, done, total, now);
+    if (((Program *)user)->shows_progress && !progress->text_written) show_bar(progress, stage, done, total, now);
     return cancel_requested;
 }
 
@@ -8629,18 +8638,16 @@ static int on_drawn(void *user, const int32_t *ids, int count, int64_t done, int
 static void on_tap(void *user, const char *name, JanusElement type, const void *data, const int64_t *shape, int dims) {
     Program *program = user;
     Tap *tap = &program->tap;
-    int64_t count = 1;
-    for (int i = 0; i < dims; i++) count *= shape[i];
-    if (tap->folder != NULL) dump_tensor(tap, name, type, data, shape, dims, count);
-    if (tap->filter != NULL) trace_tensor(tap, &program->progress, name, type, data, shape, dims, count);
-    if (tap->task != NULL) record_tensor(tap, name, type, data, shape, dims, count);
+    Tensor t = {name, type, data, shape, dims, 1};
+    for (int i = 0; i < dims; i++) t.count *= shape[i];
+    if (tap->folder != NULL) dump_tensor(tap, &t);
+    if (tap->filter != NULL) trace_tensor(tap, &program->progress, &t);
+    if (tap->task != NULL) record_tensor(tap, &t);
 }
 
 /* A call of the library begins, which SIGINT may cancel. */
 static void begin_work(Program *program) {
-    const bool wanted = program->progress.wanted;
     memset(&program->progress, 0, sizeof program->progress);
-    program->progress.wanted = wanted;
     program->progress.start = clock_seconds();
     cancel_requested = 0;
     can_cancel = 1;
@@ -8708,7 +8715,7 @@ static JanusStatus open_model(Program *program, unsigned command, const char *pr
     JanusStatus status = janus_load(program->model_path, &program->model, &program->error);
     if (status != JANUS_OK || (command & FOR_WORKS) == 0) return status;
     options.threads = line->threads;
-    options.isa = line->isa;
+    options.isa = line->isa > 0 ? kernel_name_at(line->isa - 1) : NULL;
     options.cache = (JanusCacheType)line->cache;
     options.fast = line->fast;
     options.user = program;
@@ -8885,21 +8892,13 @@ static JanusStatus write_picture(const Program *program, const Request *request,
 /* Writes picture i as above and shows it. `last` (may be NULL) receives the last picture of the request. */
 static int finish_picture(Program *program, const Request *request, const int32_t *ids, int i, JanusImage *last) {
     JanusImage image = {0, 0, NULL};
-    char name[PATH_BYTES];
     program->progress.picture = i + 1;
     program->progress.pictures = request->draw.count;
-    TextBuffer *names = &program->names; /* has room for the name before the picture is written */
-    char *room = grow(names->text, &names->capacity, names->length + PATH_BYTES, 1);
-    if (room == NULL) fail_memory(&program->error);
-    if (room == NULL) return program_failed(program);
-    names->text = room;
-    const JanusStatus status = write_picture(program, request, ids, i, name, &image, &program->error);
+    const JanusStatus status = write_picture(program, request, ids, i, program->names[i], &image, &program->error);
     if (status == JANUS_OK) {
         show_place(&program->show, i, &image);
         show_send(&program->show, clock_seconds());
-        text_add(names, name, strlen(name));
-        text_add(names, "\n", name[0] != 0);
-    }
+    } else program->names[i][0] = 0;
     if (last != NULL && status == JANUS_OK && i + 1 == request->draw.count) *last = image;
     else janus_image_free(&image);
     return status == JANUS_OK ? EXIT_DONE : program_failed(program);
@@ -8908,8 +8907,9 @@ static int finish_picture(Program *program, const Request *request, const int32_
 static void print_names(Program *program) {
     show_end(&program->show);
     clear_progress(&program->progress);
-    printf("%.*s", (int)program->names.length, program->names.length > 0 ? program->names.text : "");
-    text_free(&program->names);
+    for (int i = 0; i < PICTURES_LIMIT; i++)
+        if (program->names[i][0] != 0) printf("%s\n", program->names[i]);
+    memset(program->names, 0, sizeof program->names);
 }
 
 /* ---- Commands ---- */
@@ -8991,35 +8991,50 @@ static void print_answer_times(const Program *program, const JanusAskOptions *op
     fputc('\n', stderr);
 }
 
-/* Asks one question about the images and streams the answer to stdout. */
-static int ask_question(Program *program, const char *question, const JanusImage *images, int count) {
+static void forget_images(Program *program) {
+    while (program->image_count > 0) janus_image_free(&program->images[--program->image_count]);
+}
+
+static bool add_question_image(Program *program, const char *name) {
+    JanusImage *image = &program->images[program->image_count];
+    if (program->image_count == IMAGES_LIMIT) complain("a question takes at most %d images", IMAGES_LIMIT);
+    if (program->image_count == IMAGES_LIMIT || !load_image(program, name, image)) return false;
+    program->image_count++;
+    return true;
+}
+
+/* Asks a question about the images, streams the answer to stdout, and forgets the images. */
+static int ask_question(Program *program, const char *question) {
     Request *request = &program->line.request;
     int result = EXIT_DONE;
     take_seed(request, 0);
     if (request->ask.temperature > 0 && program->line.quiet)
         fprintf(stderr, "seed %llu\n", (unsigned long long)request->ask.seed);
     begin_work(program);
-    if (janus_ask(program->session, question, images, count, &request->ask, NULL, &program->error) != JANUS_OK)
+    if (janus_ask(program->session, question, program->images, program->image_count, &request->ask, NULL,
+                  &program->error) != JANUS_OK)
         result = program_failed(program);
     end_work(program);
     if (result == EXIT_DONE) {
         putchar('\n');
         fflush(stdout);
         program->progress.text_written = false;
+        forget_images(program);
     }
     print_answer_times(program, &request->ask);
     return result;
 }
 
-static int command_ask(Program *program) {
+/* Those of the command line. False after a complaint. */
+static bool add_question_images(Program *program) {
     const Request *request = &program->line.request;
-    JanusImage images[IMAGES_LIMIT] = {{0, 0, NULL}};
-    int loaded = 0, result = EXIT_DONE;
-    while (loaded < request->image_count && load_image(program, request->images[loaded], &images[loaded])) loaded++;
-    if (loaded < request->image_count) result = EXIT_FAILED;
-    else result = ask_question(program, request->text, images, loaded);
-    for (int i = 0; i < loaded; i++) janus_image_free(&images[i]);
-    return result;
+    for (int i = 0; i < request->image_count; i++)
+        if (!add_question_image(program, request->images[i])) return false;
+    return true;
+}
+
+static int command_ask(Program *program) {
+    return add_question_images(program) ? ask_question(program, program->line.request.text) : EXIT_FAILED;
 }
 
 static void print_ids(const int32_t *ids, size_t count) {
@@ -9164,38 +9179,19 @@ static const char CHAT_HELP[] = "/image FILE   adds an image to the next questio
                                 "/help         prints this list\n"
                                 "/exit         ends the chat, as the end of the input does\n";
 
-/* The images that go with the next question. */
-typedef struct {
-    JanusImage images[IMAGES_LIMIT];
-    int count;
-} Chat;
-
-static void forget_images(Chat *chat) {
-    while (chat->count > 0) janus_image_free(&chat->images[--chat->count]);
-}
-
-static bool chat_image(Program *program, Chat *chat, const char *name) {
-    JanusImage *image = &chat->images[chat->count];
-    if (chat->count == IMAGES_LIMIT) complain("a question takes at most %d images", IMAGES_LIMIT);
-    if (chat->count == IMAGES_LIMIT || !load_image(program, name, image)) return false;
-    chat->count++;
-    if (!program->line.quiet && terminal(stdin)) fprintf(stderr, "%s: %d x %d\n", name, image->width, image->height);
-    return true;
-}
-
 /* The picture is saved under the next free name. */
-static void chat_draw(Program *program, Chat *chat, const char *prompt) {
+static void chat_draw(Program *program, const char *prompt) {
     Request *request = &program->line.request;
     JanusImage drawn = {0, 0, NULL};
     request->text = prompt;
     take_seed(request, 0);
-    if (draw_pictures(program, request, &drawn) == EXIT_DONE && chat->count < IMAGES_LIMIT)
-        chat->images[chat->count++] = drawn;
+    if (draw_pictures(program, request, &drawn) == EXIT_DONE && program->image_count < IMAGES_LIMIT)
+        program->images[program->image_count++] = drawn;
     else janus_image_free(&drawn);
 }
 
-static void chat_ask(Program *program, Chat *chat, const char *question) {
-    if (ask_question(program, question, chat->images, chat->count) == EXIT_DONE) forget_images(chat);
+static void chat_ask(Program *program, const char *question) {
+    ask_question(program, question);
     const int length = janus_conversation_length(program->session), room = janus_info(program->model).context_length;
     if (program->line.quiet || length < room / 2) return;
     fprintf(stderr, "[%d/%d]%s\n", length, room, length < room - room / 8 ? "" : " nearly full: /clear begins anew");
@@ -9217,7 +9213,7 @@ static char *clean_line(char *line) {
 }
 
 /* Answers one line of the input. False: the chat ends. */
-static bool chat_line(Program *program, Chat *chat, const char *line) {
+static bool chat_line(Program *program, const char *line) {
     enum { HELP, IMAGE, DRAW, CLEAR, EXIT, QUIT };
     char word[16];
     const char *rest = line + strcspn(line, " \t");
@@ -9228,99 +9224,48 @@ static bool chat_line(Program *program, Chat *chat, const char *line) {
     if ((command == IMAGE || command == DRAW) && rest[0] == 0)
         complain("%s needs %s", word, command == DRAW ? "a prompt" : "a file");
     else if (command == HELP) fputs(CHAT_HELP, stderr);
-    else if (command == IMAGE) chat_image(program, chat, rest);
-    else if (command == DRAW) chat_draw(program, chat, rest);
+    else if (command == IMAGE) {
+        if (add_question_image(program, rest) && terminal(stdin) && !program->line.quiet) {
+            const JanusImage *image = &program->images[program->image_count - 1];
+            fprintf(stderr, "%s: %d x %d\n", rest, image->width, image->height);
+        }
+    } else if (command == DRAW) chat_draw(program, rest);
     else if (command == CLEAR) {
         janus_reset(program->session);
-        forget_images(chat);
+        forget_images(program);
     } else if (line[0] == '/') complain("unknown command %.60s: /help lists them", line);
     else if (line[0] != 0) {
-        if (word_index("draw|paint", '|', word, true) >= 0 && rest[0] != 0)
-            remark(&program->line, "to draw a picture, type /draw %.60s", rest);
-        chat_ask(program, chat, line);
+        if (word_index("draw|paint", '|', word, true) >= 0 && rest[0] != 0 && !program->line.quiet)
+            complain("remark: to draw a picture, type /draw %.60s", rest);
+        chat_ask(program, line);
     }
-    return true;
-}
-
-/* ---- Lines of stdin or a file, for chat and batch ---- */
-
-enum { LINE_BYTES = 1 << 20 };
-
-typedef struct {
-    FILE *stream;
-    char *bytes;        /* (LINE_BYTES + 2): [at, size) is read, but not taken */
-    size_t at, size;
-    long number;        /* of the last line */
-    bool ended, skips;  /* skips: the line is too long, and its end has not come yet */
-    int failure;        /* errno of a read */
-} LineReader;
-
-/* Reads on, and waits for input only if it may, up to a cancel request. False: there is nothing new. */
-static bool read_more(LineReader *reader, bool may_wait) {
-    bool ready = input_ready(reader->stream, 0);
-    while (!ready && may_wait && !cancel_requested) ready = input_ready(reader->stream, 100);
-    if (!ready) return false;
-    memmove(reader->bytes, reader->bytes + reader->at, reader->size - reader->at);
-    reader->size -= reader->at;
-    reader->at = 0;
-    if (reader->size > LINE_BYTES) reader->skips = true, reader->size = 0;
-    const int64_t got = input_read(reader->stream, reader->bytes + reader->size, LINE_BYTES + 1 - reader->size);
-    if (got < 0) reader->failure = errno_or(EIO);
-    if (got <= 0) reader->ended = true;
-    else reader->size += (size_t)got;
-    return true;
-}
-
-/* The next line, if there is one now, with a zero byte after it; without text if it is longer than 1 MiB. A byte order
-   mark before the first is skipped. */
-static bool next_line(LineReader *reader, bool may_wait, StringView *line) {
-    char *begin, *end;
-    do {
-        begin = reader->bytes + reader->at;
-        end = reader->size > reader->at ? memchr(begin, '\n', reader->size - reader->at) : NULL;
-    } while (end == NULL && !reader->ended && read_more(reader, may_wait));
-    if (end == NULL && (!reader->ended || (reader->size == reader->at && !reader->skips))) return false;
-    if (end == NULL) end = reader->bytes + reader->size++;
-    *end = 0;
-    const size_t length = (size_t)(end - begin), mark = ++reader->number == 1 ? mark_size(begin, length) : 0;
-    line->text = reader->skips || length > LINE_BYTES ? NULL : begin + mark;
-    line->length = length - mark;
-    reader->at += length + 1;
-    reader->skips = false;
     return true;
 }
 
 static int command_chat(Program *program) {
     const bool prompts = terminal(stdin) && !program->line.quiet;
-    const Request *request = &program->line.request;
-    Chat *chat = calloc(1, sizeof *chat);
-    LineReader reader = {.stream = stdin, .bytes = malloc(LINE_BYTES + 2)};
+    LineReader *reader = &program->input;
     StringView line;
-    int result = EXIT_DONE;
-    if (chat == NULL || reader.bytes == NULL) fail_memory(&program->error), result = program_failed(program);
-    for (int i = 0; i < request->image_count && result == EXIT_DONE; i++)
-        if (!chat_image(program, chat, request->images[i])) result = EXIT_FAILED;
+    int result = add_question_images(program) ? EXIT_DONE : EXIT_FAILED;
+    reader->stream = stdin;
     if (prompts && result == EXIT_DONE)
         fputs("/help lists the commands; Ctrl-C stops an answer or a drawing\n", stderr);
     for (bool more = true; more && result == EXIT_DONE;) {
         if (prompts) fputs("> ", stderr);
         at_prompt = terminal(stdin);
         cancel_requested = 0; /* of the last answer */
-        const bool got = next_line(&reader, true, &line);
+        const bool got = next_line(reader, true, &line);
         at_prompt = 0;
         if (!got) break;
         if (line.text == NULL) complain("the line is longer than 1 MiB");
         else if (strlen(line.text) != line.length)
             complain("the line is not a text in UTF-8: byte %lu is zero", (unsigned long)strlen(line.text) + 1);
-        else more = chat_line(program, chat, clean_line((char *)line.text));
+        else more = chat_line(program, clean_line((char *)line.text));
         if (fflush(stdout) != 0) {
             complain("cannot write to stdout: %s", strerror(errno));
             result = EXIT_FAILED;
         }
     }
-    if (chat != NULL) forget_images(chat);
-    free(chat);
-    free(reader.bytes);
     return result;
 }
 
@@ -9335,11 +9280,11 @@ typedef struct BatchJob {
     Context cx;         /* holds the job's error */
     unsigned given;     /* its keys: a bit for each row of KEYS */
     long number;        /* of its line */
-    char *bytes;        /* its line, which its texts point to */
     int64_t queued;     /* its number in the queue; 0: not there */
     bool done;
     double start;
     TextBuffer reply;   /* from its id on */
+    char bytes[];       /* its line, which its texts point to */
 } BatchJob;
 
 /* A picture that the job of a line reads or writes. */
@@ -9352,7 +9297,6 @@ typedef struct {
 typedef struct {
     Program *program;
     JanusQueue *queue;
-    LineReader reader;
     bool failed;
     int write_error;
     BatchJob *jobs;     /* whose results are not printed yet */
@@ -9363,40 +9307,36 @@ typedef struct {
 
 /* ---- What a line may say ---- */
 
-/* A key with an option's name sets that option. `value` is for the help, where the option does not say it. */
+/* A key with an option's name sets that option. */
 enum { KEY_PROMPT, KEY_QUESTION, KEY_ID, KEY_IMAGE, KEY_IMAGES };
 static const struct {
-    const char *key, *option, *value;
+    const char *key, *option;
     unsigned commands;
 } KEYS[] = {
-    {"prompt", NULL, "TEXT", FOR_GENERATE},
-    {"question", NULL, "TEXT", FOR_ASK},
-    {"id", NULL, "NAME", FOR_ALL},
-    {"image", "--image", NULL, FOR_ASK},
-    {"images", "--image", "[IMAGE, ...]", FOR_ASK},
-    {"output", "--output", NULL, FOR_GENERATE},
-    {"n", "--count", NULL, FOR_GENERATE},
-    {"cfg", "--cfg", NULL, FOR_GENERATE},
-    {"seed", "--seed", NULL, FOR_GENERATE | FOR_ASK},
-    {"temperature", "--temperature", NULL, FOR_GENERATE | FOR_ASK},
-    {"max_tokens", "--max-tokens", NULL, FOR_ASK},
-    {"top_k", "--top-k", NULL, FOR_ASK},
-    {"top_p", "--top-p", NULL, FOR_ASK},
+    {"prompt", NULL, FOR_GENERATE},
+    {"question", NULL, FOR_ASK},
+    {"id", NULL, FOR_ALL},
+    {"image", "--image", FOR_ASK},
+    {"images", "--image", FOR_ASK},
+    {"output", "--output", FOR_GENERATE},
+    {"n", "--count", FOR_GENERATE},
+    {"cfg", "--cfg", FOR_GENERATE},
+    {"seed", "--seed", FOR_GENERATE | FOR_ASK},
+    {"temperature", "--temperature", FOR_GENERATE | FOR_ASK},
+    {"max_tokens", "--max-tokens", FOR_ASK},
+    {"top_k", "--top-k", FOR_ASK},
+    {"top_p", "--top-p", FOR_ASK},
 };
 enum { KEY_COUNT = sizeof KEYS / sizeof *KEYS };
 
 /* The part of the help that shows the keys of both kinds of jobs. */
 static void print_keys(FILE *to) {
     for (int asks = 0; asks < 2; asks++) {
-        int column = fprintf(to, "\n  Keys of a %s:", asks ? "question" : "drawing");
-        for (int key = 0; key < KEY_COUNT; key++) {
-            if ((KEYS[key].commands & (asks ? FOR_ASK : FOR_GENERATE)) == 0) continue;
-            const char *value = KEYS[key].value != NULL ? KEYS[key].value : find_option(KEYS[key].option)->argument;
-            if (column + strlen(KEYS[key].key) + strlen(value) > 72) column = fprintf(to, "\n   ");
-            column += fprintf(to, " \"%s\": %s", KEYS[key].key, value);
-        }
+        fprintf(to, "\n  Keys of a %s:", asks ? "question" : "drawing");
+        for (int key = 0; key < KEY_COUNT; key++)
+            if ((KEYS[key].commands & (asks ? FOR_ASK : FOR_GENERATE)) != 0) fprintf(to, " %s", KEYS[key].key);
     }
-    fputs("\n  The values are those of the options; the result repeats the id.\n", to);
+    fputs("\n  The values are those of the options, images a list; the result repeats the id.\n", to);
 }
 
 static bool is_given(const BatchJob *job, int key) { return (job->given >> key & 1) != 0; }
@@ -9529,7 +9469,6 @@ static void claim_pictures(Batch *batch, BatchJob *job, bool resumed) {
 /* ---- Results ---- */
 
 static void free_job(BatchJob *job) {
-    free(job->bytes);
     text_free(&job->reply);
     free(job);
 }
@@ -9664,13 +9603,11 @@ static void submit_drawing(Batch *batch, BatchJob *job) {
 /* Begins the job of a line, unless the line is blank: hands it to the queue if it is not refused and no earlier run
    has done it. Returns whether the queue has got it. */
 static bool begin_job(Batch *batch, StringView line) {
-    const long number = batch->reader.number;
+    const long number = batch->program->input.number;
     const size_t length = line.text != NULL ? line.length : 0;
     if (line.text != NULL && strspn(line.text, " \t\r") == length) return false;
-    BatchJob *job = calloc(1, sizeof *job);
-    if (job != NULL) job->bytes = calloc(length + 1, 1);
-    if (job == NULL || job->bytes == NULL) {
-        free(job);
+    BatchJob *job = calloc(1, sizeof *job + length + 1);
+    if (job == NULL) {
         complain("line %ld: out of memory", number);
         batch->failed = true;
         return false;
@@ -9700,11 +9637,12 @@ static void stop_jobs(Batch *batch) {
 }
 
 static void run_batch(Batch *batch) {
+    LineReader *reader = &batch->program->input;
     bool busy = false;
     StringView line;
     while (batch->write_error == 0) {
         while (!cancel_requested && batch->write_error == 0 && janus_queue_waiting(batch->queue) == 0 &&
-               next_line(&batch->reader, !busy, &line)) {
+               next_line(reader, !busy, &line)) {
             busy = begin_job(batch, line) || busy;
             print_replies(batch);
         }
@@ -9712,22 +9650,19 @@ static void run_batch(Batch *batch) {
         busy = janus_queue_step(batch->queue) != 0;
         take_results(batch);
         print_replies(batch);
-        const LineReader *reader = &batch->reader;
         if (!busy && (cancel_requested || (reader->ended && reader->at >= reader->size && !reader->skips))) break;
     }
 }
 
 static int command_batch(Program *program) {
     const char *path = program->line.request.text, *name = strcmp(path, "-") == 0 ? "stdin" : path;
-    Batch batch = {.program = program, .reader.stream = name != path ? stdin : file_open(path, "rb")};
-    LineReader *reader = &batch.reader;
+    Batch batch = {.program = program};
+    LineReader *reader = &program->input;
+    reader->stream = name != path ? stdin : file_open(path, "rb");
     if (reader->stream == NULL) reader->failure = errno_or(EIO);
-    reader->bytes = malloc(LINE_BYTES + 2);
     batch.last = &batch.jobs;
-    program->progress.wanted = false; /* the results are the progress */
-    if (reader->bytes == NULL) fail_memory(&program->error);
-    else if (reader->failure == 0)
-        janus_queue_new(program->session, program->line.batch, &batch.queue, &program->error);
+    program->shows_progress = false; /* the results are the progress */
+    if (reader->failure == 0) janus_queue_new(program->session, program->line.batch, &batch.queue, &program->error);
     begin_work(program);
     if (batch.queue != NULL) run_batch(&batch);
     end_work(program);
@@ -9741,7 +9676,6 @@ static int command_batch(Program *program) {
         free_job(job);
     }
     if (reader->stream != NULL && reader->stream != stdin) fclose(reader->stream);
-    free(reader->bytes);
     free(batch.claims);
     if (stopped) return EXIT_STOPPED;
     return good && reader->failure == 0 && batch.write_error == 0 ? EXIT_DONE : EXIT_FAILED;
@@ -9749,29 +9683,30 @@ static int command_batch(Program *program) {
 
 /* ---- selftest ---- */
 
-/* A picture of gradients and a square, the same on every machine; malloc'ed, NULL without memory. */
-static uint8_t *test_picture(int width, int height) {
-    uint8_t *rgb = malloc(3 * (size_t)width * (size_t)height);
-    for (int i = 0; i < width * height && rgb != NULL; i++) {
-        const int x = i % width, y = i / width;
-        const bool inside = x > width / 3 && x < 2 * width / 3 && y > height / 4 && y < 3 * height / 4;
-        rgb[3 * i] = (uint8_t)(inside ? 220 : 255 * x / width);
-        rgb[3 * i + 1] = (uint8_t)(inside ? 40 : 255 * y / height);
-        rgb[3 * i + 2] = (uint8_t)(inside ? 30 : 128);
-    }
-    return rgb;
+/* A picture of gradients and a square, the same on every machine. */
+static void test_picture(JanusImage *picture) {
+    for (int y = 0; y < picture->height; y++)
+        for (int x = 0; x < picture->width; x++) {
+            uint8_t *rgb = picture->rgb + 3 * (y * picture->width + x);
+            const bool inside = x > 30 && x < 60 && y > 15 && y < 45;
+            rgb[0] = (uint8_t)(inside ? 220 : 255 * x / picture->width);
+            rgb[1] = (uint8_t)(inside ? 40 : 255 * y / picture->height);
+            rgb[2] = (uint8_t)(inside ? 30 : 128);
+        }
 }
 
 /* Runs everything once, without chance; tap->met receives the stages. */
 static JanusStatus run_stages(Program *program) {
-    JanusImage seen = {90, 60, test_picture(90, 60)}, drawn;
+    static uint8_t rgb[60 * 90 * 3];
+    JanusImage seen = {90, 60, rgb}, drawn;
     JanusAskOptions ask = janus_ask_defaults();
     JanusGenerateOptions drawing = janus_generate_defaults();
     int32_t *ids = allocate(janus_info(program->model).image_tokens, sizeof *ids);
     JanusSession *session = program->session;
     JanusError *error = &program->error;
     Tap *tap = &program->tap;
-    JanusStatus status = seen.rgb == NULL || ids == NULL ? fail_memory(error) : JANUS_OK;
+    JanusStatus status = ids == NULL ? fail_memory(error) : JANUS_OK;
+    test_picture(&seen);
     ask.max_tokens = 8;
     drawing.temperature = 0;
     tap->task = "ask";
@@ -9783,7 +9718,6 @@ static JanusStatus run_stages(Program *program) {
     if (status == JANUS_OK) status = janus_decode_image(session, ids, &drawn, error);
     if (status == JANUS_OK) janus_image_free(&drawn);
     tap->task = NULL;
-    free(seen.rgb);
     free(ids);
     return status == JANUS_OK && tap->met.failed ? fail_memory(error) : status;
 }
@@ -9865,15 +9799,6 @@ static bool compare_stage(const Stage *mine, const Stage *recorded) {
     return distance <= limit;
 }
 
-/* MODEL.selftest for MODEL.gguf. */
-static bool record_name(char path[PATH_BYTES], const char *model) {
-    const size_t stem = strlen(model) - (ends_with(model, ".gguf") ? 5 : 0);
-    const int length = snprintf(path, PATH_BYTES, "%.*s.selftest", (int)stem, model);
-    if (length < PATH_BYTES) return true;
-    complain("the name of %.60s... is too long", model);
-    return false;
-}
-
 static int command_selftest(Program *program) {
     const JanusInfo info = janus_info(program->model);
     const StageList *mine = &program->tap.met;
@@ -9881,7 +9806,8 @@ static int command_selftest(Program *program) {
     char path[PATH_BYTES];
     OutputFile out;
     int bad = 0;
-    if (!record_name(path, program->model_path)) return EXIT_FAILED;
+    const int stem = (int)strlen(program->model_path) - (ends_with(program->model_path, ".gguf") ? 5 : 0);
+    snprintf(path, sizeof path, "%.*s.selftest", stem, program->model_path);
     int result = program->line.record || read_stages(path, &info, &recorded) ? EXIT_DONE : EXIT_FAILED;
     begin_work(program);
     if (result == EXIT_DONE && run_stages(program) != JANUS_OK) result = program_failed(program);
@@ -9940,13 +9866,12 @@ enum { COMMAND_COUNT = sizeof COMMANDS / sizeof COMMANDS[0] };
 
 /* NULL after a complaint. */
 static const Command *find_command(const char *name) {
-    Nearest nearest = {"", 0};
+    TextBuffer names = {0};
     for (int i = 0; i < COMMAND_COUNT; i++) {
         if (strcmp(COMMANDS[i].name, name) == 0) return &COMMANDS[i];
-        try_words(&nearest, COMMANDS[i].name, name);
+        text_print(&names, "%s ", COMMANDS[i].name);
     }
-    if (nearest.word[0] != 0) complain("unknown command %.60s: is %s meant?", name, nearest.word);
-    else complain("unknown command %.60s (janus help lists them)", name);
+    unknown_word("command", name, &names, "janus help lists them");
     return NULL;
 }
 
@@ -10101,9 +10026,9 @@ static void remark_idle_options(const CommandLine *line, unsigned command) {
     static const char *const SAMPLING[] = {"--seed", "--top-k", "--top-p"};
     const Request *request = &line->request;
     const float temperature = command == FOR_GENERATE ? request->draw.temperature : request->ask.temperature;
-    for (int i = 0; i < 3 && (command & FOR_TALKS) != 0 && temperature <= 0; i++)
+    for (int i = 0; i < 3 && (command & FOR_TALKS) != 0 && temperature <= 0 && !line->quiet; i++)
         if (was_given(line, SAMPLING[i]) && (i > 0 || command != FOR_CHAT)) /* the seed of a chat is for /draw, too */
-            remark(line, "%s has no effect without a --temperature above 0", SAMPLING[i]);
+            complain("remark: %s has no effect without a --temperature above 0", SAMPLING[i]);
 }
 
 /* ---- Help, from the two tables ---- */
@@ -10163,10 +10088,10 @@ static void print_version(void) {
 
 /* Chooses how pictures are shown. False after a complaint that the terminal cannot show them. */
 static bool choose_show(Program *program, unsigned command) {
-    const int asked = program->line.show, columns = terminal_size().columns;
-    const bool wanted = was_given(&program->line, "--show") && asked != SHOW_NO;
+    const int asked = program->line.show, columns = terminal_size(false);
+    const bool wanted = asked != SHOW_UNASKED && asked != SHOW_NO;
     const bool fits = terminal(stderr) && columns >= SHOW_COLUMNS;
-    const ShowKind kind = asked != SHOW_AUTO ? (ShowKind)asked : terminal(stderr) ? terminal_shows() : SHOW_NO;
+    const ShowKind kind = asked > SHOW_AUTO ? (ShowKind)asked : terminal(stderr) ? terminal_shows() : SHOW_NO;
     const bool unasked = command == FOR_CHAT && !program->line.quiet && terminal(stdin);
     program->show.kind = fits && (wanted || unasked) ? kind : SHOW_NO;
     if (!wanted) return true;
@@ -10191,7 +10116,7 @@ static int run_command(Program *program, const Command *command, const char *pro
     if (!take_environment(line, command->bit)) return EXIT_USAGE;
     if (!take_text(program, command)) return EXIT_FAILED;
     if (line->dump != NULL && !make_dump_folder(line->dump)) return EXIT_FAILED;
-    program->progress.wanted = !line->quiet && terminal(stderr);
+    program->shows_progress = !line->quiet && terminal(stderr);
     if (!choose_show(program, command->bit)) return EXIT_FAILED;
     if (command->bit == FOR_INFO && text != NULL) line->model = text;
     const bool of_picture = command->bit == FOR_INFO && text != NULL &&
@@ -10200,8 +10125,8 @@ static int run_command(Program *program, const Command *command, const char *pro
         return program_failed(program);
     remark_idle_options(line, command->bit);
     int result = command->run(program);
-    if (line->trace != NULL && !program->tap.titled && result == EXIT_DONE)
-        remark(line, "no stage has \"%.60s\" in its name (--trace)", line->trace);
+    if (line->trace != NULL && !program->tap.titled && result == EXIT_DONE && !line->quiet)
+        complain("remark: no stage has \"%.60s\" in its name (--trace)", line->trace);
     if (program->tap.failure[0] != 0) {
         complain("%s", program->tap.failure);
         result = EXIT_FAILED;
@@ -10214,11 +10139,8 @@ static int run_command(Program *program, const Command *command, const char *pro
 }
 
 static int janus_main(int argc, char **argv) {
-    Program *program = calloc(1, sizeof *program);
-    if (program == NULL) {
-        complain("out of memory");
-        return EXIT_FAILED;
-    }
+    static Program zeroed;
+    Program *program = &zeroed;
     CommandLine *line = &program->line;
     line->request = request_defaults();
     const Command *command;
@@ -10235,11 +10157,10 @@ static int janus_main(int argc, char **argv) {
     free(program->tap.dumped.stages);
     free(program->tap.met.stages);
     free(program->colours);
-    text_free(&program->names);
+    forget_images(program);
     janus_session_free(program->session);
     janus_free(program->model);
     file_image_free(&program->text);
-    free(program);
     return result;
 }
 
