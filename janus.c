@@ -7900,12 +7900,12 @@ enum {
 typedef enum { SHOW_UNASKED, SHOW_AUTO, SHOW_NO, SHOW_BLOCKS, SHOW_256 } ShowKind;
 static const char SHOW_WORDS[] = "auto|no|blocks|256";
 
-/* The value of an option: none; a number of RANGES; a whole number from 1 to `most`; a seed; an image's name; a name; one
-   of several words, counted from 1. */
+/* The value of an option: none; a number of RANGES; a whole number from 1 to `most`; a seed; an image's name; a name;
+   one of several words, counted from 1. */
 typedef enum { AS_SWITCH, AS_RANGE, AS_WHOLE, AS_SEED, AS_IMAGE, AS_NAME, AS_CHOICE } OptionKind;
 
 typedef struct {
-    const char *names, *argument; /* names have blanks between them; [=: the argument is optional and comes after a = */
+    const char *names, *argument; /* [=: the argument is optional and comes after a = */
     OptionKind kind;
     int most;
     unsigned commands; /* those that take it */
@@ -7915,21 +7915,21 @@ typedef struct {
 
 #define FIELD(name) offsetof(CommandLine, name)
 static const Option OPTIONS[] = {
-    {"-n --count", "N", AS_RANGE, 0, FOR_GENERATE, RANGE_COUNT, "pictures of the prompt, drawn together; default 1"},
-    {"-p --prompt", "TEXT", AS_NAME, 0, FOR_TEXT, FIELD(prompt), "the text, instead of an argument"},
-    {"-f --file", "FILE", AS_NAME, 0, FOR_TEXT, FIELD(file), "read the text from FILE"},
-    {"--cfg --cfg-scale", "W", AS_RANGE, 0, FOR_GENERATE | FOR_CHAT, RANGE_CFG_WEIGHT,
+    {"-n, --count", "N", AS_RANGE, 0, FOR_GENERATE, RANGE_COUNT, "pictures of the prompt, drawn together; default 1"},
+    {"-p, --prompt", "TEXT", AS_NAME, 0, FOR_TEXT, FIELD(prompt), "the text, instead of an argument"},
+    {"-f, --file", "FILE", AS_NAME, 0, FOR_TEXT, FIELD(file), "read the text from FILE"},
+    {"--cfg, --cfg-scale", "W", AS_RANGE, 0, FOR_GENERATE | FOR_CHAT, RANGE_CFG_WEIGHT,
      "guidance of a drawing; default 5"},
-    {"-s --seed", "S", AS_SEED, 0, FOR_TALKS, 0, "same seed, same result; default: random, printed"},
-    {"--temperature --temp", "T", AS_RANGE, 0, FOR_TALKS, RANGE_TEMPERATURE,
+    {"-s, --seed", "S", AS_SEED, 0, FOR_TALKS, 0, "same seed, same result; default: random, printed"},
+    {"--temperature, --temp", "T", AS_RANGE, 0, FOR_TALKS, RANGE_TEMPERATURE,
      "0: most probable; default 1 to draw, 0 to answer"},
     {"--max-tokens", "N", AS_RANGE, 0, FOR_ANSWERS, RANGE_MAX_TOKENS, "length of an answer; default 512"},
     {"--top-k", "K", AS_RANGE, 0, FOR_ANSWERS, RANGE_TOP_K, "with a temperature; default 50, 0: off"},
     {"--top-p", "P", AS_RANGE, 0, FOR_ANSWERS, RANGE_TOP_P, "with a temperature; default 1: off"},
-    {"-i --image", "IMAGE", AS_IMAGE, 0, FOR_ANSWERS | FOR_ENCODE, 0, "as an argument; ask and chat take several"},
+    {"-i, --image", "IMAGE", AS_IMAGE, 0, FOR_ANSWERS | FOR_ENCODE, 0, "as an argument; ask and chat take several"},
     {"--no-exif", NULL, AS_SWITCH, 0, FOR_ANSWERS | FOR_ENCODE | FOR_BATCH, FIELD(no_exif),
      "do not turn photographs upright"},
-    {"-o --output", "OUT", AS_NAME, 0, FOR_GENERATE | FOR_DECODE, FIELD(request.output),
+    {"-o, --output", "OUT", AS_NAME, 0, FOR_GENERATE | FOR_DECODE, FIELD(request.output),
      "- is stdout; default: the next free janus-1.png ..."},
     {"--no-metadata", NULL, AS_SWITCH, 0, FOR_GENERATE | FOR_CHAT | FOR_BATCH, FIELD(no_metadata),
      "do not record prompt and settings in pictures"},
@@ -7943,13 +7943,13 @@ static const Option OPTIONS[] = {
      "keys and values: f16 is half; f32 unless --fast"},
     {"--fast", NULL, AS_SWITCH, 0, FOR_WORKS & ~FOR_SELFTEST, FIELD(fast), "faster, with rounded activations"},
     {"--record", NULL, AS_SWITCH, 0, FOR_SELFTEST, FIELD(record), "write MODEL.selftest, the recorded values"},
-    {"-t --threads", "K", AS_WHOLE, MOST_THREADS, FOR_WORKS, FIELD(threads), "default: all available processors"},
+    {"-t, --threads", "K", AS_WHOLE, MOST_THREADS, FOR_WORKS, FIELD(threads), "default: all available processors"},
     {"--isa", "NAME", AS_CHOICE, 0, FOR_WORKS, FIELD(isa), "one of the kernels of info; default: the fastest"},
     {"--dump", "DIR", AS_NAME, 0, FOR_STAGES, FIELD(dump), "write all intermediate tensors as .npy to a new DIR"},
     {"--trace", "[=STAGE]", AS_NAME, 0, FOR_STAGES, FIELD(trace), "print all stages, or those with STAGE in the name"},
-    {"-m --model", "MODEL", AS_NAME, 0, FOR_MODEL, FIELD(model), "a .gguf file; default: the small tiny.gguf"},
-    {"-q --quiet", NULL, AS_SWITCH, 0, FOR_ALL, FIELD(quiet), "no progress, no remarks"},
-    {"-h --help", NULL, AS_SWITCH, 0, FOR_ALL, FIELD(help), "print this text"},
+    {"-m, --model", "MODEL", AS_NAME, 0, FOR_MODEL, FIELD(model), "a .gguf file; default: the small tiny.gguf"},
+    {"-q, --quiet", NULL, AS_SWITCH, 0, FOR_ALL, FIELD(quiet), "no progress, no remarks"},
+    {"-h, --help", NULL, AS_SWITCH, 0, FOR_ALL, FIELD(help), "print this text"},
     {"--version", NULL, AS_SWITCH, 0, FOR_ALL, FIELD(version), "print version, kernels and format of model files"},
 };
 enum { OPTION_COUNT = sizeof OPTIONS / sizeof OPTIONS[0] };
@@ -7969,12 +7969,13 @@ static int word_index(const char *words, char between, const char *word, bool an
         while (words[i] != 0 && words[i] != between) i++;
         if (words[i] == 0) return -1;
         words += i + 1;
+        words += *words == ' ';
     }
 }
 
 static const Option *find_option(const char *name) {
     for (int i = 0; i < OPTION_COUNT; i++)
-        if (word_index(OPTIONS[i].names, ' ', name, false) >= 0) return &OPTIONS[i];
+        if (word_index(OPTIONS[i].names, ',', name, false) >= 0) return &OPTIONS[i];
     return NULL;
 }
 
@@ -8087,9 +8088,9 @@ static void refuse_value(const Option *option, const char *name, const char *val
 /* Whether a word becomes another one by at most `errors` letters added, dropped or replaced. */
 static bool is_near(const char *word, const char *typed, int errors) {
     while (*word != 0 && *word == *typed) word++, typed++;
-    if (*word == *typed) return true;
-    if (errors == 0) return false;
-    return (*word != 0 && is_near(word + 1, typed, errors - 1)) || (*typed != 0 && is_near(word, typed + 1, errors - 1)) ||
+    if (*word == *typed || errors == 0) return *word == *typed;
+    return (*word != 0 && is_near(word + 1, typed, errors - 1)) ||
+           (*typed != 0 && is_near(word, typed + 1, errors - 1)) ||
            (*word != 0 && *typed != 0 && is_near(word + 1, typed + 1, errors - 1));
 }
 
@@ -8102,10 +8103,11 @@ static void unknown_word(const char *kind, const char *argument, TextBuffer *wor
     const size_t length = strlen(begin);
     for (int errors = 0; errors <= (length < 3 ? -1 : length < 6 ? 1 : 2); errors++)
         for (size_t at = 0, n; at < words->length; at += n + 1) {
-            n = strcspn(words->text + at, " ");
+            n = strcspn(words->text + at, ", ");
             snprintf(word, sizeof word, "%.*s", (int)n, words->text + at);
             const char *letters = word + strspn(word, "-");
-            if (strlen(letters) < 3 || (strncmp(letters, begin, length) != 0 && !is_near(letters, begin, errors))) continue;
+            const bool meant = strncmp(letters, begin, length) == 0 || is_near(letters, begin, errors);
+            if (!meant || strlen(letters) < 3) continue;
             complain("unknown %s %.60s: is %s meant?", kind, argument, word);
             text_free(words);
             return;
@@ -8168,23 +8170,6 @@ static bool take_environment(CommandLine *line, unsigned command) {
 
    A cell of the terminal shows two pixels, one above the other, as a half block. Pictures are scaled into the canvas;
    lines that changed are sent again. The cursor is in the line below before and after. */
-
-/* Copies `picture` into a square of the canvas, every pixel of which is the mean of what it covers. */
-static void place_picture(JanusImage *canvas, int left, int top, int side, const JanusImage *picture) {
-    for (int y = 0; y < side; y++)
-        for (int x = 0; x < side; x++) {
-            const int y0 = y * picture->height / side, x0 = x * picture->width / side;
-            const int y1 = (y + 1) * picture->height / side, x1 = (x + 1) * picture->width / side;
-            uint8_t *out = canvas->rgb + 3 * ((top + y) * canvas->width + left + x);
-            for (int c = 0; c < 3; c++) {
-                int sum = 0, count = 0;
-                for (int v = y0; v < y1 || v == y0; v++)
-                    for (int u = x0; u < x1 || u == x0; u++, count++)
-                        sum += picture->rgb[3 * (v * picture->width + u) + c];
-                out[c] = (uint8_t)(sum / count);
-            }
-        }
-}
 
 /* The nearest of the 256 colours: 16 to 231 are a cube of 6 x 6 x 6, the others greys. */
 static int colour_of_256(const uint8_t *rgb) {
@@ -8258,11 +8243,6 @@ typedef struct {
 
 enum { SHOW_COLUMNS = 24, SHOW_GREY = 40 }; /* the least; what is not drawn yet */
 
-static void show_end(Show *show) {
-    free(show->canvas.rgb);
-    memset(&show->canvas, 0, sizeof show->canvas);
-}
-
 /* Makes room for `count` pictures of side x side pixels: as large as the terminal leaves room, but not larger than they
    are. Without memory nothing is shown. */
 static void show_begin(Show *show, int count, int side) {
@@ -8283,9 +8263,22 @@ static void show_begin(Show *show, int count, int side) {
     show->sent = false;
 }
 
+/* Copies picture n into its square of the canvas, every pixel of which is the mean of what it covers. */
 static void show_place(Show *show, int n, const JanusImage *picture) {
-    if (show->canvas.rgb != NULL)
-        place_picture(&show->canvas, n % show->across * show->side, n / show->across * show->side, show->side, picture);
+    const int side = show->side, left = n % show->across * side, top = n / show->across * side;
+    for (int y = 0; y < side; y++)
+        for (int x = 0; x < side; x++) {
+            const int y0 = y * picture->height / side, x0 = x * picture->width / side;
+            const int y1 = (y + 1) * picture->height / side, x1 = (x + 1) * picture->width / side;
+            uint8_t *out = show->canvas.rgb + 3 * ((top + y) * show->canvas.width + left + x);
+            for (int c = 0; c < 3; c++) {
+                int sum = 0, count = 0;
+                for (int v = y0; v < y1 || v == y0; v++)
+                    for (int u = x0; u < x1 || u == x0; u++, count++)
+                        sum += picture->rgb[3 * (v * picture->width + u) + c];
+                out[c] = (uint8_t)(sum / count);
+            }
+        }
 }
 
 /* Sends the lines that changed to the terminal in one piece. */
@@ -8347,31 +8340,22 @@ static void clear_progress(Progress *progress) {
 }
 
 /* "draw    [####......] 12/576  20.1/s  0:28 left"; in a narrow terminal with a shorter bar and without the times, cut
-   at `width`. */
-static void progress_line(char *line, size_t size, int width, const char *stage, int64_t done, int64_t total,
-                          double rate) {
-    const int left = rate > 0 && (double)(total - done) / rate < 1e6 ? (int)((double)(total - done) / rate) : 0;
-    const bool wide = width >= 66;
-    const int length = wide ? 24 : 6, full = (int)(length * done / total);
-    const int used = snprintf(line, size, "%-7s [%.*s%.*s] %ld/%ld", stage, full, "########################",
-                              length - full, "........................", (long)done, (long)total);
-    if (wide) snprintf(line + used, size - (size_t)used, "  %.1f/s  %d:%02d left", rate, left / 60, left % 60);
-    if ((size_t)width < size) line[width] = 0;
-}
-
-/* A stage of more than 0.3 seconds gets a bar, which the next one replaces. */
+   at its width. A stage of more than 0.3 seconds gets a bar, which the next one replaces. */
 static void show_bar(Progress *progress, const char *stage, int64_t done, int64_t total, double now) {
-    char line[200], picture[40];
-    if (progress->stage == NULL || strcmp(progress->stage, stage) != 0) {
-        progress->stage = stage;
-        progress->stage_start = now;
-    }
+    char line[200], label[40];
+    if (progress->stage == NULL || strcmp(progress->stage, stage) != 0) progress->stage_start = now;
+    progress->stage = stage;
     const double seconds = now - progress->stage_start, rate = seconds > 0 ? (double)(done - 1) / seconds : 0;
     if (seconds < 0.3) return;
-    snprintf(picture, sizeof picture, "picture %d/%d", progress->picture, progress->pictures);
-    const bool of_several = progress->pictures > 1 && strcmp(stage, "decode") == 0;
-    progress_line(line, sizeof line, terminal_size(false) - 1, of_several ? picture : stage, done, total, rate);
-    fprintf(stderr, "\r%s\033[K", line);
+    const int left = rate > 0 ? (int)fmin((double)(total - done) / rate, 1e6) : 0, width = terminal_size(false) - 1;
+    const int length = width >= 66 ? 24 : 6, full = (int)(length * done / total);
+    if (progress->pictures < 2 || strcmp(stage, "decode") != 0) snprintf(label, sizeof label, "%s", stage);
+    else snprintf(label, sizeof label, "picture %d/%d", progress->picture, progress->pictures);
+    const int used = snprintf(line, sizeof line, "%-7s [%.*s%.*s] %ld/%ld", label, full, "########################",
+                        length - full, "........................", (long)done, (long)total);
+    if (width >= 66)
+        snprintf(line + used, sizeof line - (size_t)used, "  %.1f/s  %d:%02d left", rate, left / 60, left % 60);
+    fprintf(stderr, "\r%.*s\033[K", width, line);
     progress->shown = true;
 }
 
@@ -8388,7 +8372,6 @@ typedef struct {
 typedef struct {
     Stage *stages;
     size_t count;
-    bool failed; /* out of memory */
 } StageList;
 
 typedef struct {
@@ -8397,7 +8380,7 @@ typedef struct {
     StageList dumped, met;       /* for --dump, for selftest */
     double last;                 /* when the last stage ended */
     bool titled;                 /* the trace has its heading */
-    char failure[300];           /* the first one of --dump */
+    JanusError failure;          /* the first one of --dump */
 } Tap;
 
 static Stage *find_stage(const StageList *list, const char *name) {
@@ -8411,10 +8394,7 @@ static Stage *stage_of(StageList *list, const char *name) {
     Stage *stage = find_stage(list, name);
     if (stage != NULL) return stage;
     Stage *grown = reallocate(list->stages, (int64_t)list->count + 1, sizeof *grown);
-    if (grown == NULL) {
-        list->failed = true;
-        return NULL;
-    }
+    if (grown == NULL) return NULL;
     list->stages = grown;
     stage = &grown[list->count++];
     memset(stage, 0, sizeof *stage);
@@ -8454,7 +8434,7 @@ static void npy_header(char header[128], const Tensor *t) {
     int used = snprintf(text, sizeof text, "{'descr': '<%c4', 'fortran_order': False, 'shape': (",
                         t->type == JANUS_FLOAT32 ? 'f' : 'i');
     for (int i = 0; i < t->dims; i++)
-        used += snprintf(text + used, sizeof text - (size_t)used, "%ld,%s", (long)t->shape[i], i + 1 < t->dims ? " " : "");
+        used += snprintf(text + used, sizeof text - (size_t)used, i > 0 ? " %ld," : "%ld,", (long)t->shape[i]);
     snprintf(text + used, sizeof text - (size_t)used, "), }");
     memset(header, ' ', 128);
     memcpy(header, "\x93NUMPY\x01\x00\x76\x00", 10);
@@ -8473,8 +8453,9 @@ static bool write_numbers(FILE *file, const uint8_t *bytes, size_t count) {
 /* FOLDER/NAME.npy; further tensors of the same name get .1, .2, ... After a failure nothing more is written. */
 static void dump_tensor(Tap *tap, const Tensor *t) {
     char path[PATH_BYTES], header[128], number[24] = "";
-    Stage *stage = tap->failure[0] == 0 ? stage_of(&tap->dumped, t->name) : NULL;
-    if (tap->dumped.failed) snprintf(tap->failure, sizeof tap->failure, "cannot dump %.100s: out of memory", t->name);
+    if (tap->failure.status != JANUS_OK) return;
+    Stage *stage = stage_of(&tap->dumped, t->name);
+    if (stage == NULL) fail_memory(&tap->failure);
     if (stage == NULL) return;
     if (stage->times++ > 0) snprintf(number, sizeof number, ".%ld", stage->times - 1);
     snprintf(path, sizeof path, "%s/%s%s.npy", tap->folder, t->name, number);
@@ -8483,7 +8464,7 @@ static void dump_tensor(Tap *tap, const Tensor *t) {
     bool good = file != NULL && fwrite(header, 1, sizeof header, file) == sizeof header &&
                 write_numbers(file, t->data, (size_t)t->count);
     if (file != NULL && fclose(file) != 0) good = false;
-    if (!good) snprintf(tap->failure, sizeof tap->failure, "cannot write %.200s: %.60s", path, strerror(errno));
+    if (!good) fail(&tap->failure, JANUS_IO_ERROR, "cannot write %.300s: %.60s", path, strerror(errno));
 }
 
 /* A row for a tensor whose name contains the filter, with the time since the stage before it, shown or not. */
@@ -8507,6 +8488,7 @@ static void record_tensor(Tap *tap, const Tensor *t) {
     char full[NAME_LIMIT];
     snprintf(full, sizeof full, "%s/%.100s", tap->task, t->name);
     Stage *stage = stage_of(&tap->met, full);
+    if (stage == NULL) fail_memory(&tap->failure);
     if (stage == NULL) return;
     stage->exact = t->type == JANUS_INT32 && !ends_with(t->name, "pixels");
     stage_add(stage, t);
@@ -8515,6 +8497,11 @@ static void record_tensor(Tap *tap, const Tensor *t) {
 /* ---- Lines of stdin or a file, for chat and batch ---- */
 
 enum { LINE_BYTES = 1 << 20 };
+
+/* Bytes of the byte order mark that a text begins with, 3 or 0: it is not part of the text. */
+static size_t mark_size(const char *text, size_t length) {
+    return length >= 3 && memcmp(text, "\xEF\xBB\xBF", 3) == 0 ? 3 : 0;
+}
 
 typedef struct {
     FILE *stream;
@@ -8658,17 +8645,12 @@ static void end_work(Program *program) {
     clear_progress(&program->progress);
 }
 
-static int program_failed(Program *program) {
-    end_work(program);
-    if (program->progress.text_written) fputc('\n', stdout);
-    program->progress.text_written = false;
-    if (program->error.status == JANUS_CANCELLED && !ferror(stdout)) {
-        complain("stopped");
-        return EXIT_STOPPED;
-    }
+/* Says what the error of the program is, if that has a message. Returns the exit status. */
+static int program_failed(const Program *program) {
+    const bool stopped = program->error.status == JANUS_CANCELLED;
     if (program->write_error != 0) complain("cannot write to stdout: %s", strerror(program->write_error));
-    else complain("%s", program->error.message);
-    return EXIT_FAILED;
+    else if (program->error.message[0] != 0) complain("%s", stopped ? "stopped" : program->error.message);
+    return stopped && program->write_error == 0 ? EXIT_STOPPED : EXIT_FAILED;
 }
 
 /* The path of the program's file, links followed, malloc'ed; NULL: not known. `called` is argv[0]. */
@@ -8728,14 +8710,8 @@ static JanusStatus open_model(Program *program, unsigned command, const char *pr
     return janus_session_new(program->model, &options, &program->session, &program->error);
 }
 
-/* Bytes of the byte order mark that a text begins with, 3 or 0: it is not part of the text. */
-static size_t mark_size(const char *text, size_t length) {
-    return length >= 3 && memcmp(text, "\xEF\xBB\xBF", 3) == 0 ? 3 : 0;
-}
-
-/* Reads `path`, or stdin for "-", to the end. Of a text (no zero bytes), a byte order mark is left out. False after a
-   complaint. */
-static bool read_input(const char *path, size_t limit, bool text, FileImage *bytes) {
+/* Reads `path`, or stdin for "-", to the end. Of a text (no zero bytes), a byte order mark is left out. */
+static JanusStatus read_input(const char *path, size_t limit, bool text, FileImage *bytes, JanusError *error) {
     const bool from_stdin = strcmp(path, "-") == 0;
     const char *name = from_stdin ? "stdin" : path;
 #if defined(_WIN32)
@@ -8744,43 +8720,32 @@ static bool read_input(const char *path, size_t limit, bool text, FileImage *byt
     const int failed = path_is_folder(path) && !from_stdin ? (errno = EISDIR, -1)
                        : from_stdin                        ? stream_read(stdin, limit, bytes)
                                                            : file_read(path, limit, bytes);
-    const uint8_t *zero = failed || !text ? NULL : memchr(bytes->bytes, 0, bytes->size);
-    if (failed && errno == EFBIG) complain("%s is larger than %lu MiB", name, (unsigned long)(limit >> 20));
-    else if (failed) complain("cannot read %s: %s", name, strerror(errno));
-    else if (zero != NULL)
-        complain("%s is not a text in UTF-8: byte %lu is zero", name, (unsigned long)(zero - bytes->bytes) + 1);
-    if (zero != NULL) file_image_free(bytes);
-    const size_t mark = failed || !text || zero != NULL ? 0 : mark_size((const char *)bytes->bytes, bytes->size);
+    if (failed && errno == EFBIG)
+        return fail(error, JANUS_IO_ERROR, "%s is larger than %lu MiB", name, (unsigned long)(limit >> 20));
+    if (failed) return fail(error, JANUS_IO_ERROR, "cannot read %s: %s", name, strerror(errno));
+    const uint8_t *zero = text ? memchr(bytes->bytes, 0, bytes->size) : NULL;
+    const size_t mark = text ? mark_size((const char *)bytes->bytes, bytes->size) : 0;
     if (mark > 0) memmove(bytes->bytes, bytes->bytes + mark, (bytes->size -= mark) + 1);
-    return !failed && zero == NULL;
+    if (zero == NULL) return JANUS_OK;
+    const unsigned long at = (unsigned long)(zero - bytes->bytes) + 1;
+    file_image_free(bytes);
+    return fail(error, JANUS_BAD_ARGUMENT, "%s is not a text in UTF-8: byte %lu is zero", name, at);
 }
 
-/* The image of a file, or of stdin for "-". False after a complaint. */
-static bool load_image(Program *program, const char *path, JanusImage *image) {
+/* The image of a file, or of stdin for "-". */
+static JanusStatus load_image(Program *program, const char *path, JanusImage *image) {
     FileImage bytes = {0};
-    JanusStatus status;
-    if (strcmp(path, "-") != 0) status = image_from_path(path, !program->line.no_exif, image, &program->error);
-    else if (!read_input(path, IMAGE_FILE_LIMIT, false, &bytes)) return false;
-    else {
-        status = image_from_bytes(bytes.bytes, bytes.size, !program->line.no_exif, image, "stdin", &program->error);
-        file_image_free(&bytes);
-    }
-    if (status != JANUS_OK) program_failed(program);
-    return status == JANUS_OK;
+    JanusError *error = &program->error;
+    const bool turn = !program->line.no_exif;
+    if (strcmp(path, "-") != 0) return image_from_path(path, turn, image, error);
+    if (read_input(path, IMAGE_FILE_LIMIT, false, &bytes, error) == JANUS_OK)
+        image_from_bytes(bytes.bytes, bytes.size, turn, image, "stdin", error);
+    file_image_free(&bytes);
+    return error->status;
 }
 
 /* ---- Pictures that are written, with what they were drawn from: the prompt, then a line of settings, in the form of
    other programs that draw ---- */
-
-/* A model's name and type, without the characters that end a setting. */
-static void model_label(const JanusModel *model, char label[256]) {
-    const JanusInfo info = janus_info(model);
-    const size_t length = strlen(info.name);
-    snprintf(label, 256, "%.*s (%s)", (int)utf8_valid_prefix(info.name, length < 200 ? length : 200), info.name,
-             info.weight_type);
-    for (char *c = label; *c != 0; c++)
-        if (*c == ',' || *c == '\n') *c = ' ';
-}
 
 /* The shortest text that is read as this number again. */
 static void print_shortest(char text[32], float number) {
@@ -8795,17 +8760,19 @@ static char *drawing_text(const Program *program, const Request *request, int i)
     const JanusInfo info = janus_info(program->model);
     const JanusGenerateOptions *options = &request->draw;
     const JanusCacheType cache = (JanusCacheType)program->line.cache;
-    const size_t size = strlen(request->text) + 768;
-    char model[256], cfg_weight[32], temperature[32], *text = malloc(size);
+    const size_t size = strlen(request->text) + strlen(info.name) + 512;
+    char cfg_weight[32], temperature[32], *text = malloc(size);
     if (text == NULL) return NULL;
-    model_label(program->model, model);
     print_shortest(cfg_weight, options->cfg_weight);
     print_shortest(temperature, options->temperature);
-    snprintf(text, size,
-             "%s\nSteps: %d, Sampler: autoregressive, CFG scale: %s, Seed: %llu, Size: %dx%d, Model: %s, "
-             "Temperature: %s, RNG: torch%s%s, Picture: %d of %d, Version: janus " JANUS_VERSION,
-             request->text, info.image_tokens, cfg_weight, (unsigned long long)options->seed, info.image_size,
-             info.image_size, model, temperature,
+    int used = snprintf(text, size,
+                        "%s\nSteps: %d, Sampler: autoregressive, CFG scale: %s, Seed: %llu, Size: %dx%d, Model: ",
+                        request->text, info.image_tokens, cfg_weight, (unsigned long long)options->seed,
+                        info.image_size, info.image_size);
+    for (const char *c = info.name; *c != 0; c++) text[used++] = *c == ',' ? ' ' : *c; /* a comma ends a setting */
+    snprintf(text + used, size - (size_t)used,
+             " (%s), Temperature: %s, RNG: torch%s%s, Picture: %d of %d, Version: janus " JANUS_VERSION,
+             info.weight_type, temperature,
              cache == JANUS_CACHE_AUTO ? "" : cache == JANUS_CACHE_F16 ? ", KV: f16" : ", KV: f32",
              program->line.fast ? ", Fast: on" : "", i + 1, options->count);
     return text;
@@ -8890,29 +8857,28 @@ static JanusStatus write_picture(const Program *program, const Request *request,
 }
 
 /* Writes picture i as above and shows it. `last` (may be NULL) receives the last picture of the request. */
-static int finish_picture(Program *program, const Request *request, const int32_t *ids, int i, JanusImage *last) {
+static void finish_picture(Program *program, const Request *request, const int32_t *ids, int i, JanusImage *last) {
     JanusImage image = {0, 0, NULL};
     program->progress.picture = i + 1;
     program->progress.pictures = request->draw.count;
-    const JanusStatus status = write_picture(program, request, ids, i, program->names[i], &image, &program->error);
-    if (status == JANUS_OK) {
-        show_place(&program->show, i, &image);
+    if (write_picture(program, request, ids, i, program->names[i], &image, &program->error) == JANUS_OK) {
+        if (program->show.canvas.rgb != NULL) show_place(&program->show, i, &image);
         show_send(&program->show, clock_seconds());
     } else program->names[i][0] = 0;
-    if (last != NULL && status == JANUS_OK && i + 1 == request->draw.count) *last = image;
+    if (last != NULL && i + 1 == request->draw.count) *last = image;
     else janus_image_free(&image);
-    return status == JANUS_OK ? EXIT_DONE : program_failed(program);
 }
 
 static void print_names(Program *program) {
-    show_end(&program->show);
+    free(program->show.canvas.rgb);
+    program->show.canvas.rgb = NULL;
     clear_progress(&program->progress);
     for (int i = 0; i < PICTURES_LIMIT; i++)
         if (program->names[i][0] != 0) printf("%s\n", program->names[i]);
     memset(program->names, 0, sizeof program->names);
 }
 
-/* ---- Commands ---- */
+/* ---- Commands: each leaves its error in the program ---- */
 
 /* "seed 7 · 576 tokens 28.1 s (20.5/s) · decode 1.3 s"; of a drawing that was stopped: "200 of 576 tokens". */
 static void print_drawing_times(const Program *program, const JanusGenerateOptions *options) {
@@ -8929,31 +8895,28 @@ static void print_drawing_times(const Program *program, const JanusGenerateOptio
 }
 
 /* Draws the pictures of a request and writes them one after the other. `last` (may be NULL) receives the last one. */
-static int draw_pictures(Program *program, const Request *request, JanusImage *last) {
+static void draw_pictures(Program *program, const Request *request, JanusImage *last) {
     const JanusInfo info = janus_info(program->model);
     const JanusGenerateOptions *options = &request->draw;
+    JanusError *error = &program->error;
     int32_t *ids = allocate((int64_t)options->count * info.image_tokens, sizeof *ids);
-    JanusStatus status = ids == NULL ? fail_memory(&program->error) : JANUS_OK;
-    int result = EXIT_DONE;
+    if (ids == NULL) fail_memory(error);
     if (program->line.quiet) fprintf(stderr, "seed %llu\n", (unsigned long long)options->seed);
     begin_work(program);
     show_begin(&program->show, options->count, info.image_size);
-    if (status == JANUS_OK && program->show.canvas.rgb != NULL && program->colours == NULL) {
+    if (program->show.canvas.rgb != NULL && program->colours == NULL) {
         program->colours = allocate(info.codebook_size, 3);
-        status = program->colours == NULL ? fail_memory(&program->error)
-                                          : janus_codebook_colours(program->session, program->colours, &program->error);
+        if (program->colours == NULL) fail_memory(error);
+        else janus_codebook_colours(program->session, program->colours, error);
     }
     program->progress.start = clock_seconds();
-    if (status == JANUS_OK)
-        status = janus_generate_ids(program->session, request->text, options, ids, &program->error);
-    if (status != JANUS_OK) result = program_failed(program);
-    for (int i = 0; i < options->count && result == EXIT_DONE; i++)
-        result = finish_picture(program, request, ids + (int64_t)i * info.image_tokens, i, last);
+    if (error->status == JANUS_OK) janus_generate_ids(program->session, request->text, options, ids, error);
+    for (int i = 0; i < options->count && error->status == JANUS_OK; i++)
+        finish_picture(program, request, ids + (int64_t)i * info.image_tokens, i, last);
     end_work(program);
     print_names(program);
     print_drawing_times(program, options);
     free(ids);
-    return result;
 }
 
 /* A picture on a terminal would be garbage. False after a complaint. */
@@ -8965,12 +8928,10 @@ static bool stdout_usable(const Request *request) {
     return false;
 }
 
-static int command_generate(Program *program) {
+static void command_generate(Program *program) {
     Request *request = &program->line.request;
-    if (!stdout_usable(request)) return EXIT_USAGE;
-    if (output_usable(program, request, &program->error) != JANUS_OK) return program_failed(program);
     take_seed(request, 0);
-    return draw_pictures(program, request, NULL);
+    if (output_usable(program, request, &program->error) == JANUS_OK) draw_pictures(program, request, NULL);
 }
 
 /* "seed 7 · seen 0.6 s · read 1.2 s · first token 0.1 s · 12 tokens (8.1/s) · cut by --max-tokens": the seed
@@ -8995,46 +8956,42 @@ static void forget_images(Program *program) {
     while (program->image_count > 0) janus_image_free(&program->images[--program->image_count]);
 }
 
-static bool add_question_image(Program *program, const char *name) {
-    JanusImage *image = &program->images[program->image_count];
-    if (program->image_count == IMAGES_LIMIT) complain("a question takes at most %d images", IMAGES_LIMIT);
-    if (program->image_count == IMAGES_LIMIT || !load_image(program, name, image)) return false;
-    program->image_count++;
-    return true;
+/* Adds an image to the next question. */
+static JanusStatus add_question_image(Program *program, const char *name) {
+    if (program->image_count == IMAGES_LIMIT)
+        return fail(&program->error, JANUS_BAD_ARGUMENT, "a question takes at most %d images", IMAGES_LIMIT);
+    const JanusStatus status = load_image(program, name, &program->images[program->image_count]);
+    program->image_count += status == JANUS_OK;
+    return status;
+}
+
+/* Those of the command line. */
+static JanusStatus add_question_images(Program *program) {
+    const Request *request = &program->line.request;
+    for (int i = 0; i < request->image_count && program->error.status == JANUS_OK; i++)
+        add_question_image(program, request->images[i]);
+    return program->error.status;
 }
 
 /* Asks a question about the images, streams the answer to stdout, and forgets the images. */
-static int ask_question(Program *program, const char *question) {
+static void ask_question(Program *program, const char *question) {
     Request *request = &program->line.request;
-    int result = EXIT_DONE;
     take_seed(request, 0);
     if (request->ask.temperature > 0 && program->line.quiet)
         fprintf(stderr, "seed %llu\n", (unsigned long long)request->ask.seed);
     begin_work(program);
-    if (janus_ask(program->session, question, program->images, program->image_count, &request->ask, NULL,
-                  &program->error) != JANUS_OK)
-        result = program_failed(program);
+    const JanusStatus status = janus_ask(program->session, question, program->images, program->image_count,
+                                         &request->ask, NULL, &program->error);
     end_work(program);
-    if (result == EXIT_DONE) {
-        putchar('\n');
-        fflush(stdout);
-        program->progress.text_written = false;
-        forget_images(program);
-    }
+    if (status == JANUS_OK) forget_images(program);
+    if (status == JANUS_OK || program->progress.text_written) putchar('\n');
+    fflush(stdout);
+    program->progress.text_written = false;
     print_answer_times(program, &request->ask);
-    return result;
 }
 
-/* Those of the command line. False after a complaint. */
-static bool add_question_images(Program *program) {
-    const Request *request = &program->line.request;
-    for (int i = 0; i < request->image_count; i++)
-        if (!add_question_image(program, request->images[i])) return false;
-    return true;
-}
-
-static int command_ask(Program *program) {
-    return add_question_images(program) ? ask_question(program, program->line.request.text) : EXIT_FAILED;
+static void command_ask(Program *program) {
+    if (add_question_images(program) == JANUS_OK) ask_question(program, program->line.request.text);
 }
 
 static void print_ids(const int32_t *ids, size_t count) {
@@ -9042,30 +8999,27 @@ static void print_ids(const int32_t *ids, size_t count) {
     putchar('\n');
 }
 
-static int command_encode(Program *program) {
+static void command_encode(Program *program) {
     JanusImage image = {0, 0, NULL};
     const int count = janus_info(program->model).image_tokens;
     int32_t *ids = allocate(count, sizeof *ids);
-    int result = EXIT_FAILED;
-    if (ids == NULL) fail_memory(&program->error), program_failed(program);
-    else if (load_image(program, program->line.request.images[0], &image)) {
+    if (ids == NULL) fail_memory(&program->error);
+    else if (load_image(program, program->line.request.images[0], &image) == JANUS_OK) {
         begin_work(program);
-        if (janus_encode_image(program->session, &image, ids, &program->error) == JANUS_OK) result = EXIT_DONE;
-        else result = program_failed(program);
+        const JanusStatus status = janus_encode_image(program->session, &image, ids, &program->error);
         end_work(program);
-        if (result == EXIT_DONE) print_ids(ids, (size_t)count);
+        if (status == JANUS_OK) print_ids(ids, (size_t)count);
     }
     janus_image_free(&image);
     free(ids);
-    return result;
 }
 
-/* Numbers separated by white space or commas; malloc'ed. NULL after a complaint. */
-static int32_t *parse_ids(const char *text, size_t *count) {
+/* Numbers separated by white space or commas; malloc'ed. NULL after an error. */
+static int32_t *parse_ids(const char *text, size_t *count, JanusError *error) {
     static const char BETWEEN[] = " ,\t\n\v\f\r";
     int32_t *ids = allocate((int64_t)strlen(text) / 2 + 1, sizeof *ids);
     *count = 0;
-    if (ids == NULL) complain("out of memory");
+    if (ids == NULL) fail_memory(error);
     for (char *end; ids != NULL && *(text += strspn(text, BETWEEN)) != 0; text = end) {
         errno = 0;
         const long id = strtol(text, &end, 10);
@@ -9073,56 +9027,52 @@ static int32_t *parse_ids(const char *text, size_t *count) {
             ids[(*count)++] = (int32_t)id;
             continue;
         }
-        complain("\"%.20s\" (number %lu) is not an id: give whole numbers with spaces between them", text,
-                 (unsigned long)*count + 1);
+        fail(error, JANUS_BAD_ARGUMENT, "\"%.20s\" (number %lu) is not an id: give whole numbers with spaces between "
+             "them", text, (unsigned long)*count + 1);
         free(ids);
         return NULL;
     }
     return ids;
 }
 
-static int command_decode(Program *program) {
+static void command_decode(Program *program) {
     const JanusInfo info = janus_info(program->model);
     Request *request = &program->line.request;
+    JanusError *error = &program->error;
     size_t count = 0;
     FileImage text = {0};
-    if (!stdout_usable(request)) return EXIT_USAGE;
-    if (output_usable(program, request, &program->error) != JANUS_OK) return program_failed(program);
-    if (!read_input(request->text != NULL ? request->text : "-", TEXT_FILE_LIMIT, true, &text)) return EXIT_FAILED;
-    int32_t *ids = parse_ids((const char *)text.bytes, &count);
-    int result = EXIT_FAILED;
+    int32_t *ids = NULL;
+    if (output_usable(program, request, error) == JANUS_OK &&
+        read_input(request->text != NULL ? request->text : "-", TEXT_FILE_LIMIT, true, &text, error) == JANUS_OK)
+        ids = parse_ids((const char *)text.bytes, &count, error);
     request->text = NULL; /* it is not what the picture was drawn from */
     file_image_free(&text);
     if (ids != NULL && count != (size_t)info.image_tokens)
-        complain("a picture of this model has %d ids, but %lu were given", info.image_tokens, (unsigned long)count);
+        fail(error, JANUS_BAD_ARGUMENT, "a picture of this model has %d ids, but %lu were given", info.image_tokens,
+             (unsigned long)count);
     else if (ids != NULL) {
         begin_work(program);
         show_begin(&program->show, 1, info.image_size);
-        result = finish_picture(program, request, ids, 0, NULL);
+        finish_picture(program, request, ids, 0, NULL);
         end_work(program);
         print_names(program);
     }
     free(ids);
-    return result;
 }
 
-static int command_tokenize(Program *program) {
+static void command_tokenize(Program *program) {
     const char *given = program->line.request.text;
+    JanusError *error = &program->error;
     int32_t *ids = NULL;
     size_t count = 0, length = 0;
     char *text = NULL;
-    JanusStatus status = JANUS_OK;
-    if (program->line.decode) {
-        if ((ids = parse_ids(given, &count)) == NULL) return EXIT_FAILED;
-        status = janus_detokenize(program->model, ids, count, &text, &length, &program->error);
-        if (status == JANUS_OK) print_text(text, length), putchar('\n');
-    } else {
-        status = janus_tokenize(program->model, given, strlen(given), &ids, &count, &program->error);
-        if (status == JANUS_OK) print_ids(ids, count);
-    }
+    if (!program->line.decode) janus_tokenize(program->model, given, strlen(given), &ids, &count, error);
+    else if ((ids = parse_ids(given, &count, error)) != NULL)
+        janus_detokenize(program->model, ids, count, &text, &length, error);
+    if (text != NULL) print_text(text, length), putchar('\n');
+    else if (error->status == JANUS_OK) print_ids(ids, count);
     free(text);
     free(ids);
-    return status == JANUS_OK ? EXIT_DONE : program_failed(program);
 }
 
 static void print_kernels(void) {
@@ -9132,23 +9082,25 @@ static void print_kernels(void) {
 }
 
 /* Prints what a picture says that it was drawn from; the picture is the text argument, "-": stdin. */
-static int info_of_picture(Program *program) {
+static void info_of_picture(Program *program) {
     const char *path = program->line.request.text, *name = strcmp(path, "-") == 0 ? "stdin" : path;
+    JanusError *error = &program->error;
     FileImage file = {0};
     char *text = NULL;
-    if (!read_input(path, IMAGE_FILE_LIMIT, false, &file)) return EXIT_FAILED;
-    const JanusStatus status = text_from_bytes(file.bytes, file.size, name, &text, &program->error);
+    if (read_input(path, IMAGE_FILE_LIMIT, false, &file, error) != JANUS_OK) return;
+    if (text_from_bytes(file.bytes, file.size, name, &text, error) == JANUS_OK) {
+        if (text == NULL) fail(error, JANUS_BAD_IMAGE, "%s does not say what it was drawn from", name);
+        else puts(clean_controls(text, strlen(text), '\n'));
+    }
     file_image_free(&file);
-    if (status != JANUS_OK) return program_failed(program);
-    if (text == NULL) complain("%s does not say what it was drawn from", name);
-    else puts(clean_controls(text, strlen(text), '\n'));
-    const int result = text != NULL ? EXIT_DONE : EXIT_FAILED;
     free(text);
-    return result;
 }
 
-static int command_info(Program *program) {
-    if (program->model == NULL) return info_of_picture(program);
+static void command_info(Program *program) {
+    if (program->model == NULL) {
+        info_of_picture(program);
+        return;
+    }
     const JanusInfo i = janus_info(program->model);
     printf("name            %s\n", i.name);
     printf("parameters      %.1f million, %s, %.1f MB on disk\n", (double)i.parameters / 1e6, i.weight_type,
@@ -9168,7 +9120,6 @@ static int command_info(Program *program) {
     printf("batch           %d pictures together unless --batch says otherwise: %.1f MB of keys and values\n", places,
            2e-6 * token * i.image_tokens * places);
     print_kernels();
-    return EXIT_DONE;
 }
 
 /* ---- chat: one conversation; a line that begins with / is a command, any other a question ---- */
@@ -9185,8 +9136,8 @@ static void chat_draw(Program *program, const char *prompt) {
     JanusImage drawn = {0, 0, NULL};
     request->text = prompt;
     take_seed(request, 0);
-    if (draw_pictures(program, request, &drawn) == EXIT_DONE && program->image_count < IMAGES_LIMIT)
-        program->images[program->image_count++] = drawn;
+    draw_pictures(program, request, &drawn);
+    if (drawn.rgb != NULL && program->image_count < IMAGES_LIMIT) program->images[program->image_count++] = drawn;
     else janus_image_free(&drawn);
 }
 
@@ -9225,7 +9176,7 @@ static bool chat_line(Program *program, const char *line) {
         complain("%s needs %s", word, command == DRAW ? "a prompt" : "a file");
     else if (command == HELP) fputs(CHAT_HELP, stderr);
     else if (command == IMAGE) {
-        if (add_question_image(program, rest) && terminal(stdin) && !program->line.quiet) {
+        if (add_question_image(program, rest) == JANUS_OK && terminal(stdin) && !program->line.quiet) {
             const JanusImage *image = &program->images[program->image_count - 1];
             fprintf(stderr, "%s: %d x %d\n", rest, image->width, image->height);
         }
@@ -9242,15 +9193,14 @@ static bool chat_line(Program *program, const char *line) {
     return true;
 }
 
-static int command_chat(Program *program) {
+static void command_chat(Program *program) {
     const bool prompts = terminal(stdin) && !program->line.quiet;
     LineReader *reader = &program->input;
     StringView line;
-    int result = add_question_images(program) ? EXIT_DONE : EXIT_FAILED;
     reader->stream = stdin;
-    if (prompts && result == EXIT_DONE)
-        fputs("/help lists the commands; Ctrl-C stops an answer or a drawing\n", stderr);
-    for (bool more = true; more && result == EXIT_DONE;) {
+    if (add_question_images(program) != JANUS_OK) return;
+    if (prompts) fputs("/help lists the commands; Ctrl-C stops an answer or a drawing\n", stderr);
+    for (bool more = true; more && program->write_error == 0;) {
         if (prompts) fputs("> ", stderr);
         at_prompt = terminal(stdin);
         cancel_requested = 0; /* of the last answer */
@@ -9261,12 +9211,10 @@ static int command_chat(Program *program) {
         else if (strlen(line.text) != line.length)
             complain("the line is not a text in UTF-8: byte %lu is zero", (unsigned long)strlen(line.text) + 1);
         else more = chat_line(program, clean_line((char *)line.text));
-        if (fflush(stdout) != 0) {
-            complain("cannot write to stdout: %s", strerror(errno));
-            result = EXIT_FAILED;
-        }
+        if (fflush(stdout) != 0) program->write_error = errno_or(EIO);
+        else if (program->error.status != JANUS_OK) program_failed(program);
+        program->error.status = JANUS_OK;
     }
-    return result;
 }
 
 /* ---- batch: a job a line in, a result a line out ----
@@ -9297,8 +9245,6 @@ typedef struct {
 typedef struct {
     Program *program;
     JanusQueue *queue;
-    bool failed;
-    int write_error;
     BatchJob *jobs;     /* whose results are not printed yet */
     BatchJob **last;    /* where the next one is added */
     Claim *claims;
@@ -9468,11 +9414,6 @@ static void claim_pictures(Batch *batch, BatchJob *job, bool resumed) {
 
 /* ---- Results ---- */
 
-static void free_job(BatchJob *job) {
-    text_free(&job->reply);
-    free(job);
-}
-
 /* Ends a job: with its error, with the answer in `result`, or with the names of its pictures. */
 static void end_job(Batch *batch, BatchJob *job, const JanusResult *result) {
     const Request *request = &job->request;
@@ -9480,7 +9421,7 @@ static void end_job(Batch *batch, BatchJob *job, const JanusResult *result) {
     char name[PATH_BYTES];
     if (reply->length == 0) text_print(reply, "{\"id\": %ld", job->number);
     if (has_failed(&job->cx)) {
-        batch->failed = true;
+        batch->program->error.status = JANUS_BAD_ARGUMENT;
         text_print(reply, ", \"line\": %ld, \"error\": ", job->number);
         json_write(reply, job->cx.error.message, strlen(job->cx.error.message));
     } else {
@@ -9501,6 +9442,11 @@ static void end_job(Batch *batch, BatchJob *job, const JanusResult *result) {
     job->done = true;
 }
 
+static void job_lost(Batch *batch, long line) {
+    complain("line %ld: out of memory", line);
+    batch->program->error.status = JANUS_NO_MEMORY;
+}
+
 /* Prints the results that are there, in the order of the input unless any order will do. */
 static void print_replies(Batch *batch) {
     BatchJob **at = &batch->jobs;
@@ -9511,11 +9457,12 @@ static void print_replies(Batch *batch) {
             continue;
         }
         clear_progress(&batch->program->progress);
-        if (job->reply.failed) complain("line %ld: out of memory", job->number), batch->failed = true;
+        if (job->reply.failed) job_lost(batch, job->number);
         else if (fwrite(job->reply.text, 1, job->reply.length, stdout) != job->reply.length || fflush(stdout) != 0)
-            batch->write_error = errno_or(EIO);
+            batch->program->write_error = errno_or(EIO);
         *at = job->next;
-        free_job(job);
+        text_free(&job->reply);
+        free(job);
     }
     if (*at == NULL) batch->last = at;
 }
@@ -9607,11 +9554,8 @@ static bool begin_job(Batch *batch, StringView line) {
     const size_t length = line.text != NULL ? line.length : 0;
     if (line.text != NULL && strspn(line.text, " \t\r") == length) return false;
     BatchJob *job = calloc(1, sizeof *job + length + 1);
-    if (job == NULL) {
-        complain("line %ld: out of memory", number);
-        batch->failed = true;
-        return false;
-    }
+    if (job == NULL) job_lost(batch, number);
+    if (job == NULL) return false;
     if (length > 0) memcpy(job->bytes, line.text, length);
     *batch->last = job;
     batch->last = &job->next;
@@ -9640,8 +9584,8 @@ static void run_batch(Batch *batch) {
     LineReader *reader = &batch->program->input;
     bool busy = false;
     StringView line;
-    while (batch->write_error == 0) {
-        while (!cancel_requested && batch->write_error == 0 && janus_queue_waiting(batch->queue) == 0 &&
+    while (batch->program->write_error == 0) {
+        while (!cancel_requested && batch->program->write_error == 0 && janus_queue_waiting(batch->queue) == 0 &&
                next_line(reader, !busy, &line)) {
             busy = begin_job(batch, line) || busy;
             print_replies(batch);
@@ -9654,31 +9598,23 @@ static void run_batch(Batch *batch) {
     }
 }
 
-static int command_batch(Program *program) {
+static void command_batch(Program *program) {
     const char *path = program->line.request.text, *name = strcmp(path, "-") == 0 ? "stdin" : path;
-    Batch batch = {.program = program};
+    static Batch batch;
     LineReader *reader = &program->input;
     reader->stream = name != path ? stdin : file_open(path, "rb");
     if (reader->stream == NULL) reader->failure = errno_or(EIO);
+    batch.program = program;
     batch.last = &batch.jobs;
     program->shows_progress = false; /* the results are the progress */
     if (reader->failure == 0) janus_queue_new(program->session, program->line.batch, &batch.queue, &program->error);
     begin_work(program);
     if (batch.queue != NULL) run_batch(&batch);
     end_work(program);
-    const bool stopped = cancel_requested, good = batch.queue != NULL && !batch.failed;
-    if (program->error.status != JANUS_OK) program_failed(program);
-    if (reader->failure != 0) complain("cannot read %s: %s", name, strerror(reader->failure));
-    if (batch.write_error != 0) complain("cannot write to stdout: %s", strerror(batch.write_error));
+    if (reader->failure != 0)
+        fail(&program->error, JANUS_IO_ERROR, "cannot read %s: %s", name, strerror(reader->failure));
+    if (cancel_requested) program->error.status = JANUS_CANCELLED;
     janus_queue_free(batch.queue);
-    for (BatchJob *job = batch.jobs, *next; job != NULL; job = next) {
-        next = job->next;
-        free_job(job);
-    }
-    if (reader->stream != NULL && reader->stream != stdin) fclose(reader->stream);
-    free(batch.claims);
-    if (stopped) return EXIT_STOPPED;
-    return good && reader->failure == 0 && batch.write_error == 0 ? EXIT_DONE : EXIT_FAILED;
 }
 
 /* ---- selftest ---- */
@@ -9696,30 +9632,30 @@ static void test_picture(JanusImage *picture) {
 }
 
 /* Runs everything once, without chance; tap->met receives the stages. */
-static JanusStatus run_stages(Program *program) {
+static void run_stages(Program *program) {
     static uint8_t rgb[60 * 90 * 3];
-    JanusImage seen = {90, 60, rgb}, drawn;
+    JanusImage seen = {90, 60, rgb}, drawn = {0, 0, NULL};
     JanusAskOptions ask = janus_ask_defaults();
     JanusGenerateOptions drawing = janus_generate_defaults();
     int32_t *ids = allocate(janus_info(program->model).image_tokens, sizeof *ids);
     JanusSession *session = program->session;
     JanusError *error = &program->error;
     Tap *tap = &program->tap;
-    JanusStatus status = ids == NULL ? fail_memory(error) : JANUS_OK;
     test_picture(&seen);
     ask.max_tokens = 8;
     drawing.temperature = 0;
+    if (ids == NULL) fail_memory(error);
     tap->task = "ask";
-    if (status == JANUS_OK) status = janus_ask(session, "What is in the picture?", &seen, 1, &ask, NULL, error);
+    if (error->status == JANUS_OK) janus_ask(session, "What is in the picture?", &seen, 1, &ask, NULL, error);
     tap->task = "encode";
-    if (status == JANUS_OK) status = janus_encode_image(session, &seen, ids, error);
+    if (error->status == JANUS_OK) janus_encode_image(session, &seen, ids, error);
     tap->task = "draw";
-    if (status == JANUS_OK) status = janus_generate_ids(session, "a red circle", &drawing, ids, error);
-    if (status == JANUS_OK) status = janus_decode_image(session, ids, &drawn, error);
-    if (status == JANUS_OK) janus_image_free(&drawn);
+    if (error->status == JANUS_OK) janus_generate_ids(session, "a red circle", &drawing, ids, error);
+    if (error->status == JANUS_OK) janus_decode_image(session, ids, &drawn, error);
+    if (error->status == JANUS_OK) *error = tap->failure;
     tap->task = NULL;
+    janus_image_free(&drawn);
     free(ids);
-    return status == JANUS_OK && tap->met.failed ? fail_memory(error) : status;
 }
 
 enum { SELFTEST_FORMAT = 2 };
@@ -9745,17 +9681,15 @@ static bool read_stage(StageList *list, const char *line) {
     return true;
 }
 
-/* Reads the recorded stages of the model. False after a complaint. */
-static bool read_stages(const char *path, const JanusInfo *info, StageList *list) {
+/* Reads the recorded stages of the model. */
+static JanusStatus read_stages(const char *path, const JanusInfo *info, StageList *list, JanusError *error) {
     FileImage file = {0};
     char first[100];
     snprintf(first, sizeof first, "janus-selftest %d %.0f %.0f", SELFTEST_FORMAT, (double)info->file_bytes,
              (double)info->parameters);
-    if (file_read(path, TEXT_FILE_LIMIT, &file) != 0) {
-        complain("cannot read %s, the recorded values of this model: %s; selftest --record writes them, on a machine "
-                 "that is known to be right", path, strerror(errno));
-        return false;
-    }
+    if (file_read(path, TEXT_FILE_LIMIT, &file) != 0)
+        return fail(error, JANUS_IO_ERROR, "cannot read %s, the recorded values of this model: %s; selftest --record "
+                    "writes them, on a machine that is known to be right", path, strerror(errno));
     char *line = (char *)file.bytes, *end;
     bool good = true, is_first = true;
     for (; good && (end = strchr(line, '\n')) != NULL; line = end + 1, is_first = false) {
@@ -9763,10 +9697,12 @@ static bool read_stages(const char *path, const JanusInfo *info, StageList *list
         good = is_first ? strcmp(line, first) == 0 : read_stage(list, line);
     }
     good = good && *line == 0 && list->count > 0;
-    if (!good && is_first) complain("%s is not a record, or is that of another model: janus selftest --record", path);
-    else if (!good) complain("%s is damaged at \"%.60s\"", path, line);
+    if (!good && is_first)
+        fail(error, JANUS_BAD_ARGUMENT, "%s is not a record, or is that of another model: janus selftest --record",
+             path);
+    else if (!good) fail(error, JANUS_BAD_ARGUMENT, "%s is damaged at \"%.60s\"", path, line);
     file_image_free(&file);
-    return good;
+    return error->status;
 }
 
 /* How far the stage is from the recorded one, relative to the largest value: extremes, mean, and the signed sum over
@@ -9799,32 +9735,31 @@ static bool compare_stage(const Stage *mine, const Stage *recorded) {
     return distance <= limit;
 }
 
-static int command_selftest(Program *program) {
+static void command_selftest(Program *program) {
     const JanusInfo info = janus_info(program->model);
     const StageList *mine = &program->tap.met;
+    JanusError *error = &program->error;
     StageList recorded = {0};
     char path[PATH_BYTES];
     OutputFile out;
     int bad = 0;
     const int stem = (int)strlen(program->model_path) - (ends_with(program->model_path, ".gguf") ? 5 : 0);
     snprintf(path, sizeof path, "%.*s.selftest", stem, program->model_path);
-    int result = program->line.record || read_stages(path, &info, &recorded) ? EXIT_DONE : EXIT_FAILED;
+    if (!program->line.record) read_stages(path, &info, &recorded, error);
     begin_work(program);
-    if (result == EXIT_DONE && run_stages(program) != JANUS_OK) result = program_failed(program);
+    if (error->status == JANUS_OK) run_stages(program);
     end_work(program);
-    if (result == EXIT_DONE && program->line.record) {
+    if (error->status == JANUS_OK && program->line.record) {
         output_open(&out, path);
         write_stages(&out, &info, mine);
-        if (write_status(output_close(&out), path, &program->error) != JANUS_OK) result = program_failed(program);
-        else printf("%s\n", path);
-    } else if (result == EXIT_DONE) {
+        if (write_status(output_close(&out), path, error) == JANUS_OK) puts(path);
+    } else if (error->status == JANUS_OK) {
         for (size_t i = 0; i < recorded.count; i++)
             bad += !compare_stage(find_stage(mine, recorded.stages[i].name), &recorded.stages[i]);
         printf("%ld OK, %d NOT OK\n", (long)recorded.count - bad, bad);
-        if (bad > 0) result = EXIT_FAILED;
+        if (bad > 0) error->status = JANUS_BAD_MODEL;
     }
     free(recorded.stages);
-    return result;
 }
 
 /* ---- Commands and their arguments ---- */
@@ -9836,12 +9771,12 @@ typedef struct {
     const char *name, *arguments; /* as the help shows them; what may be left out is in brackets */
     unsigned bit;
     TextKind text;
-    int (*run)(Program *program);
+    void (*run)(Program *program);
     const char *does;    /* "it ..." */
     const char *example; /* what follows its name */
 } Command;
 
-static int command_help(Program *program);
+static void command_help(Program *program);
 
 static const Command COMMANDS[] = {
     {"generate", "\"PROMPT\"", FOR_GENERATE, PROMPT, command_generate, "draws pictures from a text",
@@ -9983,6 +9918,7 @@ static bool arguments_fit(const Command *command, CommandLine *line) {
         complain("missing argument: janus %s %s", name, command->arguments);
     else if (command->bit == FOR_ENCODE && request->image_count != 1)
         complain("encode takes one image: janus encode IMAGE");
+    else if (command->bit == FOR_HELP && plain != NULL && find_command(plain) == NULL) return false;
     else if (command->bit == FOR_INFO && plain != NULL && line->model != NULL)
         complain("info shows one file: %.60s or %.60s", line->model, plain);
     else return true;
@@ -10006,19 +9942,19 @@ static bool streams_fit(const Command *command, const CommandLine *line) {
 }
 
 /* A text that is "-" comes from stdin, that of -f from a file; a prompt then loses the end of its last line. */
-static bool take_text(Program *program, const Command *command) {
+static void take_text(Program *program, const Command *command) {
     FileImage *text = &program->text;
     CommandLine *line = &program->line;
     Request *request = &line->request;
-    if (command->text != PLAIN_TEXT && command->text != PROMPT) return true;
+    if (command->text != PLAIN_TEXT && command->text != PROMPT) return;
     if (line->prompt != NULL) request->text = line->prompt;
-    if (line->file == NULL && strcmp(request->text, "-") != 0) return true;
-    if (!read_input(line->file != NULL ? line->file : "-", TEXT_FILE_LIMIT, true, text)) return false;
+    if (line->file == NULL && strcmp(request->text, "-") != 0) return;
+    const char *path = line->file != NULL ? line->file : "-";
+    if (read_input(path, TEXT_FILE_LIMIT, true, text, &program->error) != JANUS_OK) return;
     for (uint8_t *end = text->bytes + text->size; command->text == PROMPT && text->size > 0; text->size--)
         if (*--end == '\n' || *end == '\r') *end = 0;
         else break;
     request->text = (const char *)text->bytes;
-    return true;
 }
 
 /* Options that the command takes but that have no effect. */
@@ -10040,19 +9976,8 @@ static const char OVERVIEW[] =
     "$JANUS_MODEL, $JANUS_THREADS and $JANUS_ISA replace -m, -t and --isa.\n"
     "Exit status: 0 done, 1 failed, 2 usage error, 128 + N ended by signal N.\n";
 
-/* "-s, --seed S" */
-static void option_label(const Option *option, char *label, size_t size) {
-    label[0] = 0;
-    for (const char *c = option->names; *c != 0; c++)
-        snprintf(label + strlen(label), size - strlen(label), "%s%c", *c == ' ' ? "," : "", *c);
-    if (option->argument != NULL)
-        snprintf(label + strlen(label), size - strlen(label), "%s%s", option->argument[0] == '[' ? "" : " ",
-                 option->argument);
-}
-
 /* The commands, or the options of one. */
 static void print_help(FILE *to, const Command *only) {
-    char label[80];
     if (only == NULL) fputs("janus " JANUS_VERSION " - Janus-Pro on the CPU: see images, draw images\n\n", to);
     for (int i = 0; i < COMMAND_COUNT; i++)
         if (only == NULL || only == &COMMANDS[i])
@@ -10062,20 +9987,18 @@ static void print_help(FILE *to, const Command *only) {
     fputc('\n', to);
     for (int i = 0; i < OPTION_COUNT; i++) {
         if ((OPTIONS[i].commands & only->bit) == 0) continue;
-        option_label(&OPTIONS[i], label, sizeof label);
-        fprintf(to, "  %-24s %s\n", label, OPTIONS[i].help);
+        const char *argument = OPTIONS[i].argument != NULL ? OPTIONS[i].argument : "";
+        const int used = fprintf(to, "  %s%s%s", OPTIONS[i].names, argument[0] == '[' ? "" : " ", argument);
+        fprintf(to, "%*s%s\n", used < 27 ? 27 - used : 1, "", OPTIONS[i].help);
     }
     if (only->bit == FOR_CHAT) fprintf(to, "\n%s", CHAT_HELP);
     if (only->bit == FOR_BATCH) print_keys(to);
     fprintf(to, "\n  Example: janus %s %s\n", only->name, only->example);
 }
 
-static int command_help(Program *program) {
+static void command_help(Program *program) {
     const char *name = program->line.request.text;
-    const Command *about = name != NULL ? find_command(name) : NULL;
-    if (name != NULL && about == NULL) return EXIT_USAGE;
-    print_help(stdout, about);
-    return EXIT_DONE;
+    print_help(stdout, name != NULL ? find_command(name) : NULL);
 }
 
 static void print_version(void) {
@@ -10086,56 +10009,53 @@ static void print_version(void) {
 
 /* ---- main ---- */
 
-/* Chooses how pictures are shown. False after a complaint that the terminal cannot show them. */
-static bool choose_show(Program *program, unsigned command) {
+/* Chooses how pictures are shown. */
+static void choose_show(Program *program, unsigned command) {
     const int asked = program->line.show, columns = terminal_size(false);
-    const bool wanted = asked != SHOW_UNASKED && asked != SHOW_NO;
-    const bool fits = terminal(stderr) && columns >= SHOW_COLUMNS;
+    const bool wanted = asked != SHOW_UNASKED && asked != SHOW_NO, fits = terminal(stderr) && columns >= SHOW_COLUMNS;
     const ShowKind kind = asked > SHOW_AUTO ? (ShowKind)asked : terminal(stderr) ? terminal_shows() : SHOW_NO;
     const bool unasked = command == FOR_CHAT && !program->line.quiet && terminal(stdin);
+    JanusError *error = &program->error;
     program->show.kind = fits && (wanted || unasked) ? kind : SHOW_NO;
-    if (!wanted) return true;
-    if (!terminal(stderr)) complain("--show: stderr is not a terminal");
-    else if (!fits) complain("--show needs %d columns, but the terminal has %d", SHOW_COLUMNS, columns);
-    else if (kind == SHOW_NO) complain("--show: a terminal of the type \"%.40s\" ($TERM) shows no colours",
-                                       getenv("TERM") != NULL ? getenv("TERM") : "");
-    else return true;
-    return false;
+    if (!wanted) return;
+    if (!terminal(stderr)) fail(error, JANUS_IO_ERROR, "--show: stderr is not a terminal");
+    else if (!fits)
+        fail(error, JANUS_IO_ERROR, "--show needs %d columns, but the terminal has %d", SHOW_COLUMNS, columns);
+    else if (kind == SHOW_NO)
+        fail(error, JANUS_IO_ERROR, "--show: a terminal of the type \"%.40s\" ($TERM) shows no colours",
+             getenv("TERM") != NULL ? getenv("TERM") : "");
 }
 
-static bool make_dump_folder(const char *path) {
-    if (folder_make(path) == 0) return true;
-    if (errno == EEXIST) complain("%s exists and is not an empty folder: name a new one", path);
-    else complain("cannot make the folder %s: %s", path, strerror(errno));
-    return false;
+/* Makes ready what the command needs. */
+static JanusStatus prepare(Program *program, const Command *command, const char *program_path) {
+    CommandLine *line = &program->line;
+    JanusError *error = &program->error;
+    const char *text = line->request.text;
+    const bool takes_file = command->bit == FOR_INFO && text != NULL;
+    const bool picture = takes_file && (names_a_stream(text) || has_image_ending(text) || is_image_file(text));
+    take_text(program, command);
+    if (error->status == JANUS_OK && line->dump != NULL && folder_make(line->dump) != 0)
+        fail(error, JANUS_IO_ERROR, "cannot make the folder %s: %s", line->dump,
+             errno == EEXIST ? "it exists and is not an empty folder: name a new one" : strerror(errno));
+    program->shows_progress = !line->quiet && terminal(stderr);
+    if (error->status == JANUS_OK) choose_show(program, command->bit);
+    if (takes_file) line->model = text;
+    if (error->status == JANUS_OK && (command->bit & FOR_MODEL) != 0 && !picture)
+        open_model(program, command->bit, program_path);
+    return error->status;
 }
 
 static int run_command(Program *program, const Command *command, const char *program_path) {
-    CommandLine *line = &program->line;
-    const char *text = line->request.text;
-    if (!take_environment(line, command->bit)) return EXIT_USAGE;
-    if (!take_text(program, command)) return EXIT_FAILED;
-    if (line->dump != NULL && !make_dump_folder(line->dump)) return EXIT_FAILED;
-    program->shows_progress = !line->quiet && terminal(stderr);
-    if (!choose_show(program, command->bit)) return EXIT_FAILED;
-    if (command->bit == FOR_INFO && text != NULL) line->model = text;
-    const bool of_picture = command->bit == FOR_INFO && text != NULL &&
-                            (names_a_stream(text) || has_image_ending(text) || is_image_file(text));
-    if ((command->bit & FOR_MODEL) != 0 && !of_picture && open_model(program, command->bit, program_path) != JANUS_OK)
-        return program_failed(program);
+    const CommandLine *line = &program->line;
+    if (!take_environment(&program->line, command->bit)) return EXIT_USAGE;
+    if (prepare(program, command, program_path) != JANUS_OK) return program_failed(program);
     remark_idle_options(line, command->bit);
-    int result = command->run(program);
-    if (line->trace != NULL && !program->tap.titled && result == EXIT_DONE && !line->quiet)
+    command->run(program);
+    if (program->error.status == JANUS_OK && line->trace != NULL && !program->tap.titled && !line->quiet)
         complain("remark: no stage has \"%.60s\" in its name (--trace)", line->trace);
-    if (program->tap.failure[0] != 0) {
-        complain("%s", program->tap.failure);
-        result = EXIT_FAILED;
-    }
-    if ((fflush(stdout) != 0 || ferror(stdout)) && result == EXIT_DONE) {
-        complain("cannot write to stdout: %s", strerror(errno));
-        result = EXIT_FAILED;
-    }
-    return result;
+    if (program->error.status == JANUS_OK) program->error = program->tap.failure;
+    if ((fflush(stdout) != 0 || ferror(stdout)) && program->write_error == 0) program->write_error = errno_or(EIO);
+    return program->error.status == JANUS_OK && program->write_error == 0 ? EXIT_DONE : program_failed(program);
 }
 
 static int janus_main(int argc, char **argv) {
@@ -10151,16 +10071,11 @@ static int janus_main(int argc, char **argv) {
         result = fflush(stdout) != 0 || ferror(stdout) ? EXIT_FAILED : EXIT_DONE;
     } else if (result == EXIT_DONE && command == NULL) print_help(stderr, NULL), result = EXIT_USAGE;
     else if (result != EXIT_DONE || !options_fit(line, command) || !arguments_fit(command, line) ||
-             !streams_fit(command, line))
+             !streams_fit(command, line) || !stdout_usable(&line->request))
         result = EXIT_USAGE;
     else result = run_command(program, command, argv[0]);
-    free(program->tap.dumped.stages);
-    free(program->tap.met.stages);
-    free(program->colours);
-    forget_images(program);
     janus_session_free(program->session);
     janus_free(program->model);
-    file_image_free(&program->text);
     return result;
 }
 
