@@ -8458,9 +8458,10 @@ static void dump_tensor(Tap *tap, const Tensor *t) {
     if (stage == NULL) fail_memory(&tap->failure);
     if (stage == NULL) return;
     if (stage->times++ > 0) snprintf(number, sizeof number, ".%ld", stage->times - 1);
-    snprintf(path, sizeof path, "%s/%s%s.npy", tap->folder, t->name, number);
+    const int length = snprintf(path, sizeof path, "%s/%s%s.npy", tap->folder, t->name, number);
     npy_header(header, t);
-    FILE *file = file_open(path, "wb");
+    errno = ENAMETOOLONG;
+    FILE *file = length < PATH_BYTES ? file_open(path, "wb") : NULL;
     bool good = file != NULL && fwrite(header, 1, sizeof header, file) == sizeof header &&
                 write_numbers(file, t->data, (size_t)t->count);
     if (file != NULL && fclose(file) != 0) good = false;
@@ -8865,7 +8866,7 @@ static void finish_picture(Program *program, const Request *request, const int32
         if (program->show.canvas.rgb != NULL) show_place(&program->show, i, &image);
         show_send(&program->show, clock_seconds());
     } else program->names[i][0] = 0;
-    if (last != NULL && i + 1 == request->draw.count) *last = image;
+    if (last != NULL && i + 1 == request->draw.count && program->error.status == JANUS_OK) *last = image;
     else janus_image_free(&image);
 }
 
@@ -9278,11 +9279,11 @@ enum { KEY_COUNT = sizeof KEYS / sizeof *KEYS };
 /* The part of the help that shows the keys of both kinds of jobs. */
 static void print_keys(FILE *to) {
     for (int asks = 0; asks < 2; asks++) {
-        fprintf(to, "\n  Keys of a %s:", asks ? "question" : "drawing");
+        fprintf(to, "\n  A %s:", asks ? "question" : "drawing");
         for (int key = 0; key < KEY_COUNT; key++)
             if ((KEYS[key].commands & (asks ? FOR_ASK : FOR_GENERATE)) != 0) fprintf(to, " %s", KEYS[key].key);
     }
-    fputs("\n  The values are those of the options, images a list; the result repeats the id.\n", to);
+    fputs("\n  The keys take the options' values, images a list; the result repeats id.\n", to);
 }
 
 static bool is_given(const BatchJob *job, int key) { return (job->given >> key & 1) != 0; }
@@ -10059,7 +10060,7 @@ static int run_command(Program *program, const Command *command, const char *pro
 }
 
 static int janus_main(int argc, char **argv) {
-    static Program zeroed;
+    static Program zeroed; /* what it holds goes with the process */
     Program *program = &zeroed;
     CommandLine *line = &program->line;
     line->request = request_defaults();
