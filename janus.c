@@ -8053,7 +8053,9 @@ static bool set_option(void *target, const Option *option, const char *value) {
         if (request->image_count == IMAGES_LIMIT || value[0] == 0) return false;
         request->images[request->image_count++] = value;
         return true;
-    case AS_NAME: *(const char **)field = value != NULL ? value : ""; return option->argument[0] == '[' || *value != 0;
+    case AS_NAME:
+        *(const char **)field = value != NULL ? value : "";
+        return option->argument[0] == '[' || *value != 0;
     case AS_CHOICE:
         *(int *)field = 1 + (value != NULL ? word_index(choices(option, kernels), '|', value, true) : 0);
         return *(int *)field > 0;
@@ -8088,7 +8090,8 @@ static void refuse_value(const Option *option, const char *name, const char *val
 /* Whether a word becomes another one by at most `errors` letters added, dropped or replaced. */
 static bool is_near(const char *word, const char *typed, int errors) {
     while (*word != 0 && *word == *typed) word++, typed++;
-    if (*word == *typed || errors == 0) return *word == *typed;
+    if (*word == *typed) return true;
+    if (errors == 0) return false;
     return (*word != 0 && is_near(word + 1, typed, errors - 1)) ||
            (*typed != 0 && is_near(word, typed + 1, errors - 1)) ||
            (*word != 0 && *typed != 0 && is_near(word + 1, typed + 1, errors - 1));
@@ -8347,8 +8350,9 @@ static void show_bar(Progress *progress, const char *stage, int64_t done, int64_
     progress->stage = stage;
     const double seconds = now - progress->stage_start, rate = seconds > 0 ? (double)(done - 1) / seconds : 0;
     if (seconds < 0.3) return;
-    const int left = rate > 0 ? (int)fmin((double)(total - done) / rate, 1e6) : 0, width = terminal_size(false) - 1;
-    const int length = width >= 66 ? 24 : 6, full = (int)(length * done / total);
+    const int left = rate > 0 ? (int)fmin((double)(total - done) / rate, 1e6) : 0;
+    const int width = terminal_size(false) - 1, length = width >= 66 ? 24 : 6;
+    const int full = (int)(length * done / total);
     if (progress->pictures < 2 || strcmp(stage, "decode") != 0) snprintf(label, sizeof label, "%s", stage);
     else snprintf(label, sizeof label, "picture %d/%d", progress->picture, progress->pictures);
     const int used = snprintf(line, sizeof line, "%-7s [%.*s%.*s] %ld/%ld", label, full, "########################",
@@ -8571,7 +8575,8 @@ typedef struct {
 } Program;
 
 static int on_progress(void *user, const char *stage, int64_t done, int64_t total) {
-    Progress *progress = &((Program *)user)->progress;
+    Program *program = user;
+    Progress *progress = &program->progress;
     const double now = clock_seconds();
     if (strcmp(stage, "see") == 0) progress->seen = now;
     if (strcmp(stage, "read") == 0) progress->read = now;
@@ -8581,7 +8586,7 @@ static int on_progress(void *user, const char *stage, int64_t done, int64_t tota
         progress->tokens = (long)done;
         progress->limit = (long)total;
     }
-    if (((Program *)user)->shows_progress && !progress->text_written) show_bar(progress, stage, done, total, now);
+    if (program->shows_progress && !progress->text_written) show_bar(progress, stage, done, total, now);
     return cancel_requested;
 }
 
@@ -9070,8 +9075,11 @@ static void command_tokenize(Program *program) {
     if (!program->line.decode) janus_tokenize(program->model, given, strlen(given), &ids, &count, error);
     else if ((ids = parse_ids(given, &count, error)) != NULL)
         janus_detokenize(program->model, ids, count, &text, &length, error);
-    if (text != NULL) print_text(text, length), putchar('\n');
-    else if (error->status == JANUS_OK) print_ids(ids, count);
+    if (error->status == JANUS_OK && !program->line.decode) print_ids(ids, count);
+    else if (error->status == JANUS_OK) {
+        print_text(text, length);
+        putchar('\n');
+    }
     free(text);
     free(ids);
 }
@@ -9138,7 +9146,8 @@ static void chat_draw(Program *program, const char *prompt) {
     request->text = prompt;
     take_seed(request, 0);
     draw_pictures(program, request, &drawn);
-    if (drawn.rgb != NULL && program->image_count < IMAGES_LIMIT) program->images[program->image_count++] = drawn;
+    if (drawn.rgb != NULL && program->image_count < IMAGES_LIMIT)
+        program->images[program->image_count++] = drawn;
     else janus_image_free(&drawn);
 }
 
@@ -9817,18 +9826,17 @@ static bool has_image_ending(const char *path) {
                                      true) >= 0;
 }
 
-/* An existing file that is an image, by its ending or by its first bytes. */
+/* An existing file that is an image, by its ending or by its first bytes; a pipe is one where a file may stand. */
 static bool is_image_file(const char *path) {
     uint8_t bytes[32];
-    FILE *file = path_is_folder(path) || path_is_special(path) ? NULL : file_open(path, "rb");
+    if (path_is_special(path)) return true;
+    FILE *file = path_is_folder(path) ? NULL : file_open(path, "rb");
     if (file == NULL) return false;
     const size_t length = fread(bytes, 1, sizeof bytes, file);
     fclose(file);
     const Signature *format = find_signature(IMAGE_FORMATS, bytes, length);
     return format == PNG || format == JPEG || has_image_ending(path);
 }
-
-static bool names_a_stream(const char *path) { return strcmp(path, "-") == 0 || path_is_special(path); }
 
 /* An argument that is more likely a file than a text: stdin, something that exists, or a name with an ending. */
 static bool names_a_file(const char *argument) {
@@ -9913,8 +9921,6 @@ static bool arguments_fit(const Command *command, CommandLine *line) {
                  request->images[request->image_count - 1]);
     else if (asks && plain != NULL && request->image_count == 0 && has_image_ending(plain))
         complain("%.60s: no such file, and no question (a question that ends like this comes with -p)", plain);
-    else if (asks && plain != NULL && request->image_count == 0 && path_is_special(plain))
-        complain("ask: no question (%.60s is an image)", plain);
     else if (!given && plain == NULL && command->text != NO_TEXT && !ends_with(command->arguments, "]"))
         complain("missing argument: janus %s %s", name, command->arguments);
     else if (command->bit == FOR_ENCODE && request->image_count != 1)
@@ -10013,7 +10019,8 @@ static void print_version(void) {
 /* Chooses how pictures are shown. */
 static void choose_show(Program *program, unsigned command) {
     const int asked = program->line.show, columns = terminal_size(false);
-    const bool wanted = asked != SHOW_UNASKED && asked != SHOW_NO, fits = terminal(stderr) && columns >= SHOW_COLUMNS;
+    const bool wanted = asked != SHOW_UNASKED && asked != SHOW_NO;
+    const bool fits = terminal(stderr) && columns >= SHOW_COLUMNS;
     const ShowKind kind = asked > SHOW_AUTO ? (ShowKind)asked : terminal(stderr) ? terminal_shows() : SHOW_NO;
     const bool unasked = command == FOR_CHAT && !program->line.quiet && terminal(stdin);
     JanusError *error = &program->error;
@@ -10033,7 +10040,7 @@ static JanusStatus prepare(Program *program, const Command *command, const char 
     JanusError *error = &program->error;
     const char *text = line->request.text;
     const bool takes_file = command->bit == FOR_INFO && text != NULL;
-    const bool picture = takes_file && (names_a_stream(text) || has_image_ending(text) || is_image_file(text));
+    const bool picture = takes_file && (strcmp(text, "-") == 0 || has_image_ending(text) || is_image_file(text));
     take_text(program, command);
     if (error->status == JANUS_OK && line->dump != NULL && folder_make(line->dump) != 0)
         fail(error, JANUS_IO_ERROR, "cannot make the folder %s: %s", line->dump,
@@ -10055,8 +10062,11 @@ static int run_command(Program *program, const Command *command, const char *pro
     if (program->error.status == JANUS_OK && line->trace != NULL && !program->tap.titled && !line->quiet)
         complain("remark: no stage has \"%.60s\" in its name (--trace)", line->trace);
     if (program->error.status == JANUS_OK) program->error = program->tap.failure;
-    if ((fflush(stdout) != 0 || ferror(stdout)) && program->write_error == 0) program->write_error = errno_or(EIO);
-    return program->error.status == JANUS_OK && program->write_error == 0 ? EXIT_DONE : program_failed(program);
+    if ((fflush(stdout) != 0 || ferror(stdout)) && program->write_error == 0)
+        program->write_error = errno_or(EIO);
+    if (program->error.status != JANUS_OK || program->write_error != 0)
+        return program_failed(program);
+    return EXIT_DONE;
 }
 
 static int janus_main(int argc, char **argv) {

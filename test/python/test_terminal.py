@@ -285,7 +285,7 @@ def interrupted(*arguments: object, after: bytes, times: int = 1, code: int = 13
 def test_a_drawing_stops(tmp_path: Path) -> None:
     """Nothing is left of it, and the seed and how far it came are said; exit 130."""
     text = interrupted("generate", "-m", TINY, "-s", 5, *SLOW, "a cat", after=rb"draw .* [1-5]\d/64", cwd=tmp_path)
-    assert re.search(r"\nseed 5 \u00b7 \d+ of 512 tokens \d+\.\d s \(\d+\.\d/s\)\r\njanus: stopped\r\n$", text)
+    assert re.search(r"seed 5 \u00b7 \d+ of 512 tokens \d+\.\d s \(\d+\.\d/s\)\r\njanus: stopped\r\n$", text)
     assert not list(tmp_path.iterdir())
 
 
