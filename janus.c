@@ -1597,9 +1597,12 @@ static bool file_identity(const char *path, uint64_t identity[2]) {
 }
 #endif
 
+#if defined(JANUS_NO_MMAP)
+static bool file_map(const char *path, FileImage *image) { return (void)path, (void)image, false; }
+static void file_unmap(FileImage *image) { (void)image; }
+#else
 /* Maps `path`. False if it cannot be mapped: perhaps it can be read. */
 static bool file_map(const char *path, FileImage *image) {
-#if !defined(JANUS_NO_MMAP)
     struct stat status;
     void *view = MAP_FAILED;
     const int file = open(path, O_RDONLY);
@@ -1609,19 +1612,11 @@ static bool file_map(const char *path, FileImage *image) {
         view = mmap(NULL, (size_t)status.st_size, PROT_READ, MAP_PRIVATE, file, 0);
     close(file);
     if (view != MAP_FAILED) *image = (FileImage){view, (size_t)status.st_size, true};
-#else
-    (void)path;
-#endif
-    return image->mapped;
+    return view != MAP_FAILED;
 }
 
-static void file_unmap(FileImage *image) {
-#if !defined(JANUS_NO_MMAP)
-    munmap(image->bytes, image->size);
-#else
-    (void)image;
+static void file_unmap(FileImage *image) { munmap(image->bytes, image->size); }
 #endif
-}
 
 static int process_id(void) { return (int)getpid(); }
 
@@ -1724,9 +1719,6 @@ static bool same_file(const char *path, const char *other) {
     return file_identity(path, a) && file_identity(other, b) && a[0] == b[0] && a[1] == b[1];
 }
 #endif
-
-static bool path_is_folder(const char *path) { return path_kind(path) == PATH_FOLDER; }
-static bool path_is_special(const char *path) { return path_kind(path) == PATH_DEVICE; }
 
 static bool big_endian(void) {
     const uint16_t probe = 1;
@@ -5370,7 +5362,7 @@ static void encode_text(Encoder *encoder, size_t length) {
 }
 
 /* Refuses a text of a user that is too long or not UTF-8. */
-static void check_text(Context *cx, StringView text, const char *what) {
+static void check_user_text(Context *cx, StringView text, const char *what) {
     const size_t valid = text.length > TEXT_LIMIT ? 0 : utf8_valid_prefix(text.text, text.length);
     if (text.length > TEXT_LIMIT)
         context_fail(cx, JANUS_BAD_ARGUMENT, "the %s is longer than %d bytes: shorten it", what, TEXT_LIMIT);
@@ -5447,21 +5439,6 @@ typedef struct Storage {
     Tokenizer tokenizer;
 } Storage;
 
-/* Reads a model file; after the first failure all calls do nothing. The context's scratch memory becomes the model's.
-   janus_load puts the path in front of messages. */
-typedef struct {
-    Context cx;
-    const char *path;
-    JanusModel *model;
-    FileImage *file;
-    Metadata *metadata;
-    TensorInfo *tensors;
-    int64_t metadata_count, tensor_count;
-    char prefix[NAME_LIMIT]; /* of the tensors that are read now, as in "vit.blk.3." */
-} Loader;
-
-#define bad_model(loader, ...) context_fail(&(loader)->cx, JANUS_BAD_MODEL, __VA_ARGS__)
-
 /* ---- Header and tables ---- */
 
 /* A number of `count` bytes. */
@@ -5477,6 +5454,22 @@ typedef struct {
     size_t size, at;
     bool bad;
 } Cursor;
+
+/* Reads a model file; after the first failure all calls do nothing. The context's scratch memory becomes the model's.
+   janus_load puts the path in front of messages. */
+typedef struct {
+    Context cx;
+    const char *path;
+    JanusModel *model;
+    FileImage *file;
+    Cursor cursor;
+    Metadata *metadata;
+    TensorInfo *tensors;
+    int64_t metadata_count, tensor_count;
+    char prefix[NAME_LIMIT]; /* of the tensors that are read now, as in "vit.blk.3." */
+} Loader;
+
+#define bad_model(loader, ...) context_fail(&(loader)->cx, JANUS_BAD_MODEL, __VA_ARGS__)
 
 /* The next `count` bytes, or NULL. */
 static const uint8_t *cursor_take(Cursor *cursor, uint64_t count) {
@@ -5620,7 +5613,9 @@ static void fail_foreign_file(Loader *l) {
                   found->what, folder > 0 ? folder : 1, folder > 0 ? l->path : ".");
 }
 
-static void read_header(Loader *l, Cursor *cursor) {
+static void read_header(Loader *l) {
+    Cursor *cursor = &l->cursor;
+    *cursor = (Cursor){.bytes = l->file->bytes, .size = l->file->size};
     const uint8_t *magic = cursor_take(cursor, 4), *version = cursor_take(cursor, 4);
     const uint64_t tensors = cursor_number(cursor, 8), entries = cursor_number(cursor, 8);
     if (magic == NULL || memcmp(magic, "GGUF", 4) != 0) fail_foreign_file(l);
@@ -5639,9 +5634,7 @@ static void read_header(Loader *l, Cursor *cursor) {
 
 /* Refuses a GGUF file of another program, such as llama.cpp's, by the architecture that it names. */
 static void check_architecture(Loader *l) {
-    const Metadata *entry = find_metadata(l, "general.architecture");
-    const bool known = entry != NULL && entry->type == GGUF_STRING && !entry->is_array;
-    const StringView name = known ? string_of(entry) : (StringView){"", 0};
+    const StringView name = string_of(need_entry(l, "general.architecture", GGUF_STRING, false));
     if (!view_is(name, "janus"))
         bad_model(l, "a GGUF file for \"%.*s\", not for \"janus\": files of llama.cpp hold a part of the model in "
                   "another form; make the file of the checkpoint with convert.py", name.length > 39 ? 39 :
@@ -5650,7 +5643,8 @@ static void check_architecture(Loader *l) {
 
 /* Reads metadata and tensors. Offsets in the table count from the aligned end of the header; they become places in the
    file. */
-static void read_tables(Loader *l, Cursor *cursor) {
+static void read_tables(Loader *l) {
+    Cursor *cursor = &l->cursor;
     for (int64_t i = 0; i < l->metadata_count; i++) read_metadata_entry(cursor, &l->metadata[i]);
     if (cursor->bad) {
         bad_model(l, "truncated or damaged: its metadata runs over the end");
@@ -5716,19 +5710,9 @@ static uint32_t *copy_numbers(Loader *l, const char *key, uint32_t type, int64_t
 static StringView need_text(Loader *l, const char *key) {
     const Metadata *entry = need_entry(l, key, GGUF_STRING, false);
     const StringView text = string_of(entry);
-    if (!utf8_valid(text.text, text.length)) bad_model(l, "the metadata %s is not UTF-8", key);
-    return text;
-}
-
-/* The model's name, for people, with a zero byte after it. */
-static void copy_name(Loader *l) {
-    const StringView name = need_text(l, "general.name");
-    char *copy = scratch_bytes(&l->cx, (int64_t)name.length + 1, 1);
-    l->model->storage->name = copy;
-    if (copy == NULL) return;
-    memcpy(copy, name.text, name.length);
-    copy[name.length] = 0;
-    clean_controls(copy, name.length, 0);
+    const bool good = text.length <= TEXT_LIMIT && utf8_valid(text.text, text.length);
+    if (!good) bad_model(l, "the metadata %s is not UTF-8 or too long", key);
+    return good ? text : (StringView){"", 0};
 }
 
 /* Integers of the metadata with their limits. High 0: a positive float32; -1: a token id. */
@@ -5807,7 +5791,8 @@ static void need_config(Loader *l) {
     const uint64_t rescale = need_number(l, "janus.image.rescale_factor", GGUF_F64, 8);
     memcpy(&c->rescale, &rescale, sizeof c->rescale);
     c->normalize = need_number(l, "janus.image.do_normalize", GGUF_BOOL, 1) != 0;
-    copy_name(l);
+    const StringView name = need_text(l, "general.name"), copied = format_text(&l->cx, "%.*s", VIEW(name));
+    l->model->storage->name = clean_controls((char *)copied.text, copied.length, 0);
     c->system_prompt = need_text(l, "janus.prompt.system");
     c->user_role = need_text(l, "janus.prompt.user_role");
     c->assistant_role = need_text(l, "janus.prompt.assistant_role");
@@ -5822,11 +5807,8 @@ static void check_config(Loader *l) {
     require(l, c->vit_width % c->vit_heads == 0, "janus.vision.embedding_length is not a multiple of head_count");
     require(l, c->min_side <= c->image_side, "janus.image.min_size is more than janus.vision.image_size");
     require(l, c->base_channels % c->groups == 0, "janus.vq.base_channels is not a multiple of group_count");
-    for (int i = 0; i < c->vq_levels && !has_failed(&l->cx); i++) {
+    for (int i = 0; i < c->vq_levels; i++)
         require(l, c->multipliers[i] >= 1 && c->multipliers[i] <= 64, "janus.vq.channel_multipliers are not 1 to 64");
-        require(l, has_failed(&l->cx) || c->base_channels * c->multipliers[i] % c->groups == 0,
-                "widths of janus.vq.channel_multipliers are not multiples of group_count");
-    }
     require(l, (int64_t)c->grid << (c->vq_levels - 1) <= SIDE_LIMIT, "janus.vq.grid_size is too large");
     for (int i = 0; i < 3; i++) {
         require(l, is_positive(c->std[i]), "janus.image.std is not positive");
@@ -5910,13 +5892,23 @@ static Norm need_norm(Loader *l, const char *name, int64_t width) {
     return (Norm){weight, need_vector(l, name, ".bias", width)};
 }
 
+/* Linear layers named 0, 1, ...: (D, in), then (D, D) */
+static void need_adaptor(Loader *l, const char *name, Linear *layers, int depth, int64_t in) {
+    const int64_t hidden = l->model->config.hidden;
+    for (int i = 0; i < depth; i++) {
+        enter(l, "%s.%d", name, i);
+        layers[i] = need_linear(l, "", hidden, i == 0 ? in : hidden);
+    }
+}
+
 static void need_vision(Loader *l) {
     JanusModel *m = l->model;
     const Config *c = &m->config;
-    const int64_t width = c->vit_width, side = c->image_side / c->patch;
+    const int64_t width = c->vit_width;
     enter(l, "vit.");
+    m->vit_blocks = scratch_bytes(&l->cx, c->vit_layers, sizeof *m->vit_blocks);
     m->patch_embed = need_conv(l, "patch_embed", width, c->patch, 3);
-    const Weight pos_embed = need_matrix(l, "pos_embed", "", side * side, width);
+    const Weight pos_embed = need_matrix(l, "pos_embed", "", vision_tokens(c), width);
     require(l, pos_embed.type == TYPE_F32, "tensor vit.pos_embed is not float32");
     m->pos_embed = pos_embed.data;
     m->vit_norm = need_norm(l, "norm", width);
@@ -5930,15 +5922,7 @@ static void need_vision(Loader *l) {
         block->fc1 = need_linear(l, "fc1", c->vit_mlp, width);
         block->fc2 = need_linear(l, "fc2", width, c->vit_mlp);
     }
-}
-
-/* Linear layers named 0, 1, ...: (D, in), then (D, D) */
-static void need_adaptor(Loader *l, const char *name, Linear *layers, int depth, int64_t in) {
-    const int64_t hidden = l->model->config.hidden;
-    for (int i = 0; i < depth; i++) {
-        enter(l, "%s.%d", name, i);
-        layers[i] = need_linear(l, "", hidden, i == 0 ? in : hidden);
-    }
+    need_adaptor(l, "aligner", m->aligner, c->aligner_depth, width);
 }
 
 static void need_transformer(Loader *l) {
@@ -5947,6 +5931,7 @@ static void need_transformer(Loader *l) {
     const int64_t hidden = c->hidden, q_width = (int64_t)c->heads * c->head_dim,
                   kv_width = (int64_t)c->kv_heads * c->head_dim;
     enter(l, "%s", "");
+    m->blocks = scratch_bytes(&l->cx, c->layers, sizeof *m->blocks);
     m->token_embed = need_matrix(l, "token_embd", ".weight", c->vocab, hidden);
     m->output_norm = need_vector(l, "output_norm", ".weight", hidden);
     /* a checkpoint with tied embeddings has no matrix of its own for the LM head */
@@ -6029,15 +6014,22 @@ static void need_vq_half(Loader *l, VqHalf *half, const char *name, bool decoder
 static void need_generation(Loader *l) {
     JanusModel *m = l->model;
     const Config *c = &m->config;
-    need_vq_half(l, &m->vq_encoder, "vq.enc", false);
-    need_vq_half(l, &m->vq_decoder, "vq.dec", true);
     enter(l, "%s", "");
     m->gen_embed = need_matrix(l, "gen_embed", ".weight", c->codebook, c->code_dim);
     m->gen_head_proj = need_linear(l, "gen_head.proj", c->gen_head_width, c->hidden);
     m->gen_head = need_linear(l, "gen_head.out", c->codebook, c->gen_head_width);
-    m->quant_conv = need_linear(l, "vq.quant_conv", c->code_dim, c->z_channels);
-    m->post_quant_conv = need_linear(l, "vq.post_quant_conv", c->z_channels, c->code_dim);
-    m->codebook = need_matrix(l, "vq.codebook", ".weight", c->codebook, c->code_dim);
+    need_adaptor(l, "gen_aligner", m->gen_aligner, c->gen_aligner_depth, c->code_dim);
+}
+
+static void need_vq(Loader *l) {
+    JanusModel *m = l->model;
+    const Config *c = &m->config;
+    enter(l, "vq.");
+    m->quant_conv = need_linear(l, "quant_conv", c->code_dim, c->z_channels);
+    m->post_quant_conv = need_linear(l, "post_quant_conv", c->z_channels, c->code_dim);
+    m->codebook = need_matrix(l, "codebook", ".weight", c->codebook, c->code_dim);
+    need_vq_half(l, &m->vq_encoder, "vq.enc", false);
+    need_vq_half(l, &m->vq_decoder, "vq.dec", true);
 }
 
 static void need_every_tensor_used(Loader *l) {
@@ -6069,23 +6061,10 @@ static void need_tokenizer(Loader *l) {
 
 /* Fills in l->model from the file l->path. If this fails, janus_free frees what there is. */
 static void read_model(Loader *l) {
-    JanusModel *m = l->model;
-    load_file(l);
-    Cursor cursor = {.bytes = l->file->bytes, .size = l->file->size};
-    if (!has_failed(&l->cx)) read_header(l, &cursor);
-    if (!has_failed(&l->cx)) read_tables(l, &cursor);
-    if (!has_failed(&l->cx)) need_config(l);
-    if (!has_failed(&l->cx)) check_config(l);
-    if (has_failed(&l->cx)) return;
-    m->vit_blocks = scratch_bytes(&l->cx, m->config.vit_layers, sizeof *m->vit_blocks);
-    m->blocks = scratch_bytes(&l->cx, m->config.layers, sizeof *m->blocks);
-    need_vision(l);
-    need_adaptor(l, "aligner", m->aligner, m->config.aligner_depth, m->config.vit_width);
-    need_transformer(l);
-    need_adaptor(l, "gen_aligner", m->gen_aligner, m->config.gen_aligner_depth, m->config.code_dim);
-    need_generation(l);
-    need_every_tensor_used(l);
-    if (!has_failed(&l->cx)) need_tokenizer(l);
+    static void (*const STEPS[])(Loader *) = {
+        load_file, read_header, read_tables, need_config, check_config, need_vision, need_transformer, need_generation,
+        need_vq, need_every_tensor_used, need_tokenizer};
+    for (size_t i = 0; i < sizeof STEPS / sizeof *STEPS && !has_failed(&l->cx); i++) STEPS[i](l);
 }
 
 /* ---- Prompts and answers ---- */
@@ -6125,7 +6104,7 @@ static StringView view_of(const char *text) { return (StringView){text, strlen(t
 
 static StringView checked_text(Context *cx, const char *text, const char *what, bool after_images) {
     if (text == NULL) context_fail(cx, JANUS_BAD_ARGUMENT, "the %s is missing", what);
-    else check_text(cx, view_of(text), what);
+    else check_user_text(cx, view_of(text), what);
     if (has_failed(cx)) return view_of("");
     StringView words = strip(text, strlen(text));
     if (words.length == 0) context_fail(cx, JANUS_BAD_ARGUMENT, "the %s is empty", what);
@@ -6951,7 +6930,7 @@ JanusStatus janus_image_load_memory_stored(const void *bytes, size_t length, Jan
 }
 
 static JanusStatus image_file_read(const char *path, FileImage *file, JanusError *error) {
-    if (path_is_folder(path)) return fail(error, JANUS_IO_ERROR, "%s is a folder: name an image file", path);
+    if (path_kind(path) == PATH_FOLDER) return fail(error, JANUS_IO_ERROR, "%s is a folder: name an image file", path);
     if (file_read(path, IMAGE_FILE_LIMIT, file) == 0) return JANUS_OK;
     if (errno == ENOMEM) return fail_memory(error);
     if (errno == EFBIG) return fail(error, JANUS_BAD_IMAGE, "%s is larger than 512 MiB", path);
@@ -7084,7 +7063,7 @@ JanusStatus janus_tokenize(const JanusModel *model, const char *text, size_t len
     if (check_given(model, length > 0 ? text : "", error) != JANUS_OK || check_given(ids, count, error) != JANUS_OK)
         return JANUS_BAD_ARGUMENT;
     id_list_add(&cx, &list, 0, 0); /* not NULL for an empty text */
-    check_text(&cx, (StringView){text, length}, "text");
+    check_user_text(&cx, (StringView){text, length}, "text");
     tokenizer_encode(&cx, &model->storage->tokenizer, (StringView){text, length}, &list);
     if (has_failed(&cx)) {
         id_list_free(&list);
@@ -8723,7 +8702,7 @@ static JanusStatus read_input(const char *path, size_t limit, bool text, FileIma
 #if defined(_WIN32)
     if (from_stdin) _setmode(_fileno(stdin), _O_BINARY);
 #endif
-    const int failed = path_is_folder(path) && !from_stdin ? (errno = EISDIR, -1)
+    const int failed = path_kind(path) == PATH_FOLDER && !from_stdin ? (errno = EISDIR, -1)
                        : from_stdin                        ? stream_read(stdin, limit, bytes)
                                                            : file_read(path, limit, bytes);
     if (failed && errno == EFBIG)
@@ -9829,8 +9808,9 @@ static bool has_image_ending(const char *path) {
 /* An existing file that is an image, by its ending or by its first bytes; a pipe is one where a file may stand. */
 static bool is_image_file(const char *path) {
     uint8_t bytes[32];
-    if (path_is_special(path)) return true;
-    FILE *file = path_is_folder(path) ? NULL : file_open(path, "rb");
+    const PathKind kind = path_kind(path);
+    if (kind == PATH_DEVICE) return true;
+    FILE *file = kind == PATH_FOLDER ? NULL : file_open(path, "rb");
     if (file == NULL) return false;
     const size_t length = fread(bytes, 1, sizeof bytes, file);
     fclose(file);
