@@ -7828,11 +7828,7 @@ typedef struct {
 } CommandLine;
 
 static Request request_defaults(void) {
-    Request request;
-    memset(&request, 0, sizeof request);
-    request.draw = janus_generate_defaults();
-    request.ask = janus_ask_defaults();
-    return request;
+    return (Request){.draw = janus_generate_defaults(), .ask = janus_ask_defaults()};
 }
 
 /* A line on stderr, without control characters: it may quote file names and untrusted texts. */
@@ -9517,23 +9513,20 @@ static void take_results(Batch *batch) {
 
 /* ---- The run ---- */
 
-static void submit_question(Batch *batch, BatchJob *job) {
+/* Hands a job to the queue, unless an error comes first. */
+static void submit_job(Batch *batch, BatchJob *job) {
     const Request *request = &job->request;
+    JanusError *error = &job->cx.error;
     JanusImage images[IMAGES_LIMIT] = {{0, 0, NULL}};
     const int count = request->image_count;
     for (int i = 0; i < count && !has_failed(&job->cx); i++)
-        image_from_path(request->images[i], !batch->program->line.no_exif, &images[i], &job->cx.error);
-    if (!has_failed(&job->cx))
-        janus_queue_ask(batch->queue, request->text, images, count, &request->ask, &job->queued, &job->cx.error);
-    for (int i = 0; i < count; i++) janus_image_free(&images[i]);
-}
-
-static void submit_drawing(Batch *batch, BatchJob *job) {
-    const Request *request = &job->request;
-    JanusError *error = &job->cx.error;
-    if (!has_failed(&job->cx)) output_usable(batch->program, request, error);
-    if (!has_failed(&job->cx))
+        image_from_path(request->images[i], !batch->program->line.no_exif, &images[i], error);
+    if (!has_failed(&job->cx) && draws(job)) output_usable(batch->program, request, error);
+    if (!has_failed(&job->cx) && draws(job))
         janus_queue_generate(batch->queue, request->text, &request->draw, &job->queued, error);
+    else if (!has_failed(&job->cx))
+        janus_queue_ask(batch->queue, request->text, images, count, &request->ask, &job->queued, error);
+    for (int i = 0; i < count; i++) janus_image_free(&images[i]);
 }
 
 /* Begins the job of a line, unless the line is blank: hands it to the queue if it is not refused and no earlier run
@@ -9556,8 +9549,7 @@ static bool begin_job(Batch *batch, StringView line) {
     const bool resumed = was_done(batch->program, job);
     claim_pictures(batch, job, resumed);
     take_seed(&job->request, (uint64_t)number);
-    if (!resumed && draws(job)) submit_drawing(batch, job);
-    else if (!resumed) submit_question(batch, job);
+    if (!resumed) submit_job(batch, job);
     if (job->queued == 0) end_job(batch, job, NULL);
     return job->queued != 0;
 }
