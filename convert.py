@@ -20,13 +20,7 @@ GGUF version 3, little-endian, general.architecture "janus", data aligned to 64 
 used in place.  Metadata, all of it written always unless a line says otherwise:
 
     janus.format_version                   2
-    janus.{embedding_length, block_count, feed_forward_length, context_length, vocab_size}
-    janus.attention.{head_count, head_count_kv, key_length, layer_norm_rms_epsilon}      janus.rope.freq_base
-    janus.vision.{image_size, patch_size, embedding_length, block_count, feed_forward_length}
-    janus.vision.attention.{head_count, layer_norm_epsilon}
-    janus.{aligner, gen_aligner}.depth     Linear layers, a gelu between two
-    janus.gen_head.embedding_length
-    janus.vq.{codebook_size, codebook_dim, base_channels, channel_multipliers, res_blocks, z_channels}
+    janus.{embedding_length, ...}          the sizes, under the keys that class Sizes names
     janus.vq.{group_count, group_norm_epsilon, grid_size}      grid_size: tokens a side
     janus.image.{min_size, mean, std, rescale_factor, background_color, do_normalize}
     janus.prompt.{system, user_role, assistant_role}
@@ -108,7 +102,7 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, fields, replace
 from itertools import repeat
 from pathlib import Path
@@ -118,6 +112,7 @@ try:
     import numpy as np
     from gguf import GGML_QUANT_SIZES, GGUFValueType, GGUFWriter, quants
     from gguf import GGMLQuantizationType as Type
+    U32, F32, TEXT = GGUFValueType.UINT32, GGUFValueType.FLOAT32, GGUFValueType.STRING
     MISSING_PACKAGE = None
 except ImportError as error:   # main() tells; -h works without any package
     MISSING_PACKAGE = error
@@ -143,11 +138,6 @@ IGNORED_TENSORS = re.compile(r".*\.attn_pool\..+|.*\.quantize\.codebook_used|.*\
 # The output matrix and the embedding that it may share, by layout.
 HEADS = {"official": ("language_model.lm_head.weight", "language_model.model.embed_tokens.weight"),
          "transformers": ("lm_head.weight", "model.language_model.embed_tokens.weight")}
-
-GROUP_COUNT = 32        # of every GroupNorm of the VQ model
-GROUP_NORM_EPS = 1e-6
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)   # what both image processors take when the file has no mean
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 SYSTEM_PROMPT = ("You are a helpful language and vision assistant. You are able to understand the visual content that "
                  "the user provides, and assist the user with a variety of tasks using natural language.")
@@ -192,8 +182,8 @@ def find_folder(given: Path) -> Path:
 def model_name(folder: Path) -> str:
     """The folder's name; a snapshot in the hub's cache has a number, and two levels above it is the name."""
     path = folder.resolve()
-    hub = path.parent.name == "snapshots" and path.parents[1].name.startswith("models--")
-    return os.fsencode(path.parents[1].name.rpartition("--")[2] if hub else path.name).decode("utf-8", "replace")
+    name = path.parents[1].name.rpartition("--")[2] if path.parent.name == "snapshots" else path.name
+    return os.fsencode(name).decode("utf-8", "replace")
 
 
 def check_not_pointer(path: Path) -> None:
@@ -352,18 +342,11 @@ def read_llama(config: Config) -> dict[str, Any]:
 
 def read_rope_theta(config: Config) -> float:
     """rope_theta, which stands beside the other keys or, since transformers 5, inside rope_parameters."""
-    for key in ("rope_scaling", "rope_parameters"):
-        for name in ("rope_type", "type"):
-            config.block(key).require(name, "default", default="default")
+    for key, name in (("rope_scaling", "type"), ("rope_scaling", "rope_type"), ("rope_parameters", "rope_type")):
+        config.block(key).require(name, "default", default="default")
     rope = config.block("rope_parameters")
     rope.require("partial_rotary_factor", 1, 1.0, default=1.0)
     return rope.number("rope_theta", config.number("rope_theta", 10000.0))
-
-
-def read_projector(config: Config) -> int:
-    """The depth of an MlpProjector."""
-    config.block("params").require("projector_type", "mlp_gelu")
-    return config.block("params").integer("depth", 1, high=64)
 
 
 def read_official_config(config: Config, checkpoint: Checkpoint) -> Sizes:
@@ -378,6 +361,9 @@ def read_official_config(config: Config, checkpoint: Checkpoint) -> Sizes:
     params.require("model_name", "siglip_large_patch16_384", default="siglip_large_patch16_384")
     params.require("select_layer", -1, default=-2)
     width, vq = params.integer("width", 1024), read_vq_shapes(checkpoint)
+    aligner, gen_aligner = (config.block(key).block("params") for key in ("aligner_config", "gen_aligner_config"))
+    for projector in (aligner, gen_aligner):
+        projector.require("projector_type", "mlp_gelu")
     return Sizes(**llama, **vq, tied=language.require("tie_word_embeddings", True, False, default=False),
                  image_size=params.integer("image_size", 336),
                  patch_size=params.integer("patch_size", 16),
@@ -385,8 +371,8 @@ def read_official_config(config: Config, checkpoint: Checkpoint) -> Sizes:
                  vit_layers=params.integer("layers", 24, high=1024),
                  vit_heads=params.integer("heads", 16),
                  vit_feed_forward=int(width * params.number("mlp_ratio", 4, high=1000)),
-                 aligner_depth=read_projector(config.block("aligner_config")),
-                 gen_aligner_depth=read_projector(config.block("gen_aligner_config")),
+                 aligner_depth=aligner.integer("depth", 1, high=64),
+                 gen_aligner_depth=gen_aligner.integer("depth", 1, high=64),
                  gen_head_width=config.block("gen_head_config").block("params").integer("image_token_embed"))
 
 
@@ -452,34 +438,22 @@ def read_transformers_config(config: Config) -> Sizes:
 Metadata: TypeAlias = "dict[str, tuple[GGUFValueType, Any]]"
 
 
-def u32(value: int | list[int] | tuple[int, ...]) -> tuple[GGUFValueType, Any]:
-    return GGUFValueType.UINT32, list(value) if isinstance(value, tuple) else value
-
-
-def f32(value: float | list[float]) -> tuple[GGUFValueType, Any]:
-    return GGUFValueType.FLOAT32, value
-
-
-def text(value: str | list[str]) -> tuple[GGUFValueType, Any]:
-    return GGUFValueType.STRING, value
-
-
 def size_metadata(sizes: Sizes) -> Metadata:
     """Every size and constant under its GGUF key."""
     return {
-        VERSION_KEY: u32(FORMAT_VERSION),
-        **{entry.metadata["key"]: (f32 if entry.type == "float" else u32)(getattr(sizes, entry.name))
+        VERSION_KEY: (U32, FORMAT_VERSION),
+        **{entry.metadata["key"]: (F32 if entry.type == "float" else U32, getattr(sizes, entry.name))
            for entry in SIZE_FIELDS},
-        "janus.vq.group_count": u32(GROUP_COUNT),
-        "janus.vq.group_norm_epsilon": f32(GROUP_NORM_EPS),
-        "janus.vq.grid_size": u32(sizes.grid),
+        "janus.vq.group_count": (U32, 32),   # of every GroupNorm of the VQ model
+        "janus.vq.group_norm_epsilon": (F32, 1e-6),
+        "janus.vq.grid_size": (U32, sizes.grid),
     }
 
 
 def prompt_metadata(roles: str) -> Metadata:
     user, assistant = ROLES[roles]
-    return {"janus.prompt.system": text(SYSTEM_PROMPT), "janus.prompt.user_role": text(user),
-            "janus.prompt.assistant_role": text(assistant)}
+    return {"janus.prompt.system": (TEXT, SYSTEM_PROMPT), "janus.prompt.user_role": (TEXT, user),
+            "janus.prompt.assistant_role": (TEXT, assistant)}
 
 
 def choose_roles(given: str | None, folder: Path, config: Config, tokens: set[str], remarks: list[str]) -> str:
@@ -497,21 +471,20 @@ def choose_roles(given: str | None, folder: Path, config: Config, tokens: set[st
 
 def image_metadata(config: Config, sizes: Sizes) -> Metadata:
     """The preprocessing values; `config` is a preprocessor_config of either layout, defaults those of both classes."""
-    for key in ("do_resize", "do_rescale", "do_pad"):
-        config.require(key, True, default=True)
-    config.require("resample", 3, default=3)
+    for key, value in (("do_resize", True), ("do_rescale", True), ("do_pad", True), ("resample", 3)):
+        config.require(key, value, default=value)
     config.require("image_size", sizes.image_size, default=sizes.image_size if config.has("size") else 384)
     for key in ("height", "width") if config.has("size") else ():
         config.block("size").require(key, sizes.image_size)
-    mean = config.colour("image_mean", CLIP_MEAN, 0)
+    mean = config.colour("image_mean", (0.48145466, 0.4578275, 0.40821073), 0)
     background = [int(x * 255) for x in mean]
     config.require("background_color", background, default=background)
     return {
-        "janus.image.min_size": u32(config.integer("min_size", 14, high=sizes.image_size)),
-        "janus.image.mean": f32(mean),
-        "janus.image.std": f32(config.colour("image_std", CLIP_STD, 1e-6)),
+        "janus.image.min_size": (U32, config.integer("min_size", 14, high=sizes.image_size)),
+        "janus.image.mean": (F32, mean),
+        "janus.image.std": (F32, config.colour("image_std", (0.26862954, 0.26130258, 0.27577711), 1e-6)),
         "janus.image.rescale_factor": (GGUFValueType.FLOAT64, config.number("rescale_factor", 1 / 255)),
-        "janus.image.background_color": u32(background),
+        "janus.image.background_color": (U32, background),
         "janus.image.do_normalize": (GGUFValueType.BOOL, config.require("do_normalize", True, False, default=True)),
     }
 
@@ -639,16 +612,6 @@ def read_added_tokens(document: Config, settings: Config) -> dict[str, tuple[int
     return added
 
 
-def check_tokenizer_config(config: Config) -> None:
-    """Refuse a tokenizer_config.json by which prompts would begin or end otherwise."""
-    config.require("add_bos_token", True, default=True)
-    config.require("add_eos_token", False, default=False)
-    for key, token in (("bos_token", BOS), ("eos_token", EOS)):
-        value = config.get(key, token)
-        if (value.get("content") if isinstance(value, dict) else value) != token:
-            raise Refused(f"{config.where}: {key} is {value!r:.60}, supported is only {token!r}")
-
-
 def read_merges(model: Config, ids: dict[str, int]) -> list[int]:
     """The merges by rank, three ids each: left, right, and what they become; the file may have either of two forms."""
     result: list[int] = []
@@ -658,8 +621,14 @@ def read_merges(model: Config, ids: dict[str, int]) -> list[int]:
     return result
 
 
-def check_tokenizer(document: Config) -> None:
-    """Refuse what is not plain byte-level encoding of pairs."""
+def check_tokenizer(document: Config, settings: Config) -> None:
+    """Refuse what is not plain byte-level encoding of pairs, with BOS in front and no EOS."""
+    settings.require("add_bos_token", True, default=True)
+    settings.require("add_eos_token", False, default=False)
+    for key, token in (("bos_token", BOS), ("eos_token", EOS)):
+        value = settings.get(key, token)
+        if (value.get("content") if isinstance(value, dict) else value) != token:
+            raise Refused(f"{settings.where}: {key} is {value!r:.60}, supported is only {token!r}")
     if document.block("pre_tokenizer").values.get("type") == "Metaspace":
         raise Refused("tokenizer.json: pre_tokenizer: Metaspace is not supported; transformers 5 saves it where it "
                       "takes the tokenizer for a LlamaTokenizer: take the original tokenizer.json")
@@ -676,8 +645,7 @@ def tokenizer_metadata(values: Any, vocabulary_size: int, overrides: Any = None)
     """The tokenizer from what tokenizer.json and tokenizer_config.json hold; anything not understood is refused."""
     document = Config(values, "tokenizer.json")
     settings = Config({} if overrides is None else overrides, "tokenizer_config.json")
-    check_tokenizer_config(settings)
-    check_tokenizer(document)
+    check_tokenizer(document, settings)
     model, added = document.block("model"), read_added_tokens(document, settings)
     tokens = [f"[PAD{number}]" for number in range(vocabulary_size)]
     kinds = [5] * vocabulary_size
@@ -699,12 +667,12 @@ def tokenizer_metadata(values: Any, vocabulary_size: int, overrides: Any = None)
     def id_of(token: str) -> tuple[GGUFValueType, int]:
         if token not in added:
             raise Refused(f"tokenizer.json: the token {token!r} is missing from added_tokens")
-        return u32(added[token][0])
+        return (U32, added[token][0])
 
     return {
-        "tokenizer.ggml.model": text("gpt2"),
-        "tokenizer.ggml.pre": text("deepseek-llm"),
-        "tokenizer.ggml.tokens": text(tokens),
+        "tokenizer.ggml.model": (TEXT, "gpt2"),
+        "tokenizer.ggml.pre": (TEXT, "deepseek-llm"),
+        "tokenizer.ggml.tokens": (TEXT, tokens),
         "tokenizer.ggml.token_type": (GGUFValueType.INT32, kinds),
         "tokenizer.ggml.bos_token_id": id_of(BOS),
         "tokenizer.ggml.eos_token_id": id_of(EOS),
@@ -713,8 +681,8 @@ def tokenizer_metadata(values: Any, vocabulary_size: int, overrides: Any = None)
         "janus.tokenizer.image_placeholder_id": id_of(IMAGE_PLACEHOLDER),
         "janus.tokenizer.begin_of_image_id": id_of(BEGIN_OF_IMAGE),
         "janus.tokenizer.end_of_image_id": id_of(END_OF_IMAGE),
-        "janus.tokenizer.merges": u32(read_merges(model, ids)),
-        "janus.tokenizer.split_rules": u32(read_split_rules(document.block("pre_tokenizer"))),
+        "janus.tokenizer.merges": (U32, read_merges(model, ids)),
+        "janus.tokenizer.split_rules": (U32, read_split_rules(document.block("pre_tokenizer"))),
     }
 
 
@@ -746,21 +714,20 @@ class Table:
     """Collects the tensors of a model; each method adds one layer, given its name in the file and in both layouts."""
     tensors: list[Tensor] = field(default_factory=list)
 
-    def add(self, name: str, official: str, transformers: str | tuple[str, ...], shape: tuple[int, ...], init: str,
+    def add(self, name: str, official: str, transformers: str, shape: tuple[int, ...], init: str,
             stored: tuple[int, ...] | None = None) -> None:
-        names = (transformers,) if isinstance(transformers, str) else transformers
+        """One tensor; "*" in the name in transformers stands for three, of q, k and v."""
+        names = [transformers.replace("*", part) for part in ("qkv" if "*" in transformers else "*")]
         names = tuple(n if n.startswith("lm_head") else "model." + n for n in names)
         self.tensors.append(Tensor(name, shape, official, names, stored or shape, init))
 
-    def pair(self, name: str, official: str, transformers: str | tuple[str, ...], shape: tuple[int, ...],
-             inits: tuple[str, str], stored: tuple[int, ...] | None = None) -> None:
+    def pair(self, name: str, official: str, transformers: str, shape: tuple[int, ...], inits: tuple[str, str],
+             stored: tuple[int, ...] | None = None) -> None:
         """A weight and its bias."""
-        names = (transformers,) if isinstance(transformers, str) else transformers
-        weights, biases = (tuple(f"{n}.{part}" for n in names) for part in ("weight", "bias"))
-        self.add(f"{name}.weight", f"{official}.weight", weights, shape, inits[0], stored)
-        self.add(f"{name}.bias", f"{official}.bias", biases, shape[:1], inits[1])
+        self.add(f"{name}.weight", f"{official}.weight", f"{transformers}.weight", shape, inits[0], stored)
+        self.add(f"{name}.bias", f"{official}.bias", f"{transformers}.bias", shape[:1], inits[1])
 
-    def linear(self, name: str, official: str, transformers: str | tuple[str, ...], outer: int, inner: int) -> None:
+    def linear(self, name: str, official: str, transformers: str, outer: int, inner: int) -> None:
         self.pair(name, official, transformers, (outer, inner), (f"uniform {inner ** -0.5}",) * 2)
 
     def norm(self, name: str, official: str, transformers: str, width: int) -> None:
@@ -797,8 +764,7 @@ class Table:
         for n in range(s.vit_layers):
             new, old, hf = f"vit.blk.{n}", f"vision_model.vision_tower.blocks.{n}", f"vision_model.encoder.layers.{n}"
             self.norm(f"{new}.norm1", f"{old}.norm1", f"{hf}.layer_norm1", s.vit_width)
-            self.linear(f"{new}.qkv", f"{old}.attn.qkv", tuple(f"{hf}.self_attn.{p}_proj" for p in "qkv"),
-                        3 * s.vit_width, s.vit_width)
+            self.linear(f"{new}.qkv", f"{old}.attn.qkv", f"{hf}.self_attn.*_proj", 3 * s.vit_width, s.vit_width)
             self.linear(f"{new}.proj", f"{old}.attn.proj", f"{hf}.self_attn.projection_layer", s.vit_width, s.vit_width)
             self.norm(f"{new}.norm2", f"{old}.norm2", f"{hf}.layer_norm2", s.vit_width)
             self.linear(f"{new}.fc1", f"{old}.mlp.fc1", f"{hf}.mlp.fc1", s.vit_feed_forward, s.vit_width)
@@ -902,20 +868,16 @@ class Stored:
         step = max(1, CHUNK_ELEMENTS // max(1, math.prod(self.shape[1:])))
         for first in range(0, self.shape[0], step):
             try:
-                block = widen(self.read(first, min(first + step, self.shape[0])))
+                block = self.read(first, min(first + step, self.shape[0]))
             except OSError as error:
                 raise Refused(f"cannot read {self.path}: {error.strerror or error}") from None
+            if self.dtype == "BF16":
+                block = (block.astype(np.uint32) << 16).view(np.float32)
+            with np.errstate(over="ignore"):   # too large a float64 becomes infinite
+                block = block.astype(np.float32, copy=False)
             if not np.isfinite(block).all():
                 raise Refused(f"tensor {self.name} holds a number that is not finite")
             yield block
-
-
-def widen(block: np.ndarray) -> np.ndarray:
-    """float64, float32, float16 or the bits of bfloat16 as float32; too large numbers become infinite."""
-    if block.dtype == np.uint16:
-        return (block.astype(np.uint32) << 16).view(np.float32)
-    with np.errstate(over="ignore"):
-        return block.astype(np.float32, copy=False)
 
 
 def row_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -1076,10 +1038,8 @@ def check_tensors(table: list[Tensor], checkpoint: Checkpoint, layout: str, rema
 
 
 def settle_tied(tied: bool, checkpoint: Checkpoint, layout: str) -> bool:
-    """Whether the output matrix is the embedding; an equal copy in the checkpoint is dropped.
-
-    transformers lets a stored lm_head win over tie_word_embeddings.  The official layout does not say: that is refused.
-    """
+    """Whether the output matrix is the embedding; an equal copy in the checkpoint is dropped.  One that differs wins
+    over tie_word_embeddings in transformers; the official layout does not say, and it is refused."""
     head, embedding = (checkpoint.get(name) for name in HEADS[layout])
     if not tied or head is None or embedding is None:
         return tied
@@ -1218,14 +1178,10 @@ def encode_q6_k(blocks: np.ndarray) -> np.ndarray:
                            d], axis=1)
 
 
-# gguf encodes the other types.
-ENCODERS = {} if MISSING_PACKAGE else {Type.Q4_K: encode_q4_k, Type.Q6_K: encode_q6_k}
-
-
 def encode_piece(blocks: np.ndarray, kind: Type) -> np.ndarray:
-    """Whole blocks of float32 to the bytes of a quantised type."""
-    if kind in ENCODERS:
-        return ENCODERS[kind](blocks)
+    """Whole blocks of float32 to the bytes of a quantised type; gguf encodes all but the two above."""
+    if kind in (Type.Q4_K, Type.Q6_K):
+        return encode_q4_k(blocks) if kind == Type.Q4_K else encode_q6_k(blocks)
     with np.errstate(over="ignore", invalid="ignore"):   # gguf divides by scales that are nearly 0
         packed = quants.quantize(blocks, kind)
     if not np.isfinite(np.ascontiguousarray(packed[:, :2]).view("<f2")).all():
@@ -1314,19 +1270,17 @@ def write_header(path: Path, metadata: Metadata, plan: Plan) -> None:
     writer = GGUFWriter(path, "janus")
     writer.add_custom_alignment(ALIGNMENT)
     for key, (kind, value) in metadata.items():
-        if not isinstance(value, list):
+        if not isinstance(value, (list, tuple)):
             writer.add_key_value(key, value, kind)
         elif value:   # the format has no empty arrays
             writer.add_key_value(key, value, GGUFValueType.ARRAY, sub_type=kind)
     for tensor, kind in plan:
         shape = quants.quant_shape_to_byte_shape(tensor.shape, kind)
         writer.add_tensor_info(tensor.name, shape, np.dtype("u1"), math.prod(shape), raw_dtype=kind)
-    try:
+    with closing(writer):
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-    finally:
-        writer.close()
 
 
 def write_tensors(file: Any, plan: Plan, blocks: Blocks) -> None:
@@ -1354,11 +1308,11 @@ def convert(given: Path, path: Path, dtype: str | None, roles: str | None = None
     folder, remarks = find_folder(given), []
     config = Config(load_json(folder / "config.json"), "config.json")
     check_relative(config, folder)
-    official = config.require("model_type", "multi_modality", "janus") == "multi_modality"
-    layout = "official" if official else "transformers"
+    layouts = {"multi_modality": "official", "janus": "transformers"}
+    layout = layouts[config.require("model_type", *layouts)]
     checkpoint = read_checkpoint(folder, layout, remarks)
     with reading("config.json"):
-        sizes = read_official_config(config, checkpoint) if official else read_transformers_config(config)
+        sizes = read_official_config(config, checkpoint) if layout == "official" else read_transformers_config(config)
         sizes = replace(sizes, tied=settle_tied(sizes.tied, checkpoint, layout))
         table = tensor_table(sizes)
     check_tensors(table, checkpoint, layout, remarks)
@@ -1398,7 +1352,7 @@ def make_plan(table: list[Tensor], checkpoint: Checkpoint, layout: str, dtype: s
 
 
 def general_metadata(name: str, dtype: str) -> Metadata:
-    return {"general.name": text(name), "general.file_type": u32(FILE_TYPES[dtype])}
+    return {"general.name": (TEXT, name), "general.file_type": (U32, FILE_TYPES[dtype])}
 
 
 # --------------------------------------------------------------------------------------------- a model file as input
@@ -1435,7 +1389,7 @@ def requantise(source: Path, path: Path, dtype: str | None, roles: str | None) -
     metadata, stored = read_model_file(source)
     plan = [(tensor, storage_type(tensor, dtype)) for tensor in (Tensor(s.name, s.shape) for s in stored)]
     rows = {tensor.name: tensor.rows for tensor in stored}
-    metadata |= {"general.file_type": u32(FILE_TYPES[dtype])} | (prompt_metadata(roles) if roles else {})
+    metadata |= {"general.file_type": (U32, FILE_TYPES[dtype])} | (prompt_metadata(roles) if roles else {})
     remark_on_rows(plan, dtype)
     write_file(path, metadata, plan, lambda tensor: rows[tensor.name]())
 

@@ -505,7 +505,7 @@ def test_roles_of_another_type_are_refused_by_janus(
     value: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sound = convert.prompt_metadata
-    kind = convert.u32(value) if value == 3 else convert.text(value)
+    kind = (convert.U32 if value == 3 else convert.TEXT, value)
     monkeypatch.setattr(convert, "prompt_metadata", lambda roles: sound(roles) | {"janus.prompt.user_role": kind})
     write_checkpoint(tmp_path / "model", MICRO)
     converted(tmp_path / "model")
