@@ -129,17 +129,10 @@ def test_defaults_are_those_of_the_classes() -> None:
     vision, vq = janus.vision_config, janus.vq_config
     sizes = convert.read_llama(convert.Config({}, "c"))
     assert sizes == dict(
-        hidden=llama.hidden_size,
-        layers=llama.num_hidden_layers,
-        heads=llama.num_attention_heads,
-        kv_heads=llama.num_key_value_heads,
-        head_dim=llama.head_dim,
-        feed_forward=llama.intermediate_size,
-        vocabulary=llama.vocab_size,
-        context=llama.max_position_embeddings,
-        rms_eps=llama.rms_norm_eps,
-        rope_theta=llama.rope_parameters["rope_theta"],
-    )
+        hidden=llama.hidden_size, layers=llama.num_hidden_layers, heads=llama.num_attention_heads,
+        kv_heads=llama.num_key_value_heads, head_dim=llama.head_dim, feed_forward=llama.intermediate_size,
+        vocabulary=llama.vocab_size, context=llama.max_position_embeddings, rms_eps=llama.rms_norm_eps,
+        rope_theta=llama.rope_parameters["rope_theta"])
     config = {
         "vision_config": {"projection_dim": 4096},
         "vq_config": {"projection_dim": 4096, "image_token_embed_dim": 4096},
@@ -182,23 +175,8 @@ def test_the_deepseek_pre_tokenizer_is_valid_for_tokenizers() -> None:
     of the third, which holds all letters, cuts words at accents, and the range from U+0800 cuts off some spaces."""
     tokenizer = Tokenizer.from_str(json.dumps(random_model.synthetic_tokenizer(400)))
     pieces = tokenizer.pre_tokenizer.pre_tokenize_str("Hi \u1f7d\u2126 don't 42\n 你好x\u00e9  ")
-    assert [text for text, _ in pieces] == [
-        "Hi",
-        "Ġ",
-        "á½½âĦ¦",
-        "Ġdon",
-        "'",
-        "t",
-        "Ġ",
-        "4",
-        "2",
-        "Ċ",
-        "Ġ",
-        "ä½łå¥½",
-        "x",
-        "Ã©",
-        "ĠĠ",
-    ]
+    assert [text for text, _ in pieces] == ["Hi", "Ġ", "á½½âĦ¦", "Ġdon", "'", "t", "Ġ", "4", "2", "Ċ", "Ġ", "ä½łå¥½", "x", "Ã©",
+                                            "ĠĠ"]
 
 
 # --------------------------------------------------------------------------------------------------------- hostile .bin
