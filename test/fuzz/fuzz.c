@@ -412,7 +412,8 @@ static void fuzz_ids(const uint8_t *data, size_t size) {
     if (size > 0) memcpy(text, data, size);
     text[size] = 0;
     const Bytes input = {text, size};
-    int32_t *ids = parse_ids(text, &count);
+    JanusError error = {0};
+    int32_t *ids = parse_ids(text, &count, &error);
     promise(ids == NULL || count <= size / 2 + 1, "an id takes room");
     free(ids);
     run_program_on(3, decode_line, input);
@@ -483,14 +484,15 @@ static void fuzz_json(const uint8_t *data, size_t size) {
     check_json_string((StringView){text, size});
     json_read(&cx, text, size, check_json_value, &values);
     promise(has_failed(&cx) || values > 0, "an error or a value");
-    BatchJob *job = need(calloc(1, sizeof *job));
+    BatchJob *job = need(calloc(1, sizeof *job + size + 1));
     job->request = request_defaults();
-    job->bytes = text;
-    if (size > 0) memcpy(text, data, size);
+    if (size > 0) memcpy(job->bytes, data, size);
     parse_job(job, size);
     promise(has_failed(&job->cx) == (job->cx.error.message[0] != 0), "an error has a message");
     promise(has_failed(&job->cx) || (!has_failed(&cx) && job->request.text != NULL), "a job is JSON and has a text");
-    free_job(job);
+    text_free(&job->reply);
+    free(job);
+    free(text);
 }
 
 /* ---- Fuzzers ---- */
