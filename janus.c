@@ -6604,9 +6604,10 @@ static void jpeg_parse(ImageFile *image) {
 static ImageFile image_parse(const void *bytes, size_t length, const char *name) {
     ImageFile image = {.file = {bytes, length}, .name = name, .adobe = -1};
     Context *cx = &image.cx;
-    const Signature *format = find_signature(IMAGE_FORMATS, bytes, length);
+    const bool small = length <= IMAGE_FILE_LIMIT;
+    const Signature *format = small ? find_signature(IMAGE_FORMATS, bytes, length) : NULL;
     if (length == 0) context_fail(cx, JANUS_BAD_IMAGE, "%s is empty", name);
-    else if (length > IMAGE_FILE_LIMIT) context_fail(cx, JANUS_BAD_IMAGE, "%s is larger than 512 MiB", name);
+    else if (!small) context_fail(cx, JANUS_BAD_IMAGE, "%s is larger than 512 MiB", name);
     else if (format == PNG) png_parse(&image);
     else if (format == JPEG) jpeg_parse(&image);
     else if (format == NULL)

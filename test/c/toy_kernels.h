@@ -21,12 +21,17 @@ typedef struct { int8_t at[16]; } Toy16b;
         for (int i = 0; i < (int)(sizeof r / sizeof r.at[0]); i++) r.at[i] = element;                                  \
         return r;                                                                                                      \
     }
+static inline float toy_float(const void *p, int64_t i) { /* at any address */
+    float x;
+    memcpy(&x, (const char *)p + i * (int64_t)sizeof x, sizeof x);
+    return x;
+}
 static inline float toy_from_f16(const uint64_t *q, int i) { return f16_to_f32((uint16_t)(q[i / 4] >> i % 4 * 16)); }
 static inline uint16_t toy_u16(const void *p, int i) { return read_u16((const char *)p + 2 * i); }
 
 EACH(vf, v_zero, (void), (0))
 EACH(vf, v_set1, (float s), s)
-EACH(vf, v_load, (const float *p), p[i])
+EACH(vf, v_load, (const float *p), toy_float(p, i))
 EACH(vf, v_add, (vf a, vf b), a.at[i] + b.at[i])
 EACH(vf, v_sub, (vf a, vf b), a.at[i] - b.at[i])
 EACH(vf, v_mul, (vf a, vf b), a.at[i] * b.at[i])
@@ -43,7 +48,7 @@ EACH(vf, v_zip_low, (vf a, vf b), i % 2 == 0 ? a.at[i / 2] : b.at[i / 2])
 EACH(vf, v_zip_high, (vf a, vf b), i % 2 == 0 ? a.at[2 + i / 2] : b.at[2 + i / 2])
 EACH(vf, v_zip_low2, (vf a, vf b), i < 2 ? a.at[i] : b.at[i - 2])
 EACH(vf, v_zip_high2, (vf a, vf b), i < 2 ? a.at[2 + i] : b.at[i])
-EACH(vf, v_gather, (const float *const *rows, int64_t k), rows[0][k + i])
+EACH(vf, v_gather, (const float *const *rows, int64_t k), toy_float(rows[0], k + i))
 static inline void v_store(float *p, vf a) { memcpy(p, a.at, sizeof a.at); }
 static inline void v_store_f16(uint16_t *p, vf a) { store_f16_plain(p, a.at, VL); }
 static inline void v_add4(float *p, const float *q, vf a) {

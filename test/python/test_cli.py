@@ -1110,29 +1110,27 @@ def not_ignored(number: int) -> None:
 @posix
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP] if os.name == "posix" else [])
 def test_interrupted(tmp_path: Path, number: int) -> None:
-    """A program that is stopped while it writes leaves nothing half written and what was there; exit 128 + the signal."""
-    caught, model = 0, ROOT / "weights" / "tiny.gguf"
-    ids = succeeds("encode", ROOT / "weights" / "samples.png", model=model).stdout
-    succeeds("decode", "-o", tmp_path / "q.png", model=model, stdin=ids)
-    whole = np.asarray(Image.open(tmp_path / "q.png"))
-    for _ in range(100):
-        (tmp_path / "q.png").write_bytes(b"old")
-        process = subprocess.Popen([JANUS, "decode", "-m", model, "-o", tmp_path / "q.png"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
-                                   stderr=subprocess.PIPE, preexec_fn=lambda: not_ignored(number))
-        process.stdin.write(ids)
-        process.stdin.close()
-        process.stdin = None
-        deadline = time.monotonic() + 30
-        while process.poll() is None and time.monotonic() < deadline and not list(tmp_path.glob("*.part")):
+    """A program that is stopped while it writes one of many pictures leaves none half written and keeps what was there of the
+    others; exit 128 + the signal."""
+    caught, names = 0, [f"q-{i}.png" for i in range(1, 33)]
+    command = ["generate", "-q", "-m", ROOT / "weights" / "tiny.gguf", "-s", 1, "-n", len(names), "-o", tmp_path / "q.png", "a red circle"]
+    succeeds(*command)
+    whole = [np.asarray(Image.open(tmp_path / name)) for name in names]
+    for _ in range(20):
+        for name in names:
+            (tmp_path / name).write_bytes(b"old")
+        process = subprocess.Popen([JANUS, *map(str, command)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        deadline = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < deadline and all((tmp_path / name).stat().st_size == 3 for name in names[:2]):
             pass
         process.send_signal(number)
         assert process.communicate(timeout=60)[1] in (b"", b"janus: stopped\n" if number == signal.SIGINT else b"")
         assert process.returncode in (128 + number, 0)  # 0: it was done
-        assert [path.name for path in tmp_path.iterdir()] == ["q.png"]
-        kept = (tmp_path / "q.png").read_bytes() == b"old"
-        assert kept or (np.asarray(Image.open(tmp_path / "q.png")) == whole).all()
-        assert process.returncode != 0 or not kept
-        caught += kept
+        assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
+        old = [(tmp_path / name).read_bytes() == b"old" for name in names]
+        assert all(kept or (np.asarray(Image.open(tmp_path / name)) == pixels).all() for kept, name, pixels in zip(old, names, whole))
+        assert process.returncode != 0 or not any(old)
+        caught += any(old)
         if caught == 3:
             break
     assert caught == 3
