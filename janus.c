@@ -5361,7 +5361,7 @@ static void encode_text(Encoder *encoder, size_t length) {
     encode_by_rules(encoder, 0, start, length);
 }
 
-/* Refuses a text of a user that is too long or not UTF-8. */
+/* Refuses a text that is too long or not UTF-8. */
 static void check_user_text(Context *cx, StringView text, const char *what) {
     const size_t valid = text.length > TEXT_LIMIT ? 0 : utf8_valid_prefix(text.text, text.length);
     if (text.length > TEXT_LIMIT)
@@ -5371,9 +5371,11 @@ static void check_user_text(Context *cx, StringView text, const char *what) {
                      (unsigned long)valid);
 }
 
-/* Adds the ids of a text that was checked, without a beginning-of-sentence token. */
+/* Adds the ids of a text, without a beginning-of-sentence token. A prompt is checked once more with the model's words
+   around it, as these lie in the file, which may have changed since it was loaded. */
 static void tokenizer_encode(Context *cx, const Tokenizer *t, StringView text, IdList *ids) {
     const ArenaBlock *mark = scratch_mark(cx);
+    check_user_text(cx, text, "text");
     Encoder encoder = {.cx = cx, .tokenizer = t, .text = text.text, .ids = ids};
     encoder.symbols = scratch_bytes(cx, (int64_t)text.length, sizeof *encoder.symbols);
     encoder.queue = scratch_bytes(cx, (int64_t)text.length, 2 * sizeof *encoder.queue);
@@ -7064,7 +7066,6 @@ JanusStatus janus_tokenize(const JanusModel *model, const char *text, size_t len
     if (check_given(model, length > 0 ? text : "", error) != JANUS_OK || check_given(ids, count, error) != JANUS_OK)
         return JANUS_BAD_ARGUMENT;
     id_list_add(&cx, &list, 0, 0); /* not NULL for an empty text */
-    check_user_text(&cx, (StringView){text, length}, "text");
     tokenizer_encode(&cx, &model->storage->tokenizer, (StringView){text, length}, &list);
     if (has_failed(&cx)) {
         id_list_free(&list);
