@@ -9785,10 +9785,9 @@ enum { COMMAND_COUNT = sizeof COMMANDS / sizeof COMMANDS[0] };
 /* NULL after a complaint. */
 static const Command *find_command(const char *name) {
     TextBuffer names = {0};
-    for (int i = 0; i < COMMAND_COUNT; i++) {
+    for (int i = 0; i < COMMAND_COUNT; i++)
         if (strcmp(COMMANDS[i].name, name) == 0) return &COMMANDS[i];
-        text_print(&names, "%s ", COMMANDS[i].name);
-    }
+    for (int i = 0; i < COMMAND_COUNT; i++) text_print(&names, "%s ", COMMANDS[i].name);
     unknown_word("command", name, &names, "janus help lists them");
     return NULL;
 }
@@ -10044,9 +10043,10 @@ static int run_command(Program *program, const Command *command, const char *pro
 }
 
 static int janus_main(int argc, char **argv) {
-    static Program zeroed; /* what it holds goes with the process */
-    Program *program = &zeroed;
+    static Program state; /* not on the stack: it is large */
+    Program *program = &state;
     CommandLine *line = &program->line;
+    memset(program, 0, sizeof *program);
     line->request = request_defaults();
     const Command *command;
     int result = parse_command_line(line, &command, argc, argv);
