@@ -9583,11 +9583,10 @@ static void run_batch(Batch *batch) {
 
 static void command_batch(Program *program) {
     const char *path = program->line.request.text, *name = strcmp(path, "-") == 0 ? "stdin" : path;
-    static Batch batch;
+    Batch batch = {.program = program};
     LineReader *reader = &program->input;
     reader->stream = name != path ? stdin : file_open(path, "rb");
     if (reader->stream == NULL) reader->failure = errno_or(EIO);
-    batch.program = program;
     batch.last = &batch.jobs;
     program->shows_progress = false; /* the results are the progress */
     if (reader->failure == 0) janus_queue_new(program->session, program->line.batch, &batch.queue, &program->error);
@@ -9597,6 +9596,12 @@ static void command_batch(Program *program) {
     if (reader->failure != 0)
         fail(&program->error, JANUS_IO_ERROR, "cannot read %s: %s", name, strerror(reader->failure));
     if (cancel_requested) program->error.status = JANUS_CANCELLED;
+    for (BatchJob *job = batch.jobs, *next; job != NULL; job = next) {
+        next = job->next;
+        text_free(&job->reply);
+        free(job);
+    }
+    free(batch.claims);
     janus_queue_free(batch.queue);
 }
 
@@ -10059,6 +10064,11 @@ static int janus_main(int argc, char **argv) {
              !streams_fit(command, line) || !stdout_usable(&line->request))
         result = EXIT_USAGE;
     else result = run_command(program, command, argv[0]);
+    forget_images(program);
+    file_image_free(&program->text);
+    free(program->tap.dumped.stages);
+    free(program->tap.met.stages);
+    free(program->colours);
     janus_session_free(program->session);
     janus_free(program->model);
     return result;
