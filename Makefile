@@ -108,7 +108,7 @@ fuzz: build/fuzz/fuzz-model ## every target of test/fuzz for T=60 seconds
 
 build/fuzz/fuzz-model: $(FUZZ_SOURCES) test/fuzz/stb.ignore
 	@command -v $(CLANG) >/dev/null || { echo "fuzzing needs clang and llvm: make deps WHAT=fuzz"; exit 1; }
-	@$(FIND_STB); set -x; mkdir -p $(@D); $(CLANG) -std=c99 -g1 -O1 -fsanitize=fuzzer,address,undefined,float-cast-overflow \
+	@$(FIND_STB); set -x; mkdir -p $(@D); $(CLANG) -std=c99 -g1 -O1 -DJANUS_NO_SIMD -fsanitize=fuzzer,address,undefined,float-cast-overflow \
 	    -fno-sanitize-recover=all -fsanitize-ignorelist=test/fuzz/stb.ignore $$stb -I. test/fuzz/fuzz.c -o $@ $(LINK)
 
 platforms: janus ## builds, runs and compares for every platform whose tools are here: ROWS="mips|big-endian"

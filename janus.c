@@ -1120,6 +1120,7 @@ static void take_next_ids(Context *cx, const JanusModel *m, Task *const *tasks, 
     int64_t answers = 0, R = 0;
     for (int i = 0; i < count; R += tasks[i++]->R) answers += tasks[i]->answers;
     float *words = scratch(cx, answers, V), *colours = scratch(cx, R - answers, K);
+    if (has_failed(cx)) return;
     linear(cx, words, hidden, &m->lm_head, NULL, answers);
     image_head(cx, m, colours, hidden + answers * D, R - answers);
     if (has_failed(cx)) return;
@@ -4695,7 +4696,7 @@ static void tap_sequences(Context *cx, const char *name, int i, const float *x, 
                           bool tapped) {
     char full[NAME_LIMIT + 8] = "uncond.", *own = full + strlen(full);
     check_finite(cx, block_name(own, name, i), x, R * T * width);
-    for (int64_t r = 0; tapped && r < R && r < 2; r++)
+    for (int64_t r = 0; tapped && r < R && r < 2 && !has_failed(cx); r++)
         hand_over(cx, r == 0 ? own : full, JANUS_FLOAT32, x + r * T * width, T, width, 0);
 }
 
