@@ -3989,7 +3989,7 @@ static int x86_level(void) {
 
 /* True if --fast uses tiles of rounded operands for bf16 weights. A rule by instructions and maker, not by measurement,
    so that a machine gives the same ids in every run. Speed-up over exact (576 x 1024 x 4096, one thread):
-     AMX                                       5 to 7          yes
+     AMX                                       2 to 3          yes
      pairs of bf16 (VDPBF16PS), AMD Zen 4, 5   1.77 to 1.93    yes
      the same, Intel Xeon, models 143 to 207   0.62            no: they run at half the rate of f32
    make bench measures both and reports where the rule is wrong. */
