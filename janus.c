@@ -4972,8 +4972,8 @@ static void utf8_stream_finish(Utf8Stream *stream, TextBuffer *out) {
     stream->length = 0;
 }
 
-/* Adds the bytes to `out` as valid UTF-8, but for an incomplete character at their end. Every maximal prefix of a
-   character that is not completed becomes one U+FFFD: the practice of the Unicode standard, and so of Rust's
+/* Adds the bytes to `out` as valid UTF-8 and holds back an incomplete character at their end. Every maximal prefix of a
+   character that is not completed becomes one U+FFFD: the practice of the Unicode standard, and of Rust's
    from_utf8_lossy, which `tokenizers` uses. */
 static void utf8_stream_write(Utf8Stream *stream, StringView bytes, TextBuffer *out) {
     for (size_t i = 0; i < bytes.length; i++) {
@@ -4990,8 +4990,8 @@ static void utf8_stream_write(Utf8Stream *stream, StringView bytes, TextBuffer *
 }
 
 /* ---- Pre-tokenizer ----
-   A list of rules. The first one cuts the text before and after each of its matches, the second one every piece that
-   this leaves, matches and gaps alike, and so on. A rule is the regular expression before? body, body+, body$ or body+$
+   A list of rules. The first one cuts the text before and after each of its matches, the second one does so in every
+   piece that results, match or gap, and so on. A rule is the regular expression before? body, body+, body$ or body+$
    over sets of characters, so that one pass over a piece finds all matches. convert.py compiles the rules of
    tokenizer.json to numbers: janus.tokenizer.split_rules holds for each rule
 
@@ -5019,7 +5019,7 @@ static bool set_contains(const CharacterSet *set, uint32_t character) {
     return low < set->count && set->ends[2 * low] <= character;
 }
 
-/* Where a match of the rule's body from `start` ends; `start` itself if there is none. *reached: how far it looked. */
+/* The end of the match of the rule's body at `start`; `start` if there is none. *reached: the end of what was read. */
 static size_t match_body(const SplitRule *rule, const char *text, size_t start, size_t end, size_t *reached) {
     size_t match_end = start;
     *reached = start;
@@ -5065,7 +5065,7 @@ typedef struct {
 typedef struct {
     /* From the model file; the names lie in it. */
     int32_t vocab_size;
-    StringView *tokens;     /* (vocab_size) normal ones in the byte-level alphabet, added ones as they stand in text */
+    StringView *tokens;     /* (vocab_size) normal ones in the byte-level alphabet, added ones as plain text */
     uint32_t *types;        /* (vocab_size) TokenKind */
     uint32_t *merge_ids;    /* (merge_count, 3) by rank: left, right, merged */
     uint32_t *splits;       /* (split_count) the split rules */
@@ -5082,7 +5082,7 @@ typedef struct {
     bool begins_added[256]; /* the bytes that an added token begins with */
 } Tokenizer;
 
-/* Reads a set of `count` ranges from the rules' numbers; false: they end too early or are not ascending. */
+/* Reads a set of `count` ranges from the rules' numbers; returns false if they end early or are not ascending. */
 static bool read_set(const Tokenizer *t, CharacterSet *set, uint32_t count, int64_t *at) {
     if (count > (t->split_count - *at) / 2) return false;
     set->ends = t->splits + *at;
@@ -5121,8 +5121,8 @@ static void fill_alphabet(int16_t byte_of[ALPHABET_SIZE]) {
     }
 }
 
-/* Writes the bytes that a token's name stands for to `out`, at most as many as the name has; returns how many.
-   *literal: the name has a character outside the alphabet and stands for itself. */
+/* Writes the bytes of a token to `out`, at most as many as its name has; returns how many. *literal: the name has a
+   character outside the alphabet, so its bytes are the name itself. */
 static size_t name_to_bytes(const int16_t *byte_of, StringView name, char *out, bool *literal) {
     size_t at = 0, written = 0;
     *literal = false;
@@ -5177,8 +5177,8 @@ static void build_bytes(Context *cx, Tokenizer *t) {
             context_fail(cx, JANUS_BAD_MODEL, "tokenizer.ggml.tokens has no token for the byte 0x%02X", (unsigned)byte);
 }
 
-/* The bytes of one token, which need not be complete characters and live as long as the tokenizer. A control token has
-   its content, an unused id nothing. NULL if there is no such id. */
+/* The bytes of one token, which need not be complete characters and live as long as the tokenizer. A control token is
+   its name, an unused id is empty. NULL if there is no such id. */
 static StringView token_bytes(const Tokenizer *t, int64_t id) {
     if (id < 0 || id >= t->vocab_size) return (StringView){NULL, 0};
     return (StringView){t->bytes + t->starts[id], t->starts[id + 1] - t->starts[id]};
@@ -5223,20 +5223,12 @@ static const Merge *find_merge(const Tokenizer *t, int32_t left, int32_t right) 
     return low > 0 && t->merges[low - 1].pair == pair ? &t->merges[low - 1] : NULL;
 }
 
-/* Derives the rest of a tokenizer from the values of the file, which need not be sound. */
-static void tokenizer_build(Context *cx, Tokenizer *t) {
-    if (!has_failed(cx)) read_rules(cx, t);
-    if (!has_failed(cx)) build_bytes(cx, t);
-    if (!has_failed(cx)) build_merges(cx, t);
-}
-
 /* ---- Encoding ---- */
 
-/* A token of the piece that is being merged. A piece is a linked list, in an array with one place a byte. */
+/* A token of the piece that is being merged. */
 typedef struct {
-    int32_t id;
-    int32_t previous, next; /* places in the array; -1 at the ends */
-    int32_t rank;           /* of the merge with the next symbol; -1: they are not a merge */
+    int32_t id;         /* -1 behind the last one */
+    const Merge *merge; /* with the next token; NULL: they are none */
 } Symbol;
 
 typedef struct {
@@ -5244,81 +5236,50 @@ typedef struct {
     const Tokenizer *tokenizer;
     const char *text;
     IdList *ids;
-    Symbol *symbols; /* (bytes of the text) */
-    uint64_t *queue; /* (2 * bytes of the text) a binary heap of merges: rank << 32 | place of the left symbol */
-    size_t queue_count;
+    Symbol *symbols; /* (bytes of the text + 1) */
 } Encoder;
 
-static void queue_push(Encoder *encoder, uint64_t item) {
-    uint64_t *queue = encoder->queue;
-    size_t place = encoder->queue_count++;
-    for (size_t parent; place > 0; place = parent) {
-        parent = (place - 1) / 2;
-        if (queue[parent] <= item) break;
-        queue[place] = queue[parent];
+static bool precedes(const Merge *a, const Merge *b) { return a != NULL && (b == NULL || a->rank < b->rank); }
+
+/* Merges all neighbours that are this merge, from left to right, until a merge of lower rank appears. Returns the new
+   number of symbols. */
+static size_t apply_merge(const Tokenizer *t, Symbol *symbols, size_t count, const Merge *merge) {
+    size_t kept = 0;
+    bool preceded = false;
+    for (size_t i = 0; i < count; i++, kept++) {
+        symbols[kept] = symbols[i];
+        if (preceded || symbols[kept].merge != merge) continue;
+        i++;
+        symbols[kept] = (Symbol){merge->merged, find_merge(t, merge->merged, symbols[i + 1].id)};
+        preceded = precedes(symbols[kept].merge, merge);
+        if (kept == 0) continue;
+        symbols[kept - 1].merge = find_merge(t, symbols[kept - 1].id, merge->merged);
+        preceded = preceded || precedes(symbols[kept - 1].merge, merge);
     }
-    queue[place] = item;
+    symbols[kept].id = -1;
+    return kept;
 }
 
-/* Takes the least item: the lowest rank and, among equals, the leftmost place. */
-static uint64_t queue_pop(Encoder *encoder) {
-    uint64_t *queue = encoder->queue;
-    const uint64_t least = queue[0], item = queue[--encoder->queue_count];
-    const size_t count = encoder->queue_count;
-    size_t place = 0;
-    for (size_t child = 1; child < count; child = 2 * place + 1) {
-        if (child + 1 < count && queue[child + 1] < queue[child]) child++;
-        if (queue[child] >= item) break;
-        queue[place] = queue[child];
-        place = child;
+/* Byte-pair encoding of one piece, in as many passes as different merges apply. */
+static void encode_piece(const Encoder *encoder, size_t start, size_t end) {
+    const Tokenizer *t = encoder->tokenizer;
+    Symbol *symbols = encoder->symbols;
+    size_t count = end - start;
+    for (size_t i = 0; i < count; i++) symbols[i].id = t->byte_ids[(uint8_t)encoder->text[start + i]];
+    symbols[count].id = -1;
+    for (size_t i = 0; i < count; i++) symbols[i].merge = find_merge(t, symbols[i].id, symbols[i + 1].id);
+    for (;;) {
+        const Merge *lowest = NULL;
+        for (size_t i = 0; i < count; i++)
+            if (precedes(symbols[i].merge, lowest)) lowest = symbols[i].merge;
+        if (lowest == NULL) break;
+        count = apply_merge(t, symbols, count, lowest);
     }
-    queue[place] = item;
-    return least;
-}
-
-/* Queues the merge of the symbol at `place` with its next one, if they are one. */
-static void propose_merge(Encoder *encoder, int32_t place) {
-    Symbol *symbol = &encoder->symbols[place];
-    const Merge *merge = NULL;
-    if (symbol->next >= 0) merge = find_merge(encoder->tokenizer, symbol->id, encoder->symbols[symbol->next].id);
-    symbol->rank = merge != NULL ? merge->rank : -1;
-    if (merge != NULL) queue_push(encoder, (uint64_t)merge->rank << 32 | (uint32_t)place);
-}
-
-/* Makes one symbol of the one at `place` and its next one, which gives it new neighbours. */
-static void apply_merge(Encoder *encoder, int32_t place) {
-    Symbol *left = &encoder->symbols[place], *right = &encoder->symbols[left->next];
-    left->id = find_merge(encoder->tokenizer, left->id, right->id)->merged;
-    right->rank = -1;
-    left->next = right->next;
-    if (left->next >= 0) encoder->symbols[left->next].previous = place;
-    propose_merge(encoder, place);
-    if (left->previous >= 0) propose_merge(encoder, left->previous);
-}
-
-/* Byte-pair encoding of one piece, in n log n steps for any text. If a symbol has changed since its merge was queued,
-   its rank differs and the merge is dropped. Every merge takes one item out of the queue and puts at most two in, so
-   that there are never twice as many as bytes. */
-static void encode_piece(Encoder *encoder, size_t start, size_t end) {
-    const int32_t size = (int32_t)(end - start);
-    for (int32_t place = 0; place < size; place++) {
-        Symbol *symbol = &encoder->symbols[place];
-        symbol->id = encoder->tokenizer->byte_ids[(uint8_t)encoder->text[start + (size_t)place]];
-        symbol->previous = place - 1;
-        symbol->next = place + 1 < size ? place + 1 : -1;
-    }
-    for (int32_t place = 0; place < size; place++) propose_merge(encoder, place);
-    while (encoder->queue_count > 0) {
-        const uint64_t item = queue_pop(encoder);
-        const int32_t place = (int32_t)(item & UINT32_MAX);
-        if (encoder->symbols[place].rank == (int32_t)(item >> 32)) apply_merge(encoder, place);
-    }
-    for (int32_t place = 0; place >= 0; place = encoder->symbols[place].next)
-        id_list_add(encoder->cx, encoder->ids, encoder->symbols[place].id, 1);
+    for (size_t i = 0; i < count; i++) id_list_add(encoder->cx, encoder->ids, symbols[i].id, 1);
 }
 
 /* Cuts text[start..end) by the rules from number `rule` on and encodes the pieces. */
-static void encode_by_rules(Encoder *encoder, int rule, size_t start, size_t end) {
+static void encode_by_rules(const Encoder *encoder, int rule, size_t start, size_t end) {
     size_t match_start, match_end;
     if (start == end) return;
     if (rule == encoder->tokenizer->rule_count) {
@@ -5347,7 +5308,7 @@ static int32_t match_added(const Tokenizer *t, const char *text, size_t length, 
 }
 
 /* Cuts the added tokens out, from left to right, the longest at each place, and encodes what lies between. */
-static void encode_text(Encoder *encoder, size_t length) {
+static void encode_text(const Encoder *encoder, size_t length) {
     size_t start = 0, at = 0, name_length;
     while (at < length) {
         const int32_t id = match_added(encoder->tokenizer, encoder->text + at, length - at, &name_length);
@@ -5372,21 +5333,20 @@ static void check_user_text(Context *cx, StringView text, const char *what) {
                      (unsigned long)valid);
 }
 
-/* Adds the ids of a text, without a beginning-of-sentence token. A prompt is checked once more with the model's words
-   around it, as these lie in the file, which may have changed since it was loaded. */
+/* Adds the ids of a text, without a beginning-of-sentence token. A prompt is checked again here because it now contains
+   words of the model file, which may have changed on disk since it was loaded. */
 static void tokenizer_encode(Context *cx, const Tokenizer *t, StringView text, IdList *ids) {
     const ArenaBlock *mark = scratch_mark(cx);
     check_user_text(cx, text, "text");
     Encoder encoder = {.cx = cx, .tokenizer = t, .text = text.text, .ids = ids};
-    encoder.symbols = scratch_bytes(cx, (int64_t)text.length, sizeof *encoder.symbols);
-    encoder.queue = scratch_bytes(cx, (int64_t)text.length, 2 * sizeof *encoder.queue);
+    encoder.symbols = scratch_bytes(cx, (int64_t)text.length + 1, sizeof *encoder.symbols);
     if (!has_failed(cx)) encode_text(&encoder, text.length);
     scratch_release(cx, mark);
 }
 
 /* ---- Decoding ---- */
 
-/* Ids to text with a zero byte after its `*length` bytes, which the caller frees. Control tokens are written out. */
+/* Ids to text, control tokens included: `*length` bytes and a zero byte, which the caller frees. */
 static char *tokenizer_decode(Context *cx, const Tokenizer *t, const int32_t *ids, size_t count, size_t *length) {
     Utf8Stream stream = {{0}, 0};
     TextBuffer text = {0};
@@ -6059,7 +6019,9 @@ static void need_tokenizer(Loader *l) {
     if (has_failed(&l->cx)) return;
     Cursor cursor = {l->file->bytes, l->file->size, (size_t)(tokens->value - l->file->bytes), false};
     for (int32_t i = 0; i < t->vocab_size; i++) t->tokens[i] = cursor_string(&cursor);
-    tokenizer_build(&l->cx, t);
+    read_rules(&l->cx, t);
+    build_bytes(&l->cx, t);
+    build_merges(&l->cx, t);
 }
 
 /* Fills in l->model from the file l->path. If this fails, janus_free frees what there is. */
