@@ -87,8 +87,8 @@ c-tests: $(C_TESTS)
 $(BUILT)/library.o: $(SOURCES)
 	$(COMPILE) $(WARNINGS) -fPIC -DJANUS_LIBRARY -c janus.c -o $@
 
-$(BUILT)/test_janus: test/c/test_janus.c test/c/common.h $(BUILT)/library.o
-	$(COMPILE) $(WARNINGS) test/c/test_janus.c $(BUILT)/library.o -o $@ $(LINK)
+$(BUILT)/test_janus: test/c/test_janus.c test/c/common.h $(SOURCES)
+	$(COMPILE) $(WARNINGS) test/c/test_janus.c -o $@ $(LINK)
 
 $(BUILT)/test_kernels: test/c/test_kernels.c test/c/common.h test/c/emulate_amx.h $(SOURCES)
 	$(COMPILE) test/c/test_kernels.c -o $@ $(LINK)

@@ -1,14 +1,15 @@
 /* test_janus.c - tests of the library, in seconds and without Python.   SPDX-License-Identifier: MIT
 
-       cc -DJANUS_LIBRARY -I. test/c/test_janus.c janus.c -o test_janus -lm -lpthread
+       cc -I. test/c/test_janus.c -o test_janus -lm -lpthread
        ./test_janus [GOLDEN_FOLDER [TEMPORARY_FILE]]
 
-   First every stage of three small models against values that PyTorch computed (test/golden, record_golden.py), with
-   each kind of kernel that this machine has: one line a tensor, its shape, how often it was met, and the largest
-   difference relative to the largest value. Then what janus.h promises: sessions, turns, batches, cancellation,
-   threads, errors. */
+   First `janus selftest` on four small models, whose stages PyTorch computed (test/golden, record_golden.py), with each
+   kind of kernel that this machine has. Then what janus.h promises: sessions, turns, batches, cancellation, threads,
+   errors. */
 
-#include "janus.h"
+#define main janus_program
+#include "janus.c"
+#undef main
 
 #include "common.h"
 
@@ -20,213 +21,16 @@
 
 static const char *golden_folder = "test/golden", *temporary = "test_janus.tmp";
 
-/* ---- Recorded values ---- */
-
-typedef struct {
-    char name[96];
-    int type, dims, met;   /* type: 0 float32, 1 int32, 2 bytes */
-    int64_t shape[4], count;
-    float *floats;
-    int32_t *ints;
-    char *text;
-} Record;
-
-typedef struct {
-    Record *items;
-    int count;
-} Recording;
-
-static uint64_t little_endian(const unsigned char *bytes, int count) {
-    uint64_t value = 0;
-    for (int i = count - 1; i >= 0; i--) value = value << 8 | bytes[i];
-    return value;
-}
-
-/* Reads one record and returns the bytes behind it. */
-static const unsigned char *read_record(const unsigned char *at, Record *record) {
-    const size_t length = (size_t)little_endian(at, 4);
-    memset(record, 0, sizeof *record);
-    memcpy(record->name, at + 4, length < sizeof record->name - 1 ? length : sizeof record->name - 1);
-    at += 4 + length;
-    record->type = (int)little_endian(at, 4);
-    record->dims = (int)little_endian(at + 4, 4);
-    at += 8;
-    record->count = 1;
-    for (int i = 0; i < record->dims; i++, at += 8) {
-        record->shape[i] = (int64_t)little_endian(at, 8);
-        record->count *= record->shape[i];
-    }
-    if (record->type == 2) {
-        record->text = need(calloc((size_t)record->count + 1, 1));
-        memcpy(record->text, at, (size_t)record->count);
-        return at + record->count;
-    }
-    if (record->type == 0) record->floats = need(malloc(((size_t)record->count + 1) * sizeof(float)));
-    else record->ints = need(malloc(((size_t)record->count + 1) * sizeof(int32_t)));
-    for (int64_t i = 0; i < record->count; i++, at += 4) {
-        const uint32_t bits = (uint32_t)little_endian(at, 4);
-        if (record->type == 0) memcpy(&record->floats[i], &bits, 4);
-        else memcpy(&record->ints[i], &bits, 4);
-    }
-    return at;
-}
-
-static Recording read_recording(const char *path) {
-    Recording recording = {NULL, 0};
-    size_t length = 0;
-    unsigned char *bytes = read_file(path, &length);
-    if (bytes == NULL || length < 8 || memcmp(bytes, "JANUSREC", 8) != 0) {
-        printf("NOT OK  %s is missing or is no recording (run this in the project's folder)\n", path);
-        exit(1);
-    }
-    for (const unsigned char *at = bytes + 8; at < bytes + length; recording.count++) {
-        if (recording.count % 64 == 0)
-            recording.items = need(realloc(recording.items, ((size_t)recording.count + 64) * sizeof(Record)));
-        at = read_record(at, &recording.items[recording.count]);
-    }
-    free(bytes);
-    return recording;
-}
-
-static void free_recording(Recording *recording) {
-    for (int i = 0; i < recording->count; i++) {
-        free(recording->items[i].floats);
-        free(recording->items[i].ints);
-        free(recording->items[i].text);
-    }
-    free(recording->items);
-}
-
-static Record *find_record(Recording *recording, const char *name) {
-    for (int i = 0; i < recording->count; i++)
-        if (strcmp(recording->items[i].name, name) == 0) return &recording->items[i];
-    return NULL;
-}
-
-static const Record *input(Recording *recording, const char *name) {
-    char full[96];
-    snprintf(full, sizeof full, "input/%s", name);
-    return need(find_record(recording, full));
-}
-
-static JanusImage input_image(Recording *recording) {
-    const Record *record = input(recording, "image");
-    JanusImage image;
-    image.height = (int)record->shape[0];
-    image.width = (int)record->shape[1];
-    image.rgb = need(malloc((size_t)record->count));
-    for (int64_t i = 0; i < record->count; i++) image.rgb[i] = (uint8_t)record->ints[i];
-    return image;
-}
-
-/* ---- Stages against the recording ---- */
-
-typedef struct {
-    char name[64], shape[40];
-    int times, wrong;
-    double worst;
-} Stage;
-
-/* What the tap of a session compares with. */
-typedef struct {
-    Recording *recording;
-    const char *task;     /* "ask", "draw" or "encode" */
-    Stage stages[128];
-    int stage_count;
-} Comparison;
-
-static Stage *stage_of(Comparison *c, const char *name) {
-    for (int i = 0; i < c->stage_count; i++)
-        if (strcmp(c->stages[i].name, name) == 0) return &c->stages[i];
-    if (c->stage_count == 128) return &c->stages[127];
-    Stage *stage = &c->stages[c->stage_count++];
-    memset(stage, 0, sizeof *stage);
-    snprintf(stage->name, sizeof stage->name, "%s", name);
-    return stage;
-}
-
-/* Two shapes without their sizes of 1. */
-static int same_shape(const Record *record, const int64_t *shape, int dims) {
-    int64_t a[4], b[4];
-    int count_a = 0, count_b = 0;
-    for (int i = 0; i < record->dims; i++)
-        if (record->shape[i] != 1) a[count_a++] = record->shape[i];
-    for (int i = 0; i < dims; i++)
-        if (shape[i] != 1) b[count_b++] = shape[i];
-    return count_a == count_b && memcmp(a, b, (size_t)count_a * sizeof *a) == 0;
-}
-
-/* Largest difference relative to the largest value; infinite for anything that is not finite. */
-static double relative_difference(const float *mine, const float *theirs, int64_t count) {
-    double difference = 0, largest = 1e-30;
-    for (int64_t i = 0; i < count; i++) {
-        if (!(fabs((double)mine[i]) < 1e30)) return HUGE_VAL;
-        if (fabs((double)mine[i] - theirs[i]) > difference) difference = fabs((double)mine[i] - theirs[i]);
-        if (fabs((double)theirs[i]) > largest) largest = fabs((double)theirs[i]);
-    }
-    return difference / largest;
-}
-
-/* The tap: looks the tensor up as task/name, task/name.1, ... and keeps the largest difference of its stage. 8-bit
-   pixels are truncated, so a tiny difference before that may move them by one. */
-static void compare_tap(void *user, const char *name, JanusElement type, const void *data, const int64_t *shape,
-                        int dims) {
-    Comparison *c = user;
-    Stage *stage = stage_of(c, name);
-    char full[160];
-    double difference = 0;
-    snprintf(full, sizeof full, stage->times == 0 ? "%s/%s" : "%s/%s.%d", c->task, name, stage->times);
-    Record *record = find_record(c->recording, full);
-    stage->times++;
-    if (record == NULL || record->type != (int)type || !same_shape(record, shape, dims)) {
-        stage->wrong++;
-        return;
-    }
-    record->met = 1;
-    for (int i = 0, at = 0; i < record->dims; i++)
-        at += snprintf(stage->shape + at, sizeof stage->shape - (size_t)at, "%s%ld", i ? "x" : "",
-                       (long)record->shape[i]);
-    if (type == JANUS_FLOAT32) {
-        difference = relative_difference(data, record->floats, record->count);
-    } else {
-        const int allowed = strcmp(name, "image.pixels") == 0;
-        for (int64_t i = 0; i < record->count; i++)
-            if (abs(((const int32_t *)data)[i] - record->ints[i]) > allowed) difference++;
-    }
-    if (difference > stage->worst) stage->worst = difference;
-}
-
-/* Prints the stages that a task met and checks that it met all that were recorded. */
-static void print_stages(Comparison *c, const char *model, double tolerance, int shown) {
-    for (int i = 0; i < c->stage_count; i++) {
-        const Stage *stage = &c->stages[i];
-        check(stage->wrong == 0 && stage->worst <= tolerance, shown, "%s %-6s %-30s %-12s x%-3d %.1e%s", model,
-              c->task, stage->name, stage->shape, stage->times, stage->worst,
-              stage->wrong > 0 ? "  unknown, or of another shape" : "");
-    }
-    for (int i = 0; i < c->recording->count; i++) {
-        Record *record = &c->recording->items[i];
-        const size_t length = strlen(c->task);
-        if (strncmp(record->name, c->task, length) == 0 && record->name[length] == '/' && !record->met)
-            check(0, 1, "%s %s was not handed to the tap", model, record->name);
-        record->met = 0;
-    }
-}
-
 typedef struct {
     JanusModel *model;
-    Recording recording;
     JanusImage image;
     char path[512];
 } Golden;
 
 static Golden open_golden(const char *name) {
-    Golden golden;
+    Golden golden = {.image = {90, 60, need(malloc(3 * 90 * 60))}};
     JanusError error = {JANUS_OK, ""};
-    char path[512];
-    snprintf(path, sizeof path, "%s/%s.rec", golden_folder, name);
-    golden.recording = read_recording(path);
-    golden.image = input_image(&golden.recording);
+    test_picture(&golden.image);
     snprintf(golden.path, sizeof golden.path, "%s/%s.gguf", golden_folder, name);
     if (!check(janus_load(golden.path, &golden.model, &error) == JANUS_OK, 0, "load %s: %s", golden.path,
                error.message))
@@ -237,7 +41,6 @@ static Golden open_golden(const char *name) {
 static void close_golden(Golden *golden) {
     janus_free(golden->model);
     janus_image_free(&golden->image);
-    free_recording(&golden->recording);
 }
 
 static JanusSession *open_session(const JanusModel *model, const JanusSessionOptions *options) {
@@ -261,8 +64,6 @@ static JanusGenerateOptions greedy_drawing(int count) {
     return options;
 }
 
-static int answer_length(const Record *ids) { return (int)ids->count; }
-
 /* The text with white space around it, which a prompt loses; owned by the caller. */
 static char *surrounded(const char *text) {
     const size_t size = strlen(text) + 16;
@@ -271,57 +72,11 @@ static char *surrounded(const char *text) {
     return padded;
 }
 
-/* The two turns of the recorded conversation. */
-static int ask_recorded(JanusSession *session, Golden *golden, char *answers[2]) {
-    const JanusAskOptions options = greedy_answer(answer_length(input(&golden->recording, "answer_ids")));
-    const char *question = input(&golden->recording, "question")->text;
-    char *second = surrounded(input(&golden->recording, "second_question")->text);
-    const int good = janus_ask(session, question, &golden->image, 1, &options, &answers[0], NULL) == JANUS_OK &&
-                     janus_ask(session, second, NULL, 0, &options, &answers[1], NULL) == JANUS_OK;
-    free(second);
-    return good;
-}
-
-static void test_stages(const char *name, const char *isa, double tolerance, int shown) {
-    Golden golden = open_golden(name);
-    Comparison *comparison = need(calloc(1, sizeof *comparison));
-    JanusSessionOptions options = janus_session_defaults();
-    const JanusGenerateOptions drawing = greedy_drawing(1);
-    JanusInfo info = janus_info(golden.model);
-    JanusImage picture = {0, 0, NULL};
-    char label[64], *answers[2] = {NULL, NULL};
-    int32_t *ids = need(malloc((size_t)info.image_tokens * sizeof *ids));
-    snprintf(label, sizeof label, "%s %s", name, isa);
-    options.isa = isa;
-    options.threads = 2;
-    options.cache = JANUS_CACHE_F32; /* as PyTorch's */
-    options.tap = compare_tap;
-    options.user = comparison;
-    comparison->recording = &golden.recording;
-    JanusSession *session = open_session(golden.model, &options);
-
-    comparison->task = "ask";
-    check(ask_recorded(session, &golden, answers), 0, "%s: two turns", label);
-    print_stages(comparison, label, tolerance, shown);
-    memset(comparison->stages, 0, sizeof comparison->stages);
-    comparison->stage_count = 0;
-    comparison->task = "draw";
-    check(janus_generate(session, input(&golden.recording, "prompt")->text, &drawing, &picture, NULL) == JANUS_OK, 0,
-          "%s: draw", label);
-    print_stages(comparison, label, tolerance, shown);
-    memset(comparison->stages, 0, sizeof comparison->stages);
-    comparison->stage_count = 0;
-    comparison->task = "encode";
-    check(janus_encode_image(session, &golden.image, ids, NULL) == JANUS_OK, 0, "%s: encode", label);
-    print_stages(comparison, label, tolerance, shown);
-
-    free(ids);
-    free(answers[0]);
-    free(answers[1]);
-    free(comparison);
-    janus_image_free(&picture);
-    janus_session_free(session);
-    close_golden(&golden);
+/* Two turns, the first about the image. */
+static int ask_twice(JanusSession *session, const Golden *golden, char *answers[2]) {
+    const JanusAskOptions options = greedy_answer(3);
+    return janus_ask(session, "What is in the picture?", &golden->image, 1, &options, &answers[0], NULL) == JANUS_OK &&
+           janus_ask(session, "How many trees?", NULL, 0, &options, &answers[1], NULL) == JANUS_OK;
 }
 
 /* All kinds of kernels; which of them there are depends on the machine. */
@@ -338,29 +93,21 @@ static int is_usable(const JanusModel *model, const char *isa) {
 }
 
 /* Every stage of the golden models, with each kind of kernel that this machine has. */
-/* Every stage of the three models, with each kind of kernel that this machine has. */
 static void test_golden(void) {
-    static const struct {
-        const char *name;
-        double tolerance;
-    } models[] = {/* f32 */ {"plain", 1e-4}, /* f16 */ {"grouped", 2e-3}, /* bf16 */ {"tied", 2e-3},
-                  {"quantised", 1e-4}};
+    static const char *const models[] = {"plain", "grouped", "tied", "quantised"}; /* f32, f16, bf16, all others */
     Golden golden = open_golden("plain");
-    int usable[KERNEL_COUNT], shown = 1;
+    int usable[KERNEL_COUNT];
     for (int k = 0; k < KERNEL_COUNT; k++) usable[k] = is_usable(golden.model, KERNEL_NAMES[k]);
     close_golden(&golden);
     check(usable[0], 0, "the plain kernels work everywhere");
-    for (int k = KERNEL_COUNT - 1; k >= 0; k--) {
-        if (!usable[k]) continue;
-        for (size_t i = 0; i < sizeof models / sizeof *models; i++) {
-            const int before = passed + failed, wrong = failed;
-            test_stages(models[i].name, KERNEL_NAMES[k], models[i].tolerance, shown);
-            if (!shown)
-                printf("%-7s%s %s: %d stages\n", failed == wrong ? "OK" : "NOT OK", models[i].name, KERNEL_NAMES[k],
-                       passed + failed - before);
+    for (int k = 0; k < KERNEL_COUNT; k++)
+        for (int i = 0; i < 4 && usable[k]; i++) {
+            char path[512], isa[16];
+            snprintf(path, sizeof path, "%s/%s.gguf", golden_folder, models[i]);
+            snprintf(isa, sizeof isa, "%s", KERNEL_NAMES[k]);
+            char *arguments[] = {"janus", "selftest", "-q", "-t", "2", "--isa", isa, "-m", path, NULL};
+            check(janus_main(9, arguments) == 0, 1, "%s, %s: every stage is PyTorch's", models[i], isa);
         }
-        shown = 0;
-    }
 }
 
 /* ---- Results that must not depend on how they are computed ---- */
@@ -390,7 +137,7 @@ static uint64_t fingerprint(Golden *golden, int threads) {
     drawing.count = 2;
     drawing.seed = 7;
     JanusSession *session = open_session(golden->model, &options);
-    check(ask_recorded(session, golden, answers), 0, "two turns on %d threads", threads);
+    check(ask_twice(session, golden, answers), 0, "two turns on %d threads", threads);
     check(janus_generate(session, "two blue cars", &drawing, pictures, NULL) == JANUS_OK, 0, "draw on %d threads",
           threads);
     check(janus_encode_image(session, &golden->image, ids, NULL) == JANUS_OK, 0, "encode on %d threads", threads);
@@ -415,30 +162,27 @@ static void test_threads(const char *name) {
 /* Pictures drawn side by side are those drawn one by one, and each is the decoded form of its ids. */
 static void test_batch(const char *name) {
     Golden golden = open_golden(name);
-    JanusSessionOptions exact = janus_session_defaults();
-    exact.cache = JANUS_CACHE_F32; /* as PyTorch's, whose ids are sampled at the end */
-    JanusSession *session = open_session(golden.model, &exact);
+    JanusSession *session = open_session(golden.model, NULL);
     const JanusInfo info = janus_info(golden.model);
     const size_t tokens = (size_t)info.image_tokens, bytes = 3 * (size_t)info.image_size * (size_t)info.image_size;
     int32_t *ids = need(malloc(3 * tokens * sizeof *ids)), *single = need(malloc(tokens * sizeof *single));
     JanusGenerateOptions options = greedy_drawing(3);
     JanusImage pictures[3], decoded;
-    char *prompt = surrounded(input(&golden.recording, "prompt")->text);
+    char *prompt = surrounded("a red fox");
     check(janus_generate_ids(session, prompt, &options, ids, NULL) == JANUS_OK, 0, "three rows of ids");
     options.count = 1;
     check(janus_generate_ids(session, prompt, &options, single, NULL) == JANUS_OK, 0, "one row of ids");
     for (int i = 0; i < 3; i++)
         check(memcmp(ids + (size_t)i * tokens, single, tokens * sizeof *ids) == 0, 1,
               "greedy picture %d of 3 is the single one", i);
-    check(memcmp(single, input(&golden.recording, "drawn_ids")->ints, tokens * sizeof *ids) == 0, 1,
-          "greedy ids are PyTorch's");
+    check(janus_generate_ids(session, "a red fox", &options, ids, NULL) == JANUS_OK &&
+              memcmp(single, ids, tokens * sizeof *ids) == 0,
+          1, "white space around a prompt changes nothing");
 
     options.count = 3;
     options.temperature = 1;
-    options.seed = 11; /* as recorded */
+    options.seed = 11;
     check(janus_generate_ids(session, prompt, &options, ids, NULL) == JANUS_OK, 0, "three sampled rows");
-    check(memcmp(ids, input(&golden.recording, "sampled_ids")->ints, 3 * tokens * sizeof *ids) == 0, 1,
-          "%s: sampled ids of three pictures are PyTorch's", name);
     check(janus_generate(session, prompt, &options, pictures, NULL) == JANUS_OK, 0, "three sampled pictures");
     for (int i = 0; i < 3; i++) {
         check(janus_decode_image(session, ids + (size_t)i * tokens, &decoded, NULL) == JANUS_OK, 0, "decode");
@@ -462,35 +206,58 @@ static void test_batch(const char *name) {
     close_golden(&golden);
 }
 
-/* Keeps the difference between the first LM logits and the recorded ones. */
-typedef struct {
-    Recording *recording;
-    double difference;
-} FirstLogits;
+/* ---- The first logits of an answer ---- */
 
-static void first_logits(void *user, const char *name, JanusElement type, const void *data, const int64_t *shape,
-                         int dims) {
-    FirstLogits *first = user;
-    const Record *record = find_record(first->recording, "ask/lm.logits");
-    (void)type, (void)dims;
-    if (strcmp(name, "lm.logits") == 0 && first->difference < 0 && shape[0] == record->count)
-        first->difference = relative_difference(data, record->floats, record->count);
+/* Largest difference relative to the largest value; infinite for anything that is not finite. */
+static double relative_difference(const float *mine, const float *theirs, int64_t count) {
+    double difference = 0, largest = 1e-30;
+    for (int64_t i = 0; i < count; i++) {
+        if (!(fabs((double)mine[i]) < 1e30)) return HUGE_VAL;
+        if (fabs((double)mine[i] - theirs[i]) > difference) difference = fabs((double)mine[i] - theirs[i]);
+        if (fabs((double)theirs[i]) > largest) largest = fabs((double)theirs[i]);
+    }
+    return difference / largest;
 }
 
-/* How far the first logits of an answer are from the recorded ones. */
-static double first_difference(Golden *golden, JanusCacheType cache) {
-    FirstLogits first = {&golden->recording, -1};
+typedef struct {
+    float logits[4096];
+    int64_t count; /* 0: nothing yet */
+} KeptLogits;
+
+static void keep_logits(void *user, const char *name, JanusElement type, const void *data, const int64_t *shape,
+                        int dims) {
+    KeptLogits *kept = user;
+    (void)type, (void)dims;
+    if (strcmp(name, "lm.logits") != 0 || kept->count != 0 || shape[0] > 4096) return;
+    kept->count = shape[0];
+    memcpy(kept->logits, data, (size_t)kept->count * sizeof *kept->logits);
+}
+
+/* The first logits of an answer about an image: exact or with rounded activations, with a type of cache. */
+static KeptLogits answer_logits(const JanusModel *model, const JanusImage *image, int fast, JanusCacheType cache) {
+    KeptLogits kept = {{0}, 0};
     JanusSessionOptions options = janus_session_defaults();
     const JanusAskOptions ask = greedy_answer(1);
+    options.fast = fast;
     options.cache = cache;
-    options.tap = first_logits;
-    options.user = &first;
-    JanusSession *session = open_session(golden->model, &options);
-    check(janus_ask(session, input(&golden->recording, "question")->text, &golden->image, 1, &ask, NULL, NULL) ==
-              JANUS_OK,
-          0, "an answer with cache type %d", (int)cache);
+    options.tap = keep_logits;
+    options.user = &kept;
+    JanusSession *session = open_session(model, &options);
+    janus_ask(session, "What is it?", image, 1, &ask, NULL, NULL);
     janus_session_free(session);
-    return first.difference;
+    return kept;
+}
+
+/* Rounded activations barely move the first logits of quantised weights. */
+static void test_fast(void) {
+    Golden golden = open_golden("quantised");
+    const KeptLogits exact = answer_logits(golden.model, &golden.image, 0, JANUS_CACHE_AUTO),
+                     fast = answer_logits(golden.model, &golden.image, 1, JANUS_CACHE_AUTO);
+    const double difference = relative_difference(fast.logits, exact.logits, exact.count);
+    check(strcmp(janus_info(golden.model).weight_type, "q6_k") == 0, 1, "the type of the first block's matrices");
+    check(exact.count > 0 && fast.count == exact.count && difference < 5e-2, 1,
+          "rounded activations move the first logits by %.1e", difference);
+    close_golden(&golden);
 }
 
 /* Keys and values in float16 cost half the memory and little accuracy; float32 is the default, whatever the weights
@@ -499,11 +266,13 @@ static void test_cache_types(void) {
     static const char *const names[] = {"plain", "grouped", "tied"}; /* f32, f16, bf16 */
     for (int i = 0; i < 3; i++) {
         Golden golden = open_golden(names[i]);
-        const double whole = first_difference(&golden, JANUS_CACHE_F32),
-                     half = first_difference(&golden, JANUS_CACHE_F16);
-        check(whole >= 0 && half >= 0 && fabs(half - whole) > 1e-7 && half < 5e-3, 1,
-              "%s: the first logits are %.1e away with a float32 cache, %.1e with float16", names[i], whole, half);
-        check(first_difference(&golden, JANUS_CACHE_AUTO) == whole, 1, "%s: the cache is float32 by default", names[i]);
+        const KeptLogits whole = answer_logits(golden.model, &golden.image, 0, JANUS_CACHE_F32),
+                         half = answer_logits(golden.model, &golden.image, 0, JANUS_CACHE_F16),
+                         usual = answer_logits(golden.model, &golden.image, 0, JANUS_CACHE_AUTO);
+        const double difference = relative_difference(half.logits, whole.logits, whole.count);
+        check(whole.count > 0 && difference > 1e-7 && difference < 5e-3, 1,
+              "%s: a float16 cache moves the first logits by %.1e", names[i], difference);
+        check(memcmp(&usual, &whole, sizeof whole) == 0, 1, "%s: the cache is float32 by default", names[i]);
         close_golden(&golden);
     }
 }
@@ -561,9 +330,8 @@ static void test_conversation(void) {
     Stream stream;
     JanusSessionOptions options = janus_session_defaults();
     char *first[2] = {NULL, NULL}, *second[2] = {NULL, NULL}, *again = NULL;
-    const char *question = input(&golden.recording, "question")->text;
-    const char *second_question = input(&golden.recording, "second_question")->text;
-    const JanusAskOptions ask = greedy_answer((int)input(&golden.recording, "answer_ids")->count);
+    const char *question = "What is in the picture?", *second_question = "How many trees?";
+    const JanusAskOptions ask = greedy_answer(3);
     memset(&stream, 0, sizeof stream);
     stream.valid = 1;
     options.text = stream_text;
@@ -717,12 +485,13 @@ static void test_colours(const char *name) {
 static JanusStatus long_call(int which, JanusSession *session, Golden *golden, int32_t *ids, char **answer) {
     const JanusAskOptions ask = greedy_answer(3);
     const JanusGenerateOptions drawing = greedy_drawing(2);
+    static const int32_t drawn[9] = {5, 1, 4, 1, 3, 9, 2, 6, 7};
     JanusImage picture = {0, 0, NULL};
     JanusStatus status;
     if (which == 0) return janus_ask(session, "What is it?", &golden->image, 1, &ask, answer, NULL);
     if (which == 1) return janus_generate_ids(session, "a heart", &drawing, ids, NULL);
     if (which == 2) return janus_encode_image(session, &golden->image, ids, NULL);
-    status = janus_decode_image(session, input(&golden->recording, "drawn_ids")->ints, &picture, NULL);
+    status = janus_decode_image(session, drawn, &picture, NULL);
     for (int i = 0; i < 4 && status == JANUS_OK; i++) ids[i] = picture.rgb[i];
     janus_image_free(&picture);
     return status;
@@ -1116,46 +885,6 @@ static void test_model_files(void) {
     remove(temporary);
 }
 
-typedef struct {
-    float logits[4096];
-    int64_t count; /* 0: nothing yet */
-} KeptLogits;
-
-static void keep_logits(void *user, const char *name, JanusElement type, const void *data, const int64_t *shape,
-                        int dims) {
-    KeptLogits *kept = user;
-    (void)type, (void)dims;
-    if (strcmp(name, "lm.logits") != 0 || kept->count != 0 || shape[0] > 4096) return;
-    kept->count = shape[0];
-    memcpy(kept->logits, data, (size_t)kept->count * sizeof *kept->logits);
-}
-
-/* The first logits of an answer about an image, exact or with rounded activations. */
-static KeptLogits answer_logits(const JanusModel *model, const JanusImage *image, int fast) {
-    KeptLogits kept = {{0}, 0};
-    JanusSessionOptions options = janus_session_defaults();
-    const JanusAskOptions ask = greedy_answer(1);
-    options.fast = fast;
-    options.tap = keep_logits;
-    options.user = &kept;
-    JanusSession *session = open_session(model, &options);
-    janus_ask(session, "What is it?", image, 1, &ask, NULL, NULL);
-    janus_session_free(session);
-    return kept;
-}
-
-/* Rounded activations barely move the first logits of quantised weights. */
-static void test_fast(void) {
-    Golden golden = open_golden("quantised");
-    const KeptLogits exact = answer_logits(golden.model, &golden.image, 0),
-                     fast = answer_logits(golden.model, &golden.image, 1);
-    const double difference = relative_difference(fast.logits, exact.logits, exact.count);
-    check(strcmp(janus_info(golden.model).weight_type, "q6_k") == 0, 1, "the type of the first block's matrices");
-    check(exact.count > 0 && fast.count == exact.count && difference < 5e-2, 1,
-          "rounded activations move the first logits by %.1e", difference);
-    close_golden(&golden);
-}
-
 /* ---- Many jobs ---- */
 
 /* Job i of a queue: drawings of several counts, questions with a picture and without, a prompt that is refused. */
@@ -1180,7 +909,7 @@ static TestJob test_job(int i) {
     return job;
 }
 
-static JanusStatus submit_job(JanusQueue *queue, const TestJob *job, const JanusImage *image, int64_t *number) {
+static JanusStatus queue_job(JanusQueue *queue, const TestJob *job, const JanusImage *image, int64_t *number) {
     if (job->drawing.count > 0) return janus_queue_generate(queue, job->text, &job->drawing, number, NULL);
     return janus_queue_ask(queue, job->text, image, job->images, &job->question, number, NULL);
 }
@@ -1221,7 +950,7 @@ static void test_queue_of(const JanusModel *model, const JanusImage *image, cons
     for (int more = 1; more || added < JOBS;) {
         for (int i = 0; i < 3 && added < JOBS; i++) {
             const TestJob job = test_job(added);
-            added += submit_job(queue, &job, image, &number) == JANUS_OK && number == added + 1;
+            added += queue_job(queue, &job, image, &number) == JANUS_OK && number == added + 1;
         }
         for (int i = 0; i < 20; i++) more = janus_queue_step(queue);
         while (janus_queue_collect(queue, &result)) {
@@ -1350,10 +1079,6 @@ static void test_image_shapes(void) {
     const JanusInfo info = janus_info(golden.model);
     float *pixels = need(malloc(3 * (size_t)info.vision_size * (size_t)info.vision_size * sizeof *pixels));
     int32_t *ids = need(malloc((size_t)info.image_tokens * sizeof *ids));
-    const Record *recorded = need(find_record(&golden.recording, "ask/vision.pixel_values"));
-    check(janus_preprocess(golden.model, &golden.image, pixels, NULL) == JANUS_OK &&
-              memcmp(pixels, recorded->floats, (size_t)recorded->count * sizeof *pixels) == 0,
-          1, "pixel values are PyTorch's, bit by bit");
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
         JanusImage image;
         JanusError error = {JANUS_OK, ""};

@@ -178,7 +178,7 @@ count_warnings() {
 # Builds the program and the tests.
 build() {
     compile program $warn janus.c >$BUILD/log 2>&1
-    compile test_janus $warn -I. -DJANUS_LIBRARY janus.c test/c/test_janus.c >>$BUILD/log 2>&1
+    compile test_janus $warn -I. test/c/test_janus.c >>$BUILD/log 2>&1
     compile test_kernels -I. test/c/test_kernels.c >$BUILD/log.kernels 2>&1
     count_warnings
 }

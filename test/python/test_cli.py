@@ -1018,18 +1018,31 @@ def test_selftest(tmp_path: Path) -> None:
     assert b" 0 NOT OK" in succeeds("selftest", "-m", model).stdout
     for name, first in ((b"vq.dec.conv_in.weight", "draw/vq.decoder.conv_in"), (b"blk.1.ffn_down.weight", "ask/transformer.block.1")):
         damage(model, name)
-        done = janus("selftest", "-m", model)
-        wrong = [line.split()[0] for line in done.stdout.decode().split("\n") if line.endswith("   NOT OK")]
-        assert done.returncode == 1 and wrong and wrong[0] == first, done.stdout.decode()
+        wrong = wrong_stages(model)
+        assert first in wrong and "ask/aligner.output" not in wrong and "encode/vq.ids" not in wrong
         shutil.copy(MODEL, model)
-    for text in (record[:-20], record.replace("janus-selftest 2", "janus-selftest 1"), "", record + "x", record.replace(" 1 ", " x ", 3),
-                 record.replace("janus-selftest 2 ", "janus-selftest 2 1")):
+    for text in (record.replace("janus-selftest 3", "janus-selftest 2"), "", "x" + record, record.replace(f"{model.stat().st_size} 13", "7 13"),
+                 record.replace(" 13\n", " -1\n", 1)):
         (tmp_path / "m.selftest").write_text(text)
-        line = fails("selftest", "-m", model)
-        assert "m.selftest is " in line, line
-    changed = record.replace("ask/text.token_ids ", "ask/text.other ")
-    (tmp_path / "m.selftest").write_text(changed)
-    assert b"missing   NOT OK" in janus("selftest", "-m", model).stdout
+        assert "is of another model or another version" in fails("selftest", "-m", model)
+    for old, new, wrong in (("ask/text.token_ids ", "ask/text.other ", ["ask/text.token_ids", "ask/text.other"]), ("encode/vq.ids 4 ", "encode/vq.ids 3 ", ["encode/vq.ids"] * 2),
+                            ("encode/vq.ids 4 ", "encode/vq.ids 4 x", ["encode/vq.ids"]), ("draw/lm", "", [])):
+        (tmp_path / "m.selftest").write_text(record.replace(old, new))
+        assert wrong_stages(model) == wrong
+    (tmp_path / "m.selftest").write_text(record[:-20])
+    assert wrong_stages(model) == ["sample/generation.ids"]
+    stage, count, largest, number, rest = re.search(r"(draw/image.pixels) (\d+) (\d+) (\d+)( .*)", record).groups()
+    for off, wrong in ((1, []), (2, [stage])):
+        (tmp_path / "m.selftest").write_text(record.replace(f"{stage} {count} {largest} {number}{rest}", f"{stage} {count} {largest} {int(number) + off}{rest}"))
+        assert wrong_stages(model) == wrong
+
+
+def wrong_stages(model: Path) -> list[str]:
+    """The names of the rows of selftest that are not OK."""
+    done = janus("selftest", "-m", model)
+    wrong = [line.split()[0] for line in done.stdout.decode().split("\n") if "   NOT OK" in line]
+    assert done.returncode == (1 if wrong else 0), done.stderr.decode()
+    return wrong
 
 
 def damage(model: Path, name: bytes) -> None:
@@ -1100,11 +1113,6 @@ def test_progress_is_never_wider_than_the_terminal(tmp_path: Path, columns: int)
         assert all(part.endswith(" left") for part in drawn)
 
 
-def not_ignored(number: int) -> None:
-    """For a child: a signal ends it, also where the tests run in the background and ignore it."""
-    signal.signal(number, signal.SIG_DFL)
-
-
 # ---- Signals ----
 
 @posix
@@ -1142,8 +1150,7 @@ def test_interrupted_elsewhere(tmp_path: Path) -> None:
     """At any moment of a drawing; a signal that is ignored stays so."""
     for delay in (0.005, 0.02, 0.05):
         process = subprocess.Popen([JANUS, "generate", "-m", GOLDEN / "plain.gguf", "-n", "64", "a cat"], cwd=tmp_path,
-                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                                   preexec_fn=lambda: not_ignored(signal.SIGINT))
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             process.wait(delay)
         except subprocess.TimeoutExpired:

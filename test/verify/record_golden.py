@@ -1,39 +1,36 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""Writes test/golden: four small random models and every stage of both tasks on them, as PyTorch computes it.
+"""Writes test/golden: four small random models and every stage of `janus selftest` on them, as PyTorch computes it.
 
     record_golden.py [FOLDER]
 
-Each model is a transformers checkpoint that convert.py turned into NAME.gguf; NAME.rec holds inputs and stages for
-test_janus.c: the 8 bytes "JANUSREC", then records up to the end of the file, all numbers little-endian:
-
-    uint32 length of the name, the name (ASCII)         "input/image", "ask/vision.block.0", "draw/vq.codes", ...
-    uint32 type: 0 float32, 1 int32, 2 bytes (UTF-8)
-    uint32 number of dimensions, int64 each of them     outermost first
-    the values, C order
+Each model is a transformers checkpoint that convert.py turned into NAME.gguf; a NAME.gguf that exists is kept.
+NAME.selftest is in the format that janus.c describes, with all numbers of every tensor.
 """
 
 from __future__ import annotations
 
-import struct
 import sys
 import tempfile
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 import torch
+from PIL import Image
 
 from geometries import Geometry, write_checkpoint
 from reference import (
     Reference, Taps, Turn, load, run_conversation, run_decoder, run_drawing, run_encoder, sample_drawing)
-from verify import ROOT, convert, photograph
+from verify import ROOT, convert
 
 sys.path.insert(0, str(ROOT))
 import convert as converter  # noqa: E402
 
-QUESTION, SECOND_QUESTION, PROMPT = "What is in the picture?", "How many trees?", "a red fox"
-ANSWER_TOKENS, WEIGHT, LIMIT = 3, 5.0, 5 << 20
-SAMPLES, SEED = 3, 11
+# The tasks are those of run_tasks in janus.c.
+QUESTIONS, PROMPT = ("What is in the picture?", "How many trees?"), "a red circle"
+ANSWER_TOKENS, WEIGHT, SAMPLES, SEED = 8, 5.0, 3, 11
+ALL, LIMIT = 1 << 30, 7 << 20
 
 SMALL = dict(vocab=416, hidden=32, mlp=56, heads=4, kv_heads=4, head_dim=8, vision_width=24, vision_heads=2,
              vision_mlp=40, codes=128, vq_latent=8, vq_blocks=1, grid=3, context=512)
@@ -49,30 +46,31 @@ MODELS = {
 MIXED_TENSORS = (("vq.", "f16"), ("blk.0.attn", "q6_k"), ("blk.", "q4_k"), ("vit.blk.0.", "q4_0"), ("", "q8_0"))
 
 
-def record(out, name: str, value: np.ndarray | str) -> None:
-    """Appends one record."""
-    if isinstance(value, str):
-        kind, shape, data = 2, (len(value.encode()),), value.encode()
-    elif value.dtype.kind in "iu":
-        kind, shape, data = 1, value.shape, np.ascontiguousarray(value, "<i4").tobytes()
-    else:
-        kind, shape, data = 0, value.shape, np.ascontiguousarray(value, "<f4").tobytes()
-    out.write(struct.pack("<I", len(name)) + name.encode() + struct.pack("<II", kind, len(shape)))
-    out.write(struct.pack(f"<{len(shape)}q", *shape) + data)
+def test_picture() -> Image.Image:
+    """The picture that janus.c's test_picture makes: gradients and a square."""
+    y, x = np.mgrid[0:60, 0:90]
+    rgb = np.stack([255 * x // 90, 255 * y // 60, np.full_like(x, 128)], -1)
+    rgb[(x > 30) & (x < 60) & (y > 15) & (y < 45)] = (220, 40, 30)
+    return Image.fromarray(rgb.astype(np.uint8))
 
 
-def record_taps(out, task: str, taps: Taps) -> None:
-    """Appends every stage of a task."""
+def record_taps(out: TextIO, task: str, taps: Taps) -> None:
+    """Appends a line for every tensor of a task."""
     for name, value in taps.values.items():
-        record(out, f"{task}/{name}", value)
+        form = "%d" if value.dtype.kind in "iu" else "%.6g"
+        numbers = value.astype(np.float64).ravel()
+        largest = np.abs(numbers).max(initial=0)
+        out.write(" ".join([f"{task}/{name}", str(numbers.size), *(form % number for number in (largest, *numbers))]) + "\n")
 
 
 def greedy_answer(reference: Reference, turns: list[Turn], count: int) -> list[int]:
-    """The ids that the last turn's answer gets, each the largest logit."""
+    """The ids that the last turn's answer gets, each the largest logit, up to the end of the answer."""
     ids: list[int] = []
     for _ in range(count):
         last = Turn(turns[-1].question, turns[-1].images, [*ids, 0])
         ids.append(int(run_conversation(reference, [*turns[:-1], last], Taps())[-1][-1].argmax()))
+        if ids[-1] == reference.ids["eos"]:
+            break
     return ids
 
 
@@ -92,30 +90,21 @@ def sampled_drawing(reference: Reference, prompt: str, count: int, seed: int) ->
     return ids
 
 
-def record_model(out, reference: Reference) -> None:
-    """Inputs and stages of both tasks on one model."""
-    image = photograph(31, 22, 1)
-    record(out, "input/image", np.asarray(image).astype(np.int32))
-    for name, text in (("question", QUESTION), ("second_question", SECOND_QUESTION), ("prompt", PROMPT)):
-        record(out, f"input/{name}", text)
-    turns = [Turn(QUESTION, [image], [])]
-    turns[0].answer = greedy_answer(reference, turns, ANSWER_TOKENS)
-    turns.append(Turn(SECOND_QUESTION, [], []))
-    turns[1].answer = greedy_answer(reference, turns, ANSWER_TOKENS)
-    for turn, name in zip(turns, ("answer_ids", "second_answer_ids")):
-        record(out, f"input/{name}", np.array(turn.answer, np.int32))
-    taps = Taps()
-    run_conversation(reference, turns, taps)
-    record_taps(out, "ask", taps)
-    taps, ids = Taps(), greedy_drawing(reference, PROMPT)
-    record(out, "input/drawn_ids", np.array(ids, np.int32))
-    record(out, "input/sampled_ids", sampled_drawing(reference, PROMPT, SAMPLES, SEED))
-    run_drawing(reference, PROMPT, ids, WEIGHT, taps)
-    run_decoder(reference, ids, taps)
-    record_taps(out, "draw", taps)
-    taps = Taps()
-    run_encoder(reference, image, taps)
-    record_taps(out, "encode", taps)
+def record_model(out: TextIO, reference: Reference) -> None:
+    """The stages of all tasks on one model."""
+    image, turns = test_picture(), []
+    for question in QUESTIONS:
+        turns.append(Turn(question, [] if turns else [image], []))
+        turns[-1].answer = greedy_answer(reference, turns, ANSWER_TOKENS)
+    ask, encode, draw, sample = Taps(), Taps(), Taps(), Taps()
+    run_conversation(reference, turns, ask)
+    run_encoder(reference, image, encode)
+    ids = greedy_drawing(reference, PROMPT)
+    run_drawing(reference, PROMPT, ids, WEIGHT, draw)
+    run_decoder(reference, ids, draw)
+    sample.add("generation.ids", sampled_drawing(reference, PROMPT, SAMPLES, SEED))
+    for task, taps in (("ask", ask), ("encode", encode), ("draw", draw), ("sample", sample)):
+        record_taps(out, task, taps)
 
 
 def convert_mixed(checkpoint: Path, file: Path) -> None:
@@ -135,13 +124,14 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as work:
             checkpoint = Path(work) / f"golden-{name}"  # the folder's name becomes the model's
             write_checkpoint(checkpoint, geometry, 100 + number, "transformers", "safetensors", 1)
-            convert_mixed(checkpoint, file) if dtype == "mixed" else convert(checkpoint, file, dtype)
+            if not file.exists():
+                convert_mixed(checkpoint, file) if dtype == "mixed" else convert(checkpoint, file, dtype)
             # float32 arithmetic on rounded weights, which only the file has
             reference = load(checkpoint if dtype is None else file)
-            with open(folder / f"{name}.rec", "wb") as out:
-                out.write(b"JANUSREC")
+            with open(folder / f"{name}.selftest", "w", encoding="ascii") as out:
+                out.write(f"janus-selftest 3 {file.stat().st_size} {ALL}\n")
                 record_model(out, reference)
-        print(f"{name}: {file.stat().st_size} + {(folder / f'{name}.rec').stat().st_size} bytes")
+        print(f"{name}: {file.stat().st_size} + {(folder / f'{name}.selftest').stat().st_size} bytes")
     total = sum(path.stat().st_size for path in folder.iterdir())
     print(f"{total} bytes in all")
     return 0 if total <= LIMIT else 1
