@@ -7769,7 +7769,7 @@ static void json_write(TextBuffer *buffer, const char *text, size_t length) {
    ================================================================================================================== */
 
 enum { EXIT_DONE = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_STOPPED = 130 };
-enum { PATH_BYTES = 4096, TEXT_FILE_LIMIT = 1 << 26, OPTION_LIMIT = 64 };
+enum { PATH_BYTES = 4096, TEXT_FILE_LIMIT = 1 << 26 };
 
 /* What one drawing or question asks for. The command line fills it with its options. `batch` fills one for each job: a
    key of a line of JSON names an option, and set_option sets the same field within the same limits. */
@@ -7783,13 +7783,11 @@ typedef struct {
 } Request;
 
 typedef struct {
-    Request request;                   /* first, so that options of both have one kind of offset */
-    const char *model, *dump, *trace;
-    const char *prompt, *file;         /* of -p, -f */
-    int threads, isa, cache, batch, show;
-    bool fast, quiet, decode, no_exif, no_metadata, help, version;
-    bool unordered, resume, record;
-    const char *given[OPTION_LIMIT];   /* for each row of OPTIONS the argument that named it; NULL: none */
+    Request request;         /* first, so that options of both have one kind of offset */
+    const char *model, *isa, *dump;
+    int threads, cache, batch;
+    bool fast, quiet, decode, no_exif, no_metadata, show, trace, unordered, resume, record, help;
+    uint64_t given;          /* a bit for each row of OPTIONS */
 } CommandLine;
 
 static Request request_defaults(void) {
@@ -7832,126 +7830,107 @@ enum {
     FOR_GENERATE = 1, FOR_ASK = 2, FOR_CHAT = 4, FOR_ENCODE = 8, FOR_DECODE = 16, FOR_TOKENIZE = 32, FOR_INFO = 64,
     FOR_BATCH = 128, FOR_SELFTEST = 256, FOR_HELP = 512, FOR_ALL = 1023,
     FOR_ANSWERS = FOR_ASK | FOR_CHAT, FOR_TALKS = FOR_GENERATE | FOR_ANSWERS,
-    FOR_STAGES = FOR_TALKS | FOR_ENCODE | FOR_DECODE, FOR_WORKS = FOR_STAGES | FOR_BATCH | FOR_SELFTEST,
-    FOR_MODEL = FOR_WORKS | FOR_TOKENIZE | FOR_INFO, FOR_TEXT = FOR_GENERATE | FOR_ASK | FOR_TOKENIZE
+    FOR_STAGES = FOR_TALKS | FOR_ENCODE | FOR_DECODE, FOR_JOBS = FOR_STAGES | FOR_BATCH,
+    FOR_WORKS = FOR_JOBS | FOR_SELFTEST, FOR_MODEL = FOR_WORKS | FOR_TOKENIZE | FOR_INFO
 };
 
-/* How pictures are shown in the terminal: as half blocks in 24-bit colour, or in 256 colours. */
-typedef enum { SHOW_UNASKED, SHOW_AUTO, SHOW_NO, SHOW_BLOCKS, SHOW_256 } ShowKind;
-static const char SHOW_WORDS[] = "auto|no|blocks|256";
-
-/* The value of an option: none; a number of RANGES; a whole number from 1 to `most`; a seed; an image's name; a name;
-   one of several words, counted from 1. */
-typedef enum { AS_SWITCH, AS_RANGE, AS_WHOLE, AS_SEED, AS_IMAGE, AS_NAME, AS_CHOICE } OptionKind;
+/* The value of an option: none; a number of RANGES; a whole number from 1 to `most`; a seed; f32 or f16; an image's
+   name; a name. */
+typedef enum { AS_SWITCH, AS_RANGE, AS_WHOLE, AS_SEED, AS_CACHE, AS_IMAGE, AS_NAME } OptionKind;
 
 typedef struct {
-    const char *names, *argument; /* [=: the argument is optional and comes after a = */
+    const char *letter, *name, *argument;
     OptionKind kind;
     int most;
-    unsigned commands; /* those that take it */
-    size_t field;      /* offset in CommandLine, for a Request in Request; AS_RANGE: row of RANGES */
+    unsigned commands; /* those that accept it */
+    size_t field;      /* offset in CommandLine, or in the Request that it begins with; AS_RANGE: row of RANGES */
     const char *help;
 } Option;
 
 #define FIELD(name) offsetof(CommandLine, name)
 static const Option OPTIONS[] = {
-    {"-n, --count", "N", AS_RANGE, 0, FOR_GENERATE, RANGE_COUNT, "pictures of the prompt, drawn together; default 1"},
-    {"-p, --prompt", "TEXT", AS_NAME, 0, FOR_TEXT, FIELD(prompt), "the text, instead of an argument"},
-    {"-f, --file", "FILE", AS_NAME, 0, FOR_TEXT, FIELD(file), "read the text from FILE"},
-    {"--cfg, --cfg-scale", "W", AS_RANGE, 0, FOR_GENERATE | FOR_CHAT, RANGE_CFG_WEIGHT,
-     "guidance of a drawing; default 5"},
-    {"-s, --seed", "S", AS_SEED, 0, FOR_TALKS, 0, "same seed, same result; default: random, printed"},
-    {"--temperature, --temp", "T", AS_RANGE, 0, FOR_TALKS, RANGE_TEMPERATURE,
+    {"-n", "--count", "N", AS_RANGE, 0, FOR_GENERATE, RANGE_COUNT, "pictures of the prompt, drawn together; default 1"},
+    {NULL, "--cfg", "W", AS_RANGE, 0, FOR_GENERATE | FOR_CHAT, RANGE_CFG_WEIGHT, "guidance of a drawing; default 5"},
+    {"-s", "--seed", "S", AS_SEED, 0, FOR_TALKS, 0, "same seed, same result; default: random, printed"},
+    {NULL, "--temperature", "T", AS_RANGE, 0, FOR_TALKS, RANGE_TEMPERATURE,
      "0: most probable; default 1 to draw, 0 to answer"},
-    {"--max-tokens", "N", AS_RANGE, 0, FOR_ANSWERS, RANGE_MAX_TOKENS, "length of an answer; default 512"},
-    {"--top-k", "K", AS_RANGE, 0, FOR_ANSWERS, RANGE_TOP_K, "with a temperature; default 50, 0: off"},
-    {"--top-p", "P", AS_RANGE, 0, FOR_ANSWERS, RANGE_TOP_P, "with a temperature; default 1: off"},
-    {"-i, --image", "IMAGE", AS_IMAGE, 0, FOR_ANSWERS | FOR_ENCODE, 0, "as an argument; ask and chat take several"},
-    {"--no-exif", NULL, AS_SWITCH, 0, FOR_ANSWERS | FOR_ENCODE | FOR_BATCH, FIELD(no_exif),
+    {NULL, "--max-tokens", "N", AS_RANGE, 0, FOR_ANSWERS, RANGE_MAX_TOKENS, "length of an answer; default 512"},
+    {NULL, "--top-k", "K", AS_RANGE, 0, FOR_ANSWERS, RANGE_TOP_K, "with a temperature; default 50, 0: off"},
+    {NULL, "--top-p", "P", AS_RANGE, 0, FOR_ANSWERS, RANGE_TOP_P, "with a temperature; default 1: off"},
+    {"-i", "--image", "IMAGE", AS_IMAGE, 0, FOR_ANSWERS | FOR_ENCODE, 0, "an image before those of the arguments"},
+    {NULL, "--no-exif", NULL, AS_SWITCH, 0, FOR_ANSWERS | FOR_ENCODE | FOR_BATCH, FIELD(no_exif),
      "do not turn photographs upright"},
-    {"-o, --output", "OUT", AS_NAME, 0, FOR_GENERATE | FOR_DECODE, FIELD(request.output),
+    {"-o", "--output", "OUT", AS_NAME, 0, FOR_GENERATE | FOR_DECODE, FIELD(request.output),
      "- is stdout; default: the next free janus-1.png ..."},
-    {"--no-metadata", NULL, AS_SWITCH, 0, FOR_GENERATE | FOR_CHAT | FOR_BATCH, FIELD(no_metadata),
+    {NULL, "--no-metadata", NULL, AS_SWITCH, 0, FOR_GENERATE | FOR_CHAT | FOR_BATCH, FIELD(no_metadata),
      "do not record prompt and settings in pictures"},
-    {"--batch", "N", AS_WHOLE, PICTURES_LIMIT, FOR_BATCH, FIELD(batch), "jobs that run together; default: see info"},
-    {"--unordered", NULL, AS_SWITCH, 0, FOR_BATCH, FIELD(unordered), "print results as they finish"},
-    {"--resume", NULL, AS_SWITCH, 0, FOR_BATCH, FIELD(resume), "skip jobs whose pictures exist"},
-    {"--show", "[=HOW]", AS_CHOICE, 0, FOR_GENERATE | FOR_CHAT | FOR_DECODE, FIELD(show),
-     "pictures in the terminal: no, blocks or 256 (colours)"},
-    {"--decode", NULL, AS_SWITCH, 0, FOR_TOKENIZE, FIELD(decode), "TEXT is ids, which become text"},
-    {"--kv", "f32|f16", AS_CHOICE, 0, FOR_TALKS | FOR_BATCH, FIELD(cache),
+    {NULL, "--batch", "N", AS_WHOLE, PICTURES_LIMIT, FOR_BATCH, FIELD(batch),
+     "jobs that run together; default: see info"},
+    {NULL, "--unordered", NULL, AS_SWITCH, 0, FOR_BATCH, FIELD(unordered), "print results as they finish"},
+    {NULL, "--resume", NULL, AS_SWITCH, 0, FOR_BATCH, FIELD(resume), "skip jobs whose pictures exist"},
+    {NULL, "--show", NULL, AS_SWITCH, 0, FOR_GENERATE | FOR_CHAT | FOR_DECODE, FIELD(show),
+     "show pictures in the terminal"},
+    {NULL, "--decode", NULL, AS_SWITCH, 0, FOR_TOKENIZE, FIELD(decode), "TEXT is ids, which become text"},
+    {NULL, "--kv", "f32|f16", AS_CACHE, 0, FOR_TALKS | FOR_BATCH, FIELD(cache),
      "keys and values: f16 is half; f32 unless --fast"},
-    {"--fast", NULL, AS_SWITCH, 0, FOR_WORKS & ~FOR_SELFTEST, FIELD(fast), "faster, with rounded activations"},
-    {"--record", NULL, AS_SWITCH, 0, FOR_SELFTEST, FIELD(record), "write MODEL.selftest, the recorded values"},
-    {"-t, --threads", "K", AS_WHOLE, MOST_THREADS, FOR_WORKS, FIELD(threads), "default: all available processors"},
-    {"--isa", "NAME", AS_CHOICE, 0, FOR_WORKS, FIELD(isa), "one of the kernels of info; default: the fastest"},
-    {"--dump", "DIR", AS_NAME, 0, FOR_STAGES, FIELD(dump), "write all intermediate tensors as .npy to a new DIR"},
-    {"--trace", "[=STAGE]", AS_NAME, 0, FOR_STAGES, FIELD(trace), "print all stages, or those with STAGE in the name"},
-    {"-m, --model", "MODEL", AS_NAME, 0, FOR_MODEL, FIELD(model), "a .gguf file; default: the small tiny.gguf"},
-    {"-q, --quiet", NULL, AS_SWITCH, 0, FOR_ALL, FIELD(quiet), "no progress, no remarks"},
-    {"-h, --help", NULL, AS_SWITCH, 0, FOR_ALL, FIELD(help), "print this text"},
-    {"--version", NULL, AS_SWITCH, 0, FOR_ALL, FIELD(version), "print version, kernels and format of model files"},
+    {NULL, "--fast", NULL, AS_SWITCH, 0, FOR_JOBS, FIELD(fast), "faster, with rounded activations"},
+    {NULL, "--record", NULL, AS_SWITCH, 0, FOR_SELFTEST, FIELD(record), "write MODEL.selftest, the recorded values"},
+    {"-t", "--threads", "K", AS_WHOLE, MOST_THREADS, FOR_WORKS, FIELD(threads), "default: all available processors"},
+    {NULL, "--isa", "NAME", AS_NAME, 0, FOR_WORKS, FIELD(isa), "one of the kernels of info; default: the fastest"},
+    {NULL, "--dump", "DIR", AS_NAME, 0, FOR_STAGES, FIELD(dump), "write all intermediate tensors as .npy to a new DIR"},
+    {NULL, "--trace", NULL, AS_SWITCH, 0, FOR_STAGES, FIELD(trace), "print a line for each intermediate tensor"},
+    {"-m", "--model", "MODEL", AS_NAME, 0, FOR_MODEL, FIELD(model), "a .gguf file; default: the small tiny.gguf"},
+    {"-q", "--quiet", NULL, AS_SWITCH, 0, FOR_ALL, FIELD(quiet), "no progress, no remarks"},
+    {"-h", "--help", NULL, AS_SWITCH, 0, FOR_ALL, FIELD(help), "print this text"},
 };
 enum { OPTION_COUNT = sizeof OPTIONS / sizeof OPTIONS[0] };
 
-/* Environment variables that replace an option that was not given. */
-static const struct {
-    const char *name, *option;
-} ENVIRONMENT[] = {{"JANUS_MODEL", "--model"}, {"JANUS_THREADS", "--threads"}, {"JANUS_ISA", "--isa"}};
-
-/* The index of `word` among `words`, which `between` separates; -1: none. `any_case`: capitals count as small. */
-static int word_index(const char *words, char between, const char *word, bool any_case) {
-    for (int index = 0;; index++) {
-        size_t i = 0;
-        for (char c = word[0]; words[i] != 0 && words[i] != between; c = word[++i])
-            if (words[i] != c && !(any_case && c >= 'A' && c <= 'Z' && words[i] == c - 'A' + 'a')) break;
-        if ((words[i] == 0 || words[i] == between) && word[i] == 0) return index;
-        while (words[i] != 0 && words[i] != between) i++;
-        if (words[i] == 0) return -1;
-        words += i + 1;
-        words += *words == ' ';
-    }
-}
-
+/* NULL: there is none. */
 static const Option *find_option(const char *name) {
-    for (int i = 0; i < OPTION_COUNT; i++)
-        if (word_index(OPTIONS[i].names, ',', name, false) >= 0) return &OPTIONS[i];
+    for (const Option *o = OPTIONS; o < OPTIONS + OPTION_COUNT; o++)
+        if (strcmp(name, o->name) == 0 || (o->letter != NULL && strcmp(name, o->letter) == 0)) return o;
     return NULL;
 }
 
-static bool was_given(const CommandLine *line, const char *name) {
-    return line->given[find_option(name) - OPTIONS] != NULL;
+static bool was_given(const CommandLine *line, const Option *option) {
+    return (line->given >> (option - OPTIONS) & 1) != 0;
 }
 
-/* Sets a number of the drawing and of the question, as far as they have it. False: it is not in the range. */
-static bool set_range(Request *request, const Range *range, const char *text) {
-    char *end, *const options[] = {(char *)&request->draw, (char *)&request->ask};
-    const int offsets[] = {range->in_drawing, range->in_question};
-    errno = 0;
-    double value = strtod(text, &end);
-    if (end == text || *end != 0 || errno == ERANGE || !(value >= range->low && value <= range->high)) return false;
-    if (range->type == AN_INT && value != floor(value)) return false;
-    if (value == 0) value = 0; /* never -0 */
-    for (int i = 0; i < 2; i++) {
-        void *field = options[i] + offsets[i];
-        if (offsets[i] < 0) continue;
-        if (range->type == AN_INT) *(int *)field = (int)value;
-        else if (range->type == A_FLOAT) *(float *)field = (float)value;
-        else *(double *)field = value;
+/* The index of `word` in a list such as "f32|f16", in any case of letters; -1: it is not there. */
+static int word_index(const char *list, const char *word) {
+    char one[16];
+    for (int index = 0;; index++) {
+        const size_t length = strcspn(list, "|");
+        snprintf(one, sizeof one, "%.*s", (int)length, list);
+        if (strlen(word) == length && ends_with(word, one)) return index;
+        if (list[length] == 0) return -1;
+        list += length + 1;
     }
-    return true;
 }
 
-static bool parse_integer(const char *text, long low, long high, int *number) {
+static Range option_range(const Option *option) {
+    return option->kind == AS_RANGE ? RANGES[option->field] : (Range){NULL, AN_INT, 1, option->most, -1, -1};
+}
+
+/* Sets the field of the range's type at this offset; -1: there is none. */
+static void set_number(void *options, int offset, const Range *range, double value) {
+    void *field = (char *)options + (offset < 0 ? 0 : offset);
+    if (offset < 0) return;
+    if (range->type == AN_INT) *(int *)field = (int)value;
+    else if (range->type == A_FLOAT) *(float *)field = (float)value;
+    else *(double *)field = value;
+}
+
+/* Reads a number of the range. False: the text is something else. */
+static bool parse_number(const char *text, const Range *range, double *value) {
     char *end;
     errno = 0;
-    const long value = strtol(text, &end, 10);
-    if (end == text || *end != 0 || errno == ERANGE || value < low || value > high) return false;
-    *number = (int)value;
-    return true;
+    *value = strtod(text, &end) + 0.0; /* never -0 */
+    if (end == text || *end != 0 || errno == ERANGE || (range->type == AN_INT && *value != floor(*value))) return false;
+    return *value >= range->low && *value <= range->high;
 }
 
-/* -1 asks for a seed that is made up. */
+/* -1 asks for a random seed. */
 static bool set_seed(Request *request, const char *text) {
     char *end;
     errno = 0;
@@ -7969,150 +7948,61 @@ static void take_seed(Request *request, uint64_t salt) {
         request->draw.seed = request->ask.seed = (now + 7919u * ((uint64_t)process_id() + salt)) % 1000000000u;
 }
 
-/* The words of an AS_CHOICE with bars between them; `kernels` has room for those of this machine. */
-static const char *choices(const Option *option, char kernels[200]) {
-    if (option->field == FIELD(show)) return SHOW_WORDS;
-    if (option->field != FIELD(isa)) return option->argument;
-    kernels[0] = 0;
-    for (int i = 0; kernel_name_at(i) != NULL; i++)
-        snprintf(kernels + strlen(kernels), 200 - strlen(kernels), "%s%s", i > 0 ? "|" : "", kernel_name_at(i));
-    return kernels;
-}
-
-/* Sets an option of a Request, or of the CommandLine that begins with it. False: the option does not take the value. */
+/* Sets an option of a Request, or of the CommandLine that begins with it. False: the option has no such value. */
 static bool set_option(void *target, const Option *option, const char *value) {
     Request *request = target;
     void *field = (char *)target + option->field;
-    char kernels[200];
+    const Range range = option_range(option);
+    double number;
     switch (option->kind) {
     case AS_SWITCH: return *(bool *)field = true;
-    case AS_RANGE: return set_range(request, &RANGES[option->field], value);
-    case AS_WHOLE: return parse_integer(value, 1, option->most, field);
     case AS_SEED: return set_seed(request, value);
+    case AS_CACHE:
+        *(int *)field = 1 + word_index(option->argument, value);
+        return *(int *)field != JANUS_CACHE_AUTO;
+    case AS_NAME:
+        *(const char **)field = value;
+        return value[0] != 0;
     case AS_IMAGE:
         if (request->image_count == IMAGES_LIMIT || value[0] == 0) return false;
         request->images[request->image_count++] = value;
         return true;
-    case AS_NAME:
-        *(const char **)field = value != NULL ? value : "";
-        return option->argument[0] == '[' || *value != 0;
-    case AS_CHOICE:
-        *(int *)field = 1 + (value != NULL ? word_index(choices(option, kernels), '|', value, true) : 0);
-        return *(int *)field > 0;
+    case AS_RANGE:
+    case AS_WHOLE:
+        if (!parse_number(value, &range, &number)) return false;
+        if (option->kind == AS_WHOLE) set_number(target, (int)option->field, &range, number);
+        set_number(&request->draw, range.in_drawing, &range, number);
+        set_number(&request->ask, range.in_question, &range, number);
     }
     return true;
 }
 
-/* The values that an option takes, for a message: "a whole number from 1 to 64", "f32 or f16". */
+/* The values of an option, for a message: "a whole number from 1 to 64". */
 static void describe_values(const Option *option, char *text, size_t size) {
-    const Range *range = &RANGES[option->kind == AS_RANGE ? option->field : 0];
-    char kernels[200];
-    text[0] = 0;
-    if (option->kind == AS_RANGE)
-        snprintf(text, size, "a %snumber from %.10g to %.10g", range->type == AN_INT ? "whole " : "", range->low,
-                 range->high);
-    else if (option->kind == AS_WHOLE)
-        snprintf(text, size, "a whole number from 1 to %d", option->most);
-    else if (option->kind == AS_SEED)
+    const Range range = option_range(option);
+    if (option->kind == AS_SEED)
         snprintf(text, size, "a whole number from 0 to %llu, or -1 for a random one", ULLONG_MAX);
     else if (option->kind == AS_IMAGE) snprintf(text, size, "at most %d images, each by its name", IMAGES_LIMIT);
-    else if (option->kind == AS_NAME) snprintf(text, size, "a name or a text");
-    for (const char *c = option->kind == AS_CHOICE ? choices(option, kernels) : ""; *c != 0; c++)
-        snprintf(text + strlen(text), size - strlen(text), "%.*s", *c == '|' ? 4 : 1, *c == '|' ? " or " : c);
+    else if (option->kind == AS_NAME || option->kind == AS_CACHE)
+        snprintf(text, size, "%s", option->kind == AS_NAME ? "a name" : option->argument);
+    else
+        snprintf(text, size, "a %snumber from %.10g to %.10g", range.type == AN_INT ? "whole " : "", range.low,
+                 range.high);
 }
 
-static void refuse_value(const Option *option, const char *name, const char *value) {
+static bool refuse_value(const Option *option, const char *name, const char *value) {
     char values[200];
     describe_values(option, values, sizeof values);
     complain("%s takes %s, not \"%.60s\"", name, values, value);
-}
-
-/* Whether a word becomes another one by at most `errors` letters added, dropped or replaced. */
-static bool is_near(const char *word, const char *typed, int errors) {
-    while (*word != 0 && *word == *typed) word++, typed++;
-    if (*word == *typed) return true;
-    if (errors == 0) return false;
-    return (*word != 0 && is_near(word + 1, typed, errors - 1)) ||
-           (*typed != 0 && is_near(word, typed + 1, errors - 1)) ||
-           (*word != 0 && *typed != 0 && is_near(word + 1, typed + 1, errors - 1));
-}
-
-/* Says which of the words, each with a blank after it, may have been meant: one whose beginning was typed, else the one
-   with the fewest errors, 2 at most. */
-static void unknown_word(const char *kind, const char *argument, TextBuffer *words, const char *list) {
-    char word[32], typed[32];
-    snprintf(typed, sizeof typed, "%.*s", (int)strcspn(argument, "="), argument);
-    const char *begin = typed + strspn(typed, "-");
-    const size_t length = strlen(begin);
-    for (int errors = 0; errors <= (length < 3 ? -1 : length < 6 ? 1 : 2); errors++)
-        for (size_t at = 0, n; at < words->length; at += n + 1) {
-            n = strcspn(words->text + at, ", ");
-            snprintf(word, sizeof word, "%.*s", (int)n, words->text + at);
-            const char *letters = word + strspn(word, "-");
-            const bool meant = strncmp(letters, begin, length) == 0 || is_near(letters, begin, errors);
-            if (!meant || strlen(letters) < 3) continue;
-            complain("unknown %s %.60s: is %s meant?", kind, argument, word);
-            text_free(words);
-            return;
-        }
-    complain("unknown %s %.60s (%s)", kind, argument, list);
-    text_free(words);
-}
-
-static void unknown_option(const char *argument) {
-    TextBuffer names = {0};
-    for (int i = 0; i < OPTION_COUNT; i++) text_print(&names, "%s ", OPTIONS[i].names);
-    unknown_word("option", argument, &names, "janus help COMMAND lists the options");
-}
-
-/* Takes the option that an argument names, with its value: --seed=7, -s7, or the next argument. Returns how many
-   arguments it took after its own; -1 after a complaint. */
-static int parse_option(CommandLine *line, const char *argument, const char *next) {
-    const bool is_long = argument[1] == '-';
-    const size_t length = is_long ? strcspn(argument, "=") : 2;
-    const char *inside = argument[length] == 0 ? NULL : argument + length + is_long;
-    const char *value = inside != NULL ? inside : next;
-    char name[32];
-    snprintf(name, sizeof name, "%.*s", (int)(length < 31 ? length : 31), argument);
-    const Option *option = find_option(name);
-    const bool optional = option != NULL && option->argument != NULL && option->argument[0] == '[';
-    const bool alone = optional || (option != NULL && option->kind == AS_SWITCH);
-    bool known = option != NULL;
-    if (known && !is_long && inside != NULL) { /* -seed is not -s eed, -ngl not -n gl, -qx not -q */
-        char longer[32];
-        const bool number = option->kind >= AS_RANGE && option->kind <= AS_SEED;
-        snprintf(longer, sizeof longer, "-%.30s", argument);
-        known = !alone && find_option(longer) == NULL && (!number || strchr("-+.0123456789", inside[0]) != NULL);
-    }
-    if (optional) value = inside;
-    if (!known) unknown_option(argument);
-    else if (alone && !optional && inside != NULL) complain("%s takes no value, but \"%.60s\" was given", name, inside);
-    else if (!alone && value == NULL) complain("%s needs a value: %s %s", name, name, option->argument);
-    else if (!set_option(line, option, value)) refuse_value(option, name, value);
-    else {
-        line->given[option - OPTIONS] = argument;
-        return !alone && inside == NULL;
-    }
-    return -1;
-}
-
-/* Takes options of the command that were not given from the environment. False after a complaint. */
-static bool take_environment(CommandLine *line, unsigned command) {
-    for (size_t i = 0; i < sizeof ENVIRONMENT / sizeof *ENVIRONMENT; i++) {
-        const Option *option = find_option(ENVIRONMENT[i].option);
-        const char *value = getenv(ENVIRONMENT[i].name);
-        if (value == NULL || value[0] == 0 || was_given(line, ENVIRONMENT[i].option)) continue;
-        if ((option->commands & command) == 0 || set_option(line, option, value)) continue;
-        refuse_value(option, ENVIRONMENT[i].name, value);
-        return false;
-    }
-    return true;
+    return false;
 }
 
 /* ---- Pictures in the terminal ----
 
    A cell of the terminal shows two pixels, one above the other, as a half block. Pictures are scaled into the canvas;
    lines that changed are sent again. The cursor is in the line below before and after. */
+
+typedef enum { SHOW_NO, SHOW_256, SHOW_24_BIT } ShowKind; /* the colours */
 
 /* The nearest of the 256 colours: 16 to 231 are a cube of 6 x 6 x 6, the others greys. */
 static int colour_of_256(const uint8_t *rgb) {
@@ -8147,20 +8037,19 @@ static void block_line(TextBuffer *out, const JanusImage *canvas, int line, bool
 /* What the terminal can show, from the environment alone: asking it would break pipes, ssh and tmux. */
 static ShowKind terminal_shows(void) {
     const char *term = getenv("TERM") != NULL ? getenv("TERM") : "", *colours = getenv("COLORTERM");
-    if (colours != NULL && word_index("truecolor|24bit", '|', colours, true) >= 0) return SHOW_BLOCKS;
-    if (strstr(term, "direct") != NULL) return SHOW_BLOCKS;
+    if (colours != NULL && word_index("truecolor|24bit", colours) >= 0) return SHOW_24_BIT;
+    if (strstr(term, "direct") != NULL) return SHOW_24_BIT;
 #if defined(_WIN32)
     DWORD mode = 0;
     const HANDLE console = GetStdHandle(STD_ERROR_HANDLE);
-    return GetConsoleMode(console, &mode) && SetConsoleMode(console, mode | 4) ? SHOW_BLOCKS : SHOW_NO; /* 4: escapes */
+    return GetConsoleMode(console, &mode) && SetConsoleMode(console, mode | 4) ? SHOW_24_BIT : SHOW_NO; /* 4: escapes */
 #else
     return term[0] == 0 || strcmp(term, "dumb") == 0 ? SHOW_NO : SHOW_256;
 #endif
 }
 
-/* Columns or lines of the terminal: its own answer, or $COLUMNS or $LINES if that is less. */
+/* Columns or lines of the terminal. */
 static int terminal_size(bool lines) {
-    const char *told = getenv(lines ? "LINES" : "COLUMNS");
     int size = 0;
 #if defined(_WIN32)
     CONSOLE_SCREEN_BUFFER_INFO info;
@@ -8170,7 +8059,6 @@ static int terminal_size(bool lines) {
     struct winsize asked;
     if (ioctl(fileno(stderr), TIOCGWINSZ, &asked) == 0) size = lines ? asked.ws_row : asked.ws_col;
 #endif
-    if (told != NULL) parse_integer(told, 1, size > 0 ? size : 100000, &size);
     return size > 0 ? size : lines ? 24 : 80;
 }
 
@@ -8236,7 +8124,7 @@ static void show_send(Show *show, double now) {
     for (int i = 0; i < lines; i++) {
         uint8_t *now_there = show->canvas.rgb + (size_t)i * row, *before = show->before + (size_t)i * row;
         if (!show->sent || memcmp(now_there, before, row) != 0)
-            block_line(&out, &show->canvas, i, show->kind == SHOW_BLOCKS);
+            block_line(&out, &show->canvas, i, show->kind == SHOW_24_BIT);
         memcpy(before, now_there, row);
         text_print(&out, "\r\n");
     }
@@ -8282,24 +8170,21 @@ static void clear_progress(Progress *progress) {
     progress->shown = false;
 }
 
-/* "draw    [####......] 12/576  20.1/s  0:28 left"; in a narrow terminal with a shorter bar and without the times, cut
-   at its width. A stage of more than 0.3 seconds gets a bar, which the next one replaces. */
+/* "draw    [##........] 144/576  20.1/s  0:21 left", cut at the width of the terminal. A stage of more than 0.3 seconds
+   gets a bar, which that of the next one replaces. */
 static void show_bar(Progress *progress, const char *stage, int64_t done, int64_t total, double now) {
     char line[200], label[40];
     if (progress->stage == NULL || strcmp(progress->stage, stage) != 0) progress->stage_start = now;
     progress->stage = stage;
     const double seconds = now - progress->stage_start, rate = seconds > 0 ? (double)(done - 1) / seconds : 0;
     if (seconds < 0.3) return;
-    const int left = rate > 0 ? (int)fmin((double)(total - done) / rate, 1e6) : 0;
-    const int width = terminal_size(false) - 1, length = width >= 66 ? 24 : 6;
-    const int full = (int)(length * done / total);
-    if (progress->pictures < 2 || strcmp(stage, "decode") != 0) snprintf(label, sizeof label, "%s", stage);
-    else snprintf(label, sizeof label, "picture %d/%d", progress->picture, progress->pictures);
-    const int used = snprintf(line, sizeof line, "%-7s [%.*s%.*s] %ld/%ld", label, full, "########################",
-                        length - full, "........................", (long)done, (long)total);
-    if (width >= 66)
-        snprintf(line + used, sizeof line - (size_t)used, "  %.1f/s  %d:%02d left", rate, left / 60, left % 60);
-    fprintf(stderr, "\r%.*s\033[K", width, line);
+    const int left = rate > 0 ? (int)fmin((double)(total - done) / rate, 1e6) : 0, full = (int)(10 * done / total);
+    snprintf(label, sizeof label, "%s", stage);
+    if (progress->pictures > 1 && strcmp(stage, "decode") == 0)
+        snprintf(label, sizeof label, "picture %d/%d", progress->picture, progress->pictures);
+    snprintf(line, sizeof line, "%-7s [%.*s%.*s] %ld/%ld  %.1f/s  %d:%02d left", label, full, "##########", 10 - full,
+             "..........", (long)done, (long)total, rate, left / 60, left % 60);
+    fprintf(stderr, "\r%.*s\033[K", terminal_size(false) - 1, line);
     progress->shown = true;
 }
 
@@ -8313,7 +8198,8 @@ typedef struct {
 } Stage;
 
 typedef struct {
-    const char *folder, *filter; /* of --dump and --trace; NULL: off */
+    const char *folder;          /* of --dump; NULL: off */
+    bool traces;                 /* --trace */
     const char *task, *only;     /* of selftest: the task that runs, NULL: off; a part of the names of its stages */
     TextBuffer record;           /* of selftest --record: MODEL.selftest */
     char *lines, *at;            /* of selftest: those of MODEL.selftest; the end of the last one met */
@@ -8401,26 +8287,24 @@ static void dump_tensor(Tap *tap, const Tensor *t) {
     if (!good) fail(&tap->failure, JANUS_IO_ERROR, "cannot write %.300s: %.60s", path, strerror(errno));
 }
 
-/* A row for a tensor whose name contains the filter, with the time since the stage before it, shown or not. */
+/* A row for a tensor, with the time since the one before it. */
 static void trace_tensor(Tap *tap, Progress *progress, const Tensor *t) {
     const double now = clock_seconds(), before = tap->last > progress->start ? tap->last : progress->start;
-    if (strstr(t->name, tap->filter) != NULL) {
-        char shape[48] = "";
-        double least = t->count > 0 ? tensor_number(t, 0) : 0, most = least, sum = 0;
-        for (int64_t i = 0; i < t->count; i++) {
-            const double number = tensor_number(t, i);
-            least = fmin(least, number);
-            most = fmax(most, number);
-            sum += number;
-        }
-        shape_text(shape, t);
-        clear_progress(progress);
-        if (!tap->titled)
-            fprintf(stderr, "%-23s %-9s %9s %9s %9s %10s %5s\n", "stage", "shape", "min", "mean", "max", "sum", "ms");
-        tap->titled = true;
-        fprintf(stderr, "%-23s %-9s %9.3g %9.3g %9.3g %10.4g %5.1f\n", t->name, shape, least,
-                sum / (double)(t->count > 0 ? t->count : 1), most, sum, 1e3 * (now - before));
+    char shape[48] = "";
+    double least = t->count > 0 ? tensor_number(t, 0) : 0, most = least, sum = 0;
+    for (int64_t i = 0; i < t->count; i++) {
+        const double number = tensor_number(t, i);
+        least = fmin(least, number);
+        most = fmax(most, number);
+        sum += number;
     }
+    shape_text(shape, t);
+    clear_progress(progress);
+    if (!tap->titled)
+        fprintf(stderr, "%-23s %-9s %9s %9s %9s %10s %5s\n", "stage", "shape", "min", "mean", "max", "sum", "ms");
+    tap->titled = true;
+    fprintf(stderr, "%-23s %-9s %9.3g %9.3g %9.3g %10.4g %5.1f\n", t->name, shape, least,
+            sum / (double)(t->count > 0 ? t->count : 1), most, sum, 1e3 * (now - before));
     tap->last = clock_seconds();
 }
 
@@ -8604,7 +8488,7 @@ static void on_tap(void *user, const char *name, JanusElement type, const void *
     Tensor t = {name, type, data, shape, dims, 1};
     for (int i = 0; i < dims; i++) t.count *= shape[i];
     if (tap->folder != NULL) dump_tensor(tap, &t);
-    if (tap->filter != NULL) trace_tensor(tap, &program->progress, &t);
+    if (tap->traces) trace_tensor(tap, &program->progress, &t);
     if (tap->task != NULL) selftest_tensor(tap, &t);
 }
 
@@ -8673,7 +8557,7 @@ static JanusStatus open_model(Program *program, unsigned command, const char *pr
     JanusStatus status = janus_load(program->model_path, &program->model, &program->error);
     if (status != JANUS_OK || (command & FOR_WORKS) == 0) return status;
     options.threads = line->threads;
-    options.isa = line->isa > 0 ? kernel_name_at(line->isa - 1) : NULL;
+    options.isa = line->isa;
     options.cache = (JanusCacheType)line->cache;
     options.fast = line->fast;
     options.user = program;
@@ -8681,8 +8565,8 @@ static JanusStatus open_model(Program *program, unsigned command, const char *pr
     options.text = command != FOR_SELFTEST ? on_text : NULL;
     options.drawn = on_drawn;
     program->tap.folder = line->dump;
-    program->tap.filter = line->trace;
-    options.tap = line->dump != NULL || line->trace != NULL || command == FOR_SELFTEST ? on_tap : NULL;
+    program->tap.traces = line->trace;
+    options.tap = line->dump != NULL || line->trace || command == FOR_SELFTEST ? on_tap : NULL;
     return janus_session_new(program->model, &options, &program->session, &program->error);
 }
 
@@ -9150,7 +9034,7 @@ static bool chat_line(Program *program, const char *line) {
     const char *rest = line + strcspn(line, " \t");
     snprintf(word, sizeof word, "%.*s", (int)min_i64(rest - line, 15), line);
     rest += strspn(rest, " \t");
-    const int command = word_index("/help|/image|/draw|/clear|/exit|/quit", '|', word, true);
+    const int command = word_index("/help|/image|/draw|/clear|/exit|/quit", word);
     if (command == EXIT || command == QUIT) return false;
     if ((command == IMAGE || command == DRAW) && rest[0] == 0)
         complain("%s needs %s", word, command == DRAW ? "a prompt" : "a file");
@@ -9166,7 +9050,7 @@ static bool chat_line(Program *program, const char *line) {
         forget_images(program);
     } else if (line[0] == '/') complain("unknown command %.60s: /help lists them", line);
     else if (line[0] != 0) {
-        if (word_index("draw|paint", '|', word, true) >= 0 && rest[0] != 0 && !program->line.quiet)
+        if (word_index("draw|paint", word) >= 0 && rest[0] != 0 && !program->line.quiet)
             complain("remark: to draw a picture, type /draw %.60s", rest);
         chat_ask(program, line);
     }
@@ -9706,11 +9590,11 @@ static void command_selftest(Program *program) {
 
 /* ---- Commands and their arguments ---- */
 
-/* What a command takes beside options; a PROMPT from stdin or a file loses the end of its last line. */
-typedef enum { NO_TEXT, PLAIN_TEXT, PROMPT, INPUT_FILE, MODEL_FILE, ONE_WORD } TextKind;
+/* The last argument of a command, where it takes a text. A PROMPT from stdin loses its last line end. */
+typedef enum { NO_TEXT, A_NAME, PLAIN_TEXT, PROMPT } TextKind;
 
 typedef struct {
-    const char *name, *arguments; /* as the help shows them; what may be left out is in brackets */
+    const char *name, *arguments; /* as the help shows them; optional ones in brackets */
     unsigned bit;
     TextKind text;
     void (*run)(Program *program);
@@ -9719,6 +9603,7 @@ typedef struct {
 } Command;
 
 static void command_help(Program *program);
+static void command_version(Program *program);
 
 static const Command COMMANDS[] = {
     {"generate", "\"PROMPT\"", FOR_GENERATE, PROMPT, command_generate, "draws pictures from a text",
@@ -9727,182 +9612,169 @@ static const Command COMMANDS[] = {
      "circle.png \"What colour is the circle?\""},
     {"chat", "[IMAGE ...]", FOR_CHAT, NO_TEXT, command_chat, "answers its input line by line", "circle.png"},
     {"encode", "IMAGE", FOR_ENCODE, NO_TEXT, command_encode, "turns one image into its ids", "circle.png >ids.txt"},
-    {"decode", "[IDS-FILE]", FOR_DECODE, INPUT_FILE, command_decode, "turns ids into one picture",
+    {"decode", "[IDS-FILE]", FOR_DECODE, A_NAME, command_decode, "turns ids into one picture",
      "-o again.png ids.txt"},
     {"tokenize", "\"TEXT\"", FOR_TOKENIZE, PLAIN_TEXT, command_tokenize, "turns text into token ids, or back",
      "\"How many trees?\""},
-    {"info", "[MODEL|IMAGE]", FOR_INFO, MODEL_FILE, command_info, "shows a model, or what a picture says",
+    {"info", "[MODEL|IMAGE]", FOR_INFO, A_NAME, command_info, "shows a model or a picture's settings",
      "circle.png"},
-    {"batch", "JOBS.jsonl", FOR_BATCH, INPUT_FILE, command_batch, "does the jobs of JSON lines, together",
+    {"batch", "JOBS.jsonl", FOR_BATCH, A_NAME, command_batch, "runs the jobs of JSON lines, together",
      "jobs.jsonl >results.jsonl"},
     {"selftest", "", FOR_SELFTEST, NO_TEXT, command_selftest, "compares stages with recorded ones",
      "-m weights/tiny.gguf"},
-    {"help", "[COMMAND]", FOR_HELP, ONE_WORD, command_help, "shows the options of a command", "generate"},
+    {"help", "[COMMAND]", FOR_HELP, A_NAME, command_help, "lists the options of a command", "generate"},
+    {"--version", "", FOR_HELP, NO_TEXT, command_version, "prints the versions", ""},
 };
 enum { COMMAND_COUNT = sizeof COMMANDS / sizeof COMMANDS[0] };
 
+/* True if one word becomes the other by at most `errors` letters added, dropped or replaced. */
+static bool is_near(const char *word, const char *typed, int errors) {
+    while (*word != 0 && *word == *typed) word++, typed++;
+    if (*word == *typed) return true;
+    if (errors == 0) return false;
+    return (*word != 0 && is_near(word + 1, typed, errors - 1)) ||
+           (*typed != 0 && is_near(word, typed + 1, errors - 1)) ||
+           (*word != 0 && *typed != 0 && is_near(word + 1, typed + 1, errors - 1));
+}
+
+/* Suggests one of the words (NULL after the last): one that begins with the argument, else the one with the fewest
+   errors, 2 at most. `list`: where they are listed. */
+static void unknown_word(const char *kind, const char *argument, const char *const *words, const char *list) {
+    char typed[32];
+    snprintf(typed, sizeof typed, "%.*s", (int)strcspn(argument, "="), argument);
+    const char *begin = typed + strspn(typed, "-");
+    const size_t length = strlen(begin);
+    for (int errors = 0; errors <= (length < 3 ? -1 : length < 6 ? 1 : 2); errors++)
+        for (int i = 0; words[i] != NULL; i++) {
+            const char *letters = words[i] + strspn(words[i], "-");
+            if (strncmp(letters, begin, length) != 0 && !is_near(letters, begin, errors)) continue;
+            complain("unknown %s %.60s: is %s meant?", kind, argument, words[i]);
+            return;
+        }
+    complain("unknown %s %.60s (%s)", kind, argument, list);
+}
+
 /* NULL after a complaint. */
 static const Command *find_command(const char *name) {
-    TextBuffer names = {0};
-    for (int i = 0; i < COMMAND_COUNT; i++)
-        if (strcmp(COMMANDS[i].name, name) == 0) return &COMMANDS[i];
-    for (int i = 0; i < COMMAND_COUNT; i++) text_print(&names, "%s ", COMMANDS[i].name);
-    unknown_word("command", name, &names, "janus help lists them");
+    const char *names[COMMAND_COUNT + 1] = {NULL};
+    for (int i = 0; i < COMMAND_COUNT; i++) {
+        names[i] = COMMANDS[i].name;
+        if (strcmp(names[i], name) == 0) return &COMMANDS[i];
+    }
+    unknown_word("command", name, names, "janus help lists them");
     return NULL;
 }
 
-static bool has_image_ending(const char *path) {
-    const char *dot = strrchr(path, '.');
-    return dot != NULL && word_index("png|jpg|jpeg|gif|bmp|webp|heic|avif|tif|tiff|svg|ppm|pgm|tga", '|', dot + 1,
-                                     true) >= 0;
+/* Sets the option that an argument names; its value stands behind a "=" or in the next argument. Returns how many
+   arguments it took; 0 after a complaint. */
+static int take_option(CommandLine *line, const Command *command, const char *argument, const char *next) {
+    const char *names[OPTION_COUNT + 1] = {NULL}, *inside = strchr(argument, '=');
+    char name[32];
+    snprintf(name, sizeof name, "%.*s", (int)strcspn(argument, "="), argument);
+    for (int i = 0; i < OPTION_COUNT; i++) names[i] = OPTIONS[i].name;
+    const Option *option = find_option(name);
+    const bool alone = option != NULL && option->kind == AS_SWITCH;
+    const char *value = inside != NULL ? inside + 1 : next;
+    if (option == NULL) unknown_word("option", argument, names, "janus help COMMAND lists the options");
+    else if ((option->commands & command->bit) == 0)
+        complain("%s takes no %s: it %s", command->name, name, command->does);
+    else if (alone && inside != NULL) complain("%s takes no value, but \"%.60s\" was given", name, value);
+    else if (!alone && value == NULL) complain("%s needs a value: %s %s", name, name, option->argument);
+    else if (set_option(line, option, value) || refuse_value(option, name, value)) {
+        line->given |= (uint64_t)1 << (option - OPTIONS);
+        return alone || inside != NULL ? 1 : 2;
+    }
+    return 0;
 }
 
-/* An existing file that is an image, by its ending or by its first bytes; a pipe is one where a file may stand. */
-static bool is_image_file(const char *path) {
-    uint8_t bytes[32];
-    const PathKind kind = path_kind(path);
-    if (kind == PATH_DEVICE) return true;
-    FILE *file = kind == PATH_FOLDER ? NULL : file_open(path, "rb");
-    if (file == NULL) return false;
-    const size_t length = fread(bytes, 1, sizeof bytes, file);
-    fclose(file);
-    const Signature *format = find_signature(IMAGE_FORMATS, bytes, length);
-    return format == PNG || format == JPEG || has_image_ending(path);
+/* True if a question is more likely the name of a file: one that exists, a picture's, or a word with an ending. */
+static bool names_a_file(const char *question) {
+    const char *dot = strpbrk(question, " \t\n") == NULL ? strrchr(question, '.') : NULL;
+    return path_kind(question) != PATH_NONE || is_picture_name(question) ||
+           (dot != NULL && dot > question && dot[1] != 0);
 }
 
-/* An argument that is more likely a file than a text: stdin, something that exists, or a name with an ending. */
-static bool names_a_file(const char *argument) {
-    const char *dot = strrchr(argument, '.');
-    if (strcmp(argument, "-") == 0 || path_kind(argument) != PATH_NONE || has_image_ending(argument)) return true;
-    return strpbrk(argument, " \t\n") == NULL && dot != NULL && dot > argument && dot[1] != 0;
-}
-
-static bool add_image(CommandLine *line, const char *path) {
-    const Option *image = find_option("--image");
-    if (set_option(line, image, path)) return true;
-    refuse_value(image, "-i", path);
-    return false;
-}
-
-/* Takes an argument that is not an option: an image where the command takes any, else the text. Of two texts one is an
-   image that does not look like one. False after a complaint. */
-static bool take_argument(CommandLine *line, const Command *command, const char *argument) {
+/* Where a command takes a text, the last argument is that; those before it are images. False after a complaint. */
+static bool place_arguments(CommandLine *line, const Command *command, int count, char **arguments) {
     Request *request = &line->request;
-    const char *before = request->text;
-    const bool images = (command->bit & find_option("--image")->commands) != 0;
-    if (command->bit == FOR_ENCODE || (images && is_image_file(argument))) return add_image(line, argument);
-    if (command->bit == FOR_CHAT && names_a_file(argument)) return add_image(line, argument);
-    if (before == NULL) {
-        request->text = argument;
-        return true;
-    }
-    const bool quoted = strpbrk(argument, " \t\n") != NULL && strpbrk(before, " \t\n") == NULL;
-    if (images && (names_a_file(before) || (quoted && !names_a_file(argument)))) {
-        request->text = argument;
-        return add_image(line, before);
-    }
-    if (images && names_a_file(argument)) return add_image(line, argument);
-    complain("too many arguments at \"%.60s\": put the %s in quotes", argument, images ? "question" : "text");
+    const Option *image = find_option("--image");
+    const bool images = (command->bit & image->commands) != 0;
+    if (command->text != NO_TEXT && count > 0) request->text = arguments[--count];
+    for (int i = 0; i < count && images; i++)
+        if (!set_option(line, image, arguments[i])) return refuse_value(image, image->letter, arguments[i]);
+    const char *text = request->text, *name = command->name;
+    int readers = (command->bit == FOR_CHAT) + (text != NULL && strcmp(text, "-") == 0);
+    for (int i = 0; i < request->image_count; i++) readers += strcmp(request->images[i], "-") == 0;
+    if (count > 0 && !images)
+        complain("too many arguments: janus %s %s (put a text of several words in quotes)", name, command->arguments);
+    else if ((command->text != NO_TEXT && text == NULL && !ends_with(command->arguments, "]")) ||
+             (command->bit == FOR_ENCODE && request->image_count == 0))
+        complain("missing argument: janus %s %s", name, command->arguments);
+    else if (command->bit == FOR_ENCODE && request->image_count > 1) complain("encode takes one image");
+    else if (command->bit == FOR_ASK && strcmp(text, "-") != 0 && names_a_file(text))
+        complain("ask: no question: %.60s looks like a file (any text can come from stdin: -)", text);
+    else if (command->bit == FOR_INFO && text != NULL && line->model != NULL)
+        complain("info shows one file: %.60s or %.60s", line->model, text);
+    else if (readers > 1) complain("%s: only one input can come from stdin", name);
+    else return command->run != command_help || text == NULL || find_command(text) != NULL;
     return false;
 }
 
-/* Reads the command line. Complains about the first error and returns EXIT_USAGE. */
-static int parse_command_line(CommandLine *line, const Command **command, int argc, char **argv) {
-    bool options = true;
-    *command = NULL;
-    for (int i = 1; i < argc; i++) {
-        const char *argument = argv[i];
-        if (options && strcmp(argument, "--") == 0) options = false;
-        else if (options && argument[0] == '-' && argument[1] != 0) {
-            const int taken = parse_option(line, argument, i + 1 < argc ? argv[i + 1] : NULL);
-            if (taken < 0) return EXIT_USAGE;
-            i += taken;
-        } else if (*command != NULL) {
-            if (!take_argument(line, *command, argument)) return EXIT_USAGE;
-        } else if ((*command = find_command(argument)) == NULL) return EXIT_USAGE;
-    }
-    return EXIT_DONE;
-}
-
-/* Checks that the command takes every option that was given. False after a complaint. */
-static bool options_fit(const CommandLine *line, const Command *command) {
-    for (int i = 0; i < OPTION_COUNT; i++) {
-        const char *given = line->given[i];
-        if (given == NULL || (OPTIONS[i].commands & command->bit) != 0) continue;
-        complain("%s takes no %.*s: it %s", command->name, (int)strcspn(given, "="), given, command->does);
-        return false;
+/* Environment variables that replace options that were not given. False after a complaint. */
+static bool take_environment(CommandLine *line, const Command *command) {
+    static const char *const NAMES[][2] = {
+        {"JANUS_MODEL", "--model"}, {"JANUS_THREADS", "--threads"}, {"JANUS_ISA", "--isa"}};
+    for (int i = 0; i < 3; i++) {
+        const Option *option = find_option(NAMES[i][1]);
+        const char *value = getenv(NAMES[i][0]);
+        const bool wanted = (option->commands & command->bit) != 0 && !was_given(line, option);
+        if (wanted && value != NULL && value[0] != 0 && !set_option(line, option, value))
+            return refuse_value(option, NAMES[i][0], value);
     }
     return true;
 }
 
-/* Checks the number of texts, images and models. False after a complaint. */
-static bool arguments_fit(const Command *command, CommandLine *line) {
-    Request *request = &line->request;
-    const bool given = line->prompt != NULL || line->file != NULL, asks = command->bit == FOR_ASK;
-    if (asks && given && request->text != NULL && names_a_file(request->text)) { /* ask - -p "What?" */
-        if (!add_image(line, request->text)) return false;
-        request->text = NULL;
+/* Reads the command line: the command, its options and its arguments. Returns the command; NULL after a complaint. */
+static const Command *parse_command_line(CommandLine *line, int argc, char **argv) {
+    const bool asks_help = strcmp(argv[1], "-h") == 0 || strcmp(argv[1], "--help") == 0;
+    const Command *command = find_command(asks_help ? "help" : argv[1]);
+    int count = 0; /* of the arguments, moved to the front of argv */
+    bool options = true;
+    for (int i = 2, taken; command != NULL && i < argc; i += taken) {
+        const bool is_option = options && argv[i][0] == '-' && argv[i][1] != 0;
+        taken = 1;
+        if (!is_option) argv[count++] = argv[i];
+        else if (strcmp(argv[i], "--") == 0) options = false;
+        else taken = take_option(line, command, argv[i], i + 1 < argc ? argv[i + 1] : NULL);
+        if (taken == 0) return NULL;
     }
-    const char *name = command->name, *plain = request->text;
-    if (command->text == NO_TEXT && plain != NULL)
-        complain("%s takes no text (\"%.60s\"): it %s", name, plain, command->does);
-    else if ((plain != NULL && given) || (line->prompt != NULL && line->file != NULL))
-        complain("%s takes one text: \"%.60s\" and -p or -f are two", name, plain != NULL ? plain : line->prompt);
-    else if (asks && !given && plain == NULL && request->image_count > 0)
-        complain("ask: no question (%.60s is an image; a question that is also a file name comes with -p)",
-                 request->images[request->image_count - 1]);
-    else if (asks && plain != NULL && request->image_count == 0 && has_image_ending(plain))
-        complain("%.60s: no such file, and no question (a question that ends like this comes with -p)", plain);
-    else if (!given && plain == NULL && command->text != NO_TEXT && !ends_with(command->arguments, "]"))
-        complain("missing argument: janus %s %s", name, command->arguments);
-    else if (command->bit == FOR_ENCODE && request->image_count != 1)
-        complain("encode takes one image: janus encode IMAGE");
-    else if (command->bit == FOR_HELP && plain != NULL && find_command(plain) == NULL) return false;
-    else if (command->bit == FOR_INFO && plain != NULL && line->model != NULL)
-        complain("info shows one file: %.60s or %.60s", line->model, plain);
-    else return true;
-    return false;
+    if (command != NULL && line->help) {
+        line->request.text = command->name;
+        return find_command("help");
+    }
+    const bool good = command != NULL && place_arguments(line, command, count, argv) && take_environment(line, command);
+    return good ? command : NULL;
 }
 
-/* Checks that at most one input is stdin, and no model. False after a complaint. */
-static bool streams_fit(const Command *command, const CommandLine *line) {
-    const Request *request = &line->request;
-    const char *text = request->text != NULL ? request->text : line->prompt != NULL ? line->prompt : line->file;
-    const bool dash = text != NULL && strcmp(text, "-") == 0;
-    int readers = dash + (command->bit == FOR_CHAT) + (command->bit == FOR_DECODE && text == NULL);
-    for (int i = 0; i < request->image_count; i++) readers += strcmp(request->images[i], "-") == 0;
-    if (line->model != NULL && strcmp(line->model, "-") == 0)
-        complain("a model cannot come from stdin: name its file");
-    else if (readers > 1 && command->bit == FOR_CHAT)
-        complain("chat reads its questions from stdin: an image cannot come from there, too");
-    else if (readers > 1) complain("only one input can be stdin, but %d are -", readers);
-    else return true;
-    return false;
-}
-
-/* A text that is "-" comes from stdin, that of -f from a file; a prompt then loses the end of its last line. */
-static void take_text(Program *program, const Command *command) {
+/* A text that is "-" comes from stdin. */
+static void take_text(Program *program, TextKind kind) {
     FileImage *text = &program->text;
-    CommandLine *line = &program->line;
-    Request *request = &line->request;
-    if (command->text != PLAIN_TEXT && command->text != PROMPT) return;
-    if (line->prompt != NULL) request->text = line->prompt;
-    if (line->file == NULL && strcmp(request->text, "-") != 0) return;
-    const char *path = line->file != NULL ? line->file : "-";
-    if (read_input(path, TEXT_FILE_LIMIT, true, text, &program->error) != JANUS_OK) return;
-    for (uint8_t *end = text->bytes + text->size; command->text == PROMPT && text->size > 0; text->size--)
+    Request *request = &program->line.request;
+    if (kind < PLAIN_TEXT || strcmp(request->text, "-") != 0) return;
+    if (read_input("-", TEXT_FILE_LIMIT, true, text, &program->error) != JANUS_OK) return;
+    for (uint8_t *end = text->bytes + text->size; kind == PROMPT && text->size > 0; text->size--)
         if (*--end == '\n' || *end == '\r') *end = 0;
         else break;
     request->text = (const char *)text->bytes;
 }
 
-/* Options that the command takes but that have no effect. */
+/* Options of sampling that were given, but have no effect. */
 static void remark_idle_options(const CommandLine *line, unsigned command) {
     static const char *const SAMPLING[] = {"--seed", "--top-k", "--top-p"};
     const Request *request = &line->request;
     const float temperature = command == FOR_GENERATE ? request->draw.temperature : request->ask.temperature;
     for (int i = 0; i < 3 && (command & FOR_TALKS) != 0 && temperature <= 0 && !line->quiet; i++)
-        if (was_given(line, SAMPLING[i]) && (i > 0 || command != FOR_CHAT)) /* the seed of a chat is for /draw, too */
+        if (was_given(line, find_option(SAMPLING[i])) && (i > 0 || command != FOR_CHAT)) /* /draw has the seed */
             complain("remark: %s has no effect without a --temperature above 0", SAMPLING[i]);
 }
 
@@ -9910,7 +9782,7 @@ static void remark_idle_options(const CommandLine *line, unsigned command) {
 
 static const char OVERVIEW[] =
     "\njanus help COMMAND lists the options of a command, with an example.\n"
-    "Options may stand before or after the text, as --seed 7, --seed=7, -s 7 or -s7.\n"
+    "Options may stand before or after the text, as --seed 7, --seed=7 or -s 7.\n"
     "A - for a text, an image or a list of ids is stdin.\n"
     "$JANUS_MODEL, $JANUS_THREADS and $JANUS_ISA replace -m, -t and --isa.\n"
     "Exit status: 0 done, 1 failed, 2 usage error, 128 + N ended by signal N.\n";
@@ -9921,15 +9793,15 @@ static void print_help(FILE *to, const Command *only) {
     for (int i = 0; i < COMMAND_COUNT; i++)
         if (only == NULL || only == &COMMANDS[i])
             fprintf(to, "  janus %-9s %-23s %s\n", COMMANDS[i].name, COMMANDS[i].arguments, COMMANDS[i].does);
-    if (only == NULL) fputs(OVERVIEW, to);
-    if (only == NULL) return;
-    fputc('\n', to);
-    for (int i = 0; i < OPTION_COUNT; i++) {
-        if ((OPTIONS[i].commands & only->bit) == 0) continue;
-        const char *argument = OPTIONS[i].argument != NULL ? OPTIONS[i].argument : "";
-        const int used = fprintf(to, "  %s%s%s", OPTIONS[i].names, argument[0] == '[' ? "" : " ", argument);
-        fprintf(to, "%*s%s\n", used < 27 ? 27 - used : 1, "", OPTIONS[i].help);
+    fputs(only == NULL ? OVERVIEW : "\n", to);
+    for (int i = 0; i < OPTION_COUNT && only != NULL; i++) {
+        const Option *o = &OPTIONS[i];
+        char names[40];
+        snprintf(names, sizeof names, "%s%s%s %s", o->letter != NULL ? o->letter : "", o->letter != NULL ? ", " : "",
+                 o->name, o->argument != NULL ? o->argument : "");
+        if ((o->commands & only->bit) != 0) fprintf(to, "  %-24s %s\n", names, o->help);
     }
+    if (only == NULL) return;
     if (only->bit == FOR_CHAT) fprintf(to, "\n%s", CHAT_HELP);
     if (only->bit == FOR_BATCH) print_keys(to);
     fprintf(to, "\n  Example: janus %s %s\n", only->name, only->example);
@@ -9940,7 +9812,8 @@ static void command_help(Program *program) {
     print_help(stdout, name != NULL ? find_command(name) : NULL);
 }
 
-static void print_version(void) {
+static void command_version(Program *program) {
+    (void)program;
     printf("janus " JANUS_VERSION "\n");
     print_kernels();
     printf("model files     GGUF 3, janus.format_version %d\n", FORMAT_VERSION);
@@ -9948,51 +9821,38 @@ static void print_version(void) {
 
 /* ---- main ---- */
 
-/* Chooses how pictures are shown. */
+/* Pictures are shown if that is asked for, and in a chat at a terminal. */
 static void choose_show(Program *program, unsigned command) {
-    const int asked = program->line.show, columns = terminal_size(false);
-    const bool wanted = asked != SHOW_UNASKED && asked != SHOW_NO;
-    const bool fits = terminal(stderr) && columns >= SHOW_COLUMNS;
-    const ShowKind kind = asked > SHOW_AUTO ? (ShowKind)asked : terminal(stderr) ? terminal_shows() : SHOW_NO;
-    const bool unasked = command == FOR_CHAT && !program->line.quiet && terminal(stdin);
-    JanusError *error = &program->error;
-    program->show.kind = fits && (wanted || unasked) ? kind : SHOW_NO;
-    if (!wanted) return;
-    if (!terminal(stderr)) fail(error, JANUS_IO_ERROR, "--show: stderr is not a terminal");
-    else if (!fits)
-        fail(error, JANUS_IO_ERROR, "--show needs %d columns, but the terminal has %d", SHOW_COLUMNS, columns);
-    else if (kind == SHOW_NO)
-        fail(error, JANUS_IO_ERROR, "--show: a terminal of the type \"%.40s\" ($TERM) shows no colours",
-             getenv("TERM") != NULL ? getenv("TERM") : "");
+    const bool can = terminal(stderr) && terminal_size(false) >= SHOW_COLUMNS;
+    const bool asked = program->line.show, chat = command == FOR_CHAT && terminal(stdin) && !program->line.quiet;
+    program->show.kind = can && (asked || chat) ? terminal_shows() : SHOW_NO;
+    if (asked && program->show.kind == SHOW_NO)
+        fail(&program->error, JANUS_IO_ERROR,
+             "--show needs stderr to be a terminal with colours ($TERM) and at least %d columns", SHOW_COLUMNS);
 }
 
-/* Makes ready what the command needs. */
+/* Prepares the resources of the command: its text, its folder, the terminal, the model. */
 static JanusStatus prepare(Program *program, const Command *command, const char *program_path) {
     CommandLine *line = &program->line;
     JanusError *error = &program->error;
-    const char *text = line->request.text;
-    const bool takes_file = command->bit == FOR_INFO && text != NULL;
-    const bool picture = takes_file && (strcmp(text, "-") == 0 || has_image_ending(text) || is_image_file(text));
-    take_text(program, command);
+    const char *file = command->bit == FOR_INFO ? line->request.text : NULL;
+    const bool is_model = file != NULL && ends_with(file, ".gguf");
+    take_text(program, command->text);
     if (error->status == JANUS_OK && line->dump != NULL && folder_make(line->dump) != 0)
         fail(error, JANUS_IO_ERROR, "cannot make the folder %s: %s", line->dump,
              errno == EEXIST ? "it exists and is not an empty folder: name a new one" : strerror(errno));
     program->shows_progress = !line->quiet && terminal(stderr);
     if (error->status == JANUS_OK) choose_show(program, command->bit);
-    if (takes_file) line->model = text;
-    if (error->status == JANUS_OK && (command->bit & FOR_MODEL) != 0 && !picture)
+    if (is_model) line->model = file;
+    if (error->status == JANUS_OK && (command->bit & FOR_MODEL) != 0 && (file == NULL || is_model))
         open_model(program, command->bit, program_path);
     return error->status;
 }
 
 static int run_command(Program *program, const Command *command, const char *program_path) {
-    const CommandLine *line = &program->line;
-    if (!take_environment(&program->line, command->bit)) return EXIT_USAGE;
     if (prepare(program, command, program_path) != JANUS_OK) return program_failed(program);
-    remark_idle_options(line, command->bit);
+    remark_idle_options(&program->line, command->bit);
     command->run(program);
-    if (program->error.status == JANUS_OK && line->trace != NULL && !program->tap.titled && !line->quiet)
-        complain("remark: no stage has \"%.60s\" in its name (--trace)", line->trace);
     if (program->error.status == JANUS_OK) program->error = program->tap.failure;
     if ((fflush(stdout) != 0 || ferror(stdout)) && program->write_error == 0)
         program->write_error = errno_or(EIO);
@@ -10004,20 +9864,14 @@ static int run_command(Program *program, const Command *command, const char *pro
 static int janus_main(int argc, char **argv) {
     static Program state; /* not on the stack: it is large */
     Program *program = &state;
-    CommandLine *line = &program->line;
+    const char *program_path = argc > 0 ? argv[0] : "";
+    int result = EXIT_USAGE;
     memset(program, 0, sizeof *program);
-    line->request = request_defaults();
-    const Command *command;
-    int result = parse_command_line(line, &command, argc, argv);
-    if (result == EXIT_DONE && (line->help || line->version)) {
-        if (line->help) print_help(stdout, command);
-        else print_version();
-        result = fflush(stdout) != 0 || ferror(stdout) ? EXIT_FAILED : EXIT_DONE;
-    } else if (result == EXIT_DONE && command == NULL) print_help(stderr, NULL), result = EXIT_USAGE;
-    else if (result != EXIT_DONE || !options_fit(line, command) || !arguments_fit(command, line) ||
-             !streams_fit(command, line) || !stdout_usable(&line->request))
-        result = EXIT_USAGE;
-    else result = run_command(program, command, argv[0]);
+    program->line.request = request_defaults();
+    const Command *command = argc > 1 ? parse_command_line(&program->line, argc, argv) : NULL;
+    if (argc < 2) print_help(stderr, NULL);
+    else if (command != NULL && stdout_usable(&program->line.request))
+        result = run_command(program, command, program_path);
     forget_images(program);
     file_image_free(&program->text);
     free(program->tap.stages);
@@ -10090,9 +9944,6 @@ int main(void) {
     handle_signals();
     if (good) result = janus_main(argc, argv);
     if (interrupted) Sleep(INFINITE); /* until the thread of the signal ends the process, with its exit status */
-    for (int i = 0; i < argc && argv != NULL; i++) free(argv[i]);
-    free(argv);
-    LocalFree(wide);
     return result;
 }
 #else

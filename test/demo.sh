@@ -19,12 +19,9 @@ run() {
     echo
     "$@" || exit 1
 }
-# On a terminal that can show it, so large that it stays on the screen of 24 lines to the end.
-show=no
-[ -t 2 ] && [ "${TERM:-dumb}" != dumb ] && [ "${COLUMNS:-80}" -ge 24 ] && show=auto
-LINES=14
-export LINES
-run ./janus generate -m "$model" -o $out --seed 7 --show=$show "a red circle"
+show=--show
+[ -t 2 ] && [ "${TERM:-dumb}" != dumb ] || show=-q
+run ./janus generate -m "$model" -o $out --seed 7 $show "a red circle"
 run ./janus ask -m "$model" $out "What colour is the circle?"
 run ./janus ask -m "$model" $out "How many trees are in this photo?"
 echo

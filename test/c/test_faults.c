@@ -1326,7 +1326,7 @@ static void test_program(void) {
         snprintf(command, sizeof command, LINES[i].command, model, i == 3 ? in : out);
         fail_command(command, LINES[i].input, MEMORY, ENOMEM, LINES[i].talks_on);
     }
-    snprintf(command, sizeof command, "ask -m %s --threads 1 --max-tokens 2 -i %s --dump %s -p x", model, in, dump);
+    snprintf(command, sizeof command, "ask -m %s --threads 1 --max-tokens 2 -i %s --dump %s x", model, in, dump);
     static const Kind KINDS_OF_DUMP[] = {MEMORY, OPENING, WRITING, CLOSING};
     for (int i = 0; i < 4; i++) fail_command(command, "", KINDS_OF_DUMP[i], i == 0 ? ENOMEM : ENOSPC, false);
     snprintf(command, sizeof command, "decode -m %s --threads 1", model); /* under a name that is free */

@@ -115,7 +115,7 @@ BAD_JOBS = [
     *(('{"prompt": "a", "output": "a.png", "seed": %s}' % seed, f'"seed" takes a whole number from 0 to 18446744073709551615, or -1 for a random one, not {seed}')
       for seed in ("18446744073709551616", "1.8446744073709552e19", "7.5", "-2", "1e-1", "1e20", "9007199254740993.5", "1" * 30, "1e99999999999999999999")),
     ('{"prompt": "a", "output": "a.png", "max_tokens": 3}', '"max_tokens" does not go with "prompt"'),
-    ('{"prompt": "a", "output": ""}', '"output" takes a name or a text, not ""'),
+    ('{"prompt": "a", "output": ""}', '"output" takes a name, not ""'),
     ('{"prompt": "a\\u0000b", "output": "a.png"}', "zero character"),
     ('{"prompt": 3, "output": "a.png"}', '"prompt" takes a string'),
     ('{"prompt": "  ", "output": "a.png"}', "prompt is empty"),

@@ -596,7 +596,7 @@ def test_control_characters_of_a_model_do_not_reach_the_terminal(before: bytes, 
     assert not any(byte < 0x20 or byte == 0x7F for byte in said) and b"\xc2\x9b" not in said
 
 
-@pytest.mark.parametrize("command", [("info", "-m"), ("encode", "-i"), ("tokenize", "-f"), ("info",)])
+@pytest.mark.parametrize("command", [("info", "-m"), ("encode", "-i"), ("decode",), ("info",)])
 def test_names_of_files_steer_no_terminal(command: tuple[str, ...]) -> None:
     done = subprocess.run([JANUS, *command, "no\x1b[2J\u009bfile"], capture_output=True, timeout=60)
     assert done.returncode and b"no [2J  file" in done.stderr and b"\x1b" not in done.stderr

@@ -92,10 +92,9 @@ HELP = subprocess.run([JANUS, "-h"], capture_output=True, text=True, timeout=60)
 COMMANDS = re.findall(r"^  janus ([a-z]+)", HELP, re.MULTILINE)
 USES = {  # what is enough for each command to begin
     "generate": ["a cat"], "ask": ["What?"], "chat": [], "encode": ["-i", "x.png"], "decode": [], "tokenize": ["text"], "info": [],
-    "batch": ["jobs.jsonl"], "selftest": [], "help": [],
-}
+    "batch": ["jobs.jsonl"], "selftest": [], "help": []}
 GOOD_VALUES = {"N": 1, "W": 5, "S": 1, "T": 1, "K": 1, "P": 1, "NAME": "plain",
-               "IMAGE": "x.png", "OUT": "x.png", "DIR": "dump", "MODEL": MODEL, "TEXT": "a cat", "FILE": "x.txt"}
+               "IMAGE": "x.png", "OUT": "x.png", "DIR": "dump", "MODEL": MODEL}
 
 
 def options_of_the_help() -> list[tuple[str, list[str], list[str]]]:
@@ -103,7 +102,7 @@ def options_of_the_help() -> list[tuple[str, list[str], list[str]]]:
     found: dict[str, tuple[list[str], list[str]]] = {}
     for command in COMMANDS:
         told = subprocess.run([JANUS, "help", command], capture_output=True, text=True, timeout=60).stdout
-        for names, argument in re.findall(r"^  (-[-a-z]+(?:, --?[-a-z]+)*)(?:\[=[A-Z]+\]| ([^ ]+))?  ", told, re.MULTILINE):
+        for names, argument in re.findall(r"^  (-[-a-z]+(?:, --[-a-z]+)?)(?: ([^ ]+))? ", told, re.MULTILINE):
             value = [str(GOOD_VALUES.get(argument, argument.split("|")[0]))] if argument else []
             for name in names.split(", "):
                 found.setdefault(name, ([], value))[0].append(command)
@@ -142,17 +141,16 @@ def test_refusals_say_why(tmp_path: Path) -> None:
     """Among them an image for a drawing, texts where none is taken, and two models."""
     refusals = {
         ("generate", "-i", "photo.png", "make it blue"): "generate takes no -i: it draws pictures from a text",
-        ("chat", "Hello"): 'chat takes no text ("Hello")', ("encode", "x.png", "y.png"): "encode takes one image",
+        ("encode", "x.png", "y.png"): "encode takes one image",
         ("info", "a.gguf", "-m", "b.gguf"): "info shows one file: b.gguf or a.gguf", ("generate",): 'missing argument: janus generate "PROMPT"',
-        ("ask", "-i", "-", "-"): "only one input can be stdin", ("ask", "-i", "-", "-i", "-", "What?"): "only one input can be stdin",
-        ("chat", "-i", "-"): "chat reads its questions from stdin", ("chat", "-"): "chat reads its questions from stdin",
-        ("tokenize", "-m", "-", "x"): "a model cannot come from stdin", ("generate", "-m", "", "x"): "-m takes a name",
+        ("info", "a.png", "-m", "b.gguf"): "info shows one file: b.gguf or a.png", ("encode",): "missing argument: janus encode IMAGE",
+        ("ask", "-i", "-", "-"): "only one input can come from stdin", ("ask", "-", "-", "What?"): "only one input can come from stdin",
+        ("chat", "-i", "-"): "only one input can come from stdin", ("chat", "-"): "only one input can come from stdin",
+        ("generate", "-m", "", "x"): "-m takes a name", ("selftest", "x"): "too many arguments: janus selftest",
         ("ask", *["-i", "x.png"] * 65, "What?"): "-i takes at most 64 images", ("encode", *["x.png"] * 65): "-i takes at most 64 images",
-        ("ask", "-p", "", "What?"): "-p takes a name or a text", ("ask", "-f", "x.txt", "What?"): "ask takes one text",
-        ("ask", "-f", "x.txt", "-p", "What?"): "ask takes one text", ("ask", "-i", "x.png"): "ask: no question (x.png is an image",
-        ("ask", "-f", "-", "-i", "-"): "only one input can be stdin", ("generate", "--fast=1", "x"): "--fast takes no value",
-        ("chat", "-f", "x.txt"): "chat takes no -f: it", ("chat", "--file=x.txt"): "chat takes no --file: it",
-        ("generate", "a", "cat"): 'too many arguments at "cat": put the text in quotes', ("ask", "What", "is", "it?"): 'too many arguments at "is": put the question in',
+        ("ask", "-i", "x.png"): 'missing argument: janus ask [IMAGE ...] "QUESTION"', ("generate", "--fast=1", "x"): "--fast takes no value",
+        ("chat", "-o", "x.png"): "chat takes no -o: it", ("chat", "--output=x.png"): "chat takes no --output: it",
+        ("generate", "a", "cat"): 'too many arguments: janus generate "PROMPT" (put a text of several words in quotes)',
     }
     for arguments, said in refusals.items():
         assert said in fails(*arguments, model=None, cwd=tmp_path, code=2), arguments
@@ -180,13 +178,14 @@ def test_usage_errors(arguments: list[str]) -> None:
     ("--max-tokens", ["1 to 16777216", "0", "-1", "x"]),
     ("--top-k", ["0 to 16777216", "-1", "x"]),
     ("--top-p", ["1e-06 to 1", "0", "-1", "1.1", "nan", "x"]),
-    ("--isa", ["plain", "mmx", ""]),
-    ("--kv", ["f32 or f16", "f64", "", "f16|f32"])])
+    ("--isa", ["a name", ""]),
+    ("--kv", ["f32|f16", "f64", "", "f16|f32"])])
 def test_values_outside_the_range(tmp_path: Path, option: str, values: list[str]) -> None:
-    """Exit 2 and the range, which stands first in the list, whatever the command is."""
-    for command in ("generate", "ask"):
+    """Exit 2 and the range, which stands first in the list."""
+    command = next("generate" if "generate" in takers else "ask" for name, takers, _ in OPTIONS if name == option)
+    for form in ([option, "{}"], [option + "={}"]):
         for value in values[1:]:
-            line = fails(command, option, value, "a cat", cwd=tmp_path, code=2)
+            line = fails(command, *(word.format(value) for word in form), "a cat", cwd=tmp_path, code=2)
             assert line.startswith(f"janus: {option} takes ") and values[0] in line and f'not "{value}"' in line, line
 
 
@@ -196,7 +195,6 @@ def test_capitals(tmp_path: Path) -> None:
         succeeds("ask", "--kv", name, "--max-tokens", 1, "--dump", tmp_path / f"dump-{name}", "What?")
     first, second = (np.load(tmp_path / f"dump-{name}" / "lm.logits.npy") for name in ("f16", "F16"))
     assert (first == second).all()
-    succeeds("decode", "--isa", "PLAIN", "-o", tmp_path / "x.png", stdin=b"1 2 3 4")
 
 
 def test_a_random_seed(tmp_path: Path) -> None:
@@ -210,32 +208,28 @@ def test_a_random_seed(tmp_path: Path) -> None:
 def test_options_may_stand_anywhere(photo: Path) -> None:
     """Before or behind the text, and "--" ends them."""
     first = succeeds("tokenize", "a text", "-q").stdout
-    assert succeeds("-q", "tokenize", "a text").stdout == first
+    assert succeeds("tokenize", "-q", "a text").stdout == first
     assert succeeds("tokenize", "-m", MODEL, "--", "-q").stdout != first
 
 
 def test_names_of_options(tmp_path: Path) -> None:
-    """Short and long names, values after a blank, after = and without either: all the same."""
+    """Short and long names, values in the next argument or after =: all the same."""
     expected = succeeds("generate", "-n", 1, "--seed", 3, "--cfg", 2, "--temperature", 0.5, "--threads", 2, "-o", "-", "a red fox").stdout
-    (tmp_path / "prompt.txt").write_text("a red fox\n")
-    for line in ("--count=1 --seed=3 --cfg=2 --temperature=0.5 --threads=2 --output=- --prompt=a_red_fox",
-                 "-n1 -s3 --cfg-scale 2 --temp 0.5 -t2 -o- -p a_red_fox", "-s 3 --cfg-scale=2 --temp=0.5 -t 2 --output - --file=prompt.txt",
-                 "-s3 --cfg 2 --temp .5 -q -o - -fprompt.txt", "-s3 --cfg 2 --temp .5 --quiet -o - -f -"):
+    for line in ("--count=1 --seed=3 --cfg=2 --temperature=0.5 --threads=2 --output=- a_red_fox", "-n=1 -s=3 --cfg 2 --temperature .5 -t 2 -o - a_red_fox",
+                 "-q -o - --cfg 2 --quiet --temperature .5 - -s 3"):
         arguments = [word.replace("_", " ") for word in line.split()]
         assert succeeds("generate", *arguments, cwd=tmp_path, stdin=b"a red fox\n").stdout == expected, line
-    told = succeeds("info", f"--model={MODEL}", model=None).stdout
-    assert told == succeeds("info", f"-m{MODEL}", model=None).stdout == succeeds("info").stdout
-    assert "-t takes a whole number from 1 to 256, not \"0x\"" in fails("generate", "-t0x", "a", code=2)
+    assert succeeds("info", f"--model={MODEL}", model=None).stdout == succeeds("info").stdout
+    assert "-t takes a whole number from 1 to 256, not \"0x\"" in fails("generate", "-t=0x", "a", code=2)
     assert "--threads takes a whole number from 1 to 256, not \"\"" in fails("generate", "--threads=", "a", code=2)
-    assert "cannot read no.txt" in fails("generate", "-f", "no.txt", cwd=tmp_path)
 
 
 @pytest.mark.parametrize("typed, meant", [
     ("--sead", "--seed"), ("--treads=4", "--threads"), ("--temprature", "--temperature"), ("-seed", "--seed"), ("-help", "--help"), ("-steed", "--seed"),
     ("--max_tokens", "--max-tokens"), ("--out", "--output"), ("--thr=4", "--threads"), ("--qui", "--quiet"), ("--size", None), ("--colour", None), ("--steps", None),
-    ("--ou", None), ("-x", None), ("-qx", None), ("-ngl", None), ("-tx", None), ("-nx", None), ("-s\x1b[31m", None), ("--" + "x" * 500, None)])
+    ("--ou", None), ("-x", None), ("-qx", None), ("-ngl", None), ("-s7", None), ("-s\x1b[31m", None), ("--temp", "--temperature"), ("--" + "x" * 500, None)])
 def test_typing_errors(typed: str, meant: str | None) -> None:
-    """An unknown option is answered with the name that it begins, or the nearest, if one is near; never taken for a value of a shorter one."""
+    """An unknown option is answered with the name that it begins, or the nearest, if one is near."""
     said = fails("generate", typed, "5", "a cat", code=2)
     shown = typed[:60].replace("\x1b", " ")
     assert said == f"janus: unknown option {shown}" + (f": is {meant} meant?" if meant else " (janus help COMMAND lists the options)")
@@ -251,19 +245,18 @@ def test_unknown_commands() -> None:
 def test_version() -> None:
     """The version of janus.h, the kernels that info lists, the format of model files."""
     version = re.search(r'#define JANUS_VERSION "(.*)"', (ROOT / "janus.h").read_text())[1]
-    for arguments in (["--version"], ["generate", "--version"]):
-        lines = succeeds(*arguments, model=None).stdout.decode().split("\n")
-        assert lines[0] == f"janus {version}" and lines[1] in succeeds("info").stdout.decode().split("\n")
-        assert re.fullmatch(r"kernels +([a-z0-9]+, )*plain", lines[1]) and re.fullmatch(r"model files +GGUF 3, janus.format_version 2", lines[2])
+    lines = succeeds("--version", model=None).stdout.decode().split("\n")
+    assert lines[0] == f"janus {version}" and lines[1] in succeeds("info").stdout.decode().split("\n")
+    assert re.fullmatch(r"kernels +([a-z0-9]+, )*plain", lines[1]) and re.fullmatch(r"model files +GGUF 3, janus.format_version 2", lines[2])
 
 
 @pytest.mark.parametrize("name, option, value", [("JANUS_THREADS", "--threads", "1"), ("JANUS_ISA", "--isa", "plain")])
 def test_environment(tmp_path: Path, name: str, option: str, value: str) -> None:
-    """A variable is the option where that is not given; the help names it; a bad value is refused by its name."""
+    """A variable is the option where that is not given; the help names it; a bad value is refused."""
     assert f"${name}" in HELP
     succeeds("ask", "--max-tokens", 1, "What?", env={name: value})
-    said = fails("ask", "--max-tokens", 1, "What?", env={name: "x"}, code=2)
-    assert said.startswith(f"janus: {name} takes ") and 'not "x"' in said
+    said = fails("ask", "--max-tokens", 1, "What?", env={name: "x"}, code=(1, 2))
+    assert {"JANUS_THREADS": 'JANUS_THREADS takes a whole number from 1 to 256, not "x"', "JANUS_ISA": "the instruction set x is unknown"}[name] in said
     succeeds("ask", "--max-tokens", 1, option, value, "What?", env={name: "x"})
     for environment in ({name: "x"}, {name: ""}):
         succeeds("info", env=environment)  # takes no such option
@@ -273,7 +266,7 @@ def test_environment(tmp_path: Path, name: str, option: str, value: str) -> None
 # ---- Images as arguments ----
 
 def test_images_as_arguments(tmp_path: Path, photo: Path) -> None:
-    """A file that is an image is one, before or after the text, among others of -i, by its content or by its ending."""
+    """All but the last argument are images, after those of -i."""
     def logits(*arguments: object, command: tuple = ("ask",), **options: object) -> bytes:
         shutil.rmtree(tmp_path / "dump", ignore_errors=True)
         succeeds(*command, "--max-tokens", 1, "--dump", tmp_path / "dump", *arguments, **options)
@@ -282,51 +275,38 @@ def test_images_as_arguments(tmp_path: Path, photo: Path) -> None:
     other = picture(tmp_path / "other.jpg", 20, 20)
     (tmp_path / "nameless").write_bytes(photo.read_bytes())
     one = logits("-i", photo, "What is it?")
-    for arguments in ([photo, "What is it?"], ["What is it?", photo], [tmp_path / "nameless", "What is it?"], [photo, "-p", "What is it?"]):
+    for arguments in ([photo, "What is it?"], ["What is it?", "-i", photo], [tmp_path / "nameless", "What is it?"]):
         assert logits(*arguments) == one, arguments
     both = logits("-i", photo, "-i", other, "What is it?")
     assert len({one, both, logits("-i", other, "-i", photo, "What is it?")}) == 3
-    for arguments in ([photo, other, "What is it?"], [photo, "-i", other, "What is it?"], ["-i", photo, "What is it?", other]):
+    for arguments in ([photo, other, "What is it?"], [other, "-i", photo, "What is it?"], ["-i", photo, other, "What is it?"]):
         assert logits(*arguments) == both, arguments
     assert logits(photo, other, command=("chat",), stdin=b"What is it?\n") == both
     assert succeeds("encode", photo).stdout == succeeds("encode", "-i", photo).stdout
     assert succeeds("encode", tmp_path / "nameless").stdout == succeeds("encode", "-i", photo).stdout
 
 
-def test_arguments_that_could_be_images(tmp_path: Path, photo: Path) -> None:
-    """An image alone is no question, unless -p says so; an image that is missing is missed as one; texts stay texts."""
-    assert f"ask: no question ({photo.name} is an image" in fails("ask", photo.name, cwd=tmp_path, code=2)
-    for arguments in (["no.png", "What is it?"], ["What is it?", "no.png"]):
-        assert "cannot read the image no.png" in fails("ask", *arguments, cwd=tmp_path)
-    assert "cannot read the image no" in fails("encode", "no", cwd=tmp_path)
-    assert 'too many arguments at "is"' in fails("ask", photo, "What", "is", "it?", code=2)
-    assert 'chat takes no text ("Hello")' in fails("chat", photo, "Hello", code=2)
-    for arguments in ([photo.name], ["-p", photo.name]):
-        succeeds("generate", "-o", "x.png", *arguments, cwd=tmp_path)
-    assert succeeds("tokenize", photo.name, cwd=tmp_path).stdout == succeeds("tokenize", photo.name).stdout
-    assert succeeds("ask", "--max-tokens", 2, "-p", photo.name, cwd=tmp_path).stdout == succeeds("ask", "--max-tokens", 2, "-p", photo.name).stdout
-    (tmp_path / "What?").mkdir()
+def test_questions_that_name_files(tmp_path: Path, photo: Path) -> None:
+    """A question must not look like a file, which may be an image without a question; from stdin it may. Other commands do not ask."""
     (tmp_path / "How?").write_text("How?")
-    for question in ("What?", "How?"):
-        assert succeeds("ask", "--max-tokens", 2, photo, question, cwd=tmp_path).stdout == succeeds("ask", "--max-tokens", 2, photo, question).stdout
-
-
-@pytest.mark.parametrize("question", ["circel.png", "circel.PNG", "photo of me.jpeg", "what is in x.webp", "drawing.svg"])
-def test_a_mistyped_image_is_no_question(tmp_path: Path, question: str) -> None:
-    """An argument that ends like a picture, alone: exit 2 with the reason; with -p, or beside an image, it is a question."""
-    assert fails("ask", question, cwd=tmp_path, code=2).startswith(f"janus: {question}: no such file, and no question")
-    succeeds("ask", "--max-tokens", 1, "-p", question, cwd=tmp_path)
-    succeeds("ask", "--max-tokens", 1, "-i", picture(tmp_path / "photo.png"), question, cwd=tmp_path)
-    succeeds("generate", "-o", "x.png", question, cwd=tmp_path)
+    (tmp_path / "nameless").write_bytes(photo.read_bytes())
+    for name in (photo.name, "circel.png", "circel.PNG", "photo of me.jpeg", "x.webp", "drawing.svg", "no/such.bin", "How?", "nameless", "."):
+        for images in ([], [photo], ["What is it?"]):
+            assert f"ask: no question: {name} looks like a file" in fails("ask", *images, name, cwd=tmp_path, code=2)
+        succeeds("ask", "--max-tokens", 1, "-", stdin=name.encode(), cwd=tmp_path)
+    for question in ("Is it v1.5?", "What?", "...", "No.", "what is in x.webp"):
+        succeeds("ask", "--max-tokens", 1, question, cwd=tmp_path)
+    succeeds("generate", "-o", "x.png", photo.name, cwd=tmp_path)
+    assert succeeds("tokenize", photo.name, cwd=tmp_path).stdout == succeeds("tokenize", photo.name).stdout
 
 
 @pytest.mark.parametrize("arguments, said", [
     (["ask", "photo.svg", "What is it?"], "cannot read the image photo.svg: No such"), (["ask", "./no/photo", "What is it?"], "cannot read the image ./no/photo: No such"),
-    (["ask", ".", "What"], ". is a folder: name an image file"), (["ask", "no.dat", "What"], "cannot read the image no.dat: No such"),
-    (["chat", "nofile.png"], "cannot read the image nofile.png: No such"), (["chat", "nofile.dat"], "cannot read the image nofile.dat: No such"),
-    (["ask", "nofile.png", "-p", "What?"], "cannot read the image nofile.png: No such"), (["info", "nofile.png"], "cannot read nofile.png: No such")])
+    (["ask", ".", "What"], ". is a folder: name an image file"), (["ask", "What", "is", "it?"], "cannot read the image What: No such"),
+    (["chat", "nofile.png"], "cannot read the image nofile.png: No such"), (["chat", "Hello"], "cannot read the image Hello: No such"),
+    (["encode", "no"], "cannot read the image no: No such"), (["info", "nofile.png"], "cannot read nofile.png: No such")])
 def test_the_argument_that_is_meant(tmp_path: Path, arguments: list[str], said: str) -> None:
-    """Of a text and a file that is missing, or is no image, the message names the file."""
+    """The message names the file that is missing, or is no image."""
     assert said in fails(*arguments, model=None if arguments[0] == "info" else MODEL, cwd=tmp_path)
 
 
@@ -335,7 +315,7 @@ def test_streams_as_images(tmp_path: Path, photo: Path) -> None:
     """- and pipes are images where an image may stand: beside a question, for encode and for info; alone they are no question."""
     expected = succeeds("ask", "--max-tokens", 3, photo, "What is it?").stdout
     script = '"$0" "$@" <(cat "$PHOTO")'
-    for arguments in (["-", "What is it?"], ["What is it?", "-"], ["-", "-p", "What is it?"], ["-i", "-", "What is it?"]):
+    for arguments in (["-", "What is it?"], ["What is it?", "-i", "-"], ["-i", "-", "What is it?"]):
         assert succeeds("ask", "--max-tokens", 3, *arguments, stdin=photo.read_bytes()).stdout == expected, arguments
     drawn = tmp_path / "drawn.png"
     told = succeeds("generate", "-o", drawn, "a red fox") and succeeds("info", drawn, model=None).stdout
@@ -348,16 +328,16 @@ def test_streams_as_images(tmp_path: Path, photo: Path) -> None:
         return subprocess.run(["bash", "-c", script, JANUS, *map(str, arguments)], capture_output=True, timeout=60, env=os.environ | {"PHOTO": str(path)})
 
     assert piped("encode", "-m", MODEL).stdout == succeeds("encode", photo).stdout and piped("info", path=drawn).stdout == told
-    for question in (["What is it?"], ["-p", "What is it?"]):
-        assert piped("ask", "-m", MODEL, "--max-tokens", 3, *question).stdout == expected
+    done = subprocess.run(["bash", "-c", '"$0" ask -q --max-tokens 3 -m "$1" <(cat "$2") "What is it?"', JANUS, MODEL, photo], capture_output=True, timeout=60)
+    assert done.stdout == expected and not done.stderr
     done = piped("ask", "-m", MODEL)
     assert done.returncode == 2 and b"ask: no question" in done.stderr
     assert b"no image fits" not in piped("chat", "-m", MODEL).stderr and piped("chat", "-m", MODEL).returncode == 0
 
 
 @pytest.mark.parametrize("arguments, idle", [
-    (["ask", "--seed", 3, "What?"], ["--seed"]), (["ask", "--top-k", 5, "--top-p", 0.5, "What?"], ["--top-k", "--top-p"]), (["ask", "--temp", 0, "-s7", "What?"], ["--seed"]),
-    (["ask", "--temp", 1, "--top-k", 5, "-s", 1, "What?"], []), (["chat", "--seed", 3, "--top-p", 1], ["--top-p"]), (["generate", "-o", "x.png", "-s", 1, "x"], []),
+    (["ask", "--seed", 3, "What?"], ["--seed"]), (["ask", "--top-k", 5, "--top-p", 0.5, "What?"], ["--top-k", "--top-p"]), (["ask", "--temperature", 0, "-s=7", "What?"], ["--seed"]),
+    (["ask", "--temperature", 1, "--top-k", 5, "-s", 1, "What?"], []), (["chat", "--seed", 3, "--top-p", 1], ["--top-p"]), (["generate", "-o", "x.png", "-s", 1, "x"], []),
     (["generate", "-o", "x.png", "-s", 1, "--temperature", 0, "x"], ["--seed"])])
 def test_idle_options(tmp_path: Path, arguments: list, idle: list[str]) -> None:
     """An option without an effect gets a remark, which -q leaves out."""
@@ -369,7 +349,8 @@ def test_idle_options(tmp_path: Path, arguments: list, idle: list[str]) -> None:
 
 def test_control_characters_in_names(tmp_path: Path) -> None:
     """What a message quotes cannot steer the terminal."""
-    for arguments in (["info", "-m", "a\x1b]0;x\x07.gguf"], ["ask", "a\x1b[31m.png", "What?"], ["decode", "-o", "\x1b[2J.gif"], ["decode", "a\u009b2J"]):
+    for arguments in (["info", "-m", "a\x1b]0;x\x07.gguf"], ["ask", "a\x1b[31m.png", "What?"], ["decode", "-o", "\x1b[2J.gif"], ["decode", "a\u009b2J"],
+                      ["decode", "--isa", "a\x1b[31m"]):
         assert not re.search("[\x00-\x1f\x7f-\x9f]", fails(*arguments, model=None, cwd=tmp_path, code=1)), arguments
 
 
@@ -512,10 +493,8 @@ def test_stdin_is_a_dash(tmp_path: Path, photo: Path) -> None:
 def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
     """Texts of Notepad and PowerShell begin with one; only at the beginning it is skipped."""
     mark = b"\xef\xbb\xbf"
-    (tmp_path / "text").write_bytes(mark + b"a red fox")
     for command, text in (["tokenize"], b"a text\n"), (["tokenize", "--decode"], b"5 6 7\n"), (["ask", "-t", "1"], b"What?"):
         assert succeeds(*command, "-", stdin=mark + text).stdout == succeeds(*command, "-", stdin=text).stdout
-    assert succeeds("tokenize", "-f", tmp_path / "text").stdout == succeeds("tokenize", "a red fox").stdout
     assert succeeds("chat", "-q", stdin=mark + b"What?\n").stdout == succeeds("chat", "-q", stdin=b"What?\n").stdout
     assert succeeds("tokenize", "-", stdin=mark).stdout == succeeds("tokenize", "-", stdin=b"").stdout
     assert succeeds("tokenize", "-", stdin=b"a" + mark).stdout != succeeds("tokenize", "-", stdin=b"a").stdout
@@ -892,10 +871,10 @@ def test_full_stdout(tmp_path: Path, photo: Path) -> None:
         ["tokenize", "--decode", "5 6 7"],
     ):
         with open("/dev/full", "wb") as full:
-            done = janus(*arguments, stdin=b"1 2 3 4", stdout=full)
+            done = janus(*arguments, stdin=b"1 2 3 4", stdout=full, model=None if arguments == ["-h"] else MODEL)
         assert done.returncode == 1, arguments
         lines = [line for line in done.stderr.splitlines() if not line.startswith(b"seed ")]
-        assert len(lines) == (0 if arguments == ["-h"] else 1), done.stderr
+        assert len(lines) == 1, done.stderr
     with open("/dev/full", "wb") as full:
         done = janus("chat", "--max-tokens", 2, stdin=b"/draw a cat\nHello\n", stdout=full, cwd=tmp_path)
         assert done.returncode == 1 and b"stdout" in done.stderr
@@ -984,7 +963,7 @@ def test_dump(tmp_path: Path, photo: Path) -> None:
 
 
 def test_trace(tmp_path: Path, photo: Path) -> None:
-    """A row for each stage that --dump would write, in its order, with the numbers of its tensor, in 80 columns; a filter chooses."""
+    """A row for each stage that --dump would write, in its order, with the numbers of its tensor, in 80 columns."""
     question = ("ask", "-q", "-i", photo, "--max-tokens", 2, "--dump", tmp_path / "dump", "--trace", "What?")
     lines = succeeds(*question).stderr.decode().split("\n")
     assert lines[0].split() == ["stage", "shape", "min", "mean", "max", "sum", "ms"] and max(map(len, lines)) <= 83
@@ -997,10 +976,6 @@ def test_trace(tmp_path: Path, photo: Path) -> None:
         assert shape == "x".join(map(str, values.shape))
         expected = [values.min(), values.mean(), values.max(), values.sum()]
         assert np.allclose([float(n) for n in numbers[:4]], expected, rtol=6e-3, atol=1e-5 * abs(values).max()) and float(numbers[4]) >= 0
-    names = [line.split()[0] for line in succeeds("generate", "-q", "--trace=decoder.level", "-o", tmp_path / "x.png", "x").stderr.decode().split("\n")[2:-1]]
-    assert names == ["vq.decoder.level.0", "vq.decoder.level.1"]
-    assert succeeds("decode", "--trace=nothing", "-o", tmp_path / "x.png", stdin=b"1 2 3 4").stderr.decode() == 'janus: remark: no stage has "nothing" in its name (--trace)\n'
-    assert not succeeds("decode", "-q", "--trace=nothing", "-o", tmp_path / "x.png", stdin=b"1 2 3 4").stderr
 
 
 def test_selftest(tmp_path: Path) -> None:
@@ -1057,12 +1032,11 @@ def damage(model: Path, name: bytes) -> None:
 
 # ---- Progress ----
 
-def on_terminal(*arguments: object, columns: int = 80, env: dict[str, str] | None = None) -> str:
+def on_terminal(*arguments: object, columns: int = 80) -> str:
     """What the program shows on a terminal of so many columns, as stderr."""
     parent, child = pty.openpty()
     fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    process = subprocess.Popen([JANUS, *map(str, arguments)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=child,
-                               env={key: value for key, value in os.environ.items() if key != "COLUMNS"} | (env or {}))
+    process = subprocess.Popen([JANUS, *map(str, arguments)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=child)
     os.close(child)
     seen = b""
     try:
@@ -1099,11 +1073,9 @@ def test_nothing_flickers(tmp_path: Path) -> None:
 @posix
 @pytest.mark.parametrize("columns", [200, 80, 67, 45, 30, 10, 3])
 def test_progress_is_never_wider_than_the_terminal(tmp_path: Path, columns: int) -> None:
-    """One column stays free, whether the terminal or $COLUMNS says how many there are."""
+    """One column stays free."""
     drawing = (*SLOW, "-o", tmp_path / "x.png", "a cat")
-    told = {200: {"columns": 200}, 80: {"columns": 0, "env": {"COLUMNS": "80"}}}.get(
-        columns, {"columns": 250, "env": {"COLUMNS": str(columns)}})
-    shown = on_terminal(*drawing, **told).rpartition("\r\x1b[Kseed 1 ")[0].replace("\x1b[K", "").split("\r")
+    shown = on_terminal(*drawing, columns=columns).rpartition("\r\x1b[Kseed 1 ")[0].replace("\x1b[K", "").split("\r")
     assert max(map(len, shown)) <= columns - 1
     drawn = [part for part in shown if part.startswith("draw"[:columns - 1])]
     assert len(drawn) > 10

@@ -65,7 +65,7 @@ def test_what_stands_in_a_picture(tmp_path: Path) -> None:
     assert draw(tmp_path / "b.png", "--seed", 3, "--threads", 1) == first
     assert succeeds("generate", "--seed", 3, "-o", "-", "a red fox").stdout == first
     assert succeeds("info", tmp_path / "a.png", model=None).stdout.decode() == "a red fox\n" + settings(Model=model) + "\n"
-    draw(tmp_path / "c.jpg", "--seed", 3, "--cfg", 1.1, "--temp", 0.7, "-n", 2)
+    draw(tmp_path / "c.jpg", "--seed", 3, "--cfg", 1.1, "--temperature", 0.7, "-n", 2)
     for place in (1, 2):
         assert text_of(tmp_path / f"c-{place}.jpg") == "a red fox\n" + settings(
             Model=model, CFG_scale="1.1", Temperature="0.7", Picture=f"{place} of 2")
