@@ -11,8 +11,8 @@ import os
 import pickle
 import re
 import resource
+import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,8 @@ from tokenizers import Tokenizer
 import checkpoints
 import convert
 import random_model
-from checkpoints import save_safetensors, write_checkpoint, write_json
-from test_convert import GEOMETRIES, MICRO, SCRIPT, assert_refused, converted, edit, run
+from checkpoints import TorchCall, TorchGlobal, torch_tensor, write_json
+from test_convert import GEOMETRIES, MICRO, SCRIPT, Model, model, run  # noqa: F401
 
 ROOT = Path(__file__).resolve().parents[2]
 JANUS = Path(os.environ.get("JANUS_PROGRAM", ROOT / "janus"))
@@ -34,134 +34,84 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64
 USER_ID = 313  # of the role in MICRO's tokenizer
 
 
-@pytest.fixture(scope="module")
-def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """The file of an unchanged checkpoint, by layout; the folder's name is in it."""
-    files = {}
-    for layout in ("official", "transformers"):
-        folder = tmp_path_factory.mktemp(layout) / "model"
-        write_checkpoint(folder, MICRO, layout)
-        converted(folder)
-        files[layout] = (folder.parent / "out.gguf").read_bytes()
-    return files
-
-
-def assert_same(folder: Path, file: bytes, capsys: pytest.CaptureFixture[str], *remarks: str) -> None:
-    """The folder converts to this very file, with one remark for each text, which it holds."""
-    out = folder.parent / "same.gguf"
-    assert convert.main([str(folder), "-o", str(out)]) == 0
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == len(remarks) and all(line.startswith("convert.py: remark: ") for line in lines), lines
-    assert all(words in line for words, line in zip(remarks, lines)), lines
-    assert out.read_bytes() == file
-
-
-def rewrite(folder: Path, layout: str, change: Callable[[str], str], dtype: str = "F32") -> checkpoints.State:
-    """A checkpoint whose tensors have changed names."""
-    state = write_checkpoint(folder, MICRO, layout)
-    state = {change(name): value for name, value in state.items()}
-    save_safetensors(folder / "model.safetensors", state, dict.fromkeys(state, dtype))
-    return state
-
-
 # ---- Names ----
 
-def test_names_without_model_are_those_of_transformers(
-    tmp_path: Path, expected: dict[str, bytes], capsys: pytest.CaptureFixture[str]
-) -> None:
-    state = rewrite(tmp_path / "model", "transformers", lambda name: name.removeprefix("model."))
-    assert_same(tmp_path / "model", expected["transformers"], capsys)
-    state["model.generation_embeddings.weight"] = state["generation_embeddings.weight"]
-    save_safetensors(tmp_path / "model" / "model.safetensors", state, dict.fromkeys(state, "F32"))
-    assert_refused(tmp_path / "model", capsys, "tensor model.generation_embeddings.weight is in model.safetensors and in")
+def test_names_without_model_are_those_of_transformers(model: Model) -> None:
+    state = {name.removeprefix("model."): value for name, value in model.write("transformers").items()}
+    model.save(state)
+    model.same("transformers")
+    model.save(state | {"model.generation_embeddings.weight": state["generation_embeddings.weight"]})
+    model.refused("tensor model.generation_embeddings.weight is in model.safetensors and in")
 
 
-def test_tensors_that_nothing_uses_are_one_remark(
-    tmp_path: Path, expected: dict[str, bytes], capsys: pytest.CaptureFixture[str]
-) -> None:
-    state = write_checkpoint(tmp_path / "model", MICRO, "transformers")
+def test_tensors_that_nothing_uses_are_one_remark(model: Model) -> None:
+    state = model.write("transformers")
     extras = ["model.vision_model.embeddings.position_ids", "model.vision_model.head.probe",
               "model.vqmodel.loss.discriminator.main.0.weight", "model.vqmodel.loss.lpips.weight", "step"]
-    state |= {name: np.full((2, 3), np.nan, np.float32) for name in extras}
-    save_safetensors(tmp_path / "model" / "model.safetensors", state, dict.fromkeys(state, "F32"))
-    assert_same(tmp_path / "model", expected["transformers"], capsys, f"left out: {', '.join(extras[:3])} and 2 more")
+    model.save(state | {name: np.full((2, 3), np.nan, np.float32) for name in extras})
+    model.same("transformers", f"left out: {', '.join(extras[:3])} and 2 more")
 
 
-def test_a_missing_tensor_is_shown_beside_those_that_are_there(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for layout in ("official", "transformers"):
-        rewrite(tmp_path / layout, layout, lambda name: "janus.net." + name)
-        name = {"official": "gen_vision_model.encoder.conv_in.weight",
-                "transformers": "model.vision_model.embeddings.patch_embedding.weight"}[layout]
-        assert_refused(tmp_path / layout, capsys, f"tensor {name} is missing", f"janus.net.{name} and janus.net.",
-                       "every name there begins with janus.net.")
+@pytest.mark.parametrize("layout, name", [("official", "gen_vision_model.encoder.conv_in.weight"),
+                                          ("transformers", "model.vision_model.embeddings.patch_embedding.weight")])
+def test_a_missing_tensor_is_shown_beside_those_that_are_there(layout: str, name: str, model: Model) -> None:
+    model.save({"janus.net." + name: value for name, value in model.write(layout).items()})
+    model.refused(f"tensor {name} is missing", f"janus.net.{name} and janus.net.",
+                  "every name there begins with janus.net.")
 
 
 # ---- Number formats ----
 
-def test_float64_is_rounded_to_float32(
-    tmp_path: Path, expected: dict[str, bytes], capsys: pytest.CaptureFixture[str]
-) -> None:
-    rewrite(tmp_path / "model", "official", lambda name: name, "F64")
-    assert_same(tmp_path / "model", expected["official"], capsys)
-    path = tmp_path / "model" / "model.safetensors"
+def test_float64_is_rounded_to_float32(model: Model) -> None:
+    model.save(model.write(), "F64")
+    model.same("official")
+    path = model.path / "model.safetensors"
     data = path.read_bytes()
     path.write_bytes(data[:-8] + np.float64(1e300).tobytes())
-    assert_refused(tmp_path / "model", capsys, "not finite")
+    model.refused("not finite")
 
 
 # ---- Files ----
 
-def test_an_index_may_name_what_no_shard_has_and_nothing_needs(
-    tmp_path: Path, expected: dict[str, bytes], capsys: pytest.CaptureFixture[str]
-) -> None:
-    write_checkpoint(tmp_path / "model", MICRO, shards=3)
-    index = tmp_path / "model" / "model.safetensors.index.json"
+def test_an_index_may_name_what_no_shard_has_and_nothing_needs(model: Model) -> None:
+    model.write(shards=3)
+    index = model.path / "model.safetensors.index.json"
     places = json.loads(index.read_text())["weight_map"]
     write_json(index, {"weight_map": places | {"vision_model.head.probe": places["gen_embed.weight"]}})
-    assert_same(tmp_path / "model", expected["official"], capsys)
+    model.same("official")
 
 
-def test_a_byte_order_mark_is_no_text(
-    tmp_path: Path, expected: dict[str, bytes], capsys: pytest.CaptureFixture[str]
-) -> None:
-    write_checkpoint(tmp_path / "model", MICRO, shards=2)
-    for path in (tmp_path / "model").glob("*.json"):
+def test_a_byte_order_mark_is_no_text(model: Model) -> None:
+    model.write(shards=2)
+    for path in model.path.glob("*.json"):
         path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
-    assert_same(tmp_path / "model", expected["official"], capsys)
+    model.same("official")
 
 
-def test_one_file_wins_over_shards_as_in_transformers(
-    tmp_path: Path, expected: dict[str, bytes], capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = tmp_path / "model"
-    write_checkpoint(folder, MICRO, shards=3, state=checkpoints.random_state(MICRO, 9))
-    state = write_checkpoint(folder, MICRO)
+def test_one_file_wins_over_shards_as_in_transformers(model: Model) -> None:
+    model.write(shards=3, state=checkpoints.random_state(MICRO, 9))
+    state = model.write()
     words = "model.safetensors is read, as transformers does, and not the shards"
-    assert_same(folder, expected["official"], capsys, words)
+    model.same("official", words)
     del state["gen_embed.weight"]  # an old file that lacks something is refused, not filled up
-    save_safetensors(folder / "model.safetensors", state, dict.fromkeys(state, "F32"))
-    assert_refused(folder, capsys, "tensor gen_embed.weight is missing")
+    model.save(state)
+    model.refused("tensor gen_embed.weight is missing")
 
 
 @pytest.mark.parametrize("name", ["model.fp16.safetensors", "consolidated.safetensors"])
-def test_weights_of_another_name_are_found(
-    name: str, tmp_path: Path, expected: dict[str, bytes], capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = tmp_path / "model"
-    write_checkpoint(folder, MICRO)
-    (folder / "model.safetensors").rename(folder / name)
-    (folder / "training_args.bin").write_bytes(b"no weights")
-    assert_same(folder, expected["official"], capsys)
-    (folder / "other.safetensors").write_bytes((folder / name).read_bytes())
-    assert_refused(folder, capsys, "several files of weights", "other.safetensors, but none of model.safetensors")
+def test_weights_of_another_name_are_found(name: str, model: Model) -> None:
+    model.write()
+    (model.path / "model.safetensors").rename(model.path / name)
+    (model.path / "training_args.bin").write_bytes(b"no weights")
+    model.same("official")
+    (model.path / "other.safetensors").write_bytes((model.path / name).read_bytes())
+    model.refused("several files of weights", "other.safetensors, but none of model.safetensors")
 
 
-def test_shards_need_their_index(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_checkpoint(tmp_path / "model", MICRO, shards=2)
-    (tmp_path / "model" / "model.safetensors.index.json").unlink()
-    assert_refused(tmp_path / "model", capsys, "model-00001-of-00002.safetensors", "model.safetensors.index.json")
+def test_shards_need_their_index(model: Model) -> None:
+    model.write(shards=2)
+    (model.path / "model.safetensors.index.json").unlink()
+    model.refused("model-00001-of-00002.safetensors", "model.safetensors.index.json")
 
 
 @pytest.mark.parametrize("layout, shards, file", [
@@ -171,48 +121,44 @@ def test_shards_need_their_index(tmp_path: Path, capsys: pytest.CaptureFixture[s
     ("transformers", 1, "processor_config.json"), ("official", 2, "model-00002-of-00002.safetensors"),
     ("official", 2, "model.safetensors.index.json"),
 ])
-def test_git_lfs_pointers_are_named(
-    layout: str, shards: int, file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = tmp_path / "model"
-    write_checkpoint(folder, MICRO, layout, shards=shards)
+def test_git_lfs_pointers_are_named(layout: str, shards: int, file: str, model: Model) -> None:
+    model.write(layout, shards=shards)
     if file.endswith(".bin"):
-        (folder / "model.safetensors").unlink()
-    (folder / file).write_bytes(POINTER)
+        (model.path / "model.safetensors").unlink()
+    (model.path / file).write_bytes(POINTER)
     words = f"{file} is a Git LFS pointer ({len(POINTER)} bytes), not the file: run git lfs pull"
-    assert_refused(folder, capsys, words, "hf download")
+    model.refused(words, "hf download")
 
 
-def test_a_folder_of_the_hubs_cache(
-    tmp_path: Path, expected: dict[str, bytes], capsys: pytest.CaptureFixture[str]
-) -> None:
-    cache = tmp_path / "models--org--model"
-    write_checkpoint(cache / "snapshots" / "0123abc", MICRO)
-    assert_same(cache, expected["official"], capsys)  # general.name is that of the repository
-    write_checkpoint(cache / "snapshots" / "4567def", MICRO, state=checkpoints.random_state(MICRO, 9))
-    assert_refused(cache, capsys, "config.json is missing")
-    assert_same(cache / "snapshots" / "0123abc", expected["official"], capsys)
-    write_checkpoint(tmp_path / "model", MICRO)
-    (tmp_path / "model" / "snapshots").mkdir()  # of a training program
-    assert_same(tmp_path / "model", expected["official"], capsys)
+def test_a_folder_of_the_hubs_cache(model: Model) -> None:
+    cache = model.beside("models--org--model")
+    first, second = (model.beside(f"models--org--model/snapshots/{name}") for name in ("0123abc", "4567def"))
+    first.write()
+    cache.same("official")  # general.name is that of the repository
+    second.write(state=checkpoints.random_state(MICRO, 9))
+    cache.refused("config.json is missing")
+    first.same("official")
+    model.write()
+    (model.path / "snapshots").mkdir()  # of a training program
+    model.same("official")
 
 
-def test_a_repository_is_not_fetched(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert convert.main(["org/model", "-o", str(tmp_path / "o.gguf")]) == 1
+def test_what_is_no_folder_is_refused(model: Model) -> None:
+    model.write()
+    model.beside("model/model.safetensors").refused("not a folder", f"is in, {model.path}\n")
+    model.converted()
+    model.beside("out.gguf").refused("model file already: name the type of its weights with --dtype")
+    model.beside("nowhere").refused("no such folder")
     words = "no such folder: org/model; hf download org/model --local-dir model fetches a repository of that name"
-    assert capsys.readouterr().err == f"convert.py: {words}\n"
-
-
-def test_a_file_in_the_place_of_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_checkpoint(tmp_path / "model", MICRO)
-    words = f"is in, {tmp_path / 'model'}\n"
-    assert_refused(tmp_path / "model" / "model.safetensors", capsys, "not a folder", words)
-    converted(tmp_path / "model")
-    assert_refused(tmp_path / "out.gguf", capsys, "model file already: name the type of its weights with --dtype")
-    assert_refused(tmp_path / "nowhere", capsys, "no such folder")
+    repository = model.beside("")
+    repository.path = Path("org/model")
+    repository.refused(f"convert.py: {words}\n")
 
 
 # ---- A model file as input ----
+
+TO_Q8_0 = ("--dtype", "q8_0")
+
 
 def tensors_of(path: Path) -> dict[str, tuple[Any, bytes]]:
     return {tensor.name: (tensor.tensor_type, tensor.data.tobytes()) for tensor in GGUFReader(path).tensors}
@@ -221,81 +167,74 @@ def tensors_of(path: Path) -> dict[str, tuple[Any, bytes]]:
 @pytest.mark.parametrize("dtype", convert.FILE_TYPES)
 @pytest.mark.parametrize("geometry, stored", [("tiny-odd", "F32"), ("micro", "BF16"), ("blocks of 256", "BF16"),
                                               ("blocks of 256", "F32")])
-def test_a_model_file_becomes_what_its_checkpoint_becomes(
-    geometry: str, stored: str, dtype: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_model_file_becomes_what_its_checkpoint_becomes(geometry: str, stored: str, dtype: str, model: Model) -> None:
     """The same file, byte for byte, with the same remark; 112 columns are not a number of blocks."""
     wide = geometry == "blocks of 256"
     sizes = convert.replace(GEOMETRIES["micro" if wide else geometry], feed_forward=112 if geometry == "tiny-odd" else 128)
     if wide:
         sizes = convert.replace(sizes, hidden=256, feed_forward=512)
-    write_checkpoint(tmp_path / "model", sizes, dtype=stored)
-    converted(tmp_path / "model")
-    capsys.readouterr()
-    for source, name in ((tmp_path / "model", "direct"), (tmp_path / "out.gguf", "later")):
-        assert convert.main([str(source), "-o", str(tmp_path / name), "--dtype", dtype]) == 0
-    direct, later = capsys.readouterr().err.splitlines(), []
+    model.write(sizes=sizes, dtype=stored)
+    model.converted()
+    model.messages()
+    direct, later = (model.out.with_name(name) for name in ("direct", "later"))
+    for source, target in ((model.path, direct), (model.out, later)):
+        assert convert.main([str(source), "-o", str(target), "--dtype", dtype]) == 0
+    remarks = model.messages().splitlines()
     remarked = dtype in ("q6_k", "q4_k") and not (wide and sizes.heads * sizes.head_dim % 256 == 0)
-    assert len(direct) == 2 * remarked and len(set(direct)) == remarked
-    assert (tmp_path / "direct").read_bytes() == (tmp_path / "later").read_bytes()
-    kinds = {kind.name for kind, _ in tensors_of(tmp_path / "later").values()}
+    assert len(remarks) == 2 * remarked and len(set(remarks)) == remarked
+    assert direct.read_bytes() == later.read_bytes()
+    kinds = {tensor.tensor_type.name for tensor in GGUFReader(later).tensors}
     if dtype in convert.QUANTISED_TYPES:
         assert kinds == {"F32", "F16", "Q8_0"} | ({dtype.upper()} if dtype == "q4_0" or wide else set())
     else:
         assert kinds == {"F32", dtype.upper()}
 
 
-def test_model_files_that_cannot_be_quantised(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_checkpoint(tmp_path / "model", MICRO)
-    converted(tmp_path / "model")
-    whole, out = tmp_path / "out.gguf", tmp_path / "o.gguf"
-
-    def refused(source: Path, *words: str, target: Path = out) -> None:
-        assert convert.main([str(source), "-o", str(target), "--dtype", "q8_0"]) == 1
-        message = capsys.readouterr().err
-        assert all(text in message for text in words) and message.count("\n") == 1, message
-
-    refused(whole, "over its source", target=tmp_path / "model" / ".." / "out.gguf")
-    (tmp_path / "link.gguf").symlink_to(whole)
-    refused(whole, "over its source", target=tmp_path / "link.gguf")
-    assert convert.main([str(whole), "-o", str(tmp_path / "small.gguf"), "--dtype", "q4_0"]) == 0
-    refused(tmp_path / "small.gguf", "is quantised already", "start from an f32, f16 or bf16 file")
-    data = whole.read_bytes()
-    for kept in (0, 3, 30, 3000, len(data) - 1000):
-        (tmp_path / "part.gguf").write_bytes(data[:kept])
-        refused(tmp_path / "part.gguf", "")
-    (tmp_path / "old.gguf").write_bytes(data.replace(b"janus.format_version\4\0\0\0\2", b"janus.format_version\4\0\0\0\1"))
-    refused(tmp_path / "old.gguf", "format 1; expected janus, format 2: convert the checkpoint again")
-    (tmp_path / "llama.gguf").write_bytes(data.replace(b"\5\0\0\0\0\0\0\0janus", b"\5\0\0\0\0\0\0\0llama", 1))
-    refused(tmp_path / "llama.gguf", "is a file for llama")
-    assert not out.exists() and whole.read_bytes() == data
+def test_model_files_that_cannot_be_quantised(model: Model) -> None:
+    model.write()
+    data = model.file()
+    model.beside("link.gguf").path.symlink_to(model.out)
+    for target in (model.path / ".." / "out.gguf", model.out.with_name("link.gguf")):
+        assert convert.main([str(model.out), "-o", str(target), "--dtype", "q8_0"]) == 1
+        assert "over its source" in model.messages()
+    assert convert.main([str(model.out), "-o", str(model.out.with_name("small.gguf")), "--dtype", "q4_0"]) == 0
+    model.beside("small.gguf").refused("is quantised already", "start from an f32, f16 or bf16 file", options=TO_Q8_0)
+    old = data.replace(b"janus.format_version\4\0\0\0\2", b"janus.format_version\4\0\0\0\1")
+    llama = data.replace(b"\5\0\0\0\0\0\0\0janus", b"\5\0\0\0\0\0\0\0llama", 1)
+    for content, words in (*((data[:kept], "") for kept in (0, 3, 30, 3000, len(data) - 1000)),
+                           (old, "format 1; expected janus, format 2: convert the checkpoint again"),
+                           (llama, "is a file for llama")):
+        damaged = model.beside("damaged.gguf")
+        damaged.path.write_bytes(content)
+        damaged.refused(words, options=TO_Q8_0)
+    assert model.out.read_bytes() == data
 
 
 # ---- Files of torch.save ----
 
 @pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
 @pytest.mark.parametrize("shards", [1, 3])
-def test_bin_gives_the_same_file_as_safetensors(shards: int, dtype: str, tmp_path: Path) -> None:
-    files = set()
-    for kind in ("safetensors", "bin"):
-        write_checkpoint(tmp_path / kind / "model", MICRO, "official", kind, shards, dtype)
-        converted(tmp_path / kind / "model")
-        files.add((tmp_path / kind / "out.gguf").read_bytes())
-    assert len(files) == 1
+def test_bin_gives_the_same_file_as_safetensors(shards: int, dtype: str, model: Model) -> None:
+    model.write(shards=shards, dtype=dtype)
+    expected = model.file()
+    shutil.rmtree(model.path)
+    model.write(file_format="bin", shards=shards, dtype=dtype)
+    assert model.file() == expected
 
 
-def bin_state(folder: Path, change: Callable[[dict[str, Any], dict[str, bytes]], Any], **options: Any) -> None:
+def bin_state(model: Model, change: Callable[[dict[str, Any], dict[str, bytes]], Any], **options: Any) -> None:
     """A checkpoint whose .bin is changed: `change` gets its tensors and storages and may return other contents."""
-    state = write_checkpoint(folder, MICRO, file_format="bin")
+    state = model.write(file_format="bin")
     storages = {name: np.ascontiguousarray(value).tobytes() for name, value in state.items()}
-    tensors = {name: checkpoints.torch_tensor(name, "F32", value.shape, convert.row_strides(value.shape))
+    tensors = {name: torch_tensor(name, "F32", value.shape, convert.row_strides(value.shape))
                for name, value in state.items()}
     content = change(tensors, storages)
-    checkpoints.save_archive(folder / "pytorch_model.bin", tensors if content is None else content, storages, **options)
+    tensors = tensors if content is None else content
+    checkpoints.save_archive(model.path / "pytorch_model.bin", tensors, storages, **options)
 
 
 def test_tensors_of_any_strides_and_parameters_are_read(
-    tmp_path: Path, expected: dict[str, bytes], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch, model: Model
 ) -> None:
     """A transposed matrix, two tensors in one storage, a Parameter, an entry that nothing uses."""
     def change(tensors: dict[str, Any], storages: dict[str, bytes]) -> None:
@@ -303,41 +242,39 @@ def test_tensors_of_any_strides_and_parameters_are_read(
         shape = tensors[name].arguments[2]
         values = np.frombuffer(storages[name], np.float32).reshape(shape)
         storages[name] = np.ascontiguousarray(values.T).tobytes()
-        tensors[name] = checkpoints.torch_tensor(name, "F32", shape, (1, shape[0]))
+        tensors[name] = torch_tensor(name, "F32", shape, (1, shape[0]))
         first, second = "gen_head.vision_head.bias", "gen_embed.weight"
         shape = tensors[second].arguments[2]
         offset = len(storages[first]) // 4
-        tensors[second] = checkpoints.torch_tensor(first, "F32", shape, convert.row_strides(shape), offset)
+        tensors[second] = torch_tensor(first, "F32", shape, convert.row_strides(shape), offset)
         storages[first] += storages.pop(second)
-        tensors[first] = checkpoints.TorchCall("_rebuild_parameter", tensors[first], True, {})
+        tensors[first] = TorchCall("_rebuild_parameter", tensors[first], True, {})
         tensors["step"] = 7
 
-    bin_state(tmp_path / "model", change)
-    assert_same(tmp_path / "model", expected["official"], capsys, "left out: step")
+    bin_state(model, change)
+    model.same("official", "left out: step")
     monkeypatch.setattr(convert, "CHUNK_ELEMENTS", 100)
-    assert_same(tmp_path / "model", expected["official"], capsys, "left out: step")
+    model.same("official", "left out: step")
 
 
 class Harm:
-    """Unpickled without care, it makes a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    """Unpickled without care, it makes a folder."""
 
     def __reduce__(self) -> Any:
-        return os.mkdir, (str(self.path),)
+        return os.mkdir, ("harm",)
 
 
 def set_view(tensors: dict[str, Any], *view: Any) -> None:
-    tensors["gen_embed.weight"] = checkpoints.TorchCall("_rebuild_tensor_v2", *view)
+    tensors["gen_embed.weight"] = TorchCall("_rebuild_tensor_v2", *view)
 
 
-STORAGE = ("storage", checkpoints.TorchGlobal("torch", "FloatStorage"), "gen_embed.weight", "cpu", 512)
+STORAGE = ("storage", TorchGlobal("torch", "FloatStorage"), "gen_embed.weight", "cpu", 512)
 BAD_ARCHIVES: dict[str, tuple[Callable[..., Any], str]] = {
-    "code": (lambda t, s: t.update(x=Harm(Path("harm"))), "posix.mkdir, which a state dict does not need"),
-    "another function of torch": (lambda t, s: t.update(x=checkpoints.TorchCall("_rebuild_sparse_tensor", 1)), "torch._utils._rebuild_sparse"),
-    "another class": (lambda t, s: t.update(x=checkpoints.TorchGlobal("torch", "load")), "torch.load"),
-    "builtins": (lambda t, s: t.update(x=checkpoints.TorchGlobal("builtins", "eval")), "builtins.eval"),
+    "code": (lambda t, s: t.update(x=Harm()), "posix.mkdir, which a state dict does not need"),
+    "another function of torch": (lambda t, s: t.update(x=TorchCall("_rebuild_sparse_tensor", 1)),
+                                  "torch._utils._rebuild_sparse"),
+    "another class": (lambda t, s: t.update(x=TorchGlobal("torch", "load")), "torch.load"),
+    "builtins": (lambda t, s: t.update(x=TorchGlobal("builtins", "eval")), "builtins.eval"),
     "a list": (lambda t, s: [1, 2], "safely"),
     "a key that is no name": (lambda t, s: t.update({3: 4}), "the key 3"),
     "a storage that is missing": (lambda t, s: s.pop("gen_embed.weight") and None, "gen_embed.weight"),
@@ -351,26 +288,24 @@ BAD_ARCHIVES: dict[str, tuple[Callable[..., Any], str]] = {
 
 
 @pytest.mark.parametrize("case", BAD_ARCHIVES)
-def test_archives_that_are_refused(
-    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_archives_that_are_refused(case: str, monkeypatch: pytest.MonkeyPatch, model: Model) -> None:
+    monkeypatch.chdir(model.base)
     change, words = BAD_ARCHIVES[case]
-    bin_state(tmp_path / "model", change)
-    assert_refused(tmp_path / "model", capsys, "pytorch_model.bin is not a state dict that can be loaded safely", words)
-    assert not (tmp_path / "harm").exists()
+    bin_state(model, change)
+    model.refused("pytorch_model.bin is not a state dict that can be loaded safely", words)
+    assert not Path("harm").exists()
 
 
-def test_archives_of_other_machines_and_times(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    bin_state(tmp_path / "model", lambda tensors, storages: None, byteorder=b"big")
-    assert_refused(tmp_path / "model", capsys, "from a big-endian machine")
-    (tmp_path / "model" / "pytorch_model.bin").write_bytes(pickle.dumps(0x1950a86a20f9469cfc6c, 2))
-    assert_refused(tmp_path / "model", capsys, "not a zip archive: save it again with torch 1.6 or later, or as safetensors")
+def test_archives_of_other_machines_and_times(model: Model) -> None:
+    bin_state(model, lambda tensors, storages: None, byteorder=b"big")
+    model.refused("from a big-endian machine")
+    (model.path / "pytorch_model.bin").write_bytes(pickle.dumps(0x1950a86a20f9469cfc6c, 2))
+    model.refused("not a zip archive: save it again with torch 1.6 or later, or as safetensors")
 
 
 # ---- Other models ----
 
-def test_relatives_and_parts_of_a_model_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_relatives_and_parts_of_a_model_are_named(model: Model) -> None:
     part = {"cls": "CLIPVisionTower", "model_type": "vision", "params": {}}
     flow = {f"vision_{name}_config": {"cls": name, "params": {}} for name in ("und_enc", "gen_enc", "gen_dec")}
     for name, config in {
@@ -380,9 +315,9 @@ def test_relatives_and_parts_of_a_model_are_named(tmp_path: Path, capsys: pytest
         "DeepSeek-VL,": {"model_type": "deepseek_vl_hybrid"},
         "DeepSeek-VL2": {"model_type": "deepseek_vl_v2", "language_config": {}},
     }.items():
-        write_checkpoint(tmp_path / "model", MICRO)
-        write_json(tmp_path / "model" / "config.json", config)
-        assert_refused(tmp_path / "model", capsys, f"holds {name}", "another model", "Janus-Pro-7B")
+        model.write()
+        write_json(model.path / "config.json", config)
+        model.refused(f"holds {name}", "another model", "Janus-Pro-7B")
 
 
 # ---- Prompts and tokenizer ----
@@ -406,110 +341,103 @@ TOKENIZER_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", TOKENIZER_CONFIGS)
-def test_a_tokenizer_config_that_changes_prompts_is_refused(
-    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_tokenizer_config_that_changes_prompts_is_refused(case: str, model: Model) -> None:
     values, words = TOKENIZER_CONFIGS[case]
-    write_checkpoint(tmp_path / "model", MICRO)
-    write_json(tmp_path / "model" / "tokenizer_config.json", values)
-    assert_refused(tmp_path / "model", capsys, words, "token")
+    model.write()
+    write_json(model.path / "tokenizer_config.json", values)
+    model.refused(words, "token")
 
 
-def test_a_tokenizer_config_is_honoured(
-    tmp_path: Path, expected: dict[str, bytes], capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = tmp_path / "model"
-    write_checkpoint(folder, MICRO)
+def test_a_tokenizer_config_is_honoured(model: Model) -> None:
+    model.write()
     same = {"add_bos_token": True, "add_eos_token": False, "bos_token": convert.BOS, "pad_token": None,
             "eos_token": PLAIN | {"content": convert.EOS, "normalized": True},
             "added_tokens_decoder": {str(USER_ID): PLAIN | {"content": "<|User|>", "normalized": True}}}
-    write_json(folder / "tokenizer_config.json", same)
-    assert_same(folder, expected["official"], capsys)
+    write_json(model.path / "tokenizer_config.json", same)
+    model.same("official")
 
 
-def test_a_placeholder_beside_its_image_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_checkpoint(tmp_path / "model", MICRO)
-    edit(tmp_path / "model", "processor_config.json", "add_special_token", True)
-    assert_refused(tmp_path / "model", capsys, "processor_config.json: add_special_token is True")
-    edit(tmp_path / "model", "processor_config.json", "add_special_token", False)
-    converted(tmp_path / "model")
+def test_a_placeholder_beside_its_image_is_refused(model: Model) -> None:
+    model.write()
+    model.edit("processor_config.json", "add_special_token", True)
+    model.refused("processor_config.json: add_special_token is True")
+    model.edit("processor_config.json", "add_special_token", False)
+    model.converted()
 
 
-def test_a_tokenizer_saved_as_another_kind_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_tokenizer_saved_as_another_kind_is_named(model: Model) -> None:
     """What transformers 5 saves of a LlamaTokenizer; test/verify/verify_convert.py has the true one."""
-    write_checkpoint(tmp_path / "model", MICRO)
-    edit(tmp_path / "model", "tokenizer.json", "pre_tokenizer", {"type": "Metaspace", "prepend_scheme": "always"})
-    edit(tmp_path / "model", "tokenizer.json", "decoder", {"type": "Sequence", "decoders": []})
-    edit(tmp_path / "model", "tokenizer.json", "model.byte_fallback", True)
-    assert_refused(tmp_path / "model", capsys, "transformers 5", "take the original tokenizer.json")
+    model.write()
+    model.edit("tokenizer.json", "pre_tokenizer", {"type": "Metaspace", "prepend_scheme": "always"})
+    model.edit("tokenizer.json", "decoder", {"type": "Sequence", "decoders": []})
+    model.edit("tokenizer.json", "model.byte_fallback", True)
+    model.refused("transformers 5", "take the original tokenizer.json")
 
 
-def without_role_tokens(folder: Path) -> None:
-    document = random_model.synthetic_tokenizer(MICRO.vocabulary)
-    document["added_tokens"] = document["added_tokens"][:-2]
-    write_json(folder / "tokenizer.json", document)
+def without_role_tokens(model: Model) -> None:
+    model.edit("tokenizer.json", "added_tokens", random_model.synthetic_tokenizer(MICRO.vocabulary)["added_tokens"][:-2])
 
 
 ROLE_CASES = [  # what is done to the folder, options, roles, remark
-    (lambda folder: None, [], "pro", ""),
+    (lambda model: None, [], "pro", ""),
     (without_role_tokens, [], "1.3b", "User and Assistant, as those of Janus-1.3B; --roles pro changes that"),
     (without_role_tokens, ["--roles", "pro"], "pro", "<|User|> and <|Assistant|> of the prompts will be several"),
     (without_role_tokens, ["--roles", "1.3B"], "1.3b", ""),
-    (lambda folder: None, ["--roles", "1.3b"], "1.3b", ""),
-    (lambda folder: edit(folder, "config.json", "_name_or_path", "deepseek-ai/Janus-1.3B"), [], "1.3b", "--roles pro"),
-    (lambda folder: edit(folder, "config.json", "_name_or_path", ["Janus-Pro-1B"]), [], "pro", ""),
+    (lambda model: None, ["--roles", "1.3b"], "1.3b", ""),
+    (lambda model: model.edit("config.json", "_name_or_path", "deepseek-ai/Janus-1.3B"), [], "1.3b", "--roles pro"),
+    (lambda model: model.edit("config.json", "_name_or_path", ["Janus-Pro-1B"]), [], "pro", ""),
 ]
 
 
 @pytest.mark.parametrize("change, options, roles, words", ROLE_CASES, ids=range(len(ROLE_CASES)))
-def test_roles(change: Callable[[Path], Any], options: list[str], roles: str, words: str, tmp_path: Path,
-               capsys: pytest.CaptureFixture[str]) -> None:
-    write_checkpoint(tmp_path / "model", MICRO)
-    change(tmp_path / "model")
-    metadata, _ = converted(tmp_path / "model", *options)
+def test_roles(change: Callable[[Model], Any], options: list[str], roles: str, words: str, model: Model) -> None:
+    model.write()
+    change(model)
+    metadata, _ = model.converted(*options)
     named = metadata["janus.prompt.user_role"], metadata["janus.prompt.assistant_role"]
     assert named == {"pro": ("<|User|>", "<|Assistant|>"), "1.3b": ("User", "Assistant")}[roles]
-    remarks = capsys.readouterr().err
+    remarks = model.messages()
     assert words in remarks and remarks.count("\n") == bool(words)
 
 
-def test_the_folders_name_tells_the_roles(tmp_path: Path) -> None:
+def test_the_folders_name_tells_the_roles(model: Model) -> None:
     for name, role in (("Janus-1.3B", "User"), ("janus-pro-1b", "<|User|>"),
                        ("models--deepseek-ai--Janus-1.3B/snapshots/0123abc", "User")):
-        write_checkpoint(tmp_path / name, MICRO)
-        assert converted(tmp_path / name)[0]["janus.prompt.user_role"] == role
-    assert random_model.main(["tiny", "--roles", "1.3b", "-o", str(tmp_path / "r.gguf")]) == 0
-    assert GGUFReader(tmp_path / "r.gguf").fields["janus.prompt.user_role"].contents() == "User"
+        named = model.beside(name)
+        named.write()
+        assert named.converted()[0]["janus.prompt.user_role"] == role
+    assert random_model.main(["tiny", "--roles", "1.3b", "-o", str(model.out)]) == 0
+    assert GGUFReader(model.out).fields["janus.prompt.user_role"].contents() == "User"
 
 
 @pytest.mark.parametrize("options, user, assistant",
                          [([], "<|User|>", "<|Assistant|>"), (["--roles", "1.3b"], "User", "Assistant")])
-def test_prompts_have_the_roles_of_the_file(options: list[str], user: str, assistant: str, tmp_path: Path) -> None:
+def test_prompts_have_the_roles_of_the_file(
+    options: list[str], user: str, assistant: str, model: Model
+) -> None:
     """The ids that both tasks read are those of the prompt as the official scripts write it."""
-    write_checkpoint(tmp_path / "model", MICRO)
-    converted(tmp_path / "model", *options)
-    tokenizer = Tokenizer.from_file(str(tmp_path / "model" / "tokenizer.json"))
+    model.write()
+    model.converted(*options)
+    tokenizer = Tokenizer.from_file(str(model.path / "tokenizer.json"))
     system = convert.SYSTEM_PROMPT + "\n\n"
     for command, text, extra in (("ask", f"{system}{user}: A fox?\n\n{assistant}:", ["--max-tokens", "1"]),
                                  ("generate", f"{user}: A fox?\n\n{assistant}:{convert.BEGIN_OF_IMAGE}", [])):
-        dump = tmp_path / command
+        dump = model.base / command
         dump.mkdir()
-        arguments = ["-m", tmp_path / "out.gguf", "--dump", dump, "-q", *extra, "A fox?"]
-        subprocess.run([JANUS, command, *arguments], cwd=tmp_path, check=True, capture_output=True, timeout=60)
+        arguments = ["-m", model.out, "--dump", dump, "-q", *extra, "A fox?"]
+        subprocess.run([JANUS, command, *arguments], cwd=model.base, check=True, capture_output=True, timeout=60)
         ids = tokenizer.encode(convert.BOS + text, add_special_tokens=False).ids
         assert np.load(dump / "text.token_ids.npy").tolist() == ids
 
 
 @pytest.mark.parametrize("value", [3, ["User"]])
-def test_roles_of_another_type_are_refused_by_janus(
-    value: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_roles_of_another_type_are_refused_by_janus(value: Any, monkeypatch: pytest.MonkeyPatch, model: Model) -> None:
     sound = convert.prompt_metadata
     kind = (convert.U32 if value == 3 else convert.TEXT, value)
     monkeypatch.setattr(convert, "prompt_metadata", lambda roles: sound(roles) | {"janus.prompt.user_role": kind})
-    write_checkpoint(tmp_path / "model", MICRO)
-    converted(tmp_path / "model")
-    assert "janus.prompt.user_role" in refused_by_janus(tmp_path / "out.gguf")
+    model.write()
+    model.converted()
+    assert "janus.prompt.user_role" in refused_by_janus(model.out)
 
 
 # ---- One grammar, one set of limits: what convert.py writes janus.c reads ----
@@ -562,7 +490,7 @@ def test_gguf_files_of_other_programs_are_named(architecture: str, tmp_path: Pat
 ])
 def test_other_kinds_of_files_are_named(name: str, content: bytes | None, words: str, tmp_path: Path) -> None:
     if content is None:
-        save_safetensors(tmp_path / name, {"x": np.zeros((4, 4), np.float32)}, {"x": "F32"})
+        checkpoints.save_safetensors(tmp_path / name, {"x": np.zeros((4, 4), np.float32)}, {"x": "F32"})
     else:
         (tmp_path / name).write_bytes(content)
     message = refused_by_janus(tmp_path / name)
@@ -585,7 +513,9 @@ def test_files_of_another_version_are_named(version: int, words: str, tmp_path: 
 @pytest.mark.parametrize("before, old, words", [
     (b"general.name\x08\0\0\0\x0a\0\0\0\0\0\0\0", b"janus-tiny", b"name  "), (b"\x0d\0\0\0\0\0\0\0", b"output.weight", b"unknown"),
     (b"general.architecture\x08\0\0\0\5\0\0\0\0\0\0\0", b"janus", b'not for "janus"')])
-def test_control_characters_of_a_model_do_not_reach_the_terminal(before: bytes, old: bytes, words: bytes, tmp_path: Path) -> None:
+def test_control_characters_of_a_model_do_not_reach_the_terminal(
+    before: bytes, old: bytes, words: bytes, tmp_path: Path
+) -> None:
     """The name, a tensor's name and the architecture may hold escape sequences; C1 controls are two bytes of UTF-8."""
     data = (ROOT / "weights" / "tiny.gguf").read_bytes()
     assert data.count(before + old) == 1
@@ -618,55 +548,50 @@ def test_text_of_a_model_steers_no_terminal() -> None:
 
 # ---- Writing, and the command line ----
 
-def test_a_full_disk_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_checkpoint(tmp_path / "model", MICRO)
-    out = tmp_path / "out" / "o.gguf"
+def test_a_full_disk_is_named(model: Model) -> None:
+    model.write()
+    out = model.base / "out" / "o.gguf"
     out.parent.mkdir()
     (out.parent / f".o.gguf.{os.getpid()}.part").symlink_to("/dev/full")
-    assert convert.main([str(tmp_path / "model"), "-o", str(out)]) == 1
-    assert capsys.readouterr().err == f"convert.py: cannot write {out}: {os.strerror(errno.ENOSPC)}\n"
+    assert convert.main([str(model.path), "-o", str(out)]) == 1
+    assert model.messages() == f"convert.py: cannot write {out}: {os.strerror(errno.ENOSPC)}\n"
     assert not list(out.parent.iterdir())
 
 
-def test_a_disk_full_among_the_weights_is_named(tmp_path: Path) -> None:
+def test_a_disk_full_among_the_weights_is_named(model: Model) -> None:
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 18, 1 << 18))
 
-    write_checkpoint(tmp_path / "model", random_model.TINY)
-    out = tmp_path / "out" / "o.gguf"
-    out.parent.mkdir()
-    result = run(tmp_path / "model", "-o", out, preexec_fn=limit)
-    assert result.returncode == 1 and not list(out.parent.iterdir())
-    assert result.stderr == f"convert.py: cannot write {out}: {os.strerror(errno.EFBIG)}\n"
+    model.write(sizes=random_model.TINY)
+    result = run(model.path, "-o", model.out, preexec_fn=limit)
+    assert result.returncode == 1 and [path.name for path in model.base.iterdir()] == ["model"]
+    assert result.stderr == f"convert.py: cannot write {model.out}: {os.strerror(errno.EFBIG)}\n"
 
 
-def test_a_checkpoint_is_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_checkpoint(tmp_path / "model", MICRO)
+def test_a_checkpoint_is_not_overwritten(model: Model) -> None:
+    model.write()
     for name in ("model.safetensors", "config.json", "new.bin"):
-        assert convert.main([str(tmp_path / "model"), "-o", str(tmp_path / "model" / name)]) == 1
-        assert "the result is a .gguf file" in capsys.readouterr().err
-    assert (tmp_path / "model" / "model.safetensors").stat().st_size > 1000
-    assert not (tmp_path / "model" / "new.bin").exists()
+        assert convert.main([str(model.path), "-o", str(model.path / name)]) == 1
+        assert "the result is a .gguf file" in model.messages()
+    assert (model.path / "model.safetensors").stat().st_size > 1000
+    assert not (model.path / "new.bin").exists()
 
 
 @pytest.mark.parametrize("package", ["numpy", "gguf", "safetensors", "tqdm"])
-def test_a_missing_package_is_one_line(package: str, tmp_path: Path) -> None:
+def test_a_missing_package_is_one_line(package: str, model: Model) -> None:
     assert importlib.metadata.version(package)
-    write_checkpoint(tmp_path / "model", MICRO)
+    model.write()
     without = f"import sys, runpy; sys.modules[{package!r}] = None; sys.argv[:1] = []; " \
               f"runpy.run_path(sys.argv[0], run_name='__main__')"
-    command = [sys.executable, "-c", without, SCRIPT]
-    result = subprocess.run([*command, tmp_path / "model", "-o", tmp_path / "o.gguf"], capture_output=True, text=True,
-                            timeout=60)
-    assert result.returncode == 1 and result.stderr.count("\n") == 1 and not (tmp_path / "o.gguf").exists()
+    result = run(without, SCRIPT, model.path, "-o", model.out, script="-c")
+    assert result.returncode == 1 and result.stderr.count("\n") == 1 and not model.out.exists()
     assert f"the Python package {package} is missing" in result.stderr and "pip install gguf numpy" in result.stderr
-    result = subprocess.run([*command, "-h"], capture_output=True, text=True, timeout=60)
+    result = run(without, SCRIPT, "-h", script="-c")
     assert result.returncode == 0 and "--roles" in result.stdout and not result.stderr
 
 
 def test_help_needs_no_package_at_all() -> None:
-    command = [sys.executable, "-I", "-S", SCRIPT]  # without site-packages
-    result = subprocess.run([*command, "-h"], capture_output=True, text=True, timeout=60)
+    result = run("-S", SCRIPT, "-h", script="-I")  # without site-packages
     assert result.returncode == 0 and "--dtype" in result.stdout and not result.stderr
-    result = subprocess.run([*command, "x", "-o", "y"], capture_output=True, text=True, timeout=60)
+    result = run("-S", SCRIPT, "x", "-o", "y", script="-I")
     assert result.returncode == 1 and result.stderr.count("\n") == 1 and "package" in result.stderr
