@@ -51,58 +51,37 @@ def to_transformers(state: State, sizes: Sizes) -> State:
 
 def language_config(s: Sizes) -> dict[str, Any]:
     return {
-        "model_type": "llama",
-        "hidden_size": s.hidden,
-        "num_hidden_layers": s.layers,
-        "intermediate_size": s.feed_forward,
-        "num_attention_heads": s.heads,
-        "num_key_value_heads": s.kv_heads,
-        "head_dim": s.head_dim,
-        "vocab_size": s.vocabulary,
-        "max_position_embeddings": s.context,
-        "rms_norm_eps": s.rms_eps,
+        "model_type": "llama", "hidden_size": s.hidden, "num_hidden_layers": s.layers, "vocab_size": s.vocabulary,
+        "intermediate_size": s.feed_forward, "num_attention_heads": s.heads, "num_key_value_heads": s.kv_heads,
+        "head_dim": s.head_dim, "max_position_embeddings": s.context, "rms_norm_eps": s.rms_eps,
         "rope_theta": s.rope_theta,
     }
+
+
+def mlp_ratio(s: Sizes) -> float:
+    """A ratio r with int(width * r) == the ViT's feed-forward length, as transformers computes it."""
+    ratio = s.vit_feed_forward / s.vit_width
+    return ratio if int(s.vit_width * ratio) == s.vit_feed_forward else math.nextafter(ratio, math.inf)
 
 
 def official_config(s: Sizes) -> dict[str, Any]:
     """config.json of the official layout; the vision params from width on make the SigLIP smaller than the named one."""
 
-    def projector(inner: int, depth: int) -> dict[str, Any]:
-        return {
-            "cls": "MlpProjector",
-            "model_type": "aligner",
-            "params": {"projector_type": "mlp_gelu", "depth": depth, "input_dim": inner, "n_embed": s.hidden},
-        }
+    def block(cls: str, model_type: str, **params: Any) -> dict[str, Any]:
+        return {"cls": cls, "model_type": model_type, "params": params}
 
+    vision = {"model_name": "siglip_large_patch16_384", "image_size": s.image_size, "select_layer": -1,
+              "width": s.vit_width, "layers": s.vit_layers, "heads": s.vit_heads, "patch_size": s.patch_size,
+              "mlp_ratio": mlp_ratio(s)}
+    mlp = {"projector_type": "mlp_gelu", "n_embed": s.hidden}
     return {
         "model_type": "multi_modality",
-        "vision_config": {
-            "cls": "CLIPVisionTower",
-            "model_type": "vision",
-            "params": {
-                "model_name": "siglip_large_patch16_384",
-                "image_size": s.image_size,
-                "select_layer": -1,
-                "width": s.vit_width,
-                "layers": s.vit_layers,
-                "heads": s.vit_heads,
-                "patch_size": s.patch_size,
-                "mlp_ratio": s.vit_feed_forward / s.vit_width,
-            },
-        },
-        "aligner_config": projector(s.vit_width, s.aligner_depth),
-        "gen_vision_config": {
-            "cls": "VQ-16",
-            "model_type": "gen_vision",
-            "params": {"image_token_size": s.codebook_size, "n_embed": s.codebook_dim},
-        },
-        "gen_aligner_config": projector(s.codebook_dim, s.gen_aligner_depth),
-        "gen_head_config": {
-            "cls": "vision_head",
-            "model_type": "gen_head",
-            "params": {"n_embed": s.hidden, "image_token_embed": s.gen_head_width, "image_token_size": s.codebook_size},
-        },
+        "vision_config": block("CLIPVisionTower", "vision", **vision),
+        "aligner_config": block("MlpProjector", "aligner", depth=s.aligner_depth, input_dim=s.vit_width, **mlp),
+        "gen_vision_config": block("VQ-16", "gen_vision", image_token_size=s.codebook_size, n_embed=s.codebook_dim),
+        "gen_aligner_config": block("MlpProjector", "aligner", depth=s.gen_aligner_depth, input_dim=s.codebook_dim, **mlp),
+        "gen_head_config": block("vision_head", "gen_head", n_embed=s.hidden, image_token_embed=s.gen_head_width,
+                                 image_token_size=s.codebook_size),
         "language_config": language_config(s) | {"tie_word_embeddings": s.tied},
     }
 
@@ -116,31 +95,16 @@ def transformers_config(s: Sizes) -> dict[str, Any]:
         "tie_word_embeddings": s.tied,
         "text_config": llama | {"tie_word_embeddings": False},
         "vision_config": {
-            "model_type": "janus_vision_model",
-            "hidden_size": s.vit_width,
-            "num_hidden_layers": s.vit_layers,
-            "num_attention_heads": s.vit_heads,
-            "image_size": s.image_size,
-            "patch_size": s.patch_size,
-            "mlp_ratio": s.vit_feed_forward / s.vit_width,
-            "layer_norm_eps": s.vit_eps,
-            "hidden_act": "gelu",
-            "depth": s.aligner_depth,
-            "projection_dim": s.hidden,
-            "num_image_tokens": s.grid**2,
+            "model_type": "janus_vision_model", "hidden_size": s.vit_width, "num_hidden_layers": s.vit_layers,
+            "num_attention_heads": s.vit_heads, "image_size": s.image_size, "patch_size": s.patch_size,
+            "mlp_ratio": mlp_ratio(s), "layer_norm_eps": s.vit_eps, "hidden_act": "gelu", "depth": s.aligner_depth,
+            "projection_dim": s.hidden, "num_image_tokens": s.grid**2,
         },
         "vq_config": {
-            "model_type": "janus_vqgan",
-            "embed_dim": s.codebook_dim,
-            "num_embeddings": s.codebook_size,
-            "latent_channels": s.vq_z,
-            "base_channels": s.vq_channels,
-            "channel_multiplier": list(s.vq_multipliers),
-            "num_res_blocks": s.vq_res_blocks,
-            "projection_dim": s.hidden,
-            "image_token_embed_dim": s.hidden,
-            "num_hidden_layers": s.gen_aligner_depth,
-            "double_latent": False,
+            "model_type": "janus_vqgan", "embed_dim": s.codebook_dim, "num_embeddings": s.codebook_size,
+            "latent_channels": s.vq_z, "base_channels": s.vq_channels, "channel_multiplier": list(s.vq_multipliers),
+            "num_res_blocks": s.vq_res_blocks, "projection_dim": s.hidden, "image_token_embed_dim": s.hidden,
+            "num_hidden_layers": s.gen_aligner_depth, "double_latent": False, "num_patches": s.grid,
         },
     }
 
@@ -248,40 +212,35 @@ def write_json(path: Path, values: Any) -> None:
     path.write_text(json.dumps(values, ensure_ascii=False), encoding="utf-8")
 
 
+def write_configs(folder: Path, sizes: Sizes, layout: str, min_size: int = 14) -> None:
+    """The JSON files of a checkpoint but for the index of shards; the tokenizer is the synthetic one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "config.json", official_config(sizes) if layout == "official" else transformers_config(sizes))
+    image = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "rescale_factor": 1 / 255, "do_normalize": True,
+             "min_size": min_size}
+    processor: dict[str, Any] = {"num_image_tokens": sizes.grid**2}
+    if layout == "official":
+        image |= {"image_size": sizes.image_size, "background_color": [127] * 3}
+        write_json(folder / "preprocessor_config.json", image)
+        processor["sft_format"] = "deepseek"
+    else:
+        image |= {"size": {"height": sizes.image_size, "width": sizes.image_size}, "resample": 3}
+        processor["image_processor"] = image
+    write_json(folder / "processor_config.json", processor)
+    write_json(folder / "tokenizer.json", random_model.synthetic_tokenizer(sizes.vocabulary))
+
+
 def write_checkpoint(
-    folder: Path,
-    sizes: Sizes,
-    layout: str = "official",
-    file_format: str = "safetensors",
-    shards: int = 1,
-    dtype: str = "F32",
-    state: State | None = None,
+    folder: Path, sizes: Sizes, layout: str = "official", file_format: str = "safetensors", shards: int = 1,
+    dtype: str = "F32", state: State | None = None
 ) -> State:
     """Write a whole checkpoint folder and return its tensors as they are named there.
 
-    `state` holds official names (default: random values).  The tokenizer is the synthetic one.
+    `state` holds official names (default: random values).
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    write_configs(folder, sizes, layout)
     state = random_state(sizes) if state is None else state
     if layout == "transformers":
         state = to_transformers(state, sizes)
-    config = official_config(sizes) if layout == "official" else transformers_config(sizes)
-    write_json(folder / "config.json", config)
-    image = {
-        "image_mean": [0.5] * 3,
-        "image_std": [0.5] * 3,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "min_size": 14,
-    }
-    if layout == "official":
-        write_json(
-            folder / "preprocessor_config.json", image | {"image_size": sizes.image_size, "background_color": [127] * 3}
-        )
-        write_json(folder / "processor_config.json", {"num_image_tokens": sizes.grid**2, "sft_format": "deepseek"})
-    else:
-        image |= {"size": {"height": sizes.image_size, "width": sizes.image_size}, "resample": 3}
-        write_json(folder / "processor_config.json", {"num_image_tokens": sizes.grid**2, "image_processor": image})
-    write_json(folder / "tokenizer.json", random_model.synthetic_tokenizer(sizes.vocabulary))
     save_weights(folder, state, file_format, shards, {name: dtype for name in state})
     return state

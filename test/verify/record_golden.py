@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from geometries import Geometry, write_checkpoint
+from geometries import geometry, write_checkpoint
 from reference import (
     Reference, Taps, Turn, load, run_conversation, run_decoder, run_drawing, run_encoder, sample_drawing)
 from verify import ROOT, convert
@@ -32,14 +32,14 @@ QUESTIONS, PROMPT = ("What is in the picture?", "How many trees?"), "a red circl
 ANSWER_TOKENS, WEIGHT, SAMPLES, SEED = 8, 5.0, 3, 11
 ALL, LIMIT = 1 << 30, 7 << 20
 
-SMALL = dict(vocab=416, hidden=32, mlp=56, heads=4, kv_heads=4, head_dim=8, vision_width=24, vision_heads=2,
-             vision_mlp=40, codes=128, vq_latent=8, vq_blocks=1, grid=3, context=512)
+SMALL = dict(vocabulary=416, hidden=32, feed_forward=56, heads=4, kv_heads=4, head_dim=8, vit_width=24, vit_heads=2,
+             vit_feed_forward=40, codebook_size=128, vq_z=8, vq_res_blocks=1, grid=3)
 MODELS = {
-    "plain": (Geometry(**SMALL | dict(hidden=24, heads=3, kv_heads=3, vq_multipliers=(1,), patch=4)), None),
-    "grouped": (Geometry(**SMALL | dict(kv_heads=2, vq_multipliers=(2, 1), grid=2, patch=12)), "f16"),
-    "tied": (Geometry(**SMALL | dict(tied=True, vq_multipliers=(1, 1, 1), grid=2, patch=14, code_dim=4)), "bf16"),
-    "quantised": (Geometry(**SMALL | dict(hidden=256, layers=1, mlp=256, kv_heads=2, head_dim=64, vision_width=32,
-                                          vision_mlp=64, tied=True, vq_multipliers=(1,), patch=4, adaptor_depth=1)),
+    "plain": (geometry(**SMALL | dict(hidden=24, heads=3, kv_heads=3, vq_multipliers=(1,), patch=4)), None),
+    "grouped": (geometry(**SMALL | dict(kv_heads=2, vq_multipliers=(2, 1), grid=2, patch=12)), "f16"),
+    "tied": (geometry(**SMALL | dict(tied=True, vq_multipliers=(1, 1, 1), grid=2, patch=14, codebook_dim=4)), "bf16"),
+    "quantised": (geometry(**SMALL | dict(hidden=256, layers=1, feed_forward=256, kv_heads=2, head_dim=64, vit_width=32,
+                                          vit_feed_forward=64, tied=True, vq_multipliers=(1,), patch=4, depth=1)),
                   "mixed"),
 }
 # All quantised formats in one file.
@@ -119,11 +119,11 @@ def main() -> int:
     torch.set_num_threads(1)  # sums in one order, on every machine that computes alike
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "test" / "golden"
     folder.mkdir(parents=True, exist_ok=True)
-    for number, (name, (geometry, dtype)) in enumerate(MODELS.items()):
+    for number, (name, (sizes, dtype)) in enumerate(MODELS.items()):
         file = folder / f"{name}.gguf"
         with tempfile.TemporaryDirectory() as work:
             checkpoint = Path(work) / f"golden-{name}"  # the folder's name becomes the model's
-            write_checkpoint(checkpoint, geometry, 100 + number, "transformers", "safetensors", 1)
+            write_checkpoint(checkpoint, sizes, 100 + number, "transformers", "safetensors", 1)
             if not file.exists():
                 convert_mixed(checkpoint, file) if dtype == "mixed" else convert(checkpoint, file, dtype)
             # float32 arithmetic on rounded weights, which only the file has

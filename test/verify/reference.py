@@ -2,7 +2,8 @@
 """Janus-Pro in PyTorch: any checkpoint into the classes of `transformers`, and every intermediate tensor out of them.
 
 Three sources give the same model: a folder in the transformers layout, a folder in the official layout (names mapped by
-the table OFFICIAL), and a GGUF file of convert.py (names mapped by the table GGUF, weights dequantised to float32).
+the table OFFICIAL, which convert.py has no part in), and a GGUF file of convert.py (names mapped by its table, weights
+dequantised to float32).
 The stages are recorded with forward hooks under the names that `janus --dump` uses.
 
 Three things of the port are put right here, because the official code does otherwise: the quantizer compares normalised
@@ -14,6 +15,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 from collections import OrderedDict
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,16 +27,13 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import (
-    DynamicCache,
-    JanusConfig,
-    JanusForConditionalGeneration,
-    LogitsProcessorList,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
+from transformers import DynamicCache, JanusConfig, JanusForConditionalGeneration
+from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 from transformers.initialization import no_init_weights
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "python"))
+from checkpoints import transformers_config  # noqa: E402
+from convert import SIZE_FIELDS, Sizes, tensor_table  # noqa: E402
 
 SYSTEM_PROMPT = (
     "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
@@ -50,14 +49,9 @@ SPECIAL = {
 OFFICIAL = [
     ("vision_model.vision_tower.patch_embed.proj", "model.vision_model.embeddings.patch_embedding"),
     ("vision_model.vision_tower.norm", "model.vision_model.post_layernorm"),
-    ("vision_model.vision_tower.blocks.{}.norm1", "model.vision_model.encoder.layers.{}.layer_norm1"),
-    ("vision_model.vision_tower.blocks.{}.norm2", "model.vision_model.encoder.layers.{}.layer_norm2"),
-    (
-        "vision_model.vision_tower.blocks.{}.attn.proj",
-        "model.vision_model.encoder.layers.{}.self_attn.projection_layer",
-    ),
-    ("vision_model.vision_tower.blocks.{}.mlp.fc1", "model.vision_model.encoder.layers.{}.mlp.fc1"),
-    ("vision_model.vision_tower.blocks.{}.mlp.fc2", "model.vision_model.encoder.layers.{}.mlp.fc2"),
+    *((f"vision_model.vision_tower.blocks.{{}}.{part}", f"model.vision_model.encoder.layers.{{}}.{target}")
+      for part, target in (("norm1", "layer_norm1"), ("norm2", "layer_norm2"), ("attn.proj", "self_attn.projection_layer"),
+                           ("mlp.fc1", "mlp.fc1"), ("mlp.fc2", "mlp.fc2"))),
     ("gen_embed", "model.generation_embeddings"),
     ("gen_head.output_mlp_projector", "model.generation_head.proj_out"),
     ("gen_head.vision_head", "model.generation_head.vision_head"),
@@ -72,58 +66,21 @@ OFFICIAL += [(f"language_model.model.layers.{{}}.{part}", f"model.language_model
     "input_layernorm", "post_attention_layernorm", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj",
     "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")]
 
-GGUF = [
-    ("vit.patch_embed", "model.vision_model.embeddings.patch_embedding"),
-    ("vit.norm", "model.vision_model.post_layernorm"),
-    ("vit.blk.{}.norm1", "model.vision_model.encoder.layers.{}.layer_norm1"),
-    ("vit.blk.{}.norm2", "model.vision_model.encoder.layers.{}.layer_norm2"),
-    ("vit.blk.{}.proj", "model.vision_model.encoder.layers.{}.self_attn.projection_layer"),
-    ("vit.blk.{}.fc1", "model.vision_model.encoder.layers.{}.mlp.fc1"),
-    ("vit.blk.{}.fc2", "model.vision_model.encoder.layers.{}.mlp.fc2"),
-    ("gen_embed", "model.generation_embeddings"),
-    ("gen_head.proj", "model.generation_head.proj_out"),
-    ("gen_head.out", "model.generation_head.vision_head"),
-    ("vq.quant_conv", "model.vqmodel.quant_conv"),
-    ("vq.post_quant_conv", "model.vqmodel.post_quant_conv"),
-    ("vq.codebook", "model.vqmodel.quantize.embedding"),
-    ("token_embd", "model.language_model.embed_tokens"),
-    ("output_norm", "model.language_model.norm"),
-    ("output", "lm_head"),
-    ("blk.{}.attn_norm", "model.language_model.layers.{}.input_layernorm"),
-    ("blk.{}.ffn_norm", "model.language_model.layers.{}.post_attention_layernorm"),
-    ("blk.{}.attn_output", "model.language_model.layers.{}.self_attn.o_proj"),
-]
-GGUF += [(f"blk.{{}}.attn_{x}", f"model.language_model.layers.{{}}.self_attn.{x}_proj") for x in "qkv"]
-GGUF += [(f"blk.{{}}.ffn_{x}", f"model.language_model.layers.{{}}.mlp.{x}_proj") for x in ("gate", "up", "down")]
-
 
 def _vq_names() -> None:
-    """Adds the VQ encoder and decoder, whose names repeat, to both tables."""
-    for side, short, levels, step, official_step, short_step in (
-            ("encoder", "enc", "down", "downsample.conv", "downsample.conv", "down"),
-            ("decoder", "dec", "up", "upsample.conv", "upsample.conv", "up")):
-        target, official, gguf = f"model.vqmodel.{side}", f"gen_vision_model.{side}", f"vq.{short}"
-        for part in ("conv_in", "conv_out", "norm_out"):
-            OFFICIAL.append((f"{official}.{part}", f"{target}.{part}"))
-            GGUF.append((f"{gguf}.{part}", f"{target}.{part}"))
-        for part, short_part in (("norm1", "norm1"), ("conv1", "conv1"), ("norm2", "norm2"), ("conv2", "conv2"),
-                                 ("nin_shortcut", "shortcut")):
-            OFFICIAL.append(
-                (f"{official}.conv_blocks.{{}}.res.{{}}.{part}", f"{target}.{levels}.{{}}.block.{{}}.{part}")
-            )
-            GGUF.append((f"{gguf}.{{}}.res.{{}}.{short_part}", f"{target}.{levels}.{{}}.block.{{}}.{part}"))
-            for index, block in ((0, "block_1"), (2, "block_2")):
-                OFFICIAL.append((f"{official}.mid.{index}.{part}", f"{target}.mid.{block}.{part}"))
-                GGUF.append((f"{gguf}.mid.{index}.{short_part}", f"{target}.mid.{block}.{part}"))
-        for part, short_part in (("norm", "norm"), ("q", "q"), ("k", "k"), ("v", "v"), ("proj_out", "proj")):
-            OFFICIAL.append(
-                (f"{official}.conv_blocks.{{}}.attn.{{}}.{part}", f"{target}.{levels}.{{}}.attn.{{}}.{part}")
-            )
-            GGUF.append((f"{gguf}.{{}}.attn.{{}}.{short_part}", f"{target}.{levels}.{{}}.attn.{{}}.{part}"))
+    """Adds the VQ encoder and decoder, whose names repeat."""
+    for side, levels in (("encoder", "down"), ("decoder", "up")):
+        target, official = f"model.vqmodel.{side}", f"gen_vision_model.{side}"
+        OFFICIAL.extend((f"{official}.{part}", f"{target}.{part}") for part in ("conv_in", "conv_out", "norm_out"))
+        for part in ("norm1", "conv1", "norm2", "conv2", "nin_shortcut"):
+            OFFICIAL.append((f"{official}.conv_blocks.{{}}.res.{{}}.{part}", f"{target}.{levels}.{{}}.block.{{}}.{part}"))
+            OFFICIAL.extend((f"{official}.mid.{i}.{part}", f"{target}.mid.{block}.{part}")
+                            for i, block in ((0, "block_1"), (2, "block_2")))
+        for part in ("norm", "q", "k", "v", "proj_out"):
+            OFFICIAL.append((f"{official}.conv_blocks.{{}}.attn.{{}}.{part}", f"{target}.{levels}.{{}}.attn.{{}}.{part}"))
             OFFICIAL.append((f"{official}.mid.1.{part}", f"{target}.mid.attn_1.{part}"))
-            GGUF.append((f"{gguf}.mid.1.{short_part}", f"{target}.mid.attn_1.{part}"))
-        OFFICIAL.append((f"{official}.conv_blocks.{{}}.{official_step}", f"{target}.{levels}.{{}}.{step}"))
-        GGUF.append((f"{gguf}.{{}}.{short_step}", f"{target}.{levels}.{{}}.{step}"))
+        step = f"{levels}sample.conv"
+        OFFICIAL.append((f"{official}.conv_blocks.{{}}.{step}", f"{target}.{levels}.{{}}.{step}"))
 
 
 _vq_names()
@@ -131,44 +88,22 @@ _vq_names()
 IGNORED = re.compile(r"attn_pool\.|quantize\.codebook_used$|rotary_emb\.inv_freq$")
 
 
-def rename(name: str, table: list[tuple[str, str]]) -> str | None:
-    """The name of the other side of the table, numbers carried over; None where the table has no such name."""
-    for pattern, target in table:
-        match = re.fullmatch(re.escape(pattern).replace(r"\{\}", r"(\d+)") + r"\.(weight|bias)", name)
-        if match:
-            *numbers, kind = match.groups()
-            return f"{target.format(*numbers)}.{kind}"
-    return None
-
-
-def aligner_name(name: str, prefix: str, stride: int) -> str | None:
-    """`prefix`I.kind of the two adaptors, I counted in steps of `stride`, as fc1 and hidden_layers of transformers."""
-    match = re.fullmatch(re.escape(prefix) + r"(\d+)\.(weight|bias)", name)
-    if not match:
-        return None
-    layer = int(match[1]) // stride
-    target = "generation_aligner" if prefix.startswith("gen_") else "aligner"
-    return f"model.{target}.{'fc1' if layer == 0 else f'hidden_layers.{layer - 1}'}.{match[2]}"
-
-
-def to_transformers(name: str, tensor: torch.Tensor, layout: str) -> dict[str, torch.Tensor]:
-    """One tensor of a layout ("official" or "gguf") as the tensors of transformers that hold it."""
-    official = layout == "official"
-    qkv = re.fullmatch((r"vision_model\.vision_tower\.blocks" if official else r"vit\.blk")
-                       + r"\.(\d+)\." + ("attn\\." if official else "") + r"qkv\.(weight|bias)", name)
-    if qkv:
+def from_official(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
+    """One tensor of the official layout as the tensors of transformers that hold it."""
+    if qkv := re.fullmatch(r"vision_model\.vision_tower\.blocks\.(\d+)\.attn\.qkv\.(weight|bias)", name):
         layer = f"model.vision_model.encoder.layers.{qkv[1]}.self_attn"
         return {f"{layer}.{x}_proj.{qkv[2]}": part for x, part in zip("qkv", tensor.chunk(3))}
-    if name in ("vision_model.vision_tower.pos_embed", "vit.pos_embed"):
-        return {"model.vision_model.embeddings.position_embedding.weight": tensor.reshape(-1, tensor.shape[-1])}
-    for prefix, stride in (("aligner.layers.", 2), ("gen_aligner.layers.", 2), ("aligner.", 1), ("gen_aligner.", 1)):
-        target = aligner_name(name, prefix, stride)
-        if target:
-            return {target: tensor}
-    target = rename(name, OFFICIAL if official else GGUF)
-    if target is None:
-        raise ValueError(f"tensor {name} is in no table of the {layout} layout")
-    return {target: tensor}
+    if name == "vision_model.vision_tower.pos_embed":
+        return {"model.vision_model.embeddings.position_embedding.weight": tensor[0]}
+    if aligner := re.fullmatch(r"(gen_)?aligner\.layers\.(\d+)\.(weight|bias)", name):
+        layer = int(aligner[2]) // 2
+        target = f"model.{'generation_' if aligner[1] else ''}aligner"
+        return {f"{target}.{'fc1' if layer == 0 else f'hidden_layers.{layer - 1}'}.{aligner[3]}": tensor}
+    for pattern, target in OFFICIAL:
+        if match := re.fullmatch(re.escape(pattern).replace(r"\{\}", r"(\d+)") + r"\.(weight|bias)", name):
+            *numbers, kind = match.groups()
+            return {f"{target.format(*numbers)}.{kind}": tensor}
+    raise ValueError(f"tensor {name} is in no table of the official layout")
 
 
 # ---- Checkpoint folders ----
@@ -226,7 +161,8 @@ class Reference:
 
 def image_rules(folder: Path, size: int) -> ImageRules:
     """The rules of a folder; the background follows from the mean, as in the official class."""
-    config = read_json(folder / "preprocessor_config.json")
+    config = read_json(folder / "preprocessor_config.json") or read_json(folder / "processor_config.json")
+    config = config.get("image_processor", config)
     mean = tuple(config.get("image_mean", (0.5, 0.5, 0.5)))
     side = config.get("image_size", config.get("size", size))
     side = side.get("height", size) if isinstance(side, dict) else side
@@ -239,9 +175,7 @@ def vq_sizes(shapes: Mapping[str, tuple[int, ...]]) -> dict:
     """JanusVQVAEConfig values that the shapes of the VQ tensors (names of transformers) give."""
     prefix = "model.vqmodel."
     base = shapes[prefix + "encoder.conv_in.weight"][0]
-    found = [
-        re.fullmatch(r"model\.vqmodel\.encoder\.down\.(\d+)\.block\.(\d+)\.conv2\.weight", name) for name in shapes
-    ]
+    found = [re.fullmatch(r"model\.vqmodel\.encoder\.down\.(\d+)\.block\.(\d+)\.conv2\.weight", name) for name in shapes]
     blocks = {(int(m[1]), int(m[2])): shapes[m[0]][0] for m in found if m}
     levels, count = 1 + max(level for level, _ in blocks), 1 + max(block for _, block in blocks)
     codes, dim = shapes[prefix + "quantize.embedding.weight"]
@@ -309,7 +243,7 @@ def official_tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
     """The tensors of an official folder under the names of transformers."""
     for name, tensor in read_tensors(folder):
         if not IGNORED.search(name):
-            yield from to_transformers(name, tensor, "official").items()
+            yield from from_official(name, tensor).items()
 
 
 def load_official(folder: Path, config: dict) -> JanusForConditionalGeneration:
@@ -350,18 +284,17 @@ def load_folder(folder: Path) -> Reference:
 
 # ---- GGUF files ----
 
-def gguf_tensor(tensor) -> torch.Tensor:
-    """A reader's tensor in float32, in PyTorch's shape: kernels (out, kh, kw, in) -> (out, in, kh, kw)."""
+def gguf_tensors(reader, sizes: Sizes) -> Iterator[tuple[str, torch.Tensor]]:
+    """All tensors of a file in float32, under the names and in the shapes of transformers."""
     from gguf.quants import dequantize
-    data = torch.from_numpy(np.array(dequantize(tensor.data, tensor.tensor_type), dtype=np.float32))
-    data = data.reshape([int(n) for n in reversed(tensor.shape)])
-    return data.permute(0, 3, 1, 2).contiguous() if data.dim() == 4 else data
-
-
-def gguf_tensors(reader) -> Iterator[tuple[str, torch.Tensor]]:
-    """All tensors of a file under the names of transformers; 1x1 kernels keep their two dimensions."""
-    for tensor in reader.tensors:
-        yield from to_transformers(tensor.name, gguf_tensor(tensor), "gguf").items()
+    stored = {tensor.name: tensor for tensor in reader.tensors}
+    for tensor in tensor_table(sizes):
+        data = dequantize(stored[tensor.name].data, stored[tensor.name].tensor_type).astype(np.float32).reshape(tensor.shape)
+        if data.ndim == 4:
+            data = np.ascontiguousarray(data.transpose(0, 3, 1, 2))  # kernels (out, kh, kw, in) -> (out, in, kh, kw)
+        names = tensor.sources("transformers")
+        for (name, shape), part in zip(names.items(), np.split(data, len(names))):
+            yield name, torch.from_numpy(part.reshape(shape))
 
 
 def gguf_patterns(values: Mapping[str, object]) -> Iterator[str]:
@@ -398,36 +331,19 @@ def add_tokens(tokenizer: Tokenizer, tokens: list[str], kinds: list[int], added:
     return Tokenizer.from_str(json.dumps(state))
 
 
-def gguf_values(reader) -> dict[str, object]:
-    """The metadata of a file as plain Python values."""
-    return {key: value.contents() for key, value in reader.fields.items()}
-
-
 def load_gguf(path: Path) -> Reference:
     """A GGUF file of convert.py, in float32."""
     from gguf import GGUFReader
     reader = GGUFReader(path)
-    values = gguf_values(reader)
+    values = {key: value.contents() for key, value in reader.fields.items()}
     get = lambda key: values["janus." + key]  # noqa: E731
     tied = all(tensor.name != "output.weight" for tensor in reader.tensors)
-    text = dict(hidden_size=get("embedding_length"), num_hidden_layers=get("block_count"), vocab_size=get("vocab_size"),
-                intermediate_size=get("feed_forward_length"), num_attention_heads=get("attention.head_count"),
-                num_key_value_heads=get("attention.head_count_kv"), head_dim=get("attention.key_length"),
-                rms_norm_eps=get("attention.layer_norm_rms_epsilon"), max_position_embeddings=get("context_length"),
-                rope_parameters=dict(rope_type="default", rope_theta=get("rope.freq_base")))
-    shapes = {name: tuple(tensor.shape) for name, tensor in gguf_tensors(reader)}
-    model = build(shapes, text, get("vision.attention.head_count"), get("vq.grid_size"), tied,
-                  get("vision.attention.layer_norm_epsilon"))
-    fill(model, gguf_tensors(reader), tied)
-    rules = ImageRules(
-        get("vision.image_size"),
-        get("image.min_size"),
-        tuple(get("image.mean")),
-        tuple(get("image.std")),
-        get("image.rescale_factor"),
-        tuple(get("image.background_color")),
-        get("image.do_normalize"),
-    )
+    sizes = Sizes(tied=tied, **{field.name: values[field.metadata["key"]] for field in SIZE_FIELDS})
+    shapes = {name: tuple(tensor.shape) for name, tensor in gguf_tensors(reader, sizes)}
+    model = build(shapes, transformers_config(sizes)["text_config"], sizes.vit_heads, sizes.grid, tied, sizes.vit_eps)
+    fill(model, gguf_tensors(reader, sizes), tied)
+    rules = ImageRules(sizes.image_size, get("image.min_size"), tuple(get("image.mean")), tuple(get("image.std")),
+                       get("image.rescale_factor"), tuple(get("image.background_color")), get("image.do_normalize"))
     ids = {key: values[f"tokenizer.ggml.{name}_token_id"] for key, name in
            (("bos", "bos"), ("eos", "eos"), ("pad", "padding"))}
     ids |= {key: get(f"tokenizer.{name}_id") for key, name in
@@ -453,10 +369,7 @@ def fit_square(image: Image.Image, rules: ImageRules) -> np.ndarray:
     """The official VLMImageProcessor up to 8 bits: longer side to `size`, padded to (size, size, 3) uint8."""
     width, height = image.size
     longest = max(width, height)
-    size = (
-        max(int(width / longest * rules.size), rules.min_size),
-        max(int(height / longest * rules.size), rules.min_size),
-    )
+    size = tuple(max(int(side / longest * rules.size), rules.min_size) for side in (width, height))
     image = resize_bicubic(image, size)
     side = max(size)
     square = Image.new("RGB", (side, side), rules.background)
@@ -705,9 +618,7 @@ def sample_drawing(reference: Reference, prompt: str, ids: np.ndarray, weight: f
 def sample_answer(logits: list[np.ndarray], temperature: float, top_k: int, top_p: float, seed: int) -> list[int]:
     """The ids that transformers' generate samples from the logits (V) of each step."""
     generator = torch.Generator().manual_seed(seed)
-    steps = LogitsProcessorList(
-        [TemperatureLogitsWarper(temperature), TopKLogitsWarper(top_k), TopPLogitsWarper(top_p)]
-    )
+    steps = LogitsProcessorList([TemperatureLogitsWarper(temperature), TopKLogitsWarper(top_k), TopPLogitsWarper(top_p)])
     return [int(torch.multinomial(torch.softmax(steps(None, torch.from_numpy(row)[None]), -1), 1, generator=generator))
             for row in logits]
 

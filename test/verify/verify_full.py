@@ -21,6 +21,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "python"))
 from janus_library import Library, Refused, ffi  # noqa: E402
+from random_model import GEOMETRIES  # noqa: E402
 from verify import PROMPT, QUESTION, ROOT, Case, Table, photograph, verify_ask, verify_encode, verify_generate  # noqa: E402
 
 LONG_QUESTION = (
@@ -30,44 +31,12 @@ LONG_QUESTION = (
 STEPS = 10
 
 
-def real_geometry(size: str):
-    """Janus-Pro-1B or -7B."""
-    from geometries import Geometry
-    big = size == "7b"
-    hidden, layers, heads, mlp = (4096, 30, 32, 11008) if big else (2048, 24, 16, 5632)
-    return Geometry(
-        hidden=hidden,
-        layers=layers,
-        heads=heads,
-        kv_heads=heads,
-        head_dim=128,
-        mlp=mlp,
-        vocab=102400,
-        context=16384,
-        vision_width=1024,
-        vision_layers=24,
-        vision_heads=16,
-        vision_mlp=4096,
-        patch=16,
-        grid=24,
-        vq_base=128,
-        vq_multipliers=(1, 1, 2, 2, 4),
-        vq_latent=256,
-        codes=16384,
-    )
-
-
 def write_random(folder: Path, size: str, shards: int) -> None:
     """An official-layout checkpoint of bfloat16 .bin files, one shard in memory at a time."""
-    from geometries import draw_weight, janus_config, official_config, official_state, train_tokenizer, write_json_files
-    from reference import SPECIAL
-    from transformers import JanusForConditionalGeneration
-    geometry = real_geometry(size)
-    tokenizer = train_tokenizer(geometry.vocab)
-    with torch.device("meta"):
-        model = JanusForConditionalGeneration(janus_config(geometry, tokenizer.token_to_id(SPECIAL["image"])))
-    shapes = {name: tuple(tensor.shape) for name, tensor in official_state(model).items()}
-    write_json_files(folder, geometry, "official", official_config(geometry), tokenizer)
+    from geometries import draw_weight, tensor_shapes, write_folder
+    sizes = GEOMETRIES[f"janus-pro-{size}"]
+    shapes = tensor_shapes(sizes, "official")
+    write_folder(folder, sizes, "official")
     names, index = list(shapes), {}
     for i in range(shards):
         file = "pytorch_model.bin" if shards == 1 else f"pytorch_model-{i + 1:05d}-of-{shards:05d}.bin"
@@ -92,9 +61,8 @@ def measured(arguments: list[object]) -> tuple[str, float, float]:
     one and the program, since a child's peak begins with that of the process it was forked from."""
     start = time.monotonic()
     with tempfile.NamedTemporaryFile("r") as peak:
-        done = subprocess.run(
-            [sys.executable, "-c", MEASURE, peak.name, *map(str, arguments)], stdout=subprocess.PIPE, text=True
-        )
+        command = [sys.executable, "-c", MEASURE, peak.name, *map(str, arguments)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
         if done.returncode != 0:
             raise RuntimeError(f"{' '.join(map(str, arguments[:3]))} ... failed")
         unit = 1 << 20 if sys.platform == "darwin" else 1 << 10  # bytes there, KiB elsewhere
@@ -105,9 +73,7 @@ def require_disk(folder: Path, gigabytes: int) -> None:
     """Refuses to start what would fill the disk."""
     free = shutil.disk_usage(folder).free / 1e9
     if free < gigabytes:
-        raise SystemExit(
-            f"{folder} has {free:.0f} GB free; this needs {gigabytes} GB: choose another folder with --work"
-        )
+        raise SystemExit(f"{folder} has {free:.0f} GB free; this needs {gigabytes} GB: choose another folder with --work")
 
 
 def converted(table: Table, folder: Path, file: Path) -> None:
@@ -175,9 +141,8 @@ def full_7b(work: Path, threads: int) -> Table:
     photograph(1024, 683, 0).save(photo)
     out, seconds, peak = measured([ROOT / "janus", "info", "-m", file])
     table.row("info", "", 1, f"{seconds:.1f} s", "30 layers, width 4096" in out)
-    out, seconds, peak = measured(
-        [ROOT / "janus", "ask", "-m", file, "-i", photo, "-q", "--threads", threads, "--max-tokens", STEPS, QUESTION]
-    )
+    ask = ["ask", "-m", file, "-i", photo, "-q", "--threads", threads, "--max-tokens", STEPS, QUESTION]
+    out, seconds, peak = measured([ROOT / "janus", *ask])
     table.row("ask, prefill and 10 tokens", "", 1, f"{seconds:.0f} s", True)
     table.row("ask, peak memory", "", 1, f"{peak:.0f} MiB", peak > 0)
     out, seconds, peak = measured([sys.executable, Path(__file__), file, threads])
