@@ -97,6 +97,12 @@ static void *faulty_calloc(size_t count, size_t size) {
     return memory;
 }
 
+static int faulty_memalign(void **memory, size_t alignment, size_t size) {
+    const int result = faulty(MEMORY) ? ENOMEM : posix_memalign(memory, alignment, size);
+    count_live(result == 0, size);
+    return result;
+}
+
 static void counted_free(void *memory) {
     count_live(-(memory != NULL), 0);
     free(memory);
@@ -160,6 +166,7 @@ static int faulty_thread(pthread_t *thread, void *(*run)(void *), void *argument
 #define malloc(size) faulty_malloc(size)
 #define calloc(count, size) faulty_calloc(count, size)
 #define realloc(memory, size) faulty_realloc(memory, size)
+#define posix_memalign(memory, alignment, size) faulty_memalign(memory, alignment, size)
 #define free counted_free
 #define fopen(path, mode) faulty_fopen(path, mode)
 #define mmap faulty_mmap
