@@ -7823,7 +7823,6 @@ typedef struct {
     const char *model, *isa, *dump;
     int threads, cache, batch;
     bool fast, quiet, decode, no_exif, no_metadata, show, trace, unordered, resume, record, help;
-    uint64_t given;          /* a bit for each row of OPTIONS */
 } CommandLine;
 
 static Request request_defaults(void) {
@@ -7926,10 +7925,6 @@ static const Option *find_option(const char *name) {
     for (const Option *o = OPTIONS; o < OPTIONS + OPTION_COUNT; o++)
         if (strcmp(name, o->name) == 0 || (o->letter != NULL && strcmp(name, o->letter) == 0)) return o;
     return NULL;
-}
-
-static bool was_given(const CommandLine *line, const Option *option) {
-    return (line->given >> (option - OPTIONS) & 1) != 0;
 }
 
 /* The index of `word` in a list such as "f32|f16", in any case of letters; -1: it is not there. */
@@ -8035,8 +8030,8 @@ static bool refuse_value(const Option *option, const char *name, const char *val
 
 /* ---- Pictures in the terminal ----
 
-   A cell of the terminal shows two pixels, one above the other, as a half block. Pictures are scaled into the canvas;
-   lines that changed are sent again. The cursor is in the line below before and after. */
+   A cell of the terminal shows two pixels, one above the other, as a half block. Pictures are scaled into the canvas,
+   which is sent some times a second. The cursor is in the line below before and after. */
 
 typedef enum { SHOW_NO, SHOW_256, SHOW_24_BIT } ShowKind; /* the colours */
 
@@ -8067,7 +8062,7 @@ static void block_line(TextBuffer *out, const JanusImage *canvas, int line, bool
         else if (!same) text_print(out, "\033[38;5;%d;48;5;%dm", colour_of_256(upper), colour_of_256(lower));
         text_print(out, "\xE2\x96\x80");
     }
-    text_print(out, "\033[0m");
+    text_print(out, "\033[0m\r\n");
 }
 
 /* What the terminal can show, from the environment alone: asking it would break pipes, ssh and tmux. */
@@ -8101,33 +8096,27 @@ static int terminal_size(bool lines) {
 /* The pictures of one drawing, side by side in a box of columns x lines cells. */
 typedef struct {
     ShowKind kind;
-    JanusImage canvas;
-    uint8_t *before;           /* pixels that the terminal shows now, after those of the canvas */
-    bool sent;                 /* it shows some */
-    int across, side;          /* pictures in a row; pixels of a picture's side */
-    double when;               /* time of the last update */
+    JanusImage canvas; /* no pixels: nothing is shown */
+    int across, side; /* pictures in a row; pixels of a picture's side */
+    double when;      /* time of the last update; 0: none yet */
 } Show;
 
 enum { SHOW_COLUMNS = 24, SHOW_GREY = 40 }; /* the least; what is not drawn yet */
 
-/* Makes room for `count` pictures of side x side pixels: as large as the terminal leaves room, but not larger than they
-   are. Without memory nothing is shown. */
+/* Makes room for `count` pictures of side x side pixels: as large as fit into the terminal, but not larger than they
+   are. */
 static void show_begin(Show *show, int count, int side) {
-    const int lines = terminal_size(true);
     if (show->kind == SHOW_NO) return;
     for (show->across = 1; show->across * show->across < count;) show->across++;
     const int down = (count + show->across - 1) / show->across;
-    const int below = 2 + (count < lines / 3 ? count : lines / 3); /* names and times */
-    const int width = (terminal_size(false) - 1) / show->across;
-    const int height = 2 * (lines > below + 3 ? lines - below : 3) / down;
-    show->side = width < height ? width : height;
-    if (show->side > side) show->side = side;
+    const int lines = terminal_size(true), below = 2 + (int)min_i64(count, lines / 3); /* names and times */
+    const int width = (terminal_size(false) - 1) / show->across, height = 2 * (lines - below) / down;
+    show->side = (int)min_i64(side, min_i64(width, height));
     show->side = show->side < 2 ? 2 : show->side - show->side % 2; /* complete lines */
     show->canvas.width = show->across * show->side;
     show->canvas.height = down * show->side;
-    show->canvas.rgb = calloc(6 * (size_t)show->canvas.width, (size_t)show->canvas.height);
-    show->before = show->canvas.rgb + 3 * show->canvas.width * show->canvas.height;
-    show->sent = false;
+    show->canvas.rgb = calloc(3 * (size_t)show->canvas.width, (size_t)show->canvas.height);
+    show->when = 0;
 }
 
 /* Copies picture n into its square of the canvas, every pixel of which is the mean of what it covers. */
@@ -8148,25 +8137,17 @@ static void show_place(Show *show, int n, const JanusImage *picture) {
         }
 }
 
-/* Sends the lines that changed to the terminal in one piece. */
+/* Sends the canvas to the terminal in one piece. */
 static void show_send(Show *show, double now) {
     const int lines = show->canvas.height / 2;
-    const size_t row = 6 * (size_t)show->canvas.width;
     TextBuffer out = {0};
     if (show->canvas.rgb == NULL) return;
-    if (!show->sent) text_print(&out, "\r\033[K"); /* removes the progress bar */
-    for (int i = 0; i < lines && !show->sent; i++) text_print(&out, "\n");
+    if (show->when == 0) text_print(&out, "\r\033[K"); /* removes the progress bar */
+    for (int i = 0; i < lines && show->when == 0; i++) text_print(&out, "\n");
     text_print(&out, "\r\033[?25l\033[%dA", lines);
-    for (int i = 0; i < lines; i++) {
-        uint8_t *now_there = show->canvas.rgb + (size_t)i * row, *before = show->before + (size_t)i * row;
-        if (!show->sent || memcmp(now_there, before, row) != 0)
-            block_line(&out, &show->canvas, i, show->kind == SHOW_24_BIT);
-        memcpy(before, now_there, row);
-        text_print(&out, "\r\n");
-    }
+    for (int i = 0; i < lines; i++) block_line(&out, &show->canvas, i, show->kind == SHOW_24_BIT);
     text_print(&out, "\033[?25h");
     if (!out.failed) fwrite(out.text, 1, out.length, stderr);
-    show->sent = true;
     show->when = now;
     text_free(&out);
 }
@@ -8180,10 +8161,7 @@ static volatile int at_prompt; /* chat waits for a line: the first SIGINT only p
 /* Seconds on a clock that only runs forward. */
 static double clock_seconds(void) {
 #if defined(_WIN32)
-    LARGE_INTEGER ticks, frequency;
-    QueryPerformanceCounter(&ticks);
-    QueryPerformanceFrequency(&frequency);
-    return (double)ticks.QuadPart / (double)frequency.QuadPart;
+    return 1e-3 * (double)GetTickCount64();
 #else
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
@@ -8287,38 +8265,27 @@ static Stage *count_tensor(Tap *tap, const char *name, const Tensor *t, char num
     return stage;
 }
 
-/* A .npy header, version 1.0: magic, length, a Python dict padded so that the data begins at a multiple of 64. */
-static void npy_header(char header[128], const Tensor *t) {
-    char text[118] = "";
-    int used = snprintf(text, sizeof text, "{'descr': '<%c4', 'fortran_order': False, 'shape': (",
-                        t->type == JANUS_FLOAT32 ? 'f' : 'i');
+/* A .npy header, version 1.0: magic, length, a Python dict padded so that the data begins at a multiple of 64. Numbers
+   have the byte order of the machine. */
+static void npy_header(char header[129], const Tensor *t) {
+    int used = snprintf(header, 129, "\x93NUMPY\x01%c\x76%c{'descr': '%c%c4', 'fortran_order': False, 'shape': (", 0, 0,
+                        big_endian() ? '>' : '<', t->type == JANUS_FLOAT32 ? 'f' : 'i');
     for (int i = 0; i < t->dims; i++)
-        used += snprintf(text + used, sizeof text - (size_t)used, i > 0 ? " %ld," : "%ld,", (long)t->shape[i]);
-    snprintf(text + used, sizeof text - (size_t)used, "), }");
-    memset(header, ' ', 128);
-    memcpy(header, "\x93NUMPY\x01\x00\x76\x00", 10);
-    memcpy(header + 10, text, strlen(text));
-    header[127] = '\n';
-}
-
-/* Numbers of 4 bytes, little-endian on every machine. */
-static bool write_numbers(FILE *file, const uint8_t *bytes, size_t count) {
-    if (!big_endian()) return fwrite(bytes, 4, count, file) == count;
-    for (size_t i = 0; i < 4 * count; i++)
-        if (putc(bytes[i ^ 3], file) == EOF) return false;
-    return true;
+        used += snprintf(header + used, 129 - (size_t)used, i > 0 ? " %ld," : "%ld,", (long)t->shape[i]);
+    used += snprintf(header + used, 129 - (size_t)used, "), }");
+    snprintf(header + used, 129 - (size_t)used, "%*s", 128 - used, "\n");
 }
 
 /* FOLDER/NAME.npy; further tensors of the same name get .1, .2, ... After a failure nothing more is written. */
 static void dump_tensor(Tap *tap, const Tensor *t) {
-    char path[PATH_BYTES], header[128], number[24];
+    char path[PATH_BYTES], header[129], number[24];
     if (tap->failure.status != JANUS_OK || count_tensor(tap, t->name, t, number) == NULL) return;
     const int length = snprintf(path, sizeof path, "%s/%s%s.npy", tap->folder, t->name, number);
     npy_header(header, t);
     errno = ENAMETOOLONG;
     FILE *file = length < PATH_BYTES ? file_open(path, "wb") : NULL;
-    bool good = file != NULL && fwrite(header, 1, sizeof header, file) == sizeof header &&
-                write_numbers(file, t->data, (size_t)t->count);
+    bool good = file != NULL && fwrite(header, 1, 128, file) == 128 &&
+                fwrite(t->data, 4, (size_t)t->count, file) == (size_t)t->count;
     if (file != NULL && fclose(file) != 0) good = false;
     if (!good) fail(&tap->failure, JANUS_IO_ERROR, "cannot write %.300s: %.60s", path, strerror(errno));
 }
@@ -8503,7 +8470,7 @@ static int on_drawn(void *user, const int32_t *ids, int count, int64_t done, int
     Program *program = user;
     const double now = clock_seconds();
     JanusImage tokens = {0, 0, NULL};
-    if (program->show.canvas.rgb == NULL || (done < total && now - program->show.when < 0.05)) return cancel_requested;
+    if (program->show.canvas.rgb == NULL || (done < total && now - program->show.when < 0.2)) return cancel_requested;
     if ((tokens.rgb = malloc(3 * (size_t)total)) == NULL) return cancel_requested;
     while ((int64_t)tokens.width * tokens.width < total) tokens.width++;
     tokens.height = tokens.width;
@@ -8567,12 +8534,13 @@ static char *program_file(const char *called) {
     return path;
 }
 
-/* The model of -m, else the small one: weights/tiny.gguf here or beside the program, or where make install puts it.
-   NULL: there is none. */
+/* The model of -m or $JANUS_MODEL, else the small one: weights/tiny.gguf here or beside the program, or where make
+   install puts it. NULL: there is none. */
 static const char *choose_model(Program *program, const char *called) {
     static const char *const PLACES[] = {"weights/tiny.gguf", "../share/janus/tiny.gguf"};
     bool found = false;
-    if (program->line.model != NULL) return program->line.model;
+    const char *named = program->line.model != NULL ? program->line.model : getenv("JANUS_MODEL");
+    if (named != NULL && named[0] != 0) return named;
     if (path_kind(PLACES[0]) != PATH_NONE) return PLACES[0];
     char *file = program_file(called);
     for (int i = 0; i < 2 && file != NULL && !found; i++)
@@ -9633,6 +9601,7 @@ typedef struct {
     const char *name, *arguments; /* as the help shows them; optional ones in brackets */
     unsigned bit;
     TextKind text;
+    int least, most; /* number of arguments */
     void (*run)(Program *program);
     const char *does;    /* "it ..." */
     const char *example; /* what follows its name */
@@ -9642,24 +9611,26 @@ static void command_help(Program *program);
 static void command_version(Program *program);
 
 static const Command COMMANDS[] = {
-    {"generate", "\"PROMPT\"", FOR_GENERATE, PROMPT, command_generate, "draws pictures from a text",
+    {"generate", "\"PROMPT\"", FOR_GENERATE, PROMPT, 1, 1, command_generate, "draws pictures from a text",
      "-s 7 -o circle.png \"a red circle\""},
-    {"ask", "[IMAGE ...] \"QUESTION\"", FOR_ASK, PROMPT, command_ask, "answers a question in words",
-     "circle.png \"What colour is the circle?\""},
-    {"chat", "[IMAGE ...]", FOR_CHAT, NO_TEXT, command_chat, "answers its input line by line", "circle.png"},
-    {"encode", "IMAGE", FOR_ENCODE, NO_TEXT, command_encode, "turns one image into its ids", "circle.png >ids.txt"},
-    {"decode", "[IDS-FILE]", FOR_DECODE, A_NAME, command_decode, "turns ids into one picture",
-     "-o again.png ids.txt"},
-    {"tokenize", "\"TEXT\"", FOR_TOKENIZE, PLAIN_TEXT, command_tokenize, "turns text into token ids, or back",
-     "\"How many trees?\""},
-    {"info", "[MODEL|IMAGE]", FOR_INFO, A_NAME, command_info, "shows a model or a picture's settings",
+    {"ask", "[IMAGE ...] \"QUESTION\"", FOR_ASK, PROMPT, 1, IMAGES_LIMIT + 1, command_ask,
+     "answers a question in words", "circle.png \"What colour is the circle?\""},
+    {"chat", "[IMAGE ...]", FOR_CHAT, NO_TEXT, 0, IMAGES_LIMIT, command_chat, "answers its input line by line",
      "circle.png"},
-    {"batch", "JOBS.jsonl", FOR_BATCH, A_NAME, command_batch, "runs the jobs of JSON lines, together",
+    {"encode", "IMAGE", FOR_ENCODE, NO_TEXT, 1, 1, command_encode, "turns one image into its ids",
+     "circle.png >ids.txt"},
+    {"decode", "[IDS-FILE]", FOR_DECODE, A_NAME, 0, 1, command_decode, "turns ids into one picture",
+     "-o again.png ids.txt"},
+    {"tokenize", "\"TEXT\"", FOR_TOKENIZE, PLAIN_TEXT, 1, 1, command_tokenize, "turns text into token ids, or back",
+     "\"How many trees?\""},
+    {"info", "[MODEL|IMAGE]", FOR_INFO, A_NAME, 0, 1, command_info, "shows a model or a picture's settings",
+     "circle.png"},
+    {"batch", "JOBS.jsonl", FOR_BATCH, A_NAME, 1, 1, command_batch, "runs the jobs of JSON lines, together",
      "jobs.jsonl >results.jsonl"},
-    {"selftest", "", FOR_SELFTEST, NO_TEXT, command_selftest, "compares stages with recorded ones",
+    {"selftest", "", FOR_SELFTEST, NO_TEXT, 0, 0, command_selftest, "compares stages with recorded ones",
      "-m weights/tiny.gguf"},
-    {"help", "[COMMAND]", FOR_HELP, A_NAME, command_help, "lists the options of a command", "generate"},
-    {"--version", "", FOR_HELP, NO_TEXT, command_version, "prints the versions", ""},
+    {"help", "[COMMAND]", FOR_HELP, A_NAME, 0, 1, command_help, "lists the options of a command", "generate"},
+    {"--version", "", FOR_HELP, NO_TEXT, 0, 0, command_version, "prints the versions", ""},
 };
 enum { COMMAND_COUNT = sizeof COMMANDS / sizeof COMMANDS[0] };
 
@@ -9716,10 +9687,8 @@ static int take_option(CommandLine *line, const Command *command, const char *ar
         complain("%s takes no %s: it %s", command->name, name, command->does);
     else if (alone && inside != NULL) complain("%s takes no value, but \"%.60s\" was given", name, value);
     else if (!alone && value == NULL) complain("%s needs a value: %s %s", name, name, option->argument);
-    else if (set_option(line, option, value) || refuse_value(option, name, value)) {
-        line->given |= (uint64_t)1 << (option - OPTIONS);
+    else if (set_option(line, option, value) || refuse_value(option, name, value))
         return alone || inside != NULL ? 1 : 2;
-    }
     return 0;
 }
 
@@ -9734,40 +9703,26 @@ static bool names_a_file(const char *question) {
 static bool place_arguments(CommandLine *line, const Command *command, int count, char **arguments) {
     Request *request = &line->request;
     const Option *image = find_option("--image");
-    const bool images = (command->bit & image->commands) != 0;
-    if (command->text != NO_TEXT && count > 0) request->text = arguments[--count];
-    for (int i = 0; i < count && images; i++)
+    const bool texts = command->text != NO_TEXT;
+    const int given = count + (texts ? 0 : request->image_count), images = texts && count > 0 ? count - 1 : count;
+    if (given < command->least || given > command->most) {
+        complain("%s: janus %s %s", given < command->least ? "missing argument" : "too many arguments", command->name,
+                 command->arguments);
+        return false;
+    }
+    for (int i = 0; i < images; i++)
         if (!set_option(line, image, arguments[i])) return refuse_value(image, image->letter, arguments[i]);
-    const char *text = request->text, *name = command->name;
+    if (texts && count > 0) request->text = arguments[images];
+    const char *text = request->text;
     int readers = (command->bit == FOR_CHAT) + (text != NULL && strcmp(text, "-") == 0);
     for (int i = 0; i < request->image_count; i++) readers += strcmp(request->images[i], "-") == 0;
-    if (count > 0 && !images)
-        complain("too many arguments: janus %s %s (put a text of several words in quotes)", name, command->arguments);
-    else if ((command->text != NO_TEXT && text == NULL && !ends_with(command->arguments, "]")) ||
-             (command->bit == FOR_ENCODE && request->image_count == 0))
-        complain("missing argument: janus %s %s", name, command->arguments);
-    else if (command->bit == FOR_ENCODE && request->image_count > 1) complain("encode takes one image");
-    else if (command->bit == FOR_ASK && strcmp(text, "-") != 0 && names_a_file(text))
+    if (command->bit == FOR_ASK && strcmp(text, "-") != 0 && names_a_file(text))
         complain("ask: no question: %.60s looks like a file (any text can come from stdin: -)", text);
     else if (command->bit == FOR_INFO && text != NULL && line->model != NULL)
         complain("info shows one file: %.60s or %.60s", line->model, text);
-    else if (readers > 1) complain("%s: only one input can come from stdin", name);
-    else return command->run != command_help || text == NULL || find_command(text) != NULL;
+    else if (readers > 1) complain("%s: only one input can come from stdin", command->name);
+    else return command->bit != FOR_HELP || text == NULL || find_command(text) != NULL;
     return false;
-}
-
-/* Environment variables that replace options that were not given. False after a complaint. */
-static bool take_environment(CommandLine *line, const Command *command) {
-    static const char *const NAMES[][2] = {
-        {"JANUS_MODEL", "--model"}, {"JANUS_THREADS", "--threads"}, {"JANUS_ISA", "--isa"}};
-    for (int i = 0; i < 3; i++) {
-        const Option *option = find_option(NAMES[i][1]);
-        const char *value = getenv(NAMES[i][0]);
-        const bool wanted = (option->commands & command->bit) != 0 && !was_given(line, option);
-        if (wanted && value != NULL && value[0] != 0 && !set_option(line, option, value))
-            return refuse_value(option, NAMES[i][0], value);
-    }
-    return true;
 }
 
 /* Reads the command line: the command, its options and its arguments. Returns the command; NULL after a complaint. */
@@ -9788,8 +9743,7 @@ static const Command *parse_command_line(CommandLine *line, int argc, char **arg
         line->request.text = command->name;
         return find_command("help");
     }
-    const bool good = command != NULL && place_arguments(line, command, count, argv) && take_environment(line, command);
-    return good ? command : NULL;
+    return command != NULL && place_arguments(line, command, count, argv) ? command : NULL;
 }
 
 /* A text that is "-" comes from stdin. */
@@ -9804,14 +9758,13 @@ static void take_text(Program *program, TextKind kind) {
     request->text = (const char *)text->bytes;
 }
 
-/* Options of sampling that were given, but have no effect. */
+/* A remark if options of sampling have no effect. The seed of a chat is for /draw, too. */
 static void remark_idle_options(const CommandLine *line, unsigned command) {
-    static const char *const SAMPLING[] = {"--seed", "--top-k", "--top-p"};
-    const Request *request = &line->request;
-    const float temperature = command == FOR_GENERATE ? request->draw.temperature : request->ask.temperature;
-    for (int i = 0; i < 3 && (command & FOR_TALKS) != 0 && temperature <= 0 && !line->quiet; i++)
-        if (was_given(line, find_option(SAMPLING[i])) && (i > 0 || command != FOR_CHAT)) /* /draw has the seed */
-            complain("remark: %s has no effect without a --temperature above 0", SAMPLING[i]);
+    const JanusAskOptions *ask = &line->request.ask, defaults = janus_ask_defaults();
+    const float temperature = command == FOR_GENERATE ? line->request.draw.temperature : ask->temperature;
+    const bool seeded = line->request.has_seed && command != FOR_CHAT;
+    if (temperature <= 0 && (seeded || ask->top_k != defaults.top_k || ask->top_p < 1) && !line->quiet)
+        complain("remark: --seed, --top-k and --top-p have no effect without a --temperature above 0");
 }
 
 /* ---- Help, from the two tables ---- */
@@ -9820,7 +9773,7 @@ static const char OVERVIEW[] =
     "\njanus help COMMAND lists the options of a command, with an example.\n"
     "Options may stand before or after the text, as --seed 7, --seed=7 or -s 7.\n"
     "A - for a text, an image or a list of ids is stdin.\n"
-    "$JANUS_MODEL, $JANUS_THREADS and $JANUS_ISA replace -m, -t and --isa.\n"
+    "The environment variable JANUS_MODEL replaces -m.\n"
     "Exit status: 0 done, 1 failed, 2 usage error, 128 + N ended by signal N.\n";
 
 /* The commands, or the options of one. */

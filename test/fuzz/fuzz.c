@@ -552,8 +552,6 @@ int LLVMFuzzerInitialize(int *count, char ***arguments) {
 #endif
     signal(SIGPROF, on_timer);
     unsetenv("JANUS_MODEL");
-    unsetenv("JANUS_THREADS");
-    unsetenv("JANUS_ISA");
     world.nothing = need(fopen("/dev/null", "wb"));
     world.calls_left = -1;
     load_seed();

@@ -141,16 +141,16 @@ def test_refusals_say_why(tmp_path: Path) -> None:
     """Among them an image for a drawing, texts where none is taken, and two models."""
     refusals = {
         ("generate", "-i", "photo.png", "make it blue"): "generate takes no -i: it draws pictures from a text",
-        ("encode", "x.png", "y.png"): "encode takes one image",
+        ("encode", "x.png", "y.png"): "too many arguments: janus encode IMAGE", ("encode", "-i", "x.png", "y.png"): "too many arguments: janus encode",
         ("info", "a.gguf", "-m", "b.gguf"): "info shows one file: b.gguf or a.gguf", ("generate",): 'missing argument: janus generate "PROMPT"',
         ("info", "a.png", "-m", "b.gguf"): "info shows one file: b.gguf or a.png", ("encode",): "missing argument: janus encode IMAGE",
         ("ask", "-i", "-", "-"): "only one input can come from stdin", ("ask", "-", "-", "What?"): "only one input can come from stdin",
         ("chat", "-i", "-"): "only one input can come from stdin", ("chat", "-"): "only one input can come from stdin",
         ("generate", "-m", "", "x"): "-m takes a name", ("selftest", "x"): "too many arguments: janus selftest",
-        ("ask", *["-i", "x.png"] * 65, "What?"): "-i takes at most 64 images", ("encode", *["x.png"] * 65): "-i takes at most 64 images",
+        ("ask", *["-i", "x.png"] * 65, "What?"): "-i takes at most 64 images", ("ask", "-i", "x.png", *["x.png"] * 64, "What?"): "-i takes at most 64 images",
         ("ask", "-i", "x.png"): 'missing argument: janus ask [IMAGE ...] "QUESTION"', ("generate", "--fast=1", "x"): "--fast takes no value",
         ("chat", "-o", "x.png"): "chat takes no -o: it", ("chat", "--output=x.png"): "chat takes no --output: it",
-        ("generate", "a", "cat"): 'too many arguments: janus generate "PROMPT" (put a text of several words in quotes)',
+        ("generate", "a", "cat"): 'too many arguments: janus generate "PROMPT"', ("chat", *["x.png"] * 65): "too many arguments: janus chat",
     }
     for arguments, said in refusals.items():
         assert said in fails(*arguments, model=None, cwd=tmp_path, code=2), arguments
@@ -250,19 +250,6 @@ def test_version() -> None:
     assert re.fullmatch(r"kernels +([a-z0-9]+, )*plain", lines[1]) and re.fullmatch(r"model files +GGUF 3, janus.format_version 2", lines[2])
 
 
-@pytest.mark.parametrize("name, option, value", [("JANUS_THREADS", "--threads", "1"), ("JANUS_ISA", "--isa", "plain")])
-def test_environment(tmp_path: Path, name: str, option: str, value: str) -> None:
-    """A variable is the option where that is not given; the help names it; a bad value is refused."""
-    assert f"${name}" in HELP
-    succeeds("ask", "--max-tokens", 1, "What?", env={name: value})
-    said = fails("ask", "--max-tokens", 1, "What?", env={name: "x"}, code=(1, 2))
-    assert {"JANUS_THREADS": 'JANUS_THREADS takes a whole number from 1 to 256, not "x"', "JANUS_ISA": "the instruction set x is unknown"}[name] in said
-    succeeds("ask", "--max-tokens", 1, option, value, "What?", env={name: "x"})
-    for environment in ({name: "x"}, {name: ""}):
-        succeeds("info", env=environment)  # takes no such option
-    succeeds("ask", "--max-tokens", 1, "What?", env={name: ""})
-
-
 # ---- Images as arguments ----
 
 def test_images_as_arguments(tmp_path: Path, photo: Path) -> None:
@@ -336,14 +323,14 @@ def test_streams_as_images(tmp_path: Path, photo: Path) -> None:
 
 
 @pytest.mark.parametrize("arguments, idle", [
-    (["ask", "--seed", 3, "What?"], ["--seed"]), (["ask", "--top-k", 5, "--top-p", 0.5, "What?"], ["--top-k", "--top-p"]), (["ask", "--temperature", 0, "-s=7", "What?"], ["--seed"]),
-    (["ask", "--temperature", 1, "--top-k", 5, "-s", 1, "What?"], []), (["chat", "--seed", 3, "--top-p", 1], ["--top-p"]), (["generate", "-o", "x.png", "-s", 1, "x"], []),
-    (["generate", "-o", "x.png", "-s", 1, "--temperature", 0, "x"], ["--seed"])])
-def test_idle_options(tmp_path: Path, arguments: list, idle: list[str]) -> None:
-    """An option without an effect gets a remark, which -q leaves out."""
+    (["ask", "--seed", 3, "What?"], True), (["ask", "--top-k", 5, "What?"], True), (["ask", "--top-p", 0.5, "What?"], True), (["ask", "--temperature", 0, "-s=7", "What?"], True),
+    (["ask", "--temperature", 1, "--top-k", 5, "-s", 1, "What?"], False), (["chat", "--seed", 3], False), (["chat", "--seed", 3, "--top-p", 0.9], True),
+    (["generate", "-o", "x.png", "-s", 1, "x"], False), (["generate", "-o", "x.png", "-s", 1, "--temperature", 0, "x"], True)])
+def test_idle_options(tmp_path: Path, arguments: list, idle: bool) -> None:
+    """Options of sampling without an effect get a remark, which -q leaves out."""
     words = [*arguments, *(["--max-tokens", 1] if arguments[0] != "generate" else [])]
     said = [line for line in succeeds(*words, cwd=tmp_path).stderr.decode().splitlines() if line.startswith("janus:")]
-    assert said == [f"janus: remark: {option} has no effect without a --temperature above 0" for option in idle]
+    assert said == ["janus: remark: --seed, --top-k and --top-p have no effect without a --temperature above 0"] * idle
     assert b"remark" not in succeeds(*words, "-q", cwd=tmp_path).stderr
 
 

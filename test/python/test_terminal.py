@@ -219,7 +219,7 @@ def test_refusals_before_the_work(tmp_path: Path) -> None:
 
 
 def test_the_picture_grows(tmp_path: Path) -> None:
-    """Redrawn in place as tokens fall, from colours that are like those of the picture that then takes its place."""
+    """Redrawn in place some times a second, from colours that are like those of the picture that then takes its place."""
     terminal = Terminal("generate", "-m", TINY, "--show", "-s", 7, "-o", tmp_path / "x.png", "a red circle", *SLOW[:4])
     text = terminal.end()
     frames = text.split("\x1b[?25l")
@@ -235,7 +235,6 @@ def test_the_picture_grows(tmp_path: Path) -> None:
     assert correlation(pictures[-2], final) > 0.7
     lines = "".join(cell or " " for row in screen.cells for cell in row if not isinstance(cell, tuple))
     assert str(tmp_path / "x.png")[:40] in lines and "seed 7 \u00b7 64 tokens" in lines
-    assert sum(map(len, frames)) < 20 * 42 * 21 * 45, "lines that do not change are not sent again"
 
 
 def test_several_pictures(tmp_path: Path) -> None:
