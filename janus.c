@@ -5415,18 +5415,17 @@ enum { FORMAT_VERSION = 2, METADATA_LIMIT = 4096, TENSOR_LIMIT = 8192, DIMENSION
 
 typedef struct {
     StringView key;
-    uint32_t type;          /* of the value, or of the elements of an array */
+    uint32_t type;      /* of the value, or of the elements of an array */
     bool is_array;
-    uint64_t count;         /* elements of an array; 1 otherwise */
-    const uint8_t *value;   /* in the file, little-endian */
+    uint64_t count;     /* elements of an array; 1 otherwise */
+    StringView value;   /* its bytes, little-endian */
 } Metadata;
 
 typedef struct {
     StringView name;
-    int type, dims;
-    int64_t shape[4];       /* outermost first, as PyTorch writes it; unused ones are 1 */
-    uint64_t offset, bytes; /* from the start of the file */
-    bool used;
+    int type;
+    int64_t rows, bytes; /* rows: the outermost size */
+    uint64_t offset;     /* from the start of the tensors' data */
 } TensorInfo;
 
 /* The file that a model's weights point into, the tokenizer, and the memory of all that was made of the file. */
@@ -5438,19 +5437,37 @@ typedef struct Storage {
     Tokenizer tokenizer;
 } Storage;
 
-/* ---- Header and tables ---- */
+/* ---- Bytes of a file. Beyond the end they are zeros ---- */
 
-/* A number of `count` bytes. */
-static uint64_t load_number(const uint8_t *bytes, int count, bool from_big_endian) {
+static unsigned view_byte(StringView view, size_t at) { return at < view.length ? (uint8_t)view.text[at] : 0; }
+
+/* The number in `count` bytes at `at`. */
+static uint64_t view_number(StringView view, size_t at, int count, bool high_first) {
     uint64_t value = 0;
-    for (int i = 0; i < count; i++) value = value << 8 | bytes[from_big_endian ? i : count - 1 - i];
+    for (int i = 0; i < count; i++) value = value << 8 | view_byte(view, at + (size_t)(high_first ? i : count - 1 - i));
     return value;
 }
 
-/* A place in the file while its header is read. If it would run over the end, `bad` is set and zeros are returned. */
+/* `length` bytes from `at` on, or as many of them as exist. */
+static StringView view_part(StringView view, size_t at, size_t length) {
+    const size_t begin = at < view.length ? at : view.length, rest = view.length - begin;
+    return (StringView){view.text + begin, length < rest ? length : rest};
+}
+
+static bool view_begins(StringView view, const char *with, size_t length) {
+    return view.length >= length && memcmp(view.text, with, length) == 0;
+}
+
+static bool view_is(StringView view, const char *string) {
+    return view.length == strlen(string) && view_begins(view, string, view.length);
+}
+
+/* ---- Header and tables ---- */
+
+/* A place in the file while its header is read. Reading beyond the end sets `bad` and gives nothing. */
 typedef struct {
-    const uint8_t *bytes;
-    size_t size, at;
+    StringView file;
+    size_t at;
     bool bad;
 } Cursor;
 
@@ -5464,37 +5481,29 @@ typedef struct {
     Cursor cursor;
     Metadata *metadata;
     TensorInfo *tensors;
-    int64_t metadata_count, tensor_count;
+    int64_t metadata_count, tensor_count, needed; /* tensors that the model has */
+    uint64_t data;           /* where the tensors' data begin */
     char prefix[NAME_LIMIT]; /* of the tensors that are read now, as in "vit.blk.3." */
 } Loader;
 
 #define bad_model(loader, ...) context_fail(&(loader)->cx, JANUS_BAD_MODEL, __VA_ARGS__)
 
-/* The next `count` bytes, or NULL. */
-static const uint8_t *cursor_take(Cursor *cursor, uint64_t count) {
-    if (cursor->bad || count > cursor->size - cursor->at) {
-        cursor->bad = true;
-        return NULL;
-    }
-    const uint8_t *bytes = cursor->bytes + cursor->at;
-    cursor->at += (size_t)count;
-    return bytes;
+static void require(Loader *l, bool good, const char *words) {
+    if (!good) bad_model(l, "%s", words);
+}
+
+static StringView cursor_take(Cursor *cursor, uint64_t count) {
+    cursor->bad = cursor->bad || count > cursor->file.length - cursor->at;
+    const StringView taken = view_part(cursor->file, cursor->at, cursor->bad ? 0 : (size_t)count);
+    cursor->at += taken.length;
+    return taken;
 }
 
 static uint64_t cursor_number(Cursor *cursor, int count) {
-    const uint8_t *bytes = cursor_take(cursor, (uint64_t)count);
-    return bytes == NULL ? 0 : load_number(bytes, count, false);
+    return view_number(cursor_take(cursor, (uint64_t)count), 0, count, false);
 }
 
-static StringView cursor_string(Cursor *cursor) {
-    const uint64_t length = cursor_number(cursor, 8);
-    const uint8_t *bytes = cursor_take(cursor, length);
-    return (StringView){(const char *)bytes, bytes == NULL ? 0 : (size_t)length};
-}
-
-static bool view_is(StringView view, const char *string) {
-    return view.length == strlen(string) && memcmp(view.text, string, view.length) == 0;
-}
+static StringView cursor_string(Cursor *cursor) { return cursor_take(cursor, cursor_number(cursor, 8)); }
 
 /* Bytes of one value of a GGUF type; 0 for strings, arrays and unknown types. */
 static int gguf_type_bytes(uint32_t type) {
@@ -5506,42 +5515,34 @@ static void read_metadata_entry(Cursor *cursor, Metadata *entry) {
     entry->key = cursor_string(cursor);
     entry->type = (uint32_t)cursor_number(cursor, 4);
     entry->is_array = entry->type == GGUF_ARRAY;
-    entry->count = 1;
-    if (entry->is_array) {
-        entry->type = (uint32_t)cursor_number(cursor, 4);
-        entry->count = cursor_number(cursor, 8);
-    }
-    entry->value = cursor->bytes + cursor->at;
-    if (entry->type == GGUF_STRING) {
+    if (entry->is_array) entry->type = (uint32_t)cursor_number(cursor, 4);
+    entry->count = entry->is_array ? cursor_number(cursor, 8) : 1;
+    const size_t start = cursor->at;
+    const int bytes = gguf_type_bytes(entry->type);
+    if (entry->type == GGUF_STRING)
         for (uint64_t i = 0; i < entry->count && !cursor->bad; i++) cursor_string(cursor);
-    } else {
-        const int bytes = gguf_type_bytes(entry->type);
-        if (bytes == 0 || entry->count > cursor->size) cursor->bad = true;
-        else cursor_take(cursor, entry->count * (uint64_t)bytes);
-    }
+    else if (bytes == 0 || entry->count > cursor->file.length) cursor->bad = true;
+    else cursor_take(cursor, entry->count * (uint64_t)bytes);
+    entry->value = view_part(cursor->file, start, cursor->at - start);
 }
 
-/* Name, shape, type and offset of one tensor. GGUF stores the innermost size first. */
+/* Name, shape, type and offset of one tensor; false if they are malformed. GGUF stores the innermost size first. */
 static bool read_tensor_info(Cursor *cursor, TensorInfo *tensor) {
-    int64_t count = 1;
+    int64_t cols = 1, count = 1;
     tensor->name = cursor_string(cursor);
     const uint64_t dims = cursor_number(cursor, 4);
-    if (cursor->bad || tensor->name.length >= NAME_LIMIT || dims < 1 || dims > 4) return false;
-    tensor->dims = (int)dims;
-    for (int i = 0; i < 4; i++) tensor->shape[i] = 1;
-    for (int i = tensor->dims - 1; i >= 0; i--) {
+    if (dims < 1 || dims > 4) return false;
+    for (uint64_t i = 0; i < dims; i++) {
         const uint64_t size = cursor_number(cursor, 8);
         if (size < 1 || size > DIMENSION_LIMIT) return false;
-        tensor->shape[i] = (int64_t)size;
-        count = checked_product(count, tensor->shape[i], 1);
-        if (count < 0) return false;
+        tensor->rows = (int64_t)size;
+        if (i == 0) cols = tensor->rows;
+        count = checked_product(count, tensor->rows, 1);
     }
     tensor->type = (int)cursor_number(cursor, 4);
     tensor->offset = cursor_number(cursor, 8);
-    const int64_t cols = tensor->shape[tensor->dims - 1], row = type_row_bytes(tensor->type, cols);
-    tensor->bytes = (uint64_t)checked_product(count / cols, row, 1);
-    tensor->used = false;
-    return !cursor->bad && row > 0 && (int64_t)tensor->bytes >= 0;
+    tensor->bytes = checked_product(count / cols, type_row_bytes(tensor->type, cols), 1);
+    return !cursor->bad && tensor->bytes > 0;
 }
 
 static const Metadata *find_metadata(const Loader *l, const char *key) {
@@ -5550,26 +5551,22 @@ static const Metadata *find_metadata(const Loader *l, const char *key) {
     return NULL;
 }
 
-static StringView string_of(const Metadata *entry) {
-    return (StringView){(const char *)entry->value + 8, (size_t)load_number(entry->value, 8, false)};
-}
-
 /* The entry `key` if it has this type; otherwise a failure, and an entry of zeros. */
 static const Metadata *need_entry(Loader *l, const char *key, uint32_t type, bool is_array) {
-    static const uint8_t zeros[8] = {0};
-    static const Metadata nothing = {.value = zeros};
+    static const Metadata nothing = {.value = {"", 0}};
     const Metadata *entry = find_metadata(l, key);
     if (entry != NULL && entry->type == type && entry->is_array == is_array) return entry;
     bad_model(l, "the metadata %s is missing or has another type: convert the checkpoint again", key);
     return &nothing;
 }
 
-static uint64_t need_number(Loader *l, const char *key, uint32_t type, int bytes) {
-    return load_number(need_entry(l, key, type, false)->value, bytes, false);
+static uint64_t need_number(Loader *l, const char *key, uint32_t type) {
+    return view_number(need_entry(l, key, type, false)->value, 0, gguf_type_bytes(type), false);
 }
 
-static void require(Loader *l, bool good, const char *words) {
-    if (!good) bad_model(l, "%s", words);
+static StringView need_string(Loader *l, const char *key) {
+    Cursor cursor = {.file = need_entry(l, key, GGUF_STRING, false)->value};
+    return cursor_string(&cursor);
 }
 
 /* A kind of file by its first bytes. */
@@ -5578,51 +5575,38 @@ typedef struct {
     const char *bytes, *what, *remedy;
 } Signature;
 
-/* The row that the file begins with, NULL if there is none. The last row has no bytes. */
-static const Signature *find_signature(const Signature *row, const uint8_t *file, size_t size) {
-    for (; row->bytes != NULL; row++)
-        if (size >= row->at + row->length && memcmp(file + row->at, row->bytes, row->length) == 0) return row;
-    return NULL;
+/* The first row that fits. The last one has no bytes and fits all files. */
+static const Signature *find_signature(const Signature *row, StringView file) {
+    while (!view_begins(view_part(file, row->at, row->length), row->bytes, row->length)) row++;
+    return row;
 }
 
-/* Files that users pass in place of a model file, often a part of the checkpoint; without a remedy: convert.py reads
-   it. */
+#define CONVERT_IT "make a model file of its checkpoint with python convert.py FOLDER -o janus.gguf"
+
+/* Files that users pass in place of a model file, often a part of the checkpoint. */
 static const Signature FOREIGN_FILES[] = {
     {0, 40, "version https://git-lfs.github.com/spec/", "a Git LFS pointer", "run git lfs pull, or hf download"},
-    {6, 3, "\0\0{", "a safetensors file", NULL},
-    {0, 4, "PK\3\4", "a zip archive, as PyTorch's files are", NULL},
-    {0, 1, "\x80", "a pickle, as PyTorch's old files are", NULL},
-    {0, 1, "{", "a JSON file", NULL},
+    {6, 3, "\0\0{", "a safetensors file", CONVERT_IT},
+    {0, 4, "PK\3\4", "a zip archive, as PyTorch's files are", CONVERT_IT},
+    {0, 1, "\x80", "a pickle, as PyTorch's old files are", CONVERT_IT},
+    {0, 1, "{", "a JSON file", CONVERT_IT},
     {0, 1, "<", "a web page", "the download went wrong"},
     {0, 2, "\x1F\x8B", "a packed file", "unpack it"},
-    {0, 4, "lmgg", "a file of llama.cpp from before GGUF", "make one with convert.py"},
-    {0, 4, "tjgg", "a file of llama.cpp from before GGUF", "make one with convert.py"},
-    {0, 0, NULL, NULL, NULL},
+    {0, 0, "", "a file of another kind (no GGUF header)", "make one with convert.py"},
 };
-
-static void fail_foreign_file(Loader *l) {
-    const Signature *found = find_signature(FOREIGN_FILES, l->file->bytes, l->file->size);
-    int folder = 0; /* length of the path of the file's folder */
-    for (int i = 0; l->path[i] != 0; i++)
-        if (l->path[i] == '/' || l->path[i] == '\\') folder = i == 0 ? 1 : i;
-    if (found == NULL) bad_model(l, "not a model file (no GGUF header): make one with convert.py");
-    else if (found->remedy != NULL) bad_model(l, "not a model file but %s: %s", found->what, found->remedy);
-    else
-        bad_model(l, "not a model file but %s: make one of its checkpoint with python convert.py %.*s -o janus.gguf",
-                  found->what, folder > 0 ? folder : 1, folder > 0 ? l->path : ".");
-}
 
 static void read_header(Loader *l) {
     Cursor *cursor = &l->cursor;
-    *cursor = (Cursor){.bytes = l->file->bytes, .size = l->file->size};
-    const uint8_t *magic = cursor_take(cursor, 4), *version = cursor_take(cursor, 4);
+    cursor->file = (StringView){(const char *)l->file->bytes, l->file->size};
+    const Signature *foreign = find_signature(FOREIGN_FILES, cursor->file);
+    const StringView magic = cursor_take(cursor, 4), version = cursor_take(cursor, 4);
+    const unsigned long number = (unsigned long)view_number(version, 0, 4, false);
     const uint64_t tensors = cursor_number(cursor, 8), entries = cursor_number(cursor, 8);
-    if (magic == NULL || memcmp(magic, "GGUF", 4) != 0) fail_foreign_file(l);
+    if (!view_is(magic, "GGUF")) bad_model(l, "not a model file but %s: %s", foreign->what, foreign->remedy);
     else if (cursor->bad) bad_model(l, "truncated: it ends inside its header");
-    else if (load_number(version, 4, true) <= UINT16_MAX)
+    else if (view_number(version, 0, 4, true) <= UINT16_MAX)
         bad_model(l, "a big-endian GGUF file; models are little-endian on every machine: make one with convert.py");
-    else if (load_number(version, 4, false) != 3)
-        bad_model(l, "GGUF version %lu; this program reads version 3", (unsigned long)load_number(version, 4, false));
+    else if (number != 3) bad_model(l, "GGUF version %lu; this program reads version 3", number);
     else if (tensors > TENSOR_LIMIT || entries > METADATA_LIMIT)
         bad_model(l, "damaged: its counts of tensors or metadata are absurd");
     l->tensor_count = (int64_t)tensors;
@@ -5631,38 +5615,21 @@ static void read_header(Loader *l) {
     l->tensors = scratch_bytes(&l->cx, l->tensor_count, sizeof *l->tensors);
 }
 
-/* Refuses a GGUF file of another program, such as llama.cpp's, by the architecture that it names. */
-static void check_architecture(Loader *l) {
-    const StringView name = string_of(need_entry(l, "general.architecture", GGUF_STRING, false));
-    if (!view_is(name, "janus"))
-        bad_model(l, "a GGUF file for \"%.*s\", not for \"janus\": files of llama.cpp hold a part of the model in "
-                  "another form; make the file of the checkpoint with convert.py", name.length > 39 ? 39 :
-                  (int)name.length, name.text);
-}
-
-/* Reads metadata and tensors. Offsets in the table count from the aligned end of the header; they become places in the
-   file. */
+/* Reads metadata and the table of tensors, and refuses GGUF files of other programs. */
 static void read_tables(Loader *l) {
     Cursor *cursor = &l->cursor;
     for (int64_t i = 0; i < l->metadata_count; i++) read_metadata_entry(cursor, &l->metadata[i]);
-    if (cursor->bad) {
-        bad_model(l, "truncated or damaged: its metadata runs over the end");
-        return;
-    }
-    check_architecture(l);
-    require(l, need_number(l, "general.alignment", GGUF_U32, 4) == 64, "general.alignment is not 64");
+    require(l, !cursor->bad, "truncated or damaged: its metadata runs over the end");
+    const StringView name = view_part(need_string(l, "general.architecture"), 0, 39);
+    if (!view_is(name, "janus"))
+        bad_model(l, "a GGUF file for \"%.*s\", not for \"janus\": files of llama.cpp hold a part of the model in "
+                  "another form; make the file of the checkpoint with convert.py", VIEW(name));
+    require(l, need_number(l, "general.alignment", GGUF_U32) == 64, "general.alignment is not 64");
     for (int64_t i = 0; i < l->tensor_count && !has_failed(&l->cx); i++)
         if (!read_tensor_info(cursor, &l->tensors[i]))
             bad_model(l, "truncated or damaged: entry %d of its tensor table is malformed", (int)i);
-    const uint64_t size = l->file->size, start = ((uint64_t)cursor->at + 63) / 64 * 64;
-    for (int64_t i = 0; i < l->tensor_count && !has_failed(&l->cx); i++) {
-        TensorInfo *tensor = &l->tensors[i];
-        if (start > size || tensor->offset % 64 != 0 || tensor->offset > size - start ||
-            tensor->bytes > size - start - tensor->offset)
-            bad_model(l, "truncated or damaged: tensor %.*s lies outside the file", (int)tensor->name.length,
-                      tensor->name.text);
-        tensor->offset += start;
-    }
+    l->data = (uint64_t)round_up((int64_t)cursor->at, 64);
+    require(l, l->data <= l->file->size, "truncated: it ends before its tensors");
 }
 
 /* Maps or reads the bytes of the file. */
@@ -5680,18 +5647,16 @@ static void load_file(Loader *l) {
 
 /* ---- Required contents: the sizes, then every weight with its shape ---- */
 
-/* Element i of an array of 32-bit numbers, its bits if they are floats. */
-static uint32_t array_item(const Metadata *entry, int64_t i) {
-    return (uint32_t)load_number(entry->value + 4 * i, 4, false);
-}
-
-/* Copies an array of `low` to `high` 32-bit numbers; returns how many. */
-static int need_numbers(Loader *l, const char *key, uint32_t type, int low, int high, void *out) {
-    const Metadata *entry = need_entry(l, key, type, true);
-    const int count = entry->count > (uint64_t)high ? high : (int)entry->count;
-    if (count < low || entry->count > (uint64_t)high) bad_model(l, "%s is not %d to %d numbers", key, low, high);
+/* Copies `least` to `most` 32-bit numbers from low to high; returns how many. More than one come as an array. */
+static int need_numbers(Loader *l, const char *key, uint32_t type, int least, int most, double low, double high,
+                        void *out) {
+    const Metadata *entry = need_entry(l, key, type, most > 1);
+    const int count = entry->count > (uint64_t)most ? -1 : (int)entry->count;
+    if (count < least) bad_model(l, "%s is not %d to %d numbers", key, least, most);
     for (int i = 0; i < count; i++) {
-        const uint32_t bits = array_item(entry, i);
+        const uint32_t bits = (uint32_t)view_number(entry->value, 4 * (size_t)i, 4, false);
+        const double value = type == GGUF_F32 ? (double)bits_float(bits) : bits;
+        if (!(value >= low && value <= high)) bad_model(l, "%s is %.9g, not %.9g to %.9g", key, value, low, high);
         memcpy((char *)out + 4 * i, &bits, 4);
     }
     return count;
@@ -5702,94 +5667,83 @@ static uint32_t *copy_numbers(Loader *l, const char *key, uint32_t type, int64_t
     const Metadata *entry = find_metadata(l, key) == NULL ? NULL : need_entry(l, key, type, true);
     *count = entry == NULL ? 0 : (int64_t)entry->count;
     uint32_t *numbers = scratch_bytes(&l->cx, *count, sizeof *numbers);
-    for (int64_t i = 0; i < *count && numbers != NULL; i++) numbers[i] = array_item(entry, i);
+    for (int64_t i = 0; i < *count && numbers != NULL; i++)
+        numbers[i] = (uint32_t)view_number(entry->value, 4 * (size_t)i, 4, false);
     return numbers;
 }
 
 static StringView need_text(Loader *l, const char *key) {
-    const Metadata *entry = need_entry(l, key, GGUF_STRING, false);
-    const StringView text = string_of(entry);
+    const StringView text = need_string(l, key);
     const bool good = text.length <= TEXT_LIMIT && utf8_valid(text.text, text.length);
     if (!good) bad_model(l, "the metadata %s is not UTF-8 or too long", key);
     return good ? text : (StringView){"", 0};
 }
 
-/* Integers of the metadata with their limits. High 0: a positive float32; -1: a token id. */
+/* The numbers of the metadata with their limits. */
 static const struct {
     const char *key;
     size_t field;
-    int low, high;
+    uint32_t type;
+    double low, high; /* high < 0: the last token id */
 } CONFIG_KEYS[] = {
-#define FIELD(name) offsetof(Config, name)
-    {"janus.embedding_length", FIELD(hidden), 1, 1 << 20},
-    {"janus.block_count", FIELD(layers), 1, LAYER_LIMIT},
-    {"janus.feed_forward_length", FIELD(mlp), 1, 1 << 22},
-    {"janus.vocab_size", FIELD(vocab), 1, 1 << 24},
-    {"janus.context_length", FIELD(context), 1, 1 << 24},
-    {"janus.attention.head_count", FIELD(heads), 1, HEAD_LIMIT},
-    {"janus.attention.head_count_kv", FIELD(kv_heads), 1, HEAD_LIMIT},
-    {"janus.attention.key_length", FIELD(head_dim), 2, HEAD_LIMIT},
-    {"janus.attention.layer_norm_rms_epsilon", FIELD(rms_epsilon), 0, 0},
-    {"janus.rope.freq_base", FIELD(rope_base), 0, 0},
-    {"janus.vision.image_size", FIELD(image_side), 1, SIDE_LIMIT},
-    {"janus.vision.patch_size", FIELD(patch), 1, SIDE_LIMIT},
-    {"janus.vision.embedding_length", FIELD(vit_width), 1, 1 << 16},
-    {"janus.vision.block_count", FIELD(vit_layers), 1, LAYER_LIMIT},
-    {"janus.vision.feed_forward_length", FIELD(vit_mlp), 1, 1 << 20},
-    {"janus.vision.attention.head_count", FIELD(vit_heads), 1, HEAD_LIMIT},
-    {"janus.vision.attention.layer_norm_epsilon", FIELD(vit_epsilon), 0, 0},
-    {"janus.aligner.depth", FIELD(aligner_depth), 1, ALIGNER_LIMIT},
-    {"janus.gen_aligner.depth", FIELD(gen_aligner_depth), 1, ALIGNER_LIMIT},
-    {"janus.gen_head.embedding_length", FIELD(gen_head_width), 1, 1 << 20},
-    {"janus.vq.codebook_size", FIELD(codebook), 2, 1 << 22},
-    {"janus.vq.codebook_dim", FIELD(code_dim), 1, 4096},
-    {"janus.vq.base_channels", FIELD(base_channels), 1, 4096},
-    {"janus.vq.res_blocks", FIELD(res_blocks), 1, RES_LIMIT},
-    {"janus.vq.z_channels", FIELD(z_channels), 1, 1 << 16},
-    {"janus.vq.group_count", FIELD(groups), 1, 4096},
-    {"janus.vq.group_norm_epsilon", FIELD(group_epsilon), 0, 0},
-    {"janus.vq.grid_size", FIELD(grid), 1, SIDE_LIMIT},
-    {"janus.image.min_size", FIELD(min_side), 1, SIDE_LIMIT},
-    {"tokenizer.ggml.bos_token_id", FIELD(bos), 0, -1},
-    {"tokenizer.ggml.eos_token_id", FIELD(eos), 0, -1},
-    {"tokenizer.ggml.padding_token_id", FIELD(pad), 0, -1},
-    {"janus.tokenizer.image_placeholder_id", FIELD(image_placeholder), 0, -1},
-    {"janus.tokenizer.begin_of_image_id", FIELD(begin_of_image), 0, -1},
-    {"janus.tokenizer.end_of_image_id", FIELD(end_of_image), 0, -1},
-#undef FIELD
+#define COUNT(field) offsetof(Config, field), GGUF_U32
+#define POSITIVE(field) offsetof(Config, field), GGUF_F32, FLT_MIN, FLT_MAX
+#define TOKEN_ID(field) offsetof(Config, field), GGUF_U32, 0, -1
+    {"janus.embedding_length", COUNT(hidden), 1, 1 << 20},
+    {"janus.block_count", COUNT(layers), 1, LAYER_LIMIT},
+    {"janus.feed_forward_length", COUNT(mlp), 1, 1 << 22},
+    {"janus.vocab_size", COUNT(vocab), 1, 1 << 24},
+    {"janus.context_length", COUNT(context), 1, 1 << 24},
+    {"janus.attention.head_count", COUNT(heads), 1, HEAD_LIMIT},
+    {"janus.attention.head_count_kv", COUNT(kv_heads), 1, HEAD_LIMIT},
+    {"janus.attention.key_length", COUNT(head_dim), 2, HEAD_LIMIT},
+    {"janus.attention.layer_norm_rms_epsilon", POSITIVE(rms_epsilon)},
+    {"janus.rope.freq_base", POSITIVE(rope_base)},
+    {"janus.vision.image_size", COUNT(image_side), 1, SIDE_LIMIT},
+    {"janus.vision.patch_size", COUNT(patch), 1, SIDE_LIMIT},
+    {"janus.vision.embedding_length", COUNT(vit_width), 1, 1 << 16},
+    {"janus.vision.block_count", COUNT(vit_layers), 1, LAYER_LIMIT},
+    {"janus.vision.feed_forward_length", COUNT(vit_mlp), 1, 1 << 20},
+    {"janus.vision.attention.head_count", COUNT(vit_heads), 1, HEAD_LIMIT},
+    {"janus.vision.attention.layer_norm_epsilon", POSITIVE(vit_epsilon)},
+    {"janus.aligner.depth", COUNT(aligner_depth), 1, ALIGNER_LIMIT},
+    {"janus.gen_aligner.depth", COUNT(gen_aligner_depth), 1, ALIGNER_LIMIT},
+    {"janus.gen_head.embedding_length", COUNT(gen_head_width), 1, 1 << 20},
+    {"janus.vq.codebook_size", COUNT(codebook), 2, 1 << 22},
+    {"janus.vq.codebook_dim", COUNT(code_dim), 1, 4096},
+    {"janus.vq.base_channels", COUNT(base_channels), 1, 4096},
+    {"janus.vq.res_blocks", COUNT(res_blocks), 1, RES_LIMIT},
+    {"janus.vq.z_channels", COUNT(z_channels), 1, 1 << 16},
+    {"janus.vq.group_count", COUNT(groups), 1, 4096},
+    {"janus.vq.group_norm_epsilon", POSITIVE(group_epsilon)},
+    {"janus.vq.grid_size", COUNT(grid), 1, SIDE_LIMIT},
+    {"janus.image.min_size", COUNT(min_side), 1, SIDE_LIMIT},
+    {"tokenizer.ggml.bos_token_id", TOKEN_ID(bos)},
+    {"tokenizer.ggml.eos_token_id", TOKEN_ID(eos)},
+    {"tokenizer.ggml.padding_token_id", TOKEN_ID(pad)},
+    {"janus.tokenizer.image_placeholder_id", TOKEN_ID(image_placeholder)},
+    {"janus.tokenizer.begin_of_image_id", TOKEN_ID(begin_of_image)},
+    {"janus.tokenizer.end_of_image_id", TOKEN_ID(end_of_image)},
 };
-
-static bool is_positive(float value) { return value > 0 && value <= FLT_MAX; }
-
-static void need_sizes(Loader *l, Config *c) {
-    for (size_t i = 0; i < sizeof CONFIG_KEYS / sizeof *CONFIG_KEYS && !has_failed(&l->cx); i++) {
-        const bool real = CONFIG_KEYS[i].high == 0;
-        const int64_t high = CONFIG_KEYS[i].high < 0 ? c->vocab - 1 : CONFIG_KEYS[i].high;
-        const uint32_t bits = (uint32_t)need_number(l, CONFIG_KEYS[i].key, real ? GGUF_F32 : GGUF_U32, 4);
-        if (real && !is_positive(bits_float(bits))) bad_model(l, "%s is not a positive number", CONFIG_KEYS[i].key);
-        if (!real && (bits < (uint32_t)CONFIG_KEYS[i].low || bits > high))
-            bad_model(l, "%s is %lu, not %d to %ld", CONFIG_KEYS[i].key, (unsigned long)bits, CONFIG_KEYS[i].low,
-                      (long)high);
-        memcpy((char *)c + CONFIG_KEYS[i].field, &bits, 4);
-    }
-}
 
 static void need_config(Loader *l) {
     Config *c = &l->model->config;
-    const uint64_t version = need_number(l, "janus.format_version", GGUF_U32, 4);
-    if (version < FORMAT_VERSION)
-        bad_model(l, "written by an older convert.py (format %d): convert the checkpoint again", (int)version);
-    if (version > FORMAT_VERSION)
-        bad_model(l, "written by a newer convert.py (format %lu): this program reads format %d", (unsigned long)version,
-                  FORMAT_VERSION);
-    need_sizes(l, c);
-    c->vq_levels = need_numbers(l, "janus.vq.channel_multipliers", GGUF_U32, 1, LEVEL_LIMIT, c->multipliers);
-    need_numbers(l, "janus.image.background_color", GGUF_U32, 3, 3, c->background);
-    need_numbers(l, "janus.image.mean", GGUF_F32, 3, 3, c->mean);
-    need_numbers(l, "janus.image.std", GGUF_F32, 3, 3, c->std);
-    const uint64_t rescale = need_number(l, "janus.image.rescale_factor", GGUF_F64, 8);
+    const int version = (int)need_number(l, "janus.format_version", GGUF_U32);
+    if (version != FORMAT_VERSION)
+        bad_model(l, "written by another convert.py (format %d, this program reads %d): convert the checkpoint again",
+                  version, FORMAT_VERSION);
+    for (size_t i = 0; i < sizeof CONFIG_KEYS / sizeof *CONFIG_KEYS && !has_failed(&l->cx); i++) {
+        const double high = CONFIG_KEYS[i].high < 0 ? c->vocab - 1 : CONFIG_KEYS[i].high;
+        need_numbers(l, CONFIG_KEYS[i].key, CONFIG_KEYS[i].type, 1, 1, CONFIG_KEYS[i].low, high,
+                     (char *)c + CONFIG_KEYS[i].field);
+    }
+    c->vq_levels = need_numbers(l, "janus.vq.channel_multipliers", GGUF_U32, 1, LEVEL_LIMIT, 1, 64, c->multipliers);
+    need_numbers(l, "janus.image.background_color", GGUF_U32, 3, 3, 0, 255, c->background);
+    need_numbers(l, "janus.image.mean", GGUF_F32, 3, 3, -FLT_MAX, FLT_MAX, c->mean);
+    need_numbers(l, "janus.image.std", GGUF_F32, 3, 3, FLT_MIN, FLT_MAX, c->std);
+    const uint64_t rescale = need_number(l, "janus.image.rescale_factor", GGUF_F64);
     memcpy(&c->rescale, &rescale, sizeof c->rescale);
-    c->normalize = need_number(l, "janus.image.do_normalize", GGUF_BOOL, 1) != 0;
+    c->normalize = need_number(l, "janus.image.do_normalize", GGUF_BOOL) != 0;
     const StringView name = need_text(l, "general.name"), copied = format_text(&l->cx, "%.*s", VIEW(name));
     l->model->storage->name = clean_controls((char *)copied.text, copied.length, 0);
     c->system_prompt = need_text(l, "janus.prompt.system");
@@ -5806,14 +5760,8 @@ static void check_config(Loader *l) {
     require(l, c->vit_width % c->vit_heads == 0, "janus.vision.embedding_length is not a multiple of head_count");
     require(l, c->min_side <= c->image_side, "janus.image.min_size is more than janus.vision.image_size");
     require(l, c->base_channels % c->groups == 0, "janus.vq.base_channels is not a multiple of group_count");
-    for (int i = 0; i < c->vq_levels; i++)
-        require(l, c->multipliers[i] >= 1 && c->multipliers[i] <= 64, "janus.vq.channel_multipliers are not 1 to 64");
     require(l, (int64_t)c->grid << (c->vq_levels - 1) <= SIDE_LIMIT, "janus.vq.grid_size is too large");
-    for (int i = 0; i < 3; i++) {
-        require(l, is_positive(c->std[i]), "janus.image.std is not positive");
-        require(l, c->background[i] >= 0 && c->background[i] <= 255, "janus.image.background_color is not 0 to 255");
-    }
-    require(l, is_positive((float)c->rescale), "janus.image.rescale_factor is not positive");
+    require(l, c->rescale >= FLT_MIN && c->rescale <= FLT_MAX, "janus.image.rescale_factor is not positive");
     require(l, c->image_placeholder != c->begin_of_image && c->image_placeholder != c->end_of_image,
             "janus.tokenizer.image_placeholder_id also begins or ends an image");
 }
@@ -5829,66 +5777,68 @@ static void enter(Loader *l, const char *format, ...) {
     va_end(arguments);
 }
 
-/* The file's float32 numbers are little-endian; a big-endian machine turns them round, once, in its own copy. All other
-   types are read byte by byte. */
-static void make_native(FileImage *file, const TensorInfo *tensor) {
-    uint8_t *bytes = file->bytes + tensor->offset;
-    for (uint64_t at = 0; at < tensor->bytes && tensor->type == TYPE_F32 && big_endian(); at += 4) {
-        const uint32_t bits = (uint32_t)load_number(bytes + at, 4, false);
+/* A big-endian machine turns the file's float32 numbers round, once, in its own copy. All other types are read byte by
+   byte. */
+static void make_native(uint8_t *bytes, const TensorInfo *tensor) {
+    const StringView stored = {(const char *)bytes, (size_t)tensor->bytes};
+    for (size_t at = 0; at < stored.length && tensor->type == TYPE_F32 && big_endian(); at += 4) {
+        const uint32_t bits = (uint32_t)view_number(stored, at, 4, false);
         memcpy(bytes + at, &bits, sizeof bits);
     }
 }
 
-/* The tensor of this name, after the prefix, and of this shape; 1-D tensors are always float32. */
-static const void *need_tensor(Loader *l, const char *name, const char *part, int dims, const int64_t *shape,
-                               int *type) {
-    char full[2 * NAME_LIMIT];
-    if (has_failed(&l->cx)) return NULL;
-    snprintf(full, sizeof full, "%s%s%s", l->prefix, name, part);
-    for (int64_t i = 0; i < l->tensor_count; i++) {
-        TensorInfo *tensor = &l->tensors[i];
-        if (!view_is(tensor->name, full)) continue;
-        bool same = tensor->dims == dims && (dims > 1 || tensor->type == TYPE_F32);
-        for (int k = 0; same && k < dims; k++) same = tensor->shape[k] == shape[k];
-        if (!same) bad_model(l, "wrong shape or type of tensor %s: convert the checkpoint again", full);
-        if (!tensor->used) make_native(l->file, tensor);
-        tensor->used = true;
-        *type = tensor->type;
-        l->model->storage->parameters +=
-            checked_product(tensor->shape[0] * tensor->shape[1], tensor->shape[2], tensor->shape[3]);
-        return l->file->bytes + tensor->offset;
-    }
-    bad_model(l, "missing tensor %s: convert the checkpoint again", full);
+static TensorInfo *find_tensor(const Loader *l, const char *name) {
+    for (int64_t i = 0; i < l->tensor_count; i++)
+        if (view_is(l->tensors[i].name, name)) return &l->tensors[i];
     return NULL;
 }
 
-static const float *need_vector(Loader *l, const char *name, const char *part, int64_t size) {
-    int type;
-    return need_tensor(l, name, part, 1, &size, &type);
-}
-
-static Weight need_matrix(Loader *l, const char *name, const char *part, int64_t rows, int64_t cols) {
+/* The tensor `name` and `part`, after the prefix, as a matrix. Of a convolution (out, kernel, kernel, in) cols is
+   kernel*kernel*in, of a vector 1. */
+static Weight need_weight(Loader *l, const char *name, const char *part, int64_t rows, int64_t cols) {
+    char full[2 * NAME_LIMIT];
     Weight weight = {.rows = rows, .cols = cols};
-    weight.data = need_tensor(l, name, part, 2, (int64_t[]){rows, cols}, &weight.type);
+    if (has_failed(&l->cx)) return weight;
+    snprintf(full, sizeof full, "%s%s%s", l->prefix, name, part);
+    const TensorInfo *tensor = find_tensor(l, full);
+    const uint64_t room = l->file->size - l->data;
+    if (tensor == NULL) bad_model(l, "missing tensor %s: convert the checkpoint again", full);
+    else if (tensor->rows != rows || tensor->bytes != rows * type_row_bytes(tensor->type, cols))
+        bad_model(l, "wrong shape or type of tensor %s: convert the checkpoint again", full);
+    else if (tensor->offset % 64 != 0 || tensor->offset > room || (uint64_t)tensor->bytes > room - tensor->offset)
+        bad_model(l, "truncated or damaged: tensor %s lies outside the file", full);
+    if (has_failed(&l->cx)) return weight;
+    uint8_t *data = l->file->bytes + l->data + tensor->offset;
+    make_native(data, tensor);
+    weight.type = tensor->type;
+    weight.data = data;
+    l->model->storage->parameters += rows * cols;
+    l->needed++;
     return weight;
 }
 
-/* weight (out, in) and bias (out) */
-static Linear need_linear(Loader *l, const char *name, int64_t out, int64_t in) {
-    const Weight weight = need_matrix(l, name, ".weight", out, in);
-    return (Linear){weight, need_vector(l, name, ".bias", out)};
+static const float *need_floats(Loader *l, const char *name, const char *part, int64_t rows, int64_t cols) {
+    const Weight weight = need_weight(l, name, part, rows, cols);
+    if (weight.type != TYPE_F32) bad_model(l, "tensor %s%s%s is not float32", l->prefix, name, part);
+    return weight.data;
 }
 
-/* A convolution kernel, stored (out, kernel, kernel, in), seen as a matrix (out, kernel*kernel*in). */
-static Linear need_conv(Loader *l, const char *name, int64_t out, int64_t kernel, int64_t in) {
-    Weight weight = {.rows = out, .cols = kernel * kernel * in};
-    weight.data = need_tensor(l, name, ".weight", 4, (int64_t[]){out, kernel, kernel, in}, &weight.type);
-    return (Linear){weight, need_vector(l, name, ".bias", out)};
+static const float *need_vector(Loader *l, const char *name, int64_t size) {
+    return need_floats(l, name, ".weight", size, 1);
+}
+
+static Weight need_matrix(Loader *l, const char *name, int64_t rows, int64_t cols) {
+    return need_weight(l, name, ".weight", rows, cols);
+}
+
+static Linear need_linear(Loader *l, const char *name, int64_t out, int64_t in) {
+    const Weight weight = need_matrix(l, name, out, in);
+    return (Linear){weight, need_floats(l, name, ".bias", out, 1)};
 }
 
 static Norm need_norm(Loader *l, const char *name, int64_t width) {
-    const float *weight = need_vector(l, name, ".weight", width);
-    return (Norm){weight, need_vector(l, name, ".bias", width)};
+    const float *weight = need_vector(l, name, width);
+    return (Norm){weight, need_floats(l, name, ".bias", width, 1)};
 }
 
 /* Linear layers named 0, 1, ...: (D, in), then (D, D) */
@@ -5906,10 +5856,8 @@ static void need_vision(Loader *l) {
     const int64_t width = c->vit_width;
     enter(l, "vit.");
     m->vit_blocks = scratch_bytes(&l->cx, c->vit_layers, sizeof *m->vit_blocks);
-    m->patch_embed = need_conv(l, "patch_embed", width, c->patch, 3);
-    const Weight pos_embed = need_matrix(l, "pos_embed", "", vision_tokens(c), width);
-    require(l, pos_embed.type == TYPE_F32, "tensor vit.pos_embed is not float32");
-    m->pos_embed = pos_embed.data;
+    m->patch_embed = need_linear(l, "patch_embed", width, (int64_t)c->patch * c->patch * 3);
+    m->pos_embed = need_floats(l, "pos_embed", "", vision_tokens(c), width);
     m->vit_norm = need_norm(l, "norm", width);
     for (int i = 0; i < c->vit_layers && !has_failed(&l->cx); i++) {
         VitBlock *block = &m->vit_blocks[i];
@@ -5931,34 +5879,32 @@ static void need_transformer(Loader *l) {
                   kv_width = (int64_t)c->kv_heads * c->head_dim;
     enter(l, "%s", "");
     m->blocks = scratch_bytes(&l->cx, c->layers, sizeof *m->blocks);
-    m->token_embed = need_matrix(l, "token_embd", ".weight", c->vocab, hidden);
-    m->output_norm = need_vector(l, "output_norm", ".weight", hidden);
+    m->token_embed = need_matrix(l, "token_embd", c->vocab, hidden);
+    m->output_norm = need_vector(l, "output_norm", hidden);
     /* a checkpoint with tied embeddings has no matrix of its own for the LM head */
     m->lm_head = m->token_embed;
-    for (int64_t i = 0; i < l->tensor_count; i++)
-        if (view_is(l->tensors[i].name, "output.weight"))
-            m->lm_head = need_matrix(l, "output", ".weight", c->vocab, hidden);
+    if (find_tensor(l, "output.weight") != NULL) m->lm_head = need_matrix(l, "output", c->vocab, hidden);
     for (int i = 0; i < c->layers && !has_failed(&l->cx); i++) {
         TransformerBlock *block = &m->blocks[i];
         enter(l, "blk.%d.", i);
-        block->attn_norm = need_vector(l, "attn_norm", ".weight", hidden);
-        block->q = need_matrix(l, "attn_q", ".weight", q_width, hidden);
-        block->k = need_matrix(l, "attn_k", ".weight", kv_width, hidden);
-        block->v = need_matrix(l, "attn_v", ".weight", kv_width, hidden);
-        block->output = need_matrix(l, "attn_output", ".weight", hidden, q_width);
-        block->ffn_norm = need_vector(l, "ffn_norm", ".weight", hidden);
-        block->gate = need_matrix(l, "ffn_gate", ".weight", c->mlp, hidden);
-        block->up = need_matrix(l, "ffn_up", ".weight", c->mlp, hidden);
-        block->down = need_matrix(l, "ffn_down", ".weight", hidden, c->mlp);
+        block->attn_norm = need_vector(l, "attn_norm", hidden);
+        block->q = need_matrix(l, "attn_q", q_width, hidden);
+        block->k = need_matrix(l, "attn_k", kv_width, hidden);
+        block->v = need_matrix(l, "attn_v", kv_width, hidden);
+        block->output = need_matrix(l, "attn_output", hidden, q_width);
+        block->ffn_norm = need_vector(l, "ffn_norm", hidden);
+        block->gate = need_matrix(l, "ffn_gate", c->mlp, hidden);
+        block->up = need_matrix(l, "ffn_up", c->mlp, hidden);
+        block->down = need_matrix(l, "ffn_down", hidden, c->mlp);
     }
 }
 
 static ResBlock need_res_block(Loader *l, int in, int out) {
     ResBlock block = {.in = in, .out = out};
     block.norm1 = need_norm(l, "norm1", in);
-    block.conv1 = need_conv(l, "conv1", out, 3, in);
+    block.conv1 = need_linear(l, "conv1", out, 9 * in);
     block.norm2 = need_norm(l, "norm2", out);
-    block.conv2 = need_conv(l, "conv2", out, 3, out);
+    block.conv2 = need_linear(l, "conv2", out, 9 * out);
     if (in != out) block.shortcut = need_linear(l, "shortcut", out, in);
     return block;
 }
@@ -5987,7 +5933,7 @@ static int need_levels(Loader *l, VqHalf *half, const char *name, int width, boo
             if (depth == c->vq_levels - 1) level->attn[b] = need_attn_block(l, width);
         }
         enter(l, "%s.%d.", name, i);
-        if (i < c->vq_levels - 1) level->resample = need_conv(l, decoder ? "up" : "down", width, 3, width);
+        if (i < c->vq_levels - 1) level->resample = need_linear(l, decoder ? "up" : "down", width, 9 * width);
     }
     return width;
 }
@@ -6005,38 +5951,25 @@ static void need_vq_half(Loader *l, VqHalf *half, const char *name, bool decoder
     enter(l, "%s.mid.2.", name);
     half->mid_res[1] = need_res_block(l, deepest, deepest);
     enter(l, "%s.", name);
-    half->conv_in = need_conv(l, "conv_in", first, 3, decoder ? c->z_channels : 3);
+    half->conv_in = need_linear(l, "conv_in", first, 9 * (decoder ? c->z_channels : 3));
     half->norm_out = need_norm(l, "norm_out", half->out_width);
-    half->conv_out = need_conv(l, "conv_out", decoder ? 3 : c->z_channels, 3, half->out_width);
+    half->conv_out = need_linear(l, "conv_out", decoder ? 3 : c->z_channels, 9 * half->out_width);
 }
 
 static void need_generation(Loader *l) {
     JanusModel *m = l->model;
     const Config *c = &m->config;
     enter(l, "%s", "");
-    m->gen_embed = need_matrix(l, "gen_embed", ".weight", c->codebook, c->code_dim);
+    m->gen_embed = need_matrix(l, "gen_embed", c->codebook, c->code_dim);
     m->gen_head_proj = need_linear(l, "gen_head.proj", c->gen_head_width, c->hidden);
     m->gen_head = need_linear(l, "gen_head.out", c->codebook, c->gen_head_width);
     need_adaptor(l, "gen_aligner", m->gen_aligner, c->gen_aligner_depth, c->code_dim);
-}
-
-static void need_vq(Loader *l) {
-    JanusModel *m = l->model;
-    const Config *c = &m->config;
     enter(l, "vq.");
     m->quant_conv = need_linear(l, "quant_conv", c->code_dim, c->z_channels);
     m->post_quant_conv = need_linear(l, "post_quant_conv", c->z_channels, c->code_dim);
-    m->codebook = need_matrix(l, "codebook", ".weight", c->codebook, c->code_dim);
+    m->codebook = need_matrix(l, "codebook", c->codebook, c->code_dim);
     need_vq_half(l, &m->vq_encoder, "vq.enc", false);
     need_vq_half(l, &m->vq_decoder, "vq.dec", true);
-}
-
-static void need_every_tensor_used(Loader *l) {
-    for (int64_t i = 0; i < l->tensor_count; i++) {
-        const StringView name = l->tensors[i].name;
-        if (!l->tensors[i].used)
-            bad_model(l, "unknown or duplicate tensor %.*s: convert the checkpoint again", (int)name.length, name.text);
-    }
 }
 
 static void need_tokenizer(Loader *l) {
@@ -6053,7 +5986,7 @@ static void need_tokenizer(Loader *l) {
     require(l, merge_ids % 3 == 0 && t->merge_count <= INT32_MAX, "janus.tokenizer.merges is not three ids a merge");
     t->tokens = scratch_bytes(&l->cx, t->vocab_size, sizeof *t->tokens);
     if (has_failed(&l->cx)) return;
-    Cursor cursor = {l->file->bytes, l->file->size, (size_t)(tokens->value - l->file->bytes), false};
+    Cursor cursor = {.file = tokens->value};
     for (int32_t i = 0; i < t->vocab_size; i++) t->tokens[i] = cursor_string(&cursor);
     read_rules(&l->cx, t);
     build_bytes(&l->cx, t);
@@ -6064,8 +5997,9 @@ static void need_tokenizer(Loader *l) {
 static void read_model(Loader *l) {
     static void (*const STEPS[])(Loader *) = {
         load_file, read_header, read_tables, need_config, check_config, need_vision, need_transformer, need_generation,
-        need_vq, need_every_tensor_used, need_tokenizer};
+        need_tokenizer};
     for (size_t i = 0; i < sizeof STEPS / sizeof *STEPS && !has_failed(&l->cx); i++) STEPS[i](l);
+    require(l, l->needed == l->tensor_count, "unknown or duplicate tensors: convert the checkpoint again");
 }
 
 /* ---- Prompts and answers ---- */
@@ -6264,33 +6198,7 @@ static void writer_sink(void *file, void *bytes, int size) { text_add(file, byte
 
 /* ---- Bytes ---- */
 
-/* A file, or a part of one. */
-typedef struct {
-    const uint8_t *bytes;
-    size_t length;
-} Span;
-
-/* `length` bytes from `at` on, or as many of them as exist. */
-static Span span_part(Span span, size_t at, size_t length) {
-    const size_t begin = at < span.length ? at : span.length, rest = span.length - begin;
-    const Span part = {span.bytes + begin, length < rest ? length : rest};
-    return part;
-}
-
-static bool span_begins(Span span, const char *with, size_t length) {
-    return span.length >= length && memcmp(span.bytes, with, length) == 0;
-}
-
-/* The number in `count` bytes at `at`; those beyond the end are 0. */
-static uint32_t span_number(Span span, size_t at, int count, bool big_endian) {
-    uint8_t bytes[4] = {0};
-    for (size_t i = 0; i < (size_t)count && at + i < span.length; i++) bytes[i] = span.bytes[at + i];
-    return (uint32_t)load_number(bytes, count, big_endian);
-}
-
-static unsigned span_byte(Span span, size_t at) { return at < span.length ? span.bytes[at] : 0; }
-
-static void add_span(TextBuffer *out, Span span) { text_add(out, span.bytes, span.length); }
+static void add_view(TextBuffer *out, StringView view) { text_add(out, view.text, view.length); }
 
 /* Adds a number, the most significant byte first. */
 static void add_number(TextBuffer *out, uint32_t number, int count) {
@@ -6319,20 +6227,20 @@ static const Signature IMAGE_FORMATS[] = {
     {0, 2, "\xFF\x0A", "a JPEG XL image", "djxl IN OUT.png"},
     {0, 4, "%PDF", "a PDF document", "pdftoppm -png IN OUT"},
     {0, 4, "<svg", "an SVG drawing", "rsvg-convert IN -o OUT.png"},
-    {0, 0, NULL, NULL, NULL},
+    {0, 0, "", "neither a PNG nor a JPEG image", NULL},
 };
 static const Signature *const PNG = &IMAGE_FORMATS[0], *const JPEG = &IMAGE_FORMATS[1];
 
 /* What is known of an image before its pixels are decoded. */
 typedef struct {
     Context cx;             /* records the first error */
-    Span file;
+    StringView file;
     const char *name;       /* for messages */
     int64_t width, height;  /* of the pixels as stored */
     int orientation;        /* of EXIF, 1 to 8; 0: none */
     TextBuffer copy, text;  /* the file with only its pixels; the text "parameters" or the comments */
     bool packed_text;       /* there is one, compressed */
-    Span frame;             /* JPEG: precision, height, width, number of channels, three bytes for each of them */
+    StringView frame;             /* JPEG: precision, height, width, number of channels, three bytes for each of them */
     int64_t scans;
     unsigned quantisers;    /* bit i: quantisation table i is defined */
     int64_t interval;       /* units between two restart markers; 0: there are none */
@@ -6361,22 +6269,22 @@ static void image_size(ImageFile *image, int64_t width, int64_t height) {
 /* The orientation in EXIF, 1 to 8, or 0 for none. EXIF is a TIFF file without pictures: byte order, the place of a
    directory, and there entries of 12 bytes: tag, type, count, and the values or, beyond four bytes, their place.
    As in Pillow, the first entry whose values lie outside ends the directory. */
-static int exif_orientation(Span exif) {
+static int exif_orientation(StringView exif) {
     enum { ORIENTATION = 0x0112, SHORT = 3, LONG = 4, TYPES = 17, ENTRY = 12 };
     static const uint8_t SIZES[TYPES] = {0, 1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 0, 0, 8};
     int orientation = 0;
-    while (span_begins(exif, "Exif\0\0", 6)) exif = span_part(exif, 6, exif.length);
-    const bool big = span_begins(exif, "MM\0*", 4);
-    const size_t directory = span_number(exif, 4, 4, big);
-    if ((!big && !span_begins(exif, "II*\0", 4)) || directory >= exif.length) return 0;
-    const size_t entries = span_number(exif, directory, 2, big);
+    while (view_begins(exif, "Exif\0\0", 6)) exif = view_part(exif, 6, exif.length);
+    const bool big = view_begins(exif, "MM\0*", 4);
+    const size_t directory = view_number(exif, 4, 4, big);
+    if ((!big && !view_begins(exif, "II*\0", 4)) || directory >= exif.length) return 0;
+    const size_t entries = view_number(exif, directory, 2, big);
     for (size_t i = 0, at = directory + 2; i < entries && at + ENTRY <= exif.length; i++, at += ENTRY) {
-        const uint32_t tag = span_number(exif, at, 2, big), type = span_number(exif, at + 2, 2, big);
-        const uint64_t size = type < TYPES ? (uint64_t)SIZES[type] * span_number(exif, at + 4, 4, big) : 0;
-        const uint64_t place = size <= 4 ? at + 8 : span_number(exif, at + 8, 4, big);
+        const uint32_t tag = view_number(exif, at, 2, big), type = view_number(exif, at + 2, 2, big);
+        const uint64_t size = type < TYPES ? (uint64_t)SIZES[type] * view_number(exif, at + 4, 4, big) : 0;
+        const uint64_t place = size <= 4 ? at + 8 : view_number(exif, at + 8, 4, big);
         if (place + size > exif.length) break;
         if (tag != ORIENTATION || (type != SHORT && type != LONG) || size == 0) continue;
-        const uint32_t value = span_number(exif, (size_t)place, SIZES[type], big);
+        const uint32_t value = view_number(exif, (size_t)place, SIZES[type], big);
         orientation = value >= 1 && value <= 8 ? (int)value : 1;
     }
     return orientation;
@@ -6387,59 +6295,59 @@ static int exif_orientation(Span exif) {
 static const char TEXT_KEY[] = "parameters"; /* of the text that records how a picture was drawn; a zero follows */
 
 /* Takes the chunk at `at`, first 8, and advances; returns false at the end. */
-static bool png_next(Span file, size_t *at, Span *name, Span *data) {
-    const uint32_t size = span_number(file, *at, 4, true);
-    *name = span_part(file, *at + 4, 4);
-    *data = span_part(file, *at + 8, size);
-    const bool more = *at < file.length && file.length - *at >= 8 && !span_begins(*name, "IEND", 4);
+static bool png_next(StringView file, size_t *at, StringView *name, StringView *data) {
+    const uint32_t size = view_number(file, *at, 4, true);
+    *name = view_part(file, *at + 4, 4);
+    *data = view_part(file, *at + 8, size);
+    const bool more = *at < file.length && file.length - *at >= 8 && !view_begins(*name, "IEND", 4);
     *at = data->length < size ? file.length : *at + 12 + size;
     return more;
 }
 
 /* Adds a chunk with `zeros` zeros after its data and no checksum, which stb does not read. */
-static void add_png_chunk(TextBuffer *out, const char *name, Span data, size_t zeros) {
+static void add_png_chunk(TextBuffer *out, const char *name, StringView data, size_t zeros) {
     static const uint8_t ZEROS[768 + 4];
     add_number(out, (uint32_t)(data.length + zeros), 4);
     text_add(out, name, 4);
-    add_span(out, data);
+    add_view(out, data);
     text_add(out, ZEROS, zeros + 4);
 }
 
 /* tEXt: the key, then Latin-1; iTXt: the key, 0 or 1 for compressed, 0, language and translated key, which end with
    zeros, then UTF-8; zTXt: compressed. */
-static void png_text(ImageFile *image, Span name, Span data) {
-    const bool utf8 = span_begins(name, "iTXt", 4), latin1 = span_begins(name, "tEXt", 4);
+static void png_text(ImageFile *image, StringView name, StringView data) {
+    const bool utf8 = view_begins(name, "iTXt", 4), latin1 = view_begins(name, "tEXt", 4);
     size_t begin = sizeof TEXT_KEY;
-    if ((!utf8 && !latin1 && !span_begins(name, "zTXt", 4)) || !span_begins(data, TEXT_KEY, begin)) return;
+    if ((!utf8 && !latin1 && !view_begins(name, "zTXt", 4)) || !view_begins(data, TEXT_KEY, begin)) return;
     if (image->text.length > 0 || image->packed_text) return;
-    image->packed_text = !latin1 && (!utf8 || span_byte(data, begin) != 0);
+    image->packed_text = !latin1 && (!utf8 || view_byte(data, begin) != 0);
     if (utf8) begin += 2;
-    for (int ends = 0; utf8 && ends < 2 && begin < data.length; begin++) ends += data.bytes[begin] == 0;
-    if (!image->packed_text) add_span(&image->text, span_part(data, begin, data.length));
+    for (int ends = 0; utf8 && ends < 2 && begin < data.length; begin++) ends += view_byte(data, begin) == 0;
+    if (!image->packed_text) add_view(&image->text, view_part(data, begin, data.length));
 }
 
 /* The copy's palette gets 256 colours, as stb takes those beyond its end from uninitialised memory; transparency is
    left out. */
 static void png_parse(ImageFile *image) {
     bool palette = false;
-    Span name, data;
-    add_span(&image->copy, span_part(image->file, 0, 8));
+    StringView name, data;
+    add_view(&image->copy, view_part(image->file, 0, 8));
     for (size_t at = 8; png_next(image->file, &at, &name, &data) && !has_failed(&image->cx);) {
-        if (span_begins(name, "IHDR", 4)) {
-            image_size(image, span_number(data, 0, 4, true), span_number(data, 4, 4, true));
+        if (view_begins(name, "IHDR", 4)) {
+            image_size(image, view_number(data, 0, 4, true), view_number(data, 4, 4, true));
             add_png_chunk(&image->copy, "IHDR", data, 0);
-        } else if (span_begins(name, "PLTE", 4)) {
-            data = span_part(data, 0, data.length / 3 * 3);
+        } else if (view_begins(name, "PLTE", 4)) {
+            data = view_part(data, 0, data.length / 3 * 3);
             if (!palette) add_png_chunk(&image->copy, "PLTE", data, data.length < 768 ? 768 - data.length : 0);
             palette = true;
-        } else if (span_begins(name, "IDAT", 4)) {
+        } else if (view_begins(name, "IDAT", 4)) {
             if (data.length > 0) add_png_chunk(&image->copy, "IDAT", data, 0); /* stb copies an empty one to NULL */
-        } else if (span_begins(name, "eXIf", 4)) image->orientation = exif_orientation(data);
-        else if (span_begins(name, "CgBI", 4)) image_unsupported(image, "PNG", "Apple's, for iPhones");
-        else if ((span_byte(name, 0) & 0x20) == 0) image_damaged(image, "unknown critical chunk");
+        } else if (view_begins(name, "eXIf", 4)) image->orientation = exif_orientation(data);
+        else if (view_begins(name, "CgBI", 4)) image_unsupported(image, "PNG", "Apple's, for iPhones");
+        else if ((view_byte(name, 0) & 0x20) == 0) image_damaged(image, "unknown critical chunk");
         else png_text(image, name, data);
     }
-    add_png_chunk(&image->copy, "IEND", span_part(image->file, 0, 0), 0);
+    add_png_chunk(&image->copy, "IEND", view_part(image->file, 0, 0), 0);
     if (image->width == 0) image_damaged(image, "it is cut off");
 }
 
@@ -6451,7 +6359,7 @@ enum { JPEG_FRAME = 0xC0, JPEG_PROGRESSIVE = 0xC2, JPEG_LOSSLESS = 0xC3, JPEG_HU
        JPEG_ADOBE = 0xEE, JPEG_APP15 = 0xEF, JPEG_LS = 0xF7, JPEG_COMMENT = 0xFE };
 
 typedef struct {
-    Span file, all, data; /* of this segment: with and without marker and size */
+    StringView file, all, data; /* of this segment: with and without marker and size */
     unsigned marker;      /* after the last segment: JPEG_END, or another if the file is cut off */
     size_t place, next;   /* where this segment begins, and the search for the next one */
 } JpegSegment;
@@ -6460,31 +6368,31 @@ typedef struct {
 static bool jpeg_next(JpegSegment *segment) {
     segment->marker = 0;
     for (size_t at = segment->next; at + 1 < segment->file.length; at++) {
-        const unsigned marker = segment->file.bytes[at + 1];
-        if (segment->file.bytes[at] != 0xFF || marker == 0xFF || marker <= 1) continue;
+        const unsigned marker = view_byte(segment->file, at + 1);
+        if (view_byte(segment->file, at) != 0xFF || marker == 0xFF || marker <= 1) continue;
         if (marker >= JPEG_RESTART && marker <= JPEG_START) continue;
-        const size_t size = marker == JPEG_END ? 0 : span_number(segment->file, at + 2, 2, true);
+        const size_t size = marker == JPEG_END ? 0 : view_number(segment->file, at + 2, 2, true);
         segment->marker = marker;
         segment->place = at;
         segment->next = at + 2 + size;
-        segment->all = span_part(segment->file, at, 2 + size);
-        segment->data = span_part(segment->all, 4, size);
+        segment->all = view_part(segment->file, at, 2 + size);
+        segment->data = view_part(segment->all, 4, size);
         return size >= 2;
     }
     return false;
 }
 
-static void jpeg_frame(ImageFile *image, unsigned marker, Span frame) {
-    const unsigned channels = span_byte(frame, 5);
+static void jpeg_frame(ImageFile *image, unsigned marker, StringView frame) {
+    const unsigned channels = view_byte(frame, 5);
     const char *kind = NULL;
     if (frame.length < 6 + 3 * channels) image_damaged(image, "a bad frame");
-    if (span_number(frame, 1, 2, true) == 0) kind = "its height follows its pixels";
+    if (view_number(frame, 1, 2, true) == 0) kind = "its height follows its pixels";
     if (channels != 1 && channels != 3 && channels != 4) kind = "neither 1, 3 nor 4 channels";
-    if (span_byte(frame, 0) != 8) kind = "more than 8 bits a channel";
+    if (view_byte(frame, 0) != 8) kind = "more than 8 bits a channel";
     if (marker >= JPEG_LOSSLESS) kind = marker == JPEG_LOSSLESS ? "lossless" : "hierarchical";
     if (marker > JPEG_EXTENSION) kind = marker == JPEG_LS ? "JPEG-LS" : "arithmetic coding";
     if (kind != NULL) image_unsupported(image, "JPEG", kind);
-    image_size(image, span_number(frame, 3, 2, true), span_number(frame, 1, 2, true));
+    image_size(image, view_number(frame, 3, 2, true), view_number(frame, 1, 2, true));
     /* a block takes at least one bit, and there is at least one block for 128 pixels, whatever the sampling */
     if (image->width * image->height / 1024 > (int64_t)image->file.length)
         image_damaged(image, "it is too short for so many pixels");
@@ -6502,21 +6410,21 @@ static void add_huffman_tables(TextBuffer *out, bool standard) {
         text_add(out, NO_CODES, 16);
     }
     if (standard) stbi_write_jpg_to_func(writer_sink, &pixel, 1, 1, 1, NO_CODES, 90);
-    const Span written = {(const uint8_t *)pixel.text, pixel.length};
+    const StringView written = {pixel.text, pixel.length};
     for (JpegSegment segment = {.file = written, .next = 2}; jpeg_next(&segment);)
-        if (segment.marker == JPEG_HUFFMAN) add_span(out, segment.all);
+        if (segment.marker == JPEG_HUFFMAN) add_view(out, segment.all);
     out->failed = out->failed || pixel.failed;
     text_free(&pixel);
 }
 
 /* The number of restart markers in a scan: one after each interval but the last. A unit is one block if the scan has
    one channel, else as many blocks of each channel as its sampling factors say. */
-static int64_t jpeg_restarts(const ImageFile *image, Span scan) {
+static int64_t jpeg_restarts(const ImageFile *image, StringView scan) {
     int64_t across = 1, down = 1, h = 1, v = 1; /* the largest sampling factors; those of the scan's only channel */
     if (image->interval == 0) return 0;
-    for (unsigned c = 0; c < span_byte(image->frame, 5); c++) {
-        const unsigned factors = span_byte(image->frame, 7 + 3 * c);
-        const bool alone = span_byte(scan, 0) == 1 && span_byte(scan, 1) == span_byte(image->frame, 6 + 3 * c);
+    for (unsigned c = 0; c < view_byte(image->frame, 5); c++) {
+        const unsigned factors = view_byte(image->frame, 7 + 3 * c);
+        const bool alone = view_byte(scan, 0) == 1 && view_byte(scan, 1) == view_byte(image->frame, 6 + 3 * c);
         across = max_i64(across, factors >> 4), h = alone ? factors >> 4 : h;
         down = max_i64(down, factors & 15), v = alone ? factors & 15 : v;
     }
@@ -6529,13 +6437,13 @@ static int64_t jpeg_restarts(const ImageFile *image, Span scan) {
    channels are CMYK if Adobe's marker says so or is missing, else YCCK, as in libjpeg; stb needs a marker for that. */
 static void jpeg_scan(ImageFile *image, const JpegSegment *scan, size_t end) {
     static const uint8_t ADOBE[15] = {0xFF, JPEG_ADOBE, 0, 14, 'A', 'd', 'o', 'b', 'e', 0, 100};
-    const Span data = span_part(image->file, scan->next, end - scan->next);
-    const unsigned channels = span_byte(image->frame, 5);
+    const StringView data = view_part(image->file, scan->next, end - scan->next);
+    const unsigned channels = view_byte(image->frame, 5);
     int64_t restarts = jpeg_restarts(image, scan->data);
     size_t length = 0;
     if (channels == 0) image_damaged(image, "a scan without a frame");
     for (unsigned c = 0; c < channels; c++)
-        if ((image->quantisers >> (span_byte(image->frame, 8 + 3 * c) & 15) & 1) == 0)
+        if ((image->quantisers >> (view_byte(image->frame, 8 + 3 * c) & 15) & 1) == 0)
             image_damaged(image, "a quantisation table is missing");
     if (++image->scans * image->width * image->height > (int64_t)IMAGE_SCAN_LIMIT * IMAGE_PIXEL_LIMIT)
         image_damaged(image, "too many scans");
@@ -6544,21 +6452,21 @@ static void jpeg_scan(ImageFile *image, const JpegSegment *scan, size_t end) {
         add_number(&image->copy, image->adobe > 0 ? 2 : 0, 1);
     }
     for (; length < data.length; length++) {
-        const bool restart = data.bytes[length] == 0xFF && (span_byte(data, length + 1) & 0xF8) == JPEG_RESTART;
+        const bool restart = view_byte(data, length) == 0xFF && (view_byte(data, length + 1) & 0xF8) == JPEG_RESTART;
         if (restart && restarts-- == 0) break;
     }
-    add_span(&image->copy, scan->all);
-    add_span(&image->copy, span_part(data, 0, length));
+    add_view(&image->copy, scan->all);
+    add_view(&image->copy, view_part(data, 0, length));
 }
 
 /* Takes tables: number and precision, 64 values of one byte or two; of Huffman codes a number, 16 counts, values. They
    must fill their segment, which stb does not always check. */
-static void jpeg_tables(ImageFile *image, bool huffman, Span data) {
+static void jpeg_tables(ImageFile *image, bool huffman, StringView data) {
     size_t at = 0;
     while (at < data.length) {
-        const unsigned number = span_byte(data, at);
+        const unsigned number = view_byte(data, at);
         size_t bytes = huffman ? 17 : number < 16 ? 65 : 129;
-        for (size_t i = 1; huffman && i <= 16; i++) bytes += span_byte(data, at + i);
+        for (size_t i = 1; huffman && i <= 16; i++) bytes += view_byte(data, at + i);
         if (!huffman) image->quantisers |= 1u << (number & 15);
         at += bytes;
     }
@@ -6566,19 +6474,19 @@ static void jpeg_tables(ImageFile *image, bool huffman, Span data) {
 }
 
 /* Takes a segment that is no scan. The copy gets what pixels and colours depend on. */
-static void jpeg_segment(ImageFile *image, unsigned marker, Span all, Span data) {
+static void jpeg_segment(ImageFile *image, unsigned marker, StringView all, StringView data) {
     const bool early = image->scans == 0;
     const bool frame = (marker >= JPEG_FRAME && marker <= JPEG_LAST_FRAME) || marker == JPEG_LS;
     if (marker == JPEG_QUANTISERS || marker == JPEG_HUFFMAN) jpeg_tables(image, marker == JPEG_HUFFMAN, data);
-    else if (marker == JPEG_INTERVAL) image->interval = span_number(data, 0, 2, true);
-    else if (marker == JPEG_ADOBE && span_begins(data, "Adobe", 5) && data.length >= 12)
-        image->adobe = (int)span_byte(data, 11);
-    else if (marker == JPEG_EXIF && span_begins(data, "Exif\0\0", 6) && early && image->orientation == 0)
+    else if (marker == JPEG_INTERVAL) image->interval = view_number(data, 0, 2, true);
+    else if (marker == JPEG_ADOBE && view_begins(data, "Adobe", 5) && data.length >= 12)
+        image->adobe = (int)view_byte(data, 11);
+    else if (marker == JPEG_EXIF && view_begins(data, "Exif\0\0", 6) && early && image->orientation == 0)
         image->orientation = exif_orientation(data);
-    else if (marker == JPEG_COMMENT && early) add_span(&image->text, data);
+    else if (marker == JPEG_COMMENT && early) add_view(&image->text, data);
     else if (frame && image->frame.length == 0) jpeg_frame(image, marker, data);
     const bool note = marker == JPEG_COMMENT || marker == JPEG_LINES || (marker > JPEG_APP0 && marker <= JPEG_APP15);
-    if (!note || marker == JPEG_ADOBE) add_span(&image->copy, all);
+    if (!note || marker == JPEG_ADOBE) add_view(&image->copy, all);
 }
 
 /* The copy has no bytes between segments and no metadata. */
@@ -6606,13 +6514,12 @@ static ImageFile image_parse(const void *bytes, size_t length, const char *name)
     ImageFile image = {.file = {bytes, length}, .name = name, .adobe = -1};
     Context *cx = &image.cx;
     const bool small = length <= IMAGE_FILE_LIMIT;
-    const Signature *format = small ? find_signature(IMAGE_FORMATS, bytes, length) : NULL;
+    const Signature *format = find_signature(IMAGE_FORMATS, image.file);
     if (length == 0) context_fail(cx, JANUS_BAD_IMAGE, "%s is empty", name);
     else if (!small) context_fail(cx, JANUS_BAD_IMAGE, "%s is larger than 512 MiB", name);
     else if (format == PNG) png_parse(&image);
     else if (format == JPEG) jpeg_parse(&image);
-    else if (format == NULL)
-        context_fail(cx, JANUS_BAD_IMAGE, "%s is neither a PNG nor a JPEG image", name);
+    else if (format->remedy == NULL) context_fail(cx, JANUS_BAD_IMAGE, "%s is %s", name, format->what);
     else
         context_fail(cx, JANUS_BAD_IMAGE, "%s is %s, which cannot be read: convert it first, for instance with %s",
                      name, format->what, format->remedy);

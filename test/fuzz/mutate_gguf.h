@@ -29,7 +29,9 @@ static uint32_t next_random(Mutation *m, uint32_t below) {
     return below == 0 ? 0 : (m->random >> 8) % below;
 }
 
-static uint64_t number_at(const Mutation *m, size_t at, int size) { return load_number(m->data + at, size, false); }
+static uint64_t number_at(const Mutation *m, size_t at, int size) {
+    return view_number((StringView){(const char *)m->data + at, (size_t)size}, 0, size, false);
+}
 
 static void set_number(Mutation *m, size_t at, int size, uint64_t value) {
     for (int i = 0; i < size; i++) m->data[at + (size_t)i] = (uint8_t)(value >> (8 * i));
