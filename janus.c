@@ -7679,18 +7679,6 @@ static void json_read(Context *cx, char *text, size_t length, JsonTake *take, vo
     if (j.at < j.end) json_fail(&j, "more follows the value");
 }
 
-/* The digits of a whole number, exact if it is written 7 or 7.0; 7e0 is what it is as a double. */
-static bool whole_number(const char *number, char digits[24]) {
-    const double value = strtod(number, NULL);
-    const size_t length = strspn(number, "-0123456789");
-    const size_t zeros = number[length] == '.' ? 1 + strspn(number + length + 1, "0") : 0;
-    const bool exact = number[length + zeros] == 0 && value != 0;
-    if (exact) snprintf(digits, 24, "%.*s", (int)length, number);
-    else snprintf(digits, 24, "%.0f", value + 0.0); /* never -0 */
-    if (exact) return length < 24;
-    return value == floor(value) && fabs(value) < (strpbrk(number, "eE") != NULL ? 1e20 : 9007199254740992.0);
-}
-
 /* Adds a string with its quotes. Control characters are escaped, so that a terminal does not obey them; bytes that are
    not UTF-8 become U+FFFD. */
 static void json_write(TextBuffer *buffer, const char *text, size_t length) {
@@ -7868,15 +7856,20 @@ static bool parse_number(const char *text, const Range *range, double *value) {
     return *value >= range->low && *value <= range->high;
 }
 
-/* -1 asks for a random seed. */
+/* A whole number, also in JSON's forms 7.0 and 70e-1; exact unless it has an exponent. -1 asks for a random seed. */
 static bool set_seed(Request *request, const char *text) {
-    char *end;
+    char *end, *rest;
+    const double value = strtod(text, &end);
     errno = 0;
-    const unsigned long long value = strtoull(text, &end, 10);
-    request->has_seed = strcmp(text, "-1") != 0;
-    if (request->has_seed && (text[0] < '0' || text[0] > '9' || *end != 0 || errno == ERANGE)) return false;
-    request->draw.seed = request->ask.seed = value;
-    return true;
+    unsigned long long seed = strtoull(text, &rest, 10);
+    if (*rest == '.' && rest > text) rest += 1 + strspn(rest + 1, "0");
+    const bool exact = *rest == 0;
+    if (end == text || *end != 0 || text[0] == '+' || text[strspn(text, "-+.0123456789eE")] != 0) return false;
+    if (exact ? errno == ERANGE : strpbrk(text, "eE") == NULL || value != floor(value) || !(value < 0x1p64)) return false;
+    if (!exact && value >= 0) seed = (unsigned long long)value;
+    request->has_seed = value != -1;
+    request->draw.seed = request->ask.seed = seed;
+    return value >= 0 || value == -1;
 }
 
 /* Makes up a seed for a request that has none; `salt` differs between requests of one run. */
@@ -8994,25 +8987,25 @@ static void command_chat(Program *program) {
 
 /* ---- batch: a job a line in, a result a line out ----
 
-   A line is an object of JSON whose keys fill a Request, as the options of a command do. The queue runs as many jobs
-   together as it has places. Results are printed in the order of the jobs, with --unordered as the jobs end. ---- */
+   A line is a JSON object whose keys fill a Request, as the options of a command do. The queue runs as many jobs
+   together as it has places. Results are printed in the order of the lines, with --unordered as the jobs end. ---- */
 
 typedef struct BatchJob {
     struct BatchJob *next;
     Request request;
     Context cx;         /* holds the job's error */
-    unsigned given;     /* its keys: a bit for each row of KEYS */
-    long number;        /* of its line */
+    unsigned given;     /* a bit for each row of KEYS */
+    long line;          /* its number */
     int64_t queued;     /* its number in the queue; 0: not there */
-    bool done;
     double start;
     TextBuffer reply;   /* from its id on */
-    char bytes[];       /* its line, which its texts point to */
+    bool done;          /* the reply is complete */
+    char bytes[];       /* its line, which the texts of the request point to */
 } BatchJob;
 
 /* A picture that the job of a line reads or writes. */
 typedef struct {
-    uint64_t key, folded; /* hashes of its folder and name, and of the name in lower case */
+    uint64_t key;
     long line;
     bool writes;
 } Claim;
@@ -9020,16 +9013,15 @@ typedef struct {
 typedef struct {
     Program *program;
     JanusQueue *queue;
-    BatchJob *jobs;     /* whose results are not printed yet */
-    BatchJob **last;    /* where the next one is added */
+    BatchJob *jobs;     /* whose results are not printed yet, in the order of their lines */
     Claim *claims;
     size_t claim_count, claim_capacity;
 } Batch;
 
-/* ---- What a line may say ---- */
+/* ---- The keys of a line ---- */
 
-/* A key with an option's name sets that option. */
-enum { KEY_PROMPT, KEY_QUESTION, KEY_ID, KEY_IMAGE, KEY_IMAGES };
+/* A key with the name of an option sets that option. */
+enum { KEY_PROMPT, KEY_QUESTION, KEY_ID };
 static const struct {
     const char *key, *option;
     unsigned commands;
@@ -9050,7 +9042,7 @@ static const struct {
 };
 enum { KEY_COUNT = sizeof KEYS / sizeof *KEYS };
 
-/* The part of the help that shows the keys of both kinds of jobs. */
+/* The part of the help that lists the keys of both kinds of jobs. */
 static void print_keys(FILE *to) {
     for (int asks = 0; asks < 2; asks++) {
         fprintf(to, "\n  A %s:", asks ? "question" : "drawing");
@@ -9066,17 +9058,15 @@ static bool draws(const BatchJob *job) { return is_given(job, KEY_PROMPT); }
 
 static void set_key(BatchJob *job, int key, JsonKind kind, StringView text) {
     const Option *option = KEYS[key].option != NULL ? find_option(KEYS[key].option) : NULL;
-    const bool ranged = option != NULL && option->kind == AS_RANGE, seeds = option != NULL && option->kind == AS_SEED;
-    const bool whole = seeds || (ranged && RANGES[option->field].type == AN_INT);
-    const char *quote = kind == JSON_STRING ? "\"" : "";
-    char digits[24], values[200];
-    if (kind != (ranged || seeds ? JSON_NUMBER : JSON_STRING)) {
-        context_fail(&job->cx, JANUS_BAD_ARGUMENT, "\"%s\" takes a %s", KEYS[key].key,
-                     ranged || seeds ? "number" : "string");
-    } else if (option == NULL) {
-        job->request.text = text.text;
-    } else if ((whole && !whole_number(text.text, digits)) ||
-               !set_option(&job->request, option, whole ? digits : text.text)) {
+    const bool number = option != NULL && (option->kind == AS_RANGE || option->kind == AS_SEED);
+    const char *quote = number ? "" : "\"";
+    char values[200];
+    if (kind != (number ? JSON_NUMBER : JSON_STRING))
+        context_fail(&job->cx, JANUS_BAD_ARGUMENT, "\"%s\" takes a %s", KEYS[key].key, number ? "number" : "string");
+    else if (strlen(text.text) < text.length)
+        context_fail(&job->cx, JANUS_BAD_ARGUMENT, "\"%s\" contains a zero character", KEYS[key].key);
+    else if (option == NULL) job->request.text = text.text;
+    else if (!set_option(&job->request, option, text.text)) {
         describe_values(option, values, sizeof values);
         context_fail(&job->cx, JANUS_BAD_ARGUMENT, "\"%s\" takes %s, not %s%.60s%s", KEYS[key].key, values, quote,
                      text.text, quote);
@@ -9090,7 +9080,7 @@ static void take_value(void *user, int depth, StringView name, JsonKind kind, St
     int key = 0;
     if (depth == 0 && kind != JSON_OBJECT) context_fail(cx, JANUS_BAD_ARGUMENT, "a line is an object in { }");
     if (depth == 0 || has_failed(cx)) return;
-    while (key < KEY_COUNT && (strcmp(name.text, KEYS[key].key) != 0 || strlen(name.text) < name.length)) key++;
+    while (key < KEY_COUNT && !view_is(name, KEYS[key].key)) key++;
     if (key == KEY_COUNT) context_fail(cx, JANUS_BAD_ARGUMENT, "unknown key \"%.60s\"", name.text);
     else if (depth == 1 && is_given(job, key))
         context_fail(cx, JANUS_BAD_ARGUMENT, "\"%s\" is given twice", name.text);
@@ -9101,21 +9091,14 @@ static void take_value(void *user, int depth, StringView name, JsonKind kind, St
         text_print(&job->reply, "{\"id\": ");
         if (kind == JSON_STRING) json_write(&job->reply, text.text, text.length);
         else text_add(&job->reply, text.text, text.length);
-    } else if (kind == JSON_STRING && strlen(text.text) < text.length)
-        context_fail(cx, JANUS_BAD_ARGUMENT, "\"%s\" holds a zero character", name.text);
-    else if (key == KEY_IMAGES && kind != (depth == 1 ? JSON_ARRAY : JSON_STRING))
-        context_fail(cx, JANUS_BAD_ARGUMENT, "\"images\" takes a list of names");
-    else if (key != KEY_IMAGES || depth == 2) set_key(job, key, kind, text);
+    } else if (depth != 1 || kind != JSON_ARRAY || strcmp(KEYS[key].key, "images") != 0) set_key(job, key, kind, text);
     job->given |= 1u << key;
 }
 
 static void parse_job(BatchJob *job, size_t length) {
     Context *cx = &job->cx;
     if (!has_failed(cx)) json_read(cx, job->bytes, length, take_value, job);
-    if (has_failed(cx)) return;
-    if (draws(job) && is_given(job, KEY_QUESTION))
-        context_fail(cx, JANUS_BAD_ARGUMENT, "\"prompt\" and \"question\" are two jobs");
-    if (!draws(job) && !is_given(job, KEY_QUESTION))
+    if (!has_failed(cx) && !draws(job) && !is_given(job, KEY_QUESTION))
         context_fail(cx, JANUS_BAD_ARGUMENT, "a job has \"prompt\" or \"question\"");
     for (int key = 0; key < KEY_COUNT; key++)
         if (is_given(job, key) && (KEYS[key].commands & (draws(job) ? FOR_GENERATE : FOR_ASK)) == 0)
@@ -9125,53 +9108,39 @@ static void parse_job(BatchJob *job, size_t length) {
         context_fail(cx, JANUS_BAD_ARGUMENT, "\"output\" is missing: the name of the picture");
 }
 
-/* ---- Two jobs of a run may not write one picture, and none may read what another writes ---- */
+/* ---- Of two jobs that write one picture, or of which one reads what the other writes, the second is refused ---- */
 
-/* Identifies the file that a path leads to, which need not exist: by its folder and its name. False: it leads nowhere,
-   and reading or writing it will fail. */
-static bool identify(const char *path, Claim *claim) {
+/* Identifies the file that a path leads to, which need not exist, by its folder and its name, in lower case since some
+   systems ignore case (FNV-1a). 0: it leads nowhere, and reading or writing it will fail. */
+static uint64_t picture_key(const char *path) {
+    const uint64_t prime = 1099511628211u;
     uint64_t folder[2] = {0, 0};
     char *target = link_target(path);
-    if (target == NULL) return false;
+    if (target == NULL) return 0;
     char *name = target + folder_length(target), first = name[0];
     name[0] = 0;
     file_identity(name > target ? target : ".", folder);
     name[0] = first;
-    claim->key = claim->folded = (folder[0] * 1099511628211u ^ folder[1]) * 1099511628211u; /* FNV-1a */
-    for (const char *c = name; *c != 0; c++) {
-        const char lower = (char)(*c >= 'A' && *c <= 'Z' ? *c - 'A' + 'a' : *c);
-        claim->key = (claim->key ^ (uint8_t)*c) * 1099511628211u;
-        claim->folded = (claim->folded ^ (uint8_t)lower) * 1099511628211u;
-    }
+    uint64_t key = (folder[0] * prime ^ folder[1]) * prime;
+    for (const char *c = name; *c != 0; c++)
+        key = (key ^ (uint8_t)(*c >= 'A' && *c <= 'Z' ? *c - 'A' + 'a' : *c)) * prime;
     free(target);
-    return true;
-}
-
-/* Whether a.png and A.png are one file in the folder of this path. */
-static bool folder_folds_case(const char *path) {
-    char lower[PATH_BYTES + 32], upper[PATH_BYTES + 32];
-    const int folder = (int)folder_length(path);
-    snprintf(lower, sizeof lower, "%.*sjanus-%d.case", folder, path, process_id());
-    snprintf(upper, sizeof upper, "%.*sJANUS-%d.case", folder, path, process_id());
-    FILE *file = file_create(lower);
-    const bool folds = file != NULL && path_kind(upper) != PATH_NONE;
-    if (file != NULL) fclose(file), file_remove(lower);
-    return folds;
+    return key;
 }
 
 static void claim_picture(Batch *batch, BatchJob *job, const char *path, bool writes) {
-    Claim claim = {0, 0, job->number, writes};
-    if (has_failed(&job->cx) || !identify(path, &claim)) return;
-    for (size_t i = 0; i < batch->claim_count && !has_failed(&job->cx); i++) {
+    const Claim claim = {picture_key(path), job->line, writes};
+    if (claim.key == 0) return;
+    for (size_t i = 0; i < batch->claim_count; i++) {
         const Claim *other = &batch->claims[i];
-        if (other->folded != claim.folded || other->line == job->number || !(writes || other->writes)) continue;
-        if (other->key != claim.key && !folder_folds_case(path)) continue;
+        if (other->key != claim.key || other->line == job->line || !(writes || other->writes)) continue;
         context_fail(&job->cx, JANUS_BAD_ARGUMENT, "%s is %s by line %ld: %s", path, other->writes ? "written" : "read",
                      other->line, writes ? "give each job an output of its own" : "ask about it in another run");
     }
+    if (has_failed(&job->cx)) return;
     Claim *grown = grow(batch->claims, &batch->claim_capacity, batch->claim_count + 1, sizeof *grown);
     if (grown == NULL) context_fail_memory(&job->cx);
-    if (has_failed(&job->cx)) return;
+    if (grown == NULL) return;
     batch->claims = grown;
     batch->claims[batch->claim_count++] = claim;
 }
@@ -9189,29 +9158,33 @@ static void claim_pictures(Batch *batch, BatchJob *job, bool resumed) {
 
 /* ---- Results ---- */
 
-/* Ends a job: with its error, with the answer in `result`, or with the names of its pictures. */
+/* Ends a job: with its error, the names of its pictures or its answer. `result` is NULL if the queue never had it. */
 static void end_job(Batch *batch, BatchJob *job, const JanusResult *result) {
     const Request *request = &job->request;
     TextBuffer *reply = &job->reply;
     char name[PATH_BYTES];
-    if (reply->length == 0) text_print(reply, "{\"id\": %ld", job->number);
+    if (reply->length == 0) text_print(reply, "{\"id\": %ld", job->line);
     if (has_failed(&job->cx)) {
         batch->program->error.status = JANUS_BAD_ARGUMENT;
-        text_print(reply, ", \"line\": %ld, \"error\": ", job->number);
+        text_print(reply, ", \"line\": %ld, \"error\": ", job->line);
         json_write(reply, job->cx.error.message, strlen(job->cx.error.message));
-    } else {
-        for (int i = 0; i < request->draw.count && draws(job); i++) {
+    } else if (draws(job)) {
+        for (int i = 0; i < request->draw.count; i++) {
             numbered_name(name, PATH_BYTES, request->output, i, request->draw.count);
             text_print(reply, i > 0 ? ", " : ", \"output\": [");
             json_write(reply, name, strlen(name));
         }
-        text_print(reply, draws(job) ? "]" : ", \"answer\": ");
-        if (!draws(job)) json_write(reply, result->answer, strlen(result->answer));
-        if (!draws(job)) text_print(reply, ", \"tokens\": %ld", (long)result->id_count);
+        text_print(reply, "]");
+    } else {
+        text_print(reply, ", \"answer\": ");
+        json_write(reply, result->answer, strlen(result->answer));
+        text_print(reply, ", \"tokens\": %ld", (long)result->id_count);
+    }
+    if (!has_failed(&job->cx)) {
         if (draws(job) || request->ask.temperature > 0)
             text_print(reply, ", \"seed\": %llu", (unsigned long long)request->draw.seed);
-        if (result == NULL) text_print(reply, ", \"resumed\": true");
-        text_print(reply, ", \"seconds\": %.3f", clock_seconds() - job->start);
+        text_print(reply, "%s, \"seconds\": %.3f", result == NULL ? ", \"resumed\": true" : "",
+                   clock_seconds() - job->start);
     }
     text_print(reply, "}\n");
     job->done = true;
@@ -9222,7 +9195,7 @@ static void job_lost(Batch *batch, long line) {
     batch->program->error.status = JANUS_NO_MEMORY;
 }
 
-/* Prints the results that are there, in the order of the input unless any order will do. */
+/* Prints the results that are there, in the order of the lines or, with --unordered, all. */
 static void print_replies(Batch *batch) {
     BatchJob **at = &batch->jobs;
     while (*at != NULL && (batch->program->line.unordered || (*at)->done)) {
@@ -9231,77 +9204,61 @@ static void print_replies(Batch *batch) {
             at = &job->next;
             continue;
         }
-        clear_progress(&batch->program->progress);
-        if (job->reply.failed) job_lost(batch, job->number);
+        if (job->reply.failed) job_lost(batch, job->line);
         else if (fwrite(job->reply.text, 1, job->reply.length, stdout) != job->reply.length || fflush(stdout) != 0)
             batch->program->write_error = errno_or(EIO);
         *at = job->next;
         text_free(&job->reply);
         free(job);
     }
-    if (*at == NULL) batch->last = at;
-}
-
-static void write_pictures(Batch *batch, BatchJob *job, const int32_t *ids) {
-    const Program *program = batch->program;
-    const int64_t tokens = image_tokens(&program->model->config);
-    char name[PATH_BYTES];
-    for (int i = 0; i < job->request.draw.count && !has_failed(&job->cx); i++) {
-        JanusImage image = {0, 0, NULL};
-        write_picture(program, &job->request, ids + i * tokens, i, name, &image, &job->cx.error);
-        janus_image_free(&image);
-    }
-}
-
-/* Whether picture i of a drawing exists, is complete, and was drawn from what the job says. */
-static bool is_drawn(const Program *program, BatchJob *job, int i) {
-    Request *request = &job->request;
-    JanusImage image = {0, 0, NULL};
-    char name[PATH_BYTES], *says = NULL;
-    if (!numbered_name(name, PATH_BYTES, request->output, i, request->draw.count) ||
-        janus_image_text(name, &says, NULL) != JANUS_OK || says == NULL)
-        return false;
-    const size_t prompt = strlen(request->text);
-    const char *seed = strlen(says) > prompt ? strstr(says + prompt, ", Seed: ") : NULL;
-    if (!request->has_seed && seed != NULL) { /* then any seed is the job's */
-        request->draw.seed = strtoull(seed + 8, NULL, 10);
-        request->has_seed = true;
-    }
-    char *should_say = drawing_text(program, request, i);
-    const bool drawn = should_say != NULL && strcmp(says, should_say) == 0 &&
-                       janus_image_load(name, &image, NULL) == JANUS_OK &&
-                       image.width == drawn_side(&program->model->config) && image.height == image.width;
-    free(should_say);
-    free(says);
-    janus_image_free(&image);
-    return drawn;
-}
-
-/* --resume: whether an earlier run has done all of a drawing. If it did a part of it, the job goes on with its seed. */
-static bool was_done(const Program *program, BatchJob *job) {
-    const Request before = job->request;
-    int i = 0;
-    if (!program->line.resume || !draws(job) || has_failed(&job->cx)) return false;
-    while (i < job->request.draw.count && is_drawn(program, job, i)) i++;
-    if (i == 0) job->request = before;
-    return i == job->request.draw.count;
 }
 
 /* Ends the jobs that the queue has finished. */
 static void take_results(Batch *batch) {
-    JanusResult result;
-    while (janus_queue_collect(batch->queue, &result)) {
+    const int64_t tokens = image_tokens(&batch->program->model->config);
+    char name[PATH_BYTES];
+    for (JanusResult result; janus_queue_collect(batch->queue, &result); janus_result_free(&result)) {
         BatchJob *job = batch->jobs;
         while (job->queued != result.job) job = job->next;
         job->cx.error = result.error;
         if (result.error.status == JANUS_CANCELLED) fail(&job->cx.error, JANUS_CANCELLED, "stopped before it was done");
-        if (draws(job)) write_pictures(batch, job, result.ids);
+        for (int i = 0; draws(job) && i < job->request.draw.count && !has_failed(&job->cx); i++) {
+            JanusImage image = {0, 0, NULL};
+            write_picture(batch->program, &job->request, result.ids + i * tokens, i, name, &image, &job->cx.error);
+            janus_image_free(&image);
+        }
         end_job(batch, job, &result);
-        janus_result_free(&result);
     }
 }
 
 /* ---- The run ---- */
+
+/* --resume: whether an earlier run drew all pictures of a job from the same text and settings, and completely. A job
+   without a seed takes that of the pictures that exist. */
+static bool was_done(const Program *program, BatchJob *job) {
+    Request *request = &job->request;
+    const int side = drawn_side(&program->model->config);
+    bool same = program->line.resume && draws(job) && !has_failed(&job->cx);
+    for (int i = 0; i < request->draw.count && same; i++) {
+        JanusImage image = {0, 0, NULL};
+        char name[PATH_BYTES], *says = NULL;
+        if (numbered_name(name, PATH_BYTES, request->output, i, request->draw.count))
+            janus_image_text(name, &says, NULL);
+        const size_t prompt = strlen(request->text);
+        const char *seed = says != NULL && strlen(says) > prompt ? strstr(says + prompt, ", Seed: ") : NULL;
+        if (!request->has_seed && seed != NULL) {
+            request->draw.seed = strtoull(seed + 8, NULL, 10);
+            request->has_seed = true;
+        }
+        char *expected = drawing_text(program, request, i);
+        same = says != NULL && expected != NULL && strcmp(says, expected) == 0 &&
+               janus_image_load(name, &image, NULL) == JANUS_OK && image.width == side && image.height == side;
+        janus_image_free(&image);
+        free(expected);
+        free(says);
+    }
+    return same;
+}
 
 /* Hands a job to the queue, unless an error comes first. */
 static void submit_job(Batch *batch, BatchJob *job) {
@@ -9319,20 +9276,19 @@ static void submit_job(Batch *batch, BatchJob *job) {
     for (int i = 0; i < count; i++) janus_image_free(&images[i]);
 }
 
-/* Begins the job of a line, unless the line is blank: hands it to the queue if it is not refused and no earlier run
-   has done it. Returns whether the queue has got it. */
+/* Begins the job of a line, unless the line is blank. True: the queue has got it; a job that was refused, or that an
+   earlier run did, ends here. */
 static bool begin_job(Batch *batch, StringView line) {
     const long number = batch->program->input.number;
     const size_t length = line.text != NULL ? line.length : 0;
     if (line.text != NULL && strspn(line.text, " \t\r") == length) return false;
-    BatchJob *job = calloc(1, sizeof *job + length + 1);
-    if (job == NULL) job_lost(batch, number);
-    if (job == NULL) return false;
+    BatchJob *job = calloc(1, sizeof *job + length + 1), **last = &batch->jobs;
+    if (job == NULL) return job_lost(batch, number), false;
     if (length > 0) memcpy(job->bytes, line.text, length);
-    *batch->last = job;
-    batch->last = &job->next;
+    while (*last != NULL) last = &(*last)->next;
+    *last = job;
     job->request = request_defaults();
-    job->number = number;
+    job->line = number;
     job->start = clock_seconds();
     if (line.text == NULL) context_fail(&job->cx, JANUS_BAD_ARGUMENT, "the line is longer than 1 MiB");
     parse_job(job, length);
@@ -9342,13 +9298,6 @@ static bool begin_job(Batch *batch, StringView line) {
     if (!resumed) submit_job(batch, job);
     if (job->queued == 0) end_job(batch, job, NULL);
     return job->queued != 0;
-}
-
-/* After the first SIGINT: answers that have begun and drawings that are half done are finished. */
-static void stop_jobs(Batch *batch) {
-    for (BatchJob *job = batch->jobs; job != NULL; job = job->next)
-        if (janus_queue_progress(batch->queue, job->queued) < (draws(job) ? 0.5 : 1e-9))
-            janus_queue_cancel(batch->queue, job->queued);
 }
 
 static void run_batch(Batch *batch) {
@@ -9361,7 +9310,10 @@ static void run_batch(Batch *batch) {
             busy = begin_job(batch, line) || busy;
             print_replies(batch);
         }
-        if (cancel_requested) stop_jobs(batch);
+        /* The first SIGINT lets answers that have begun and drawings that are half done finish. */
+        for (BatchJob *job = batch->jobs; job != NULL && cancel_requested; job = job->next)
+            if (janus_queue_progress(batch->queue, job->queued) < (draws(job) ? 0.5 : 1e-9))
+                janus_queue_cancel(batch->queue, job->queued);
         busy = janus_queue_step(batch->queue) != 0;
         take_results(batch);
         print_replies(batch);
@@ -9375,7 +9327,6 @@ static void command_batch(Program *program) {
     LineReader *reader = &program->input;
     reader->stream = name != path ? stdin : file_open(path, "rb");
     if (reader->stream == NULL) reader->failure = errno_or(EIO);
-    batch.last = &batch.jobs;
     program->shows_progress = false; /* the results are the progress */
     if (reader->failure == 0) janus_queue_new(program->session, program->line.batch, &batch.queue, &program->error);
     begin_work(program);

@@ -93,7 +93,7 @@ def test_lines_have_a_limit(tmp_path: Path) -> None:
 
 BAD_JOBS = [
     ('{}', 'a job has "prompt" or "question"'),
-    ('{"prompt": "a", "question": "b", "output": "a.png"}', "are two jobs"),
+    ('{"prompt": "a", "question": "b", "output": "a.png"}', '"question" does not go with "prompt"'),
     ('{"prompt": "a"}', '"output" is missing'),
     ('{"prompt": "a", "output": "a.gif"}', "must end in .png"),
     ('{"prompt": "a", "output": "no/such/a.png"}', "cannot write no/such/a.png"),
@@ -111,17 +111,18 @@ BAD_JOBS = [
     ('{"prompt": null, "output": "a.png"}', 'a job has "prompt" or "question"'),
     ('{"prompt": "a", "output": null}', '"output" is missing'),
     ('{"prompt": "a", "output": "a.png", "promt": null}', 'unknown key "promt"'),
-    ('{"question": "a", "images": ["a.png", null]}', '"images" takes a list'),
+    ('{"question": "a", "images": ["a.png", null]}', '"images" takes a string'),
     *(('{"prompt": "a", "output": "a.png", "seed": %s}' % seed, f'"seed" takes a whole number from 0 to 18446744073709551615, or -1 for a random one, not {seed}')
       for seed in ("18446744073709551616", "1.8446744073709552e19", "7.5", "-2", "1e-1", "1e20", "9007199254740993.5", "1" * 30, "1e99999999999999999999")),
     ('{"prompt": "a", "output": "a.png", "max_tokens": 3}', '"max_tokens" does not go with "prompt"'),
     ('{"prompt": "a", "output": ""}', '"output" takes a name, not ""'),
-    ('{"prompt": "a\\u0000b", "output": "a.png"}', "zero character"),
+    ('{"prompt": "a\\u0000b", "output": "a.png"}', "contains a zero character"),
     ('{"prompt": 3, "output": "a.png"}', '"prompt" takes a string'),
     ('{"prompt": "  ", "output": "a.png"}', "prompt is empty"),
     ('{"question": "a", "image": ["a.png"]}', '"image" takes a string'),
-    ('{"question": "a", "images": "a.png"}', '"images" takes a list'),
-    ('{"question": "a", "images": ["a.png", 3]}', '"images" takes a list'),
+    ('{"question": "a", "images": ["a.png", 3]}', '"images" takes a string'),
+    ('{"question": "a", "images": [["a.png"]]}', '"images" takes a string'),
+    ('{"question": "a", "top_k": [5]}', '"top_k" takes a number'),
     ('{"question": "a", "image": "missing.png"}', "missing.png"),
     ('{"encode": "a.png"}', 'unknown key "encode"'),
     ('{"id": [1], "prompt": "a", "output": "a.png"}', '"id" takes a string or a number'),
@@ -201,7 +202,7 @@ def test_outputs_differ(tmp_path: Path, as_file: bool) -> None:
     outputs = ["x.png", "./x.png", "sub/../x.png", ".//x.png", str(tmp_path / "x.png"), "sub/deep/../../sub/./../x.png", "sub/x.png", "sub/deep/x.png", "X.png",
                "y.png", "y.jpg", "there.png", "sub/../there.png"]
     found = refused([{"output": output} for output in outputs], tmp_path, as_file)
-    assert sorted(found) == [2, 3, 4, 5, 6, 13] or (sorted(found) == [2, 3, 4, 5, 6, 9, 13] and (tmp_path / "X.PNG").exists())
+    assert sorted(found) == [2, 3, 4, 5, 6, 9, 13]  # 9: some systems do not tell capitals apart
     assert found[3] == "sub/../x.png is written by line 1: give each job an output of its own"
     assert "by line 12" in found[13] and Image.open(tmp_path / "sub" / "deep" / "x.png").size == (4, 4)
     assert sorted(refused([{"output": "n.png", "n": 3}, {"output": "n-2.png"}, {"output": "n-4.png"}, {"output": "n.png"}, {"output": "n-.png", "n": 2},
@@ -233,6 +234,12 @@ def test_no_job_reads_what_another_writes(tmp_path: Path, as_file: bool) -> None
     for options, errors in (((), [False, True, True]), (("--resume",), [False, False, True])):
         results = run([{"prompt": "a"} | job if "output" in job else job for job in jobs], *options, cwd=tmp_path, code=1, as_file=as_file)
         assert ["error" in result for result in results] == errors
+
+
+def test_many_conflicts(tmp_path: Path) -> None:
+    """A picture is refused each time, however many there are by then."""
+    jobs = [{"output": f"no/{i // 2}.png"} for i in range(600)]
+    assert [line for line, error in refused(jobs, tmp_path).items() if "is written by line" in error] == list(range(2, 601, 2))
 
 
 def test_50000_lines(tmp_path: Path) -> None:
