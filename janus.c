@@ -7863,9 +7863,9 @@ static bool set_seed(Request *request, const char *text) {
     errno = 0;
     unsigned long long seed = strtoull(text, &rest, 10);
     if (*rest == '.' && rest > text) rest += 1 + strspn(rest + 1, "0");
-    const bool exact = *rest == 0;
+    const bool exact = *rest == 0, whole = strpbrk(text, "eE") != NULL && value == floor(value) && value < 0x1p64;
     if (end == text || *end != 0 || text[0] == '+' || text[strspn(text, "-+.0123456789eE")] != 0) return false;
-    if (exact ? errno == ERANGE : strpbrk(text, "eE") == NULL || value != floor(value) || !(value < 0x1p64)) return false;
+    if (exact ? errno == ERANGE : !whole) return false;
     if (!exact && value >= 0) seed = (unsigned long long)value;
     request->has_seed = value != -1;
     request->draw.seed = request->ask.seed = seed;
@@ -8075,7 +8075,7 @@ typedef struct {
     const char *stage;                     /* of the bar */
     double stage_start;
     int picture, pictures;                 /* number of the picture that is decoded, of how many */
-    double start, seen, read, first, last; /* timestamps; 0: did not happen. first, last: of the tokens */
+    double start, seen, read, last;        /* timestamps, 0: did not happen; last: of the last token */
     long tokens, limit;                    /* steps of a drawing or tokens of an answer; the most there can be */
 } Progress;
 
@@ -8328,7 +8328,7 @@ typedef struct {
     JanusError error;
     uint8_t *colours;        /* (codebook, 3), for --show; NULL: not needed yet */
     int write_error;         /* errno of a failed write to stdout */
-    char names[PICTURES_LIMIT][PATH_BYTES]; /* of saved pictures: printed when the pictures stand still */
+    TextBuffer names;        /* of saved pictures, printed when the terminal is no longer drawn on */
 } Program;
 
 static int on_progress(void *user, const char *stage, int64_t done, int64_t total) {
@@ -8338,7 +8338,6 @@ static int on_progress(void *user, const char *stage, int64_t done, int64_t tota
     if (strcmp(stage, "see") == 0) progress->seen = now;
     if (strcmp(stage, "read") == 0) progress->read = now;
     if (strcmp(stage, "draw") == 0 || strcmp(stage, "answer") == 0) {
-        if (done == 1) progress->first = now;
         progress->last = now;
         progress->tokens = (long)done;
         progress->limit = (long)total;
@@ -8478,9 +8477,6 @@ static JanusStatus open_model(Program *program, unsigned command, const char *pr
 static JanusStatus read_input(const char *path, size_t limit, bool text, FileImage *bytes, JanusError *error) {
     const bool from_stdin = strcmp(path, "-") == 0;
     const char *name = from_stdin ? "stdin" : path;
-#if defined(_WIN32)
-    if (from_stdin) _setmode(_fileno(stdin), _O_BINARY);
-#endif
     const int failed = path_kind(path) == PATH_FOLDER && !from_stdin ? (errno = EISDIR, -1)
                        : from_stdin                        ? stream_read(stdin, limit, bytes)
                                                            : file_read(path, limit, bytes);
@@ -8508,16 +8504,8 @@ static JanusStatus load_image(Program *program, const char *path, JanusImage *im
     return error->status;
 }
 
-/* ---- Pictures that are written, with what they were drawn from: the prompt, then a line of settings, in the form of
-   other programs that draw ---- */
-
-/* The shortest text that is read as this number again. */
-static void print_shortest(char text[32], float number) {
-    for (int digits = 6; digits <= 9; digits++) {
-        snprintf(text, 32, "%.*g", digits, (double)number);
-        if ((float)strtod(text, NULL) == number) break;
-    }
-}
+/* ---- Pictures in files, with what they were drawn from: the prompt, then a line of settings as Stable Diffusion's web
+   interface writes it ---- */
 
 /* The text of picture i of a drawing, malloc'ed; NULL: no memory. */
 static char *drawing_text(const Program *program, const Request *request, int i) {
@@ -8525,18 +8513,16 @@ static char *drawing_text(const Program *program, const Request *request, int i)
     const JanusGenerateOptions *options = &request->draw;
     const JanusCacheType cache = (JanusCacheType)program->line.cache;
     const size_t size = strlen(request->text) + strlen(info.name) + 512;
-    char cfg_weight[32], temperature[32], *text = malloc(size);
+    char *text = malloc(size);
     if (text == NULL) return NULL;
-    print_shortest(cfg_weight, options->cfg_weight);
-    print_shortest(temperature, options->temperature);
     int used = snprintf(text, size,
-                        "%s\nSteps: %d, Sampler: autoregressive, CFG scale: %s, Seed: %llu, Size: %dx%d, Model: ",
-                        request->text, info.image_tokens, cfg_weight, (unsigned long long)options->seed,
+                        "%s\nSteps: %d, Sampler: autoregressive, CFG scale: %g, Seed: %llu, Size: %dx%d, Model: ",
+                        request->text, info.image_tokens, options->cfg_weight, (unsigned long long)options->seed,
                         info.image_size, info.image_size);
     for (const char *c = info.name; *c != 0; c++) text[used++] = *c == ',' ? ' ' : *c; /* a comma ends a setting */
     snprintf(text + used, size - (size_t)used,
-             " (%s), Temperature: %s, RNG: torch%s%s, Picture: %d of %d, Version: janus " JANUS_VERSION,
-             info.weight_type, temperature,
+             " (%s), Temperature: %g, RNG: torch%s%s, Picture: %d of %d, Version: janus " JANUS_VERSION,
+             info.weight_type, options->temperature,
              cache == JANUS_CACHE_AUTO ? "" : cache == JANUS_CACHE_F16 ? ", KV: f16" : ", KV: f32",
              program->line.fast ? ", Fast: on" : "", i + 1, options->count);
     return text;
@@ -8595,91 +8581,106 @@ static JanusStatus output_usable(const Program *program, const Request *request,
 static JanusStatus write_picture(const Program *program, const Request *request, const int32_t *ids, int i,
                                  char name[PATH_BYTES], JanusImage *image, JanusError *error) {
     const bool says = request->text != NULL && !program->line.no_metadata;
-    char *text = NULL;
-    name[0] = 0;
+    char *text = says ? drawing_text(program, request, i) : NULL;
     JanusStatus status = janus_decode_image(program->session, ids, image, error);
-    if (status == JANUS_OK && says && (text = drawing_text(program, request, i)) == NULL) status = fail_memory(error);
+    name[0] = 0;
+    if (status == JANUS_OK && says && text == NULL) status = fail_memory(error);
+    if (status == JANUS_OK && request->output == NULL) status = reserve_name(name, error);
     if (status == JANUS_OK && request->output != NULL && strcmp(request->output, "-") == 0) {
-#if defined(_WIN32)
-        _setmode(_fileno(stdout), _O_BINARY);
-#endif
-        OutputFile out = {0};
-        out.file = stdout;
+        OutputFile out = {.file = stdout};
         write_image(&out, image, false, text);
         status = write_status(out.failure, "to stdout", error);
     } else if (status == JANUS_OK) {
-        if (request->output == NULL) status = reserve_name(name, error);
-        else numbered_name(name, PATH_BYTES, request->output, i, request->draw.count);
-        if (status == JANUS_OK) {
-            status = janus_image_save_with_text(name, image, text, error);
-            if (status != JANUS_OK && request->output == NULL) file_remove(name);
-            set_unfinished(1, NULL);
-        }
+        if (request->output != NULL) numbered_name(name, PATH_BYTES, request->output, i, request->draw.count);
+        status = janus_image_save_with_text(name, image, text, error);
+        if (status != JANUS_OK && request->output == NULL) file_remove(name);
+        set_unfinished(1, NULL);
     }
     free(text);
     return status;
 }
 
-/* Writes picture i as above and shows it. `last` (may be NULL) receives the last picture of the request. */
-static void finish_picture(Program *program, const Request *request, const int32_t *ids, int i, JanusImage *last) {
+/* Writes and shows picture i of the command line's request. `last` (may be NULL) receives the last one. */
+static void finish_picture(Program *program, const int32_t *ids, int i, JanusImage *last) {
+    const Request *request = &program->line.request;
     JanusImage image = {0, 0, NULL};
+    char name[PATH_BYTES];
     program->progress.picture = i + 1;
     program->progress.pictures = request->draw.count;
-    if (write_picture(program, request, ids, i, program->names[i], &image, &program->error) == JANUS_OK) {
+    if (write_picture(program, request, ids, i, name, &image, &program->error) == JANUS_OK) {
         if (program->show.canvas.rgb != NULL) show_place(&program->show, i, &image);
         show_send(&program->show, clock_seconds());
-    } else program->names[i][0] = 0;
+        text_add(&program->names, name, strlen(name));
+        if (name[0] != 0) text_add(&program->names, "\n", 1);
+    }
     if (last != NULL && i + 1 == request->draw.count && program->error.status == JANUS_OK) *last = image;
     else janus_image_free(&image);
 }
 
-static void print_names(Program *program) {
+/* After the last picture: the terminal is no longer drawn on, so the names can be printed. */
+static void end_pictures(Program *program) {
+    end_work(program);
     free(program->show.canvas.rgb);
     program->show.canvas.rgb = NULL;
-    clear_progress(&program->progress);
-    for (int i = 0; i < PICTURES_LIMIT; i++)
-        if (program->names[i][0] != 0) printf("%s\n", program->names[i]);
-    memset(program->names, 0, sizeof program->names);
+    if (program->names.failed) fail_memory(&program->error);
+    else if (program->names.length > 0) fputs(program->names.text, stdout);
+    text_free(&program->names);
 }
 
 /* ---- Commands: each leaves its error in the program ---- */
 
-/* "seed 7 · 576 tokens 28.1 s (20.5/s) · decode 1.3 s"; of a drawing that was stopped: "200 of 576 tokens". */
-static void print_drawing_times(const Program *program, const JanusGenerateOptions *options) {
+/* "seed 7 · seen 0.6 s · read 1.2 s · 576 tokens 28.1 s (20.5/s) · decode 1.3 s": the seed of a result of
+   chance, the rest as far as it happened. Of a drawing that was stopped "200 of 576 tokens"; of an answer that was cut,
+   by what. */
+static void print_times(const Program *program, bool drawing) {
     const Progress *t = &program->progress;
-    const double seconds = t->last - t->start, decoded = clock_seconds() - t->last;
-    const long tokens = t->tokens * options->count;
+    const Request *request = &program->line.request;
+    const long count = drawing ? request->draw.count : 1, tokens = t->tokens * count;
+    const double seen = t->seen > 0 ? t->seen : t->start, read = t->read > 0 ? t->read : seen, seconds = t->last - read;
+    const bool complete = t->tokens == t->limit;
     if (program->line.quiet || t->tokens == 0) return;
-    fprintf(stderr, "seed %llu \xC2\xB7 ", (unsigned long long)options->seed);
-    if (t->tokens < t->limit) fprintf(stderr, "%ld of %ld", tokens, t->limit * options->count);
-    else fprintf(stderr, "%ld", tokens);
+    if (drawing || request->ask.temperature > 0)
+        fprintf(stderr, "seed %llu \xC2\xB7 ", (unsigned long long)request->draw.seed);
+    if (t->seen > 0) fprintf(stderr, "seen %.1f s \xC2\xB7 ", seen - t->start);
+    if (t->read > 0) fprintf(stderr, "read %.1f s \xC2\xB7 ", read - seen);
+    fprintf(stderr, "%ld", tokens);
+    if (drawing && !complete) fprintf(stderr, " of %ld", t->limit * count);
     fprintf(stderr, " tokens %.1f s (%.1f/s)", seconds, seconds > 0 ? (double)tokens / seconds : 0.0);
-    if (t->tokens == t->limit) fprintf(stderr, " \xC2\xB7 decode %.1f s", decoded);
+    if (drawing && complete) fprintf(stderr, " \xC2\xB7 decode %.1f s", clock_seconds() - t->last);
+    if (!drawing && janus_conversation_length(program->session) >= janus_info(program->model).context_length)
+        fputs(" \xC2\xB7 cut: the context is full", stderr);
+    else if (!drawing && complete) fputs(" \xC2\xB7 cut by --max-tokens", stderr);
     fputc('\n', stderr);
 }
 
-/* Draws the pictures of a request and writes them one after the other. `last` (may be NULL) receives the last one. */
-static void draw_pictures(Program *program, const Request *request, JanusImage *last) {
-    const JanusInfo info = janus_info(program->model);
-    const JanusGenerateOptions *options = &request->draw;
-    JanusError *error = &program->error;
-    int32_t *ids = allocate((int64_t)options->count * info.image_tokens, sizeof *ids);
-    if (ids == NULL) fail_memory(error);
-    if (program->line.quiet) fprintf(stderr, "seed %llu\n", (unsigned long long)options->seed);
+/* Begins a drawing or a question of the command line's request. A quiet run prints nothing but the seed. */
+static void begin_request(Program *program, bool chance) {
+    take_seed(&program->line.request, 0);
+    if (chance && program->line.quiet)
+        fprintf(stderr, "seed %llu\n", (unsigned long long)program->line.request.draw.seed);
     begin_work(program);
-    show_begin(&program->show, options->count, info.image_size);
+}
+
+/* Draws the pictures of the command line's request and writes them one after the other. `last` as above. */
+static void draw_pictures(Program *program, JanusImage *last) {
+    const JanusInfo info = janus_info(program->model);
+    const Request *request = &program->line.request;
+    JanusError *error = &program->error;
+    int32_t *ids = allocate((int64_t)request->draw.count * info.image_tokens, sizeof *ids);
+    if (ids == NULL) fail_memory(error);
+    begin_request(program, true);
+    show_begin(&program->show, request->draw.count, info.image_size);
     if (program->show.canvas.rgb != NULL && program->colours == NULL) {
         program->colours = allocate(info.codebook_size, 3);
         if (program->colours == NULL) fail_memory(error);
         else janus_codebook_colours(program->session, program->colours, error);
     }
     program->progress.start = clock_seconds();
-    if (error->status == JANUS_OK) janus_generate_ids(program->session, request->text, options, ids, error);
-    for (int i = 0; i < options->count && error->status == JANUS_OK; i++)
-        finish_picture(program, request, ids + (int64_t)i * info.image_tokens, i, last);
-    end_work(program);
-    print_names(program);
-    print_drawing_times(program, options);
+    if (error->status == JANUS_OK) janus_generate_ids(program->session, request->text, &request->draw, ids, error);
+    for (int i = 0; i < request->draw.count && error->status == JANUS_OK; i++)
+        finish_picture(program, ids + (int64_t)i * info.image_tokens, i, last);
+    end_pictures(program);
+    print_times(program, true);
     free(ids);
 }
 
@@ -8693,27 +8694,8 @@ static bool stdout_usable(const Request *request) {
 }
 
 static void command_generate(Program *program) {
-    Request *request = &program->line.request;
-    take_seed(request, 0);
-    if (output_usable(program, request, &program->error) == JANUS_OK) draw_pictures(program, request, NULL);
-}
-
-/* "seed 7 · seen 0.6 s · read 1.2 s · first token 0.1 s · 12 tokens (8.1/s) · cut by --max-tokens": the seed
-   where there is chance, the rest as far as it happened. */
-static void print_answer_times(const Program *program, const JanusAskOptions *options) {
-    const Progress *t = &program->progress;
-    const double read_from = t->seen > 0 ? t->seen : t->start;
-    if (program->line.quiet || t->tokens == 0) return;
-    if (options->temperature > 0) fprintf(stderr, "seed %llu \xC2\xB7 ", (unsigned long long)options->seed);
-    if (t->seen > 0) fprintf(stderr, "seen %.1f s \xC2\xB7 ", t->seen - t->start);
-    if (t->read > 0) fprintf(stderr, "read %.1f s \xC2\xB7 ", t->read - read_from);
-    fprintf(stderr, "first token %.1f s", t->first - (t->read > 0 ? t->read : read_from));
-    if (t->last > t->first)
-        fprintf(stderr, " \xC2\xB7 %ld tokens (%.1f/s)", t->tokens, (double)(t->tokens - 1) / (t->last - t->first));
-    if (janus_conversation_length(program->session) >= janus_info(program->model).context_length)
-        fputs(" \xC2\xB7 cut: the context is full", stderr);
-    else if (t->tokens == t->limit) fputs(" \xC2\xB7 cut by --max-tokens", stderr);
-    fputc('\n', stderr);
+    const Request *request = &program->line.request;
+    if (output_usable(program, request, &program->error) == JANUS_OK) draw_pictures(program, NULL);
 }
 
 static void forget_images(Program *program) {
@@ -8739,19 +8721,16 @@ static JanusStatus add_question_images(Program *program) {
 
 /* Asks a question about the images, streams the answer to stdout, and forgets the images. */
 static void ask_question(Program *program, const char *question) {
-    Request *request = &program->line.request;
-    take_seed(request, 0);
-    if (request->ask.temperature > 0 && program->line.quiet)
-        fprintf(stderr, "seed %llu\n", (unsigned long long)request->ask.seed);
-    begin_work(program);
-    const JanusStatus status = janus_ask(program->session, question, program->images, program->image_count,
-                                         &request->ask, NULL, &program->error);
+    const JanusAskOptions *options = &program->line.request.ask;
+    begin_request(program, options->temperature > 0);
+    const JanusStatus status = janus_ask(program->session, question, program->images, program->image_count, options,
+                                         NULL, &program->error);
     end_work(program);
     if (status == JANUS_OK) forget_images(program);
     if (status == JANUS_OK || program->progress.text_written) putchar('\n');
     fflush(stdout);
     program->progress.text_written = false;
-    print_answer_times(program, &request->ask);
+    print_times(program, false);
 }
 
 static void command_ask(Program *program) {
@@ -8817,9 +8796,8 @@ static void command_decode(Program *program) {
     else if (ids != NULL) {
         begin_work(program);
         show_begin(&program->show, 1, info.image_size);
-        finish_picture(program, request, ids, 0, NULL);
-        end_work(program);
-        print_names(program);
+        finish_picture(program, ids, 0, NULL);
+        end_pictures(program);
     }
     free(ids);
 }
@@ -8899,11 +8877,9 @@ static const char CHAT_HELP[] = "/image FILE   adds an image to the next questio
 
 /* The picture is saved under the next free name. */
 static void chat_draw(Program *program, const char *prompt) {
-    Request *request = &program->line.request;
     JanusImage drawn = {0, 0, NULL};
-    request->text = prompt;
-    take_seed(request, 0);
-    draw_pictures(program, request, &drawn);
+    program->line.request.text = prompt;
+    draw_pictures(program, &drawn);
     if (drawn.rgb != NULL && program->image_count < IMAGES_LIMIT)
         program->images[program->image_count++] = drawn;
     else janus_image_free(&drawn);
@@ -9788,6 +9764,8 @@ int main(void) {
         good = argv[i] != NULL && WideCharToMultiByte(CP_UTF8, 0, wide[i], -1, argv[i], bytes, NULL, NULL) > 0;
     }
     SetConsoleOutputCP(CP_UTF8);
+    _setmode(_fileno(stdin), _O_BINARY);
+    _setmode(_fileno(stdout), _O_BINARY);
     handle_signals();
     if (good) result = janus_main(argc, argv);
     if (interrupted) Sleep(INFINITE); /* until the thread of the signal ends the process, with its exit status */

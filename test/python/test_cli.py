@@ -347,7 +347,7 @@ def test_generate(tmp_path: Path) -> None:
     """A picture, its name on stdout, the seed on stderr; the same seed gives the same picture."""
     done = succeeds("generate", "--seed", 3, "-o", "fox.png", "a red fox", cwd=tmp_path)
     assert done.stdout == b"fox.png\n"
-    assert re.fullmatch(rf"seed 3 \u00b7 {TOKENS} tokens \d+\.\d s \(\d+\.\d/s\) \u00b7 decode \d+\.\d s\n", done.stderr.decode())
+    assert re.fullmatch(rf"seed 3 \u00b7 read \d+\.\d s \u00b7 {TOKENS} tokens \d+\.\d s \(\d+\.\d/s\) \u00b7 decode \d+\.\d s\n", done.stderr.decode())
     first = (tmp_path / "fox.png").read_bytes()
     assert Image.open(tmp_path / "fox.png").size == (SIDE, SIDE)
     succeeds("generate", "--seed", 3, "-o", "again.png", "a red fox", cwd=tmp_path)
@@ -508,7 +508,7 @@ def test_ask(photo: Path) -> None:
     done = succeeds("ask", "-i", photo, "--max-tokens", 5, "What is it?")
     seconds = r"\d+\.\d s"
     assert done.stdout.endswith(b"\n") and re.fullmatch(
-        rf"seen {seconds} \u00b7 read {seconds} \u00b7 first token {seconds} \u00b7 5 tokens \(\d+\.\d/s\) \u00b7 cut by --max-tokens\n", done.stderr.decode())
+        rf"seen {seconds} \u00b7 read {seconds} \u00b7 5 tokens {seconds} \(\d+\.\d/s\) \u00b7 cut by --max-tokens\n", done.stderr.decode())
     assert not succeeds("ask", "-q", "-i", photo, "--max-tokens", 5, "What is it?").stderr
     assert succeeds("ask", "-i", photo, "--max-tokens", 5, "--threads", 1, "What is it?").stdout == done.stdout
     assert succeeds("ask", "-i", photo, "-i", photo, "--max-tokens", 5, "Same?").stdout.endswith(b"\n")
@@ -1045,7 +1045,7 @@ def test_progress_only_on_a_terminal(tmp_path: Path) -> None:
     drawing = (*SLOW, "-o", tmp_path / "x.png", "a cat")
     seen = on_terminal(*drawing)
     assert re.search(r"\rdraw    \[#*\.+\] \d+/64  ", seen) and re.search(r"\rpicture [2-8]/8 \[#+\.*\] \d/\d", seen)
-    assert re.search(r"\r\x1b\[Kseed 1 \u00b7 512 tokens .*\r\n$", seen)
+    assert re.search(r"\r\x1b\[Kseed 1 \u00b7 read .* 512 tokens .*\r\n$", seen)
     assert on_terminal(*drawing, "-q") == "seed 1\r\n"
     assert b"\x1b" not in succeeds(*drawing, model=None).stderr
 
