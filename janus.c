@@ -1966,72 +1966,53 @@ static int file_read(const char *path, size_t limit, FileImage *image) {
     return result;
 }
 
-/* Files to delete if a signal ends the program: the temporary file, and a name that is reserved for it. The library
-   keeps no such list: signals are the program's. */
+/* Files to delete if a signal ends the program: the temporary file, and a reserved name. The library keeps no such
+   list: signals are the program's. */
 #if !defined(JANUS_LIBRARY) && !defined(__wasi__)
 static const char *volatile unfinished[2];
 #define set_unfinished(which, path) ((void)(unfinished[which] = (path)))
 #else
 #define set_unfinished(which, path) ((void)0)
 #endif
-#if !defined(JANUS_LIBRARY) && defined(_WIN32)
-static volatile LONG interrupted; /* there the writer itself must stop and remove its file */
-#else
-enum { interrupted = 0 };
-#endif
 
-/* A file that is written under a temporary name in the same folder and renamed when it is complete, so that the name
-   always leads to a complete file, the old one or the new one. Devices are written to directly. */
-typedef struct {
+/* Creates PATH.NUMBER.part, whose name goes into `name`. Threads, and processes of one number in different containers,
+   begin with different numbers; if not, the file exists. */
+static FILE *open_temporary(char *name, size_t size, const char *path) {
+    unsigned number = (unsigned)time(NULL) * 1000003u + (unsigned)clock() + (unsigned)(uintptr_t)name;
     FILE *file;
-    char *path, *temporary; /* the file that is replaced; NULL: a device */
-    int failure;            /* errno of the first failure */
-} OutputFile;
-
-/* Other threads and other containers, where process ids may be equal, have other numbers; if not, the file exists. */
-static void open_temporary(OutputFile *out, const char *path) {
-    out->path = link_target(path);
-    const size_t size = out->path != NULL ? strlen(out->path) + 32 : 0;
-    unsigned number = (unsigned)time(NULL) * 1000003u + (unsigned)clock() + (unsigned)(uintptr_t)out->path;
-    out->temporary = size > 0 ? malloc(size) : NULL;
-    if (out->temporary == NULL) return;
     do {
         set_unfinished(0, NULL);
-        snprintf(out->temporary, size, "%s.%d-%u.part", out->path, process_id(), number++);
-        set_unfinished(0, out->temporary);
+        snprintf(name, size, "%s.%d-%u.part", path, process_id(), number++);
+        set_unfinished(0, name);
         errno = 0;
-        out->file = file_create(out->temporary);
-    } while (out->file == NULL && errno == EEXIST);
-    if (out->file != NULL) keep_access(out->file, out->path);
+        file = file_create(name);
+    } while (file == NULL && errno == EEXIST);
+    if (file != NULL) keep_access(file, path);
+    return file;
 }
 
-static void output_open(OutputFile *out, const char *path) {
+/* Writes a file under a temporary name in the same folder and renames it, so that `path` always leads to a complete
+   file, the old one or the new one. Devices are written to directly. bytes NULL: only tries. Returns 0 or -1. */
+static int file_write(const char *path, const void *bytes, size_t size) {
     const PathKind kind = path_kind(path);
-    memset(out, 0, sizeof *out);
-    errno = kind == PATH_FOLDER ? EISDIR : kind == PATH_PROTECTED ? EACCES : 0;
-    if (kind == PATH_DEVICE) out->file = file_open(path, "wb");
-    else if (errno == 0) open_temporary(out, path);
-    if (out->file == NULL) out->failure = errno_or(EIO);
-}
-
-static void output_write(OutputFile *out, const void *bytes, size_t size) {
-    if (interrupted && out->failure == 0) out->failure = EINTR;
-    if (out->failure != 0) return;
+    if (kind == PATH_FOLDER || kind == PATH_PROTECTED) return errno = kind == PATH_FOLDER ? EISDIR : EACCES, -1;
+    char *target = kind == PATH_DEVICE ? NULL : link_target(path);
+    const size_t room = target != NULL ? strlen(target) + 32 : 0;
+    char *temporary = room > 0 ? malloc(room) : NULL;
+    FILE *file = kind == PATH_DEVICE ? file_open(path, "wb")
+                 : temporary != NULL ? open_temporary(temporary, room, target) : NULL;
+    int failure = file == NULL ? errno_or(EIO) : 0;
     errno = 0;
-    if (fwrite(bytes, 1, size, out->file) != size) out->failure = errno_or(EIO);
-}
-
-/* Ends the file: it gets its name, or, if anything failed, nothing is left of it. Returns 0 or an errno. */
-static int output_close(OutputFile *out) {
-    errno = 0;
-    if (out->file != NULL && fclose(out->file) != 0 && out->failure == 0) out->failure = errno_or(EIO);
-    if (out->failure == 0 && out->temporary != NULL && file_replace(out->temporary, out->path) != 0)
-        out->failure = errno_or(EIO);
-    if (out->failure != 0 && out->file != NULL && out->temporary != NULL) file_remove(out->temporary);
+    if (file != NULL && bytes != NULL && fwrite(bytes, 1, size, file) != size) failure = errno_or(EIO);
+    if (file != NULL && fclose(file) != 0 && failure == 0) failure = errno_or(EIO);
+    const bool renames = temporary != NULL && failure == 0 && bytes != NULL;
+    if (renames && file_replace(temporary, target) != 0) failure = errno_or(EIO);
+    if (file != NULL && temporary != NULL && (!renames || failure != 0)) file_remove(temporary);
     set_unfinished(0, NULL);
-    free(out->temporary);
-    free(out->path);
-    return out->failure;
+    free(temporary);
+    free(target);
+    errno = failure;
+    return failure == 0 ? 0 : -1;
 }
 
 /* ==================================================================================================================
@@ -6606,7 +6587,7 @@ static JanusStatus text_from_bytes(const void *bytes, size_t length, const char 
 /* Adds what a file must hold to carry the text, which is UTF-8: comments of a JPEG, or a chunk of a PNG. */
 static void add_image_text(TextBuffer *out, const char *text, bool jpeg) {
     enum { COMMENT_LIMIT = 65533 };
-    const size_t size = strlen(text);
+    const size_t size = strlen(text), start = out->length + 4; /* the checksum's: behind the size */
     bool ascii = true;
     for (size_t i = 0, part; jpeg && i < size; i += part) {
         part = size - i < COMMENT_LIMIT ? size - i : COMMENT_LIMIT;
@@ -6621,28 +6602,25 @@ static void add_image_text(TextBuffer *out, const char *text, bool jpeg) {
     text_add(out, TEXT_KEY, sizeof TEXT_KEY);
     text_add(out, "\0\0\0", ascii ? 0 : 4); /* not compressed, no language, no translated key */
     text_add(out, text, size);
-    if (!out->failed) add_number(out, stbiw__crc32((uint8_t *)out->text + 4, (int)out->length - 4), 4);
+    if (!out->failed) add_number(out, stbiw__crc32((uint8_t *)out->text + start, (int)(out->length - start)), 4);
 }
 
-/* Writes the picture as PNG or JPEG, with a text unless it is NULL; a failure is recorded in `out`. */
-static void write_image(OutputFile *out, const JanusImage *image, bool jpeg, const char *text) {
+/* The picture as the bytes of a PNG or JPEG, with a text unless it is NULL. */
+static TextBuffer image_to_bytes(const JanusImage *image, bool jpeg, const char *text) {
     const size_t place = jpeg ? 20 : 33; /* of the text: after the first segment or chunk */
     const int width = image->width, height = image->height;
-    TextBuffer *file = &image_memory.file, inserted = {0};
+    TextBuffer *plain = &image_memory.file, bytes = {0};
     volatile int written = 0;
     if (setjmp(image_memory.way_out) == 0)
-        written = jpeg ? stbi_write_jpg_to_func(writer_sink, file, width, height, 3, image->rgb, 95)
-                       : stbi_write_png_to_func(writer_sink, file, width, height, 3, image->rgb, 3 * width);
+        written = jpeg ? stbi_write_jpg_to_func(writer_sink, plain, width, height, 3, image->rgb, 95)
+                       : stbi_write_png_to_func(writer_sink, plain, width, height, 3, image->rgb, 3 * width);
     arena_free(&image_memory.arena);
-    if (text != NULL && text[0] != 0) add_image_text(&inserted, text, jpeg);
-    if ((!written || file->failed || inserted.failed) && out->failure == 0) out->failure = ENOMEM;
-    if (out->failure == 0) {
-        output_write(out, file->text, place);
-        if (inserted.length > 0) output_write(out, inserted.text, inserted.length);
-        output_write(out, file->text + place, file->length - place);
-    }
-    text_free(file);
-    text_free(&inserted);
+    bytes.failed = !written || plain->failed;
+    if (!bytes.failed) text_add(&bytes, plain->text, place);
+    if (text != NULL && text[0] != 0) add_image_text(&bytes, text, jpeg);
+    if (!bytes.failed) text_add(&bytes, plain->text + place, plain->length - place);
+    text_free(plain);
+    return bytes;
 }
 
 /* ---- Resizing ---- */
@@ -6881,11 +6859,15 @@ static bool ends_with(const char *text, const char *end) {
     return true;
 }
 
-/* The status of a call whose writing of `path` ended with this errno. */
-static JanusStatus write_status(int error_number, const char *path, JanusError *error) {
-    if (error_number == 0) return JANUS_OK;
-    if (error_number == ENOMEM) return fail_memory(error);
-    return fail(error, JANUS_IO_ERROR, "cannot write %s: %s", path, strerror(error_number));
+/* Writes a file, or stdout if `path` is NULL. */
+static JanusStatus write_bytes(const char *path, const TextBuffer *bytes, JanusError *error) {
+    errno = bytes->failed ? ENOMEM : 0;
+    if (!bytes->failed && (path != NULL ? file_write(path, bytes->text, bytes->length) == 0
+                                        : fwrite(bytes->text, 1, bytes->length, stdout) == bytes->length))
+        return JANUS_OK;
+    if (errno == ENOMEM) return fail_memory(error);
+    return fail(error, JANUS_IO_ERROR, "cannot write %s: %s", path != NULL ? path : "to stdout",
+                strerror(errno_or(EIO)));
 }
 
 static bool is_jpeg_name(const char *path) { return ends_with(path, ".jpg") || ends_with(path, ".jpeg"); }
@@ -6916,10 +6898,10 @@ JanusStatus janus_image_save_with_text(const char *path, const JanusImage *image
         return fail(error, JANUS_BAD_ARGUMENT, "cannot write %s: the text is not UTF-8 or too long", path);
     if (!is_picture_name(path))
         return fail(error, JANUS_BAD_ARGUMENT, "cannot write %s: the name must end in .png, .jpg or .jpeg", path);
-    OutputFile out;
-    output_open(&out, path);
-    if (out.failure == 0) write_image(&out, image, is_jpeg_name(path), text);
-    return write_status(output_close(&out), path, error);
+    TextBuffer bytes = image_to_bytes(image, is_jpeg_name(path), text);
+    status = write_bytes(path, &bytes, error);
+    text_free(&bytes);
+    return status;
 }
 
 void janus_free(JanusModel *model) {
@@ -8550,7 +8532,7 @@ static JanusStatus reserve_name(char name[PATH_BYTES], JanusError *error) {
         }
         if (errno != EEXIST) break;
     }
-    return write_status(errno_or(EIO), name, error);
+    return fail(error, JANUS_IO_ERROR, "cannot write %s: %s", name, strerror(errno_or(EIO)));
 }
 
 /* Checks, before hours of work, that the pictures of a request can be written. */
@@ -8558,7 +8540,7 @@ static JanusStatus output_usable(const Program *program, const Request *request,
     const char *output = request->output != NULL ? request->output : "janus-1.png"; /* tries the folder */
     const int count = request->output != NULL ? request->draw.count : 0;
     char name[PATH_BYTES];
-    OutputFile out;
+    const TextBuffer nothing = {0};
     if (strcmp(output, "-") == 0) return JANUS_OK;
     if (!is_picture_name(output))
         return fail(error, JANUS_BAD_ARGUMENT, "cannot write %s: the name must end in .png, .jpg or .jpeg", output);
@@ -8569,11 +8551,7 @@ static JanusStatus output_usable(const Program *program, const Request *request,
         if (same_file(name, program->model_path))
             return fail(error, JANUS_BAD_ARGUMENT, "%s would be written over the model: give it another name", name);
     }
-    output_open(&out, output);
-    const int failure = out.failure;
-    out.failure = ECANCELED; /* only a try */
-    output_close(&out);
-    return write_status(failure, output, error);
+    return write_bytes(output, &nothing, error); /* only a try */
 }
 
 /* Decodes picture i of a request and writes it: to stdout as PNG, under its name, or under the next free one; with
@@ -8587,9 +8565,9 @@ static JanusStatus write_picture(const Program *program, const Request *request,
     if (status == JANUS_OK && says && text == NULL) status = fail_memory(error);
     if (status == JANUS_OK && request->output == NULL) status = reserve_name(name, error);
     if (status == JANUS_OK && request->output != NULL && strcmp(request->output, "-") == 0) {
-        OutputFile out = {.file = stdout};
-        write_image(&out, image, false, text);
-        status = write_status(out.failure, "to stdout", error);
+        TextBuffer bytes = image_to_bytes(image, false, text);
+        status = write_bytes(NULL, &bytes, error);
+        text_free(&bytes);
     } else if (status == JANUS_OK) {
         if (request->output != NULL) numbered_name(name, PATH_BYTES, request->output, i, request->draw.count);
         status = janus_image_save_with_text(name, image, text, error);
@@ -9398,7 +9376,6 @@ static void command_selftest(Program *program) {
     char path[PATH_BYTES];
     double recorded_size = 0;
     int used = 0;
-    OutputFile out;
     const int stem = (int)strlen(program->model_path) - (ends_with(program->model_path, ".gguf") ? 5 : 0);
     snprintf(path, sizeof path, "%.*s.selftest", stem, program->model_path);
     if (program->line.record) {
@@ -9414,16 +9391,13 @@ static void command_selftest(Program *program) {
     begin_work(program);
     if (error->status == JANUS_OK) run_tasks(program);
     end_work(program);
-    if (tap->record.failed) fail_memory(error);
     if (error->status != JANUS_OK) return;
     if (tap->lines != NULL) {
         if (print_stages(tap) > 0) error->status = JANUS_BAD_MODEL;
         return;
     }
     text_add(&tap->record, "\n", 1);
-    output_open(&out, path);
-    output_write(&out, tap->record.text, tap->record.length);
-    if (write_status(output_close(&out), path, error) == JANUS_OK) puts(path);
+    if (write_bytes(path, &tap->record, error) == JANUS_OK) puts(path);
 }
 
 /* ---- Commands and their arguments ---- */
@@ -9709,7 +9683,9 @@ static int janus_main(int argc, char **argv) {
    during a call of the library is a cancel request ---- */
 
 #if defined(_WIN32)
-/* Runs in a thread of its own. A file that is open cannot be removed here: the writer, who sees `interrupted`, does. */
+static volatile LONG interrupted;
+
+/* Runs in a thread of its own. A file that is being written cannot be removed: it is finished first. */
 static BOOL WINAPI on_console_event(DWORD event) {
     if (event == CTRL_C_EVENT && can_cancel && !cancel_requested) return cancel_requested = 1;
     interrupted = 1;

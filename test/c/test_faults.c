@@ -816,14 +816,6 @@ static void test_modes(World *world) {
                hash_file(in_folder("other.png")) == hash_bytes(1, "old", 3),
            "another hard link keeps the old content");
     remove(in_folder("other.png"));
-    OutputFile first, second;
-    output_open(&first, in_folder("out.png"));
-    output_open(&second, in_folder("out.png"));
-    output_write(&first, "first", 5);
-    output_write(&second, "second", 6);
-    report(output_close(&first) == 0 && hash_file(in_folder("out.png")) == hash_bytes(1, "first", 5) &&
-               output_close(&second) == 0 && hash_file(in_folder("out.png")) == hash_bytes(1, "second", 6),
-           "two writers of one file do not meet");
     uint64_t hash = 1;
     arm(OPENING, 1, EEXIST, false); /* somebody has this temporary name */
     const JanusStatus status = do_write_png(world, &hash);
