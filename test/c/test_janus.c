@@ -38,7 +38,9 @@ static Golden open_golden(const char *name) {
     return golden;
 }
 
-static void close_golden(Golden *golden) {
+/* Frees the model and a session of it, which may be NULL. */
+static void close_golden(Golden *golden, JanusSession *session) {
+    janus_session_free(session);
     janus_free(golden->model);
     janus_image_free(&golden->image);
 }
@@ -98,7 +100,7 @@ static void test_golden(void) {
     Golden golden = open_golden("plain");
     int usable[KERNEL_COUNT];
     for (int k = 0; k < KERNEL_COUNT; k++) usable[k] = is_usable(golden.model, KERNEL_NAMES[k]);
-    close_golden(&golden);
+    close_golden(&golden, NULL);
     check(usable[0], 0, "the plain kernels work everywhere");
     for (int k = 0; k < KERNEL_COUNT; k++)
         for (int i = 0; i < 4 && usable[k]; i++) {
@@ -156,7 +158,7 @@ static void test_threads(const char *name) {
     check(fingerprint(&golden, 1) == one, 1, "%s: the same twice", name);
     check(fingerprint(&golden, 2) == one, 1, "%s: 2 threads give the bits of 1", name);
     check(fingerprint(&golden, 3) == one, 1, "%s: 3 threads give the bits of 1", name);
-    close_golden(&golden);
+    close_golden(&golden, NULL);
 }
 
 /* Pictures drawn side by side are those drawn one by one, and each is the decoded form of its ids. */
@@ -202,8 +204,7 @@ static void test_batch(const char *name) {
     free(ids);
     free(single);
     free(prompt);
-    janus_session_free(session);
-    close_golden(&golden);
+    close_golden(&golden, session);
 }
 
 /* ---- The first logits of an answer ---- */
@@ -257,7 +258,7 @@ static void test_fast(void) {
     check(strcmp(janus_info(golden.model).weight_type, "q6_k") == 0, 1, "the type of the first block's matrices");
     check(exact.count > 0 && fast.count == exact.count && difference < 5e-2, 1,
           "rounded activations move the first logits by %.1e", difference);
-    close_golden(&golden);
+    close_golden(&golden, NULL);
 }
 
 /* Keys and values in float16 cost half the memory and little accuracy; float32 is the default, whatever the weights
@@ -273,7 +274,7 @@ static void test_cache_types(void) {
         check(whole.count > 0 && difference > 1e-7 && difference < 5e-3, 1,
               "%s: a float16 cache moves the first logits by %.1e", names[i], difference);
         check(memcmp(&usual, &whole, sizeof whole) == 0, 1, "%s: the cache is float32 by default", names[i]);
-        close_golden(&golden);
+        close_golden(&golden, NULL);
     }
 }
 
@@ -286,29 +287,10 @@ typedef struct {
     int prompt_tokens; /* of the last text.token_ids */
 } Stream;
 
-/* Length of the UTF-8 character at `text`, 0 when there is none. */
-static size_t character_length(const unsigned char *text, size_t left) {
-    const size_t length = text[0] < 0x80                      ? 1
-                          : text[0] >= 0xC2 && text[0] < 0xE0 ? 2
-                          : text[0] >= 0xE0 && text[0] < 0xF0 ? 3
-                          : text[0] >= 0xF0 && text[0] < 0xF5 ? 4
-                                                              : 0;
-    if (length == 0 || length > left) return 0;
-    for (size_t i = 1; i < length; i++)
-        if ((text[i] & 0xC0) != 0x80) return 0;
-    return length;
-}
-
 static int stream_text(void *user, const char *text, size_t length) {
     Stream *stream = user;
-    size_t at = 0;
     stream->calls++;
-    while (at < length) {
-        const size_t character = character_length((const unsigned char *)text + at, length - at);
-        if (character == 0) break;
-        at += character;
-    }
-    if (at != length || length == 0) stream->valid = 0;
+    if (length == 0 || !utf8_valid(text, length)) stream->valid = 0;
     if (stream->length + length < sizeof stream->text) {
         memcpy(stream->text + stream->length, text, length);
         stream->length += length;
@@ -365,7 +347,7 @@ static void test_conversation(void) {
     free(again);
     janus_session_free(a);
     janus_session_free(b);
-    close_golden(&golden);
+    close_golden(&golden, NULL);
 }
 
 /* What is heard of a drawing. */
@@ -417,8 +399,7 @@ static void test_drawn(void) {
     }
     check(memcmp(watch.ids[0], ids, (size_t)T * sizeof *ids) == 0, 1, "what was heard is what was drawn");
     free(ids);
-    janus_session_free(session);
-    close_golden(&golden);
+    close_golden(&golden, session);
 }
 
 /* A conversation until the context is full ends with an error and stays usable. */
@@ -441,8 +422,7 @@ static void test_full_context(void) {
           length);
     janus_reset(session);
     check(janus_ask(session, "Hello", NULL, 0, &ask, NULL, NULL) == JANUS_OK, 1, "a new conversation after that");
-    janus_session_free(session);
-    close_golden(&golden);
+    close_golden(&golden, session);
 }
 
 /* ---- Cancellation ---- */
@@ -477,8 +457,7 @@ static void test_colours(const char *name) {
     check(different > (int)bytes / 4, 1, "%s: ids have colours of their own", name);
     free(first);
     free(second);
-    janus_session_free(session);
-    close_golden(&golden);
+    close_golden(&golden, session);
 }
 
 /* One of the five long calls; the result is put into `ids` or `answer`. */
@@ -530,8 +509,7 @@ static void test_cancel_call(int which, const char *what) {
     free(expected_answer);
     free(expected);
     free(ids);
-    janus_session_free(session);
-    close_golden(&golden);
+    close_golden(&golden, session);
 }
 
 /* The text callback stops an answer; the turn is dropped from the conversation. */
@@ -551,8 +529,7 @@ static void test_cancel_text(void) {
               answer == NULL && error.status == JANUS_CANCELLED && error.message[0] != 0,
           1, "the text callback stops an answer: %s", error.message);
     check(janus_conversation_length(session) == 0, 1, "the stopped turn is dropped");
-    janus_session_free(session);
-    close_golden(&golden);
+    close_golden(&golden, session);
 }
 
 /* ---- Errors: arguments ---- */
@@ -594,12 +571,10 @@ static void test_bad_texts(void) {
            JANUS_BAD_ARGUMENT, &error, "two placeholders for one image");
     check(janus_tokenize(golden.model, "", 0, &tokens, &count, NULL) == JANUS_OK && count == 0, 1,
           "an empty text has no tokens");
-    check(1, 1, "bad texts are refused");
     free(tokens);
     free(text);
     free(ids);
-    janus_session_free(session);
-    close_golden(&golden);
+    close_golden(&golden, session);
 }
 
 static void test_bad_options(void) {
@@ -640,14 +615,12 @@ static void test_bad_options(void) {
                "bad session options");
         check(none == NULL, 0, "a refused session is NULL");
     }
-    check(1, 1, "options outside their ranges are refused");
     JanusAskOptions precise = janus_ask_defaults();
     const double wanted = 0.8; /* a constant itself may have more bits (x87) */
     precise.top_p = wanted; /* as a float it would be larger, and could keep one id more than Python's */
     check(precise.top_p == wanted, 1, "top-p is as precise as Python's floats");
     free(ids);
-    janus_session_free(session);
-    close_golden(&golden);
+    close_golden(&golden, session);
 }
 
 /* NULL where something is needed is an error, not a crash. */
@@ -701,7 +674,6 @@ static void test_null(void) {
         if (i == 30) status = janus_queue_ask(queue, "a", NULL, 1, NULL, NULL, &error);
         expect(status, JANUS_BAD_ARGUMENT, &error, "NULL");
     }
-    check(1, 1, "NULL where something is needed is refused");
     check(janus_generate_ids(session, "a", NULL, ids, NULL) == JANUS_OK &&
               janus_ask(session, "a", NULL, 0, &ask, NULL, NULL) == JANUS_OK &&
               janus_tokenize(m, NULL, 0, &tokens, &count, NULL) == JANUS_OK && count == 0,
@@ -712,7 +684,7 @@ static void test_null(void) {
     free(ids);
     free(pixels);
     free(rgb);
-    close_golden(&golden);
+    close_golden(&golden, NULL);
 }
 
 static void test_bad_ids(void) {
@@ -734,10 +706,8 @@ static void test_bad_ids(void) {
                "detokenizing an id out of range");
         check(text == NULL, 0, "no text after a failed call");
     }
-    check(1, 1, "ids out of range are refused");
     free(ids);
-    janus_session_free(session);
-    close_golden(&golden);
+    close_golden(&golden, session);
 }
 
 /* ---- Errors: model files ---- */
@@ -753,10 +723,8 @@ static void expect_bad_model(const void *bytes, size_t length, const char *what)
 
 /* Cut off at many lengths: everywhere in the header's first kilobyte, then ever more coarsely. */
 static void test_truncated(const unsigned char *bytes, size_t length) {
-    int count = 0;
-    for (size_t cut = 0; cut < length; cut += cut < 512 ? 7 : cut < 65536 ? 997 : 30011, count++)
+    for (size_t cut = 0; cut < length; cut += cut < 512 ? 7 : cut < 65536 ? 997 : 30011)
         expect_bad_model(bytes, cut, "a truncated model");
-    check(1, 1, "a model cut off at %d lengths is refused", count);
 }
 
 /* Where `text` stands in the bytes; -1 for nowhere. */
@@ -778,70 +746,72 @@ static void expect_bad_patch(const unsigned char *bytes, size_t length, long at,
     free(copy);
 }
 
+/* Numbers replaced in the file's first bytes or behind a name, or a name itself. */
 static void test_damaged(const unsigned char *bytes, size_t length) {
-    static const char architecture[] = "general.architecture", norm[] = "output_norm.weight",
-                      token[] = "token_embd.weight";
-    static const unsigned char huge[8] = {0, 0, 0, 0, 0, 0, 0, 0x10}, far_away[8] = {0, 0, 0, 0, 0x40, 0, 0, 0};
-    static const unsigned char full[8] = {0xC0, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF};
-    const long name = find_bytes(bytes, length, norm), matrix = find_bytes(bytes, length, token);
-    const long size = name + (long)sizeof norm - 1 + 4, type = size + 8, offset = type + 4; /* one dimension */
-    expect_bad_patch(bytes, length, 0, "GGML", 4, "another magic");
-    expect_bad_patch(bytes, length, 4, "\2", 1, "another GGUF version");
-    expect_bad_patch(bytes, length, 8, huge, 8, "2^60 tensors");
-    expect_bad_patch(bytes, length, 16, huge, 8, "2^60 metadata entries");
-    expect_bad_patch(bytes, length, 24, huge, 8, "a key of 2^60 bytes");
-    expect_bad_patch(bytes, length, find_bytes(bytes, length, architecture) + (long)sizeof architecture - 1 + 12,
-                     "llama", 5, "another architecture");
-    expect_bad_patch(bytes, length, name, "output_morn", 11, "a missing tensor");
-    expect_bad_patch(bytes, length, size - 4, "\2", 1, "another number of dimensions");
-    expect_bad_patch(bytes, length, size, "\7\0", 2, "a misshapen tensor");
-    expect_bad_patch(bytes, length, size, huge, 8, "a tensor of 2^60 numbers");
-    expect_bad_patch(bytes, length, type, "\x63", 1, "an unknown tensor type");
-    expect_bad_patch(bytes, length, offset, far_away, 8, "an offset behind the file");
-    expect_bad_patch(bytes, length, offset, full, 8, "an offset that overflows");
-    expect_bad_patch(bytes, length, offset, "\1", 1, "an offset that is not aligned");
-    expect_bad_patch(bytes, length, matrix + (long)sizeof token - 1 + 4 + 8, huge, 8, "a matrix of 2^60 rows");
-    check(1, 1, "damaged models are refused");
+    enum { ITSELF = -1 };
+#define BIG "\0\0\0\0\0\0\0\x10"
+#define NORM "output_norm.weight" /* one dimension: 4 bytes for their number, 8 its size, 4 the type, 8 the offset */
+#define EPSILON "janus.attention.layer_norm_rms_epsilon"
+#define MERGES "janus.tokenizer.merges"
+    static const struct {
+        const char *what, *name;
+        int skip, count; /* bytes between the name and the patch; those of the patch */
+        const char *patch;
+    } ROWS[] = {{"another magic", "", 0, 4, "GGML"},
+                {"another GGUF version", "", 4, 1, "\2"},
+                {"2^60 tensors", "", 8, 8, BIG},
+                {"2^60 metadata entries", "", 16, 8, BIG},
+                {"a key of 2^60 bytes", "", 24, 8, BIG},
+                {"another architecture", "general.architecture", 12, 5, "llama"},
+                {"a missing tensor", NORM, ITSELF, 11, "output_morn"},
+                {"a tensor that nobody knows", "output.weight", ITSELF, 1, "x"},
+                {"another number of dimensions", NORM, 0, 1, "\2"},
+                {"a misshapen tensor", NORM, 4, 2, "\7\0"},
+                {"a tensor of 2^60 numbers", NORM, 4, 8, BIG},
+                {"an unknown tensor type", NORM, 12, 1, "\x63"},
+                {"an offset behind the file", NORM, 16, 8, "\0\0\0\0\x40\0\0\0"},
+                {"an offset that overflows", NORM, 16, 8, "\xC0\xFF\xFF\xFF\xFF\xFF\xFF\xFF"},
+                {"an offset that is not aligned", NORM, 16, 1, "\1"},
+                {"a matrix of 2^60 rows", "token_embd.weight", 12, 8, BIG},
+                {"an epsilon of zero", EPSILON, 4, 4, "\0\0\0\0"},
+                {"a negative epsilon", EPSILON, 4, 4, "\0\0\x80\xBF"},
+                {"an infinite epsilon", EPSILON, 4, 4, "\0\0\x80\x7F"},
+                {"an epsilon that is no number", EPSILON, 4, 4, "\0\0\xC0\x7F"},
+                {"no system prompt", "janus.prompt.system", ITSELF, 1, "x"},
+                {"no types of tokens", "tokenizer.ggml.token_type", ITSELF, 1, "x"},
+                {"strings that are numbers", "tokenizer.ggml.tokens", 0, 4, "\5\0\0\0"},
+                {"merges that are no array", MERGES, 0, 4, "\5\0\0\0"},
+                {"merges of floats", MERGES, 4, 4, "\6\0\0\0"},
+                {"a merge of no tokens", MERGES, 16, 4, "\377\377\377\377"},
+                {"split rules of unknown flags", "janus.tokenizer.split_rules", 16, 4, "\4\0\0\0"}};
+    for (size_t i = 0; i < sizeof ROWS / sizeof *ROWS; i++) {
+        const long name = find_bytes(bytes, length, ROWS[i].name);
+        const long behind = ROWS[i].skip == ITSELF ? 0 : (long)strlen(ROWS[i].name) + ROWS[i].skip;
+        expect_bad_patch(bytes, length, name < 0 ? name : name + behind, ROWS[i].patch, (size_t)ROWS[i].count,
+                         ROWS[i].what);
+    }
 }
 
 /* Every size in the metadata set to what no model has: refused, or harmless, but never a crash. */
 static void test_absurd_sizes(const unsigned char *bytes, size_t length) {
-    static const char *const keys[] = {"janus.embedding_length",
-                                       "janus.block_count",
-                                       "janus.feed_forward_length",
-                                       "janus.vocab_size",
-                                       "janus.attention.head_count",
-                                       "janus.attention.head_count_kv",
-                                       "janus.attention.key_length",
-                                       "janus.vision.image_size",
-                                       "janus.vision.patch_size",
-                                       "janus.vision.embedding_length",
-                                       "janus.vision.block_count",
-                                       "janus.vision.feed_forward_length",
-                                       "janus.vision.attention.head_count",
-                                       "janus.aligner.depth",
-                                       "janus.gen_aligner.depth",
-                                       "janus.gen_head.embedding_length",
-                                       "janus.vq.codebook_size",
-                                       "janus.vq.codebook_dim",
-                                       "janus.vq.base_channels",
-                                       "janus.vq.res_blocks",
-                                       "janus.vq.z_channels",
-                                       "janus.vq.group_count",
-                                       "janus.vq.grid_size",
-                                       "tokenizer.ggml.bos_token_id",
-                                       "janus.tokenizer.image_placeholder_id",
-                                       "janus.format_version"};
+    static const char *const keys[] = {
+        "janus.embedding_length", "janus.block_count", "janus.feed_forward_length", "janus.vocab_size",
+        "janus.attention.head_count", "janus.attention.head_count_kv", "janus.attention.key_length",
+        "janus.vision.image_size", "janus.vision.patch_size", "janus.vision.embedding_length",
+        "janus.vision.block_count", "janus.vision.feed_forward_length", "janus.vision.attention.head_count",
+        "janus.aligner.depth", "janus.gen_aligner.depth", "janus.gen_head.embedding_length", "janus.vq.codebook_size",
+        "janus.vq.codebook_dim", "janus.vq.base_channels", "janus.vq.res_blocks", "janus.vq.z_channels",
+        "janus.vq.group_count", "janus.vq.grid_size", "tokenizer.ggml.bos_token_id",
+        "janus.tokenizer.image_placeholder_id",
+        "janus.format_version"};
     static const unsigned char values[3][4] = {{0, 0, 0, 0}, {0xFF, 0xFF, 0xFF, 0xFF}, {0xFF, 0xFF, 0xFF, 0x7F}};
     for (size_t k = 0; k < sizeof keys / sizeof *keys; k++) {
         const long key = find_bytes(bytes, length, keys[k]);
         for (int v = 0; v < 3; v++) {
-            if (strstr(keys[k], "token_id") != NULL && v == 0) continue; /* 0 is an id */
-            if (strstr(keys[k], "placeholder_id") != NULL && v == 0) continue;
+            if (strstr(keys[k], "_id") != NULL && v == 0) continue; /* 0 is an id */
             expect_bad_patch(bytes, length, key < 0 ? key : key + (long)strlen(keys[k]) + 4, values[v], 4, keys[k]);
         }
     }
-    check(1, 1, "absurd sizes are refused");
 }
 
 /* Random damage to the header: whatever happens, it must be a status. A model that still loads must still be readable.
@@ -850,7 +820,6 @@ static void test_random_damage(const unsigned char *bytes, size_t length, int ro
     unsigned char *copy = need(malloc(length));
     const long header = find_bytes(bytes, length, "output_norm.weight") + 4096;
     uint64_t random = 88172645463325252u;
-    int loaded = 0;
     for (int round = 0; round < rounds; round++) {
         JanusModel *model = NULL;
         memcpy(copy, bytes, length);
@@ -859,10 +828,10 @@ static void test_random_damage(const unsigned char *bytes, size_t length, int ro
             copy[random % (uint64_t)header] ^= (unsigned char)(1 + (random >> 40) % 255);
         }
         write_file(temporary, copy, length);
-        if (janus_load(temporary, &model, NULL) == JANUS_OK) loaded += janus_info(model).parameters > 0;
+        if (janus_load(temporary, &model, NULL) == JANUS_OK)
+            check(janus_info(model).parameters > 0, 0, "a damaged model that loads can be read");
         janus_free(model);
     }
-    check(1, 1, "%d random damages: %d still load, none crashes", rounds, loaded);
     free(copy);
 }
 
@@ -975,7 +944,7 @@ static void test_queue(void) {
             test_queue_of(golden.model, &golden.image, KERNEL_NAMES[k], 0, 16);
             test_queue_of(golden.model, &golden.image, KERNEL_NAMES[k], 1, k % 2 == 0 ? 5 : 64);
         }
-        close_golden(&golden);
+        close_golden(&golden, NULL);
     }
 }
 
@@ -1016,8 +985,7 @@ static void test_queue_ends(void) {
           "one more");
     check(janus_queue_ask(queue, "a", &golden.image, 1, NULL, NULL, NULL) == JANUS_OK, 0, "a question that waits");
     janus_queue_free(queue);
-    janus_session_free(session);
-    close_golden(&golden);
+    close_golden(&golden, session);
 }
 
 /* ---- Images ---- */
@@ -1068,7 +1036,6 @@ static void test_image_files(void) {
     remove(path);
     janus_image_free(&back);
     janus_image_free(NULL);
-    check(1, 1, "bad images are refused");
 }
 
 /* Images of every awkward shape go through both preprocessors. */
@@ -1096,19 +1063,16 @@ static void test_image_shapes(void) {
                 check(0, 1, "encoding %d x %d: an id out of range", image.width, image.height);
         janus_image_free(&image);
     }
-    check(1, 1, "images of awkward shapes go through, or are refused");
     Golden larger = open_golden("tied");
     JanusSession *other = open_session(larger.model, NULL);
     JanusImage thin = {16384, 1, need(calloc(16384, 3))};
     JanusError error = {JANUS_OK, ""};
     check(janus_encode_image(other, &thin, ids, &error) == JANUS_BAD_ARGUMENT, 1, "16384 x 1: %s", error.message);
     janus_image_free(&thin);
-    janus_session_free(other);
-    close_golden(&larger);
+    close_golden(&larger, other);
     free(pixels);
     free(ids);
-    janus_session_free(session);
-    close_golden(&golden);
+    close_golden(&golden, session);
 }
 
 /* ---- Text ---- */
@@ -1136,8 +1100,7 @@ static void test_text_round_trip(void) {
         free(ids);
         free(text);
     }
-    check(1, 1, "texts come back from their tokens");
-    close_golden(&golden);
+    close_golden(&golden, NULL);
 }
 
 int main(int count, char **arguments) {
