@@ -61,7 +61,7 @@ install: janus libjanus.a libjanus.so ## program, small model, library: PREFIX=/
 uninstall: ## removes what install put there
 	$(PLACES); (cd "$$root"; rm -f $(FILES); rmdir share/janus share/doc/janus || :); cd "$$lib"; rm -f $(LIBRARIES)
 
-deps: ## installs packages: WHAT=build|fuzz|check|machines|analyse|platforms
+deps: ## installs packages: WHAT=build|fuzz|check|machines|web|analyse|platforms
 	@sh test/setup.sh install "$(WHAT)"
 
 clean: ## removes what was built
@@ -90,11 +90,10 @@ $(BUILT)/library.o: $(SOURCES)
 $(BUILT)/test_janus: test/c/test_janus.c test/c/common.h $(SOURCES)
 	$(COMPILE) $(WARNINGS) test/c/test_janus.c -o $@ $(LINK)
 
-$(BUILT)/test_kernels: test/c/test_kernels.c test/c/common.h test/c/emulate_amx.h $(SOURCES)
-	$(COMPILE) test/c/test_kernels.c -o $@ $(LINK)
-
-$(BUILT)/test_faults: test/c/test_faults.c test/c/common.h $(SOURCES)
-	$(COMPILE) test/c/test_faults.c -o $@ $(LINK)
+$(BUILT)/test_kernels: test/c/test_kernels.c test/c/emulate_amx.h
+$(BUILT)/test_faults: test/c/test_faults.c
+$(BUILT)/test_kernels $(BUILT)/test_faults: test/c/common.h $(SOURCES)
+	$(COMPILE) test/c/$(@F).c -o $@ $(LINK)
 
 FUZZ_SOURCES = test/fuzz/fuzz.c test/fuzz/mutate_gguf.h $(SOURCES)
 $(BUILT)/fuzz/replay: $(FUZZ_SOURCES)
@@ -115,16 +114,19 @@ platforms: janus ## builds, runs and compares for every platform whose tools are
 	@status=0; ROWS="$(ROWS)" STB="$(STB)" sh test/platforms/platforms.sh || status=1; \
 	    ROWS="$(ROWS)" WORK="$(WORK)" KEEP="$(KEEP)" sh test/platforms/bare.sh || status=1; exit $$status
 
+# ---- In a browser ----
+
+web: ## the page, in build/web, for any static host
+	@$(FIND_STB); CLANG="$(CLANG)" STB="$$stb" sh test/web/web.sh
+web-serve: web ## the page on this machine
+	@$(PYTHON) test/web/serve.py
+web-test: janus web ## the page in Chromium and Firefox, which make deps WHAT=web installs
+
 # ---- Equal to PyTorch ----
 
 verify: janus libjanus.so build/libinternals.so ## small checkpoints through PyTorch and ./janus, stage by stage; installs torch
-	$(RUN) verify
-
 verify-full: janus libjanus.so ## the 1B and 7B geometries with random weights: half an hour, 40 GB below WORK=/tmp
-	$(RUN) verify-full
-
 eval: libjanus.so ## the small model's scores
-	$(RUN) eval
 
 # janus.c with some inner functions made visible.
 build/libinternals.so: test/verify/internals.c $(SOURCES)
@@ -133,13 +135,11 @@ build/libinternals.so: test/verify/internals.c $(SOURCES)
 # ---- Measuring ----
 
 bench: build/benchmark ## the time of every stage beside the machine's limits: BENCH_ARGS=--tiny TYPES="bf16 q8_0"
-	$(RUN) bench
-
 bench-peers: build/libbench.so ## beside PyTorch and llama.cpp, which it installs: QUICK=1 takes about 15 minutes
-	$(RUN) bench-peers 
-
 quantisation: build/libbench.so ## what smaller weights cost in quality
-	$(RUN) quantisation
+
+verify verify-full eval bench bench-peers quantisation web-test:
+	$(RUN) $@
 
 build/benchmark: test/bench/bench.c $(SOURCES)
 	$(COMPILE) test/bench/bench.c -o $@ $(LINK)
@@ -147,4 +147,4 @@ build/benchmark: test/bench/bench.c $(SOURCES)
 build/libbench.so: test/bench/bench_stages.c $(SOURCES)
 	$(COMPILE) -fPIC -shared test/bench/bench_stages.c -o $@ $(LINK)
 
-.PHONY: all demo test install uninstall deps clean help verify verify-full eval fuzz platforms bench bench-peers quantisation
+.PHONY: all demo test install uninstall deps clean help verify verify-full eval fuzz platforms bench bench-peers quantisation web web-serve web-test

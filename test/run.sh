@@ -1,11 +1,11 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
 # Runs parts of the tests, one after the other, and adds up their counts: run.sh build|c|kernels|python|ray|verify|verify-full ...,
-# or measures: run.sh eval|bench|bench-peers|quantisation.
+# web-test, or measures: run.sh eval|bench|bench-peers|quantisation.
 #
 # BUILT names the folder of the C tests; RUNNER is a command put before them, such as "qemu-x86_64 -cpu Nehalem"; SAN is
 # address, thread or valgrind; PYTESTS are pytest's arguments. A part that has not ended after LIMIT seconds is killed and counts as failed. Python parts have an
-# environment of their own in .venv, .venv-verify, .venv-bench or .venv-ray, made anew when its requirements change.
+# environment of their own in .venv, .venv-verify, .venv-bench, .venv-ray or .venv-web, made anew when its requirements change.
 cd "$(dirname "$0")/.." || exit 1
 PYTHON=${PYTHON:-python3}
 BUILT=${BUILT:-build}
@@ -140,6 +140,9 @@ for kind in "$@"; do
     *,ray)
         need_environment .venv-ray test/machines/requirements-ray.txt
         pytest test/machines 1200 test/machines ;;
+    *,web-test)
+        need_environment .venv-web test/web/requirements.txt
+        pytest test/web 600 test/web ;;
     *,eval)
         need_environment .venv test/requirements.txt
         exec "$python" weights/eval.py ;;

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: MIT
 # What a machine may lack: the stb headers, which every build finds or fetches by itself, and the packages of make deps.
 #   setup.sh flags              prints the compiler's flags for stb_image.h (2.28 or newer) and stb_image_write.h
-#   setup.sh install [WHAT]     installs packages: build (the default), fuzz, check, machines, analyse or platforms
+#   setup.sh install [WHAT]     installs packages: build (the default), fuzz, check, machines, web, analyse or platforms
 #   setup.sh release NAME DIR   puts the stb headers of the Debian release NAME into DIR/stb
 #   setup.sh mirror             prints the address of Debian's packages that /etc/apt names
 # The environment holds the Makefile's CC, CFLAGS, STB, FETCH and STB_URL. Exit status 2: the headers are missing.
@@ -44,6 +44,7 @@ deps_command() {
     fuzz) packages="clang llvm" ;;
     check) packages="valgrind qemu-user libc6-dbg" ;;
     machines) packages=parallel ;;
+    web) packages="clang lld wasi-libc libclang-rt-dev-wasm32 chromium firefox-esr fonts-dejavu-core" ;;
     analyse) packages="gcc libc6-dev libstb-dev clang clang-tidy cppcheck" ;;
     platforms)
         packages="gcc g++ clang tcc libc6-dev libstb-dev bmake musl-dev musl-tools libc6-dev-i386
