@@ -6096,7 +6096,7 @@ static void answer_token(Context *cx, const JanusModel *m, Answer *answer, int32
    ================================================================================================================== */
 
 /* As many pixels as Pillow accepts by default. */
-enum { IMAGE_SIDE_LIMIT = 16384, IMAGE_PIXEL_LIMIT = 178956970, IMAGE_FILE_LIMIT = 1 << 29, IMAGE_SCAN_LIMIT = 20 };
+enum { IMAGE_SIDE_LIMIT = 16384, IMAGE_PIXEL_LIMIT = 178956970, IMAGE_FILE_LIMIT = 1 << 29 };
 
 /* stb's allocators, below. */
 static void *reader_memory(void *memory, size_t size);
@@ -6221,30 +6221,24 @@ typedef struct {
     int orientation;        /* of EXIF, 1 to 8; 0: none */
     TextBuffer copy, text;  /* the file with only its pixels; the text "parameters" or the comments */
     bool packed_text;       /* there is one, compressed */
-    StringView frame;             /* JPEG: precision, height, width, number of channels, three bytes for each of them */
+    StringView frame;       /* JPEG: precision, height, width, number of channels, three bytes for each of them */
     int64_t scans;
-    unsigned quantisers;    /* bit i: quantisation table i is defined */
     int64_t interval;       /* units between two restart markers; 0: there are none */
-    int adobe;              /* the colours according to Adobe's marker: 0 as they are, 1 YCbCr, 2 YCCK; -1: no marker */
+    unsigned quantisers;    /* bit i: quantisation table i is defined */
 } ImageFile;
 
-static void image_damaged(ImageFile *image, const char *how) {
-    context_fail(&image->cx, JANUS_BAD_IMAGE, "%s is damaged: %s", image->name, how);
+static void image_bad(ImageFile *image, const char *reason) {
+    context_fail(&image->cx, JANUS_BAD_IMAGE,
+                 "%s is damaged or of an unsupported kind (%s): save it again as PNG or JPEG", image->name, reason);
 }
 
-static void image_unsupported(ImageFile *image, const char *what, const char *kind) {
-    context_fail(&image->cx, JANUS_BAD_IMAGE, "%s is a %s of an unsupported kind (%s): save it again as a usual %s",
-                 image->name, what, kind, what);
-}
-
-/* Takes the size, which may be any number. */
 static void image_size(ImageFile *image, int64_t width, int64_t height) {
     image->width = width;
     image->height = height;
-    if (width < 1 || height < 1 || max_i64(width, height) > IMAGE_SIDE_LIMIT || width * height > IMAGE_PIXEL_LIMIT)
+    if (max_i64(width, height) > IMAGE_SIDE_LIMIT || width * height > IMAGE_PIXEL_LIMIT)
         context_fail(&image->cx, JANUS_BAD_IMAGE,
-                     "%s is %ld x %ld pixels: the limit is 16384 a side and 178,956,970 in all", image->name,
-                     (long)min_i64(width, INT32_MAX), (long)min_i64(height, INT32_MAX));
+                     "%s is %.0f x %.0f pixels: the limit is 16384 a side and 178,956,970 in all", image->name,
+                     (double)width, (double)height);
 }
 
 /* The orientation in EXIF, 1 to 8, or 0 for none. EXIF is a TIFF file without pictures: byte order, the place of a
@@ -6256,16 +6250,16 @@ static int exif_orientation(StringView exif) {
     int orientation = 0;
     while (view_begins(exif, "Exif\0\0", 6)) exif = view_part(exif, 6, exif.length);
     const bool big = view_begins(exif, "MM\0*", 4);
-    const size_t directory = view_number(exif, 4, 4, big);
+    const size_t directory = (size_t)view_number(exif, 4, 4, big);
     if ((!big && !view_begins(exif, "II*\0", 4)) || directory >= exif.length) return 0;
-    const size_t entries = view_number(exif, directory, 2, big);
+    const uint64_t entries = view_number(exif, directory, 2, big);
     for (size_t i = 0, at = directory + 2; i < entries && at + ENTRY <= exif.length; i++, at += ENTRY) {
-        const uint32_t tag = view_number(exif, at, 2, big), type = view_number(exif, at + 2, 2, big);
+        const uint64_t tag = view_number(exif, at, 2, big), type = view_number(exif, at + 2, 2, big);
         const uint64_t size = type < TYPES ? (uint64_t)SIZES[type] * view_number(exif, at + 4, 4, big) : 0;
         const uint64_t place = size <= 4 ? at + 8 : view_number(exif, at + 8, 4, big);
         if (place + size > exif.length) break;
         if (tag != ORIENTATION || (type != SHORT && type != LONG) || size == 0) continue;
-        const uint32_t value = view_number(exif, (size_t)place, SIZES[type], big);
+        const uint64_t value = view_number(exif, (size_t)place, SIZES[type], big);
         orientation = value >= 1 && value <= 8 ? (int)value : 1;
     }
     return orientation;
@@ -6277,12 +6271,11 @@ static const char TEXT_KEY[] = "parameters"; /* of the text that records how a p
 
 /* Takes the chunk at `at`, first 8, and advances; returns false at the end. */
 static bool png_next(StringView file, size_t *at, StringView *name, StringView *data) {
-    const uint32_t size = view_number(file, *at, 4, true);
+    const size_t size = (size_t)view_number(file, *at, 4, true);
     *name = view_part(file, *at + 4, 4);
     *data = view_part(file, *at + 8, size);
-    const bool more = *at < file.length && file.length - *at >= 8 && !view_begins(*name, "IEND", 4);
     *at = data->length < size ? file.length : *at + 12 + size;
-    return more;
+    return name->length == 4 && !view_is(*name, "IEND");
 }
 
 /* Adds a chunk with `zeros` zeros after its data and no checksum, which stb does not read. */
@@ -6297,9 +6290,9 @@ static void add_png_chunk(TextBuffer *out, const char *name, StringView data, si
 /* tEXt: the key, then Latin-1; iTXt: the key, 0 or 1 for compressed, 0, language and translated key, which end with
    zeros, then UTF-8; zTXt: compressed. */
 static void png_text(ImageFile *image, StringView name, StringView data) {
-    const bool utf8 = view_begins(name, "iTXt", 4), latin1 = view_begins(name, "tEXt", 4);
+    const bool utf8 = view_is(name, "iTXt"), latin1 = view_is(name, "tEXt");
     size_t begin = sizeof TEXT_KEY;
-    if ((!utf8 && !latin1 && !view_begins(name, "zTXt", 4)) || !view_begins(data, TEXT_KEY, begin)) return;
+    if ((!utf8 && !latin1 && !view_is(name, "zTXt")) || !view_begins(data, TEXT_KEY, begin)) return;
     if (image->text.length > 0 || image->packed_text) return;
     image->packed_text = !latin1 && (!utf8 || view_byte(data, begin) != 0);
     if (utf8) begin += 2;
@@ -6314,70 +6307,44 @@ static void png_parse(ImageFile *image) {
     StringView name, data;
     add_view(&image->copy, view_part(image->file, 0, 8));
     for (size_t at = 8; png_next(image->file, &at, &name, &data) && !has_failed(&image->cx);) {
-        if (view_begins(name, "IHDR", 4)) {
-            image_size(image, view_number(data, 0, 4, true), view_number(data, 4, 4, true));
+        if (view_is(name, "IHDR")) {
+            image_size(image, (int64_t)view_number(data, 0, 4, true), (int64_t)view_number(data, 4, 4, true));
             add_png_chunk(&image->copy, "IHDR", data, 0);
-        } else if (view_begins(name, "PLTE", 4)) {
+        } else if (view_is(name, "PLTE")) {
             data = view_part(data, 0, data.length / 3 * 3);
             if (!palette) add_png_chunk(&image->copy, "PLTE", data, data.length < 768 ? 768 - data.length : 0);
             palette = true;
-        } else if (view_begins(name, "IDAT", 4)) {
+        } else if (view_is(name, "IDAT")) {
             if (data.length > 0) add_png_chunk(&image->copy, "IDAT", data, 0); /* stb copies an empty one to NULL */
-        } else if (view_begins(name, "eXIf", 4)) image->orientation = exif_orientation(data);
-        else if (view_begins(name, "CgBI", 4)) image_unsupported(image, "PNG", "Apple's, for iPhones");
-        else if ((view_byte(name, 0) & 0x20) == 0) image_damaged(image, "unknown critical chunk");
+        } else if (view_is(name, "eXIf")) image->orientation = exif_orientation(data);
+        else if ((view_byte(name, 0) & 0x20) == 0) image_bad(image, "a critical chunk such as Apple's CgBI");
         else png_text(image, name, data);
     }
     add_png_chunk(&image->copy, "IEND", view_part(image->file, 0, 0), 0);
-    if (image->width == 0) image_damaged(image, "it is cut off");
 }
 
 /* ---- JPEG: segments: 0xFF, a marker, a size, data. Compressed data follow the header of a scan ---- */
 
-enum { JPEG_FRAME = 0xC0, JPEG_PROGRESSIVE = 0xC2, JPEG_LOSSLESS = 0xC3, JPEG_HUFFMAN = 0xC4, JPEG_EXTENSION = 0xC8,
-       JPEG_LAST_FRAME = 0xCF, JPEG_RESTART = 0xD0, JPEG_START = 0xD8, JPEG_END = 0xD9, JPEG_SCAN = 0xDA,
-       JPEG_QUANTISERS = 0xDB, JPEG_LINES = 0xDC, JPEG_INTERVAL = 0xDD, JPEG_APP0 = 0xE0, JPEG_EXIF = 0xE1,
-       JPEG_ADOBE = 0xEE, JPEG_APP15 = 0xEF, JPEG_LS = 0xF7, JPEG_COMMENT = 0xFE };
+enum { JPEG_FRAME = 0xC0, JPEG_PROGRESSIVE = 0xC2, JPEG_HUFFMAN = 0xC4, JPEG_LAST_FRAME = 0xCF, JPEG_RESTART = 0xD0,
+       JPEG_START = 0xD8, JPEG_END = 0xD9, JPEG_SCAN = 0xDA, JPEG_QUANTISERS = 0xDB, JPEG_LINES = 0xDC,
+       JPEG_INTERVAL = 0xDD, JPEG_APP0 = 0xE0, JPEG_EXIF = 0xE1, JPEG_ADOBE = 0xEE, JPEG_APP15 = 0xEF, JPEG_LS = 0xF7,
+       JPEG_COMMENT = 0xFE };
 
-typedef struct {
-    StringView file, all, data; /* of this segment: with and without marker and size */
-    unsigned marker;      /* after the last segment: JPEG_END, or another if the file is cut off */
-    size_t place, next;   /* where this segment begins, and the search for the next one */
-} JpegSegment;
-
-/* Advances, over bytes that belong to no segment; returns false after the last one. */
-static bool jpeg_next(JpegSegment *segment) {
-    segment->marker = 0;
-    for (size_t at = segment->next; at + 1 < segment->file.length; at++) {
-        const unsigned marker = view_byte(segment->file, at + 1);
-        if (view_byte(segment->file, at) != 0xFF || marker == 0xFF || marker <= 1) continue;
-        if (marker >= JPEG_RESTART && marker <= JPEG_START) continue;
-        const size_t size = marker == JPEG_END ? 0 : view_number(segment->file, at + 2, 2, true);
-        segment->marker = marker;
-        segment->place = at;
-        segment->next = at + 2 + size;
-        segment->all = view_part(segment->file, at, 2 + size);
-        segment->data = view_part(segment->all, 4, size);
-        return size >= 2;
+/* Moves *at to the next segment, over bytes that belong to none. Returns its marker, 0 at the end of the file. */
+static unsigned jpeg_next(StringView file, size_t *at, StringView *segment) {
+    unsigned marker = 0;
+    for (; *at + 1 < file.length; ++*at) {
+        marker = view_byte(file, *at) == 0xFF ? view_byte(file, *at + 1) : 0;
+        if (marker > 1 && marker != 0xFF && (marker < JPEG_RESTART || marker > JPEG_START)) break;
+        marker = 0;
     }
-    return false;
+    const size_t size = marker == 0 || marker == JPEG_END ? 0 : (size_t)view_number(file, *at + 2, 2, true);
+    *segment = view_part(file, *at, 2 + size);
+    return marker;
 }
 
-static void jpeg_frame(ImageFile *image, unsigned marker, StringView frame) {
-    const unsigned channels = view_byte(frame, 5);
-    const char *kind = NULL;
-    if (frame.length < 6 + 3 * channels) image_damaged(image, "a bad frame");
-    if (view_number(frame, 1, 2, true) == 0) kind = "its height follows its pixels";
-    if (channels != 1 && channels != 3 && channels != 4) kind = "neither 1, 3 nor 4 channels";
-    if (view_byte(frame, 0) != 8) kind = "more than 8 bits a channel";
-    if (marker >= JPEG_LOSSLESS) kind = marker == JPEG_LOSSLESS ? "lossless" : "hierarchical";
-    if (marker > JPEG_EXTENSION) kind = marker == JPEG_LS ? "JPEG-LS" : "arithmetic coding";
-    if (kind != NULL) image_unsupported(image, "JPEG", kind);
-    image_size(image, view_number(frame, 3, 2, true), view_number(frame, 1, 2, true));
-    /* a block takes at least one bit, and there is at least one block for 128 pixels, whatever the sampling */
-    if (image->width * image->height / 1024 > (int64_t)image->file.length)
-        image_damaged(image, "it is too short for so many pixels");
-    image->frame = frame;
+static bool jpeg_is_frame(unsigned marker) {
+    return (marker >= JPEG_FRAME && marker <= JPEG_LAST_FRAME && marker != JPEG_HUFFMAN) || marker == JPEG_LS;
 }
 
 /* Adds the Huffman tables that a file may leave out. A sequential JPEG gets the standard ones (T.81, K.3), which frames
@@ -6385,6 +6352,7 @@ static void jpeg_frame(ImageFile *image, unsigned marker, StringView frame) {
 static void add_huffman_tables(TextBuffer *out, bool standard) {
     static const uint8_t NO_CODES[16];
     TextBuffer pixel = {0};
+    StringView segment;
     for (uint32_t i = 0; i < 8; i++) {
         add_number(out, 0xFFC40013, 4);
         add_number(out, i < 4 ? i : 0x10 | (i - 4), 1);
@@ -6392,9 +6360,8 @@ static void add_huffman_tables(TextBuffer *out, bool standard) {
     }
     if (standard) stbi_write_jpg_to_func(writer_sink, &pixel, 1, 1, 1, NO_CODES, 90);
     const StringView written = {pixel.text, pixel.length};
-    for (JpegSegment segment = {.file = written, .next = 2}; jpeg_next(&segment);)
-        if (segment.marker == JPEG_HUFFMAN) add_view(out, segment.all);
-    out->failed = out->failed || pixel.failed;
+    for (size_t at = 2; standard && jpeg_next(written, &at, &segment) != JPEG_HUFFMAN; at += segment.length) continue;
+    if (standard) add_view(out, segment);
     text_free(&pixel);
 }
 
@@ -6402,41 +6369,34 @@ static void add_huffman_tables(TextBuffer *out, bool standard) {
    one channel, else as many blocks of each channel as its sampling factors say. */
 static int64_t jpeg_restarts(const ImageFile *image, StringView scan) {
     int64_t across = 1, down = 1, h = 1, v = 1; /* the largest sampling factors; those of the scan's only channel */
-    if (image->interval == 0) return 0;
-    for (unsigned c = 0; c < view_byte(image->frame, 5); c++) {
-        const unsigned factors = view_byte(image->frame, 7 + 3 * c);
-        const bool alone = view_byte(scan, 0) == 1 && view_byte(scan, 1) == view_byte(image->frame, 6 + 3 * c);
+    for (size_t c = 6; c < image->frame.length; c += 3) {
+        const unsigned factors = view_byte(image->frame, c + 1);
+        const bool alone = view_byte(scan, 0) == 1 && view_byte(scan, 1) == view_byte(image->frame, c);
         across = max_i64(across, factors >> 4), h = alone ? factors >> 4 : h;
         down = max_i64(down, factors & 15), v = alone ? factors & 15 : v;
     }
     const int64_t columns = round_up(image->width * h, 8 * across) / (8 * across);
     const int64_t rows = round_up(image->height * v, 8 * down) / (8 * down);
-    return (columns * rows - 1) / image->interval;
+    return image->interval > 0 ? (columns * rows - 1) / image->interval : 0;
 }
 
-/* Copies a scan and its compressed data up to the first restart marker too many: what follows is no picture. Four
-   channels are CMYK if Adobe's marker says so or is missing, else YCCK, as in libjpeg; stb needs a marker for that. */
-static void jpeg_scan(ImageFile *image, const JpegSegment *scan, size_t end) {
-    static const uint8_t ADOBE[15] = {0xFF, JPEG_ADOBE, 0, 14, 'A', 'd', 'o', 'b', 'e', 0, 100};
-    const StringView data = view_part(image->file, scan->next, end - scan->next);
-    const unsigned channels = view_byte(image->frame, 5);
-    int64_t restarts = jpeg_restarts(image, scan->data);
-    size_t length = 0;
-    if (channels == 0) image_damaged(image, "a scan without a frame");
-    for (unsigned c = 0; c < channels; c++)
-        if ((image->quantisers >> (view_byte(image->frame, 8 + 3 * c) & 15) & 1) == 0)
-            image_damaged(image, "a quantisation table is missing");
-    if (++image->scans * image->width * image->height > (int64_t)IMAGE_SCAN_LIMIT * IMAGE_PIXEL_LIMIT)
-        image_damaged(image, "too many scans");
-    if (channels == 4) {
-        text_add(&image->copy, ADOBE, sizeof ADOBE);
-        add_number(&image->copy, image->adobe > 0 ? 2 : 0, 1);
-    }
+/* Copies the compressed data of a scan up to the first restart marker too many: what follows is no picture. A scan
+   takes time for all pixels, however short it is: a block of 64 has at least one bit in the first scan, and there are
+   seldom more than 16 scans. */
+static void jpeg_scan(ImageFile *image, StringView scan, size_t begin) {
+    int64_t restarts = jpeg_restarts(image, view_part(scan, 4, scan.length));
+    size_t end = begin, length = 0;
+    jpeg_next(image->file, &end, &scan);
+    const StringView data = view_part(image->file, begin, end - begin);
+    for (size_t c = 6; c < image->frame.length; c += 3)
+        if ((image->quantisers >> (view_byte(image->frame, c + 2) & 15) & 1) == 0)
+            image_bad(image, "a quantisation table is missing");
+    if (++image->scans * image->width * image->height / 16384 > (int64_t)image->file.length)
+        image_bad(image, "it is too short for so many pixels");
     for (; length < data.length; length++) {
         const bool restart = view_byte(data, length) == 0xFF && (view_byte(data, length + 1) & 0xF8) == JPEG_RESTART;
         if (restart && restarts-- == 0) break;
     }
-    add_view(&image->copy, scan->all);
     add_view(&image->copy, view_part(data, 0, length));
 }
 
@@ -6451,48 +6411,65 @@ static void jpeg_tables(ImageFile *image, bool huffman, StringView data) {
         if (!huffman) image->quantisers |= 1u << (number & 15);
         at += bytes;
     }
-    if (at != data.length) image_damaged(image, "a bad table");
+    if (at != data.length) image_bad(image, "a bad table");
 }
 
-/* Takes a segment that is no scan. The copy gets what pixels and colours depend on. */
-static void jpeg_segment(ImageFile *image, unsigned marker, StringView all, StringView data) {
+/* Takes a segment. The copy gets those on which pixels and colours depend. Four channels are YCCK unless Adobe's marker
+   says 0; stb wants 2. */
+static void jpeg_segment(ImageFile *image, unsigned marker, StringView segment) {
+    const StringView data = view_part(segment, 4, segment.length);
     const bool early = image->scans == 0;
-    const bool frame = (marker >= JPEG_FRAME && marker <= JPEG_LAST_FRAME) || marker == JPEG_LS;
+    if (segment.length < 4) image_bad(image, "a bad segment");
     if (marker == JPEG_QUANTISERS || marker == JPEG_HUFFMAN) jpeg_tables(image, marker == JPEG_HUFFMAN, data);
-    else if (marker == JPEG_INTERVAL) image->interval = view_number(data, 0, 2, true);
-    else if (marker == JPEG_ADOBE && view_begins(data, "Adobe", 5) && data.length >= 12)
-        image->adobe = (int)view_byte(data, 11);
-    else if (marker == JPEG_EXIF && view_begins(data, "Exif\0\0", 6) && early && image->orientation == 0)
+    if (marker == JPEG_INTERVAL) image->interval = (int64_t)view_number(data, 0, 2, true);
+    if (marker == JPEG_COMMENT && early) add_view(&image->text, data);
+    if (marker == JPEG_EXIF && early && image->orientation == 0 && view_begins(data, "Exif\0\0", 6))
         image->orientation = exif_orientation(data);
-    else if (marker == JPEG_COMMENT && early) add_view(&image->text, data);
-    else if (frame && image->frame.length == 0) jpeg_frame(image, marker, data);
     const bool note = marker == JPEG_COMMENT || marker == JPEG_LINES || (marker > JPEG_APP0 && marker <= JPEG_APP15);
-    if (!note || marker == JPEG_ADOBE) add_view(&image->copy, all);
+    if (note && marker != JPEG_ADOBE) return;
+    add_view(&image->copy, segment);
+    if (marker == JPEG_ADOBE && view_byte(image->frame, 5) == 4 && view_byte(data, 11) != 0 && !image->copy.failed)
+        image->copy.text[image->copy.length - data.length + 11] = 2;
+}
+
+/* Finds the frame, which says how the rest is read, before the first scan. */
+static void jpeg_frame(ImageFile *image) {
+    static const uint8_t CMYK[16] = {0xFF, JPEG_ADOBE, 0, 14, 'A', 'd', 'o', 'b', 'e', 0, 100}; /* without a marker */
+    unsigned marker = 0;
+    StringView segment = {NULL, 0};
+    for (size_t at = 2; !jpeg_is_frame(marker); at += segment.length) {
+        marker = jpeg_next(image->file, &at, &segment);
+        if (marker == 0 || marker == JPEG_SCAN || marker == JPEG_END) break;
+    }
+    image->frame = view_part(segment, 4, segment.length);
+    if (!jpeg_is_frame(marker)) image_bad(image, "it is cut off or has no frame");
+    if (marker > JPEG_PROGRESSIVE) image_bad(image, "arithmetic coding, lossless or hierarchical");
+    image_size(image, (int64_t)view_number(image->frame, 3, 2, true), (int64_t)view_number(image->frame, 1, 2, true));
+    add_number(&image->copy, 0xFF00 | JPEG_START, 2);
+    add_huffman_tables(&image->copy, marker != JPEG_PROGRESSIVE);
+    if (view_byte(image->frame, 5) == 4) text_add(&image->copy, CMYK, sizeof CMYK);
 }
 
 /* The copy has no bytes between segments and no metadata. */
 static void jpeg_parse(ImageFile *image) {
-    JpegSegment next = {.file = image->file, .next = 2}, segment = next;
-    bool sequential = true;
-    while (jpeg_next(&segment) && segment.marker != JPEG_SCAN)
-        sequential = sequential && segment.marker != JPEG_PROGRESSIVE;
-    add_number(&image->copy, 0xFF00 | JPEG_START, 2);
-    add_huffman_tables(&image->copy, sequential);
-    for (bool more = jpeg_next(&next); more && !has_failed(&image->cx);) {
-        segment = next;
-        more = jpeg_next(&next);
-        if (segment.marker == JPEG_SCAN) jpeg_scan(image, &segment, next.place);
-        else jpeg_segment(image, segment.marker, segment.all, segment.data);
+    unsigned marker;
+    StringView segment;
+    jpeg_frame(image);
+    for (size_t at = 2;; at += segment.length) {
+        marker = jpeg_next(image->file, &at, &segment);
+        if (marker == 0 || marker == JPEG_END || has_failed(&image->cx)) break;
+        jpeg_segment(image, marker, segment);
+        if (marker == JPEG_SCAN) jpeg_scan(image, segment, at + segment.length);
     }
     add_number(&image->copy, 0xFF00 | JPEG_END, 2);
-    if (next.marker != JPEG_END || image->scans == 0) image_damaged(image, "it is cut off");
+    if (marker != JPEG_END || image->scans == 0) image_bad(image, "it is cut off");
 }
 
 /* ---- Pixels and texts ---- */
 
 /* Reads all but the pixels; image_end frees it. `name` is for messages. */
 static ImageFile image_parse(const void *bytes, size_t length, const char *name) {
-    ImageFile image = {.file = {bytes, length}, .name = name, .adobe = -1};
+    ImageFile image = {.file = {bytes, length}, .name = name};
     Context *cx = &image.cx;
     const bool small = length <= IMAGE_FILE_LIMIT;
     const Signature *format = find_signature(IMAGE_FORMATS, image.file);
@@ -6528,7 +6505,7 @@ static void image_decode(ImageFile *image, JanusImage *out) {
     const char *reason = stbi_failure_reason();
     if (image_memory.failed) context_fail_memory(&image->cx);
     else if (out->rgb == NULL || (reason != NULL && strcmp(reason, "bad png sig") != 0)) /* a JPEG is no PNG */
-        image_damaged(image, reason != NULL ? reason : "a bad header");
+        image_bad(image, reason != NULL ? reason : "a bad header");
 }
 
 /* Turns and mirrors the picture for orientation 2 to 8: from 5 on rows become columns. */
@@ -6636,31 +6613,22 @@ static double bicubic(double x) {
 
 enum { RESAMPLE_BITS = 22 }; /* fractional bits of Pillow's fixed-point weights */
 
-/* The weights with which one output position reads its neighbourhood of the input. */
-typedef struct {
-    int first, count; /* input positions first .. first + count - 1 */
-} ResampleSpan;
-
-/* Fills in spans (out) and weights (out, stride) for one direction. When shrinking, the filter is widened by the ratio,
-   so that every input pixel counts. */
-static void resample_weights(int in, int out, int stride, ResampleSpan *spans, int32_t *weights) {
+/* Fills in the weights with which output position `o` of `out` reads the input positions from *first on; returns how
+   many. When shrinking, the filter is widened by the ratio, so that every input pixel counts. */
+static int resample_weights(int in, int out, int o, int *first, int32_t *weights) {
     const double scale = (double)in / out, widening = scale < 1 ? 1 : scale, support = 2 * widening;
-    for (int o = 0; o < out; o++) {
-        const double center = (o + 0.5) * scale;
-        int first = (int)(center - support + 0.5), last = (int)(center + support + 0.5);
-        double sum = 0;
-        if (first < 0) first = 0;
-        if (last > in) last = in;
-        spans[o].first = first;
-        spans[o].count = last - first;
-        for (int i = first; i < last; i++) sum += bicubic((i - center + 0.5) * (1.0 / widening));
-        for (int i = first; i < last; i++) {
-            double weight = bicubic((i - center + 0.5) * (1.0 / widening));
-            if (sum != 0) weight /= sum;
-            weights[(int64_t)o * stride + i - first] =
-                (int32_t)(weight * (1 << RESAMPLE_BITS) + (weight < 0 ? -0.5 : 0.5));
-        }
+    const double center = (o + 0.5) * scale;
+    const int begin = (int)max_i64(0, (int)(center - support + 0.5));
+    const int end = (int)min_i64(in, (int)(center + support + 0.5));
+    double sum = 0;
+    for (int i = begin; i < end; i++) sum += bicubic((i - center + 0.5) * (1.0 / widening));
+    for (int i = begin; i < end; i++) {
+        double weight = bicubic((i - center + 0.5) * (1.0 / widening));
+        if (sum != 0) weight /= sum;
+        weights[i - begin] = (int32_t)(weight * (1 << RESAMPLE_BITS) + (weight < 0 ? -0.5 : 0.5));
     }
+    *first = begin;
+    return end - begin;
 }
 
 /* One output byte: the weighted sum of `count` input bytes that lie `step` apart, rounded and clipped. */
@@ -6675,17 +6643,14 @@ static uint8_t resample_byte(const uint8_t *in, int64_t step, const int32_t *wei
    along the direction are `step` pixels apart in both, lines are in_pitch and out_pitch pixels apart. */
 static void resize_direction(Context *cx, uint8_t *out, const uint8_t *in, int in_count, int out_count, int lines,
                              int64_t step, int64_t in_pitch, int64_t out_pitch) {
-    const int stride = 2 * (int)ceil(2 * fmax((double)in_count / out_count, 1)) + 1;
-    ResampleSpan *spans = scratch_bytes(cx, out_count, sizeof *spans);
-    int32_t *weights = scratch_bytes(cx, checked_product(out_count, stride, 1), sizeof *weights);
-    if (has_failed(cx)) return;
-    resample_weights(in_count, out_count, stride, spans, weights);
-    for (int line = 0; line < lines; line++) {
-        for (int o = 0; o < out_count; o++) {
-            const uint8_t *from = in + 3 * (line * in_pitch + spans[o].first * step);
+    int32_t *weights = scratch_bytes(cx, 2 * (int64_t)ceil(2 * fmax((double)in_count / out_count, 1)) + 1, 4);
+    for (int o = 0; o < out_count && !has_failed(cx); o++) {
+        int first;
+        const int count = resample_weights(in_count, out_count, o, &first, weights);
+        for (int line = 0; line < lines; line++) {
+            const uint8_t *from = in + 3 * (line * in_pitch + first * step);
             uint8_t *to = out + 3 * (line * out_pitch + o * step);
-            for (int c = 0; c < 3; c++)
-                to[c] = resample_byte(from + c, 3 * step, weights + (int64_t)o * stride, spans[o].count);
+            for (int c = 0; c < 3; c++) to[c] = resample_byte(from + c, 3 * step, weights, count);
         }
     }
 }
