@@ -6718,13 +6718,13 @@ struct JanusSession {
     Conversation conversation;
 };
 
-/* ---- The ranges of the numbers that drawings and questions take: the calls below check their options by this table,
-   the command line and the jobs of a batch theirs. ---- */
+/* ---- The ranges of the numbers that a caller chooses: for the calls below, the command line and batch ---- */
 
 enum { IMAGES_LIMIT = 64, TOKENS_LIMIT = 1 << 24 };
 
 typedef enum {
-    RANGE_COUNT, RANGE_CFG_WEIGHT, RANGE_TEMPERATURE, RANGE_MAX_TOKENS, RANGE_TOP_K, RANGE_TOP_P, RANGES_END
+    RANGE_COUNT, RANGE_CFG_WEIGHT, RANGE_TEMPERATURE, RANGE_MAX_TOKENS, RANGE_TOP_K, RANGE_TOP_P, RANGE_IMAGES,
+    RANGE_THREADS, RANGE_PLACES, RANGES_END
 } RangeName;
 
 typedef struct {
@@ -6742,13 +6742,17 @@ static const Range RANGES[RANGES_END] = {
     [RANGE_MAX_TOKENS] = {"the number of tokens", AN_INT, 1, TOKENS_LIMIT, -1, offsetof(JanusAskOptions, max_tokens)},
     [RANGE_TOP_K] = {"top-k", AN_INT, 0, TOKENS_LIMIT, -1, offsetof(JanusAskOptions, top_k)},
     [RANGE_TOP_P] = {"top-p", A_DOUBLE, 1e-6, 1, -1, offsetof(JanusAskOptions, top_p)},
+    [RANGE_IMAGES] = {"the number of images", AN_INT, 0, IMAGES_LIMIT, -1, -1},
+    [RANGE_THREADS] = {"the number of threads", AN_INT, 0, MOST_THREADS, -1, -1},
+    [RANGE_PLACES] = {"the number of places", AN_INT, 0, PICTURES_LIMIT, -1, -1},
 };
 
-/* `value` lies in low..high and is not NaN. */
-static JanusStatus check_range(const char *what, bool whole, double value, double low, double high, JanusError *error) {
-    if (value >= low && value <= high) return JANUS_OK;
-    return fail(error, JANUS_BAD_ARGUMENT, "%s must be a %snumber from %.10g to %.10g", what, whole ? "whole " : "",
-                low, high);
+/* A value that is not NaN lies in its range. */
+static JanusStatus check_range(RangeName name, double value, JanusError *error) {
+    const Range *r = &RANGES[name];
+    if (value >= r->low && value <= r->high) return JANUS_OK;
+    return fail(error, JANUS_BAD_ARGUMENT, "%s must be a %snumber from %.10g to %.10g", r->what,
+                r->type == AN_INT ? "whole " : "", r->low, r->high);
 }
 
 /* All numbers of a drawing, or of a question; the other one is NULL. */
@@ -6761,7 +6765,7 @@ static JanusStatus check_ranges(const JanusGenerateOptions *drawing, const Janus
         const void *field = (drawing != NULL ? (const char *)drawing : (const char *)question) + (at < 0 ? 0 : at);
         const double value = r->type == AN_INT ? *(const int *)field : r->type == A_FLOAT ? *(const float *)field
                                                                                           : *(const double *)field;
-        if (at >= 0) status = check_range(r->what, r->type == AN_INT, value, r->low, r->high, error);
+        if (at >= 0) status = check_range(i, value, error);
     }
     return status;
 }
@@ -6959,7 +6963,7 @@ JanusStatus janus_session_new(const JanusModel *model, const JanusSessionOptions
     hooks.cache = cache_type(&hooks);
     if (hooks.cache != JANUS_CACHE_F32 && hooks.cache != JANUS_CACHE_F16)
         return fail(error, JANUS_BAD_ARGUMENT, "the keys and values are float32 or float16");
-    const JanusStatus status = check_range("the number of threads", true, hooks.threads, 0, MOST_THREADS, error);
+    const JanusStatus status = check_range(RANGE_THREADS, hooks.threads, error);
     if (status != JANUS_OK) return status;
     bool known = hooks.isa == NULL;
     for (int i = 0; !known && kernel_name_at(i) != NULL; i++) known = strcmp(kernel_name_at(i), hooks.isa) == 0;
@@ -7134,7 +7138,7 @@ JanusStatus janus_generate(JanusSession *session, const char *prompt, const Janu
 static JanusStatus check_question(const JanusAskOptions *options, const JanusImage *images, int image_count,
                                   JanusError *error) {
     JanusStatus status = check_ranges(NULL, options, error);
-    if (status == JANUS_OK) status = check_range("the number of images", true, image_count, 0, IMAGES_LIMIT, error);
+    if (status == JANUS_OK) status = check_range(RANGE_IMAGES, image_count, error);
     if (status == JANUS_OK && image_count > 0) status = check_given(images, images, error);
     for (int i = 0; i < image_count && status == JANUS_OK; i++) status = check_image(&images[i], error);
     return status;
@@ -7335,7 +7339,7 @@ int janus_queue_places(const JanusModel *model, const JanusSessionOptions *optio
 JanusStatus janus_queue_new(JanusSession *session, int places, JanusQueue **queue, JanusError *error) {
     if (check_given(session, queue, error) != JANUS_OK) return JANUS_BAD_ARGUMENT;
     *queue = NULL;
-    const JanusStatus status = check_range("the number of places", true, places, 0, PICTURES_LIMIT, error);
+    const JanusStatus status = check_range(RANGE_PLACES, places, error);
     if (status != JANUS_OK) return status;
     JanusQueue *made = calloc(1, sizeof *made);
     if (made == NULL) return fail_memory(error);
@@ -7663,7 +7667,8 @@ typedef struct {
 typedef struct {
     Request request;         /* first, so that options of both have one kind of offset */
     const char *model, *isa, *dump;
-    int threads, cache, batch;
+    JanusCacheType cache;
+    int threads, batch;
     bool fast, quiet, decode, no_exif, no_metadata, show, trace, unordered, resume, record, help;
 } CommandLine;
 
@@ -7707,85 +7712,72 @@ enum {
     FOR_GENERATE = 1, FOR_ASK = 2, FOR_CHAT = 4, FOR_ENCODE = 8, FOR_DECODE = 16, FOR_TOKENIZE = 32, FOR_INFO = 64,
     FOR_BATCH = 128, FOR_SELFTEST = 256, FOR_HELP = 512, FOR_ALL = 1023,
     FOR_ANSWERS = FOR_ASK | FOR_CHAT, FOR_TALKS = FOR_GENERATE | FOR_ANSWERS,
+    FOR_DRAWS = FOR_GENERATE | FOR_CHAT | FOR_BATCH, FOR_SHOWS = FOR_GENERATE | FOR_CHAT | FOR_DECODE,
     FOR_STAGES = FOR_TALKS | FOR_ENCODE | FOR_DECODE, FOR_JOBS = FOR_STAGES | FOR_BATCH,
     FOR_WORKS = FOR_JOBS | FOR_SELFTEST, FOR_MODEL = FOR_WORKS | FOR_TOKENIZE | FOR_INFO
 };
 
-/* The value of an option: none; a number of RANGES; a whole number from 1 to `most`; a seed; f32 or f16; an image's
-   name; a name. */
-typedef enum { AS_SWITCH, AS_RANGE, AS_WHOLE, AS_SEED, AS_CACHE, AS_IMAGE, AS_NAME } OptionKind;
+/* The value of an option: none; a number; a seed; f32 or f16; an image's name; a name. */
+typedef enum { AS_SWITCH, AS_NUMBER, AS_SEED, AS_CACHE, AS_IMAGE, AS_NAME } OptionKind;
 
 typedef struct {
-    const char *letter, *name, *argument;
+    const char *names, *argument; /* names: a letter, or as many blanks, then the long name */
     OptionKind kind;
-    int most;
+    RangeName range;   /* of a number */
     unsigned commands; /* those that accept it */
-    size_t field;      /* offset in CommandLine, or in the Request that it begins with; AS_RANGE: row of RANGES */
+    size_t field;      /* offset in CommandLine, or in the Request that it begins with, unless its range tells more */
     const char *help;
 } Option;
 
 #define FIELD(name) offsetof(CommandLine, name)
 static const Option OPTIONS[] = {
-    {"-n", "--count", "N", AS_RANGE, 0, FOR_GENERATE, RANGE_COUNT, "pictures of the prompt, drawn together; default 1"},
-    {NULL, "--cfg", "W", AS_RANGE, 0, FOR_GENERATE | FOR_CHAT, RANGE_CFG_WEIGHT, "guidance of a drawing; default 5"},
-    {"-s", "--seed", "S", AS_SEED, 0, FOR_TALKS, 0, "same seed, same result; default: random, printed"},
-    {NULL, "--temperature", "T", AS_RANGE, 0, FOR_TALKS, RANGE_TEMPERATURE,
+    {"-n, --count", "N", AS_NUMBER, RANGE_COUNT, FOR_GENERATE, 0, "pictures of the prompt, drawn together; default 1"},
+    {"    --cfg", "W", AS_NUMBER, RANGE_CFG_WEIGHT, FOR_GENERATE | FOR_CHAT, 0, "guidance of a drawing; default 5"},
+    {"-s, --seed", "S", AS_SEED, 0, FOR_TALKS, 0, "same seed, same result; default: random, printed"},
+    {"    --temperature", "T", AS_NUMBER, RANGE_TEMPERATURE, FOR_TALKS, 0,
      "0: most probable; default 1 to draw, 0 to answer"},
-    {NULL, "--max-tokens", "N", AS_RANGE, 0, FOR_ANSWERS, RANGE_MAX_TOKENS, "length of an answer; default 512"},
-    {NULL, "--top-k", "K", AS_RANGE, 0, FOR_ANSWERS, RANGE_TOP_K, "with a temperature; default 50, 0: off"},
-    {NULL, "--top-p", "P", AS_RANGE, 0, FOR_ANSWERS, RANGE_TOP_P, "with a temperature; default 1: off"},
-    {"-i", "--image", "IMAGE", AS_IMAGE, 0, FOR_ANSWERS | FOR_ENCODE, 0, "an image before those of the arguments"},
-    {NULL, "--no-exif", NULL, AS_SWITCH, 0, FOR_ANSWERS | FOR_ENCODE | FOR_BATCH, FIELD(no_exif),
+    {"    --max-tokens", "N", AS_NUMBER, RANGE_MAX_TOKENS, FOR_ANSWERS, 0, "length of an answer; default 512"},
+    {"    --top-k", "K", AS_NUMBER, RANGE_TOP_K, FOR_ANSWERS, 0, "with a temperature; default 50, 0: off"},
+    {"    --top-p", "P", AS_NUMBER, RANGE_TOP_P, FOR_ANSWERS, 0, "with a temperature; default 1: off"},
+    {"-i, --image", "IMAGE", AS_IMAGE, 0, FOR_ANSWERS | FOR_ENCODE, 0, "an image before those of the arguments"},
+    {"    --no-exif", NULL, AS_SWITCH, 0, FOR_ANSWERS | FOR_ENCODE | FOR_BATCH, FIELD(no_exif),
      "do not turn photographs upright"},
-    {"-o", "--output", "OUT", AS_NAME, 0, FOR_GENERATE | FOR_DECODE, FIELD(request.output),
+    {"-o, --output", "OUT", AS_NAME, 0, FOR_GENERATE | FOR_DECODE, FIELD(request.output),
      "- is stdout; default: the next free janus-1.png ..."},
-    {NULL, "--no-metadata", NULL, AS_SWITCH, 0, FOR_GENERATE | FOR_CHAT | FOR_BATCH, FIELD(no_metadata),
+    {"    --no-metadata", NULL, AS_SWITCH, 0, FOR_DRAWS, FIELD(no_metadata),
      "do not record prompt and settings in pictures"},
-    {NULL, "--batch", "N", AS_WHOLE, PICTURES_LIMIT, FOR_BATCH, FIELD(batch),
-     "jobs that run together; default: see info"},
-    {NULL, "--unordered", NULL, AS_SWITCH, 0, FOR_BATCH, FIELD(unordered), "print results as they finish"},
-    {NULL, "--resume", NULL, AS_SWITCH, 0, FOR_BATCH, FIELD(resume), "skip jobs whose pictures exist"},
-    {NULL, "--show", NULL, AS_SWITCH, 0, FOR_GENERATE | FOR_CHAT | FOR_DECODE, FIELD(show),
-     "show pictures in the terminal"},
-    {NULL, "--decode", NULL, AS_SWITCH, 0, FOR_TOKENIZE, FIELD(decode), "TEXT is ids, which become text"},
-    {NULL, "--kv", "f32|f16", AS_CACHE, 0, FOR_TALKS | FOR_BATCH, FIELD(cache),
+    {"    --batch", "N", AS_NUMBER, RANGE_PLACES, FOR_BATCH, FIELD(batch), "jobs that run together; default: see info"},
+    {"    --unordered", NULL, AS_SWITCH, 0, FOR_BATCH, FIELD(unordered), "print results as they finish"},
+    {"    --resume", NULL, AS_SWITCH, 0, FOR_BATCH, FIELD(resume), "skip jobs whose pictures exist"},
+    {"    --show", NULL, AS_SWITCH, 0, FOR_SHOWS, FIELD(show), "show pictures in the terminal"},
+    {"    --decode", NULL, AS_SWITCH, 0, FOR_TOKENIZE, FIELD(decode), "TEXT is ids, which become text"},
+    {"    --kv", "f32|f16", AS_CACHE, 0, FOR_TALKS | FOR_BATCH, FIELD(cache),
      "keys and values: f16 is half; f32 unless --fast"},
-    {NULL, "--fast", NULL, AS_SWITCH, 0, FOR_JOBS, FIELD(fast), "faster, with rounded activations"},
-    {NULL, "--record", NULL, AS_SWITCH, 0, FOR_SELFTEST, FIELD(record), "write MODEL.selftest, the recorded values"},
-    {"-t", "--threads", "K", AS_WHOLE, MOST_THREADS, FOR_WORKS, FIELD(threads), "default: all available processors"},
-    {NULL, "--isa", "NAME", AS_NAME, 0, FOR_WORKS, FIELD(isa), "one of the kernels of info; default: the fastest"},
-    {NULL, "--dump", "DIR", AS_NAME, 0, FOR_STAGES, FIELD(dump), "write all intermediate tensors as .npy to a new DIR"},
-    {NULL, "--trace", NULL, AS_SWITCH, 0, FOR_STAGES, FIELD(trace), "print a line for each intermediate tensor"},
-    {"-m", "--model", "MODEL", AS_NAME, 0, FOR_MODEL, FIELD(model), "a .gguf file; default: the small tiny.gguf"},
-    {"-q", "--quiet", NULL, AS_SWITCH, 0, FOR_ALL, FIELD(quiet), "no progress, no remarks"},
-    {"-h", "--help", NULL, AS_SWITCH, 0, FOR_ALL, FIELD(help), "print this text"},
+    {"    --fast", NULL, AS_SWITCH, 0, FOR_JOBS, FIELD(fast), "faster, with rounded activations"},
+    {"    --record", NULL, AS_SWITCH, 0, FOR_SELFTEST, FIELD(record), "write MODEL.selftest, the recorded values"},
+    {"-t, --threads", "K", AS_NUMBER, RANGE_THREADS, FOR_WORKS, FIELD(threads), "default 0: all available processors"},
+    {"    --isa", "NAME", AS_NAME, 0, FOR_WORKS, FIELD(isa), "one of the kernels of info; default: the fastest"},
+    {"    --dump", "DIR", AS_NAME, 0, FOR_STAGES, FIELD(dump), "write all intermediate tensors as .npy to a new DIR"},
+    {"    --trace", NULL, AS_SWITCH, 0, FOR_STAGES, FIELD(trace), "print a line for each intermediate tensor"},
+    {"-m, --model", "MODEL", AS_NAME, 0, FOR_MODEL, FIELD(model), "a .gguf file; default: the small tiny.gguf"},
+    {"-q, --quiet", NULL, AS_SWITCH, 0, FOR_ALL, FIELD(quiet), "no progress, no remarks"},
+    {"-h, --help", NULL, AS_SWITCH, 0, FOR_ALL, FIELD(help), "print this text"},
 };
 enum { OPTION_COUNT = sizeof OPTIONS / sizeof OPTIONS[0] };
 
-/* NULL: there is none. */
+/* The option of a name such as -n or --count; NULL: there is none. */
 static const Option *find_option(const char *name) {
     for (const Option *o = OPTIONS; o < OPTIONS + OPTION_COUNT; o++)
-        if (strcmp(name, o->name) == 0 || (o->letter != NULL && strcmp(name, o->letter) == 0)) return o;
+        if (strcmp(name, o->names + 4) == 0 || (strlen(name) == 2 && strncmp(name, o->names, 2) == 0)) return o;
     return NULL;
 }
 
-/* The index of `word` in a list such as "f32|f16", in any case of letters; -1: it is not there. */
-static int word_index(const char *list, const char *word) {
-    char one[16];
-    for (int index = 0;; index++) {
-        const size_t length = strcspn(list, "|");
-        snprintf(one, sizeof one, "%.*s", (int)length, list);
-        if (strlen(word) == length && ends_with(word, one)) return index;
-        if (list[length] == 0) return -1;
-        list += length + 1;
-    }
+/* In any case of letters; `lower` has small ones. */
+static bool same_word(const char *word, const char *lower) {
+    return strlen(word) == strlen(lower) && ends_with(word, lower);
 }
 
-static Range option_range(const Option *option) {
-    return option->kind == AS_RANGE ? RANGES[option->field] : (Range){NULL, AN_INT, 1, option->most, -1, -1};
-}
-
-/* Sets the field of the range's type at this offset; -1: there is none. */
+/* Sets the field of this type at an offset; -1: there is none. */
 static void set_number(void *options, int offset, const Range *range, double value) {
     void *field = (char *)options + (offset < 0 ? 0 : offset);
     if (offset < 0) return;
@@ -7830,14 +7822,14 @@ static void take_seed(Request *request, uint64_t salt) {
 static bool set_option(void *target, const Option *option, const char *value) {
     Request *request = target;
     void *field = (char *)target + option->field;
-    const Range range = option_range(option);
+    const Range *range = &RANGES[option->range];
     double number;
     switch (option->kind) {
     case AS_SWITCH: return *(bool *)field = true;
     case AS_SEED: return set_seed(request, value);
     case AS_CACHE:
-        *(int *)field = 1 + word_index(option->argument, value);
-        return *(int *)field != JANUS_CACHE_AUTO;
+        *(JanusCacheType *)field = same_word(value, "f16") ? JANUS_CACHE_F16 : JANUS_CACHE_F32;
+        return same_word(value, "f16") || same_word(value, "f32");
     case AS_NAME:
         *(const char **)field = value;
         return value[0] != 0;
@@ -7845,27 +7837,26 @@ static bool set_option(void *target, const Option *option, const char *value) {
         if (request->image_count == IMAGES_LIMIT || value[0] == 0) return false;
         request->images[request->image_count++] = value;
         return true;
-    case AS_RANGE:
-    case AS_WHOLE:
-        if (!parse_number(value, &range, &number)) return false;
-        if (option->kind == AS_WHOLE) set_number(target, (int)option->field, &range, number);
-        set_number(&request->draw, range.in_drawing, &range, number);
-        set_number(&request->ask, range.in_question, &range, number);
+    case AS_NUMBER:
+        if (!parse_number(value, range, &number)) return false;
+        if (option->field > 0) set_number(target, (int)option->field, range, number);
+        set_number(&request->draw, range->in_drawing, range, number);
+        set_number(&request->ask, range->in_question, range, number);
     }
     return true;
 }
 
 /* The values of an option, for a message: "a whole number from 1 to 64". */
 static void describe_values(const Option *option, char *text, size_t size) {
-    const Range range = option_range(option);
+    const Range *range = &RANGES[option->range];
     if (option->kind == AS_SEED)
         snprintf(text, size, "a whole number from 0 to %llu, or -1 for a random one", ULLONG_MAX);
     else if (option->kind == AS_IMAGE) snprintf(text, size, "at most %d images, each by its name", IMAGES_LIMIT);
     else if (option->kind == AS_NAME || option->kind == AS_CACHE)
         snprintf(text, size, "%s", option->kind == AS_NAME ? "a name" : option->argument);
     else
-        snprintf(text, size, "a %snumber from %.10g to %.10g", range.type == AN_INT ? "whole " : "", range.low,
-                 range.high);
+        snprintf(text, size, "a %snumber from %.10g to %.10g", range->type == AN_INT ? "whole " : "", range->low,
+                 range->high);
 }
 
 static bool refuse_value(const Option *option, const char *name, const char *value) {
@@ -7912,16 +7903,16 @@ static void block_line(TextBuffer *out, const JanusImage *canvas, int line, bool
     text_print(out, "\033[0m\r\n");
 }
 
-/* What the terminal can show, from the environment alone: asking it would break pipes, ssh and tmux. */
+/* The colours of the terminal, from the environment alone: asking it would break pipes, ssh and tmux. */
 static ShowKind terminal_shows(void) {
-    const char *term = getenv("TERM") != NULL ? getenv("TERM") : "", *colours = getenv("COLORTERM");
-    if (colours != NULL && word_index("truecolor|24bit", colours) >= 0) return SHOW_24_BIT;
-    if (strstr(term, "direct") != NULL) return SHOW_24_BIT;
 #if defined(_WIN32)
     DWORD mode = 0;
     const HANDLE console = GetStdHandle(STD_ERROR_HANDLE);
     return GetConsoleMode(console, &mode) && SetConsoleMode(console, mode | 4) ? SHOW_24_BIT : SHOW_NO; /* 4: escapes */
 #else
+    const char *term = getenv("TERM") != NULL ? getenv("TERM") : "", *colours = getenv("COLORTERM");
+    if (colours != NULL && (same_word(colours, "truecolor") || same_word(colours, "24bit"))) return SHOW_24_BIT;
+    if (strstr(term, "direct") != NULL) return SHOW_24_BIT;
     return term[0] == 0 || strcmp(term, "dumb") == 0 ? SHOW_NO : SHOW_256;
 #endif
 }
@@ -8214,45 +8205,44 @@ static size_t mark_size(const char *text, size_t length) {
 
 typedef struct {
     FILE *stream;
-    char bytes[LINE_BYTES + 2]; /* [at, size) is read, but not taken */
-    size_t at, size;
-    long number;        /* of the last line */
-    bool ended, skips;  /* skips: the line is too long, and its end has not come yet */
-    int failure;        /* errno of a read */
+    char part[4096], line[LINE_BYTES + 1];
+    size_t at, size, length; /* part[at, size) is to be added to the line, which has this length */
+    long number;             /* of the last line */
+    bool ended;
+    int failure;             /* errno of a read */
 } LineReader;
 
-/* Reads on, and waits for input only if it may, up to a cancel request. False: there is nothing new. */
-static bool read_more(LineReader *reader, bool may_wait) {
+/* Reads a part; waits for one if it may, up to a cancel request. False: there is none. */
+static bool read_part(LineReader *reader, bool may_wait) {
     bool ready = input_ready(reader->stream, 0);
     while (!ready && may_wait && !cancel_requested) ready = input_ready(reader->stream, 100);
     if (!ready) return false;
-    memmove(reader->bytes, reader->bytes + reader->at, reader->size - reader->at);
-    reader->size -= reader->at;
-    reader->at = 0;
-    if (reader->size > LINE_BYTES) reader->skips = true, reader->size = 0;
-    const int64_t got = input_read(reader->stream, reader->bytes + reader->size, LINE_BYTES + 1 - reader->size);
+    const int64_t got = input_read(reader->stream, reader->part, sizeof reader->part);
     if (got < 0) reader->failure = errno_or(EIO);
-    if (got <= 0) reader->ended = true;
-    else reader->size += (size_t)got;
+    reader->ended = got <= 0;
+    reader->at = 0;
+    reader->size = got > 0 ? (size_t)got : 0;
     return true;
 }
 
 /* The next line, if there is one now, with a zero byte after it; without text if it is longer than 1 MiB. A byte order
    mark before the first is skipped. */
 static bool next_line(LineReader *reader, bool may_wait, StringView *line) {
-    char *begin, *end;
-    do {
-        begin = reader->bytes + reader->at;
-        end = reader->size > reader->at ? memchr(begin, '\n', reader->size - reader->at) : NULL;
-    } while (end == NULL && !reader->ended && read_more(reader, may_wait));
-    if (end == NULL && (!reader->ended || (reader->size == reader->at && !reader->skips))) return false;
-    if (end == NULL) end = reader->bytes + reader->size++;
-    *end = 0;
-    const size_t length = (size_t)(end - begin), mark = ++reader->number == 1 ? mark_size(begin, length) : 0;
-    line->text = reader->skips || length > LINE_BYTES ? NULL : begin + mark;
-    line->length = length - mark;
-    reader->at += length + 1;
-    reader->skips = false;
+    for (char c = 0; c != '\n';) {
+        if (reader->at < reader->size) c = reader->part[reader->at++];
+        else if (reader->ended && reader->length == 0) return false;
+        else if (reader->ended) c = '\n'; /* of a last line without one */
+        else if (read_part(reader, may_wait)) continue;
+        else return false;
+        if (c != '\n' && reader->length < LINE_BYTES) reader->line[reader->length] = c;
+        reader->length += c != '\n';
+    }
+    const bool fits = reader->length <= LINE_BYTES;
+    const size_t mark = ++reader->number == 1 ? mark_size(reader->line, reader->length) : 0;
+    reader->line[fits ? reader->length : 0] = 0;
+    line->text = fits ? reader->line + mark : NULL;
+    line->length = reader->length - mark;
+    reader->length = 0;
     return true;
 }
 
@@ -8408,7 +8398,7 @@ static JanusStatus open_model(Program *program, unsigned command, const char *pr
     if (status != JANUS_OK || (command & FOR_WORKS) == 0) return status;
     options.threads = line->threads;
     options.isa = line->isa;
-    options.cache = (JanusCacheType)line->cache;
+    options.cache = line->cache;
     options.fast = line->fast;
     options.user = program;
     options.progress = on_progress;
@@ -8458,7 +8448,7 @@ static JanusStatus load_image(Program *program, const char *path, JanusImage *im
 static char *drawing_text(const Program *program, const Request *request, int i) {
     const JanusInfo info = janus_info(program->model);
     const JanusGenerateOptions *options = &request->draw;
-    const JanusCacheType cache = (JanusCacheType)program->line.cache;
+    const JanusCacheType cache = program->line.cache;
     const size_t size = strlen(request->text) + strlen(info.name) + 512;
     char *text = malloc(size);
     if (text == NULL) return NULL;
@@ -8852,28 +8842,26 @@ static char *clean_line(char *line) {
 
 /* Answers one line of the input. False: the chat ends. */
 static bool chat_line(Program *program, const char *line) {
-    enum { HELP, IMAGE, DRAW, CLEAR, EXIT, QUIT };
     char word[16];
     const char *rest = line + strcspn(line, " \t");
     snprintf(word, sizeof word, "%.*s", (int)min_i64(rest - line, 15), line);
     rest += strspn(rest, " \t");
-    const int command = word_index("/help|/image|/draw|/clear|/exit|/quit", word);
-    if (command == EXIT || command == QUIT) return false;
-    if ((command == IMAGE || command == DRAW) && rest[0] == 0)
-        complain("%s needs %s", word, command == DRAW ? "a prompt" : "a file");
-    else if (command == HELP) fputs(CHAT_HELP, stderr);
-    else if (command == IMAGE) {
+    const bool image = same_word(word, "/image"), draw = same_word(word, "/draw");
+    if (same_word(word, "/exit") || same_word(word, "/quit")) return false;
+    if ((image || draw) && rest[0] == 0) complain("%s needs %s", word, draw ? "a prompt" : "a file");
+    else if (same_word(word, "/help")) fputs(CHAT_HELP, stderr);
+    else if (image) {
         if (add_question_image(program, rest) == JANUS_OK && terminal(stdin) && !program->line.quiet) {
-            const JanusImage *image = &program->images[program->image_count - 1];
-            fprintf(stderr, "%s: %d x %d\n", rest, image->width, image->height);
+            const JanusImage *added = &program->images[program->image_count - 1];
+            fprintf(stderr, "%s: %d x %d\n", rest, added->width, added->height);
         }
-    } else if (command == DRAW) chat_draw(program, rest);
-    else if (command == CLEAR) {
+    } else if (draw) chat_draw(program, rest);
+    else if (same_word(word, "/clear")) {
         janus_reset(program->session);
         forget_images(program);
     } else if (line[0] == '/') complain("unknown command %.60s: /help lists them", line);
     else if (line[0] != 0) {
-        if (word_index("draw|paint", word) >= 0 && rest[0] != 0 && !program->line.quiet)
+        if ((same_word(word, "draw") || same_word(word, "paint")) && rest[0] != 0 && !program->line.quiet)
             complain("remark: to draw a picture, type /draw %.60s", rest);
         chat_ask(program, line);
     }
@@ -8977,7 +8965,7 @@ static bool draws(const BatchJob *job) { return is_given(job, KEY_PROMPT); }
 
 static void set_key(BatchJob *job, int key, JsonKind kind, StringView text) {
     const Option *option = KEYS[key].option != NULL ? find_option(KEYS[key].option) : NULL;
-    const bool number = option != NULL && (option->kind == AS_RANGE || option->kind == AS_SEED);
+    const bool number = option != NULL && (option->kind == AS_NUMBER || option->kind == AS_SEED);
     const char *quote = number ? "" : "\"";
     char values[200];
     if (kind != (number ? JSON_NUMBER : JSON_STRING))
@@ -9236,7 +9224,7 @@ static void run_batch(Batch *batch) {
         busy = janus_queue_step(batch->queue) != 0;
         take_results(batch);
         print_replies(batch);
-        if (!busy && (cancel_requested || (reader->ended && reader->at >= reader->size && !reader->skips))) break;
+        if (!busy && (cancel_requested || (reader->ended && reader->at == reader->size && reader->length == 0))) break;
     }
 }
 
@@ -9451,7 +9439,7 @@ static int take_option(CommandLine *line, const Command *command, const char *ar
     const char *names[OPTION_COUNT + 1] = {NULL}, *inside = strchr(argument, '=');
     char name[32];
     snprintf(name, sizeof name, "%.*s", (int)strcspn(argument, "="), argument);
-    for (int i = 0; i < OPTION_COUNT; i++) names[i] = OPTIONS[i].name;
+    for (int i = 0; i < OPTION_COUNT; i++) names[i] = OPTIONS[i].names + 4;
     const Option *option = find_option(name);
     const bool alone = option != NULL && option->kind == AS_SWITCH;
     const char *value = inside != NULL ? inside + 1 : next;
@@ -9484,7 +9472,7 @@ static bool place_arguments(CommandLine *line, const Command *command, int count
         return false;
     }
     for (int i = 0; i < images; i++)
-        if (!set_option(line, image, arguments[i])) return refuse_value(image, image->letter, arguments[i]);
+        if (!set_option(line, image, arguments[i])) return refuse_value(image, "-i", arguments[i]);
     if (texts && count > 0) request->text = arguments[images];
     const char *text = request->text;
     int readers = (command->bit == FOR_CHAT) + (text != NULL && strcmp(text, "-") == 0);
@@ -9558,10 +9546,9 @@ static void print_help(FILE *to, const Command *only) {
     fputs(only == NULL ? OVERVIEW : "\n", to);
     for (int i = 0; i < OPTION_COUNT && only != NULL; i++) {
         const Option *o = &OPTIONS[i];
-        char names[40];
-        snprintf(names, sizeof names, "%s%s%s %s", o->letter != NULL ? o->letter : "", o->letter != NULL ? ", " : "",
-                 o->name, o->argument != NULL ? o->argument : "");
-        if ((o->commands & only->bit) != 0) fprintf(to, "  %-24s %s\n", names, o->help);
+        if ((o->commands & only->bit) == 0) continue;
+        const int width = fprintf(to, "  %s %s", o->names, o->argument != NULL ? o->argument : "");
+        fprintf(to, "%*s%s\n", 28 - width, "", o->help);
     }
     if (only == NULL) return;
     if (only->bit == FOR_CHAT) fprintf(to, "\n%s", CHAT_HELP);

@@ -267,7 +267,7 @@ def test_results_that_cannot_be_written(tmp_path: Path) -> None:
 
 def test_usage(tmp_path: Path) -> None:
     """Ranges of options, a missing file, and what info says of the places."""
-    for arguments, code, message in ((["--batch", "0", "-"], 2, b"--batch takes a whole number from 1 to 64"), (["missing.jsonl"], 1, b"missing.jsonl"),
+    for arguments, code, message in ((["--batch", "65", "-"], 2, b"--batch takes a whole number from 0 to 64"), (["missing.jsonl"], 1, b"missing.jsonl"),
                                      (["--dump", "d", "-"], 2, b"batch takes no --dump"), ([], 2, b"missing argument: janus batch")):
         done = subprocess.run([JANUS, "batch", "-m", SMALL, *arguments], input=b"", capture_output=True, cwd=tmp_path, timeout=60)
         assert done.returncode == code and message in done.stderr and done.stdout == b""
