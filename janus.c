@@ -6220,7 +6220,6 @@ typedef struct {
     int64_t width, height;  /* of the pixels as stored */
     int orientation;        /* of EXIF, 1 to 8; 0: none */
     TextBuffer copy, text;  /* the file with only its pixels; the text "parameters" or the comments */
-    bool packed_text;       /* there is one, compressed */
     StringView frame;       /* JPEG: precision, height, width, number of channels, three bytes for each of them */
     int64_t scans;
     int64_t interval;       /* units between two restart markers; 0: there are none */
@@ -6230,15 +6229,6 @@ typedef struct {
 static void image_bad(ImageFile *image, const char *reason) {
     context_fail(&image->cx, JANUS_BAD_IMAGE,
                  "%s is damaged or of an unsupported kind (%s): save it again as PNG or JPEG", image->name, reason);
-}
-
-static void image_size(ImageFile *image, int64_t width, int64_t height) {
-    image->width = width;
-    image->height = height;
-    if (max_i64(width, height) > IMAGE_SIDE_LIMIT || width * height > IMAGE_PIXEL_LIMIT)
-        context_fail(&image->cx, JANUS_BAD_IMAGE,
-                     "%s is %.0f x %.0f pixels: the limit is 16384 a side and 178,956,970 in all", image->name,
-                     (double)width, (double)height);
 }
 
 /* The orientation in EXIF, 1 to 8, or 0 for none. EXIF is a TIFF file without pictures: byte order, the place of a
@@ -6279,55 +6269,55 @@ static bool png_next(StringView file, size_t *at, StringView *name, StringView *
 }
 
 /* Adds a chunk with `zeros` zeros after its data and no checksum, which stb does not read. */
-static void add_png_chunk(TextBuffer *out, const char *name, StringView data, size_t zeros) {
+static void add_png_chunk(TextBuffer *out, StringView name, StringView data, size_t zeros) {
     static const uint8_t ZEROS[768 + 4];
     add_number(out, (uint32_t)(data.length + zeros), 4);
-    text_add(out, name, 4);
+    add_view(out, name);
     add_view(out, data);
     text_add(out, ZEROS, zeros + 4);
 }
 
-/* tEXt: the key, then Latin-1; iTXt: the key, 0 or 1 for compressed, 0, language and translated key, which end with
-   zeros, then UTF-8; zTXt: compressed. */
+/* tEXt: the key, then Latin-1; iTXt: the key, 1 if it is compressed, 0, language and translated key, which end with
+   zeros, then UTF-8. Compressed texts, as in zTXt, are not read. */
 static void png_text(ImageFile *image, StringView name, StringView data) {
-    const bool utf8 = view_is(name, "iTXt"), latin1 = view_is(name, "tEXt");
+    const bool utf8 = view_is(name, "iTXt");
     size_t begin = sizeof TEXT_KEY;
-    if ((!utf8 && !latin1 && !view_is(name, "zTXt")) || !view_begins(data, TEXT_KEY, begin)) return;
-    if (image->text.length > 0 || image->packed_text) return;
-    image->packed_text = !latin1 && (!utf8 || view_byte(data, begin) != 0);
+    if ((!utf8 && !view_is(name, "tEXt")) || !view_begins(data, TEXT_KEY, begin) || image->text.length > 0) return;
+    if (utf8 && view_byte(data, begin) != 0) return;
     if (utf8) begin += 2;
     for (int ends = 0; utf8 && ends < 2 && begin < data.length; begin++) ends += view_byte(data, begin) == 0;
-    if (!image->packed_text) add_view(&image->text, view_part(data, begin, data.length));
+    add_view(&image->text, view_part(data, begin, data.length));
 }
 
-/* The copy's palette gets 256 colours, as stb takes those beyond its end from uninitialised memory; transparency is
-   left out. */
+/* The copy's palette gets 256 colours, as stb takes those beyond its end from uninitialised memory. Transparency is
+   left out, and empty data, which stb copies to NULL. */
 static void png_parse(ImageFile *image) {
     bool palette = false;
     StringView name, data;
     add_view(&image->copy, view_part(image->file, 0, 8));
-    for (size_t at = 8; png_next(image->file, &at, &name, &data) && !has_failed(&image->cx);) {
+    for (size_t at = 8; png_next(image->file, &at, &name, &data);) {
         if (view_is(name, "IHDR")) {
-            image_size(image, (int64_t)view_number(data, 0, 4, true), (int64_t)view_number(data, 4, 4, true));
-            add_png_chunk(&image->copy, "IHDR", data, 0);
+            image->width = (int64_t)view_number(data, 0, 4, true);
+            image->height = (int64_t)view_number(data, 4, 4, true);
+            add_png_chunk(&image->copy, name, data, 0);
         } else if (view_is(name, "PLTE")) {
             data = view_part(data, 0, data.length / 3 * 3);
-            if (!palette) add_png_chunk(&image->copy, "PLTE", data, data.length < 768 ? 768 - data.length : 0);
+            if (!palette) add_png_chunk(&image->copy, name, data, data.length < 768 ? 768 - data.length : 0);
             palette = true;
         } else if (view_is(name, "IDAT")) {
-            if (data.length > 0) add_png_chunk(&image->copy, "IDAT", data, 0); /* stb copies an empty one to NULL */
+            if (data.length > 0) add_png_chunk(&image->copy, name, data, 0);
         } else if (view_is(name, "eXIf")) image->orientation = exif_orientation(data);
         else if ((view_byte(name, 0) & 0x20) == 0) image_bad(image, "a critical chunk such as Apple's CgBI");
         else png_text(image, name, data);
     }
-    add_png_chunk(&image->copy, "IEND", view_part(image->file, 0, 0), 0);
+    add_png_chunk(&image->copy, (StringView){"IEND", 4}, (StringView){"", 0}, 0);
 }
 
 /* ---- JPEG: segments: 0xFF, a marker, a size, data. Compressed data follow the header of a scan ---- */
 
 enum { JPEG_FRAME = 0xC0, JPEG_PROGRESSIVE = 0xC2, JPEG_HUFFMAN = 0xC4, JPEG_LAST_FRAME = 0xCF, JPEG_RESTART = 0xD0,
        JPEG_START = 0xD8, JPEG_END = 0xD9, JPEG_SCAN = 0xDA, JPEG_QUANTISERS = 0xDB, JPEG_LINES = 0xDC,
-       JPEG_INTERVAL = 0xDD, JPEG_APP0 = 0xE0, JPEG_EXIF = 0xE1, JPEG_ADOBE = 0xEE, JPEG_APP15 = 0xEF, JPEG_LS = 0xF7,
+       JPEG_INTERVAL = 0xDD, JPEG_APP0 = 0xE0, JPEG_EXIF = 0xE1, JPEG_ADOBE = 0xEE, JPEG_APP15 = 0xEF,
        JPEG_COMMENT = 0xFE };
 
 /* Moves *at to the next segment, over bytes that belong to none. Returns its marker, 0 at the end of the file. */
@@ -6341,10 +6331,6 @@ static unsigned jpeg_next(StringView file, size_t *at, StringView *segment) {
     const size_t size = marker == 0 || marker == JPEG_END ? 0 : (size_t)view_number(file, *at + 2, 2, true);
     *segment = view_part(file, *at, 2 + size);
     return marker;
-}
-
-static bool jpeg_is_frame(unsigned marker) {
-    return (marker >= JPEG_FRAME && marker <= JPEG_LAST_FRAME && marker != JPEG_HUFFMAN) || marker == JPEG_LS;
 }
 
 /* Adds the Huffman tables that a file may leave out. A sequential JPEG gets the standard ones (T.81, K.3), which frames
@@ -6380,19 +6366,16 @@ static int64_t jpeg_restarts(const ImageFile *image, StringView scan) {
     return image->interval > 0 ? (columns * rows - 1) / image->interval : 0;
 }
 
-/* Copies the compressed data of a scan up to the first restart marker too many: what follows is no picture. A scan
-   takes time for all pixels, however short it is: a block of 64 has at least one bit in the first scan, and there are
-   seldom more than 16 scans. */
+/* Copies the compressed data of a scan up to the first restart marker too many: what follows is not pixels. */
 static void jpeg_scan(ImageFile *image, StringView scan, size_t begin) {
     int64_t restarts = jpeg_restarts(image, view_part(scan, 4, scan.length));
     size_t end = begin, length = 0;
+    image->scans++;
     jpeg_next(image->file, &end, &scan);
     const StringView data = view_part(image->file, begin, end - begin);
     for (size_t c = 6; c < image->frame.length; c += 3)
         if ((image->quantisers >> (view_byte(image->frame, c + 2) & 15) & 1) == 0)
             image_bad(image, "a quantisation table is missing");
-    if (++image->scans * image->width * image->height / 16384 > (int64_t)image->file.length)
-        image_bad(image, "it is too short for so many pixels");
     for (; length < data.length; length++) {
         const bool restart = view_byte(data, length) == 0xFF && (view_byte(data, length + 1) & 0xF8) == JPEG_RESTART;
         if (restart && restarts-- == 0) break;
@@ -6435,16 +6418,18 @@ static void jpeg_segment(ImageFile *image, unsigned marker, StringView segment) 
 /* Finds the frame, which says how the rest is read, before the first scan. */
 static void jpeg_frame(ImageFile *image) {
     static const uint8_t CMYK[16] = {0xFF, JPEG_ADOBE, 0, 14, 'A', 'd', 'o', 'b', 'e', 0, 100}; /* without a marker */
-    unsigned marker = 0;
-    StringView segment = {NULL, 0};
-    for (size_t at = 2; !jpeg_is_frame(marker); at += segment.length) {
+    unsigned marker;
+    size_t at = 2;
+    StringView segment;
+    do {
         marker = jpeg_next(image->file, &at, &segment);
-        if (marker == 0 || marker == JPEG_SCAN || marker == JPEG_END) break;
-    }
+        at += segment.length;
+    } while (marker == JPEG_HUFFMAN || marker > JPEG_SCAN);
     image->frame = view_part(segment, 4, segment.length);
-    if (!jpeg_is_frame(marker)) image_bad(image, "it is cut off or has no frame");
-    if (marker > JPEG_PROGRESSIVE) image_bad(image, "arithmetic coding, lossless or hierarchical");
-    image_size(image, (int64_t)view_number(image->frame, 3, 2, true), (int64_t)view_number(image->frame, 1, 2, true));
+    if (marker < JPEG_FRAME || marker > JPEG_LAST_FRAME) image_bad(image, "it is cut off or has no usual frame");
+    else if (marker > JPEG_PROGRESSIVE) image_bad(image, "arithmetic coding, lossless or hierarchical");
+    image->width = (int64_t)view_number(image->frame, 3, 2, true);
+    image->height = (int64_t)view_number(image->frame, 1, 2, true);
     add_number(&image->copy, 0xFF00 | JPEG_START, 2);
     add_huffman_tables(&image->copy, marker != JPEG_PROGRESSIVE);
     if (view_byte(image->frame, 5) == 4) text_add(&image->copy, CMYK, sizeof CMYK);
@@ -6467,7 +6452,8 @@ static void jpeg_parse(ImageFile *image) {
 
 /* ---- Pixels and texts ---- */
 
-/* Reads all but the pixels; image_end frees it. `name` is for messages. */
+/* Reads all but the pixels; image_end frees it. `name` is for messages. A scan of a JPEG costs time for all pixels,
+   however short it is; but a block of 64 pixels has at least a bit, and few files have more than 16 scans. */
 static ImageFile image_parse(const void *bytes, size_t length, const char *name) {
     ImageFile image = {.file = {bytes, length}, .name = name};
     Context *cx = &image.cx;
@@ -6481,6 +6467,11 @@ static ImageFile image_parse(const void *bytes, size_t length, const char *name)
     else
         context_fail(cx, JANUS_BAD_IMAGE, "%s is %s, which cannot be read: convert it first, for instance with %s",
                      name, format->what, format->remedy);
+    if (max_i64(image.width, image.height) > IMAGE_SIDE_LIMIT || image.width * image.height > IMAGE_PIXEL_LIMIT)
+        context_fail(cx, JANUS_BAD_IMAGE, "%s is %.0f x %.0f pixels: the limit is 16384 a side and 178,956,970 in all",
+                     name, (double)image.width, (double)image.height);
+    else if (image.scans * image.width * image.height / 16384 > (int64_t)length)
+        image_bad(&image, "it is too short for so many pixels");
     if (image.copy.failed || image.text.failed) context_fail_memory(cx);
     return image;
 }
@@ -6550,8 +6541,6 @@ static JanusStatus text_from_bytes(const void *bytes, size_t length, const char 
     const bool latin1 = !utf8_valid(found.text, found.length);
     TextBuffer utf8 = {0};
     char character[4];
-    if (image.packed_text)
-        context_fail(&image.cx, JANUS_BAD_IMAGE, "%s has a compressed text, which cannot be read", name);
     for (size_t i = 0; i < found.length && !has_failed(&image.cx); i++)
         if (latin1) text_add(&utf8, character, (size_t)(utf8_put(character, (uint8_t)found.text[i]) - character));
         else text_add(&utf8, &found.text[i], 1);

@@ -91,7 +91,7 @@ JANUS_API JanusStatus janus_image_save_with_text(const char *path, const JanusIm
                                                  JanusError *error);
 
 /* Reads that text back, whoever wrote it; treat it as untrusted. `*text` is owned by the caller: free(); NULL if there
-   is none. Errors: JANUS_IO_ERROR, JANUS_BAD_IMAGE (also: a compressed text). */
+   is none, or if it is compressed. Errors: JANUS_IO_ERROR, JANUS_BAD_IMAGE. */
 JANUS_API JanusStatus janus_image_text(const char *path, char **text, JanusError *error);
 
 /* Releases the pixels and zeroes the struct. NULL and zeroed images are allowed. */

@@ -393,7 +393,7 @@ UNREAD = {
     "of an unsupported kind .arithmetic ": frame(0xCA),
     "of an unsupported kind .*lossless": frame(0xC3),
     "of an unsupported kind .*hierarchical": frame(0xC5),
-    "of an unsupported kind .*lossless ": frame(0xF7),
+    "of an unsupported kind .*no usual frame": frame(0xF7),
     "of an unsupported kind .only 8-bit": frame(0xC1, bits=12),
     "of an unsupported kind .bad component count": frame(0xC0, channels=2),
     "of an unsupported kind .no header height": frame(0xC0, height=0),
