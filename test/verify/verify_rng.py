@@ -1,41 +1,41 @@
 # SPDX-License-Identifier: MIT
 """Holds the drawing of ids in C against PyTorch: the same seed and probabilities must give the same ids.
 
-    pytest verify_rng.py             the quick form
-    python verify_rng.py [--full]    the same, printing what was counted; --full: 1,000 seeds and 10^9 exponentials
+    pytest -s verify_rng.py                the quick form; -s shows what was counted
+    FULL=1 pytest -s verify_rng.py         1,000 seeds and 10^9 exponentials: about 10 minutes
 
-JANUS_INTERNALS names the shared library to test (default: build/libinternals.so, which make verify builds). Needs numpy,
-torch 2.7 or later (the x86-64 wheels from 2.0 to 2.6 draw from another generator), and transformers for the two tests of answers.
+JANUS_INTERNALS names the shared library to test (default: build/libinternals.so, which make verify builds). Needs torch 2.7
+or later: the x86-64 wheels from 2.0 to 2.6 draw from another generator.
 """
-import argparse
-import importlib.util
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from cffi import FFI
+from transformers import LlamaConfig, LlamaForCausalLM, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "test" / "python"))
 from janus_library import prototypes, structure  # noqa: E402
 
+FULL = bool(os.environ.get("FULL"))
 CODEBOOKS = (1024, 16384)
 BATCHES = (1, 5, 16)
 STEPS = 20
-THREADS = torch.get_num_threads()
 
 
-def setup_module() -> None:
-    """One thread while this module's tests run: the kernels are small, and threads that wait for each other slow."""
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """The kernels are small, and threads that wait for each other slow."""
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
-
-
-def teardown_module() -> None:
-    """The number of threads from before."""
-    torch.set_num_threads(THREADS)
+    yield
+    torch.set_num_threads(threads)
 
 
 def declare(ffi: FFI) -> FFI:
@@ -127,22 +127,20 @@ def differing_draws(seeds: range, width: int, batch: int) -> list[str]:
     return lines
 
 
-def check_draws(seeds: range) -> str:
-    """All ids of every width and batch; returns what was counted."""
-    lines, draws = [], 0
-    for width in CODEBOOKS:
-        for batch in BATCHES:
-            lines += differing_draws(seeds, width, batch)
-            draws += len(seeds) * STEPS * batch
-    report = f"{draws} ids drawn, {len(lines)} differ"
-    assert not lines, report + "\n" + "\n".join(lines)
-    return report
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("width", CODEBOOKS)
+def test_draws(width: int, batch: int) -> None:
+    """Every id of every step, for pictures of both codebooks."""
+    seeds = range(1000 if FULL else 10)
+    lines = differing_draws(seeds, width, batch)
+    print(f"{len(seeds) * STEPS * batch} ids drawn, {len(lines)} differ")
+    assert not lines, "\n".join(lines)
 
 
-def check_exponentials(calls: int) -> str:
-    """Values of torch's exponential_ and C's, in calls of uneven size; returns what was counted."""
+def test_exponentials() -> None:
+    """The same bits as torch's exponential_, in calls of uneven size."""
     differing = total = furthest = 0
-    sizes = np.random.default_rng(1).integers(1, 400_000, calls)
+    sizes = np.random.default_rng(1).integers(1, 400_000, 5000 if FULL else 50)
     for seed, size in enumerate(sizes):
         rng = seeded(seed)
         torch.manual_seed(seed)
@@ -150,19 +148,8 @@ def check_exponentials(calls: int) -> str:
             steps = float_steps(torch.empty(count).exponential_(1).numpy(), exponential(rng, count))
             differing, total = differing + int((steps > 0).sum()), total + count
             furthest = max(furthest, int(steps.max()))
-    report = f"{total} exponentials, {differing} differ, by at most {furthest} float steps"
-    assert differing == 0, report
-    return report
-
-
-def test_exponentials(full: bool = False) -> None:
-    """The same bits as torch's."""
-    print(check_exponentials(5000 if full else 50))
-
-
-def test_draws(full: bool = False) -> None:
-    """Every id of every step, for pictures of both codebooks."""
-    print(check_draws(range(1000 if full else 10)))
+    print(f"{total} exponentials, {differing} differ, by at most {furthest} float steps")
+    assert differing == 0
 
 
 def test_exponentials_by_numpy() -> None:
@@ -172,7 +159,6 @@ def test_exponentials_by_numpy() -> None:
         bits = ((words[0::2] << np.uint64(32)) | words[1::2]) & np.uint64(2**53 - 1)
         expected = (-np.log1p(-bits.astype(np.float64) * 2.0**-53)).astype(np.float32)
         assert (exponential(seeded(seed), 200_000) == expected).all()
-    print("3 seeds, 200000 values each")
 
 
 def test_seed_range() -> None:
@@ -182,24 +168,17 @@ def test_seed_range() -> None:
         expected = torch.empty(9).exponential_(1).numpy()
         assert float_steps(exponential(seeded(seed), 9), expected).max() <= 1
     assert (exponential(seeded(5), 9) == exponential(seeded(2**32 + 5), 9)).all()
-    print("5 seeds")
 
 
-def test_refused_probabilities() -> None:
+@pytest.mark.parametrize("rows", [[[np.nan, 1.0]], [[-1.0, 2.0]], [[np.inf, 2.0]], [[1.0, 1.0], [0.0, 0.0]]])
+def test_refused_probabilities(rows: list[list[float]]) -> None:
     """Where torch.multinomial raises, C returns 0; neither advances its generator."""
-    refused = ([[np.nan, 1.0]], [[-1.0, 2.0]], [[np.inf, 2.0]], [[1.0, 1.0], [0.0, 0.0]])
-    for rows in refused:
-        probs = np.array(rows, np.float32)
-        rng = seeded(3)
-        torch.manual_seed(3)
-        try:
-            torch.multinomial(torch.from_numpy(probs), 1)
-            raise AssertionError("torch drew from " + str(rows))
-        except RuntimeError:
-            pass
-        assert multinomial(rng, probs) is None
-        assert float_steps(exponential(rng, 4), torch.empty(4).exponential_(1).numpy()).max() <= 1
-    print(f"{len(refused)} kinds")
+    probs, rng = np.array(rows, np.float32), seeded(3)
+    torch.manual_seed(3)
+    with pytest.raises(RuntimeError):
+        torch.multinomial(torch.from_numpy(probs), 1)
+    assert multinomial(rng, probs) is None
+    assert float_steps(exponential(rng, 4), torch.empty(4).exponential_(1).numpy()).max() <= 1
 
 
 def test_ties() -> None:
@@ -214,7 +193,6 @@ def test_ties() -> None:
             torch.manual_seed(seed)
             expected = torch.multinomial(probs, 1)[:, 0].numpy()
             assert (multinomial(seeded(seed), probs.numpy()) == expected).all()
-    print("20 seeds")
 
 
 def test_softmax() -> None:
@@ -234,7 +212,6 @@ def test_softmax() -> None:
 
 def warped(logits: torch.Tensor, temperature: float, top_k: int, top_p: float) -> torch.Tensor:
     """Scores (V) that transformers' warpers leave of logits (V), in the order in which generate applies them."""
-    from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
     scores = TemperatureLogitsWarper(temperature)(None, logits[None])
     if top_k:
         scores = TopKLogitsWarper(top_k)(None, scores)
@@ -250,9 +227,6 @@ def distance_to_edge(logits: torch.Tensor, temperature: float, top_k: int, top_p
 
 def test_kept_ids() -> None:
     """The ids left by top-k and top-p are transformers'; where not, the running sum is within 1e-6 of the edge."""
-    if importlib.util.find_spec("transformers") is None:
-        print("skipped: no transformers")
-        return
     cases = near_edge = 0
     generator = torch.Generator().manual_seed(2)
     for width in (300, 102400):
@@ -271,45 +245,20 @@ def test_kept_ids() -> None:
     print(f"{cases} rows, {near_edge} differ at the edge of top-p")
 
 
-def test_generate(answers: int = 20, length: int = 24) -> None:
+def test_generate() -> None:
     """Answers of a small random Llama by generate(do_sample=True, temperature, top_p), and from its logits by C."""
-    if importlib.util.find_spec("transformers") is None:
-        print("skipped: no transformers")
-        return
-    from transformers import LlamaConfig, LlamaForCausalLM
     torch.manual_seed(0)
     config = LlamaConfig(vocab_size=4000, hidden_size=32, intermediate_size=64, num_hidden_layers=1,
                          num_attention_heads=2, num_key_value_heads=2, bos_token_id=0, eos_token_id=None)
     model = LlamaForCausalLM(config).eval()
     model.lm_head.weight.data *= 30
     prompt = torch.tensor([[0, 17, 23]])
-    for seed in range(answers):
+    for seed in range(20):
         temperature, top_p = (1.0, 0.95) if seed % 2 else (0.6, 0.9)
         torch.manual_seed(seed)
         out = model.generate(prompt, attention_mask=torch.ones_like(prompt), do_sample=True, temperature=temperature,
-                             top_p=top_p, max_new_tokens=length, return_dict_in_generate=True, output_logits=True)
+                             top_p=top_p, max_new_tokens=24, return_dict_in_generate=True, output_logits=True)
         rng = seeded(seed)
         for step, logits in enumerate(out.logits):
             probs = answer_probs(logits[0].numpy(), temperature, 50, top_p)
             assert multinomial(rng, probs[None])[0] == out.sequences[0, 3 + step], (seed, step)
-    print(f"{answers} answers of {length} ids identical")
-
-
-def main() -> None:
-    """Runs every test and prints what it counted."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--full", action="store_true", help="1,000 seeds and 10^9 exponentials: about 10 minutes")
-    full = parser.parse_args().full
-    setup_module()
-    print(f"torch {torch.__version__}")
-    for test in (test_seed_range, test_refused_probabilities, test_exponentials_by_numpy, test_ties,
-                 test_softmax, test_kept_ids, test_generate):
-        print(end=f"{test.__name__}: ", flush=True)
-        test()
-    for test in (test_exponentials, test_draws):
-        print(end=f"{test.__name__}: ", flush=True)
-        test(full)
-
-
-if __name__ == "__main__":
-    main()
