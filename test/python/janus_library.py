@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,21 @@ import numpy as np
 from cffi import FFI
 
 ROOT = Path(__file__).resolve().parents[2]
+JANUS = Path(os.environ.get("JANUS_PROGRAM", ROOT / "janus"))
+GOLDEN, TINY = ROOT / "test" / "golden", ROOT / "weights" / "tiny.gguf"
+
+
+def stb_flags() -> list[str]:
+    """The compiler's flags for the stb headers that the project was built with."""
+    command = ["sh", "test/setup.sh", "flags"]
+    return shlex.split(subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout)
+
+
+def compile_c(output: Path, *arguments: object) -> Path:
+    """Compiles files of the project."""
+    command = [*shlex.split(os.environ.get("CC", "cc")), "-std=c99", "-I.", *stb_flags(), *arguments, "-o", output]
+    subprocess.run([*command, "-lm", "-lpthread"], cwd=ROOT, check=True, timeout=600)
+    return output
 
 
 # ---- What C says, as cffi reads it ----

@@ -16,11 +16,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from janus_library import ROOT, Library, ffi, give
+from janus_library import GOLDEN, JANUS, TINY, Library, ffi, give
 
-JANUS = Path(os.environ.get("JANUS_PROGRAM", ROOT / "janus"))
-SMALL = ROOT / "test" / "golden" / "grouped.gguf"  # 4 ids a picture
-TINY = ROOT / "weights" / "tiny.gguf"
+SMALL = GOLDEN / "grouped.gguf"  # 4 ids a picture
 JOBS = int(os.environ.get("JANUS_JOBS", 0))  # so many are killed and resumed, drawn by the small model; else few, by a smaller one
 
 posix = pytest.mark.skipif(os.name != "posix", reason="needs /dev/full or signals")

@@ -26,10 +26,9 @@ import checkpoints
 import convert
 import random_model
 from checkpoints import TorchCall, TorchGlobal, torch_tensor, write_json
+from janus_library import JANUS, ROOT, TINY
 from test_convert import GEOMETRIES, MICRO, SCRIPT, Model, model, run  # noqa: F401
 
-ROOT = Path(__file__).resolve().parents[2]
-JANUS = Path(os.environ.get("JANUS_PROGRAM", ROOT / "janus"))
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 4178801000\n"
 USER_ID = 313  # of the role in MICRO's tokenizer
 
@@ -500,7 +499,7 @@ def test_other_kinds_of_files_are_named(name: str, content: bytes | None, words:
 
 @pytest.mark.parametrize("version", [1, convert.FORMAT_VERSION + 1])
 def test_files_of_another_version_are_named(version: int, tmp_path: Path) -> None:
-    data = bytearray((ROOT / "weights" / "tiny.gguf").read_bytes())
+    data = bytearray(TINY.read_bytes())
     key = b"janus.format_version"
     data[data.index(key) + len(key) + 4] = version
     (tmp_path / "other.gguf").write_bytes(data)
@@ -515,7 +514,7 @@ def test_control_characters_of_a_model_do_not_reach_the_terminal(
     before: bytes, old: bytes, words: bytes, tmp_path: Path
 ) -> None:
     """The name, a tensor's name and the architecture may hold escape sequences; C1 controls are two bytes of UTF-8."""
-    data = (ROOT / "weights" / "tiny.gguf").read_bytes()
+    data = TINY.read_bytes()
     assert data.count(before + old) == 1
     (tmp_path / "other.gguf").write_bytes(data.replace(before + old, before + b"\x1b[2J\x07\xc2\x9b\x7f......"[:len(old)]))
     done = subprocess.run([JANUS, "info", "-m", tmp_path / "other.gguf"], capture_output=True, timeout=60)

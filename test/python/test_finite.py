@@ -12,8 +12,8 @@ import pytest
 from gguf import GGUFReader
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parents[2]
-MODEL = ROOT / "weights" / "tiny.gguf"
+from janus_library import JANUS, TINY
+
 KERNELS = [["--isa", "plain"], []]  # the definitions, and the best of this machine
 
 # What is wrong with the weights: (name, tensor, factor, the stage that is to be named, tasks that meet it)
@@ -44,14 +44,14 @@ def run(model: Path, task: str, folder: Path, *options: str) -> subprocess.Compl
         "draw sampled": ["generate", "-o", output, "a star"], "decode": ["decode", "-o", output],
     }[task]
     ids = " ".join(["5"] * 64) if task == "decode" else None
-    return subprocess.run([str(ROOT / "janus"), *map(str, arguments), "-m", str(model), "-q", *options], input=ids,
+    return subprocess.run([str(JANUS), *map(str, arguments), "-m", str(model), "-q", *options], input=ids,
                           capture_output=True, text=True)
 
 
 def damaged(folder: Path, changes: dict[str, float]) -> Path:
     """A copy of the small model with some tensors multiplied; inf and nan go into their first element instead."""
     path = folder / "model.gguf"
-    shutil.copy(MODEL, path)
+    shutil.copy(TINY, path)
     path.chmod(0o644)
     for tensor in GGUFReader(path, "r+").tensors:
         factor = changes.get(tensor.name)
@@ -90,5 +90,5 @@ def test_keys_and_values_too_large_for_float16_are_an_error(tmp_path: Path, tens
 
 def test_a_temperature_that_overflows_is_an_error(tmp_path: Path) -> None:
     """The scores are finite, but no longer once they are divided."""
-    done = run(MODEL, "draw sampled", tmp_path, "--temperature", "1e-38")
+    done = run(TINY, "draw sampled", tmp_path, "--temperature", "1e-38")
     assert done.returncode in (1, 2) and "temperature" in done.stderr

@@ -5,9 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,25 +13,14 @@ import pytest
 from gguf import GGML_QUANT_SIZES, GGUFReader, quants
 from gguf import GGMLQuantizationType as Type
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
-sys.path.insert(0, str(ROOT / "test" / "python"))
 import convert
 import random_model
+from janus_library import JANUS, ROOT, compile_c
 
-JANUS = ROOT / os.environ.get("JANUS", "janus")
 QUANTISED = [Type[name.upper()] for name in convert.QUANTISED_TYPES]
 SEARCHED = [Type.Q4_K, Type.Q6_K]
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="builds with test/setup.sh")
-
-
-def build(output: Path, *arguments: str) -> Path:
-    """Compiles with the stb headers that the project was built with."""
-    find = subprocess.run(["sh", "test/setup.sh", "flags"], cwd=ROOT, check=True, capture_output=True, text=True)
-    command = [*shlex.split(os.environ.get("CC", "cc")), "-O1", "-std=c99", "-I.", *shlex.split(find.stdout)]
-    subprocess.run([*command, *arguments, "-o", output, "-lm", "-lpthread"], cwd=ROOT, check=True, timeout=600)
-    return output
 
 
 class Library:
@@ -57,12 +44,12 @@ def pointer(array: np.ndarray) -> ctypes.c_void_p:
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Library:
     path = tmp_path_factory.mktemp("library") / "internals.so"
-    return Library(build(path, "-DJANUS_NO_SIMD", "-fPIC", "-shared", "test/verify/internals.c"))
+    return Library(compile_c(path, "-O1", "-DJANUS_NO_SIMD", "-fPIC", "-shared", "test/verify/internals.c"))
 
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tmp_path_factory.mktemp("toy") / "janus-toy", "test/c/toy_format.c")
+    return compile_c(tmp_path_factory.mktemp("toy") / "janus-toy", "-O1", "test/c/toy_format.c")
 
 
 def unusual_rows() -> np.ndarray:

@@ -18,11 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from janus_library import Library, Refused, ffi
+from janus_library import GOLDEN, JANUS, ROOT, Library, Refused, ffi, stb_flags
 
-ROOT = Path(__file__).resolve().parents[2]
-PROGRAM = Path(os.environ.get("JANUS_PROGRAM", ROOT / "janus"))
-MODEL = ROOT / "test" / "golden" / "plain.gguf"
+MODEL = GOLDEN / "plain.gguf"
 ORIENTATION, SHORT, LONG = 0x0112, 3, 4
 DECODERS = 4  # the largest difference between two JPEG decoders
 
@@ -197,7 +195,7 @@ def test_orientation_in_every_command(command: str, tmp_path: Path) -> None:
     def seen(*arguments: object) -> np.ndarray:
         folder = tmp_path / f"dump{len(list(tmp_path.iterdir()))}"
         question = ["What?"] if command == "ask" else []
-        subprocess.run([PROGRAM, command, "-q", "-m", MODEL, "--dump", folder, *arguments, *question],
+        subprocess.run([JANUS, command, "-q", "-m", MODEL, "--dump", folder, *arguments, *question],
                        input=b"What?\n" if command == "chat" else b"", check=True, capture_output=True, timeout=60)
         return np.load(folder / ("vq.encoder.input.npy" if command == "encode" else "vision.pixel_values.npy"))
 
@@ -335,7 +333,7 @@ def test_pixels_that_are_missing(kind: str, tmp_path: Path) -> None:
     damaged += [joined([*parts[:scans[0]], parts[scans[0]][:length]]) for length in (20, len(parts[scans[0]]) // 2)]
     for data in damaged:
         (tmp_path / "damaged.jpg").write_bytes(data)
-        seen = [subprocess.run([PROGRAM, "encode", "-m", MODEL, "-i", tmp_path / "damaged.jpg"], capture_output=True, timeout=60,
+        seen = [subprocess.run([JANUS, "encode", "-m", MODEL, "-i", tmp_path / "damaged.jpg"], capture_output=True, timeout=60,
                                env=os.environ | {"MALLOC_PERTURB_": fill}) for fill in ("85", "170")]
         assert seen[0].returncode in (0, 1) and seen[0].stdout == seen[1].stdout and seen[0].stderr == seen[1].stderr
 
@@ -407,7 +405,7 @@ def test_unread_kinds_are_named(reason: str, tmp_path: Path) -> None:
     with pytest.raises(Refused, match=reason):
         load(UNREAD[reason])
     (tmp_path / "f.jpg").write_bytes(UNREAD[reason])
-    done = subprocess.run([PROGRAM, "encode", "-m", MODEL, "-i", tmp_path / "f.jpg"], capture_output=True, timeout=60)
+    done = subprocess.run([JANUS, "encode", "-m", MODEL, "-i", tmp_path / "f.jpg"], capture_output=True, timeout=60)
     assert done.returncode == 1 and not done.stdout
     message = done.stderr.decode()
     assert message.startswith(f"janus: {tmp_path}/f.jpg is ") and message.count("\n") == 1 and "not a PNG" not in message
@@ -456,8 +454,8 @@ def test_cut_off(kind: str) -> None:
 @pytest.mark.skipif(shutil.which("cc") is None, reason="needs a compiler")
 def test_old_headers_are_refused(tmp_path: Path) -> None:
     """stb_image.h before 2.28 does not compile, and the message says what is needed."""
-    flags = subprocess.run(["sh", "test/setup.sh", "flags"], cwd=ROOT, check=True, capture_output=True, text=True).stdout.split()
-    found = subprocess.run(["cc", *flags, "-M", "-DJANUS_NO_SIMD", "janus.c"], cwd=ROOT, check=True, capture_output=True, text=True).stdout.split()
+    command = ["cc", *stb_flags(), "-M", "-DJANUS_NO_SIMD", "janus.c"]
+    found = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split()
     for header in (ROOT / path for path in found if "stb_image" in path):
         (tmp_path / header.name).write_text(header.read_text().replace("stbi__skip_jpeg_junk_at_end", "stbi__another_name"))
     done = subprocess.run(["cc", "-I", tmp_path, "-DJANUS_STB_FLAT", "-DJANUS_NO_SIMD", "-fsyntax-only", "janus.c"], cwd=ROOT, capture_output=True, text=True)

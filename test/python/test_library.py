@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
@@ -14,9 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from janus_library import ROOT, Library, Refused, address, ffi, give, prototypes, structure, without_comments
+from janus_library import (
+    GOLDEN, JANUS, ROOT, Library, Refused, address, compile_c, ffi, give, prototypes, structure, without_comments)
 
-MODEL = ROOT / "test" / "golden" / "plain.gguf"
+MODEL = GOLDEN / "plain.gguf"
 
 
 @pytest.fixture(scope="module")
@@ -64,9 +64,8 @@ def test_pictures_go_in_and_out(library: Library) -> None:
 @pytest.mark.skipif(not sys.platform.startswith("linux") or shutil.which("nm") is None, reason="needs ELF and nm")
 def test_hidden_visibility_exports_the_header(tmp_path: Path) -> None:
     """Every function of janus.h, and no other name, of a build in which all that is not marked is hidden."""
-    flags = subprocess.run(["sh", "test/setup.sh", "flags"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    subprocess.run([os.environ.get("CC", "cc"), "-O0", "-DJANUS_NO_SIMD", "-DJANUS_LIBRARY", "-fvisibility=hidden", "-fPIC",
-                    "-shared", *flags.split(), "janus.c", "-o", tmp_path / "hidden.so", "-lm", "-lpthread"], cwd=ROOT, check=True)
+    options = ["-O0", "-DJANUS_NO_SIMD", "-DJANUS_LIBRARY", "-fvisibility=hidden", "-fPIC", "-shared"]
+    compile_c(tmp_path / "hidden.so", *options, "janus.c")
     shown = subprocess.run(["nm", "-D", "--defined-only", tmp_path / "hidden.so"], check=True, capture_output=True, text=True)
     exported = {line.split()[-1] for line in shown.stdout.splitlines()}
     header = without_comments((ROOT / "janus.h").read_text(encoding="utf-8"))
@@ -77,7 +76,7 @@ def test_hidden_visibility_exports_the_header(tmp_path: Path) -> None:
                     reason="needs namespaces of process numbers")
 def test_processes_with_equal_numbers(tmp_path: Path) -> None:
     """Programs that are process 1 of their containers write one picture: every one succeeds, a complete picture remains."""
-    drawing = ["unshare", "-rpf", ROOT / "janus", "decode", "-q", "-t", "1", "-m", MODEL, "-o", "x.png"]
+    drawing = ["unshare", "-rpf", JANUS, "decode", "-q", "-t", "1", "-m", MODEL, "-o", "x.png"]
     running = [subprocess.Popen(list(map(str, drawing)), cwd=tmp_path, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
                for _ in range(12)]
     said = [process.communicate(b"1 2 3 4 5 6 7 8 9", timeout=120)[1] for process in running]

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-JANUS = Path(os.environ.get("JANUS_PROGRAM", ROOT / "janus"))
-MODEL = ROOT / "test" / "golden" / "grouped.gguf"
+from janus_library import GOLDEN, JANUS, ROOT
+
+MODEL = GOLDEN / "grouped.gguf"
 COUNT = 200
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/exe").exists(), reason="a worker is found by /proc")

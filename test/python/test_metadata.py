@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from janus_library import Library, Refused, ffi
-from test_cli import GOLDEN, MODEL, ROOT, fails, picture, succeeds
+from test_cli import MODEL, ROOT, fails, picture, succeeds
 
 VERSION = re.search(r'#define JANUS_VERSION "(.*)"', (ROOT / "janus.h").read_text())[1]
 

@@ -8,31 +8,26 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from gguf import GGUFReader
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parents[2]
-MODEL = ROOT / "weights" / "tiny.gguf"
+from janus_library import JANUS, TINY
+
 
 
 def janus(*arguments: object, text: str | None = None) -> str:
     """Standard output of ./janus, which must succeed."""
-    done = subprocess.run([ROOT / "janus", *map(str, arguments)], input=text, capture_output=True, text=True)
+    done = subprocess.run([JANUS, *map(str, arguments)], input=text, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 def ids_of(text: str) -> list[int]:
     """The ids of a text, special tokens among them."""
-    return [int(word) for word in janus("tokenize", "-m", MODEL, text).split()]
+    return [int(word) for word in janus("tokenize", "-m", TINY, text).split()]
 
 
-def metadata() -> dict[str, object]:
-    """The small model's metadata."""
-    from gguf import GGUFReader
-    return {key: value.contents() for key, value in GGUFReader(MODEL).fields.items()}
-
-
-VALUES = metadata()
+VALUES = {key: value.contents() for key, value in GGUFReader(TINY).fields.items()}
 BOS = VALUES["tokenizer.ggml.bos_token_id"]
 SYSTEM = VALUES.get("janus.prompt.system", "")
 HEAD = f"{SYSTEM}\n\n" if SYSTEM else ""
@@ -63,27 +58,27 @@ def picture(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("question", ["plain", " leading", "\n\tleading lines", "trailing \n", "\u3000wide\u3000"])
 def test_a_question_after_an_image_keeps_its_leading_blanks(tmp_path: Path, picture: Path, question: str) -> None:
     """The message is stripped as a unit, so only white space at its end goes."""
-    janus("ask", "-m", MODEL, "-q", "-i", picture, "--max-tokens", 1, "--dump", tmp_path / "dump", question)
+    janus("ask", "-m", TINY, "-q", "-i", picture, "--max-tokens", 1, "--dump", tmp_path / "dump", question)
     assert read_ids(tmp_path / "dump") == expected("<image_placeholder>\n" + question.rstrip())
 
 
 @pytest.mark.parametrize("question", ["  both sides ", "\nleading"])
 def test_a_question_without_images_is_stripped(tmp_path: Path, question: str) -> None:
     """Nothing stands before it."""
-    janus("ask", "-m", MODEL, "-q", "--max-tokens", 1, "--dump", tmp_path / "dump", question)
+    janus("ask", "-m", TINY, "-q", "--max-tokens", 1, "--dump", tmp_path / "dump", question)
     assert read_ids(tmp_path / "dump") == expected(question.strip())
 
 
 def test_a_question_that_places_its_image_is_stripped(tmp_path: Path, picture: Path) -> None:
     """Its own placeholder is part of the message."""
     question = "  What is in <image_placeholder> ?  "
-    janus("ask", "-m", MODEL, "-q", "-i", picture, "--max-tokens", 1, "--dump", tmp_path / "dump", question)
+    janus("ask", "-m", TINY, "-q", "-i", picture, "--max-tokens", 1, "--dump", tmp_path / "dump", question)
     assert read_ids(tmp_path / "dump") == expected(question.strip())
 
 
 def test_a_drawing_prompt_is_stripped(tmp_path: Path) -> None:
     """<begin_of_image> follows the opened answer."""
-    janus("generate", "-m", MODEL, "-q", "--dump", tmp_path / "dump", "-o", tmp_path / "x.png", "  a red circle\n")
+    janus("generate", "-m", TINY, "-q", "--dump", tmp_path / "dump", "-o", tmp_path / "x.png", "  a red circle\n")
     text = "<|User|>: a red circle\n\n<|Assistant|>:<begin_of_image>"
     assert np.load(tmp_path / "dump" / "text.token_ids.npy").tolist() == [BOS, *ids_of(text)]
 
@@ -100,9 +95,9 @@ def with_eos(model: Path, out: Path, eos: int) -> Path:
 @pytest.mark.parametrize("empty", [True, False])
 def test_nothing_stands_between_an_empty_answer_and_the_next_turn(tmp_path: Path, empty: bool) -> None:
     """Official conversation.py: an answer is followed by EOS, no answer by nothing."""
-    janus("ask", "-m", MODEL, "-q", "--max-tokens", 1, "--dump", tmp_path / "first", "What is it?")
+    janus("ask", "-m", TINY, "-q", "--max-tokens", 1, "--dump", tmp_path / "first", "What is it?")
     first = int(np.load(tmp_path / "first" / "lm.logits.npy").argmax())
-    model = with_eos(MODEL, tmp_path / "model.gguf", first) if empty else MODEL
+    model = with_eos(TINY, tmp_path / "model.gguf", first) if empty else TINY
     eos = first if empty else VALUES["tokenizer.ggml.eos_token_id"]
     answers = janus("chat", "-m", model, "-q", "--dump", tmp_path / "dump", text="What is it?\nWhy?\n/quit\n")
     assert (not answers.split("\n")[0].strip("> ")) == empty

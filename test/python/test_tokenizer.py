@@ -30,9 +30,8 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 import convert
 import random_model
 from checkpoints import State, random_state, write_checkpoint, write_json
-from janus_library import Library, Refused, ffi
+from janus_library import ROOT, Library, Refused, ffi
 
-ROOT = Path(__file__).resolve().parents[2]
 SPECIAL = [convert.BOS, convert.EOS, convert.PAD, convert.IMAGE_PLACEHOLDER, convert.BEGIN_OF_IMAGE,
            convert.END_OF_IMAGE, "<|User|>", "<|Assistant|>"]
 # The smallest model that convert.py takes; each test gives it a vocabulary of the size it needs.
