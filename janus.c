@@ -7589,7 +7589,6 @@ static void json_list(Json *j, int depth, StringView key, bool object) {
 
 /* A value and the white space around it. */
 static void json_value(Json *j, int depth, StringView key) {
-    static const char *const words[] = {"true", "false", "null"};
     JsonKind kind = JSON_WORD;
     StringView text = {NULL, 0};
     json_space(j);
@@ -7598,10 +7597,11 @@ static void json_value(Json *j, int depth, StringView key) {
     else if (c == '-' || (c >= '0' && c <= '9')) kind = JSON_NUMBER, text = json_number(j);
     else if (json_accept(j, '[')) kind = JSON_ARRAY;
     else if (json_accept(j, '{')) kind = JSON_OBJECT;
-    for (int i = 0; i < 3 && kind == JSON_WORD; i++)
-        if (strncmp(j->at, words[i], strlen(words[i])) == 0) text = view_of(words[i]);
-    if (kind == JSON_WORD) j->at += text.length;
-    if (kind == JSON_WORD && text.length == 0) json_fail(j, "a value is missing");
+    else {
+        text = (StringView){j->at, strspn(j->at, "aeflnrstu")};
+        if (view_is(text, "true") || view_is(text, "false") || view_is(text, "null")) j->at += text.length;
+        else json_fail(j, "a value is missing");
+    }
     const char next = *j->at;
     *j->at = 0;
     if (!j->failed) j->take(j->user, depth, key, kind, text);
@@ -8247,6 +8247,7 @@ typedef struct {
     char beside[PATH_BYTES]; /* path of the model that came with the program */
     FileImage text;          /* a text that was read from stdin or a file */
     LineReader input;        /* of chat and batch */
+    JanusImage drawn;        /* the last picture */
     JanusImage images[IMAGES_LIMIT]; /* for the next question */
     int image_count;
     JanusModel *model;
@@ -8272,7 +8273,7 @@ static int on_progress(void *user, const char *stage, int64_t done, int64_t tota
     return cancel_requested;
 }
 
-/* Text of the model to stdout; a terminal gets no control characters of it. */
+/* Prints the model's text to stdout, on a terminal without control characters. */
 static bool print_text(const char *text, size_t length) {
     char *copy = terminal(stdout) ? allocate((int64_t)length, 1) : NULL;
     if (copy != NULL) memcpy(copy, text, length);
@@ -8320,7 +8321,7 @@ static void on_tap(void *user, const char *name, JanusElement type, const void *
     if (tap->task != NULL) selftest_tensor(tap, &t);
 }
 
-/* A call of the library begins, which SIGINT may cancel. */
+/* Comes before a library call that SIGINT may cancel. */
 static void begin_work(Program *program) {
     memset(&program->progress, 0, sizeof program->progress);
     program->progress.start = clock_seconds();
@@ -8333,7 +8334,7 @@ static void end_work(Program *program) {
     clear_progress(&program->progress);
 }
 
-/* Says what the error of the program is, if that has a message. Returns the exit status. */
+/* Prints the program's error, if it has a message. Returns the exit status. */
 static int program_failed(const Program *program) {
     const bool stopped = program->error.status == JANUS_CANCELLED;
     if (program->write_error != 0) complain("cannot write to stdout: %s", strerror(program->write_error));
@@ -8341,7 +8342,7 @@ static int program_failed(const Program *program) {
     return stopped && program->write_error == 0 ? EXIT_STOPPED : EXIT_FAILED;
 }
 
-/* The path of the program's file, links followed, malloc'ed; NULL: not known. `called` is argv[0]. */
+/* The path of the running program with links resolved, malloc'ed; NULL if unknown. `called` is argv[0]. */
 static char *program_file(const char *called) {
 #if defined(_WIN32)
     wchar_t wide[PATH_BYTES / 4];
@@ -8399,7 +8400,7 @@ static JanusStatus open_model(Program *program, unsigned command, const char *pr
     return janus_session_new(program->model, &options, &program->session, &program->error);
 }
 
-/* Reads `path`, or stdin for "-", to the end. Of a text (no zero bytes), a byte order mark is left out. */
+/* Reads a file, or stdin for "-". A text must not contain zero bytes, and loses its byte order mark. */
 static JanusStatus read_input(const char *path, size_t limit, bool text, FileImage *bytes, JanusError *error) {
     const bool from_stdin = strcmp(path, "-") == 0;
     const char *name = from_stdin ? "stdin" : path;
@@ -8418,7 +8419,7 @@ static JanusStatus read_input(const char *path, size_t limit, bool text, FileIma
     return fail(error, JANUS_BAD_ARGUMENT, "%s is not a text in UTF-8: byte %lu is zero", name, at);
 }
 
-/* The image of a file, or of stdin for "-". */
+/* Loads the image of a file, or of stdin for "-". */
 static JanusStatus load_image(Program *program, const char *path, JanusImage *image) {
     FileImage bytes = {0};
     JanusError *error = &program->error;
@@ -8430,31 +8431,28 @@ static JanusStatus load_image(Program *program, const char *path, JanusImage *im
     return error->status;
 }
 
-/* ---- Pictures in files, with what they were drawn from: the prompt, then a line of settings as Stable Diffusion's web
-   interface writes it ---- */
+/* ---- Pictures in files, with metadata: the prompt, then a line of settings as in Stable Diffusion web UI ---- */
 
-/* The text of picture i of a drawing, malloc'ed; NULL: no memory. */
+/* The metadata of picture i of a drawing, malloc'ed; NULL: no memory. */
 static char *drawing_text(const Program *program, const Request *request, int i) {
     const JanusInfo info = janus_info(program->model);
     const JanusGenerateOptions *options = &request->draw;
     const JanusCacheType cache = program->line.cache;
-    const size_t size = strlen(request->text) + strlen(info.name) + 512;
-    char *text = malloc(size);
-    if (text == NULL) return NULL;
-    int used = snprintf(text, size,
-                        "%s\nSteps: %d, Sampler: autoregressive, CFG scale: %g, Seed: %llu, Size: %dx%d, Model: ",
-                        request->text, info.image_tokens, options->cfg_weight, (unsigned long long)options->seed,
-                        info.image_size, info.image_size);
-    for (const char *c = info.name; *c != 0; c++) text[used++] = *c == ',' ? ' ' : *c; /* a comma ends a setting */
-    snprintf(text + used, size - (size_t)used,
-             " (%s), Temperature: %g, RNG: torch%s%s, Picture: %d of %d, Version: janus " JANUS_VERSION,
-             info.weight_type, options->temperature,
-             cache == JANUS_CACHE_AUTO ? "" : cache == JANUS_CACHE_F16 ? ", KV: f16" : ", KV: f32",
-             program->line.fast ? ", Fast: on" : "", i + 1, options->count);
-    return text;
+    TextBuffer text = {0};
+    text_add(&text, request->text, strlen(request->text));
+    text_print(&text, "\nSteps: %d, Sampler: autoregressive, CFG scale: %g, Seed: %llu, Size: %dx%d, Model: ",
+               info.image_tokens, options->cfg_weight, (unsigned long long)options->seed, info.image_size,
+               info.image_size);
+    for (const char *c = info.name; *c != 0; c++) text_add(&text, *c == ',' ? " " : c, 1); /* commas end settings */
+    text_print(&text, " (%s), Temperature: %g, RNG: torch%s%s, Picture: %d of %d, Version: janus " JANUS_VERSION,
+               info.weight_type, options->temperature,
+               cache == JANUS_CACHE_AUTO ? "" : cache == JANUS_CACHE_F16 ? ", KV: f16" : ", KV: f32",
+               program->line.fast ? ", Fast: on" : "", i + 1, options->count);
+    if (text.failed) text_free(&text);
+    return text.text;
 }
 
-/* The name of picture i of n: fox.png, or fox-1.png, fox-2.png, ... False: longer than `size`. */
+/* The name of picture i of n: fox.png, or fox-1.png, fox-2.png, ... False if it is longer than `size`. */
 static bool numbered_name(char *name, int size, const char *output, int i, int n) {
     const char *dot = strrchr(output, '.');
     const int stem = dot == NULL ? (int)strlen(output) : (int)(dot - output);
@@ -8469,23 +8467,26 @@ static JanusStatus reserve_name(char name[PATH_BYTES], JanusError *error) {
     for (int k = 1; k < 1000000; k++) {
         snprintf(name, PATH_BYTES, "janus-%d.png", k);
         FILE *file = file_create(name);
-        if (file != NULL) {
-            fclose(file);
-            set_unfinished(1, name);
-            return JANUS_OK;
-        }
-        if (errno != EEXIST) break;
+        if (file == NULL && errno == EEXIST) continue;
+        if (file == NULL) break;
+        fclose(file);
+        set_unfinished(1, name);
+        return JANUS_OK;
     }
     return fail(error, JANUS_IO_ERROR, "cannot write %s: %s", name, strerror(errno_or(EIO)));
 }
 
-/* Checks, before hours of work, that the pictures of a request can be written. */
+/* Checks, before hours of work, that the pictures of a request can be written; to stdout only for the command line. */
 static JanusStatus output_usable(const Program *program, const Request *request, JanusError *error) {
     const char *output = request->output != NULL ? request->output : "janus-1.png"; /* tries the folder */
     const int count = request->output != NULL ? request->draw.count : 0;
     char name[PATH_BYTES];
     const TextBuffer nothing = {0};
-    if (strcmp(output, "-") == 0) return JANUS_OK;
+    if (request == &program->line.request && strcmp(output, "-") == 0) {
+        if (count == 1 && !terminal(stdout)) return JANUS_OK;
+        return fail(error, JANUS_BAD_ARGUMENT, count > 1 ? "only one picture can be written to stdout" :
+                    "a picture cannot be written to a terminal: use -o FILE, or redirect stdout");
+    }
     if (!is_picture_name(output))
         return fail(error, JANUS_BAD_ARGUMENT, "cannot write %s: the name must end in .png, .jpg or .jpeg", output);
     for (int i = 0; i < count; i++) {
@@ -8498,8 +8499,8 @@ static JanusStatus output_usable(const Program *program, const Request *request,
     return write_bytes(output, &nothing, error); /* only a try */
 }
 
-/* Decodes picture i of a request and writes it: to stdout as PNG, under its name, or under the next free one; with
-   prompt and settings, if the request has a text. `name` receives the name (empty: stdout), `image` the picture. */
+/* Decodes picture i of a request and writes it: to stdout as PNG, under its name, or under the next free name. The
+   request's text, if it has one, adds metadata. `name` receives the name (empty: stdout), `image` the picture. */
 static JanusStatus write_picture(const Program *program, const Request *request, const int32_t *ids, int i,
                                  char name[PATH_BYTES], JanusImage *image, JanusError *error) {
     const bool says = request->text != NULL && !program->line.no_metadata;
@@ -8522,24 +8523,21 @@ static JanusStatus write_picture(const Program *program, const Request *request,
     return status;
 }
 
-/* Writes and shows picture i of the command line's request. `last` (may be NULL) receives the last one. */
-static void finish_picture(Program *program, const int32_t *ids, int i, JanusImage *last) {
+/* Writes and shows picture i of the command line's request. */
+static void finish_picture(Program *program, const int32_t *ids, int i) {
     const Request *request = &program->line.request;
-    JanusImage image = {0, 0, NULL};
     char name[PATH_BYTES];
     program->progress.picture = i + 1;
     program->progress.pictures = request->draw.count;
-    if (write_picture(program, request, ids, i, name, &image, &program->error) == JANUS_OK) {
-        if (program->show.canvas.rgb != NULL) show_place(&program->show, i, &image);
-        show_send(&program->show, clock_seconds());
-        text_add(&program->names, name, strlen(name));
-        if (name[0] != 0) text_add(&program->names, "\n", 1);
-    }
-    if (last != NULL && i + 1 == request->draw.count && program->error.status == JANUS_OK) *last = image;
-    else janus_image_free(&image);
+    janus_image_free(&program->drawn);
+    if (write_picture(program, request, ids, i, name, &program->drawn, &program->error) != JANUS_OK) return;
+    if (program->show.canvas.rgb != NULL) show_place(&program->show, i, &program->drawn);
+    show_send(&program->show, clock_seconds());
+    text_add(&program->names, name, strlen(name));
+    if (name[0] != 0) text_add(&program->names, "\n", 1);
 }
 
-/* After the last picture: the terminal is no longer drawn on, so the names can be printed. */
+/* Comes after the last picture: the terminal is no longer drawn on, so the names can be printed. */
 static void end_pictures(Program *program) {
     end_work(program);
     free(program->show.canvas.rgb);
@@ -8549,11 +8547,10 @@ static void end_pictures(Program *program) {
     text_free(&program->names);
 }
 
-/* ---- Commands: each leaves its error in the program ---- */
+/* ---- Commands: each leaves its error in program->error ---- */
 
-/* "seed 7 · seen 0.6 s · read 1.2 s · 576 tokens 28.1 s (20.5/s) · decode 1.3 s": the seed of a result of
-   chance, the rest as far as it happened. Of a drawing that was stopped "200 of 576 tokens"; of an answer that was cut,
-   by what. */
+/* "seed 7 · seen 0.6 s · read 1.2 s · 576 tokens 28.1 s (20.5/s) · decode 1.3 s": the seed of a sampled result,
+   then the times of the steps that ran. A cancelled drawing has "200 of 576 tokens"; a cut answer names its limit. */
 static void print_times(const Program *program, bool drawing) {
     const Progress *t = &program->progress;
     const Request *request = &program->line.request;
@@ -8575,19 +8572,21 @@ static void print_times(const Program *program, bool drawing) {
     fputc('\n', stderr);
 }
 
-/* Begins a drawing or a question of the command line's request. A quiet run prints nothing but the seed. */
-static void begin_request(Program *program, bool chance) {
+/* Begins a drawing or a question of the command line's request. With --quiet only the seed of a sampled result is
+   printed. */
+static void begin_request(Program *program, bool sampled) {
     take_seed(&program->line.request, 0);
-    if (chance && program->line.quiet)
+    if (sampled && program->line.quiet)
         fprintf(stderr, "seed %llu\n", (unsigned long long)program->line.request.draw.seed);
     begin_work(program);
 }
 
-/* Draws the pictures of the command line's request and writes them one after the other. `last` as above. */
-static void draw_pictures(Program *program, JanusImage *last) {
+/* Draws the pictures of the command line's request and writes them one after the other. */
+static void command_generate(Program *program) {
     const JanusInfo info = janus_info(program->model);
     const Request *request = &program->line.request;
     JanusError *error = &program->error;
+    if (output_usable(program, request, error) != JANUS_OK) return;
     int32_t *ids = allocate((int64_t)request->draw.count * info.image_tokens, sizeof *ids);
     if (ids == NULL) fail_memory(error);
     begin_request(program, true);
@@ -8600,24 +8599,10 @@ static void draw_pictures(Program *program, JanusImage *last) {
     program->progress.start = clock_seconds();
     if (error->status == JANUS_OK) janus_generate_ids(program->session, request->text, &request->draw, ids, error);
     for (int i = 0; i < request->draw.count && error->status == JANUS_OK; i++)
-        finish_picture(program, ids + (int64_t)i * info.image_tokens, i, last);
+        finish_picture(program, ids + (int64_t)i * info.image_tokens, i);
     end_pictures(program);
     print_times(program, true);
     free(ids);
-}
-
-/* A picture on a terminal would be garbage. False after a complaint. */
-static bool stdout_usable(const Request *request) {
-    if (request->output == NULL || strcmp(request->output, "-") != 0) return true;
-    if (request->draw.count > 1) complain("only one picture can be written to stdout");
-    else if (terminal(stdout)) complain("a picture cannot be written to a terminal: -o FILE, or redirect stdout");
-    else return true;
-    return false;
-}
-
-static void command_generate(Program *program) {
-    const Request *request = &program->line.request;
-    if (output_usable(program, request, &program->error) == JANUS_OK) draw_pictures(program, NULL);
 }
 
 static void forget_images(Program *program) {
@@ -8633,7 +8618,7 @@ static JanusStatus add_question_image(Program *program, const char *name) {
     return status;
 }
 
-/* Those of the command line. */
+/* Adds the images of the command line. */
 static JanusStatus add_question_images(Program *program) {
     const Request *request = &program->line.request;
     for (int i = 0; i < request->image_count && program->error.status == JANUS_OK; i++)
@@ -8710,7 +8695,7 @@ static void command_decode(Program *program) {
     if (output_usable(program, request, error) == JANUS_OK &&
         read_input(request->text != NULL ? request->text : "-", TEXT_FILE_LIMIT, true, &text, error) == JANUS_OK)
         ids = parse_ids((const char *)text.bytes, &count, error);
-    request->text = NULL; /* it is not what the picture was drawn from */
+    request->text = NULL; /* it is not a prompt */
     file_image_free(&text);
     if (ids != NULL && count != (size_t)info.image_tokens)
         fail(error, JANUS_BAD_ARGUMENT, "a picture of this model has %d ids, but %lu were given", info.image_tokens,
@@ -8718,7 +8703,7 @@ static void command_decode(Program *program) {
     else if (ids != NULL) {
         begin_work(program);
         show_begin(&program->show, 1, info.image_size);
-        finish_picture(program, ids, 0, NULL);
+        finish_picture(program, ids, 0);
         end_pictures(program);
     }
     free(ids);
@@ -8748,7 +8733,7 @@ static void print_kernels(void) {
     putchar('\n');
 }
 
-/* Prints what a picture says that it was drawn from; the picture is the text argument, "-": stdin. */
+/* Prints the metadata of the picture that the argument names; "-" is stdin. */
 static void info_of_picture(Program *program) {
     const char *path = program->line.request.text, *name = strcmp(path, "-") == 0 ? "stdin" : path;
     JanusError *error = &program->error;
@@ -8756,18 +8741,14 @@ static void info_of_picture(Program *program) {
     char *text = NULL;
     if (read_input(path, IMAGE_FILE_LIMIT, false, &file, error) != JANUS_OK) return;
     if (text_from_bytes(file.bytes, file.size, name, &text, error) == JANUS_OK) {
-        if (text == NULL) fail(error, JANUS_BAD_IMAGE, "%s does not say what it was drawn from", name);
+        if (text == NULL) fail(error, JANUS_BAD_IMAGE, "%s has no prompt and settings", name);
         else puts(clean_controls(text, strlen(text), '\n'));
     }
     file_image_free(&file);
     free(text);
 }
 
-static void command_info(Program *program) {
-    if (program->model == NULL) {
-        info_of_picture(program);
-        return;
-    }
+static void info_of_model(const Program *program) {
     const JanusInfo i = janus_info(program->model);
     printf("name            %s\n", i.name);
     printf("parameters      %.1f million, %s, %.1f MB on disk\n", (double)i.parameters / 1e6, i.weight_type,
@@ -8789,7 +8770,12 @@ static void command_info(Program *program) {
     print_kernels();
 }
 
-/* ---- chat: one conversation; a line that begins with / is a command, any other a question ---- */
+static void command_info(Program *program) {
+    if (program->model != NULL) info_of_model(program);
+    else info_of_picture(program);
+}
+
+/* ---- chat: one conversation. A line that begins with / is a command, any other a question ---- */
 
 static const char CHAT_HELP[] = "/image FILE   adds an image to the next question\n"
                                 "/draw PROMPT  draws a picture and adds it to the next question\n"
@@ -8797,25 +8783,25 @@ static const char CHAT_HELP[] = "/image FILE   adds an image to the next questio
                                 "/help         prints this list\n"
                                 "/exit         ends the chat, as the end of the input does\n";
 
-/* The picture is saved under the next free name. */
+/* Draws a picture, saves it under the next free name, and adds it to the next question. */
 static void chat_draw(Program *program, const char *prompt) {
-    JanusImage drawn = {0, 0, NULL};
     program->line.request.text = prompt;
-    draw_pictures(program, &drawn);
-    if (drawn.rgb != NULL && program->image_count < IMAGES_LIMIT)
-        program->images[program->image_count++] = drawn;
-    else janus_image_free(&drawn);
+    command_generate(program);
+    if (program->error.status != JANUS_OK || program->image_count == IMAGES_LIMIT) return;
+    program->images[program->image_count++] = program->drawn;
+    program->drawn.rgb = NULL; /* changed hands */
 }
 
 static void chat_ask(Program *program, const char *question) {
     ask_question(program, question);
     const int length = janus_conversation_length(program->session), room = janus_info(program->model).context_length;
     if (program->line.quiet || length < room / 2) return;
-    fprintf(stderr, "[%d/%d]%s\n", length, room, length < room - room / 8 ? "" : " nearly full: /clear begins anew");
+    fprintf(stderr, "[%d/%d]%s\n", length, room,
+            length < room - room / 8 ? "" : " nearly full: /clear begins a new conversation");
 }
 
 /* Removes control characters, escape sequences of keys such as arrows (ESC [ ... LETTER and ESC O LETTER), and blanks
-   at both ends. Returns the text. */
+   at both ends. Returns the rest. */
 static char *clean_line(char *line) {
     char *out = line;
     for (const char *c = line; *c != 0; c++) {
@@ -9608,9 +9594,10 @@ static int janus_main(int argc, char **argv) {
     program->line.request = request_defaults();
     const Command *command = argc > 1 ? parse_command_line(&program->line, argc, argv) : NULL;
     if (argc < 2) print_help(stderr, NULL);
-    else if (command != NULL && stdout_usable(&program->line.request))
+    else if (command != NULL)
         result = run_command(program, command, program_path);
     forget_images(program);
+    janus_image_free(&program->drawn);
     file_image_free(&program->text);
     free(program->tap.stages);
     text_free(&program->tap.record);

@@ -94,6 +94,7 @@ BAD_JOBS = [
     ('{"prompt": "a", "question": "b", "output": "a.png"}', '"question" does not go with "prompt"'),
     ('{"prompt": "a"}', '"output" is missing'),
     ('{"prompt": "a", "output": "a.gif"}', "must end in .png"),
+    ('{"prompt": "a", "output": "-"}', "cannot write -: the name must end in .png"),
     ('{"prompt": "a", "output": "no/such/a.png"}', "cannot write no/such/a.png"),
     ('{"prompt": "a", "output": "a.png", "promt": "b"}', 'unknown key "promt"'),
     ('{"prompt": "a", "prompt": "b", "output": "a.png"}', '"prompt" is given twice'),

@@ -134,9 +134,9 @@ def test_pictures_of_others(tmp_path: Path) -> None:
     other = with_text(tmp_path / "a.png", OTHERS)
     assert succeeds("info", other, model=None).stdout.decode() == OTHERS + "\n"
     for silent in (picture(tmp_path / "b.png"), picture(tmp_path / "c.jpg")):
-        assert "does not say what it was drawn from" in fails("info", silent, model=None)
+        assert "has no prompt and settings" in fails("info", silent, model=None)
     packed = with_text(tmp_path / "f.png", OTHERS, lang="", tkey="", zip=True)
-    assert "does not say what it was drawn from" in fails("info", packed, model=None)
+    assert "has no prompt and settings" in fails("info", packed, model=None)
     head = other.read_bytes()
     other.write_bytes(head[:33] + text_chunk(b"zTXt", b"parameters\0\0" + zlib.compress(b"a cat")) + head[33:])
     assert succeeds("info", other, model=None).stdout.decode() == OTHERS + "\n"

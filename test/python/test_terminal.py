@@ -340,7 +340,7 @@ def waits(pid: int) -> bool:
 def test_no_picture_on_a_terminal(tmp_path: Path) -> None:
     """-o - is refused there, before the work."""
     for arguments in (["generate", "a cat"], ["decode"]):
-        assert "a picture cannot be written to a terminal: -o FILE, or redirect stdout" in Terminal(*arguments, "-o", "-", "-m", GROUPED, cwd=tmp_path).end(2)
+        assert "a picture cannot be written to a terminal: use -o FILE, or redirect stdout" in Terminal(*arguments, "-o", "-", "-m", GROUPED, cwd=tmp_path).end(1)
 
 
 # ---- Chat ----
@@ -415,7 +415,7 @@ def test_a_context_that_fills(tmp_path: Path) -> None:
                           capture_output=True, text=True, check=True, cwd=tmp_path)
     lines = [line for line in done.stderr.split("\n") if line.startswith("[")]
     assert lines[0].endswith("/512]") and 256 <= int(re.match(r"\[(\d+)/512\]", lines[0])[1]) < 400
-    assert any(line.endswith("] nearly full: /clear begins anew") for line in lines)
+    assert any(line.endswith("] nearly full: /clear begins a new conversation") for line in lines)
     assert re.search(r"the context holds 512: .*\n\[\d+/512\]", done.stderr)
     assert "[" not in done.stderr.rstrip().rpartition("\n")[2]
 
