@@ -8504,21 +8504,19 @@ static JanusStatus output_usable(const Program *program, const Request *request,
 static JanusStatus write_picture(const Program *program, const Request *request, const int32_t *ids, int i,
                                  char name[PATH_BYTES], JanusImage *image, JanusError *error) {
     const bool says = request->text != NULL && !program->line.no_metadata;
-    char *text = says ? drawing_text(program, request, i) : NULL;
-    JanusStatus status = janus_decode_image(program->session, ids, image, error);
+    const char *output = request->output;
+    TextBuffer bytes = {0};
     name[0] = 0;
-    if (status == JANUS_OK && says && text == NULL) status = fail_memory(error);
-    if (status == JANUS_OK && request->output == NULL) status = reserve_name(name, error);
-    if (status == JANUS_OK && request->output != NULL && strcmp(request->output, "-") == 0) {
-        TextBuffer bytes = image_to_bytes(image, false, text);
-        status = write_bytes(NULL, &bytes, error);
-        text_free(&bytes);
-    } else if (status == JANUS_OK) {
-        if (request->output != NULL) numbered_name(name, PATH_BYTES, request->output, i, request->draw.count);
-        status = janus_image_save_with_text(name, image, text, error);
-        if (status != JANUS_OK && request->output == NULL) file_remove(name);
-        set_unfinished(1, NULL);
-    }
+    if (janus_decode_image(program->session, ids, image, error) != JANUS_OK) return error->status;
+    if (output == NULL && reserve_name(name, error) != JANUS_OK) return error->status;
+    if (output != NULL && strcmp(output, "-") != 0) numbered_name(name, PATH_BYTES, output, i, request->draw.count);
+    char *text = says ? drawing_text(program, request, i) : NULL;
+    if (says && text == NULL) bytes.failed = true;
+    else bytes = image_to_bytes(image, is_jpeg_name(name), text);
+    const JanusStatus status = write_bytes(name[0] != 0 ? name : NULL, &bytes, error);
+    if (status != JANUS_OK && output == NULL) file_remove(name);
+    set_unfinished(1, NULL);
+    text_free(&bytes);
     free(text);
     return status;
 }
