@@ -2272,8 +2272,7 @@ static void pool_run(Pool *p, Job *job, void *data, int64_t count, int64_t grain
               an int8 s for each group, f16 d                                w = (d s) (q - 32)    210 bytes
       A format is one row of the table NUMBER_FORMATS and one function, from blocks to floats. Loading, embeddings,
       products and info need no more. Section 14 has faster ways for these formats, chosen by BY_TYPE, expand and dot:
-      load_block and, for blocks of 256, load_steps and load_levels, with the size of a block in quant_bytes; with
-      --fast by choose_packing and dot_int8: load_quants (load_pair, load_bytes). convert.py writes the files.
+      load_scales and load_quants, with the size of a block in block_bytes; --fast: pack_int8. convert.py writes them.
    ================================================================================================================== */
 
 enum { TYPE_F32 = 0, TYPE_F16 = 1, TYPE_Q4_0 = 2, TYPE_Q8_0 = 8, TYPE_Q4_K = 12, TYPE_Q6_K = 14, TYPE_BF16 = 30 };
@@ -2490,13 +2489,20 @@ typedef struct { /* rows of numbers of one type, `stride` bytes from one to the 
     int64_t stride;
 } Rows;
 
-/* Bytes of a block of a quantised format that has fast ways; 0: the others. A constant where the type is one. */
-static inline int quant_bytes(int type) {
-    return type == TYPE_Q8_0   ? Q8_0_BYTES
-           : type == TYPE_Q4_0 ? Q4_0_BYTES
-           : type == TYPE_Q4_K ? Q4_K_BYTES
-           : type == TYPE_Q6_K ? Q6_K_BYTES
-                               : 0;
+/* Elements and bytes of a block of a format that has fast ways: constants where the type is one. Others: 0 bytes. */
+static inline int block_elements(int type) {
+    return type == TYPE_Q4_K || type == TYPE_Q6_K ? SUPER_BLOCK : type == TYPE_Q8_0 || type == TYPE_Q4_0 ? BLOCK : 1;
+}
+static inline int block_bytes(int type) {
+    switch (type) {
+    case TYPE_F32: return 4;
+    case TYPE_F16: case TYPE_BF16: return 2;
+    case TYPE_Q8_0: return Q8_0_BYTES;
+    case TYPE_Q4_0: return Q4_0_BYTES;
+    case TYPE_Q4_K: return Q4_K_BYTES;
+    case TYPE_Q6_K: return Q6_K_BYTES;
+    default: return 0;
+    }
 }
 
 /* Prefetches the cache line at p, which is read soon and once; a no-op where the compiler has no builtin for it. */
@@ -3065,7 +3071,7 @@ INLINE int32_t KERNEL(round_block)(void *out, const float *x, float inverse) {
 typedef struct {
     float steps[16], lows[8];
 } KERNEL(Scales);
-#define SCALED_COLUMNS(type) ((type) == TYPE_Q8_0 || (type) == TYPE_Q4_0 ? 16 * BLOCK : SUPER_BLOCK)
+#define SCALED_COLUMNS(type) (block_elements(type) == BLOCK ? 16 * BLOCK : SUPER_BLOCK)
 
 /* The f16 at `half`. Not by f16_to_f32: its old SSE instructions can take 100 ns each while the upper halves of AVX
    registers are in use. */
@@ -3092,8 +3098,8 @@ INLINE void KERNEL(load_f16_scales)(float *scales, const char *block, const int6
 
 /* The scales of columns [k, k + n) of a row, at most SCALED_COLUMNS of them. */
 INLINE void KERNEL(load_scales)(KERNEL(Scales) *s, const int type, const char *row, int64_t k, int64_t n) {
-    if (type == TYPE_Q8_0 || type == TYPE_Q4_0) {
-        const int64_t bytes = quant_bytes(type);
+    if (block_elements(type) == BLOCK) {
+        const int64_t bytes = block_bytes(type);
         const char *block = row + k / BLOCK * bytes;
         if (n >= 16 * BLOCK) KERNEL(load_f16_scales)(s->steps, block, bytes, 16); /* skips the bounds checks */
         else KERNEL(load_f16_scales)(s->steps, block, bytes, n / BLOCK);
@@ -3138,7 +3144,7 @@ INLINE void KERNEL(load_quants)(vb *q, const int type, const char *row, int64_t 
 /* w (BLOCK floats) = elements [k, k + BLOCK) of a row of any format, the j-th of those that s is for; k is a multiple
    of BLOCK. Formats that are not named here take their plain function. */
 INLINE void KERNEL(load32)(vf *w, const int type, const char *row, int64_t k, const KERNEL(Scales) *s, int j) {
-    const bool blocks = type == TYPE_Q8_0 || type == TYPE_Q4_0;
+    const bool blocks = block_elements(type) == BLOCK;
 #ifdef v_nibbles
     if (type == TYPE_Q4_0) {
         v_nibbles(w, b_load(row + k / BLOCK * Q4_0_BYTES + 2), s->steps[j]);
@@ -3166,15 +3172,9 @@ INLINE void KERNEL(load32)(vf *w, const int type, const char *row, int64_t k, co
     }
 }
 
-/* The byte of a row at which column k begins, or nearly; 0 where it does not matter. */
+/* The byte of a row at which column k begins; within a block of 256, nearly. */
 INLINE int64_t KERNEL(byte_of)(const int type, int64_t k) {
-    return type == TYPE_F32                        ? 4 * k
-           : type == TYPE_F16 || type == TYPE_BF16 ? 2 * k
-           : type == TYPE_Q8_0                     ? k / BLOCK * Q8_0_BYTES
-           : type == TYPE_Q4_0                     ? k / BLOCK * Q4_0_BYTES
-           : type == TYPE_Q4_K                     ? k * Q4_K_BYTES / SUPER_BLOCK
-           : type == TYPE_Q6_K                     ? k * Q6_K_BYTES / SUPER_BLOCK
-                                                   : 0;
+    return (int64_t)((uint64_t)k * (uint64_t)block_bytes(type) / (uint64_t)block_elements(type));
 }
 
 /* f(type, ...) with the type a constant, so that each format of a fast load32 gets its own loop. */
@@ -3192,7 +3192,9 @@ INLINE int64_t KERNEL(byte_of)(const int type, int64_t k) {
         }                                                                                                              \
     } while (0)
 
-INLINE void KERNEL(expand_type)(const int type, float *out, const char *row, int64_t begin, int64_t n) {
+/* `ahead` bytes from each place is what will be expanded next. */
+INLINE void KERNEL(expand_type)(const int type, float *out, const char *row, int64_t ahead, int64_t begin,
+                                int64_t n) {
     KERNEL(Scales) scales;
     vf w[BLOCK_VECTORS];
     int64_t k = 0;
@@ -3200,6 +3202,7 @@ INLINE void KERNEL(expand_type)(const int type, float *out, const char *row, int
         const int j = (int)(k % SCALED_COLUMNS(type)) / BLOCK;
         if (j == 0) KERNEL(load_scales)(&scales, type, row, begin + k, n - k);
         KERNEL(load32)(w, type, row, begin + k, &scales, j);
+        prefetch(row + ahead + KERNEL(byte_of)(type, begin + k));
         UNROLLED_FOR (int i = 0; i < BLOCK_VECTORS; i++) v_store(out + k + i * VL, w[i]);
     }
     if (k < n) expand_plain(out + k, type, row, begin + k, n - k);
@@ -3207,7 +3210,7 @@ INLINE void KERNEL(expand_type)(const int type, float *out, const char *row, int
 
 TARGET static void KERNEL(expand)(float *out, int type, const void *row, int64_t begin, int64_t n) {
     if (begin % SUPER_BLOCK != 0) expand_plain(out, type, row, begin, n);
-    else BY_TYPE(type, KERNEL(expand_type), out, row, begin, n);
+    else BY_TYPE(type, KERNEL(expand_type), out, row, 0, begin, n);
 }
 
 /* ---- products: dot products along rows of W ---- */
@@ -3229,9 +3232,10 @@ TARGET static void KERNEL(expand)(float *out, int type, const void *row, int64_t
 #define v_fma_pairs v_fma /* not called */
 #endif
 
-/* sums[t][r] = x[t] . w[r], element i of the n words in lane i % VL: floats, or pairs of bf16. */
+/* sums[t][r] = x[t] . w[r], element i of the n words in lane i % VL: floats, or pairs of bf16. ahead: bytes to the rows
+   of W that are read next, whose same place is prefetched; 0: none. */
 INLINE void KERNEL(dot_words)(const int T, const int pairs, vf (*sums)[W_ROWS], const float *x, int64_t x_stride,
-                              const char *const *w, int64_t n) {
+                              const char *const *w, int64_t ahead, int64_t n) {
     vf s[X_ROWS][W_ROWS];
     UNROLLED_FOR (int t = 0; t < T; t++)
         UNROLLED_FOR (int r = 0; r < W_ROWS; r++) s[t][r] = v_zero();
@@ -3240,6 +3244,7 @@ INLINE void KERNEL(dot_words)(const int T, const int pairs, vf (*sums)[W_ROWS], 
         UNROLLED_FOR (int t = 0; t < T; t++) a[t] = v_load(x + t * x_stride + i);
         UNROLLED_FOR (int r = 0; r < W_ROWS; r++) {
             const vf b = v_load((const float *)(const void *)w[r] + i);
+            if (ahead != 0) prefetch(w[r] + ahead + 4 * i);
             UNROLLED_FOR (int t = 0; t < T; t++)
                 s[t][r] = pairs ? v_fma_pairs(a[t], b, s[t][r]) : v_fma(a[t], b, s[t][r]);
         }
@@ -3248,8 +3253,7 @@ INLINE void KERNEL(dot_words)(const int T, const int pairs, vf (*sums)[W_ROWS], 
         UNROLLED_FOR (int r = 0; r < W_ROWS; r++) sums[t][r] = s[t][r];
 }
 
-/* The same of columns [k, k + n) of rows of any format, each element widened where it is used. Few rows of x wait for
-   memory, and it runs ahead best in several rows of W at once; the next rows' same place is asked for. */
+/* The same of columns [k, k + n) of rows of any format, each element widened where it is used. */
 INLINE void KERNEL(dot_type)(const int T, const int type, vf (*sums)[W_ROWS], const float *x, int64_t x_stride,
                              const char *const *w, int64_t ahead, int64_t k, int64_t n) {
     vf s[X_ROWS][W_ROWS], a[BLOCK_VECTORS];
@@ -3288,12 +3292,12 @@ INLINE void KERNEL(add_lanes)(float *out, const float *start, const vf *sums) {
     v_add4(out, start, v_add(v_zip_low2(ab, cd), v_zip_high2(ab, cd)));
 }
 
-/* Many rows of x find W widened once, a panel of four rows that stays in the first cache; up to `direct` rows of x
-   widen it as they go. Pairs: x and W are bf16 as they lie in memory. */
+/* Up to `direct` rows of x widen W as they go; more find a panel of four rows widened, in the first cache. While a
+   panel is read or widened, the one to be read next is prefetched. Pairs: x and W are bf16 as they lie in memory. */
 INLINE void KERNEL(multiply_type)(const int type, const int pairs, int64_t direct, const Block *b) {
     const float zeros[W_ROWS] = {0};
     vf wide[W_ROWS][PANEL / VL];
-    const int64_t stride = b->w.stride, panel = panel_columns(b->n);
+    const int64_t panel = panel_columns(b->n), next_rows = W_ROWS * b->w.stride;
     for (int64_t o = b->first; o < b->last; o += W_ROWS) {
         const int64_t rows = min_i64(W_ROWS, b->last - o);
         const float *x = b->x;
@@ -3302,23 +3306,24 @@ INLINE void KERNEL(multiply_type)(const int type, const int pairs, int64_t direc
             const bool as_is = pairs || (type == TYPE_F32 && n % BLOCK == 0);
             const bool widened = !as_is && (b->T > direct || n % BLOCK != 0);
             const char *w[W_ROWS], *from[W_ROWS];
-            UNROLLED_FOR (int r = 0; r < W_ROWS; r++) w[r] = b->w.data + (o + min_i64(r, rows - 1)) * stride;
+            /* what is widened next: these rows' next panel, or the next rows' first one */
+            const int64_t next = k + n < b->end ? k + n : b->begin, then = k + n < b->end ? 0 : next_rows;
+            const int64_t ahead = then + KERNEL(byte_of)(type, next) - KERNEL(byte_of)(type, k);
             UNROLLED_FOR (int r = 0; r < W_ROWS; r++) {
+                w[r] = b->w.data + (o + min_i64(r, rows - 1)) * b->w.stride;
                 from[r] = widened ? (const char *)wide[r] : w[r] + KERNEL(byte_of)(type, k);
                 if (!widened) continue;
-                KERNEL(expand_type)(type, (float *)wide[r], w[r], k, n);
+                KERNEL(expand_type)(type, (float *)wide[r], w[r], ahead, k, n);
                 memset((float *)wide[r] + n, 0, (size_t)(words - n) * sizeof(float));
             }
-            /* what is widened next: these rows' next panel, or the next rows' first one */
-            const int64_t ahead = k + n < b->end ? KERNEL(byte_of)(type, k + n) : W_ROWS * stride;
-            const int64_t bytes = KERNEL(byte_of)(type, n), share = round_up(bytes * X_ROWS / b->T + 1, 64);
-            for (int64_t t = 0, count, at = 0; t < b->T; t += count, x += count * words) {
+            for (int64_t t = 0, count; t < b->T; t += count, x += count * words) {
                 vf sums[X_ROWS][W_ROWS];
                 count = ROWS_OF(X_ROWS, b->T - t);
-                for (const int64_t end = min_i64(bytes, at + share); (widened || as_is) && at < end; at += 64)
-                    UNROLLED_FOR (int r = 0; r < W_ROWS; r++) prefetch(w[r] + ahead + at);
-                if (widened || as_is) BY_ROWS(X_ROWS, count, KERNEL(dot_words), pairs, sums, x, words, from, words);
-                else BY_ROWS(X_ROWS, count, KERNEL(dot_type), type, sums, x, words, w, W_ROWS * stride, k, n);
+                if (as_is && t == 0)
+                    BY_ROWS(X_ROWS, count, KERNEL(dot_words), pairs, sums, x, words, from, next_rows, words);
+                else if (as_is || widened)
+                    BY_ROWS(X_ROWS, count, KERNEL(dot_words), pairs, sums, x, words, from, 0, words);
+                else BY_ROWS(X_ROWS, count, KERNEL(dot_type), type, sums, x, words, w, next_rows, k, n);
                 for (int64_t i = 0; i < count; i++) {
                     float *to = b->out + (t + i) * b->out_stride + o, part[W_ROWS] = {0};
                     const float *start = k > 0 ? to : b->bias != NULL ? b->bias + o : zeros;
@@ -3336,8 +3341,8 @@ INLINE void KERNEL(multiply_type)(const int type, const int pairs, int64_t direc
 }
 
 TARGET static void KERNEL(multiply)(const Block *b) {
-    const bool halves = b->w.type == TYPE_F16 || b->w.type == TYPE_BF16; /* cheap to widen more than once */
-    BY_TYPE(b->w.type, KERNEL(multiply_type), 0, halves ? 12 : 6, b);
+    const int elements = block_elements(b->w.type); /* of small blocks: cheap to widen more than once */
+    BY_TYPE(b->w.type, KERNEL(multiply_type), 0, X_ROWS * (elements == 1 ? 6 : elements == BLOCK ? 3 : 1), b);
 }
 
 #if HAVE_PAIRS
@@ -3460,8 +3465,9 @@ TARGET static void KERNEL(prepare_int8)(float *out, const float *const *rows, in
 }
 
 /* n columns of VL rows of W: of each block eight vectors of words and one of scales. */
-INLINE void KERNEL(pack_int8)(vf *out, const int type, const char *const *w, int64_t k, int64_t n) {
-    const int64_t bytes = quant_bytes(type);
+INLINE void KERNEL(pack_int8)(vf *out, const int type, const char *const *w, int64_t ahead, int64_t k,
+                              int64_t n) {
+    const int64_t bytes = block_bytes(type);
     for (const int64_t end = k + n; k < end; k += BLOCK, out += 9) {
         const float *words[VL];
         uint64_t scales[4] = {0};
@@ -3471,7 +3477,7 @@ INLINE void KERNEL(pack_int8)(vf *out, const int type, const char *const *w, int
             memcpy(&half, block, sizeof half);
             scales[r / 4] |= (uint64_t)half << 16 * (r % 4);
             words[r] = (const float *)(const void *)(block + 2);
-            prefetch(block + 16 * bytes);
+            prefetch(block + ahead);
         }
         KERNEL(transpose4)(out, words, 0);
         if (type == TYPE_Q8_0) KERNEL(transpose4)(out + 4, words, 4);
@@ -3508,12 +3514,12 @@ INLINE void KERNEL(multiply_int8_type)(const int type, const Block *b) {
         for (int r = 0; r < VL; r++) w[r] = b->w.data + (o + min_i64(r, columns - 1)) * b->w.stride;
         for (int64_t k = b->begin; k < b->end; k += panel) {
             const int64_t n = min_i64(panel, b->n - k), blocks = n / BLOCK;
-            KERNEL(pack_int8)(packed, type, w, k, n);
+            KERNEL(pack_int8)(packed, type, w, VL * b->w.stride, k, n);
             for (int64_t t = 0; t < b->T; t += INT8_ROWS, x += blocks * 10 * INT8_ROWS) {
                 const int64_t rows = min_i64(INT8_ROWS, b->T - t);
                 vf sums[INT8_ROWS];
                 if (rows <= 2) KERNEL(dot_int8)(2, sums, x, packed, blocks);
-                else if (rows <= INT8_ROWS / 2) KERNEL(dot_int8)(INT8_ROWS / 2, sums, x, packed, blocks);
+                else if (rows <= 4) KERNEL(dot_int8)(4, sums, x, packed, blocks);
                 else KERNEL(dot_int8)(INT8_ROWS, sums, x, packed, blocks);
                 for (int64_t r = 0; r < rows; r++) {
                     float *to = b->out + (t + r) * b->out_stride + o;
@@ -3686,7 +3692,7 @@ TARGET static void multiply_amx_rounded(const Block *b) { multiply_amx(1, b); }
 /* Q8_0 and Q4_0, exact: the products of a block's q, then times the scale of each row of W. */
 TARGET static void multiply_amx_blocks(const Block *b) {
     float q[PANEL / BLOCK][AMX_TILE], scales[PANEL / BLOCK][AMX_ROWS], part[AMX_TILE];
-    const int64_t bytes = quant_bytes(b->w.type);
+    const int64_t bytes = block_bytes(b->w.type);
     const int64_t panel = panel_columns(b->n);
     const TileSetup before = set_up_amx();
     for (int64_t o = b->first; o < b->last; o += AMX_ROWS) {
