@@ -2038,11 +2038,6 @@ enum { MOST_THREADS = 256 };
 #define JANUS_NO_THREADS /* no atomic counters */
 #endif
 
-/* Runs the job by the calling thread alone. */
-static void run_alone(Job *job, void *data, int64_t count, int64_t grain) {
-    for (int64_t i = 0; i < count; i += grain) job(data, (Chunk){i, min_i64(count, i + grain), 0});
-}
-
 #if defined(JANUS_NO_THREADS)
 typedef struct {
     int threads; /* 1 */
@@ -2050,32 +2045,27 @@ typedef struct {
 
 static Pool *pool_create(int threads) {
     Pool *p = calloc(1, sizeof *p);
-    if (p != NULL) p->threads = 1;
-    return (void)threads, p;
+    if (p != NULL) p->threads = threads > 0;
+    return p;
 }
 
 static void pool_free(Pool *p) { free(p); }
-
-static void pool_run(Pool *p, Job *job, void *data, int64_t count, int64_t grain) {
-    (void)p;
-    run_alone(job, data, count, grain);
-}
 
 #else
 #if defined(_WIN32)
 typedef HANDLE Thread;
 typedef SRWLOCK Mutex;
 typedef CONDITION_VARIABLE Condition;
-#define mutex_init           InitializeSRWLock
-#define mutex_lock           AcquireSRWLockExclusive
-#define mutex_unlock         ReleaseSRWLockExclusive
-#define mutex_free(m)        ((void)(m))
-#define condition_init       InitializeConditionVariable
-#define condition_wait(c, m) SleepConditionVariableSRW((c), (m), INFINITE, 0)
-#define condition_wake_all   WakeAllConditionVariable
-#define condition_free(c)    ((void)(c))
-#define cpu_relax()          YieldProcessor()
-#define thread_yield()       ((void)SwitchToThread())
+#define mutex_init                 InitializeSRWLock
+#define mutex_lock                 AcquireSRWLockExclusive
+#define mutex_unlock               ReleaseSRWLockExclusive
+#define mutex_free(m)              ((void)(m))
+#define condition_init             InitializeConditionVariable
+#define condition_wait(changed, m) SleepConditionVariableSRW((changed), (m), INFINITE, 0)
+#define condition_wake_all         WakeAllConditionVariable
+#define condition_free(changed)    ((void)(changed))
+#define cpu_relax()                YieldProcessor()
+#define thread_yield()             ((void)SwitchToThread())
 #else
 #include <pthread.h>
 #include <sched.h>
@@ -2093,8 +2083,6 @@ typedef pthread_cond_t Condition;
 #define thread_yield()     ((void)sched_yield())
 #if defined(__x86_64__) || defined(__i386__)
 #define cpu_relax() __builtin_ia32_pause()
-#elif defined(__aarch64__)
-#define cpu_relax() __asm__ volatile("yield")
 #else
 #define cpu_relax() ((void)0)
 #endif
@@ -2129,8 +2117,7 @@ struct Pool {
     int threads;         /* the caller of pool_run counts as thread 0 */
     int process;         /* which started the workers: a child of fork() has none of them */
     Counter round, busy; /* 1, 0, 1, ... for each job; workers not done with it */
-    Counter sleepers, quit;
-    Job *job;
+    Job *job;            /* NULL: the workers end */
     void *data;
     int64_t count, grain;
     Mutex mutex;
@@ -2144,26 +2131,24 @@ static void wait_until(Pool *p, Counter *counter, long value, int yields) {
         if (spin < SPINS) cpu_relax();
         else thread_yield();
     }
-    /* A waiter registers before its last check and a writer checks for waiters after its change, so no wake-up is
-       lost. */
-    counter_add(&p->sleepers, 1);
     mutex_lock(&p->mutex);
     while (counter_get(counter) != value) condition_wait(&p->changed, &p->mutex);
     mutex_unlock(&p->mutex);
-    counter_add(&p->sleepers, -1);
 }
 
-static void change_counter(Pool *p, Counter *counter, long n) {
-    counter_add(counter, n);
-    if (counter_get(&p->sleepers) > 0) {
-        mutex_lock(&p->mutex);
-        condition_wake_all(&p->changed);
-        mutex_unlock(&p->mutex);
-    }
+/* Wakes those that sleep, after a counter has changed: they check it with the mutex locked, so none sleeps on. */
+static void wake_all(Pool *p) {
+    mutex_lock(&p->mutex);
+    condition_wake_all(&p->changed);
+    mutex_unlock(&p->mutex);
 }
 
 /* Gives the workers their next round. */
-static void start_round(Pool *p) { change_counter(p, &p->round, counter_get(&p->round) ? -1 : 1); }
+static void start_round(Pool *p, Job *job) {
+    p->job = job;
+    counter_add(&p->round, counter_get(&p->round) ? -1 : 1);
+    wake_all(p);
+}
 
 /* The first chunk of a thread's range; range_start(p, p->threads) is the number of chunks. */
 static int64_t range_start(const Pool *p, int thread) {
@@ -2185,9 +2170,9 @@ static void worker_loop(const Worker *worker) {
     int yields = 0; /* at first it sleeps: the system then wakes it on a processor of its own */
     for (long round = 1;; round ^= 1, yields = YIELDS) { /* counts 1, 0, 1, ... */
         wait_until(p, &p->round, round, yields);
-        if (counter_get(&p->quit)) return;
+        if (p->job == NULL) return;
         run_chunks(p, worker->index);
-        change_counter(p, &p->busy, -1);
+        if (counter_add(&p->busy, -1) == 1) wake_all(p);
     }
 }
 
@@ -2208,7 +2193,7 @@ static void thread_join(Worker *w) { pthread_join(w->thread, NULL); }
    are started anew: there is only the thread that called it, and the old mutex may be locked for ever. */
 static void start_workers(Pool *p, int threads) {
     p->process = process_id();
-    p->round.value = p->sleepers.value = 0;
+    p->round.value = 0;
     mutex_init(&p->mutex);
     condition_init(&p->changed);
     for (p->threads = 1; p->threads < threads; p->threads++) {
@@ -2229,8 +2214,7 @@ static Pool *pool_create(int threads) {
 static void pool_free(Pool *p) {
     if (p == NULL) return;
     if (p->process == process_id()) {
-        counter_add(&p->quit, 1);
-        start_round(p);
+        start_round(p, NULL);
         for (int i = 1; i < p->threads; i++) thread_join(&p->workers[i]);
         condition_free(&p->changed);
         mutex_free(&p->mutex);
@@ -2238,25 +2222,31 @@ static void pool_free(Pool *p) {
     free(p);
 }
 
-/* Runs the job over [0, count) in chunks of `grain`; returns when all are done. */
-static void pool_run(Pool *p, Job *job, void *data, int64_t count, int64_t grain) {
-    grain = max_i64(grain, count / (1 << 30) + 1); /* chunk numbers fit a long */
-    if (p->threads == 1 || count <= grain) {
-        run_alone(job, data, count, grain);
-        return;
-    }
+static void share_out(Pool *p, Job *job, void *data, int64_t count, int64_t grain) {
     if (p->process != process_id()) start_workers(p, p->threads);
-    p->job = job;
     p->data = data;
     p->count = count;
     p->grain = grain;
     for (int i = 0; i < p->threads; i++) p->workers[i].next.value = (long)range_start(p, i);
     p->busy.value = p->threads - 1;
-    start_round(p);
+    start_round(p, job);
     run_chunks(p, 0);
     wait_until(p, &p->busy, 0, 0);
 }
 #endif
+
+/* Runs the job over [0, count) in chunks of `grain`; returns when all are done. */
+static void pool_run(Pool *p, Job *job, void *data, int64_t count, int64_t grain) {
+    grain = max_i64(grain, count / (1 << 30) + 1); /* chunk numbers fit a long */
+#if !defined(JANUS_NO_THREADS)
+    if (p->threads > 1 && count > grain) {
+        share_out(p, job, data, count, grain);
+        return;
+    }
+#endif
+    (void)p;
+    for (int64_t i = 0; i < count; i += grain) job(data, (Chunk){i, min_i64(count, i + grain), 0});
+}
 
 /* ==================================================================================================================
    13  Number formats
