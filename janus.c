@@ -1798,10 +1798,10 @@ static JanusStatus fail(JanusError *error, JanusStatus status, const char *forma
     return status;
 }
 
-/* Checks two pointers that a call needs. */
-static JanusStatus check_given(const void *one, const void *other, JanusError *error) {
-    if (one != NULL && other != NULL) return JANUS_OK;
-    return fail(error, JANUS_BAD_ARGUMENT, "an argument is NULL that must not be");
+/* The checks of arguments: false after a JANUS_BAD_ARGUMENT. This one is of two pointers that a call needs. */
+static bool given(const void *one, const void *other, JanusError *error) {
+    if (one == NULL || other == NULL) fail(error, JANUS_BAD_ARGUMENT, "an argument is NULL that must not be");
+    return one != NULL && other != NULL;
 }
 
 static JanusStatus fail_memory(JanusError *error) {
@@ -1933,12 +1933,13 @@ static void file_image_free(FileImage *image) {
     memset(image, 0, sizeof *image);
 }
 
-/* Reads `file` to the end, at most `limit` bytes, and puts a zero byte after them. Returns 0 or -1 (EFBIG: longer than
-   `limit`). */
-static int stream_read(FILE *file, size_t limit, FileImage *image) {
+/* Reads a whole file, or stdin if `path` is NULL, and puts a zero byte after it. Returns 0 or -1 (EFBIG: it is longer
+   than `limit`). */
+static int file_read(const char *path, size_t limit, FileImage *image) {
+    FILE *file = path != NULL ? file_open(path, "rb") : stdin;
     TextBuffer read = {0};
     char part[16384];
-    int failure = 0;
+    int failure = file != NULL ? 0 : errno_or(EIO);
     for (bool ended = false; failure == 0 && !ended;) {
         errno = 0;
         const size_t got = fread(part, 1, sizeof part, file);
@@ -1949,6 +1950,7 @@ static int stream_read(FILE *file, size_t limit, FileImage *image) {
         else if (ferror(file)) failure = errno_or(EIO);
         else ended = got == 0;
     }
+    if (file != NULL && path != NULL) fclose(file);
     *image = (FileImage){(uint8_t *)read.text, read.length, false};
     if (failure == 0) return 0;
     file_image_free(image);
@@ -1956,14 +1958,13 @@ static int stream_read(FILE *file, size_t limit, FileImage *image) {
     return -1;
 }
 
-/* The same for the file `path`. */
-static int file_read(const char *path, size_t limit, FileImage *image) {
-    FILE *file = file_open(path, "rb");
-    if (file == NULL) return -1;
-    const int result = stream_read(file, limit, image), failure = errno;
-    fclose(file);
-    errno = failure;
-    return result;
+/* The same for calls of the API; `what` is said before the name. */
+static JanusStatus read_bytes(const char *path, const char *what, size_t limit, FileImage *bytes, JanusError *error) {
+    const char *name = path != NULL ? path : "stdin";
+    if (file_read(path, limit, bytes) == 0) return JANUS_OK;
+    if (errno == ENOMEM) return fail_memory(error);
+    return errno == EFBIG ? fail(error, JANUS_IO_ERROR, "%s is larger than %ld MiB", name, (long)(limit >> 20))
+                          : fail(error, JANUS_IO_ERROR, "cannot read %s%s: %s", what, name, strerror(errno));
 }
 
 /* Files to delete if a signal ends the program: the temporary file, and a reserved name. The library keeps no such
@@ -6521,7 +6522,7 @@ static void image_turn(ImageFile *image, JanusImage *out) {
 /* The image in a file's bytes; `upright`: turned by its orientation. */
 static JanusStatus image_from_bytes(const void *bytes, size_t length, bool upright, JanusImage *out, const char *name,
                                     JanusError *error) {
-    if (check_given(bytes, out, error) != JANUS_OK) return JANUS_BAD_ARGUMENT;
+    if (!given(bytes, out, error)) return JANUS_BAD_ARGUMENT;
     ImageFile image = image_parse(bytes, length, name);
     memset(out, 0, sizeof *out);
     image_decode(&image, out);
@@ -6733,33 +6734,42 @@ static const Range RANGES[RANGES_END] = {
 };
 
 /* A value that is not NaN lies in its range. */
-static JanusStatus check_range(RangeName name, double value, JanusError *error) {
+static bool in_range(RangeName name, double value, JanusError *error) {
     const Range *r = &RANGES[name];
-    if (value >= r->low && value <= r->high) return JANUS_OK;
-    return fail(error, JANUS_BAD_ARGUMENT, "%s must be a %snumber from %.10g to %.10g", r->what,
-                r->type == AN_INT ? "whole " : "", r->low, r->high);
+    const bool good = value >= r->low && value <= r->high;
+    if (!good)
+        fail(error, JANUS_BAD_ARGUMENT, "%s must be a %snumber from %.10g to %.10g", r->what,
+             r->type == AN_INT ? "whole " : "", r->low, r->high);
+    return good;
 }
 
 /* All numbers of a drawing, or of a question; the other one is NULL. */
-static JanusStatus check_ranges(const JanusGenerateOptions *drawing, const JanusAskOptions *question,
-                                JanusError *error) {
-    JanusStatus status = JANUS_OK;
-    for (int i = 0; i < RANGES_END && status == JANUS_OK; i++) {
+static bool in_ranges(const JanusGenerateOptions *drawing, const JanusAskOptions *question, JanusError *error) {
+    bool good = true;
+    for (int i = 0; i < RANGES_END && good; i++) {
         const Range *r = &RANGES[i];
         const int at = drawing != NULL ? r->in_drawing : r->in_question;
         const void *field = (drawing != NULL ? (const char *)drawing : (const char *)question) + (at < 0 ? 0 : at);
         const double value = r->type == AN_INT ? *(const int *)field : r->type == A_FLOAT ? *(const float *)field
                                                                                           : *(const double *)field;
-        if (at >= 0) status = check_range(i, value, error);
+        good = at < 0 || in_range(i, value, error);
     }
-    return status;
+    return good;
 }
 
-static JanusStatus check_image(const JanusImage *image, JanusError *error) {
+static bool has_pixels(const JanusImage *image, JanusError *error) {
     if (image != NULL && image->rgb != NULL && image->width >= 1 && image->height >= 1 &&
         image->width <= IMAGE_SIDE_LIMIT && image->height <= IMAGE_SIDE_LIMIT)
-        return JANUS_OK;
-    return fail(error, JANUS_BAD_ARGUMENT, "an image is empty or larger than 16384 pixels a side");
+        return true;
+    fail(error, JANUS_BAD_ARGUMENT, "an image is empty or larger than 16384 pixels a side");
+    return false;
+}
+
+static bool is_question(const JanusAskOptions *options, const JanusImage *images, int image_count, JanusError *error) {
+    bool good = in_ranges(NULL, options, error) && in_range(RANGE_IMAGES, image_count, error) &&
+                (image_count == 0 || given(images, images, error));
+    for (int i = 0; i < image_count && good; i++) good = has_pixels(&images[i], error);
+    return good;
 }
 
 JanusStatus janus_image_load_memory(const void *bytes, size_t length, JanusImage *image, JanusError *error) {
@@ -6770,20 +6780,11 @@ JanusStatus janus_image_load_memory_stored(const void *bytes, size_t length, Jan
     return image_from_bytes(bytes, length, false, image, "the image", error);
 }
 
-static JanusStatus image_file_read(const char *path, FileImage *file, JanusError *error) {
-    if (path_kind(path) == PATH_FOLDER) return fail(error, JANUS_IO_ERROR, "%s is a folder: name an image file", path);
-    if (file_read(path, IMAGE_FILE_LIMIT, file) == 0) return JANUS_OK;
-    if (errno == ENOMEM) return fail_memory(error);
-    if (errno == EFBIG) return fail(error, JANUS_BAD_IMAGE, "%s is larger than 512 MiB", path);
-    return fail(error, JANUS_IO_ERROR, "cannot read the image %s: %s", path, strerror(errno));
-}
-
 static JanusStatus image_from_path(const char *path, bool upright, JanusImage *image, JanusError *error) {
     FileImage file = {0};
-    JanusStatus status = check_given(path, image, error);
-    if (status != JANUS_OK) return status;
+    if (!given(path, image, error)) return JANUS_BAD_ARGUMENT;
     memset(image, 0, sizeof *image);
-    status = image_file_read(path, &file, error);
+    JanusStatus status = read_bytes(path, "the image ", IMAGE_FILE_LIMIT, &file, error);
     if (status == JANUS_OK) status = image_from_bytes(file.bytes, file.size, upright, image, path, error);
     file_image_free(&file);
     return status;
@@ -6834,10 +6835,9 @@ JanusStatus janus_image_save(const char *path, const JanusImage *image, JanusErr
 
 JanusStatus janus_image_text(const char *path, char **text, JanusError *error) {
     FileImage file = {0};
-    JanusStatus status = check_given(path, text, error);
-    if (status != JANUS_OK) return status;
+    if (!given(path, text, error)) return JANUS_BAD_ARGUMENT;
     *text = NULL;
-    status = image_file_read(path, &file, error);
+    JanusStatus status = read_bytes(path, "the image ", IMAGE_FILE_LIMIT, &file, error);
     if (status == JANUS_OK) status = text_from_bytes(file.bytes, file.size, path, text, error);
     file_image_free(&file);
     return status;
@@ -6845,15 +6845,13 @@ JanusStatus janus_image_text(const char *path, char **text, JanusError *error) {
 
 JanusStatus janus_image_save_with_text(const char *path, const JanusImage *image, const char *text,
                                        JanusError *error) {
-    JanusStatus status = check_given(path, image, error);
-    if (status == JANUS_OK) status = check_image(image, error);
-    if (status != JANUS_OK) return status;
+    if (!given(path, image, error) || !has_pixels(image, error)) return JANUS_BAD_ARGUMENT;
     if (text != NULL && (!utf8_valid(text, strlen(text)) || strlen(text) > IMAGE_FILE_LIMIT / 2))
         return fail(error, JANUS_BAD_ARGUMENT, "cannot write %s: the text is not UTF-8 or too long", path);
     if (!is_picture_name(path))
         return fail(error, JANUS_BAD_ARGUMENT, "cannot write %s: the name must end in .png, .jpg or .jpeg", path);
     TextBuffer bytes = image_to_bytes(image, is_jpeg_name(path), text);
-    status = write_bytes(path, &bytes, error);
+    const JanusStatus status = write_bytes(path, &bytes, error);
     text_free(&bytes);
     return status;
 }
@@ -6868,7 +6866,7 @@ void janus_free(JanusModel *model) {
 }
 
 JanusStatus janus_load(const char *path, JanusModel **model, JanusError *error) {
-    if (check_given(path, model, error) != JANUS_OK) return JANUS_BAD_ARGUMENT;
+    if (!given(path, model, error)) return JANUS_BAD_ARGUMENT;
     JanusModel *made = calloc(1, sizeof *made);
     Storage *storage = calloc(1, sizeof *storage);
     *model = NULL;
@@ -6905,8 +6903,7 @@ JanusStatus janus_tokenize(const JanusModel *model, const char *text, size_t len
                            JanusError *error) {
     Context cx = {0};
     IdList list = {0};
-    if (check_given(model, length > 0 ? text : "", error) != JANUS_OK || check_given(ids, count, error) != JANUS_OK)
-        return JANUS_BAD_ARGUMENT;
+    if (!given(model, length > 0 ? text : "", error) || !given(ids, count, error)) return JANUS_BAD_ARGUMENT;
     id_list_add(&cx, &list, 0, 0); /* not NULL for an empty text */
     tokenizer_encode(&cx, &model->storage->tokenizer, (StringView){text, length}, &list);
     if (has_failed(&cx)) {
@@ -6922,8 +6919,7 @@ JanusStatus janus_detokenize(const JanusModel *model, const int32_t *ids, size_t
                              JanusError *error) {
     Context cx = {0};
     size_t written = 0;
-    if (check_given(model, text, error) != JANUS_OK || (count > 0 && check_given(ids, ids, error) != JANUS_OK))
-        return JANUS_BAD_ARGUMENT;
+    if (!given(model, text, error) || (count > 0 && !given(ids, ids, error))) return JANUS_BAD_ARGUMENT;
     *text = tokenizer_decode(&cx, &model->storage->tokenizer, ids, count, &written);
     if (length != NULL) *length = written;
     return context_end(&cx, error);
@@ -6943,13 +6939,12 @@ static JanusCacheType cache_type(const JanusSessionOptions *options) {
 JanusStatus janus_session_new(const JanusModel *model, const JanusSessionOptions *options, JanusSession **session,
                               JanusError *error) {
     JanusSessionOptions hooks = options != NULL ? *options : janus_session_defaults();
-    if (check_given(model, session, error) != JANUS_OK) return JANUS_BAD_ARGUMENT;
+    if (!given(model, session, error)) return JANUS_BAD_ARGUMENT;
     *session = NULL;
     hooks.cache = cache_type(&hooks);
     if (hooks.cache != JANUS_CACHE_F32 && hooks.cache != JANUS_CACHE_F16)
         return fail(error, JANUS_BAD_ARGUMENT, "the keys and values are float32 or float16");
-    const JanusStatus status = check_range(RANGE_THREADS, hooks.threads, error);
-    if (status != JANUS_OK) return status;
+    if (!in_range(RANGE_THREADS, hooks.threads, error)) return JANUS_BAD_ARGUMENT;
     bool known = hooks.isa == NULL;
     for (int i = 0; !known && kernel_name_at(i) != NULL; i++) known = strcmp(kernel_name_at(i), hooks.isa) == 0;
     if (!known)
@@ -6993,16 +6988,13 @@ JanusAskOptions janus_ask_defaults(void) {
 JanusStatus janus_generate_ids(JanusSession *session, const char *prompt, const JanusGenerateOptions *options,
                                int32_t *ids, JanusError *error) {
     const JanusGenerateOptions chosen = options != NULL ? *options : janus_generate_defaults();
-    JanusStatus status = check_given(session, ids, error);
-    if (status == JANUS_OK) status = check_ranges(&chosen, NULL, error);
-    if (status != JANUS_OK) return status;
+    if (!given(session, ids, error) || !in_ranges(&chosen, NULL, error)) return JANUS_BAD_ARGUMENT;
     draw(&session->context, session->model, prompt, &chosen, ids);
     return context_end(&session->context, error);
 }
 
 JanusStatus janus_decode_image(JanusSession *session, const int32_t *ids, JanusImage *image, JanusError *error) {
-    if (check_given(session, ids, error) != JANUS_OK || check_given(image, image, error) != JANUS_OK)
-        return JANUS_BAD_ARGUMENT;
+    if (!given(session, ids, error) || !given(image, image, error)) return JANUS_BAD_ARGUMENT;
     const Config *c = &session->model->config;
     memset(image, 0, sizeof *image);
     for (int64_t i = 0; i < image_tokens(c); i++)
@@ -7078,7 +7070,7 @@ static void fit_colours(Context *cx, const JanusModel *m, float *code, double *n
 }
 
 JanusStatus janus_codebook_colours(JanusSession *session, uint8_t *rgb, JanusError *error) {
-    if (check_given(session, rgb, error) != JANUS_OK) return JANUS_BAD_ARGUMENT;
+    if (!given(session, rgb, error)) return JANUS_BAD_ARGUMENT;
     Context *cx = &session->context;
     const JanusModel *m = session->model;
     const JanusSessionOptions heard = cx->options;
@@ -7104,13 +7096,11 @@ JanusStatus janus_generate(JanusSession *session, const char *prompt, const Janu
                            JanusImage *images, JanusError *error) {
     const JanusGenerateOptions chosen = options != NULL ? *options : janus_generate_defaults();
     const int count = chosen.count;
-    JanusStatus status = check_given(session, images, error);
-    if (status == JANUS_OK) status = check_ranges(&chosen, NULL, error);
-    if (status != JANUS_OK) return status;
+    if (!given(session, images, error) || !in_ranges(&chosen, NULL, error)) return JANUS_BAD_ARGUMENT;
     const int64_t tokens = image_tokens(&session->model->config);
     int32_t *ids = allocate(count * tokens, sizeof *ids);
     if (ids == NULL) return fail_memory(error);
-    status = janus_generate_ids(session, prompt, &chosen, ids, error);
+    JanusStatus status = janus_generate_ids(session, prompt, &chosen, ids, error);
     const bool drawn = status == JANUS_OK;
     if (drawn) memset(images, 0, (size_t)count * sizeof *images);
     for (int i = 0; i < count && status == JANUS_OK; i++)
@@ -7120,26 +7110,16 @@ JanusStatus janus_generate(JanusSession *session, const char *prompt, const Janu
     return status;
 }
 
-static JanusStatus check_question(const JanusAskOptions *options, const JanusImage *images, int image_count,
-                                  JanusError *error) {
-    JanusStatus status = check_ranges(NULL, options, error);
-    if (status == JANUS_OK) status = check_range(RANGE_IMAGES, image_count, error);
-    if (status == JANUS_OK && image_count > 0) status = check_given(images, images, error);
-    for (int i = 0; i < image_count && status == JANUS_OK; i++) status = check_image(&images[i], error);
-    return status;
-}
-
 JanusStatus janus_ask(JanusSession *session, const char *question, const JanusImage *images, int image_count,
                       const JanusAskOptions *options, char **answer, JanusError *error) {
     const JanusAskOptions chosen = options != NULL ? *options : janus_ask_defaults();
     Answer said;
     if (answer != NULL) *answer = NULL;
-    JanusStatus status = check_given(session, session, error);
-    if (status == JANUS_OK) status = check_question(&chosen, images, image_count, error);
-    if (status != JANUS_OK) return status;
+    if (!given(session, session, error) || !is_question(&chosen, images, image_count, error))
+        return JANUS_BAD_ARGUMENT;
     if (!answer_begin(&said)) return fail_memory(error);
     converse(&session->context, session->model, &session->conversation, question, images, image_count, &chosen, &said);
-    status = context_end(&session->context, error);
+    const JanusStatus status = context_end(&session->context, error);
     if (status == JANUS_OK && answer != NULL) *answer = answer_take(&said);
     else text_free(&said.text);
     return status;
@@ -7147,17 +7127,13 @@ JanusStatus janus_ask(JanusSession *session, const char *question, const JanusIm
 
 JanusStatus janus_preprocess(const JanusModel *model, const JanusImage *image, float *pixels, JanusError *error) {
     Context cx = {0};
-    JanusStatus status = check_given(model, pixels, error);
-    if (status == JANUS_OK) status = check_image(image, error);
-    if (status != JANUS_OK) return status;
+    if (!given(model, pixels, error) || !has_pixels(image, error)) return JANUS_BAD_ARGUMENT;
     vit_pixels(&cx, &model->config, image, pixels);
     return context_end(&cx, error);
 }
 
 JanusStatus janus_encode_image(JanusSession *session, const JanusImage *image, int32_t *ids, JanusError *error) {
-    JanusStatus status = check_given(session, ids, error);
-    if (status == JANUS_OK) status = check_image(image, error);
-    if (status != JANUS_OK) return status;
+    if (!given(session, ids, error) || !has_pixels(image, error)) return JANUS_BAD_ARGUMENT;
     const Config *c = &session->model->config;
     Context *cx = &session->context;
     float *pixels = scratch(cx, drawn_side(c), 3 * (int64_t)drawn_side(c));
@@ -7322,10 +7298,9 @@ int janus_queue_places(const JanusModel *model, const JanusSessionOptions *optio
 }
 
 JanusStatus janus_queue_new(JanusSession *session, int places, JanusQueue **queue, JanusError *error) {
-    if (check_given(session, queue, error) != JANUS_OK) return JANUS_BAD_ARGUMENT;
+    if (!given(session, queue, error)) return JANUS_BAD_ARGUMENT;
     *queue = NULL;
-    const JanusStatus status = check_range(RANGE_PLACES, places, error);
-    if (status != JANUS_OK) return status;
+    if (!in_range(RANGE_PLACES, places, error)) return JANUS_BAD_ARGUMENT;
     JanusQueue *made = calloc(1, sizeof *made);
     if (made == NULL) return fail_memory(error);
     made->session = session;
@@ -7368,9 +7343,7 @@ static JanusStatus submit(JanusQueue *queue, QueuedJob *job, int64_t *number) {
 JanusStatus janus_queue_generate(JanusQueue *queue, const char *prompt, const JanusGenerateOptions *options,
                                  int64_t *job, JanusError *error) {
     const JanusGenerateOptions chosen = options != NULL ? *options : janus_generate_defaults();
-    JanusStatus status = check_given(queue, queue, error);
-    if (status == JANUS_OK) status = check_ranges(&chosen, NULL, error);
-    if (status != JANUS_OK) return status;
+    if (!given(queue, queue, error) || !in_ranges(&chosen, NULL, error)) return JANUS_BAD_ARGUMENT;
     QueuedJob *made = job_new(prompt != NULL ? prompt : "");
     if (made == NULL) return fail_memory(error);
     made->drawing = chosen;
@@ -7392,9 +7365,7 @@ static bool copy_image(JanusImage *to, const JanusImage *from) {
 JanusStatus janus_queue_ask(JanusQueue *queue, const char *question, const JanusImage *images, int image_count,
                             const JanusAskOptions *options, int64_t *job, JanusError *error) {
     const JanusAskOptions chosen = options != NULL ? *options : janus_ask_defaults();
-    JanusStatus status = check_given(queue, queue, error);
-    if (status == JANUS_OK) status = check_question(&chosen, images, image_count, error);
-    if (status != JANUS_OK) return status;
+    if (!given(queue, queue, error) || !is_question(&chosen, images, image_count, error)) return JANUS_BAD_ARGUMENT;
     QueuedJob *made = job_new(question != NULL ? question : "");
     if (made == NULL) return fail_memory(error);
     made->asks = true;
@@ -8398,14 +8369,9 @@ static JanusStatus open_model(Program *program, unsigned command, const char *pr
 
 /* Reads a file, or stdin for "-". A text must not contain zero bytes, and loses its byte order mark. */
 static JanusStatus read_input(const char *path, size_t limit, bool text, FileImage *bytes, JanusError *error) {
-    const bool from_stdin = strcmp(path, "-") == 0;
-    const char *name = from_stdin ? "stdin" : path;
-    const int failed = path_kind(path) == PATH_FOLDER && !from_stdin ? (errno = EISDIR, -1)
-                       : from_stdin                        ? stream_read(stdin, limit, bytes)
-                                                           : file_read(path, limit, bytes);
-    if (failed && errno == EFBIG)
-        return fail(error, JANUS_IO_ERROR, "%s is larger than %lu MiB", name, (unsigned long)(limit >> 20));
-    if (failed) return fail(error, JANUS_IO_ERROR, "cannot read %s: %s", name, strerror(errno));
+    const char *name = strcmp(path, "-") == 0 ? "stdin" : path;
+    const JanusStatus status = read_bytes(name == path ? path : NULL, "", limit, bytes, error);
+    if (status != JANUS_OK) return status;
     const uint8_t *zero = text ? memchr(bytes->bytes, 0, bytes->size) : NULL;
     const size_t mark = text ? mark_size((const char *)bytes->bytes, bytes->size) : 0;
     if (mark > 0) memmove(bytes->bytes, bytes->bytes + mark, (bytes->size -= mark) + 1);
