@@ -7667,8 +7667,9 @@ static size_t folder_length(const char *path) {
 enum {
     FOR_GENERATE = 1, FOR_ASK = 2, FOR_CHAT = 4, FOR_ENCODE = 8, FOR_DECODE = 16, FOR_TOKENIZE = 32, FOR_INFO = 64,
     FOR_BATCH = 128, FOR_SELFTEST = 256, FOR_HELP = 512, FOR_ALL = 1023,
-    FOR_ANSWERS = FOR_ASK | FOR_CHAT, FOR_TALKS = FOR_GENERATE | FOR_ANSWERS,
-    FOR_DRAWS = FOR_GENERATE | FOR_CHAT | FOR_BATCH, FOR_SHOWS = FOR_GENERATE | FOR_CHAT | FOR_DECODE,
+    FOR_ANSWERS = FOR_ASK | FOR_CHAT, FOR_IMAGES = FOR_ANSWERS | FOR_ENCODE, FOR_PICTURES = FOR_GENERATE | FOR_DECODE,
+    FOR_SHOWS = FOR_PICTURES | FOR_CHAT, FOR_DRAWS = FOR_GENERATE | FOR_CHAT | FOR_BATCH,
+    FOR_TALKS = FOR_GENERATE | FOR_ANSWERS, FOR_MEMORY = FOR_TALKS | FOR_BATCH,
     FOR_STAGES = FOR_TALKS | FOR_ENCODE | FOR_DECODE, FOR_JOBS = FOR_STAGES | FOR_BATCH,
     FOR_WORKS = FOR_JOBS | FOR_SELFTEST, FOR_MODEL = FOR_WORKS | FOR_TOKENIZE | FOR_INFO
 };
@@ -7690,25 +7691,20 @@ static const Option OPTIONS[] = {
     {"-n, --count", "N", AS_NUMBER, RANGE_COUNT, FOR_GENERATE, 0, "pictures of the prompt, drawn together; default 1"},
     {"    --cfg", "W", AS_NUMBER, RANGE_CFG_WEIGHT, FOR_GENERATE | FOR_CHAT, 0, "guidance of a drawing; default 5"},
     {"-s, --seed", "S", AS_SEED, 0, FOR_TALKS, 0, "same seed, same result; default: random, printed"},
-    {"    --temperature", "T", AS_NUMBER, RANGE_TEMPERATURE, FOR_TALKS, 0,
-     "0: most probable; default 1 to draw, 0 to answer"},
+    {"    --temperature", "T", AS_NUMBER, RANGE_TEMPERATURE, FOR_TALKS, 0, "default 1 to draw, 0 to answer"},
     {"    --max-tokens", "N", AS_NUMBER, RANGE_MAX_TOKENS, FOR_ANSWERS, 0, "length of an answer; default 512"},
     {"    --top-k", "K", AS_NUMBER, RANGE_TOP_K, FOR_ANSWERS, 0, "with a temperature; default 50, 0: off"},
     {"    --top-p", "P", AS_NUMBER, RANGE_TOP_P, FOR_ANSWERS, 0, "with a temperature; default 1: off"},
-    {"-i, --image", "IMAGE", AS_IMAGE, 0, FOR_ANSWERS | FOR_ENCODE, 0, "an image before those of the arguments"},
-    {"    --no-exif", NULL, AS_SWITCH, 0, FOR_ANSWERS | FOR_ENCODE | FOR_BATCH, FIELD(no_exif),
-     "do not turn photographs upright"},
-    {"-o, --output", "OUT", AS_NAME, 0, FOR_GENERATE | FOR_DECODE, FIELD(request.output),
-     "- is stdout; default: the next free janus-1.png ..."},
-    {"    --no-metadata", NULL, AS_SWITCH, 0, FOR_DRAWS, FIELD(no_metadata),
-     "do not record prompt and settings in pictures"},
+    {"-i, --image", "IMAGE", AS_IMAGE, 0, FOR_IMAGES, 0, "an image before those of the arguments"},
+    {"    --no-exif", NULL, AS_SWITCH, 0, FOR_IMAGES | FOR_BATCH, FIELD(no_exif), "do not turn photographs upright"},
+    {"-o, --output", "OUT", AS_NAME, 0, FOR_PICTURES, FIELD(request.output), "default: the next free janus-1.png ..."},
+    {"    --no-metadata", NULL, AS_SWITCH, 0, FOR_DRAWS, FIELD(no_metadata), "do not record the prompt in pictures"},
     {"    --batch", "N", AS_NUMBER, RANGE_PLACES, FOR_BATCH, FIELD(batch), "jobs that run together; default: see info"},
     {"    --unordered", NULL, AS_SWITCH, 0, FOR_BATCH, FIELD(unordered), "print results as they finish"},
     {"    --resume", NULL, AS_SWITCH, 0, FOR_BATCH, FIELD(resume), "skip jobs whose pictures exist"},
     {"    --show", NULL, AS_SWITCH, 0, FOR_SHOWS, FIELD(show), "show pictures in the terminal"},
     {"    --decode", NULL, AS_SWITCH, 0, FOR_TOKENIZE, FIELD(decode), "TEXT is ids, which become text"},
-    {"    --kv", "f32|f16", AS_CACHE, 0, FOR_TALKS | FOR_BATCH, FIELD(cache),
-     "keys and values: f16 is half; f32 unless --fast"},
+    {"    --kv", "f32|f16", AS_CACHE, 0, FOR_MEMORY, FIELD(cache), "keys and values; default f32, with --fast f16"},
     {"    --fast", NULL, AS_SWITCH, 0, FOR_JOBS, FIELD(fast), "faster, with rounded activations"},
     {"    --record", NULL, AS_SWITCH, 0, FOR_SELFTEST, FIELD(record), "write MODEL.selftest, the recorded values"},
     {"-t, --threads", "K", AS_NUMBER, RANGE_THREADS, FOR_WORKS, FIELD(threads), "default 0: all available processors"},
@@ -7828,6 +7824,7 @@ static bool refuse_value(const Option *option, const char *name, const char *val
    which is sent some times a second. The cursor is in the line below before and after. */
 
 typedef enum { SHOW_NO, SHOW_256, SHOW_24_BIT } ShowKind; /* the colours */
+enum { SHOW_COLUMNS = 24, SHOW_GREY = 40 };               /* the least width; the colour of what is not drawn yet */
 
 /* The nearest of the 256 colours: 16 to 231 are a cube of 6 x 6 x 6, the others greys. */
 static int colour_of_256(const uint8_t *rgb) {
@@ -7859,20 +7856,6 @@ static void block_line(TextBuffer *out, const JanusImage *canvas, int line, bool
     text_print(out, "\033[0m\r\n");
 }
 
-/* The colours of the terminal, from the environment alone: asking it would break pipes, ssh and tmux. */
-static ShowKind terminal_shows(void) {
-#if defined(_WIN32)
-    DWORD mode = 0;
-    const HANDLE console = GetStdHandle(STD_ERROR_HANDLE);
-    return GetConsoleMode(console, &mode) && SetConsoleMode(console, mode | 4) ? SHOW_24_BIT : SHOW_NO; /* 4: escapes */
-#else
-    const char *term = getenv("TERM") != NULL ? getenv("TERM") : "", *colours = getenv("COLORTERM");
-    if (colours != NULL && (same_word(colours, "truecolor") || same_word(colours, "24bit"))) return SHOW_24_BIT;
-    if (strstr(term, "direct") != NULL) return SHOW_24_BIT;
-    return term[0] == 0 || strcmp(term, "dumb") == 0 ? SHOW_NO : SHOW_256;
-#endif
-}
-
 /* Columns or lines of the terminal. */
 static int terminal_size(bool lines) {
     int size = 0;
@@ -7887,6 +7870,21 @@ static int terminal_size(bool lines) {
     return size > 0 ? size : lines ? 24 : 80;
 }
 
+/* The colours of the terminal, from the environment alone: asking it would break pipes, ssh and tmux. */
+static ShowKind terminal_shows(void) {
+    if (!terminal(stderr) || terminal_size(false) < SHOW_COLUMNS) return SHOW_NO;
+#if defined(_WIN32)
+    DWORD mode = 0;
+    const HANDLE console = GetStdHandle(STD_ERROR_HANDLE);
+    return GetConsoleMode(console, &mode) && SetConsoleMode(console, mode | 4) ? SHOW_24_BIT : SHOW_NO; /* 4: escapes */
+#else
+    const char *term = getenv("TERM") != NULL ? getenv("TERM") : "", *colours = getenv("COLORTERM");
+    if (colours != NULL && (same_word(colours, "truecolor") || same_word(colours, "24bit"))) return SHOW_24_BIT;
+    if (strstr(term, "direct") != NULL) return SHOW_24_BIT;
+    return term[0] == 0 || strcmp(term, "dumb") == 0 ? SHOW_NO : SHOW_256;
+#endif
+}
+
 /* The pictures of one drawing, side by side in a box of columns x lines cells. */
 typedef struct {
     ShowKind kind;
@@ -7894,8 +7892,6 @@ typedef struct {
     int across, side; /* pictures in a row; pixels of a picture's side */
     double when;      /* time of the last update; 0: none yet */
 } Show;
-
-enum { SHOW_COLUMNS = 24, SHOW_GREY = 40 }; /* the least; what is not drawn yet */
 
 /* Makes room for `count` pictures of side x side pixels: as large as fit into the terminal, but not larger than they
    are. */
@@ -8811,9 +8807,9 @@ static void command_chat(Program *program) {
     if (add_question_images(program) != JANUS_OK) return;
     if (prompts) fputs("/help lists the commands; Ctrl-C stops an answer or a drawing\n", stderr);
     for (bool more = true; more && program->write_error == 0;) {
-        if (prompts) fputs("> ", stderr);
         at_prompt = terminal(stdin);
         cancel_requested = 0; /* of the last answer */
+        if (prompts) fputs("> ", stderr);
         const bool got = next_line(reader, true, &line);
         at_prompt = 0;
         if (!got) break;
@@ -9294,39 +9290,30 @@ static void command_selftest(Program *program) {
 typedef enum { NO_TEXT, A_NAME, PLAIN_TEXT, PROMPT } TextKind;
 
 typedef struct {
-    const char *name, *arguments; /* as the help shows them; optional ones in brackets */
+    const char *name, *arguments; /* as the help shows them */
     unsigned bit;
     TextKind text;
     int least, most; /* number of arguments */
     void (*run)(Program *program);
-    const char *does;    /* "it ..." */
-    const char *example; /* what follows its name */
+    const char *does; /* "it ..." */
 } Command;
 
 static void command_help(Program *program);
 static void command_version(Program *program);
 
 static const Command COMMANDS[] = {
-    {"generate", "\"PROMPT\"", FOR_GENERATE, PROMPT, 1, 1, command_generate, "draws pictures from a text",
-     "-s 7 -o circle.png \"a red circle\""},
+    {"generate", "\"PROMPT\"", FOR_GENERATE, PROMPT, 1, 1, command_generate, "draws pictures from a text"},
     {"ask", "[IMAGE ...] \"QUESTION\"", FOR_ASK, PROMPT, 1, IMAGES_LIMIT + 1, command_ask,
-     "answers a question in words", "circle.png \"What colour is the circle?\""},
-    {"chat", "[IMAGE ...]", FOR_CHAT, NO_TEXT, 0, IMAGES_LIMIT, command_chat, "answers its input line by line",
-     "circle.png"},
-    {"encode", "IMAGE", FOR_ENCODE, NO_TEXT, 1, 1, command_encode, "turns one image into its ids",
-     "circle.png >ids.txt"},
-    {"decode", "[IDS-FILE]", FOR_DECODE, A_NAME, 0, 1, command_decode, "turns ids into one picture",
-     "-o again.png ids.txt"},
-    {"tokenize", "\"TEXT\"", FOR_TOKENIZE, PLAIN_TEXT, 1, 1, command_tokenize, "turns text into token ids, or back",
-     "\"How many trees?\""},
-    {"info", "[MODEL|IMAGE]", FOR_INFO, A_NAME, 0, 1, command_info, "shows a model or a picture's settings",
-     "circle.png"},
-    {"batch", "JOBS.jsonl", FOR_BATCH, A_NAME, 1, 1, command_batch, "runs the jobs of JSON lines, together",
-     "jobs.jsonl >results.jsonl"},
-    {"selftest", "", FOR_SELFTEST, NO_TEXT, 0, 0, command_selftest, "compares stages with recorded ones",
-     "-m weights/tiny.gguf"},
-    {"help", "[COMMAND]", FOR_HELP, A_NAME, 0, 1, command_help, "lists the options of a command", "generate"},
-    {"--version", "", FOR_HELP, NO_TEXT, 0, 0, command_version, "prints the versions", ""},
+     "answers a question in words"},
+    {"chat", "[IMAGE ...]", FOR_CHAT, NO_TEXT, 0, IMAGES_LIMIT, command_chat, "answers its input line by line"},
+    {"encode", "IMAGE", FOR_ENCODE, NO_TEXT, 1, 1, command_encode, "turns one image into its ids"},
+    {"decode", "[IDS-FILE]", FOR_DECODE, A_NAME, 0, 1, command_decode, "turns ids into one picture"},
+    {"tokenize", "\"TEXT\"", FOR_TOKENIZE, PLAIN_TEXT, 1, 1, command_tokenize, "turns text into token ids, or back"},
+    {"info", "[MODEL|IMAGE]", FOR_INFO, A_NAME, 0, 1, command_info, "shows a model or a picture's settings"},
+    {"batch", "JOBS.jsonl", FOR_BATCH, A_NAME, 1, 1, command_batch, "runs the jobs of JSON lines, together"},
+    {"selftest", "", FOR_SELFTEST, NO_TEXT, 0, 0, command_selftest, "compares stages with recorded ones"},
+    {"help", "[COMMAND]", FOR_HELP, A_NAME, 0, 1, command_help, "lists the options of a command"},
+    {"--version", "", FOR_HELP, NO_TEXT, 0, 0, command_version, "prints the versions"},
 };
 enum { COMMAND_COUNT = sizeof COMMANDS / sizeof COMMANDS[0] };
 
@@ -9466,9 +9453,9 @@ static void remark_idle_options(const CommandLine *line, unsigned command) {
 /* ---- Help, from the two tables ---- */
 
 static const char OVERVIEW[] =
-    "\njanus help COMMAND lists the options of a command, with an example.\n"
+    "\njanus help COMMAND lists the options of a command.\n"
     "Options may stand before or after the text, as --seed 7, --seed=7 or -s 7.\n"
-    "A - for a text, an image or a list of ids is stdin.\n"
+    "A - for a text, an image or a list of ids is stdin, for -o stdout.\n"
     "The environment variable JANUS_MODEL replaces -m.\n"
     "Exit status: 0 done, 1 failed, 2 usage error, 128 + N ended by signal N.\n";
 
@@ -9485,10 +9472,8 @@ static void print_help(FILE *to, const Command *only) {
         const int width = fprintf(to, "  %s %s", o->names, o->argument != NULL ? o->argument : "");
         fprintf(to, "%*s%s\n", 28 - width, "", o->help);
     }
-    if (only == NULL) return;
-    if (only->bit == FOR_CHAT) fprintf(to, "\n%s", CHAT_HELP);
-    if (only->bit == FOR_BATCH) print_keys(to);
-    fprintf(to, "\n  Example: janus %s %s\n", only->name, only->example);
+    if (only != NULL && only->bit == FOR_CHAT) fprintf(to, "\n%s", CHAT_HELP);
+    if (only != NULL && only->bit == FOR_BATCH) print_keys(to);
 }
 
 static void command_help(Program *program) {
@@ -9507,42 +9492,34 @@ static void command_version(Program *program) {
 
 /* Pictures are shown if that is asked for, and in a chat at a terminal. */
 static void choose_show(Program *program, unsigned command) {
-    const bool can = terminal(stderr) && terminal_size(false) >= SHOW_COLUMNS;
     const bool asked = program->line.show, chat = command == FOR_CHAT && terminal(stdin) && !program->line.quiet;
-    program->show.kind = can && (asked || chat) ? terminal_shows() : SHOW_NO;
+    program->show.kind = asked || chat ? terminal_shows() : SHOW_NO;
     if (asked && program->show.kind == SHOW_NO)
         fail(&program->error, JANUS_IO_ERROR,
              "--show needs stderr to be a terminal with colours ($TERM) and at least %d columns", SHOW_COLUMNS);
 }
 
-/* Prepares the resources of the command: its text, its folder, the terminal, the model. */
-static JanusStatus prepare(Program *program, const Command *command, const char *program_path) {
+/* Prepares what the command needs (its text, its folder, the terminal, the model), and runs it. */
+static int run_command(Program *program, const Command *command, const char *program_path) {
     CommandLine *line = &program->line;
     JanusError *error = &program->error;
     const char *file = command->bit == FOR_INFO ? line->request.text : NULL;
-    const bool is_model = file != NULL && ends_with(file, ".gguf");
+    if (file != NULL && ends_with(file, ".gguf")) line->model = file;
+    const bool needs_model = (command->bit & FOR_MODEL) != 0 && (file == NULL || file == line->model);
+    program->shows_progress = !line->quiet && terminal(stderr);
     take_text(program, command->text);
     if (error->status == JANUS_OK && line->dump != NULL && folder_make(line->dump) != 0)
         fail(error, JANUS_IO_ERROR, "cannot make the folder %s: %s", line->dump,
              errno == EEXIST ? "it exists and is not an empty folder: name a new one" : strerror(errno));
-    program->shows_progress = !line->quiet && terminal(stderr);
     if (error->status == JANUS_OK) choose_show(program, command->bit);
-    if (is_model) line->model = file;
-    if (error->status == JANUS_OK && (command->bit & FOR_MODEL) != 0 && (file == NULL || is_model))
-        open_model(program, command->bit, program_path);
-    return error->status;
-}
-
-static int run_command(Program *program, const Command *command, const char *program_path) {
-    if (prepare(program, command, program_path) != JANUS_OK) return program_failed(program);
-    remark_idle_options(&program->line, command->bit);
-    command->run(program);
-    if (program->error.status == JANUS_OK) program->error = program->tap.failure;
-    if ((fflush(stdout) != 0 || ferror(stdout)) && program->write_error == 0)
-        program->write_error = errno_or(EIO);
-    if (program->error.status != JANUS_OK || program->write_error != 0)
-        return program_failed(program);
-    return EXIT_DONE;
+    if (error->status == JANUS_OK && needs_model) open_model(program, command->bit, program_path);
+    if (error->status == JANUS_OK) {
+        remark_idle_options(line, command->bit);
+        command->run(program);
+    }
+    if (error->status == JANUS_OK) *error = program->tap.failure;
+    if ((fflush(stdout) != 0 || ferror(stdout)) && program->write_error == 0) program->write_error = errno_or(EIO);
+    return error->status == JANUS_OK && program->write_error == 0 ? EXIT_DONE : program_failed(program);
 }
 
 static int janus_main(int argc, char **argv) {

@@ -113,11 +113,11 @@ OPTIONS = options_of_the_help()
 
 
 def test_help_fits_a_terminal() -> None:
-    """24 lines of 80 columns for the commands; the options of one, with an example, the words of chat and the keys of batch."""
+    """24 lines of 80 columns for the commands; the options of one, the words of chat and the keys of batch."""
     assert list(USES) == COMMANDS and len(OPTIONS) >= 32 and HELP.count("\n") <= 24 and "janus help COMMAND" in HELP
     for command in COMMANDS:
         told = succeeds("help", command, model=None).stdout.decode()
-        assert f"janus {command} " in told and f"\n  Example: janus {command} " in told
+        assert f"janus {command} " in told
         assert told.count("\n") <= 33 and max(map(len, (HELP + told).split("\n"))) <= 80
         assert succeeds(command, "-h", model=None).stdout.decode() == told
     for word in ("/image FILE", "/draw PROMPT", "/clear", "/help", "/exit"):
