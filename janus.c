@@ -302,6 +302,8 @@ static void rotate_and_cache(Context *cx, const Config *c, Sequence *const *sequ
 /* out (R*T, H*d): each query attends to all positions of its sequence up to its own. */
 static void cached_attention(Context *cx, const Config *c, Sequence *const *sequences, int64_t R, int64_t T, int layer,
                              const float *q, float *out);
+/* The drafts of step_with_drafts: as the options say, or as many as make this machine faster; 0 beside a tap. */
+static int drafts_that_pay(const Context *cx, const JanusModel *m, const JanusGenerateOptions *options);
 
 /* The caller's callbacks. tap ends a stage: it checks that the result, (a), (a, b) or (a, b, c) with unused sizes 0, is
    finite, and reports it by name if the tap callback is set. tap_block: as name.i.
@@ -339,13 +341,14 @@ static void answer_token(Context *cx, const JanusModel *m, Answer *answer, int32
 static bool answer_is_empty(const Answer *answer);
 
 /* PyTorch's generator of random numbers, and torch.multinomial: ids (N) ~ probs (N, V), whose rows need not add up to
-   1. The ids of a seed are PyTorch's. */
+   1. Row n takes the next 2V words of the generator starts[n]. The ids of a seed are PyTorch's. */
 typedef struct {
     uint32_t words[624];
     int next; /* the first word that is not used; 624: all are */
 } TorchRng;
 static void torch_rng_seed(TorchRng *rng, uint64_t seed);
-static void multinomial(Context *cx, TorchRng *rng, int32_t *ids, const float *probs, int64_t N, int64_t V);
+static void torch_rng_skip(TorchRng *rng, int64_t words); /* as if so many were used */
+static void multinomial(Context *cx, TorchRng *starts, int32_t *ids, const float *probs, int64_t N, int64_t V);
 
 /* An image as the two encoders were trained on it (report, section 3.1).
    vit_pixels: (image_side, image_side, 3). A question may be about any part of the image, so nothing is cropped: its
@@ -506,9 +509,9 @@ static void transformer_block(Context *cx, const Config *c, const TransformerBlo
 }
 
 /* Reads T embeddings a sequence: x (R*T, D) in, the hidden states after the final norm out, and all keys and values are
-   kept. After a failure every sequence is as long as before. */
+   kept. After a failure every sequence is as long as before. `prompt`: progress and taps are told of its blocks. */
 static void transformer_forward(Context *cx, const JanusModel *m, float *x, int64_t T, Sequence *const *sequences,
-                                int64_t R, bool tapped) {
+                                int64_t R, bool prompt) {
     const Config *c = &m->config;
     const int64_t rows = R * T, d = c->head_dim, widest = max_i64(c->heads * d, c->hidden);
     const ArenaBlock *mark = scratch_mark(cx);
@@ -526,11 +529,11 @@ static void transformer_forward(Context *cx, const JanusModel *m, float *x, int6
     }
     for (int i = 0; i < c->layers; i++) {
         transformer_block(cx, c, &m->blocks[i], i, &s, sequences, x);
-        tap_sequences(cx, "transformer.block", i, x, R, T, c->hidden, tapped);
-        if (T > 1) progress(cx, "read", i + 1, c->layers);
+        tap_sequences(cx, "transformer.block", i, x, R, T, c->hidden, prompt);
+        if (prompt) progress(cx, "read", i + 1, c->layers);
     }
     rms_norm(cx, x, x, m->output_norm, rows, c->hidden, c->rms_epsilon);
-    tap_sequences(cx, "transformer.hidden", -1, x, R, T, c->hidden, tapped);
+    tap_sequences(cx, "transformer.hidden", -1, x, R, T, c->hidden, prompt);
     for (int64_t r = 0; r < R && !has_failed(cx); r++) sequences[r]->own.length += T;
     scratch_release(cx, mark);
 }
@@ -552,9 +555,9 @@ static void image_head(Context *cx, const JanusModel *m, float *logits, const fl
     scratch_release(cx, mark);
 }
 
-/* logits (K) from those of the two rows of one picture; each operation is rounded, as PyTorch's are */
-static void guide(float *logits, const float *cond, const float *uncond, int64_t K, float cfg_weight) {
-    for (int64_t i = 0; i < K; i++) {
+/* n logits from those of the two rows of one picture; each operation is rounded, as PyTorch's are */
+static void guide(float *logits, const float *cond, const float *uncond, int64_t n, float cfg_weight) {
+    for (int64_t i = 0; i < n; i++) {
         const float difference = cond[i] - uncond[i];
         const float step = cfg_weight * difference;
         logits[i] = uncond[i] + step;
@@ -646,23 +649,24 @@ static void keep_top_p(float *logits, int64_t V, double top_p, RankedLogit *rank
 
 /* ---- From logits to ids ---- */
 
-/* One id for each of N pictures: rows (N, 2, K) are the logits with and without the prompt -> ids (N) */
-static void pick_image_ids(Context *cx, const JanusGenerateOptions *options, TorchRng *rng, const float *rows,
-                           int64_t K, int32_t *ids) {
+/* Ids for T places of each of N pictures: rows (N, 2, T, K) are the logits with and without the prompt -> ids (N, T);
+   starts (N, T) as for multinomial */
+static void pick_image_ids(Context *cx, const JanusGenerateOptions *options, TorchRng *starts, const float *rows,
+                           int64_t T, int64_t K, int32_t *ids) {
     const int64_t N = options->count;
     const ArenaBlock *mark = scratch_mark(cx);
-    float *guided = scratch(cx, N, K);
-    check_finite(cx, "generation.logits", rows, 2 * N * K);
+    float *guided = scratch(cx, N * T, K);
+    check_finite(cx, "generation.logits", rows, 2 * N * T * K);
     for (int64_t n = 0; n < N && !has_failed(cx); n++)
-        guide(guided + n * K, rows + 2 * n * K, rows + (2 * n + 1) * K, K, options->cfg_weight);
-    tap(cx, "generation.logits.cond", rows, K, 0, 0); /* the first picture's */
+        guide(guided + n * T * K, rows + 2 * n * T * K, rows + (2 * n + 1) * T * K, T * K, options->cfg_weight);
+    tap(cx, "generation.logits.cond", rows, K, 0, 0); /* the first picture's; T is 1 if there is a tap */
     tap(cx, "generation.logits.uncond", rows + K, K, 0, 0);
     tap(cx, "generation.logits", guided, K, 0, 0);
     if (options->temperature > 0) {
-        softmax_rows(cx, guided, N, K, options->temperature);
-        multinomial(cx, rng, ids, guided, N, K);
+        softmax_rows(cx, guided, N * T, K, options->temperature);
+        multinomial(cx, starts, ids, guided, N * T, K);
     } else {
-        for (int64_t n = 0; n < N && !has_failed(cx); n++) ids[n] = argmax(guided + n * K, K);
+        for (int64_t i = 0; i < N * T && !has_failed(cx); i++) ids[i] = argmax(guided + i * K, K);
     }
     scratch_release(cx, mark);
 }
@@ -928,7 +932,7 @@ static void vq_decode(Context *cx, const JanusModel *m, const int32_t *ids, uint
       so that the queue (section 20) runs the same steps.
    ================================================================================================================== */
 
-enum { PICTURES_LIMIT = 64, ROWS_LIMIT = 2 * PICTURES_LIMIT }; /* of all tasks in a step */
+enum { PICTURES_LIMIT = 64, ROWS_LIMIT = 2 * PICTURES_LIMIT, DRAFTS_LIMIT = 63 }; /* of all tasks in a step */
 
 /* Invariant between calls: `sequence` holds the keys and values of all of the conversation but the last ids, which the
    transformer has not read yet. */
@@ -1059,17 +1063,44 @@ static void embed_last_ids(Context *cx, const JanusModel *m, const Task *task, f
     scratch_release(cx, mark);
 }
 
+/* The random numbers of a drawing are one stream: 2K words for each id, place after place, at a place picture after
+   picture. starts (N, T): where those of the T places begin for which each picture's last T rows give the logits. */
+static void find_starts(const Task *task, int64_t T, int64_t K, TorchRng *starts) {
+    const int64_t N = task->drawing.count;
+    TorchRng rng = task->rng;
+    int64_t end = 0;
+    for (int64_t n = 0; n < N; n++) end = max_i64(end, task->rows[2 * n].own.length + 1);
+    for (int64_t place = task->drawn; place < end; place++)
+        for (int64_t n = 0; n < N; n++, torch_rng_skip(&rng, 2 * K)) {
+            const int64_t t = place - (task->rows[2 * n].own.length + 1 - T);
+            if (t >= 0 && t < T) starts[n * T + t] = rng;
+        }
+}
+
+/* The first `count` ids of each picture stand: the random numbers go on behind them. */
+static void advance_drawing(Context *cx, const JanusModel *m, Task *task, int64_t count) {
+    const int64_t N = task->drawing.count, P = image_tokens(&m->config);
+    progress(cx, "draw", count, P);
+    if (has_failed(cx)) return;
+    torch_rng_skip(&task->rng, (count - task->drawn) * N * 2 * m->config.codebook);
+    task->drawn = count;
+    tell_drawn(cx, task->ids, N, count, P);
+    task->done = count == P;
+    if (task->done) tap_ids(cx, "generation.ids", task->ids, N, P);
+}
+
 /* A drawing's next ids, one a picture, from the logits of its rows (N, 2, K). */
 static void take_image_ids(Context *cx, const JanusModel *m, Task *task, const float *logits) {
-    const int64_t N = task->drawing.count, T = image_tokens(&m->config);
+    const int64_t N = task->drawing.count, P = image_tokens(&m->config), K = m->config.codebook;
+    const ArenaBlock *mark = scratch_mark(cx);
+    TorchRng *starts = scratch_bytes(cx, N, sizeof *starts);
     int32_t ids[PICTURES_LIMIT];
-    pick_image_ids(cx, &task->drawing, &task->rng, logits, m->config.codebook, ids);
-    progress(cx, "draw", task->drawn + 1, T);
     if (has_failed(cx)) return;
-    for (int64_t n = 0; n < N; n++) task->ids[n * T + task->drawn] = ids[n];
-    tell_drawn(cx, task->ids, N, ++task->drawn, T);
-    task->done = task->drawn == T;
-    if (task->done) tap_ids(cx, "generation.ids", task->ids, N, T);
+    find_starts(task, 1, K, starts);
+    pick_image_ids(cx, &task->drawing, starts, logits, 1, K, ids);
+    for (int64_t n = 0; n < N && !has_failed(cx); n++) task->ids[n * P + task->drawn] = ids[n];
+    advance_drawing(cx, m, task, task->drawn + 1);
+    scratch_release(cx, mark);
 }
 
 /* An answer's next id from logits (V), which are overwritten. */
@@ -1148,6 +1179,64 @@ static void step(Context *cx, const JanusModel *m, Task *const *tasks, int count
     scratch_release(cx, mark);
 }
 
+/* A step of one drawing that gives up to W + 1 ids a picture: each sequence reads its last id and W drafts, guesses of
+   the ids behind it, so that the pass gives the logits of T = W + 1 places.
+
+   The ids are those of `step`. Id t of a picture is argmax over v of p[v] / q[v]: p follows from the ids before t, and
+   the noise q, words of the generator that depend on t alone, does not depend on the model. So id t is a function of
+   the ids before it. The pass computes this function at each of the T places, with the bits that `step` gets, as the
+   sums of a row do not depend on the rows beside it (section 14). At the first place all ids before are right, so the
+   id is. If it equals the draft there, all ids before the second place are right, too; and so on up to the first draft
+   that differs: its place has its right id, and all behind it were computed from a wrong one. Those ids are not taken,
+   but most are near: they are the next pass's drafts (Jacobi iteration). The keys and values of wrong drafts go by
+   taking back the length. */
+static void step_with_drafts(Context *cx, const JanusModel *m, Task *task) {
+    const int64_t N = task->drawing.count, P = image_tokens(&m->config), D = m->config.hidden, K = m->config.codebook;
+    const int64_t T = min_i64(task->drawing.drafts + 1, P - task->drawn), above = m->config.grid;
+    const ArenaBlock *mark = scratch_mark(cx);
+    float *x = scratch(cx, 2 * N * T, D), *embedded = scratch(cx, N * T, D), *logits = scratch(cx, 2 * N * T, K);
+    int32_t *read = scratch_bytes(cx, N * T, sizeof *read), *picked = scratch_bytes(cx, N * T, sizeof *picked);
+    TorchRng *starts = scratch_bytes(cx, N * T, sizeof *starts);
+    Sequence *rows[ROWS_LIMIT];
+    int64_t drawn = P;
+    if (has_failed(cx)) return;
+
+    /* the last id and the drafts; of a place never seen, the draft is the id above. (A picture that is done waits for
+       the others at its last place.) */
+    for (int64_t i = 0; i < N * T; i++) {
+        int32_t *ids = task->ids + i / T * P;
+        const int64_t place = min_i64(task->rows[2 * (i / T)].own.length + i % T, P - 1);
+        if (ids[place] < 0) ids[place] = ids[place - (place < above ? 1 : above)];
+        read[i] = ids[place];
+    }
+    /* one pass: logits of T places */
+    embed_image_ids(cx, m, read, N * T, embedded);
+    for (int64_t r = 0; r < 2 * N; r++) {
+        rows[r] = &task->rows[r];
+        copy(cx, x + r * T * D, embedded + r / 2 * T * D, T * D);
+    }
+    transformer_forward(cx, m, x, T, rows, 2 * N, false);
+    image_head(cx, m, logits, x, 2 * N * T);
+    find_starts(task, T, K, starts);
+    pick_image_ids(cx, &task->drawing, starts, logits, T, K, picked);
+    /* ids are right up to the first that differs from its draft */
+    for (int64_t n = 0; n < N && !has_failed(cx); n++) {
+        const int64_t first = rows[2 * n]->own.length + 1 - T;
+        int32_t *ids = task->ids + n * P;
+        int64_t taken = 0;
+        bool right = true;
+        for (int64_t t = 0; t < T && first + t < P; t++) {
+            taken += right;
+            right = right && ids[first + t] == picked[n * T + t];
+            ids[first + t] = picked[n * T + t];
+        }
+        rows[2 * n]->own.length = rows[2 * n + 1]->own.length = first + taken - 1;
+        drawn = min_i64(drawn, first + taken);
+    }
+    advance_drawing(cx, m, task, drawn);
+    scratch_release(cx, mark);
+}
+
 /* ---- The two loops ---- */
 
 /* Reads the prompt, with its words and without, side by side, and takes the first id of each picture. */
@@ -1159,11 +1248,13 @@ static void start_drawing(Context *cx, const JanusModel *m, Task *task, const ch
     IdList ids = {0};
     task->R = 2 * N;
     task->rows = task->pictures;
+    task->drawing.drafts = drafts_that_pay(cx, m, &task->drawing);
     torch_rng_seed(&task->rng, task->drawing.seed);
     for (int64_t r = 0; r < task->R; r++) {
         task->rows[r].shared = &prompts[r % 2]->own;
-        kv_cache_reserve(cx, &task->rows[r].own, c, image_tokens(c) - 1);
+        kv_cache_reserve(cx, &task->rows[r].own, c, image_tokens(c) - 1 + task->drawing.drafts);
     }
+    for (int64_t i = 0; i < N * image_tokens(c); i++) task->ids[i] = -1; /* not drawn yet */
     drawing_prompt(cx, m, prompt, &ids);
     const int64_t T = (int64_t)ids.count;
     for (int64_t t = 0; t < T; t++) id_list_add(cx, &ids, t == 0 || t == T - 1 ? ids.ids[t] : c->pad, 1);
@@ -1184,7 +1275,10 @@ static void draw(Context *cx, const JanusModel *m, const char *prompt, const Jan
                  int32_t *ids) {
     Task task = {.drawing = *options, .ids = ids}, *one = &task;
     start_drawing(cx, m, &task, prompt);
-    while (!task.done && !has_failed(cx)) step(cx, m, &one, 1);
+    while (!task.done && !has_failed(cx)) {
+        if (task.drawing.drafts > 0) step_with_drafts(cx, m, &task);
+        else step(cx, m, &one, 1);
+    }
     task_free(&task);
 }
 
@@ -1210,7 +1304,7 @@ static void start_answer(Context *cx, const JanusModel *m, Task *task, const cha
     embed_prompt(cx, m, ids.ids, T, literal, seen, x);
     tap(cx, "text.embeddings", x, T, D, 0);
     for (int64_t t = 0; t < T && !has_failed(cx); t += chunk)
-        transformer_forward(cx, m, x + t * D, min_i64(chunk, T - t), &sequence, 1, is_tapped(cx));
+        transformer_forward(cx, m, x + t * D, min_i64(chunk, T - t), &sequence, 1, true);
     task->turn_end = sequence->own.length;
     take_next_ids(cx, m, &task, 1, has_failed(cx) ? NULL : x + (T - 1) * D);
     id_list_free(&ids);
@@ -1284,10 +1378,9 @@ static void refill_words(TorchRng *rng) {
     rng->next = 0;
 }
 
-/* As if `count` words were used. */
-static void skip_words(TorchRng *rng, int64_t count) {
-    for (; count > MT_WORDS - rng->next; refill_words(rng)) count -= MT_WORDS - rng->next;
-    rng->next += (int)count;
+static void torch_rng_skip(TorchRng *rng, int64_t words) {
+    for (; words > MT_WORDS - rng->next; refill_words(rng)) words -= MT_WORDS - rng->next;
+    rng->next += (int)words;
 }
 
 static uint32_t next_word(TorchRng *rng) {
@@ -1335,7 +1428,7 @@ static int32_t race(TorchRng *rng, const float *p, int64_t V) {
 }
 
 typedef struct {
-    TorchRng *starts; /* (N): each row's place in the one stream of random numbers */
+    TorchRng *starts; /* (N) */
     const float *probs;
     int32_t *ids;
     int64_t V;
@@ -1348,21 +1441,13 @@ static void race_row(Context *own, void *data, int64_t n) {
     (void)own;
 }
 
-/* Rows run side by side: each takes 2 V words, so the next one's first word is known. */
-static void multinomial(Context *cx, TorchRng *rng, int32_t *ids, const float *probs, int64_t N, int64_t V) {
-    const ArenaBlock *mark = scratch_mark(cx);
-    Races races = {scratch_bytes(cx, N, sizeof *races.starts), probs, ids, V};
+static void multinomial(Context *cx, TorchRng *starts, int32_t *ids, const float *probs, int64_t N, int64_t V) {
+    Races races = {starts, probs, ids, V};
     if (has_failed(cx)) return;
-    for (int64_t n = 0; n < N; n++) {
-        races.starts[n] = n == 0 ? *rng : races.starts[n - 1];
-        if (n > 0) skip_words(&races.starts[n], 2 * V);
-    }
-    each_alone(cx, race_row, &races, N);
-    *rng = races.starts[N - 1];
+    each_alone(cx, race_row, &races, N); /* side by side */
     for (int64_t n = 0; n < N; n++)
         if (ids[n] < 0)
             context_fail(cx, JANUS_BAD_MODEL, "the scores are not finite once divided by the temperature: raise it");
-    scratch_release(cx, mark);
 }
 
 /* ==================================================================================================================
@@ -4895,6 +4980,11 @@ static void cached_attention(Context *cx, const Config *c, Sequence *const *sequ
     scratch_release(cx, mark);
 }
 
+static int drafts_that_pay(const Context *cx, const JanusModel *m, const JanusGenerateOptions *options) {
+    (void)m;
+    return is_tapped(cx) || options->drafts < 0 ? 0 : options->drafts;
+}
+
 /* ******************************************************************************************************************
    PART III  THE FILES
    ****************************************************************************************************************** */
@@ -6709,8 +6799,8 @@ struct JanusSession {
 enum { IMAGES_LIMIT = 64, TOKENS_LIMIT = 1 << 24 };
 
 typedef enum {
-    RANGE_COUNT, RANGE_CFG_WEIGHT, RANGE_TEMPERATURE, RANGE_MAX_TOKENS, RANGE_TOP_K, RANGE_TOP_P, RANGE_IMAGES,
-    RANGE_THREADS, RANGE_PLACES, RANGES_END
+    RANGE_COUNT, RANGE_DRAFTS, RANGE_CFG_WEIGHT, RANGE_TEMPERATURE, RANGE_MAX_TOKENS, RANGE_TOP_K, RANGE_TOP_P,
+    RANGE_IMAGES, RANGE_THREADS, RANGE_PLACES, RANGES_END
 } RangeName;
 
 typedef struct {
@@ -6722,6 +6812,8 @@ typedef struct {
 
 static const Range RANGES[RANGES_END] = {
     [RANGE_COUNT] = {"the number of pictures", AN_INT, 1, PICTURES_LIMIT, offsetof(JanusGenerateOptions, count), -1},
+    [RANGE_DRAFTS] = {"the number of drafts", AN_INT, JANUS_DRAFTS_AUTO, DRAFTS_LIMIT,
+                      offsetof(JanusGenerateOptions, drafts), -1},
     [RANGE_CFG_WEIGHT] = {"the guidance weight", A_FLOAT, 0, 100, offsetof(JanusGenerateOptions, cfg_weight), -1},
     [RANGE_TEMPERATURE] = {"the temperature", A_FLOAT, 0, 100, offsetof(JanusGenerateOptions, temperature),
                            offsetof(JanusAskOptions, temperature)},
@@ -6978,7 +7070,7 @@ int janus_conversation_length(const JanusSession *session) {
 }
 
 JanusGenerateOptions janus_generate_defaults(void) {
-    return (JanusGenerateOptions){.count = 1, .cfg_weight = 5, .temperature = 1};
+    return (JanusGenerateOptions){.count = 1, .cfg_weight = 5, .temperature = 1, .drafts = JANUS_DRAFTS_AUTO};
 }
 
 JanusAskOptions janus_ask_defaults(void) {
@@ -7225,7 +7317,9 @@ static void run_step(Context *cx, const JanusModel *m, Task *const *tasks, int c
     const ArenaBlock *mark = scratch_mark(cx);
     int64_t lengths[PICTURES_LIMIT]; /* equal in all rows of a task */
     for (int i = 0; i < count; i++) lengths[i] = tasks[i]->rows[0].own.length;
-    step(cx, m, tasks, count);
+    if (count == 1 && tasks[0]->drawing.count == 1 && tasks[0]->drawing.drafts > 0)
+        step_with_drafts(cx, m, tasks[0]); /* of one picture: other tasks may join between two passes */
+    else step(cx, m, tasks, count);
     if (has_failed(cx) && count == 1) task_fail(cx, tasks[0]);
     else if (has_failed(cx)) {
         cx->error.status = JANUS_OK;
@@ -7698,6 +7792,7 @@ static const Option OPTIONS[] = {
     {"-i, --image", "IMAGE", AS_IMAGE, 0, FOR_IMAGES, 0, "an image before those of the arguments"},
     {"    --no-exif", NULL, AS_SWITCH, 0, FOR_IMAGES | FOR_BATCH, FIELD(no_exif), "do not turn photographs upright"},
     {"-o, --output", "OUT", AS_NAME, 0, FOR_PICTURES, FIELD(request.output), "default: the next free janus-1.png ..."},
+    {"    --speculate", "W", AS_NUMBER, RANGE_DRAFTS, FOR_GENERATE | FOR_CHAT, 0, "ids guessed ahead; default auto"},
     {"    --no-metadata", NULL, AS_SWITCH, 0, FOR_DRAWS, FIELD(no_metadata), "do not record the prompt in pictures"},
     {"    --batch", "N", AS_NUMBER, RANGE_PLACES, FOR_BATCH, FIELD(batch), "jobs that run together; default: see info"},
     {"    --unordered", NULL, AS_SWITCH, 0, FOR_BATCH, FIELD(unordered), "print results as they finish"},
@@ -7738,10 +7833,11 @@ static void set_number(void *options, int offset, const Range *range, double val
     else *(double *)field = value;
 }
 
-/* Reads a number of the range. False: the text is something else. */
+/* Reads a number of the range, or "auto" where that is -1. False: the text is something else. */
 static bool parse_number(const char *text, const Range *range, double *value) {
     char *end;
     errno = 0;
+    if (range->low == -1 && strcmp(text, "auto") == 0) text = "-1";
     *value = strtod(text, &end) + 0.0; /* never -0 */
     if (end == text || *end != 0 || errno == ERANGE || (range->type == AN_INT && *value != floor(*value))) return false;
     return *value >= range->low && *value <= range->high;

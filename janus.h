@@ -184,7 +184,10 @@ typedef struct {
     uint64_t seed;      /* as torch.manual_seed(seed) on the CPU, PyTorch 2.7 and later; default 0 */
     float cfg_weight;   /* guidance: uncond + w (cond - uncond), 0..100; default 5 */
     float temperature;  /* 0..100; 0: always the most probable id; default 1 */
+    int drafts;         /* ids guessed ahead and checked in one pass, 0..63; the result is the same with any; with
+                           a tap 0; default JANUS_DRAFTS_AUTO: as many as make this machine faster */
 } JanusGenerateOptions;
+enum { JANUS_DRAFTS_AUTO = -1 };
 
 JANUS_API JanusGenerateOptions janus_generate_defaults(void);
 

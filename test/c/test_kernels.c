@@ -572,6 +572,104 @@ static void set_up_case(void) {
 }
 #endif
 
+/* ---- Drawing with drafts ---- */
+
+static int64_t random_below(int64_t n) { return (int64_t)((double)n * (next_float() + 1) / 2) % n; }
+
+/* The scores of all places of a drawing: (places, 2, K). */
+typedef struct {
+    float *logits;
+    int64_t K, count; /* rows of K so far */
+} Scores;
+
+static void keep_scores(void *user, const char *name, JanusElement type, const void *data, const int64_t *shape,
+                        int dims) {
+    Scores *scores = user;
+    (void)type, (void)shape, (void)dims;
+    if (strcmp(name, "generation.logits.cond") != 0 && strcmp(name, "generation.logits.uncond") != 0) return;
+    memcpy(scores->logits + scores->K * scores->count++, data, (size_t)scores->K * sizeof(float));
+}
+
+/* Reads a known drawing again in windows of 1 to 8 places, most of which have a wrong draft somewhere, and returns the
+   number of scores whose bits are not those of one place at a time. */
+static int64_t differing_scores(Context *cx, const JanusModel *m, const JanusGenerateOptions *options, int32_t *ids,
+                                const Scores *scores) {
+    enum { MOST = 8 };
+    const int64_t P = image_tokens(&m->config), D = m->config.hidden, K = m->config.codebook;
+    int32_t *again = must_allocate((size_t)P * sizeof *again), read[MOST];
+    float *x = must_allocate((size_t)(2 * MOST * D) * sizeof *x);
+    float *logits = must_allocate((size_t)(2 * MOST * K) * sizeof *logits);
+    Task task = {.drawing = *options, .ids = again};
+    Sequence *rows[] = {&task.pictures[0], &task.pictures[1]};
+    int64_t differ = 0, right;
+    start_drawing(cx, m, &task, "a red circle");
+    for (int64_t place = 1; place < P; place += right) {
+        const int64_t T = min_i64(1 + random_below(MOST), P - place);
+        right = 1 + random_below(T); /* places whose ids before are right */
+        for (int64_t t = 0; t < T; t++) read[t] = (ids[place - 1 + t] + (t >= right)) % m->config.codebook;
+        embed_image_ids(cx, m, read, T, x);
+        memcpy(x + T * D, x, (size_t)(T * D) * sizeof *x);
+        transformer_forward(cx, m, x, T, rows, 2, false);
+        image_head(cx, m, logits, x, 2 * T);
+        for (int64_t r = 0; r < 2; r++) {
+            for (int64_t t = 0; t < right; t++)
+                differ += memcmp(logits + (r * T + t) * K, scores->logits + (2 * (place + t) + r) * K,
+                                 (size_t)K * sizeof *x) != 0;
+            rows[r]->own.length += right - T;
+        }
+    }
+    task_free(&task);
+    free(again);
+    free(x);
+    free(logits);
+    return differ;
+}
+
+/* Drawings of grid x grid places by random weights: scores in windows, and ids with drafts. */
+static void drafts_case(const char *file, const char *isa, int fast, int grid) {
+    static const int drafts[] = {1, 3, 7, 15, 63};
+    JanusModel *model;
+    JanusSession *session;
+    JanusSessionOptions options = janus_session_defaults();
+    if (janus_load(file, &model, NULL) != JANUS_OK) {
+        check(0, 1, "%s can be read", file);
+        return;
+    }
+    model->config.grid = grid;
+    model->config.context = 1024;
+    const int64_t P = image_tokens(&model->config), K = model->config.codebook;
+    int32_t *ids = must_allocate((size_t)(4 * P) * sizeof *ids), *same = must_allocate((size_t)(4 * P) * sizeof *ids);
+    Scores scores = {must_allocate((size_t)(2 * P * K) * sizeof(float)), K, 0};
+    JanusGenerateOptions drawing = janus_generate_defaults();
+    options.isa = isa;
+    options.fast = fast;
+    options.threads = 1;
+    options.tap = keep_scores;
+    options.user = &scores;
+    if (janus_session_new(model, &options, &session, NULL) != JANUS_OK) abort();
+    session->context.bf16_pays = true;
+    janus_generate_ids(session, "a red circle", &drawing, ids, NULL);
+    session->context.options.tap = NULL;
+    report("scores of several places in a pass that differ", scores.count != 2 * P ||
+           differing_scores(&session->context, model, &drawing, ids, &scores) != 0, 0);
+    for (drawing.count = 1; drawing.count <= 4; drawing.count += 3) {
+        drawing.drafts = 0;
+        janus_generate_ids(session, "a red circle", &drawing, ids, NULL);
+        for (size_t i = 0; i < sizeof drafts / sizeof *drafts; i++) {
+            drawing.drafts = drafts[i];
+            janus_generate_ids(session, "a red circle", &drawing, same, NULL);
+            check(memcmp(ids, same, (size_t)(drawing.count * P) * sizeof *ids) == 0, 1,
+                  "%s%s, %s: %d pictures with %d drafts have the same ids", isa, fast ? " fast" : "", file,
+                  drawing.count, drafts[i]);
+        }
+    }
+    free(ids);
+    free(same);
+    free(scores.logits);
+    janus_session_free(session);
+    janus_free(model);
+}
+
 /* All cases of one table of kernels. */
 static int kernel_cases(const char *name) {
     Context cx;
@@ -601,6 +699,10 @@ static int kernel_cases(const char *name) {
     report("no allocation failed", has_failed(&cx), 0);
     context_free(&cx);
     thread_case(name);
+    for (int fast = 0; fast < 2; fast++) {
+        drafts_case("test/golden/tied.gguf", name, fast, fast || strcmp(name, "amx") == 0 ? 6 : 24);
+        drafts_case("test/golden/quantised.gguf", name, fast, 6);
+    }
     return 0;
 }
 

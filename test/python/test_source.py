@@ -34,9 +34,9 @@ def functions() -> list[tuple[str, int]]:
 
 
 def test_the_model_comes_first() -> None:
-    """The first transformer block by line 550, the complete model, front page included, in at most 1,250 lines."""
+    """The first transformer block by line 550, the complete model, front page included, in at most 1,350 lines."""
     assert line_of(r"^static void transformer_block\(") <= 550
-    assert 800 <= line_of(r"^   PART II ") - 2 <= 1250
+    assert 800 <= line_of(r"^   PART II ") - 2 <= 1350
 
 
 def test_the_model_is_free_of_the_engine() -> None:
