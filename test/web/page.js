@@ -2,10 +2,10 @@
 // The page: what its parts show, and one worker that computes (worker.js). A task that is stopped, or a worker that dies,
 // ends that worker: the next task starts another with the same model.
 const $ = (id) => document.getElementById(id);
-const LIMIT = 3.2e9, WORK = 0.9e9; // bytes: of a model's file, and what a model of 1B parameters computes with
+const LIMIT = 2 ** 31, WORK = 0.9e9; // bytes: of a model's file, which is one block of memory; what a model of 1B parameters computes with
 const SETTINGS = { prompt: "", seed: "", guidance: "5", temperature: "1" }; // with the values that a link leaves out
 
-let worker, job; // the call that it works on: {resolve, reject, listen}
+let worker, job; // its last call: {resolve, reject, listen}
 let wanted, model, info, colours; // files: to load, loaded; what it holds; a colour for every id
 let photo, picture; // files: the one to ask about, the one drawn
 let steps = []; // of the drawing: {id, candidates}
@@ -16,10 +16,10 @@ function startWorker() {
     worker = new Worker("worker.js");
     worker.onmessage = ({ data }) => {
         if (data.died !== undefined) endWorker(`The computation ended unexpectedly: ${data.died}.`);
-        else if (data.error !== undefined) settle("reject", new Error(data.error));
-        else if (data.result !== undefined) settle("resolve", data.result);
+        else if (data.error !== undefined) job.reject(new Error(data.error));
+        else if ("result" in data) job.resolve(data.result);
         else if (data.stage) showProgress(data);
-        else job?.listen(data);
+        else job.listen(data);
     };
     worker.onerror = (event) => {
         event.preventDefault();
@@ -30,19 +30,14 @@ function startWorker() {
 function endWorker(message) {
     worker?.terminate();
     worker = undefined;
-    settle("reject", new Error(message));
-}
-
-function settle(how, value) {
-    const ended = job;
-    job = undefined;
-    ended?.[how](value);
+    job?.reject(new Error(message));
 }
 
 function call(name, args = {}, listen = () => {}) {
     return new Promise((resolve, reject) => {
         job = { resolve, reject, listen };
-        worker.postMessage({ call: name, ...args });
+        if (worker) worker.postMessage({ call: name, ...args });
+        else reject(new Error("")); // it was stopped before
     });
 }
 
@@ -97,7 +92,7 @@ async function load() {
 async function chooseModel(file) {
     const begins = await file.slice(0, 4).text(), again = () => $("model-file").click();
     if (begins !== "GGUF") showAlert(`${file.name} is no model file: convert.py writes them, as .gguf.`, "Choose another", again);
-    else if (file.size > LIMIT) showAlert(`${file.name} has ${size(file.size)}. A tab holds 4 GB, so a model may have ${size(LIMIT)}: convert.py --dtype q4_0 makes it smaller.`, "Choose another", again);
+    else if (file.size > LIMIT) showAlert(`${file.name} has ${size(file.size)}. A tab holds a model of ${size(LIMIT)} at most: convert.py --dtype q4_0 makes it smaller.`, "Choose another", again);
     else showAlert(`${file.name} has ${size(file.size)} and stays on this computer. With what it computes with, this tab will take up to ${size(file.size + Math.min(WORK, 8 * file.size))} of memory.`
         + (file.size > 5e8 ? " A token of such a model takes seconds, and a picture is hundreds of tokens." : ""), "Load it", () => { endWorker(""); wanted = file; task($("draw")); });
 }
@@ -232,10 +227,10 @@ function usePhoto(file, text) {
     photo = file;
     $("photo-name").textContent = text;
     $("drop-hint").textContent = "Drop another, paste one, or choose a file";
-    for (const id of ["photo", "source"]) show($(id), file, text);
+    show($("photo"), file, text);
     $("again").hidden = true;
     $("codes").replaceChildren();
-    if (!job) enable(true);
+    enable(document.body.dataset.busy === "false");
 }
 
 const takePhoto = ([file]) => { if (file) usePhoto(file, file.name); };

@@ -5,8 +5,6 @@
 
 #include <stdio.h>
 #include <stdlib.h>
-#include <sys/mman.h>
-#include <unistd.h>
 
 #define EXPORT(name) __attribute__((export_name(#name))) name
 #define IMPORT(name) __attribute__((import_module("page"), import_name(#name))) name
@@ -20,23 +18,6 @@ int IMPORT(drawn)(void *user, const int32_t *ids, int count, int64_t done, int64
 static JanusModel *model;
 static JanusSession *session;
 static JanusError error;
-
-/* The model's file is read in slices, once, into memory beyond malloc's, whose blocks end at 2 GB. It lives as long as
-   the program: another model is another worker's. */
-void *mmap(void *at, size_t size, int protection, int flags, int file, off_t offset) {
-    const size_t first = __builtin_wasm_memory_grow(0, size / 65536 + (size % 65536 > 0));
-    char *bytes = (char *)(first * 65536);
-    (void)at, (void)protection, (void)flags;
-    if (first == SIZE_MAX) return MAP_FAILED;
-    for (size_t done = 0; done < size;) {
-        const ssize_t got = pread(file, bytes + done, size - done, offset + (off_t)done);
-        if (got <= 0) return MAP_FAILED;
-        done += (size_t)got;
-    }
-    return bytes;
-}
-
-int munmap(void *at, size_t size) { return (void)at, (void)size, 0; }
 
 const char *EXPORT(web_message)(void) { return error.message; }
 
