@@ -5327,6 +5327,15 @@ static const Merge *find_merge(const Tokenizer *t, int32_t left, int32_t right) 
     return low > 0 && t->merges[low - 1].pair == pair ? &t->merges[low - 1] : NULL;
 }
 
+/* The file that a model's weights point into, the tokenizer, and the memory of all that was made of the file. */
+typedef struct Storage {
+    FileImage file;
+    Arena memory;
+    char *name;
+    int64_t parameters;
+    Tokenizer tokenizer;
+} Storage;
+
 /* ---- Encoding ---- */
 
 /* A token of the piece that is being merged. */
@@ -5411,22 +5420,6 @@ static int32_t match_added(const Tokenizer *t, const char *text, size_t length, 
     return id;
 }
 
-/* Cuts the added tokens out, from left to right, the longest at each place, and encodes what lies between. */
-static void encode_text(const Encoder *encoder, size_t length) {
-    size_t start = 0, at = 0, name_length;
-    while (at < length) {
-        const int32_t id = match_added(encoder->tokenizer, encoder->text + at, length - at, &name_length);
-        if (id < 0) {
-            at++;
-            continue;
-        }
-        encode_by_rules(encoder, 0, start, at);
-        id_list_add(encoder->cx, encoder->ids, id, 1);
-        start = at += name_length;
-    }
-    encode_by_rules(encoder, 0, start, length);
-}
-
 /* Refuses a text that is too long or not UTF-8. */
 static void check_user_text(Context *cx, StringView text, const char *what) {
     const size_t valid = text.length > TEXT_LIMIT ? 0 : utf8_valid_prefix(text.text, text.length);
@@ -5437,14 +5430,24 @@ static void check_user_text(Context *cx, StringView text, const char *what) {
                      (unsigned long)valid);
 }
 
-/* Adds the ids of a text, without a beginning-of-sentence token. A prompt is checked again here because it now contains
+/* Adds the ids of a text, without a beginning-of-sentence token: added tokens are cut out from left to right, the
+   longest at each place, and what lies between them is encoded. A prompt is checked again here because it now contains
    words of the model file, which may have changed on disk since it was loaded. */
-static void tokenizer_encode(Context *cx, const Tokenizer *t, StringView text, IdList *ids) {
+static void tokenize(Context *cx, const JanusModel *m, StringView text, IdList *ids) {
     const ArenaBlock *mark = scratch_mark(cx);
+    Encoder encoder = {.cx = cx, .tokenizer = &m->storage->tokenizer, .text = text.text, .ids = ids};
+    size_t start = 0, at = 0, size;
     check_user_text(cx, text, "text");
-    Encoder encoder = {.cx = cx, .tokenizer = t, .text = text.text, .ids = ids};
     encoder.symbols = scratch_bytes(cx, (int64_t)text.length + 1, sizeof *encoder.symbols);
-    if (!has_failed(cx)) encode_text(&encoder, text.length);
+    while (at < text.length && !has_failed(cx)) {
+        const int32_t id = match_added(encoder.tokenizer, text.text + at, text.length - at, &size);
+        at += id < 0 ? 1 : size;
+        if (id < 0) continue;
+        encode_by_rules(&encoder, 0, start, at - size);
+        id_list_add(cx, ids, id, 1);
+        start = at;
+    }
+    if (!has_failed(cx)) encode_by_rules(&encoder, 0, start, text.length);
     scratch_release(cx, mark);
 }
 
@@ -5495,15 +5498,6 @@ typedef struct {
     int64_t rows, bytes; /* rows: the outermost size */
     uint64_t offset;     /* from the start of the tensors' data */
 } TensorInfo;
-
-/* The file that a model's weights point into, the tokenizer, and the memory of all that was made of the file. */
-typedef struct Storage {
-    FileImage file;
-    Arena memory;
-    char *name;
-    int64_t parameters;
-    Tokenizer tokenizer;
-} Storage;
 
 /* ---- Bytes of a file. Beyond the end they are zeros ---- */
 
@@ -6129,10 +6123,6 @@ static StringView format_text(Context *cx, const char *format, ...) {
     return printed;
 }
 
-static void tokenize(Context *cx, const JanusModel *m, StringView text, IdList *list) {
-    tokenizer_encode(cx, &m->storage->tokenizer, text, list);
-}
-
 struct Answer {
     TextBuffer text;
     Utf8Stream stream;
@@ -6539,39 +6529,33 @@ static void jpeg_parse(ImageFile *image) {
 
 /* ---- Pixels and texts ---- */
 
-/* Reads all but the pixels; image_end frees it. `name` is for messages. A scan of a JPEG costs time for all pixels,
+/* Reads all but the pixels. A scan of a JPEG costs time for all pixels,
    however short it is; but a block of 64 pixels has at least a bit, and few files have more than 16 scans. */
-static ImageFile image_parse(const void *bytes, size_t length, const char *name) {
-    ImageFile image = {.file = {bytes, length}, .name = name};
-    Context *cx = &image.cx;
-    const bool small = length <= IMAGE_FILE_LIMIT;
-    const Signature *format = find_signature(IMAGE_FORMATS, image.file);
+static void image_parse(ImageFile *image) {
+    Context *cx = &image->cx;
+    const char *name = image->name;
+    const size_t length = image->file.length;
+    const Signature *format = find_signature(IMAGE_FORMATS, image->file);
     if (length == 0) context_fail(cx, JANUS_BAD_IMAGE, "%s is empty", name);
-    else if (!small) context_fail(cx, JANUS_BAD_IMAGE, "%s is larger than 512 MiB", name);
-    else if (format == PNG) png_parse(&image);
-    else if (format == JPEG) jpeg_parse(&image);
+    else if (length > IMAGE_FILE_LIMIT) context_fail(cx, JANUS_BAD_IMAGE, "%s is larger than 512 MiB", name);
+    else if (format == PNG) png_parse(image);
+    else if (format == JPEG) jpeg_parse(image);
     else if (format->remedy == NULL) context_fail(cx, JANUS_BAD_IMAGE, "%s is %s", name, format->what);
     else
         context_fail(cx, JANUS_BAD_IMAGE, "%s is %s, which cannot be read: convert it first, for instance with %s",
                      name, format->what, format->remedy);
-    if (max_i64(image.width, image.height) > IMAGE_SIDE_LIMIT || image.width * image.height > IMAGE_PIXEL_LIMIT)
+    if (max_i64(image->width, image->height) > IMAGE_SIDE_LIMIT || image->width * image->height > IMAGE_PIXEL_LIMIT)
         context_fail(cx, JANUS_BAD_IMAGE, "%s is %.0f x %.0f pixels: the limit is 16384 a side and 178,956,970 in all",
-                     name, (double)image.width, (double)image.height);
-    else if (image.scans * image.width * image.height / 16384 > (int64_t)length)
-        image_bad(&image, "it is too short for so many pixels");
-    if (image.copy.failed || image.text.failed) context_fail_memory(cx);
-    return image;
-}
-
-static JanusStatus image_end(ImageFile *image, JanusError *error) {
-    text_free(&image->copy);
-    text_free(&image->text);
-    return context_end(&image->cx, error);
+                     name, (double)image->width, (double)image->height);
+    else if (image->scans * image->width * image->height / 16384 > (int64_t)length)
+        image_bad(image, "it is too short for so many pixels");
+    if (image->copy.failed || image->text.failed) context_fail_memory(cx);
 }
 
 /* Decodes the pixels as they are stored. After some errors stb returns an unfinished picture: its reason is set. */
 static void image_decode(ImageFile *image, JanusImage *out) {
     int channels;
+    memset(out, 0, sizeof *out);
     if (has_failed(&image->cx)) return;
     /* four channels of 16 bits, JPEG's padding to complete blocks, and what grows by doubling */
     const int64_t limit = 16 * (image->width + 64) * (image->height + 64) + 2 * (int64_t)image->copy.length + 65536;
@@ -6609,32 +6593,34 @@ static void image_turn(ImageFile *image, JanusImage *out) {
     out->height = (int)(swapped ? width : height);
 }
 
-/* The image in a file's bytes; `upright`: turned by its orientation. */
-static JanusStatus image_from_bytes(const void *bytes, size_t length, bool upright, JanusImage *out, const char *name,
-                                    JanusError *error) {
-    if (!given(bytes, out, error)) return JANUS_BAD_ARGUMENT;
-    ImageFile image = image_parse(bytes, length, name);
-    memset(out, 0, sizeof *out);
-    image_decode(&image, out);
-    if (upright && image.orientation > 1 && !has_failed(&image.cx)) image_turn(&image, out);
-    if (has_failed(&image.cx)) janus_image_free(out);
-    return image_end(&image, error);
+/* The text as UTF-8, malloc'ed; NULL if there is none. Anything that is not UTF-8 is Latin-1. */
+static char *image_text(ImageFile *image) {
+    const TextBuffer found = image->text;
+    const bool utf8 = utf8_valid(found.text, found.length);
+    TextBuffer text = {0};
+    char character[4];
+    for (size_t i = 0; i < found.length && !has_failed(&image->cx); i++)
+        if (utf8) text_add(&text, &found.text[i], 1);
+        else text_add(&text, character, (size_t)(utf8_put(character, (uint8_t)found.text[i]) - character));
+    if (text.failed) context_fail_memory(&image->cx);
+    if (text.failed) text_free(&text);
+    return text.text;
 }
 
-/* The text in a file's bytes as UTF-8, malloc'ed; NULL if it has none. Anything that is not UTF-8 is Latin-1. */
-static JanusStatus text_from_bytes(const void *bytes, size_t length, const char *name, char **text, JanusError *error) {
-    ImageFile image = image_parse(bytes, length, name);
-    const TextBuffer found = image.text;
-    const bool latin1 = !utf8_valid(found.text, found.length);
-    TextBuffer utf8 = {0};
-    char character[4];
-    for (size_t i = 0; i < found.length && !has_failed(&image.cx); i++)
-        if (latin1) text_add(&utf8, character, (size_t)(utf8_put(character, (uint8_t)found.text[i]) - character));
-        else text_add(&utf8, &found.text[i], 1);
-    if (utf8.failed) context_fail_memory(&image.cx);
-    if (has_failed(&image.cx)) text_free(&utf8);
-    *text = utf8.text;
-    return image_end(&image, error);
+/* Reads the image in a file's bytes: its pixels, if `upright` turned by its orientation, and its text. One of `out` and
+   `text` may be NULL. `name` is for messages. */
+static JanusStatus image_from_bytes(const void *bytes, size_t length, bool upright, JanusImage *out, char **text,
+                                    const char *name, JanusError *error) {
+    if (!given(bytes, out != NULL ? (void *)out : text, error)) return JANUS_BAD_ARGUMENT;
+    ImageFile image = {.file = {bytes, length}, .name = name};
+    image_parse(&image);
+    if (out != NULL) image_decode(&image, out);
+    if (out != NULL && upright && image.orientation > 1 && !has_failed(&image.cx)) image_turn(&image, out);
+    if (out != NULL && has_failed(&image.cx)) janus_image_free(out);
+    if (text != NULL) *text = image_text(&image);
+    text_free(&image.copy);
+    text_free(&image.text);
+    return context_end(&image.cx, error);
 }
 
 /* Adds what a file must hold to carry the text, which is UTF-8: comments of a JPEG, or a chunk of a PNG. */
@@ -6865,11 +6851,11 @@ static bool is_question(const JanusAskOptions *options, const JanusImage *images
 }
 
 JanusStatus janus_image_load_memory(const void *bytes, size_t length, JanusImage *image, JanusError *error) {
-    return image_from_bytes(bytes, length, true, image, "the image", error);
+    return image_from_bytes(bytes, length, true, image, NULL, "the image", error);
 }
 
 JanusStatus janus_image_load_memory_stored(const void *bytes, size_t length, JanusImage *image, JanusError *error) {
-    return image_from_bytes(bytes, length, false, image, "the image", error);
+    return image_from_bytes(bytes, length, false, image, NULL, "the image", error);
 }
 
 static JanusStatus image_from_path(const char *path, bool upright, JanusImage *image, JanusError *error) {
@@ -6877,7 +6863,7 @@ static JanusStatus image_from_path(const char *path, bool upright, JanusImage *i
     if (!given(path, image, error)) return JANUS_BAD_ARGUMENT;
     memset(image, 0, sizeof *image);
     JanusStatus status = read_bytes(path, "the image ", IMAGE_FILE_LIMIT, &file, error);
-    if (status == JANUS_OK) status = image_from_bytes(file.bytes, file.size, upright, image, path, error);
+    if (status == JANUS_OK) status = image_from_bytes(file.bytes, file.size, upright, image, NULL, path, error);
     file_image_free(&file);
     return status;
 }
@@ -6930,7 +6916,7 @@ JanusStatus janus_image_text(const char *path, char **text, JanusError *error) {
     if (!given(path, text, error)) return JANUS_BAD_ARGUMENT;
     *text = NULL;
     JanusStatus status = read_bytes(path, "the image ", IMAGE_FILE_LIMIT, &file, error);
-    if (status == JANUS_OK) status = text_from_bytes(file.bytes, file.size, path, text, error);
+    if (status == JANUS_OK) status = image_from_bytes(file.bytes, file.size, false, NULL, text, path, error);
     file_image_free(&file);
     return status;
 }
@@ -6997,7 +6983,7 @@ JanusStatus janus_tokenize(const JanusModel *model, const char *text, size_t len
     IdList list = {0};
     if (!given(model, length > 0 ? text : "", error) || !given(ids, count, error)) return JANUS_BAD_ARGUMENT;
     id_list_add(&cx, &list, 0, 0); /* not NULL for an empty text */
-    tokenizer_encode(&cx, &model->storage->tokenizer, (StringView){text, length}, &list);
+    tokenize(&cx, model, (StringView){text, length}, &list);
     if (has_failed(&cx)) {
         id_list_free(&list);
         list = (IdList){0};
@@ -8480,7 +8466,7 @@ static JanusStatus load_image(Program *program, const char *path, JanusImage *im
     const bool turn = !program->line.no_exif;
     if (strcmp(path, "-") != 0) return image_from_path(path, turn, image, error);
     if (read_input(path, IMAGE_FILE_LIMIT, false, &bytes, error) == JANUS_OK)
-        image_from_bytes(bytes.bytes, bytes.size, turn, image, "stdin", error);
+        image_from_bytes(bytes.bytes, bytes.size, turn, image, NULL, "stdin", error);
     file_image_free(&bytes);
     return error->status;
 }
@@ -8792,7 +8778,7 @@ static void info_of_picture(Program *program) {
     FileImage file = {0};
     char *text = NULL;
     if (read_input(path, IMAGE_FILE_LIMIT, false, &file, error) != JANUS_OK) return;
-    if (text_from_bytes(file.bytes, file.size, name, &text, error) == JANUS_OK) {
+    if (image_from_bytes(file.bytes, file.size, false, NULL, &text, name, error) == JANUS_OK) {
         if (text == NULL) fail(error, JANUS_BAD_IMAGE, "%s has no prompt and settings", name);
         else puts(clean_controls(text, strlen(text), '\n'));
     }

@@ -276,7 +276,7 @@ static void check_stored(const uint8_t *data, size_t size, const JanusImage *ima
 static void check_carried_text(const uint8_t *data, size_t size) {
     JanusError error;
     char *text = NULL;
-    if (!went_well(text_from_bytes(data, size, "image.png", &text, &error), &error))
+    if (!went_well(image_from_bytes(data, size, false, NULL, &text, "image.png", &error), &error))
         promise(text == NULL, "no text after an error");
     if (text != NULL) promise(utf8_valid(text, strlen(text)) && strlen(text) <= 2 * size, "a text in UTF-8");
     if (text != NULL) clean_controls(text, strlen(text), '\n');
@@ -355,7 +355,7 @@ static void check_carrying(const char *text) {
         out.file = need(open_memstream(&bytes, &size));
         write_image(&out, &image, jpeg != 0, text);
         promise(fclose(out.file) == 0 && out.failure == 0, "a picture is written");
-        promise(text_from_bytes(bytes, size, "x", &back, NULL) == JANUS_OK, "what was written is read");
+        promise(image_from_bytes(bytes, size, false, NULL, &back, "x", NULL) == JANUS_OK, "what was written is read");
         promise(strcmp(back != NULL ? back : "", text) == 0, "the text comes back from a picture");
         free(back);
         free(bytes);
