@@ -1581,13 +1581,9 @@ static int64_t memory_size(void) {
 }
 
 static int processor_count(void) {
-    DWORD_PTR mine = 0, all = 0;
     SYSTEM_INFO info;
-    int count = 0;
     GetSystemInfo(&info);
-    if (!GetProcessAffinityMask(GetCurrentProcess(), &mine, &all)) mine = 0;
-    for (; mine != 0; mine &= mine - 1) count++;
-    return count > 0 ? count : (int)info.dwNumberOfProcessors; /* in several groups of processors there is no mask */
+    return (int)info.dwNumberOfProcessors;
 }
 
 #if !defined(JANUS_LIBRARY)
@@ -1757,31 +1753,24 @@ static int bound_processors(int most) {
     return count > 0 && count < most ? count : most;
 }
 
-/* Up to size - 1 bytes of the file ROOT FOLDER GROUP NAME; empty if there is none. */
-static void read_setting(char *text, size_t size, const char *root, const char *folder, const char *group,
-                         const char *name) {
-    char path[4500];
-    const int length = snprintf(path, sizeof path, "%s%s%s%s", root, folder, group, name);
-    FILE *file = length > 0 && length < (int)sizeof path ? file_open(path, "rb") : NULL;
-    text[file != NULL ? fread(text, 1, size - 1, file) : 0] = 0;
-    if (file != NULL) fclose(file);
-}
-
 /* Whole processors of `most`, at least one, that the quotas of this process's cgroup and those above it allow: cpu.max
    holds "QUOTA PERIOD" or "max PERIOD", a line "0::GROUP" the group. A container may see its own group as the root, so
    missing groups are skipped. */
 static int quota_processors(const char *root, int most) {
-    char groups[4096], text[128], *end;
-    read_setting(groups, sizeof groups, root, "/proc", "/self", "/cgroup");
-    char *group = strncmp(groups, "0::/", 4) == 0 ? groups : strstr(groups, "\n0::/");
-    if (group == NULL) return most;
-    group = strchr(group, '/');
-    for (char *cut = group + strcspn(group, "\n"); cut != NULL; cut = strrchr(group, '/')) {
+    char group[4096] = "", path[4500];
+    double quota, period;
+    snprintf(path, sizeof path, "%s/proc/self/cgroup", root);
+    FILE *file = file_open(path, "rb");
+    while (file != NULL && strncmp(group, "0::/", 4) != 0 && fgets(group, sizeof group, file) != NULL) continue;
+    if (file != NULL) fclose(file);
+    if (strncmp(group, "0::/", 4) != 0) return most;
+    for (char *cut = group + strcspn(group, "\n"); cut != NULL; cut = strrchr(group + 3, '/')) {
         *cut = 0;
-        read_setting(text, sizeof text, root, "/sys/fs/cgroup", group, "/cpu.max");
-        const double quota = strtod(text, &end), period = strtod(end, NULL);
-        if (end != text && quota > 0 && period > 0 && quota / period < most)
+        snprintf(path, sizeof path, "%s/sys/fs/cgroup%s/cpu.max", root, group + 3);
+        if ((file = file_open(path, "rb")) == NULL) continue;
+        if (fscanf(file, "%lf %lf", &quota, &period) == 2 && quota > 0 && period > 0 && quota / period < most)
             most = quota < period ? 1 : (int)(quota / period);
+        fclose(file);
     }
     return most;
 }
@@ -1836,10 +1825,8 @@ static bool same_file(const char *path, const char *other) {
 #endif
 
 static bool big_endian(void) {
-    const uint16_t probe = 1;
-    unsigned char first;
-    memcpy(&first, &probe, 1);
-    return first == 0;
+    const uint16_t one = 1;
+    return *(const unsigned char *)&one == 0;
 }
 
 /* ==================================================================================================================
@@ -6936,33 +6923,28 @@ JanusStatus janus_image_save_with_text(const char *path, const JanusImage *image
 
 void janus_free(JanusModel *model) {
     if (model == NULL) return;
-    Storage *storage = model->storage;
-    arena_free(&storage->memory);
-    file_image_free(&storage->file);
-    free(storage);
+    arena_free(&model->storage->memory);
+    file_image_free(&model->storage->file);
     free(model);
 }
 
 JanusStatus janus_load(const char *path, JanusModel **model, JanusError *error) {
     if (!given(path, model, error)) return JANUS_BAD_ARGUMENT;
-    JanusModel *made = calloc(1, sizeof *made);
-    Storage *storage = calloc(1, sizeof *storage);
     *model = NULL;
-    if (made == NULL || storage == NULL) {
-        free(made);
-        free(storage);
-        return fail_memory(error);
-    }
-    made->storage = storage;
-    Loader loader = {.path = path, .model = made, .file = &storage->file};
+    struct { /* freed by the address of its first member */
+        JanusModel model;
+        Storage storage;
+    } *made = calloc(1, sizeof *made);
+    if (made == NULL) return fail_memory(error);
+    made->model.storage = &made->storage;
+    Loader loader = {.path = path, .model = &made->model, .file = &made->storage.file};
     read_model(&loader);
+    made->storage.memory = loader.cx.arena;
     const JanusError failure = loader.cx.error;
-    storage->memory = loader.cx.arena;
-    const JanusStatus status = failure.status;
-    if (status == JANUS_OK) *model = made;
-    else janus_free(made);
-    if (status == JANUS_OK) return status;
-    return status == JANUS_NO_MEMORY ? fail_memory(error) : fail(error, status, "%s: %s", path, failure.message);
+    if (failure.status == JANUS_OK) return *model = &made->model, JANUS_OK;
+    janus_free(&made->model);
+    return failure.status == JANUS_NO_MEMORY ? fail_memory(error)
+                                             : fail(error, failure.status, "%s: %s", path, failure.message);
 }
 
 JanusInfo janus_info(const JanusModel *model) {
@@ -7083,30 +7065,25 @@ JanusStatus janus_decode_image(JanusSession *session, const int32_t *ids, JanusI
     if (rgb == NULL) return fail_memory(error);
     vq_decode(&session->context, session->model, ids, rgb);
     const JanusStatus status = context_end(&session->context, error);
-    if (status != JANUS_OK) {
-        free(rgb);
-        return status;
-    }
-    image->width = image->height = drawn_side(c);
-    image->rgb = rgb;
-    return JANUS_OK;
+    if (status == JANUS_OK) *image = (JanusImage){drawn_side(c), drawn_side(c), rgb};
+    else free(rgb);
+    return status;
 }
 
 /* ---- A colour for every id: the codes and a 1 times a matrix (code_dim + 1, 3) ---- */
 
-/* Solves A x = b for three right sides b; A (n, n) is symmetric and positive definite. b becomes x, A its factors. */
-static void solve_normal_equations(double *a, double (*b)[3], int64_t n) {
-    for (int64_t k = 0; k < n; k++)
-        for (int64_t i = k + 1; i < n; i++) {
-            const double factor = a[i * n + k] / a[k * n + k];
-            for (int64_t j = k; j < n; j++) a[i * n + j] -= factor * a[k * n + j];
-            for (int j = 0; j < 3; j++) b[i][j] -= factor * b[k][j];
+/* Solves A x = b for three b (Gauss-Jordan): a (n, n + 3) is A, symmetric and positive definite, and beside it the b,
+   which become x. */
+static void solve_normal_equations(double *a, int64_t n) {
+    const int64_t width = n + 3;
+    for (int64_t k = 0; k < n; k++) {
+        const double pivot = a[k * width + k];
+        for (int64_t j = k; j < width; j++) a[k * width + j] /= pivot;
+        for (int64_t i = 0; i < n; i++) {
+            const double factor = a[i * width + k];
+            for (int64_t j = k; j < width && i != k; j++) a[i * width + j] -= factor * a[k * width + j];
         }
-    for (int64_t k = n - 1; k >= 0; k--)
-        for (int j = 0; j < 3; j++) {
-            for (int64_t i = k + 1; i < n; i++) b[k][j] -= a[k * n + i] * b[i][j];
-            b[k][j] /= a[k * n + k];
-        }
+    }
 }
 
 /* code (code_dim + 1): the codebook's row `id` as the decoder takes it, then 1 */
@@ -7126,25 +7103,24 @@ static void middle_colour(Context *cx, const JanusModel *small, int32_t id, uint
             sum[j] += rgb[3 * ((third + i / third) * side + third + i % third) + j] / (double)(third * third);
 }
 
-/* The matrix, fitted by least squares to 64 ids at equal distances; normal (n, n), matrix (n, 3), n = code_dim + 1. */
-static void fit_colours(Context *cx, const JanusModel *m, float *code, double *normal, double (*matrix)[3]) {
+/* The matrix, fitted by least squares to 64 ids at equal distances: the last 3 columns of a (n, n + 3), n = code_dim
+   + 1. */
+static void fit_colours(Context *cx, const JanusModel *m, float *code, double *a) {
     JanusModel small = *m;
     small.config.grid = 3; /* a picture of 3 x 3 tokens: its middle one has neighbours on all sides */
     const int64_t n = m->config.code_dim + 1, side = drawn_side(&small.config);
     uint8_t *rgb = scratch_bytes(cx, side * side, 3);
-    for (int64_t i = 0; i < n * n; i++) normal[i] = i % (n + 1) == 0 ? 1e-6 : 0; /* never singular */
-    memset(matrix, 0, (size_t)n * sizeof *matrix);
+    for (int64_t i = 0; i < n * (n + 3); i++) a[i] = i % (n + 4) == 0 ? 1e-6 : 0; /* never singular */
     for (int k = 0; k < 64 && !has_failed(cx); k++) {
         const int32_t id = (int32_t)((int64_t)m->config.codebook * k / 64);
         double colour[3] = {0, 0, 0};
         code_of(m, id, code);
         middle_colour(cx, &small, id, rgb, colour);
-        for (int64_t i = 0; i < n; i++) {
-            for (int64_t j = 0; j < n; j++) normal[i * n + j] += (double)code[i] * (double)code[j];
-            for (int j = 0; j < 3; j++) matrix[i][j] += (double)code[i] * colour[j];
-        }
+        for (int64_t i = 0; i < n; i++)
+            for (int64_t j = 0; j < n + 3; j++)
+                a[i * (n + 3) + j] += (double)code[i] * (j < n ? (double)code[j] : colour[j - n]);
     }
-    solve_normal_equations(normal, matrix, n);
+    solve_normal_equations(a, n);
 }
 
 JanusStatus janus_codebook_colours(JanusSession *session, uint8_t *rgb, JanusError *error) {
@@ -7154,16 +7130,16 @@ JanusStatus janus_codebook_colours(JanusSession *session, uint8_t *rgb, JanusErr
     const JanusSessionOptions heard = cx->options;
     const int64_t n = m->config.code_dim + 1;
     float *code = scratch(cx, n, 1);
-    double *normal = scratch_bytes(cx, n * n, sizeof *normal), (*matrix)[3] = scratch_bytes(cx, n, sizeof *matrix);
+    double *a = scratch_bytes(cx, n * (n + 3), sizeof *a);
     cx->options.progress = NULL; /* these pictures are none of the caller's */
     cx->options.tap = NULL;
-    if (!has_failed(cx)) fit_colours(cx, m, code, normal, matrix);
+    if (!has_failed(cx)) fit_colours(cx, m, code, a);
     cx->options = heard;
     for (int32_t id = 0; id < m->config.codebook && !has_failed(cx); id++) {
         code_of(m, id, code);
         for (int j = 0; j < 3; j++) {
             double value = 0;
-            for (int64_t i = 0; i < n; i++) value += (double)code[i] * matrix[i][j];
+            for (int64_t i = 0; i < n; i++) value += (double)code[i] * a[i * (n + 3) + n + j];
             rgb[3 * (int64_t)id + j] = (uint8_t)(value > 0 ? value < 255 ? value : 255 : 0);
         }
     }
