@@ -33,7 +33,7 @@ static uint64_t number_at(const Mutation *m, size_t at, int size) {
     return view_number((StringView){(const char *)m->data + at, (size_t)size}, 0, size, false);
 }
 
-static void set_number(Mutation *m, size_t at, int size, uint64_t value) {
+static void put_number(Mutation *m, size_t at, int size, uint64_t value) {
     for (int i = 0; i < size; i++) m->data[at + (size_t)i] = (uint8_t)(value >> (8 * i));
 }
 
@@ -132,7 +132,7 @@ static void change_string(Mutation *m, const Field *field) {
     const size_t changed = LLVMFuzzerMutate(text, length, length + 16);
     if (!resize_at(m, place, length, changed)) return;
     memcpy(m->data + place, text, changed);
-    set_number(m, field->at, 8, changed);
+    put_number(m, field->at, 8, changed);
 }
 
 /* Removes an element of an array or puts another one in, with the count. */
@@ -146,7 +146,7 @@ static void change_array(Mutation *m) {
     const bool removes = next_random(m, 2);
     if (!resize_at(m, element->at, removes ? bytes : 0, removes ? 0 : bytes)) return;
     if (!removes) memcpy(m->data + element->at, m->data + element->at + bytes, bytes);
-    set_number(m, field->at, field->size, number_at(m, field->at, field->size) + (removes ? (uint64_t)-1 : 1));
+    put_number(m, field->at, field->size, number_at(m, field->at, field->size) + (removes ? (uint64_t)-1 : 1));
 }
 
 /* Removes entry i, or puts a copy of it at another place of its table. */
@@ -157,7 +157,7 @@ static void change_entries(Mutation *m, int i) {
     const size_t to = m->starts[first + (int)next_random(m, (uint32_t)(last - first))];
     if (!resize_at(m, removes ? from : to, removes ? bytes : 0, removes ? 0 : bytes)) return;
     if (!removes) memmove(m->data + to, m->data + (to <= from ? from + bytes : from), bytes);
-    set_number(m, count_at, 8, number_at(m, count_at, 8) + (removes ? (uint64_t)-1 : 1));
+    put_number(m, count_at, 8, number_at(m, count_at, 8) + (removes ? (uint64_t)-1 : 1));
 }
 
 /* Another type for all matrices of one type, or for some of them. */
@@ -168,7 +168,7 @@ static void change_types(Mutation *m) {
     for (int i = m->metadata; i < m->entries; i++) {
         read_entry(m, m->starts[i], true);
         const size_t at = m->fields[m->field_count - 2].at;
-        if (m->field_count > 5 && number_at(m, at, 4) == old && next_random(m, one_of) == 0) set_number(m, at, 4, type);
+        if (m->field_count > 5 && number_at(m, at, 4) == old && next_random(m, one_of) == 0) put_number(m, at, 4, type);
     }
 }
 
@@ -189,7 +189,7 @@ static void change_size(Mutation *m) {
             const bool is_size =
                 field->kind == DIMENSION || (field->kind == NUMBER && field->size == 4 && m->field_count < 8);
             if (is_size && value % old == 0 && value / old >= 1 && value / old <= multiples)
-                set_number(m, field->at, field->size, value / old * wanted);
+                put_number(m, field->at, field->size, value / old * wanted);
         }
     }
 }
@@ -200,7 +200,7 @@ static void copy_number(Mutation *m, const Field *field) {
     read_entry(m, m->starts[next_random(m, (uint32_t)m->metadata)], false);
     const Field *from = &m->fields[m->field_count - 1];
     if (from->kind == NUMBER && to.kind != STRING && to.kind != KIND)
-        set_number(m, to.at, to.size, number_at(m, from->at, from->size));
+        put_number(m, to.at, to.size, number_at(m, from->at, from->size));
 }
 
 static size_t mutate_model(uint8_t *data, size_t size, size_t limit, unsigned random_seed) {
@@ -223,7 +223,7 @@ static size_t mutate_model(uint8_t *data, size_t size, size_t limit, unsigned ra
     case 5: if (m->metadata > 0) copy_number(m, field); break;
     default:
         if (field->kind == STRING && next_random(m, 4) != 0) change_string(m, field);
-        else set_number(m, field->at, field->size, other_number(m, number_at(m, field->at, field->size)));
+        else put_number(m, field->at, field->size, other_number(m, number_at(m, field->at, field->size)));
     }
     return m->size;
 }
