@@ -4,16 +4,16 @@
 # requires-python = ">=3.10"
 # dependencies = ["cffi", "numpy", "pillow", "scipy", "tqdm"]
 # ///
-"""Scores the small model through libjanus.so: drawing, guidance, reconstruction, seeing, and both tasks at once.
+"""Scores the small model through libjanus.so: drawing, guidance, reconstruction, seeing, conversation, and both tasks at once.
 
     make libjanus.so
     python weights/eval.py                              all scores; exit status 1 if one is under its bar
-    python weights/eval.py --quick                      a few seconds, fewer cases, bars near what the weights reach
+    python weights/eval.py --quick                      fewer cases, of what tiny.gguf was trained on, bars near what it reaches
     python weights/eval.py --samples weights/samples.png    the contact sheet
 
-Drawing follows GenEval's six categories, one picture a prompt, seed = number of the prompt, the library's default
-settings (CFG 5, temperature 1): 200 prompts a category, of which 100 name only combinations that training met and 100
-name one that it never met.
+Drawing asks for GenEval's six categories and for five more, one picture a prompt, seed = number of the prompt, the library's
+default settings (CFG 5, temperature 1): 200 prompts a category, of which 100 name only combinations that training met and 100
+name one that it never met (of words outside the world: words in training and others).
 """
 
 from __future__ import annotations
@@ -38,11 +38,16 @@ import judge  # noqa: E402
 import world  # noqa: E402
 from janus_library import Library, ffi, give  # noqa: E402
 
-CATEGORIES = ("single object", "two objects", "counting", "colours", "position", "colour attribution")
-BARS = {"single object": 0.98, "two objects": 0.90, "counting": 0.90, "colours": 0.95, "position": 0.90,
-        "colour attribution": 0.85, "drawing": 0.92, "seeing": 0.95, "seen": 0.95, "question type": 0.85, "psnr": 26.0, "both": 0.85}
+# What the captions of a category say, of the sorts that world.HELD_OUT has.
+SAID = {"single object": ("background",), "two objects": ("background",), "counting": ("count",), "colours": ("colour",),
+        "position": ("triple",), "colour attribution": ("colour",)}
+NEW = {"counting to five": ("count",), "same kind": ("colour", "twin"), "size and background": ("size", "background", "colour")}
+CATEGORIES = (*SAID, *NEW, "capitals and forms", "Spanish", "unknown words")
+BARS = {"overall": 0.97, "colour attribution": 0.93, "counting": 0.96, "counting to five": 0.96, "same kind": 0.90, "unknown words": 0.95,
+        "size and background": 0.92, "capitals and forms": 0.97, "Spanish": 0.95, "seeing": 0.98, "seeing in Spanish": 0.97,
+        "later turns": 0.95, "psnr": 31.0, "both": 0.96}
 QUICK_BARS = {"single object": 0.90, "two objects": 0.85, "counting": 0.85, "colours": 0.90, "position": 0.85,  # make test
-              "colour attribution": 0.85, "drawing": 0.88, "seeing": 0.90, "seen": 0.95, "psnr": 30.0, "both": 0.75}
+              "colour attribution": 0.80, "overall": 0.88, "seeing": 0.90, "seen": 0.95, "psnr": 30.0, "both": 0.75}
 CFG_WEIGHTS = (1.0, 2.0, 5.0, 8.0)
 WORKERS = 2  # sessions side by side, one thread each
 
@@ -79,12 +84,21 @@ class Janus:
         self.library.call("janus_generate", self.session, prompt.encode(), options, image)
         return self.library.take_pixels(image)
 
+    def converse(self, turns: list[tuple[np.ndarray | None, str]]) -> list[str]:
+        """The greedy answers to the turns of a conversation, each a question and the picture that comes with it, if any."""
+        self.library.c.janus_reset(self.session)
+        answers, options = [], ffi.new("JanusAskOptions *", self.library.c.janus_ask_defaults())
+        options.max_tokens = 100  # the longest right answer has fewer
+        for picture, question in turns:
+            picture = picture if picture is None else np.ascontiguousarray(picture)
+            answer, shown = ffi.new("char **"), ffi.NULL if picture is None else give(picture)
+            self.library.call("janus_ask", self.session, question.encode(), shown, int(picture is not None), options, answer)
+            answers.append(self.library.take_text(answer[0]).strip())
+        return answers
+
     def ask(self, picture: np.ndarray, question: str) -> str:
         """The greedy answer to the first question about a picture."""
-        picture, answer = np.ascontiguousarray(picture), ffi.new("char **")
-        self.library.c.janus_reset(self.session)
-        self.library.call("janus_ask", self.session, question.encode(), give(picture), 1, ffi.NULL, answer)
-        return self.library.take_text(answer[0]).strip()
+        return self.converse([(picture, question)])[0]
 
     def pass_through(self, picture: np.ndarray) -> np.ndarray:
         """A picture encoded into ids and decoded again: uint8 [64, 64, 3]."""
@@ -107,58 +121,57 @@ def work(label: str, function: Callable[[Item], Result], items: Iterable[Item]) 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What is asked for. `things`: (kind, colour or ''), `relation`: of the first to the second, or ''."""
+    """What is asked for. `things`: (kind, colour or ''), none where it is outside the world; `relation`: of the first to the second."""
 
     category: str
     held_out: bool
     words: str
-    things: tuple[tuple[str, str], ...]
+    things: tuple[tuple[str, str], ...] = ()
     relation: str = ""
     background: str = ""
+    size: str = ""
 
 
-def canonical(one: str, relation: str, other: str) -> tuple[str, str, str]:
-    """A triple as HELD_OUT lists it, with 'left' or 'above'."""
-    return (one, relation, other) if relation in ("left", "above") else (other, world.OPPOSITE[relation], one)
+UNSEEN = """whale ladder pumpkin volcano sandwich submarine tractor windmill penguin cactus umbrella helicopter octopus trousers accordion
+ambulance hedgehog waterfall sunflower robin tijera mariposa zanahoria elefante bicicleta helado tortuga pulpo camello molino""".split()
 
 
 def random_prompt(category: str, rng: np.random.Generator) -> Prompt:
     """A prompt of a category; whether it names a held-out combination is worked out, not chosen."""
-    kinds = [str(kind) for kind in rng.choice(world.KINDS, 2, replace=False)]
-    colours = [str(colour) for colour in rng.choice(list(world.COLOURS), 2, replace=False)]
-    strange = [pair in world.HELD_OUT["colour"] for pair in zip(colours, kinds)]
-    background = str(rng.choice(list(world.BACKGROUNDS))) if category in ("single object", "two objects") else ""
-    relation = ""
-    if category == "single object":
-        held_out, things = (background, kinds[0]) in world.HELD_OUT["background"], [(kinds[0], "")]
-        core = world.count_phrase(1, kinds[0], "", rng)
-    elif category == "counting":
-        count = int(rng.integers(2, 5))
-        held_out, things = (count, kinds[0]) in world.HELD_OUT["count"], [(kinds[0], "")] * count
-        core = world.count_phrase(count, kinds[0], "", rng)
-    elif category == "colours":
-        held_out, things = strange[0], [(kinds[0], colours[0])]
-        core = world.count_phrase(1, kinds[0], colours[0], rng)
+    if category == "unknown words":
+        held_out = bool(rng.random() < 0.5)
+        return Prompt(category, held_out, world.unknown_caption(rng, UNSEEN if held_out else world.OUTSIDE))
+    form = world.pick(rng, *SAID) if category in ("capitals and forms", "Spanish") else category
+    language, wild = world.SPANISH if category == "Spanish" else world.ENGLISH, category == "capitals and forms"
+    palette = list(world.COLOURS)[:None if form == "size and background" else world.BASIC]
+    kinds, colours = rng.permutation(world.KINDS)[:2].tolist(), rng.permutation(palette)[:2].tolist()
+    count = {"counting": int(rng.integers(2, 5)), "counting to five": 5}.get(form, 1)
+    specs = [(kinds[0], colours[0])] * count
+    if form in ("two objects", "position", "colour attribution", "same kind"):
+        specs = [(kinds[0], colours[0]), (kinds[0] if form == "same kind" else kinds[1], colours[1])]
+    background = world.pick(rng, *world.BACKGROUNDS) if form in ("single object", "two objects", "size and background") else ""
+    if background in world.CLASHES.get(colours[0], ()) and form == "size and background":
+        return random_prompt(category, rng)
+    size = world.pick(rng, "small", "big") if form == "size and background" else ""
+    scene = world.make_scene(specs, background or "white", rng, size)
+    held_out = any(sort in (SAID | NEW)[form] and words in world.HELD_OUT[sort] for sort, words in world.combinations(scene))
+    said = [(kind, colour if "colour" in (SAID | NEW)[form] else "") for kind, colour in specs]
+    if scene.is_pair:
+        relation = scene.relation if form == "position" else ""
+        if rng.random() < 0.5:
+            said, relation = said[::-1], world.OPPOSITE.get(relation, "")
+        one, other = (language.some(1, *thing) for thing in said)
+        core = f"{one} {world.pick(rng, *language.relations[relation])} {other}" if relation else language.both.format(one, other)
     else:
-        coloured = category == "colour attribution"
-        things = [(kind, colour if coloured else "") for kind, colour in zip(kinds, colours)]
-        if category == "position":
-            relation = str(rng.choice(list(world.RELATIONS)))
-        names = [world.with_article(f"{colour} {kind}".strip()) for kind, colour in things]
-        core = f"{names[0]} {world.relation_words(relation, rng) if relation else 'and'} {names[1]}"
-        if coloured:
-            held_out = any(strange)
-        elif relation:
-            held_out = canonical(kinds[0], relation, kinds[1]) in world.HELD_OUT["triple"]
-        else:
-            held_out = any((background, kind) in world.HELD_OUT["background"] for kind in kinds)
-    return Prompt(category, held_out, world.dress(core, background, rng), tuple(things), relation, background)
+        core, relation = world.count_phrase(count, kinds[0], (size, said[0][1]), language, rng, wild), ""
+    words = world.dress(core, background, language, rng, float(wild))
+    return Prompt(category, held_out, words, tuple(said), relation, background, size)
 
 
-def make_prompts(each: int, seed: int) -> list[Prompt]:
+def make_prompts(each: int, seed: int, categories: Iterable[str] = CATEGORIES) -> list[Prompt]:
     """`each` prompts of every category, half of them held out, seen and held-out in turn."""
     rng, prompts = np.random.default_rng(seed), []
-    for category in CATEGORIES:
+    for category in categories:
         for number in range(each):
             while (prompt := random_prompt(category, rng)).held_out != (number % 2 == 1):
                 pass
@@ -167,17 +180,19 @@ def make_prompts(each: int, seed: int) -> list[Prompt]:
 
 
 def agrees(prompt: Prompt, picture: np.ndarray) -> bool:
-    """True if the picture shows exactly the things that were asked for, with their colours and relation."""
-    found = judge.find_things(picture)
-    if sorted(thing.kind for thing in found) != sorted(kind for kind, _ in prompt.things):
+    """True if the picture shows exactly the things that were asked for, with their colours and relation; where a size is asked for,
+    that and the background too; and the picture of what is not understood, where nothing was asked for."""
+    if not prompt.things or judge.is_unknown(picture):
+        return not prompt.things and judge.is_unknown(picture)
+    found, left = judge.find_things(picture), []
+    for kind, colour in prompt.things:
+        match = next((thing for thing in found if thing.kind == kind and colour in ("", thing.colour) and thing not in left), None)
+        if match is None:
+            return False
+        left.append(match)
+    if len(found) != len(left) or prompt.relation and judge.relation(*left) != prompt.relation:
         return False
-    if len(set(kind for kind, _ in prompt.things)) < len(prompt.things):
-        return True
-    by_kind = {thing.kind: thing for thing in found}
-    if any(colour and by_kind[kind].colour != colour for kind, colour in prompt.things):
-        return False
-    pair = [by_kind[kind] for kind, _ in prompt.things]
-    return not prompt.relation or judge.relation(*pair) == prompt.relation
+    return not prompt.size or (found[0].size, judge.background(picture)) == (prompt.size, prompt.background)
 
 
 # --- Scores ----------------------------------------------------------------------------------------------------------
@@ -209,16 +224,16 @@ def mean(values: Iterable[float]) -> float:
 
 
 def score_drawing(janus: Janus, prompts: list[Prompt], report: Report) -> list[np.ndarray]:
-    """Draws every prompt by default settings and prints the six categories; returns the pictures."""
+    """Draws every prompt by default settings and prints the categories; returns the pictures."""
     print("Drawing: CFG 5, temperature 1, one picture a prompt")
     pictures = work("draw", lambda job: janus.draw(job[1].words, job[0]), enumerate(prompts))
     right = [agrees(prompt, picture) for prompt, picture in zip(prompts, pictures)]
-    for category in (*CATEGORIES, "drawing"):
-        chosen = [i for i, prompt in enumerate(prompts) if category in (prompt.category, "drawing")]
+    for category in (*dict.fromkeys(prompt.category for prompt in prompts), "overall"):
+        chosen = [i for i, prompt in enumerate(prompts) if category in (prompt.category, "overall")]
         held = [right[i] for i in chosen if prompts[i].held_out]
         seen = [right[i] for i in chosen if not prompts[i].held_out]
         note = f"seen {100 * mean(seen):5.1f}, held out {100 * mean(held):5.1f}"
-        report.row("overall" if category == "drawing" else category, min(mean(seen + held), mean(held)), note, category)
+        report.row(category, min(mean(seen + held), mean(held)), note, category)
     return pictures
 
 
@@ -230,10 +245,19 @@ def score_guidance(janus: Janus, prompts: list[Prompt], report: Report) -> None:
         report.row(f"CFG {weight:g}", mean(agrees(prompt, picture) for prompt, picture in zip(prompts, pictures)))
 
 
-def score_reconstruction(janus: Janus, count: int, report: Report) -> None:
+def random_scene(rng: np.random.Generator, held_out: bool, quick: bool) -> world.Scene:
+    """A scene; `quick`: of what tiny.gguf was trained on: basic colours, no sizes, up to four things, pairs of two kinds."""
+    while True:
+        scene = world.random_scene(rng, held_out)
+        if not quick or len(scene.things) < 5 and not scene.is_twin and not scene.size and all(
+                thing.colour in list(world.COLOURS)[:world.BASIC] for thing in scene.things):
+            return scene
+
+
+def score_reconstruction(janus: Janus, count: int, report: Report, quick: bool) -> None:
     """Peak signal-to-noise ratio of unseen scenes after encode and decode."""
     rng = np.random.default_rng(2001)
-    pictures = [world.render(world.random_scene(rng, held_out=number % 2 == 1)) for number in range(count)]
+    pictures = [world.render(random_scene(rng, number % 2 == 1, quick)) for number in range(count)]
     decoded = work("encode", janus.pass_through, pictures)
     errors = [np.mean((a.astype(float) - b) ** 2) for a, b in zip(pictures, decoded)]
     ratios = [10 * np.log10(255**2 / max(error, 1e-9)) for error in errors]
@@ -241,60 +265,79 @@ def score_reconstruction(janus: Janus, count: int, report: Report) -> None:
     report.row("PSNR", float(np.mean(ratios)), f"{count} unseen scenes", "psnr", percent=False)
 
 
-def make_questions(count: int, held_out: bool, seed: int) -> list[tuple[np.ndarray, world.Question]]:
+def make_questions(count: int, held_out: bool, seed: int, spanish: bool, quick: bool) -> list[tuple[np.ndarray, world.Question]]:
     """`count` questions, all sorts in turn, each about a scene of its own."""
     rng, cases = np.random.default_rng(seed), []
     askers = (*world.ASKERS, world.ask_stranger)
     for number in range(count):
         asker = askers[number % len(askers)]
-        scene = world.random_scene(rng, held_out)
+        scene = random_scene(rng, held_out, quick)
         while asker is world.ask_relation and not scene.is_pair:
-            scene = world.random_scene(rng, held_out)
-        names_absent = asker in (world.ask_exists, world.ask_relation)
-        question = asker(scene, rng, held_out) if names_absent else asker(scene, rng)
+            scene = random_scene(rng, held_out, quick)
+        language, names_absent = world.SPANISH if spanish else world.ENGLISH, asker in (world.ask_exists, world.ask_relation)
+        question = asker(scene, rng, language, held_out) if names_absent else asker(scene, rng, language)
         cases.append((world.render(scene), question))
     return cases
 
 
-def score_seeing(janus: Janus, count: int, seen_count: int, report: Report, show_wrong: bool) -> None:
+def score_seeing(janus: Janus, count: int, seen_count: int, report: Report, show_wrong: bool, quick: bool) -> None:
     """Exact answers to questions about rendered scenes that show a held-out combination, and about others."""
     print("Seeing: the whole answer right, letter by letter")
-    for held_out, number in ((True, count), (False, seen_count)):
-        cases = make_questions(number, held_out, 3001 + held_out)
+    for held_out, spanish, number in ((True, False, count), (False, False, seen_count), (True, True, 0 if quick else count)):
+        cases = make_questions(number, held_out, 3001 + held_out, spanish, quick)
         answers = work("ask", lambda case: janus.ask(case[0], case[1][1]), cases)
         right = defaultdict(list)
         for (_, (sort, question, wanted)), answer in zip(cases, answers):
             right[sort].append(answer == wanted)
             if show_wrong and answer != wanted:
                 print(f"    {question} -> {answer}   ({wanted})")
-        name = "held out" if held_out else "seen"
+        name = "Spanish" if spanish else "held out" if held_out else "seen"
         everything = [value for values in right.values() for value in values]
-        report.row(f"{name}, overall", mean(everything), f"{number} questions", "seeing" if held_out else "seen")
+        if cases:
+            bar = {"held out": "seeing", "Spanish": "seeing in Spanish", "seen": "seen"}[name]
+            report.row(f"{name}, overall", mean(everything), f"{number} questions", bar)
         for sort, values in right.items():
-            report.row(f"  {name}, {sort}", mean(values), f"{len(values)} questions", "question type")
+            report.row(f"  {name}, {sort}", mean(values), f"{len(values)} questions")
+
+
+def score_conversation(janus: Janus, count: int, report: Report, show_wrong: bool) -> None:
+    """Exact answers by turn in conversations of six turns, half of them with a second picture, half about held-out scenes."""
+    rng, talks = np.random.default_rng(6001), []
+    for number in range(count):
+        scenes = [world.random_scene(rng, number % 2 == 1) for _ in range(1 + number // 2 % 2)]
+        talks.append(world.conversation(scenes, rng, 6))
+    told = work("talk", lambda turns: janus.converse([(turn.scene and world.render(turn.scene), turn.question) for turn in turns]), talks)
+    right = [[answer == turn.answer for turn, answer in zip(turns, answers)] for turns, answers in zip(talks, told)]
+    print("Conversation: the whole answer right, letter by letter")
+    for place in range(6):
+        report.row(f"turn {place + 1}", mean(row[place] for row in right), f"{count} conversations")
+    report.row("turns 2 to 6", mean(value for row in right for value in row[1:]), f"{5 * count} answers", "later turns")
+    for turns, answers in zip(talks, told) if show_wrong else ():
+        print(*(f"    {turn.question} -> {answer}   ({turn.answer})" for turn, answer in zip(turns, answers) if answer != turn.answer), sep="\n")
 
 
 def question_about(prompt: Prompt, rng: np.random.Generator) -> tuple[str, str]:
     """A question whose answer follows from the prompt, and that answer."""
     kind, colour = prompt.things[0]
+    some = world.ENGLISH.some(len(prompt.things), kind)
     if prompt.category == "single object":
-        return "What is this?", f"It is {world.with_article(kind)}."
+        return "What is this?", f"It is {some}."
     if prompt.category == "counting":
-        answer = world.sentence(world.existence(len(prompt.things), kind))
-        return f"How many {world.plural(kind)} are in this photo?", answer
+        return f"How many {kind}s are in this photo?", f"There are {some}."
     if prompt.relation:
         other = prompt.things[1][0]
-        return f"Where is the {kind}?", f"The {kind} is {world.RELATIONS[prompt.relation]} the {other}."
+        return f"Where is the {kind}?", f"The {kind} is {world.ENGLISH.relations[prompt.relation][0]} the {other}."
     if colour:
         kind, colour = prompt.things[rng.integers(len(prompt.things))]
         return f"What colour is the {kind}?", f"The {kind} is {colour}."
-    return f"Is there {world.with_article(kind)} in the picture?", f"Yes, there is {world.with_article(kind)}."
+    some = world.ENGLISH.some(1, kind)
+    return f"Is there {some} in the picture?", f"Yes, there is {some}."
 
 
 def score_both(janus: Janus, prompts: list[Prompt], pictures: list[np.ndarray], count: int, report: Report) -> None:
     """Draws held-out prompts, asks about the pictures, compares the answers with the prompts."""
     rng = np.random.default_rng(4001)
-    held_out = [i for i, prompt in enumerate(prompts) if prompt.held_out]
+    held_out = [i for i, prompt in enumerate(prompts) if prompt.held_out and prompt.category in SAID]
     chosen = [held_out[i] for i in np.linspace(0, len(held_out) - 1, count).astype(int)]
     asked = [(i, *question_about(prompts[i], rng)) for i in chosen]
     answers = work("both", lambda job: janus.ask(pictures[job[0]], job[1]), asked)
@@ -339,6 +382,7 @@ def main() -> int:
     parser.add_argument("--model", type=Path, default=HERE / "tiny.gguf")
     parser.add_argument("--library", type=Path, default=HERE.parent / "libjanus.so")
     parser.add_argument("--quick", action="store_true", help="fewer cases and lower bars")
+    parser.add_argument("--each", type=int, default=200, help="prompts a category")
     parser.add_argument("--wrong", action="store_true", help="also print wrong answers")
     parser.add_argument("--samples", type=Path, help="only write the contact sheet")
     options = parser.parse_args()
@@ -352,16 +396,18 @@ def main() -> int:
         return 0
     quick = options.quick
     report = Report(QUICK_BARS if quick else BARS)
-    prompts = make_prompts(64 if quick else 200, 1001)
+    prompts = make_prompts(64 if quick else options.each, 1001, SAID if quick else CATEGORIES)
     pictures = score_drawing(janus, prompts, report)
     if not quick:
-        score_guidance(janus, prompts[::5], report)
-    score_reconstruction(janus, 40 if quick else 200, report)
-    score_seeing(janus, 96 if quick else 1000, 40 if quick else 400, report, options.wrong)
+        score_guidance(janus, prompts[::10], report)
+    score_reconstruction(janus, 100 if quick else 200, report, quick)
+    score_seeing(janus, 96 if quick else 5 * options.each, 40 if quick else 2 * options.each, report, options.wrong, quick)
     score_both(janus, prompts, pictures, 24 if quick else 120, report)
     if not quick:
+        score_conversation(janus, options.each, report, options.wrong)
         print("Judge")
-        report.row("right on rendered scenes", judge.accuracy(), "1000 scenes", "")
+        for sort, share in judge.accuracy().items():
+            report.row(f"right on rendered scenes, {sort}", share)
     verdict = "under the bar: " + ", ".join(report.missed) if report.missed else "all bars reached"
     print(f"{time.time() - start:.0f} s; {verdict}")
     return 1 if report.missed else 0

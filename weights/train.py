@@ -4,9 +4,10 @@
 # requires-python = ">=3.10"
 # dependencies = ["torch==2.13.0", "transformers==5.23.0", "tokenizers", "numpy", "pillow", "matplotlib", "tqdm"]
 # ///
-"""Trains the small model of this folder from nothing, in stages as the report does, and saves it as a checkpoint.
+"""Trains the small model of this folder, from nothing or from an earlier edition, in stages as the report does, and saves a checkpoint.
 
-    python weights/train.py --out RUN             the whole run; interrupted, the same line goes on where it was
+    python weights/train.py --out RUN                            the whole run; interrupted, the same line goes on where it was
+    python weights/train.py --out RUN --start weights/tiny.gguf  the same, but what the file knows need not be learned again
     python convert.py RUN/janus-tiny -o weights/tiny.gguf --dtype f16
 
 Stage 1, `vq`: the VQ encoder, codebook and decoder learn to pass pictures through 64 ids.
@@ -15,8 +16,9 @@ is to tell the kind and the colour of what it lies on, and what the whole pictur
 Stage 3, `joint`: with the VQ and the understanding encoder frozen, both adaptors, the transformer and both heads learn
 everything together: to answer questions about a picture, to talk without one, and to draw what a caption says, with part
 of the captions replaced by pad ids so that guidance has something to compare with.
-RUN holds scenes.npy and scenes.pickle (the data), vq.pt, eyes.pt and joint.pt (the state of each stage, replaced in one
-step), log.csv, curves.png and janus-tiny/ (what transformers' save_pretrained writes).
+All scenes are new, made while training. RUN holds tokenizer.json, vq.pt, eyes.pt and joint.pt (the state of each stage, replaced in
+one step every three minutes), log.csv, curves.png and janus-tiny/ (what transformers' save_pretrained writes). It runs on a GPU if
+PyTorch finds one, and may be killed at any time.
 """
 
 from __future__ import annotations
@@ -26,7 +28,6 @@ import csv
 import json
 import math
 import os
-import pickle
 import sys
 import time
 from pathlib import Path
@@ -44,7 +45,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "test" / "python")]
 import world  # noqa: E402
-from convert import BEGIN_OF_IMAGE, BOS, END_OF_IMAGE, EOS, IMAGE_PLACEHOLDER, PAD, SYSTEM_PROMPT  # noqa: E402
+from convert import BEGIN_OF_IMAGE, BOS, END_OF_IMAGE, EOS, IMAGE_PLACEHOLDER, PAD, SIZE_FIELDS, SYSTEM_PROMPT, Sizes, tensor_table  # noqa: E402
 from random_model import DEEPSEEK_LETTERS  # noqa: E402
 
 SIDE, GRID, TOKENS = 64, 8, 64
@@ -52,49 +53,48 @@ CODEBOOK, CODE_DIM = 1024, 8
 WIDTH, LAYERS, HEADS, KV_HEADS, MLP = 192, 7, 6, 3, 480
 SPECIAL = [BOS, EOS, PAD, IMAGE_PLACEHOLDER, BEGIN_OF_IMAGE, END_OF_IMAGE, "<|User|>", "<|Assistant|>"]
 VOCABULARY = 768
-SCENES, VALIDATION = 150000, 256
+VALIDATION, POOL = 256, 30000  # pictures: for the log; kept of those whose ids are known
 PLAIN = 0.3  # world.random_scene
 IGNORE = -100
-CLASSES = 14  # what a head that is asked about a scene chooses among: eight colours and six backgrounds need the most
+CLASSES = len(world.COLOURS) + len(world.BACKGROUNDS)  # what a head that is asked about a scene chooses among
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 EYES_GREY, GREY = 0.5, 0.25  # the share of the pictures that stage 2, and questions, show in grey: what a thing is shows without colour
-# Of a step of the joint stage: until which step, captions alone, drawings, conversations. First it only reads; and it learns
-# to see long before it draws well.
-MIX = ((1000, 64, 0, 0), (3000, 0, 32, 20), (10**9, 0, 44, 14))
-QUESTIONS, MEDLEYS = 5, 0.25  # of a picture; the share of conversations about a medley
-CHAINED = 0.2  # the share of conversations whose questions follow on one another; in the others each is the first (Conversation)
+# Of a step of the joint stage: until which step, captions alone, drawings, conversations. It learns to read first, and to see long
+# before it draws well.
+MIX = ((600, 64, 12, 6), (2500, 0, 36, 20), (10**9, 0, 44, 16))
+UNKNOWN = 0.08  # the share of drawings of what is outside the world
+TURNS, MEDLEYS = 5, 0.25  # of a conversation, up to; the share of conversations about a medley
+DRAWN = 3  # of the pictures that are asked about in a step, those that have been through the VQ
+CHAINED = 0.45  # the share of conversations whose turns follow on one another; in the others each is the first (Conversation)
 EYES_MEDLEYS = 20  # of the 64 pictures of a step
 DROPPED, SMOOTH = 0.1, 0.2  # the share of drawings without their prompt, and the smoothing of their labels (drawing_loss)
 
 
 # ---- Data -----------------------------------------------------------------------------------------------------------
 
-def load_scenes(run: Path) -> tuple[list[world.Scene], torch.Tensor]:
-    """The training scenes and their pictures uint8 [SCENES, 3, 64, 64]; made once."""
-    if not (run / "scenes.pickle").exists():
-        rng = np.random.default_rng(1)
-        scenes = [world.random_scene(rng, plain=PLAIN) for _ in tqdm(range(SCENES), "scenes")]
-        pictures = np.stack([world.render(scene) for scene in tqdm(scenes, "render")])
-        np.save(run / "scenes.npy", pictures)
-        (run / "scenes.pickle").write_bytes(pickle.dumps(scenes))
-    scenes = pickle.loads((run / "scenes.pickle").read_bytes())
-    return scenes, torch.from_numpy(np.load(run / "scenes.npy")).permute(0, 3, 1, 2).contiguous()
+def random_scenes(rng: np.random.Generator, count: int, pairs: float = 0.5) -> list[world.Scene]:
+    """Scenes that training may meet."""
+    return [world.random_scene(rng, plain=PLAIN, pairs=pairs) for _ in range(count)]
+
+
+def pictures_of(scenes: list[world.Scene]) -> torch.Tensor:
+    """uint8 [scenes, 3, 64, 64]."""
+    return torch.from_numpy(np.stack([world.render(scene) for scene in scenes])).permute(0, 3, 1, 2).contiguous()
 
 
 def to_input(pictures: torch.Tensor) -> torch.Tensor:
-    """uint8 to -1..1, for both encoders (mean 0.5, std 0.5)."""
-    return pictures.float() / 127.5 - 1
+    """uint8 to -1..1 on the device, for both encoders (mean 0.5, std 0.5)."""
+    return pictures.to(DEVICE).float() / 127.5 - 1
 
 
 def texts(rng: np.random.Generator, count: int) -> Iterator[str]:
     """Words of the world, as they stand in prompts."""
     yield from [SYSTEM_PROMPT] * 200
-    for _ in range(count):
-        scene = world.random_scene(rng, plain=PLAIN)
-        yield f"<|User|>: {world.caption(scene, rng)}\n\n<|Assistant|>:"
-        for _, question, answer in world.questions(scene, rng, 4):
-            yield f"\n{question}\n\n<|Assistant|>: {answer}"
-    for question, answer in world.CHAT * 20:
-        yield f"<|User|>: {question}\n\n<|Assistant|>: {answer}"
+    for scene in random_scenes(rng, count):
+        yield f"<|User|>: {world.caption(scene, rng).words}\n\n<|Assistant|>:"
+        for turn in world.conversation([scene], rng, 5):
+            opening = "\n" if turn.scene else "<|User|>: "
+            yield f"{opening}{turn.question}\n\n<|Assistant|>: {turn.answer}"
 
 
 def train_tokenizer() -> Tokenizer:
@@ -144,28 +144,28 @@ class Speaker:
         ids = self.encode(f"<|User|>: {caption}\n\n<|Assistant|>:")
         return [self.bos, *([self.pad] * len(ids) if dropped else ids), self.begin]
 
-    def conversation(self, turns: list[tuple[str, str]], with_image: bool = False, chained: bool = True) -> Conversation:
-        """The turns (question, answer) one after another; not `chained`, as if each were the first."""
-        user = self.encode("<|User|>: ")
-        opening = [self.bos, *self.encode(f"{SYSTEM_PROMPT}\n\n"), *user]
-        if with_image:
-            opening += [self.begin, *[self.image] * TOKENS, self.end, *self.encode("\n")]
-        words = Conversation([*opening], [IGNORE] * len(opening), [0] * len(opening), list(range(len(opening))))
-        for number, (question, answer) in enumerate(turns):
-            asked = [*(user if chained and number else []), *self.encode(f"{question}\n\n<|Assistant|>:")]
-            said = [*self.encode(f" {answer}"), self.eos]
-            length, begin = len(asked + said), len(words.ids) if chained else len(opening)
-            words.ids.extend(asked + said)
-            words.labels.extend([IGNORE] * len(asked) + said)
-            words.turns.extend([0 if chained else number + 1] * length)
-            words.positions.extend(range(begin, begin + length))
+    def conversation(self, turns: list[world.Turn], chained: bool = True) -> Conversation:
+        """The turns one after another; not `chained`, as if each were the first about the picture of the first."""
+        words, opening = Conversation([], [], [], []), 0
+        for number, turn in enumerate(turns):
+            head, user = [] if number else [self.bos, *self.encode(f"{SYSTEM_PROMPT}\n\n")], "<|User|>: "
+            if turn.scene:
+                head += [*self.encode(user), self.begin, *[self.image] * TOKENS, self.end, *self.encode("\n")]
+            asked = self.encode(f"{user if chained and not turn.scene else ''}{turn.question}\n\n<|Assistant|>:")
+            said = [*self.encode(f" {turn.answer}"), self.eos]
+            opening = opening or len(head)
+            length, begin = len(asked + said), len(words.ids) + len(head) if chained else opening
+            words.ids.extend(head + asked + said)
+            words.labels.extend([IGNORE] * len(head + asked) + said)
+            words.turns.extend([0] * len(head) + [0 if chained else number + 1] * length)
+            words.positions.extend(range(begin - len(head), begin + length))
         return words
 
 
 def pad_batch(rows: list[list[int]], filler: int) -> torch.Tensor:
     """int64 [rows, longest, rounded up to a multiple of 8]; what fills a row up stands behind it, unseen by causal attention."""
     longest = -(-max(map(len, rows)) // 8) * 8
-    return torch.tensor([row + [filler] * (longest - len(row)) for row in rows])
+    return torch.tensor([row + [filler] * (longest - len(row)) for row in rows], device=DEVICE)
 
 
 # ---- Model ----------------------------------------------------------------------------------------------------------
@@ -190,20 +190,45 @@ def make_model(tokenizer: Tokenizer) -> JanusForConditionalGeneration:
 
 def quantize(vq: torch.nn.Module, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """z [B, 8, G, G] -> z and the nearest codes [B, 8, G, G], both of length 1, and ids [B*G*G] (the official rule)."""
-    z, codes = F.normalize(z, dim=1), F.normalize(vq.quantize.embedding.weight, dim=-1)
+    z, codes = F.normalize(z.float(), dim=1), F.normalize(vq.quantize.embedding.weight, dim=-1)
     rows = z.permute(0, 2, 3, 1).reshape(-1, CODE_DIM)
-    ids = (rows @ codes.t()).argmax(1)
+    with torch.autocast(DEVICE.type, enabled=False):
+        ids = (rows @ codes.t()).argmax(1)
     return z, codes[ids].view(z.shape[0], GRID, GRID, CODE_DIM).permute(0, 3, 1, 2), ids
 
 
 def encode_pictures(vq: torch.nn.Module, pictures: torch.Tensor) -> torch.Tensor:
-    """uint8 [N, 3, 64, 64] -> ids [N, 64]."""
-    ids = torch.empty(len(pictures), TOKENS, dtype=torch.int64)
-    with torch.no_grad():
-        for begin in tqdm(range(0, len(pictures), 32), "encode"):
-            part = to_input(pictures[begin:begin + 32])
-            ids[begin:begin + 32] = quantize(vq, vq.quant_conv(vq.encoder(part)))[2].view(-1, TOKENS)
-    return ids
+    """uint8 [N, 3, 64, 64] -> ids [N, 64], both in the CPU's memory."""
+    with torch.no_grad(), torch.autocast(DEVICE.type, torch.bfloat16):
+        parts = [quantize(vq, vq.quant_conv(vq.encoder(to_input(part))))[2].cpu() for part in pictures.split(64)]
+    return torch.cat(parts).view(-1, TOKENS)
+
+
+def start_from(model: JanusForConditionalGeneration, tokenizer: Tokenizer, path: Path) -> None:
+    """Takes the weights of an earlier edition, a GGUF file of the same sizes. A token that it does not have begins as the mean of
+    the tokens that it is made of there."""
+    from gguf import GGUFReader
+    reader = GGUFReader(path)
+    sizes = Sizes(**{entry.name: reader.fields[entry.metadata["key"]].contents() for entry in SIZE_FIELDS})
+    stored = {tensor.name: torch.from_numpy(tensor.data.astype(np.float32)) for tensor in reader.tensors}
+    old = {token: place for place, token in enumerate(reader.fields["tokenizer.ggml.tokens"].contents())}
+    rows = []
+    for place in range(tokenizer.get_vocab_size()):
+        text, pieces = tokenizer.id_to_token(place), []
+        while text:
+            piece = next(text[:end] for end in range(len(text), 0, -1) if text[:end] in old)
+            pieces, text = [*pieces, old[piece]], text[len(piece):]
+        rows.append(pieces)
+    state = {}
+    for tensor in tensor_table(sizes):
+        values = stored[tensor.name]
+        if tensor.name in ("token_embd.weight", "output.weight"):
+            values = torch.stack([values[pieces].mean(0) for pieces in rows])
+        elif len(tensor.shape) == 4:
+            values = values.permute(0, 3, 1, 2)
+        for (name, shape), part in zip(tensor.sources("transformers").items(), values.chunk(len(tensor.transformers))):
+            state[name] = part.reshape(shape if "embed_tokens" not in name and "lm_head" not in name else part.shape)
+    model.load_state_dict(state)
 
 
 # ---- All stages -----------------------------------------------------------------------------------------------------
@@ -220,12 +245,8 @@ class Log:
 
 
 class Muon(torch.optim.Optimizer):
-    """Steps of matrices (a convolution kernel is one, out x all the rest) with all singular values made nearly equal.
-
-    The momentum's matrix goes through five steps of a Newton-Schulz iteration (Keller Jordan, 2024). On the VQ stage it
-    needed less than half the steps of AdamW, which is left with the vectors and the tables. Steps of one size never cease
-    to grow a matrix, and queries and keys that have grown leave attention no gradient: hence the decay.
-    """
+    """Steps of matrices (a convolution kernel is one, out x all the rest) with all singular values made nearly equal: five steps of a
+    Newton-Schulz iteration (Keller Jordan, 2024). Steps of one size never cease to grow a matrix: hence the decay."""
 
     def __init__(self, parameters: list[torch.nn.Parameter], decay: float):
         super().__init__(parameters, {"lr": 0.0, "decay": decay})
@@ -273,10 +294,10 @@ class Optimizers:
         for optimizer, _ in self.pairs:
             optimizer.step()
 
-    def state(self) -> list[dict]:
+    def state_dict(self) -> list[dict]:
         return [optimizer.state_dict() for optimizer, _ in self.pairs]
 
-    def load(self, states: list[dict]) -> None:
+    def load_state_dict(self, states: list[dict]) -> None:
         for (optimizer, _), state in zip(self.pairs, states):
             optimizer.load_state_dict(state)
 
@@ -286,10 +307,30 @@ def schedule(step: int, steps: int, warmup: int) -> float:
     return min(1, (step + 1) / warmup) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
 
 
-def save_state(path: Path, **state: object) -> None:
-    """Writes the state of a stage beside `path`, then puts it there in one step."""
-    torch.save(state, path.with_suffix(".part"))
-    os.replace(path.with_suffix(".part"), path)
+class Checkpoint:
+    """The state of a stage in a file, replaced in one step, every three minutes and at the end."""
+
+    def __init__(self, path: Path, steps: int, **parts: torch.nn.Module | Optimizers):
+        self.path, self.steps, self.parts, self.saved, self.start = path, steps, parts, time.time(), 0
+        if path.exists():
+            state = torch.load(path, weights_only=True, map_location=DEVICE)
+            self.start = state["step"]
+            for name, part in parts.items():
+                part.load_state_dict(state[name])
+
+    def remaining(self) -> tqdm:
+        """The steps that are left."""
+        return tqdm(range(self.start, self.steps), self.path.stem, initial=self.start, total=self.steps)
+
+    def saves(self, step: int) -> bool:
+        """Saves the state after a step, if it is time to."""
+        if step < self.steps - 1 and time.time() - self.saved < 180:
+            return False
+        beside = self.path.with_suffix(".part")
+        torch.save({"step": step + 1} | {name: part.state_dict() for name, part in self.parts.items()}, beside)
+        os.replace(beside, self.path)
+        self.saved = time.time()
+        return True
 
 
 # ---- Stage 1 --------------------------------------------------------------------------------------------------------
@@ -298,7 +339,7 @@ class Codebook:
     """Keeps the codes in use: filled from the encoder's own outputs once, and unused codes replaced by such outputs."""
 
     def __init__(self, weight: torch.Tensor):
-        self.weight, self.recent, self.used = weight, torch.zeros(0, CODE_DIM), torch.zeros(CODEBOOK)
+        self.weight, self.recent, self.used = weight, weight.detach()[:0], torch.zeros(CODEBOOK, device=DEVICE)
 
     def see(self, rows: torch.Tensor, ids: torch.Tensor) -> None:
         self.recent = torch.cat([rows.detach(), self.recent])[:16384]
@@ -306,7 +347,7 @@ class Codebook:
 
     def fill(self, places: torch.Tensor) -> None:
         with torch.no_grad():
-            self.weight[places] = self.recent[torch.randint(len(self.recent), (len(places),))]
+            self.weight[places] = self.recent[torch.randint(len(self.recent), (len(places),), device=DEVICE)]
         self.used.zero_()
 
     def unused(self) -> torch.Tensor:
@@ -334,29 +375,28 @@ def psnr(vq: torch.nn.Module, pictures: torch.Tensor) -> float:
         return float((10 * torch.log10(4 / ((drawn - wanted) ** 2).mean((1, 2, 3)))).mean())
 
 
-def train_vq(model: JanusForConditionalGeneration, pictures: torch.Tensor, run: Path, steps: int, log: Log) -> None:
-    vq, path, start, free_steps = model.model.vqmodel, run / "vq.pt", 0, 250
-    optimizers = Optimizers(list(vq.named_parameters()), 0.02, 2e-3, ("embedding",))
+def train_vq(model: JanusForConditionalGeneration, run: Path, steps: int, log: Log, started: bool) -> None:
+    """`started`: the codebook is in use already, and a lower rate will do."""
+    vq, free_steps = model.model.vqmodel, 0 if started else 250
+    optimizers = Optimizers(list(vq.named_parameters()), 0.004 if started else 0.02, 5e-4 if started else 2e-3, ("embedding",))
     book = Codebook(vq.quantize.embedding.weight)
-    if path.exists():
-        state = torch.load(path, weights_only=True)
-        vq.load_state_dict(state["vq"])
-        optimizers.load(state["opt"])
-        start = state["step"]
-    chooser = torch.Generator().manual_seed(start)
-    for step in tqdm(range(start, steps), "vq", initial=start, total=steps):
-        batch = pictures[VALIDATION:][torch.randint(len(pictures) - VALIDATION, (16,), generator=chooser)]
-        loss, error = vq_step(vq, to_input(batch), book, step >= free_steps)
+    saved = Checkpoint(run / "vq.pt", steps, vq=vq, opt=optimizers)
+    rng, validation = np.random.default_rng([1, saved.start]), pictures_of(random_scenes(np.random.default_rng(1), VALIDATION))
+    for step in saved.remaining():
+        batch = pictures_of(random_scenes(rng, 16))
+        if step % 8 == 0:
+            batch[0] = torch.from_numpy(world.UNKNOWN.copy()).permute(2, 0, 1)
+        with torch.autocast(DEVICE.type, torch.bfloat16):
+            loss, error = vq_step(vq, to_input(batch), book, step >= free_steps)
         optimizers.update(loss, schedule(step, steps, 30))
         if step == free_steps - 1:
-            book.fill(torch.arange(CODEBOOK))
-        elif free_steps <= step < 0.7 * steps and (step - free_steps) % 60 == 59:
+            book.fill(torch.arange(CODEBOOK, device=DEVICE))
+        elif free_steps <= step < (0.4 if started else 0.7) * steps and (step - free_steps) % 60 == 59:
             book.fill(book.unused())
         if step % 50 == 49:
             log.write("vq", step + 1, mse=float(error))
-        if step % 300 == 299 or step == steps - 1:
-            log.write("vq", step + 1, psnr=psnr(vq, pictures[:VALIDATION]))
-            save_state(path, vq=vq.state_dict(), opt=optimizers.state(), step=step + 1)
+        if saved.saves(step):
+            log.write("vq", step + 1, psnr=psnr(vq, validation))
     with torch.no_grad():
         weight = vq.quantize.embedding.weight
         weight.copy_(F.normalize(weight, dim=-1))
@@ -364,14 +404,10 @@ def train_vq(model: JanusForConditionalGeneration, pictures: torch.Tensor, run: 
 
 # ---- Stage 2 --------------------------------------------------------------------------------------------------------
 
-def pictures_of(scenes: list[world.Scene]) -> torch.Tensor:
-    """uint8 [scenes, 3, 64, 64]."""
-    return torch.stack([torch.from_numpy(world.render(scene).copy()).permute(2, 0, 1) for scene in scenes])
-
-
 def patch_labels(scenes: list[world.Scene]) -> torch.Tensor:
-    """int64 [scenes, 64, 2]: the kind and the colour of the thing that each patch lies on; where there is none, 8 and 8 + background."""
-    labels = np.full((len(scenes), GRID, GRID, 2), 8)
+    """int64 [scenes, 64, 2]: the kind and the colour of the thing that each patch lies on; where there is none, what follows
+    on all kinds, and on all colours the background."""
+    labels = np.full((len(scenes), GRID, GRID, 2), (len(world.KINDS), len(world.COLOURS)))
     centres = (np.arange(GRID) + 0.5) * SIDE / GRID
     for number, scene in enumerate(scenes):
         labels[number, ..., 1] += list(world.BACKGROUNDS).index(scene.background)
@@ -396,7 +432,7 @@ def in_grey(pictures: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     """float [N, 3, 64, 64] without colours, fainter or not, lighter or darker, half of them negatives: what a thing is goes with
     its shade as little as with its colour."""
     def some(low: float, high: float) -> torch.Tensor:
-        return torch.from_numpy(rng.uniform(low, high, (len(pictures), 1, 1, 1))).float()
+        return torch.from_numpy(rng.uniform(low, high, (len(pictures), 1, 1, 1))).float().to(DEVICE)
 
     gain = some(0.5, 1) * some(-1, 1).sign()
     return gain * pictures.mean(1, keepdim=True).expand_as(pictures) + some(-0.3, 0.3)
@@ -407,41 +443,31 @@ def look(vision: torch.nn.Module, heads: torch.nn.Linear, pictures: torch.Tensor
     return heads(vision(pictures).last_hidden_state).float().unflatten(-1, (3, CLASSES))
 
 
-def train_eyes(model: JanusForConditionalGeneration, scenes: list[world.Scene], pictures: torch.Tensor, run: Path,
-               steps: int, log: Log) -> None:
-    vision, path, start = model.model.vision_model, run / "eyes.pt", 0
-    heads = torch.nn.Linear(vision.config.hidden_size, 3 * CLASSES)
-    optimizers = Optimizers([*vision.named_parameters(), *heads.named_parameters("heads")], 0.02, 2e-3, ("embed", "heads"))
-    if path.exists():
-        state = torch.load(path, weights_only=True)
-        vision.load_state_dict(state["vision"])
-        heads.load_state_dict(state["heads"])
-        optimizers.load(state["opt"])
-        start = state["step"]
-    labels, chooser, rng = eye_labels(scenes), torch.Generator().manual_seed(start), np.random.default_rng(start)
+def train_eyes(model: JanusForConditionalGeneration, run: Path, steps: int, log: Log, started: bool) -> None:
+    vision = model.model.vision_model
+    heads = torch.nn.Linear(vision.config.hidden_size, 3 * CLASSES).to(DEVICE)
+    optimizers = Optimizers([*vision.named_parameters(), *heads.named_parameters("heads")], 0.005 if started else 0.02, 2e-3, ("embed", "heads"))
+    saved = Checkpoint(run / "eyes.pt", steps, vision=vision, heads=heads, opt=optimizers)
+    rng, validation = np.random.default_rng([2, saved.start]), random_scenes(np.random.default_rng(1), VALIDATION)
     vision.set_attn_implementation("eager")
-    for step in tqdm(range(start, steps), "eyes", initial=start, total=steps):
-        chosen = VALIDATION + torch.randint(len(pictures) - VALIDATION, (64 - EYES_MEDLEYS,), generator=chooser)
-        medleys = [world.random_medley(rng) for _ in range(EYES_MEDLEYS)]
-        batch = to_input(torch.cat([pictures[chosen], pictures_of(medleys)]))
-        asked = torch.cat([labels[chosen], eye_labels(medleys)])
-        greys = seen_in_grey([*(scenes[i] for i in chosen), *medleys], EYES_GREY)
+    for step in saved.remaining():
+        scenes = [*random_scenes(rng, 64 - EYES_MEDLEYS), *(world.random_medley(rng) for _ in range(EYES_MEDLEYS))]
+        batch, asked, greys = to_input(pictures_of(scenes)), eye_labels(scenes), seen_in_grey(scenes, EYES_GREY)
         batch[greys] = in_grey(batch[greys], rng)
         asked[..., 1] = asked[..., 1].masked_fill(greys[:, None], IGNORE)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(DEVICE.type, torch.bfloat16):
             told = look(vision, heads, batch)
-        loss = F.cross_entropy(told.flatten(0, 2), asked.flatten(), ignore_index=IGNORE)
+        loss = F.cross_entropy(told.flatten(0, 2), asked.to(DEVICE).flatten(), ignore_index=IGNORE)
         optimizers.update(loss, schedule(step, steps, 100))
         if step % 50 == 49:
-            log.write("eyes", step + 1, loss=float(loss))
-        if step % 500 == 499 or step == steps - 1:
+            log.write("eyes", step + 1, loss=float(loss.detach()))
+        if saved.saves(step):
             with torch.no_grad():
-                told = look(vision, heads, to_input(pictures[:VALIDATION])).argmax(-1)
-            wanted = labels[:VALIDATION]
-            right, on_things = (told == wanted).float(), wanted[..., 0] < 8
+                told = look(vision, heads, to_input(pictures_of(validation))).argmax(-1).cpu()
+            wanted = eye_labels(validation)
+            right, on_things = (told == wanted).float(), wanted[..., 0] < len(world.KINDS)
             log.write("eyes", step + 1, accuracy=float(right[..., :2][on_things].mean()), background=float(right[..., 1][~on_things].mean()),
                       counted=float(right[..., 2].mean()))
-            save_state(path, vision=vision.state_dict(), heads=heads.state_dict(), opt=optimizers.state(), step=step + 1)
 
 
 # ---- Stage 3 --------------------------------------------------------------------------------------------------------
@@ -453,71 +479,89 @@ class Drawings(NamedTuple):
     last: torch.Tensor  # int64 [count], the place of <begin_of_image>
     image_ids: torch.Tensor  # int64 [count, 64]
     dropped: torch.Tensor  # bool [count], whether the prompt is the unconditional one
-    said: torch.Tensor  # said_labels [count, 5], IGNORE where the prompt is dropped
-    plans: torch.Tensor  # plan_labels [count, 7], IGNORE where the prompt is dropped
-    patches: torch.Tensor  # patch_labels [count, 64, 2], IGNORE where the prompt is dropped
+    said: torch.Tensor  # said_labels [count, 5], as the next two IGNORE where the prompt is dropped or not understood
+    plans: torch.Tensor  # plan_labels [count, 8]
+    patches: torch.Tensor  # patch_labels [count, 64, 2]
 
 
 class Conversations(NamedTuple):
-    """Conversations, each about a picture or all about none; what they ask of pictures in grey has nothing to do with colours."""
+    """Conversations and their pictures, in the order of their places in `ids`; what is asked of pictures in grey has nothing to
+    do with colours."""
 
     ids: torch.Tensor  # int64 [count, longest]
     labels: torch.Tensor  # int64 [count, longest]
     turns: torch.Tensor  # int64 [count, longest]
     positions: torch.Tensor  # int64 [count, longest]
-    pictures: torch.Tensor | None = None  # float [count, 3, 64, 64], as an encoder takes them
-    plans: torch.Tensor | None = None  # plan_labels [count, 7], IGNORE for colours in grey
-    sought: torch.Tensor | None = None  # sought_labels [count, QUESTIONS, 4], IGNORE for colours in grey
+    pictures: torch.Tensor  # float [pictures, 3, 64, 64], as an encoder takes them
+    plans: torch.Tensor  # plan_labels [pictures, 8], IGNORE for colours in grey
+    sought: torch.Tensor  # sought_labels [questions, 4], IGNORE for colours in grey
 
 
 class Lessons:
-    """Batches of the joint stage; half of the scenes are pairs."""
+    """Batches of the joint stage. A third of the scenes of drawings are new, the others come from a pool of earlier ones."""
 
-    def __init__(self, scenes: list[world.Scene], pictures: torch.Tensor, image_ids: torch.Tensor, speaker: Speaker):
-        self.scenes, self.pictures, self.image_ids, self.speaker = scenes, pictures, image_ids, speaker
-        self.patches, self.plans = patch_labels(scenes), plan_labels(scenes)
-        self.pairs = np.array([scene.is_pair for scene in scenes[VALIDATION:]]).nonzero()[0] + VALIDATION
-        self.others = np.setdiff1d(np.arange(VALIDATION, len(scenes)), self.pairs)
-        self.rng = np.random.default_rng(0)  # train_joint seeds it by the step that it begins at
+    def __init__(self, vq: torch.nn.Module, speaker: Speaker, rng: np.random.Generator):
+        self.vq, self.speaker, self.rng = vq, speaker, rng
+        self.unknown = encode_pictures(vq, torch.from_numpy(world.UNKNOWN.copy()).permute(2, 0, 1)[None])[0]
+        self.scenes: list[world.Scene] = []
+        self.image_ids: list[torch.Tensor] = []
+        self.more(256)
 
-    def choose(self, count: int) -> np.ndarray:
-        return np.where(self.rng.random(count) < 0.5, self.rng.choice(self.pairs, count), self.rng.choice(self.others, count))
+    def more(self, count: int) -> None:
+        scenes = random_scenes(self.rng, count)
+        self.scenes = [*self.scenes[-POOL:], *scenes]
+        self.image_ids = [*self.image_ids[-POOL:], *encode_pictures(self.vq, pictures_of(scenes))]
 
     def drawings(self, count: int, dropped_share: float) -> Drawings:
-        chosen, dropped = self.choose(count), self.rng.random(count) < dropped_share
-        words = [world.caption(self.scenes[i], self.rng) for i in chosen]
-        prompts = [self.speaker.drawing(text, drop) for text, drop in zip(words, dropped)]
-        said = torch.tensor([said_labels(self.scenes[i], text) for i, text in zip(chosen, words)])
-        gone = torch.from_numpy(dropped)
-        return Drawings(pad_batch(prompts, self.speaker.pad), torch.tensor([len(p) - 1 for p in prompts]), self.image_ids[chosen],
-                        gone, said.masked_fill(gone[:, None], IGNORE), self.plans[chosen].masked_fill(gone[:, None], IGNORE),
-                        self.patches[chosen].masked_fill(gone[:, None, None], IGNORE))
+        self.more(count // 3)
+        chosen = self.rng.integers(0, len(self.scenes), count)
+        scenes, image_ids = [self.scenes[i] for i in chosen], torch.stack([self.image_ids[i] for i in chosen])
+        captions = [world.caption(scene, self.rng) for scene in scenes]
+        said = torch.tensor([said_labels(scene, caption) for scene, caption in zip(scenes, captions)])
+        plans, patches, words = plan_labels(scenes), patch_labels(scenes), [caption.words for caption in captions]
+        for place in (self.rng.random(count) < UNKNOWN).nonzero()[0]:
+            words[place], image_ids[place] = world.unknown_caption(self.rng), self.unknown
+            said[place], patches[place], plans[place] = IGNORE, IGNORE, IGNORE
+            plans[place, 4] = 0  # things
+        dropped = torch.from_numpy(self.rng.random(count) < dropped_share)
+        prompts = [self.speaker.drawing(text, drop) for text, drop in zip(words, dropped.tolist())]
+        for labels in (said, plans, patches):
+            labels[dropped] = IGNORE
+        last = torch.tensor([len(prompt) - 1 for prompt in prompts])
+        return Drawings(pad_batch(prompts, self.speaker.pad), *(each.to(DEVICE) for each in (last, image_ids, dropped, said, plans, patches)))
 
-    def batch(self, conversations: list[Conversation], *about: torch.Tensor) -> Conversations:
-        ids, labels, turns, positions = zip(*conversations)
-        return Conversations(pad_batch(ids, self.speaker.pad), pad_batch(labels, IGNORE), pad_batch(turns, 0), pad_batch(positions, 0), *about)
+    def one(self, in_grey: bool) -> tuple[list[world.Scene], list[world.Turn], bool]:
+        """The scenes and the turns of a conversation, and whether these follow on one another."""
+        rng = self.rng
+        if not in_grey and rng.random() < CHAINED:
+            scenes = random_scenes(rng, int(rng.choice([0, 1, 2], p=[0.1, 0.65, 0.25])))
+            turns = world.conversation(scenes, rng, int(rng.integers(max(2, len(scenes)), TURNS + 2)))
+            return scenes, turns, True
+        scene = world.random_medley(rng) if rng.random() < MEDLEYS else random_scenes(rng, 1)[0]
+        asked = world.questions(scene, rng, TURNS, in_grey and scene.background != "grey")
+        return [scene], [world.Turn(*words, None if number else scene) for number, (_, *words) in enumerate(asked)], False
 
     def answers(self, count: int) -> Conversations:
-        """Conversations about a picture each."""
-        chosen = self.choose(count)
-        scenes, pictures = [self.scenes[i] for i in chosen], self.pictures[torch.from_numpy(chosen)]
-        for place in (self.rng.random(count) < MEDLEYS).nonzero()[0]:
-            scenes[place] = world.random_medley(self.rng)
-            pictures[place] = pictures_of([scenes[place]])[0]
-        greys = seen_in_grey(scenes, GREY)
-        asked = [world.questions(scene, self.rng, QUESTIONS, grey) for scene, grey in zip(scenes, greys.tolist())]
-        pictures, plans = to_input(pictures), plan_labels(scenes)
+        """Conversations about pictures, the first ones in grey; some pictures have been through the VQ, as the model's own have."""
+        talks = [self.one(place < GREY * count) for place in range(count)]
+        scenes = [scene for about, _, _ in talks for scene in about]
+        greys = seen_in_grey(scenes, GREY * count / len(scenes))  # the first conversations have one picture each
+        pictures, plans, sought = to_input(pictures_of(scenes)), plan_labels(scenes), []
+        with torch.no_grad(), torch.autocast(DEVICE.type, torch.bfloat16):
+            drawn = quantize(self.vq, self.vq.quant_conv(self.vq.encoder(pictures[-DRAWN:])))[1]
+            pictures[-DRAWN:] = self.vq.decoder(self.vq.post_quant_conv(drawn)).float().clamp(-1, 1)
         pictures[greys] = in_grey(pictures[greys], self.rng)
         plans[:, PLAN_COLOURS] = plans[:, PLAN_COLOURS].masked_fill(greys[:, None], IGNORE)
-        sought = torch.tensor([[sought_labels(scene, question) for _, question, _ in turns] for scene, turns in zip(scenes, asked)])
-        sought[greys, :, 1] = IGNORE
-        return self.batch([self.speaker.conversation([(question, answer) for _, question, answer in turns], True, chained)
-                           for turns, chained in zip(asked, (self.rng.random(count) < CHAINED).tolist())], pictures, plans, sought)
-
-    def chats(self, count: int) -> Conversations:
-        """Conversations without a picture."""
-        return self.batch([self.speaker.conversation([world.CHAT[i] for i in self.rng.integers(0, len(world.CHAT), 2)])
-                           for _ in range(count)])
+        for place, (_, turns, _) in enumerate(talks):
+            scene = None
+            for turn in turns:
+                scene = turn.scene or scene
+                sought.append(sought_labels(scene, turn.question) if scene else [IGNORE] * 4)
+                if place < GREY * count:
+                    sought[-1][1] = IGNORE
+        rows = zip(*(self.speaker.conversation(turns, chained) for _, turns, chained in talks))
+        ids, labels, turns, positions = (pad_batch(row, filler) for row, filler in zip(rows, (self.speaker.pad, IGNORE, 0, 0)))
+        return Conversations(ids, labels, turns, positions, pictures, plans.to(DEVICE), torch.tensor(sought, device=DEVICE))
 
 
 def hidden_states(model: JanusForConditionalGeneration, embeddings: torch.Tensor, positions: torch.Tensor | None = None,
@@ -526,83 +570,83 @@ def hidden_states(model: JanusForConditionalGeneration, embeddings: torch.Tensor
     nothing else masked if not as a Conversation says [B, T]."""
     mask = None
     if positions is None:
-        positions = torch.arange(embeddings.shape[1])[None].expand(embeddings.shape[0], -1)
+        positions = torch.arange(embeddings.shape[1], device=DEVICE)[None].expand(embeddings.shape[0], -1)
     if turns is not None:
         seen = ((turns[:, None] == 0) | (turns[:, None] == turns[..., None])).tril()  # [B, T, T]: row sees column
-        mask = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)[:, None]
+        mask = torch.zeros(seen.shape, device=DEVICE).masked_fill(~seen, torch.finfo(torch.float32).min)[:, None]
     return model.model.language_model(inputs_embeds=embeddings, position_ids=positions, attention_mask=mask, use_cache=False,
                                       output_hidden_states=True).hidden_states
 
 
-PLAN_COLOURS = [1, 3, 6]  # of the seven plan_labels
+PLAN_COLOURS = [1, 3, 6]  # of the plan_labels
 
 
 def plan_labels(scenes: list[world.Scene]) -> torch.Tensor:
-    """int64 [scenes, 7]: kind and colour of the first (left or top) and of the last thing (IGNORE of a medley,
-    where neither is any thing in particular), how many there are, how a pair stands, the background."""
+    """int64 [scenes, 8]: kind and colour of the first (left or top) and of the last thing (IGNORE of a medley,
+    where neither is any thing in particular), how many there are, how a pair stands, the background, the size of a single thing."""
     kinds, colours, backgrounds = list(world.KINDS), list(world.COLOURS), list(world.BACKGROUNDS)
     rows = [[*(value for thing in (scene.things[0], scene.things[-1])
                for value in (kinds.index(thing.kind), colours.index(thing.colour))), len(scene.things),
-             ("left", "above").index(scene.relation) if scene.is_pair else 2, backgrounds.index(scene.background)] for scene in scenes]
+             ("left", "above").index(scene.relation) if scene.is_pair else 2, backgrounds.index(scene.background),
+             list(world.SIZES).index(scene.size)] for scene in scenes]
     plans, medleys = torch.tensor(rows), torch.tensor([scene.is_medley for scene in scenes])
     plans[:, :4] = plans[:, :4].masked_fill(medleys[:, None], IGNORE)
     return plans
 
 
-def said_labels(scene: world.Scene, caption: str) -> list[int]:
+def said_labels(scene: world.Scene, caption: world.Caption) -> list[int]:
     """Kind and colour of the thing that a caption names first, and of the last; left, right, above, below or (4) nothing, how
     the first stands to the last."""
-    caption, things = caption.lower(), [scene.things[0], scene.things[-1]]
-    if scene.is_pair and caption.find(things[0].kind) > caption.find(things[1].kind):
-        things.reverse()
-    names = (("left",), ("right",), ("above", "over"), ("below", "under"))
-    relation = next((i for i, words in enumerate(names) if any(word in caption.split() for word in words)), 4)
-    kinds, colours = list(world.KINDS), list(world.COLOURS)
+    things = [scene.things[0], scene.things[-1]][::-1 if caption.reverse else 1]
+    relation, kinds, colours = [*world.OPPOSITE, ""].index(caption.relation), list(world.KINDS), list(world.COLOURS)
     return [*(value for thing in things for value in (kinds.index(thing.kind), colours.index(thing.colour))), relation]
 
 
 def sought_labels(scene: world.Scene, question: str) -> list[int]:
-    """What a question is answered from, for the kind that it names first: how many there are (also of "things"), the colour,
+    """What a question is answered from, for the thing that it names first: how many there are (also of "things"), the colour,
     left, right, above or below, how it stands to the other of a pair, and that one's kind; IGNORE where there is no such thing."""
     question, kinds, present = question.lower(), list(world.KINDS), [thing.kind for thing in scene.things]
-    if "things" in question or "cosas" in question:
-        return [len(present), IGNORE, IGNORE, IGNORE]
-    places = {kind: min((question.find(word) for word in (kind, *world.SPANISH[kind][:2]) if word in question), default=-1) for kind in kinds}
-    named = min((kind for kind in kinds if places[kind] >= 0), key=places.get, default=None)
-    if named is None:
-        return [IGNORE] * 4
+
+    def first(names: dict[object, tuple[str, ...]]) -> object | None:
+        places = {name: min((question.find(word) for word in words if word in question), default=-1) for name, words in names.items()}
+        return min((name for name in names if places[name] >= 0), key=places.get, default=None)
+
+    named = first({kind: (kind, *world.SPANISH.nouns[kind][:2]) for kind in (*kinds, "thing")})
+    if named is None or named == "thing":
+        return [len(present) if named else IGNORE, IGNORE, IGNORE, IGNORE]
     if named not in present:
         return [0, IGNORE, IGNORE, IGNORE]
-    thing = scene.things[present.index(named)]
-    count, colour = present.count(named), list(world.COLOURS).index(thing.colour)
+    thing, count = scene.things[present.index(named)], present.count(named)
+    if scene.is_twin:
+        gender = world.SPANISH.nouns[named][2]
+        thing = first({each: (each.colour, world.SPANISH.adjective(each.colour, False, gender)) for each in scene.things})
+        if thing is None:
+            return [count, IGNORE, IGNORE, IGNORE]
+    colour = list(world.COLOURS).index(thing.colour)
     if not scene.is_pair:
         return [IGNORE if scene.is_medley else count, colour, IGNORE, IGNORE]
     relation = scene.relation if thing is scene.things[0] else world.OPPOSITE[scene.relation]
     other = scene.things[thing is scene.things[0]]
-    return [count, colour, list(world.RELATIONS).index(relation), kinds.index(other.kind)]
+    return [count, colour, list(world.OPPOSITE).index(relation), kinds.index(other.kind)]
 
 
 class Scaffold(torch.nn.Module):
     """Heads that help the transformer to read captions and pictures, and are thrown away when it can.
 
-    Which thing is meant is a few nats of the hundred that a picture's ids cost, most of which say where an outline runs; a
-    transformer learns the outlines first and draws two red cars for a car and a heart. And "a star left of a house" and "a
-    star right of a house" share every word but one, so that who stands where is a product of two things read, of which
-    either alone says nothing. So at <begin_of_image> an early block is also asked what was said in which order, a later one
-    what the picture is to be, and at every id the last one what is on that patch. Where a picture is seen, the later one is
-    asked the same at <end_of_image>: what a picture is has one form for both tasks. And where a question ends, it is asked what
-    the answer needs of the thing that the question names.
+    At <begin_of_image> an early block is asked what was said in which order, a later one what the picture is to be, and at every id
+    the last one what is on that patch. Where a picture is seen, the later one is asked the same at <end_of_image>: what a picture is
+    has one form for both tasks. And where a question ends, it is asked what the answer needs of the thing that the question names.
     """
 
     SAID, PLAN = 2, 4  # the blocks that are asked
 
     def __init__(self) -> None:
         super().__init__()
-        self.said, self.plan, self.patch, self.sought = (torch.nn.Linear(WIDTH, CLASSES * count) for count in (5, 7, 2, 4))
+        self.said, self.plan, self.patch, self.sought = (torch.nn.Linear(WIDTH, CLASSES * count) for count in (5, 8, 2, 4))
 
     def reading(self, blocks: tuple[torch.Tensor, ...], lessons: Drawings) -> torch.Tensor:
         """What is asked about the captions of drawings, given what every block left of them."""
-        rows = torch.arange(len(lessons.last))
+        rows = torch.arange(len(lessons.last), device=DEVICE)
         said, planned = (blocks[block][rows, lessons.last] for block in (self.SAID, self.PLAN))
         return self.ask(self.said, said, lessons.said) + self.ask(self.plan, planned, lessons.plans)
 
@@ -611,7 +655,7 @@ class Scaffold(torch.nn.Module):
         answers = talks.labels != IGNORE
         starts = answers[:, 1:] & ~answers[:, :-1]
         return (self.ask(self.plan, blocks[self.PLAN][talks.ids == end], talks.plans)
-                + self.ask(self.sought, blocks[self.PLAN][:, :-1][starts], talks.sought.flatten(0, 1)))
+                + self.ask(self.sought, blocks[self.PLAN][:, :-1][starts], talks.sought))
 
     @staticmethod
     def ask(head: torch.nn.Linear, states: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -643,19 +687,15 @@ def looks_of_ids(pictures: torch.Tensor, image_ids: torch.Tensor) -> torch.Tenso
 
 
 class KindredHead(torch.nn.Module):
-    """The last matrix of the generation head while it learns: ids that look alike begin alike.
+    """The last matrix of the generation head while it learns: ids that look alike begin alike. A row is a sum over what the id looks
+    like, and a free part, which begins as nothing or as what an earlier edition has. Trained, the two are one matrix (`folded`)."""
 
-    An id is a symbol: that one is a corner of a red house and another of a brown one, a row of free weights for each cannot
-    know, so that "brown" and "corner of a house" do not add up to an id that no house of the training had. Hence a row is a
-    sum over what the id looks like, and a free part that begins as nothing. Trained, the two are one matrix (`folded`).
-    """
-
-    def __init__(self, looks: torch.Tensor):
+    def __init__(self, looks: torch.Tensor, started: torch.nn.Linear | None):
         super().__init__()
         self.register_buffer("looks", looks / looks.shape[1] ** 0.5)
-        self.shared_head = torch.nn.Parameter(0.02 * torch.randn(looks.shape[1], WIDTH))
-        self.free_head = torch.nn.Parameter(torch.zeros(CODEBOOK, WIDTH))
-        self.bias = torch.nn.Parameter(torch.zeros(CODEBOOK))
+        self.shared_head = torch.nn.Parameter(torch.zeros(looks.shape[1], WIDTH) if started else 0.02 * torch.randn(looks.shape[1], WIDTH))
+        self.free_head = torch.nn.Parameter(started.weight.detach().clone() if started else torch.zeros(CODEBOOK, WIDTH))
+        self.bias = torch.nn.Parameter(started.bias.detach().clone() if started else torch.zeros(CODEBOOK))
 
     def weight(self) -> torch.Tensor:
         return self.looks @ self.shared_head + self.free_head
@@ -679,18 +719,14 @@ def reading_loss(model: JanusForConditionalGeneration, scaffold: Scaffold, lesso
 
 def drawing_loss(model: JanusForConditionalGeneration, scaffold: Scaffold, lessons: Drawings) -> dict[str, torch.Tensor]:
     """`draw`, cross-entropy of the image ids after their prompts; `prompted`, without the dropped prompts, for the log;
-    `reading` and `patch`, what the scaffold asks.
-
-    Guidance at weight 5 samples from p^5 / q^4, where q is what the unconditional row says. A colour and a kind that are
-    asked for have q near p / 64, so that an id of p = 1e-5, which is only a net's noise, weighs more than one of p = 0.9
-    that fits every prompt. So the unconditional row learns smoothed labels: its q does not fall under SMOOTH / CODEBOOK,
-    and guidance then chooses among the ids that the conditional row itself finds likely.
+    `reading` and `patch`, what the scaffold asks. The unconditional row learns smoothed labels: guidance divides by its
+    probabilities, which then do not fall under SMOOTH / CODEBOOK.
     """
     count, width = lessons.prompts.shape
     words = model.get_input_embeddings()(lessons.prompts)
     drawn = model.prepare_embeddings_for_image_generation(lessons.image_ids[:, :-1])
-    places = lessons.last[:, None] + torch.arange(TOKENS)  # of the states that predict the ids: <begin_of_image> and on
-    embeddings = torch.zeros(count, width + TOKENS - 1, words.shape[2])
+    places = lessons.last[:, None] + torch.arange(TOKENS, device=DEVICE)  # of the states that predict the ids: <begin_of_image> and on
+    embeddings = torch.zeros(count, width + TOKENS - 1, words.shape[2], device=DEVICE)
     embeddings[:, :width] = words
     embeddings = embeddings.scatter(1, (places[:, 1:])[..., None].expand(-1, -1, words.shape[2]), drawn.float())
     blocks = hidden_states(model, embeddings)
@@ -703,66 +739,54 @@ def drawing_loss(model: JanusForConditionalGeneration, scaffold: Scaffold, lesso
 
 
 def answer_loss(model: JanusForConditionalGeneration, scaffold: Scaffold, speaker: Speaker, talks: Conversations) -> dict[str, torch.Tensor]:
-    """`answer`, cross-entropy of the answers; with pictures also `seeing`, what the scaffold asks. Without, `chat`."""
+    """`answer`, cross-entropy of the answers; `seeing`, what the scaffold asks."""
     embeddings = model.get_input_embeddings()(talks.ids).float()
-    if talks.pictures is not None:
-        seen = model.model.get_image_features(talks.pictures).pooler_output.float()
-        embeddings = embeddings.masked_scatter((talks.ids == speaker.image)[..., None], seen)
+    seen = model.model.get_image_features(talks.pictures).pooler_output.float()
+    embeddings = embeddings.masked_scatter((talks.ids == speaker.image)[..., None], seen)
     blocks = hidden_states(model, embeddings, talks.positions, talks.turns)
     states, wanted = blocks[-1][:, :-1], talks.labels[:, 1:]
     chosen = wanted != IGNORE
     loss = F.cross_entropy(model.lm_head(states[chosen]).float(), wanted[chosen])
-    return {"chat": loss} if talks.pictures is None else {"answer": loss, "seeing": scaffold.seeing(blocks, talks, speaker.end)}
+    return {"answer": loss, "seeing": scaffold.seeing(blocks, talks, speaker.end)}
 
 
-WEIGHTS = {"draw": 1.0, "reading": 0.5, "patch": 1.0, "answer": 1.5, "seeing": 0.5, "chat": 0.1}
+WEIGHTS = {"draw": 1.0, "reading": 0.5, "patch": 1.0, "answer": 1.5, "seeing": 0.5}
 
 
 def joint_losses(model: JanusForConditionalGeneration, scaffold: Scaffold, lessons: Lessons, step: int) -> dict[str, torch.Tensor]:
     """The losses of a step, among them those that WEIGHTS names."""
     captions, drawings, conversations = next(counts for until, *counts in MIX if step < until)
-    if captions:
-        return {"reading": reading_loss(model, scaffold, lessons.drawings(captions, 0))}
     losses = drawing_loss(model, scaffold, lessons.drawings(drawings, DROPPED))
     losses.update(answer_loss(model, scaffold, lessons.speaker, lessons.answers(conversations)))
-    if step % 4 == 0:
-        losses.update(answer_loss(model, scaffold, lessons.speaker, lessons.chats(4)))
+    if captions:
+        losses["reading"] = reading_loss(model, scaffold, lessons.drawings(captions, 0))
     return losses
 
 
-def train_joint(model: JanusForConditionalGeneration, lessons: Lessons, run: Path, steps: int, log: Log, compiled: bool,
-                seed: int) -> None:
-    path, start = run / "joint.pt", 0
-    head = model.model.generation_head
-    head.vision_head = KindredHead(looks_of_ids(lessons.pictures[:8000], lessons.image_ids[:8000]))
+def train_joint(model: JanusForConditionalGeneration, speaker: Speaker, run: Path, steps: int, log: Log, compiled: bool, started: bool) -> None:
+    head, vq = model.model.generation_head, model.model.vqmodel
+    scenes = pictures_of(random_scenes(np.random.default_rng(3), 2000))
+    head.vision_head = KindredHead(looks_of_ids(scenes, encode_pictures(vq, scenes)), head.vision_head if started else None).to(DEVICE)
     model.model.vision_model.requires_grad_(False)  # Muon's steps are as large for noise as for news: it would forget to see
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    scaffold = Scaffold()
-    optimizers = Optimizers(named, 0.006, 2e-3, ("embed", "head"), list(scaffold.parameters()), decay=0.1)
-    if path.exists():
-        state = torch.load(path, weights_only=True)
-        model.load_state_dict(state["model"])
-        scaffold.load_state_dict(state["scaffold"])
-        optimizers.load(state["opt"])
-        start = state["step"]
+    scaffold = Scaffold().to(DEVICE)
+    optimizers = Optimizers(named, 0.004 if started else 0.006, 2e-3, ("embed", "head"), list(scaffold.parameters()), decay=0.1)
+    saved = Checkpoint(run / "joint.pt", steps, model=model, scaffold=scaffold, opt=optimizers)
     model.set_attn_implementation("eager")  # on the CPU, half the time of the fused one at these lengths
     if compiled:
         torch._dynamo.config.cache_size_limit = 64  # one piece of code for every length of a batch
         for layer in [*model.model.language_model.layers, *model.model.vision_model.encoder.layers]:
             layer.compile(dynamic=False)
-    lessons.rng, began = np.random.default_rng(seed + start), time.time()
-    bar = tqdm(range(start, steps), "joint", initial=start, total=steps)
+    lessons, bar = Lessons(vq, speaker, np.random.default_rng([3, saved.start])), saved.remaining()
     for step in bar:
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(DEVICE.type, torch.bfloat16):
             losses = joint_losses(model, scaffold, lessons, step)
-        optimizers.update(sum(weight * losses[name] for name, weight in WEIGHTS.items() if name in losses), schedule(step, steps, 100))
+        optimizers.update(sum(weight * losses[name] for name, weight in WEIGHTS.items()), schedule(step, steps, 100))
         if step % 25 == 24:
             values = {name: float(loss.detach()) for name, loss in losses.items()}
             log.write("joint", step + 1, **values)
             bar.set_postfix({name: f"{value:.3f}" for name, value in values.items()})
-        if step == steps - 1 or time.time() - began > 180:
-            save_state(path, model=model.state_dict(), scaffold=scaffold.state_dict(), opt=optimizers.state(), step=step + 1)
-            began = time.time()
+        saved.saves(step)
     head.vision_head = head.vision_head.folded()
 
 
@@ -770,7 +794,7 @@ def train_joint(model: JanusForConditionalGeneration, lessons: Lessons, run: Pat
 
 def export(model: JanusForConditionalGeneration, tokenizer: Tokenizer, folder: Path) -> None:
     """The checkpoint as transformers writes it, with the tokenizer and the preprocessing beside it."""
-    model.save_pretrained(folder)
+    model.cpu().save_pretrained(folder)
     names = dict(bos_token=BOS, eos_token=EOS, pad_token=PAD)
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text(json.dumps({
@@ -798,38 +822,36 @@ def plot_curves(log: Path, picture: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="the folder of the run")
+    parser.add_argument("--start", type=Path, help="a GGUF file of an earlier edition, of the same sizes")
     parser.add_argument("--vq-steps", type=int, default=2500)
     parser.add_argument("--eyes-steps", type=int, default=5000)
-    parser.add_argument("--steps", type=int, default=8000, help="of the joint stage")
+    parser.add_argument("--steps", type=int, default=8000, help="of the joint stage; 0 saves what there is as a checkpoint")
     parser.add_argument("--compile", action="store_true", help="of the joint stage: a fifth faster, needs a C++ compiler")
-    parser.add_argument("--only", choices=("vq", "eyes", "joint"), help="one stage (vq and eyes need nothing of each other)")
+    parser.add_argument("--only", choices=("vq", "eyes"), help="one stage; these two need nothing of each other")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
-    options.out.mkdir(parents=True, exist_ok=True)
-    log = Log(options.out / "log.csv")
-    scenes, pictures = load_scenes(options.out)
-    if not (options.out / "tokenizer.json").exists():
-        train_tokenizer().save(str(options.out / "tokenizer.json"))
-    tokenizer = Tokenizer.from_file(str(options.out / "tokenizer.json"))
+    run, log, started = options.out, Log(options.out / "log.csv"), options.start is not None
+    run.mkdir(parents=True, exist_ok=True)
+    if not (run / "tokenizer.json").exists():
+        train_tokenizer().save(str(run / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(str(run / "tokenizer.json"))
     model = make_model(tokenizer)
-    model.train()
+    if started:
+        start_from(model, tokenizer, options.start)
+    model.to(DEVICE).train()
     if options.only != "eyes":
-        train_vq(model, pictures, options.out, options.vq_steps if options.only != "joint" else 0, log)
+        train_vq(model, run, options.vq_steps, log, started)
     if options.only != "vq":
-        train_eyes(model, scenes, pictures, options.out, options.eyes_steps if options.only != "joint" else 0, log)
-    if options.only in ("vq", "eyes"):
+        train_eyes(model, run, options.eyes_steps, log, started)
+    if options.only:
         return
-    vq = model.model.vqmodel.requires_grad_(False).eval()
-    if not (options.out / "image_ids.pt").exists():
-        torch.save(encode_pictures(vq, pictures), options.out / "image_ids.pt")
-    image_ids = torch.load(options.out / "image_ids.pt", weights_only=True)
-    speaker = Speaker(tokenizer)
-    train_joint(model, Lessons(scenes, pictures, image_ids, speaker), options.out, options.steps, log, options.compile, options.seed)
-    export(model.eval(), tokenizer, options.out / "janus-tiny")  # the folder names the model
-    plot_curves(options.out / "log.csv", options.out / "curves.png")
+    model.model.vqmodel.requires_grad_(False).eval()
+    train_joint(model, Speaker(tokenizer), run, options.steps, log, options.compile, started)
+    export(model.eval(), tokenizer, run / "janus-tiny")  # the folder names the model
+    plot_curves(run / "log.csv", run / "curves.png")
 
 
 if __name__ == "__main__":
