@@ -1,11 +1,12 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
-# Runs parts of the tests, one after the other, and adds up their counts: run.sh build|c|kernels|python|ray|verify|verify-full ...,
-# web-test, or measures: run.sh eval|bench|bench-peers|quantisation.
+# Runs parts of the tests, one after the other, and adds up their counts: run.sh build|c|kernels|python|ray|verify|
+# verify-full ..., web-test, or measures: run.sh eval|bench|bench-peers|quantisation.
 #
 # BUILT names the folder of the C tests; RUNNER is a command put before them, such as "qemu-x86_64 -cpu Nehalem"; SAN is
-# address, thread or valgrind; PYTESTS are pytest's arguments. A part that has not ended after LIMIT seconds is killed and counts as failed. Python parts have an
-# environment of their own in .venv, .venv-verify, .venv-bench, .venv-ray or .venv-web, made anew when its requirements change.
+# address, thread or valgrind; PYTESTS are pytest's arguments. A part that has not ended after LIMIT seconds is killed and
+# counts as failed. Python parts have an environment of their own in .venv, .venv-verify, .venv-bench, .venv-ray or
+# .venv-web, made anew when its requirements change.
 cd "$(dirname "$0")/.." || exit 1
 PYTHON=${PYTHON:-python3}
 BUILT=${BUILT:-build}

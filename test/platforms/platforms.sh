@@ -88,9 +88,6 @@ tests() {
 
 # ---- Compilers that are fetched. Each is a function, called like a compiler. ----
 
-# The first Debian mirror in this machine's own list of sources.
-mirror() { apt-get indextargets --format '$(REPO_URI)' 2>/dev/null | grep -v security | head -1; }
-
 zig_cc() {
     case $1 in -dumpfullversion) set -- version ;; *) set -- cc "$@" ;; esac
     ZIG_GLOBAL_CACHE_DIR=$PWD/$ZIG/cache $ZIG/bin/python -m ziglang "$@"
@@ -115,7 +112,7 @@ install_debian13() {
     [ -e $DEBIAN13/made ] && return
     [ "$(id -u)" = 0 ] || return
     rm -rf $DEBIAN13 && mkdir -p ${DEBIAN13%/*}
-    debootstrap --variant=minbase --include=gcc,libc6-dev trixie $DEBIAN13 "$(mirror)" && : >$DEBIAN13/made
+    debootstrap --variant=minbase --include=gcc,libc6-dev trixie $DEBIAN13 "$(sh test/setup.sh mirror)" && : >$DEBIAN13/made
 }
 
 # Fetches what $compiler is; fails at once where that failed before.
