@@ -8687,14 +8687,12 @@ static int32_t *parse_ids(const char *text, size_t *count, JanusError *error) {
     for (char *end; ids != NULL && *(text += strspn(text, BETWEEN)) != 0; text = end) {
         errno = 0;
         const long id = strtol(text, &end, 10);
-        if (end != text && errno == 0 && id >= INT32_MIN && id <= INT32_MAX && strchr(BETWEEN, *end) != NULL) {
-            ids[(*count)++] = (int32_t)id;
-            continue;
+        if (end == text || errno != 0 || id < INT32_MIN || id > INT32_MAX || strchr(BETWEEN, *end) == NULL) {
+            fail(error, JANUS_BAD_ARGUMENT, "\"%.20s\" (number %lu) is not an id: give whole numbers with spaces "
+                 "between them", text, (unsigned long)*count + 1);
+            return free(ids), NULL;
         }
-        fail(error, JANUS_BAD_ARGUMENT, "\"%.20s\" (number %lu) is not an id: give whole numbers with spaces between "
-             "them", text, (unsigned long)*count + 1);
-        free(ids);
-        return NULL;
+        ids[(*count)++] = (int32_t)id;
     }
     return ids;
 }
@@ -9024,31 +9022,27 @@ static uint64_t picture_key(const char *path) {
     return key;
 }
 
-static void claim_picture(Batch *batch, BatchJob *job, const char *path, bool writes) {
-    const Claim claim = {picture_key(path), job->line, writes};
-    if (claim.key == 0) return;
-    for (size_t i = 0; i < batch->claim_count; i++) {
-        const Claim *other = &batch->claims[i];
-        if (other->key != claim.key || other->line == job->line || !(writes || other->writes)) continue;
-        context_fail(&job->cx, JANUS_BAD_ARGUMENT, "%s is %s by line %ld: %s", path, other->writes ? "written" : "read",
-                     other->line, writes ? "give each job an output of its own" : "ask about it in another run");
-    }
-    if (has_failed(&job->cx)) return;
-    Claim *grown = grow(batch->claims, &batch->claim_capacity, batch->claim_count + 1, sizeof *grown);
-    if (grown == NULL) context_fail_memory(&job->cx);
-    if (grown == NULL) return;
-    batch->claims = grown;
-    batch->claims[batch->claim_count++] = claim;
-}
-
-/* Claims all pictures of a job, or none. Those of an earlier run are only read. */
+/* Claims all pictures of a job, or none if one of them is refused. Those of an earlier run are only read. */
 static void claim_pictures(Batch *batch, BatchJob *job, bool resumed) {
-    const size_t before = batch->claim_count;
     const Request *request = &job->request;
+    const size_t before = batch->claim_count;
+    const int reads = request->image_count, n = request->draw.count, all = reads + (request->output != NULL ? n : 0);
     char name[PATH_BYTES];
-    for (int i = 0; i < request->image_count; i++) claim_picture(batch, job, request->images[i], false);
-    for (int i = 0, n = request->draw.count; i < n && request->output != NULL; i++)
-        if (numbered_name(name, PATH_BYTES, request->output, i, n)) claim_picture(batch, job, name, !resumed);
+    for (int i = 0; i < all && !has_failed(&job->cx); i++) {
+        const char *path = i < reads ? request->images[i] : name;
+        if (i >= reads && !numbered_name(name, PATH_BYTES, request->output, i - reads, n)) break;
+        const Claim claim = {picture_key(path), job->line, i >= reads && !resumed};
+        for (const Claim *other = batch->claims; other < batch->claims + before; other++)
+            if (other->key == claim.key && claim.key != 0 && (claim.writes || other->writes))
+                context_fail(&job->cx, JANUS_BAD_ARGUMENT, "%s is %s by line %ld: %s", path,
+                             other->writes ? "written" : "read", other->line,
+                             claim.writes ? "give each job an output of its own" : "ask about it in another run");
+        Claim *grown = grow(batch->claims, &batch->claim_capacity, batch->claim_count + 1, sizeof *grown);
+        if (grown == NULL) context_fail_memory(&job->cx);
+        if (grown == NULL) break;
+        batch->claims = grown;
+        batch->claims[batch->claim_count++] = claim;
+    }
     if (has_failed(&job->cx)) batch->claim_count = before;
 }
 
@@ -9157,22 +9151,21 @@ static bool was_done(const Program *program, BatchJob *job) {
 }
 
 /* Hands a job to the queue, unless an error comes first. */
-static void submit_job(Batch *batch, BatchJob *job) {
+static void submit_job(const Batch *batch, BatchJob *job) {
     const Request *request = &job->request;
-    JanusError *error = &job->cx.error;
+    Context *cx = &job->cx;
     JanusImage images[IMAGES_LIMIT] = {{0, 0, NULL}};
     const int count = request->image_count;
-    for (int i = 0; i < count && !has_failed(&job->cx); i++)
-        image_from_path(request->images[i], !batch->program->line.no_exif, &images[i], error);
-    if (!has_failed(&job->cx) && draws(job)) output_usable(batch->program, request, error);
-    if (!has_failed(&job->cx) && draws(job))
-        janus_queue_generate(batch->queue, request->text, &request->draw, &job->queued, error);
-    else if (!has_failed(&job->cx))
-        janus_queue_ask(batch->queue, request->text, images, count, &request->ask, &job->queued, error);
+    for (int i = 0; i < count && !has_failed(cx); i++)
+        image_from_path(request->images[i], !batch->program->line.no_exif, &images[i], &cx->error);
+    if (!has_failed(cx) && !draws(job))
+        janus_queue_ask(batch->queue, request->text, images, count, &request->ask, &job->queued, &cx->error);
+    else if (!has_failed(cx) && output_usable(batch->program, request, &cx->error) == JANUS_OK)
+        janus_queue_generate(batch->queue, request->text, &request->draw, &job->queued, &cx->error);
     for (int i = 0; i < count; i++) janus_image_free(&images[i]);
 }
 
-/* Begins the job of a line, unless the line is blank. True: the queue has got it; a job that was refused, or that an
+/* Begins the job of a line, unless the line is blank. Returns true if the queue has it; a refused job, or one that an
    earlier run did, ends here. */
 static bool begin_job(Batch *batch, StringView line) {
     const long number = batch->program->input.number;
@@ -9180,9 +9173,9 @@ static bool begin_job(Batch *batch, StringView line) {
     if (line.text != NULL && strspn(line.text, " \t\r") == length) return false;
     BatchJob *job = calloc(1, sizeof *job + length + 1), **last = &batch->jobs;
     if (job == NULL) return job_lost(batch, number), false;
-    if (length > 0) memcpy(job->bytes, line.text, length);
     while (*last != NULL) last = &(*last)->next;
     *last = job;
+    if (length > 0) memcpy(job->bytes, line.text, length);
     job->request = request_defaults();
     job->line = number;
     job->start = clock_seconds();
@@ -9248,18 +9241,6 @@ static void command_batch(Program *program) {
    written by --record; those of test/golden have all numbers, as PyTorch computed them (test/verify/record_golden.py).
    Ids must be equal, floats within 1e-4 of the largest of their tensor. ---- */
 
-/* A picture of gradients and a square, the same on every machine. */
-static void test_picture(JanusImage *picture) {
-    for (int y = 0; y < picture->height; y++)
-        for (int x = 0; x < picture->width; x++) {
-            uint8_t *rgb = picture->rgb + 3 * (y * picture->width + x);
-            const bool inside = x > 30 && x < 60 && y > 15 && y < 45;
-            rgb[0] = (uint8_t)(inside ? 220 : 255 * x / picture->width);
-            rgb[1] = (uint8_t)(inside ? 40 : 255 * y / picture->height);
-            rgb[2] = (uint8_t)(inside ? 30 : 128);
-        }
-}
-
 /* Answers two questions, encodes and draws a picture, and samples the ids of three. */
 static void run_tasks(Program *program) {
     static uint8_t rgb[60 * 90 * 3];
@@ -9270,7 +9251,7 @@ static void run_tasks(Program *program) {
     JanusSession *session = program->session;
     JanusError *error = &program->error;
     Tap *tap = &program->tap;
-    test_picture(&seen);
+    for (int i = 0; i < 60 * 90 * 3; i++) rgb[i] = (uint8_t)(i * 5 / 16); /* gradients with edges */
     ask.max_tokens = 8;
     greedy.temperature = 0;
     sampled.count = 3;

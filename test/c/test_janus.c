@@ -30,7 +30,7 @@ typedef struct {
 static Golden open_golden(const char *name) {
     Golden golden = {.image = {90, 60, need(malloc(3 * 90 * 60))}};
     JanusError error = {JANUS_OK, ""};
-    test_picture(&golden.image);
+    for (int i = 0; i < 3 * 90 * 60; i++) golden.image.rgb[i] = (uint8_t)(i * 5 / 16);
     snprintf(golden.path, sizeof golden.path, "%s/%s.gguf", golden_folder, name);
     if (!check(janus_load(golden.path, &golden.model, &error) == JANUS_OK, 0, "load %s: %s", golden.path,
                error.message))
