@@ -6241,8 +6241,6 @@ static void *writer_memory(const void *memory, size_t old_size, size_t size) {
 
 static void writer_sink(void *file, void *bytes, int size) { text_add(file, bytes, (size_t)size); }
 
-/* ---- Bytes ---- */
-
 static void add_view(TextBuffer *out, StringView view) { text_add(out, view.text, view.length); }
 
 /* Adds a number, the most significant byte first. */
@@ -6353,8 +6351,8 @@ static void png_text(ImageFile *image, StringView name, StringView data) {
     add_view(&image->text, view_part(data, begin, data.length));
 }
 
-/* The copy's palette gets 256 colours, as stb takes those beyond its end from uninitialised memory. Transparency is
-   left out, and empty data, which stb copies to NULL. */
+/* Copies header, palette and pixels. The palette gets 256 colours, as stb takes those beyond its end from uninitialised
+   memory. Empty data are left out, as stb would copy them to NULL. */
 static void png_parse(ImageFile *image) {
     bool palette = false;
     StringView name, data;
@@ -6402,16 +6400,16 @@ static unsigned jpeg_next(StringView file, size_t *at, StringView *segment) {
 static void add_huffman_tables(TextBuffer *out, bool standard) {
     static const uint8_t NO_CODES[16];
     TextBuffer pixel = {0};
-    StringView segment;
     for (uint32_t i = 0; i < 8; i++) {
         add_number(out, 0xFFC40013, 4);
         add_number(out, i < 4 ? i : 0x10 | (i - 4), 1);
         text_add(out, NO_CODES, 16);
     }
     if (standard) stbi_write_jpg_to_func(writer_sink, &pixel, 1, 1, 1, NO_CODES, 90);
-    const StringView written = {pixel.text, pixel.length};
-    for (size_t at = 2; standard && jpeg_next(written, &at, &segment) != JPEG_HUFFMAN; at += segment.length) continue;
-    if (standard) add_view(out, segment);
+    StringView written = {pixel.text, pixel.length}, segment;
+    for (size_t at = 2; at < written.length; at += segment.length)
+        if (jpeg_next(written, &at, &segment) == JPEG_HUFFMAN) add_view(out, segment);
+    out->failed = out->failed || pixel.failed;
     text_free(&pixel);
 }
 
@@ -6447,8 +6445,8 @@ static void jpeg_scan(ImageFile *image, StringView scan, size_t begin) {
     add_view(&image->copy, view_part(data, 0, length));
 }
 
-/* Takes tables: number and precision, 64 values of one byte or two; of Huffman codes a number, 16 counts, values. They
-   must fill their segment, which stb does not always check. */
+/* A segment of tables. Quantisation: number and precision, 64 values of one byte or two; Huffman: number, 16 counts, as
+   many values. They must fill the segment, which stb does not always check. */
 static void jpeg_tables(ImageFile *image, bool huffman, StringView data) {
     size_t at = 0;
     while (at < data.length) {
@@ -6461,8 +6459,8 @@ static void jpeg_tables(ImageFile *image, bool huffman, StringView data) {
     if (at != data.length) image_bad(image, "a bad table");
 }
 
-/* Takes a segment. The copy gets those on which pixels and colours depend. Four channels are YCCK unless Adobe's marker
-   says 0; stb wants 2. */
+/* Copies a segment on which pixels or colours depend, and takes from it what is needed here. Four channels are YCCK
+   unless Adobe's marker says 0, but stb accepts 2 alone. */
 static void jpeg_segment(ImageFile *image, unsigned marker, StringView segment) {
     const StringView data = view_part(segment, 4, segment.length);
     const bool early = image->scans == 0;
@@ -6479,9 +6477,9 @@ static void jpeg_segment(ImageFile *image, unsigned marker, StringView segment) 
         image->copy.text[image->copy.length - data.length + 11] = 2;
 }
 
-/* Finds the frame, which says how the rest is read, before the first scan. */
+/* Finds the frame, on which the reading of all scans depends, and begins the copy. */
 static void jpeg_frame(ImageFile *image) {
-    static const uint8_t CMYK[16] = {0xFF, JPEG_ADOBE, 0, 14, 'A', 'd', 'o', 'b', 'e', 0, 100}; /* without a marker */
+    static const uint8_t CMYK[16] = {0xFF, JPEG_ADOBE, 0, 14, 'A', 'd', 'o', 'b', 'e', 0, 100}; /* the default */
     unsigned marker;
     size_t at = 2;
     StringView segment;
@@ -6499,7 +6497,7 @@ static void jpeg_frame(ImageFile *image) {
     if (view_byte(image->frame, 5) == 4) text_add(&image->copy, CMYK, sizeof CMYK);
 }
 
-/* The copy has no bytes between segments and no metadata. */
+/* Copies the file without metadata and without bytes between segments. */
 static void jpeg_parse(ImageFile *image) {
     unsigned marker;
     StringView segment;
@@ -6516,8 +6514,8 @@ static void jpeg_parse(ImageFile *image) {
 
 /* ---- Pixels and texts ---- */
 
-/* Reads all but the pixels. A scan of a JPEG costs time for all pixels,
-   however short it is; but a block of 64 pixels has at least a bit, and few files have more than 16 scans. */
+/* Reads all but the pixels. Each scan of a JPEG takes time for all pixels, however short it is: that is limited, but a
+   block of 64 pixels has at least one bit, and few files have more than 16 scans. */
 static void image_parse(ImageFile *image) {
     Context *cx = &image->cx;
     const char *name = image->name;
