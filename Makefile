@@ -95,7 +95,7 @@ $(BUILT)/test_faults: test/c/test_faults.c
 $(BUILT)/test_kernels $(BUILT)/test_faults: test/c/common.h $(SOURCES)
 	$(COMPILE) test/c/$(@F).c -o $@ $(LINK)
 
-FUZZ_SOURCES = test/fuzz/fuzz.c test/fuzz/mutate_gguf.h $(SOURCES)
+FUZZ_SOURCES = test/fuzz/fuzz.c test/fuzz/mutate_gguf.h test/c/common.h $(SOURCES)
 $(BUILT)/fuzz/replay: $(FUZZ_SOURCES)
 	$(COMPILE) -DSTANDALONE -DJANUS_NO_SIMD test/fuzz/fuzz.c -o $@ $(LINK)
 

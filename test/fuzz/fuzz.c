@@ -28,6 +28,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "../c/common.h"
+
 /* ---- The world in which janus.c runs ---- */
 
 typedef struct {
@@ -86,24 +88,10 @@ static void promise(int kept, const char *what) {
     abort();
 }
 
-static void *need(void *memory) {
-    promise(memory != NULL, "memory");
-    return memory;
-}
-
-/* A file of ours; ends the program when it is not there. */
+/* A file of ours. */
 static Bytes read_seed(const char *path) {
     Bytes bytes = {NULL, 0};
-    FILE *file = fopen(path, "rb");
-    long size;
-    if (file == NULL || fseek(file, 0, SEEK_END) != 0 || (size = ftell(file)) < 0) {
-        fprintf(stderr, "cannot read %s (run this in the project's folder)\n", path);
-        exit(1);
-    }
-    rewind(file);
-    bytes.bytes = need(malloc((size_t)size + 1));
-    bytes.size = fread(bytes.bytes, 1, (size_t)size, file);
-    fclose(file);
+    bytes.bytes = need(read_file(path, &bytes.size));
     return bytes;
 }
 
@@ -584,7 +572,7 @@ static void replay_file(const char *path, long runs) {
 }
 
 /* Runs every file of FOLDER/TARGET in a process of its own. */
-static void replay(FILE *results, const char *folder, int *passed, int *failed, long runs) {
+static void replay(FILE *results, const char *folder, long runs) {
     char path[1024];
     struct dirent *entry;
     snprintf(path, sizeof path, "%s/%s", folder, target->name);
@@ -600,11 +588,10 @@ static void replay(FILE *results, const char *folder, int *passed, int *failed, 
             replay_file(path, runs);
             exit(0);
         }
-        if (child > 0 && waitpid(child, &status, 0) == child && status == 0) (*passed)++;
-        else {
-            (*failed)++;
-            fprintf(results, "NOT OK  %s\n", path);
-        }
+        const bool good = child > 0 && waitpid(child, &status, 0) == child && status == 0;
+        passed += good;
+        failed += !good;
+        if (!good) fprintf(results, "NOT OK  %s\n", path);
     }
     if (listing != NULL) closedir(listing);
 }
@@ -612,14 +599,13 @@ static void replay(FILE *results, const char *folder, int *passed, int *failed, 
 int main(int count, char **arguments) {
     FILE *results = fdopen(dup(1), "w");
     long runs = 0;
-    int passed = 0, failed = 0;
     if (results == NULL || freopen("/dev/null", "wb", stdout) == NULL) return 1;
     LLVMFuzzerInitialize(&count, &arguments);
     for (int i = 1; i < count; i++)
         if (strncmp(arguments[i], "-runs=", 6) == 0) runs = atol(arguments[i] + 6);
     for (int i = 1; i < count; i++)
         for (target = TARGETS; target < TARGETS + TARGET_COUNT && arguments[i][0] != '-'; target++)
-            replay(results, arguments[i], &passed, &failed, runs);
+            replay(results, arguments[i], runs);
     janus_session_free(seed_session);
     janus_free(seed_model);
     free(seed.bytes);
