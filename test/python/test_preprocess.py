@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import PIL
 import pytest
 from PIL import Image
 
+import random_model
 from janus_library import GOLDEN, Library, address, give
 from official_pictures import ImageRules, pixel_values, resize_bicubic
 
@@ -94,34 +96,12 @@ def test_every_byte_value(janus: Library, model: tuple) -> None:
         assert np.array_equal(preprocess(janus, handle, rgb, side), pixel_values(Image.fromarray(rgb), ImageRules(side, min_size)))
 
 
-def test_real_side(janus: Library, tmp_path: Path) -> None:
+def test_real_side(janus: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """384 pixels and min_size 14, as in the published models."""
-    write_large_model(tmp_path / "large.gguf")
+    monkeypatch.setitem(random_model.GEOMETRIES, "large", replace(random_model.TINY, image_size=384, patch_size=192))
+    random_model.write_random("large", tmp_path / "large.gguf", "f16", 0, "pro")
     handle = janus.load(tmp_path / "large.gguf")
     for size in ((384, 384), (1024, 683), (683, 1024), (4000, 3000), (385, 383), (50, 384), (2, 2), (1, 500)):
         rgb = picture(np.random.default_rng(2), *size)
         expected = pixel_values(Image.fromarray(rgb), ImageRules(384, 14))
         assert np.array_equal(preprocess(janus, handle, rgb, 384), expected), size
-
-
-def write_large_model(path: Path) -> None:
-    """The "grouped" model with 384 pixels a side (2 x 2 patches of 192) and empty patch weights."""
-    from gguf import GGUFReader, GGUFValueType, GGUFWriter
-    reader = GGUFReader(GOLDEN / "grouped.gguf")
-    writer = GGUFWriter(path, "janus")
-    writer.add_custom_alignment(64)
-    replaced = {"janus.vision.image_size": 384, "janus.vision.patch_size": 192, "janus.image.min_size": 14}
-    for key, field in reader.fields.items():
-        if key.startswith("GGUF.") or key in ("general.architecture", "general.alignment"):
-            continue
-        value = replaced.get(key, field.contents())
-        kind = field.types[0]
-        writer.add_key_value(key, value, kind, field.types[-1] if kind == GGUFValueType.ARRAY else None)
-    for tensor in reader.tensors:
-        patches = tensor.name == "vit.patch_embed.weight"
-        data = np.zeros((int(tensor.shape[-1]), 192, 192, 3), np.float16) if patches else np.array(tensor.data)
-        writer.add_tensor(tensor.name, data, raw_dtype=None if patches else tensor.tensor_type)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
