@@ -7663,19 +7663,19 @@ static void json_write(TextBuffer *buffer, const char *text, size_t length) {
 enum { EXIT_DONE = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_STOPPED = 130 };
 enum { PATH_BYTES = 4096, TEXT_FILE_LIMIT = 1 << 26 };
 
-/* What one drawing or question asks for. The command line fills it with its options. `batch` fills one for each job: a
-   key of a line of JSON names an option, and set_option sets the same field within the same limits. */
+/* One drawing or question. The command line fills it from its options, `batch` one for each job: a key of a line of
+   JSON names an option, and set_option sets the same field within the same range. */
 typedef struct {
     JanusGenerateOptions draw;
     JanusAskOptions ask;
-    bool has_seed;                     /* false: take_seed makes one up */
-    const char *text, *output;         /* prompt or question; name of the picture, NULL: the next free one */
+    bool has_seed;                     /* otherwise take_seed makes one up */
+    const char *text, *output;         /* prompt or question; the picture's name, or NULL for the next free one */
     const char *images[IMAGES_LIMIT];
     int image_count;
 } Request;
 
 typedef struct {
-    Request request;         /* first, so that options of both have one kind of offset */
+    Request request; /* first, so that offsets in it are offsets in the CommandLine */
     const char *model, *isa, *dump;
     JanusCacheType cache;
     int threads, batch;
@@ -7686,7 +7686,7 @@ static Request request_defaults(void) {
     return (Request){.draw = janus_generate_defaults(), .ask = janus_ask_defaults()};
 }
 
-/* A line on stderr, without control characters: it may quote file names and untrusted texts. */
+/* Prints a line to stderr, without control characters: it may quote file names and untrusted texts. */
 PRINTF_LIKE(1, 2)
 static void complain(const char *format, ...) {
     char text[1200];
@@ -7705,7 +7705,7 @@ static bool terminal(FILE *file) {
 #endif
 }
 
-/* The length of a path up to its name. */
+/* Length of the folder part of a path, with the separator that ends it. */
 static size_t folder_length(const char *path) {
     size_t length = strlen(path);
 #if defined(_WIN32)
@@ -7728,15 +7728,15 @@ enum {
     FOR_WORKS = FOR_JOBS | FOR_SELFTEST, FOR_MODEL = FOR_WORKS | FOR_TOKENIZE | FOR_INFO
 };
 
-/* The value of an option: none; a number; a seed; f32 or f16; an image's name; a name. */
+/* The value of an option: none, a number, a seed, f32 or f16, the name of an image, another name. */
 typedef enum { AS_SWITCH, AS_NUMBER, AS_SEED, AS_CACHE, AS_IMAGE, AS_NAME } OptionKind;
 
 typedef struct {
-    const char *names, *argument; /* names: a letter, or as many blanks, then the long name */
+    const char *names, *argument; /* names: "-n, " or four blanks, then the long name */
     OptionKind kind;
     RangeName range;   /* of a number */
-    unsigned commands; /* those that accept it */
-    size_t field;      /* offset in CommandLine, or in the Request that it begins with, unless its range tells more */
+    unsigned commands; /* the commands that accept it */
+    size_t field;      /* offset in CommandLine; 0 if the range has the offsets */
     const char *help;
 } Option;
 
@@ -7772,19 +7772,19 @@ static const Option OPTIONS[] = {
 };
 enum { OPTION_COUNT = sizeof OPTIONS / sizeof OPTIONS[0] };
 
-/* The option of a name such as -n or --count; NULL: there is none. */
+/* Finds an option by -n or --count; NULL if there is none. */
 static const Option *find_option(const char *name) {
     for (const Option *o = OPTIONS; o < OPTIONS + OPTION_COUNT; o++)
         if (strcmp(name, o->names + 4) == 0 || (strlen(name) == 2 && strncmp(name, o->names, 2) == 0)) return o;
     return NULL;
 }
 
-/* In any case of letters; `lower` has small ones. */
+/* Compares without regard to case; `lower` is in lower case. */
 static bool same_word(const char *word, const char *lower) {
     return strlen(word) == strlen(lower) && ends_with(word, lower);
 }
 
-/* Sets the field of this type at an offset; -1: there is none. */
+/* Sets the field at this offset, whose type the range has. Does nothing if the offset is -1. */
 static void set_number(void *options, int offset, const Range *range, double value) {
     void *field = (char *)options + (offset < 0 ? 0 : offset);
     if (offset < 0) return;
@@ -7826,7 +7826,7 @@ static void take_seed(Request *request, uint64_t salt) {
         request->draw.seed = request->ask.seed = (now + 7919u * ((uint64_t)process_id() + salt)) % 1000000000u;
 }
 
-/* Sets an option of a Request, or of the CommandLine that begins with it. False: the option has no such value. */
+/* Sets an option of a Request, or of a CommandLine. Returns false if the value is not allowed. */
 static bool set_option(void *target, const Option *option, const char *value) {
     Request *request = target;
     void *field = (char *)target + option->field;
@@ -7854,7 +7854,7 @@ static bool set_option(void *target, const Option *option, const char *value) {
     return true;
 }
 
-/* The values of an option, for a message: "a whole number from 1 to 64". */
+/* Describes the allowed values of an option for a message: "a whole number from 1 to 64". */
 static void describe_values(const Option *option, char *text, size_t size) {
     const Range *range = &RANGES[option->range];
     if (option->kind == AS_SEED)
@@ -7876,13 +7876,13 @@ static bool refuse_value(const Option *option, const char *name, const char *val
 
 /* ---- Pictures in the terminal ----
 
-   A cell of the terminal shows two pixels, one above the other, as a half block. Pictures are scaled into the canvas,
-   which is sent some times a second. The cursor is in the line below before and after. */
+   Each cell of the terminal shows two pixels, one above the other, as a half block. Pictures are scaled into a canvas,
+   which is redrawn in place several times a second. Before and after, the cursor is on the line below. */
 
 typedef enum { SHOW_NO, SHOW_256, SHOW_24_BIT } ShowKind; /* the colours */
-enum { SHOW_COLUMNS = 24, SHOW_GREY = 40 };               /* the least width; the colour of what is not drawn yet */
+enum { SHOW_COLUMNS = 24, SHOW_GREY = 40 };               /* minimum width; colour of tokens that are not drawn yet */
 
-/* The nearest of the 256 colours: 16 to 231 are a cube of 6 x 6 x 6, the others greys. */
+/* The nearest of the 256 colours: 16 to 231 are a cube of 6 x 6 x 6, 232 to 255 greys. */
 static int colour_of_256(const uint8_t *rgb) {
     static const int LEVELS[] = {0, 95, 135, 175, 215, 255}, STEPS[] = {36, 6, 1};
     int nearest = 16, least = INT_MAX;
@@ -7897,8 +7897,7 @@ static int colour_of_256(const uint8_t *rgb) {
     return nearest;
 }
 
-/* One line of half blocks: rows 2 line and 2 line + 1 of the canvas, the upper one as the letter, the lower one behind
-   it. */
+/* A line of half blocks: rows 2 line and 2 line + 1 of the canvas are the foreground and the background colours. */
 static void block_line(TextBuffer *out, const JanusImage *canvas, int line, bool true_colour) {
     const uint8_t *upper = canvas->rgb + 6 * (size_t)line * (size_t)canvas->width, *lower = upper + 3 * canvas->width;
     for (int x = 0; x < canvas->width; x++, upper += 3, lower += 3) {
@@ -7912,7 +7911,7 @@ static void block_line(TextBuffer *out, const JanusImage *canvas, int line, bool
     text_print(out, "\033[0m\r\n");
 }
 
-/* Columns or lines of the terminal. */
+/* The number of columns or lines. */
 static int terminal_size(bool lines) {
     int size = 0;
 #if defined(_WIN32)
@@ -7926,7 +7925,7 @@ static int terminal_size(bool lines) {
     return size > 0 ? size : lines ? 24 : 80;
 }
 
-/* The colours of the terminal, from the environment alone: asking it would break pipes, ssh and tmux. */
+/* The colours of the terminal, by environment variables alone: a query would break pipes, ssh and tmux. */
 static ShowKind terminal_shows(void) {
     if (!terminal(stderr) || terminal_size(false) < SHOW_COLUMNS) return SHOW_NO;
 #if defined(_WIN32)
@@ -7941,16 +7940,15 @@ static ShowKind terminal_shows(void) {
 #endif
 }
 
-/* The pictures of one drawing, side by side in a box of columns x lines cells. */
+/* The pictures of one drawing, side by side. */
 typedef struct {
     ShowKind kind;
-    JanusImage canvas; /* no pixels: nothing is shown */
-    int across, side; /* pictures in a row; pixels of a picture's side */
-    double when;      /* time of the last update; 0: none yet */
+    JanusImage canvas; /* without pixels nothing is shown */
+    int across, side;  /* pictures in a row; side of a picture in pixels */
+    double when;       /* time of the last update; 0 before the first */
 } Show;
 
-/* Makes room for `count` pictures of side x side pixels: as large as fit into the terminal, but not larger than they
-   are. */
+/* Allocates the canvas for `count` pictures of side x side pixels, scaled down to fit the terminal. */
 static void show_begin(Show *show, int count, int side) {
     if (show->kind == SHOW_NO) return;
     for (show->across = 1; show->across * show->across < count;) show->across++;
@@ -7965,7 +7963,7 @@ static void show_begin(Show *show, int count, int side) {
     show->when = 0;
 }
 
-/* Copies picture n into its square of the canvas, every pixel of which is the mean of what it covers. */
+/* Scales picture n into its square of the canvas: a pixel is the mean of the pixels it covers. */
 static void show_place(Show *show, int n, const JanusImage *picture) {
     const int side = show->side, left = n % show->across * side, top = n / show->across * side;
     for (int y = 0; y < side; y++)
@@ -8000,11 +7998,11 @@ static void show_send(Show *show, double now) {
 
 /* ---- Progress: a bar, and the times of one call of the library ---- */
 
-/* While `can_cancel`, the first SIGINT is a cancel request, passed on by callbacks; the next one ends the program. */
+/* While `can_cancel`, the first SIGINT is a cancel request, which the callbacks return; the next ends the program. */
 static volatile int can_cancel, cancel_requested;
-static volatile int at_prompt; /* chat waits for a line: the first SIGINT only prints a hint */
+static volatile int at_prompt; /* chat waits for a line: the first SIGINT prints a hint */
 
-/* Seconds on a clock that only runs forward. */
+/* Seconds of a monotonic clock. */
 static double clock_seconds(void) {
 #if defined(_WIN32)
     return 1e-3 * (double)GetTickCount64();
@@ -8017,12 +8015,12 @@ static double clock_seconds(void) {
 
 typedef struct {
     bool shown;                            /* the bar is on the screen */
-    bool text_written;                     /* an answer is being written: no bar, and a line to end */
+    bool text_written;                     /* part of an answer is on the line: no bar there */
     const char *stage;                     /* of the bar */
     double stage_start;
-    int picture, pictures;                 /* number of the picture that is decoded, of how many */
+    int picture, pictures;                 /* the picture that is decoded, counted from 1; their number */
     double start, seen, read, last;        /* timestamps, 0: did not happen; last: of the last token */
-    long tokens, limit;                    /* steps of a drawing or tokens of an answer; the most there can be */
+    long tokens, limit;                    /* steps of a drawing or tokens of an answer; their maximum */
 } Progress;
 
 static void clear_progress(Progress *progress) {
@@ -8030,8 +8028,8 @@ static void clear_progress(Progress *progress) {
     progress->shown = false;
 }
 
-/* "draw    [##........] 144/576  20.1/s  0:21 left", cut at the width of the terminal. A stage of more than 0.3 seconds
-   gets a bar, which that of the next one replaces. */
+/* "draw    [##........] 144/576  20.1/s  0:21 left", cut at the width of the terminal. A stage that takes more than
+   0.3 seconds gets a bar, which the next bar replaces. */
 static void show_bar(Progress *progress, const char *stage, int64_t done, int64_t total, double now) {
     char line[200], label[40];
     if (progress->stage == NULL || strcmp(progress->stage, stage) != 0) progress->stage_start = now;
@@ -8067,7 +8065,7 @@ typedef struct {
     Stage *stages;               /* of --dump and selftest */
     size_t stage_count;
     double last;                 /* when the last stage ended */
-    bool titled;                 /* the trace has its heading */
+    bool titled;                 /* the heading of the trace is printed */
     JanusError failure;          /* the first one of --dump or selftest */
 } Tap;
 
@@ -8111,8 +8109,8 @@ static Stage *count_tensor(Tap *tap, const char *name, const Tensor *t, char num
     return stage;
 }
 
-/* A .npy header, version 1.0: magic, length, a Python dict padded so that the data begins at a multiple of 64. Numbers
-   have the byte order of the machine. */
+/* The header of a .npy file, version 1.0: magic, length, and a Python dict, padded to a multiple of 64 bytes. The data
+   are in the byte order of the machine. */
 static void npy_header(char header[129], const Tensor *t) {
     int used = snprintf(header, 129, "\x93NUMPY\x01%c\x76%c{'descr': '%c%c4', 'fortran_order': False, 'shape': (", 0, 0,
                         big_endian() ? '>' : '<', t->type == JANUS_FLOAT32 ? 'f' : 'i');
@@ -8122,7 +8120,7 @@ static void npy_header(char header[129], const Tensor *t) {
     snprintf(header + used, 129 - (size_t)used, "%*s", 128 - used, "\n");
 }
 
-/* FOLDER/NAME.npy; further tensors of the same name get .1, .2, ... After a failure nothing more is written. */
+/* Writes FOLDER/NAME.npy, or NAME.1.npy, NAME.2.npy, ... for later tensors of the same name. Stops after a failure. */
 static void dump_tensor(Tap *tap, const Tensor *t) {
     char path[PATH_BYTES], header[129], number[24];
     if (tap->failure.status != JANUS_OK || count_tensor(tap, t->name, t, number) == NULL) return;
@@ -8136,7 +8134,7 @@ static void dump_tensor(Tap *tap, const Tensor *t) {
     if (!good) fail(&tap->failure, JANUS_IO_ERROR, "cannot write %.300s: %.60s", path, strerror(errno));
 }
 
-/* A row for a tensor, with the time since the one before it. */
+/* Prints a row for a tensor, with the time since the previous one. */
 static void trace_tensor(Tap *tap, Progress *progress, const Tensor *t) {
     const double now = clock_seconds(), before = tap->last > progress->start ? tap->last : progress->start;
     char shape[48] = "";
@@ -8206,7 +8204,7 @@ static void selftest_tensor(Tap *tap, const Tensor *t) {
 
 enum { LINE_BYTES = 1 << 20 };
 
-/* Bytes of the byte order mark that a text begins with, 3 or 0: it is not part of the text. */
+/* The size of the byte order mark that a text begins with: 3 or 0. */
 static size_t mark_size(const char *text, size_t length) {
     return length >= 3 && memcmp(text, "\xEF\xBB\xBF", 3) == 0 ? 3 : 0;
 }
@@ -8214,13 +8212,13 @@ static size_t mark_size(const char *text, size_t length) {
 typedef struct {
     FILE *stream;
     char part[4096], line[LINE_BYTES + 1];
-    size_t at, size, length; /* part[at, size) is to be added to the line, which has this length */
+    size_t at, size, length; /* part[at, size) is unread; the line has this length so far */
     long number;             /* of the last line */
     bool ended;
     int failure;             /* errno of a read */
 } LineReader;
 
-/* Reads a part; waits for one if it may, up to a cancel request. False: there is none. */
+/* Reads a part, waiting for input if allowed, until a cancel request. Returns false if there was none. */
 static bool read_part(LineReader *reader, bool may_wait) {
     bool ready = input_ready(reader->stream, 0);
     while (!ready && may_wait && !cancel_requested) ready = input_ready(reader->stream, 100);
@@ -8233,13 +8231,13 @@ static bool read_part(LineReader *reader, bool may_wait) {
     return true;
 }
 
-/* The next line, if there is one now, with a zero byte after it; without text if it is longer than 1 MiB. A byte order
-   mark before the first is skipped. */
+/* The next line, ended by a zero byte, if it is complete; its text is NULL if it is longer than 1 MiB. A byte order
+   mark before the first line is skipped. */
 static bool next_line(LineReader *reader, bool may_wait, StringView *line) {
     for (char c = 0; c != '\n';) {
         if (reader->at < reader->size) c = reader->part[reader->at++];
         else if (reader->ended && reader->length == 0) return false;
-        else if (reader->ended) c = '\n'; /* of a last line without one */
+        else if (reader->ended) c = '\n'; /* the last line has no end of its own */
         else if (read_part(reader, may_wait)) continue;
         else return false;
         if (c != '\n' && reader->length < LINE_BYTES) reader->line[reader->length] = c;
@@ -9323,7 +9321,7 @@ static void command_selftest(Program *program) {
 
 /* ---- Commands and their arguments ---- */
 
-/* The last argument of a command, where it takes a text. A PROMPT from stdin loses its last line end. */
+/* The last argument of a command. A PROMPT that comes from stdin loses the line ends behind it. */
 typedef enum { NO_TEXT, A_NAME, PLAIN_TEXT, PROMPT } TextKind;
 
 typedef struct {
@@ -9332,7 +9330,7 @@ typedef struct {
     TextKind text;
     int least, most; /* number of arguments */
     void (*run)(Program *program);
-    const char *does; /* "it ..." */
+    const char *does; /* for the help and for messages: "it ..." */
 } Command;
 
 static void command_help(Program *program);
@@ -9354,7 +9352,7 @@ static const Command COMMANDS[] = {
 };
 enum { COMMAND_COUNT = sizeof COMMANDS / sizeof COMMANDS[0] };
 
-/* True if one word becomes the other by at most `errors` letters added, dropped or replaced. */
+/* True if the edit distance (letters added, dropped or replaced) is at most `errors`. */
 static bool is_near(const char *word, const char *typed, int errors) {
     while (*word != 0 && *word == *typed) word++, typed++;
     if (*word == *typed) return true;
@@ -9364,8 +9362,8 @@ static bool is_near(const char *word, const char *typed, int errors) {
            (*word != 0 && *typed != 0 && is_near(word + 1, typed + 1, errors - 1));
 }
 
-/* Suggests one of the words (NULL after the last): one that begins with the argument, else the one with the fewest
-   errors, 2 at most. `list`: where they are listed. */
+/* Complains about an unknown word and suggests one of `words`, which end with NULL: one that begins with it, or the one
+   with the smallest edit distance, at most 2. `list` says where they are listed. */
 static void unknown_word(const char *kind, const char *argument, const char *const *words, const char *list) {
     char typed[32];
     snprintf(typed, sizeof typed, "%.*s", (int)strcspn(argument, "="), argument);
@@ -9381,7 +9379,7 @@ static void unknown_word(const char *kind, const char *argument, const char *con
     complain("unknown %s %.60s (%s)", kind, argument, list);
 }
 
-/* NULL after a complaint. */
+/* Returns NULL after a complaint. */
 static const Command *find_command(const char *name) {
     const char *names[COMMAND_COUNT + 1] = {NULL};
     for (int i = 0; i < COMMAND_COUNT; i++) {
@@ -9392,8 +9390,8 @@ static const Command *find_command(const char *name) {
     return NULL;
 }
 
-/* Sets the option that an argument names; its value stands behind a "=" or in the next argument. Returns how many
-   arguments it took; 0 after a complaint. */
+/* Sets the option that an argument names; the value follows a "=" or is the next argument. Returns the number of
+   arguments, or 0 after a complaint. */
 static int take_option(CommandLine *line, const Command *command, const char *argument, const char *next) {
     const char *names[OPTION_COUNT + 1] = {NULL}, *inside = strchr(argument, '=');
     char name[32];
@@ -9412,14 +9410,14 @@ static int take_option(CommandLine *line, const Command *command, const char *ar
     return 0;
 }
 
-/* True if a question is more likely the name of a file: one that exists, a picture's, or a word with an ending. */
+/* True if a question is more likely the name of a file: it exists, or it looks like one. */
 static bool names_a_file(const char *question) {
     const char *dot = strpbrk(question, " \t\n") == NULL ? strrchr(question, '.') : NULL;
     return path_kind(question) != PATH_NONE || is_picture_name(question) ||
            (dot != NULL && dot > question && dot[1] != 0);
 }
 
-/* Where a command takes a text, the last argument is that; those before it are images. False after a complaint. */
+/* If the command takes a text, that is the last argument; the others are images. Returns false after a complaint. */
 static bool place_arguments(CommandLine *line, const Command *command, int count, char **arguments) {
     Request *request = &line->request;
     const Option *image = find_option("--image");
@@ -9445,11 +9443,11 @@ static bool place_arguments(CommandLine *line, const Command *command, int count
     return false;
 }
 
-/* Reads the command line: the command, its options and its arguments. Returns the command; NULL after a complaint. */
+/* Reads the command, its options and its arguments. Returns the command, or NULL after a complaint. */
 static const Command *parse_command_line(CommandLine *line, int argc, char **argv) {
     const bool asks_help = strcmp(argv[1], "-h") == 0 || strcmp(argv[1], "--help") == 0;
     const Command *command = find_command(asks_help ? "help" : argv[1]);
-    int count = 0; /* of the arguments, moved to the front of argv */
+    int count = 0; /* arguments, which are moved to the front of argv */
     bool options = true;
     for (int i = 2, taken; command != NULL && i < argc; i += taken) {
         const bool is_option = options && argv[i][0] == '-' && argv[i][1] != 0;
@@ -9466,7 +9464,7 @@ static const Command *parse_command_line(CommandLine *line, int argc, char **arg
     return command != NULL && place_arguments(line, command, count, argv) ? command : NULL;
 }
 
-/* A text that is "-" comes from stdin. */
+/* Reads a text that is "-" from stdin. */
 static void take_text(Program *program, TextKind kind) {
     FileImage *text = &program->text;
     Request *request = &program->line.request;
@@ -9478,7 +9476,7 @@ static void take_text(Program *program, TextKind kind) {
     request->text = (const char *)text->bytes;
 }
 
-/* A remark if options of sampling have no effect. The seed of a chat is for /draw, too. */
+/* Remarks that options of sampling have no effect. In a chat the seed also serves /draw. */
 static void remark_idle_options(const CommandLine *line, unsigned command) {
     const JanusAskOptions *ask = &line->request.ask, defaults = janus_ask_defaults();
     const float temperature = command == FOR_GENERATE ? line->request.draw.temperature : ask->temperature;
@@ -9496,7 +9494,7 @@ static const char OVERVIEW[] =
     "The environment variable JANUS_MODEL replaces -m.\n"
     "Exit status: 0 done, 1 failed, 2 usage error, 128 + N ended by signal N.\n";
 
-/* The commands, or the options of one. */
+/* Prints all commands, or the options of one. */
 static void print_help(FILE *to, const Command *only) {
     if (only == NULL) fputs("janus " JANUS_VERSION " - Janus-Pro on the CPU: see images, draw images\n\n", to);
     for (int i = 0; i < COMMAND_COUNT; i++)
@@ -9527,7 +9525,7 @@ static void command_version(Program *program) {
 
 /* ---- main ---- */
 
-/* Pictures are shown if that is asked for, and in a chat at a terminal. */
+/* Pictures are shown with --show, and in a chat at a terminal. */
 static void choose_show(Program *program, unsigned command) {
     const bool asked = program->line.show, chat = command == FOR_CHAT && terminal(stdin) && !program->line.quiet;
     program->show.kind = asked || chat ? terminal_shows() : SHOW_NO;
@@ -9536,7 +9534,7 @@ static void choose_show(Program *program, unsigned command) {
              "--show needs stderr to be a terminal with colours ($TERM) and at least %d columns", SHOW_COLUMNS);
 }
 
-/* Prepares what the command needs (its text, its folder, the terminal, the model), and runs it. */
+/* Runs a command once its text, its folder, the terminal and the model are ready. */
 static int run_command(Program *program, const Command *command, const char *program_path) {
     CommandLine *line = &program->line;
     JanusError *error = &program->error;
@@ -9568,8 +9566,7 @@ static int janus_main(int argc, char **argv) {
     program->line.request = request_defaults();
     const Command *command = argc > 1 ? parse_command_line(&program->line, argc, argv) : NULL;
     if (argc < 2) print_help(stderr, NULL);
-    else if (command != NULL)
-        result = run_command(program, command, program_path);
+    else if (command != NULL) result = run_command(program, command, program_path);
     forget_images(program);
     janus_image_free(&program->drawn);
     file_image_free(&program->text);
@@ -9581,13 +9578,13 @@ static int janus_main(int argc, char **argv) {
     return result;
 }
 
-/* ---- Signals: one that ends the program deletes partial files; the exit status is 128 + its number. The first SIGINT
-   during a call of the library is a cancel request ---- */
+/* ---- Signals: before one ends the program, partial files are deleted; the exit status is 128 + its number. The first
+   SIGINT during a call of the library is a cancel request ---- */
 
 #if defined(_WIN32)
 static volatile LONG interrupted;
 
-/* Runs in a thread of its own. A file that is being written cannot be removed: it is finished first. */
+/* Runs in its own thread. A file that is being written cannot be removed here: it is completed first. */
 static BOOL WINAPI on_console_event(DWORD event) {
     if (event == CTRL_C_EVENT && can_cancel && !cancel_requested) return cancel_requested = 1;
     interrupted = 1;
@@ -9614,7 +9611,7 @@ static void on_signal(int number) {
     _exit(128 + number);
 }
 
-/* A signal that is ignored, as under nohup, stays so. */
+/* A signal that was ignored, as under nohup, remains ignored. */
 static void handle_signals(void) {
     static const int ENDING[] = {SIGINT, SIGTERM, SIGHUP, SIGXFSZ, SIGXCPU};
     struct sigaction ours, before;
@@ -9630,7 +9627,7 @@ static void handle_signals(void) {}
 #endif
 
 #if defined(_WIN32)
-/* Windows hands arguments over as UTF-16; all of this program speaks UTF-8. */
+/* Windows passes arguments as UTF-16; the program uses UTF-8. */
 int main(void) {
     int argc = 0, result = EXIT_FAILED;
     wchar_t **wide = CommandLineToArgvW(GetCommandLineW(), &argc);
@@ -9646,7 +9643,7 @@ int main(void) {
     _setmode(_fileno(stdout), _O_BINARY);
     handle_signals();
     if (good) result = janus_main(argc, argv);
-    if (interrupted) Sleep(INFINITE); /* until the thread of the signal ends the process, with its exit status */
+    if (interrupted) Sleep(INFINITE); /* until the handler's thread ends the process with its exit status */
     return result;
 }
 #else
