@@ -6843,22 +6843,28 @@ JanusStatus janus_image_load_memory_stored(const void *bytes, size_t length, Jan
     return image_from_bytes(bytes, length, false, image, NULL, "the image", error);
 }
 
-static JanusStatus image_from_path(const char *path, bool upright, JanusImage *image, JanusError *error) {
+/* Reads an image file, or stdin if `path` is NULL: pixels and text, of which one may be NULL. */
+static JanusStatus image_from_path(const char *path, bool upright, JanusImage *image, char **text, JanusError *error) {
     FileImage file = {0};
-    if (!given(path, image, error)) return JANUS_BAD_ARGUMENT;
-    memset(image, 0, sizeof *image);
+    if (image != NULL) memset(image, 0, sizeof *image);
+    if (text != NULL) *text = NULL;
     JanusStatus status = read_bytes(path, "the image ", IMAGE_FILE_LIMIT, &file, error);
-    if (status == JANUS_OK) status = image_from_bytes(file.bytes, file.size, upright, image, NULL, path, error);
+    if (status == JANUS_OK)
+        status = image_from_bytes(file.bytes, file.size, upright, image, text, path != NULL ? path : "stdin", error);
     file_image_free(&file);
     return status;
 }
 
 JanusStatus janus_image_load(const char *path, JanusImage *image, JanusError *error) {
-    return image_from_path(path, true, image, error);
+    return given(path, image, error) ? image_from_path(path, true, image, NULL, error) : JANUS_BAD_ARGUMENT;
 }
 
 JanusStatus janus_image_load_stored(const char *path, JanusImage *image, JanusError *error) {
-    return image_from_path(path, false, image, error);
+    return given(path, image, error) ? image_from_path(path, false, image, NULL, error) : JANUS_BAD_ARGUMENT;
+}
+
+JanusStatus janus_image_text(const char *path, char **text, JanusError *error) {
+    return given(path, text, error) ? image_from_path(path, false, NULL, text, error) : JANUS_BAD_ARGUMENT;
 }
 
 void janus_image_free(JanusImage *image) {
@@ -6894,16 +6900,6 @@ static bool is_picture_name(const char *path) { return is_jpeg_name(path) || end
 
 JanusStatus janus_image_save(const char *path, const JanusImage *image, JanusError *error) {
     return janus_image_save_with_text(path, image, NULL, error);
-}
-
-JanusStatus janus_image_text(const char *path, char **text, JanusError *error) {
-    FileImage file = {0};
-    if (!given(path, text, error)) return JANUS_BAD_ARGUMENT;
-    *text = NULL;
-    JanusStatus status = read_bytes(path, "the image ", IMAGE_FILE_LIMIT, &file, error);
-    if (status == JANUS_OK) status = image_from_bytes(file.bytes, file.size, false, NULL, text, path, error);
-    file_image_free(&file);
-    return status;
 }
 
 JanusStatus janus_image_save_with_text(const char *path, const JanusImage *image, const char *text,
@@ -8417,30 +8413,24 @@ static JanusStatus open_model(Program *program, unsigned command, const char *pr
     return janus_session_new(program->model, &options, &program->session, &program->error);
 }
 
-/* Reads a file, or stdin for "-". A text must not contain zero bytes, and loses its byte order mark. */
-static JanusStatus read_input(const char *path, size_t limit, bool text, FileImage *bytes, JanusError *error) {
+/* Reads a text from a file, or from stdin for "-", without its byte order mark. */
+static JanusStatus read_text(const char *path, FileImage *text, JanusError *error) {
     const char *name = strcmp(path, "-") == 0 ? "stdin" : path;
-    const JanusStatus status = read_bytes(name == path ? path : NULL, "", limit, bytes, error);
+    const JanusStatus status = read_bytes(name == path ? path : NULL, "", TEXT_FILE_LIMIT, text, error);
     if (status != JANUS_OK) return status;
-    const uint8_t *zero = text ? memchr(bytes->bytes, 0, bytes->size) : NULL;
-    const size_t mark = text ? mark_size((const char *)bytes->bytes, bytes->size) : 0;
-    if (mark > 0) memmove(bytes->bytes, bytes->bytes + mark, (bytes->size -= mark) + 1);
+    const uint8_t *zero = memchr(text->bytes, 0, text->size);
+    const size_t mark = mark_size((const char *)text->bytes, text->size);
+    if (mark > 0) memmove(text->bytes, text->bytes + mark, (text->size -= mark) + 1);
     if (zero == NULL) return JANUS_OK;
-    const unsigned long at = (unsigned long)(zero - bytes->bytes) + 1;
-    file_image_free(bytes);
+    const unsigned long at = (unsigned long)(zero - text->bytes) + 1;
+    file_image_free(text);
     return fail(error, JANUS_BAD_ARGUMENT, "%s is not a text in UTF-8: byte %lu is zero", name, at);
 }
 
 /* Loads the image of a file, or of stdin for "-". */
 static JanusStatus load_image(Program *program, const char *path, JanusImage *image) {
-    FileImage bytes = {0};
-    JanusError *error = &program->error;
-    const bool turn = !program->line.no_exif;
-    if (strcmp(path, "-") != 0) return image_from_path(path, turn, image, error);
-    if (read_input(path, IMAGE_FILE_LIMIT, false, &bytes, error) == JANUS_OK)
-        image_from_bytes(bytes.bytes, bytes.size, turn, image, NULL, "stdin", error);
-    file_image_free(&bytes);
-    return error->status;
+    const char *file = strcmp(path, "-") == 0 ? NULL : path;
+    return image_from_path(file, !program->line.no_exif, image, NULL, &program->error);
 }
 
 /* ---- Pictures in files, with metadata: the prompt, then a line of settings as in Stable Diffusion web UI ---- */
@@ -8701,7 +8691,7 @@ static void command_decode(Program *program) {
     FileImage text = {0};
     int32_t *ids = NULL;
     if (output_usable(program, request, error) == JANUS_OK &&
-        read_input(request->text != NULL ? request->text : "-", TEXT_FILE_LIMIT, true, &text, error) == JANUS_OK)
+        read_text(request->text != NULL ? request->text : "-", &text, error) == JANUS_OK)
         ids = parse_ids((const char *)text.bytes, &count, error);
     request->text = NULL; /* it is not a prompt */
     file_image_free(&text);
@@ -8743,16 +8733,12 @@ static void print_kernels(void) {
 
 /* Prints the metadata of the picture that the argument names; "-" is stdin. */
 static void info_of_picture(Program *program) {
-    const char *path = program->line.request.text, *name = strcmp(path, "-") == 0 ? "stdin" : path;
-    JanusError *error = &program->error;
-    FileImage file = {0};
+    const char *name = program->line.request.text, *file = strcmp(name, "-") == 0 ? NULL : name;
     char *text = NULL;
-    if (read_input(path, IMAGE_FILE_LIMIT, false, &file, error) != JANUS_OK) return;
-    if (image_from_bytes(file.bytes, file.size, false, NULL, &text, name, error) == JANUS_OK) {
-        if (text == NULL) fail(error, JANUS_BAD_IMAGE, "%s has no prompt and settings", name);
-        else puts(clean_controls(text, strlen(text), '\n'));
-    }
-    file_image_free(&file);
+    if (image_from_path(file, false, NULL, &text, &program->error) != JANUS_OK) return;
+    if (text == NULL) fail(&program->error, JANUS_BAD_IMAGE, "%s has no prompt and settings",
+                                file != NULL ? file : "stdin");
+    else puts(clean_controls(text, strlen(text), '\n'));
     free(text);
 }
 
@@ -9128,8 +9114,8 @@ static bool was_done(const Program *program, BatchJob *job) {
     for (int i = 0; i < request->draw.count && same; i++) {
         JanusImage image = {0, 0, NULL};
         char name[PATH_BYTES], *says = NULL;
-        if (numbered_name(name, PATH_BYTES, request->output, i, request->draw.count))
-            janus_image_text(name, &says, NULL);
+        same = numbered_name(name, PATH_BYTES, request->output, i, request->draw.count) &&
+               image_from_path(name, false, &image, &says, NULL) == JANUS_OK;
         const size_t prompt = strlen(request->text);
         const char *seed = says != NULL && strlen(says) > prompt ? strstr(says + prompt, ", Seed: ") : NULL;
         if (!request->has_seed && seed != NULL) {
@@ -9137,8 +9123,8 @@ static bool was_done(const Program *program, BatchJob *job) {
             request->has_seed = true;
         }
         char *expected = drawing_text(program, request, i);
-        same = says != NULL && expected != NULL && strcmp(says, expected) == 0 &&
-               janus_image_load(name, &image, NULL) == JANUS_OK && image.width == side && image.height == side;
+        same = same && says != NULL && expected != NULL && strcmp(says, expected) == 0 && image.width == side &&
+               image.height == side;
         janus_image_free(&image);
         free(expected);
         free(says);
@@ -9153,7 +9139,7 @@ static void submit_job(const Batch *batch, BatchJob *job) {
     JanusImage images[IMAGES_LIMIT] = {{0, 0, NULL}};
     const int count = request->image_count;
     for (int i = 0; i < count && !has_failed(cx); i++)
-        image_from_path(request->images[i], !batch->program->line.no_exif, &images[i], &cx->error);
+        image_from_path(request->images[i], !batch->program->line.no_exif, &images[i], NULL, &cx->error);
     if (!has_failed(cx) && !draws(job))
         janus_queue_ask(batch->queue, request->text, images, count, &request->ask, &job->queued, &cx->error);
     else if (!has_failed(cx) && output_usable(batch->program, request, &cx->error) == JANUS_OK)
@@ -9469,7 +9455,7 @@ static void take_text(Program *program, TextKind kind) {
     FileImage *text = &program->text;
     Request *request = &program->line.request;
     if (kind < PLAIN_TEXT || strcmp(request->text, "-") != 0) return;
-    if (read_input("-", TEXT_FILE_LIMIT, true, text, &program->error) != JANUS_OK) return;
+    if (read_text("-", text, &program->error) != JANUS_OK) return;
     for (uint8_t *end = text->bytes + text->size; kind == PROMPT && text->size > 0; text->size--)
         if (*--end == '\n' || *end == '\r') *end = 0;
         else break;

@@ -283,7 +283,7 @@ def test_questions_that_name_files(tmp_path: Path, photo: Path) -> None:
     (["ask", "photo.svg", "What is it?"], "cannot read the image photo.svg: No such"), (["ask", "./no/photo", "What is it?"], "cannot read the image ./no/photo: No such"),
     (["ask", ".", "What"], "cannot read the image .: Is a directory"), (["ask", "What", "is", "it?"], "cannot read the image What: No such"),
     (["chat", "nofile.png"], "cannot read the image nofile.png: No such"), (["chat", "Hello"], "cannot read the image Hello: No such"),
-    (["encode", "no"], "cannot read the image no: No such"), (["info", "nofile.png"], "cannot read nofile.png: No such")])
+    (["encode", "no"], "cannot read the image no: No such"), (["info", "nofile.png"], "cannot read the image nofile.png: No such")])
 def test_the_argument_that_is_meant(tmp_path: Path, arguments: list[str], said: str) -> None:
     """The message names the file that is missing, or is no image."""
     assert said in fails(*arguments, model=None if arguments[0] == "info" else MODEL, cwd=tmp_path)
