@@ -54,10 +54,10 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, tuple[str, np.ndarray]]]
     """Metadata, and name -> (type, values in the shape of the file) of a GGUF file, by the gguf package's reader."""
     reader = GGUFReader(path)
     metadata = {name: entry.contents() for name, entry in reader.fields.items() if not name.startswith("GGUF.")}
-    tensors = {
-        t.name: (t.tensor_type.name, quants.dequantize(t.data, t.tensor_type).reshape([int(n) for n in t.shape][::-1]))
-        for t in reader.tensors
-    }
+    tensors = {}
+    for t in reader.tensors:
+        values = quants.dequantize(t.data, t.tensor_type).reshape([int(n) for n in t.shape][::-1])
+        tensors[t.name] = t.tensor_type.name, values
     assert all(t.data_offset % 64 == 0 for t in reader.tensors)
     return metadata, tensors
 
@@ -194,15 +194,10 @@ def documented_names() -> list[tuple[str, str, tuple[str, ...]]]:
         if not name:
             prefixes = (old.strip(), hf.strip())
             continue
-        old, hf = (
-            prefix + part.strip() if part.startswith("  ") else part.strip()
-            for prefix, part in zip(prefixes, (old, hf))
-        )
+        old, hf = (prefix * part.startswith("  ") + part.strip() for prefix, part in zip(prefixes, (old, hf)))
         names, olds, hfs = alternatives(name), alternatives(old), alternatives(hf)
         each = len(hfs) // len(names)
-        result += [
-            (n, o, tuple(hfs[i * each : (i + 1) * each])) for i, (n, o) in enumerate(zip(names, olds, strict=True))
-        ]
+        result += [(n, o, tuple(hfs[i * each:(i + 1) * each])) for i, (n, o) in enumerate(zip(names, olds, strict=True))]
     return result
 
 
@@ -276,9 +271,8 @@ def test_metadata(layout: str, model: Model) -> None:
 # ------------------------------------------------------------------------------------------------------- number formats
 
 
-@given(
-    high=st.integers(0, 0xFFFF), low=st.sampled_from([0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF]) | st.integers(0, 0xFFFF)
-)
+@given(high=st.integers(0, 0xFFFF),
+       low=st.sampled_from([0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF]) | st.integers(0, 0xFFFF))
 def test_bf16_is_the_nearest_and_even_on_ties(high: int, low: int) -> None:
     assume(high & 0x7F80 != 0x7F80)  # finite
     value = np.array([high << 16 | low], np.uint32).view(np.float32)
@@ -356,9 +350,8 @@ def test_rows_are_read_in_pieces(monkeypatch: pytest.MonkeyPatch, model: Model) 
 
 
 def test_absent_keys_take_the_defaults_of_their_classes() -> None:
-    sizes = convert.read_transformers_config(
-        convert.Config({"model_type": "janus", "text_config": {"hidden_size": 2048}}, "c")
-    )
+    config = {"model_type": "janus", "text_config": {"hidden_size": 2048}}
+    sizes = convert.read_transformers_config(convert.Config(config, "c"))
     assert sizes == replace(convert.Sizes(), layers=32, heads=32, kv_heads=32, head_dim=64, feed_forward=11008, context=2048,
                             vocabulary=32000, tied=True)
 
@@ -469,11 +462,14 @@ def test_preprocessing_defaults_are_those_of_the_classes(model: Model) -> None:
     np.testing.assert_array_equal(metadata["janus.image.std"], np.float32([0.26862954, 0.26130258, 0.27577711]))
 
 
-@pytest.mark.parametrize("file", ["config.json", "tokenizer.json", "preprocessor_config.json", "model.safetensors"])
-def test_missing_files_are_named(file: str, model: Model) -> None:
-    model.write()
+@pytest.mark.parametrize("shards, file", [
+    *((1, f"{name}.json") for name in ("config", "tokenizer", "preprocessor_config")), (1, "model.safetensors"),
+    (3, "model-00002-of-00003.safetensors"),
+])
+def test_missing_files_are_named(shards: int, file: str, model: Model) -> None:
+    model.write(shards=shards)
     (model.path / file).unlink()
-    model.refused(file)
+    model.refused(file, "missing" if shards > 1 else "")
 
 
 # ------------------------------------------------------------------------------------------------------ tied embeddings
@@ -490,10 +486,8 @@ def test_missing_files_are_named(file: str, model: Model) -> None:
 def test_tied_embeddings(layout: str, tie: bool | None, head: str, result: str, model: Model) -> None:
     """In transformers a stored lm_head that differs wins; without one the config decides, with its class's default."""
     state = model.write(layout)
-    names = {
-        "official": ("language_model.lm_head.weight", "language_model.model.embed_tokens.weight"),
-        "transformers": ("lm_head.weight", "model.language_model.embed_tokens.weight"),
-    }[layout]
+    names = {"official": ("language_model.lm_head.weight", "language_model.model.embed_tokens.weight"),
+             "transformers": ("lm_head.weight", "model.language_model.embed_tokens.weight")}[layout]
     if head == "same":
         state[names[0]] = state[names[1]]
     elif head == "absent":
@@ -514,10 +508,8 @@ SOME = "gen_vision_model.encoder.conv_blocks.0.res.0.conv1.weight"
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize(
-    "name, dtype",
-    [(SOME, "F32"), ("vision_model.vision_tower.norm.bias", "F16"), ("language_model.lm_head.weight", "BF16")],
-)
+@pytest.mark.parametrize("name, dtype", [(SOME, "F32"), ("vision_model.vision_tower.norm.bias", "F16"),
+                                         ("language_model.lm_head.weight", "BF16")])
 def test_numbers_that_are_not_finite_are_refused(name: str, dtype: str, value: float, model: Model) -> None:
     state = checkpoints.random_state(MICRO)
     state[name].flat[-1] = value
@@ -525,9 +517,8 @@ def test_numbers_that_are_not_finite_are_refused(name: str, dtype: str, value: f
     model.refused(name, "not finite")
 
 
-@pytest.mark.parametrize(
-    "dtype, value", [("f16", 65520.0), ("f16", 1e30), ("bf16", 3.4e38), ("q8_0", 1e8), ("q4_0", 1e6)]
-)
+@pytest.mark.parametrize("dtype, value",
+                         [("f16", 65520.0), ("f16", 1e30), ("bf16", 3.4e38), ("q8_0", 1e8), ("q4_0", 1e6)])
 def test_numbers_too_large_for_a_type_are_refused(dtype: str, value: float, model: Model) -> None:
     state = checkpoints.random_state(MICRO)
     state["language_model.model.layers.0.self_attn.q_proj.weight"][3, 5] = value
@@ -642,12 +633,6 @@ def test_an_index_must_name_its_shards(model: Model) -> None:
     for wrong in ([], {}, {"weight_map": []}, {"weight_map": {"gen_embed.weight": 3}}):
         write_json(index, wrong)
         model.refused()
-
-
-def test_a_missing_shard_is_named(model: Model) -> None:
-    _, places = sharded(model)
-    (model.path / places["gen_embed.weight"]).unlink()
-    model.refused(places["gen_embed.weight"], "missing")
 
 
 @pytest.mark.parametrize("keep", [0, 4, 8, 100, 0.5, -1])
