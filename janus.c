@@ -4995,7 +4995,7 @@ static int drafts_that_pay(const Context *cx, const JanusModel *m, const JanusGe
       Sources: tokenizer.json; Sennrich et al., arXiv 1508.07909 (merges); the GPT-2 report (bytes as the alphabet).
    ================================================================================================================== */
 
-enum { TEXT_LIMIT = 1 << 27 /* bytes */, SPLIT_RULE_LIMIT = 16 };
+enum { TEXT_LIMIT = 1 << 27 /* bytes */, SPLIT_RULE_LIMIT = 16, ALPHABET_SIZE = 0x144 };
 
 /* ---- UTF-8 ---- */
 
@@ -5201,8 +5201,6 @@ static void read_rules(Context *cx, Tokenizer *t) {
 
 /* The byte-level alphabet writes every byte as a visible character: most of Latin-1 stands for itself, the other 68
    bytes, in order, are the characters from U+0100 on (a space is U+0120). byte_of[character]: its byte, or -1. */
-enum { ALPHABET_SIZE = 0x144 };
-
 static void fill_alphabet(int16_t byte_of[ALPHABET_SIZE]) {
     int next = 0x100;
     for (int i = 0; i < ALPHABET_SIZE; i++) byte_of[i] = -1;
@@ -5323,7 +5321,7 @@ typedef struct Storage {
     Tokenizer tokenizer;
 } Storage;
 
-/* ---- Encoding ---- */
+/* ---- Encoding and decoding ---- */
 
 /* A token of the piece that is being merged. */
 typedef struct {
@@ -5438,8 +5436,6 @@ static void tokenize(Context *cx, const JanusModel *m, StringView text, IdList *
     scratch_release(cx, mark);
 }
 
-/* ---- Decoding ---- */
-
 /* Ids to text, control tokens included: `*length` bytes and a zero byte, which the caller frees. */
 static char *tokenizer_decode(Context *cx, const Tokenizer *t, const int32_t *ids, size_t count, size_t *length) {
     Utf8Stream stream = {{0}, 0};
@@ -5530,7 +5526,7 @@ typedef struct {
     Cursor cursor;
     Metadata *metadata;
     TensorInfo *tensors;
-    int64_t metadata_count, tensor_count, needed; /* tensors that the model has */
+    int64_t metadata_count, tensor_count, needed; /* needed: tensors found by name */
     uint64_t data;           /* where the tensors' data begin */
     char prefix[NAME_LIMIT]; /* of the tensors that are read now, as in "vit.blk.3." */
 } Loader;
@@ -5600,7 +5596,7 @@ static const Metadata *find_metadata(const Loader *l, const char *key) {
     return NULL;
 }
 
-/* The entry `key` if it has this type; otherwise a failure, and an entry of zeros. */
+/* The entry `key`; if it is missing or has another type, that is the error and an empty entry is returned. */
 static const Metadata *need_entry(Loader *l, const char *key, uint32_t type, bool is_array) {
     static const Metadata nothing = {.value = {"", 0}};
     const Metadata *entry = find_metadata(l, key);
@@ -5613,9 +5609,12 @@ static uint64_t need_number(Loader *l, const char *key, uint32_t type) {
     return view_number(need_entry(l, key, type, false)->value, 0, gguf_type_bytes(type), false);
 }
 
-static StringView need_string(Loader *l, const char *key) {
+static StringView need_text(Loader *l, const char *key) {
     Cursor cursor = {.file = need_entry(l, key, GGUF_STRING, false)->value};
-    return cursor_string(&cursor);
+    const StringView text = cursor_string(&cursor);
+    const bool good = text.length <= TEXT_LIMIT && utf8_valid(text.text, text.length);
+    if (!good) bad_model(l, "the metadata %s is not UTF-8 or too long", key);
+    return good ? text : (StringView){"", 0};
 }
 
 /* A kind of file by its first bytes. */
@@ -5669,7 +5668,7 @@ static void read_tables(Loader *l) {
     Cursor *cursor = &l->cursor;
     for (int64_t i = 0; i < l->metadata_count; i++) read_metadata_entry(cursor, &l->metadata[i]);
     require(l, !cursor->bad, "truncated or damaged: its metadata runs over the end");
-    const StringView name = view_part(need_string(l, "general.architecture"), 0, 39);
+    const StringView name = view_part(need_text(l, "general.architecture"), 0, 39);
     if (!view_is(name, "janus"))
         bad_model(l, "a GGUF file for \"%.*s\", not for \"janus\": files of llama.cpp hold a part of the model in "
                   "another form; make the file of the checkpoint with convert.py", VIEW(name));
@@ -5719,13 +5718,6 @@ static uint32_t *copy_numbers(Loader *l, const char *key, uint32_t type, int64_t
     for (int64_t i = 0; i < *count && numbers != NULL; i++)
         numbers[i] = (uint32_t)view_number(entry->value, 4 * (size_t)i, 4, false);
     return numbers;
-}
-
-static StringView need_text(Loader *l, const char *key) {
-    const StringView text = need_string(l, key);
-    const bool good = text.length <= TEXT_LIMIT && utf8_valid(text.text, text.length);
-    if (!good) bad_model(l, "the metadata %s is not UTF-8 or too long", key);
-    return good ? text : (StringView){"", 0};
 }
 
 /* The numbers of the metadata with their limits. */
@@ -5817,7 +5809,7 @@ static void check_config(Loader *l) {
 
 /* ---- tensors ---- */
 
-/* The tensors that are named from now on begin so. */
+/* Sets the prefix of the tensor names that follow. */
 PRINTF_LIKE(2, 3)
 static void enter(Loader *l, const char *format, ...) {
     va_list arguments;
@@ -5826,8 +5818,8 @@ static void enter(Loader *l, const char *format, ...) {
     va_end(arguments);
 }
 
-/* A big-endian machine turns the file's float32 numbers round, once, in its own copy. All other types are read byte by
-   byte. */
+/* Swaps the bytes of float32 numbers on a big-endian machine, which has its own copy of the file. All other types are
+   read byte by byte. */
 static void make_native(uint8_t *bytes, const TensorInfo *tensor) {
     const StringView stored = {(const char *)bytes, (size_t)tensor->bytes};
     for (size_t at = 0; at < stored.length && tensor->type == TYPE_F32 && big_endian(); at += 4) {
@@ -6042,7 +6034,7 @@ static void need_tokenizer(Loader *l) {
     build_merges(&l->cx, t);
 }
 
-/* Fills in l->model from the file l->path. If this fails, janus_free frees what there is. */
+/* Fills in l->model from the file l->path. If this fails, janus_free frees the partial model. */
 static void read_model(Loader *l) {
     static void (*const STEPS[])(Loader *) = {
         load_file, read_header, read_tables, need_config, check_config, need_vision, need_transformer, need_generation,
@@ -6072,7 +6064,7 @@ static bool is_python_space(uint32_t c) {
            (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 || c == 0x202F || c == 0x205F || c == 0x3000;
 }
 
-/* Valid UTF-8 without the white space at both ends. */
+/* Removes the white space at both ends of valid UTF-8. */
 static StringView strip(const char *text, size_t length) {
     size_t start = length, end = 0, at = 0;
     while (at < length) {
@@ -6124,7 +6116,7 @@ static bool answer_begin(Answer *answer) {
 
 static bool answer_is_empty(const Answer *answer) { return answer->text.length == 0; }
 
-/* The text without white space at its end, which the caller frees. */
+/* The text without white space at its end; the caller frees it. */
 static char *answer_take(Answer *answer) {
     char *text = answer->text.text;
     text[strip(text, answer->text.length).length] = 0;
@@ -6132,8 +6124,8 @@ static char *answer_take(Answer *answer) {
     return text;
 }
 
-/* Adds one token to the answer and hands the new text to the caller; `id` < 0 ends the answer. Special tokens say
-   nothing, and white space before the first word is left out. */
+/* Appends a token to the answer and passes the new text to the callback; `id` < 0 ends the answer. Control tokens have
+   no text, and white space before the first word is dropped. */
 static void answer_token(Context *cx, const JanusModel *m, Answer *answer, int32_t id) {
     TextBuffer *text = &answer->text;
     const Tokenizer *t = &m->storage->tokenizer;
@@ -6712,24 +6704,23 @@ static uint8_t *resize_bicubic(Context *cx, const JanusImage *image, int width, 
     return has_failed(cx) ? NULL : out;
 }
 
-/* official: VLMImageProcessor */
+/* official: VLMImageProcessor. The resized picture is put in the middle of a square of the background's colour. */
 static void vit_pixels(Context *cx, const Config *c, const JanusImage *image, float *pixels) {
     const ArenaBlock *mark = scratch_mark(cx);
     const int side = c->image_side, longest = image->width > image->height ? image->width : image->height;
     int width = (int)((double)image->width / longest * side), height = (int)((double)image->height / longest * side);
     if (width < c->min_side) width = c->min_side;
     if (height < c->min_side) height = c->min_side;
-    const int left = (side - width) / 2, top = (side - height) / 2;
+    const int64_t left = (side - width) / 2, top = (side - height) / 2, count = 3 * (int64_t)side * side;
     const uint8_t *resized = resize_bicubic(cx, image, width, height);
-    for (int y = 0; y < side && resized != NULL; y++) {
-        for (int x = 0; x < side; x++) {
-            const bool inside = y >= top && y < top + height && x >= left && x < left + width;
-            const uint8_t *rgb = resized + 3 * ((int64_t)(y - top) * width + (x - left));
-            for (int k = 0; k < 3; k++) {
-                const float value = (float)((inside ? rgb[k] : c->background[k]) * c->rescale);
-                pixels[((int64_t)y * side + x) * 3 + k] = c->normalize ? (value - c->mean[k]) / c->std[k] : value;
-            }
-        }
+    uint8_t *square = scratch_bytes(cx, count, 1);
+    const bool good = !has_failed(cx);
+    for (int64_t i = 0; i < count && good; i++) square[i] = (uint8_t)c->background[i % 3];
+    for (int64_t y = 0; y < height && good; y++)
+        memcpy(square + 3 * ((top + y) * side + left), resized + 3 * y * width, 3 * (size_t)width);
+    for (int64_t i = 0; i < count && good; i++) {
+        const float value = (float)(square[i] * c->rescale);
+        pixels[i] = c->normalize ? (value - c->mean[i % 3]) / c->std[i % 3] : value;
     }
     scratch_release(cx, mark);
 }
