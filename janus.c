@@ -2535,8 +2535,8 @@ static void weight_row(float *out, const Weight *w, int64_t row) {
 
       To add an instruction set (the shortest example is WebAssembly's simd128; test/c/toy_kernels.h is one in plain C):
         1  Detection: above the pass, HAVE_..._KERNELS and the header with the intrinsics, where the compiler can make
-           such code; after the pass, if a processor may lack the instructions, a check of it, as x86_level. The size
-           of a vector must be a constant: SVE and RVV need -msve-vector-bits or -mrvv-vector-bits for the whole file
+           such code; after the pass, if a processor may lack the instructions, a check in processor_level. The size of
+           a vector must be a constant: SVE and RVV need -msve-vector-bits or -mrvv-vector-bits for the whole file
         2  Primitives: PASS_... and a block of macros beside the others'; the list above them says what each means. A
            macro that is not in the list needs an #undef at the end of the pass
         3  Pass: after it, two #defines and an #include of this file
@@ -2567,6 +2567,13 @@ static inline int block_bytes(int type) {
     default: return 0;
     }
 }
+
+/* What a step of q is, for sixteen blocks of 32 (Q8_0, Q4_0) or for each 16 elements of a block of 256 (K-quants); what
+   is subtracted from each 32 (Q4_K). */
+typedef struct {
+    float steps[16], lows[8];
+} Scales;
+#define SCALED_COLUMNS(type) (block_elements(type) == BLOCK ? 16 * BLOCK : SUPER_BLOCK)
 
 /* Prefetches the cache line at p, which is read soon and once; a no-op where the compiler has no builtin for it. */
 #if defined(__GNUC__) && !defined(__TINYC__)
@@ -2599,6 +2606,7 @@ typedef struct {
 typedef struct {
     int group, words; /* words of 32 bits that BLOCK columns of a row take when they are prepared */
     bool complete;    /* only for rows of a multiple of BLOCK columns */
+    bool if_pays;     /* only where pairs_pay */
     void (*prepare)(float *out, const float *const *rows, int64_t n); /* NULL: rows stay floats, group is 1 */
     void (*multiply)(const Block *b);
 } Method;
@@ -2623,8 +2631,8 @@ typedef struct {
     void (*transpose)(float *out, int64_t out_stride, const float *x, int64_t stride, int64_t T, int64_t n);
     void (*scale)(float *out, float factor, int64_t n);
     void (*add)(float *out, const float *x, int64_t n);
-    void (*gelu)(float *x, int64_t n);
-    void (*silu)(float *x, const float *up, int64_t n); /* x = silu(x) * up; up may be NULL */
+    void (*gelu)(float *out, const float *x, int64_t n);  /* out = gelu(x) */
+    void (*silu)(float *out, const float *up, int64_t n); /* out = silu(out) * up */
     /* out = (x - mean) / sqrt(mean square of (x - mean) + eps) * weight + bias; mean is 0 unless centred */
     void (*norm)(float *out, const float *x, const float *weight, const float *bias, int64_t n, float eps, int centred);
     /* per channel over rows of x (count, n): mean, and sum of squared differences from it */
@@ -2701,14 +2709,14 @@ static void add_plain(float *out, const float *x, int64_t n) {
     for (int64_t i = 0; i < n; i++) out[i] += x[i];
 }
 
-static void gelu_plain(float *x, int64_t n) {
-    for (int64_t i = 0; i < n; i++) x[i] = 0.5f * x[i] * (1 + erff(x[i] * 0.70710678f));
+static void gelu_plain(float *out, const float *x, int64_t n) {
+    for (int64_t i = 0; i < n; i++) out[i] = 0.5f * x[i] * (1 + erff(x[i] * 0.70710678f));
 }
 
 static float silu_value(float x) { return x / (1 + expf(-x)); }
 
-static void silu_plain(float *x, const float *up, int64_t n) {
-    for (int64_t i = 0; i < n; i++) x[i] = silu_value(x[i]) * (up ? up[i] : 1);
+static void silu_plain(float *out, const float *up, int64_t n) {
+    for (int64_t i = 0; i < n; i++) out[i] = silu_value(out[i]) * up[i];
 }
 
 static void norm_plain(float *out, const float *x, const float *weight, const float *bias, int64_t n, float eps,
@@ -2833,7 +2841,6 @@ vf, VL floats, a constant (of SVE and RVV: with vectors of a fixed length):
      v_add v_sub v_mul v_div         (a, b), element by element
      v_maximum v_minimum             the same; where one of the two is NaN, the second (NEON: NaN)
      v_fma(a, b, c)                  a b + c, rounded once where there is such an instruction
-     v_sum(a) v_largest(a)           of all elements, a float
      v_add4(p, q, a)                 p[i] = q[i] + the sum of elements i, i + 4, i + 8 ... of a, for i < 4
      v_round(a)                      to whole numbers, ties to even
      v_power(n)                      2^n for whole n from -126 to 127; 0 for -127, infinity for 128
@@ -2879,8 +2886,6 @@ vf, VL floats, a constant (of SVE and RVV: with vectors of a fixed length):
 #define v_maximum         vmaxq_f32
 #define v_minimum         vminq_f32
 #define v_fma(a, b, c)    vfmaq_f32(c, a, b)
-#define v_sum             vaddvq_f32
-#define v_largest         vmaxvq_f32
 #define v_round           vrndnq_f32
 #define v_power(n)        vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtnq_s32_f32(n), vdupq_n_s32(127)), 23))
 #define v_load_f16(p)     vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16((const void *)(p))))
@@ -2943,8 +2948,6 @@ INLINE int32_t KERNEL(round_block)(void *out, const float *x, float inverse) {
 #define v_maximum(a, b)   wasm_f32x4_pmax(b, a)
 #define v_minimum(a, b)   wasm_f32x4_pmin(b, a)
 #define v_fma(a, b, c)    v_add(v_mul(a, b), c)
-#define v_sum             KERNEL(sum)
-#define v_largest         KERNEL(largest)
 #define v_round           wasm_f32x4_nearest
 #define v_power(n)        wasm_i32x4_shl(wasm_i32x4_add(wasm_i32x4_trunc_sat_f32x4(n), wasm_i32x4_splat(127)), 23)
 #define v_load_f16(p)     KERNEL(widen_f16)(wasm_u32x4_load16x4(p))
@@ -2966,14 +2969,6 @@ INLINE int32_t KERNEL(round_block)(void *out, const float *x, float inverse) {
 #define b_join(low, high) wasm_v128_or(low, wasm_i8x16_shl(high, 4))
 #define b_less(b, n)      wasm_i8x16_sub(b, wasm_i8x16_splat(n))
 
-INLINE float KERNEL(sum)(vf a) {
-    a = v_add(a, v_zip_high2(a, a));
-    return wasm_f32x4_extract_lane(v_add(a, wasm_i32x4_shuffle(a, a, 1, 1, 1, 1)), 0);
-}
-INLINE float KERNEL(largest)(vf a) {
-    a = v_maximum(a, v_zip_high2(a, a));
-    return wasm_f32x4_extract_lane(v_maximum(a, wasm_i32x4_shuffle(a, a, 1, 1, 1, 1)), 0);
-}
 /* Four f16, each in 32 bits: their exponents count from 15, those of f32 from 127; infinity and NaN have the largest.
    (clang 14 never ends where the sign is put there by wasm_v128_and and wasm_v128_or.) */
 INLINE vf KERNEL(widen_f16)(v128_t halves) {
@@ -2997,14 +2992,11 @@ INLINE void KERNEL(store_halves)(uint16_t *out, vf a) {
 #define VL        8
 #define X_ROWS    3
 #define VALUE_VECTORS 2
-#define v_sum     KERNEL(sum)
-#define v_largest KERNEL(largest)
 #define v_bits    _mm256_castsi256_ps
 #define v_words   _mm256_castps_si256
 #define v_widen(w, b)                                                                                                  \
     ((w)[0] = MM(cvtepi32_ps)(MM(cvtepi8_epi32)(b)), (w)[1] = MM(cvtepi32_ps)(MM(cvtepi8_epi32)(_mm_srli_si128(b, 8))))
 #define v_from_f16(q) _mm256_cvtph_ps(_mm_set_epi64x((int64_t)(q)[1], (int64_t)(q)[0]))
-#define v_gather      KERNEL(gather_lanes)
 #define h_load(p)     _mm_loadu_si128((const void *)(p))
 #define h_store(p, h) _mm_storeu_si128((void *)(p), h)
 #else
@@ -3019,14 +3011,11 @@ INLINE void KERNEL(store_halves)(uint16_t *out, vf a) {
 #define X_ROWS        6
 #define VALUE_VECTORS 2
 #define INT8_ROWS     12
-#define v_sum         _mm512_reduce_add_ps
-#define v_largest     _mm512_reduce_max_ps
 #define v_bits        _mm512_castsi512_ps
 #define v_words       _mm512_castps_si512
 #define v_widen(w, b) ((w)[0] = MM(cvtepi32_ps)(MM(cvtepi8_epi32)(b)))
 #define v_from_f16(q)                                                                                                  \
     _mm512_cvtph_ps(_mm256_set_epi64x((int64_t)(q)[3], (int64_t)(q)[2], (int64_t)(q)[1], (int64_t)(q)[0]))
-#define v_gather      KERNEL(gather_lanes)
 #define v_nibbles     KERNEL(nibbles)
 #define h_load(p)     _mm256_loadu_si256((const void *)(p))
 #define h_store(p, h) _mm256_storeu_si256((void *)(p), h)
@@ -3049,6 +3038,7 @@ INLINE void KERNEL(store_halves)(uint16_t *out, vf a) {
 #define v_load_f16(p)     MM(cvtph_ps)(h_load(p))
 #define v_load_bf16(p)    v_bits(MM(slli_epi32)(MM(cvtepu16_epi32)(h_load(p)), 16))
 #define v_store_f16(p, a) h_store(p, MM(cvtps_ph)(a, 8))
+#define v_gather          KERNEL(gather_lanes)
 #define v_zip_low         MM(unpacklo_ps)
 #define v_zip_high        MM(unpackhi_ps)
 #define v_zip_low2(a, b)  MM(castpd_ps)(MM(unpacklo_pd)(MM(castps_pd)(a), MM(castps_pd)(b)))
@@ -3070,16 +3060,6 @@ INLINE void KERNEL(store_halves)(uint16_t *out, vf a) {
 #endif
 
 #if KERNEL_PASS == PASS_AVX2
-INLINE float KERNEL(sum)(vf a) {
-    __m128 s = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
-    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
-    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
-}
-INLINE float KERNEL(largest)(vf a) {
-    __m128 s = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
-    s = _mm_max_ps(s, _mm_movehl_ps(s, s));
-    return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
-}
 INLINE vf KERNEL(gather_lanes)(const float *const *rows, int64_t k) {
     return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(rows[0] + k)), _mm_loadu_ps(rows[4] + k), 1);
 }
@@ -3127,14 +3107,22 @@ INLINE int32_t KERNEL(round_block)(void *out, const float *x, float inverse) {
 #define VALUE_ROWS    6 /* rows of p in registers, for VALUE_VECTORS of rows */
 #define W_ROWS        4 /* rows of W whose sums are in registers, for X_ROWS rows of x each */
 
-/* ---- weights as floats ---- */
+/* The sum of all elements, and the largest. */
+INLINE float KERNEL(sum)(vf a) {
+    const float zeros[4] = {0};
+    float four[4];
+    v_add4(four, zeros, a);
+    return (four[0] + four[2]) + (four[1] + four[3]);
+}
+INLINE float KERNEL(largest)(vf a) {
+    float part[VL];
+    v_store(part, a);
+    for (int half = VL / 2; half > 0; half /= 2)
+        for (int i = 0; i < half; i++) part[i] = part[i] > part[half + i] ? part[i] : part[half + i];
+    return part[0];
+}
 
-/* What a step of q is, for sixteen blocks of 32 (Q8_0, Q4_0) or for each 16 elements of a block of 256 (K-quants); what
-   is subtracted from each 32 (Q4_K). */
-typedef struct {
-    float steps[16], lows[8];
-} KERNEL(Scales);
-#define SCALED_COLUMNS(type) (block_elements(type) == BLOCK ? 16 * BLOCK : SUPER_BLOCK)
+/* ---- weights as floats ---- */
 
 /* The f16 at `half`. Not by f16_to_f32: its old SSE instructions can take 100 ns each while the upper halves of AVX
    registers are in use. */
@@ -3160,7 +3148,7 @@ INLINE void KERNEL(load_f16_scales)(float *scales, const char *block, const int6
 }
 
 /* The scales of columns [k, k + n) of a row, at most SCALED_COLUMNS of them. */
-INLINE void KERNEL(load_scales)(KERNEL(Scales) *s, const int type, const char *row, int64_t k, int64_t n) {
+INLINE void KERNEL(load_scales)(Scales *s, const int type, const char *row, int64_t k, int64_t n) {
     if (block_elements(type) == BLOCK) {
         const int64_t bytes = block_bytes(type);
         const char *block = row + k / BLOCK * bytes;
@@ -3206,7 +3194,7 @@ INLINE void KERNEL(load_quants)(vb *q, const int type, const char *row, int64_t 
 
 /* w (BLOCK floats) = elements [k, k + BLOCK) of a row of any format, the j-th of those that s is for; k is a multiple
    of BLOCK. Formats that are not named here take their plain function. */
-INLINE void KERNEL(load32)(vf *w, const int type, const char *row, int64_t k, const KERNEL(Scales) *s, int j) {
+INLINE void KERNEL(load32)(vf *w, const int type, const char *row, int64_t k, const Scales *s, int j) {
     const bool blocks = block_elements(type) == BLOCK;
 #ifdef v_nibbles
     if (type == TYPE_Q4_0) {
@@ -3258,7 +3246,7 @@ INLINE int64_t KERNEL(byte_of)(const int type, int64_t k) {
 /* `ahead` bytes from each place is what will be expanded next. */
 INLINE void KERNEL(expand_type)(const int type, float *out, const char *row, int64_t ahead, int64_t begin,
                                 int64_t n) {
-    KERNEL(Scales) scales;
+    Scales scales;
     vf w[BLOCK_VECTORS];
     int64_t k = 0;
     for (; k + BLOCK <= n; k += BLOCK) {
@@ -3320,7 +3308,7 @@ INLINE void KERNEL(dot_words)(const int T, const int pairs, vf (*sums)[W_ROWS], 
 INLINE void KERNEL(dot_type)(const int T, const int type, vf (*sums)[W_ROWS], const float *x, int64_t x_stride,
                              const char *const *w, int64_t ahead, int64_t k, int64_t n) {
     vf s[X_ROWS][W_ROWS], a[BLOCK_VECTORS];
-    KERNEL(Scales) scales[W_ROWS];
+    Scales scales[W_ROWS];
     UNROLLED_FOR (int t = 0; t < T; t++)
         UNROLLED_FOR (int r = 0; r < W_ROWS; r++) s[t][r] = v_zero();
     for (int64_t i = 0; i < n; i += BLOCK) {
@@ -3417,7 +3405,7 @@ TARGET static void KERNEL(multiply_bf16)(const Block *b) { KERNEL(multiply_type)
 #endif
 
 /* Columns [0, VALUE_VECTORS * VL) of add_rows. */
-INLINE void KERNEL(add_rows_type)(const int T, const int type, float *out, int64_t out_stride, const float *p,
+INLINE void KERNEL(add_rows_part)(const int T, int type, float *out, int64_t out_stride, const float *p,
                                   int64_t p_stride, const char *row, int64_t stride, int64_t count, bool add) {
     vf sum[VALUE_ROWS][VALUE_VECTORS];
     UNROLLED_FOR (int t = 0; t < T; t++)
@@ -3442,17 +3430,11 @@ TARGET static void KERNEL(add_rows)(float *out, int64_t out_stride, const float 
     const int64_t whole = n / STEP * STEP;
     for (int64_t t = 0, some; t < T; t += some, out += some * out_stride, p += some * p_stride) {
         some = ROWS_OF(VALUE_ROWS, T - t);
-        for (int64_t c = 0; c < whole; c += STEP) {
-            const char *from = rows.data + c * (rows.type == TYPE_F32 ? 4 : 2);
-            if (rows.type == TYPE_F32)
-                BY_ROWS(VALUE_ROWS, some, KERNEL(add_rows_type), TYPE_F32, out + c, out_stride, p, p_stride, from,
-                        rows.stride, count, add);
-            else
-                BY_ROWS(VALUE_ROWS, some, KERNEL(add_rows_type), TYPE_F16, out + c, out_stride, p, p_stride, from,
-                        rows.stride, count, add);
-        }
+        for (int64_t c = 0; c < whole; c += STEP)
+            BY_ROWS(VALUE_ROWS, some, KERNEL(add_rows_part), rows.type, out + c, out_stride, p, p_stride,
+                    rows.data + c * block_bytes(rows.type), rows.stride, count, add);
         if (whole < n) {
-            const Rows rest = {rows.type, rows.data + whole * (rows.type == TYPE_F32 ? 4 : 2), rows.stride};
+            const Rows rest = {rows.type, rows.data + whole * block_bytes(rows.type), rows.stride};
             add_rows_plain(out + whole, out_stride, p, p_stride, some, rest, count, n - whole, add);
         }
     }
@@ -3519,7 +3501,7 @@ TARGET static void KERNEL(prepare_int8)(float *out, const float *const *rows, in
             vf top = v_zero();
             UNROLLED_FOR (int i = 0; i < BLOCK; i += VL)
                 top = v_maximum(top, v_maximum(v_load(x + i), v_sub(v_zero(), v_load(x + i))));
-            const float scale = v_largest(top) / 127;
+            const float scale = KERNEL(largest)(top) / 127;
             const int32_t start = KERNEL(round_block)(words, x, scale > 0 ? 1 / scale : 0);
             for (int i = 0; i < 8; i++) out[i * INT8_ROWS + r] = words[i];
             out[8 * INT8_ROWS + r] = scale;
@@ -3567,6 +3549,17 @@ INLINE void KERNEL(dot_int8)(const int R, vf *sums, const float *x, const vf *w,
     UNROLLED_FOR (int r = 0; r < R; r++) sums[r] = sum[r];
 }
 
+/* Columns o .. o + n - 1, at most VL, of `rows` rows of out from t on += sums, or = bias + sums. */
+INLINE void KERNEL(add_outputs)(const Block *b, const vf *sums, int64_t t, int64_t rows, int64_t o, int64_t n,
+                                bool add) {
+    enum { i = 0 }; /* for LOAD and STORE */
+    for (int64_t r = 0; r < rows; r++) {
+        float *to = b->out + (t + r) * b->out_stride + o;
+        const float *start = add ? to : b->bias != NULL ? b->bias + o : NULL;
+        STORE(to, start == NULL ? sums[r] : v_add(LOAD(start), sums[r]));
+    }
+}
+
 INLINE void KERNEL(multiply_int8_type)(const int type, const Block *b) {
     const int64_t panel = panel_columns(b->n);
     vf packed[PANEL / BLOCK * 9];
@@ -3584,15 +3577,7 @@ INLINE void KERNEL(multiply_int8_type)(const int type, const Block *b) {
                 if (rows <= 2) KERNEL(dot_int8)(2, sums, x, packed, blocks);
                 else if (rows <= 4) KERNEL(dot_int8)(4, sums, x, packed, blocks);
                 else KERNEL(dot_int8)(INT8_ROWS, sums, x, packed, blocks);
-                for (int64_t r = 0; r < rows; r++) {
-                    float *to = b->out + (t + r) * b->out_stride + o;
-                    const float *start = k > 0 ? to : b->bias != NULL ? b->bias + o : NULL;
-                    vf sum = sums[r];
-                    if (start != NULL)
-                        sum = v_add(columns == VL ? v_load(start) : KERNEL(load_part)(start, columns, 0), sum);
-                    if (columns == VL) v_store(to, sum);
-                    else KERNEL(store_part)(to, sum, columns);
-                }
+                KERNEL(add_outputs)(b, sums, t, rows, o, columns, k > 0);
             }
         }
     }
@@ -3701,19 +3686,12 @@ INLINE void dot_amx(const int pieces, const bool both, float (*sums)[AMX_TILE], 
     AMX_STORE(3, sums[3]);
 }
 
-/* out (rows of x, columns) += or = bias + the transposed sums (16 rows of W, 16 rows of x). */
-INLINE void add_amx(const Block *b, const float *sums, int64_t t, int64_t rows, int64_t o, int64_t columns, bool add) {
+/* add_outputs of the transposed sums (16 rows of W, 16 rows of x). */
+INLINE void add_amx(const Block *b, const float *sums, int64_t t, int64_t o, bool add) {
     vf by_row[AMX_ROWS];
-    if (rows <= 0 || columns <= 0) return;
-    const __mmask16 mask = (__mmask16)((1u << min_i64(columns, VL)) - 1);
+    if (t >= b->T || o >= b->last) return;
     transpose_amx(by_row, sums, 16);
-    for (int64_t r = 0; r < min_i64(rows, AMX_ROWS); r++) {
-        float *to = b->out + (t + r) * b->out_stride + o;
-        const float *start = add ? to : b->bias != NULL ? b->bias + o : NULL;
-        vf sum = by_row[r];
-        if (start != NULL) sum = v_add(_mm512_maskz_loadu_ps(mask, start), sum);
-        _mm512_mask_storeu_ps(to, mask, sum);
-    }
+    KERNEL(add_outputs)(b, by_row, t, min_i64(AMX_ROWS, b->T - t), o, min_i64(VL, b->last - o), add);
 }
 
 /* A panel of AMX_GROUP rows of W as bf16: of another type rounded; rows of zeros after the last. */
@@ -3740,10 +3718,7 @@ INLINE void multiply_amx(const int pieces, const Block *b) {
             for (int64_t t = 0; t < b->T; t += AMX_GROUP, x += n / BLOCK * 2 * pieces * AMX_TILE) {
                 if (b->T - t > AMX_ROWS) dot_amx(pieces, true, sums, x, w, stride, n);
                 else dot_amx(pieces, false, sums, x, w, stride, n);
-                for (int i = 0; i < 4; i++) {
-                    const int64_t row = t + i / 2 * AMX_ROWS, column = o + i % 2 * AMX_ROWS;
-                    add_amx(b, sums[i], row, b->T - row, column, b->last - column, k > 0);
-                }
+                for (int i = 0; i < 4; i++) add_amx(b, sums[i], t + i / 2 * AMX_ROWS, o + i % 2 * AMX_ROWS, k > 0);
             }
         }
     }
@@ -3789,7 +3764,7 @@ TARGET static void multiply_amx_blocks(const Block *b) {
                     UNROLLED_FOR (int r = 0; r < AMX_ROWS; r++)
                         sums[r] = v_fma(v_load(part + r * 16), v_set1(scales[j][r]), sums[r]);
                 }
-                add_amx(b, (const float *)sums, t, b->T - t, o, b->last - o, k > 0);
+                add_amx(b, (const float *)sums, t, o, k > 0);
             }
             x += round_up(b->T, AMX_GROUP) / AMX_GROUP * blocks * 6 * AMX_TILE;
         }
@@ -3834,7 +3809,7 @@ TARGET static float KERNEL(softmax_block)(float *x, int64_t n, float scale, floa
     for (int64_t i = 0; i < n; i += VL)
         top = v_maximum(top, v_mul(factor, LOAD_OR(x, x[i])));
     float old = *max;
-    *max = fmaxf(old, v_largest(top));
+    *max = fmaxf(old, KERNEL(largest)(top));
     vf shift = v_set1(-*max);
     for (int64_t i = 0; i < n; i += VL) {
         const vf e = KERNEL(exp)(v_add(v_mul(factor, LOAD_OR(x, -INFINITY)), shift));
@@ -3842,7 +3817,7 @@ TARGET static float KERNEL(softmax_block)(float *x, int64_t n, float scale, floa
         STORE(x, e);
     }
     float correction = *max > old ? expf(old - *max) : 1;
-    *sum = correction * *sum + v_sum(total);
+    *sum = correction * *sum + KERNEL(sum)(total);
     return correction;
 }
 
@@ -3854,28 +3829,25 @@ TARGET static void KERNEL(add)(float *out, const float *x, int64_t n) {
     for (int64_t i = 0; i < n; i += VL) STORE(out, v_add(LOAD(out), LOAD(x)));
 }
 
-TARGET static void KERNEL(gelu)(float *x, int64_t n) {
-    for (int64_t i = 0; i < n; i += VL) STORE(x, KERNEL(gelu_value)(LOAD(x)));
+TARGET static void KERNEL(gelu)(float *out, const float *x, int64_t n) {
+    for (int64_t i = 0; i < n; i += VL) STORE(out, KERNEL(gelu_value)(LOAD(x)));
 }
 
-TARGET static void KERNEL(silu)(float *x, const float *up, int64_t n) {
-    for (int64_t i = 0; i < n; i += VL) {
-        vf y = KERNEL(silu_value)(LOAD(x));
-        STORE(x, up ? v_mul(y, LOAD(up)) : y);
-    }
+TARGET static void KERNEL(silu)(float *out, const float *up, int64_t n) {
+    for (int64_t i = 0; i < n; i += VL) STORE(out, v_mul(KERNEL(silu_value)(LOAD(out)), LOAD(up)));
 }
 
 TARGET static void KERNEL(norm)(float *out, const float *x, const float *weight, const float *bias, int64_t n,
                                 float eps, int centred) {
     vf sum = v_zero(), square = v_zero();
     for (int64_t i = 0; i < n && centred; i += VL) sum = v_add(sum, LOAD(x));
-    const float centre = v_sum(sum) / (float)n;
+    const float centre = KERNEL(sum)(sum) / (float)n;
     const vf mean = v_set1(centre);
     for (int64_t i = 0; i < n; i += VL) {
         vf y = v_sub(LOAD_OR(x, centre), mean);
         square = v_fma(y, y, square);
     }
-    vf factor = v_set1((float)(1 / sqrt((double)v_sum(square) / (double)n + eps)));
+    vf factor = v_set1((float)(1 / sqrt((double)KERNEL(sum)(square) / (double)n + eps)));
     for (int64_t i = 0; i < n; i += VL) {
         vf y = v_mul(v_mul(v_sub(LOAD(x), mean), factor), LOAD(weight));
         STORE(out, bias ? v_add(y, LOAD(bias)) : y);
@@ -3930,8 +3902,8 @@ static const Kernels KERNEL(kernels) = {
     .exact = {[OTHER_WEIGHTS] = KERNEL_EXACT},
     .fast = {[BLOCK_WEIGHTS] = KERNEL_INT8,
 #if HAVE_PAIRS
-             [BF16_WEIGHTS] = {.group = 1, .words = BLOCK / 2, .complete = true, .prepare = KERNEL(prepare_bf16),
-                               .multiply = KERNEL(multiply_bf16)},
+             [BF16_WEIGHTS] = {.group = 1, .words = BLOCK / 2, .complete = true, .if_pays = true,
+                               .prepare = KERNEL(prepare_bf16), .multiply = KERNEL(multiply_bf16)},
 #endif
     },
     KERNEL_LOOPS,
@@ -3976,8 +3948,6 @@ static const Kernels kernels_amx = {
 #undef v_minimum
 #undef v_fma
 #undef v_fma_pairs
-#undef v_sum
-#undef v_largest
 #undef v_add4
 #undef v_round
 #undef v_power
@@ -4046,27 +4016,24 @@ static const Kernels kernels_amx = {
 #ifdef HAVE_X86_KERNELS
 static bool has_bits(unsigned word, unsigned bits) { return (word & bits) == bits; }
 
-/* The system gives a process the tiles only if it asks; what cpuid(7) and XCR0 say decides before. A test that emulates
-   AMX defines EMULATED_AMX. */
+#ifdef HAVE_AMX_KERNELS
+#ifndef EMULATED_AMX
+#define EMULATED_AMX 0 /* a test that emulates AMX says so */
+#endif
+/* The system gives a process the tiles only if it asks; what cpuid(7) and XCR0 report is checked before. */
 static bool has_amx(unsigned features, unsigned saved) {
-#if defined(EMULATED_AMX)
-    if (EMULATED_AMX) return true;
-#endif
-#if defined(HAVE_AMX_KERNELS)
     enum { HAS_BF16 = 1 << 22, HAS_TILES = 1 << 24, SAVES_TILES = 3 << 17, REQUEST = 0x1023, TILE_DATA = 18 };
-    return has_bits(features, HAS_BF16 | HAS_TILES) && has_bits(saved, SAVES_TILES) &&
-           syscall(SYS_arch_prctl, (long)REQUEST, (long)TILE_DATA) == 0;
-#else
-    (void)features;
-    (void)saved;
-    return false;
-#endif
+    return EMULATED_AMX || (has_bits(features, HAS_BF16 | HAS_TILES) && has_bits(saved, SAVES_TILES) &&
+                            syscall(SYS_arch_prctl, (long)REQUEST, (long)TILE_DATA) == 0);
 }
+#else
+#define has_amx(features, saved) ((void)(features), false)
+#endif
 
 /* 4 where the AMX kernels run, 3 AVX-512 with bf16, 2 AVX-512, 1 AVX2, 0 none: the processor has the instructions and
    the system saves their registers. __builtin_cpu_supports wants a table that not every compiler's library has (zig
    cc). */
-static int x86_level(void) {
+static int processor_level(void) {
     const unsigned avx512 = bit_AVX512F | bit_AVX512BW | bit_AVX512VL | bit_AVX512DQ;
     unsigned a, b, c, d, saved, features, leaves, more;
     if (!__get_cpuid(1, &a, &b, &features, &d) || !has_bits(features, bit_OSXSAVE | bit_AVX | bit_FMA)) return 0;
@@ -4079,47 +4046,47 @@ static int x86_level(void) {
     if (!has_bits(c, bit_AVX512VNNI) || leaves < 1 || !__get_cpuid_count(7, 1, &a, &b, &c, &d)) return 2;
     return !has_bits(a, bit_AVX512BF16) ? 2 : has_amx(more, saved) ? 4 : 3;
 }
+#else
+static int processor_level(void) { return 0; }
 #endif
 
-/* True if --fast uses tiles of rounded operands for bf16 weights. A rule by instructions and maker, not by measurement,
-   so that a machine gives the same ids in every run. Speed-up over exact (576 x 1024 x 4096, one thread):
-     AMX                                       2 to 3          yes
-     pairs of bf16 (VDPBF16PS), AMD Zen 4, 5   1.77 to 1.93    yes
-     the same, Intel Xeon, models 143 to 207   0.62            no: they run at half the rate of f32
-   make bench measures both and reports where the rule is wrong. */
-static bool bf16_pays(const Kernels *kernels) {
-    bool pays = strcmp(kernels->name, "amx") == 0;
+/* True if pairs of bf16 are faster than floats. A rule by maker, not by measurement, so that a machine gives the same
+   ids in every run. Speed-up (576 x 1024 x 4096, one thread): AMD Zen 4 and 5 1.77 to 1.93; Intel Xeon, models 143
+   to 207, 0.62: VDPBF16PS has half the rate of f32 there. make bench measures both and reports where the rule is
+   wrong. */
+static bool pairs_pay(void) {
 #ifdef HAVE_X86_KERNELS
     unsigned a, b, c, d;
-    pays = pays || (__get_cpuid(0, &a, &b, &c, &d) && b == signature_AMD_ebx);
+    return __get_cpuid(0, &a, &b, &c, &d) && b == signature_AMD_ebx;
+#else
+    return false;
 #endif
-    return pays;
 }
 
 /* The i-th table that this machine can run, best first; NULL after the last. */
 static const Kernels *kernels_at(int i) {
-    const Kernels *usable[16] = {NULL};
-    int count = 0;
-#ifdef HAVE_X86_KERNELS
-    const int level = x86_level();
+    static const struct { const Kernels *kernels; int level; } TABLES[] = {
 #ifdef HAVE_AMX_KERNELS
-    if (level >= 4) usable[count++] = &kernels_amx;
+        {&kernels_amx, 4},
 #endif
-    if (level >= 3) usable[count++] = &kernels_avx512bf16;
-    if (level >= 2) usable[count++] = &kernels_avx512;
-    if (level >= 1) usable[count++] = &kernels_avx2;
+#ifdef HAVE_X86_KERNELS
+        {&kernels_avx512bf16, 3}, {&kernels_avx512, 2}, {&kernels_avx2, 1},
 #endif
 #ifdef HAVE_NEON_KERNELS
-    usable[count++] = &kernels_neon;
+        {&kernels_neon, 0},
 #endif
 #ifdef HAVE_SIMD128_KERNELS
-    usable[count++] = &kernels_simd128;
+        {&kernels_simd128, 0},
 #endif
 #ifdef JANUS_EXTRA_KERNELS
-    usable[count++] = &kernels_extra;
+        {&kernels_extra, 0},
 #endif
-    usable[count++] = &kernels_plain;
-    return i < count ? usable[i] : NULL;
+        {&kernels_plain, 0},
+    };
+    const int level = processor_level();
+    for (int t = 0; t < (int)(sizeof TABLES / sizeof *TABLES); t++)
+        if (TABLES[t].level <= level && i-- == 0) return TABLES[t].kernels;
+    return NULL;
 }
 
 static const char *kernel_name_at(int i) {
@@ -4139,7 +4106,7 @@ static const char *kernel_name_at(int i) {
 struct Context {
     Pool *pool;
     const Kernels *kernels;
-    bool bf16_pays;              /* with `fast`: tiles of rounded operands are faster for BF16 weights */
+    bool pairs_pay;
     JanusSessionOptions options; /* the caller's: callbacks, cache, fast */
     JanusError error;            /* status JANUS_OK: all is well */
     Arena arena;                 /* scratch memory of stages and layers */
@@ -4204,7 +4171,7 @@ static int context_init(Context *cx, int threads, const char *isa) {
     for (int i = 0; cx->kernels == NULL && kernels_at(i) != NULL; i++)
         if (isa == NULL || strcmp(isa, kernels_at(i)->name) == 0) cx->kernels = kernels_at(i);
     if (cx->kernels == NULL) return -1;
-    cx->bf16_pays = bf16_pays(cx->kernels);
+    cx->pairs_pay = pairs_pay();
     cx->pool = pool_create(threads);
     return cx->pool != NULL ? 0 : -1;
 }
@@ -4250,36 +4217,31 @@ static void each_alone(Context *cx, LoneJob *job, void *data, int64_t count) {
 enum { ELEMENT_STEP = 16384 };
 
 typedef struct {
-    const Kernels *kernels;
+    void (*kernel)(float *out, const float *x, int64_t n);
     float *out;
     const float *x;
 } Elements;
 
-static void gelu_job(void *data, Chunk chunk) {
+static void element_job(void *data, Chunk chunk) {
     const Elements *e = data;
-    e->kernels->gelu(e->out + chunk.begin, chunk.end - chunk.begin);
+    e->kernel(e->out + chunk.begin, e->x + chunk.begin, chunk.end - chunk.begin);
 }
 
-static void silu_mul_job(void *data, Chunk chunk) {
-    const Elements *e = data;
-    e->kernels->silu(e->out + chunk.begin, e->x + chunk.begin, chunk.end - chunk.begin);
+static void gelu(Context *cx, float *x, int64_t n) {
+    Elements e = {cx->kernels->gelu, x, x};
+    in_parallel(cx, element_job, &e, n, ELEMENT_STEP);
 }
 
-static void add_job(void *data, Chunk chunk) {
-    const Elements *e = data;
-    e->kernels->add(e->out + chunk.begin, e->x + chunk.begin, chunk.end - chunk.begin);
-}
-
-static void run_elements(Context *cx, Job *job, float *out, const float *x, int64_t n) {
-    Elements e = {cx->kernels, out, x};
-    in_parallel(cx, job, &e, n, ELEMENT_STEP);
-}
-
-static void gelu(Context *cx, float *x, int64_t n) { run_elements(cx, gelu_job, x, NULL, n); }
 static void silu_mul(Context *cx, float *gate, const float *up, int64_t n) {
-    run_elements(cx, silu_mul_job, gate, up, n);
+    Elements e = {cx->kernels->silu, gate, up};
+    in_parallel(cx, element_job, &e, n, ELEMENT_STEP);
 }
-static void add(Context *cx, float *out, const float *x, int64_t n) { run_elements(cx, add_job, out, x, n); }
+
+static void add(Context *cx, float *out, const float *x, int64_t n) {
+    Elements e = {cx->kernels->add, out, x};
+    in_parallel(cx, element_job, &e, n, ELEMENT_STEP);
+}
+
 typedef struct {
     float *x;
     int64_t V;
@@ -4436,12 +4398,12 @@ static void run_product(Product *p) {
 
 static const Method *choose_method(const Context *cx, int type, int64_t I) {
     const Kernels *k = cx->kernels;
-    const bool blocks = type == TYPE_Q8_0 || type == TYPE_Q4_0;
-    const int class = type == TYPE_BF16 ? BF16_WEIGHTS : blocks ? BLOCK_WEIGHTS : OTHER_WEIGHTS;
-    const bool fast = cx->options.fast && (class != BF16_WEIGHTS || cx->bf16_pays);
-    const Method *choices[] = {fast ? &k->fast[class] : &k->exact[class], &k->exact[class]};
-    for (int i = 0; i < 2; i++)
-        if (choices[i]->multiply != NULL && !(choices[i]->complete && I % BLOCK != 0)) return choices[i];
+    const int class = type == TYPE_BF16 ? BF16_WEIGHTS : block_elements(type) == BLOCK ? BLOCK_WEIGHTS : OTHER_WEIGHTS;
+    const Method *choices[] = {&k->fast[class], &k->exact[class]};
+    for (int i = cx->options.fast ? 0 : 1; i < 2; i++) {
+        const Method *m = choices[i];
+        if (m->multiply != NULL && !(m->complete && I % BLOCK != 0) && (cx->pairs_pay || !m->if_pays)) return m;
+    }
     return &k->exact[OTHER_WEIGHTS];
 }
 

@@ -470,9 +470,9 @@ static void bench_product(const Stage *s) {
     const Weight w = {type, data, O, I};
     fill_floats(x, T * I);
     for (int64_t o = 0; o < O; o++) random_row(data + o * row_bytes, type, I);
-    const bool rule = cx->bf16_pays;
+    const bool rule = cx->pairs_pay;
     double medians[2] = {0, 0};
-    cx->bf16_pays = true; /* whatever the rule says */
+    cx->pairs_pay = true; /* whatever the rule says */
     for (int fast = 0; fast < 2; fast++) {
         Cost cost = {0, 0, 0};
         Times times = {{0}, 0};
@@ -491,10 +491,10 @@ static void bench_product(const Stage *s) {
         report(s->bench, name, &times, &cost, peak);
         medians[fast] = times.times[times.count / 2]; /* report sorted them */
         if (fast && peak == 1 && rule != (medians[1] < medians[0]))
-            printf("  bf16_pays (section 14 of janus.c) is wrong for this processor: rounded operands are %s\n",
+            printf("  pairs_pay (section 14 of janus.c) is wrong for this processor: rounded operands are %s\n",
                    rule ? "slower" : "faster");
     }
-    cx->bf16_pays = rule;
+    cx->pairs_pay = rule;
     round_activations(s, &w, 0);
     free(x);
     free(out);

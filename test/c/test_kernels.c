@@ -546,7 +546,7 @@ static void dispatch_case(void) {
     if (flags != NULL) fclose(flags);
     amx = amx && bf16 && syscall(SYS_arch_prctl, 0x1023L, 18L) == 0; /* may a process have the tiles? */
 #endif
-    report("kernels that this processor runs", fabs((double)(x86_level() - (avx2 + avx512 + bf16 + amx))), 0);
+    report("kernels that this processor runs", fabs((double)(processor_level() - (avx2 + avx512 + bf16 + amx))), 0);
 #endif
 }
 
@@ -674,7 +674,7 @@ static void drafts_case(const char *file, const char *isa, int fast, int grid) {
 static int kernel_cases(const char *name) {
     Context cx;
     if (context_init(&cx, 2, name) != 0) return 1;
-    cx.bf16_pays = true; /* also where the processor has faster ones */
+    cx.pairs_pay = true; /* also where the processor has faster ones */
     expand_cases(cx.kernels);
     linear_cases(&cx);
     cx.options.fast = 1;

@@ -54,8 +54,6 @@ static inline void v_store_f16(uint16_t *p, vf a) { store_f16_plain(p, a.at, VL)
 static inline void v_add4(float *p, const float *q, vf a) {
     for (int i = 0; i < VL; i++) p[i] = q[i] + a.at[i];
 }
-static inline float v_sum(vf a) { return (a.at[0] + a.at[1]) + (a.at[2] + a.at[3]); }
-static inline float v_largest(vf a) { return fmaxf(fmaxf(a.at[0], a.at[1]), fmaxf(a.at[2], a.at[3])); }
 
 EACH(vb, b_load, (const void *p), ((const int8_t *)p)[i])
 EACH(vb, b_bits, (vb b, int n, int mask), (int8_t)((uint8_t)b.at[i] >> n & mask))
