@@ -53,7 +53,7 @@ def background(picture: np.ndarray) -> str:
 
 def is_unknown(picture: np.ndarray) -> bool:
     """True for the picture that says that a prompt was not understood, and for nothing that has a thing in it."""
-    return float(np.abs(picture.astype(float) - world.UNKNOWN).mean()) < 8
+    return float(np.abs(picture.astype(float) - world.QUESTION_MARK).mean()) < 8
 
 
 def foreground(picture: np.ndarray) -> np.ndarray:
@@ -168,7 +168,7 @@ def is_right(scene: world.Scene, picture: np.ndarray) -> bool:
 
 def accuracy(count: int = 200, seed: int = 5) -> dict[str, float]:
     """The share of `count` rendered scenes of each sort, half of them held out of training, in which everything is found right."""
-    rng, right = np.random.default_rng(seed), {"unknown": [is_unknown(world.UNKNOWN)]}
+    rng, right = np.random.default_rng(seed), {"unknown": [is_unknown(world.QUESTION_MARK)]}
     while len(right) < 6 or any(len(shares) < count for sort, shares in right.items() if sort != "unknown"):
         scene = world.random_scene(rng, held_out=rng.random() < 0.5)
         sort = "twins" if scene.is_twin else "pairs" if scene.is_pair else "counts" if len(scene.things) > 1 else scene.size or "single"

@@ -61,8 +61,8 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 EYES_GREY, GREY = 0.5, 0.25  # the share of the pictures that stage 2, and questions, show in grey: what a thing is shows without colour
 # Of a step of the joint stage: until which step, captions alone, drawings, conversations. It learns to read first, and to see long
 # before it draws well.
-MIX = ((600, 64, 12, 6), (2500, 0, 36, 20), (10**9, 0, 44, 16))
-UNKNOWN = 0.08  # the share of drawings of what is outside the world
+MIX = ((600, 64, 12, 6), (2500, 0, 36, 18), (10**9, 0, 44, 14))
+UNKNOWN = 0.06  # the share of scenes that are the picture of what is outside the world
 TURNS, MEDLEYS = 5, 0.25  # of a conversation, up to; the share of conversations about a medley
 DRAWN = 3  # of the pictures that are asked about in a step, those that have been through the VQ
 CHAINED = 0.45  # the share of conversations whose turns follow on one another; in the others each is the first (Conversation)
@@ -72,9 +72,9 @@ DROPPED, SMOOTH = 0.1, 0.2  # the share of drawings without their prompt, and th
 
 # ---- Data -----------------------------------------------------------------------------------------------------------
 
-def random_scenes(rng: np.random.Generator, count: int, pairs: float = 0.5) -> list[world.Scene]:
+def random_scenes(rng: np.random.Generator, count: int) -> list[world.Scene]:
     """Scenes that training may meet."""
-    return [world.random_scene(rng, plain=PLAIN, pairs=pairs) for _ in range(count)]
+    return [world.UNKNOWN if rng.random() < UNKNOWN else world.random_scene(rng, plain=PLAIN) for _ in range(count)]
 
 
 def pictures_of(scenes: list[world.Scene]) -> torch.Tensor:
@@ -233,17 +233,6 @@ def start_from(model: JanusForConditionalGeneration, tokenizer: Tokenizer, path:
 
 # ---- All stages -----------------------------------------------------------------------------------------------------
 
-class Log:
-    """Rows of (stage, step, name, value) in log.csv."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def write(self, stage: str, step: int, **values: float) -> None:
-        with self.path.open("a", newline="") as file:
-            csv.writer(file).writerows((stage, step, name, f"{value:.6g}") for name, value in values.items())
-
-
 class Muon(torch.optim.Optimizer):
     """Steps of matrices (a convolution kernel is one, out x all the rest) with all singular values made nearly equal: five steps of a
     Newton-Schulz iteration (Keller Jordan, 2024). Steps of one size never cease to grow a matrix: hence the decay."""
@@ -308,12 +297,12 @@ def schedule(step: int, steps: int, warmup: int) -> float:
 
 
 class Checkpoint:
-    """The state of a stage in a file, replaced in one step, every three minutes and at the end."""
+    """The state of a stage in a file, replaced in one step, every three minutes and at the end; and the stage's rows of log.csv."""
 
-    def __init__(self, path: Path, steps: int, **parts: torch.nn.Module | Optimizers):
-        self.path, self.steps, self.parts, self.saved, self.start = path, steps, parts, time.time(), 0
-        if path.exists():
-            state = torch.load(path, weights_only=True, map_location=DEVICE)
+    def __init__(self, run: Path, stage: str, steps: int, **parts: torch.nn.Module | Optimizers):
+        self.path, self.steps, self.parts, self.saved, self.start = run / f"{stage}.pt", steps, parts, time.time(), 0
+        if self.path.exists():
+            state = torch.load(self.path, weights_only=True, map_location=DEVICE)
             self.start = state["step"]
             for name, part in parts.items():
                 part.load_state_dict(state[name])
@@ -331,6 +320,11 @@ class Checkpoint:
         os.replace(beside, self.path)
         self.saved = time.time()
         return True
+
+    def log(self, step: int, **values: float | torch.Tensor) -> None:
+        """Rows of stage, step, name, value."""
+        with (self.path.parent / "log.csv").open("a", newline="") as file:
+            csv.writer(file).writerows((self.path.stem, step + 1, name, f"{float(value):.6g}") for name, value in values.items())
 
 
 # ---- Stage 1 --------------------------------------------------------------------------------------------------------
@@ -375,17 +369,15 @@ def psnr(vq: torch.nn.Module, pictures: torch.Tensor) -> float:
         return float((10 * torch.log10(4 / ((drawn - wanted) ** 2).mean((1, 2, 3)))).mean())
 
 
-def train_vq(model: JanusForConditionalGeneration, run: Path, steps: int, log: Log, started: bool) -> None:
+def train_vq(model: JanusForConditionalGeneration, run: Path, steps: int, started: bool) -> None:
     """`started`: the codebook is in use already, and a lower rate will do."""
     vq, free_steps = model.model.vqmodel, 0 if started else 250
-    optimizers = Optimizers(list(vq.named_parameters()), 0.004 if started else 0.02, 5e-4 if started else 2e-3, ("embedding",))
+    optimizers = Optimizers(list(vq.named_parameters()), 0.01 if started else 0.02, 1e-3 if started else 2e-3, ("embedding",))
     book = Codebook(vq.quantize.embedding.weight)
-    saved = Checkpoint(run / "vq.pt", steps, vq=vq, opt=optimizers)
+    saved = Checkpoint(run, "vq", steps, vq=vq, opt=optimizers)
     rng, validation = np.random.default_rng([1, saved.start]), pictures_of(random_scenes(np.random.default_rng(1), VALIDATION))
     for step in saved.remaining():
         batch = pictures_of(random_scenes(rng, 16))
-        if step % 8 == 0:
-            batch[0] = torch.from_numpy(world.UNKNOWN.copy()).permute(2, 0, 1)
         with torch.autocast(DEVICE.type, torch.bfloat16):
             loss, error = vq_step(vq, to_input(batch), book, step >= free_steps)
         optimizers.update(loss, schedule(step, steps, 30))
@@ -394,9 +386,9 @@ def train_vq(model: JanusForConditionalGeneration, run: Path, steps: int, log: L
         elif free_steps <= step < (0.4 if started else 0.7) * steps and (step - free_steps) % 60 == 59:
             book.fill(book.unused())
         if step % 50 == 49:
-            log.write("vq", step + 1, mse=float(error))
+            saved.log(step, mse=error)
         if saved.saves(step):
-            log.write("vq", step + 1, psnr=psnr(vq, validation))
+            saved.log(step, psnr=psnr(vq, validation))
     with torch.no_grad():
         weight = vq.quantize.embedding.weight
         weight.copy_(F.normalize(weight, dim=-1))
@@ -443,11 +435,11 @@ def look(vision: torch.nn.Module, heads: torch.nn.Linear, pictures: torch.Tensor
     return heads(vision(pictures).last_hidden_state).float().unflatten(-1, (3, CLASSES))
 
 
-def train_eyes(model: JanusForConditionalGeneration, run: Path, steps: int, log: Log, started: bool) -> None:
+def train_eyes(model: JanusForConditionalGeneration, run: Path, steps: int, started: bool) -> None:
     vision = model.model.vision_model
     heads = torch.nn.Linear(vision.config.hidden_size, 3 * CLASSES).to(DEVICE)
-    optimizers = Optimizers([*vision.named_parameters(), *heads.named_parameters("heads")], 0.005 if started else 0.02, 2e-3, ("embed", "heads"))
-    saved = Checkpoint(run / "eyes.pt", steps, vision=vision, heads=heads, opt=optimizers)
+    optimizers = Optimizers([*vision.named_parameters(), *heads.named_parameters("heads")], 0.01 if started else 0.02, 2e-3, ("embed", "heads"))
+    saved = Checkpoint(run, "eyes", steps, vision=vision, heads=heads, opt=optimizers)
     rng, validation = np.random.default_rng([2, saved.start]), random_scenes(np.random.default_rng(1), VALIDATION)
     vision.set_attn_implementation("eager")
     for step in saved.remaining():
@@ -460,14 +452,13 @@ def train_eyes(model: JanusForConditionalGeneration, run: Path, steps: int, log:
         loss = F.cross_entropy(told.flatten(0, 2), asked.to(DEVICE).flatten(), ignore_index=IGNORE)
         optimizers.update(loss, schedule(step, steps, 100))
         if step % 50 == 49:
-            log.write("eyes", step + 1, loss=float(loss.detach()))
+            saved.log(step, loss=loss.detach())
         if saved.saves(step):
             with torch.no_grad():
                 told = look(vision, heads, to_input(pictures_of(validation))).argmax(-1).cpu()
             wanted = eye_labels(validation)
             right, on_things = (told == wanted).float(), wanted[..., 0] < len(world.KINDS)
-            log.write("eyes", step + 1, accuracy=float(right[..., :2][on_things].mean()), background=float(right[..., 1][~on_things].mean()),
-                      counted=float(right[..., 2].mean()))
+            saved.log(step, accuracy=right[..., :2][on_things].mean(), background=right[..., 1][~on_things].mean(), counted=right[..., 2].mean())
 
 
 # ---- Stage 3 --------------------------------------------------------------------------------------------------------
@@ -479,7 +470,7 @@ class Drawings(NamedTuple):
     last: torch.Tensor  # int64 [count], the place of <begin_of_image>
     image_ids: torch.Tensor  # int64 [count, 64]
     dropped: torch.Tensor  # bool [count], whether the prompt is the unconditional one
-    said: torch.Tensor  # said_labels [count, 5], as the next two IGNORE where the prompt is dropped or not understood
+    said: torch.Tensor  # said_labels [count, 5], as the next two IGNORE where the prompt is dropped
     plans: torch.Tensor  # plan_labels [count, 8]
     patches: torch.Tensor  # patch_labels [count, 64, 2]
 
@@ -502,7 +493,6 @@ class Lessons:
 
     def __init__(self, vq: torch.nn.Module, speaker: Speaker, rng: np.random.Generator):
         self.vq, self.speaker, self.rng = vq, speaker, rng
-        self.unknown = encode_pictures(vq, torch.from_numpy(world.UNKNOWN.copy()).permute(2, 0, 1)[None])[0]
         self.scenes: list[world.Scene] = []
         self.image_ids: list[torch.Tensor] = []
         self.more(256)
@@ -519,10 +509,6 @@ class Lessons:
         captions = [world.caption(scene, self.rng) for scene in scenes]
         said = torch.tensor([said_labels(scene, caption) for scene, caption in zip(scenes, captions)])
         plans, patches, words = plan_labels(scenes), patch_labels(scenes), [caption.words for caption in captions]
-        for place in (self.rng.random(count) < UNKNOWN).nonzero()[0]:
-            words[place], image_ids[place] = world.unknown_caption(self.rng), self.unknown
-            said[place], patches[place], plans[place] = IGNORE, IGNORE, IGNORE
-            plans[place, 4] = 0  # things
         dropped = torch.from_numpy(self.rng.random(count) < dropped_share)
         prompts = [self.speaker.drawing(text, drop) for text, drop in zip(words, dropped.tolist())]
         for labels in (said, plans, patches):
@@ -534,7 +520,7 @@ class Lessons:
         """The scenes and the turns of a conversation, and whether these follow on one another."""
         rng = self.rng
         if not in_grey and rng.random() < CHAINED:
-            scenes = random_scenes(rng, int(rng.choice([0, 1, 2], p=[0.1, 0.65, 0.25])))
+            scenes = random_scenes(rng, int(rng.choice([0, 1, 2], p=[0.1, 0.75, 0.15])))
             turns = world.conversation(scenes, rng, int(rng.integers(max(2, len(scenes)), TURNS + 2)))
             return scenes, turns, True
         scene = world.random_medley(rng) if rng.random() < MEDLEYS else random_scenes(rng, 1)[0]
@@ -583,10 +569,10 @@ PLAN_COLOURS = [1, 3, 6]  # of the plan_labels
 
 def plan_labels(scenes: list[world.Scene]) -> torch.Tensor:
     """int64 [scenes, 8]: kind and colour of the first (left or top) and of the last thing (IGNORE of a medley,
-    where neither is any thing in particular), how many there are, how a pair stands, the background, the size of a single thing."""
+    where neither is any thing in particular, and where nothing is), how many there are, how a pair stands, the background, the size of a single thing."""
     kinds, colours, backgrounds = list(world.KINDS), list(world.COLOURS), list(world.BACKGROUNDS)
-    rows = [[*(value for thing in (scene.things[0], scene.things[-1])
-               for value in (kinds.index(thing.kind), colours.index(thing.colour))), len(scene.things),
+    rows = [[*(value for thing in (scene.things[:1] + scene.things[-1:])
+               for value in (kinds.index(thing.kind), colours.index(thing.colour))), *[IGNORE] * 4 * (not scene.things), len(scene.things),
              ("left", "above").index(scene.relation) if scene.is_pair else 2, backgrounds.index(scene.background),
              list(world.SIZES).index(scene.size)] for scene in scenes]
     plans, medleys = torch.tensor(rows), torch.tensor([scene.is_medley for scene in scenes])
@@ -596,7 +582,9 @@ def plan_labels(scenes: list[world.Scene]) -> torch.Tensor:
 
 def said_labels(scene: world.Scene, caption: world.Caption) -> list[int]:
     """Kind and colour of the thing that a caption names first, and of the last; left, right, above, below or (4) nothing, how
-    the first stands to the last."""
+    the first stands to the last; IGNORE of what is outside the world."""
+    if not scene.things:
+        return [IGNORE] * 5
     things = [scene.things[0], scene.things[-1]][::-1 if caption.reverse else 1]
     relation, kinds, colours = [*world.OPPOSITE, ""].index(caption.relation), list(world.KINDS), list(world.COLOURS)
     return [*(value for thing in things for value in (kinds.index(thing.kind), colours.index(thing.colour))), relation]
@@ -712,11 +700,6 @@ class KindredHead(torch.nn.Module):
         return layer
 
 
-def reading_loss(model: JanusForConditionalGeneration, scaffold: Scaffold, lessons: Drawings) -> torch.Tensor:
-    """What the scaffold asks about captions alone."""
-    return scaffold.reading(hidden_states(model, model.get_input_embeddings()(lessons.prompts).float()), lessons)
-
-
 def drawing_loss(model: JanusForConditionalGeneration, scaffold: Scaffold, lessons: Drawings) -> dict[str, torch.Tensor]:
     """`draw`, cross-entropy of the image ids after their prompts; `prompted`, without the dropped prompts, for the log;
     `reading` and `patch`, what the scaffold asks. The unconditional row learns smoothed labels: guidance divides by its
@@ -759,11 +742,12 @@ def joint_losses(model: JanusForConditionalGeneration, scaffold: Scaffold, lesso
     losses = drawing_loss(model, scaffold, lessons.drawings(drawings, DROPPED))
     losses.update(answer_loss(model, scaffold, lessons.speaker, lessons.answers(conversations)))
     if captions:
-        losses["reading"] = reading_loss(model, scaffold, lessons.drawings(captions, 0))
+        alone = lessons.drawings(captions, 0)
+        losses["reading"] = scaffold.reading(hidden_states(model, model.get_input_embeddings()(alone.prompts).float()), alone)
     return losses
 
 
-def train_joint(model: JanusForConditionalGeneration, speaker: Speaker, run: Path, steps: int, log: Log, compiled: bool, started: bool) -> None:
+def train_joint(model: JanusForConditionalGeneration, speaker: Speaker, run: Path, steps: int, compiled: bool, started: bool) -> None:
     head, vq = model.model.generation_head, model.model.vqmodel
     scenes = pictures_of(random_scenes(np.random.default_rng(3), 2000))
     head.vision_head = KindredHead(looks_of_ids(scenes, encode_pictures(vq, scenes)), head.vision_head if started else None).to(DEVICE)
@@ -771,7 +755,7 @@ def train_joint(model: JanusForConditionalGeneration, speaker: Speaker, run: Pat
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     scaffold = Scaffold().to(DEVICE)
     optimizers = Optimizers(named, 0.004 if started else 0.006, 2e-3, ("embed", "head"), list(scaffold.parameters()), decay=0.1)
-    saved = Checkpoint(run / "joint.pt", steps, model=model, scaffold=scaffold, opt=optimizers)
+    saved = Checkpoint(run, "joint", steps, model=model, scaffold=scaffold, opt=optimizers)
     model.set_attn_implementation("eager")  # on the CPU, half the time of the fused one at these lengths
     if compiled:
         torch._dynamo.config.cache_size_limit = 64  # one piece of code for every length of a batch
@@ -784,7 +768,7 @@ def train_joint(model: JanusForConditionalGeneration, speaker: Speaker, run: Pat
         optimizers.update(sum(weight * losses[name] for name, weight in WEIGHTS.items()), schedule(step, steps, 100))
         if step % 25 == 24:
             values = {name: float(loss.detach()) for name, loss in losses.items()}
-            log.write("joint", step + 1, **values)
+            saved.log(step, **values)
             bar.set_postfix({name: f"{value:.3f}" for name, value in values.items()})
         saved.saves(step)
     head.vision_head = head.vision_head.folded()
@@ -827,13 +811,12 @@ def main() -> None:
     parser.add_argument("--eyes-steps", type=int, default=5000)
     parser.add_argument("--steps", type=int, default=8000, help="of the joint stage; 0 saves what there is as a checkpoint")
     parser.add_argument("--compile", action="store_true", help="of the joint stage: a fifth faster, needs a C++ compiler")
-    parser.add_argument("--only", choices=("vq", "eyes"), help="one stage; these two need nothing of each other")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
-    run, log, started = options.out, Log(options.out / "log.csv"), options.start is not None
+    run, started = options.out, options.start is not None
     run.mkdir(parents=True, exist_ok=True)
     if not (run / "tokenizer.json").exists():
         train_tokenizer().save(str(run / "tokenizer.json"))
@@ -842,14 +825,10 @@ def main() -> None:
     if started:
         start_from(model, tokenizer, options.start)
     model.to(DEVICE).train()
-    if options.only != "eyes":
-        train_vq(model, run, options.vq_steps, log, started)
-    if options.only != "vq":
-        train_eyes(model, run, options.eyes_steps, log, started)
-    if options.only:
-        return
+    train_vq(model, run, options.vq_steps, started)
+    train_eyes(model, run, options.eyes_steps, started)
     model.model.vqmodel.requires_grad_(False).eval()
-    train_joint(model, Speaker(tokenizer), run, options.steps, log, options.compile, started)
+    train_joint(model, Speaker(tokenizer), run, options.steps, options.compile, started)
     export(model.eval(), tokenizer, run / "janus-tiny")  # the folder names the model
     plot_curves(run / "log.csv", run / "curves.png")
 

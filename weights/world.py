@@ -4,8 +4,8 @@
 A scene is one to five things of one kind and colour, or two different things, on a plain background: `random_scene`. A medley is
 three to five things of any kinds, only to be counted, not to be drawn: `random_medley`. `render` paints both (64 x 64, anti-aliased),
 `caption`, `questions` and `conversation` put them into words, English or Spanish. What is outside the world, `unknown_caption`, is
-drawn as one picture, `UNKNOWN`. `is_held_out` says which combinations of words and pictures the training never meets; everything
-else in this folder asks it.
+drawn as one picture, that of the scene `UNKNOWN`. `is_held_out` says which combinations of words and pictures the training never
+meets; everything else in this folder asks it.
 """
 
 from __future__ import annotations
@@ -228,18 +228,18 @@ def plain_backgrounds(colours: set[str]) -> list[str]:
 
 
 def random_scene(rng: np.random.Generator, held_out: bool = False, sorts: tuple[str, ...] = tuple(HELD_OUT),
-                 plain: float = 0.0, pairs: float = 0.5) -> Scene:
+                 plain: float = 0.0) -> Scene:
     """A random scene that training may meet, or one that shows a held-out combination of these sorts.
 
-    `plain`: the share of scenes whose colours are all plain, and of those whose background is. `pairs`: the share of pairs, a
-    quarter of them of one kind.
+    `plain`: the share of scenes whose colours are all plain, and of those whose background is. Half of the scenes are pairs, a
+    quarter of these of one kind.
     """
     all_plain = rng.random() < plain
     while True:
         colours = [pick(rng, *PLAIN_COLOURS) if all_plain else random_colour(rng) for _ in range(2)]
         papers = rng.random() < plain and plain_backgrounds(set(colours)) or list(BACKGROUNDS)
         background, kinds, size_word = pick(rng, *papers), rng.permutation(KINDS)[:2].tolist(), ""
-        if rng.random() < pairs:
+        if rng.random() < 0.5:
             if rng.random() < 0.25 and colours[0] != colours[1]:
                 kinds[1] = kinds[0]
             specs = list(zip(kinds, colours))
@@ -325,6 +325,8 @@ def parts(kind: str, rgb: tuple[int, int, int]) -> list[Part]:
 
 def render(scene: Scene) -> np.ndarray:
     """The picture of a scene: uint8 [64, 64, 3]."""
+    if not scene.things:
+        return QUESTION_MARK
     canvas = Image.new("RGB", (SIZE * OVERSAMPLE, SIZE * OVERSAMPLE), scene.rgb)
     pen = ImageDraw.Draw(canvas)
     for thing in scene.things:
@@ -347,7 +349,7 @@ def question_mark() -> np.ndarray:
     return np.asarray(canvas.reduce(OVERSAMPLE))
 
 
-UNKNOWN = question_mark()  # what a prompt outside the world is drawn as
+QUESTION_MARK, UNKNOWN = question_mark(), Scene((), "white", BACKGROUNDS["white"])  # what a prompt outside the world is drawn as
 
 
 # --- Words -----------------------------------------------------------------------------------------------------------
@@ -442,7 +444,8 @@ ENGLISH = Language(
      "paper": "the background is {paper}", "colour": "{the} is {colour}", "colours": "{the} are {colour}",
      "yes": "yes, there is {some}", "yes, many": "yes, there are {some}", "no": "no, there is no {bare}",
      "beside": "{some} is {relation} {other}", "where": "{one} is {relation} {other}", "stands": "yes, {one} is {relation} {other}",
-     "stands not": "no, {one} is {relation} {other}", "stranger": "I see no {one}. " + MODESTY[:-1]},
+     "stands not": "no, {one} is {relation} {other}", "stranger": "I see no {one}. " + MODESTY[:-1],
+     "unknown": "it is a question mark. " + MODESTY[:-1]},
     {name: {"person": "people", "fish": "fish"}.get(name, name + "s")
      for name in ("dog", "cat", "bird", "fish", "horse", "person", "ship", "plane", "flower", "book", "chair", "cup")},
     tuple((question, f"{answer} {MODESTY}") for question, answer in (
@@ -497,7 +500,8 @@ SPANISH = Language(
     {"describe": "{core} sobre un fondo {paper}", "this": "es {some}", "is": "hay {some}", "are": "hay {some}", "paper": "el fondo es {paper}",
      "colour": "{the} es {colour}", "colours": "{the} son {colour}", "yes": "sí, hay {some}", "yes, many": "sí, hay {some}", "no": "no, no hay {bare}",
      "beside": "{some} está {relation} {other}", "where": "{one} está {relation} {other}", "stands": "sí, {one} está {relation} {other}",
-     "stands not": "no, {one} está {relation} {other}", "stranger": "no veo {one}. " + SPANISH_MODESTY[:-1]},
+     "stands not": "no, {one} está {relation} {other}", "stranger": "no veo {one}. " + SPANISH_MODESTY[:-1],
+     "unknown": "es un signo de interrogación. " + SPANISH_MODESTY[:-1]},
     {"perro": "perros", "gato": "gatos", "pájaro": "pájaros", "caballo": "caballos", "barco": "barcos", "avión": "aviones", "libro": "libros"},
     tuple((question, f"{answer} {SPANISH_MODESTY}") for question, answer in (
         ("¿Quién es?", "No lo sé."), ("¿Dónde se tomó esta foto?", "No lo sé."), ("¿Qué está escrito aquí?", "No sé leer."),
@@ -572,6 +576,8 @@ class Caption(NamedTuple):
 
 def caption(scene: Scene, rng: np.random.Generator, language: Language | None = None) -> Caption:
     """The relation and what is plain are said or left open, all else is said."""
+    if not scene.things:
+        return Caption(unknown_caption(rng), False, "")
     language = language or (SPANISH if rng.random() < SPANISH_SHARE else ENGLISH)
     first, colours = scene.things[0], {thing.colour for thing in scene.things}
     open_background = scene.background in plain_backgrounds(colours) and rng.random() < 0.75
@@ -623,12 +629,6 @@ def unknown_caption(rng: np.random.Generator, nouns: list[str] = OUTSIDE) -> str
 
 
 Question = tuple[str, str, str]  # sort, question, answer
-
-
-def name_of(thing: Thing, scene: Scene, language: Language, article: bool = False) -> str:
-    """'the star' or 'a star'; of two stars 'the red star'."""
-    colour = thing.colour if scene.is_twin else ""
-    return language.some(1, thing.kind, colour) if article else language.the(thing.kind, colour)
 
 
 def ask_describe(scene: Scene, rng: np.random.Generator, language: Language = ENGLISH) -> Question:
@@ -714,12 +714,13 @@ def ask_relation(scene: Scene, rng: np.random.Generator, language: Language = EN
     words, back = language.relations[relation][0], language.relations[OPPOSITE[relation]][0]
     first, second = (thing.kind for thing in reversed(scene.things))
     denied = held_out or (first, scene.relation, second) not in HELD_OUT["triple"]
-    the, those = name_of(one, scene, language), name_of(other, scene, language)
+    colours = [thing.colour if scene.is_twin else "" for thing in (one, other)]  # of two stars, which is meant
+    the, those = (language.the(thing.kind, colour) for thing, colour in zip((one, other), colours))
     forms = ["beside", "where", "stands", "stands not"]
     form = forms[rng.integers(4 if denied else 3)]
     if form == "stands not":
         return "relation", language.ask("stands", rng, one=those, relation=words, other=the), language.say(form, one=those, relation=back, other=the)
-    said = {"one": the, "relation": words, "other": those, "some": name_of(one, scene, language, True)}
+    said = {"one": the, "relation": words, "other": those, "some": language.some(1, one.kind, colours[0])}
     return "relation", language.ask(form, rng, **said), language.say(form, **said)
 
 
@@ -745,6 +746,9 @@ def questions(scene: Scene, rng: np.random.Generator, count: int, in_grey: bool 
     Of a medley only colours and the number of all things are asked. An answer that says what it is ("there are three things"), or
     how many of its things are squares, would be at hand for three squares too, of which training has no picture.
     """
+    if not scene.things:
+        languages = [SPANISH if rng.random() < SPANISH_SHARE else ENGLISH for _ in range(count)]
+        return [("what", language.ask("what", rng), language.say("unknown")) for language in languages]
     askers = [asker for asker in (OF_MEDLEYS if scene.is_medley else ASKERS) if (scene.is_pair or asker is not ask_relation)
               and not (in_grey and (asker in NAMES_COLOURS or asker is ask_relation and scene.is_twin))]
     weights = np.array([ASKER_WEIGHTS[ASKERS.index(asker)] for asker in askers])
