@@ -7070,18 +7070,23 @@ static void fit_colours(Context *cx, const JanusModel *m, float *code, double *a
     solve_normal_equations(a, n);
 }
 
+/* Takes the session's callbacks away until its options, which are returned, are put back. */
+static JanusSessionOptions silence(Context *cx) {
+    const JanusSessionOptions options = cx->options;
+    cx->options = (JanusSessionOptions){.cache = options.cache, .fast = options.fast};
+    return options;
+}
+
 JanusStatus janus_codebook_colours(JanusSession *session, uint8_t *rgb, JanusError *error) {
     if (!given(session, rgb, error)) return JANUS_BAD_ARGUMENT;
     Context *cx = &session->context;
     const JanusModel *m = session->model;
-    const JanusSessionOptions heard = cx->options;
+    const JanusSessionOptions options = silence(cx); /* these pictures are none of the caller's */
     const int64_t n = m->config.code_dim + 1;
     float *code = scratch(cx, n, 1);
     double *a = scratch_bytes(cx, n * (n + 3), sizeof *a);
-    cx->options.progress = NULL; /* these pictures are none of the caller's */
-    cx->options.tap = NULL;
     if (!has_failed(cx)) fit_colours(cx, m, code, a);
-    cx->options = heard;
+    cx->options = options;
     for (int32_t id = 0; id < m->config.codebook && !has_failed(cx); id++) {
         code_of(m, id, code);
         for (int j = 0; j < 3; j++) {
@@ -7152,18 +7157,12 @@ JanusStatus janus_encode_image(JanusSession *session, const JanusImage *image, i
 typedef struct QueuedJob {
     struct QueuedJob *next; /* of those that wait, or of those that are done */
     int64_t number;
-    bool asks;
     char *text;             /* the prompt or question */
-    JanusGenerateOptions drawing;
-    JanusAskOptions question;
     JanusImage *images;
     int image_count;
-    Task *task;             /* NULL unless it runs */
     Conversation conversation;
-    int32_t *ids;           /* the result: (count, image_tokens), or an answer's tokens, */
-    int64_t id_count;
-    Answer answer;          /* its text, */
-    JanusError error;       /* or why there is none */
+    Task task;              /* with the results: a drawing's ids, an answer's tokens, or an error, */
+    Answer answer;          /* and the answer's text */
 } QueuedJob;
 
 struct JanusQueue {
@@ -7174,7 +7173,7 @@ struct JanusQueue {
     QueuedJob *running[PICTURES_LIMIT];  /* questions first, as `step` takes them */
 };
 
-static int job_places(const QueuedJob *job) { return job->asks ? 1 : job->drawing.count; }
+static int job_places(const QueuedJob *job) { return job->task.answers ? 1 : job->task.drawing.count; }
 
 /* Puts the job at the end of a list. */
 static void append_job(QueuedJob **list, QueuedJob *job) {
@@ -7183,16 +7182,12 @@ static void append_job(QueuedJob **list, QueuedJob *job) {
     job->next = NULL;
 }
 
-/* Takes over the task's results and frees all that a job needs only while it waits or runs. */
+/* Frees all but the results. */
 static void job_stop(QueuedJob *job) {
-    if (job->task != NULL) {
-        IdList *said = &job->task->said;
-        if (job->error.status == JANUS_OK) job->error = job->task->error;
-        if (job->asks) job->ids = said->ids, job->id_count = (int64_t)said->count, said->ids = NULL;
-        task_free(job->task);
-        free(job->task);
-        job->task = NULL;
-    }
+    const IdList said = job->task.said;
+    job->task.said = (IdList){0};
+    task_free(&job->task);
+    job->task.said = said;
     kv_cache_free(&job->conversation.sequence.own);
     for (int i = 0; i < job->image_count; i++) janus_image_free(&job->images[i]);
     job->image_count = 0;
@@ -7200,25 +7195,12 @@ static void job_stop(QueuedJob *job) {
 
 static void job_free(QueuedJob *job) {
     job_stop(job);
-    free(job->images);
+    id_list_free(&job->task.said);
     text_free(&job->answer.text);
-    free(job->ids);
+    free(job->images);
+    free(job->task.ids);
     free(job->text);
     free(job);
-}
-
-/* Reads the job's prompt and takes its first ids. */
-static void job_start(Context *cx, const JanusModel *m, QueuedJob *job) {
-    job->task = calloc(1, sizeof *job->task);
-    if (job->task == NULL) {
-        fail_memory(&job->error);
-        return;
-    }
-    *job->task = (Task){.answers = job->asks, .drawing = job->drawing, .ids = job->ids, .question = job->question,
-                        .conversation = &job->conversation, .answer = &job->answer};
-    if (job->asks) start_answer(cx, m, job->task, job->text, job->images, job->image_count);
-    else start_drawing(cx, m, job->task, job->text);
-    if (has_failed(cx)) task_fail(cx, job->task);
 }
 
 /* A step of all tasks. If it fails, each task is retried alone, so that only the faulty ones fail. */
@@ -7253,7 +7235,7 @@ static void clear_places(JanusQueue *queue) {
     int kept = 0;
     for (int i = 0; i < queue->running_count; i++) {
         QueuedJob *job = queue->running[i];
-        if (job->task != NULL && !job->task->done) queue->running[kept++] = job;
+        if (!job->task.done) queue->running[kept++] = job;
         else job_stop(job), append_job(&queue->finished, job);
     }
     queue->running_count = kept;
@@ -7262,22 +7244,20 @@ static void clear_places(JanusQueue *queue) {
 int janus_queue_step(JanusQueue *queue) {
     Context *cx = &queue->session->context;
     const JanusModel *m = queue->session->model;
-    const JanusSessionOptions options = cx->options;
+    const JanusSessionOptions options = silence(cx);
     QueuedJob *job = next_to_start(queue);
     Task *tasks[PICTURES_LIMIT];
-    cx->options.progress = NULL; /* the session's callbacks are not the queue's */
-    cx->options.text = NULL;
-    cx->options.tap = NULL;
-    cx->options.drawn = NULL;
     if (job != NULL) {
         int at = queue->running_count++;
         queue->waiting = job->next;
-        for (; at > 0 && job->asks && !queue->running[at - 1]->asks; at--)
+        for (; at > 0 && job->task.answers && !queue->running[at - 1]->task.answers; at--)
             queue->running[at] = queue->running[at - 1];
         queue->running[at] = job;
-        job_start(cx, m, job);
+        if (job->task.answers) start_answer(cx, m, &job->task, job->text, job->images, job->image_count);
+        else start_drawing(cx, m, &job->task, job->text);
+        if (has_failed(cx)) task_fail(cx, &job->task);
     } else if (queue->running_count > 0) {
-        for (int i = 0; i < queue->running_count; i++) tasks[i] = queue->running[i]->task;
+        for (int i = 0; i < queue->running_count; i++) tasks[i] = &queue->running[i]->task;
         run_step(cx, m, tasks, queue->running_count);
     }
     context_end(cx, NULL);
@@ -7330,13 +7310,19 @@ void janus_queue_free(JanusQueue *queue) {
 /* A job with a copy of its text, not in the queue yet; NULL: no memory. */
 static QueuedJob *job_new(const char *text) {
     QueuedJob *job = calloc(1, sizeof *job);
-    if (job != NULL) job->text = calloc(strlen(text) + 1, 1);
-    if (job != NULL && job->text != NULL) return memcpy(job->text, text, strlen(text)), job;
+    const size_t size = text != NULL ? strlen(text) + 1 : 1;
+    if (job != NULL) job->text = calloc(size, 1);
+    if (job != NULL && job->text != NULL) return memcpy(job->text, text != NULL ? text : "", size), job;
     free(job);
     return NULL;
 }
 
-static JanusStatus submit(JanusQueue *queue, QueuedJob *job, int64_t *number) {
+/* Puts a job at the end of the queue, or drops it if memory was too short to complete it. */
+static JanusStatus submit(JanusQueue *queue, QueuedJob *job, bool complete, int64_t *number, JanusError *error) {
+    if (!complete) {
+        if (job != NULL) job_free(job);
+        return fail_memory(error);
+    }
     job->number = ++queue->last_number;
     if (number != NULL) *number = job->number;
     append_job(&queue->waiting, job);
@@ -7347,14 +7333,10 @@ JanusStatus janus_queue_generate(JanusQueue *queue, const char *prompt, const Ja
                                  int64_t *job, JanusError *error) {
     const JanusGenerateOptions chosen = options != NULL ? *options : janus_generate_defaults();
     if (!given(queue, queue, error) || !in_ranges(&chosen, NULL, error)) return JANUS_BAD_ARGUMENT;
-    QueuedJob *made = job_new(prompt != NULL ? prompt : "");
-    if (made == NULL) return fail_memory(error);
-    made->drawing = chosen;
-    made->id_count = chosen.count * image_tokens(&queue->session->model->config);
-    made->ids = allocate(made->id_count, sizeof *made->ids);
-    if (made->ids != NULL) return submit(queue, made, job);
-    job_free(made);
-    return fail_memory(error);
+    QueuedJob *made = job_new(prompt);
+    int32_t *ids = made != NULL ? allocate(chosen.count * image_tokens(&queue->session->model->config), 4) : NULL;
+    if (made != NULL) made->task = (Task){.drawing = chosen, .ids = ids};
+    return submit(queue, made, ids != NULL, job, error);
 }
 
 static bool copy_image(JanusImage *to, const JanusImage *from) {
@@ -7369,16 +7351,14 @@ JanusStatus janus_queue_ask(JanusQueue *queue, const char *question, const Janus
                             const JanusAskOptions *options, int64_t *job, JanusError *error) {
     const JanusAskOptions chosen = options != NULL ? *options : janus_ask_defaults();
     if (!given(queue, queue, error) || !is_question(&chosen, images, image_count, error)) return JANUS_BAD_ARGUMENT;
-    QueuedJob *made = job_new(question != NULL ? question : "");
+    QueuedJob *made = job_new(question);
     if (made == NULL) return fail_memory(error);
-    made->asks = true;
-    made->question = chosen;
+    made->task = (Task){.answers = true, .question = chosen, .conversation = &made->conversation,
+                        .answer = &made->answer};
     made->images = allocate(image_count, sizeof *made->images);
     bool good = answer_begin(&made->answer) && made->images != NULL;
     for (int i = 0; i < image_count && good; i++, made->image_count++) good = copy_image(&made->images[i], &images[i]);
-    if (good) return submit(queue, made, job);
-    job_free(made);
-    return fail_memory(error);
+    return submit(queue, made, good, job, error);
 }
 
 int janus_queue_cancel(JanusQueue *queue, int64_t job) {
@@ -7393,8 +7373,8 @@ int janus_queue_cancel(JanusQueue *queue, int64_t job) {
             break;
         }
     if (found == NULL) return 0;
-    if (found->task != NULL) found->task->done = true;
-    fail(&found->error, JANUS_CANCELLED, "the job was taken out of the queue");
+    found->task.done = true;
+    fail(&found->task.error, JANUS_CANCELLED, "the job was taken out of the queue");
     clear_places(queue);
     return 1;
 }
@@ -7404,12 +7384,14 @@ int janus_queue_collect(JanusQueue *queue, JanusResult *result) {
     memset(result, 0, sizeof *result);
     if (job == NULL) return 0;
     result->job = job->number;
-    result->error = job->error;
-    if (job->error.status == JANUS_OK) { /* changes hands */
-        result->answer = job->asks ? answer_take(&job->answer) : NULL;
-        result->ids = job->ids;
-        result->id_count = job->id_count;
-        job->ids = NULL;
+    result->error = job->task.error;
+    if (result->error.status == JANUS_OK) { /* changes hands */
+        Task *task = &job->task;
+        result->answer = task->answers ? answer_take(&job->answer) : NULL;
+        result->ids = task->answers ? task->said.ids : task->ids;
+        result->id_count = task->answers ? (int64_t)task->said.count
+                                         : task->drawing.count * image_tokens(&queue->session->model->config);
+        task->said.ids = task->ids = NULL;
     }
     queue->finished = job->next;
     job_free(job);
@@ -7430,11 +7412,10 @@ int janus_queue_waiting(const JanusQueue *queue) {
 
 double janus_queue_progress(const JanusQueue *queue, int64_t job) {
     for (int i = 0; i < queue->running_count; i++) {
-        const QueuedJob *found = queue->running[i];
-        if (found->number != job) continue;
-        const double tokens = (double)image_tokens(&queue->session->model->config);
-        return found->asks ? (double)found->task->said.count / found->question.max_tokens
-                           : (double)found->task->drawn / tokens;
+        const Task *task = &queue->running[i]->task;
+        if (queue->running[i]->number == job)
+            return task->answers ? (double)task->said.count / task->question.max_tokens
+                                 : (double)task->drawn / (double)image_tokens(&queue->session->model->config);
     }
     return 0;
 }
