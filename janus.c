@@ -1453,8 +1453,8 @@ static void multinomial(Context *cx, TorchRng *starts, int32_t *ids, const float
 /* ==================================================================================================================
    10  Platform
 
-      What differs between systems, except threads (section 12), as two blocks with the same functions. Paths are UTF-8
-      everywhere. A function that fails returns -1, NULL or false and sets errno.
+      The differences between systems, except threads (section 12): two blocks with the same functions. Paths are UTF-8.
+      A function that fails returns -1, NULL or false and sets errno.
    ================================================================================================================== */
 
 #include <errno.h>
@@ -1634,8 +1634,8 @@ static void use_large_pages(void *memory, size_t bytes) {
 #endif
 }
 
-/* Memory at a multiple of 64 bytes, a cache line; from 4 MB on in large pages. free_aligned frees it. NULL: there is
-   not so much, or bytes < 0. */
+/* Memory for free_aligned at a multiple of 64 bytes, a cache line; from 4 MB on in large pages. NULL if memory runs out
+   or bytes < 0. */
 static void *allocate_aligned(int64_t bytes) {
     const bool large = bytes >= 1 << 22;
     void *memory = NULL;
@@ -1668,7 +1668,7 @@ static void keep_access(FILE *file, const char *path) {
 #endif
 }
 
-/* The path that a chain of links leads to, malloc'ed; there need not be anything. A copy of `path` if it is no link. */
+/* The target of a chain of links, malloc'ed; it need not exist. A copy of `path` if it is not a link. */
 static char *link_target(const char *path) {
     char *at = malloc(strlen(path) + 1), link[4096];
     if (at != NULL) strcpy(at, path);
@@ -1698,7 +1698,7 @@ static PathKind path_kind(const char *path) {
 }
 
 #if !defined(JANUS_LIBRARY)
-/* The numbers of a file or folder and of its volume, which tell it from all others; false if there is none. */
+/* Identifies a file or folder, by the numbers of its volume and of itself. False if there is none. */
 static bool file_identity(const char *path, uint64_t identity[2]) {
     struct stat status;
     if (stat(path, &status) != 0) return false;
@@ -1744,7 +1744,7 @@ static int64_t memory_size(void) {
 }
 
 #if defined(__linux__)
-/* How many of `most` processors this thread is bound to. */
+/* The number of processors that this thread may run on, at most `most`. */
 static int bound_processors(int most) {
     unsigned char mask[1024] = {0}; /* a bit for each processor */
     int count = 0;
@@ -1817,7 +1817,7 @@ static int64_t input_read(FILE *stream, void *bytes, size_t size) {
 #endif
 
 #if !defined(JANUS_LIBRARY)
-/* True if both names lead to one file, however they are spelt. */
+/* True if both paths lead to the same file. */
 static bool same_file(const char *path, const char *other) {
     uint64_t a[2], b[2];
     return file_identity(path, a) && file_identity(other, b) && a[0] == b[0] && a[1] == b[1];
@@ -1843,7 +1843,8 @@ static bool big_endian(void) {
 #define PRINTF_LIKE(text, first)
 #endif
 
-/* Makes blanks of the control characters of an untrusted text, which could steer a terminal; `keep` may be '\n'. */
+/* Replaces the control characters of an untrusted text, which could steer a terminal, with blanks; `keep` may be
+   '\n'. */
 static char *clean_controls(char *text, size_t length, char keep) {
     for (size_t i = 0; i < length; i++) {
         const uint8_t c = (uint8_t)text[i], next = i + 1 < length ? (uint8_t)text[i + 1] : 0;
@@ -1870,9 +1871,9 @@ static JanusStatus fail(JanusError *error, JanusStatus status, const char *forma
     return status;
 }
 
-/* The checks of arguments: false after a JANUS_BAD_ARGUMENT. This one is of two pointers that a call needs. */
+/* Checks of arguments return false after JANUS_BAD_ARGUMENT. This one checks two required pointers. */
 static bool given(const void *one, const void *other, JanusError *error) {
-    if (one == NULL || other == NULL) fail(error, JANUS_BAD_ARGUMENT, "an argument is NULL that must not be");
+    if (one == NULL || other == NULL) fail(error, JANUS_BAD_ARGUMENT, "a required argument is NULL");
     return one != NULL && other != NULL;
 }
 
@@ -1898,7 +1899,7 @@ static int64_t checked_sum(int64_t a, int64_t b) { return a < 0 || b < 0 || a > 
 
 enum { NAME_LIMIT = 128 }; /* bytes of a tensor's or a stage's name */
 
-/* realloc for `count` items of `size` bytes; NULL if the product does not fit or memory runs out: the old block stays
+/* realloc for `count` items of `size` bytes. NULL if the product overflows or memory runs out; the old block then stays
    valid. */
 static void *reallocate(void *memory, int64_t count, size_t size) {
     if (count < 0 || (uint64_t)count > (SIZE_MAX - 1) / size) return NULL;
@@ -1907,8 +1908,8 @@ static void *reallocate(void *memory, int64_t count, size_t size) {
 
 static void *allocate(int64_t count, size_t size) { return reallocate(NULL, count, size); }
 
-/* Grows an array of `capacity` items, a multiple of what it was, so that it has room for `count`. Returns it; NULL
-   without memory: then the old one is unchanged. */
+/* Grows an array of `capacity` items to at least `count`, by doubling. Returns the array; NULL if memory runs out: the
+   old one is then unchanged. */
 static void *grow(void *array, size_t *capacity, size_t count, size_t size) {
     if (array != NULL && count <= *capacity) return array;
     const size_t wanted = count > SIZE_MAX / 4 ? SIZE_MAX : 2 * count + 64;
@@ -1917,10 +1918,10 @@ static void *grow(void *array, size_t *capacity, size_t count, size_t size) {
     return grown;
 }
 
-typedef struct { /* a growing text or file, with a zero byte behind it once something was added; all zeros at first */
+typedef struct { /* a growing text or file; a zero byte follows it. All zeros: empty, with text NULL */
     char *text;
     size_t length, capacity;
-    bool failed; /* memory was short */
+    bool failed; /* memory ran out */
 } TextBuffer;
 
 static void text_add(TextBuffer *buffer, const void *text, size_t length) {
@@ -1955,9 +1956,9 @@ static void text_print(TextBuffer *buffer, const char *format, ...) {
 /* Scratch memory as a stack of blocks. Released ones are kept in their order for the next stage, as the system would
    clear fresh memory page by page. */
 struct ArenaBlock { /* 64 bytes: what follows is aligned as the block is */
-    ArenaBlock *below;
     int64_t bytes;
-    char rest[64 - sizeof(void *) - sizeof(int64_t)];
+    ArenaBlock *below;
+    char rest[64 - sizeof(int64_t) - sizeof(void *)];
 };
 
 typedef struct {
@@ -2018,7 +2019,7 @@ static int file_read(const char *path, size_t limit, FileImage *image) {
         text_add(&read, part, got);
         if (read.failed) failure = ENOMEM;
         else if (read.length > limit) failure = EFBIG;
-        else if (ferror(file) && errno == EINTR) clearerr(file); /* a signal came: what was read counts, go on */
+        else if (ferror(file) && errno == EINTR) clearerr(file); /* a signal: keep what was read, and go on */
         else if (ferror(file)) failure = errno_or(EIO);
         else ended = got == 0;
     }
@@ -2030,7 +2031,7 @@ static int file_read(const char *path, size_t limit, FileImage *image) {
     return -1;
 }
 
-/* The same for calls of the API; `what` is said before the name. */
+/* Same for calls of the API. Messages say `what` before the path. */
 static JanusStatus read_bytes(const char *path, const char *what, size_t limit, FileImage *bytes, JanusError *error) {
     const char *name = path != NULL ? path : "stdin";
     if (file_read(path, limit, bytes) == 0) return JANUS_OK;
@@ -6749,7 +6750,7 @@ static const Range RANGES[RANGES_END] = {
     [RANGE_PLACES] = {"the number of places", AN_INT, 0, PICTURES_LIMIT, -1, -1},
 };
 
-/* A value that is not NaN lies in its range. */
+/* The value is in its range, and not NaN. */
 static bool in_range(RangeName name, double value, JanusError *error) {
     const Range *r = &RANGES[name];
     const bool good = value >= r->low && value <= r->high;
@@ -6759,7 +6760,7 @@ static bool in_range(RangeName name, double value, JanusError *error) {
     return good;
 }
 
-/* All numbers of a drawing, or of a question; the other one is NULL. */
+/* All numbers of a drawing or of a question; the other pointer is NULL. */
 static bool in_ranges(const JanusGenerateOptions *drawing, const JanusAskOptions *question, JanusError *error) {
     bool good = true;
     for (int i = 0; i < RANGES_END && good; i++) {
@@ -6936,8 +6937,7 @@ JanusSessionOptions janus_session_defaults(void) {
     return (JanusSessionOptions){.threads = 0};
 }
 
-/* float16 keys and values change ids after some 150 steps of a drawing: only what is fast, and not exact, uses them
-   unasked. */
+/* float16 keys and values change a drawing's ids after about 150 steps, so they are the default of `fast` alone. */
 static JanusCacheType cache_type(const JanusSessionOptions *options) {
     if (options->cache != JANUS_CACHE_AUTO) return options->cache;
     return options->fast ? JANUS_CACHE_F16 : JANUS_CACHE_F32;
@@ -6950,18 +6950,16 @@ JanusStatus janus_session_new(const JanusModel *model, const JanusSessionOptions
     *session = NULL;
     hooks.cache = cache_type(&hooks);
     if (hooks.cache != JANUS_CACHE_F32 && hooks.cache != JANUS_CACHE_F16)
-        return fail(error, JANUS_BAD_ARGUMENT, "the keys and values are float32 or float16");
+        return fail(error, JANUS_BAD_ARGUMENT, "keys and values must be cached as float32 or float16");
     if (!in_range(RANGE_THREADS, hooks.threads, error)) return JANUS_BAD_ARGUMENT;
-    bool known = hooks.isa == NULL;
-    for (int i = 0; !known && kernel_name_at(i) != NULL; i++) known = strcmp(kernel_name_at(i), hooks.isa) == 0;
-    if (!known)
-        return fail(error, JANUS_BAD_ARGUMENT, "the instruction set %s is unknown or not on this machine", hooks.isa);
     JanusSession *made = calloc(1, sizeof *made);
     if (made == NULL) return fail_memory(error);
     made->model = model;
     if (context_init(&made->context, hooks.threads > 0 ? hooks.threads : processor_count(), hooks.isa) != 0) {
+        const bool known = made->context.kernels != NULL;
         free(made);
-        return fail_memory(error);
+        return known ? fail_memory(error)
+                     : fail(error, JANUS_BAD_ARGUMENT, "this machine does not run the instruction set %s", hooks.isa);
     }
     made->context.options = hooks;
     *session = made;
@@ -7155,7 +7153,7 @@ JanusStatus janus_encode_image(JanusSession *session, const JanusImage *image, i
    ================================================================================================================== */
 
 typedef struct QueuedJob {
-    struct QueuedJob *next; /* of those that wait, or of those that are done */
+    struct QueuedJob *next; /* in `waiting` or `finished` */
     int64_t number;
     char *text;             /* the prompt or question */
     JanusImage *images;
@@ -7222,7 +7220,7 @@ static void run_step(Context *cx, const JanusModel *m, Task *const *tasks, int c
     scratch_release(cx, mark);
 }
 
-/* The first job that waits, if it fits in beside those that run. */
+/* The first waiting job, if it fits beside the running ones. */
 static QueuedJob *next_to_start(const JanusQueue *queue) {
     int used = 0;
     for (int i = 0; i < queue->running_count; i++) used += job_places(queue->running[i]);
@@ -7230,7 +7228,7 @@ static QueuedJob *next_to_start(const JanusQueue *queue) {
     return fits || used == 0 ? queue->waiting : NULL;
 }
 
-/* Moves the jobs that are done from the running ones to the finished ones. */
+/* Moves completed jobs from `running` to `finished`. */
 static void clear_places(JanusQueue *queue) {
     int kept = 0;
     for (int i = 0; i < queue->running_count; i++) {
@@ -7266,8 +7264,7 @@ int janus_queue_step(JanusQueue *queue) {
     return queue->running_count > 0 || queue->waiting != NULL;
 }
 
-/* The places that memory and processors suggest: half of the memory beside the model for keys and values, and eight
-   pictures for each processor, which is then as busy as it can be. */
+/* Half of the memory that the model leaves may hold keys and values; eight pictures keep a processor busy. */
 int janus_queue_places(const JanusModel *model, const JanusSessionOptions *options) {
     enum { PROMPT = 64 }; /* tokens */
     const Config *c = &model->config;
@@ -7374,7 +7371,7 @@ int janus_queue_cancel(JanusQueue *queue, int64_t job) {
         }
     if (found == NULL) return 0;
     found->task.done = true;
-    fail(&found->task.error, JANUS_CANCELLED, "the job was taken out of the queue");
+    fail(&found->task.error, JANUS_CANCELLED, "the job was cancelled");
     clear_places(queue);
     return 1;
 }

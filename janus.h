@@ -15,8 +15,8 @@
    session or queue belongs to one thread at a time. After fork() the child may use models and sessions that no call was
    using: a session then restarts its threads. The library has no global state, never prints and never exits.
    Text is zero-terminated UTF-8. Memory "owned by the caller" is released with free() or the function named there.
-   NULL for a pointer that is needed gives JANUS_BAD_ARGUMENT; functions that return no status need valid pointers,
-   except those that free. */
+   A required pointer that is NULL gives JANUS_BAD_ARGUMENT. Functions without a status require valid pointers, except
+   those that free. */
 
 #ifndef JANUS_H
 #define JANUS_H
@@ -219,13 +219,13 @@ typedef struct {
 JANUS_API JanusAskOptions janus_ask_defaults(void);
 
 /* Adds a user turn (image_count images, 0..64, then the question) to the session's conversation and writes the answer.
-   Where the question contains <image_placeholder>, once for each image, the images go there. Earlier turns are not
+   If the question contains <image_placeholder>, once for each image, the images replace it. Earlier turns are not
    computed again. `*answer` is owned by the caller: free(); `answer` may be NULL. A failed turn leaves no trace.
    Errors: JANUS_BAD_ARGUMENT (also: the conversation would exceed the context), JANUS_BAD_MODEL, JANUS_CANCELLED. */
 JANUS_API JanusStatus janus_ask(JanusSession *session, const char *question, const JanusImage *images, int image_count,
                                 const JanusAskOptions *options, char **answer, JanusError *error);
 
-/* Forgets the conversation. The next question begins a new one, with the system prompt. */
+/* Ends the conversation. The next question begins a new one, with the system prompt. */
 JANUS_API void janus_reset(JanusSession *session);
 
 /* Number of tokens in the conversation, images included. */
@@ -280,12 +280,12 @@ JANUS_API JanusStatus janus_queue_ask(JanusQueue *queue, const char *question, c
    the next id of every running job. Returns 1 while jobs wait or run, else 0. */
 JANUS_API int janus_queue_step(JanusQueue *queue);
 
-/* Hands over the result of a finished or failed job, in the order in which they ended. Returns 1, or 0 if there is
-   none. `result` is owned by the caller: janus_result_free, which also accepts zeroed results. */
+/* Moves the next result into `result`, in the order in which jobs ended or failed. Returns 1, or 0 if there is none.
+   `result` is owned by the caller: janus_result_free, which also accepts zeroed results. */
 JANUS_API int janus_queue_collect(JanusQueue *queue, JanusResult *result);
 JANUS_API void janus_result_free(JanusResult *result);
 
-/* Ends a waiting or running job with JANUS_CANCELLED. Returns 1, or 0 if there is no such job any more. */
+/* Ends a waiting or running job with JANUS_CANCELLED. Returns 1, or 0 if no such job waits or runs. */
 JANUS_API int janus_queue_cancel(JanusQueue *queue, int64_t job);
 
 /* Number of waiting jobs; progress of a running job, 0..1 (of an answer: tokens / max_tokens), 0 for any other. */
