@@ -676,14 +676,17 @@ def looks_of_ids(pictures: torch.Tensor, image_ids: torch.Tensor) -> torch.Tenso
 
 class KindredHead(torch.nn.Module):
     """The last matrix of the generation head while it learns: ids that look alike begin alike. A row is a sum over what the id looks
-    like, and a free part, which begins as nothing or as what an earlier edition has. Trained, the two are one matrix (`folded`)."""
+    like, and a free part, which begins as nothing. Trained, the two are one matrix (`folded`)."""
 
     def __init__(self, looks: torch.Tensor, started: torch.nn.Linear | None):
         super().__init__()
         self.register_buffer("looks", looks / looks.shape[1] ** 0.5)
-        self.shared_head = torch.nn.Parameter(torch.zeros(looks.shape[1], WIDTH) if started else 0.02 * torch.randn(looks.shape[1], WIDTH))
-        self.free_head = torch.nn.Parameter(started.weight.detach().clone() if started else torch.zeros(CODEBOOK, WIDTH))
-        self.bias = torch.nn.Parameter(started.bias.detach().clone() if started else torch.zeros(CODEBOOK))
+        shared, free, bias = 0.02 * torch.randn(looks.shape[1], WIDTH), torch.zeros(CODEBOOK, WIDTH), torch.zeros(CODEBOOK)
+        if started:  # as much of it as the looks tell, and the rest
+            weight, bias = started.weight.detach().cpu(), started.bias.detach().cpu()
+            shared = torch.linalg.solve(self.looks.t() @ self.looks + torch.eye(looks.shape[1]), self.looks.t() @ weight)
+            free = weight - self.looks @ shared
+        self.shared_head, self.free_head, self.bias = (torch.nn.Parameter(part.clone()) for part in (shared, free, bias))
 
     def weight(self) -> torch.Tensor:
         return self.looks @ self.shared_head + self.free_head
