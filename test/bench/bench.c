@@ -1,49 +1,45 @@
 /* SPDX-License-Identifier: MIT
-   How close each stage comes to the limits of this machine. First the limits are measured: read bandwidth, and
-   multiply-adds a second that never leave the registers. Then the stages run on model files, and each time stands
-   beside the bytes that must be read and the operations that must be done, counted from the sizes of the model alone,
-   so that a reader can redo the arithmetic:
+   How close products and stages come to the limits of this machine. First the limits are measured: read bandwidth, and
+   multiply-adds a second that never leave the registers. Then come the stages of model files or, without one, products
+   of 1 to 64 rows for every type of weights, and of bf16 weights for 1, 2, 4, ... threads. Each time stands beside the
+   bytes that must be read and the operations that must be done, counted from the sizes alone, so that a reader can redo
+   the arithmetic:
 
-       limit = max(bytes / read bandwidth, operations / f32 peak),   % = limit / time
-       (more than 100 % where a small model's weights stay in the caches)
+       limit = max(bytes / read bandwidth, operations / peak),   % = limit / time
+       (more than 100 % where small weights stay in the caches)
 
    A multiply-add is two operations. Bytes are those of weights and of keys and values, each read once; activations,
    norms, softmax and other element-wise work count nothing: they are what the percentage may lack.
 
-       bench [--threads K] [--isa NAME] [--repeats N] [--kv f16|f32] [--pictures N] [--short] [--cpu] [--json FILE]
-       MODEL ... */
+       bench [--threads K] [--isa NAME] [--repeats N] [--kv f16|f32] [--pictures N] [--short] [--cpu] [MODEL ...] */
 #define JANUS_LIBRARY
 #include "../../janus.c"
 #include "../c/random_rows.h"
-
-#if !defined(_WIN32)
-#include <sys/resource.h>
-#endif
 
 enum { MAX_REPEATS = 64, PROMPT_TOKENS = 640 };
 
 typedef struct {
     int threads, repeats, pictures, brief, processor_time;
     JanusCacheType cache;
-    const char *isa, *json;
+    const char *isa;
 } Options;
 
 typedef struct { /* of all threads together: bytes and operations a second; 0: there is no such kernel */
     double read, f32, bf16, integers;
 } Limits;
 
-typedef struct { /* what one stage must read and do */
-    /* numbers: of weights, whatever their type; bytes: of weights, keys and values */
-    double operations, numbers, bytes;
+typedef struct { /* what one stage must do and read: of weights, keys and values */
+    double operations, bytes;
 } Cost;
+
+typedef struct {
+    double times[MAX_REPEATS];
+    int count;
+} Times;
 
 typedef struct {
     Options options;
     Limits limits;
-    const char *model_type;
-    int exact_peak;  /* the limit of products that are not rounded: as for report */
-    double peak_mib; /* of the last stage, beside the mapped file; -1: unknown */
-    FILE *json;
 } Bench;
 
 static void stop(const char *what, const char *why) {
@@ -64,7 +60,7 @@ static void fill_floats(float *x, int64_t n) {
     for (int64_t i = 0; i < n; i++) x[i] = next_float();
 }
 
-/* ---- Time and memory ---- */
+/* ---- Time ---- */
 
 /* Seconds; with --cpu those that the processor spent on this program (for one thread on a machine that is shared). */
 static double seconds(const Bench *bench) {
@@ -81,37 +77,8 @@ static double seconds(const Bench *bench) {
 #endif
 }
 
-/* MiB of a line of /proc/self/status, -1 where there is none. */
-static double status_mib(const char *key) {
-    char line[256];
-    double kib = -1024;
-    FILE *file = fopen("/proc/self/status", "r");
-    while (file != NULL && fgets(line, sizeof line, file) != NULL)
-        if (strncmp(line, key, strlen(key)) == 0) kib = atof(line + strlen(key));
-    if (file != NULL) fclose(file);
-    return kib / 1024;
-}
-
-/* Starts a new peak of memory (Linux). */
-static void reset_peak(void) {
-    FILE *file = fopen("/proc/self/clear_refs", "w");
-    if (file == NULL) return;
-    fputs("5", file);
-    fclose(file);
-}
-
-/* The most memory since reset_peak beside the pages of mapped files, which are still mapped now. */
-static void note_peak(Bench *bench) {
-    const double peak = status_mib("VmHWM:"), mapped = status_mib("RssFile:");
-    bench->peak_mib = peak < 0 || mapped < 0 ? -1 : peak - mapped;
-}
-
-static double process_peak(void) {
-#if defined(__linux__)
-    struct rusage usage;
-    if (getrusage(RUSAGE_SELF, &usage) == 0) return (double)usage.ru_maxrss / 1024;
-#endif
-    return -1;
+static void keep_time(Times *times, double time) {
+    if (times->count < MAX_REPEATS) times->times[times->count++] = time;
 }
 
 static int by_value(const void *a, const void *b) {
@@ -119,11 +86,17 @@ static int by_value(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
+/* Sorts the times; returns their median. */
+static double median(Times *times) {
+    const int n = times->count;
+    qsort(times->times, (size_t)n, sizeof *times->times, by_value);
+    return (times->times[(n - 1) / 2] + times->times[n / 2]) / 2;
+}
+
 /* ---- The machine's limits ----
 
    A probe runs `n` rounds of twelve independent chains of vectors, enough to hide the latency of a multiply-add, and
-   returns a value that depends on all of them. read_NAME adds up `n` bytes, a multiple of 1024, by whole cache
-   lines. */
+   returns a value that depends on all of them. */
 
 enum { CHAINS = 12 };
 
@@ -137,17 +110,6 @@ enum { CHAINS = 12 };
         }                                                                                                              \
         memcpy(bytes, s, sizeof s);                                                                                    \
         return bytes[n % (int64_t)sizeof bytes];                                                                       \
-    }
-#define READ_PROBE(name, attribute, vector, zero, load, add)                                                           \
-    attribute static double name(const char *p, int64_t n) {                                                           \
-        vector s[8];                                                                                                   \
-        unsigned char bytes[sizeof s];                                                                                 \
-        for (int j = 0; j < 8; j++) s[j] = zero;                                                                       \
-        for (int64_t i = 0; i < n; i += (int64_t)sizeof s) {                                                           \
-            UNROLL for (int j = 0; j < 8; j++) s[j] = add(s[j], load(p + i + j * (int64_t)sizeof s[0]));               \
-        }                                                                                                              \
-        memcpy(bytes, s, sizeof s);                                                                                    \
-        return bytes[n % 7];                                                                                           \
     }
 #if !defined(UNROLL)
 #define UNROLL
@@ -166,6 +128,7 @@ static double peak_plain(int64_t n) {
     return total;
 }
 
+/* n bytes, a multiple of 64: as fast as memory is, also without vectors. */
 static double read_plain(const char *p, int64_t n) {
     uint64_t s[8] = {0};
     const uint64_t *words = (const uint64_t *)(const void *)p;
@@ -209,20 +172,14 @@ static double peak_amx(int64_t n) {
 #define FMA_512(s, x, y)   _mm512_fmadd_ps(s, x, y)
 #define PAIRS_512(s, x, y) _mm512_dpbf16_ps(s, (__m512bh)(x), (__m512bh)(y))
 #define INT8_512(s, x, y)  _mm512_dpbusd_epi32(s, x, y)
-#define LOAD_256(p)        _mm256_load_si256((const void *)(p))
-#define LOAD_512(p)        _mm512_load_si512((const void *)(p))
 PEAK_PROBE(peak_avx2, FOR_AVX2, __m256, START_256, FMA_256)
 PEAK_PROBE(peak_avx512, FOR_AVX512, __m512, START_512, FMA_512)
 PEAK_PROBE(peak_pairs, FOR_AVX512BF16, __m512, START_512, PAIRS_512)
 PEAK_PROBE(peak_int8, FOR_AVX512BF16, __m512i, START_INTEGER, INT8_512)
-READ_PROBE(read_avx2, FOR_AVX2, __m256i, _mm256_setzero_si256(), LOAD_256, _mm256_add_epi64)
-READ_PROBE(read_avx512, FOR_AVX512, __m512i, _mm512_setzero_si512(), LOAD_512, _mm512_add_epi64)
 #elif defined(HAVE_NEON_KERNELS)
 #define START_NEON(v)       vdupq_n_f32((float)(v) / 16)
 #define FMA_NEON(s, x, y)   vfmaq_f32(y, s, x)
-#define LOAD_NEON(p)        vld1q_u64((const void *)(p))
 PEAK_PROBE(peak_neon, , float32x4_t, START_NEON, FMA_NEON)
-READ_PROBE(read_neon, , uint64x2_t, vdupq_n_u64(0), LOAD_NEON, vaddq_u64)
 #ifdef __ARM_FEATURE_DOTPROD
 #define START_DOTPROD(v)    vdupq_n_s32(v)
 #define INT8_NEON(s, x, y)  vdotq_s32(s, vreinterpretq_s8_s32(x), vreinterpretq_s8_s32(y))
@@ -231,9 +188,8 @@ PEAK_PROBE(peak_int8, , int32x4_t, START_DOTPROD, INT8_NEON)
 #endif
 
 typedef struct {
-    double (*peak)(int64_t rounds);
+    double (*peak)(int64_t rounds); /* NULL: reading */
     double round_operations;
-    double (*read)(const char *p, int64_t n);
     const char *buffer;
     double *results; /* (threads), so that nothing is left out as unused */
 } Probe;
@@ -241,21 +197,22 @@ typedef struct {
 static void probe_job(void *data, Chunk chunk) {
     const Probe *probe = data;
     double result = 0;
-    if (probe->read != NULL) result = probe->read(probe->buffer + chunk.begin, chunk.end - chunk.begin);
-    for (int64_t i = chunk.begin; i < chunk.end && probe->read == NULL; i++) result += probe->peak(1000);
+    if (probe->peak == NULL) result = read_plain(probe->buffer + chunk.begin, chunk.end - chunk.begin);
+    for (int64_t i = chunk.begin; i < chunk.end && probe->peak != NULL; i++) result += probe->peak(1000);
     probe->results[chunk.thread] += result;
 }
 
-/* The best rate of several runs: bytes or operations a second. */
+/* The best rate of several runs: bytes or operations a second; 0 without a probe. */
 static double measure_rate(const Bench *bench, int threads, Probe probe, int64_t buffer_bytes) {
+    if (probe.peak == NULL && probe.buffer == NULL) return 0;
     Pool *pool = must(pool_create(threads));
-    const int64_t count = probe.read != NULL ? buffer_bytes : (int64_t)threads * 512;
-    const double work = probe.read != NULL ? (double)count : (double)count * 1000 * probe.round_operations;
+    const int64_t count = probe.peak == NULL ? buffer_bytes : (int64_t)threads * 512;
+    const double work = (double)count * (probe.peak == NULL ? 1 : 1000 * probe.round_operations);
     double best = 0;
     probe.results = must(calloc((size_t)threads, sizeof *probe.results));
     for (int i = 0; i < (bench->options.brief ? 4 : 12); i++) {
         const double start = seconds(bench);
-        pool_run(pool, probe_job, &probe, count, probe.read != NULL ? 1 << 21 : 16);
+        pool_run(pool, probe_job, &probe, count, probe.peak == NULL ? 1 << 21 : 16);
         const double rate = work / (seconds(bench) - start);
         if (rate > best) best = rate;
     }
@@ -266,46 +223,63 @@ static double measure_rate(const Bench *bench, int threads, Probe probe, int64_t
 
 static Limits measure_limits(const Bench *bench, const Kernels *isa, int threads) {
     const int64_t bytes = (int64_t)1 << 30; /* servers have hundreds of MiB of cache */
-    Probe peak = {peak_plain, CHAINS / 3 * PLAIN_LANES * 2, NULL, NULL, NULL}, read = {NULL, 0, read_plain, NULL, NULL};
-    Probe pairs = {NULL, CHAINS * 64, NULL, NULL, NULL}, integers = {NULL, CHAINS * 128, NULL, NULL, NULL};
-    Limits limits = {0, 0, 0, 0};
+    Probe peak = {.peak = peak_plain, .round_operations = CHAINS / 3 * PLAIN_LANES * 2}, read = {0};
+    Probe pairs = {.round_operations = CHAINS * 64}, integers = {.round_operations = CHAINS * 128};
+    Limits limits;
 #ifdef HAVE_X86_KERNELS
-    if (isa == &kernels_avx2) peak.peak = peak_avx2, peak.round_operations = CHAINS * 16, read.read = read_avx2;
-    if (isa != &kernels_avx2 && isa != &kernels_plain)
-        peak.peak = peak_avx512, peak.round_operations = CHAINS * 32, read.read = read_avx512;
-    if (isa == &kernels_avx512bf16) pairs.peak = peak_pairs;
-    if (isa->fast[BLOCK_WEIGHTS].words == 10) integers.peak = peak_int8;
+    if (isa == &kernels_avx2) peak.peak = peak_avx2, peak.round_operations = CHAINS * 16;
+    else if (isa != &kernels_plain) peak.peak = peak_avx512, peak.round_operations = CHAINS * 32;
+    if (isa == &kernels_avx512bf16) pairs.peak = peak_pairs, integers.peak = peak_int8;
 #ifdef HAVE_AMX_KERNELS
     if (isa == &kernels_amx) pairs.peak = peak_amx, pairs.round_operations = 4 * 16 * 16 * BLOCK * 2;
 #endif
 #elif defined(HAVE_NEON_KERNELS)
-    if (isa == &kernels_neon) peak.peak = peak_neon, peak.round_operations = CHAINS * 8, read.read = read_neon;
+    if (isa == &kernels_neon) peak.peak = peak_neon, peak.round_operations = CHAINS * 8;
 #ifdef __ARM_FEATURE_DOTPROD
-    if (isa->fast[BLOCK_WEIGHTS].words == 10) integers.peak = peak_int8, integers.round_operations = CHAINS * 32;
+    if (isa == &kernels_neon) integers.peak = peak_int8, integers.round_operations = CHAINS * 32;
 #endif
 #endif
-    char *memory = must(malloc((size_t)bytes + 64));
-    memset(memory, 1, (size_t)bytes + 64); /* its pages are there */
-    read.buffer = memory + (64 - (uintptr_t)memory % 64) % 64;
+    char *memory = must(malloc((size_t)bytes));
+    memset(memory, 1, (size_t)bytes); /* its pages are there */
+    read.buffer = memory;
     limits.read = measure_rate(bench, threads, read, bytes);
     free(memory);
     limits.f32 = measure_rate(bench, threads, peak, 0);
-    if (pairs.peak != NULL) limits.bf16 = measure_rate(bench, threads, pairs, 0);
-    if (integers.peak != NULL) limits.integers = measure_rate(bench, threads, integers, 0);
+    limits.bf16 = measure_rate(bench, threads, pairs, 0);
+    limits.integers = measure_rate(bench, threads, integers, 0);
     return limits;
 }
 
-static void print_limits(const Bench *bench, const Kernels *isa, const Limits *limits, int threads) {
+static void print_limits(const Limits *limits, int threads) {
     printf("%2d thread%s  read %5.1f GB/s   f32 %6.1f", threads, threads == 1 ? " " : "s", limits->read / 1e9,
            limits->f32 / 1e9);
     if (limits->bf16 > 0) printf("   bf16 %6.1f", limits->bf16 / 1e9);
     if (limits->integers > 0) printf("   int8 %6.1f", limits->integers / 1e9);
     printf(" Gop/s\n");
-    if (bench->json != NULL)
-        fprintf(bench->json,
-            "{\"limits\": {\"isa\": \"%s\", \"threads\": %d, \"read\": %.4g, \"f32\": %.4g, "
-            "\"bf16\": %.4g, \"integers\": %.4g}}\n",
-            isa->name, threads, limits->read, limits->f32, limits->bf16, limits->integers);
+}
+
+/* True if products with w round their operands. */
+static bool is_rounded(const Context *cx, const Weight *w) {
+    const Method *m = choose_method(cx, w->type, w->cols), *fast = cx->kernels->fast;
+    return m >= fast && m < fast + WEIGHT_CLASSES;
+}
+
+/* The peak of products with w, operations a second, and its name: exact products on AMX take three of bf16 each. */
+static double peak_of(const Bench *bench, const Context *cx, const Weight *w, const char **name) {
+    const Method *m = choose_method(cx, w->type, w->cols);
+    const Limits *l = &bench->limits;
+    const bool floats = m == &cx->kernels->exact[OTHER_WEIGHTS], bytes = m->words == 10, rounded = is_rounded(cx, w);
+    *name = floats ? "f32" : bytes ? "int8" : rounded ? "bf16" : "3 bf16";
+    return floats ? l->f32 : bytes ? l->integers : rounded ? l->bf16 : l->bf16 / 3;
+}
+
+/* The percentage of the limit that a stage of products with w reaches; *bound says which limit that is. */
+static double percent(const Bench *bench, const Context *cx, const Weight *w, const Cost *cost, double time,
+                      const char **bound) {
+    const double computing = cost->operations / peak_of(bench, cx, w, bound);
+    const double reading = cost->bytes / bench->limits.read;
+    if (reading > computing) *bound = "read";
+    return 100 * (reading > computing ? reading : computing) / time;
 }
 
 /* ---- What a stage costs ---- */
@@ -313,7 +287,6 @@ static void print_limits(const Bench *bench, const Kernels *isa, const Limits *l
 /* T rows through a matrix. */
 static void cost_matrix(Cost *cost, const Weight *w, double T) {
     cost->operations += 2.0 * (double)w->rows * (double)w->cols * T;
-    cost->numbers += (double)w->rows * (double)w->cols;
     cost->bytes += (double)w->rows * (double)type_row_bytes(w->type, w->cols);
 }
 
@@ -389,55 +362,108 @@ static void cost_vq(Cost *cost, const JanusModel *m, const VqHalf *half, int dec
     else cost_matrix(cost, &m->quant_conv.weight, T), cost_matrix(cost, &m->codebook, T);
 }
 
-/* ---- Rows of the table ---- */
+/* ---- Products of few rows ---- */
 
-typedef struct {
-    double times[MAX_REPEATS];
-    int count;
-} Times;
+enum { ROW_COUNTS = 7, MOST_ROWS = 64, WIDE = 5632, NARROW = 2048 }; /* the transformer's sizes in Janus-Pro-1B */
 
-static void keep_time(Times *times, double time) {
-    if (times->count < MAX_REPEATS) times->times[times->count++] = time;
+/* Copies of a random (WIDE, NARROW) weight, so many that none is in a cache when its turn comes. */
+static Weight random_copies(const Bench *bench, int type, int *copies) {
+    const int64_t row = type_row_bytes(type, NARROW), bytes = WIDE * row;
+    *copies = (int)(((int64_t)(bench->options.brief ? 96 : 384) << 20) / bytes);
+    char *data = must(malloc((size_t)(*copies * bytes)));
+    for (int64_t o = 0; o < WIDE; o++) random_row(data + o * row, type, NARROW);
+    for (int i = 1; i < *copies; i++) memcpy(data + i * bytes, data, (size_t)bytes);
+    return (Weight){type, data, WIDE, NARROW};
 }
 
-static void print_heading(void) {
-    printf("%-46s %9s %9s %9s %8s %8s %8s %8s %7s %-6s %9s\n", "stage", "ms", "fastest", "slowest", "Gop", "M numb.",
-           "MB", "Gop/s", "GB/s", "limit", "peak MiB");
+/* Seconds of T rows through w, the median of as many runs as there are copies. */
+static double time_rows(const Bench *bench, Context *cx, Weight w, int copies, const float *x, float *out, int64_t T) {
+    const char *data = w.data;
+    Times times = {{0}, 0};
+    for (int i = 0; i < copies; i++) {
+        w.data = data + i * w.rows * type_row_bytes(w.type, w.cols);
+        const double start = seconds(bench);
+        linear(cx, out, x, &w, NULL, T);
+        keep_time(&times, seconds(bench) - start);
+    }
+    return median(&times);
 }
 
-/* What a row's name ends with: 3 are exact products of pieces on AMX. */
-static const char *rounded_label(int peak) { return peak == 1 || peak == 2 ? ", --fast" : ""; }
-
-/* One row: times, cost, rates, percent of the limit. `peak` names the limit of its operations: 0 f32, 1 bf16, 2
-   integers, 3 bf16 with three products of pieces; 0 stands for that of exact products. */
-static void report(const Bench *bench, const char *stage, Times *times, const Cost *cost, int peak) {
-    static const char *const PEAKS[] = {"f32", "bf16", "int", "3 bf16"};
-    const Limits *l = &bench->limits;
-    if (peak == 0) peak = bench->exact_peak;
-    const double rates[] = {l->f32, l->bf16, l->integers, l->bf16 / 3}, rate = rates[peak];
-    const double memory = bench->peak_mib;
-    if (times->count == 0) return;
-    qsort(times->times, (size_t)times->count, sizeof *times->times, by_value);
-    const double *t = times->times, median = (t[(times->count - 1) / 2] + t[times->count / 2]) / 2;
-    const double reading = cost->bytes / l->read, computing = cost->operations / rate;
-    const double percent = 100 * (reading > computing ? reading : computing) / median;
-    const char *bound = reading > computing ? "memory" : PEAKS[peak];
-    printf("%-46s %9.2f %9.2f %9.2f %8.2f %8.2f %8.1f %8.1f %7.2f %3.0f%% %-6s", stage, 1e3 * median, 1e3 * t[0],
-           1e3 * t[times->count - 1], cost->operations / 1e9, cost->numbers / 1e6, cost->bytes / 1e6,
-           cost->operations / median / 1e9, cost->bytes / median / 1e9, percent, bound);
-    if (memory >= 0) printf(" %5.0f", memory);
+/* Three lines: ms, by the time of two rows, percent of the limit. Returns the seconds of the most rows. */
+static double print_rows(const Bench *bench, Context *cx, const Weight *w, int copies, const float *x, float *out) {
+    const char *bound[ROW_COUNTS], *name = find_format(w->type)->name, *way = is_rounded(cx, w) ? "--fast" : "exact";
+    double time[ROW_COUNTS], share[ROW_COUNTS];
+    for (int i = 0; i < ROW_COUNTS; i++) {
+        Cost cost = {0, 0};
+        cost_matrix(&cost, w, 1 << i);
+        time[i] = time_rows(bench, cx, *w, copies, x, out, 1 << i);
+        share[i] = percent(bench, cx, w, &cost, time[i], &bound[i]);
+    }
+    printf("%-5s %-7s ms      ", name, way);
+    for (int i = 0; i < ROW_COUNTS; i++) printf("%9.2f ", 1e3 * time[i]);
+    printf("\n%13s : 2 rows", "");
+    for (int i = 0; i < ROW_COUNTS; i++) printf("%8.2f  ", time[i] / time[1]);
+    printf("\n%13s %% limit ", "");
+    for (int i = 0; i < ROW_COUNTS; i++) printf("%4.0f %-5.5s", share[i], bound[i]);
     printf("\n");
     fflush(stdout);
-    if (bench->json != NULL)
-        fprintf(bench->json,
-            "{\"model\": \"%s\", \"stage\": \"%s\", \"median\": %.6g, \"fastest\": %.6g, \"slowest\": %.6g, "
-            "\"runs\": %d, \"operations\": %.6g, \"numbers\": %.6g, \"bytes\": %.6g, \"percent\": %.4g, "
-            "\"limit\": \"%s\", \"peak_mib\": %.5g}\n",
-            bench->model_type, stage, median, t[0], t[times->count - 1], times->count, cost->operations, cost->numbers,
-            cost->bytes, percent, bound, memory);
+    return time[ROW_COUNTS - 1];
 }
 
-/* ---- Stages ---- */
+/* Every type of weights, exact and where it differs with --fast. */
+static void bench_rows(const Bench *bench, Context *cx) {
+    float *x = must(allocate(MOST_ROWS * NARROW, sizeof *x)), *out = must(allocate(MOST_ROWS * WIDE, sizeof *out));
+    fill_floats(x, MOST_ROWS * NARROW);
+    printf("\nrows of x through %d x %d:", WIDE, NARROW);
+    for (int i = 0; i < ROW_COUNTS; i++) printf("%*d", i == 0 ? 1 : 10, 1 << i);
+    printf("\n");
+    for (int i = 0; i < NUMBER_FORMAT_COUNT; i++) {
+        int copies;
+        const Weight w = random_copies(bench, NUMBER_FORMATS[i].type, &copies);
+        const bool rule = cx->pairs_pay;
+        const double exact = print_rows(bench, cx, &w, copies, x, out);
+        cx->options.fast = 1;
+        cx->pairs_pay = true; /* whatever the rule says */
+        if (is_rounded(cx, &w)) {
+            const double fast = print_rows(bench, cx, &w, copies, x, out);
+            if (choose_method(cx, w.type, w.cols)->if_pays && rule != (fast < exact))
+                printf("  pairs_pay (section 14 of janus.c) is wrong for this processor\n");
+        }
+        cx->options.fast = 0;
+        cx->pairs_pay = rule;
+        free((void *)(uintptr_t)w.data);
+    }
+    free(x);
+    free(out);
+}
+
+/* The limits and two rows, 64 rows of bf16 by 1, 2, 4, ... threads, in ms and times as fast as one. */
+static void bench_threads(const Bench *bench, const char *isa) {
+    float *x = must(allocate(MOST_ROWS * NARROW, sizeof *x)), *out = must(allocate(MOST_ROWS * WIDE, sizeof *out));
+    double one[2] = {0, 0};
+    int copies;
+    const Weight w = random_copies(bench, TYPE_BF16, &copies);
+    fill_floats(x, MOST_ROWS * NARROW);
+    printf("\nthreads   GB/s read    f32 Gop/s    bf16, 2 rows: ms, speed-up    64 rows: ms, speed-up\n");
+    for (int threads = 1; threads <= processor_count(); threads *= 2) {
+        Context cx;
+        if (context_init(&cx, threads, isa) != 0) stop("threads", "no memory");
+        const Limits limits = measure_limits(bench, cx.kernels, threads);
+        printf("%7d %11.1f %12.1f", threads, limits.read / 1e9, limits.f32 / 1e9);
+        for (int i = 0; i < 2; i++) {
+            const double time = time_rows(bench, &cx, w, copies, x, out, i == 0 ? 2 : MOST_ROWS);
+            if (threads == 1) one[i] = time;
+            printf("%18.2f %9.2f", 1e3 * time, one[i] / time);
+        }
+        printf("\n");
+        context_free(&cx);
+    }
+    free((void *)(uintptr_t)w.data);
+    free(x);
+    free(out);
+}
+
+/* ---- Stages of a model ---- */
 
 typedef struct {
     Bench *bench;
@@ -445,72 +471,35 @@ typedef struct {
     JanusSession *session;
 } Stage;
 
-
-/* From here on activations are rounded where that is faster, or not. The limit that then holds for products of many
-   rows with such weights, as for report. */
-static int round_activations(const Stage *s, const Weight *w, int fast) {
-    Context *cx = &s->session->context;
-    cx->options.fast = fast;
-    const Method *m = choose_method(cx, w->type, w->cols);
-    if (m == &cx->kernels->exact[OTHER_WEIGHTS]) return 0;
-    return m->words == 10 ? 2 : m->words == BLOCK / 2 ? 1 : 3;
+static void print_heading(void) {
+    printf("%-46s %9s %9s %9s %8s %8s %8s %7s  %s\n", "stage", "ms", "fastest", "slowest", "Gop", "MB", "Gop/s", "GB/s",
+           "limit");
 }
 
-/* x (T, W) through a matrix of the size of the ViT's fc1, of the transformer's type: the first of many rows, then with
-   activations rounded as the fastest kernels want them. */
-static void bench_product(const Stage *s) {
-    const Config *c = &s->model->config;
-    const int64_t T = vision_tokens(c), I = c->vit_width, O = c->vit_mlp;
-    Context *cx = &s->session->context;
-    reset_peak();
-    const int type = type_row_bytes(s->model->blocks[0].q.type, I) > 0 ? s->model->blocks[0].q.type : TYPE_F32;
-    const int64_t row_bytes = type_row_bytes(type, I);
-    float *x = must(allocate(T * I, sizeof *x)), *out = must(allocate(T * O, sizeof *out));
-    char *data = must(allocate(O, (size_t)row_bytes)), name[64];
-    const Weight w = {type, data, O, I};
-    fill_floats(x, T * I);
-    for (int64_t o = 0; o < O; o++) random_row(data + o * row_bytes, type, I);
-    const bool rule = cx->pairs_pay;
-    double medians[2] = {0, 0};
-    cx->pairs_pay = true; /* whatever the rule says */
-    for (int fast = 0; fast < 2; fast++) {
-        Cost cost = {0, 0, 0};
-        Times times = {{0}, 0};
-        const int peak = round_activations(s, &w, fast);
-        if (fast && peak == s->bench->exact_peak) break;
-        cost_matrix(&cost, &w, (double)T);
-        linear(cx, out, x, &w, NULL, T);
-        for (int i = 0; i < 2 * s->bench->options.repeats; i++) {
-            const double start = seconds(s->bench);
-            linear(cx, out, x, &w, NULL, T);
-            keep_time(&times, seconds(s->bench) - start);
-        }
-        snprintf(name, sizeof name, "product %d x %d x %d, %s", (int)T, (int)I, (int)O,
-                 peak == 1 ? "bf16" : peak == 3 ? "pieces of bf16" : peak == 2 ? "int8" : "f32");
-        note_peak(s->bench);
-        report(s->bench, name, &times, &cost, peak);
-        medians[fast] = times.times[times.count / 2]; /* report sorted them */
-        if (fast && peak == 1 && rule != (medians[1] < medians[0]))
-            printf("  pairs_pay (section 14 of janus.c) is wrong for this processor: rounded operands are %s\n",
-                   rule ? "slower" : "faster");
-    }
-    cx->pairs_pay = rule;
-    round_activations(s, &w, 0);
-    free(x);
-    free(out);
-    free(data);
+/* One line: times, cost, rates, percent of the limit. w: of the stage's largest products. */
+static void report(const Stage *s, const char *name, Times *times, const Cost *cost, const Weight *w) {
+    const Context *cx = &s->session->context;
+    const char *bound;
+    char full[96];
+    if (times->count == 0) return;
+    snprintf(full, sizeof full, "%s%s", name, is_rounded(cx, w) ? ", --fast" : "");
+    const double time = median(times), share = percent(s->bench, cx, w, cost, time, &bound);
+    printf("%-46s %9.2f %9.2f %9.2f %8.2f %8.1f %8.1f %7.2f %3.0f%% %s\n", full, 1e3 * time, 1e3 * times->times[0],
+           1e3 * times->times[times->count - 1], cost->operations / 1e9, cost->bytes / 1e6,
+           cost->operations / time / 1e9, cost->bytes / time / 1e9, share, bound);
+    fflush(stdout);
 }
 
-/* A sequence that has read `length` tokens: its keys and values are made up. */
-static Sequence made_up_sequence(const Stage *s, int64_t length) {
+/* A sequence that has read `length` tokens, with room for `more`: its keys and values are made up. */
+static Sequence made_up_sequence(const Stage *s, int64_t length, int64_t more) {
     const Config *c = &s->model->config;
     Context *cx = &s->session->context;
     const int type = kv_type(cx);
-    const int64_t count = (length + 1) * c->kv_heads * c->head_dim;
+    const int64_t count = (length + more) * c->kv_heads * c->head_dim;
     Sequence sequence;
     JanusError error;
     memset(&sequence, 0, sizeof sequence);
-    kv_cache_reserve(cx, &sequence.own, c, length + 1);
+    kv_cache_reserve(cx, &sequence.own, c, length + more);
     check(context_end(cx, &error), &error);
     for (int i = 0; i < 2 * c->layers; i++) {
         char *rows = i < c->layers ? sequence.own.keys[i] : sequence.own.values[i - c->layers];
@@ -520,62 +509,33 @@ static Sequence made_up_sequence(const Stage *s, int64_t length) {
     return sequence;
 }
 
-/* R sequences of `past` tokens side by side go one token further: the transformer alone. */
-static void bench_step(const Stage *s, int64_t R, int64_t past, const char *what, int peak) {
-    Bench *bench = s->bench;
+/* R sequences of `past` tokens side by side go T tokens further: the transformer alone. */
+static void bench_forward(const Stage *s, int64_t R, int64_t T, int64_t past, const char *what) {
     const int64_t width = s->model->config.hidden;
     Sequence *sequences = must(allocate(R, sizeof *sequences)), **pointers = must(allocate(R, sizeof *pointers));
-    float *x = must(allocate(R * width, sizeof *x));
-    Cost cost = {0, 0, 0};
+    float *x = must(allocate(R * T * width, sizeof *x));
+    Cost cost = {0, 0};
     Times times = {{0}, 0};
     JanusError error;
     char name[96];
-    reset_peak();
     for (int64_t r = 0; r < R; r++) {
-        sequences[r] = made_up_sequence(s, past);
+        sequences[r] = made_up_sequence(s, past, T);
         pointers[r] = &sequences[r];
     }
-    for (int i = -1; i < bench->options.repeats; i++) { /* the first is not counted */
-        fill_floats(x, R * width);
-        const double start = seconds(bench);
-        transformer_forward(&s->session->context, s->model, x, 1, pointers, R, false);
+    for (int i = T > 1 ? 0 : -1; i < s->bench->options.repeats; i++) { /* the first short one is not counted */
+        fill_floats(x, R * T * width);
+        const double start = seconds(s->bench);
+        transformer_forward(&s->session->context, s->model, x, T, pointers, R, false);
         check(context_end(&s->session->context, &error), &error);
-        if (i >= 0) keep_time(&times, seconds(bench) - start);
+        if (i >= 0) keep_time(&times, seconds(s->bench) - start);
         for (int64_t r = 0; r < R; r++) sequences[r].own.length = past;
     }
-    cost_transformer(&cost, s->session, (double)R, 1, (double)past);
-    snprintf(name, sizeof name, "%s, after %d tokens%s", what, (int)past, rounded_label(peak));
-    note_peak(bench);
-    report(bench, name, &times, &cost, peak);
+    cost_transformer(&cost, s->session, (double)R, (double)T, (double)past);
+    snprintf(name, sizeof name, "%s, %d tokens after %d", what, (int)(R * T), (int)past);
+    report(s, name, &times, &cost, &s->model->blocks[0].q);
     for (int64_t r = 0; r < R; r++) kv_cache_free(&sequences[r].own);
     free(sequences);
     free(pointers);
-    free(x);
-}
-
-static void bench_prefill(const Stage *s, int peak) {
-    Bench *bench = s->bench;
-    const int64_t width = s->model->config.hidden, T = min_i64(PROMPT_TOKENS, s->model->config.context);
-    float *x = must(allocate(T * width, sizeof *x));
-    Cost cost = {0, 0, 0};
-    Times times = {{0}, 0};
-    JanusError error;
-    char name[64];
-    reset_peak();
-    for (int i = 0; i < bench->options.repeats; i++) {
-        Sequence sequence, *pointer = &sequence;
-        memset(&sequence, 0, sizeof sequence);
-        fill_floats(x, T * width);
-        const double start = seconds(bench);
-        transformer_forward(&s->session->context, s->model, x, T, &pointer, 1, false);
-        check(context_end(&s->session->context, &error), &error);
-        keep_time(&times, seconds(bench) - start);
-        kv_cache_free(&sequence.own);
-    }
-    cost_transformer(&cost, s->session, 1, (double)T, 0);
-    snprintf(name, sizeof name, "prefill of %d tokens%s", (int)T, rounded_label(peak));
-    note_peak(bench);
-    report(bench, name, &times, &cost, peak);
     free(x);
 }
 
@@ -599,11 +559,10 @@ static void bench_pictures(const Stage *s) {
     for (int64_t i = 0; i < image_tokens(c); i++) ids[i] = (int32_t)(i * 7919 % c->codebook);
     for (int task = SEE; task <= ENCODE; task++) {
         Times times = {{0}, 0};
-        Cost cost = {0, 0, 0};
+        Cost cost = {0, 0};
         JanusError error;
         char name[64];
         const int side = task == SEE ? c->image_side : drawn_side(c);
-        reset_peak();
         for (int i = 0; i < bench->options.repeats; i++) {
             JanusImage drawn = {0, 0, NULL};
             const double start = seconds(bench);
@@ -623,8 +582,7 @@ static void bench_pictures(const Stage *s) {
                  : task == DECODE ? "VQ decode"
                                   : "VQ encode",
                  side, side);
-        note_peak(bench);
-        report(bench, name, &times, &cost, 0);
+        report(s, name, &times, &cost, &(task == SEE ? &s->model->aligner[0] : &s->model->vq_decoder.conv_in)->weight);
     }
     free(image.rgb);
     free(seen);
@@ -666,48 +624,6 @@ static JanusSession *open_session(const Bench *bench, const JanusModel *model, S
 
 static const char PROMPT[] = "a red fox in the snow, oil painting";
 
-/* From nothing to the first id of a picture, the file's pages being in memory; and whole steps, sampling included. */
-static void bench_drawing(Bench *bench, const char *path) {
-    Times first = {{0}, 0}, steps = {{0}, 0};
-    Cost first_cost = {0, 0, 0}, step_cost = {0, 0, 0};
-    int32_t *ids = NULL;
-    for (int i = 0; i < 3; i++) {
-        reset_peak();
-        Stopwatch watch = {.bench = bench,
-                           .stage = "draw",
-                           .last = seconds(bench),
-                           .limit = i < 2 ? 1 : 1 + bench->options.repeats};
-        JanusModel *model = NULL;
-        JanusError error;
-        check(janus_load(path, &model, &error), &error);
-        JanusSession *session = open_session(bench, model, &watch);
-        const Config *c = &model->config;
-        const int64_t count = image_tokens(c);
-        ids = must(allocate(count, sizeof *ids));
-        const JanusStatus status = janus_generate_ids(session, PROMPT, NULL, ids, &error);
-        if (status != JANUS_CANCELLED && status != JANUS_OK) stop("drawing", error.message);
-        keep_time(&first, watch.times.times[0]);
-        for (int k = 1; k < watch.times.count; k++) keep_time(&steps, watch.times.times[k]);
-        if (i == 2) {
-            IdList list = {0};
-            drawing_prompt(&session->context, model, PROMPT, &list);
-            check(context_end(&session->context, &error), &error);
-            const double T = (double)list.count;
-            cost_transformer(&first_cost, session, 2, T, 0);
-            cost_transformer(&step_cost, session, 2, 1, T + bench->options.repeats / 2.0);
-            cost_image_ids(&first_cost, model, 1);
-            cost_image_ids(&step_cost, model, 1);
-            free(list.ids);
-        }
-        free(ids);
-        note_peak(bench);
-        janus_session_free(session);
-        janus_free(model);
-    }
-    report(bench, "start to first image id (load, read)", &first, &first_cost, 0);
-    report(bench, "whole step of a picture (heads, draw)", &steps, &step_cost, 0);
-}
-
 /* A step of drawings in a queue, each of `count` pictures and a prompt of its own: with heads and sampling. */
 static void bench_queue(const Stage *s, int jobs, int count) {
     Bench *bench = s->bench;
@@ -716,10 +632,9 @@ static void bench_queue(const Stage *s, int jobs, int count) {
     JanusQueue *queue = NULL;
     JanusError error;
     Times times = {{0}, 0};
-    Cost cost = {0, 0, 0};
+    Cost cost = {0, 0};
     char name[96], prompt[sizeof PROMPT];
     options.count = count;
-    reset_peak();
     check(janus_queue_new(s->session, pictures, &queue, &error), &error);
     for (int i = 0; i < jobs; i++) {
         snprintf(prompt, sizeof prompt, "%.*s", 8 + i % 16, PROMPT);
@@ -737,8 +652,7 @@ static void bench_queue(const Stage *s, int jobs, int count) {
     cost_image_ids(&cost, s->model, pictures);
     snprintf(name, sizeof name, "queue: step of %d drawing%s, %d picture%s", jobs, jobs == 1 ? "" : "s", pictures,
              pictures == 1 ? "" : "s");
-    note_peak(bench);
-    report(bench, name, &times, &cost, 0);
+    report(s, name, &times, &cost, &s->model->blocks[0].q);
 }
 
 /* From a question about a picture to the answer's first token, and the tokens after it. */
@@ -748,9 +662,8 @@ static void bench_answer(const Stage *s) {
     const JanusModel *m = s->model;
     const JanusImage image = made_up_image(640, 480);
     Times first = {{0}, 0}, rest = {{0}, 0};
-    Cost first_cost = {0, 0, 0}, rest_cost = {0, 0, 0};
+    Cost first_cost = {0, 0}, rest_cost = {0, 0};
     double T = 0;
-    reset_peak();
     for (int i = 0; i < 3; i++) {
         Stopwatch watch = {.bench = bench, .stage = "answer", .limit = i < 2 ? 1 : 1 + bench->options.repeats};
         JanusSession *session = open_session(bench, m, &watch);
@@ -764,7 +677,6 @@ static void bench_answer(const Stage *s) {
         const JanusStatus status = janus_ask(session, QUESTION, &image, 1, NULL, NULL, &error);
         if (status != JANUS_CANCELLED && status != JANUS_OK) stop("answering", error.message);
         for (int k = 0; k < watch.times.count; k++) keep_time(k == 0 ? &first : &rest, watch.times.times[k]);
-        note_peak(bench);
         janus_session_free(session);
     }
     cost_seeing(&first_cost, m);
@@ -772,43 +684,36 @@ static void bench_answer(const Stage *s) {
     cost_matrix(&first_cost, &m->lm_head, 1);
     cost_transformer(&rest_cost, s->session, 1, 1, T + bench->options.repeats / 2.0);
     cost_matrix(&rest_cost, &m->lm_head, 1);
-    report(bench, "image question to first token", &first, &first_cost, 0);
-    report(bench, "token of its answer (LM head included)", &rest, &rest_cost, 0);
+    report(s, "image question to first token", &first, &first_cost, &m->blocks[0].q);
+    report(s, "token of its answer (LM head included)", &rest, &rest_cost, &m->blocks[0].q);
     free(image.rgb);
 }
 
 static void bench_model(Bench *bench, const char *path) {
     JanusModel *model = NULL;
     JanusError error;
-    char name[64];
     check(janus_load(path, &model, &error), &error);
     const JanusInfo info = janus_info(model);
     const int past = info.image_tokens / 2 + 16, pictures = bench->options.pictures;
-    bench->model_type = info.weight_type;
-    Stage s = {bench, model, open_session(bench, model, NULL)};
+    const Stage s = {bench, model, open_session(bench, model, NULL)};
+    Context *cx = &s.session->context;
     printf("\n%s: %s, %.1f million parameters, %.1f MB, keys and values in %s\n", info.name, info.weight_type,
-           (double)info.parameters / 1e6, (double)info.file_bytes / 1e6,
-           kv_type(&s.session->context) == TYPE_F16 ? "f16" : "f32");
+           (double)info.parameters / 1e6, (double)info.file_bytes / 1e6, kv_type(cx) == TYPE_F16 ? "f16" : "f32");
     print_heading();
-    bench->exact_peak = round_activations(&s, &model->blocks[0].q, 0);
-    bench_step(&s, 2, past, "picture step, 2 rows", 0); /* brings the transformer's pages into memory */
-    bench_drawing(bench, path);
-    bench_step(&s, 1, past, "answer step, 1 row", 0);
-    snprintf(name, sizeof name, "%d pictures' step, %d rows", pictures, 2 * pictures);
+    bench_forward(&s, 2, 1, past, "picture's step"); /* brings the transformer's pages into memory */
+    bench_forward(&s, 1, 1, past, "answer's step");
     for (int fast = 0; fast < 2; fast++) {
-        const int peak = round_activations(&s, &model->blocks[0].q, fast);
-        if (fast && peak == bench->exact_peak) break; /* no other kernels for these weights */
-        bench_step(&s, 2 * pictures, past, name, peak);
-        bench_prefill(&s, peak);
+        cx->options.fast = fast;
+        if (fast && !is_rounded(cx, &model->blocks[0].q)) break;
+        bench_forward(&s, 2 * pictures, 1, past, "many pictures' step");
+        bench_forward(&s, 1, min_i64(PROMPT_TOKENS, model->config.context), 0, "prefill");
     }
-    s.session->context.options.fast = 0;
+    cx->options.fast = 0;
     bench_queue(&s, 1, 1);
-    bench_queue(&s, 1, pictures < 64 ? pictures : 64);
-    bench_queue(&s, pictures < 64 ? pictures : 64, 1);
-    bench_product(&s);
+    bench_queue(&s, 1, pictures);
+    bench_queue(&s, pictures, 1);
     bench_pictures(&s);
     bench_answer(&s);
-    printf("peak memory of the process, mapped file included: %.0f MiB\n", process_peak());
     janus_session_free(s.session);
     janus_free(model);
 }
@@ -816,10 +721,8 @@ static void bench_model(Bench *bench, const char *path) {
 /* ---- Command line ---- */
 
 static int usage(void) {
-    fprintf(
-        stderr,
-        "bench [--threads K] [--isa NAME] [--repeats N] [--kv f16|f32] [--pictures N] [--short] "
-        "[--cpu] [--json FILE] MODEL ...\n");
+    fprintf(stderr, "bench [--threads K] [--isa NAME] [--repeats N] [--kv f16|f32] [--pictures N] [--short] [--cpu] "
+            "[MODEL ...]\n");
     return 2;
 }
 
@@ -835,12 +738,12 @@ static int parse(Options *o, int count, char **arguments) {
         else if (strcmp(name, "--pictures") == 0) o->pictures = atoi(value);
         else if (strcmp(name, "--kv") == 0) o->cache = strcmp(value, "f16") == 0 ? JANUS_CACHE_F16 : JANUS_CACHE_F32;
         else if (strcmp(name, "--isa") == 0) o->isa = value;
-        else if (strcmp(name, "--json") == 0) o->json = value;
         else return 0;
     }
     if (o->processor_time) o->threads = 1;
     if (o->threads == 0) o->threads = processor_count();
-    return i < count && o->threads >= 1 && o->repeats >= 1 && o->repeats < MAX_REPEATS / 2 && o->pictures >= 1 ? i : 0;
+    const bool usable = o->threads >= 1 && o->pictures >= 1 && o->pictures <= 64;
+    return i <= count && usable && o->repeats >= 1 && o->repeats < MAX_REPEATS / 2 ? i : 0;
 }
 
 int main(int count, char **arguments) {
@@ -848,19 +751,13 @@ int main(int count, char **arguments) {
     const int first = parse(&bench.options, count, arguments);
     Context cx;
     if (first == 0) return usage();
-    if (context_init(&cx, 1, bench.options.isa) != 0) stop("--isa", "no such instruction set here");
-    const Kernels *isa = cx.kernels;
+    if (context_init(&cx, bench.options.threads, bench.options.isa) != 0) stop("--isa", "no such instruction set here");
+    bench.limits = measure_limits(&bench, cx.kernels, bench.options.threads);
+    printf("kernels: %s; a multiply-add is two operations\n", cx.kernels->name);
+    print_limits(&bench.limits, bench.options.threads);
+    if (first == count) bench_rows(&bench, &cx);
+    if (first == count && !bench.options.processor_time) bench_threads(&bench, bench.options.isa);
     context_free(&cx);
-    if (bench.options.json != NULL && (bench.json = fopen(bench.options.json, "a")) == NULL)
-        stop(bench.options.json, strerror(errno));
-    printf("kernels: %s; a multiply-add is two operations\n", isa->name);
-    if (bench.options.threads > 1) {
-        const Limits one = measure_limits(&bench, isa, 1);
-        print_limits(&bench, isa, &one, 1);
-    }
-    bench.limits = measure_limits(&bench, isa, bench.options.threads);
-    print_limits(&bench, isa, &bench.limits, bench.options.threads);
     for (int i = first; i < count; i++) bench_model(&bench, arguments[i]);
-    if (bench.json != NULL) fclose(bench.json);
     return 0;
 }

@@ -1,6 +1,6 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
-# make bench: every stage at Janus-Pro-1B's sizes, for each type of weights: bench.sh [--tiny] [arguments of bench].
+# make bench: products of 1 to 64 rows, then every stage at Janus-Pro-1B's sizes for each type of weights: bench.sh [--tiny] [arguments of bench].
 # WORK is the folder for the files of random weights (up to 4.2 GB, one at a time; f32 8.3 GB), KEEP=1 leaves them there,
 # TYPES names the types. --tiny measures weights/tiny.gguf instead, in seconds.
 cd "$(dirname "$0")/../.." || exit 1
@@ -14,6 +14,7 @@ for argument in "$@"; do
 done
 date -u '+%Y-%m-%d %H:%M UTC'
 sed -n 's/^model name[^:]*: *//p' /proc/cpuinfo 2>/dev/null | sort | uniq -c
+build/benchmark "$@" || exit 1
 if [ -n "$tiny" ]; then exec build/benchmark --short "$@" weights/tiny.gguf; fi
 mkdir -p "$WORK" || exit 1
 failed=0

@@ -647,7 +647,7 @@ static void drafts_case(const char *file, const char *isa, int fast, int grid) {
     options.tap = keep_scores;
     options.user = &scores;
     if (janus_session_new(model, &options, &session, NULL) != JANUS_OK) abort();
-    session->context.bf16_pays = true;
+    session->context.pairs_pay = true;
     janus_generate_ids(session, "a red circle", &drawing, ids, NULL);
     session->context.options.tap = NULL;
     report("scores of several places in a pass that differ", scores.count != 2 * P ||
