@@ -8880,7 +8880,7 @@ static void set_key(BatchJob *job, int key, JsonKind kind, StringView text) {
     }
 }
 
-/* Takes a value of the line: the object itself (depth 0), a value of a key (1), an item of a list (2). */
+/* Receives a value of the line: the object itself (depth 0), the value of a key (1) or an item of a list (2). */
 static void take_value(void *user, int depth, StringView name, JsonKind kind, StringView text) {
     BatchJob *job = user;
     Context *cx = &job->cx;
@@ -8915,10 +8915,10 @@ static void parse_job(BatchJob *job, size_t length) {
         context_fail(cx, JANUS_BAD_ARGUMENT, "\"output\" is missing: the name of the picture");
 }
 
-/* ---- Of two jobs that write one picture, or of which one reads what the other writes, the second is refused ---- */
+/* ---- Claims: a job may not write a picture that an earlier line reads or writes, nor read one that it writes ---- */
 
-/* Identifies the file that a path leads to, which need not exist, by its folder and its name, in lower case since some
-   systems ignore case (FNV-1a). 0: it leads nowhere, and reading or writing it will fail. */
+/* A hash (FNV-1a) of the file that a path leads to, which need not exist: of its folder's identity and of its name in
+   lower case, since some systems ignore case. 0 if it leads nowhere, so that reading or writing it will fail. */
 static uint64_t picture_key(const char *path) {
     const uint64_t prime = 1099511628211u;
     uint64_t folder[2] = {0, 0};
@@ -8993,12 +8993,13 @@ static void end_job(Batch *batch, BatchJob *job, const JanusResult *result) {
     job->done = true;
 }
 
-static void job_lost(Batch *batch, long line) {
-    complain("line %ld: out of memory", line);
-    batch->program->error.status = JANUS_NO_MEMORY;
+/* Returns false. */
+static bool line_lost(Batch *batch, long line) {
+    fail(&batch->program->error, JANUS_NO_MEMORY, "line %ld: out of memory", line);
+    return false;
 }
 
-/* Prints the results that are there, in the order of the lines or, with --unordered, all. */
+/* Prints the complete results: in the order of the lines up to the first incomplete one, or with --unordered all. */
 static void print_replies(Batch *batch) {
     BatchJob **at = &batch->jobs;
     while (*at != NULL && (batch->program->line.unordered || (*at)->done)) {
@@ -9007,7 +9008,7 @@ static void print_replies(Batch *batch) {
             at = &job->next;
             continue;
         }
-        if (job->reply.failed) job_lost(batch, job->line);
+        if (job->reply.failed) line_lost(batch, job->line);
         else if (fwrite(job->reply.text, 1, job->reply.length, stdout) != job->reply.length || fflush(stdout) != 0)
             batch->program->write_error = errno_or(EIO);
         *at = job->next;
@@ -9036,8 +9037,8 @@ static void take_results(Batch *batch) {
 
 /* ---- The run ---- */
 
-/* --resume: whether an earlier run drew all pictures of a job from the same text and settings, and completely. A job
-   without a seed takes that of the pictures that exist. */
+/* --resume: true if an earlier run drew all pictures of the job completely, with the same text and settings. A job
+   without a seed takes the seed of the pictures that exist. */
 static bool was_done(const Program *program, BatchJob *job) {
     Request *request = &job->request;
     const int side = drawn_side(&program->model->config);
@@ -9085,7 +9086,7 @@ static bool begin_job(Batch *batch, StringView line) {
     const size_t length = line.text != NULL ? line.length : 0;
     if (line.text != NULL && strspn(line.text, " \t\r") == length) return false;
     BatchJob *job = calloc(1, sizeof *job + length + 1), **last = &batch->jobs;
-    if (job == NULL) return job_lost(batch, number), false;
+    if (job == NULL) return line_lost(batch, number);
     while (*last != NULL) last = &(*last)->next;
     *last = job;
     if (length > 0) memcpy(job->bytes, line.text, length);
@@ -9188,7 +9189,7 @@ static void run_tasks(Program *program) {
     free(ids);
 }
 
-/* Prints a row for every stage, and one for every tensor of the record that was not met. Returns how many differ. */
+/* Prints a row for every stage and for every recorded tensor that did not occur. Returns the number of bad rows. */
 static int print_stages(const Tap *tap) {
     int bad = 0;
     for (const Stage *stage = tap->stages; stage < tap->stages + tap->stage_count; stage++) {
@@ -9198,7 +9199,7 @@ static int print_stages(const Tap *tap) {
         bad += !equal;
     }
     for (const char *line = tap->lines; line[0] != 0 && line[1] != 0; line += 1 + strcspn(line + 1, "\n")) {
-        if (line[1] != '+') printf("%-62.*s   NOT OK: not met\n", (int)strcspn(line + 1, " \n"), line + 1), bad++;
+        if (line[1] != '+') printf("%-62.*s   NOT OK: missing\n", (int)strcspn(line + 1, " \n"), line + 1), bad++;
     }
     printf("%ld OK, %d NOT OK\n", (long)tap->stage_count - bad, bad);
     return bad;
@@ -9222,7 +9223,7 @@ static void command_selftest(Program *program) {
              "them, on a machine that is known to be right", path, strerror(errno));
     else if (sscanf((char *)file->bytes, "janus-selftest 3 %lf %ld%n", &recorded_size, &tap->kept, &used) != 2 ||
              recorded_size != size || tap->kept <= 0)
-        fail(error, JANUS_BAD_ARGUMENT, "%s is of another model or another version: janus selftest --record", path);
+        fail(error, JANUS_BAD_ARGUMENT, "%s belongs to another model or version: janus selftest --record", path);
     else tap->lines = tap->at = (char *)file->bytes + used;
     begin_work(program);
     if (error->status == JANUS_OK) run_tasks(program);

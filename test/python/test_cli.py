@@ -878,7 +878,7 @@ def test_selftest(tmp_path: Path) -> None:
     for text in (record.replace("janus-selftest 3", "janus-selftest 2"), "", "x" + record, record.replace(f"{model.stat().st_size} 13", "7 13"),
                  record.replace(" 13\n", " -1\n", 1)):
         (tmp_path / "m.selftest").write_text(text)
-        assert "is of another model or another version" in fails("selftest", "-m", model)
+        assert "belongs to another model or version" in fails("selftest", "-m", model)
     for old, new, wrong in (("ask/text.token_ids ", "ask/text.other ", ["ask/text.token_ids", "ask/text.other"]), ("encode/vq.ids 4 ", "encode/vq.ids 3 ", ["encode/vq.ids"] * 2),
                             ("encode/vq.ids 4 ", "encode/vq.ids 4 x", ["encode/vq.ids"]), ("draw/lm", "", [])):
         (tmp_path / "m.selftest").write_text(record.replace(old, new))
