@@ -8199,7 +8199,7 @@ typedef struct {
     JanusError error;
     uint8_t *colours;        /* (codebook, 3), for --show; NULL: not needed yet */
     int write_error;         /* errno of a failed write to stdout */
-    TextBuffer names;        /* of saved pictures, printed when the terminal is no longer drawn on */
+    char names[PICTURES_LIMIT][PATH_BYTES]; /* of saved pictures, printed when the terminal is no longer drawn on */
 } Program;
 
 static int on_progress(void *user, const char *stage, int64_t done, int64_t total) {
@@ -8464,8 +8464,7 @@ static void finish_picture(Program *program, const int32_t *ids, int i) {
     if (write_picture(program, request, ids, i, name, &program->drawn, &program->error) != JANUS_OK) return;
     if (program->show.canvas.rgb != NULL) show_place(&program->show, i, &program->drawn);
     show_send(&program->show, clock_seconds());
-    text_add(&program->names, name, strlen(name));
-    if (name[0] != 0) text_add(&program->names, "\n", 1);
+    snprintf(program->names[i], PATH_BYTES, "%s", name);
 }
 
 /* Comes after the last picture: the terminal is no longer drawn on, so the names can be printed. */
@@ -8473,9 +8472,9 @@ static void end_pictures(Program *program) {
     end_work(program);
     free(program->show.canvas.rgb);
     program->show.canvas.rgb = NULL;
-    if (program->names.failed) fail_memory(&program->error);
-    else if (program->names.length > 0) fputs(program->names.text, stdout);
-    text_free(&program->names);
+    for (int i = 0; i < PICTURES_LIMIT; i++)
+        if (program->names[i][0] != 0) puts(program->names[i]);
+    memset(program->names, 0, sizeof program->names);
 }
 
 /* ---- Commands: each leaves its error in program->error ---- */
