@@ -7790,8 +7790,8 @@ static void describe_values(const Option *option, char *text, size_t size) {
     else if (option->kind == AS_NAME || option->kind == AS_CACHE)
         snprintf(text, size, "%s", option->kind == AS_NAME ? "a name" : option->argument);
     else
-        snprintf(text, size, "a %snumber from %.10g to %.10g", range->type == AN_INT ? "whole " : "", range->low,
-                 range->high);
+        snprintf(text, size, "a %snumber from %.10g to %.10g%s", range->type == AN_INT ? "whole " : "", range->low,
+                 range->high, range->low == -1 ? ", -1 is auto" : "");
 }
 
 static bool refuse_value(const Option *option, const char *name, const char *value) {

@@ -175,6 +175,7 @@ def test_usage_errors(arguments: list[str]) -> None:
     ("--cfg", ["0 to 100", "x", "-1", "nan", "inf", "1e999", "1e3", "5 "]),
     ("--temperature", ["0 to 100", "x", "-0.1", "nan", "inf", "1e999"]),
     ("--threads", ["0 to 256", "-1", "257", "x", "1e3", "1.5"]),
+    ("--speculate", ["-1 to 63, -1 is auto", "-2", "64", "x", "1.5", "AUTO", "autos"]),
     ("--max-tokens", ["1 to 16777216", "0", "-1", "x"]),
     ("--top-k", ["0 to 16777216", "-1", "x"]),
     ("--top-p", ["1e-06 to 1", "0", "-1", "1.1", "nan", "x"]),
@@ -397,6 +398,13 @@ def test_generate_formats(tmp_path: Path) -> None:
 def test_generate_options(tmp_path: Path, option: list) -> None:
     """Options that are in their ranges."""
     succeeds("generate", *option, "-o", tmp_path / "x.png", "a red fox")
+
+
+def test_drafts() -> None:
+    """The picture is the same with any number of drafts."""
+    drawn = {words: succeeds("generate", "-s", 5, *words, "-o", "-", "two blue stars", model=TINY).stdout
+             for words in ((), ("--speculate", "0"), ("--speculate", "auto"), ("--speculate=3",), ("--speculate", "63"))}
+    assert len(set(drawn.values())) == 1
 
 
 def test_caches_and_stdout(tmp_path: Path) -> None:
