@@ -3,7 +3,8 @@
 // ends that worker: the next task starts another with the same model.
 const $ = (id) => document.getElementById(id);
 const LIMIT = 2 ** 31, WORK = 0.9e9; // bytes: of a model's file, which is one block of memory; what a model of 1B parameters computes with
-const SETTINGS = { prompt: "", seed: "", guidance: "5", temperature: "1" }; // with the values that a link leaves out
+const form = document.forms[0].elements; // the settings of a drawing
+const DIED = "The computation ended unexpectedly";
 
 let worker, job; // its last call: {resolve, reject, listen}
 let wanted, model, info, colours; // files: to load, loaded; what it holds; a colour for every id
@@ -15,16 +16,13 @@ let steps = []; // of the drawing: {id, candidates}
 function startWorker() {
     worker = new Worker("worker.js");
     worker.onmessage = ({ data }) => {
-        if (data.died !== undefined) endWorker(`The computation ended unexpectedly: ${data.died}.`);
-        else if (data.error !== undefined) job.reject(new Error(data.error));
+        if (data.died) endWorker(`${DIED}: ${data.died}.`);
+        else if (data.error) job.reject(new Error(data.error));
         else if ("result" in data) job.resolve(data.result);
         else if (data.stage) showProgress(data);
         else job.listen(data);
     };
-    worker.onerror = (event) => {
-        event.preventDefault();
-        endWorker(`The computation ended unexpectedly: ${event.message || "worker.js could not be loaded"}.`);
-    };
+    worker.onerror = ({ message }) => endWorker(`${DIED}: ${message || "worker.js could not be loaded"}.`);
 }
 
 function endWorker(message) {
@@ -44,7 +42,7 @@ function call(name, args = {}, listen = () => {}) {
 // Runs what a button began, which stops it meanwhile.
 async function task(button, work) {
     const name = button.textContent;
-    hideAlert();
+    $("alert").hidden = true;
     enable(false);
     button.textContent = "Stop";
     button.disabled = false;
@@ -52,6 +50,7 @@ async function task(button, work) {
         if (!worker) await load();
         await work?.();
     } catch (error) {
+        $("status").textContent = "Stopped";
         if (error.message) showAlert(error.message, "Try again", () => task(button, work));
     }
     button.textContent = name;
@@ -115,18 +114,18 @@ function element(tag, text, name = "") {
 }
 
 // A chip for each word or special token; several of one kind in a row share one.
-function showSequence(list, tokens) {
+function showSequence(list, tokens, ...more) {
     const chips = [];
-    for (const { id, text } of tokens) {
-        if (chips.at(-1)?.id === id) chips.at(-1).count++;
-        else chips.push({ id, text: chips.length > 0 ? text : "BOS", count: 1 });
-    }
-    list.replaceChildren(...chips.map(({ id, text, count }) => {
-        const kind = count > 8 ? "image" : text === "BOS" || /^<.+>$/.test(text) ? "special" : "";
-        const chip = element("li", text.replaceAll("\n", "⏎") + (count > 1 ? ` × ${count}` : ""), kind);
-        chip.title = `id ${id}`;
-        return chip;
-    }));
+    tokens.forEach(({ id, text }, at) => {
+        let count = 1;
+        if (tokens[at - 1]?.id === id) return;
+        while (tokens[at + count]?.id === id) count++;
+        const name = (at > 0 ? text.replaceAll("\n", "⏎") : "BOS") + (count > 1 ? ` × ${count}` : "");
+        chips.push(element("li", name, count > 8 ? "image" : at === 0 || /^<.+>$/.test(text) ? "special" : ""));
+        chips.at(-1).title = `id ${id}`;
+    });
+    list.replaceChildren(...chips, ...more);
+    list.scrollTop = list.scrollHeight;
 }
 
 function clearGrid(grid) {
@@ -162,15 +161,9 @@ function showStep() {
 
 // ---- Drawing ----
 
-function writeLink() {
-    const link = new URLSearchParams();
-    for (const [name, left] of Object.entries(SETTINGS)) if ($(name).value !== left) link.set(name, $(name).value);
-    history.replaceState(null, "", `#${link}`);
-}
-
 function readLink() {
-    const link = new URLSearchParams(location.hash.slice(1));
-    for (const [name, left] of Object.entries(SETTINGS)) if (link.has("prompt")) $(name).value = link.get(name) ?? (left || "0");
+    document.forms[0].reset();
+    for (const [name, value] of new URLSearchParams(location.hash.slice(1))) if (name in form) form[name].value = value;
 }
 
 // What the program writes into its pictures.
@@ -180,32 +173,32 @@ function parametersText({ prompt, seed, guidance, temperature }) {
 }
 
 function readSettings() {
-    const [seed, guidance, temperature] = [$("seed").value, $("guidance").value, $("temperature").value];
-    if (!$("draw-form").checkValidity() || BigInt(seed) >= 1n << 64n) throw new Error("The settings of the drawing are not valid: a prompt, a seed below 2^64, guidance and temperature from 0 to 100.");
-    return { prompt: $("prompt").value, seed: BigInt(seed), guidance: Number(guidance), temperature: Number(temperature) };
+    const { prompt, seed, guidance, temperature } = form;
+    if (!document.forms[0].checkValidity() || BigInt(seed.value) >= 1n << 64n)
+        throw new Error("A drawing needs a prompt, a seed below 2^64, and guidance and temperature from 0 to 100.");
+    history.replaceState(null, "", `#${new URLSearchParams(new FormData(document.forms[0]))}`);
+    return { prompt: prompt.value, seed: BigInt(seed.value), guidance: Number(guidance.value), temperature: Number(temperature.value) };
 }
 
 async function draw() {
-    const settings = readSettings(), counter = element("li", "", "image");
-    writeLink();
+    const settings = readSettings(), counter = element("li", "image tokens", "image");
     steps = [];
     picture = undefined;
     clearGrid($("grid"));
     showStep();
     $("download").removeAttribute("href");
-    $("status").textContent = "Drawing";
+    $("status").textContent = "Finding a colour for each id";
     await getColours();
+    $("status").textContent = "Drawing";
     const drawn = await call("draw", { ...settings, parameters: parametersText(settings) }, ({ prompt, id, candidates }) => {
         if (prompt) {
-            showSequence($("sequence"), prompt);
-            $("sequence").append(counter);
-            counter.scrollIntoView({ block: "nearest" });
+            showSequence($("sequence"), prompt, counter);
         } else {
             fill($("grid"), steps.length, id);
             steps.push({ id, candidates });
             counter.textContent = `image token ${steps.length} of ${info.tokens}: ${id}`;
         }
-    }).catch((error) => { $("status").textContent = "No picture: the drawing was stopped."; throw error; });
+    });
     picture = new File([drawn.drawing], "janus.png", { type: "image/png" });
     show($("picture"), picture, `Drawn for the prompt: ${settings.prompt}`);
     showStep();
@@ -257,12 +250,10 @@ async function encode() {
 function showAlert(text, action, act) {
     $("alert-text").textContent = text;
     $("alert-action").textContent = action;
-    $("alert-action").onclick = () => { hideAlert(); act(); };
+    $("alert-action").onclick = () => { $("alert").hidden = true; act(); };
     $("alert").hidden = false;
     $("alert-action").focus();
 }
-
-function hideAlert() { $("alert").hidden = true; }
 
 function begin(button, work, event) {
     event.preventDefault();
@@ -270,14 +261,14 @@ function begin(button, work, event) {
     else task($(button), work);
 }
 
-$("draw-form").onsubmit = (event) => begin("draw", draw, event);
-$("ask-form").onsubmit = (event) => begin("ask", ask, event);
+document.forms[0].onsubmit = (event) => begin("draw", draw, event);
+document.forms[1].onsubmit = (event) => begin("ask", ask, event);
 $("encode").onclick = (event) => begin("encode", encode, event);
-$("another").onclick = () => { $("seed").value = crypto.getRandomValues(new Uint32Array(1))[0]; };
+$("another").onclick = () => { form.seed.value = crypto.getRandomValues(new Uint32Array(1))[0]; };
 $("steps").ontoggle = showStep;
 $("step").oninput = showStep;
 $("grid").onclick = ({ target }) => { $("step").value = 1 + Array.from($("grid").children).indexOf(target); showStep(); };
-$("alert-close").onclick = hideAlert;
+$("alert-close").onclick = () => { $("alert").hidden = true; };
 $("model-file").onchange = ({ target }) => { if (target.files[0]) chooseModel(target.files[0]); target.value = ""; };
 $("photo-file").onchange = ({ target }) => takePhoto(target.files);
 $("drop").ondragover = (event) => event.preventDefault();

@@ -36,13 +36,9 @@ function readAt(descriptor, list, count, offset, out) {
 }
 
 function write(descriptor, list, count, out) {
-    let written = 0;
-    for (let i = 0; i < count; i++) {
-        const [at, size] = numbersAt(list + 8 * i, 2, Uint32Array);
-        picture.push(bytesAt(at, size).slice());
-        written += size;
-    }
-    return setNumber(out, written);
+    const parts = Array.from({ length: count }, (_, i) => bytesAt(...numbersAt(list + 8 * i, 2, Uint32Array)).slice());
+    picture.push(...parts);
+    return setNumber(out, parts.reduce((sum, part) => sum + part.length, 0));
 }
 
 const fileAt = (path, length) => (textAt(path, length) === "model.gguf" ? MODEL : PICTURE);
