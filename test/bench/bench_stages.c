@@ -171,33 +171,6 @@ int stages_ask(Stages *s, const char *question, uint8_t *rgb, int width, int hei
     return status == JANUS_CANCELLED ? JANUS_OK : status;
 }
 
-/* A question about each of `count` pictures (count, height, width, 3), through a queue of so many places: ids (count,
-   tokens) of the answers, -1 where one ends earlier. */
-int stages_answers(Stages *s, const char *question, uint8_t *rgb, int count, int width, int height, int places,
-                   int tokens, int32_t *ids) {
-    JanusAskOptions options = janus_ask_defaults();
-    JanusQueue *queue;
-    JanusResult result;
-    JanusStatus status = janus_queue_new(s->session, places, &queue, &s->error);
-    options.max_tokens = tokens;
-    for (int i = 0; i < count && status == JANUS_OK; i++) {
-        JanusImage image = {width, height, NULL};
-        image.rgb = rgb + (int64_t)i * width * height * 3;
-        status = janus_queue_ask(queue, question, &image, 1, &options, NULL, &s->error);
-    }
-    for (int64_t i = 0; i < (int64_t)count * tokens; i++) ids[i] = -1;
-    while (status == JANUS_OK && janus_queue_step(queue)) continue;
-    while (status == JANUS_OK && janus_queue_collect(queue, &result)) {
-        status = result.error.status;
-        if (status == JANUS_OK)
-            memcpy(ids + (result.job - 1) * tokens, result.ids, (size_t)result.id_count * sizeof *ids);
-        else s->error = result.error;
-        janus_result_free(&result);
-    }
-    janus_queue_free(queue);
-    return status;
-}
-
 /* ids -> rgb (side, side, 3) */
 int stages_decode(Stages *s, const int32_t *ids, uint8_t *rgb) {
     JanusImage image;
@@ -232,6 +205,5 @@ int stages_size(const Stages *s, const char *name) {
     if (strcmp(name, "context") == 0) return c->context;
     if (strcmp(name, "pad") == 0) return c->pad;
     if (strcmp(name, "eos") == 0) return c->eos;
-    if (strcmp(name, "placeholder") == 0) return c->image_placeholder;
     return strcmp(name, "hidden") == 0 ? c->hidden : -1;
 }

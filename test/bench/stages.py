@@ -53,8 +53,7 @@ class Stages:
         self.handle = self.library.stages_open(str(path).encode(), threads, ("auto", "f32", "f16").index(cache), int(fast))
         if self.handle == ffi.NULL:
             raise RuntimeError(f"{path} cannot be opened")
-        for name in ("side", "image_tokens", "vision_tokens", "vision_side", "codebook", "vocab", "context", "hidden", "pad", "eos",
-                     "placeholder"):
+        for name in ("side", "image_tokens", "vision_tokens", "vision_side", "codebook", "vocab", "context", "hidden", "pad", "eos"):
             setattr(self, name, self.library.stages_size(self.handle, name.encode()))
 
     def close(self) -> None:
@@ -116,14 +115,6 @@ class Stages:
         times, said = np.zeros(tokens + 1), np.zeros(1, np.int32)
         self.call("ask", question.encode(), picture, picture.shape[1], picture.shape[0], tokens, times, said)
         return times[:said[0] + 1]
-
-    def answers(self, question: str, pictures: np.ndarray, places: int, tokens: int) -> np.ndarray:
-        """Ids (n, tokens) of the answers to a question about each of n pictures (n, H, W, 3), of which `places` run together
-        in a queue; -1 where an answer ends earlier."""
-        count, height, width, _ = pictures.shape
-        ids = np.empty((count, tokens), np.int32)
-        self.call("answers", question.encode(), np.ascontiguousarray(pictures), count, width, height, places, tokens, ids)
-        return ids
 
     def decode(self, ids: np.ndarray) -> np.ndarray:
         """A picture's ids as (side, side, 3) uint8."""
