@@ -1491,6 +1491,7 @@ typedef struct {
 #include <direct.h>
 #include <io.h>
 #include <shellapi.h>
+#define strcasecmp _stricmp
 
 /* `path` as UTF-16, for as long as the block around it; empty if it is not valid UTF-8 or too long. */
 #define WIDE(path) wide_path((wchar_t[WIDE_LIMIT]){0}, path)
@@ -1607,6 +1608,7 @@ static int64_t input_read(FILE *stream, void *bytes, size_t size) {
 #endif
 
 #else
+#include <strings.h>
 #include <unistd.h>
 #if !defined(JANUS_LIBRARY)
 #include <dirent.h>
@@ -1894,9 +1896,6 @@ static int64_t checked_product(int64_t a, int64_t b, int64_t c) {
     return a * b * c;
 }
 
-/* a + b; -1 if either is negative or the sum overflows. */
-static int64_t checked_sum(int64_t a, int64_t b) { return a < 0 || b < 0 || a > INT64_MAX - b ? -1 : a + b; }
-
 enum { NAME_LIMIT = 128 }; /* bytes of a tensor's or a stage's name */
 
 /* realloc for `count` items of `size` bytes. NULL if the product overflows or memory runs out; the old block then stays
@@ -1967,7 +1966,8 @@ typedef struct {
 
 /* Kept blocks that are too small, or more than twice as large as needed, are freed. */
 static void *arena_allocate(Arena *arena, int64_t count, size_t size) {
-    const int64_t bytes = checked_sum(checked_product(count, (int64_t)size, 1), sizeof(ArenaBlock));
+    const int64_t wanted = checked_product(count, (int64_t)size, 1);
+    const int64_t bytes = wanted < 0 || wanted > INT64_MAX / 2 ? -1 : wanted + (int64_t)sizeof(ArenaBlock);
     ArenaBlock *block = arena->kept;
     for (; block != NULL && (block->bytes < bytes || block->bytes / 2 > bytes + 65536); block = arena->kept) {
         arena->kept = block->below;
@@ -6829,12 +6829,7 @@ void janus_image_free(JanusImage *image) {
 
 static bool ends_with(const char *text, const char *end) {
     const size_t length = strlen(text), end_length = strlen(end);
-    if (length < end_length) return false;
-    for (size_t i = 0; i < end_length; i++) {
-        const char c = text[length - end_length + i];
-        if ((c >= 'A' && c <= 'Z' ? c - 'A' + 'a' : c) != end[i]) return false;
-    }
-    return true;
+    return length >= end_length && strcasecmp(text + length - end_length, end) == 0;
 }
 
 /* Writes a file, or stdout if `path` is NULL. */
@@ -7038,29 +7033,23 @@ static void code_of(const JanusModel *m, int32_t id, float *code) {
     code[m->config.code_dim] = 1;
 }
 
-/* sum (3) += the pixels of the middle token of a picture of 3 x 3 times `id`; rgb has room for that picture. */
-static void middle_colour(Context *cx, const JanusModel *small, int32_t id, uint8_t *rgb, double *sum) {
-    const int64_t side = drawn_side(&small->config), third = side / 3;
-    const int32_t ids[] = {id, id, id, id, id, id, id, id, id};
-    vq_decode(cx, small, ids, rgb);
-    for (int64_t i = 0; i < third * third && !has_failed(cx); i++)
-        for (int j = 0; j < 3; j++)
-            sum[j] += rgb[3 * ((third + i / third) * side + third + i % third) + j] / (double)(third * third);
-}
-
 /* The matrix, fitted by least squares to 64 ids at equal distances: the last 3 columns of a (n, n + 3), n = code_dim
-   + 1. */
+   + 1. An id has the mean colour of the middle token of a picture of 3 x 3 of it, which has neighbours on all sides. */
 static void fit_colours(Context *cx, const JanusModel *m, float *code, double *a) {
     JanusModel small = *m;
-    small.config.grid = 3; /* a picture of 3 x 3 tokens: its middle one has neighbours on all sides */
-    const int64_t n = m->config.code_dim + 1, side = drawn_side(&small.config);
+    small.config.grid = 3;
+    const int64_t n = m->config.code_dim + 1, side = drawn_side(&small.config), third = side / 3;
     uint8_t *rgb = scratch_bytes(cx, side * side, 3);
     for (int64_t i = 0; i < n * (n + 3); i++) a[i] = i % (n + 4) == 0 ? 1e-6 : 0; /* never singular */
     for (int k = 0; k < 64 && !has_failed(cx); k++) {
         const int32_t id = (int32_t)((int64_t)m->config.codebook * k / 64);
+        const int32_t ids[] = {id, id, id, id, id, id, id, id, id};
         double colour[3] = {0, 0, 0};
         code_of(m, id, code);
-        middle_colour(cx, &small, id, rgb, colour);
+        vq_decode(cx, &small, ids, rgb);
+        for (int64_t i = 0; i < third * third && !has_failed(cx); i++)
+            for (int j = 0; j < 3; j++)
+                colour[j] += rgb[3 * ((third + i / third) * side + third + i % third) + j] / (double)(third * third);
         for (int64_t i = 0; i < n; i++)
             for (int64_t j = 0; j < n + 3; j++)
                 a[i * (n + 3) + j] += (double)code[i] * (j < n ? (double)code[j] : colour[j - n]);
