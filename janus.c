@@ -9292,7 +9292,7 @@ static const Command *find_command(const char *name) {
         names[i] = COMMANDS[i].name;
         if (strcmp(names[i], name) == 0) return &COMMANDS[i];
     }
-    unknown_word("command", name, names, "janus help lists them");
+    unknown_word("command", name, names, "the command comes first: janus help lists them");
     return NULL;
 }
 
@@ -9341,7 +9341,7 @@ static bool place_arguments(CommandLine *line, const Command *command, int count
     int readers = (command->bit == FOR_CHAT) + (text != NULL && strcmp(text, "-") == 0);
     for (int i = 0; i < request->image_count; i++) readers += strcmp(request->images[i], "-") == 0;
     if (command->bit == FOR_ASK && strcmp(text, "-") != 0 && names_a_file(text))
-        complain("ask: no question: %.60s looks like a file (any text can come from stdin: -)", text);
+        complain("ask: no question: %.200s looks like a file (any text can come from stdin: -)", text);
     else if (command->bit == FOR_INFO && text != NULL && line->model != NULL)
         complain("info shows one file: %.60s or %.60s", line->model, text);
     else if (readers > 1) complain("%s: only one input can come from stdin", command->name);

@@ -232,7 +232,7 @@ def test_unknown_commands() -> None:
     """So is an unknown command, in the place of a command and after help."""
     for arguments in (["genrate", "a cat"], ["help", "genrate"], ["gen", "a cat"]):
         assert fails(*arguments, model=None, code=2) == f"janus: unknown command {arguments[-1 if arguments[0] == 'help' else 0]}: is generate meant?"
-    assert fails("paint", model=None, code=2) == "janus: unknown command paint (janus help lists them)"
+    assert fails("paint", model=None, code=2) == "janus: unknown command paint (the command comes first: janus help lists them)"
 
 
 def test_version() -> None:
