@@ -8469,12 +8469,14 @@ static void end_pictures(Program *program) {
 /* ---- Commands: each leaves its error in program->error ---- */
 
 /* "seed 7 · seen 0.6 s · read 1.2 s · 576 tokens 28.1 s (20.5/s) · decode 1.3 s": the seed of a sampled result,
-   then the times of the steps that ran. A cancelled drawing has "200 of 576 tokens"; a cut answer names its limit. */
+   then the times of the steps that ran. A cancelled drawing has "200 of 576 tokens"; a cut answer names its limit. A
+   context that is half full is reported with its length. */
 static void print_times(const Program *program, bool drawing) {
     const Progress *t = &program->progress;
     const Request *request = &program->line.request;
     const long count = drawing ? request->draw.count : 1, tokens = t->tokens * count;
     const double seen = t->seen > 0 ? t->seen : t->start, read = t->read > 0 ? t->read : seen, seconds = t->last - read;
+    const int length = janus_conversation_length(program->session), room = janus_info(program->model).context_length;
     const bool complete = t->tokens == t->limit;
     if (program->line.quiet || t->tokens == 0) return;
     if (drawing || request->ask.temperature > 0)
@@ -8485,9 +8487,10 @@ static void print_times(const Program *program, bool drawing) {
     if (drawing && !complete) fprintf(stderr, " of %ld", t->limit * count);
     fprintf(stderr, " tokens %.1f s (%.1f/s)", seconds, seconds > 0 ? (double)tokens / seconds : 0.0);
     if (drawing && complete) fprintf(stderr, " \xC2\xB7 decode %.1f s", clock_seconds() - t->last);
-    if (!drawing && janus_conversation_length(program->session) >= janus_info(program->model).context_length)
-        fputs(" \xC2\xB7 cut: the context is full", stderr);
+    if (!drawing && length >= room) fputs(" \xC2\xB7 cut: the context is full", stderr);
     else if (!drawing && complete) fputs(" \xC2\xB7 cut by --max-tokens", stderr);
+    if (!drawing && length >= room / 2 && length < room)
+        fprintf(stderr, " \xC2\xB7 context %d of %d", length, room);
     fputc('\n', stderr);
 }
 
@@ -8705,14 +8708,6 @@ static void chat_draw(Program *program, const char *prompt) {
     program->drawn.rgb = NULL; /* changed hands */
 }
 
-static void chat_ask(Program *program, const char *question) {
-    ask_question(program, question);
-    const int length = janus_conversation_length(program->session), room = janus_info(program->model).context_length;
-    if (program->line.quiet || length < room / 2) return;
-    fprintf(stderr, "[%d/%d]%s\n", length, room,
-            length < room - room / 8 ? "" : " nearly full: /clear begins a new conversation");
-}
-
 /* Removes control characters, escape sequences of keys such as arrows (ESC [ ... LETTER and ESC O LETTER), and blanks
    at both ends. Returns the rest. */
 static char *clean_line(char *line) {
@@ -8751,7 +8746,7 @@ static bool chat_line(Program *program, const char *line) {
     else if (line[0] != 0) {
         if ((same_word(word, "draw") || same_word(word, "paint")) && rest[0] != 0 && !program->line.quiet)
             complain("remark: to draw a picture, type /draw %.60s", rest);
-        chat_ask(program, line);
+        ask_question(program, line);
     }
     return true;
 }

@@ -410,14 +410,12 @@ def test_control_characters_are_dropped(tmp_path: Path) -> None:
 
 
 def test_a_context_that_fills(tmp_path: Path) -> None:
-    """From the half on it is said how full it is; near the end, and when it is full, what to do; and it goes on."""
+    """From the half on the line of times says how full it is; a full one is an error that names the remedy; and it goes on."""
     done = subprocess.run([JANUS, "chat", "-m", GROUPED, "--max-tokens", "60"], input="Tell me all about the trees and the houses.\n" * 12 + "/clear\nHello\n",
                           capture_output=True, text=True, check=True, cwd=tmp_path)
-    lines = [line for line in done.stderr.split("\n") if line.startswith("[")]
-    assert lines[0].endswith("/512]") and 256 <= int(re.match(r"\[(\d+)/512\]", lines[0])[1]) < 400
-    assert any(line.endswith("] nearly full: /clear begins a new conversation") for line in lines)
-    assert re.search(r"the context holds 512: .*\n\[\d+/512\]", done.stderr)
-    assert "[" not in done.stderr.rstrip().rpartition("\n")[2]
+    lengths = [int(length) for length in re.findall(r" \u00b7 context (\d+) of 512\n", done.stderr)]
+    assert len(lengths) > 1 and lengths == sorted(set(lengths)) and 256 <= lengths[0] < 400 and lengths[-1] < 512
+    assert " \u00b7 cut: the context is full\n" in done.stderr and "the context holds 512: " in done.stderr and "context" not in done.stderr.rstrip().rpartition("\n")[2]
 
 
 if __name__ == "__main__":
