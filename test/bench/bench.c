@@ -655,6 +655,40 @@ static void bench_queue(const Stage *s, int jobs, int count) {
     report(s, name, &times, &cost, &s->model->blocks[0].q);
 }
 
+/* A pass of a drawing with drafts, at the picture's beginning, and a picture by such passes if as many drafts are right
+   as the small model's, which makes passes fewer by `fewer`: random weights themselves accept nearly none. */
+static void bench_drafts(const Stage *s) {
+    enum { KINDS = 6 };
+    static const int drafts[KINDS] = {0, 1, 2, 3, 7, 15};
+    static const double fewer[KINDS] = {1, 1.35, 1.61, 1.82, 2.49, 3.09};
+    Context *cx = &s->session->context;
+    Times times[KINDS] = {{{0}, 0}};
+    const int64_t tokens = image_tokens(&s->model->config);
+    Task task = {.drawing = janus_generate_defaults(), .ids = must(allocate(tokens, sizeof *task.ids))};
+    JanusError error;
+    task.drawing.drafts = drafts[KINDS - 1];
+    start_drawing(cx, s->model, &task, PROMPT);
+    for (int i = -1; i < s->bench->options.repeats; i++) /* the first round is not counted */
+        for (int k = 0; k < KINDS; k++) {
+            task.drawn = 1;
+            for (int r = 0; r < 2; r++) task.rows[r].own.length = 0;
+            for (int64_t t = 1; t < tokens; t++) task.ids[t] = -1;
+            task.drawing.drafts = drafts[k];
+            const double start = seconds(s->bench);
+            step_with_drafts(cx, s->model, &task);
+            check(context_end(cx, &error), &error);
+            if (i >= 0) keep_time(&times[k], seconds(s->bench) - start);
+        }
+    for (int k = 0; k < KINDS; k++) {
+        const double time = median(&times[k]), one = median(&times[0]);
+        printf("%2d drafts, %2d rows a pass %22.2f %9.2f; %5.2f of no drafts; a picture %8.1f s, %5.2f\n", drafts[k],
+               2 * drafts[k] + 2, 1e3 * time, 1e3 * times[k].times[0], time / one,
+               time * (double)(tokens - 1) / fewer[k], time / one / fewer[k]);
+    }
+    free(task.ids);
+    task_free(&task);
+}
+
 /* From a question about a picture to the answer's first token, and the tokens after it. */
 static void bench_answer(const Stage *s) {
     static const char QUESTION[] = "What is in the picture?";
@@ -712,6 +746,7 @@ static void bench_model(Bench *bench, const char *path) {
     bench_queue(&s, 1, 1);
     bench_queue(&s, 1, pictures);
     bench_queue(&s, pictures, 1);
+    bench_drafts(&s);
     bench_pictures(&s);
     bench_answer(&s);
     janus_session_free(s.session);
