@@ -7407,7 +7407,7 @@ double janus_queue_progress(const JanusQueue *queue, int64_t job) {
 }
 
 /* ==================================================================================================================
-   21  JSON: the lines of `janus batch`, by RFC 8259 to the letter. json_read hands over the values of a text in order.
+   21  JSON: the lines of `janus batch`, strictly by RFC 8259. json_read passes the values of a text to a function.
        Strings are decoded in place, since decoding never makes them longer.
    ================================================================================================================== */
 
@@ -7416,8 +7416,8 @@ double janus_queue_progress(const JanusQueue *queue, int64_t job) {
 enum { JSON_DEPTH = 64 };
 typedef enum { JSON_STRING, JSON_NUMBER, JSON_WORD, JSON_ARRAY, JSON_OBJECT } JsonKind;
 
-/* Receives a value, lists and objects before what they hold: how many of these it is in, its key or that of its list,
-   and the text of a string, a number, or true, false, null, with a zero byte after it. */
+/* Receives a value; a list or an object comes before its items. `depth`: of the lists and objects around it; `key`: its
+   own or its list's; `text`: a string, a number, or true, false or null, followed by a zero byte. */
 typedef void JsonTake(void *user, int depth, StringView key, JsonKind kind, StringView text);
 
 typedef struct {
@@ -7473,13 +7473,13 @@ static char *json_escape(Json *j, char *out) {
     return j->failed ? out : utf8_put(out, code);
 }
 
-/* Without text after an error. */
+/* Returns no text after an error. */
 static StringView json_string(Json *j) {
     char *first = j->at, *out = first;
     if (!json_accept(j, '"')) json_fail(j, "a string in double quotes is missing");
     while (!json_accept(j, '"')) {
         if (j->at == j->end) json_fail(j, "the string does not end");
-        else if ((uint8_t)*j->at < 0x20) json_fail(j, "a string holds a control character: write it as \\n or \\u");
+        else if ((uint8_t)*j->at < 0x20) json_fail(j, "a string contains a control character: write it as \\n or \\u");
         if (j->failed) return (StringView){NULL, 0};
         if (json_accept(j, '\\')) out = json_escape(j, out);
         else *out++ = *j->at++;
@@ -7547,7 +7547,7 @@ static void json_value(Json *j, int depth, StringView key) {
     json_space(j);
 }
 
-/* Reads a text after which there is a zero byte. Errors are left in the context. */
+/* Reads a text that is followed by a zero byte. Errors go to the context. */
 static void json_read(Context *cx, char *text, size_t length, JsonTake *take, void *user) {
     Json j = {text, text + utf8_valid_prefix(text, length), text + length, false, cx, take, user};
     if (j.at < j.end) json_fail(&j, "this is not UTF-8");
@@ -7556,7 +7556,7 @@ static void json_read(Context *cx, char *text, size_t length, JsonTake *take, vo
     if (j.at < j.end) json_fail(&j, "more follows the value");
 }
 
-/* Adds a string with its quotes. Control characters are escaped, so that a terminal does not obey them; bytes that are
+/* Adds a string with its quotes. Control characters are escaped, so that a terminal ignores them; bytes that are
    not UTF-8 become U+FFFD. */
 static void json_write(TextBuffer *buffer, const char *text, size_t length) {
     text_add(buffer, "\"", 1);
