@@ -155,7 +155,8 @@ typedef enum {
 /* A callback that returns an int returns 0 to continue, anything else to cancel the call. Pointers that a callback
    receives are valid during the callback only. */
 typedef struct {
-    int threads;     /* 1..256; 0: one for each processor available to the process. Results do not depend on it. */
+    int threads;     /* 1..256; 0: one for each processor available to the process (on Windows, of the machine).
+                        Results do not depend on it. */
     const char *isa; /* kernels: "plain", "avx2", "avx512", "avx512bf16", "amx", "neon", "simd128"; NULL: the best */
     JanusCacheType cache;
     int fast;        /* 1: activations are rounded to integers or bf16 where that is faster; 0: float32, as PyTorch */
