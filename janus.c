@@ -4090,11 +4090,6 @@ static const Kernels *kernels_at(int i) {
     return NULL;
 }
 
-static const char *kernel_name_at(int i) {
-    const Kernels *k = kernels_at(i);
-    return k ? k->name : NULL;
-}
-
 /* ==================================================================================================================
    15  Layers
 
@@ -4166,7 +4161,7 @@ static void context_free(Context *cx) {
     memset(cx, 0, sizeof *cx);
 }
 
-/* isa: a name of kernel_name_at; NULL: the best. -1: no memory, or no such instruction set here. */
+/* isa: the name of one of kernels_at; NULL: the best. -1: no memory, or no such instruction set here. */
 static int context_init(Context *cx, int threads, const char *isa) {
     memset(cx, 0, sizeof *cx);
     for (int i = 0; cx->kernels == NULL && kernels_at(i) != NULL; i++)
@@ -8649,7 +8644,7 @@ static void command_tokenize(Program *program) {
 
 static void print_kernels(void) {
     printf("kernels         ");
-    for (int k = 0; kernel_name_at(k) != NULL; k++) printf("%s%s", k > 0 ? ", " : "", kernel_name_at(k));
+    for (int k = 0; kernels_at(k) != NULL; k++) printf("%s%s", k > 0 ? ", " : "", kernels_at(k)->name);
     putchar('\n');
 }
 

@@ -716,7 +716,7 @@ static int amx_cases(void) {
         printf("AMX: left out, since this system refuses the processor's tiles to programs\n");
         return 0;
     }
-    if (strcmp(kernel_name_at(0), "amx") != 0) {
+    if (strcmp(kernels_at(0)->name, "amx") != 0) {
         printf("AMX: left out, since this processor has no AVX-512 with bf16\n");
         return 0;
     }
@@ -725,7 +725,7 @@ static int amx_cases(void) {
     if (amx_mode == AMX_NATIVE) printf("AMX: native\n");
     else check(amx.done > 0, 1, "AMX: emulated, %ld instructions", amx.done);
 #else
-    check(strcmp(kernel_name_at(0), "amx") != 0, 1, "AMX: this build has no kernels for it");
+    check(strcmp(kernels_at(0)->name, "amx") != 0, 1, "AMX: this build has no kernels for it");
 #endif
     return 0;
 }
@@ -738,7 +738,7 @@ int main(int count, char **arguments) {
     dispatch_case();
 #endif
     format_cases();
-    for (int i = 0; kernel_name_at(i) != NULL; i++)
-        if (kernel_cases(kernel_name_at(i)) != 0) return 1;
+    for (int i = 0; kernels_at(i) != NULL; i++)
+        if (kernel_cases(kernels_at(i)->name) != 0) return 1;
     return closing_line();
 }
