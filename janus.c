@@ -2539,12 +2539,13 @@ static void weight_row(float *out, const Weight *w, int64_t row) {
            such code; after the pass, if a processor may lack the instructions, a check in processor_level. The size of
            a vector must be a constant: SVE and RVV need -msve-vector-bits or -mrvv-vector-bits for the whole file
         2  Primitives: PASS_... and a block of macros beside the others'; the list above them says what each means. A
-           macro that is not in the list needs an #undef at the end of the pass
+           macro that another set for the same processors defines otherwise needs an #undef at the end of the pass
         3  Pass: after it, two #defines and an #include of this file
         4  Table: a line in kernels_at, best first; the name in janus.h
         5  Test: the name in KERNEL_NAMES of test/c/test_janus.c; test/c/test_kernels.c runs every table of kernels_at
         6  Platforms: a row in test/platforms/platforms.sh, which compares ids and pixels with the plain kernels
-      Nothing else changes: neither the loops of the pass nor sections after it name an instruction set.
+      No-go: the loops of the pass and all sections after it name no instruction set, and a new set or format changes
+      neither; nor the order of a sum, another set's numbers, the plain functions, or a tolerance of a test.
    ================================================================================================================== */
 
 typedef struct { /* rows of numbers of one type, `stride` bytes from one to the next */
@@ -2910,15 +2911,12 @@ vf, VL floats, a constant (of SVE and RVV: with vectors of a fixed length):
 #define b_less(b, n)      vsubq_s8(b, vdupq_n_s8(n))
 #ifdef __ARM_FEATURE_DOTPROD
 #define vi                int32x4_t
-#define quant             int8_t
-#define QUANT_MAX            127
 #define i_bits            vreinterpretq_s32_f32
 #define i_float           vcvtq_f32_s32
 #define i_dot(sums, w, x) vdotq_s32(sums, vreinterpretq_s8_f32(w), vreinterpretq_s8_f32(x))
 #define i_bytes(a)        (a)
 #define i_low(a)          vreinterpretq_f32_s8(b_less(vandq_s8(vreinterpretq_s8_f32(a), vdupq_n_s8(15)), 8))
 #define i_high(a)         vreinterpretq_f32_s8(b_less(b_bits(vreinterpretq_s8_f32(a), 4, 15), 8))
-#define i_block(w, x)     vdotq_s32(vdotq_s32(vdupq_n_s32(0), (w)[0], b_load(x)), (w)[1], b_load((x) + VL))
 
 INLINE int32_t KERNEL(round_block)(void *out, const float *x, float inverse) {
     for (int i = 0; i < BLOCK; i += 8) {
@@ -3925,11 +3923,11 @@ static const Kernels kernels_amx = {
 };
 #endif
 
-#undef KERNEL_EXACT
+/* What another set on the same processor defines otherwise. */
 #undef KERNEL_INT8
-#undef KERNEL_LOOPS
 #undef KERNEL_NAME
 #undef TARGET
+#undef MM
 #undef vf
 #undef vb
 #undef vi
@@ -3937,52 +3935,24 @@ static const Kernels kernels_amx = {
 #undef X_ROWS
 #undef VALUE_VECTORS
 #undef INT8_ROWS
-#undef v_zero
-#undef v_set1
-#undef v_load
-#undef v_store
-#undef v_add
-#undef v_sub
-#undef v_mul
-#undef v_div
-#undef v_maximum
-#undef v_minimum
-#undef v_fma
 #undef v_fma_pairs
-#undef v_add4
-#undef v_round
-#undef v_power
-#undef v_load_f16
-#undef v_from_f16
-#undef v_load_bf16
-#undef v_store_f16
-#undef v_zip_low
-#undef v_zip_high
-#undef v_zip_low2
-#undef v_zip_high2
-#undef v_gather
-#undef v_widen
 #undef v_bits
 #undef v_words
-#undef v_nibbles
-#undef b_load
-#undef b_bits
-#undef b_join
-#undef b_less
+#undef v_widen
+#undef v_from_f16
 #undef HAVE_PAIRS
-#undef i_bits
-#undef i_float
-#undef i_dot
-#undef i_bytes
-#undef i_low
-#undef i_high
-#undef MM
 #undef h_load
 #undef h_store
 #undef KERNEL_PASS
 
 /* ------------------------------------------------------------------------------------------------ */
 #else
+
+#ifdef JANUS_EXTRA_KERNELS
+#define KERNEL_PASS PASS_EXTRA
+#define KERNEL_NAME extra
+#include KERNEL_FILE
+#endif
 
 #ifdef HAVE_X86_KERNELS
 #define KERNEL_PASS PASS_AVX2
@@ -4005,12 +3975,6 @@ static const Kernels kernels_amx = {
 #ifdef HAVE_SIMD128_KERNELS
 #define KERNEL_PASS PASS_SIMD128
 #define KERNEL_NAME simd128
-#include KERNEL_FILE
-#endif
-
-#ifdef JANUS_EXTRA_KERNELS
-#define KERNEL_PASS PASS_EXTRA
-#define KERNEL_NAME extra
 #include KERNEL_FILE
 #endif
 
@@ -4223,20 +4187,17 @@ static void element_job(void *data, Chunk chunk) {
     e->kernel(e->out + chunk.begin, e->x + chunk.begin, chunk.end - chunk.begin);
 }
 
-static void gelu(Context *cx, float *x, int64_t n) {
-    Elements e = {cx->kernels->gelu, x, x};
+static void each_element(Context *cx, void (*kernel)(float *out, const float *x, int64_t n), float *out, const float *x,
+                         int64_t n) {
+    Elements e = {kernel, out, x};
     in_parallel(cx, element_job, &e, n, ELEMENT_STEP);
 }
 
+static void gelu(Context *cx, float *x, int64_t n) { each_element(cx, cx->kernels->gelu, x, x, n); }
 static void silu_mul(Context *cx, float *gate, const float *up, int64_t n) {
-    Elements e = {cx->kernels->silu, gate, up};
-    in_parallel(cx, element_job, &e, n, ELEMENT_STEP);
+    each_element(cx, cx->kernels->silu, gate, up, n);
 }
-
-static void add(Context *cx, float *out, const float *x, int64_t n) {
-    Elements e = {cx->kernels->add, out, x};
-    in_parallel(cx, element_job, &e, n, ELEMENT_STEP);
-}
+static void add(Context *cx, float *out, const float *x, int64_t n) { each_element(cx, cx->kernels->add, out, x, n); }
 
 typedef struct {
     float *x;
