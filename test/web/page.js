@@ -68,20 +68,15 @@ function enable(on) {
 
 const size = (bytes) => (bytes < 1e9 ? `${(bytes / 1e6).toFixed(1)} MB` : `${(bytes / 1e9).toFixed(1)} GB`);
 
-// Loads `wanted`; if that fails, `model` is the next to try.
+// Loads `wanted`; if that fails, the model before is the next to try.
 async function load() {
     if (typeof WebAssembly !== "object") throw new Error("This browser has no WebAssembly, or it is switched off. The page needs it to compute.");
     startWorker();
-    try {
-        const simd = new URLSearchParams(location.hash.slice(1)).get("simd") !== "off";
-        ({ model, info } = await call("load", { file: wanted, simd }));
-    } catch (error) {
-        endWorker("");
-        $("model-name").textContent = "No model is loaded";
-        throw error;
-    } finally {
-        wanted = model;
-    }
+    const settings = { file: wanted, simd: new URLSearchParams(location.hash.slice(1)).get("simd") !== "off" };
+    wanted = model;
+    $("model-name").textContent = "No model is loaded";
+    ({ model, info } = await call("load", settings).catch((error) => { endWorker(""); throw error; }));
+    wanted = model;
     colours = undefined;
     $("model-name").textContent = `${info.name}: ${(info.parameters / 1e6).toFixed(1)} M parameters, ${info.type}, ${info.isa}`;
     $("step").max = info.tokens;
@@ -139,16 +134,7 @@ function fill(grid, at, id) {
     grid.setAttribute("aria-label", `${at + 1} of ${info.tokens} image tokens`);
 }
 
-// The likely ids of a step, and the one that was taken.
-function showCandidates(list, { ids, shares }, taken) {
-    list.replaceChildren(...ids.map((id, i) => {
-        const row = element("li", `${id} ${(100 * shares[i]).toFixed(1)} %`, id === taken ? "taken" : "");
-        row.style.setProperty("--share", shares[i]);
-        row.style.borderColor = colour(id);
-        return row;
-    }));
-}
-
+// The step that the slider names: its place in the grid, and the likely ids, where the steps are open.
 function showStep() {
     const at = Number($("step").value) - 1, step = steps[at];
     $("picture").hidden = $("steps").open || !picture;
@@ -156,7 +142,12 @@ function showStep() {
     if (!step || !$("steps").open) return;
     $("grid").children[at].classList.add("chosen");
     $("step-name").textContent = `${at + 1} of ${info.tokens}: id ${step.id}`;
-    for (const kind of ["plain", "guided"]) showCandidates($(kind), step.candidates[kind], step.id);
+    for (const [kind, { ids, shares }] of Object.entries(step.candidates)) $(kind).replaceChildren(...ids.map((id, i) => {
+        const row = element("li", `${id} ${(100 * shares[i]).toFixed(1)} %`, id === step.id ? "taken" : "");
+        row.style.setProperty("--share", shares[i]);
+        row.style.borderColor = colour(id);
+        return row;
+    }));
 }
 
 // ---- Drawing ----
@@ -265,8 +256,7 @@ document.forms[0].onsubmit = (event) => begin("draw", draw, event);
 document.forms[1].onsubmit = (event) => begin("ask", ask, event);
 $("encode").onclick = (event) => begin("encode", encode, event);
 $("another").onclick = () => { form.seed.value = crypto.getRandomValues(new Uint32Array(1))[0]; };
-$("steps").ontoggle = showStep;
-$("step").oninput = showStep;
+$("steps").ontoggle = $("step").oninput = showStep;
 $("grid").onclick = ({ target }) => { $("step").value = 1 + Array.from($("grid").children).indexOf(target); showStep(); };
 $("alert-close").onclick = () => { $("alert").hidden = true; };
 $("model-file").onchange = ({ target }) => { if (target.files[0]) chooseModel(target.files[0]); target.value = ""; };

@@ -82,41 +82,30 @@ const page = {
 // A module with i8x16.splat and i8x16.popcnt, valid where there is SIMD128.
 const SIMD = [0, 97, 115, 109, 1, 0, 0, 0, 1, 5, 1, 96, 0, 1, 123, 3, 2, 1, 0, 10, 10, 1, 8, 0, 65, 0, 253, 15, 253, 98, 11];
 
-async function get(name, tell) {
+async function get(name, tell = () => {}) {
     try {
         const answer = await fetch(name), total = answer.headers.get("Content-Encoding") ? 0 : Number(answer.headers.get("Content-Length"));
         if (!answer.ok) throw new Error(`the server answers ${answer.status}`);
-        const parts = [], reader = answer.body.getReader();
-        for (let done = 0, part = await reader.read(); !part.done; part = await reader.read()) {
-            parts.push(part.value);
-            done += part.value.length;
-            if (tell) postMessage({ stage: "fetch", done, total });
-        }
-        return new Blob(parts);
+        let done = 0;
+        const transform = (part, out) => { out.enqueue(part); tell(done += part.length, total); };
+        return await new Response(answer.body.pipeThrough(new TransformStream({ transform }))).blob();
     } catch (error) {
         throw new Error(`${name} could not be fetched: ${error.message}`);
     }
 }
 
-function room(size) {
-    const at = wasm.malloc(size);
+function put(bytes) {
+    const at = wasm.malloc(bytes.length);
     if (at === 0) throw new RangeError("no memory left in this tab");
+    bytesAt(at, bytes.length).set(bytes);
     return at;
 }
 
 // Calls a function of web.c. Strings, and byte arrays with their length, lie in its memory while it runs.
 function run(name, ...values) {
-    const rooms = [];
-    const put = (bytes) => {
-        rooms.push(room(bytes.length));
-        bytesAt(rooms.at(-1), bytes.length).set(bytes);
-        return rooms.at(-1);
-    };
+    const rooms = values.map((value) => (typeof value === "string" ? put(new TextEncoder().encode(value + "\0")) : value.buffer ? put(value) : 0));
     picture = [];
-    const status = wasm[name](...values.flatMap((value) => {
-        if (typeof value === "string") return [put(new TextEncoder().encode(value + "\0"))];
-        return value instanceof Uint8Array ? [put(value), value.length] : [value];
-    }));
+    const status = wasm[name](...values.flatMap((value, i) => (rooms[i] === 0 ? [value] : value.buffer ? [rooms[i], value.length] : [rooms[i]])));
     rooms.forEach((at) => wasm.free(at));
     if (status !== 0) throw new Error(cString(wasm.web_message()));
     return new Blob(picture, { type: "image/png" });
@@ -126,14 +115,14 @@ const calls = {
     async load({ file, simd }) {
         const fast = simd && WebAssembly.validate(new Uint8Array(SIMD));
         const program = await get(fast ? "janus-simd.wasm" : "janus.wasm");
-        model = file ?? await get("tiny.gguf", true);
+        model = file ?? await get("tiny.gguf", (done, total) => postMessage({ stage: "fetch", done, total }));
         const imports = { page, wasi_snapshot_preview1: new Proxy(wasi, { get: (own, call) => own[call] ?? (() => EINVAL) }) };
         wasm = (await WebAssembly.instantiate(await program.arrayBuffer(), imports)).instance.exports;
         wasm._initialize();
         run("web_load");
         const [version, side, tokens, codes, parameters, type, name] = cString(wasm.web_info()).split("\n");
         info = { version, side: +side, tokens: +tokens, codes: +codes, parameters: +parameters, type, name, isa: fast ? "SIMD" : "no SIMD" };
-        [ids, rgb] = [room(4 * info.tokens), room(3 * info.codes)];
+        [ids, rgb] = [put(new Uint8Array(4 * info.tokens)), put(new Uint8Array(3 * info.codes))];
         return { model, info };
     },
     colours() {
