@@ -190,12 +190,12 @@ async function draw() {
             counter.textContent = `image token ${steps.length} of ${info.tokens}: ${id}`;
         }
     });
-    picture = new File([drawn.drawing], "janus.png", { type: "image/png" });
+    picture = Object.assign(drawn.drawing, { drawn: true });
     show($("picture"), picture, `Drawn for the prompt: ${settings.prompt}`);
     showStep();
     $("download").href = $("picture").src;
     $("status").textContent = `${info.tokens} tokens and the picture in ${drawn.seconds.toFixed(2)} s`;
-    if (!photo || photo.name === picture.name) usePhoto(picture, "The picture drawn above. Drop a photo of yours in its place.");
+    if (!photo || photo.drawn) usePhoto(picture, "The picture drawn above. Drop a photo of yours in its place.");
 }
 
 // ---- Photos ----
@@ -257,7 +257,7 @@ document.forms[1].onsubmit = (event) => begin("ask", ask, event);
 $("encode").onclick = (event) => begin("encode", encode, event);
 $("another").onclick = () => { form.seed.value = crypto.getRandomValues(new Uint32Array(1))[0]; };
 $("steps").ontoggle = $("step").oninput = showStep;
-$("grid").onclick = ({ target }) => { $("step").value = 1 + Array.from($("grid").children).indexOf(target); showStep(); };
+$("grid").onclick = ({ target }) => { $("step").value = 1 + Array.from($("grid").children).indexOf(target); $("steps").open = true; showStep(); };
 $("alert-close").onclick = () => { $("alert").hidden = true; };
 $("model-file").onchange = ({ target }) => { if (target.files[0]) chooseModel(target.files[0]); target.value = ""; };
 $("photo-file").onchange = ({ target }) => takePhoto(target.files);
