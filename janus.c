@@ -2618,6 +2618,7 @@ enum { OTHER_WEIGHTS, BF16_WEIGHTS, BLOCK_WEIGHTS, WEIGHT_CLASSES };
 
 typedef struct {
     const char *name;
+    int drafts; /* that pay, of exact and rounded dots alike: drafts_that_pay */
     Method exact[WEIGHT_CLASSES]; /* multiply NULL: that of OTHER_WEIGHTS */
     Method fast[WEIGHT_CLASSES];  /* x, and W if need be, rounded; multiply NULL: the exact one */
     /* out[i] = element begin + i of a row; begin is the start of a block */
@@ -3899,6 +3900,7 @@ TARGET static void KERNEL(store_f16)(uint16_t *out, const float *x, int64_t n) {
 static const Kernels KERNEL(kernels) = {
     .name = KERNEL_TEXT(KERNEL_NAME),
     .exact = {[OTHER_WEIGHTS] = KERNEL_EXACT},
+    .drafts = VL == 16 ? X_ROWS / 2 - 1 : 0,
     .fast = {[BLOCK_WEIGHTS] = KERNEL_INT8,
 #if HAVE_PAIRS
              [BF16_WEIGHTS] = {.group = 1, .words = BLOCK / 2, .complete = true, .if_pays = true,
@@ -3913,6 +3915,7 @@ static const Kernels KERNEL(kernels) = {
     {.group = AMX_GROUP, .words = (pieces) * BLOCK / 2, .complete = true, .prepare = prepared, .multiply = multiplied}
 static const Kernels kernels_amx = {
     .name = "amx",
+    .drafts = X_ROWS / 2 - 1,
     .exact = {[OTHER_WEIGHTS] = KERNEL_EXACT,
               [BF16_WEIGHTS] = AMX_METHOD(3, prepare_amx_pieces, multiply_amx_pieces),
               [BLOCK_WEIGHTS] = AMX_METHOD(3, prepare_amx_pieces, multiply_amx_blocks)},
@@ -4886,9 +4889,21 @@ static void cached_attention(Context *cx, const Config *c, Sequence *const *sequ
     scratch_release(cx, mark);
 }
 
+/* W drafts pay where a pass of 2W + 2 rows costs less than the passes that they spare: 1.61 times fewer with 2 drafts,
+   3.09 with 15 (the small model's pictures). So weights must be read from memory and be multiplied faster than read:
+   not blocks, which take time to expand, and not for several pictures, whose rows fill a pass already. A rule by
+   kernels, not by measurement; a pass of 1B in bf16 beside that of 2 rows (AMD Zen 4, one thread; `make bench`):
+     AVX-512           6 rows 1.35, 8 rows 1.72; --fast 1.05 and 1.26        2 drafts, a block of X_ROWS
+     AVX2              4 rows 1.47, 6 rows 1.87                              none
+     AMX, bf16 weights 32 rows 1.05 to 1.15 (product alone)                  15 drafts, two tiles of rows */
 static int drafts_that_pay(const Context *cx, const JanusModel *m, const JanusGenerateOptions *options) {
-    (void)m;
-    return is_tapped(cx) || options->drafts < 0 ? 0 : options->drafts;
+    enum { BEYOND_CACHES = 1 << 26, TILE_DRAFTS = 15 };
+    const Weight *w = &m->blocks[0].gate;
+    const bool cached = m->config.layers * w->rows * w->cols < BEYOND_CACHES;
+    if (is_tapped(cx)) return 0;
+    if (options->drafts != JANUS_DRAFTS_AUTO) return options->drafts;
+    if (options->count > 1 || cached || block_elements(w->type) > 1) return 0;
+    return choose_method(cx, w->type, w->cols)->group > 1 ? TILE_DRAFTS : cx->kernels->drafts;
 }
 
 /* ******************************************************************************************************************

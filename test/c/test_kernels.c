@@ -650,6 +650,7 @@ static void drafts_case(const char *file, const char *isa, int fast, int grid) {
     session->context.pairs_pay = true;
     janus_generate_ids(session, "a red circle", &drawing, ids, NULL);
     session->context.options.tap = NULL;
+    check(drafts_that_pay(&session->context, model, &drawing) == 0, 1, "%s: none pay in the cache", isa);
     report("scores of several places in a pass that differ", scores.count != 2 * P ||
            differing_scores(&session->context, model, &drawing, ids, &scores) != 0, 0);
     for (drawing.count = 1; drawing.count <= 4; drawing.count += 3) {
