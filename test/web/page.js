@@ -88,7 +88,7 @@ async function chooseModel(file) {
     if (begins !== "GGUF") showAlert(`${file.name} is no model file: convert.py writes them, as .gguf.`, "Choose another", again);
     else if (file.size > LIMIT) showAlert(`${file.name} has ${size(file.size)}. A tab holds a model of ${size(LIMIT)} at most: convert.py --dtype q4_0 makes it smaller.`, "Choose another", again);
     else showAlert(`${file.name} has ${size(file.size)} and stays on this computer. With what it computes with, this tab will take up to ${size(file.size + Math.min(WORK, 8 * file.size))} of memory.`
-        + (file.size > 5e8 ? " A token of such a model takes seconds, and a picture is hundreds of tokens." : ""), "Load it", () => { endWorker(""); wanted = file; task($("draw")); });
+        + (file.size > 5e8 ? " A token of such a model takes a second or more, and a picture is hundreds of tokens." : ""), "Load it", () => { endWorker(""); wanted = file; task($("draw")); });
 }
 
 function showProgress({ stage, done, total }) {
