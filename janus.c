@@ -14,7 +14,7 @@
    No diffusion: a picture is 576 discrete tokens, sampled one after the other in raster order, then decoded at once.
 
    Part I alone, from top to bottom, is what Janus-Pro computes. Of the other parts it uses what section 2 declares,
-   with shapes. A section of these uses the sections above it, what section 2 declares, and functions of Part I.
+   with shapes. Each of these uses the sections above it, what section 2 and janus.h declare, and functions of Part I.
 
    Part I    THE MODEL
        1  The checkpoint ............ sizes and weights as data
@@ -36,7 +36,7 @@
    Part III  THE FILES
       16  Text ...................... byte-level BPE tokenizer
       17  Model file ................ GGUF: sizes, weights, all checked
-      18  Image in .................. decode a file, resize as Pillow does, normalise
+      18  Images .................... decode and encode files, resize as Pillow does, normalise
    Part IV   THE PROGRAM
       19  Public API ................ what janus.h promises
       20  Many jobs ................. drawings and questions side by side, in one pass over the weights
@@ -47,6 +47,7 @@
        T  tokens (rows of activations)     D  width of the transformer     F  width of its MLP     V  vocabulary
        H  query heads    G  key/value heads    d  elements of a head    R  sequences side by side    N  pictures
        W  width of the ViT           C  channels of a picture        E  width of the image head      K  codebook size
+       P  tokens of a picture
    Activations are float32 rows: a text is (T, D), a picture is (height * width, C), channels last. A Linear layer has
    its weight as (out, in) and computes y = x W^T + b; a convolution is a Linear layer over gathered rows.
 
@@ -66,7 +67,7 @@
    What this file is not: it has no GPU code, does not train, and draws the one size of picture that a checkpoint has.
    Where that would change: the side of a picture is Config.grid alone (drawn_side, image_tokens, vq_room), and square
    (conv3x3, vq_levels); a model that draws without ids, as JanusFlow does, replaces image_head, pick_image_ids and
-   embed_image_ids in `step`, sections 6 and 7, and the sizes that section 17 reads.
+   embed_image_ids where section 8 calls them, sections 6 and 7, and the sizes that section 17 reads.
 
    Sources: the Janus-Pro report (arXiv 2501.17811) and the official code, github.com/deepseek-ai/Janus, cited by file.
 
@@ -341,7 +342,8 @@ static void answer_token(Context *cx, const JanusModel *m, Answer *answer, int32
 static bool answer_is_empty(const Answer *answer);
 
 /* PyTorch's generator of random numbers, and torch.multinomial: ids (N) ~ probs (N, V), whose rows need not add up to
-   1. Row n takes the next 2V words of the generator starts[n]. The ids of a seed are PyTorch's. */
+   1; -1 for a row that is no distribution. Row n takes the next 2V words of the generator starts[n]. The ids of a seed
+   are PyTorch's. */
 typedef struct {
     uint32_t words[624];
     int next; /* the first word that is not used; 624: all are */
@@ -649,8 +651,13 @@ static void keep_top_p(float *logits, int64_t V, double top_p, RankedLogit *rank
 
 /* ---- From logits to ids ---- */
 
+static void check_picked(Context *cx, int32_t id) {
+    if (id < 0)
+        context_fail(cx, JANUS_BAD_MODEL, "the scores are not finite once divided by the temperature: raise it");
+}
+
 /* Ids for T places of each of N pictures: rows (N, 2, T, K) are the logits with and without the prompt -> ids (N, T);
-   starts (N, T) as for multinomial */
+   starts (N, T) as for multinomial, and so is an id of -1 */
 static void pick_image_ids(Context *cx, const JanusGenerateOptions *options, TorchRng *starts, const float *rows,
                            int64_t T, int64_t K, int32_t *ids) {
     const int64_t N = options->count;
@@ -685,6 +692,7 @@ static int32_t pick_text_id(Context *cx, const JanusAskOptions *options, TorchRn
     keep_top_p(logits, V, options->top_p, ranked);
     softmax(logits, V);
     multinomial(cx, rng, &id, logits, 1, V);
+    check_picked(cx, id);
     scratch_release(cx, mark);
     return id;
 }
@@ -928,11 +936,12 @@ static void vq_decode(Context *cx, const JanusModel *m, const int32_t *ids, uint
 
       Prompts have the form in which the model was trained (official conversation.py, template "deepseek";
       processing_vlm.py). The roles are those that the model file names: Janus-1.3B has User and Assistant.
-      `draw` and `converse`, at the end, are these two loops; `step` is what both repeat. It takes any number of tasks,
-      so that the queue (section 20) runs the same steps.
+      `draw` and `converse`, at the end, are these two loops; both repeat `step`, which takes any number of tasks, so
+      that the queue (section 20) runs the same steps. A drawing with drafts repeats step_with_drafts: the same ids.
    ================================================================================================================== */
 
-enum { PICTURES_LIMIT = 64, ROWS_LIMIT = 2 * PICTURES_LIMIT, DRAFTS_LIMIT = 63 }; /* of all tasks in a step */
+/* Pictures and rows of all tasks in a step; drafts of one. */
+enum { PICTURES_LIMIT = 64, ROWS_LIMIT = 2 * PICTURES_LIMIT, DRAFTS_LIMIT = 63 };
 
 /* Invariant between calls: `sequence` holds the keys and values of all of the conversation but the last ids, which the
    transformer has not read yet. */
@@ -1064,7 +1073,7 @@ static void embed_last_ids(Context *cx, const JanusModel *m, const Task *task, f
 }
 
 /* The random numbers of a drawing are one stream: 2K words for each id, place after place, at a place picture after
-   picture. starts (N, T): where those of the T places begin for which each picture's last T rows give the logits. */
+   picture. starts (N, T): the generator at each of the last T places that each picture's rows have reached. */
 static void find_starts(const Task *task, int64_t T, int64_t K, TorchRng *starts) {
     const int64_t N = task->drawing.count;
     TorchRng rng = task->rng;
@@ -1098,7 +1107,10 @@ static void take_image_ids(Context *cx, const JanusModel *m, Task *task, const f
     if (has_failed(cx)) return;
     find_starts(task, 1, K, starts);
     pick_image_ids(cx, &task->drawing, starts, logits, 1, K, ids);
-    for (int64_t n = 0; n < N && !has_failed(cx); n++) task->ids[n * P + task->drawn] = ids[n];
+    for (int64_t n = 0; n < N && !has_failed(cx); n++) {
+        check_picked(cx, ids[n]);
+        task->ids[n * P + task->drawn] = ids[n];
+    }
     advance_drawing(cx, m, task, task->drawn + 1);
     scratch_release(cx, mark);
 }
@@ -1179,17 +1191,18 @@ static void step(Context *cx, const JanusModel *m, Task *const *tasks, int count
     scratch_release(cx, mark);
 }
 
-/* A step of one drawing that gives up to W + 1 ids a picture: each sequence reads its last id and W drafts, guesses of
-   the ids behind it, so that the pass gives the logits of T = W + 1 places.
+/* A step of one drawing that gives 1 to T ids a picture. Each sequence reads its last id and T - 1 drafts, guesses of
+   the ids behind it; one pass gives the logits of T places.
 
-   The ids are those of `step`. Id t of a picture is argmax over v of p[v] / q[v]: p follows from the ids before t, and
-   the noise q, words of the generator that depend on t alone, does not depend on the model. So id t is a function of
-   the ids before it. The pass computes this function at each of the T places, with the bits that `step` gets, as the
-   sums of a row do not depend on the rows beside it (section 14). At the first place all ids before are right, so the
-   id is. If it equals the draft there, all ids before the second place are right, too; and so on up to the first draft
-   that differs: its place has its right id, and all behind it were computed from a wrong one. Those ids are not taken,
-   but most are near: they are the next pass's drafts (Jacobi iteration). The keys and values of wrong drafts go by
-   taking back the length. */
+   The ids are those of `step`:
+     1. Id t of a picture is a function of the ids before it: attention is causal, so p follows from them, and the noise
+        q of argmax p[v] / q[v] is fixed by the picture's number and t (at temperature 0 there is none).
+     2. The pass computes this function at each of the T places, with the bits that `step` gets: no row depends on the
+        rows beside it (products: section 14; attention: section 15).
+     3. At the first place all ids before are right, so its id is. While an id equals the draft there, the next place
+        has read right ids only, and its id is right, too. Behind the first that differs all were computed from a wrong
+        id: they are not taken, but serve as the next pass's drafts (Jacobi iteration).
+   The keys and values of wrong drafts go by taking back the length. */
 static void step_with_drafts(Context *cx, const JanusModel *m, Task *task) {
     const int64_t N = task->drawing.count, P = image_tokens(&m->config), D = m->config.hidden, K = m->config.codebook;
     const int64_t T = min_i64(task->drawing.drafts + 1, P - task->drawn), above = m->config.grid;
@@ -1226,7 +1239,7 @@ static void step_with_drafts(Context *cx, const JanusModel *m, Task *task) {
         int64_t taken = 0;
         bool right = true;
         for (int64_t t = 0; t < T && first + t < P; t++) {
-            taken += right;
+            if (right) check_picked(cx, picked[n * T + t]), taken++;
             right = right && ids[first + t] == picked[n * T + t];
             ids[first + t] = picked[n * T + t];
         }
@@ -1252,7 +1265,7 @@ static void start_drawing(Context *cx, const JanusModel *m, Task *task, const ch
     torch_rng_seed(&task->rng, task->drawing.seed);
     for (int64_t r = 0; r < task->R; r++) {
         task->rows[r].shared = &prompts[r % 2]->own;
-        kv_cache_reserve(cx, &task->rows[r].own, c, image_tokens(c) - 1 + task->drawing.drafts);
+        kv_cache_reserve(cx, &task->rows[r].own, c, image_tokens(c) + task->drawing.drafts);
     }
     for (int64_t i = 0; i < N * image_tokens(c); i++) task->ids[i] = -1; /* not drawn yet */
     drawing_prompt(cx, m, prompt, &ids);
@@ -1445,16 +1458,13 @@ static void multinomial(Context *cx, TorchRng *starts, int32_t *ids, const float
     Races races = {starts, probs, ids, V};
     if (has_failed(cx)) return;
     each_alone(cx, race_row, &races, N); /* side by side */
-    for (int64_t n = 0; n < N; n++)
-        if (ids[n] < 0)
-            context_fail(cx, JANUS_BAD_MODEL, "the scores are not finite once divided by the temperature: raise it");
 }
 
 /* ==================================================================================================================
    10  Platform
 
-      The differences between systems, except threads (section 12): two blocks with the same functions. Paths are UTF-8.
-      A function that fails returns -1, NULL or false and sets errno.
+      The differences between systems, except threads (section 12), terminal and signals (section 22): two blocks with
+      the same functions. Paths are UTF-8. A function that fails returns -1, NULL or false and sets errno.
    ================================================================================================================== */
 
 #include <errno.h>
@@ -2335,8 +2345,9 @@ static void pool_run(Pool *p, Job *job, void *data, int64_t count, int64_t grain
         Q6_K  blocks of 256, 16 groups of 16: 128 bytes of the low 4 bits of q, 64 of the high 2,
               an int8 s for each group, f16 d                                w = (d s) (q - 32)    210 bytes
       A format is one row of the table NUMBER_FORMATS and one function, from blocks to floats. Loading, embeddings,
-      products and info need no more. Section 14 has faster ways for these formats, chosen by BY_TYPE, expand and dot:
-      load_scales and load_quants, with the size of a block in block_bytes; --fast: pack_int8. convert.py writes them.
+      products and info need no more. Section 14 has faster ways for these formats: block_elements, block_bytes, BY_TYPE
+      and load32 (load_scales, load_quants) name them; choose_method, pack_int8 and AMX those of 32 elements. convert.py
+      writes them.
    ================================================================================================================== */
 
 enum { TYPE_F32 = 0, TYPE_F16 = 1, TYPE_Q4_0 = 2, TYPE_Q8_0 = 8, TYPE_Q4_K = 12, TYPE_Q6_K = 14, TYPE_BF16 = 30 };
@@ -2527,8 +2538,8 @@ static void weight_row(float *out, const Weight *w, int64_t row) {
       plain one, which follows, defines what each function computes, and the test holds all others to it.
 
       The product out = x W^T + bias is the heaviest. An output is the sum of a row of x times a row of W, and its bits
-      depend on the type of W, the instruction set and the length of the rows alone, never on how many rows there are
-      or which stand beside it: columns come in panels of PANEL; a panel's products are added up in one fixed order,
+      depend on the type of W, the instruction set, --fast and the length of the rows alone, never on the number of rows
+      or on those beside it: columns come in panels of PANEL; a panel's products are added up in one fixed order,
       and its sum is added to the sum of the panels before it, the first panel's to the bias. So a picture's ids are the
       same whatever is drawn beside it.
 
@@ -2544,8 +2555,8 @@ static void weight_row(float *out, const Weight *w, int64_t row) {
         4  Table: a line in kernels_at, best first; the name in janus.h
         5  Test: the name in KERNEL_NAMES of test/c/test_janus.c; test/c/test_kernels.c runs every table of kernels_at
         6  Platforms: a row in test/platforms/platforms.sh, which compares ids and pixels with the plain kernels
-      No-go: the loops of the pass and all sections after it name no instruction set, and a new set or format changes
-      neither; nor the order of a sum, another set's numbers, the plain functions, or a tolerance of a test.
+      No-go: the loops of the pass, AMX apart, and all sections after it name no instruction set; a new set or format
+      changes neither, nor the order of a sum, another set's numbers, the plain functions, or a tolerance of a test.
    ================================================================================================================== */
 
 typedef struct { /* rows of numbers of one type, `stride` bytes from one to the next */
@@ -2570,8 +2581,8 @@ static inline int block_bytes(int type) {
     }
 }
 
-/* What a step of q is, for sixteen blocks of 32 (Q8_0, Q4_0) or for each 16 elements of a block of 256 (K-quants); what
-   is subtracted from each 32 (Q4_K). */
+/* w = step * q - low. Steps: one for each of sixteen blocks of 32 (Q8_0, Q4_0), or for each 16 elements of a block of
+   256 (K-quants). Lows: one for each 32 elements (Q4_K). */
 typedef struct {
     float steps[16], lows[8];
 } Scales;
@@ -2618,7 +2629,7 @@ enum { OTHER_WEIGHTS, BF16_WEIGHTS, BLOCK_WEIGHTS, WEIGHT_CLASSES };
 
 typedef struct {
     const char *name;
-    int drafts; /* that pay, of exact and rounded dots alike: drafts_that_pay */
+    int drafts; /* how many pay where rows of x are not prepared in groups: drafts_that_pay */
     Method exact[WEIGHT_CLASSES]; /* multiply NULL: that of OTHER_WEIGHTS */
     Method fast[WEIGHT_CLASSES];  /* x, and W if need be, rounded; multiply NULL: the exact one */
     /* out[i] = element begin + i of a row; begin is the start of a block */
@@ -2776,8 +2787,8 @@ static const Kernels kernels_plain = {
 /* ---- one source for all instruction sets ----
 
    This file includes itself once for each instruction set, which KERNEL_PASS names, and each time only the pass is
-   read, from #ifdef KERNEL_PASS to the next line of dashes. KERNEL(f) is f with the set's name: dot_avx2, dot_avx512,
-   ... */
+   read, from #ifdef KERNEL_PASS to the next line of dashes. KERNEL(f) is f with the set's name: expand_avx2,
+   expand_avx512, ... */
 
 #define PASS_NEON        1
 #define PASS_SIMD128     2 /* WebAssembly */
@@ -3223,7 +3234,7 @@ INLINE void KERNEL(load32)(vf *w, const int type, const char *row, int64_t k, co
     }
 }
 
-/* The byte of a row at which column k begins; within a block of 256, nearly. */
+/* The byte of a row at which column k begins, to prefetch it; exact at the start of a block. */
 INLINE int64_t KERNEL(byte_of)(const int type, int64_t k) {
     return (int64_t)((uint64_t)k * (uint64_t)block_bytes(type) / (uint64_t)block_elements(type));
 }
@@ -3243,7 +3254,7 @@ INLINE int64_t KERNEL(byte_of)(const int type, int64_t k) {
         }                                                                                                              \
     } while (0)
 
-/* `ahead` bytes from each place is what will be expanded next. */
+/* out (n) = elements from `begin` on, as Kernels.expand. Prefetches what lies `ahead` bytes further: expanded next. */
 INLINE void KERNEL(expand_type)(const int type, float *out, const char *row, int64_t ahead, int64_t begin,
                                 int64_t n) {
     Scales scales;
@@ -3343,8 +3354,9 @@ INLINE void KERNEL(add_lanes)(float *out, const float *start, const vf *sums) {
     v_add4(out, start, v_add(v_zip_low2(ab, cd), v_zip_high2(ab, cd)));
 }
 
-/* Up to `direct` rows of x widen W as they go; more find a panel of four rows widened, in the first cache. While a
-   panel is read or widened, the one to be read next is prefetched. Pairs: x and W are bf16 as they lie in memory. */
+/* With up to `direct` rows of x, W is widened where it is used; with more, a panel of four rows of W is widened into
+   the first cache and used for all. While a panel is read or widened, the next one to be read is prefetched. Pairs: x
+   and W are bf16 as they lie in memory. */
 INLINE void KERNEL(multiply_type)(const int type, const int pairs, int64_t direct, const Block *b) {
     const float zeros[W_ROWS] = {0};
     vf wide[W_ROWS][PANEL / VL];
@@ -3638,7 +3650,7 @@ INLINE void cut_amx(const int pieces, float *out, const float *x) {
     }
 }
 
-/* out[c * stride] = column c of 16 rows of 16 words, `row` words apart. */
+/* out[c] = column c of 16 rows of 16 words, `row` words apart. */
 INLINE void transpose_amx(vf *out, const float *rows, int64_t row) {
     const float *from[AMX_ROWS];
     for (int r = 0; r < AMX_ROWS; r++) from[r] = rows + r * row;
@@ -4409,7 +4421,8 @@ static void apply(Context *cx, float *out, const float *x, const Linear *layer, 
 
    out_t = sum over s of softmax_s(scale q_t . k_s) v_s, over the keys that query t sees, without the (T, S) matrix:
    keys come in blocks, and the running maximum and sum of each query's softmax rescale what was added before
-   (Milakov and Gimelshein 2018, Dao et al. 2022). H query heads share G key heads. */
+   (Milakov and Gimelshein 2018, Dao et al. 2022). H query heads share G key heads. The
+   result of a query does not depend on the queries beside it: a key that it does not see adds 0. */
 
 typedef struct { /* keys and values of consecutive positions, (count, d) for each of G heads */
     const void *k, *v;
@@ -4889,20 +4902,20 @@ static void cached_attention(Context *cx, const Config *c, Sequence *const *sequ
     scratch_release(cx, mark);
 }
 
-/* W drafts pay where a pass of 2W + 2 rows costs less than the passes that they spare: 1.61 times fewer with 2 drafts,
-   3.09 with 15 (the small model's pictures). So weights must be read from memory and be multiplied faster than read:
-   not blocks, which take time to expand, and not for several pictures, whose rows fill a pass already. A rule by
+/* With n drafts a pass has 2n + 2 rows and costs more, but fewer are needed: 1.61 times fewer with 2, 3.09 with 15 (the
+   small model's pictures). That pays where reading the weights is the cost: not in caches, not for blocks, which take
+   time to expand, and not for several pictures, whose rows fill a pass already. A rule by
    kernels, not by measurement; a pass of 1B in bf16 beside that of 2 rows (AMD Zen 4, one thread; `make bench`):
      AVX-512           6 rows 1.35, 8 rows 1.72; --fast 1.05 and 1.26        2 drafts, a block of X_ROWS
      AVX2              4 rows 1.47, 6 rows 1.87                              none
      AMX, bf16 weights 32 rows 1.05 to 1.15 (product alone)                  15 drafts, two tiles of rows */
 static int drafts_that_pay(const Context *cx, const JanusModel *m, const JanusGenerateOptions *options) {
-    enum { BEYOND_CACHES = 1 << 26, TILE_DRAFTS = 15 };
+    enum { BEYOND_CACHES = 1 << 26 /* weights of all gates */, TILE_DRAFTS = 15 };
     const Weight *w = &m->blocks[0].gate;
-    const bool cached = m->config.layers * w->rows * w->cols < BEYOND_CACHES;
+    const bool is_small = m->config.layers * w->rows * w->cols < BEYOND_CACHES;
     if (is_tapped(cx)) return 0;
     if (options->drafts != JANUS_DRAFTS_AUTO) return options->drafts;
-    if (options->count > 1 || cached || block_elements(w->type) > 1) return 0;
+    if (options->count > 1 || is_small || block_elements(w->type) > 1) return 0;
     return choose_method(cx, w->type, w->cols)->group > 1 ? TILE_DRAFTS : cx->kernels->drafts;
 }
 
@@ -6079,7 +6092,7 @@ static void answer_token(Context *cx, const JanusModel *m, Answer *answer, int32
 }
 
 /* ==================================================================================================================
-   18  Image in: the bytes of a PNG or JPEG -> RGB -> the square of numbers that an encoder reads. stb_image decodes a
+   18  Images: the bytes of a PNG or JPEG -> RGB -> the square of numbers that an encoder reads. stb_image decodes a
       copy of the file that holds its pixels and nothing else, so that odd files cannot confuse it.
       Sources: the PNG specification; T.81 for JPEG; Pillow's resampling (Resample.c) and the official
       image_processing_vlm.py, reproduced bit for bit: the understanding encoder was trained on pictures resized so.
@@ -6157,7 +6170,7 @@ static void *reader_memory(void *memory, size_t size) {
     return grown;
 }
 
-/* malloc or realloc; write_image frees all at once. */
+/* malloc or realloc; image_to_bytes frees all at once. */
 static void *writer_memory(const void *memory, size_t old_size, size_t size) {
     void *grown = arena_allocate(&image_memory.arena, 1, size);
     if (grown == NULL) longjmp(image_memory.way_out, 1);
@@ -7109,7 +7122,7 @@ JanusStatus janus_encode_image(JanusSession *session, const JanusImage *image, i
 /* ==================================================================================================================
    20  Many jobs: drawings and questions side by side. Reading the weights is what a step costs, so all running jobs
        share each step of Part I; a job's prompt is read on its own before it joins. This section only schedules: its
-       ids are those of `draw` and `converse` because the steps are the same.
+       ids are those of `draw` and `converse`, whose steps it runs.
    ================================================================================================================== */
 
 typedef struct QueuedJob {
