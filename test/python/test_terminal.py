@@ -219,7 +219,8 @@ def test_refusals_before_the_work(tmp_path: Path) -> None:
 
 
 def test_the_picture_grows(tmp_path: Path) -> None:
-    """Redrawn in place some times a second, from colours that are like those of the picture that then takes its place."""
+    """Redrawn in place some times a second, at least at the first id, the last and the end, from colours that are like those
+    of the picture that then takes its place."""
     terminal = Terminal("generate", "-m", TINY, "--show", "-s", 7, "-o", tmp_path / "x.png", "a red circle", *SLOW[:4])
     text = terminal.end()
     frames = text.split("\x1b[?25l")
@@ -229,7 +230,7 @@ def test_the_picture_grows(tmp_path: Path) -> None:
         if i > 0:
             pictures.append(screen.picture())
     final = scaled(Image.open(tmp_path / "x.png"), 42)
-    assert len(pictures) > 4 and (pictures[-1] == final).all() and all(p.shape == (42, 42, 3) for p in pictures)
+    assert len(pictures) >= 3 and (pictures[-1] == final).all() and all(p.shape == (42, 42, 3) for p in pictures)
     empty = [(p == 40).all(-1).mean() for p in pictures]
     assert empty == sorted(empty, reverse=True) and empty[0] > 0.5 > 0.01 > empty[-2]
     assert correlation(pictures[-2], final) > 0.7
