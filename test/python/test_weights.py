@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.mark.skipif(os.name != "posix", reason="eval.py loads libjanus.so")
 def test_the_small_model_draws_and_sees() -> None:
-    """A few dozen fixed prompts, pictures and questions reach eval.py's QUICK_BARS."""
+    """Fixed prompts, pictures and questions reach eval.py's QUICK_BARS."""
     done = subprocess.run([sys.executable, ROOT / "weights" / "eval.py", "--quick"], cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(re.findall(r"^  .*bar .*: reached$", done.stdout, re.M)) == 11, done.stdout
