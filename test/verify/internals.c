@@ -8,15 +8,21 @@ void test_torch_rng_seed(TorchRng *rng, uint64_t seed) { torch_rng_seed(rng, see
 void test_torch_exponential(TorchRng *rng, float *q, int64_t count) {
     for (int64_t i = 0; i < count; i++) q[i] = (float)-log1p(-next_uniform(rng));
 }
-/* Returns 0, nothing drawn, where torch.multinomial raises. */
+/* Rows in order, as a drawing's. Returns 0, nothing drawn, where torch.multinomial raises. */
 int test_multinomial(TorchRng *rng, int32_t *ids, const float *probs, int64_t N, int64_t V) {
     Context cx;
-    TorchRng after = *rng;
-    if (context_init(&cx, 1, "plain") != 0) return 0;
-    multinomial(&cx, &after, ids, probs, N, V);
-    const int drawn = context_end(&cx, NULL) == JANUS_OK;
+    TorchRng after = *rng, *starts = malloc((size_t)N * sizeof *starts);
+    if (starts == NULL || context_init(&cx, 1, "plain") != 0) return 0;
+    for (int64_t n = 0; n < N; n++) {
+        starts[n] = after;
+        torch_rng_skip(&after, 2 * V);
+    }
+    multinomial(&cx, starts, ids, probs, N, V);
+    int drawn = context_end(&cx, NULL) == JANUS_OK;
+    for (int64_t n = 0; n < N; n++) drawn = drawn && ids[n] >= 0;
     if (drawn) *rng = after;
     context_free(&cx);
+    free(starts);
     return drawn;
 }
 void test_scale_temperature(float *x, int64_t V, double temperature) { scale_temperature(x, V, temperature); }
