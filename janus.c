@@ -6459,9 +6459,9 @@ static void image_parse(ImageFile *image) {
     Context *cx = &image->cx;
     const char *name = image->name;
     const size_t length = image->file.length;
-    const Signature *format = find_signature(IMAGE_FORMATS, image->file);
+    const Signature *format = length <= IMAGE_FILE_LIMIT ? find_signature(IMAGE_FORMATS, image->file) : NULL;
     if (length == 0) context_fail(cx, JANUS_BAD_IMAGE, "%s is empty", name);
-    else if (length > IMAGE_FILE_LIMIT) context_fail(cx, JANUS_BAD_IMAGE, "%s is larger than 512 MiB", name);
+    else if (format == NULL) context_fail(cx, JANUS_BAD_IMAGE, "%s is larger than 512 MiB", name);
     else if (format == PNG) png_parse(image);
     else if (format == JPEG) jpeg_parse(image);
     else if (format->remedy == NULL) context_fail(cx, JANUS_BAD_IMAGE, "%s is %s", name, format->what);
