@@ -8912,11 +8912,13 @@ static void claim_pictures(Batch *batch, BatchJob *job, bool resumed) {
         const char *path = i < reads ? request->images[i] : name;
         if (i >= reads && !numbered_name(name, PATH_BYTES, request->output, i - reads, n)) break;
         const Claim claim = {picture_key(path), job->line, i >= reads && !resumed};
-        for (const Claim *other = batch->claims; other < batch->claims + before; other++)
+        for (size_t k = 0; k < before; k++) {
+            const Claim *other = &batch->claims[k];
             if (other->key == claim.key && claim.key != 0 && (claim.writes || other->writes))
                 context_fail(&job->cx, JANUS_BAD_ARGUMENT, "%s is %s by line %ld: %s", path,
                              other->writes ? "written" : "read", other->line,
                              claim.writes ? "give each job an output of its own" : "ask about it in another run");
+        }
         Claim *grown = grow(batch->claims, &batch->claim_capacity, batch->claim_count + 1, sizeof *grown);
         if (grown == NULL) context_fail_memory(&job->cx);
         if (grown == NULL) break;
