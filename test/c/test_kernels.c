@@ -703,7 +703,7 @@ static int kernel_cases(const char *name) {
     const bool first = strcmp(name, kernels_at(0)->name) == 0 && strcmp(name, "amx") != 0; /* the emulator is slow */
     for (int fast = 0; fast < 2; fast++) {
         drafts_case("test/golden/tied.gguf", name, fast, first && !fast ? 24 : 8);
-        drafts_case("test/golden/quantised.gguf", name, fast, 6);
+        drafts_case("test/golden/quantised.gguf", name, fast, 3);
     }
     return 0;
 }
