@@ -4136,6 +4136,7 @@ static JanusStatus context_end(Context *cx, JanusError *error) {
 }
 
 static void context_free(Context *cx) {
+    arena_free(&cx->arena);
     pool_free(cx->pool);
     memset(cx, 0, sizeof *cx);
 }
