@@ -1058,18 +1058,28 @@ static void embed_prompt(Context *cx, const JanusModel *m, const int32_t *ids, i
 
 /* ---- A step: every sequence reads the id that was picked last, and the next ids are picked ---- */
 
-/* x (R, D): the embeddings of the task's last ids, the same for both rows of a picture */
-static void embed_last_ids(Context *cx, const JanusModel *m, const Task *task, float *x) {
-    const int64_t N = task->R / 2, T = image_tokens(&m->config), D = m->config.hidden;
+/* x (N, 2, T, D): the embeddings of ids (N, T), the same for both rows of a picture */
+static void embed_for_both_rows(Context *cx, const JanusModel *m, const int32_t *ids, int64_t N, int64_t T, float *x) {
+    const int64_t size = T * m->config.hidden;
     const ArenaBlock *mark = scratch_mark(cx);
-    float *embedded = scratch(cx, N, D);
+    float *embedded = scratch(cx, N, size);
+    if (has_failed(cx)) return;
+    embed_image_ids(cx, m, ids, N * T, embedded);
+    for (int64_t r = 0; r < 2 * N; r++) copy(cx, x + r * size, embedded + r / 2 * size, size);
+    scratch_release(cx, mark);
+}
+
+/* x (R, D): the embeddings of the task's last ids */
+static void embed_last_ids(Context *cx, const JanusModel *m, const Task *task, float *x) {
+    const int64_t N = task->drawing.count, P = image_tokens(&m->config);
     int32_t ids[PICTURES_LIMIT];
     if (has_failed(cx)) return;
-    if (task->answers) weight_row(x, &m->token_embed, task->said.ids[task->said.count - 1]);
-    for (int64_t n = 0; n < N; n++) ids[n] = task->ids[n * T + task->drawn - 1];
-    if (N > 0) embed_image_ids(cx, m, ids, N, embedded);
-    for (int64_t r = 0; r < 2 * N; r++) copy(cx, x + r * D, embedded + r / 2 * D, D);
-    scratch_release(cx, mark);
+    if (task->answers) {
+        weight_row(x, &m->token_embed, task->said.ids[task->said.count - 1]);
+        return;
+    }
+    for (int64_t n = 0; n < N; n++) ids[n] = task->ids[n * P + task->drawn - 1];
+    embed_for_both_rows(cx, m, ids, N, 1, x);
 }
 
 /* The random numbers of a drawing are one stream: 2K words for each id, place after place, at a place picture after
@@ -1207,7 +1217,7 @@ static void step_with_drafts(Context *cx, const JanusModel *m, Task *task) {
     const int64_t N = task->drawing.count, P = image_tokens(&m->config), D = m->config.hidden, K = m->config.codebook;
     const int64_t T = min_i64(task->drawing.drafts + 1, P - task->drawn), above = m->config.grid;
     const ArenaBlock *mark = scratch_mark(cx);
-    float *x = scratch(cx, 2 * N * T, D), *embedded = scratch(cx, N * T, D), *logits = scratch(cx, 2 * N * T, K);
+    float *x = scratch(cx, 2 * N * T, D), *logits = scratch(cx, 2 * N * T, K);
     int32_t *read = scratch_bytes(cx, N * T, sizeof *read), *picked = scratch_bytes(cx, N * T, sizeof *picked);
     TorchRng *starts = scratch_bytes(cx, N * T, sizeof *starts);
     Sequence *rows[ROWS_LIMIT];
@@ -1223,11 +1233,8 @@ static void step_with_drafts(Context *cx, const JanusModel *m, Task *task) {
         read[i] = ids[place];
     }
     /* one pass: logits of T places */
-    embed_image_ids(cx, m, read, N * T, embedded);
-    for (int64_t r = 0; r < 2 * N; r++) {
-        rows[r] = &task->rows[r];
-        copy(cx, x + r * T * D, embedded + r / 2 * T * D, T * D);
-    }
+    embed_for_both_rows(cx, m, read, N, T, x);
+    for (int64_t r = 0; r < 2 * N; r++) rows[r] = &task->rows[r];
     transformer_forward(cx, m, x, T, rows, 2 * N, false);
     image_head(cx, m, logits, x, 2 * N * T);
     find_starts(task, T, K, starts);
