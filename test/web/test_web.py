@@ -137,7 +137,7 @@ def test_errors(page: Page, tmp_path: Path) -> None:
     instead["worker.js"] = ""
     page.click("#alert-action")
     alert("ended unexpectedly")
-    instead["worker.js"] = (ROOT / "test/web/worker.js").read_text().replace('"web_ask", image', '"web_ask", -8, 2 ** 30')  # beyond its memory
+    instead["worker.js"] = (ROOT / "test/web/worker.js").read_text().replace('"web_ask", image', '"web_ask", -8, 2 ** 28')  # beyond its memory
     page.click("#alert-action")
     expect(page.locator("#download[href]")).to_be_visible()
     instead.clear()
