@@ -307,13 +307,11 @@ static void cached_attention(Context *cx, const Config *c, Sequence *const *sequ
 static int drafts_that_pay(const Context *cx, const JanusModel *m, const JanusGenerateOptions *options);
 
 /* The caller's callbacks. tap ends a stage: it checks that the result, (a), (a, b) or (a, b, c) with unused sizes 0, is
-   finite, and reports it by name if the tap callback is set. tap_block: as name.i.
-   tap_sequences: x (R*T, width), if `tapped` one (T, width) for each of the first two sequences, as name and as
-   "uncond." and name; i < 0: no blocks. */
+   finite, and reports it by name if the tap callback is set. tap_sequences: x (R*T, width) as name.i, or name if i < 0;
+   if `tapped`, one (T, width) for each of the first two sequences, as name and as "uncond." and name. */
 static bool is_tapped(const Context *cx);
 static void check_finite(Context *cx, const char *name, const float *x, int64_t count);
 static void tap(Context *cx, const char *name, const float *data, int64_t a, int64_t b, int64_t c);
-static void tap_block(Context *cx, const char *name, int i, const float *data, int64_t a, int64_t b);
 static void tap_sequences(Context *cx, const char *name, int i, const float *x, int64_t R, int64_t T, int64_t width,
                           bool tapped);
 static void tap_ids(Context *cx, const char *name, const int32_t *ids, int64_t a, int64_t b);
@@ -430,7 +428,7 @@ static void see_image(Context *cx, const JanusModel *m, const JanusImage *image,
     add(cx, x, m->pos_embed, T * width);
     for (int i = 0; i < c->vit_layers; i++) {
         vit_block(cx, c, &m->vit_blocks[i], x, T, h, wide);
-        tap_block(cx, "vision.block", i, x, T, width);
+        tap_sequences(cx, "vision.block", i, x, 1, T, width, true);
         progress(cx, "see", i + 1, c->vit_layers);
     }
     layer_norm(cx, x, x, &m->vit_norm, T, width, c->vit_epsilon);
@@ -788,8 +786,8 @@ static void vq_levels(Context *cx, const Config *c, const VqHalf *half, bool dec
             *x = resampled;
             side = decodes ? 2 * side : side / 2;
         }
-        tap_block(cx, decodes ? "vq.decoder.level" : "vq.encoder.level", i, *x, side * side,
-                  (int64_t)c->base_channels * c->multipliers[depth]);
+        tap_sequences(cx, decodes ? "vq.decoder.level" : "vq.encoder.level", i, *x, 1, side * side,
+                      (int64_t)c->base_channels * c->multipliers[depth], true);
         progress(cx, decodes ? "decode" : "encode", i + 1, c->vq_levels);
     }
 }
@@ -2644,18 +2642,17 @@ typedef struct {
     /* One block of an online softmax: *max is raised to the largest scale * x, x = exp(scale * x - *max);
        returns f = exp(old max - new max), *sum = f * *sum + the sum of x */
     float (*softmax_block)(float *x, int64_t n, float scale, float *max, float *sum);
-    /* out (T, n) = p (T, count) rows (count, n), added row after row, to out if `add`: the two products of attention.
-       Rows are F32 or F16; those of out are padded to BLOCK floats. */
-    void (*add_rows)(float *out, int64_t out_stride, const float *p, int64_t p_stride, int64_t T, Rows rows,
-                     int64_t count, int64_t n, bool add);
+    /* out (T, n) = p (T, count) rows (count, n), added row after row, to keep[t] times the row of out if keep is not
+       NULL: the two products of attention. Rows are F32 or F16; those of out are padded to BLOCK floats. */
+    void (*add_rows)(float *out, int64_t out_stride, const float *keep, const float *p, int64_t p_stride, int64_t T,
+                     Rows rows, int64_t count, int64_t n);
     /* out (n, T) = x (T, n) with its rows as columns */
     void (*transpose)(float *out, int64_t out_stride, const float *x, int64_t stride, int64_t T, int64_t n);
-    void (*scale)(float *out, float factor, int64_t n);
     void (*add)(float *out, const float *x, int64_t n);
     void (*gelu)(float *out, const float *x, int64_t n);  /* out = gelu(x) */
     void (*silu)(float *out, const float *up, int64_t n); /* out = silu(out) * up */
-    /* out = (x - mean) / sqrt(mean square of (x - mean) + eps) * weight + bias; mean is 0 unless centred */
-    void (*norm)(float *out, const float *x, const float *weight, const float *bias, int64_t n, float eps, int centred);
+    /* out = (x - mean) / sqrt(mean square of (x - mean) + eps) * weight + bias; bias NULL: both it and mean are 0 */
+    void (*norm)(float *out, const float *x, const float *weight, const float *bias, int64_t n, float eps);
     /* per channel over rows of x (count, n): mean, and sum of squared differences from it */
     void (*moments)(float *mean, float *squares, const float *x, int64_t count, int64_t n);
     /* rows of x (count, n): out = x * factor + shift per channel, then silu if swish */
@@ -2703,10 +2700,11 @@ static float softmax_block_plain(float *x, int64_t n, float scale, float *max, f
     return factor;
 }
 
-static void add_rows_plain(float *out, int64_t out_stride, const float *p, int64_t p_stride, int64_t T, Rows rows,
-                           int64_t count, int64_t n, bool add) {
+static void add_rows_plain(float *out, int64_t out_stride, const float *keep, const float *p, int64_t p_stride,
+                           int64_t T, Rows rows, int64_t count, int64_t n) {
     float row[BLOCK];
-    for (int64_t t = 0; t < T && !add; t++) memset(out + t * out_stride, 0, (size_t)n * sizeof *out);
+    for (int64_t t = 0; t < T; t++)
+        for (int64_t i = 0; i < n; i++) out[t * out_stride + i] = keep != NULL ? keep[t] * out[t * out_stride + i] : 0;
     for (int64_t c = 0; c < n; c += BLOCK) {
         const int64_t width = min_i64(BLOCK, n - c);
         for (int64_t s = 0; s < count; s++) {
@@ -2720,10 +2718,6 @@ static void add_rows_plain(float *out, int64_t out_stride, const float *p, int64
 static void transpose_plain(float *out, int64_t out_stride, const float *x, int64_t stride, int64_t T, int64_t n) {
     for (int64_t t = 0; t < T; t++)
         for (int64_t i = 0; i < n; i++) out[i * out_stride + t] = x[t * stride + i];
-}
-
-static void scale_plain(float *out, float factor, int64_t n) {
-    for (int64_t i = 0; i < n; i++) out[i] *= factor;
 }
 
 static void add_plain(float *out, const float *x, int64_t n) {
@@ -2740,10 +2734,9 @@ static void silu_plain(float *out, const float *up, int64_t n) {
     for (int64_t i = 0; i < n; i++) out[i] = silu_value(out[i]) * up[i];
 }
 
-static void norm_plain(float *out, const float *x, const float *weight, const float *bias, int64_t n, float eps,
-                       int centred) {
+static void norm_plain(float *out, const float *x, const float *weight, const float *bias, int64_t n, float eps) {
     double mean = 0, square = 0;
-    for (int64_t i = 0; i < n && centred; i++) mean += x[i];
+    for (int64_t i = 0; i < n && bias != NULL; i++) mean += x[i];
     mean /= (double)n;
     for (int64_t i = 0; i < n; i++) square += (x[i] - mean) * (x[i] - mean);
     float factor = (float)(1 / sqrt(square / (double)n + eps));
@@ -2781,7 +2774,6 @@ static const Kernels kernels_plain = {
     .softmax_block = softmax_block_plain,
     .add_rows = add_rows_plain,
     .transpose = transpose_plain,
-    .scale = scale_plain,
     .add = add_plain,
     .gelu = gelu_plain,
     .silu = silu_plain,
@@ -2871,7 +2863,9 @@ vf, VL floats, a constant (of SVE and RVV: with vectors of a fixed length):
      v_zip_low v_zip_high (a, b)     of each 16 bytes a0 a1 a2 a3 and b0 b1 b2 b3: a0 b0 a1 b1; a2 b2 a3 b3
      v_zip_low2 v_zip_high2 (a, b)   a0 a1 b0 b1; a2 a3 b2 b3
      v_gather(rows, k)               16 bytes each of rows[0] + k, rows[4] + k, ...
-     v_fma_pairs(a, b, c)            a b + c of pairs of bf16, both products added to one float; if there is such
+   Only where pairs of bf16 are multiplied:
+     v_fma_pairs(a, b, c)            a b + c of pairs, both products added to one float
+     v_store_bf16(p, a, b)           a and b rounded to bf16, one after the other
    vb, sixteen int8:
      b_load(p)                       from any address
      b_bits(b, n, mask)              each byte's bits from bit n on that are in `mask`
@@ -3075,6 +3069,7 @@ INLINE void KERNEL(store_halves)(uint16_t *out, vf a) {
     v_bits(_mm512_add_epi8(_mm512_and_si512(i_bits(a), _mm512_set1_epi8(15)), _mm512_set1_epi8(120)))
 #define i_high(a)         i_low(v_bits(_mm512_srli_epi16(i_bits(a), 4)))
 #define v_fma_pairs(a, b, c) _mm512_dpbf16_ps(c, (__m512bh)(a), (__m512bh)(b))
+#define v_store_bf16(p, a, b) _mm512_storeu_si512(p, (__m512i)_mm512_cvtne2ps_pbh(b, a))
 #endif
 
 #if KERNEL_PASS == PASS_AVX2
@@ -3294,10 +3289,7 @@ TARGET static void KERNEL(expand)(float *out, int type, const void *row, int64_t
         else f(1, __VA_ARGS__);                                                                                        \
     } while (0)
 
-#ifdef v_fma_pairs
-#define HAVE_PAIRS 1
-#else
-#define HAVE_PAIRS 0
+#ifndef v_store_bf16
 #define v_fma_pairs v_fma /* not called */
 #endif
 
@@ -3346,13 +3338,6 @@ INLINE void KERNEL(dot_type)(const int T, const int type, vf (*sums)[W_ROWS], co
     UNROLLED_FOR (int t = 0; t < T; t++)
         UNROLLED_FOR (int r = 0; r < W_ROWS; r++) sums[t][r] = s[t][r];
 }
-
-#if KERNEL_PASS == PASS_AVX512BF16
-/* BLOCK floats as bf16. */
-INLINE void KERNEL(store_bf16)(float *out, const float *x) {
-    _mm512_storeu_si512(out, (__m512i)_mm512_cvtne2ps_pbh(v_load(x + VL), v_load(x)));
-}
-#endif
 
 /* out[r] = start[r] + the sum of all lanes of sums[r], for four rows of W: added up in a tree of halves. */
 INLINE void KERNEL(add_lanes)(float *out, const float *start, const vf *sums) {
@@ -3415,21 +3400,21 @@ TARGET static void KERNEL(multiply)(const Block *b) {
     BY_TYPE(b->w.type, KERNEL(multiply_type), 0, X_ROWS * (elements == 1 ? 6 : elements == BLOCK ? 3 : 1), b);
 }
 
-#if HAVE_PAIRS
+#ifdef v_store_bf16
 TARGET static void KERNEL(prepare_bf16)(float *out, const float *const *rows, int64_t n) {
-    for (int64_t k = 0; k < n; k += BLOCK) KERNEL(store_bf16)(out + k / 2, rows[0] + k);
+    for (int64_t k = 0; k < n; k += 2 * VL) v_store_bf16(out + k / 2, v_load(rows[0] + k), v_load(rows[0] + k + VL));
 }
 
 TARGET static void KERNEL(multiply_bf16)(const Block *b) { KERNEL(multiply_type)(TYPE_BF16, 1, 0, b); }
 #endif
 
 /* Columns [0, VALUE_VECTORS * VL) of add_rows. */
-INLINE void KERNEL(add_rows_part)(const int T, int type, float *out, int64_t out_stride, const float *p,
-                                  int64_t p_stride, const char *row, int64_t stride, int64_t count, bool add) {
+INLINE void KERNEL(add_rows_part)(const int T, int type, float *out, int64_t out_stride, const float *keep,
+                                  const float *p, int64_t p_stride, const char *row, int64_t stride, int64_t count) {
     vf sum[VALUE_ROWS][VALUE_VECTORS];
     UNROLLED_FOR (int t = 0; t < T; t++)
         UNROLLED_FOR (int i = 0; i < VALUE_VECTORS; i++)
-            sum[t][i] = add ? v_load(out + t * out_stride + i * VL) : v_zero();
+            sum[t][i] = keep != NULL ? v_mul(v_set1(keep[t]), v_load(out + t * out_stride + i * VL)) : v_zero();
     for (int64_t s = 0; s < count; s++, row += stride) {
         vf a[VALUE_VECTORS];
         UNROLLED_FOR (int i = 0; i < VALUE_VECTORS; i++)
@@ -3443,20 +3428,19 @@ INLINE void KERNEL(add_rows_part)(const int T, int type, float *out, int64_t out
         UNROLLED_FOR (int i = 0; i < VALUE_VECTORS; i++) v_store(out + t * out_stride + i * VL, sum[t][i]);
 }
 
-TARGET static void KERNEL(add_rows)(float *out, int64_t out_stride, const float *p, int64_t p_stride, int64_t T,
-                                    Rows rows, int64_t count, int64_t n, bool add) {
+TARGET static void KERNEL(add_rows)(float *out, int64_t out_stride, const float *keep, const float *p,
+                                    int64_t p_stride, int64_t T, Rows rows, int64_t count, int64_t n) {
     enum { STEP = VALUE_VECTORS * VL };
     const int64_t whole = n / STEP * STEP;
-    for (int64_t t = 0, some; t < T; t += some, out += some * out_stride, p += some * p_stride) {
+    for (int64_t t = 0, some; t < T; t += some) {
         some = ROWS_OF(VALUE_ROWS, T - t);
         for (int64_t c = 0; c < whole; c += STEP)
-            BY_ROWS(VALUE_ROWS, some, KERNEL(add_rows_part), rows.type, out + c, out_stride, p, p_stride,
-                    rows.data + c * block_bytes(rows.type), rows.stride, count, add);
-        if (whole < n) {
-            const Rows rest = {rows.type, rows.data + whole * block_bytes(rows.type), rows.stride};
-            add_rows_plain(out + whole, out_stride, p, p_stride, some, rest, count, n - whole, add);
-        }
+            BY_ROWS(VALUE_ROWS, some, KERNEL(add_rows_part), rows.type, out + t * out_stride + c, out_stride,
+                    keep != NULL ? keep + t : NULL, p + t * p_stride, p_stride,
+                    rows.data + c * block_bytes(rows.type), rows.stride, count);
     }
+    rows.data += whole * block_bytes(rows.type);
+    if (whole < n) add_rows_plain(out + whole, out_stride, keep, p, p_stride, T, rows, count, n - whole);
 }
 
 /* Columns k .. k + 3 of VL rows, as four vectors. */
@@ -3499,13 +3483,7 @@ INLINE void KERNEL(store_part)(float *out, vf a, int64_t n) {
 }
 #define LOAD_OR(p, fill) (n - i >= VL ? v_load((p) + i) : KERNEL(load_part)((p) + i, n - i, fill))
 #define LOAD(p)          LOAD_OR(p, 0)
-#define STORE(p, a)                                                                                                    \
-    do {                                                                                                               \
-        if (n - i >= VL)                                                                                               \
-            v_store((p) + i, a);                                                                                       \
-        else                                                                                                           \
-            KERNEL(store_part)((p) + i, a, n - i);                                                                     \
-    } while (0)
+#define STORE(p, a)      (n - i >= VL ? v_store((p) + i, a) : KERNEL(store_part)((p) + i, a, n - i))
 
 #ifdef vi
 /* ---- products of int8: a block's products are integers, their sum is scaled by both operands' scales. Each lane is an
@@ -3647,7 +3625,7 @@ static void restore_amx(const TileSetup *before) { __asm__ volatile("ldtilecfg %
 INLINE void cut_amx(const int pieces, float *out, const float *x) {
     const __m512i order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7), upper = _mm512_set1_epi32(INT32_C(-0x10000));
     vf low = v_load(x), high = v_load(x + VL);
-    if (pieces == 1) KERNEL(store_bf16)(out, x);
+    if (pieces == 1) v_store_bf16(out, low, high);
     for (int piece = 0; piece < pieces && pieces > 1; piece++, out += AMX_TILE) {
         const __m512i words =
             _mm512_packus_epi32(_mm512_srli_epi32((__m512i)low, 16), _mm512_srli_epi32((__m512i)high, 16));
@@ -3657,10 +3635,10 @@ INLINE void cut_amx(const int pieces, float *out, const float *x) {
     }
 }
 
-/* out[c] = column c of 16 rows of 16 words, `row` words apart. */
-INLINE void transpose_amx(vf *out, const float *rows, int64_t row) {
+/* out[c] = column c of a tile. */
+INLINE void transpose_amx(vf *out, const float *tile) {
     const float *from[AMX_ROWS];
-    for (int r = 0; r < AMX_ROWS; r++) from[r] = rows + r * row;
+    for (int r = 0; r < AMX_ROWS; r++) from[r] = tile + r * 16;
     UNROLLED_FOR (int c = 0; c < 16; c += 4) KERNEL(transpose4)(out + c, from, c);
 }
 
@@ -3670,8 +3648,7 @@ INLINE void prepare_amx(const int pieces, float *out, const float *const *rows, 
     for (int64_t k = 0; k < n; k += BLOCK)
         for (int half = 0; half < 2; half++) {
             for (int r = 0; r < AMX_ROWS; r++) cut_amx(pieces, words[0] + r * 16, rows[half * AMX_ROWS + r] + k);
-            for (int piece = 0; piece < pieces; piece++, out += AMX_TILE)
-                transpose_amx((vf *)(void *)out, words[piece], 16);
+            for (int i = 0; i < pieces; i++, out += AMX_TILE) transpose_amx((vf *)(void *)out, words[i]);
         }
 }
 TARGET static void prepare_amx_pieces(float *out, const float *const *rows, int64_t n) { prepare_amx(3, out, rows, n); }
@@ -3709,7 +3686,7 @@ INLINE void dot_amx(const int pieces, const bool both, float (*sums)[AMX_TILE], 
 INLINE void add_amx(const Block *b, const float *sums, int64_t t, int64_t o, bool add) {
     vf by_row[AMX_ROWS];
     if (t >= b->T || o >= b->last) return;
-    transpose_amx(by_row, sums, 16);
+    transpose_amx(by_row, sums);
     KERNEL(add_outputs)(b, by_row, t, min_i64(AMX_ROWS, b->T - t), o, min_i64(VL, b->last - o), add);
 }
 
@@ -3719,7 +3696,7 @@ INLINE void widen_amx(float *out, const Block *b, int64_t o, int64_t k, int64_t 
     for (int64_t r = 0; r < AMX_GROUP; r++, out += PANEL / 2) {
         memset(row, 0, sizeof row);
         if (o + r < b->last) KERNEL(expand)(row, b->w.type, b->w.data + (o + r) * b->w.stride, k, n);
-        for (int64_t i = 0; i < n; i += BLOCK) KERNEL(store_bf16)(out + i / 2, row + i);
+        for (int64_t i = 0; i < n; i += BLOCK) v_store_bf16(out + i / 2, v_load(row + i), v_load(row + i + VL));
     }
 }
 
@@ -3765,7 +3742,7 @@ TARGET static void multiply_amx_blocks(const Block *b) {
                 else KERNEL(load_quants)(quants, TYPE_Q4_0, row, k + j * BLOCK);
                 v_widen(w, quants[0]);
                 v_widen(w + 1, quants[1]);
-                _mm512_storeu_si512(q[j] + r * 16, (__m512i)_mm512_cvtne2ps_pbh(w[1], w[0]));
+                v_store_bf16(q[j] + r * 16, w[0], w[1]);
                 scales[j][r] = KERNEL(load_scale)(row + (k / BLOCK + j) * bytes);
             }
             for (int64_t t = 0; t < b->T; t += AMX_ROWS) {
@@ -3840,10 +3817,6 @@ TARGET static float KERNEL(softmax_block)(float *x, int64_t n, float scale, floa
     return correction;
 }
 
-TARGET static void KERNEL(scale)(float *out, float factor, int64_t n) {
-    for (int64_t i = 0; i < n; i += VL) STORE(out, v_mul(LOAD(out), v_set1(factor)));
-}
-
 TARGET static void KERNEL(add)(float *out, const float *x, int64_t n) {
     for (int64_t i = 0; i < n; i += VL) STORE(out, v_add(LOAD(out), LOAD(x)));
 }
@@ -3857,9 +3830,9 @@ TARGET static void KERNEL(silu)(float *out, const float *up, int64_t n) {
 }
 
 TARGET static void KERNEL(norm)(float *out, const float *x, const float *weight, const float *bias, int64_t n,
-                                float eps, int centred) {
+                                float eps) {
     vf sum = v_zero(), square = v_zero();
-    for (int64_t i = 0; i < n && centred; i += VL) sum = v_add(sum, LOAD(x));
+    for (int64_t i = 0; i < n && bias != NULL; i += VL) sum = v_add(sum, LOAD(x));
     const float centre = KERNEL(sum)(sum) / (float)n;
     const vf mean = v_set1(centre);
     for (int64_t i = 0; i < n; i += VL) {
@@ -3903,29 +3876,23 @@ TARGET static void KERNEL(store_f16)(uint16_t *out, const float *x, int64_t n) {
 }
 
 #define KERNEL_EXACT {.group = 1, .words = BLOCK, .multiply = KERNEL(multiply)}
-#ifdef vi
-#define KERNEL_INT8                                                                                                    \
-    {.group = INT8_ROWS, .words = 10, .complete = true, .prepare = KERNEL(prepare_int8),                               \
-     .multiply = KERNEL(multiply_int8)}
-#else
-#define KERNEL_INT8 {.multiply = NULL}
-#endif
 #define KERNEL_LOOPS                                                                                                   \
     .expand = KERNEL(expand), .softmax_block = KERNEL(softmax_block), .add_rows = KERNEL(add_rows),                    \
-    .transpose = KERNEL(transpose), .scale = KERNEL(scale), .add = KERNEL(add), .gelu = KERNEL(gelu),                  \
-    .silu = KERNEL(silu), .norm = KERNEL(norm), .moments = KERNEL(moments), .affine = KERNEL(affine),                  \
-    .store_f16 = KERNEL(store_f16)
+    .transpose = KERNEL(transpose), .add = KERNEL(add), .gelu = KERNEL(gelu), .silu = KERNEL(silu),                    \
+    .norm = KERNEL(norm), .moments = KERNEL(moments), .affine = KERNEL(affine), .store_f16 = KERNEL(store_f16)
 
 static const Kernels KERNEL(kernels) = {
     .name = KERNEL_TEXT(KERNEL_NAME),
-    .exact = {[OTHER_WEIGHTS] = KERNEL_EXACT},
     .drafts = VL == 16 ? X_ROWS / 2 - 1 : 0,
-    .fast = {[BLOCK_WEIGHTS] = KERNEL_INT8,
-#if HAVE_PAIRS
-             [BF16_WEIGHTS] = {.group = 1, .words = BLOCK / 2, .complete = true, .if_pays = true,
-                               .prepare = KERNEL(prepare_bf16), .multiply = KERNEL(multiply_bf16)},
+    .exact[OTHER_WEIGHTS] = KERNEL_EXACT,
+#ifdef vi
+    .fast[BLOCK_WEIGHTS] = {.group = INT8_ROWS, .words = 10, .complete = true, .prepare = KERNEL(prepare_int8),
+                            .multiply = KERNEL(multiply_int8)},
 #endif
-    },
+#ifdef v_store_bf16
+    .fast[BF16_WEIGHTS] = {.group = 1, .words = BLOCK / 2, .complete = true, .if_pays = true,
+                           .prepare = KERNEL(prepare_bf16), .multiply = KERNEL(multiply_bf16)},
+#endif
     KERNEL_LOOPS,
 };
 
@@ -3946,7 +3913,6 @@ static const Kernels kernels_amx = {
 #endif
 
 /* What another set on the same processor defines otherwise. */
-#undef KERNEL_INT8
 #undef KERNEL_NAME
 #undef TARGET
 #undef MM
@@ -3962,7 +3928,7 @@ static const Kernels kernels_amx = {
 #undef v_words
 #undef v_widen
 #undef v_from_f16
-#undef HAVE_PAIRS
+#undef v_store_bf16
 #undef h_load
 #undef h_store
 #undef KERNEL_PASS
@@ -4126,8 +4092,6 @@ static float *scratch(Context *cx, int64_t rows, int64_t cols) {
     return scratch_bytes(cx, checked_product(rows, cols, 1), sizeof(float));
 }
 
-static int32_t *scratch_ids(Context *cx, int64_t count) { return scratch_bytes(cx, count, sizeof(int32_t)); }
-
 static ArenaBlock *scratch_mark(const Context *cx) { return cx->arena.top; }
 
 /* Takes back all that was allocated since `mark`. */
@@ -4168,7 +4132,6 @@ static bool reserve_scratch(Context *cx, int64_t shared, int64_t per_thread) {
     return !has_failed(cx);
 }
 
-static float *shared_scratch(const Context *cx) { return cx->shared; }
 static float *thread_scratch(const Context *cx, int thread) { return cx->own + thread * cx->own_floats; }
 
 static void in_parallel(Context *cx, Job *job, void *data, int64_t count, int64_t grain) {
@@ -4312,7 +4275,7 @@ static void prepare_job(void *data, Chunk chunk) {
     const int64_t group = p->method->group;
     for (int64_t row = chunk.begin * group; row < chunk.end * group; row += group) {
         const int64_t first = row / p->rows * p->rows, rows = min_i64(p->rows, p->T - first);
-        float *prepared = shared_scratch(p->cx) + prepared_words(p, first, p->I);
+        float *prepared = p->cx->shared + prepared_words(p, first, p->I);
         for (int64_t k = 0; k < p->I; k += p->panel) {
             const int64_t n = min_i64(p->panel, p->I - k);
             float *out = prepared + prepared_words(p, rows, k) + prepared_words(p, row - first, n);
@@ -4335,7 +4298,7 @@ static void product_block(const Product *p, int thread, const Output *to, int64_
         if (p->conv != NULL)
             prepare_rows(p, own, row, rows, b.begin, b.end - b.begin, own + prepared_words(p, rows, PANEL));
         const int64_t at = prepared_words(p, row, p->I) + prepared_words(p, rows, b.begin);
-        b.x = p->conv != NULL ? own : shared_scratch(p->cx) + at;
+        b.x = p->conv != NULL ? own : p->cx->shared + at;
         p->method->multiply(&b);
     }
 }
@@ -4453,68 +4416,45 @@ typedef struct { /* the queries of one sequence, and what they look at: one span
     int span_count;
 } AttentionSequence;
 
+enum { KEY_STEP = 128, QUERY_STEP = 96 };
+
 typedef struct {
     Context *cx;
     const AttentionSequence *sequences;
     AttentionShape shape;
-    int64_t query_step;
+    int64_t width; /* of a head, rounded up to complete BLOCKs */
 } Attention;
 
-enum { KEY_STEP = 128, QUERY_STEP = 96 };
-
-typedef struct { /* one head's block of queries and the scratch for it */
-    const Kernels *kernels;
-    int64_t T, d, width; /* queries in the block; width of a head, and rounded up to complete BLOCKs */
-    const float *q;      /* (T, d), q_stride */
-    int64_t q_stride;
-    float scale;
-    float *keys, *scores;   /* KEY_STEP keys in blocks, (T, KEY_STEP) */
-    float *out, *max, *sum; /* (T, width), (T), (T) */
+typedef struct { /* T queries of one head, and a thread's scratch for them */
+    int64_t T;
+    const float *q;                /* (T, d), q_stride */
+    float *keys, *scores;          /* KEY_STEP keys in blocks, (T, KEY_STEP) */
+    float *out, *max, *sum, *keep; /* (T, width), (T), (T), (T) */
 } QueryBlock;
 
-static int64_t query_block_floats(int64_t T, int64_t d) {
-    return KEY_STEP * d + T * (round_up(d, BLOCK) + KEY_STEP + 2);
-}
-
-static QueryBlock query_block(const Attention *a, int thread, const float *q, int64_t T) {
-    QueryBlock b = {.kernels = a->cx->kernels, .T = T, .d = a->shape.d, .width = round_up(a->shape.d, BLOCK), .q = q,
-                    .q_stride = a->shape.q_stride, .scale = a->shape.scale, .keys = thread_scratch(a->cx, thread)};
-    b.scores = b.keys + KEY_STEP * b.d;
-    b.out = b.scores + T * KEY_STEP;
-    b.max = b.out + T * b.width;
-    b.sum = b.max + T;
-    memset(b.out, 0, (size_t)(T * b.width) * sizeof *b.out);
-    for (int64_t t = 0; t < T; t++) {
-        b.max[t] = -INFINITY;
-        b.sum[t] = 0;
-    }
-    return b;
-}
-
-/* Brings n keys (n, d), `stride` apart, into blocks. */
-static void block_keys(const QueryBlock *b, const float *k, int64_t stride, int64_t n) {
-    for (int64_t s = 0; s < n; s += KEY_BLOCK)
-        b->kernels->transpose(b->keys + s * b->d, KEY_BLOCK, k + s * stride, stride, min_i64(KEY_BLOCK, n - s), b->d);
-}
-
 /* Adds n keys, in blocks, to the running softmax of the queries; query t sees visible + t of them. */
-static void attend_block(const QueryBlock *b, Rows k, Rows v, int64_t n, int64_t visible) {
-    for (int64_t s = 0; s < n; s += KEY_BLOCK, k.data += b->d * k.stride)
-        b->kernels->add_rows(b->scores + s, KEY_STEP, b->q, b->q_stride, b->T, k, b->d, KEY_BLOCK, false);
+static void attend_block(const Attention *a, const QueryBlock *b, Rows k, Rows v, int64_t n, int64_t visible) {
+    const Kernels *kernels = a->cx->kernels;
+    const int64_t d = a->shape.d;
+    for (int64_t s = 0; s < n; s += KEY_BLOCK, k.data += d * k.stride)
+        kernels->add_rows(b->scores + s, KEY_STEP, NULL, b->q, a->shape.q_stride, b->T, k, d, KEY_BLOCK);
     for (int64_t t = 0; t < b->T; t++) {
         float *row = b->scores + t * KEY_STEP;
         for (int64_t s = max_i64(0, visible + t); s < n; s++) row[s] = -INFINITY;
-        float correction = b->kernels->softmax_block(row, n, b->scale, &b->max[t], &b->sum[t]);
-        if (correction != 1) b->kernels->scale(b->out + t * b->width, correction, b->d);
+        b->keep[t] = kernels->softmax_block(row, n, a->shape.scale, &b->max[t], &b->sum[t]);
     }
-    b->kernels->add_rows(b->out, b->width, b->scores, KEY_STEP, b->T, v, n, b->d, true);
+    kernels->add_rows(b->out, a->width, b->keep, b->scores, KEY_STEP, b->T, v, n, d);
 }
 
 static void attend(const Attention *a, int thread, const AttentionSequence *sequence, int64_t head, int64_t first,
                    int64_t T) {
     const AttentionShape *s = &a->shape;
-    const QueryBlock b = query_block(a, thread, sequence->q + first * s->q_stride + head * s->d, T);
+    const float *q = sequence->q + first * s->q_stride + head * s->d;
+    float *keys = thread_scratch(a->cx, thread), *scores = keys + KEY_STEP * s->d, *sums = scores + T * KEY_STEP;
+    const QueryBlock b = {T, q, keys, scores, sums + 3 * T, sums, sums + T, sums + 2 * T};
     int64_t position = 0, S = 0;
+    memset(sums, 0, (size_t)(T * (3 + a->width)) * sizeof *sums);
+    for (int64_t t = 0; t < T; t++) b.max[t] = -INFINITY;
     for (int i = 0; i < sequence->span_count; i++) S += sequence->spans[i].count;
     /* positions before the first query; positions seen by the last one */
     const int64_t before = S - s->T + first, last = s->causal ? before + T : S;
@@ -4527,38 +4467,37 @@ static void attend(const Attention *a, int thread, const AttentionSequence *sequ
             const Rows v = {span->type, (const char *)span->v + skip, span->stride * bytes};
             Rows k = {span->type, (const char *)span->k + skip, KEY_BLOCK * bytes};
             if (!span->in_blocks) {
-                block_keys(&b, (const float *)(const void *)k.data, span->stride, n);
-                k.data = (const char *)b.keys;
+                const float *rows = (const float *)(const void *)k.data;
+                for (int64_t j = 0; j < n; j += KEY_BLOCK)
+                    a->cx->kernels->transpose(keys + j * s->d, KEY_BLOCK, rows + j * span->stride, span->stride,
+                                              min_i64(KEY_BLOCK, n - j), s->d);
+                k.data = (const char *)keys;
             }
-            attend_block(&b, k, v, n, s->causal ? before + 1 - position - key : n);
+            attend_block(a, &b, k, v, n, s->causal ? before + 1 - position - key : n);
         }
         position += span->count;
     }
     for (int64_t t = 0; t < T; t++) {
         float *out = sequence->out + (first + t) * s->out_stride + head * s->d;
-        b.kernels->scale(b.out + t * b.width, 1 / b.sum[t], s->d);
-        memcpy(out, b.out + t * b.width, (size_t)s->d * sizeof *out);
+        for (int64_t i = 0; i < s->d; i++) out[i] = b.out[t * a->width + i] * (1 / b.sum[t]);
     }
 }
 
 static void attention_job(void *data, Chunk chunk) {
     const Attention *a = data;
-    int64_t blocks = (a->shape.T + a->query_step - 1) / a->query_step, jobs = a->shape.H * blocks; /* of a sequence */
+    const int64_t T = a->shape.T, blocks = (T + QUERY_STEP - 1) / QUERY_STEP, jobs = a->shape.H * blocks;
     for (int64_t i = chunk.begin; i < chunk.end; i++) {
-        int64_t first = i % blocks * a->query_step;
-        attend(a, chunk.thread, &a->sequences[i / jobs], i % jobs / blocks, first,
-               min_i64(a->query_step, a->shape.T - first));
+        const int64_t first = i % blocks * QUERY_STEP;
+        attend(a, chunk.thread, &a->sequences[i / jobs], i % jobs / blocks, first, min_i64(QUERY_STEP, T - first));
     }
 }
 
 /* Attention of R sequences of one shape, each to its own keys and values. */
 static void attention(Context *cx, const AttentionSequence *sequences, int64_t R, const AttentionShape *shape) {
-    Attention a = {cx, sequences, *shape, 0};
-    int64_t blocks = (shape->T + QUERY_STEP - 1) / QUERY_STEP;
-    a.query_step = (shape->T + blocks - 1) / blocks;
-    blocks = (shape->T + a.query_step - 1) / a.query_step;
+    Attention a = {cx, sequences, *shape, round_up(shape->d, BLOCK)};
+    const int64_t T = min_i64(QUERY_STEP, shape->T), blocks = (shape->T + QUERY_STEP - 1) / QUERY_STEP;
     const ArenaBlock *mark = scratch_mark(cx);
-    if (!reserve_scratch(cx, 0, query_block_floats(a.query_step, shape->d))) return;
+    if (!reserve_scratch(cx, 0, KEY_STEP * shape->d + T * (KEY_STEP + 3 + a.width))) return;
     in_parallel(cx, attention_job, &a, R * shape->H * blocks, 1);
     scratch_release(cx, mark);
 }
@@ -4609,22 +4548,21 @@ typedef struct { /* rows of x (T, D) */
     const float *x, *weight, *bias;
     int64_t D;
     float eps;
-    int centred;
 } RowNorm;
 
 static void norm_job(void *data, Chunk chunk) {
     const RowNorm *n = data;
     for (int64_t t = chunk.begin; t < chunk.end; t++)
-        n->kernels->norm(n->out + t * n->D, n->x + t * n->D, n->weight, n->bias, n->D, n->eps, n->centred);
+        n->kernels->norm(n->out + t * n->D, n->x + t * n->D, n->weight, n->bias, n->D, n->eps);
 }
 
 static void rms_norm(Context *cx, float *out, const float *x, const float *weight, int64_t T, int64_t D, float eps) {
-    RowNorm n = {cx->kernels, out, x, weight, NULL, D, eps, 0};
+    RowNorm n = {cx->kernels, out, x, weight, NULL, D, eps};
     in_parallel(cx, norm_job, &n, T, max_i64(1, ELEMENT_STEP / D));
 }
 
 static void layer_norm(Context *cx, float *out, const float *x, const Norm *norm, int64_t T, int64_t D, float eps) {
-    RowNorm n = {cx->kernels, out, x, norm->weight, norm->bias, D, eps, 1};
+    RowNorm n = {cx->kernels, out, x, norm->weight, norm->bias, D, eps};
     in_parallel(cx, norm_job, &n, T, max_i64(1, ELEMENT_STEP / D));
 }
 
@@ -4677,11 +4615,9 @@ static void group_norm(Context *cx, float *out, const float *x, const Norm *norm
     const int64_t chunks = (rows + MOMENT_ROWS - 1) / MOMENT_ROWS, width = channels / groups;
     const ArenaBlock *mark = scratch_mark(cx);
     if (!reserve_scratch(cx, (2 * chunks + 2) * channels, 0)) return;
-    GroupNorm g = {cx->kernels, out, x, norm->weight, norm->bias, rows, channels, eps, swish, NULL, NULL, NULL, NULL};
-    g.means = shared_scratch(cx);
-    g.squares = g.means + chunks * channels;
-    g.factor = g.squares + chunks * channels;
-    g.shift = g.factor + channels;
+    float *means = cx->shared, *squares = means + chunks * channels, *factor = squares + chunks * channels;
+    GroupNorm g = {cx->kernels, out, x, norm->weight, norm->bias, rows, channels, eps, swish, means, squares, factor,
+                   factor + channels};
     in_parallel(cx, moments_job, &g, chunks, 4);
     for (int64_t c = 0; c < channels; c += width) group_affine(&g, c, c + width);
     in_parallel(cx, affine_job, &g, rows, max_i64(1, ELEMENT_STEP / channels));
@@ -4692,17 +4628,15 @@ static void group_norm(Context *cx, float *out, const float *x, const Norm *norm
 
 static bool is_tapped(const Context *cx) { return cx->options.tap != NULL; }
 
-/* Reports the progress of a task; the callback may cancel. */
+/* Both callbacks may cancel. */
 static void progress(Context *cx, const char *task, int64_t done, int64_t total) {
-    if (has_failed(cx) || cx->options.progress == NULL) return;
-    if (cx->options.progress(cx->options.user, task, done, total) != 0)
+    const JanusSessionOptions *o = &cx->options;
+    if (!has_failed(cx) && o->progress != NULL && o->progress(o->user, task, done, total) != 0)
         context_fail(cx, JANUS_CANCELLED, "stopped on request while working on: %s", task);
 }
-
-/* Reports the ids drawn so far; the callback may cancel. */
 static void tell_drawn(Context *cx, const int32_t *ids, int64_t N, int64_t done, int64_t T) {
-    if (has_failed(cx) || cx->options.drawn == NULL) return;
-    if (cx->options.drawn(cx->options.user, ids, (int)N, done, T) != 0)
+    const JanusSessionOptions *o = &cx->options;
+    if (!has_failed(cx) && o->drawn != NULL && o->drawn(o->user, ids, (int)N, done, T) != 0)
         context_fail(cx, JANUS_CANCELLED, "stopped on request while working on: draw");
 }
 
@@ -4721,11 +4655,6 @@ static const char *block_name(char out[NAME_LIMIT], const char *name, int i) {
     return out;
 }
 
-static void tap_block(Context *cx, const char *name, int i, const float *data, int64_t a, int64_t b) {
-    char full[NAME_LIMIT];
-    tap(cx, block_name(full, name, i), data, a, b, 0);
-}
-
 static void tap_sequences(Context *cx, const char *name, int i, const float *x, int64_t R, int64_t T, int64_t width,
                           bool tapped) {
     char full[NAME_LIMIT + 8] = "uncond.", *own = full + strlen(full);
@@ -4742,7 +4671,7 @@ static void tap_pixels(Context *cx, const uint8_t *rgb, int64_t side) {
     const int64_t count = side * side * 3;
     const ArenaBlock *mark = scratch_mark(cx);
     if (!is_tapped(cx)) return;
-    int32_t *bytes = scratch_ids(cx, count);
+    int32_t *bytes = scratch_bytes(cx, count, sizeof *bytes);
     for (int64_t i = 0; i < count && !has_failed(cx); i++) bytes[i] = rgb[i];
     hand_over(cx, "image.pixels", JANUS_INT32, bytes, side, side, 3);
     scratch_release(cx, mark);
@@ -4779,10 +4708,8 @@ static void kv_cache_reserve(Context *cx, KvCache *cache, const Config *c, int64
         cache->layers = c->layers;
         cache->type = kv_type(cx);
         cache->keys = calloc(2 * (size_t)c->layers, sizeof *cache->keys); /* and the values behind them */
-        if (cache->keys == NULL) {
-            context_fail_memory(cx);
-            return;
-        }
+        if (cache->keys == NULL) context_fail_memory(cx);
+        if (has_failed(cx)) return;
         cache->values = cache->keys + c->layers;
     }
     const int64_t capacity = round_up(max_i64(length, cache->capacity + cache->capacity / 2), KEY_BLOCK);
