@@ -975,10 +975,10 @@ static void task_fail(Context *cx, Task *task) {
     task->done = true;
 }
 
+/* Frees all but the results. */
 static void task_free(Task *task) {
     for (int i = 0; i < 2; i++) kv_cache_free(&task->prompts[i].own);
     for (int r = 0; r < ROWS_LIMIT; r++) kv_cache_free(&task->pictures[r].own);
-    id_list_free(&task->said);
 }
 
 /* ---- Prompts ---- */
@@ -1341,7 +1341,7 @@ static void converse(Context *cx, const JanusModel *m, Conversation *conversatio
         conversation->unread_count = before.unread_count;
         memcpy(conversation->unread, before.unread, sizeof before.unread);
     }
-    task_free(&task);
+    id_list_free(&task.said);
 }
 
 /* ******************************************************************************************************************
@@ -7061,25 +7061,22 @@ JanusStatus janus_encode_image(JanusSession *session, const JanusImage *image, i
    ================================================================================================================== */
 
 typedef struct QueuedJob {
-    struct QueuedJob *next; /* in `waiting` or `finished` */
+    struct QueuedJob *next;          /* in `jobs` or `finished` */
     int64_t number;
-    char *text;             /* the prompt or question */
-    JanusImage *images;
+    JanusImage images[IMAGES_LIMIT]; /* of a question */
     int image_count;
     Conversation conversation;
-    Task task;              /* with the results: a drawing's ids, an answer's tokens, or an error, */
-    Answer answer;          /* and the answer's text */
+    Task task;     /* R is 0 while it waits. With the results: a drawing's ids, an answer's tokens, or an error, */
+    Answer answer; /* and the answer's text */
+    char text[];   /* the prompt or question */
 } QueuedJob;
 
 struct JanusQueue {
     JanusSession *session;
-    int places, running_count;
+    int places; /* a question takes one, like a picture */
     int64_t last_number;
-    QueuedJob *waiting, *finished;       /* first come, first served */
-    QueuedJob *running[PICTURES_LIMIT];  /* questions first, as `step` takes them */
+    QueuedJob *jobs, *finished; /* first come, first served: the running jobs, then the waiting ones; in order of end */
 };
-
-static int job_places(const QueuedJob *job) { return job->task.answers ? 1 : job->task.drawing.count; }
 
 /* Puts the job at the end of a list. */
 static void append_job(QueuedJob **list, QueuedJob *job) {
@@ -7088,24 +7085,25 @@ static void append_job(QueuedJob **list, QueuedJob *job) {
     job->next = NULL;
 }
 
+/* The job of this number that waits or runs; NULL: there is none. */
+static QueuedJob *find_job(const JanusQueue *queue, int64_t number) {
+    QueuedJob *job = queue->jobs;
+    while (job != NULL && job->number != number) job = job->next;
+    return job;
+}
+
 /* Frees all but the results. */
 static void job_stop(QueuedJob *job) {
-    const IdList said = job->task.said;
-    job->task.said = (IdList){0};
     task_free(&job->task);
-    job->task.said = said;
     kv_cache_free(&job->conversation.sequence.own);
-    for (int i = 0; i < job->image_count; i++) janus_image_free(&job->images[i]);
-    job->image_count = 0;
+    while (job->image_count > 0) janus_image_free(&job->images[--job->image_count]);
 }
 
 static void job_free(QueuedJob *job) {
     job_stop(job);
     id_list_free(&job->task.said);
     text_free(&job->answer.text);
-    free(job->images);
     free(job->task.ids);
-    free(job->text);
     free(job);
 }
 
@@ -7128,48 +7126,41 @@ static void run_step(Context *cx, const JanusModel *m, Task *const *tasks, int c
     scratch_release(cx, mark);
 }
 
-/* The first waiting job, if it fits beside the running ones. */
-static QueuedJob *next_to_start(const JanusQueue *queue) {
-    int used = 0;
-    for (int i = 0; i < queue->running_count; i++) used += job_places(queue->running[i]);
-    const bool fits = queue->waiting != NULL && used + job_places(queue->waiting) <= queue->places;
-    return fits || used == 0 ? queue->waiting : NULL;
-}
-
-/* Moves completed jobs from `running` to `finished`. */
+/* Moves completed jobs to `finished`. */
 static void clear_places(JanusQueue *queue) {
-    int kept = 0;
-    for (int i = 0; i < queue->running_count; i++) {
-        QueuedJob *job = queue->running[i];
-        if (!job->task.done) queue->running[kept++] = job;
-        else job_stop(job), append_job(&queue->finished, job);
+    for (QueuedJob **at = &queue->jobs, *job; (job = *at) != NULL;) {
+        if (!job->task.done) {
+            at = &job->next;
+            continue;
+        }
+        *at = job->next;
+        job_stop(job);
+        append_job(&queue->finished, job);
     }
-    queue->running_count = kept;
 }
 
 int janus_queue_step(JanusQueue *queue) {
     Context *cx = &queue->session->context;
     const JanusModel *m = queue->session->model;
     const JanusSessionOptions options = silence(cx);
-    QueuedJob *job = next_to_start(queue);
     Task *tasks[PICTURES_LIMIT];
-    if (job != NULL) {
-        int at = queue->running_count++;
-        queue->waiting = job->next;
-        for (; at > 0 && job->task.answers && !queue->running[at - 1]->task.answers; at--)
-            queue->running[at] = queue->running[at - 1];
-        queue->running[at] = job;
+    QueuedJob *job = NULL;
+    int count = 0, used = 0;
+    for (int drawings = 0; drawings < 2; drawings++) /* answers first, as `step` takes them */
+        for (job = queue->jobs; job != NULL && job->task.R > 0; job = job->next) {
+            if (job->task.answers == (drawings == 1)) continue;
+            tasks[count++] = &job->task;
+            used += job->task.drawing.count;
+        }
+    if (job != NULL && (count == 0 || used + job->task.drawing.count <= queue->places)) { /* the first that waits */
         if (job->task.answers) start_answer(cx, m, &job->task, job->text, job->images, job->image_count);
         else start_drawing(cx, m, &job->task, job->text);
         if (has_failed(cx)) task_fail(cx, &job->task);
-    } else if (queue->running_count > 0) {
-        for (int i = 0; i < queue->running_count; i++) tasks[i] = &queue->running[i]->task;
-        run_step(cx, m, tasks, queue->running_count);
-    }
+    } else if (count > 0) run_step(cx, m, tasks, count);
     context_end(cx, NULL);
     cx->options = options;
     clear_places(queue);
-    return queue->running_count > 0 || queue->waiting != NULL;
+    return queue->jobs != NULL;
 }
 
 /* Half of the memory that the model leaves may hold keys and values; eight pictures keep a processor busy. */
@@ -7206,20 +7197,17 @@ static void free_jobs(QueuedJob *list) {
 
 void janus_queue_free(JanusQueue *queue) {
     if (queue == NULL) return;
-    for (int i = 0; i < queue->running_count; i++) job_free(queue->running[i]);
-    free_jobs(queue->waiting);
+    free_jobs(queue->jobs);
     free_jobs(queue->finished);
     free(queue);
 }
 
 /* A job with a copy of its text, not in the queue yet; NULL: no memory. */
 static QueuedJob *job_new(const char *text) {
-    QueuedJob *job = calloc(1, sizeof *job);
-    const size_t size = text != NULL ? strlen(text) + 1 : 1;
-    if (job != NULL) job->text = calloc(size, 1);
-    if (job != NULL && job->text != NULL) return memcpy(job->text, text != NULL ? text : "", size), job;
-    free(job);
-    return NULL;
+    const size_t length = text != NULL ? strlen(text) : 0;
+    QueuedJob *job = calloc(1, sizeof *job + length + 1);
+    if (job != NULL && length > 0) memcpy(job->text, text, length);
+    return job;
 }
 
 /* Puts a job at the end of the queue, or drops it if memory was too short to complete it. */
@@ -7230,7 +7218,7 @@ static JanusStatus submit(JanusQueue *queue, QueuedJob *job, bool complete, int6
     }
     job->number = ++queue->last_number;
     if (number != NULL) *number = job->number;
-    append_job(&queue->waiting, job);
+    append_job(&queue->jobs, job);
     return JANUS_OK;
 }
 
@@ -7258,25 +7246,15 @@ JanusStatus janus_queue_ask(JanusQueue *queue, const char *question, const Janus
     if (!given(queue, queue, error) || !is_question(&chosen, images, image_count, error)) return JANUS_BAD_ARGUMENT;
     QueuedJob *made = job_new(question);
     if (made == NULL) return fail_memory(error);
-    made->task = (Task){.answers = true, .question = chosen, .conversation = &made->conversation,
+    made->task = (Task){.answers = true, .drawing.count = 1, .question = chosen, .conversation = &made->conversation,
                         .answer = &made->answer};
-    made->images = allocate(image_count, sizeof *made->images);
-    bool good = answer_begin(&made->answer) && made->images != NULL;
+    bool good = answer_begin(&made->answer);
     for (int i = 0; i < image_count && good; i++, made->image_count++) good = copy_image(&made->images[i], &images[i]);
     return submit(queue, made, good, job, error);
 }
 
 int janus_queue_cancel(JanusQueue *queue, int64_t job) {
-    QueuedJob *found = NULL;
-    for (int i = 0; i < queue->running_count; i++)
-        if (queue->running[i]->number == job) found = queue->running[i];
-    for (QueuedJob **at = &queue->waiting; *at != NULL && found == NULL; at = &(*at)->next)
-        if ((*at)->number == job) {
-            found = *at;
-            *at = found->next;
-            append_job(&queue->finished, found);
-            break;
-        }
+    QueuedJob *found = find_job(queue, job);
     if (found == NULL) return 0;
     found->task.done = true;
     fail(&found->task.error, JANUS_CANCELLED, "the job was cancelled");
@@ -7311,18 +7289,15 @@ void janus_result_free(JanusResult *result) {
 
 int janus_queue_waiting(const JanusQueue *queue) {
     int count = 0;
-    for (const QueuedJob *job = queue->waiting; job != NULL; job = job->next) count++;
+    for (const QueuedJob *job = queue->jobs; job != NULL; job = job->next) count += job->task.R == 0;
     return count;
 }
 
 double janus_queue_progress(const JanusQueue *queue, int64_t job) {
-    for (int i = 0; i < queue->running_count; i++) {
-        const Task *task = &queue->running[i]->task;
-        if (queue->running[i]->number == job)
-            return task->answers ? (double)task->said.count / task->question.max_tokens
-                                 : (double)task->drawn / (double)image_tokens(&queue->session->model->config);
-    }
-    return 0;
+    const QueuedJob *found = find_job(queue, job);
+    if (found == NULL) return 0;
+    return found->task.answers ? (double)found->task.said.count / found->task.question.max_tokens
+                               : (double)found->task.drawn / (double)image_tokens(&queue->session->model->config);
 }
 
 /* ==================================================================================================================
@@ -7614,11 +7589,6 @@ static const Option *find_option(const char *name) {
     return NULL;
 }
 
-/* Compares without regard to case; `lower` is in lower case. */
-static bool same_word(const char *word, const char *lower) {
-    return strlen(word) == strlen(lower) && ends_with(word, lower);
-}
-
 /* Sets the field at this offset, whose type the range has. Does nothing if the offset is -1. */
 static void set_number(void *options, int offset, const Range *range, double value) {
     void *field = (char *)options + (offset < 0 ? 0 : offset);
@@ -7671,8 +7641,8 @@ static bool set_option(void *target, const Option *option, const char *value) {
     case AS_SWITCH: return *(bool *)field = true;
     case AS_SEED: return set_seed(request, value);
     case AS_CACHE:
-        *(JanusCacheType *)field = same_word(value, "f16") ? JANUS_CACHE_F16 : JANUS_CACHE_F32;
-        return same_word(value, "f16") || same_word(value, "f32");
+        *(JanusCacheType *)field = strcasecmp(value, "f16") == 0 ? JANUS_CACHE_F16 : JANUS_CACHE_F32;
+        return strcasecmp(value, "f16") == 0 || strcasecmp(value, "f32") == 0;
     case AS_NAME:
         *(const char **)field = value;
         return value[0] != 0;
@@ -7769,7 +7739,8 @@ static ShowKind terminal_shows(void) {
     return GetConsoleMode(console, &mode) && SetConsoleMode(console, mode | 4) ? SHOW_24_BIT : SHOW_NO; /* 4: escapes */
 #else
     const char *term = getenv("TERM") != NULL ? getenv("TERM") : "", *colours = getenv("COLORTERM");
-    if (colours != NULL && (same_word(colours, "truecolor") || same_word(colours, "24bit"))) return SHOW_24_BIT;
+    if (colours != NULL && (strcasecmp(colours, "truecolor") == 0 || strcasecmp(colours, "24bit") == 0))
+        return SHOW_24_BIT;
     if (strstr(term, "direct") != NULL) return SHOW_24_BIT;
     return term[0] == 0 || strcmp(term, "dumb") == 0 ? SHOW_NO : SHOW_256;
 #endif
@@ -8229,47 +8200,22 @@ static const char *choose_model(Program *program, const char *called) {
 }
 
 static JanusStatus open_model(Program *program, unsigned command, const char *program_path) {
-    JanusSessionOptions options = janus_session_defaults();
     const CommandLine *line = &program->line;
+    const bool tests = command == FOR_SELFTEST;
+    const JanusSessionOptions options = {
+        .threads = line->threads, .isa = line->isa, .cache = line->cache, .fast = line->fast, .user = program,
+        .progress = on_progress, .text = tests ? NULL : on_text, .drawn = on_drawn,
+        .tap = line->dump != NULL || line->trace || tests ? on_tap : NULL};
     program->model_path = choose_model(program, program_path);
     if (program->model_path == NULL)
         return fail(&program->error, JANUS_IO_ERROR,
                     "no model: name a .gguf file with -m or in JANUS_MODEL; convert.py makes it from the weights of "
                     "Janus-Pro (README, \"The real weights\"), weights/tiny.gguf comes with the source");
-    JanusStatus status = janus_load(program->model_path, &program->model, &program->error);
+    const JanusStatus status = janus_load(program->model_path, &program->model, &program->error);
     if (status != JANUS_OK || (command & FOR_WORKS) == 0) return status;
-    options.threads = line->threads;
-    options.isa = line->isa;
-    options.cache = line->cache;
-    options.fast = line->fast;
-    options.user = program;
-    options.progress = on_progress;
-    options.text = command != FOR_SELFTEST ? on_text : NULL;
-    options.drawn = on_drawn;
     program->tap.folder = line->dump;
     program->tap.traces = line->trace;
-    options.tap = line->dump != NULL || line->trace || command == FOR_SELFTEST ? on_tap : NULL;
     return janus_session_new(program->model, &options, &program->session, &program->error);
-}
-
-/* Reads a text from a file, or from stdin for "-", without its byte order mark. */
-static JanusStatus read_text(const char *path, FileImage *text, JanusError *error) {
-    const char *name = strcmp(path, "-") == 0 ? "stdin" : path;
-    const JanusStatus status = read_bytes(name == path ? path : NULL, "", TEXT_FILE_LIMIT, text, error);
-    if (status != JANUS_OK) return status;
-    const uint8_t *zero = memchr(text->bytes, 0, text->size);
-    const size_t mark = mark_size((const char *)text->bytes, text->size);
-    if (mark > 0) memmove(text->bytes, text->bytes + mark, (text->size -= mark) + 1);
-    if (zero == NULL) return JANUS_OK;
-    const unsigned long at = (unsigned long)(zero - text->bytes) + 1;
-    file_image_free(text);
-    return fail(error, JANUS_BAD_ARGUMENT, "%s is not a text in UTF-8: byte %lu is zero", name, at);
-}
-
-/* Loads the image of a file, or of stdin for "-". */
-static JanusStatus load_image(Program *program, const char *path, JanusImage *image) {
-    const char *file = strcmp(path, "-") == 0 ? NULL : path;
-    return image_from_path(file, !program->line.no_exif, image, NULL, &program->error);
 }
 
 /* ---- Pictures in files, with metadata: the prompt, then a line of settings as in Stable Diffusion web UI ---- */
@@ -8427,7 +8373,6 @@ static void command_generate(Program *program) {
     const JanusInfo info = janus_info(program->model);
     const Request *request = &program->line.request;
     JanusError *error = &program->error;
-    if (output_usable(program, request, error) != JANUS_OK) return;
     int32_t *ids = allocate((int64_t)request->draw.count * info.image_tokens, sizeof *ids);
     if (ids == NULL) fail_memory(error);
     begin_request(program, true);
@@ -8450,21 +8395,15 @@ static void forget_images(Program *program) {
     while (program->image_count > 0) janus_image_free(&program->images[--program->image_count]);
 }
 
-/* Adds an image to the next question. */
-static JanusStatus add_question_image(Program *program, const char *name) {
+/* Loads an image, from stdin for "-", for the next question or to encode it. */
+static JanusStatus add_image(Program *program, const char *path) {
+    const char *file = strcmp(path, "-") == 0 ? NULL : path;
+    JanusImage *image = &program->images[program->image_count];
     if (program->image_count == IMAGES_LIMIT)
         return fail(&program->error, JANUS_BAD_ARGUMENT, "a question takes at most %d images", IMAGES_LIMIT);
-    const JanusStatus status = load_image(program, name, &program->images[program->image_count]);
+    const JanusStatus status = image_from_path(file, !program->line.no_exif, image, NULL, &program->error);
     program->image_count += status == JANUS_OK;
     return status;
-}
-
-/* Adds the images of the command line. */
-static JanusStatus add_question_images(Program *program) {
-    const Request *request = &program->line.request;
-    for (int i = 0; i < request->image_count && program->error.status == JANUS_OK; i++)
-        add_question_image(program, request->images[i]);
-    return program->error.status;
 }
 
 /* Asks a question about the images, streams the answer to stdout, and forgets the images. */
@@ -8481,9 +8420,7 @@ static void ask_question(Program *program, const char *question) {
     print_times(program, false);
 }
 
-static void command_ask(Program *program) {
-    if (add_question_images(program) == JANUS_OK) ask_question(program, program->line.request.text);
-}
+static void command_ask(Program *program) { ask_question(program, program->line.request.text); }
 
 static void print_ids(const int32_t *ids, size_t count) {
     for (size_t i = 0; i < count; i++) printf("%s%ld", i > 0 ? " " : "", (long)ids[i]);
@@ -8491,17 +8428,13 @@ static void print_ids(const int32_t *ids, size_t count) {
 }
 
 static void command_encode(Program *program) {
-    JanusImage image = {0, 0, NULL};
     const int count = janus_info(program->model).image_tokens;
     int32_t *ids = allocate(count, sizeof *ids);
     if (ids == NULL) fail_memory(&program->error);
-    else if (load_image(program, program->line.request.images[0], &image) == JANUS_OK) {
-        begin_work(program);
-        const JanusStatus status = janus_encode_image(program->session, &image, ids, &program->error);
-        end_work(program);
-        if (status == JANUS_OK) print_ids(ids, (size_t)count);
-    }
-    janus_image_free(&image);
+    begin_work(program);
+    if (ids != NULL) janus_encode_image(program->session, &program->images[0], ids, &program->error);
+    end_work(program);
+    if (program->error.status == JANUS_OK) print_ids(ids, (size_t)count);
     free(ids);
 }
 
@@ -8525,23 +8458,18 @@ static int32_t *parse_ids(const char *text, size_t *count, JanusError *error) {
 }
 
 static void command_decode(Program *program) {
-    const JanusInfo info = janus_info(program->model);
+    const int tokens = janus_info(program->model).image_tokens;
     Request *request = &program->line.request;
     JanusError *error = &program->error;
     size_t count = 0;
-    FileImage text = {0};
-    int32_t *ids = NULL;
-    if (output_usable(program, request, error) == JANUS_OK &&
-        read_text(request->text != NULL ? request->text : "-", &text, error) == JANUS_OK)
-        ids = parse_ids((const char *)text.bytes, &count, error);
+    int32_t *ids = parse_ids(request->text, &count, error);
     request->text = NULL; /* it is not a prompt */
-    file_image_free(&text);
-    if (ids != NULL && count != (size_t)info.image_tokens)
-        fail(error, JANUS_BAD_ARGUMENT, "a picture of this model has %d ids, but %lu were given", info.image_tokens,
+    if (ids != NULL && count != (size_t)tokens)
+        fail(error, JANUS_BAD_ARGUMENT, "a picture of this model has %d ids, but %lu were given", tokens,
              (unsigned long)count);
     else if (ids != NULL) {
         begin_work(program);
-        show_begin(&program->show, 1, info.image_size);
+        show_begin(&program->show, 1, janus_info(program->model).image_size);
         finish_picture(program, ids, 0);
         end_pictures(program);
     }
@@ -8554,11 +8482,11 @@ static void command_tokenize(Program *program) {
     int32_t *ids = NULL;
     size_t count = 0, length = 0;
     char *text = NULL;
-    if (!program->line.decode) janus_tokenize(program->model, given, strlen(given), &ids, &count, error);
-    else if ((ids = parse_ids(given, &count, error)) != NULL)
-        janus_detokenize(program->model, ids, count, &text, &length, error);
-    if (error->status == JANUS_OK && !program->line.decode) print_ids(ids, count);
-    else if (error->status == JANUS_OK) {
+    if (!program->line.decode) {
+        if (janus_tokenize(program->model, given, strlen(given), &ids, &count, error) == JANUS_OK)
+            print_ids(ids, count);
+    } else if ((ids = parse_ids(given, &count, error)) != NULL &&
+               janus_detokenize(program->model, ids, count, &text, &length, error) == JANUS_OK) {
         print_text(text, length);
         putchar('\n');
     }
@@ -8621,7 +8549,7 @@ static const char CHAT_HELP[] = "/image FILE   adds an image to the next questio
 /* Draws a picture, saves it under the next free name, and adds it to the next question. */
 static void chat_draw(Program *program, const char *prompt) {
     program->line.request.text = prompt;
-    command_generate(program);
+    if (output_usable(program, &program->line.request, &program->error) == JANUS_OK) command_generate(program);
     if (program->error.status != JANUS_OK || program->image_count == IMAGES_LIMIT) return;
     program->images[program->image_count++] = program->drawn;
     program->drawn.rgb = NULL; /* changed hands */
@@ -8648,22 +8576,23 @@ static bool chat_line(Program *program, const char *line) {
     const char *rest = line + strcspn(line, " \t");
     snprintf(word, sizeof word, "%.*s", (int)min_i64(rest - line, 15), line);
     rest += strspn(rest, " \t");
-    const bool image = same_word(word, "/image"), draw = same_word(word, "/draw");
-    if (same_word(word, "/exit") || same_word(word, "/quit")) return false;
+    const bool image = strcasecmp(word, "/image") == 0, draw = strcasecmp(word, "/draw") == 0;
+    if (strcasecmp(word, "/exit") == 0 || strcasecmp(word, "/quit") == 0) return false;
     if ((image || draw) && rest[0] == 0) complain("%s needs %s", word, draw ? "a prompt" : "a file");
-    else if (same_word(word, "/help")) fputs(CHAT_HELP, stderr);
+    else if (strcasecmp(word, "/help") == 0) fputs(CHAT_HELP, stderr);
     else if (image) {
-        if (add_question_image(program, rest) == JANUS_OK && terminal(stdin) && !program->line.quiet) {
+        if (add_image(program, rest) == JANUS_OK && terminal(stdin) && !program->line.quiet) {
             const JanusImage *added = &program->images[program->image_count - 1];
             fprintf(stderr, "%s: %d x %d\n", rest, added->width, added->height);
         }
     } else if (draw) chat_draw(program, rest);
-    else if (same_word(word, "/clear")) {
+    else if (strcasecmp(word, "/clear") == 0) {
         janus_reset(program->session);
         forget_images(program);
     } else if (line[0] == '/') complain("unknown command %.60s: /help lists them", line);
     else if (line[0] != 0) {
-        if ((same_word(word, "draw") || same_word(word, "paint")) && rest[0] != 0 && !program->line.quiet)
+        const bool orders = strcasecmp(word, "draw") == 0 || strcasecmp(word, "paint") == 0;
+        if (orders && rest[0] != 0 && !program->line.quiet)
             complain("remark: to draw a picture, type /draw %.60s", rest);
         ask_question(program, line);
     }
@@ -8675,7 +8604,6 @@ static void command_chat(Program *program) {
     LineReader *reader = &program->input;
     StringView line;
     reader->stream = stdin;
-    if (add_question_images(program) != JANUS_OK) return;
     if (prompts) fputs("/help lists the commands; Ctrl-C stops an answer or a drawing\n", stderr);
     for (bool more = true; more && program->write_error == 0;) {
         at_prompt = terminal(stdin);
@@ -8897,24 +8825,19 @@ static void end_job(Batch *batch, BatchJob *job, const JanusResult *result) {
     job->done = true;
 }
 
-/* Returns false. */
-static bool line_lost(Batch *batch, long line) {
-    fail(&batch->program->error, JANUS_NO_MEMORY, "line %ld: out of memory", line);
-    return false;
-}
-
 /* Prints the complete results: in the order of the lines up to the first incomplete one, or with --unordered all. */
 static void print_replies(Batch *batch) {
+    Program *program = batch->program;
     BatchJob **at = &batch->jobs;
-    while (*at != NULL && (batch->program->line.unordered || (*at)->done)) {
+    while (*at != NULL && (program->line.unordered || (*at)->done)) {
         BatchJob *job = *at;
         if (!job->done) {
             at = &job->next;
             continue;
         }
-        if (job->reply.failed) line_lost(batch, job->line);
+        if (job->reply.failed) fail(&program->error, JANUS_NO_MEMORY, "line %ld: out of memory", job->line);
         else if (fwrite(job->reply.text, 1, job->reply.length, stdout) != job->reply.length || fflush(stdout) != 0)
-            batch->program->write_error = errno_or(EIO);
+            program->write_error = errno_or(EIO);
         *at = job->next;
         text_free(&job->reply);
         free(job);
@@ -8990,7 +8913,7 @@ static bool begin_job(Batch *batch, StringView line) {
     const size_t length = line.text != NULL ? line.length : 0;
     if (line.text != NULL && strspn(line.text, " \t\r") == length) return false;
     BatchJob *job = calloc(1, sizeof *job + length + 1), **last = &batch->jobs;
-    if (job == NULL) return line_lost(batch, number);
+    if (job == NULL) return fail(&batch->program->error, JANUS_NO_MEMORY, "line %ld: out of memory", number), false;
     while (*last != NULL) last = &(*last)->next;
     *last = job;
     if (length > 0) memcpy(job->bytes, line.text, length);
@@ -9143,8 +9066,8 @@ static void command_selftest(Program *program) {
 
 /* ---- Commands and their arguments ---- */
 
-/* The last argument of a command. A PROMPT that comes from stdin loses the line ends behind it. */
-typedef enum { NO_TEXT, A_NAME, PLAIN_TEXT, PROMPT } TextKind;
+/* The last argument of a command. A PROMPT that comes from stdin loses the line ends behind it; IDS are in a file. */
+typedef enum { NO_TEXT, A_NAME, IDS, PLAIN_TEXT, PROMPT } TextKind;
 
 typedef struct {
     const char *name, *arguments; /* as the help shows them */
@@ -9164,7 +9087,7 @@ static const Command COMMANDS[] = {
      "answers a question in words"},
     {"chat", "[IMAGE ...]", FOR_CHAT, NO_TEXT, 0, IMAGES_LIMIT, command_chat, "answers its input line by line"},
     {"encode", "IMAGE", FOR_ENCODE, NO_TEXT, 1, 1, command_encode, "turns one image into its ids"},
-    {"decode", "[IDS-FILE]", FOR_DECODE, A_NAME, 0, 1, command_decode, "turns ids into one picture"},
+    {"decode", "[IDS-FILE]", FOR_DECODE, IDS, 0, 1, command_decode, "turns ids into one picture"},
     {"tokenize", "\"TEXT\"", FOR_TOKENIZE, PLAIN_TEXT, 1, 1, command_tokenize, "turns text into token ids, or back"},
     {"info", "[MODEL|IMAGE]", FOR_INFO, A_NAME, 0, 1, command_info, "shows a model or a picture's settings"},
     {"batch", "JOBS.jsonl", FOR_BATCH, A_NAME, 1, 1, command_batch, "runs the jobs of JSON lines, together"},
@@ -9286,16 +9209,20 @@ static const Command *parse_command_line(CommandLine *line, int argc, char **arg
     return command != NULL && place_arguments(line, command, count, argv) ? command : NULL;
 }
 
-/* Reads a text that is "-" from stdin. */
+/* Replaces "-" by the text of stdin, and the name of a file by the ids in it, without a byte order mark. */
 static void take_text(Program *program, TextKind kind) {
     FileImage *text = &program->text;
-    Request *request = &program->line.request;
-    if (kind < PLAIN_TEXT || strcmp(request->text, "-") != 0) return;
-    if (read_text("-", text, &program->error) != JANUS_OK) return;
-    for (uint8_t *end = text->bytes + text->size; kind == PROMPT && text->size > 0; text->size--)
-        if (*--end == '\n' || *end == '\r') *end = 0;
-        else break;
-    request->text = (const char *)text->bytes;
+    const char *path = program->line.request.text;
+    const bool from_stdin = path == NULL || strcmp(path, "-") == 0;
+    if (kind < IDS || (kind > IDS && !from_stdin)) return;
+    if (read_bytes(from_stdin ? NULL : path, "", TEXT_FILE_LIMIT, text, &program->error) != JANUS_OK) return;
+    char *begin = (char *)text->bytes, *end = begin + text->size, *zero = memchr(begin, 0, text->size);
+    if (zero != NULL)
+        fail(&program->error, JANUS_BAD_ARGUMENT, "%s is not a text in UTF-8: byte %lu is zero",
+             from_stdin ? "stdin" : path, (unsigned long)(zero - begin) + 1);
+    begin += mark_size(begin, text->size);
+    while (kind == PROMPT && end > begin && (end[-1] == '\n' || end[-1] == '\r')) *--end = 0;
+    program->line.request.text = begin;
 }
 
 /* Remarks that options of sampling have no effect. In a chat the seed also serves /draw. */
@@ -9356,7 +9283,7 @@ static void choose_show(Program *program, unsigned command) {
              "--show needs stderr to be a terminal with colours ($TERM) and at least %d columns", SHOW_COLUMNS);
 }
 
-/* Runs a command once its text, its folder, the terminal and the model are ready. */
+/* Runs a command once its folder, the terminal, the model, its output, its text and its images are ready. */
 static int run_command(Program *program, const Command *command, const char *program_path) {
     CommandLine *line = &program->line;
     JanusError *error = &program->error;
@@ -9364,12 +9291,15 @@ static int run_command(Program *program, const Command *command, const char *pro
     if (file != NULL && ends_with(file, ".gguf")) line->model = file;
     const bool needs_model = (command->bit & FOR_MODEL) != 0 && (file == NULL || file == line->model);
     program->shows_progress = !line->quiet && terminal(stderr);
-    take_text(program, command->text);
-    if (error->status == JANUS_OK && line->dump != NULL && folder_make(line->dump) != 0)
+    if (line->dump != NULL && folder_make(line->dump) != 0)
         fail(error, JANUS_IO_ERROR, "cannot make the folder %s: %s", line->dump,
              errno == EEXIST ? "it exists and is not an empty folder: name a new one" : strerror(errno));
     if (error->status == JANUS_OK) choose_show(program, command->bit);
     if (error->status == JANUS_OK && needs_model) open_model(program, command->bit, program_path);
+    if (error->status == JANUS_OK && (command->bit & FOR_PICTURES) != 0) output_usable(program, &line->request, error);
+    if (error->status == JANUS_OK) take_text(program, command->text);
+    for (int i = 0; i < line->request.image_count && error->status == JANUS_OK; i++)
+        add_image(program, line->request.images[i]);
     if (error->status == JANUS_OK) {
         remark_idle_options(line, command->bit);
         command->run(program);
