@@ -2123,7 +2123,7 @@ typedef void Job(void *data, Chunk chunk);
 
 enum { MOST_THREADS = 256 };
 
-#if !defined(_WIN32) && (!defined(__GNUC__) || defined(__TINYC__)) && !defined(JANUS_NO_THREADS)
+#if (!defined(__GNUC__) || defined(__TINYC__)) && !defined(JANUS_NO_THREADS)
 #define JANUS_NO_THREADS /* no atomic counters */
 #endif
 
@@ -2141,55 +2141,22 @@ static Pool *pool_create(int threads) {
 static void pool_free(Pool *p) { free(p); }
 
 #else
-#if defined(_WIN32)
-typedef HANDLE Thread;
-typedef SRWLOCK Mutex;
-typedef CONDITION_VARIABLE Condition;
-#define mutex_init                 InitializeSRWLock
-#define mutex_lock                 AcquireSRWLockExclusive
-#define mutex_unlock               ReleaseSRWLockExclusive
-#define mutex_free(m)              ((void)(m))
-#define condition_init             InitializeConditionVariable
-#define condition_wait(changed, m) SleepConditionVariableSRW((changed), (m), INFINITE, 0)
-#define condition_wake_all         WakeAllConditionVariable
-#define condition_free(changed)    ((void)(changed))
-#define cpu_relax()                YieldProcessor()
-#define thread_yield()             ((void)SwitchToThread())
-#else
-#include <pthread.h>
+#include <pthread.h> /* MinGW has it, too */
 #include <sched.h>
-typedef pthread_t Thread;
-typedef pthread_mutex_t Mutex;
-typedef pthread_cond_t Condition;
-#define mutex_init(m)      pthread_mutex_init((m), NULL)
-#define mutex_lock         pthread_mutex_lock
-#define mutex_unlock       pthread_mutex_unlock
-#define mutex_free         pthread_mutex_destroy
-#define condition_init(c)  pthread_cond_init((c), NULL)
-#define condition_wait     pthread_cond_wait
-#define condition_wake_all pthread_cond_broadcast
-#define condition_free     pthread_cond_destroy
-#define thread_yield()     ((void)sched_yield())
 #if defined(__x86_64__) || defined(__i386__)
 #define cpu_relax() __builtin_ia32_pause()
 #else
 #define cpu_relax() ((void)0)
 #endif
-#endif
 
 typedef struct {
-    volatile long value;
+    long value;
     char rest[64 - sizeof(long)]; /* no two counters share a cache line */
 } Counter;
 
 /* Sequentially consistent; counter_add returns the old value. */
-#if defined(__GNUC__) && !defined(__TINYC__)
 static long counter_add(Counter *c, long n) { return __atomic_fetch_add(&c->value, n, __ATOMIC_SEQ_CST); }
 static long counter_get(Counter *c) { return __atomic_load_n(&c->value, __ATOMIC_SEQ_CST); }
-#else
-static long counter_add(Counter *c, long n) { return InterlockedExchangeAdd(&c->value, n); }
-static long counter_get(Counter *c) { return InterlockedExchangeAdd(&c->value, 0); }
-#endif
 
 enum { SPINS = 5000, YIELDS = 10000 }; /* about 100 microseconds; a few milliseconds */
 
@@ -2199,7 +2166,7 @@ typedef struct {
     Counter next; /* chunk of this thread's range */
     Pool *pool;
     int index;
-    Thread thread;
+    pthread_t thread;
 } Worker;
 
 struct Pool {
@@ -2209,8 +2176,8 @@ struct Pool {
     Job *job;            /* NULL: the workers end */
     void *data;
     int64_t count, grain;
-    Mutex mutex;
-    Condition changed;
+    pthread_mutex_t mutex;
+    pthread_cond_t changed;
     Worker workers[]; /* (threads) */
 };
 
@@ -2218,18 +2185,18 @@ static void wait_until(Pool *p, Counter *counter, long value, int yields) {
     for (int spin = 0; spin < SPINS + yields; spin++) {
         if (counter_get(counter) == value) return;
         if (spin < SPINS) cpu_relax();
-        else thread_yield();
+        else sched_yield();
     }
-    mutex_lock(&p->mutex);
-    while (counter_get(counter) != value) condition_wait(&p->changed, &p->mutex);
-    mutex_unlock(&p->mutex);
+    pthread_mutex_lock(&p->mutex);
+    while (counter_get(counter) != value) pthread_cond_wait(&p->changed, &p->mutex);
+    pthread_mutex_unlock(&p->mutex);
 }
 
 /* Wakes those that sleep, after a counter has changed: they check it with the mutex locked, so none sleeps on. */
 static void wake_all(Pool *p) {
-    mutex_lock(&p->mutex);
-    condition_wake_all(&p->changed);
-    mutex_unlock(&p->mutex);
+    pthread_mutex_lock(&p->mutex);
+    pthread_cond_broadcast(&p->changed);
+    pthread_mutex_unlock(&p->mutex);
 }
 
 /* Gives the workers their next round. */
@@ -2254,42 +2221,30 @@ static void run_chunks(Pool *p, int thread) {
     }
 }
 
-static void worker_loop(const Worker *worker) {
+static void *worker_loop(void *data) {
+    const Worker *worker = data;
     Pool *p = worker->pool;
     int yields = 0; /* at first it sleeps: the system then wakes it on a processor of its own */
     for (long round = 1;; round ^= 1, yields = YIELDS) { /* counts 1, 0, 1, ... */
         wait_until(p, &p->round, round, yields);
-        if (p->job == NULL) return;
+        if (p->job == NULL) return NULL;
         run_chunks(p, worker->index);
         if (counter_add(&p->busy, -1) == 1) wake_all(p);
     }
 }
-
-#if defined(_WIN32)
-static DWORD WINAPI worker_main(void *worker) { return worker_loop(worker), 0; }
-static bool thread_start(Worker *w) { return (w->thread = CreateThread(NULL, 0, worker_main, w, 0, NULL)) != NULL; }
-static void thread_join(Worker *w) {
-    WaitForSingleObject(w->thread, INFINITE);
-    CloseHandle(w->thread);
-}
-#else
-static void *worker_main(void *worker) { return worker_loop(worker), NULL; }
-static bool thread_start(Worker *w) { return pthread_create(&w->thread, NULL, worker_main, w) == 0; }
-static void thread_join(Worker *w) { pthread_join(w->thread, NULL); }
-#endif
 
 /* Starts the workers of a pool of at most `threads`: fewer where the system gives no more. In a child of fork() they
    are started anew: there is only the thread that called it, and the old mutex may be locked for ever. */
 static void start_workers(Pool *p, int threads) {
     p->process = process_id();
     p->round.value = 0;
-    mutex_init(&p->mutex);
-    condition_init(&p->changed);
+    pthread_mutex_init(&p->mutex, NULL);
+    pthread_cond_init(&p->changed, NULL);
     for (p->threads = 1; p->threads < threads; p->threads++) {
         Worker *w = &p->workers[p->threads];
         w->pool = p;
         w->index = p->threads;
-        if (!thread_start(w)) break;
+        if (pthread_create(&w->thread, NULL, worker_loop, w) != 0) break;
     }
 }
 
@@ -2304,9 +2259,9 @@ static void pool_free(Pool *p) {
     if (p == NULL) return;
     if (p->process == process_id()) {
         start_round(p, NULL);
-        for (int i = 1; i < p->threads; i++) thread_join(&p->workers[i]);
-        condition_free(&p->changed);
-        mutex_free(&p->mutex);
+        for (int i = 1; i < p->threads; i++) pthread_join(p->workers[i].thread, NULL);
+        pthread_cond_destroy(&p->changed);
+        pthread_mutex_destroy(&p->mutex);
     }
     free(p);
 }
