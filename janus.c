@@ -75,7 +75,9 @@
    JANUS_NO_SIMD plain C only. */
 
 /* macOS and FreeBSD show all they have by default; defining _POSIX_C_SOURCE there would hide the processor count. */
-#if !defined(_WIN32) && !defined(__APPLE__) && !defined(__FreeBSD__) && !defined(__DragonFly__) &&                     \
+#if defined(__linux__) && !defined(_GNU_SOURCE)
+#define _GNU_SOURCE
+#elif !defined(_WIN32) && !defined(__APPLE__) && !defined(__FreeBSD__) && !defined(__DragonFly__) &&                   \
     !defined(_POSIX_C_SOURCE)
 #define _POSIX_C_SOURCE 200809L
 #endif
@@ -1498,6 +1500,8 @@ typedef struct {
     bool mapped;
 } FileImage;
 
+#define SPREAD 1099511628211u /* spreads a small number over 64 bits (the prime of FNV-1a) */
+
 #if defined(_WIN32)
 #ifndef WIN32_LEAN_AND_MEAN
 #define WIN32_LEAN_AND_MEAN
@@ -1505,7 +1509,9 @@ typedef struct {
 #include <windows.h>
 #include <direct.h>
 #include <io.h>
+#include <process.h>
 #include <shellapi.h>
+#define getpid _getpid
 #define strcasecmp _stricmp
 
 /* `path` as UTF-16, for as long as the block around it; empty if it is not valid UTF-8 or too long. */
@@ -1550,19 +1556,6 @@ static HANDLE open_handle(const char *path, DWORD access) {
     return file;
 }
 
-#if !defined(JANUS_LIBRARY)
-static bool file_identity(const char *path, uint64_t identity[2]) {
-    BY_HANDLE_FILE_INFORMATION status;
-    HANDLE file = open_handle(path, 0);
-    const bool known = file != INVALID_HANDLE_VALUE && GetFileInformationByHandle(file, &status) != 0;
-    if (file != INVALID_HANDLE_VALUE) CloseHandle(file);
-    if (!known) return false;
-    identity[0] = status.dwVolumeSerialNumber;
-    identity[1] = (uint64_t)status.nFileIndexHigh << 32 | status.nFileIndexLow;
-    return true;
-}
-#endif
-
 static bool file_map(const char *path, FileImage *image) {
     HANDLE file = open_handle(path, GENERIC_READ), mapping = NULL;
     LARGE_INTEGER size;
@@ -1588,8 +1581,6 @@ static void *allocate_aligned(int64_t bytes) {
 
 static void free_aligned(void *memory) { _aligned_free(memory); }
 
-static int process_id(void) { return (int)GetCurrentProcessId(); }
-
 static int64_t memory_size(void) {
     MEMORYSTATUSEX status;
     status.dwLength = sizeof status;
@@ -1603,6 +1594,15 @@ static int processor_count(void) {
 }
 
 #if !defined(JANUS_LIBRARY)
+static uint64_t file_identity(const char *path) {
+    BY_HANDLE_FILE_INFORMATION status;
+    HANDLE file = open_handle(path, 0);
+    const bool known = GetFileInformationByHandle(file, &status) != 0;
+    if (file != INVALID_HANDLE_VALUE) CloseHandle(file);
+    const uint64_t index = known ? (uint64_t)status.nFileIndexHigh << 32 | status.nFileIndexLow : 0;
+    return known ? status.dwVolumeSerialNumber * SPREAD ^ index : 0;
+}
+
 static int folder_make(const char *path) {
     _wrmdir(WIDE(path)); /* if it is empty */
     return _wmkdir(WIDE(path));
@@ -1634,8 +1634,8 @@ static int64_t input_read(FILE *stream, void *bytes, size_t size) {
 #include <sys/ioctl.h>
 #endif
 #if defined(__linux__)
+#include <sched.h>
 #include <sys/syscall.h>
-long syscall(long number, ...); /* glibc declares it, madvise and sched_getaffinity only beyond POSIX */
 #endif
 #if !defined(JANUS_NO_MMAP)
 #include <sys/mman.h>
@@ -1643,9 +1643,8 @@ long syscall(long number, ...); /* glibc declares it, madvise and sched_getaffin
 
 /* Asks Linux for pages of 2 MB, which are read up to twice as fast as those of 4 KB: fewer misses of the TLB. */
 static void use_large_pages(void *memory, size_t bytes) {
-#if defined(__linux__)
-    enum { HUGE_PAGES = 14 }; /* MADV_HUGEPAGE */
-    if (syscall(SYS_madvise, memory, bytes, (long)HUGE_PAGES) != 0) errno = 0; /* refused: small pages serve, too */
+#if defined(MADV_HUGEPAGE)
+    if (madvise(memory, bytes, MADV_HUGEPAGE) != 0) errno = 0; /* refused: small pages serve, too */
 #else
     (void)memory, (void)bytes;
 #endif
@@ -1687,23 +1686,19 @@ static void keep_access(FILE *file, const char *path) {
 
 /* The target of a chain of links, malloc'ed; it need not exist. A copy of `path` if it is not a link. */
 static char *link_target(const char *path) {
-    char *at = malloc(strlen(path) + 1), link[4096];
-    if (at != NULL) strcpy(at, path);
-    for (int links = 0; at != NULL; links++) {
-        const int64_t length = readlink(at, link, sizeof link);
-        const char *slash = length > 0 && link[0] != '/' ? strrchr(at, '/') : NULL;
-        const size_t folder = slash != NULL ? (size_t)(slash + 1 - at) : 0; /* a relative link starts there */
-        if (length < 0) break;
-        char *next = links < 40 && length < (int64_t)sizeof link ? malloc(folder + (size_t)length + 1) : NULL;
-        if (next != NULL) {
-            memcpy(next, at, folder);
-            memcpy(next + folder, link, (size_t)length);
-            next[folder + (size_t)length] = 0;
-        } else errno = links < 40 ? ENOMEM : ELOOP;
-        free(at);
-        at = next;
-    }
-    return at;
+    struct stat status;
+    char link[4096] = "";
+    const bool is_link = readlink(path, link, sizeof link - 1) >= 0;
+    if (is_link && stat(path, &status) != 0 && errno == ELOOP) return NULL;
+    const char *slash = is_link && link[0] != '/' ? strrchr(path, '/') : NULL; /* a relative link starts there */
+    const size_t folder = slash != NULL ? (size_t)(slash + 1 - path) : 0, size = strlen(path) + strlen(link) + 1;
+    char *target = malloc(size);
+    if (target == NULL) return NULL;
+    snprintf(target, size, "%.*s%s", (int)folder, path, is_link ? link : path);
+    if (!is_link) return target;
+    char *next = link_target(target);
+    free(target);
+    return next;
 }
 
 static PathKind path_kind(const char *path) {
@@ -1713,17 +1708,6 @@ static PathKind path_kind(const char *path) {
     if (!S_ISREG(status.st_mode)) return PATH_DEVICE;
     return (status.st_mode & 0222) == 0 || access(path, W_OK) != 0 ? PATH_PROTECTED : PATH_FILE; /* for root, too */
 }
-
-#if !defined(JANUS_LIBRARY)
-/* Identifies a file or folder, by the numbers of its volume and of itself. False if there is none. */
-static bool file_identity(const char *path, uint64_t identity[2]) {
-    struct stat status;
-    if (stat(path, &status) != 0) return false;
-    identity[0] = (uint64_t)status.st_dev;
-    identity[1] = (uint64_t)status.st_ino;
-    return true;
-}
-#endif
 
 #if defined(JANUS_NO_MMAP)
 static bool file_map(const char *path, FileImage *image) { return (void)path, (void)image, false; }
@@ -1748,8 +1732,6 @@ static bool file_map(const char *path, FileImage *image) {
 static void file_unmap(FileImage *image) { munmap(image->bytes, image->size); }
 #endif
 
-static int process_id(void) { return (int)getpid(); }
-
 /* Bytes of memory of the machine; 0: unknown. */
 static int64_t memory_size(void) {
 #if defined(_SC_PHYS_PAGES)
@@ -1761,15 +1743,6 @@ static int64_t memory_size(void) {
 }
 
 #if defined(__linux__)
-/* The number of processors that this thread may run on, at most `most`. */
-static int bound_processors(int most) {
-    unsigned char mask[1024] = {0}; /* a bit for each processor */
-    int count = 0;
-    const long size = syscall(SYS_sched_getaffinity, 0L, sizeof mask, mask);
-    for (long i = 0; i < 8 * size; i++) count += mask[i / 8] >> i % 8 & 1;
-    return count > 0 && count < most ? count : most;
-}
-
 /* Whole processors of `most`, at least one, that the quotas of this process's cgroup and those above it allow: cpu.max
    holds "QUOTA PERIOD" or "max PERIOD", a line "0::GROUP" the group. A container may see its own group as the root, so
    missing groups are skipped. */
@@ -1795,19 +1768,27 @@ static int quota_processors(const char *root, int most) {
 
 /* The processors that this process may use, 1 to 256: fewer than the machine has if it is bound or has a quota. */
 static int processor_count(void) {
-    int count = 1;
+    long count = 1;
 #if defined(_SC_NPROCESSORS_ONLN)
-    const long online = sysconf(_SC_NPROCESSORS_ONLN);
-    count = online < 1 ? 1 : online > 256 ? 256 : (int)online;
+    count = sysconf(_SC_NPROCESSORS_ONLN);
+#endif
+#if defined(CPU_COUNT_S)
+    cpu_set_t bound[8]; /* 8,192 processors */
+    if (sched_getaffinity(0, sizeof bound, bound) == 0) count = CPU_COUNT_S(sizeof bound, bound);
 #endif
 #if defined(__linux__)
-    count = bound_processors(count);
-    if (count > 1) count = quota_processors("", count);
+    count = quota_processors("", (int)count);
 #endif
-    return count;
+    return count < 1 ? 1 : count > 256 ? 256 : (int)count;
 }
 
 #if !defined(JANUS_LIBRARY)
+/* A number for the file or folder that a path leads to; 0 if there is none. */
+static uint64_t file_identity(const char *path) {
+    struct stat status;
+    return stat(path, &status) == 0 ? (uint64_t)status.st_dev * SPREAD ^ (uint64_t)status.st_ino : 0;
+}
+
 /* Makes a folder; one that exists must be empty. */
 static int folder_make(const char *path) {
     if (mkdir(path, 0777) == 0) return 0;
@@ -1831,14 +1812,6 @@ static int64_t input_read(FILE *stream, void *bytes, size_t size) {
     return fileno(stream) < 0 ? (int64_t)fread(bytes, 1, size, stream) : (int64_t)read(fileno(stream), bytes, size);
 }
 #endif
-#endif
-
-#if !defined(JANUS_LIBRARY)
-/* True if both paths lead to the same file. */
-static bool same_file(const char *path, const char *other) {
-    uint64_t a[2], b[2];
-    return file_identity(path, a) && file_identity(other, b) && a[0] == b[0] && a[1] == b[1];
-}
 #endif
 
 static bool big_endian(void) {
@@ -2071,7 +2044,7 @@ static FILE *open_temporary(char *name, size_t size, const char *path) {
     FILE *file;
     do {
         set_unfinished(0, NULL);
-        snprintf(name, size, "%s.%d-%u.part", path, process_id(), number++);
+        snprintf(name, size, "%s.%d-%u.part", path, getpid(), number++);
         set_unfinished(0, name);
         errno = 0;
         file = file_create(name);
@@ -2236,7 +2209,7 @@ static void *worker_loop(void *data) {
 /* Starts the workers of a pool of at most `threads`: fewer where the system gives no more. In a child of fork() they
    are started anew: there is only the thread that called it, and the old mutex may be locked for ever. */
 static void start_workers(Pool *p, int threads) {
-    p->process = process_id();
+    p->process = getpid();
     p->round.value = 0;
     pthread_mutex_init(&p->mutex, NULL);
     pthread_cond_init(&p->changed, NULL);
@@ -2257,7 +2230,7 @@ static Pool *pool_create(int threads) {
 
 static void pool_free(Pool *p) {
     if (p == NULL) return;
-    if (p->process == process_id()) {
+    if (p->process == getpid()) {
         start_round(p, NULL);
         for (int i = 1; i < p->threads; i++) pthread_join(p->workers[i].thread, NULL);
         pthread_cond_destroy(&p->changed);
@@ -2267,7 +2240,7 @@ static void pool_free(Pool *p) {
 }
 
 static void share_out(Pool *p, Job *job, void *data, int64_t count, int64_t grain) {
-    if (p->process != process_id()) start_workers(p, p->threads);
+    if (p->process != getpid()) start_workers(p, p->threads);
     p->data = data;
     p->count = count;
     p->grain = grain;
@@ -7583,7 +7556,7 @@ static bool set_seed(Request *request, const char *text) {
 static void take_seed(Request *request, uint64_t salt) {
     const uint64_t now = (uint64_t)time(NULL) * 1000003u + (uint64_t)clock();
     if (!request->has_seed)
-        request->draw.seed = request->ask.seed = (now + 7919u * ((uint64_t)process_id() + salt)) % 1000000000u;
+        request->draw.seed = request->ask.seed = (now + 7919u * ((uint64_t)getpid() + salt)) % 1000000000u;
 }
 
 /* Sets an option of a Request, or of a CommandLine. Returns false if the value is not allowed. */
@@ -8224,6 +8197,7 @@ static JanusStatus output_usable(const Program *program, const Request *request,
     const int count = request->output != NULL ? request->draw.count : 0;
     char name[PATH_BYTES];
     const TextBuffer nothing = {0};
+    const uint64_t model = file_identity(program->model_path);
     if (request == &program->line.request && strcmp(output, "-") == 0) {
         if (count == 1 && !terminal(stdout)) return JANUS_OK;
         return fail(error, JANUS_BAD_ARGUMENT, count > 1 ? "only one picture can be written to stdout" :
@@ -8235,7 +8209,7 @@ static JanusStatus output_usable(const Program *program, const Request *request,
         if (!numbered_name(name, PATH_BYTES, output, i, count))
             return fail(error, JANUS_BAD_ARGUMENT, "cannot write %.100s...: the name has more than %d bytes", output,
                         PATH_BYTES);
-        if (same_file(name, program->model_path))
+        if (model != 0 && file_identity(name) == model)
             return fail(error, JANUS_BAD_ARGUMENT, "%s would be written over the model: give it another name", name);
     }
     return write_bytes(output, &nothing, error); /* only a try */
@@ -8705,17 +8679,14 @@ static void parse_job(BatchJob *job, size_t length) {
 /* A hash (FNV-1a) of the file that a path leads to, which need not exist: of its folder's identity and of its name in
    lower case, since some systems ignore case. 0 if it leads nowhere, so that reading or writing it will fail. */
 static uint64_t picture_key(const char *path) {
-    const uint64_t prime = 1099511628211u;
-    uint64_t folder[2] = {0, 0};
     char *target = link_target(path);
     if (target == NULL) return 0;
     char *name = target + folder_length(target), first = name[0];
     name[0] = 0;
-    file_identity(name > target ? target : ".", folder);
+    uint64_t key = file_identity(name > target ? target : ".") * SPREAD;
     name[0] = first;
-    uint64_t key = (folder[0] * prime ^ folder[1]) * prime;
     for (const char *c = name; *c != 0; c++)
-        key = (key ^ (uint8_t)(*c >= 'A' && *c <= 'Z' ? *c - 'A' + 'a' : *c)) * prime;
+        key = (key ^ (uint8_t)(*c >= 'A' && *c <= 'Z' ? *c - 'A' + 'a' : *c)) * SPREAD;
     free(target);
     return key;
 }

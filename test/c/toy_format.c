@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
    The program with one more number format, for test/python/test_formats.py: a row and a function. The format is Q8_0
    with the bytes of each block in reverse. */
-#define _POSIX_C_SOURCE 200809L
+#define _GNU_SOURCE
 #include <stdint.h>
 
 static void expand_toy(float *out, const unsigned char *in, int64_t count);

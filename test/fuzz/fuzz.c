@@ -14,7 +14,7 @@
    vanishes, and a model file ends exactly where its memory does, so that the address sanitizer sees each byte
    beyond. */
 
-#define _POSIX_C_SOURCE 200809L
+#define _GNU_SOURCE
 #define JANUS_NO_MMAP
 #include <dirent.h>
 #include <errno.h>

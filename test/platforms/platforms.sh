@@ -332,7 +332,7 @@ i386_packages="libc6-dev-i386 lib32gcc-12-dev"
 row "i386 (-m32)" "$i386_packages" "" best gcc -m32 -O2 -idirafter /usr/include/x86_64-linux-gnu -lpthread
 row "i386 (-m32)" "$i386_packages" "" best clang -m32 -O2 -idirafter /usr/include/x86_64-linux-gnu -lpthread
 windows=1
-row "Windows x86-64, wine" "gcc-mingw-w64-x86-64 wine64" wine all x86_64-w64-mingw32-gcc -O2 -static
+row "Windows x86-64, wine" "gcc-mingw-w64-x86-64 wine64" wine all x86_64-w64-mingw32-gcc -O2 -static -lpthread
 windows=0
 # The memory is large from the start: node's WASI (20.20) crashes in programs that let it grow.
 wasi_packages="clang lld wasi-libc libclang-rt-dev-wasm32 nodejs"
@@ -378,8 +378,8 @@ linked_zig "FreeBSD x86-64" x86_64-freebsd -lpthread
 linked_zig "FreeBSD arm64" aarch64-freebsd -lpthread
 linked_zig "NetBSD x86-64" x86_64-netbsd -lpthread
 linked_zig "OpenBSD x86-64" x86_64-openbsd -lpthread
-linked_zig "Windows arm64" aarch64-windows-gnu
-link_row "Windows x86" "gcc-mingw-w64-i686" i686-w64-mingw32-gcc -O2 -static
+linked_zig "Windows arm64" aarch64-windows-gnu -lpthread
+link_row "Windows x86" "gcc-mingw-w64-i686" i686-w64-mingw32-gcc -O2 -static -lpthread
 if [ -s $BUILD/left_out ]; then
     echo
     echo "Left out:"
