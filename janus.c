@@ -2774,7 +2774,7 @@ static const Kernels kernels_plain = {
 #ifdef KERNEL_PASS
 
 /* The primitives of an instruction set. The sums of X_ROWS rows of x and W_ROWS of W fit its registers, with the
-   vectors of x beside them; so do VALUE_ROWS times VALUE_VECTORS sums, and twice INT8_ROWS.
+   vectors of x beside them; so do VALUE_ROWS times VALUE_VECTORS sums, and four times INT8_ROWS.
 
 vf, VL floats, a constant (of SVE and RVV: with vectors of a fixed length):
      v_zero() v_set1(s)              all 0; all s
@@ -2816,7 +2816,7 @@ vf, VL floats, a constant (of SVE and RVV: with vectors of a fixed length):
 #define VL                4
 #define X_ROWS            6
 #define VALUE_VECTORS     4
-#define INT8_ROWS         12
+#define INT8_ROWS         6
 #define v_zero()          vdupq_n_f32(0)
 #define v_set1            vdupq_n_f32
 #define v_load            vld1q_f32
@@ -2950,7 +2950,7 @@ INLINE void KERNEL(store_halves)(uint16_t *out, vf a) {
 #define VL            16
 #define X_ROWS        6
 #define VALUE_VECTORS 2
-#define INT8_ROWS     12
+#define INT8_ROWS     6
 #define v_bits        _mm512_castsi512_ps
 #define v_words       _mm512_castps_si512
 #define v_widen(w, b) ((w)[0] = MM(cvtepi32_ps)(MM(cvtepi8_epi32)(b)))
@@ -3415,7 +3415,9 @@ INLINE void KERNEL(store_part)(float *out, vf a, int64_t n) {
 
 #ifdef vi
 /* ---- products of int8: a block's products are integers, their sum is scaled by both operands' scales. Each lane is an
-   output: W's rows lie side by side, four columns to a word of 32 bits. ---- */
+   output: VL rows of W lie side by side, four columns to a word of 32 bits; two such vectors take part. ---- */
+
+#define PACKED_VECTORS (PANEL / BLOCK * 9)
 
 /* Of each block: eight words of INT8_ROWS rows side by side, their scales, and what the sums start at. */
 TARGET static void KERNEL(prepare_int8)(float *out, const float *const *rows, int64_t n) {
@@ -3459,19 +3461,27 @@ INLINE void KERNEL(pack_int8)(vf *out, const int type, const char *const *w, int
     }
 }
 
-/* sums (R, VL) of `blocks` blocks. */
-INLINE void KERNEL(dot_int8)(const int R, vf *sums, const float *x, const vf *w, int64_t blocks) {
-    vf sum[INT8_ROWS];
-    UNROLLED_FOR (int r = 0; r < R; r++) sum[r] = v_zero();
-    for (int64_t k = 0; k < blocks; k++, x += 10 * INT8_ROWS, w += 9) {
-        vi dots[INT8_ROWS];
-        UNROLLED_FOR (int r = 0; r < R; r++) dots[r] = i_bits(v_set1(x[9 * INT8_ROWS + r]));
+/* sums (2, R) of `blocks` blocks of two times VL rows of W. */
+INLINE void KERNEL(dot_int8)(const int R, vf (*sums)[INT8_ROWS], const float *x, vf (*w)[PACKED_VECTORS],
+                             int64_t blocks) {
+    vf sum[2][INT8_ROWS];
+    UNROLLED_FOR (int r = 0; r < R; r++) sum[0][r] = sum[1][r] = v_zero();
+    for (int64_t k = 0; k < blocks * 9; k += 9, x += 10 * INT8_ROWS) {
+        vi dots[2][INT8_ROWS];
+        UNROLLED_FOR (int r = 0; r < R; r++) dots[0][r] = dots[1][r] = i_bits(v_set1(x[9 * INT8_ROWS + r]));
         UNROLLED_FOR (int i = 0; i < 8; i++)
-            UNROLLED_FOR (int r = 0; r < R; r++) dots[r] = i_dot(dots[r], w[i], v_set1(x[i * INT8_ROWS + r]));
-        UNROLLED_FOR (int r = 0; r < R; r++)
-            sum[r] = v_fma(i_float(dots[r]), v_mul(v_set1(x[8 * INT8_ROWS + r]), w[8]), sum[r]);
+            UNROLLED_FOR (int r = 0; r < R; r++) {
+                const vf four = v_set1(x[i * INT8_ROWS + r]);
+                UNROLLED_FOR (int v = 0; v < 2; v++) dots[v][r] = i_dot(dots[v][r], w[v][k + i], four);
+            }
+        UNROLLED_FOR (int r = 0; r < R; r++) {
+            const vf scale = v_set1(x[8 * INT8_ROWS + r]);
+            UNROLLED_FOR (int v = 0; v < 2; v++)
+                sum[v][r] = v_fma(i_float(dots[v][r]), v_mul(scale, w[v][k + 8]), sum[v][r]);
+        }
     }
-    UNROLLED_FOR (int r = 0; r < R; r++) sums[r] = sum[r];
+    UNROLLED_FOR (int v = 0; v < 2; v++)
+        UNROLLED_FOR (int r = 0; r < R; r++) sums[v][r] = sum[v][r];
 }
 
 /* Columns o .. o + n - 1, at most VL, of `rows` rows of out from t on += sums, or = bias + sums. */
@@ -3487,22 +3497,22 @@ INLINE void KERNEL(add_outputs)(const Block *b, const vf *sums, int64_t t, int64
 
 INLINE void KERNEL(multiply_int8_type)(const int type, const Block *b) {
     const int64_t panel = panel_columns(b->n);
-    vf packed[PANEL / BLOCK * 9];
-    for (int64_t o = b->first; o < b->last; o += VL) {
-        const int64_t columns = min_i64(VL, b->last - o);
+    vf packed[2][PACKED_VECTORS];
+    for (int64_t o = b->first; o < b->last; o += 2 * VL) {
         const float *x = b->x;
-        const char *w[VL];
-        for (int r = 0; r < VL; r++) w[r] = b->w.data + (o + min_i64(r, columns - 1)) * b->w.stride;
+        const char *w[2 * VL];
+        for (int r = 0; r < 2 * VL; r++) w[r] = b->w.data + min_i64(o + r, b->last - 1) * b->w.stride;
         for (int64_t k = b->begin; k < b->end; k += panel) {
             const int64_t n = min_i64(panel, b->n - k), blocks = n / BLOCK;
-            KERNEL(pack_int8)(packed, type, w, VL * b->w.stride, k, n);
+            for (int v = 0; v < 2; v++) KERNEL(pack_int8)(packed[v], type, w + v * VL, 2 * VL * b->w.stride, k, n);
             for (int64_t t = 0; t < b->T; t += INT8_ROWS, x += blocks * 10 * INT8_ROWS) {
                 const int64_t rows = min_i64(INT8_ROWS, b->T - t);
-                vf sums[INT8_ROWS];
+                vf sums[2][INT8_ROWS];
                 if (rows <= 2) KERNEL(dot_int8)(2, sums, x, packed, blocks);
                 else if (rows <= 4) KERNEL(dot_int8)(4, sums, x, packed, blocks);
                 else KERNEL(dot_int8)(INT8_ROWS, sums, x, packed, blocks);
-                KERNEL(add_outputs)(b, sums, t, rows, o, columns, k > 0);
+                for (int64_t v = 0, at = o; v < 2 && at < b->last; v++, at += VL)
+                    KERNEL(add_outputs)(b, sums[v], t, rows, at, min_i64(VL, b->last - at), k > 0);
             }
         }
     }
