@@ -224,7 +224,9 @@ static int64_t image_tokens(const Config *c) { return (int64_t)c->grid * c->grid
 typedef struct Context Context; /* threads, kernels, scratch memory, the caller's callbacks, the error */
 
 static bool has_failed(const Context *cx);
-static void context_fail(Context *cx, int status, const char *format, ...);
+static JanusError *first_error(Context *cx); /* to be filled in; NULL if there is one already */
+static int fail(JanusError *error, int status, const char *format, ...);
+#define context_fail(cx, ...) ((void)fail(first_error(cx), __VA_ARGS__))
 static void context_take_error(Context *cx, JanusError *error); /* the context then goes on without */
 
 /* Scratch memory: contents undefined, NULL after a failure. A stage marks, takes and releases. */
@@ -1492,13 +1494,11 @@ typedef int jmp_buf;
 
 typedef enum { PATH_NONE, PATH_FILE, PATH_PROTECTED, PATH_FOLDER, PATH_DEVICE } PathKind; /* of the link's target */
 
-/* A complete file in memory, mapped or read. Mapped bytes are not written to: a big-endian machine, which turns a
-   model's numbers round in place, reads the file. */
-typedef struct {
-    uint8_t *bytes;
-    size_t size;
-    bool mapped;
-} FileImage;
+typedef struct { /* a growing text or file; a zero byte follows it. All zeros: empty, with text NULL */
+    char *text;
+    size_t length, capacity; /* capacity 0: a file that is mapped, not to be written to */
+    bool failed;             /* memory ran out */
+} TextBuffer;
 
 #define SPREAD 1099511628211u /* spreads a small number over 64 bits (the prime of FNV-1a) */
 
@@ -1522,24 +1522,23 @@ static const wchar_t *wide_path(wchar_t *out, const char *path) {
     return out;
 }
 
-static FILE *file_open(const char *path, const char *mode) { return _wfopen(WIDE(path), WIDE(mode)); }
+#define file_open(path, mode)   _wfopen(WIDE(path), WIDE(mode))
+#define file_remove(path)       ((void)_wremove(WIDE(path)))
+#define file_unmap(view)        UnmapViewOfFile((view)->text)
+#define keep_access(file, path) ((void)(file), (void)(path))
+#define link_target             _strdup
+#define free_aligned            _aligned_free
 
 static FILE *file_create(const char *path) {
     const int file = _wopen(WIDE(path), _O_WRONLY | _O_CREAT | _O_EXCL | _O_BINARY, _S_IREAD | _S_IWRITE);
     return file >= 0 ? _fdopen(file, "wb") : NULL;
 }
 
-static void file_remove(const char *path) { _wremove(WIDE(path)); }
-
 static int file_replace(const char *from, const char *to) {
     const bool done = MoveFileExW(WIDE(from), WIDE(to), MOVEFILE_REPLACE_EXISTING) != 0;
     if (!done) errno = EACCES;
     return done ? 0 : -1;
 }
-
-static void keep_access(FILE *file, const char *path) { (void)file, (void)path; }
-
-static char *link_target(const char *path) { return _strdup(path); }
 
 static PathKind path_kind(const char *path) {
     const DWORD found = GetFileAttributesW(WIDE(path));
@@ -1556,7 +1555,7 @@ static HANDLE open_handle(const char *path, DWORD access) {
     return file;
 }
 
-static bool file_map(const char *path, FileImage *image) {
+static bool file_map(const char *path, TextBuffer *view) {
     HANDLE file = open_handle(path, GENERIC_READ), mapping = NULL;
     LARGE_INTEGER size;
     if (file == INVALID_HANDLE_VALUE) return false;
@@ -1566,20 +1565,15 @@ static bool file_map(const char *path, FileImage *image) {
 #endif
     CloseHandle(file);
     if (mapping == NULL) return false;
-    image->bytes = MapViewOfFile(mapping, FILE_MAP_READ, 0, 0, 0);
+    view->text = MapViewOfFile(mapping, FILE_MAP_READ, 0, 0, 0);
     CloseHandle(mapping);
-    image->size = (size_t)size.QuadPart;
-    image->mapped = image->bytes != NULL;
-    return image->mapped;
+    view->length = (size_t)size.QuadPart;
+    return view->text != NULL;
 }
-
-static void file_unmap(FileImage *image) { UnmapViewOfFile(image->bytes); }
 
 static void *allocate_aligned(int64_t bytes) {
     return (uint64_t)bytes > PTRDIFF_MAX ? NULL : _aligned_malloc((size_t)bytes, 64);
 }
-
-static void free_aligned(void *memory) { _aligned_free(memory); }
 
 static int64_t memory_size(void) {
     MEMORYSTATUSEX status;
@@ -1660,17 +1654,11 @@ static void *allocate_aligned(int64_t bytes) {
     return memory;
 }
 
-static void free_aligned(void *memory) { free(memory); }
-
-static FILE *file_open(const char *path, const char *mode) { return fopen(path, mode); }
-
-/* Creates a file for writing; fails with EEXIST if the name is taken, even by a link that leads nowhere. */
-static FILE *file_create(const char *path) { return fopen(path, "wbx"); } /* x: of C11, older in C libraries */
-
-static void file_remove(const char *path) { remove(path); }
-
-/* Renames `from` to `to`, replacing it in one step. */
-static int file_replace(const char *from, const char *to) { return rename(from, to); }
+#define file_open         fopen
+#define file_create(path) fopen(path, "wbx") /* x, older than C11: EEXIST if the name is taken, by any link, too */
+#define file_remove       (void)remove
+#define file_replace      rename /* in one step */
+#define free_aligned      free
 
 /* Gives `file` the owner and the permissions of the file `path`, if there is one, as far as this user may. */
 static void keep_access(FILE *file, const char *path) {
@@ -1710,26 +1698,25 @@ static PathKind path_kind(const char *path) {
 }
 
 #if defined(JANUS_NO_MMAP)
-static bool file_map(const char *path, FileImage *image) { return (void)path, (void)image, false; }
-static void file_unmap(FileImage *image) { (void)image; }
+#define file_map(path, view) false
+#define file_unmap(view)     ((void)(view))
 #else
+#define file_unmap(view) munmap((view)->text, (view)->length)
 /* Maps `path`. False if it cannot be mapped: perhaps it can be read. */
-static bool file_map(const char *path, FileImage *image) {
+static bool file_map(const char *path, TextBuffer *view) {
     struct stat status;
-    void *view = MAP_FAILED;
+    void *bytes = MAP_FAILED;
     const int file = open(path, O_RDONLY);
     if (file < 0) return false;
     if (fstat(file, &status) == 0 && S_ISREG(status.st_mode) && status.st_size > 0 &&
         (uintmax_t)status.st_size <= SIZE_MAX)
-        view = mmap(NULL, (size_t)status.st_size, PROT_READ, MAP_PRIVATE, file, 0);
+        bytes = mmap(NULL, (size_t)status.st_size, PROT_READ, MAP_PRIVATE, file, 0);
     close(file);
-    if (view == MAP_FAILED) return false;
-    use_large_pages(view, (size_t)status.st_size); /* before the first read: then the file's cache gets them as well */
-    *image = (FileImage){view, (size_t)status.st_size, true};
+    if (bytes == MAP_FAILED) return false;
+    use_large_pages(bytes, (size_t)status.st_size); /* before the first read: then the file's cache gets them as well */
+    *view = (TextBuffer){.text = bytes, .length = (size_t)status.st_size};
     return true;
 }
-
-static void file_unmap(FileImage *image) { munmap(image->bytes, image->size); }
 #endif
 
 /* Bytes of memory of the machine; 0: unknown. */
@@ -1845,19 +1832,16 @@ static char *clean_controls(char *text, size_t length, char keep) {
     return text;
 }
 
-PRINTF_LIKE(3, 0)
-static void fill_error(JanusError *error, JanusStatus status, const char *format, va_list arguments) {
-    error->status = status;
-    vsnprintf(error->message, sizeof error->message, format, arguments);
-    clean_controls(error->message, strlen(error->message), 0);
-}
-
+/* Fills in an error unless it is NULL; returns the status. */
 PRINTF_LIKE(3, 4)
-static JanusStatus fail(JanusError *error, JanusStatus status, const char *format, ...) {
+static int fail(JanusError *error, int status, const char *format, ...) {
     va_list arguments;
+    if (error == NULL) return status;
+    error->status = (JanusStatus)status;
     va_start(arguments, format);
-    if (error != NULL) fill_error(error, status, format, arguments);
+    vsnprintf(error->message, sizeof error->message, format, arguments);
     va_end(arguments);
+    clean_controls(error->message, strlen(error->message), 0);
     return status;
 }
 
@@ -1867,7 +1851,7 @@ static bool given(const void *one, const void *other, JanusError *error) {
     return one != NULL && other != NULL;
 }
 
-static JanusStatus fail_memory(JanusError *error) {
+static int fail_memory(JanusError *error) {
     return fail(error, JANUS_NO_MEMORY,
                 "out of memory: close other programs, draw fewer pictures at once or use a smaller model");
 }
@@ -1904,12 +1888,6 @@ static void *grow(void *array, size_t *capacity, size_t count, size_t size) {
     if (grown != NULL) *capacity = wanted;
     return grown;
 }
-
-typedef struct { /* a growing text or file; a zero byte follows it. All zeros: empty, with text NULL */
-    char *text;
-    size_t length, capacity;
-    bool failed; /* memory ran out */
-} TextBuffer;
 
 static void text_add(TextBuffer *buffer, const void *text, size_t length) {
     if (buffer->failed) return;
@@ -1988,39 +1966,31 @@ static void arena_free(Arena *arena) {
 
 static int errno_or(int otherwise) { return errno != 0 ? errno : otherwise; }
 
-static void file_image_free(FileImage *image) {
-    if (image->mapped) file_unmap(image);
-    else free(image->bytes);
-    memset(image, 0, sizeof *image);
-}
-
 /* Reads a whole file, or stdin if `path` is NULL, and puts a zero byte after it. Returns 0 or -1 (EFBIG: it is longer
    than `limit`). */
-static int file_read(const char *path, size_t limit, FileImage *image) {
+static int file_read(const char *path, size_t limit, TextBuffer *read) {
     FILE *file = path != NULL ? file_open(path, "rb") : stdin;
-    TextBuffer read = {0};
     char part[16384];
     int failure = file != NULL ? 0 : errno_or(EIO);
     for (bool ended = false; failure == 0 && !ended;) {
         errno = 0;
         const size_t got = fread(part, 1, sizeof part, file);
-        text_add(&read, part, got);
-        if (read.failed) failure = ENOMEM;
-        else if (read.length > limit) failure = EFBIG;
+        text_add(read, part, got);
+        if (read->failed) failure = ENOMEM;
+        else if (read->length > limit) failure = EFBIG;
         else if (ferror(file) && errno == EINTR) clearerr(file); /* a signal: keep what was read, and go on */
         else if (ferror(file)) failure = errno_or(EIO);
         else ended = got == 0;
     }
     if (file != NULL && path != NULL) fclose(file);
-    *image = (FileImage){(uint8_t *)read.text, read.length, false};
     if (failure == 0) return 0;
-    file_image_free(image);
+    text_free(read);
     errno = failure;
     return -1;
 }
 
 /* Same for calls of the API. Messages say `what` before the path. */
-static JanusStatus read_bytes(const char *path, const char *what, size_t limit, FileImage *bytes, JanusError *error) {
+static JanusStatus read_bytes(const char *path, const char *what, size_t limit, TextBuffer *bytes, JanusError *error) {
     const char *name = path != NULL ? path : "stdin";
     if (file_read(path, limit, bytes) == 0) return JANUS_OK;
     if (errno == ENOMEM) return fail_memory(error);
@@ -4002,17 +3972,9 @@ struct Context {
 
 static bool has_failed(const Context *cx) { return cx->error.status != JANUS_OK; }
 
-PRINTF_LIKE(3, 4)
-static void context_fail(Context *cx, int status, const char *format, ...) {
-    va_list arguments;
-    va_start(arguments, format);
-    if (!has_failed(cx)) fill_error(&cx->error, (JanusStatus)status, format, arguments);
-    va_end(arguments);
-}
+static JanusError *first_error(Context *cx) { return has_failed(cx) ? NULL : &cx->error; }
 
-static void context_fail_memory(Context *cx) {
-    if (!has_failed(cx)) fail_memory(&cx->error);
-}
+static void context_fail_memory(Context *cx) { fail_memory(first_error(cx)); }
 
 static void context_take_error(Context *cx, JanusError *error) {
     *error = cx->error;
@@ -5134,7 +5096,7 @@ static const Merge *find_merge(const Tokenizer *t, int32_t left, int32_t right) 
 
 /* The file that a model's weights point into, the tokenizer, and the memory of all that was made of the file. */
 typedef struct Storage {
-    FileImage file;
+    TextBuffer file;
     Arena memory;
     char *name;
     int64_t parameters;
@@ -5342,16 +5304,17 @@ typedef struct {
     Context cx;
     const char *path;
     JanusModel *model;
-    FileImage *file;
+    TextBuffer *file;
     Cursor cursor;
     Metadata *metadata;
     TensorInfo *tensors;
     int64_t metadata_count, tensor_count, needed; /* needed: tensors found by name */
     uint64_t data;           /* where the tensors' data begin */
-    char prefix[NAME_LIMIT]; /* of the tensors that are read now, as in "vit.blk.3." */
+    StringView prefix;       /* of the tensors that are read now, as in "vit.blk.3." */
 } Loader;
 
 #define bad_model(loader, ...) context_fail(&(loader)->cx, JANUS_BAD_MODEL, __VA_ARGS__)
+#define enter(loader, ...)     ((loader)->prefix = format_text(&(loader)->cx, __VA_ARGS__))
 
 static void require(Loader *l, bool good, const char *words) {
     if (!good) bad_model(l, "%s", words);
@@ -5465,7 +5428,7 @@ static const Signature FOREIGN_FILES[] = {
 
 static void read_header(Loader *l) {
     Cursor *cursor = &l->cursor;
-    cursor->file = (StringView){(const char *)l->file->bytes, l->file->size};
+    cursor->file = (StringView){l->file->text, l->file->length};
     const Signature *foreign = find_signature(FOREIGN_FILES, cursor->file);
     const StringView magic = cursor_take(cursor, 4), version = cursor_take(cursor, 4);
     const unsigned long number = (unsigned long)view_number(version, 0, 4, false);
@@ -5497,7 +5460,7 @@ static void read_tables(Loader *l) {
         if (!read_tensor_info(cursor, &l->tensors[i]))
             bad_model(l, "truncated or damaged: entry %d of its tensor table is malformed", (int)i);
     l->data = (uint64_t)round_up((int64_t)cursor->at, 64);
-    require(l, l->data <= l->file->size, "truncated: it ends before its tensors");
+    require(l, l->data <= l->file->length, "truncated: it ends before its tensors");
 }
 
 /* Maps or reads the bytes of the file. */
@@ -5629,19 +5592,10 @@ static void check_config(Loader *l) {
 
 /* ---- tensors ---- */
 
-/* Sets the prefix of the tensor names that follow. */
-PRINTF_LIKE(2, 3)
-static void enter(Loader *l, const char *format, ...) {
-    va_list arguments;
-    va_start(arguments, format);
-    vsnprintf(l->prefix, sizeof l->prefix, format, arguments);
-    va_end(arguments);
-}
-
 /* Swaps the bytes of float32 numbers on a big-endian machine, which has its own copy of the file. All other types are
    read byte by byte. */
-static void make_native(uint8_t *bytes, const TensorInfo *tensor) {
-    const StringView stored = {(const char *)bytes, (size_t)tensor->bytes};
+static void make_native(char *bytes, const TensorInfo *tensor) {
+    const StringView stored = {bytes, (size_t)tensor->bytes};
     for (size_t at = 0; at < stored.length && tensor->type == TYPE_F32 && big_endian(); at += 4) {
         const uint32_t bits = (uint32_t)view_number(stored, at, 4, false);
         memcpy(bytes + at, &bits, sizeof bits);
@@ -5660,16 +5614,16 @@ static Weight need_weight(Loader *l, const char *name, const char *part, int64_t
     char full[2 * NAME_LIMIT];
     Weight weight = {.rows = rows, .cols = cols};
     if (has_failed(&l->cx)) return weight;
-    snprintf(full, sizeof full, "%s%s%s", l->prefix, name, part);
+    snprintf(full, sizeof full, "%.*s%s%s", VIEW(l->prefix), name, part);
     const TensorInfo *tensor = find_tensor(l, full);
-    const uint64_t room = l->file->size - l->data;
+    const uint64_t room = l->file->length - l->data;
     if (tensor == NULL) bad_model(l, "missing tensor %s: convert the checkpoint again", full);
     else if (tensor->rows != rows || tensor->bytes != rows * type_row_bytes(tensor->type, cols))
         bad_model(l, "wrong shape or type of tensor %s: convert the checkpoint again", full);
     else if (tensor->offset % 64 != 0 || tensor->offset > room || (uint64_t)tensor->bytes > room - tensor->offset)
         bad_model(l, "truncated or damaged: tensor %s lies outside the file", full);
     if (has_failed(&l->cx)) return weight;
-    uint8_t *data = l->file->bytes + l->data + tensor->offset;
+    char *data = l->file->text + l->data + tensor->offset;
     make_native(data, tensor);
     weight.type = tensor->type;
     weight.data = data;
@@ -5680,25 +5634,17 @@ static Weight need_weight(Loader *l, const char *name, const char *part, int64_t
 
 static const float *need_floats(Loader *l, const char *name, const char *part, int64_t rows, int64_t cols) {
     const Weight weight = need_weight(l, name, part, rows, cols);
-    if (weight.type != TYPE_F32) bad_model(l, "tensor %s%s%s is not float32", l->prefix, name, part);
+    if (weight.type != TYPE_F32) bad_model(l, "tensor %.*s%s%s is not float32", VIEW(l->prefix), name, part);
     return weight.data;
 }
 
-static const float *need_vector(Loader *l, const char *name, int64_t size) {
-    return need_floats(l, name, ".weight", size, 1);
-}
-
-static Weight need_matrix(Loader *l, const char *name, int64_t rows, int64_t cols) {
-    return need_weight(l, name, ".weight", rows, cols);
-}
-
 static Linear need_linear(Loader *l, const char *name, int64_t out, int64_t in) {
-    const Weight weight = need_matrix(l, name, out, in);
+    const Weight weight = need_weight(l, name, ".weight", out, in);
     return (Linear){weight, need_floats(l, name, ".bias", out, 1)};
 }
 
 static Norm need_norm(Loader *l, const char *name, int64_t width) {
-    const float *weight = need_vector(l, name, width);
+    const float *weight = need_floats(l, name, ".weight", width, 1);
     return (Norm){weight, need_floats(l, name, ".bias", width, 1)};
 }
 
@@ -5738,25 +5684,25 @@ static void need_transformer(Loader *l) {
     const Config *c = &m->config;
     const int64_t hidden = c->hidden, q_width = (int64_t)c->heads * c->head_dim,
                   kv_width = (int64_t)c->kv_heads * c->head_dim;
-    enter(l, "%s", "");
+    enter(l, "");
     m->blocks = scratch_bytes(&l->cx, c->layers, sizeof *m->blocks);
-    m->token_embed = need_matrix(l, "token_embd", c->vocab, hidden);
-    m->output_norm = need_vector(l, "output_norm", hidden);
+    m->token_embed = need_weight(l, "token_embd", ".weight", c->vocab, hidden);
+    m->output_norm = need_floats(l, "output_norm", ".weight", hidden, 1);
     /* a checkpoint with tied embeddings has no matrix of its own for the LM head */
     m->lm_head = m->token_embed;
-    if (find_tensor(l, "output.weight") != NULL) m->lm_head = need_matrix(l, "output", c->vocab, hidden);
+    if (find_tensor(l, "output.weight") != NULL) m->lm_head = need_weight(l, "output", ".weight", c->vocab, hidden);
     for (int i = 0; i < c->layers && !has_failed(&l->cx); i++) {
         TransformerBlock *block = &m->blocks[i];
         enter(l, "blk.%d.", i);
-        block->attn_norm = need_vector(l, "attn_norm", hidden);
-        block->q = need_matrix(l, "attn_q", q_width, hidden);
-        block->k = need_matrix(l, "attn_k", kv_width, hidden);
-        block->v = need_matrix(l, "attn_v", kv_width, hidden);
-        block->output = need_matrix(l, "attn_output", hidden, q_width);
-        block->ffn_norm = need_vector(l, "ffn_norm", hidden);
-        block->gate = need_matrix(l, "ffn_gate", c->mlp, hidden);
-        block->up = need_matrix(l, "ffn_up", c->mlp, hidden);
-        block->down = need_matrix(l, "ffn_down", hidden, c->mlp);
+        block->attn_norm = need_floats(l, "attn_norm", ".weight", hidden, 1);
+        block->q = need_weight(l, "attn_q", ".weight", q_width, hidden);
+        block->k = need_weight(l, "attn_k", ".weight", kv_width, hidden);
+        block->v = need_weight(l, "attn_v", ".weight", kv_width, hidden);
+        block->output = need_weight(l, "attn_output", ".weight", hidden, q_width);
+        block->ffn_norm = need_floats(l, "ffn_norm", ".weight", hidden, 1);
+        block->gate = need_weight(l, "ffn_gate", ".weight", c->mlp, hidden);
+        block->up = need_weight(l, "ffn_up", ".weight", c->mlp, hidden);
+        block->down = need_weight(l, "ffn_down", ".weight", hidden, c->mlp);
     }
 }
 
@@ -5820,15 +5766,15 @@ static void need_vq_half(Loader *l, VqHalf *half, const char *name, bool decoder
 static void need_generation(Loader *l) {
     JanusModel *m = l->model;
     const Config *c = &m->config;
-    enter(l, "%s", "");
-    m->gen_embed = need_matrix(l, "gen_embed", c->codebook, c->code_dim);
+    enter(l, "");
+    m->gen_embed = need_weight(l, "gen_embed", ".weight", c->codebook, c->code_dim);
     m->gen_head_proj = need_linear(l, "gen_head.proj", c->gen_head_width, c->hidden);
     m->gen_head = need_linear(l, "gen_head.out", c->codebook, c->gen_head_width);
     need_adaptor(l, "gen_aligner", m->gen_aligner, c->gen_aligner_depth, c->code_dim);
     enter(l, "vq.");
     m->quant_conv = need_linear(l, "quant_conv", c->code_dim, c->z_channels);
     m->post_quant_conv = need_linear(l, "post_quant_conv", c->z_channels, c->code_dim);
-    m->codebook = need_matrix(l, "codebook", c->codebook, c->code_dim);
+    m->codebook = need_weight(l, "codebook", ".weight", c->codebook, c->code_dim);
     need_vq_half(l, &m->vq_encoder, "vq.enc", false);
     need_vq_half(l, &m->vq_decoder, "vq.dec", true);
 }
@@ -6656,13 +6602,13 @@ JanusStatus janus_image_load_memory_stored(const void *bytes, size_t length, Jan
 
 /* Reads an image file, or stdin if `path` is NULL: pixels and text, of which one may be NULL. */
 static JanusStatus image_from_path(const char *path, bool upright, JanusImage *image, char **text, JanusError *error) {
-    FileImage file = {0};
+    TextBuffer file = {0};
     if (image != NULL) memset(image, 0, sizeof *image);
     if (text != NULL) *text = NULL;
     JanusStatus status = read_bytes(path, "the image ", IMAGE_FILE_LIMIT, &file, error);
     if (status == JANUS_OK)
-        status = image_from_bytes(file.bytes, file.size, upright, image, text, path != NULL ? path : "stdin", error);
-    file_image_free(&file);
+        status = image_from_bytes(file.text, file.length, upright, image, text, path != NULL ? path : "stdin", error);
+    text_free(&file);
     return status;
 }
 
@@ -6723,8 +6669,10 @@ JanusStatus janus_image_save_with_text(const char *path, const JanusImage *image
 
 void janus_free(JanusModel *model) {
     if (model == NULL) return;
+    TextBuffer *file = &model->storage->file;
     arena_free(&model->storage->memory);
-    file_image_free(&model->storage->file);
+    if (file->capacity == 0 && file->text != NULL) file_unmap(file);
+    else text_free(file);
     free(model);
 }
 
@@ -6751,7 +6699,7 @@ JanusInfo janus_info(const JanusModel *model) {
     const Config *c = &model->config;
     return (JanusInfo){
         .name = model->storage->name, .weight_type = find_format(model->blocks[0].q.type)->name,
-        .file_bytes = (int64_t)model->storage->file.size, .parameters = model->storage->parameters,
+        .file_bytes = (int64_t)model->storage->file.length, .parameters = model->storage->parameters,
         .hidden_size = c->hidden, .layers = c->layers, .heads = c->heads, .kv_heads = c->kv_heads,
         .head_dim = c->head_dim, .mlp_size = c->mlp, .vocab_size = c->vocab, .context_length = c->context,
         .vision_size = c->image_side, .vision_layers = c->vit_layers, .vision_width = c->vit_width,
@@ -7108,7 +7056,7 @@ int janus_queue_places(const JanusModel *model, const JanusSessionOptions *optio
     const JanusSessionOptions chosen = options != NULL ? *options : janus_session_defaults();
     const double element = cache_type(&chosen) == JANUS_CACHE_F16 ? 2 : 4;
     const double picture = 4 * element * c->layers * c->kv_heads * c->head_dim * (double)(image_tokens(c) + PROMPT);
-    const double room = ((double)memory_size() - (double)model->storage->file.size) / 2 / picture;
+    const double room = ((double)memory_size() - (double)model->storage->file.length) / 2 / picture;
     const int most = 8 * (chosen.threads > 0 ? chosen.threads : processor_count());
     const int places = most > PICTURES_LIMIT ? PICTURES_LIMIT : most;
     return room < 1 ? 1 : room < places ? (int)room : places;
@@ -8006,7 +7954,7 @@ typedef struct {
     Tap tap;
     const char *model_path;
     char beside[PATH_BYTES]; /* path of the model that came with the program */
-    FileImage text;          /* a text that was read from stdin or a file */
+    TextBuffer text;         /* a text that was read from stdin or a file */
     LineReader input;        /* of chat and batch */
     JanusImage drawn;        /* the last picture */
     JanusImage images[IMAGES_LIMIT]; /* for the next question */
@@ -8972,7 +8920,7 @@ static void command_selftest(Program *program) {
     const double size = (double)janus_info(program->model).file_bytes;
     JanusError *error = &program->error;
     Tap *tap = &program->tap;
-    FileImage *file = &program->text;
+    TextBuffer *file = &program->text;
     char path[PATH_BYTES];
     double recorded_size = 0;
     int used = 0;
@@ -8984,10 +8932,10 @@ static void command_selftest(Program *program) {
     } else if (file_read(path, TEXT_FILE_LIMIT, file) != 0)
         fail(error, JANUS_IO_ERROR, "cannot read %s, the recorded numbers of this model: %s; selftest --record writes "
              "them, on a machine that is known to be right", path, strerror(errno));
-    else if (sscanf((char *)file->bytes, "janus-selftest 3 %lf %ld%n", &recorded_size, &tap->kept, &used) != 2 ||
+    else if (sscanf(file->text, "janus-selftest 3 %lf %ld%n", &recorded_size, &tap->kept, &used) != 2 ||
              recorded_size != size || tap->kept <= 0)
         fail(error, JANUS_BAD_ARGUMENT, "%s belongs to another model or version: janus selftest --record", path);
-    else tap->lines = tap->at = (char *)file->bytes + used;
+    else tap->lines = tap->at = file->text + used;
     begin_work(program);
     if (error->status == JANUS_OK) run_tasks(program);
     end_work(program);
@@ -9147,16 +9095,16 @@ static const Command *parse_command_line(CommandLine *line, int argc, char **arg
 
 /* Replaces "-" by the text of stdin, and the name of a file by the ids in it, without a byte order mark. */
 static void take_text(Program *program, TextKind kind) {
-    FileImage *text = &program->text;
+    TextBuffer *text = &program->text;
     const char *path = program->line.request.text;
     const bool from_stdin = path == NULL || strcmp(path, "-") == 0;
     if (kind < IDS || (kind > IDS && !from_stdin)) return;
     if (read_bytes(from_stdin ? NULL : path, "", TEXT_FILE_LIMIT, text, &program->error) != JANUS_OK) return;
-    char *begin = (char *)text->bytes, *end = begin + text->size, *zero = memchr(begin, 0, text->size);
+    char *begin = text->text, *end = begin + text->length, *zero = memchr(begin, 0, text->length);
     if (zero != NULL)
         fail(&program->error, JANUS_BAD_ARGUMENT, "%s is not a text in UTF-8: byte %lu is zero",
              from_stdin ? "stdin" : path, (unsigned long)(zero - begin) + 1);
-    begin += mark_size(begin, text->size);
+    begin += mark_size(begin, text->length);
     while (kind == PROMPT && end > begin && (end[-1] == '\n' || end[-1] == '\r')) *--end = 0;
     program->line.request.text = begin;
 }
@@ -9257,7 +9205,7 @@ static int janus_main(int argc, char **argv) {
     else if (command != NULL) result = run_command(program, command, program_path);
     forget_images(program);
     janus_image_free(&program->drawn);
-    file_image_free(&program->text);
+    text_free(&program->text);
     free(program->tap.stages);
     text_free(&program->tap.record);
     free(program->colours);

@@ -525,19 +525,19 @@ static void write_other_images(void) {
         "\xFF\xC4\0\x26\0\1\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x10\1\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
     static const char FRAME[] = "\xFF\xC0\0\x14\x08\0\x08\0\x08\4\1\x11\0\2\x11\0\3\x11\0\4\x11";
     static const char SCAN[] = "\xFF\xDA\0\x0E\4\1\0\2\0\3\0\4\0\0\x3F\0\0\xFF\xD9";
-    FileImage png = {0};
+    TextBuffer png = {0};
     uint8_t jpeg[2 + 69 + sizeof TABLES + sizeof FRAME + sizeof SCAN - 1] = "\xFF\xD8\xFF\xDB\0\x43";
     if (file_read(in_folder("in.png"), 1 << 20, &png) != 0) need(NULL);
-    uint8_t *turned = need(malloc(png.size + sizeof EXIF));
-    memcpy(turned, png.bytes, 33), memcpy(turned + 33, EXIF, sizeof EXIF),
-        memcpy(turned + 33 + sizeof EXIF, (uint8_t *)png.bytes + 33, png.size - 33);
-    write_file(in_folder("turned.png"), turned, png.size + sizeof EXIF);
+    uint8_t *turned = need(malloc(png.length + sizeof EXIF));
+    memcpy(turned, png.text, 33), memcpy(turned + 33, EXIF, sizeof EXIF),
+        memcpy(turned + 33 + sizeof EXIF, png.text + 33, png.length - 33);
+    write_file(in_folder("turned.png"), turned, png.length + sizeof EXIF);
     memset(jpeg + 7, 1, 64);
     memcpy(jpeg + 71, TABLES, sizeof TABLES), memcpy(jpeg + 71 + sizeof TABLES, FRAME, sizeof FRAME);
     memcpy(jpeg + 71 + sizeof TABLES + sizeof FRAME, SCAN, sizeof SCAN - 1);
     write_file(in_folder("cmyk.jpg"), jpeg, sizeof jpeg);
     free(turned);
-    file_image_free(&png);
+    text_free(&png);
 }
 
 static void open_world(World *world) {
@@ -622,10 +622,10 @@ static void test_writing(World *world) {
 }
 
 /* Writes a copy of the model as out.gguf, and loads it; returns its bytes. */
-static FileImage copy_model(World *world) {
-    FileImage bytes = {0};
+static TextBuffer copy_model(World *world) {
+    TextBuffer bytes = {0};
     if (file_read(model_path, SIZE_MAX - 1, &bytes) != 0) need(NULL);
-    write_file(in_folder("out.gguf"), bytes.bytes, bytes.size);
+    write_file(in_folder("out.gguf"), bytes.text, bytes.length);
     if (janus_load(in_folder("out.gguf"), &world->model, &world->error) != JANUS_OK) need(NULL);
     return bytes;
 }
@@ -638,8 +638,8 @@ static void test_changed_models(World *world) {
         World mine = *world;
         uint64_t expected = 1, hash = 2;
         fault.no_mapping = way == 2;
-        FileImage bytes = copy_model(&mine);
-        file_image_free(&bytes);
+        TextBuffer bytes = copy_model(&mine);
+        text_free(&bytes);
         fault.no_mapping = false;
         if (way == 0) remove(in_folder("out.gguf"));
         if (way == 1)
@@ -658,14 +658,14 @@ static void test_overwritten_models(const World *world) {
     int sound = 0, tries = 0;
     for (int round = 0; round < 6; round++) {
         World mine = *world;
-        FileImage bytes = copy_model(&mine);
-        for (size_t i = 0; i < bytes.size; i++) { /* ever more of the file, in the end all of it */
+        TextBuffer bytes = copy_model(&mine);
+        for (size_t i = 0; i < bytes.length; i++) { /* ever more of the file, in the end all of it */
             random ^= random << 13, random ^= random >> 7, random ^= random << 17;
-            if (round == 5 || random % 997 < 1u << (2 * round)) bytes.bytes[i] = (uint8_t)(random >> 32);
+            if (round == 5 || random % 997 < 1u << (2 * round)) bytes.text[i] = (char)(random >> 32);
         }
         FILE *file = need(fopen(in_folder("out.gguf"), "r+b"));
-        if (fwrite(bytes.bytes, 1, bytes.size, file) != bytes.size || fclose(file) != 0) need(NULL);
-        file_image_free(&bytes);
+        if (fwrite(bytes.text, 1, bytes.length, file) != bytes.length || fclose(file) != 0) need(NULL);
+        text_free(&bytes);
         open_session(&mine, ASK);
         for (size_t i = 0; i < sizeof RUNS / sizeof *RUNS; i++, tries++) {
             uint64_t hash = 1;
@@ -979,22 +979,23 @@ static uint8_t *unpacking_png(size_t bytes, size_t *count) {
 static void test_image_bombs(void) {
     static const uint32_t SIZES[][2] = {{100000, 100000},         {16384, 16384},  {16385, 1},     {1, 16385},
                                         {0x7FFFFFFF, 0x7FFFFFFF}, {0xFFFFFFFF, 2}, {13378, 13378}, {0, 5}};
-    FileImage file = {0};
+    TextBuffer file = {0};
     char what[80];
     size_t count;
     if (file_read(in_folder("in.png"), 1 << 20, &file) != 0) need(NULL);
     for (size_t i = 0; i < sizeof SIZES / sizeof *SIZES; i++) {
         snprintf(what, sizeof what, "a PNG that says %lu x %lu", (unsigned long)SIZES[i][0],
                  (unsigned long)SIZES[i][1]);
-        big_endian_at(file.bytes + 16, SIZES[i][0]), big_endian_at(file.bytes + 20, SIZES[i][1]);
-        refuse_image(file.bytes, file.size, 1 << 20, what);
+        uint8_t *bytes = (uint8_t *)file.text;
+        big_endian_at(bytes + 16, SIZES[i][0]), big_endian_at(bytes + 20, SIZES[i][1]);
+        refuse_image(bytes, file.length, 1 << 20, what);
     }
-    file_image_free(&file);
+    text_free(&file);
     if (file_read(in_folder("in.jpg"), 1 << 20, &file) != 0) need(NULL);
-    for (size_t at = 0; at + 9 < file.size; at++)
-        if (file.bytes[at] == 0xFF && file.bytes[at + 1] == 0xC0) memset(file.bytes + at + 5, 0xFF, 4);
-    refuse_image(file.bytes, file.size, 1 << 20, "a JPEG that says 65535 x 65535");
-    file_image_free(&file);
+    for (size_t at = 0; at + 9 < file.length; at++)
+        if (memcmp(file.text + at, "\xFF\xC0", 2) == 0) memset(file.text + at + 5, 0xFF, 4);
+    refuse_image((uint8_t *)file.text, file.length, 1 << 20, "a JPEG that says 65535 x 65535");
+    text_free(&file);
     JanusImage image;
     uint8_t *png = unpacking_png(50000000, &count);
     refuse_image(png, count, 2 << 20, "a PNG of 16 x 16 pixels that unpacks to 50 MB");
@@ -1160,12 +1161,12 @@ static void print_stderr(void) {
 
 /* Whether stderr holds at least one line of the program's own, with something to say. */
 static bool complained(void) {
-    FileImage image = {0};
+    TextBuffer image = {0};
     bool found = false;
     if (file_read(in_folder("stderr"), 1 << 20, &image) != 0) return false;
-    for (size_t i = 0; i + 20 < image.size; i++)
-        found |= (i == 0 || image.bytes[i - 1] == '\n') && memcmp(image.bytes + i, "janus: ", 7) == 0;
-    file_image_free(&image);
+    for (size_t i = 0; i + 20 < image.length; i++)
+        found |= (i == 0 || image.text[i - 1] == '\n') && memcmp(image.text + i, "janus: ", 7) == 0;
+    text_free(&image);
     return found;
 }
 
@@ -1187,10 +1188,10 @@ typedef enum { FAILS, GOES_ON, BATCH } Ending;
 
 static bool ended_well(Ending ending, int code, Kind kind) {
     if (ending == BATCH) {
-        FileImage results = {0};
+        TextBuffer results = {0};
         const bool told = file_read(in_folder("stdout"), 1 << 20, &results) == 0 &&
-                          strstr((const char *)results.bytes, "\"error\": ") != NULL;
-        file_image_free(&results);
+                          strstr(results.text, "\"error\": ") != NULL;
+        text_free(&results);
         return code == EXIT_FAILED ? told || complained() : code == EXIT_DONE && kind == MEMORY && !told;
     }
     return (code == EXIT_FAILED || (ending == GOES_ON && code == EXIT_DONE)) && complained() &&
