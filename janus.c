@@ -1513,6 +1513,9 @@ typedef struct { /* a growing text or file; a zero byte follows it. All zeros: e
 #include <shellapi.h>
 #define getpid _getpid
 #define strcasecmp _stricmp
+#define isatty     _isatty
+#define fileno     _fileno
+#define SEPARATORS "/\\:" /* that end a folder in a path */
 
 /* `path` as UTF-16, for as long as the block around it; empty if it is not valid UTF-8 or too long. */
 #define WIDE(path) wide_path((wchar_t[WIDE_LIMIT]){0}, path)
@@ -1604,7 +1607,7 @@ static int folder_make(const char *path) {
 
 static bool input_ready(FILE *stream, int milliseconds) {
     DWORD bytes = 0;
-    const HANDLE handle = (HANDLE)_get_osfhandle(_fileno(stream));
+    const HANDLE handle = (HANDLE)_get_osfhandle(fileno(stream));
     if (GetFileType(handle) == FILE_TYPE_CHAR) return WaitForSingleObject(handle, (DWORD)milliseconds) == WAIT_OBJECT_0;
     const bool waits = PeekNamedPipe(handle, NULL, 0, NULL, &bytes, NULL) && bytes == 0; /* fails for files */
     if (waits) Sleep((DWORD)milliseconds);
@@ -1612,11 +1615,12 @@ static bool input_ready(FILE *stream, int milliseconds) {
 }
 
 static int64_t input_read(FILE *stream, void *bytes, size_t size) {
-    return _read(_fileno(stream), bytes, (unsigned)size);
+    return _read(fileno(stream), bytes, (unsigned)size);
 }
 #endif
 
 #else
+#define SEPARATORS "/"
 #include <strings.h>
 #include <unistd.h>
 #if !defined(JANUS_LIBRARY)
@@ -6714,12 +6718,10 @@ JanusStatus janus_tokenize(const JanusModel *model, const char *text, size_t len
     if (!given(model, length > 0 ? text : "", error) || !given(ids, count, error)) return JANUS_BAD_ARGUMENT;
     id_list_add(&cx, &list, 0, 0); /* not NULL for an empty text */
     tokenize(&cx, model, (StringView){text, length}, &list);
-    if (has_failed(&cx)) {
-        id_list_free(&list);
-        list = (IdList){0};
-    }
-    *ids = list.ids;
-    *count = list.count;
+    const bool good = !has_failed(&cx);
+    if (!good) id_list_free(&list);
+    *ids = good ? list.ids : NULL;
+    *count = good ? list.count : 0;
     return context_end(&cx, error);
 }
 
@@ -6898,12 +6900,11 @@ JanusStatus janus_generate(JanusSession *session, const char *prompt, const Janu
     const int64_t tokens = image_tokens(&session->model->config);
     int32_t *ids = allocate(count * tokens, sizeof *ids);
     if (ids == NULL) return fail_memory(error);
+    memset(images, 0, (size_t)count * sizeof *images);
     JanusStatus status = janus_generate_ids(session, prompt, &chosen, ids, error);
-    const bool drawn = status == JANUS_OK;
-    if (drawn) memset(images, 0, (size_t)count * sizeof *images);
     for (int i = 0; i < count && status == JANUS_OK; i++)
         status = janus_decode_image(session, ids + i * tokens, &images[i], error);
-    for (int i = 0; i < count && drawn && status != JANUS_OK; i++) janus_image_free(&images[i]);
+    for (int i = 0; i < count && status != JANUS_OK; i++) janus_image_free(&images[i]);
     free(ids);
     return status;
 }
@@ -7058,8 +7059,7 @@ int janus_queue_places(const JanusModel *model, const JanusSessionOptions *optio
     const double picture = 4 * element * c->layers * c->kv_heads * c->head_dim * (double)(image_tokens(c) + PROMPT);
     const double room = ((double)memory_size() - (double)model->storage->file.length) / 2 / picture;
     const int most = 8 * (chosen.threads > 0 ? chosen.threads : processor_count());
-    const int places = most > PICTURES_LIMIT ? PICTURES_LIMIT : most;
-    return room < 1 ? 1 : room < places ? (int)room : places;
+    return (int)fmax(1, fmin(room, most < PICTURES_LIMIT ? most : PICTURES_LIMIT));
 }
 
 JanusStatus janus_queue_new(JanusSession *session, int places, JanusQueue **queue, JanusError *error) {
@@ -7074,17 +7074,11 @@ JanusStatus janus_queue_new(JanusSession *session, int places, JanusQueue **queu
     return JANUS_OK;
 }
 
-static void free_jobs(QueuedJob *list) {
-    for (QueuedJob *next; list != NULL; list = next) {
-        next = list->next;
-        job_free(list);
-    }
-}
-
 void janus_queue_free(JanusQueue *queue) {
+    JanusResult result;
     if (queue == NULL) return;
-    free_jobs(queue->jobs);
-    free_jobs(queue->finished);
+    while (queue->jobs != NULL) janus_queue_cancel(queue, queue->jobs->number);
+    while (janus_queue_collect(queue, &result)) janus_result_free(&result);
     free(queue);
 }
 
@@ -7268,40 +7262,22 @@ static StringView json_string(Json *j) {
     return (StringView){first, (size_t)(out - first)};
 }
 
-static bool json_digits(Json *j) {
+static void json_digits(Json *j) {
     const size_t count = strspn(j->at, "0123456789");
+    if (count == 0) json_fail(j, "a digit is missing");
     j->at += count;
-    return count > 0;
 }
 
 static StringView json_number(Json *j) {
     const char *first = j->at;
     json_accept(j, '-');
-    bool good = json_accept(j, '0') || json_digits(j);
-    if (json_accept(j, '.')) good = json_digits(j) && good;
+    if (!json_accept(j, '0')) json_digits(j);
+    if (json_accept(j, '.')) json_digits(j);
     if (json_accept(j, 'e') || json_accept(j, 'E')) {
         if (!json_accept(j, '+')) json_accept(j, '-');
-        good = json_digits(j) && good;
+        json_digits(j);
     }
-    if (!good) json_fail(j, "a digit is missing");
     return (StringView){first, (size_t)(j->at - first)};
-}
-
-static void json_value(Json *j, int depth, StringView key);
-
-static void json_list(Json *j, int depth, StringView key, bool object) {
-    const char close = object ? '}' : ']';
-    if (depth == JSON_DEPTH) json_fail(j, "lists are nested more than 64 deep");
-    json_space(j);
-    if (json_accept(j, close)) return;
-    do {
-        json_space(j);
-        if (object) key = json_string(j);
-        json_space(j);
-        if (object && !json_accept(j, ':')) json_fail(j, "a colon is missing");
-        json_value(j, depth + 1, key);
-    } while (json_accept(j, ','));
-    if (!json_accept(j, close)) json_fail(j, object ? "a comma or } is missing" : "a comma or ] is missing");
 }
 
 /* A value and the white space around it. */
@@ -7319,11 +7295,23 @@ static void json_value(Json *j, int depth, StringView key) {
         if (view_is(text, "true") || view_is(text, "false") || view_is(text, "null")) j->at += text.length;
         else json_fail(j, "a value is missing");
     }
-    const char next = *j->at;
+    const char next = *j->at, close = kind == JSON_OBJECT ? '}' : ']';
     *j->at = 0;
     if (!j->failed) j->take(j->user, depth, key, kind, text);
     *j->at = next;
-    if (kind >= JSON_ARRAY) json_list(j, depth, key, kind == JSON_OBJECT);
+    json_space(j);
+    if (kind < JSON_ARRAY) return;
+    if (depth == JSON_DEPTH) json_fail(j, "lists are nested more than 64 deep");
+    if (!json_accept(j, close)) {
+        do {
+            json_space(j);
+            if (kind == JSON_OBJECT) key = json_string(j);
+            json_space(j);
+            if (kind == JSON_OBJECT && !json_accept(j, ':')) json_fail(j, "a colon is missing");
+            json_value(j, depth + 1, key);
+        } while (json_accept(j, ','));
+        if (!json_accept(j, close)) json_fail(j, close == '}' ? "a comma or } is missing" : "a comma or ] is missing");
+    }
     json_space(j);
 }
 
@@ -7393,22 +7381,12 @@ static void complain(const char *format, ...) {
     fprintf(stderr, "janus: %s\n", clean_controls(text, strlen(text), 0));
 }
 
-static bool terminal(FILE *file) {
-#if defined(_WIN32)
-    return _isatty(_fileno(file)) != 0;
-#else
-    return isatty(fileno(file)) != 0;
-#endif
-}
+static bool terminal(FILE *file) { return isatty(fileno(file)) != 0; }
 
 /* Length of the folder part of a path, with the separator that ends it. */
 static size_t folder_length(const char *path) {
     size_t length = strlen(path);
-#if defined(_WIN32)
-    while (length > 0 && strchr("/\\:", path[length - 1]) == NULL) length--;
-#else
-    while (length > 0 && path[length - 1] != '/') length--;
-#endif
+    while (length > 0 && strchr(SEPARATORS, path[length - 1]) == NULL) length--;
     return length;
 }
 
@@ -7588,20 +7566,6 @@ static int colour_of_256(const uint8_t *rgb) {
     return nearest;
 }
 
-/* A line of half blocks: rows 2 line and 2 line + 1 of the canvas are the foreground and the background colours. */
-static void block_line(TextBuffer *out, const JanusImage *canvas, int line, bool true_colour) {
-    const uint8_t *upper = canvas->rgb + 6 * (size_t)line * (size_t)canvas->width, *lower = upper + 3 * canvas->width;
-    for (int x = 0; x < canvas->width; x++, upper += 3, lower += 3) {
-        const bool same = x > 0 && memcmp(upper, upper - 3, 3) == 0 && memcmp(lower, lower - 3, 3) == 0;
-        if (!same && true_colour)
-            text_print(out, "\033[38;2;%d;%d;%d;48;2;%d;%d;%dm", upper[0], upper[1], upper[2], lower[0], lower[1],
-                        lower[2]);
-        else if (!same) text_print(out, "\033[38;5;%d;48;5;%dm", colour_of_256(upper), colour_of_256(lower));
-        text_print(out, "\xE2\x96\x80");
-    }
-    text_print(out, "\033[0m\r\n");
-}
-
 /* The number of columns or lines. */
 static int terminal_size(bool lines) {
     int size = 0;
@@ -7673,15 +7637,28 @@ static void show_place(Show *show, int n, const JanusImage *picture) {
         }
 }
 
-/* Sends the canvas to the terminal in one piece. */
+/* Sends the canvas to the terminal in one piece: each two rows of it are a line of half blocks, the upper row in the
+   foreground colours, the lower one in the background colours. */
 static void show_send(Show *show, double now) {
-    const int lines = show->canvas.height / 2;
+    const int width = show->canvas.width, lines = show->canvas.height / 2;
+    const uint8_t *upper = show->canvas.rgb;
     TextBuffer out = {0};
-    if (show->canvas.rgb == NULL) return;
+    if (upper == NULL) return;
     if (show->when == 0) text_print(&out, "\r\033[K"); /* removes the progress bar */
     for (int i = 0; i < lines && show->when == 0; i++) text_print(&out, "\n");
     text_print(&out, "\r\033[?25l\033[%dA", lines);
-    for (int i = 0; i < lines; i++) block_line(&out, &show->canvas, i, show->kind == SHOW_24_BIT);
+    for (int i = 0; i < lines; i++, upper += 3 * width) {
+        for (int x = 0; x < width; x++, upper += 3) {
+            const uint8_t *lower = upper + 3 * width;
+            const bool same = x > 0 && memcmp(upper, upper - 3, 3) == 0 && memcmp(lower, lower - 3, 3) == 0;
+            if (!same && show->kind == SHOW_24_BIT)
+                text_print(&out, "\033[38;2;%d;%d;%d;48;2;%d;%d;%dm", upper[0], upper[1], upper[2], lower[0], lower[1],
+                           lower[2]);
+            else if (!same) text_print(&out, "\033[38;5;%d;48;5;%dm", colour_of_256(upper), colour_of_256(lower));
+            text_print(&out, "\xE2\x96\x80");
+        }
+        text_print(&out, "\033[0m\r\n");
+    }
     text_print(&out, "\033[?25h");
     if (!out.failed) fwrite(out.text, 1, out.length, stderr);
     show->when = now;
@@ -7748,8 +7725,6 @@ typedef struct {
 } Stage;
 
 typedef struct {
-    const char *folder;          /* of --dump; NULL: off */
-    bool traces;                 /* --trace */
     const char *task, *only;     /* of selftest: the task that runs, NULL: off; a part of the names of its stages */
     TextBuffer record;           /* of selftest --record: MODEL.selftest */
     char *lines, *at;            /* of selftest: those of MODEL.selftest; the end of the last one met */
@@ -7813,10 +7788,10 @@ static void npy_header(char header[129], const Tensor *t) {
 }
 
 /* Writes FOLDER/NAME.npy, or NAME.1.npy, NAME.2.npy, ... for later tensors of the same name. Stops after a failure. */
-static void dump_tensor(Tap *tap, const Tensor *t) {
+static void dump_tensor(Tap *tap, const char *folder, const Tensor *t) {
     char path[PATH_BYTES], header[129], number[24];
     if (tap->failure.status != JANUS_OK || count_tensor(tap, t->name, t, number) == NULL) return;
-    const int length = snprintf(path, sizeof path, "%s/%s%s.npy", tap->folder, t->name, number);
+    const int length = snprintf(path, sizeof path, "%s/%s%s.npy", folder, t->name, number);
     npy_header(header, t);
     errno = ENAMETOOLONG;
     FILE *file = length < PATH_BYTES ? file_open(path, "wb") : NULL;
@@ -7852,12 +7827,13 @@ static double kept_number(const Tap *tap, const Tensor *t, int64_t k) {
     return tensor_number(t, (k + 1) * t->count / min_i64(t->count, tap->kept) - 1);
 }
 
-/* Adds the line of a tensor, which begins with `head`, to the record. */
+/* Adds the line of a tensor to the record; `head` is the line end before it and its beginning. */
 static void record_tensor(Tap *tap, const char *head, const Tensor *t) {
     double largest = 0;
     for (int64_t i = 0; i < t->count; i++) largest = fmax(largest, fabs(tensor_number(t, i)));
-    text_print(&tap->record, "%s%.9g", head, largest);
+    text_print(&tap->record, "%s%.9g", head + 1, largest);
     for (int64_t k = 0; k < t->count && k < tap->kept; k++) text_print(&tap->record, " %.9g", kept_number(tap, t, k));
+    text_print(&tap->record, "\n");
 }
 
 /* The largest distance of a tensor from its line, which gets a mark: of floats relative to the largest of the tensor,
@@ -7964,7 +7940,9 @@ typedef struct {
     JanusError error;
     uint8_t *colours;        /* (codebook, 3), for --show; NULL: not needed yet */
     int write_error;         /* errno of a failed write to stdout */
-    char names[PICTURES_LIMIT][PATH_BYTES]; /* of saved pictures, printed when the terminal is no longer drawn on */
+    JanusQueue *queue;       /* of batch, as the next two */
+    struct BatchJob *jobs;   /* whose results are not printed yet, in the order of their lines */
+    TextBuffer claims;       /* array of Claim */
 } Program;
 
 static int on_progress(void *user, const char *stage, int64_t done, int64_t total) {
@@ -8025,8 +8003,8 @@ static void on_tap(void *user, const char *name, JanusElement type, const void *
     Tap *tap = &program->tap;
     Tensor t = {name, type, data, shape, dims, 1};
     for (int i = 0; i < dims; i++) t.count *= shape[i];
-    if (tap->folder != NULL) dump_tensor(tap, &t);
-    if (tap->traces) trace_tensor(tap, &program->progress, &t);
+    if (program->line.dump != NULL) dump_tensor(tap, program->line.dump, &t);
+    if (program->line.trace) trace_tensor(tap, &program->progress, &t);
     if (tap->task != NULL) selftest_tensor(tap, &t);
 }
 
@@ -8099,8 +8077,6 @@ static JanusStatus open_model(Program *program, unsigned command, const char *pr
                     "Janus-Pro (README, \"The real weights\"), weights/tiny.gguf comes with the source");
     const JanusStatus status = janus_load(program->model_path, &program->model, &program->error);
     if (status != JANUS_OK || (command & FOR_WORKS) == 0) return status;
-    program->tap.folder = line->dump;
-    program->tap.traces = line->trace;
     return janus_session_new(program->model, &options, &program->session, &program->error);
 }
 
@@ -8125,13 +8101,14 @@ static char *drawing_text(const Program *program, const Request *request, int i)
     return text.text;
 }
 
-/* The name of picture i of n: fox.png, or fox-1.png, fox-2.png, ... False if it is longer than `size`. */
-static bool numbered_name(char *name, int size, const char *output, int i, int n) {
-    const char *dot = strrchr(output, '.');
-    const int stem = dot == NULL ? (int)strlen(output) : (int)(dot - output);
-    const int length = n == 1 ? snprintf(name, (size_t)size, "%s", output)
-                              : snprintf(name, (size_t)size, "%.*s-%d%s", stem, output, i + 1, dot == NULL ? "" : dot);
-    return length >= 0 && length < size;
+/* The name of picture i of a request: fox.png, or of several fox-1.png, fox-2.png, ... False if it is too long. */
+static bool picture_name(char name[PATH_BYTES], const Request *request, int i) {
+    const char *output = request->output, *dot = strrchr(output, '.');
+    const int stem = (int)(dot != NULL ? (size_t)(dot - output) : strlen(output));
+    const int length = request->draw.count == 1
+                           ? snprintf(name, PATH_BYTES, "%s", output)
+                           : snprintf(name, PATH_BYTES, "%.*s-%d%s", stem, output, i + 1, output + stem);
+    return length >= 0 && length < PATH_BYTES;
 }
 
 /* Reserves the first free name of janus-1.png, janus-2.png, ... by creating an empty file, so that no other run takes
@@ -8164,7 +8141,7 @@ static JanusStatus output_usable(const Program *program, const Request *request,
     if (!is_picture_name(output))
         return fail(error, JANUS_BAD_ARGUMENT, "cannot write %s: the name must end in .png, .jpg or .jpeg", output);
     for (int i = 0; i < count; i++) {
-        if (!numbered_name(name, PATH_BYTES, output, i, count))
+        if (!picture_name(name, request, i))
             return fail(error, JANUS_BAD_ARGUMENT, "cannot write %.100s...: the name has more than %d bytes", output,
                         PATH_BYTES);
         if (model != 0 && file_identity(name) == model)
@@ -8183,7 +8160,7 @@ static JanusStatus write_picture(const Program *program, const Request *request,
     name[0] = 0;
     if (janus_decode_image(program->session, ids, image, error) != JANUS_OK) return error->status;
     if (output == NULL && reserve_name(name, error) != JANUS_OK) return error->status;
-    if (output != NULL && strcmp(output, "-") != 0) numbered_name(name, PATH_BYTES, output, i, request->draw.count);
+    if (output != NULL && strcmp(output, "-") != 0) picture_name(name, request, i);
     char *text = says ? drawing_text(program, request, i) : NULL;
     if (says && text == NULL) bytes.failed = true;
     else bytes = image_to_bytes(image, is_jpeg_name(name), text);
@@ -8195,27 +8172,29 @@ static JanusStatus write_picture(const Program *program, const Request *request,
     return status;
 }
 
-/* Writes and shows picture i of the command line's request. */
-static void finish_picture(Program *program, const int32_t *ids, int i) {
+/* Writes and shows the pictures of the command line's request, then prints their names: the terminal is no longer drawn
+   on. After an error only ends the work. */
+static void finish_pictures(Program *program, const int32_t *ids) {
+    static char names[PICTURES_LIMIT][PATH_BYTES];
     const Request *request = &program->line.request;
-    char name[PATH_BYTES];
-    program->progress.picture = i + 1;
+    const int64_t tokens = image_tokens(&program->model->config);
+    Show *show = &program->show;
+    int done = 0;
     program->progress.pictures = request->draw.count;
-    janus_image_free(&program->drawn);
-    if (write_picture(program, request, ids, i, name, &program->drawn, &program->error) != JANUS_OK) return;
-    if (program->show.canvas.rgb != NULL) show_place(&program->show, i, &program->drawn);
-    show_send(&program->show, clock_seconds());
-    snprintf(program->names[i], PATH_BYTES, "%s", name);
-}
-
-/* Comes after the last picture: the terminal is no longer drawn on, so the names can be printed. */
-static void end_pictures(Program *program) {
+    for (; done < request->draw.count && program->error.status == JANUS_OK; done++) {
+        program->progress.picture = done + 1;
+        janus_image_free(&program->drawn);
+        if (write_picture(program, request, ids + done * tokens, done, names[done], &program->drawn,
+                          &program->error) != JANUS_OK)
+            break;
+        if (show->canvas.rgb != NULL) show_place(show, done, &program->drawn);
+        show_send(show, clock_seconds());
+    }
     end_work(program);
-    free(program->show.canvas.rgb);
-    program->show.canvas.rgb = NULL;
-    for (int i = 0; i < PICTURES_LIMIT; i++)
-        if (program->names[i][0] != 0) puts(program->names[i]);
-    memset(program->names, 0, sizeof program->names);
+    free(show->canvas.rgb);
+    show->canvas.rgb = NULL;
+    for (int i = 0; i < done; i++)
+        if (names[i][0] != 0) puts(names[i]);
 }
 
 /* ---- Commands: each leaves its error in program->error ---- */
@@ -8271,9 +8250,7 @@ static void command_generate(Program *program) {
     }
     program->progress.start = clock_seconds();
     if (error->status == JANUS_OK) janus_generate_ids(program->session, request->text, &request->draw, ids, error);
-    for (int i = 0; i < request->draw.count && error->status == JANUS_OK; i++)
-        finish_picture(program, ids + (int64_t)i * info.image_tokens, i);
-    end_pictures(program);
+    finish_pictures(program, ids);
     print_times(program, true);
     free(ids);
 }
@@ -8293,21 +8270,18 @@ static JanusStatus add_image(Program *program, const char *path) {
     return status;
 }
 
-/* Asks a question about the images, streams the answer to stdout, and forgets the images. */
-static void ask_question(Program *program, const char *question) {
-    const JanusAskOptions *options = &program->line.request.ask;
-    begin_request(program, options->temperature > 0);
-    const JanusStatus status = janus_ask(program->session, question, program->images, program->image_count, options,
-                                         NULL, &program->error);
+/* Asks the command line's question about the images, streams the answer to stdout, and forgets the images. */
+static void command_ask(Program *program) {
+    const Request *request = &program->line.request;
+    begin_request(program, request->ask.temperature > 0);
+    const JanusStatus status = janus_ask(program->session, request->text, program->images, program->image_count,
+                                         &request->ask, NULL, &program->error);
     end_work(program);
     if (status == JANUS_OK) forget_images(program);
     if (status == JANUS_OK || program->progress.text_written) putchar('\n');
     fflush(stdout);
-    program->progress.text_written = false;
     print_times(program, false);
 }
-
-static void command_ask(Program *program) { ask_question(program, program->line.request.text); }
 
 static void print_ids(const int32_t *ids, size_t count) {
     for (size_t i = 0; i < count; i++) printf("%s%ld", i > 0 ? " " : "", (long)ids[i]);
@@ -8357,8 +8331,7 @@ static void command_decode(Program *program) {
     else if (ids != NULL) {
         begin_work(program);
         show_begin(&program->show, 1, janus_info(program->model).image_size);
-        finish_picture(program, ids, 0);
-        end_pictures(program);
+        finish_pictures(program, ids);
     }
     free(ids);
 }
@@ -8398,7 +8371,11 @@ static void info_of_picture(Program *program) {
     free(text);
 }
 
-static void info_of_model(const Program *program) {
+static void command_info(Program *program) {
+    if (program->model == NULL) {
+        info_of_picture(program);
+        return;
+    }
     const JanusInfo i = janus_info(program->model);
     printf("name            %s\n", i.name);
     printf("parameters      %.1f million, %s, %.1f MB on disk\n", (double)i.parameters / 1e6, i.weight_type,
@@ -8420,11 +8397,6 @@ static void info_of_model(const Program *program) {
     print_kernels();
 }
 
-static void command_info(Program *program) {
-    if (program->model != NULL) info_of_model(program);
-    else info_of_picture(program);
-}
-
 /* ---- chat: one conversation. A line that begins with / is a command, any other a question ---- */
 
 static const char CHAT_HELP[] = "/image FILE   adds an image to the next question\n"
@@ -8434,8 +8406,7 @@ static const char CHAT_HELP[] = "/image FILE   adds an image to the next questio
                                 "/exit         ends the chat, as the end of the input does\n";
 
 /* Draws a picture, saves it under the next free name, and adds it to the next question. */
-static void chat_draw(Program *program, const char *prompt) {
-    program->line.request.text = prompt;
+static void chat_draw(Program *program) {
     if (output_usable(program, &program->line.request, &program->error) == JANUS_OK) command_generate(program);
     if (program->error.status != JANUS_OK || program->image_count == IMAGES_LIMIT) return;
     program->images[program->image_count++] = program->drawn;
@@ -8463,6 +8434,7 @@ static bool chat_line(Program *program, const char *line) {
     const char *rest = line + strcspn(line, " \t");
     snprintf(word, sizeof word, "%.*s", (int)min_i64(rest - line, 15), line);
     rest += strspn(rest, " \t");
+    program->line.request.text = line[0] == '/' ? rest : line;
     const bool image = strcasecmp(word, "/image") == 0, draw = strcasecmp(word, "/draw") == 0;
     if (strcasecmp(word, "/exit") == 0 || strcasecmp(word, "/quit") == 0) return false;
     if ((image || draw) && rest[0] == 0) complain("%s needs %s", word, draw ? "a prompt" : "a file");
@@ -8472,7 +8444,7 @@ static bool chat_line(Program *program, const char *line) {
             const JanusImage *added = &program->images[program->image_count - 1];
             fprintf(stderr, "%s: %d x %d\n", rest, added->width, added->height);
         }
-    } else if (draw) chat_draw(program, rest);
+    } else if (draw) chat_draw(program);
     else if (strcasecmp(word, "/clear") == 0) {
         janus_reset(program->session);
         forget_images(program);
@@ -8481,7 +8453,7 @@ static bool chat_line(Program *program, const char *line) {
         const bool orders = strcasecmp(word, "draw") == 0 || strcasecmp(word, "paint") == 0;
         if (orders && rest[0] != 0 && !program->line.quiet)
             complain("remark: to draw a picture, type /draw %.60s", rest);
-        ask_question(program, line);
+        command_ask(program);
     }
     return true;
 }
@@ -8533,14 +8505,6 @@ typedef struct {
     long line;
     bool writes;
 } Claim;
-
-typedef struct {
-    Program *program;
-    JanusQueue *queue;
-    BatchJob *jobs;     /* whose results are not printed yet, in the order of their lines */
-    Claim *claims;
-    size_t claim_count, claim_capacity;
-} Batch;
 
 /* ---- The keys of a line ---- */
 
@@ -8619,19 +8583,6 @@ static void take_value(void *user, int depth, StringView name, JsonKind kind, St
     job->given |= 1u << key;
 }
 
-static void parse_job(BatchJob *job, size_t length) {
-    Context *cx = &job->cx;
-    if (!has_failed(cx)) json_read(cx, job->bytes, length, take_value, job);
-    if (!has_failed(cx) && !draws(job) && !is_given(job, KEY_QUESTION))
-        context_fail(cx, JANUS_BAD_ARGUMENT, "a job has \"prompt\" or \"question\"");
-    for (int key = 0; key < KEY_COUNT; key++)
-        if (is_given(job, key) && (KEYS[key].commands & (draws(job) ? FOR_GENERATE : FOR_ASK)) == 0)
-            context_fail(cx, JANUS_BAD_ARGUMENT, "\"%s\" does not go with \"%s\"", KEYS[key].key,
-                         draws(job) ? "prompt" : "question");
-    if (draws(job) && job->request.output == NULL)
-        context_fail(cx, JANUS_BAD_ARGUMENT, "\"output\" is missing: the name of the picture");
-}
-
 /* ---- Claims: a job may not write a picture that an earlier line reads or writes, nor read one that it writes ---- */
 
 /* A hash (FNV-1a) of the file that a path leads to, which need not exist: of its folder's identity and of its name in
@@ -8650,46 +8601,44 @@ static uint64_t picture_key(const char *path) {
 }
 
 /* Claims all pictures of a job, or none if one of them is refused. Those of an earlier run are only read. */
-static void claim_pictures(Batch *batch, BatchJob *job, bool resumed) {
+static void claim_pictures(TextBuffer *claims, BatchJob *job, bool resumed) {
     const Request *request = &job->request;
-    const size_t before = batch->claim_count;
-    const int reads = request->image_count, n = request->draw.count, all = reads + (request->output != NULL ? n : 0);
+    const size_t before = claims->length;
+    const int reads = request->image_count, all = reads + (request->output != NULL ? request->draw.count : 0);
     char name[PATH_BYTES];
     for (int i = 0; i < all && !has_failed(&job->cx); i++) {
         const char *path = i < reads ? request->images[i] : name;
-        if (i >= reads && !numbered_name(name, PATH_BYTES, request->output, i - reads, n)) break;
+        if (i >= reads && !picture_name(name, request, i - reads)) break;
         const Claim claim = {picture_key(path), job->line, i >= reads && !resumed};
-        for (size_t k = 0; k < before; k++) {
-            const Claim *other = &batch->claims[k];
+        for (size_t k = 0; k < before; k += sizeof claim) {
+            const Claim *other = (const void *)(claims->text + k);
             if (other->key == claim.key && claim.key != 0 && (claim.writes || other->writes))
                 context_fail(&job->cx, JANUS_BAD_ARGUMENT, "%s is %s by line %ld: %s", path,
                              other->writes ? "written" : "read", other->line,
                              claim.writes ? "give each job an output of its own" : "ask about it in another run");
         }
-        Claim *grown = grow(batch->claims, &batch->claim_capacity, batch->claim_count + 1, sizeof *grown);
-        if (grown == NULL) context_fail_memory(&job->cx);
-        if (grown == NULL) break;
-        batch->claims = grown;
-        batch->claims[batch->claim_count++] = claim;
+        text_add(claims, &claim, sizeof claim);
+        if (claims->failed) context_fail_memory(&job->cx);
     }
-    if (has_failed(&job->cx)) batch->claim_count = before;
+    if (has_failed(&job->cx)) claims->length = before;
+    claims->failed = false;
 }
 
 /* ---- Results ---- */
 
 /* Ends a job: with its error, the names of its pictures or its answer. `result` is NULL if the queue never had it. */
-static void end_job(Batch *batch, BatchJob *job, const JanusResult *result) {
+static void end_job(Program *program, BatchJob *job, const JanusResult *result) {
     const Request *request = &job->request;
     TextBuffer *reply = &job->reply;
     char name[PATH_BYTES];
     if (reply->length == 0) text_print(reply, "{\"id\": %ld", job->line);
     if (has_failed(&job->cx)) {
-        batch->program->error.status = JANUS_BAD_ARGUMENT;
+        program->error.status = JANUS_BAD_ARGUMENT;
         text_print(reply, ", \"line\": %ld, \"error\": ", job->line);
         json_write(reply, job->cx.error.message, strlen(job->cx.error.message));
     } else if (draws(job)) {
         for (int i = 0; i < request->draw.count; i++) {
-            numbered_name(name, PATH_BYTES, request->output, i, request->draw.count);
+            picture_name(name, request, i);
             text_print(reply, i > 0 ? ", " : ", \"output\": [");
             json_write(reply, name, strlen(name));
         }
@@ -8710,17 +8659,15 @@ static void end_job(Batch *batch, BatchJob *job, const JanusResult *result) {
 }
 
 /* Prints the complete results: in the order of the lines up to the first incomplete one, or with --unordered all. */
-static void print_replies(Batch *batch) {
-    Program *program = batch->program;
-    BatchJob **at = &batch->jobs;
-    while (*at != NULL && (program->line.unordered || (*at)->done)) {
-        BatchJob *job = *at;
+static void print_replies(Program *program) {
+    for (BatchJob **at = &program->jobs, *job; (job = *at) != NULL && (job->done || program->line.unordered);) {
         if (!job->done) {
             at = &job->next;
             continue;
         }
         if (job->reply.failed) fail(&program->error, JANUS_NO_MEMORY, "line %ld: out of memory", job->line);
-        else if (fwrite(job->reply.text, 1, job->reply.length, stdout) != job->reply.length || fflush(stdout) != 0)
+        else if (program->write_error == 0 &&
+                 (fwrite(job->reply.text, 1, job->reply.length, stdout) != job->reply.length || fflush(stdout) != 0))
             program->write_error = errno_or(EIO);
         *at = job->next;
         text_free(&job->reply);
@@ -8729,20 +8676,20 @@ static void print_replies(Batch *batch) {
 }
 
 /* Ends the jobs that the queue has finished. */
-static void take_results(Batch *batch) {
-    const int64_t tokens = image_tokens(&batch->program->model->config);
+static void take_results(Program *program) {
+    const int64_t tokens = image_tokens(&program->model->config);
     char name[PATH_BYTES];
-    for (JanusResult result; janus_queue_collect(batch->queue, &result); janus_result_free(&result)) {
-        BatchJob *job = batch->jobs;
+    for (JanusResult result; janus_queue_collect(program->queue, &result); janus_result_free(&result)) {
+        BatchJob *job = program->jobs;
         while (job->queued != result.job) job = job->next;
         job->cx.error = result.error;
         if (result.error.status == JANUS_CANCELLED) fail(&job->cx.error, JANUS_CANCELLED, "stopped before it was done");
         for (int i = 0; draws(job) && i < job->request.draw.count && !has_failed(&job->cx); i++) {
             JanusImage image = {0, 0, NULL};
-            write_picture(batch->program, &job->request, result.ids + i * tokens, i, name, &image, &job->cx.error);
+            write_picture(program, &job->request, result.ids + i * tokens, i, name, &image, &job->cx.error);
             janus_image_free(&image);
         }
-        end_job(batch, job, &result);
+        end_job(program, job, &result);
     }
 }
 
@@ -8757,8 +8704,7 @@ static bool was_done(const Program *program, BatchJob *job) {
     for (int i = 0; i < request->draw.count && same; i++) {
         JanusImage image = {0, 0, NULL};
         char name[PATH_BYTES], *says = NULL;
-        same = numbered_name(name, PATH_BYTES, request->output, i, request->draw.count) &&
-               image_from_path(name, false, &image, &says, NULL) == JANUS_OK;
+        same = picture_name(name, request, i) && image_from_path(name, false, &image, &says, NULL) == JANUS_OK;
         const size_t prompt = strlen(request->text);
         const char *seed = says != NULL && strlen(says) > prompt ? strstr(says + prompt, ", Seed: ") : NULL;
         if (!request->has_seed && seed != NULL) {
@@ -8776,86 +8722,89 @@ static bool was_done(const Program *program, BatchJob *job) {
 }
 
 /* Hands a job to the queue, unless an error comes first. */
-static void submit_job(const Batch *batch, BatchJob *job) {
+static void submit_job(const Program *program, BatchJob *job) {
     const Request *request = &job->request;
     Context *cx = &job->cx;
     JanusImage images[IMAGES_LIMIT] = {{0, 0, NULL}};
     const int count = request->image_count;
     for (int i = 0; i < count && !has_failed(cx); i++)
-        image_from_path(request->images[i], !batch->program->line.no_exif, &images[i], NULL, &cx->error);
+        image_from_path(request->images[i], !program->line.no_exif, &images[i], NULL, &cx->error);
     if (!has_failed(cx) && !draws(job))
-        janus_queue_ask(batch->queue, request->text, images, count, &request->ask, &job->queued, &cx->error);
-    else if (!has_failed(cx) && output_usable(batch->program, request, &cx->error) == JANUS_OK)
-        janus_queue_generate(batch->queue, request->text, &request->draw, &job->queued, &cx->error);
+        janus_queue_ask(program->queue, request->text, images, count, &request->ask, &job->queued, &cx->error);
+    else if (!has_failed(cx) && output_usable(program, request, &cx->error) == JANUS_OK)
+        janus_queue_generate(program->queue, request->text, &request->draw, &job->queued, &cx->error);
     for (int i = 0; i < count; i++) janus_image_free(&images[i]);
 }
 
 /* Begins the job of a line, unless the line is blank. Returns true if the queue has it; a refused job, or one that an
    earlier run did, ends here. */
-static bool begin_job(Batch *batch, StringView line) {
-    const long number = batch->program->input.number;
+static bool begin_job(Program *program, StringView line) {
+    const long number = program->input.number;
     const size_t length = line.text != NULL ? line.length : 0;
     if (line.text != NULL && strspn(line.text, " \t\r") == length) return false;
-    BatchJob *job = calloc(1, sizeof *job + length + 1), **last = &batch->jobs;
-    if (job == NULL) return fail(&batch->program->error, JANUS_NO_MEMORY, "line %ld: out of memory", number), false;
+    BatchJob *job = calloc(1, sizeof *job + length + 1), **last = &program->jobs;
+    if (job == NULL) return fail(&program->error, JANUS_NO_MEMORY, "line %ld: out of memory", number), false;
+    Context *cx = &job->cx;
     while (*last != NULL) last = &(*last)->next;
     *last = job;
     if (length > 0) memcpy(job->bytes, line.text, length);
     job->request = request_defaults();
     job->line = number;
     job->start = clock_seconds();
-    if (line.text == NULL) context_fail(&job->cx, JANUS_BAD_ARGUMENT, "the line is longer than 1 MiB");
-    parse_job(job, length);
-    const bool resumed = was_done(batch->program, job);
-    claim_pictures(batch, job, resumed);
+    if (line.text == NULL) context_fail(cx, JANUS_BAD_ARGUMENT, "the line is longer than 1 MiB");
+    else json_read(cx, job->bytes, length, take_value, job);
+    if (!has_failed(cx) && !draws(job) && !is_given(job, KEY_QUESTION))
+        context_fail(cx, JANUS_BAD_ARGUMENT, "a job has \"prompt\" or \"question\"");
+    for (int key = 0; key < KEY_COUNT; key++)
+        if (is_given(job, key) && (KEYS[key].commands & (draws(job) ? FOR_GENERATE : FOR_ASK)) == 0)
+            context_fail(cx, JANUS_BAD_ARGUMENT, "\"%s\" does not go with \"%s\"", KEYS[key].key,
+                         draws(job) ? "prompt" : "question");
+    if (draws(job) && job->request.output == NULL)
+        context_fail(cx, JANUS_BAD_ARGUMENT, "\"output\" is missing: the name of the picture");
+    const bool resumed = was_done(program, job);
+    claim_pictures(&program->claims, job, resumed);
     take_seed(&job->request, (uint64_t)number);
-    if (!resumed) submit_job(batch, job);
-    if (job->queued == 0) end_job(batch, job, NULL);
+    if (!resumed) submit_job(program, job);
+    if (job->queued == 0) end_job(program, job, NULL);
     return job->queued != 0;
 }
 
-static void run_batch(Batch *batch) {
-    LineReader *reader = &batch->program->input;
+static void run_batch(Program *program) {
+    LineReader *reader = &program->input;
     bool busy = false;
     StringView line;
-    while (batch->program->write_error == 0) {
-        while (!cancel_requested && batch->program->write_error == 0 && janus_queue_waiting(batch->queue) == 0 &&
+    while (program->write_error == 0) {
+        while (!cancel_requested && program->write_error == 0 && janus_queue_waiting(program->queue) == 0 &&
                next_line(reader, !busy, &line)) {
-            busy = begin_job(batch, line) || busy;
-            print_replies(batch);
+            busy = begin_job(program, line) || busy;
+            print_replies(program);
         }
         /* The first SIGINT lets answers that have begun and drawings that are half done finish. */
-        for (BatchJob *job = batch->jobs; job != NULL && cancel_requested; job = job->next)
-            if (janus_queue_progress(batch->queue, job->queued) < (draws(job) ? 0.5 : 1e-9))
-                janus_queue_cancel(batch->queue, job->queued);
-        busy = janus_queue_step(batch->queue) != 0;
-        take_results(batch);
-        print_replies(batch);
+        for (BatchJob *job = program->jobs; job != NULL && cancel_requested; job = job->next)
+            if (janus_queue_progress(program->queue, job->queued) < (draws(job) ? 0.5 : 1e-9))
+                janus_queue_cancel(program->queue, job->queued);
+        busy = janus_queue_step(program->queue) != 0;
+        take_results(program);
+        print_replies(program);
         if (!busy && (cancel_requested || (reader->ended && reader->at == reader->size && reader->length == 0))) break;
     }
 }
 
 static void command_batch(Program *program) {
     const char *path = program->line.request.text, *name = strcmp(path, "-") == 0 ? "stdin" : path;
-    Batch batch = {.program = program};
     LineReader *reader = &program->input;
     reader->stream = name != path ? stdin : file_open(path, "rb");
     if (reader->stream == NULL) reader->failure = errno_or(EIO);
     program->shows_progress = false; /* the results are the progress */
-    if (reader->failure == 0) janus_queue_new(program->session, program->line.batch, &batch.queue, &program->error);
+    if (reader->failure == 0) janus_queue_new(program->session, program->line.batch, &program->queue, &program->error);
     begin_work(program);
-    if (batch.queue != NULL) run_batch(&batch);
+    if (program->queue != NULL) run_batch(program);
     end_work(program);
     if (reader->failure != 0)
         fail(&program->error, JANUS_IO_ERROR, "cannot read %s: %s", name, strerror(reader->failure));
     if (cancel_requested) program->error.status = JANUS_CANCELLED;
-    for (BatchJob *job = batch.jobs, *next; job != NULL; job = next) {
-        next = job->next;
-        text_free(&job->reply);
-        free(job);
-    }
-    free(batch.claims);
-    janus_queue_free(batch.queue);
+    for (BatchJob *job = program->jobs; job != NULL; job = job->next) job->done = true; /* lost with stdout */
+    print_replies(program);
 }
 
 /* ---- selftest: every stage beside its recorded numbers ----
@@ -8869,18 +8818,16 @@ static void command_batch(Program *program) {
 /* Answers two questions, encodes and draws a picture, and samples the ids of three. */
 static void run_tasks(Program *program) {
     static uint8_t rgb[60 * 90 * 3];
-    JanusImage seen = {90, 60, rgb}, drawn = {0, 0, NULL};
-    JanusAskOptions ask = janus_ask_defaults();
-    JanusGenerateOptions greedy = janus_generate_defaults(), sampled = greedy;
+    const JanusImage seen = {90, 60, rgb};
+    const JanusAskOptions ask = {.max_tokens = 8, .top_p = 1};
+    const JanusGenerateOptions greedy = {.count = 1, .cfg_weight = 5};
+    const JanusGenerateOptions sampled = {.count = 3, .seed = 11, .cfg_weight = 5, .temperature = 1};
+    JanusImage drawn = {0, 0, NULL};
     int32_t *ids = allocate(3 * (int64_t)janus_info(program->model).image_tokens, sizeof *ids);
     JanusSession *session = program->session;
     JanusError *error = &program->error;
     Tap *tap = &program->tap;
     for (int i = 0; i < 60 * 90 * 3; i++) rgb[i] = (uint8_t)(i * 5 / 16); /* gradients with edges */
-    ask.max_tokens = 8;
-    greedy.temperature = 0;
-    sampled.count = 3;
-    sampled.seed = 11;
     tap->only = "";
     if (ids == NULL) fail_memory(error);
     tap->task = "ask";
@@ -8928,7 +8875,7 @@ static void command_selftest(Program *program) {
     snprintf(path, sizeof path, "%.*s.selftest", stem, program->model_path);
     if (program->line.record) {
         tap->kept = 13; /* prime, so that they are in different columns of a matrix */
-        text_print(&tap->record, "janus-selftest 3 %.0f %ld", size, tap->kept);
+        text_print(&tap->record, "janus-selftest 3 %.0f %ld\n", size, tap->kept);
     } else if (file_read(path, TEXT_FILE_LIMIT, file) != 0)
         fail(error, JANUS_IO_ERROR, "cannot read %s, the recorded numbers of this model: %s; selftest --record writes "
              "them, on a machine that is known to be right", path, strerror(errno));
@@ -8940,12 +8887,15 @@ static void command_selftest(Program *program) {
     if (error->status == JANUS_OK) run_tasks(program);
     end_work(program);
     if (error->status != JANUS_OK) return;
-    if (tap->lines != NULL) {
-        if (print_stages(tap) > 0) error->status = JANUS_BAD_MODEL;
-        return;
-    }
-    text_add(&tap->record, "\n", 1);
-    if (write_bytes(path, &tap->record, error) == JANUS_OK) puts(path);
+    if (tap->lines == NULL && write_bytes(path, &tap->record, error) == JANUS_OK) puts(path);
+    if (tap->lines != NULL && print_stages(tap) > 0) error->status = JANUS_BAD_MODEL;
+}
+
+static void command_version(Program *program) {
+    (void)program;
+    printf("janus " JANUS_VERSION "\n");
+    print_kernels();
+    printf("model files     GGUF 3, janus.format_version %d\n", FORMAT_VERSION);
 }
 
 /* ---- Commands and their arguments ---- */
@@ -8963,7 +8913,6 @@ typedef struct {
 } Command;
 
 static void command_help(Program *program);
-static void command_version(Program *program);
 
 static const Command COMMANDS[] = {
     {"generate", "\"PROMPT\"", FOR_GENERATE, PROMPT, 1, 1, command_generate, "draws pictures from a text"},
@@ -8991,45 +8940,43 @@ static bool is_near(const char *word, const char *typed, int errors) {
            (*word != 0 && *typed != 0 && is_near(word + 1, typed + 1, errors - 1));
 }
 
-/* Complains about an unknown word and suggests one of `words`, which end with NULL: one that begins with it, or the one
-   with the smallest edit distance, at most 2. `list` says where they are listed. */
-static void unknown_word(const char *kind, const char *argument, const char *const *words, const char *list) {
+/* Complains about an unknown command or option and suggests one that begins with it, or the one with the smallest edit
+   distance, at most 2. */
+static void unknown_word(const char *argument, bool command) {
+    const char *kind = command ? "command" : "option";
     char typed[32];
     snprintf(typed, sizeof typed, "%.*s", (int)strcspn(argument, "="), argument);
     const char *begin = typed + strspn(typed, "-");
     const size_t length = strlen(begin);
     for (int errors = 0; errors <= (length < 3 ? -1 : length < 6 ? 1 : 2); errors++)
-        for (int i = 0; words[i] != NULL; i++) {
-            const char *letters = words[i] + strspn(words[i], "-");
+        for (int i = 0; i < (command ? COMMAND_COUNT : OPTION_COUNT); i++) {
+            const char *word = command ? COMMANDS[i].name : OPTIONS[i].names + 4, *letters = word + strspn(word, "-");
             if (strncmp(letters, begin, length) != 0 && !is_near(letters, begin, errors)) continue;
-            complain("unknown %s %.60s: is %s meant?", kind, argument, words[i]);
+            complain("unknown %s %.60s: is %s meant?", kind, argument, word);
             return;
         }
-    complain("unknown %s %.60s (%s)", kind, argument, list);
+    complain("unknown %s %.60s (%s)", kind, argument, command ? "the command comes first: janus help lists them"
+                                                              : "janus help COMMAND lists the options");
 }
 
 /* Returns NULL after a complaint. */
 static const Command *find_command(const char *name) {
-    const char *names[COMMAND_COUNT + 1] = {NULL};
-    for (int i = 0; i < COMMAND_COUNT; i++) {
-        names[i] = COMMANDS[i].name;
-        if (strcmp(names[i], name) == 0) return &COMMANDS[i];
-    }
-    unknown_word("command", name, names, "the command comes first: janus help lists them");
+    for (const Command *c = COMMANDS; c < COMMANDS + COMMAND_COUNT; c++)
+        if (strcmp(c->name, name) == 0) return c;
+    unknown_word(name, true);
     return NULL;
 }
 
 /* Sets the option that an argument names; the value follows a "=" or is the next argument. Returns the number of
    arguments, or 0 after a complaint. */
 static int take_option(CommandLine *line, const Command *command, const char *argument, const char *next) {
-    const char *names[OPTION_COUNT + 1] = {NULL}, *inside = strchr(argument, '=');
+    const char *inside = strchr(argument, '=');
     char name[32];
     snprintf(name, sizeof name, "%.*s", (int)strcspn(argument, "="), argument);
-    for (int i = 0; i < OPTION_COUNT; i++) names[i] = OPTIONS[i].names + 4;
     const Option *option = find_option(name);
     const bool alone = option != NULL && option->kind == AS_SWITCH;
     const char *value = inside != NULL ? inside + 1 : next;
-    if (option == NULL) unknown_word("option", argument, names, "janus help COMMAND lists the options");
+    if (option == NULL) unknown_word(argument, false);
     else if ((option->commands & command->bit) == 0)
         complain("%s takes no %s: it %s", command->name, name, command->does);
     else if (alone && inside != NULL) complain("%s takes no value, but \"%.60s\" was given", name, value);
@@ -9149,23 +9096,7 @@ static void command_help(Program *program) {
     print_help(stdout, name != NULL ? find_command(name) : NULL);
 }
 
-static void command_version(Program *program) {
-    (void)program;
-    printf("janus " JANUS_VERSION "\n");
-    print_kernels();
-    printf("model files     GGUF 3, janus.format_version %d\n", FORMAT_VERSION);
-}
-
 /* ---- main ---- */
-
-/* Pictures are shown with --show, and in a chat at a terminal. */
-static void choose_show(Program *program, unsigned command) {
-    const bool asked = program->line.show, chat = command == FOR_CHAT && terminal(stdin) && !program->line.quiet;
-    program->show.kind = asked || chat ? terminal_shows() : SHOW_NO;
-    if (asked && program->show.kind == SHOW_NO)
-        fail(&program->error, JANUS_IO_ERROR,
-             "--show needs stderr to be a terminal with colours ($TERM) and at least %d columns", SHOW_COLUMNS);
-}
 
 /* Runs a command once its folder, the terminal, the model, its output, its text and its images are ready. */
 static int run_command(Program *program, const Command *command, const char *program_path) {
@@ -9178,7 +9109,11 @@ static int run_command(Program *program, const Command *command, const char *pro
     if (line->dump != NULL && folder_make(line->dump) != 0)
         fail(error, JANUS_IO_ERROR, "cannot make the folder %s: %s", line->dump,
              errno == EEXIST ? "it exists and is not an empty folder: name a new one" : strerror(errno));
-    if (error->status == JANUS_OK) choose_show(program, command->bit);
+    if (line->show || (command->bit == FOR_CHAT && terminal(stdin) && !line->quiet))
+        program->show.kind = terminal_shows();
+    if (line->show && program->show.kind == SHOW_NO)
+        fail(error, JANUS_IO_ERROR, "--show needs stderr to be a terminal with colours ($TERM) and at least %d columns",
+             SHOW_COLUMNS);
     if (error->status == JANUS_OK && needs_model) open_model(program, command->bit, program_path);
     if (error->status == JANUS_OK && (command->bit & FOR_PICTURES) != 0) output_usable(program, &line->request, error);
     if (error->status == JANUS_OK) take_text(program, command->text);
@@ -9208,7 +9143,9 @@ static int janus_main(int argc, char **argv) {
     text_free(&program->text);
     free(program->tap.stages);
     text_free(&program->tap.record);
+    text_free(&program->claims);
     free(program->colours);
+    janus_queue_free(program->queue);
     janus_session_free(program->session);
     janus_free(program->model);
     return result;
@@ -9230,8 +9167,27 @@ static BOOL WINAPI on_console_event(DWORD event) {
     return TRUE;
 }
 
-static void handle_signals(void) { SetConsoleCtrlHandler(on_console_event, TRUE); }
-#elif !defined(__wasi__)
+/* Windows passes arguments as UTF-16; the program uses UTF-8. */
+int main(void) {
+    int argc = 0, result = EXIT_FAILED;
+    wchar_t **wide = CommandLineToArgvW(GetCommandLineW(), &argc);
+    char **argv = wide == NULL ? NULL : calloc((size_t)argc + 1, sizeof *argv);
+    bool good = argv != NULL;
+    for (int i = 0; i < argc && good; i++) {
+        const int bytes = WideCharToMultiByte(CP_UTF8, 0, wide[i], -1, NULL, 0, NULL, NULL);
+        argv[i] = malloc((size_t)bytes + 1);
+        good = argv[i] != NULL && WideCharToMultiByte(CP_UTF8, 0, wide[i], -1, argv[i], bytes, NULL, NULL) > 0;
+    }
+    SetConsoleOutputCP(CP_UTF8);
+    _setmode(fileno(stdin), _O_BINARY);
+    _setmode(fileno(stdout), _O_BINARY);
+    SetConsoleCtrlHandler(on_console_event, TRUE);
+    if (good) result = janus_main(argc, argv);
+    if (interrupted) Sleep(INFINITE); /* until the handler's thread ends the process with its exit status */
+    return result;
+}
+#else
+#if !defined(__wasi__)
 static void on_signal(int number) {
     if (number == SIGINT && can_cancel && !cancel_requested) {
         cancel_requested = 1;
@@ -9262,27 +9218,6 @@ static void handle_signals(void) {
 static void handle_signals(void) {}
 #endif
 
-#if defined(_WIN32)
-/* Windows passes arguments as UTF-16; the program uses UTF-8. */
-int main(void) {
-    int argc = 0, result = EXIT_FAILED;
-    wchar_t **wide = CommandLineToArgvW(GetCommandLineW(), &argc);
-    char **argv = wide == NULL ? NULL : calloc((size_t)argc + 1, sizeof *argv);
-    bool good = argv != NULL;
-    for (int i = 0; i < argc && good; i++) {
-        const int bytes = WideCharToMultiByte(CP_UTF8, 0, wide[i], -1, NULL, 0, NULL, NULL);
-        argv[i] = malloc((size_t)bytes + 1);
-        good = argv[i] != NULL && WideCharToMultiByte(CP_UTF8, 0, wide[i], -1, argv[i], bytes, NULL, NULL) > 0;
-    }
-    SetConsoleOutputCP(CP_UTF8);
-    _setmode(_fileno(stdin), _O_BINARY);
-    _setmode(_fileno(stdout), _O_BINARY);
-    handle_signals();
-    if (good) result = janus_main(argc, argv);
-    if (interrupted) Sleep(INFINITE); /* until the handler's thread ends the process with its exit status */
-    return result;
-}
-#else
 int main(int argc, char **argv) {
     handle_signals();
     return janus_main(argc, argv);
