@@ -1909,19 +1909,6 @@ static void text_free(TextBuffer *buffer) {
     memset(buffer, 0, sizeof *buffer);
 }
 
-#if !defined(JANUS_LIBRARY)
-/* As printf; at most 255 bytes. */
-PRINTF_LIKE(2, 3)
-static void text_print(TextBuffer *buffer, const char *format, ...) {
-    char text[256];
-    va_list arguments;
-    va_start(arguments, format);
-    vsnprintf(text, sizeof text, format, arguments);
-    va_end(arguments);
-    text_add(buffer, text, strlen(text));
-}
-#endif
-
 /* Scratch memory as a stack of blocks. Released ones are kept in their order for the next stage, as the system would
    clear fresh memory page by page. */
 struct ArenaBlock { /* 64 bytes: what follows is aligned as the block is */
@@ -2011,11 +1998,10 @@ static const char *volatile unfinished[2];
 #define set_unfinished(which, path) ((void)0)
 #endif
 
-/* Creates PATH.NUMBER.part, whose name goes into `name`. Threads, and processes of one number in different containers,
-   begin with different numbers; if not, the file exists. */
+/* Creates PATH.PROCESS-NUMBER.part, the first such name that is free, which goes into `name`. */
 static FILE *open_temporary(char *name, size_t size, const char *path) {
-    unsigned number = (unsigned)time(NULL) * 1000003u + (unsigned)clock() + (unsigned)(uintptr_t)name;
     FILE *file;
+    unsigned number = 0;
     do {
         set_unfinished(0, NULL);
         snprintf(name, size, "%s.%d-%u.part", path, getpid(), number++);
@@ -2079,13 +2065,10 @@ typedef struct {
     int threads; /* 1 */
 } Pool;
 
-static Pool *pool_create(int threads) {
-    Pool *p = calloc(1, sizeof *p);
-    if (p != NULL) p->threads = threads > 0;
-    return p;
-}
-
-static void pool_free(Pool *p) { free(p); }
+static Pool one_thread = {1};
+#define pool_create(threads) ((void)(threads), &one_thread)
+#define pool_free(pool)      ((void)(pool))
+#define share_out(pool, job, data, count, grain) ((void)0)
 
 #else
 #include <pthread.h> /* MinGW has it, too */
@@ -2112,7 +2095,6 @@ typedef struct Pool Pool;
 typedef struct {
     Counter next; /* chunk of this thread's range */
     Pool *pool;
-    int index;
     pthread_t thread;
 } Worker;
 
@@ -2175,7 +2157,7 @@ static void *worker_loop(void *data) {
     for (long round = 1;; round ^= 1, yields = YIELDS) { /* counts 1, 0, 1, ... */
         wait_until(p, &p->round, round, yields);
         if (p->job == NULL) return NULL;
-        run_chunks(p, worker->index);
+        run_chunks(p, (int)(worker - p->workers));
         if (counter_add(&p->busy, -1) == 1) wake_all(p);
     }
 }
@@ -2190,7 +2172,6 @@ static void start_workers(Pool *p, int threads) {
     for (p->threads = 1; p->threads < threads; p->threads++) {
         Worker *w = &p->workers[p->threads];
         w->pool = p;
-        w->index = p->threads;
         if (pthread_create(&w->thread, NULL, worker_loop, w) != 0) break;
     }
 }
@@ -2229,13 +2210,10 @@ static void share_out(Pool *p, Job *job, void *data, int64_t count, int64_t grai
 /* Runs the job over [0, count) in chunks of `grain`; returns when all are done. */
 static void pool_run(Pool *p, Job *job, void *data, int64_t count, int64_t grain) {
     grain = max_i64(grain, count / (1 << 30) + 1); /* chunk numbers fit a long */
-#if !defined(JANUS_NO_THREADS)
     if (p->threads > 1 && count > grain) {
         share_out(p, job, data, count, grain);
         return;
     }
-#endif
-    (void)p;
     for (int64_t i = 0; i < count; i += grain) job(data, (Chunk){i, min_i64(count, i + grain), 0});
 }
 
@@ -5312,7 +5290,7 @@ typedef struct {
     Cursor cursor;
     Metadata *metadata;
     TensorInfo *tensors;
-    int64_t metadata_count, tensor_count, needed; /* needed: tensors found by name */
+    uint64_t metadata_count, tensor_count, needed; /* needed: tensors found by name */
     uint64_t data;           /* where the tensors' data begin */
     StringView prefix;       /* of the tensors that are read now, as in "vit.blk.3." */
 } Loader;
@@ -5378,7 +5356,7 @@ static bool read_tensor_info(Cursor *cursor, TensorInfo *tensor) {
 }
 
 static const Metadata *find_metadata(const Loader *l, const char *key) {
-    for (int64_t i = 0; i < l->metadata_count; i++)
+    for (uint64_t i = 0; i < l->metadata_count; i++)
         if (view_is(l->metadata[i].key, key)) return &l->metadata[i];
     return NULL;
 }
@@ -5436,31 +5414,30 @@ static void read_header(Loader *l) {
     const Signature *foreign = find_signature(FOREIGN_FILES, cursor->file);
     const StringView magic = cursor_take(cursor, 4), version = cursor_take(cursor, 4);
     const unsigned long number = (unsigned long)view_number(version, 0, 4, false);
-    const uint64_t tensors = cursor_number(cursor, 8), entries = cursor_number(cursor, 8);
+    l->tensor_count = cursor_number(cursor, 8);
+    l->metadata_count = cursor_number(cursor, 8);
     if (!view_is(magic, "GGUF")) bad_model(l, "not a model file but %s: %s", foreign->what, foreign->remedy);
     else if (cursor->bad) bad_model(l, "truncated: it ends inside its header");
     else if (view_number(version, 0, 4, true) <= UINT16_MAX)
         bad_model(l, "a big-endian GGUF file; models are little-endian on every machine: make one with convert.py");
     else if (number != 3) bad_model(l, "GGUF version %lu; this program reads version 3", number);
-    else if (tensors > TENSOR_LIMIT || entries > METADATA_LIMIT)
+    else if (l->tensor_count > TENSOR_LIMIT || l->metadata_count > METADATA_LIMIT)
         bad_model(l, "damaged: its counts of tensors or metadata are absurd");
-    l->tensor_count = (int64_t)tensors;
-    l->metadata_count = (int64_t)entries;
-    l->metadata = scratch_bytes(&l->cx, l->metadata_count, sizeof *l->metadata);
-    l->tensors = scratch_bytes(&l->cx, l->tensor_count, sizeof *l->tensors);
+    l->metadata = scratch_bytes(&l->cx, (int64_t)l->metadata_count, sizeof *l->metadata);
+    l->tensors = scratch_bytes(&l->cx, (int64_t)l->tensor_count, sizeof *l->tensors);
 }
 
 /* Reads metadata and the table of tensors, and refuses GGUF files of other programs. */
 static void read_tables(Loader *l) {
     Cursor *cursor = &l->cursor;
-    for (int64_t i = 0; i < l->metadata_count; i++) read_metadata_entry(cursor, &l->metadata[i]);
+    for (uint64_t i = 0; i < l->metadata_count; i++) read_metadata_entry(cursor, &l->metadata[i]);
     require(l, !cursor->bad, "truncated or damaged: its metadata runs over the end");
     const StringView name = view_part(need_text(l, "general.architecture"), 0, 39);
     if (!view_is(name, "janus"))
         bad_model(l, "a GGUF file for \"%.*s\", not for \"janus\": files of llama.cpp hold a part of the model in "
                   "another form; make the file of the checkpoint with convert.py", VIEW(name));
     require(l, need_number(l, "general.alignment", GGUF_U32) == 64, "general.alignment is not 64");
-    for (int64_t i = 0; i < l->tensor_count && !has_failed(&l->cx); i++)
+    for (uint64_t i = 0; i < l->tensor_count && !has_failed(&l->cx); i++)
         if (!read_tensor_info(cursor, &l->tensors[i]))
             bad_model(l, "truncated or damaged: entry %d of its tensor table is malformed", (int)i);
     l->data = (uint64_t)round_up((int64_t)cursor->at, 64);
@@ -5607,7 +5584,7 @@ static void make_native(char *bytes, const TensorInfo *tensor) {
 }
 
 static TensorInfo *find_tensor(const Loader *l, const char *name) {
-    for (int64_t i = 0; i < l->tensor_count; i++)
+    for (uint64_t i = 0; i < l->tensor_count; i++)
         if (view_is(l->tensors[i].name, name)) return &l->tensors[i];
     return NULL;
 }
@@ -6440,14 +6417,6 @@ static int resample_weights(int in, int out, int o, int *first, int32_t *weights
     return end - begin;
 }
 
-/* One output byte: the weighted sum of `count` input bytes that lie `step` apart, rounded and clipped. */
-static uint8_t resample_byte(const uint8_t *in, int64_t step, const int32_t *weights, int count) {
-    int32_t sum = 1 << (RESAMPLE_BITS - 1);
-    for (int i = 0; i < count; i++) sum += in[i * step] * weights[i];
-    const int32_t value = sum < 0 ? 0 : sum >> RESAMPLE_BITS;
-    return (uint8_t)(value > 255 ? 255 : value);
-}
-
 /* Resizes along one direction: `in` holds `lines` lines of in_count pixels, `out` as many of out_count; neighbours
    along the direction are `step` pixels apart in both, lines are in_pitch and out_pitch pixels apart. */
 static void resize_direction(Context *cx, uint8_t *out, const uint8_t *in, int in_count, int out_count, int lines,
@@ -6459,7 +6428,12 @@ static void resize_direction(Context *cx, uint8_t *out, const uint8_t *in, int i
         for (int line = 0; line < lines; line++) {
             const uint8_t *from = in + 3 * (line * in_pitch + first * step);
             uint8_t *to = out + 3 * (line * out_pitch + o * step);
-            for (int c = 0; c < 3; c++) to[c] = resample_byte(from + c, 3 * step, weights, count);
+            for (int c = 0; c < 3; c++) { /* rounded and clipped */
+                int32_t sum = 1 << (RESAMPLE_BITS - 1);
+                for (int i = 0; i < count; i++) sum += from[3 * i * step + c] * weights[i];
+                const int32_t value = sum < 0 ? 0 : sum >> RESAMPLE_BITS;
+                to[c] = (uint8_t)(value > 255 ? 255 : value);
+            }
         }
     }
 }
@@ -7322,6 +7296,17 @@ static void json_read(Context *cx, char *text, size_t length, JsonTake *take, vo
     else j.at = text;
     json_value(&j, 0, (StringView){"", 0});
     if (j.at < j.end) json_fail(&j, "more follows the value");
+}
+
+/* As printf; at most 255 bytes. */
+PRINTF_LIKE(2, 3)
+static void text_print(TextBuffer *buffer, const char *format, ...) {
+    char text[256];
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(text, sizeof text, format, arguments);
+    va_end(arguments);
+    text_add(buffer, text, strlen(text));
 }
 
 /* Adds a string with its quotes. Control characters are escaped, so that a terminal ignores them; bytes that are
