@@ -7712,12 +7712,11 @@ typedef struct {
 typedef struct {
     const char *task, *only;     /* of selftest: the task that runs, NULL: off; a part of the names of its stages */
     TextBuffer record;           /* of selftest --record: MODEL.selftest */
-    char *lines, *at;            /* of selftest: those of MODEL.selftest; the end of the last one met */
+    char *lines;                 /* of selftest: those of MODEL.selftest */
     long kept;                   /* numbers of each tensor in MODEL.selftest, at most */
     Stage *stages;               /* of --dump and selftest */
     size_t stage_count;
-    double last;                 /* when the last stage ended */
-    bool titled;                 /* the heading of the trace is printed */
+    double last;                 /* when the last stage of the trace ended; 0: there was none */
     JanusError failure;          /* the first one of --dump or selftest */
 } Tap;
 
@@ -7799,9 +7798,8 @@ static void trace_tensor(Tap *tap, Progress *progress, const Tensor *t) {
     }
     shape_text(shape, t);
     clear_progress(progress);
-    if (!tap->titled)
+    if (tap->last == 0)
         fprintf(stderr, "%-23s %-9s %9s %9s %9s %10s %5s\n", "stage", "shape", "min", "mean", "max", "sum", "ms");
-    tap->titled = true;
     fprintf(stderr, "%-23s %-9s %9.3g %9.3g %9.3g %10.4g %5.1f\n", t->name, shape, least,
             sum / (double)(t->count > 0 ? t->count : 1), most, sum, 1e3 * (now - before));
     tap->last = clock_seconds();
@@ -7826,8 +7824,7 @@ static void record_tensor(Tap *tap, const char *head, const Tensor *t) {
 static double recorded_distance(Tap *tap, const char *head, const Tensor *t) {
     const double allowed = strcmp(t->name, "image.pixels") == 0 ? 1 : 0;
     double distance = 0;
-    char *line = strstr(tap->at, head), *at, *begin;
-    if (line == NULL) line = strstr(tap->lines, head);
+    char *line = strstr(tap->lines, head), *at, *begin;
     if (line == NULL) return INFINITY;
     line[1] = '+';
     const double largest = strtod(line + strlen(head), &at);
@@ -7837,7 +7834,6 @@ static double recorded_distance(Tap *tap, const char *head, const Tensor *t) {
         if (at == begin || !(off < INFINITY)) return INFINITY;
         distance = fmax(distance, off - allowed);
     }
-    tap->at = at;
     if (*at != '\n') return INFINITY;
     return t->type == JANUS_INT32 ? distance : distance / fmax(largest, 1e-30);
 }
@@ -7873,9 +7869,8 @@ typedef struct {
 
 /* Reads a part, waiting for input if allowed, until a cancel request. Returns false if there was none. */
 static bool read_part(LineReader *reader, bool may_wait) {
-    bool ready = input_ready(reader->stream, 0);
-    while (!ready && may_wait && !cancel_requested) ready = input_ready(reader->stream, 100);
-    if (!ready) return false;
+    while (!input_ready(reader->stream, may_wait ? 100 : 0))
+        if (!may_wait || cancel_requested) return false;
     const int64_t got = input_read(reader->stream, reader->part, sizeof reader->part);
     if (got < 0) reader->failure = errno_or(EIO);
     reader->ended = got <= 0;
@@ -8611,6 +8606,23 @@ static void claim_pictures(TextBuffer *claims, BatchJob *job, bool resumed) {
 
 /* ---- Results ---- */
 
+/* Prints the complete results: in the order of the lines up to the first incomplete one, or with --unordered all. */
+static void print_replies(Program *program) {
+    for (BatchJob **at = &program->jobs, *job; (job = *at) != NULL && (job->done || program->line.unordered);) {
+        if (!job->done) {
+            at = &job->next;
+            continue;
+        }
+        if (job->reply.failed) fail(&program->error, JANUS_NO_MEMORY, "line %ld: out of memory", job->line);
+        else if (program->write_error == 0 &&
+                 (fwrite(job->reply.text, 1, job->reply.length, stdout) != job->reply.length || fflush(stdout) != 0))
+            program->write_error = errno_or(EIO);
+        *at = job->next;
+        text_free(&job->reply);
+        free(job);
+    }
+}
+
 /* Ends a job: with its error, the names of its pictures or its answer. `result` is NULL if the queue never had it. */
 static void end_job(Program *program, BatchJob *job, const JanusResult *result) {
     const Request *request = &job->request;
@@ -8641,23 +8653,7 @@ static void end_job(Program *program, BatchJob *job, const JanusResult *result) 
     }
     text_print(reply, "}\n");
     job->done = true;
-}
-
-/* Prints the complete results: in the order of the lines up to the first incomplete one, or with --unordered all. */
-static void print_replies(Program *program) {
-    for (BatchJob **at = &program->jobs, *job; (job = *at) != NULL && (job->done || program->line.unordered);) {
-        if (!job->done) {
-            at = &job->next;
-            continue;
-        }
-        if (job->reply.failed) fail(&program->error, JANUS_NO_MEMORY, "line %ld: out of memory", job->line);
-        else if (program->write_error == 0 &&
-                 (fwrite(job->reply.text, 1, job->reply.length, stdout) != job->reply.length || fflush(stdout) != 0))
-            program->write_error = errno_or(EIO);
-        *at = job->next;
-        text_free(&job->reply);
-        free(job);
-    }
+    print_replies(program);
 }
 
 /* Ends the jobs that the queue has finished. */
@@ -8721,14 +8717,14 @@ static void submit_job(const Program *program, BatchJob *job) {
     for (int i = 0; i < count; i++) janus_image_free(&images[i]);
 }
 
-/* Begins the job of a line, unless the line is blank. Returns true if the queue has it; a refused job, or one that an
-   earlier run did, ends here. */
-static bool begin_job(Program *program, StringView line) {
+/* Begins the job of a line, unless the line is blank. A refused job, or one that an earlier run did, ends here. */
+static void begin_job(Program *program, StringView line) {
     const long number = program->input.number;
     const size_t length = line.text != NULL ? line.length : 0;
-    if (line.text != NULL && strspn(line.text, " \t\r") == length) return false;
+    if (line.text != NULL && strspn(line.text, " \t\r") == length) return;
     BatchJob *job = calloc(1, sizeof *job + length + 1), **last = &program->jobs;
-    if (job == NULL) return fail(&program->error, JANUS_NO_MEMORY, "line %ld: out of memory", number), false;
+    if (job == NULL) fail(&program->error, JANUS_NO_MEMORY, "line %ld: out of memory", number);
+    if (job == NULL) return;
     Context *cx = &job->cx;
     while (*last != NULL) last = &(*last)->next;
     *last = job;
@@ -8751,28 +8747,24 @@ static bool begin_job(Program *program, StringView line) {
     take_seed(&job->request, (uint64_t)number);
     if (!resumed) submit_job(program, job);
     if (job->queued == 0) end_job(program, job, NULL);
-    return job->queued != 0;
 }
 
 static void run_batch(Program *program) {
     LineReader *reader = &program->input;
-    bool busy = false;
     StringView line;
-    while (program->write_error == 0) {
+    do {
         while (!cancel_requested && program->write_error == 0 && janus_queue_waiting(program->queue) == 0 &&
-               next_line(reader, !busy, &line)) {
-            busy = begin_job(program, line) || busy;
-            print_replies(program);
-        }
+               next_line(reader, program->jobs == NULL, &line))
+            begin_job(program, line);
         /* The first SIGINT lets answers that have begun and drawings that are half done finish. */
         for (BatchJob *job = program->jobs; job != NULL && cancel_requested; job = job->next)
             if (janus_queue_progress(program->queue, job->queued) < (draws(job) ? 0.5 : 1e-9))
                 janus_queue_cancel(program->queue, job->queued);
-        busy = janus_queue_step(program->queue) != 0;
+        janus_queue_step(program->queue);
         take_results(program);
-        print_replies(program);
-        if (!busy && (cancel_requested || (reader->ended && reader->at == reader->size && reader->length == 0))) break;
-    }
+    } while (program->write_error == 0 &&
+             (program->jobs != NULL ||
+              !(cancel_requested || (reader->ended && reader->at == reader->size && reader->length == 0))));
 }
 
 static void command_batch(Program *program) {
@@ -8867,7 +8859,7 @@ static void command_selftest(Program *program) {
     else if (sscanf(file->text, "janus-selftest 3 %lf %ld%n", &recorded_size, &tap->kept, &used) != 2 ||
              recorded_size != size || tap->kept <= 0)
         fail(error, JANUS_BAD_ARGUMENT, "%s belongs to another model or version: janus selftest --record", path);
-    else tap->lines = tap->at = file->text + used;
+    else tap->lines = file->text + used;
     begin_work(program);
     if (error->status == JANUS_OK) run_tasks(program);
     end_work(program);
