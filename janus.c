@@ -8009,37 +8009,23 @@ static int program_failed(const Program *program) {
     return stopped && program->write_error == 0 ? EXIT_STOPPED : EXIT_FAILED;
 }
 
-/* The path of the running program with links resolved, malloc'ed; NULL if unknown. `called` is argv[0]. */
-static char *program_file(const char *called) {
-#if defined(_WIN32)
-    wchar_t wide[PATH_BYTES / 4];
-    char *path = malloc(PATH_BYTES);
-    (void)called;
-    if (path != NULL && (GetModuleFileNameW(NULL, wide, PATH_BYTES / 4) == PATH_BYTES / 4 ||
-                         !WideCharToMultiByte(CP_UTF8, 0, wide, -1, path, PATH_BYTES, NULL, NULL)))
-        path[0] = 0;
-#else
-    char *path = link_target("/proc/self/exe"); /* of Linux; elsewhere a name alone, without a folder, is not enough */
-    if (path != NULL && path_kind(path) != PATH_NONE) return path;
-    free(path);
-    path = strchr(called, '/') != NULL ? link_target(called) : NULL;
-#endif
-    return path;
-}
-
 /* The model of -m or $JANUS_MODEL, else the small one: weights/tiny.gguf here or beside the program, or where make
-   install puts it. NULL: there is none. */
+   install puts it. `called` is argv[0]. NULL: there is none. */
 static const char *choose_model(Program *program, const char *called) {
     static const char *const PLACES[] = {"weights/tiny.gguf", "../share/janus/tiny.gguf"};
-    bool found = false;
+    const char *const links[] = {"/proc/self/exe", called}; /* Linux has the first; the second may lack a folder */
     const char *named = program->line.model != NULL ? program->line.model : getenv("JANUS_MODEL");
+    bool found = false;
     if (named != NULL && named[0] != 0) return named;
     if (path_kind(PLACES[0]) != PATH_NONE) return PLACES[0];
-    char *file = program_file(called);
-    for (int i = 0; i < 2 && file != NULL && !found; i++)
-        found = snprintf(program->beside, PATH_BYTES, "%.*s%s", (int)folder_length(file), file, PLACES[i]) <
-                    PATH_BYTES && path_kind(program->beside) != PATH_NONE;
-    free(file);
+    for (int i = 0; i < 4 && !found; i++) {
+        char *file = link_target(links[i / 2]);
+        const int folder = file != NULL ? (int)folder_length(file) : 0;
+        found = folder > 0 &&
+                snprintf(program->beside, PATH_BYTES, "%.*s%s", folder, file, PLACES[i % 2]) < PATH_BYTES &&
+                path_kind(program->beside) != PATH_NONE;
+        free(file);
+    }
     return found ? program->beside : NULL;
 }
 
@@ -8488,34 +8474,27 @@ typedef struct {
 
 /* ---- The keys of a line ---- */
 
-/* A key with the name of an option sets that option. */
+/* Each with the option that it sets. */
 enum { KEY_PROMPT, KEY_QUESTION, KEY_ID };
-static const struct {
-    const char *key, *option;
-    unsigned commands;
-} KEYS[] = {
-    {"prompt", NULL, FOR_GENERATE},
-    {"question", NULL, FOR_ASK},
-    {"id", NULL, FOR_ALL},
-    {"image", "--image", FOR_ASK},
-    {"images", "--image", FOR_ASK},
-    {"output", "--output", FOR_GENERATE},
-    {"n", "--count", FOR_GENERATE},
-    {"cfg", "--cfg", FOR_GENERATE},
-    {"seed", "--seed", FOR_GENERATE | FOR_ASK},
-    {"temperature", "--temperature", FOR_GENERATE | FOR_ASK},
-    {"max_tokens", "--max-tokens", FOR_ASK},
-    {"top_k", "--top-k", FOR_ASK},
-    {"top_p", "--top-p", FOR_ASK},
+static const char *const KEYS[][2] = {
+    {"prompt", NULL}, {"question", NULL}, {"id", NULL}, {"image", "--image"}, {"images", "--image"},
+    {"output", "--output"}, {"n", "--count"}, {"cfg", "--cfg"}, {"seed", "--seed"}, {"temperature", "--temperature"},
+    {"max_tokens", "--max-tokens"}, {"top_k", "--top-k"}, {"top_p", "--top-p"},
 };
 enum { KEY_COUNT = sizeof KEYS / sizeof *KEYS };
+
+/* True if a key goes with a question, or with a drawing: as its option does. */
+static bool key_fits(int key, bool asks) {
+    if (KEYS[key][1] != NULL) return (find_option(KEYS[key][1])->commands & (asks ? FOR_ASK : FOR_GENERATE)) != 0;
+    return key == KEY_ID || key == (asks ? KEY_QUESTION : KEY_PROMPT);
+}
 
 /* The part of the help that lists the keys of both kinds of jobs. */
 static void print_keys(FILE *to) {
     for (int asks = 0; asks < 2; asks++) {
         fprintf(to, "\n  A %s:", asks ? "question" : "drawing");
         for (int key = 0; key < KEY_COUNT; key++)
-            if ((KEYS[key].commands & (asks ? FOR_ASK : FOR_GENERATE)) != 0) fprintf(to, " %s", KEYS[key].key);
+            if (key_fits(key, asks)) fprintf(to, " %s", KEYS[key][0]);
     }
     fputs("\n  The keys take the options' values, images a list; the result repeats id.\n", to);
 }
@@ -8525,18 +8504,18 @@ static bool is_given(const BatchJob *job, int key) { return (job->given >> key &
 static bool draws(const BatchJob *job) { return is_given(job, KEY_PROMPT); }
 
 static void set_key(BatchJob *job, int key, JsonKind kind, StringView text) {
-    const Option *option = KEYS[key].option != NULL ? find_option(KEYS[key].option) : NULL;
+    const Option *option = KEYS[key][1] != NULL ? find_option(KEYS[key][1]) : NULL;
     const bool number = option != NULL && (option->kind == AS_NUMBER || option->kind == AS_SEED);
     const char *quote = number ? "" : "\"";
     char values[200];
     if (kind != (number ? JSON_NUMBER : JSON_STRING))
-        context_fail(&job->cx, JANUS_BAD_ARGUMENT, "\"%s\" takes a %s", KEYS[key].key, number ? "number" : "string");
+        context_fail(&job->cx, JANUS_BAD_ARGUMENT, "\"%s\" takes a %s", KEYS[key][0], number ? "number" : "string");
     else if (strlen(text.text) < text.length)
-        context_fail(&job->cx, JANUS_BAD_ARGUMENT, "\"%s\" contains a zero character", KEYS[key].key);
+        context_fail(&job->cx, JANUS_BAD_ARGUMENT, "\"%s\" contains a zero character", KEYS[key][0]);
     else if (option == NULL) job->request.text = text.text;
     else if (!set_option(&job->request, option, text.text)) {
         describe_values(option, values, sizeof values);
-        context_fail(&job->cx, JANUS_BAD_ARGUMENT, "\"%s\" takes %s, not %s%.60s%s", KEYS[key].key, values, quote,
+        context_fail(&job->cx, JANUS_BAD_ARGUMENT, "\"%s\" takes %s, not %s%.60s%s", KEYS[key][0], values, quote,
                      text.text, quote);
     }
 }
@@ -8548,7 +8527,7 @@ static void take_value(void *user, int depth, StringView name, JsonKind kind, St
     int key = 0;
     if (depth == 0 && kind != JSON_OBJECT) context_fail(cx, JANUS_BAD_ARGUMENT, "a line is an object in { }");
     if (depth == 0 || has_failed(cx)) return;
-    while (key < KEY_COUNT && !view_is(name, KEYS[key].key)) key++;
+    while (key < KEY_COUNT && !view_is(name, KEYS[key][0])) key++;
     if (key == KEY_COUNT) context_fail(cx, JANUS_BAD_ARGUMENT, "unknown key \"%.60s\"", name.text);
     else if (depth == 1 && is_given(job, key))
         context_fail(cx, JANUS_BAD_ARGUMENT, "\"%s\" is given twice", name.text);
@@ -8559,7 +8538,7 @@ static void take_value(void *user, int depth, StringView name, JsonKind kind, St
         text_print(&job->reply, "{\"id\": ");
         if (kind == JSON_STRING) json_write(&job->reply, text.text, text.length);
         else text_add(&job->reply, text.text, text.length);
-    } else if (depth != 1 || kind != JSON_ARRAY || strcmp(KEYS[key].key, "images") != 0) set_key(job, key, kind, text);
+    } else if (depth != 1 || kind != JSON_ARRAY || strcmp(KEYS[key][0], "images") != 0) set_key(job, key, kind, text);
     job->given |= 1u << key;
 }
 
@@ -8737,8 +8716,8 @@ static void begin_job(Program *program, StringView line) {
     if (!has_failed(cx) && !draws(job) && !is_given(job, KEY_QUESTION))
         context_fail(cx, JANUS_BAD_ARGUMENT, "a job has \"prompt\" or \"question\"");
     for (int key = 0; key < KEY_COUNT; key++)
-        if (is_given(job, key) && (KEYS[key].commands & (draws(job) ? FOR_GENERATE : FOR_ASK)) == 0)
-            context_fail(cx, JANUS_BAD_ARGUMENT, "\"%s\" does not go with \"%s\"", KEYS[key].key,
+        if (is_given(job, key) && !key_fits(key, !draws(job)))
+            context_fail(cx, JANUS_BAD_ARGUMENT, "\"%s\" does not go with \"%s\"", KEYS[key][0],
                          draws(job) ? "prompt" : "question");
     if (draws(job) && job->request.output == NULL)
         context_fail(cx, JANUS_BAD_ARGUMENT, "\"output\" is missing: the name of the picture");
@@ -9146,8 +9125,10 @@ static BOOL WINAPI on_console_event(DWORD event) {
 
 /* Windows passes arguments as UTF-16; the program uses UTF-8. */
 int main(void) {
+    static wchar_t program_file[PATH_BYTES];
     int argc = 0, result = EXIT_FAILED;
     wchar_t **wide = CommandLineToArgvW(GetCommandLineW(), &argc);
+    if (wide != NULL && GetModuleFileNameW(NULL, program_file, PATH_BYTES) > 0) wide[0] = program_file;
     char **argv = wide == NULL ? NULL : calloc((size_t)argc + 1, sizeof *argv);
     bool good = argv != NULL;
     for (int i = 0; i < argc && good; i++) {
