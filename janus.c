@@ -7355,17 +7355,6 @@ static Request request_defaults(void) {
     return (Request){.draw = janus_generate_defaults(), .ask = janus_ask_defaults()};
 }
 
-/* Prints a line to stderr, without control characters: it may quote file names and untrusted texts. */
-PRINTF_LIKE(1, 2)
-static void complain(const char *format, ...) {
-    char text[1200];
-    va_list arguments;
-    va_start(arguments, format);
-    vsnprintf(text, sizeof text, format, arguments);
-    va_end(arguments);
-    fprintf(stderr, "janus: %s\n", clean_controls(text, strlen(text), 0));
-}
-
 static bool terminal(FILE *file) { return isatty(fileno(file)) != 0; }
 
 /* Length of the folder part of a path, with the separator that ends it. */
@@ -7480,52 +7469,48 @@ static void take_seed(Request *request, uint64_t salt) {
         request->draw.seed = request->ask.seed = (now + 7919u * ((uint64_t)getpid() + salt)) % 1000000000u;
 }
 
-/* Sets an option of a Request, or of a CommandLine. Returns false if the value is not allowed. */
-static bool set_option(void *target, const Option *option, const char *value) {
+/* Sets an option of a Request, or of a CommandLine. Fails if the value is not allowed: `name` is what the message calls
+   the option, the value stands in `quotes` there. */
+static int set_option(void *target, const Option *option, const char *name, const char *value, const char *quotes,
+                      JanusError *error) {
+    const Range *range = &RANGES[option->range];
     Request *request = target;
     void *field = (char *)target + option->field;
-    const Range *range = &RANGES[option->range];
-    double number;
+    double number = 0;
+    bool good = true;
+    char takes[100] = "a name";
     switch (option->kind) {
-    case AS_SWITCH: return *(bool *)field = true;
-    case AS_SEED: return set_seed(request, value);
+    case AS_SWITCH:
+        *(bool *)field = true;
+        break;
+    case AS_SEED:
+        good = set_seed(request, value);
+        snprintf(takes, sizeof takes, "a whole number from 0 to %llu, or -1 for a random one", ULLONG_MAX);
+        break;
     case AS_CACHE:
         *(JanusCacheType *)field = strcasecmp(value, "f16") == 0 ? JANUS_CACHE_F16 : JANUS_CACHE_F32;
-        return strcasecmp(value, "f16") == 0 || strcasecmp(value, "f32") == 0;
+        good = strcasecmp(value, "f16") == 0 || strcasecmp(value, "f32") == 0;
+        snprintf(takes, sizeof takes, "%s", option->argument);
+        break;
     case AS_NAME:
         *(const char **)field = value;
-        return value[0] != 0;
+        good = value[0] != 0;
+        break;
     case AS_IMAGE:
-        if (request->image_count == IMAGES_LIMIT || value[0] == 0) return false;
-        request->images[request->image_count++] = value;
-        return true;
+        good = value[0] != 0 && request->image_count < IMAGES_LIMIT;
+        if (good) request->images[request->image_count++] = value;
+        snprintf(takes, sizeof takes, "at most %d images, each by its name", IMAGES_LIMIT);
+        break;
     case AS_NUMBER:
-        if (!parse_number(value, range, &number)) return false;
-        if (option->field > 0) set_number(target, (int)option->field, range, number);
-        set_number(&request->draw, range->in_drawing, range, number);
-        set_number(&request->ask, range->in_question, range, number);
+        good = parse_number(value, range, &number);
+        if (good && option->field > 0) set_number(target, (int)option->field, range, number);
+        if (good) set_number(&request->draw, range->in_drawing, range, number);
+        if (good) set_number(&request->ask, range->in_question, range, number);
+        snprintf(takes, sizeof takes, "a %snumber from %.10g to %.10g%s", range->type == AN_INT ? "whole " : "",
+                 range->low, range->high, range->low == -1 ? ", -1 is auto" : "");
     }
-    return true;
-}
-
-/* Describes the allowed values of an option for a message: "a whole number from 1 to 64". */
-static void describe_values(const Option *option, char *text, size_t size) {
-    const Range *range = &RANGES[option->range];
-    if (option->kind == AS_SEED)
-        snprintf(text, size, "a whole number from 0 to %llu, or -1 for a random one", ULLONG_MAX);
-    else if (option->kind == AS_IMAGE) snprintf(text, size, "at most %d images, each by its name", IMAGES_LIMIT);
-    else if (option->kind == AS_NAME || option->kind == AS_CACHE)
-        snprintf(text, size, "%s", option->kind == AS_NAME ? "a name" : option->argument);
-    else
-        snprintf(text, size, "a %snumber from %.10g to %.10g%s", range->type == AN_INT ? "whole " : "", range->low,
-                 range->high, range->low == -1 ? ", -1 is auto" : "");
-}
-
-static bool refuse_value(const Option *option, const char *name, const char *value) {
-    char values[200];
-    describe_values(option, values, sizeof values);
-    complain("%s takes %s, not \"%.60s\"", name, values, value);
-    return false;
+    if (good) return JANUS_OK;
+    return fail(error, JANUS_BAD_ARGUMENT, "%s takes %s, not %s%.60s%s", name, takes, quotes, value, quotes);
 }
 
 /* ---- Pictures in the terminal ----
@@ -7962,11 +7947,10 @@ static int on_text(void *user, const char *text, size_t length) {
 static int on_drawn(void *user, const int32_t *ids, int count, int64_t done, int64_t total) {
     Program *program = user;
     const double now = clock_seconds();
-    JanusImage tokens = {0, 0, NULL};
+    const int grid = program->model->config.grid;
+    JanusImage tokens = {grid, grid, NULL};
     if (program->show.canvas.rgb == NULL || (done < total && now - program->show.when < 0.2)) return cancel_requested;
     if ((tokens.rgb = malloc(3 * (size_t)total)) == NULL) return cancel_requested;
-    while ((int64_t)tokens.width * tokens.width < total) tokens.width++;
-    tokens.height = tokens.width;
     for (int n = 0; n < count; n++) {
         memset(tokens.rgb, SHOW_GREY, 3 * (size_t)total);
         for (int64_t t = 0; t < done; t++)
@@ -8004,8 +7988,10 @@ static void end_work(Program *program) {
 /* Prints the program's error, if it has a message. Returns the exit status. */
 static int program_failed(const Program *program) {
     const bool stopped = program->error.status == JANUS_CANCELLED;
-    if (program->write_error != 0) complain("cannot write to stdout: %s", strerror(program->write_error));
-    else if (program->error.message[0] != 0) complain("%s", stopped ? "stopped" : program->error.message);
+    if (program->write_error != 0)
+        fprintf(stderr, "janus: cannot write to stdout: %s\n", strerror(program->write_error));
+    else if (program->error.message[0] != 0)
+        fprintf(stderr, "janus: %s\n", stopped ? "stopped" : program->error.message);
     return stopped && program->write_error == 0 ? EXIT_STOPPED : EXIT_FAILED;
 }
 
@@ -8396,6 +8382,7 @@ static char *clean_line(char *line) {
 
 /* Answers one line of the input. False: the chat ends. */
 static bool chat_line(Program *program, const char *line) {
+    JanusError *error = &program->error;
     char word[16];
     const char *rest = line + strcspn(line, " \t");
     snprintf(word, sizeof word, "%.*s", (int)min_i64(rest - line, 15), line);
@@ -8403,7 +8390,8 @@ static bool chat_line(Program *program, const char *line) {
     program->line.request.text = line[0] == '/' ? rest : line;
     const bool image = strcasecmp(word, "/image") == 0, draw = strcasecmp(word, "/draw") == 0;
     if (strcasecmp(word, "/exit") == 0 || strcasecmp(word, "/quit") == 0) return false;
-    if ((image || draw) && rest[0] == 0) complain("%s needs %s", word, draw ? "a prompt" : "a file");
+    if ((image || draw) && rest[0] == 0)
+        fail(error, JANUS_BAD_ARGUMENT, "%s needs %s", word, draw ? "a prompt" : "a file");
     else if (strcasecmp(word, "/help") == 0) fputs(CHAT_HELP, stderr);
     else if (image) {
         if (add_image(program, rest) == JANUS_OK && terminal(stdin) && !program->line.quiet) {
@@ -8414,11 +8402,11 @@ static bool chat_line(Program *program, const char *line) {
     else if (strcasecmp(word, "/clear") == 0) {
         janus_reset(program->session);
         forget_images(program);
-    } else if (line[0] == '/') complain("unknown command %.60s: /help lists them", line);
+    } else if (line[0] == '/') fail(error, JANUS_BAD_ARGUMENT, "unknown command %.60s: /help lists them", line);
     else if (line[0] != 0) {
         const bool orders = strcasecmp(word, "draw") == 0 || strcasecmp(word, "paint") == 0;
         if (orders && rest[0] != 0 && !program->line.quiet)
-            complain("remark: to draw a picture, type /draw %.60s", rest);
+            fprintf(stderr, "janus: remark: to draw a picture, type /draw %.60s\n", rest);
         command_ask(program);
     }
     return true;
@@ -8427,6 +8415,7 @@ static bool chat_line(Program *program, const char *line) {
 static void command_chat(Program *program) {
     const bool prompts = terminal(stdin) && !program->line.quiet;
     LineReader *reader = &program->input;
+    JanusError *error = &program->error;
     StringView line;
     reader->stream = stdin;
     if (prompts) fputs("/help lists the commands; Ctrl-C stops an answer or a drawing\n", stderr);
@@ -8437,13 +8426,14 @@ static void command_chat(Program *program) {
         const bool got = next_line(reader, true, &line);
         at_prompt = 0;
         if (!got) break;
-        if (line.text == NULL) complain("the line is longer than 1 MiB");
+        if (line.text == NULL) fail(error, JANUS_BAD_ARGUMENT, "the line is longer than 1 MiB");
         else if (strlen(line.text) != line.length)
-            complain("the line is not a text in UTF-8: byte %lu is zero", (unsigned long)strlen(line.text) + 1);
+            fail(error, JANUS_BAD_ARGUMENT, "the line is not a text in UTF-8: byte %lu is zero",
+                 (unsigned long)strlen(line.text) + 1);
         else more = chat_line(program, clean_line((char *)line.text));
         if (fflush(stdout) != 0) program->write_error = errno_or(EIO);
-        else if (program->error.status != JANUS_OK) program_failed(program);
-        program->error.status = JANUS_OK;
+        else if (error->status != JANUS_OK) program_failed(program);
+        error->status = JANUS_OK;
     }
 }
 
@@ -8506,18 +8496,14 @@ static bool draws(const BatchJob *job) { return is_given(job, KEY_PROMPT); }
 static void set_key(BatchJob *job, int key, JsonKind kind, StringView text) {
     const Option *option = KEYS[key][1] != NULL ? find_option(KEYS[key][1]) : NULL;
     const bool number = option != NULL && (option->kind == AS_NUMBER || option->kind == AS_SEED);
-    const char *quote = number ? "" : "\"";
-    char values[200];
+    char name[20];
+    snprintf(name, sizeof name, "\"%s\"", KEYS[key][0]);
     if (kind != (number ? JSON_NUMBER : JSON_STRING))
-        context_fail(&job->cx, JANUS_BAD_ARGUMENT, "\"%s\" takes a %s", KEYS[key][0], number ? "number" : "string");
+        context_fail(&job->cx, JANUS_BAD_ARGUMENT, "%s takes a %s", name, number ? "number" : "string");
     else if (strlen(text.text) < text.length)
-        context_fail(&job->cx, JANUS_BAD_ARGUMENT, "\"%s\" contains a zero character", KEYS[key][0]);
+        context_fail(&job->cx, JANUS_BAD_ARGUMENT, "%s contains a zero character", name);
     else if (option == NULL) job->request.text = text.text;
-    else if (!set_option(&job->request, option, text.text)) {
-        describe_values(option, values, sizeof values);
-        context_fail(&job->cx, JANUS_BAD_ARGUMENT, "\"%s\" takes %s, not %s%.60s%s", KEYS[key][0], values, quote,
-                     text.text, quote);
-    }
+    else set_option(&job->request, option, name, text.text, number ? "" : "\"", &job->cx.error);
 }
 
 /* Receives a value of the line: the object itself (depth 0), the value of a key (1) or an item of a list (2). */
@@ -8896,9 +8882,9 @@ static bool is_near(const char *word, const char *typed, int errors) {
            (*word != 0 && *typed != 0 && is_near(word + 1, typed + 1, errors - 1));
 }
 
-/* Complains about an unknown command or option and suggests one that begins with it, or the one with the smallest edit
+/* Fails for an unknown command or option and suggests one that begins with it, or the one with the smallest edit
    distance, at most 2. */
-static void unknown_word(const char *argument, bool command) {
+static int unknown_word(JanusError *error, const char *argument, bool command) {
     const char *kind = command ? "command" : "option";
     char typed[32];
     snprintf(typed, sizeof typed, "%.*s", (int)strcspn(argument, "="), argument);
@@ -8908,38 +8894,38 @@ static void unknown_word(const char *argument, bool command) {
         for (int i = 0; i < (command ? COMMAND_COUNT : OPTION_COUNT); i++) {
             const char *word = command ? COMMANDS[i].name : OPTIONS[i].names + 4, *letters = word + strspn(word, "-");
             if (strncmp(letters, begin, length) != 0 && !is_near(letters, begin, errors)) continue;
-            complain("unknown %s %.60s: is %s meant?", kind, argument, word);
-            return;
+            return fail(error, JANUS_BAD_ARGUMENT, "unknown %s %.60s: is %s meant?", kind, argument, word);
         }
-    complain("unknown %s %.60s (%s)", kind, argument, command ? "the command comes first: janus help lists them"
-                                                              : "janus help COMMAND lists the options");
+    return fail(error, JANUS_BAD_ARGUMENT, "unknown %s %.60s (%s)", kind, argument,
+                command ? "the command comes first: janus help lists them" : "janus help COMMAND lists the options");
 }
 
-/* Returns NULL after a complaint. */
-static const Command *find_command(const char *name) {
+/* NULL after an error. */
+static const Command *find_command(JanusError *error, const char *name) {
     for (const Command *c = COMMANDS; c < COMMANDS + COMMAND_COUNT; c++)
         if (strcmp(c->name, name) == 0) return c;
-    unknown_word(name, true);
+    unknown_word(error, name, true);
     return NULL;
 }
 
 /* Sets the option that an argument names; the value follows a "=" or is the next argument. Returns the number of
-   arguments, or 0 after a complaint. */
-static int take_option(CommandLine *line, const Command *command, const char *argument, const char *next) {
-    const char *inside = strchr(argument, '=');
+   arguments, or 0 after an error. */
+static int take_option(Program *program, const Command *command, const char *argument, const char *next) {
+    JanusError *error = &program->error;
+    const char *inside = strchr(argument, '='), *value = inside != NULL ? inside + 1 : next;
     char name[32];
     snprintf(name, sizeof name, "%.*s", (int)strcspn(argument, "="), argument);
     const Option *option = find_option(name);
     const bool alone = option != NULL && option->kind == AS_SWITCH;
-    const char *value = inside != NULL ? inside + 1 : next;
-    if (option == NULL) unknown_word(argument, false);
+    if (option == NULL) unknown_word(error, argument, false);
     else if ((option->commands & command->bit) == 0)
-        complain("%s takes no %s: it %s", command->name, name, command->does);
-    else if (alone && inside != NULL) complain("%s takes no value, but \"%.60s\" was given", name, value);
-    else if (!alone && value == NULL) complain("%s needs a value: %s %s", name, name, option->argument);
-    else if (set_option(line, option, value) || refuse_value(option, name, value))
-        return alone || inside != NULL ? 1 : 2;
-    return 0;
+        fail(error, JANUS_BAD_ARGUMENT, "%s takes no %s: it %s", command->name, name, command->does);
+    else if (alone && inside != NULL)
+        fail(error, JANUS_BAD_ARGUMENT, "%s takes no value, but \"%.60s\" was given", name, value);
+    else if (!alone && value == NULL)
+        fail(error, JANUS_BAD_ARGUMENT, "%s needs a value: %s %s", name, name, option->argument);
+    else set_option(&program->line, option, name, value, "\"", error);
+    return error->status != JANUS_OK ? 0 : alone || inside != NULL ? 1 : 2;
 }
 
 /* True if a question is more likely the name of a file: it exists, or it looks like one. */
@@ -8949,36 +8935,37 @@ static bool names_a_file(const char *question) {
            (dot != NULL && dot > question && dot[1] != 0);
 }
 
-/* If the command takes a text, that is the last argument; the others are images. Returns false after a complaint. */
-static bool place_arguments(CommandLine *line, const Command *command, int count, char **arguments) {
-    Request *request = &line->request;
-    const Option *image = find_option("--image");
+/* If the command takes a text, that is the last argument; the others are images. */
+static int place_arguments(Program *program, const Command *command, int count, char **arguments) {
+    Request *request = &program->line.request;
+    JanusError *error = &program->error;
     const bool texts = command->text != NO_TEXT;
     const int given = count + (texts ? 0 : request->image_count), images = texts && count > 0 ? count - 1 : count;
-    if (given < command->least || given > command->most) {
-        complain("%s: janus %s %s", given < command->least ? "missing argument" : "too many arguments", command->name,
-                 command->arguments);
-        return false;
-    }
-    for (int i = 0; i < images; i++)
-        if (!set_option(line, image, arguments[i])) return refuse_value(image, "-i", arguments[i]);
+    if (given < command->least || given > command->most)
+        return fail(error, JANUS_BAD_ARGUMENT, "%s: janus %s %s",
+                    given < command->least ? "missing argument" : "too many arguments", command->name,
+                    command->arguments);
+    for (int i = 0; i < images && error->status == JANUS_OK; i++)
+        set_option(request, find_option("--image"), "-i", arguments[i], "\"", error);
     if (texts && count > 0) request->text = arguments[images];
     const char *text = request->text;
     int readers = (command->bit == FOR_CHAT) + (text != NULL && strcmp(text, "-") == 0);
     for (int i = 0; i < request->image_count; i++) readers += strcmp(request->images[i], "-") == 0;
+    if (error->status != JANUS_OK) return error->status;
     if (command->bit == FOR_ASK && strcmp(text, "-") != 0 && names_a_file(text))
-        complain("ask: no question: %.200s looks like a file (any text can come from stdin: -)", text);
-    else if (command->bit == FOR_INFO && text != NULL && line->model != NULL)
-        complain("info shows one file: %.60s or %.60s", line->model, text);
-    else if (readers > 1) complain("%s: only one input can come from stdin", command->name);
-    else return command->bit != FOR_HELP || text == NULL || find_command(text) != NULL;
-    return false;
+        return fail(error, JANUS_BAD_ARGUMENT,
+                    "ask: no question: %.200s looks like a file (any text can come from stdin: -)", text);
+    if (command->bit == FOR_INFO && text != NULL && program->line.model != NULL)
+        return fail(error, JANUS_BAD_ARGUMENT, "info shows one file: %.60s or %.60s", program->line.model, text);
+    if (command->bit == FOR_HELP && text != NULL) find_command(error, text);
+    if (readers < 2) return error->status;
+    return fail(error, JANUS_BAD_ARGUMENT, "%s: only one input can come from stdin", command->name);
 }
 
-/* Reads the command, its options and its arguments. Returns the command, or NULL after a complaint. */
-static const Command *parse_command_line(CommandLine *line, int argc, char **argv) {
+/* Reads the command, its options and its arguments. Returns the command, or NULL after an error. */
+static const Command *parse_command_line(Program *program, int argc, char **argv) {
     const bool asks_help = strcmp(argv[1], "-h") == 0 || strcmp(argv[1], "--help") == 0;
-    const Command *command = find_command(asks_help ? "help" : argv[1]);
+    const Command *command = find_command(&program->error, asks_help ? "help" : argv[1]);
     int count = 0; /* arguments, which are moved to the front of argv */
     bool options = true;
     for (int i = 2, taken; command != NULL && i < argc; i += taken) {
@@ -8986,14 +8973,14 @@ static const Command *parse_command_line(CommandLine *line, int argc, char **arg
         taken = 1;
         if (!is_option) argv[count++] = argv[i];
         else if (strcmp(argv[i], "--") == 0) options = false;
-        else taken = take_option(line, command, argv[i], i + 1 < argc ? argv[i + 1] : NULL);
+        else taken = take_option(program, command, argv[i], i + 1 < argc ? argv[i + 1] : NULL);
         if (taken == 0) return NULL;
     }
-    if (command != NULL && line->help) {
-        line->request.text = command->name;
-        return find_command("help");
+    if (command != NULL && program->line.help) {
+        program->line.request.text = command->name;
+        return find_command(NULL, "help");
     }
-    return command != NULL && place_arguments(line, command, count, argv) ? command : NULL;
+    return command != NULL && place_arguments(program, command, count, argv) == JANUS_OK ? command : NULL;
 }
 
 /* Replaces "-" by the text of stdin, and the name of a file by the ids in it, without a byte order mark. */
@@ -9018,7 +9005,7 @@ static void remark_idle_options(const CommandLine *line, unsigned command) {
     const float temperature = command == FOR_GENERATE ? line->request.draw.temperature : ask->temperature;
     const bool seeded = line->request.has_seed && command != FOR_CHAT;
     if (temperature <= 0 && (seeded || ask->top_k != defaults.top_k || ask->top_p < 1) && !line->quiet)
-        complain("remark: --seed, --top-k and --top-p have no effect without a --temperature above 0");
+        fputs("janus: remark: --seed, --top-k and --top-p have no effect without a --temperature above 0\n", stderr);
 }
 
 /* ---- Help, from the two tables ---- */
@@ -9049,7 +9036,7 @@ static void print_help(FILE *to, const Command *only) {
 
 static void command_help(Program *program) {
     const char *name = program->line.request.text;
-    print_help(stdout, name != NULL ? find_command(name) : NULL);
+    print_help(stdout, name != NULL ? find_command(NULL, name) : NULL);
 }
 
 /* ---- main ---- */
@@ -9091,9 +9078,10 @@ static int janus_main(int argc, char **argv) {
     int result = EXIT_USAGE;
     memset(program, 0, sizeof *program);
     program->line.request = request_defaults();
-    const Command *command = argc > 1 ? parse_command_line(&program->line, argc, argv) : NULL;
+    const Command *command = argc > 1 ? parse_command_line(program, argc, argv) : NULL;
     if (argc < 2) print_help(stderr, NULL);
-    else if (command != NULL) result = run_command(program, command, program_path);
+    else if (command == NULL) program_failed(program);
+    else result = run_command(program, command, program_path);
     forget_images(program);
     janus_image_free(&program->drawn);
     text_free(&program->text);
