@@ -1623,14 +1623,6 @@ static int64_t input_read(FILE *stream, void *bytes, size_t size) {
 #define SEPARATORS "/"
 #include <strings.h>
 #include <unistd.h>
-#if !defined(JANUS_LIBRARY)
-#include <dirent.h>
-#include <poll.h>
-#endif
-#if !defined(JANUS_LIBRARY) && !defined(__wasi__)
-#include <signal.h>
-#include <sys/ioctl.h>
-#endif
 #if defined(__linux__)
 #include <sched.h>
 #include <sys/syscall.h>
@@ -1640,13 +1632,11 @@ static int64_t input_read(FILE *stream, void *bytes, size_t size) {
 #endif
 
 /* Asks Linux for pages of 2 MB, which are read up to twice as fast as those of 4 KB: fewer misses of the TLB. */
-static void use_large_pages(void *memory, size_t bytes) {
 #if defined(MADV_HUGEPAGE)
-    if (madvise(memory, bytes, MADV_HUGEPAGE) != 0) errno = 0; /* refused: small pages serve, too */
+#define use_large_pages(memory, bytes) ((void)madvise(memory, bytes, MADV_HUGEPAGE)) /* or small ones serve, too */
 #else
-    (void)memory, (void)bytes;
+#define use_large_pages(memory, bytes) ((void)(memory), (void)(bytes))
 #endif
-}
 
 /* Memory for free_aligned at a multiple of 64 bytes, a cache line; from 4 MB on in large pages. NULL if memory runs out
    or bytes < 0. */
@@ -1774,6 +1764,13 @@ static int processor_count(void) {
 }
 
 #if !defined(JANUS_LIBRARY)
+#include <dirent.h>
+#include <poll.h>
+#if !defined(__wasi__)
+#include <signal.h>
+#include <sys/ioctl.h>
+#endif
+
 /* A number for the file or folder that a path leads to; 0 if there is none. */
 static uint64_t file_identity(const char *path) {
     struct stat status;
@@ -1805,10 +1802,7 @@ static int64_t input_read(FILE *stream, void *bytes, size_t size) {
 #endif
 #endif
 
-static bool big_endian(void) {
-    const uint16_t one = 1;
-    return *(const unsigned char *)&one == 0;
-}
+static bool big_endian(void) { return *(const uint8_t *)&(const uint16_t){1} == 0; }
 
 /* ==================================================================================================================
    11  Errors and memory
@@ -1829,9 +1823,8 @@ static bool big_endian(void) {
 static char *clean_controls(char *text, size_t length, char keep) {
     for (size_t i = 0; i < length; i++) {
         const uint8_t c = (uint8_t)text[i], next = i + 1 < length ? (uint8_t)text[i + 1] : 0;
-        const bool two_bytes = c == 0xC2 && next >= 0x80 && next < 0xA0; /* U+0080 to U+009F */
-        if (two_bytes) text[i++] = ' ';
-        if (two_bytes || (c < ' ' && c != (uint8_t)keep) || c == 0x7F) text[i] = ' ';
+        if (c == 0xC2 && next >= 0x80 && next < 0xA0) text[i] = text[i + 1] = ' '; /* U+0080 to U+009F */
+        if ((c < ' ' && c != (uint8_t)keep) || c == 0x7F) text[i] = ' ';
     }
     return text;
 }
@@ -1874,21 +1867,18 @@ static int64_t checked_product(int64_t a, int64_t b, int64_t c) {
 
 enum { NAME_LIMIT = 128 }; /* bytes of a tensor's or a stage's name */
 
-/* realloc for `count` items of `size` bytes. NULL if the product overflows or memory runs out; the old block then stays
-   valid. */
-static void *reallocate(void *memory, int64_t count, size_t size) {
+/* malloc for `count` items of `size` bytes; NULL if their product overflows, too. */
+static void *allocate(int64_t count, size_t size) {
     if (count < 0 || (uint64_t)count > (SIZE_MAX - 1) / size) return NULL;
-    return realloc(memory, (size_t)count * size + (count == 0));
+    return malloc((size_t)count * size + (count == 0));
 }
-
-static void *allocate(int64_t count, size_t size) { return reallocate(NULL, count, size); }
 
 /* Grows an array of `capacity` items to at least `count`, by doubling. Returns the array; NULL if memory runs out: the
    old one is then unchanged. */
 static void *grow(void *array, size_t *capacity, size_t count, size_t size) {
     if (array != NULL && count <= *capacity) return array;
-    const size_t wanted = count > SIZE_MAX / 4 ? SIZE_MAX : 2 * count + 64;
-    void *grown = wanted < SIZE_MAX ? reallocate(array, (int64_t)wanted, size) : NULL;
+    const size_t wanted = 2 * count + 64;
+    void *grown = count < SIZE_MAX / 4 / size ? realloc(array, wanted * size) : NULL;
     if (grown != NULL) *capacity = wanted;
     return grown;
 }
@@ -2072,7 +2062,6 @@ static Pool one_thread = {1};
 
 #else
 #include <pthread.h> /* MinGW has it, too */
-#include <sched.h>
 #if defined(__x86_64__) || defined(__i386__)
 #define cpu_relax() __builtin_ia32_pause()
 #else
@@ -2184,7 +2173,6 @@ static Pool *pool_create(int threads) {
 }
 
 static void pool_free(Pool *p) {
-    if (p == NULL) return;
     if (p->process == getpid()) {
         start_round(p, NULL);
         for (int i = 1; i < p->threads; i++) pthread_join(p->workers[i].thread, NULL);
@@ -5813,14 +5801,14 @@ static bool is_python_space(uint32_t c) {
 
 /* Removes the white space at both ends of valid UTF-8. */
 static StringView strip(const char *text, size_t length) {
-    size_t start = length, end = 0, at = 0;
+    size_t start = length, end = length, at = 0;
     while (at < length) {
         const size_t here = at;
         if (is_python_space(utf8_next(text, &at))) continue;
         if (start == length) start = here;
         end = at;
     }
-    return (StringView){text + start, end > start ? end - start : 0};
+    return (StringView){text + start, end - start};
 }
 
 static StringView view_of(const char *text) { return (StringView){text, strlen(text)}; }
@@ -5883,7 +5871,7 @@ static void answer_token(Context *cx, const JanusModel *m, Answer *answer, int32
     if (has_failed(cx) || text->length == before) return;
     if (before == 0) {
         const StringView words = strip(text->text, text->length);
-        text->length = words.length == 0 ? 0 : text->length - (size_t)(words.text - text->text);
+        text->length -= (size_t)(words.text - text->text);
         memmove(text->text, words.text, text->length + 1);
     }
     if (text->length > before && cx->options.text != NULL &&
@@ -7730,7 +7718,7 @@ static Stage *count_tensor(Tap *tap, const char *name, const Tensor *t, char num
     size_t i = 0;
     while (i < tap->stage_count && strcmp(tap->stages[i].name, name) != 0) i++;
     if (i == tap->stage_count) {
-        Stage *grown = reallocate(tap->stages, (int64_t)i + 1, sizeof *grown);
+        Stage *grown = realloc(tap->stages, (i + 1) * sizeof *grown);
         if (grown == NULL) fail_memory(&tap->failure);
         if (grown == NULL) return NULL;
         tap->stages = grown;
