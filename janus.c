@@ -7577,22 +7577,14 @@ static void show_begin(Show *show, int count, int side) {
     show->when = 0;
 }
 
-/* Scales picture n into its square of the canvas: a pixel is the mean of the pixels it covers. */
+/* Scales picture n into its square of the canvas. */
 static void show_place(Show *show, int n, const JanusImage *picture) {
+    Context cx = {0};
     const int side = show->side, left = n % show->across * side, top = n / show->across * side;
-    for (int y = 0; y < side; y++)
-        for (int x = 0; x < side; x++) {
-            const int y0 = y * picture->height / side, x0 = x * picture->width / side;
-            const int y1 = (y + 1) * picture->height / side, x1 = (x + 1) * picture->width / side;
-            uint8_t *out = show->canvas.rgb + 3 * ((top + y) * show->canvas.width + left + x);
-            for (int c = 0; c < 3; c++) {
-                int sum = 0, count = 0;
-                for (int v = y0; v < y1 || v == y0; v++)
-                    for (int u = x0; u < x1 || u == x0; u++, count++)
-                        sum += picture->rgb[3 * (v * picture->width + u) + c];
-                out[c] = (uint8_t)(sum / count);
-            }
-        }
+    const uint8_t *scaled = resize_bicubic(&cx, picture, side, side);
+    for (int y = 0; y < side && scaled != NULL; y++)
+        memcpy(show->canvas.rgb + 3 * ((top + y) * show->canvas.width + left), scaled + 3 * y * side, 3 * (size_t)side);
+    context_end(&cx, NULL);
 }
 
 /* Sends the canvas to the terminal in one piece: each two rows of it are a line of half blocks, the upper row in the
@@ -7677,7 +7669,7 @@ static void show_bar(Progress *progress, const char *stage, int64_t done, int64_
 
 /* All tensors of one name. */
 typedef struct {
-    char name[NAME_LIMIT], shape[48]; /* the shape of the first */
+    char name[NAME_LIMIT], shape[48]; /* the name must be first; the shape of the first tensor */
     long times;
     double distance;                  /* of selftest: the largest from the recorded numbers */
 } Stage;
@@ -7687,8 +7679,7 @@ typedef struct {
     TextBuffer record;           /* of selftest --record: MODEL.selftest */
     char *lines;                 /* of selftest: those of MODEL.selftest */
     long kept;                   /* numbers of each tensor in MODEL.selftest, at most */
-    Stage *stages;               /* of --dump and selftest */
-    size_t stage_count;
+    TextBuffer stages;           /* of --dump and selftest: array of Stage */
     double last;                 /* when the last stage of the trace ended; 0: there was none */
     JanusError failure;          /* the first one of --dump or selftest */
 } Tap;
@@ -7715,19 +7706,16 @@ static void shape_text(char text[48], const Tensor *t) {
 
 /* Counts a tensor of the stage `name`. `number` receives nothing for the first, then .1, .2, ... NULL: no memory. */
 static Stage *count_tensor(Tap *tap, const char *name, const Tensor *t, char number[24]) {
-    size_t i = 0;
-    while (i < tap->stage_count && strcmp(tap->stages[i].name, name) != 0) i++;
-    if (i == tap->stage_count) {
-        Stage *grown = realloc(tap->stages, (i + 1) * sizeof *grown);
-        if (grown == NULL) fail_memory(&tap->failure);
-        if (grown == NULL) return NULL;
-        tap->stages = grown;
-        tap->stage_count++;
-        memset(&grown[i], 0, sizeof *grown);
-        snprintf(grown[i].name, NAME_LIMIT, "%s", name);
-        shape_text(grown[i].shape, t);
+    Stage fresh = {.times = 0};
+    size_t at = 0;
+    while (at < tap->stages.length && strcmp(tap->stages.text + at, name) != 0) at += sizeof fresh;
+    if (at == tap->stages.length) {
+        snprintf(fresh.name, NAME_LIMIT, "%s", name);
+        shape_text(fresh.shape, t);
+        text_add(&tap->stages, &fresh, sizeof fresh);
+        if (tap->stages.failed) return fail_memory(&tap->failure), NULL;
     }
-    Stage *stage = &tap->stages[i];
+    Stage *stage = (void *)(tap->stages.text + at);
     number[0] = 0;
     if (stage->times++ > 0) snprintf(number, 24, ".%ld", stage->times - 1);
     return stage;
@@ -8779,8 +8767,10 @@ static void run_tasks(Program *program) {
 
 /* Prints a row for every stage and for every recorded tensor that did not occur. Returns the number of bad rows. */
 static int print_stages(const Tap *tap) {
+    const Stage *stages = (const void *)tap->stages.text;
+    const size_t count = tap->stages.length / sizeof *stages;
     int bad = 0;
-    for (const Stage *stage = tap->stages; stage < tap->stages + tap->stage_count; stage++) {
+    for (const Stage *stage = stages; stage < stages + count; stage++) {
         const bool equal = stage->distance <= 1e-4;
         printf("%-32s %-10s %5ld %12.1e   %s\n", stage->name, stage->shape, stage->times, stage->distance,
                equal ? "OK" : "NOT OK");
@@ -8789,7 +8779,7 @@ static int print_stages(const Tap *tap) {
     for (const char *line = tap->lines; line[0] != 0 && line[1] != 0; line += 1 + strcspn(line + 1, "\n")) {
         if (line[1] != '+') printf("%-62.*s   NOT OK: missing\n", (int)strcspn(line + 1, " \n"), line + 1), bad++;
     }
-    printf("%ld OK, %d NOT OK\n", (long)tap->stage_count - bad, bad);
+    printf("%ld OK, %d NOT OK\n", (long)count - bad, bad);
     return bad;
 }
 
@@ -9073,7 +9063,7 @@ static int janus_main(int argc, char **argv) {
     forget_images(program);
     janus_image_free(&program->drawn);
     text_free(&program->text);
-    free(program->tap.stages);
+    text_free(&program->tap.stages);
     text_free(&program->tap.record);
     text_free(&program->claims);
     free(program->colours);
