@@ -74,12 +74,8 @@
    Switches (cc -DNAME): JANUS_LIBRARY no main(); JANUS_NO_THREADS; JANUS_NO_MMAP read the model instead of mapping it;
    JANUS_NO_SIMD plain C only. */
 
-/* macOS and FreeBSD show all they have by default; defining _POSIX_C_SOURCE there would hide the processor count. */
-#if defined(__linux__) && !defined(_GNU_SOURCE)
-#define _GNU_SOURCE
-#elif !defined(_WIN32) && !defined(__APPLE__) && !defined(__FreeBSD__) && !defined(__DragonFly__) &&                   \
-    !defined(_POSIX_C_SOURCE)
-#define _POSIX_C_SOURCE 200809L
+#if !defined(_GNU_SOURCE)
+#define _GNU_SOURCE /* calls of the system beyond C99; macOS and the BSDs show them anyway */
 #endif
 #if !defined(_FILE_OFFSET_BITS)
 #define _FILE_OFFSET_BITS 64
@@ -5916,8 +5912,7 @@ static void *writer_memory(const void *memory, size_t old_size, size_t size);
 #define stbi__skip_jpeg_junk_at_end STB_IMAGE_H_2_28_OR_NEWER_IS_NEEDED
 /* stb's function of this name blends one column wrongly. Its definition gets another name here; references without a
    call (function pointers) resolve to the corrected version below. */
-typedef unsigned char Sample;
-static Sample *stbi__resample_row_h_2(Sample *out, Sample *row, Sample *other_row, int width, int factor);
+static uint8_t *stbi__resample_row_h_2(uint8_t *out, uint8_t *row, uint8_t *other_row, int width, int factor);
 #define stbi__resample_row_h_2(out, row, other, width, factor) resample_row_of_stb(out, row, other, width, factor)
 #if defined(JANUS_STB_FLAT)
 #include <stb_image.h>
@@ -5931,9 +5926,9 @@ enum { STB_IMAGE_IS_NEW_ENOUGH = sizeof(&STB_IMAGE_H_2_28_OR_NEWER_IS_NEEDED) };
 
 /* Doubles the samples of a row, for a JPEG whose colours have half its width (4:2:2): each is a blend 3 : 1 of two
    neighbours. stb_image, 2.30 included, blends the last but one 1 : 3. */
-static Sample *stbi__resample_row_h_2(Sample *out, Sample *row, Sample *other_row, int width, int factor) {
+static uint8_t *stbi__resample_row_h_2(uint8_t *out, uint8_t *row, uint8_t *other_row, int width, int factor) {
     resample_row_of_stb(out, row, other_row, width, factor);
-    if (width > 1) out[2 * width - 2] = (Sample)((3 * row[width - 1] + row[width - 2] + 2) / 4);
+    if (width > 1) out[2 * width - 2] = (uint8_t)((3 * row[width - 1] + row[width - 2] + 2) / 4);
     return out;
 }
 
