@@ -1468,8 +1468,8 @@ static void multinomial(Context *cx, TorchRng *starts, int32_t *ids, const float
 /* ==================================================================================================================
    10  Platform
 
-      The differences between systems, except threads (section 12), terminal and signals (section 22): two blocks with
-      the same functions. Paths are UTF-8. A function that fails returns -1, NULL or false and sets errno.
+      The differences between systems, except terminal and signals (section 22): two blocks with the same functions.
+      Paths are UTF-8. A function that fails returns -1, NULL or false and sets errno.
    ================================================================================================================== */
 
 #include <errno.h>
