@@ -5257,13 +5257,6 @@ static bool view_is(StringView view, const char *string) {
 
 /* ---- Header and tables ---- */
 
-/* A place in the file while its header is read. Reading beyond the end sets `bad` and gives nothing. */
-typedef struct {
-    StringView file;
-    size_t at;
-    bool bad;
-} Cursor;
-
 /* Reads a model file; after the first failure all calls do nothing. The context's scratch memory becomes the model's.
    janus_load puts the path in front of messages. */
 typedef struct {
@@ -5271,7 +5264,7 @@ typedef struct {
     const char *path;
     JanusModel *model;
     TextBuffer *file;
-    Cursor cursor;
+    StringView rest; /* of the file while its header is read */
     Metadata *metadata;
     TensorInfo *tensors;
     uint64_t metadata_count, tensor_count, needed; /* needed: tensors found by name */
@@ -5286,18 +5279,21 @@ static void require(Loader *l, bool good, const char *words) {
     if (!good) bad_model(l, "%s", words);
 }
 
-static StringView cursor_take(Cursor *cursor, uint64_t count) {
-    cursor->bad = cursor->bad || count > cursor->file.length - cursor->at;
-    const StringView taken = view_part(cursor->file, cursor->at, cursor->bad ? 0 : (size_t)count);
-    cursor->at += taken.length;
-    return taken;
+static const StringView NO_BYTES = {NULL, 0};
+
+/* Cuts `count` bytes off the front of the rest. If there are fewer, it gives none, and the rest becomes NO_BYTES. */
+static StringView cut_bytes(StringView *rest, uint64_t count) {
+    if (count > rest->length) *rest = NO_BYTES;
+    const StringView front = {rest->text, rest->text != NULL ? (size_t)count : 0};
+    if (front.length > 0) *rest = view_part(*rest, front.length, rest->length);
+    return front;
 }
 
-static uint64_t cursor_number(Cursor *cursor, int count) {
-    return view_number(cursor_take(cursor, (uint64_t)count), 0, count, false);
+static uint64_t cut_number(StringView *rest, int count) {
+    return view_number(cut_bytes(rest, (uint64_t)count), 0, count, false);
 }
 
-static StringView cursor_string(Cursor *cursor) { return cursor_take(cursor, cursor_number(cursor, 8)); }
+static StringView cut_string(StringView *rest) { return cut_bytes(rest, cut_number(rest, 8)); }
 
 /* Bytes of one value of a GGUF type; 0 for strings, arrays and unknown types. */
 static int gguf_type_bytes(uint32_t type) {
@@ -5305,38 +5301,38 @@ static int gguf_type_bytes(uint32_t type) {
     return type < GGUF_TYPE_COUNT ? bytes[type] : 0;
 }
 
-static void read_metadata_entry(Cursor *cursor, Metadata *entry) {
-    entry->key = cursor_string(cursor);
-    entry->type = (uint32_t)cursor_number(cursor, 4);
+static void read_metadata_entry(StringView *rest, Metadata *entry) {
+    entry->key = cut_string(rest);
+    entry->type = (uint32_t)cut_number(rest, 4);
     entry->is_array = entry->type == GGUF_ARRAY;
-    if (entry->is_array) entry->type = (uint32_t)cursor_number(cursor, 4);
-    entry->count = entry->is_array ? cursor_number(cursor, 8) : 1;
-    const size_t start = cursor->at;
+    if (entry->is_array) entry->type = (uint32_t)cut_number(rest, 4);
+    entry->count = entry->is_array ? cut_number(rest, 8) : 1;
+    entry->value = *rest;
     const int bytes = gguf_type_bytes(entry->type);
     if (entry->type == GGUF_STRING)
-        for (uint64_t i = 0; i < entry->count && !cursor->bad; i++) cursor_string(cursor);
-    else if (bytes == 0 || entry->count > cursor->file.length) cursor->bad = true;
-    else cursor_take(cursor, entry->count * (uint64_t)bytes);
-    entry->value = view_part(cursor->file, start, cursor->at - start);
+        for (uint64_t i = 0; i < entry->count && rest->text != NULL; i++) cut_string(rest);
+    else if (bytes == 0 || entry->count > rest->length) *rest = NO_BYTES;
+    else cut_bytes(rest, entry->count * (uint64_t)bytes);
+    entry->value.length -= rest->length;
 }
 
 /* Name, shape, type and offset of one tensor; false if they are malformed. GGUF stores the innermost size first. */
-static bool read_tensor_info(Cursor *cursor, TensorInfo *tensor) {
+static bool read_tensor_info(StringView *rest, TensorInfo *tensor) {
     int64_t cols = 1, count = 1;
-    tensor->name = cursor_string(cursor);
-    const uint64_t dims = cursor_number(cursor, 4);
+    tensor->name = cut_string(rest);
+    const uint64_t dims = cut_number(rest, 4);
     if (dims < 1 || dims > 4) return false;
     for (uint64_t i = 0; i < dims; i++) {
-        const uint64_t size = cursor_number(cursor, 8);
+        const uint64_t size = cut_number(rest, 8);
         if (size < 1 || size > DIMENSION_LIMIT) return false;
         tensor->rows = (int64_t)size;
         if (i == 0) cols = tensor->rows;
         count = checked_product(count, tensor->rows, 1);
     }
-    tensor->type = (int)cursor_number(cursor, 4);
-    tensor->offset = cursor_number(cursor, 8);
+    tensor->type = (int)cut_number(rest, 4);
+    tensor->offset = cut_number(rest, 8);
     tensor->bytes = checked_product(count / cols, type_row_bytes(tensor->type, cols), 1);
-    return !cursor->bad && tensor->bytes > 0;
+    return rest->text != NULL && tensor->bytes > 0;
 }
 
 static const Metadata *find_metadata(const Loader *l, const char *key) {
@@ -5359,9 +5355,9 @@ static uint64_t need_number(Loader *l, const char *key, uint32_t type) {
 }
 
 static StringView need_text(Loader *l, const char *key) {
-    Cursor cursor = {.file = need_entry(l, key, GGUF_STRING, false)->value};
-    const StringView text = cursor_string(&cursor);
-    const bool good = text.length <= TEXT_LIMIT && utf8_valid(text.text, text.length);
+    StringView value = need_entry(l, key, GGUF_STRING, false)->value;
+    const StringView text = cut_string(&value);
+    const bool good = text.text != NULL && text.length <= TEXT_LIMIT && utf8_valid(text.text, text.length);
     if (!good) bad_model(l, "the metadata %s is not UTF-8 or too long", key);
     return good ? text : (StringView){"", 0};
 }
@@ -5393,15 +5389,14 @@ static const Signature FOREIGN_FILES[] = {
 };
 
 static void read_header(Loader *l) {
-    Cursor *cursor = &l->cursor;
-    cursor->file = (StringView){l->file->text, l->file->length};
-    const Signature *foreign = find_signature(FOREIGN_FILES, cursor->file);
-    const StringView magic = cursor_take(cursor, 4), version = cursor_take(cursor, 4);
+    l->rest = (StringView){l->file->text, l->file->length};
+    const Signature *foreign = find_signature(FOREIGN_FILES, l->rest);
+    const StringView magic = cut_bytes(&l->rest, 4), version = cut_bytes(&l->rest, 4);
     const unsigned long number = (unsigned long)view_number(version, 0, 4, false);
-    l->tensor_count = cursor_number(cursor, 8);
-    l->metadata_count = cursor_number(cursor, 8);
+    l->tensor_count = cut_number(&l->rest, 8);
+    l->metadata_count = cut_number(&l->rest, 8);
     if (!view_is(magic, "GGUF")) bad_model(l, "not a model file but %s: %s", foreign->what, foreign->remedy);
-    else if (cursor->bad) bad_model(l, "truncated: it ends inside its header");
+    else if (l->rest.text == NULL) bad_model(l, "truncated: it ends inside its header");
     else if (view_number(version, 0, 4, true) <= UINT16_MAX)
         bad_model(l, "a big-endian GGUF file; models are little-endian on every machine: make one with convert.py");
     else if (number != 3) bad_model(l, "GGUF version %lu; this program reads version 3", number);
@@ -5413,18 +5408,17 @@ static void read_header(Loader *l) {
 
 /* Reads metadata and the table of tensors, and refuses GGUF files of other programs. */
 static void read_tables(Loader *l) {
-    Cursor *cursor = &l->cursor;
-    for (uint64_t i = 0; i < l->metadata_count; i++) read_metadata_entry(cursor, &l->metadata[i]);
-    require(l, !cursor->bad, "truncated or damaged: its metadata runs over the end");
+    for (uint64_t i = 0; i < l->metadata_count; i++) read_metadata_entry(&l->rest, &l->metadata[i]);
+    require(l, l->rest.text != NULL, "truncated or damaged: its metadata runs over the end");
     const StringView name = view_part(need_text(l, "general.architecture"), 0, 39);
     if (!view_is(name, "janus"))
         bad_model(l, "a GGUF file for \"%.*s\", not for \"janus\": files of llama.cpp hold a part of the model in "
                   "another form; make the file of the checkpoint with convert.py", VIEW(name));
     require(l, need_number(l, "general.alignment", GGUF_U32) == 64, "general.alignment is not 64");
     for (uint64_t i = 0; i < l->tensor_count && !has_failed(&l->cx); i++)
-        if (!read_tensor_info(cursor, &l->tensors[i]))
+        if (!read_tensor_info(&l->rest, &l->tensors[i]))
             bad_model(l, "truncated or damaged: entry %d of its tensor table is malformed", (int)i);
-    l->data = (uint64_t)round_up((int64_t)cursor->at, 64);
+    l->data = (uint64_t)round_up((int64_t)(l->file->length - l->rest.length), 64);
     require(l, l->data <= l->file->length, "truncated: it ends before its tensors");
 }
 
@@ -5758,8 +5752,8 @@ static void need_tokenizer(Loader *l) {
     require(l, merge_ids % 3 == 0 && t->merge_count <= INT32_MAX, "janus.tokenizer.merges is not three ids a merge");
     t->tokens = scratch_bytes(&l->cx, t->vocab_size, sizeof *t->tokens);
     if (has_failed(&l->cx)) return;
-    Cursor cursor = {.file = tokens->value};
-    for (int32_t i = 0; i < t->vocab_size; i++) t->tokens[i] = cursor_string(&cursor);
+    StringView rest = tokens->value;
+    for (int32_t i = 0; i < t->vocab_size; i++) t->tokens[i] = cut_string(&rest);
     read_rules(&l->cx, t);
     build_bytes(&l->cx, t);
     build_merges(&l->cx, t);
