@@ -4326,7 +4326,7 @@ static void attend(const Attention *a, int thread, const AttentionSequence *sequ
     const int64_t before = S - s->T + first, last = s->causal ? before + T : S;
     for (int i = 0; i < sequence->span_count; i++) {
         const KeyValue *span = &sequence->spans[i];
-        const int64_t bytes = span->type == TYPE_F32 ? 4 : 2, offset = head / (s->H / s->G) * span->head_stride;
+        const int64_t bytes = block_bytes(span->type), offset = head / (s->H / s->G) * span->head_stride;
         const int64_t count = min_i64(span->count, last - position);
         for (int64_t key = 0; key < count; key += KEY_STEP) {
             const int64_t n = min_i64(KEY_STEP, count - key), skip = (key * span->stride + offset) * bytes;
