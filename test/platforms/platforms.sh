@@ -149,7 +149,7 @@ compile() {
     out=$BUILD/$1
     shift
     rm -f "$out" "$out.exe"
-    $compiler $flags -isystem $INCLUDE "$@" -o "$out" -lm
+    $compiler -isystem $INCLUDE "$@" -o "$out" -lm $flags
     [ ! -f "$out.exe" ] || mv "$out.exe" "$out"
 }
 
@@ -314,7 +314,7 @@ row "x86-64" gcc "" all gcc -O2 -lpthread
 row "x86-64, -O0" gcc "" best gcc -O0 -lpthread
 row "x86-64, AMX emulated" gcc "" all gcc -O2 -DEMULATED_AMX -D_GNU_SOURCE -include test/c/emulate_amx.h -lpthread
 row "x86-64" clang "" all clang -O2 -lpthread
-row "x86-64" tcc "" best tcc -I/usr/include -lpthread
+row "x86-64" tcc "" best tcc -lpthread
 row "x86-64, -DJANUS_NO_THREADS" gcc "" best gcc -O2 -DJANUS_NO_THREADS
 row "x86-64, -DJANUS_NO_MMAP" gcc "" best gcc -O2 -DJANUS_NO_MMAP -lpthread
 row "x86-64, -DJANUS_NO_SIMD" gcc "" best gcc -O2 -DJANUS_NO_SIMD -lpthread
