@@ -3,7 +3,6 @@
    SPDX-License-Identifier: MIT */
 #define TARGET
 #define vf           Toy4f
-#define vi           Toy4i
 #define vb           Toy16b
 #define VL           4
 #define X_ROWS        3
@@ -63,9 +62,12 @@ static inline void v_widen(vf *w, vb b) {
     for (int i = 0; i < 16; i++) w[i / VL].at[i % VL] = b.at[i];
 }
 
-/* Products of int8, added up by fours. */
-static inline vi i_bits(vf a) {
-    vi n;
+/* Products of int8, added up by fours. They are copied as floats, whose bits x87 registers do not keep. */
+#if __FLT_EVAL_METHOD__ == 0
+#define vi Toy4i
+#endif
+static inline Toy4i i_bits(vf a) {
+    Toy4i n;
     memcpy(&n, &a, sizeof n);
     return n;
 }
@@ -73,8 +75,8 @@ static inline int32_t toy_dot(const void *w, const void *x, int i) {
     const int8_t *a = (const int8_t *)w + 4 * i, *b = (const int8_t *)x + 4 * i;
     return a[0] * b[0] + a[1] * b[1] + a[2] * b[2] + a[3] * b[3];
 }
-EACH(vf, i_float, (vi n), (float)n.at[i])
-EACH(vi, i_dot, (vi sums, vf w, vf x), sums.at[i] + toy_dot(&w, &x, i))
+EACH(vf, i_float, (Toy4i n), (float)n.at[i])
+EACH(Toy4i, i_dot, (Toy4i sums, vf w, vf x), sums.at[i] + toy_dot(&w, &x, i))
 static inline vf i_bytes(vf a) { return a; }
 static inline vf toy_halves(vf a, int shift) {
     uint8_t bytes[sizeof a];
