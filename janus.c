@@ -4345,7 +4345,8 @@ static void attend(const Attention *a, int thread, const AttentionSequence *sequ
     }
     for (int64_t t = 0; t < T; t++) {
         float *out = sequence->out + (first + t) * s->out_stride + head * s->d;
-        for (int64_t i = 0; i < s->d; i++) out[i] = b.out[t * a->width + i] * (1 / b.sum[t]);
+        const float factor = 1 / b.sum[t];
+        for (int64_t i = 0; i < s->d; i++) out[i] = b.out[t * a->width + i] * factor;
     }
 }
 
@@ -6236,10 +6237,10 @@ static void image_parse(ImageFile *image) {
     Context *cx = &image->cx;
     const char *name = image->name;
     const size_t length = image->file.length;
-    const Signature *format = length <= IMAGE_FILE_LIMIT ? find_signature(IMAGE_FORMATS, image->file) : NULL;
+    const Signature *format;
     if (length == 0) context_fail(cx, JANUS_BAD_IMAGE, "%s is empty", name);
-    else if (format == NULL) context_fail(cx, JANUS_BAD_IMAGE, "%s is larger than 512 MiB", name);
-    else if (format == PNG) png_parse(image);
+    else if (length > IMAGE_FILE_LIMIT) context_fail(cx, JANUS_BAD_IMAGE, "%s is larger than 512 MiB", name);
+    else if ((format = find_signature(IMAGE_FORMATS, image->file)) == PNG) png_parse(image);
     else if (format == JPEG) jpeg_parse(image);
     else if (format->remedy == NULL) context_fail(cx, JANUS_BAD_IMAGE, "%s is %s", name, format->what);
     else
@@ -7170,7 +7171,7 @@ static bool json_accept(Json *j, char c) {
 
 static void json_space(Json *j) { j->at += strspn(j->at, " \t\r\n"); }
 
-/* The number in \uXXXX, after its backslash. */
+/* The number of a \u escape, after its backslash: four hexadecimal digits. */
 static uint32_t json_unit(Json *j) {
     char digits[5];
     if (!json_accept(j, 'u')) json_fail(j, "a backslash is followed by \", \\, /, b, f, n, r, t or u");
@@ -8493,6 +8494,20 @@ static void take_value(void *user, int depth, StringView name, JsonKind kind, St
     job->given |= 1u << key;
 }
 
+/* Reads the line of a job, `length` bytes, and checks that its keys make one job. */
+static void parse_job(BatchJob *job, size_t length) {
+    Context *cx = &job->cx;
+    json_read(cx, job->bytes, length, take_value, job);
+    if (!has_failed(cx) && !draws(job) && !is_given(job, KEY_QUESTION))
+        context_fail(cx, JANUS_BAD_ARGUMENT, "a job has \"prompt\" or \"question\"");
+    for (int key = 0; key < KEY_COUNT; key++)
+        if (is_given(job, key) && !key_fits(key, !draws(job)))
+            context_fail(cx, JANUS_BAD_ARGUMENT, "\"%s\" does not go with \"%s\"", KEYS[key][0],
+                         draws(job) ? "prompt" : "question");
+    if (draws(job) && job->request.output == NULL)
+        context_fail(cx, JANUS_BAD_ARGUMENT, "\"output\" is missing: the name of the picture");
+}
+
 /* ---- Claims: a job may not write a picture that an earlier line reads or writes, nor read one that it writes ---- */
 
 /* A hash (FNV-1a) of the file that a path leads to, which need not exist: of its folder's identity and of its name in
@@ -8655,23 +8670,14 @@ static void begin_job(Program *program, StringView line) {
     BatchJob *job = calloc(1, sizeof *job + length + 1), **last = &program->jobs;
     if (job == NULL) fail(&program->error, JANUS_NO_MEMORY, "line %ld: out of memory", number);
     if (job == NULL) return;
-    Context *cx = &job->cx;
     while (*last != NULL) last = &(*last)->next;
     *last = job;
     if (length > 0) memcpy(job->bytes, line.text, length);
     job->request = request_defaults();
     job->line = number;
     job->start = clock_seconds();
-    if (line.text == NULL) context_fail(cx, JANUS_BAD_ARGUMENT, "the line is longer than 1 MiB");
-    else json_read(cx, job->bytes, length, take_value, job);
-    if (!has_failed(cx) && !draws(job) && !is_given(job, KEY_QUESTION))
-        context_fail(cx, JANUS_BAD_ARGUMENT, "a job has \"prompt\" or \"question\"");
-    for (int key = 0; key < KEY_COUNT; key++)
-        if (is_given(job, key) && !key_fits(key, !draws(job)))
-            context_fail(cx, JANUS_BAD_ARGUMENT, "\"%s\" does not go with \"%s\"", KEYS[key][0],
-                         draws(job) ? "prompt" : "question");
-    if (draws(job) && job->request.output == NULL)
-        context_fail(cx, JANUS_BAD_ARGUMENT, "\"output\" is missing: the name of the picture");
+    if (line.text == NULL) context_fail(&job->cx, JANUS_BAD_ARGUMENT, "the line is longer than 1 MiB");
+    else parse_job(job, length);
     const bool resumed = was_done(program, job);
     claim_pictures(&program->claims, job, resumed);
     take_seed(&job->request, (uint64_t)number);
