@@ -61,7 +61,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 EYES_GREY, GREY = 0.5, 0.25  # the share of the pictures that stage 2, and questions, show in grey: what a thing is shows without colour
 # Of a step of the joint stage: until which step, captions alone, drawings, conversations. It learns to read first, and to see long
 # before it draws well.
-MIX = ((600, 64, 12, 6), (2500, 0, 36, 18), (10**9, 0, 44, 14))
+MIX = ((600, 64, 12, 6), (2500, 0, 36, 18), (10**9, 0, 64, 8))
 UNKNOWN = 0.06  # the share of scenes that are the picture of what is outside the world
 TURNS, MEDLEYS = 5, 0.25  # of a conversation, up to; the share of conversations about a medley
 DRAWN = 3  # of the pictures that are asked about in a step, those that have been through the VQ
@@ -474,6 +474,11 @@ class Drawings(NamedTuple):
     plans: torch.Tensor  # plan_labels [count, 8]
     patches: torch.Tensor  # patch_labels [count, 64, 2]
 
+    def halves(self) -> list[Drawings]:
+        """Those of the shorter prompts, and those of the longer: few are long, and padding costs like words."""
+        return [Drawings(self.prompts[rows, :int(self.last[rows].max()) + 1], *(each[rows] for each in self[1:]))
+                for rows in self.last.argsort().chunk(2)]
+
 
 class Conversations(NamedTuple):
     """Conversations and their pictures, in the order of their places in `ids`; what is asked of pictures in grey has nothing to
@@ -494,18 +499,18 @@ class Lessons:
     def __init__(self, vq: torch.nn.Module, speaker: Speaker, rng: np.random.Generator):
         self.vq, self.speaker, self.rng = vq, speaker, rng
         self.scenes: list[world.Scene] = []
-        self.image_ids: list[torch.Tensor] = []
+        self.image_ids = torch.empty(0, TOKENS, dtype=torch.int64)
         self.more(256)
 
     def more(self, count: int) -> None:
         scenes = random_scenes(self.rng, count)
         self.scenes = [*self.scenes[-POOL:], *scenes]
-        self.image_ids = [*self.image_ids[-POOL:], *encode_pictures(self.vq, pictures_of(scenes))]
+        self.image_ids = torch.cat([self.image_ids[-POOL:], encode_pictures(self.vq, pictures_of(scenes))])
 
     def drawings(self, count: int, dropped_share: float) -> Drawings:
         self.more(count // 3)
         chosen = self.rng.integers(0, len(self.scenes), count)
-        scenes, image_ids = [self.scenes[i] for i in chosen], torch.stack([self.image_ids[i] for i in chosen])
+        scenes, image_ids = [self.scenes[i] for i in chosen], self.image_ids[chosen]
         captions = [world.caption(scene, self.rng) for scene in scenes]
         said = torch.tensor([said_labels(scene, caption) for scene, caption in zip(scenes, captions)])
         plans, patches, words = plan_labels(scenes), patch_labels(scenes), [caption.words for caption in captions]
@@ -555,6 +560,7 @@ def hidden_states(model: JanusForConditionalGeneration, embeddings: torch.Tensor
     """Embeddings [B, T, D] -> what every block leaves [B, T, D], the last one normalised; causal, at positions 0..T-1 and with
     nothing else masked if not as a Conversation says [B, T]."""
     mask = None
+    model.set_attn_implementation("eager" if turns is None else "sdpa")  # on the CPU the faster for short rows, and for long ones
     if positions is None:
         positions = torch.arange(embeddings.shape[1], device=DEVICE)[None].expand(embeddings.shape[0], -1)
     if turns is not None:
@@ -742,7 +748,8 @@ WEIGHTS = {"draw": 1.0, "reading": 0.5, "patch": 1.0, "answer": 1.5, "seeing": 0
 def joint_losses(model: JanusForConditionalGeneration, scaffold: Scaffold, lessons: Lessons, step: int) -> dict[str, torch.Tensor]:
     """The losses of a step, among them those that WEIGHTS names."""
     captions, drawings, conversations = next(counts for until, *counts in MIX if step < until)
-    losses = drawing_loss(model, scaffold, lessons.drawings(drawings, DROPPED))
+    halves = [drawing_loss(model, scaffold, half) for half in lessons.drawings(drawings, DROPPED).halves()]
+    losses = {name: torch.stack([half[name] for half in halves]).mean() for name in halves[0]}
     losses.update(answer_loss(model, scaffold, lessons.speaker, lessons.answers(conversations)))
     if captions:
         alone = lessons.drawings(captions, 0)
@@ -759,7 +766,6 @@ def train_joint(model: JanusForConditionalGeneration, speaker: Speaker, run: Pat
     scaffold = Scaffold().to(DEVICE)
     optimizers = Optimizers(named, 0.004 if started else 0.006, 2e-3, ("embed", "head"), list(scaffold.parameters()), decay=0.1)
     saved = Checkpoint(run, "joint", steps, model=model, scaffold=scaffold, opt=optimizers)
-    model.set_attn_implementation("eager")  # on the CPU, half the time of the fused one at these lengths
     if compiled:
         torch._dynamo.config.cache_size_limit = 64  # one piece of code for every length of a batch
         for layer in [*model.model.language_model.layers, *model.model.vision_model.encoder.layers]:
