@@ -653,9 +653,10 @@ class Scaffold(torch.nn.Module):
 
     @staticmethod
     def ask(head: torch.nn.Linear, states: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Cross-entropy of labels below CLASSES, int64 [..., count], each with as many outputs of the head."""
+        """Cross-entropy of labels below CLASSES, int64 [..., count], each with as many outputs of the head; 0 if all are IGNORE."""
         told = head(F.rms_norm(states, (WIDTH,))).float().unflatten(-1, (-1, CLASSES))
-        return F.cross_entropy(told.flatten(0, -2), labels.flatten(), ignore_index=IGNORE)
+        asked = (labels != IGNORE).sum().clamp(min=1)
+        return F.cross_entropy(told.flatten(0, -2), labels.flatten(), ignore_index=IGNORE, reduction="sum") / asked
 
 
 def looks_of_ids(pictures: torch.Tensor, image_ids: torch.Tensor) -> torch.Tensor:
