@@ -16,8 +16,9 @@ is to tell the kind and the colour of what it lies on, and what the whole pictur
 Stage 3, `joint`: with the VQ and the understanding encoder frozen, both adaptors, the transformer and both heads learn
 everything together: to answer questions about a picture, to talk without one, and to draw what a caption says, with part
 of the captions replaced by pad ids so that guidance has something to compare with.
-All scenes are new, made while training. RUN holds tokenizer.json, vq.pt, eyes.pt and joint.pt (the state of each stage, replaced in
-one step every three minutes), log.csv, curves.png and janus-tiny/ (what transformers' save_pretrained writes). It runs on a GPU if
+Stage 4, `decoder`: the VQ decoder alone learns to paint the ids, which stay as they are, more exactly.
+All scenes are new, made while training. RUN holds tokenizer.json, vq.pt, eyes.pt, joint.pt and decoder.pt (the state of each stage,
+replaced in one step every three minutes), log.csv, curves.png and janus-tiny/ (what transformers' save_pretrained writes). It runs on a GPU if
 PyTorch finds one, and may be killed at any time.
 """
 
@@ -784,6 +785,29 @@ def train_joint(model: JanusForConditionalGeneration, speaker: Speaker, run: Pat
     head.vision_head = head.vision_head.folded()
 
 
+# ---- Stage 4 --------------------------------------------------------------------------------------------------------
+
+def train_decoder(model: JanusForConditionalGeneration, run: Path, steps: int) -> None:
+    """The decoder alone, for ids that stay as they are. The error of a picture counts by its logarithm, as in its PSNR: a light blue
+    square on grey has little error to begin with, and is to be as sharp as a red one."""
+    vq = model.model.vqmodel
+    named = [(name, p) for name, p in vq.named_parameters() if name.startswith(("decoder", "post_quant_conv"))]
+    for _, parameter in named:
+        parameter.requires_grad_(True)
+    optimizers = Optimizers(named, 0.005, 5e-4, ())
+    saved = Checkpoint(run, "decoder", steps, vq=vq, opt=optimizers)
+    rng, validation = np.random.default_rng([4, saved.start]), pictures_of(random_scenes(np.random.default_rng(1), VALIDATION))
+    for step in saved.remaining():
+        wanted = to_input(pictures_of(random_scenes(rng, 16)))
+        with torch.autocast(DEVICE.type, torch.bfloat16):
+            with torch.no_grad():
+                codes = quantize(vq, vq.quant_conv(vq.encoder(wanted)))[1]
+            drawn = vq.decoder(vq.post_quant_conv(codes)).float()
+        optimizers.update(((drawn - wanted) ** 2).mean((1, 2, 3)).log().mean(), schedule(step, steps, 30))
+        if saved.saves(step):
+            saved.log(step, psnr=psnr(vq, validation))
+
+
 # ---- Results --------------------------------------------------------------------------------------------------------
 
 def export(model: JanusForConditionalGeneration, tokenizer: Tokenizer, folder: Path) -> None:
@@ -803,8 +827,10 @@ def plot_curves(log: Path, picture: Path) -> None:
     series: dict[tuple[str, str], list[tuple[int, float]]] = {}
     for stage, step, name, value in csv.reader(log.open()):
         series.setdefault((stage, name), []).append((int(step), float(value)))
-    figure, axes = plt.subplots(1, max(1, len(series)), figsize=(4 * len(series), 3), squeeze=False)
-    for axis, ((stage, name), points) in zip(axes[0], series.items()):
+    figure, axes = plt.subplots(-(-len(series) // 4) or 1, 4, figsize=(14, 2.6 * (-(-len(series) // 4) or 1)), squeeze=False)
+    for axis in axes.flat[len(series):]:
+        axis.axis("off")
+    for axis, ((stage, name), points) in zip(axes.flat, series.items()):
         axis.plot(*zip(*points), linewidth=1)
         axis.set(title=f"{stage}: {name}", xlabel="step")
         if name != "psnr":
@@ -820,6 +846,7 @@ def main() -> None:
     parser.add_argument("--vq-steps", type=int, default=2500)
     parser.add_argument("--eyes-steps", type=int, default=5000)
     parser.add_argument("--steps", type=int, default=8000, help="of the joint stage; 0 saves what there is as a checkpoint")
+    parser.add_argument("--decoder-steps", type=int, default=4000)
     parser.add_argument("--compile", action="store_true", help="of the joint stage: a fifth faster, needs a C++ compiler")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
@@ -839,6 +866,7 @@ def main() -> None:
     train_eyes(model, run, options.eyes_steps, started)
     model.model.vqmodel.requires_grad_(False).eval()
     train_joint(model, Speaker(tokenizer), run, options.steps, options.compile, started)
+    train_decoder(model, run, options.decoder_steps)
     export(model.eval(), tokenizer, run / "janus-tiny")  # the folder names the model
     plot_curves(run / "log.csv", run / "curves.png")
 

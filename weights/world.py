@@ -193,7 +193,7 @@ def place(count: int, is_pair: bool, size_word: str, rng: np.random.Generator) -
             spots = spots[:, ::-1]
         reach = (18.5 - size * 1.12) / 2
         return [(*(spot + rng.uniform(-reach, reach, 2)).tolist(), size) for spot in spots]
-    size = rng.uniform(18, 22)
+    size = rng.uniform(14, 22)
     corners = [(17.0, 17.0), (47.0, 17.0), (17.0, 47.0), (47.0, 47.0)]
     if count == 3:
         pyramid = [[(32.0, 17.0), corners[2], corners[3]], [corners[0], corners[1], (32.0, 47.0)]]
@@ -231,8 +231,8 @@ def random_scene(rng: np.random.Generator, held_out: bool = False, sorts: tuple[
                  plain: float = 0.0) -> Scene:
     """A random scene that training may meet, or one that shows a held-out combination of these sorts.
 
-    `plain`: the share of scenes whose colours are all plain, and of those whose background is. Half of the scenes are pairs, a
-    quarter of these of one kind.
+    `plain`: the share of scenes whose colours are all plain, and of those whose background is. Half of the scenes are pairs, three
+    tenths of these of one kind.
     """
     all_plain = rng.random() < plain
     while True:
@@ -240,13 +240,13 @@ def random_scene(rng: np.random.Generator, held_out: bool = False, sorts: tuple[
         papers = rng.random() < plain and plain_backgrounds(set(colours)) or list(BACKGROUNDS)
         background, kinds, size_word = pick(rng, *papers), rng.permutation(KINDS)[:2].tolist(), ""
         if rng.random() < 0.5:
-            if rng.random() < 0.25 and colours[0] != colours[1]:
+            if rng.random() < 0.3 and colours[0] != colours[1]:
                 kinds[1] = kinds[0]
             specs = list(zip(kinds, colours))
         else:
-            count = int(rng.choice([1, 2, 3, 4, 5], p=[0.45, 0.15, 0.13, 0.13, 0.14]))
+            count = int(rng.choice([1, 2, 3, 4, 5], p=[0.4, 0.12, 0.15, 0.15, 0.18]))
             specs = [(kinds[0], colours[0])] * count
-            size_word = pick(rng, "", "", "", "small", "big") if count == 1 else ""
+            size_word = pick(rng, "", "", "small", "big") if count == 1 else ""
         if any(background in CLASHES.get(colour, ()) for _, colour in specs):
             continue
         scene = make_scene(specs, background, rng, size_word)
@@ -575,7 +575,7 @@ class Caption(NamedTuple):
 
 
 def caption(scene: Scene, rng: np.random.Generator, language: Language | None = None) -> Caption:
-    """The relation and what is plain are said or left open, all else is said."""
+    """The relation and what is plain are said or left open, all else is said. Where no relation is said, the first named is left or top."""
     if not scene.things:
         return Caption(unknown_caption(rng), False, "")
     language = language or (SPANISH if rng.random() < SPANISH_SHARE else ENGLISH)
@@ -588,7 +588,8 @@ def caption(scene: Scene, rng: np.random.Generator, language: Language | None = 
         core = count_phrase(len(scene.things), first.kind, adjectives, language, rng)
         return Caption(dress(core, background, language, rng), False, "")
     one, other = (count_phrase(1, thing.kind, ("" if open_colours else thing.colour,), language, rng) for thing in scene.things)
-    relation, reverse = scene.relation if rng.random() < 0.6 else "", rng.random() < 0.5
+    relation = scene.relation if rng.random() < 0.6 else ""
+    reverse = bool(relation) and rng.random() < 0.5
     if reverse:
         one, other, relation = other, one, OPPOSITE.get(relation, "")
     core = f"{one} {pick(rng, *language.relations[relation])} {other}" if relation else language.both.format(one, other)
@@ -725,9 +726,10 @@ def ask_relation(scene: Scene, rng: np.random.Generator, language: Language = EN
 
 
 def ask_stranger(scene: Scene, rng: np.random.Generator, language: Language = ENGLISH) -> Question:
-    """Things outside this world; the answer says what the model knows."""
-    if rng.random() < 0.6:
-        return "stranger", *language.odd[rng.integers(len(language.odd))]
+    """Small talk, and things outside this world; the answer says what the model knows."""
+    if rng.random() < 0.7:
+        others = language.odd if rng.random() < 0.4 else language.chat
+        return "stranger", *others[rng.integers(len(others))]
     one, form = pick(rng, *language.strangers), "strangers" if rng.random() < 0.25 else "stranger"
     many = language.strangers[one]
     named = many if form == "strangers" or language.adjectives else one
@@ -753,7 +755,7 @@ def questions(scene: Scene, rng: np.random.Generator, count: int, in_grey: bool 
               and not (in_grey and (asker in NAMES_COLOURS or asker is ask_relation and scene.is_twin))]
     weights = np.array([ASKER_WEIGHTS[ASKERS.index(asker)] for asker in askers])
     chosen = rng.choice(len(askers), count, p=weights / weights.sum())
-    return [(ask_stranger if rng.random() < 0.06 else askers[i])(scene, rng, SPANISH if rng.random() < SPANISH_SHARE else ENGLISH) for i in chosen]
+    return [(ask_stranger if rng.random() < 0.1 else askers[i])(scene, rng, SPANISH if rng.random() < SPANISH_SHARE else ENGLISH) for i in chosen]
 
 
 class Turn(NamedTuple):
