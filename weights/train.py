@@ -189,9 +189,9 @@ def make_model(tokenizer: Tokenizer) -> JanusForConditionalGeneration:
     return JanusForConditionalGeneration(config)
 
 
-def quantize(vq: torch.nn.Module, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """z [B, 8, G, G] -> z and the nearest codes [B, 8, G, G], both of length 1, and ids [B*G*G] (the official rule)."""
-    z, codes = F.normalize(z.float(), dim=1), F.normalize(vq.quantize.embedding.weight, dim=-1)
+def quantize(vq: torch.nn.Module, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """float [B, 3, 64, 64] -> the encoder's output and the nearest codes [B, 8, G, G], both of length 1, and ids [B*G*G] (the official rule)."""
+    z, codes = F.normalize(vq.quant_conv(vq.encoder(pictures)).float(), dim=1), F.normalize(vq.quantize.embedding.weight, dim=-1)
     rows = z.permute(0, 2, 3, 1).reshape(-1, CODE_DIM)
     with torch.autocast(DEVICE.type, enabled=False):
         ids = (rows @ codes.t()).argmax(1)
@@ -201,7 +201,7 @@ def quantize(vq: torch.nn.Module, z: torch.Tensor) -> tuple[torch.Tensor, torch.
 def encode_pictures(vq: torch.nn.Module, pictures: torch.Tensor) -> torch.Tensor:
     """uint8 [N, 3, 64, 64] -> ids [N, 64], both in the CPU's memory."""
     with torch.no_grad(), torch.autocast(DEVICE.type, torch.bfloat16):
-        parts = [quantize(vq, vq.quant_conv(vq.encoder(to_input(part))))[2].cpu() for part in pictures.split(64)]
+        parts = [quantize(vq, to_input(part))[2].cpu() for part in pictures.split(64)]
     return torch.cat(parts).view(-1, TOKENS)
 
 
@@ -351,7 +351,7 @@ class Codebook:
 
 def vq_step(vq: torch.nn.Module, pictures: torch.Tensor, book: Codebook, quantized: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """The loss of one batch, and its mean squared error alone."""
-    z, codes, ids = quantize(vq, vq.quant_conv(vq.encoder(pictures)))
+    z, codes, ids = quantize(vq, pictures)
     book.see(z.permute(0, 2, 3, 1).reshape(-1, CODE_DIM), ids)
     passed = z + (codes - z).detach() if quantized else z
     drawn = vq.decoder(vq.post_quant_conv(passed))
@@ -366,7 +366,7 @@ def psnr(vq: torch.nn.Module, pictures: torch.Tensor) -> float:
     """Mean peak signal-to-noise ratio, in dB, of pictures [N, 3, 64, 64] that went through the ids."""
     with torch.no_grad():
         wanted = to_input(pictures)
-        drawn = vq.decoder(vq.post_quant_conv(quantize(vq, vq.quant_conv(vq.encoder(wanted)))[1])).clamp(-1, 1)
+        drawn = vq.decoder(vq.post_quant_conv(quantize(vq, wanted)[1])).clamp(-1, 1)
         return float((10 * torch.log10(4 / ((drawn - wanted) ** 2).mean((1, 2, 3)))).mean())
 
 
@@ -540,7 +540,7 @@ class Lessons:
         greys = seen_in_grey(scenes, GREY * count / len(scenes))  # the first conversations have one picture each
         pictures, plans, sought = to_input(pictures_of(scenes)), plan_labels(scenes), []
         with torch.no_grad(), torch.autocast(DEVICE.type, torch.bfloat16):
-            drawn = quantize(self.vq, self.vq.quant_conv(self.vq.encoder(pictures[-DRAWN:])))[1]
+            drawn = quantize(self.vq, pictures[-DRAWN:])[1]
             pictures[-DRAWN:] = self.vq.decoder(self.vq.post_quant_conv(drawn)).float().clamp(-1, 1)
         pictures[greys] = in_grey(pictures[greys], self.rng)
         plans[:, PLAN_COLOURS] = plans[:, PLAN_COLOURS].masked_fill(greys[:, None], IGNORE)
@@ -791,18 +791,15 @@ def train_decoder(model: JanusForConditionalGeneration, run: Path, steps: int) -
     """The decoder alone, for ids that stay as they are. The error of a picture counts by its logarithm, as in its PSNR: a light blue
     square on grey has little error to begin with, and is to be as sharp as a red one."""
     vq = model.model.vqmodel
-    named = [(name, p) for name, p in vq.named_parameters() if name.startswith(("decoder", "post_quant_conv"))]
-    for _, parameter in named:
-        parameter.requires_grad_(True)
-    optimizers = Optimizers(named, 0.005, 5e-4, ())
+    for part in (vq.post_quant_conv, vq.decoder):
+        part.requires_grad_(True)
+    optimizers = Optimizers([(name, p) for name, p in vq.named_parameters() if p.requires_grad], 0.005, 5e-4, ())
     saved = Checkpoint(run, "decoder", steps, vq=vq, opt=optimizers)
     rng, validation = np.random.default_rng([4, saved.start]), pictures_of(random_scenes(np.random.default_rng(1), VALIDATION))
     for step in saved.remaining():
         wanted = to_input(pictures_of(random_scenes(rng, 16)))
         with torch.autocast(DEVICE.type, torch.bfloat16):
-            with torch.no_grad():
-                codes = quantize(vq, vq.quant_conv(vq.encoder(wanted)))[1]
-            drawn = vq.decoder(vq.post_quant_conv(codes)).float()
+            drawn = vq.decoder(vq.post_quant_conv(quantize(vq, wanted)[1])).float()
         optimizers.update(((drawn - wanted) ** 2).mean((1, 2, 3)).log().mean(), schedule(step, steps, 30))
         if saved.saves(step):
             saved.log(step, psnr=psnr(vq, validation))
@@ -827,7 +824,8 @@ def plot_curves(log: Path, picture: Path) -> None:
     series: dict[tuple[str, str], list[tuple[int, float]]] = {}
     for stage, step, name, value in csv.reader(log.open()):
         series.setdefault((stage, name), []).append((int(step), float(value)))
-    figure, axes = plt.subplots(-(-len(series) // 4) or 1, 4, figsize=(14, 2.6 * (-(-len(series) // 4) or 1)), squeeze=False)
+    rows = max(1, -(-len(series) // 4))
+    figure, axes = plt.subplots(rows, 4, figsize=(14, 2.6 * rows), squeeze=False)
     for axis in axes.flat[len(series):]:
         axis.axis("off")
     for axis, ((stage, name), points) in zip(axes.flat, series.items()):
@@ -845,8 +843,8 @@ def main() -> None:
     parser.add_argument("--start", type=Path, help="a GGUF file of an earlier edition, of the same sizes")
     parser.add_argument("--vq-steps", type=int, default=2500)
     parser.add_argument("--eyes-steps", type=int, default=5000)
-    parser.add_argument("--steps", type=int, default=8000, help="of the joint stage; 0 saves what there is as a checkpoint")
-    parser.add_argument("--decoder-steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=8000, help="of the joint stage; 0, here and below, saves what there is as a checkpoint")
+    parser.add_argument("--decoder-steps", type=int, default=2600)
     parser.add_argument("--compile", action="store_true", help="of the joint stage: a fifth faster, needs a C++ compiler")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
